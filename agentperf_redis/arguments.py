@@ -1,0 +1,125 @@
+"""The one place where what users pass is checked, before anything is sent.
+
+Each function takes the name of the argument and its value, and returns the value in its clean form or raises
+`InvalidArgument` naming the argument, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from enum import Enum
+from typing import TypeVar
+
+from agentperf_redis.errors import InvalidArgument
+
+MAX_NAME_CHARACTERS = 200
+MAX_COUNT = 2**31 - 1
+"""Sizes and capacities: more is a typing error, and products of two stay exact in a double."""
+MAX_SECONDS = 10 * 366 * 86_400.0
+"""Ten years; what is to last longer has `math.inf`."""
+
+_NAME_ALLOWED = f"a string of 1 to {MAX_NAME_CHARACTERS} characters without control characters or lone surrogates"
+_FIRST_PRINTABLE, _DELETE, _FIRST_HIGH_PRINTABLE = 0x20, 0x7F, 0xA0
+
+E = TypeVar("E", bound=Enum)
+
+
+def encodable(text: str) -> bool:
+    """Whether text can be sent as UTF-8, that is, holds no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def name(argument: str, value: object) -> str:
+    """Check a name given by a user: of an agent, a cache, an instance, a tag."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARACTERS or not encodable(value):
+        raise InvalidArgument(argument, value, _NAME_ALLOWED)
+    if not value.isprintable():
+        for character in value:
+            code = ord(character)
+            if code < _FIRST_PRINTABLE or _DELETE <= code < _FIRST_HIGH_PRINTABLE:
+                raise InvalidArgument(argument, value, _NAME_ALLOWED)
+    return value
+
+
+def names(argument: str, value: object) -> tuple[str, ...]:
+    """Check several names; one bare string is refused, since it would be taken apart into letters."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidArgument(argument, value, "a collection of names, such as a tuple or a set of strings")
+    return tuple(name(argument, item) for item in value)
+
+
+def cache_key(argument: str, value: object) -> str:
+    """Check the key of a cache entry: any string that can be encoded."""
+    if not isinstance(value, str) or not encodable(value):
+        raise InvalidArgument(argument, value, "a string without lone surrogates")
+    return value
+
+
+def number(argument: str, value: object, allowed: str) -> float:
+    """Check for a real, finite or infinite number that is no bool; NaN is refused."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidArgument(argument, value, allowed)
+    try:
+        result = float(value)
+    except OverflowError:
+        raise InvalidArgument(argument, value, allowed) from None
+    if math.isnan(result):
+        raise InvalidArgument(argument, value, allowed)
+    return result
+
+
+def seconds(
+    argument: str,
+    value: object,
+    *,
+    least: float = 0.001,
+    most: float = MAX_SECONDS,
+    endless: bool = False,
+) -> float:
+    """Check a length of time in seconds. `endless` allows `math.inf` as well."""
+    allowed = f"seconds from {least:g} to {most:g}" + (", or math.inf" if endless else "")
+    result = number(argument, value, allowed)
+    if endless and result == math.inf:
+        return result
+    if not least <= result <= most:
+        raise InvalidArgument(argument, value, allowed)
+    return result
+
+
+def amount(argument: str, value: object, *, least: float = 0.0, most: float = 1e15) -> float:
+    """Check a real number within bounds, such as a weight or a cost."""
+    allowed = f"a number from {least:g} to {most:g}"
+    result = number(argument, value, allowed)
+    if not least <= result <= most:
+        raise InvalidArgument(argument, value, allowed)
+    return result
+
+
+def count(argument: str, value: object, *, least: int = 1, most: int = MAX_COUNT) -> int:
+    """Check a whole number within bounds, such as a size or a capacity."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
+        raise InvalidArgument(argument, value, f"a whole number from {least} to {most}")
+    return int(value)
+
+
+def choice(argument: str, value: object, options: type[E]) -> E:
+    """Check for a member of an Enum; its plain value is taken as well."""
+    if isinstance(value, options):
+        return value
+    for option in options:
+        if isinstance(value, str) and option.value == value:
+            return option
+    raise InvalidArgument(argument, value, "one of " + ", ".join(repr(option.value) for option in options))
+
+
+def flag(argument: str, value: object) -> bool:
+    """Check for a bool, and nothing that is merely true or false."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(argument, value, "True or False")
+    return value

@@ -1,0 +1,133 @@
+"""I/O described, not done.
+
+Whatever the library does to the server is a `Command`, or a `Flow` of several: a generator that yields what it needs and
+is sent the answers. Two thin drivers (`agentperf_redis.executor`) perform them, one blocking and one for asyncio, so
+nothing is written twice and a flow is tested with ``send()`` alone.
+
+    def acquire_or_wait(...) -> Flow[Lease]:
+        lease = yield from acquire(...)          # a Command: typed exactly
+        if lease is None:
+            yield from Pause(0.05)
+        ...
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.script import Script
+
+T = TypeVar("T")
+
+Arg: TypeAlias = str | bytes | int
+Reply: TypeAlias = Any
+"""What the server answered: int, bytes, None or a list of these. Decoders take it from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[T]):
+    """Run one script, or one plain read command, and decode its reply.
+
+    Attributes:
+        script: a Script, or the name of a plain command such as "MGET" that changes nothing.
+        keys: its keys, all in one hash slot; at least one.
+        args: its further arguments.
+        decode: turns the reply into T; must answer every reply, an unexpected one with CorruptState.
+        resend_args: what to send instead of args from the second delivery on, for scripts that want to know that a copy
+            of the request may still be under way.
+    """
+
+    script: Script | str
+    keys: tuple[str, ...]
+    args: tuple[Arg, ...]
+    decode: Callable[[Reply], T]
+    resend_args: tuple[Arg, ...] | None = None
+
+    def __iter__(self) -> Generator[Command[T], T, T]:
+        return (yield self)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[T]):
+    """Run several commands as one pipeline. Not atomic: each command stands for itself."""
+
+    commands: tuple[Command[T], ...]
+
+    def __iter__(self) -> Generator[Batch[T], list[T | AgentPerfError], list[T]]:
+        """Return all results in order, or raise the first error after all have been answered."""
+        results = yield self
+        for result in results:
+            if isinstance(result, AgentPerfError):
+                raise result
+        return cast("list[T]", results)
+
+    def settled(self) -> Generator[Batch[T], list[T | AgentPerfError], list[T | AgentPerfError]]:
+        """Return for each command its result, or the error it met."""
+        return (yield self)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let time pass: `seconds` of it."""
+
+    seconds: float
+
+    def __iter__(self) -> Generator[Pause, None, None]:
+        yield self
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for a hint, at most `seconds`. Returns whether the hint came."""
+
+    hint: Hint
+    seconds: float
+
+    def __iter__(self) -> Generator[Wait, bool, bool]:
+        return (yield self)
+
+
+class Hint:
+    """A word from another thread that it may be worth looking again. Sticky until `reset`; never the truth itself."""
+
+    __slots__ = ("_callbacks", "_given", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._given = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def give(self) -> None:
+        """Give the hint: wakes whoever waits, from any thread."""
+        with self._lock:
+            self._given = True
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def reset(self) -> None:
+        """Forget a hint that came before the look that is about to be taken."""
+        with self._lock:
+            self._given = False
+
+    def call_when_given(self, callback: Callable[[], None]) -> None:
+        """Call back once, at once if the hint was given already. The callback must be quick and thread-safe."""
+        with self._lock:
+            if not self._given:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Take a callback back."""
+        with self._lock:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+
+Step: TypeAlias = Command[Any] | Batch[Any] | Pause | Wait
+Flow: TypeAlias = Generator[Step, Any, T]

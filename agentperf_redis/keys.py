@@ -1,0 +1,194 @@
+"""The only place that spells a key.
+
+Every key is ``<namespace>:{<service>:<resource>}:<part>``. What stands in braces is the hash tag: all keys of a resource
+lie in one slot of a Cluster. Names given by users are percent-encoded. Legend, with the default namespace::
+
+    agentperf:meta                            HASH  schema, epoch (random; new when the server came back empty), created_ms
+    agentperf:resources                       ZSET  <service>:<resource> -> when a process last opened it, ms
+
+    agentperf:{lb:planner}:state              HASH  <id> instance record, @<token> lease | place in line | tombstone, #fact
+    agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; the instances that have room
+    agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, H:<id> ... -> ms
+    agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, less its priority; also the channel of grants
+    agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
+    agentperf:{lb:planner}:ready@gpu          ZSET  as ready, the instances with that label
+
+    agentperf:{cache:answers}:e:<key>         STRING  "<version> <payload>", PX = hard TTL; beyond 120 bytes a hashed name
+    agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last touch * 16 + frequency
+    agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + what it leaves behind
+    agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the membership of the cache
+    agentperf:{cache:answers}:exp             ZSET  key -> hard expiry, ms
+    agentperf:{cache:answers}:gen             STRING  "<floor> <tagver> <tagfloor>": what clear and tag invalidation left
+    agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
+    agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters
+    agentperf:{cache:answers}:l:<key>         HASH  token, version, waiters, or error; PX = lease of who computes the value
+    agentperf:{cache:answers}:trash           LIST  cleared generations, each the HASH :trash:<version>
+    agentperf:{cache:answers}:bus             channel of invalidations
+    agentperf:{tiered:docs}:...               the same, for a TieredCache
+
+    agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
+    agentperf:{metrics:03}:total:research     HASH  n ok err sum_us min_us max_us err:<type> h:<bucket> tok_in ...; all time
+    agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; likewise 1m, 1h, 1d; expires
+    agentperf:{metrics:03}:recent:research    ZSET  raw sample -> its end, ms; bounded
+    agentperf:{metrics:03}:slow:research      ZSET  raw sample -> duration, us; the slowest
+    agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import quote, unquote
+from zlib import crc32
+
+from agentperf_redis.errors import InvalidArgument
+
+METRICS_SHARDS = 16
+"""Fixed: another number would look for an agent's data in another slot."""
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LONG_KEY_BYTES = 120
+_PREFIX_CHARACTERS = 40
+
+
+def check_namespace(argument: str, value: object) -> str:
+    """Check a namespace: the key prefix, and so the ACL pattern, of one installation."""
+    if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
+        raise InvalidArgument(argument, value, "1 to 64 characters of A-Z a-z 0-9 _ . -")
+    return value
+
+
+@lru_cache(maxsize=4096)
+def encoded(name: str) -> str:
+    """Percent-encode a user's name: ``a b{1}`` becomes ``a%20b%7B1%7D``."""
+    return quote(name, safe="")
+
+
+def decoded(text: str) -> str:
+    """Undo `encoded`."""
+    return unquote(text)
+
+
+def stored_name(key: str) -> str:
+    """Return the name under which a cache entry is stored: the key itself up to 120 bytes.
+
+    A longer one is its first 40 characters, an ellipsis and its SHA-256, which together are longer than any name that
+    stands for itself (at least 64 + 3 + 54 bytes), so two keys never share a name.
+    """
+    data = key.encode()
+    if len(data) <= _LONG_KEY_BYTES:
+        return key
+    return f"{key[:_PREFIX_CHARACTERS]}…{hashlib.sha256(data).hexdigest()}:{len(data):020d}"
+
+
+def meta(namespace: str) -> str:
+    """``agentperf:meta``."""
+    return f"{namespace}:meta"
+
+
+def resources(namespace: str) -> str:
+    """``agentperf:resources``."""
+    return f"{namespace}:resources"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKeys:
+    """Keys of one balancer pool, ``agentperf:{lb:planner}:...``."""
+
+    tag: str
+    """``agentperf:{lb:planner}``."""
+    state: str
+    ready: str
+    due: str
+    waitq: str
+    ring: str
+
+    def ready_with(self, label: str) -> str:
+        """``agentperf:{lb:planner}:ready@gpu``."""
+        return f"{self.ready}@{encoded(label)}"
+
+
+def pool(namespace: str, agent_type: str) -> PoolKeys:
+    """Return the keys of the pool of an agent type."""
+    tag = f"{namespace}:{{lb:{encoded(agent_type)}}}"
+    return PoolKeys(tag, f"{tag}:state", f"{tag}:ready", f"{tag}:due", f"{tag}:waitq", f"{tag}:ring")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKeys:
+    """Keys of one cache, ``agentperf:{cache:answers}:...`` or ``agentperf:{tiered:docs}:...``."""
+
+    tag: str
+    """``agentperf:{cache:answers}``."""
+    meta: str
+    size: str
+    exp: str
+    new: str
+    hot: str
+    warm: str
+    cold: str
+    ghost: str
+    trash: str
+    gen: str
+    tags: str
+    bus: str
+    entry_prefix: str
+    lease_prefix: str
+
+    def entry(self, key: str) -> str:
+        """``agentperf:{cache:answers}:e:<key>``."""
+        return self.entry_prefix + stored_name(key)
+
+    def lease(self, key: str) -> str:
+        """``agentperf:{cache:answers}:l:<key>``."""
+        return self.lease_prefix + stored_name(key)
+
+
+def cache(namespace: str, service: str, name: str) -> CacheKeys:
+    """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache)."""
+    tag = f"{namespace}:{{{service}:{encoded(name)}}}"
+    parts = ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost", "trash", "gen", "tags", "bus", "e:", "l:")
+    return CacheKeys(tag, *(f"{tag}:{part}" for part in parts))
+
+
+@lru_cache(maxsize=4096)
+def metrics_shard(agent: str) -> int:
+    """Return the shard of an agent, 0 to 15. ``research`` lies in the same shard in every process."""
+    return crc32(agent.encode()) % METRICS_SHARDS
+
+
+def metrics_tag(namespace: str, shard: int) -> str:
+    """``agentperf:{metrics:03}``."""
+    return f"{namespace}:{{metrics:{shard:02d}}}"
+
+
+def metrics_agents(namespace: str, shard: int) -> str:
+    """``agentperf:{metrics:03}:agents``."""
+    return f"{metrics_tag(namespace, shard)}:agents"
+
+
+def metrics_writer(namespace: str, shard: int, writer: str) -> str:
+    """``agentperf:{metrics:03}:w:<writer>``."""
+    return f"{metrics_tag(namespace, shard)}:w:{writer}"
+
+
+def metrics_total(namespace: str, shard: int, agent: str) -> str:
+    """``agentperf:{metrics:03}:total:research``."""
+    return f"{metrics_tag(namespace, shard)}:total:{encoded(agent)}"
+
+
+def metrics_slice(namespace: str, shard: int, width: str, start: str, agent: str) -> str:
+    """``agentperf:{metrics:03}:10s:2026-11-22T16:45:10:research``; the width is 10s, 1m, 1h or 1d."""
+    return f"{metrics_tag(namespace, shard)}:{width}:{start}:{encoded(agent)}"
+
+
+def metrics_recent(namespace: str, shard: int, agent: str) -> str:
+    """``agentperf:{metrics:03}:recent:research``."""
+    return f"{metrics_tag(namespace, shard)}:recent:{encoded(agent)}"
+
+
+def metrics_slow(namespace: str, shard: int, agent: str) -> str:
+    """``agentperf:{metrics:03}:slow:research``."""
+    return f"{metrics_tag(namespace, shard)}:slow:{encoded(agent)}"

@@ -1,0 +1,142 @@
+"""Lua scripts as first-class source: found, read, and their headers understood.
+
+A script is one file under ``lua/`` and one atomic operation. Its header comment is its contract::
+
+    -- acquire: pick an instance and lease one unit of its capacity.
+    -- KEYS
+    --   state HASH  agentperf:{lb:<type>}:state
+    -- ARGV
+    --   token       text  @ and the client's request id
+    --   ttl_ms      int   life of the lease, ms
+    -- RETURNS
+    --   {1, id}     granted
+    -- REPEAT  a second delivery returns the same lease
+    -- ERRORS  none
+    -- COST    O(log N)
+
+Under KEYS, each line has a name, a type and the shape of the key; under ARGV, a name, a type and the unit. A name that
+ends in ``...`` stands for any number of values. A contract test compares the header with the names that the script gives
+to KEYS and ARGV in its first lines, and with the calls from Python.
+
+One line ``--@include NAME`` takes in the fragment ``NAME.lua`` of the same folder, one level deep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+_INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
+_SECTIONS = ("KEYS", "ARGV", "RETURNS", "REPEAT", "ERRORS", "COST")
+
+
+def lua_folder() -> Traversable:
+    """Return the folder that holds the scripts: inside the installed package, else beside it in the repository."""
+    inside = resources.files("agentperf_redis") / "lua"
+    return inside if inside.is_dir() else Path(__file__).resolve().parent.parent / "lua"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One line of a header: a key or an argument."""
+
+    name: str
+    type: str
+    shape: str
+
+    @property
+    def many(self) -> bool:
+        """Whether this line stands for any number of values."""
+        return self.name.endswith("...")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a script says of itself."""
+
+    purpose: str
+    keys: tuple[Slot, ...]
+    argv: tuple[Slot, ...]
+    notes: dict[str, str]
+    """RETURNS, REPEAT, ERRORS and COST, as written."""
+
+
+class Script:
+    """One Lua file, known by its path below ``lua/`` without the ending: ``Script("balancer/acquire")``.
+
+    Reading the file is put off to the first use, so that importing the library stays cheap.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Script({self.name!r})"
+
+    @cached_property
+    def source(self) -> str:
+        """The text sent to the server, with its fragment in place."""
+        folder, _, base = self.name.partition("/")
+        directory = lua_folder() / folder
+        text = (directory / f"{base}.lua").read_text(encoding="utf-8")
+        return _INCLUDE.sub(lambda found: (directory / f"{found[1]}.lua").read_text(encoding="utf-8"), text)
+
+    @cached_property
+    def sha(self) -> str:
+        """SHA-1 of the source, the name under which the server caches it."""
+        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    @cached_property
+    def header(self) -> Header:
+        """The header comment of the file itself (not of its fragment), parsed."""
+        folder, _, base = self.name.partition("/")
+        return parse_header((lua_folder() / folder / f"{base}.lua").read_text(encoding="utf-8"))
+
+
+def parse_header(text: str) -> Header:
+    """Parse the comment at the top of a script.
+
+    Args:
+        text: the file.
+
+    Returns:
+        The header; sections that are missing are empty.
+    """
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("--") or line.startswith("--@"):
+            break
+        lines.append(line[2:].rstrip())
+    sections: dict[str, list[str]] = {"": []}
+    current = ""
+    for line in lines:
+        word = line.strip().split(" ", 1)[0]
+        if word in _SECTIONS and line.startswith(" " + word):
+            current = word
+            rest = line.strip()[len(word) :].strip()
+            sections[current] = [rest] if rest else []
+        else:
+            sections[current].append(line.strip())
+    return Header(
+        purpose=" ".join(sections[""]).strip(),
+        keys=_slots(sections.get("KEYS", [])),
+        argv=_slots(sections.get("ARGV", [])),
+        notes={name: "\n".join(sections[name]) for name in _SECTIONS[2:] if name in sections},
+    )
+
+
+def _slots(lines: list[str]) -> tuple[Slot, ...]:
+    slots = []
+    for line in lines:
+        if line and line != "none":
+            name, type_, shape = (*line.split(None, 2), "", "")[:3]
+            slots.append(Slot(name, type_, shape))
+    return tuple(slots)
