@@ -1,7 +1,7 @@
 """I/O described, not done.
 
-Whatever the library does to the server is a `Command`, or a `Flow` of several: a generator that yields what it needs and
-is sent the answers. Two thin drivers (`agentperf_redis.executor`) perform them, one blocking and one for asyncio, so
+Whatever the library does to the server is a `Command`, or a `Flow` of several: a generator that yields what it needs
+and is sent the answers. Two thin drivers (`agentperf_redis.executor`) perform them, one blocking and one for asyncio, so
 nothing is written twice and a flow is tested with ``send()`` alone.
 
     def acquire_or_wait(...) -> Flow[Lease]:

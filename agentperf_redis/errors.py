@@ -14,7 +14,7 @@ def shown(value: object) -> str:
     """Return a short, printable form of any value: at most 80 characters, control characters escaped."""
     try:
         text = repr(value)
-    except Exception:  # a value's own __repr__ may fail; the error about the value must not
+    except Exception:  # noqa: BLE001  a value's own __repr__ may fail; the error about the value must not
         text = f"<{type(value).__name__} object>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
@@ -74,7 +74,9 @@ class BackendFull(AgentPerfError):
         self.address = address
 
     def __str__(self) -> str:
-        return f"{self.address} is at its maxmemory and refuses writes; raise maxmemory or lower the limits of the caches"
+        return (
+            f"{self.address} is at its maxmemory and refuses writes; raise maxmemory or lower the limits of the caches"
+        )
 
 
 class CorruptState(AgentPerfError):

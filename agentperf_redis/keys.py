@@ -21,13 +21,13 @@ lie in one slot of a Cluster. Names given by users are percent-encoded. Legend, 
     agentperf:{cache:answers}:gen             STRING  "<floor> <tagver> <tagfloor>": what clear and tag invalidation left
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters
-    agentperf:{cache:answers}:l:<key>         HASH  token, version, waiters, or error; PX = lease of who computes the value
+    agentperf:{cache:answers}:l:<key>         HASH  token, version, waiters, or error; PX = lease of who computes it
     agentperf:{cache:answers}:trash           LIST  cleared generations, each the HASH :trash:<version>
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
 
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
-    agentperf:{metrics:03}:total:research     HASH  n ok err sum_us min_us max_us err:<type> h:<bucket> tok_in ...; all time
+    agentperf:{metrics:03}:total:research     HASH  n ok err sum_us min_us max_us err:<type> h:<bucket> ...; all time
     agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; likewise 1m, 1h, 1d; expires
     agentperf:{metrics:03}:recent:research    ZSET  raw sample -> its end, ms; bounded
     agentperf:{metrics:03}:slow:research      ZSET  raw sample -> duration, us; the slowest

@@ -14,9 +14,9 @@ A script is one file under ``lua/`` and one atomic operation. Its header comment
     -- ERRORS  none
     -- COST    O(log N)
 
-Under KEYS, each line has a name, a type and the shape of the key; under ARGV, a name, a type and the unit. A name that
-ends in ``...`` stands for any number of values. A contract test compares the header with the names that the script gives
-to KEYS and ARGV in its first lines, and with the calls from Python.
+Under KEYS, each line has a name, a type and the shape of the key; under ARGV, a name, a type and the unit. A name
+that ends in ``...`` stands for any number of values. A contract test compares the header with the names that the script
+gives to KEYS and ARGV in its first lines, and with the calls from Python.
 
 One line ``--@include NAME`` takes in the fragment ``NAME.lua`` of the same folder, one level deep.
 """
