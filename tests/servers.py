@@ -217,7 +217,7 @@ class Server:
         """Return a raw client of this server, `decode_responses` unless said otherwise. It never retries."""
         if self.kind != "cluster":
             return self.nodes[0].client(**options)
-        seeds = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]  # type: ignore[no-untyped-call]
+        seeds = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
         return redis.RedisCluster(startup_nodes=seeds, **{"decode_responses": True, "protocol": 2, **options})
 
     def kill(self) -> None:
