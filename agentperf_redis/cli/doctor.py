@@ -102,7 +102,9 @@ def judge_memory(facts: Mapping[str, str]) -> Finding:
     used, limit = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
     shown = f"{used / 2**20:.1f} MiB used"
     if not limit:
-        return Finding("memory", "note", f"{shown}, no limit", "set maxmemory, so that the system's memory is not used up")
+        return Finding(
+            "memory", "note", f"{shown}, no limit", "set maxmemory, so that the system's memory is not used up"
+        )
     level = "note" if used > _NEARLY_FULL * limit else "ok"
     return Finding(
         "memory",
