@@ -11,7 +11,7 @@ from typing import Annotated
 import click
 import typer
 
-from agentperf_redis.backend import DEFAULT_DEADLINE_S, DEFAULT_NAMESPACE
+from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.cli import console
 from agentperf_redis.cli.console import Exit, Target, guarded
 
@@ -35,7 +35,10 @@ Url = Annotated[
         metavar="URL",
     ),
 ]
-Namespace = Annotated[str, typer.Option("--namespace", help="Prefix of all keys.", metavar="NAME")]
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", help="Prefix of all keys. Default: $AGENTPERF_NAMESPACE, agentperf.", metavar="NAME"),
+]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds one command may take.", metavar="SECONDS")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Data = Annotated[
@@ -99,7 +102,7 @@ def down(data: Data = None, as_json: Json = False) -> int:
 @app.command()
 def status(
     url: Url = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
+    namespace: Namespace = None,
     timeout: Timeout = DEFAULT_DEADLINE_S,
     as_json: Json = False,
 ) -> int:
@@ -112,7 +115,7 @@ def status(
 @app.command()
 def doctor(
     url: Url = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
+    namespace: Namespace = None,
     timeout: Timeout = DEFAULT_DEADLINE_S,
     as_json: Json = False,
 ) -> int:
