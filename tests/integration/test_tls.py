@@ -38,16 +38,20 @@ def tls_port(server: Server) -> Iterator[int]:
     ended = threading.Event()
 
     def serve(plain: socket.socket) -> None:
-        with contextlib.suppress(OSError), plain, context.wrap_socket(plain, server_side=True) as outer:
-            with socket.create_connection(("127.0.0.1", server.port)) as inner:
-                pairs = {outer: inner, inner: outer}
-                while not ended.is_set():
-                    ready = [outer] if outer.pending() else select.select(list(pairs), [], [], 0.05)[0]
-                    for side in ready:
-                        data = side.recv(65536)
-                        if not data:
-                            return
-                        pairs[side].sendall(data)
+        with (
+            contextlib.suppress(OSError),
+            plain,
+            context.wrap_socket(plain, server_side=True) as outer,
+            socket.create_connection(("127.0.0.1", server.port)) as inner,
+        ):
+            pairs = {outer: inner, inner: outer}
+            while not ended.is_set():
+                ready = [outer] if outer.pending() else select.select(list(pairs), [], [], 0.05)[0]
+                for side in ready:
+                    data = side.recv(65536)
+                    if not data:
+                        return
+                    pairs[side].sendall(data)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
