@@ -70,15 +70,14 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
         indexed |= set(re.findall(r"#\s*(KEYS|ARGV)\b", part)) | set(re.findall(r"\b(KEYS|ARGV)\[\s*[A-Za-z_]", part))
         indexed |= set(re.findall(r"\bunpack\(\s*(KEYS|ARGV)\b", part))
         found += [where + problem for problem in _banned(part)]
+        if len(re.findall(r"""['"]TIME['"]""", _without(part, "comment"))) > 1:
+            found.append(f"{where}asks for TIME in more than one place: read it once")
         if where and _INCLUDE.search(part):
             found.append(f"{where}includes another: one level only")
     for kind, slots in (("KEYS", header.keys), ("ARGV", header.argv)):
         found += _compare(
             kind, slots, {index: name for (of, index), name in bound.items() if of == kind}, kind in indexed
         )
-    whole = "\n".join((text, *included.values()))
-    if len(re.findall(r"""['"]TIME['"]""", _without(whole, "comment"))) > 1:
-        found.append("asks for TIME in more than one place: read it once")
     return found
 
 

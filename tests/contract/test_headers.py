@@ -98,7 +98,7 @@ def test_a_right_script_passes() -> None:
         ("return 1\n", "return cmsgpack.pack(1)\n", "fakeredis"),
         ("return 1\n", "return redis.call('KEYS', '*')\n", "calls KEYS"),
         ("return 1\n", 'return redis.pcall("scan", 0)\n', "calls scan"),
-        ("return 1\n", "return redis.call('TIME')\n", "TIME in more than one place"),
+        ("return 1\n", "return {redis.call('TIME'), redis.call('TIME')}\n", "TIME in more than one place"),
     ],
 )
 def test_a_wrong_script_is_caught(right: str, wrong: str, complaint: str) -> None:
