@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reprlib import Repr
 from typing import Literal
 
 Outcome = Literal["not_applied", "unknown"]
@@ -9,11 +10,15 @@ Outcome = Literal["not_applied", "unknown"]
 
 _SHOWN_CHARACTERS = 80
 
+_repr = Repr()  # plain repr() of lists that share their items may take for ever
+_repr.maxlevel = 3
+_repr.maxstring = _repr.maxother = 2 * _SHOWN_CHARACTERS
+
 
 def shown(value: object) -> str:
     """Return a short, printable form of any value: at most 80 characters, control characters escaped."""
     try:
-        text = repr(value)
+        text = _repr.repr(value)
     except Exception:  # noqa: BLE001  a value's own __repr__ may fail; the error about the value must not
         text = f"<{type(value).__name__} object>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
@@ -113,6 +118,21 @@ class SchemaMismatch(AgentPerfError):
 
     def __str__(self) -> str:
         return f"{self.where} is at version {self.found}; this agentperf_redis needs {self.needed}"
+
+
+class Undecodable(AgentPerfError):
+    """Stored bytes are not a value of ours: damaged, foreign, too large, or of a class not registered here.
+
+    Attributes:
+        reason: what is wrong with them, in words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"stored bytes cannot be decoded: {self.reason}"
 
 
 class ScriptFailed(AgentPerfError):
