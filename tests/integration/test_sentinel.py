@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ def known_peers(port: int) -> tuple[int, int]:
         return int(facts["num-other-sentinels"]), int(facts["num-slaves"])
 
 
+def _knows_all(port: int) -> bool:
+    return known_peers(port) == (2, 1)
+
+
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[tuple[Node, Node, list[int]]]:
     """A primary, its replica, and the ports of three Sentinels that watch them as "main"."""
@@ -63,7 +68,7 @@ def group(tmp_path: Path) -> Iterator[tuple[Node, Node, list[int]]]:
             stack.callback(process.kill)
             ports.append(port)
         for port in ports:
-            wait_until(lambda port=port: known_peers(port) == (2, 1), "the Sentinels to know each other", PATIENCE)
+            wait_until(partial(_knows_all, port), "the Sentinels to know each other", PATIENCE)
         yield primary, replica, ports
 
 
