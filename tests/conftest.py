@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agentperf_redis import AgentPerf
     from agentperf_redis.backend import Backend
 
+_END_PATIENCE_S = 5.0
 _SESSION_MARK = "AGENTPERF_TEST_SESSION"
 """An environment variable that every process started during the session inherits, and is found by at its end."""
 
@@ -42,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_server: runs on every kind of server, also without --all-servers")
     config.addinivalue_line("markers", "servers(*kinds): runs on exactly these kinds of server, always")
+    config.addinivalue_line("markers", "standalone: what it stands before or does to the server a Cluster would evade")
     os.environ[_SESSION_MARK] = uuid.uuid4().hex
 
 
@@ -63,7 +65,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = tuple(kind for kind in kinds() if kind in exact.args)
     elif metafunc.config.getoption("--all-servers") or metafunc.definition.get_closest_marker("every_server"):
         chosen = kinds()
-        if {"proxy", "own_server"} & set(metafunc.fixturenames):
+        alone = metafunc.definition.get_closest_marker("standalone") is not None
+        if alone or {"proxy", "own_server"} & set(metafunc.fixturenames):
             # A Cluster's nodes tell clients their own addresses, past any proxy; and what these tests do to a server
             # concerns one process. What a Cluster adds has tests of its own.
             chosen = tuple(kind for kind in chosen if kind != "cluster")
@@ -301,7 +304,7 @@ def _left_over() -> dict[int, str]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session if a process that it started is still there."""
     try:
-        wait_until(lambda: not _left_over(), "the processes of this session to end", patience=5)
+        wait_until(lambda: not _left_over(), "the processes of this session to end", patience=_END_PATIENCE_S)
     except TimeoutError:
         session.config.stash[_LEFT_OVER] = _left_over()
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from agentperf_redis.command import Command
@@ -42,6 +43,11 @@ def fragments() -> set[Path]:
 def scripts() -> list[str]:
     """Return the names of all scripts, such as "balancer/acquire"."""
     return sorted(str(file.relative_to(LUA).with_suffix("")) for file in set(LUA.glob("*/*.lua")) - fragments())
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(scripts())  # tests may make scripts of their own
 
 
 def fragments_of(name: str) -> dict[str, str]:
@@ -83,7 +89,7 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
 
 def misfit(command: Command[object]) -> str | None:
     """Return how a command's keys and arguments differ in number from what its script's header says; None if they fit."""
-    if not isinstance(command.script, Script):
+    if not isinstance(command.script, Script) or command.script.name not in _known():
         return None
     header = command.script.header
     for what, slots, given in (

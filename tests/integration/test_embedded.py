@@ -15,7 +15,7 @@ import redis
 from agentperf_redis import embedded
 from agentperf_redis.embedded import EmbeddedServer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
-from tests.servers import Raw, wait_until
+from tests.servers import Raw, gone, wait_until
 from tests.workers import Workers
 
 
@@ -30,14 +30,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def _client(socket: Path) -> Raw:
     return redis.Redis(unix_socket_path=str(socket), decode_responses=True, protocol=2)
-
-
-def _gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie has, even if nobody collects it."""
-    try:
-        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return True
 
 
 def _found(folder: Path) -> EmbeddedServer:
@@ -86,7 +78,7 @@ def test_a_server_starts_is_joined_and_stops(folder: Path) -> None:
         assert settings["dir"] == str(folder)
         assert client.info("server")["process_id"] == server.pid
     assert embedded.stop(folder)
-    assert _gone(server.pid)
+    assert gone(server.pid)
     assert embedded.running(folder) is None
     assert not embedded.stop(folder)
 
@@ -163,7 +155,7 @@ def test_a_server_whose_folder_was_moved_away_is_replaced(folder: Path) -> None:
 
     with _client(embedded.ensure(folder)) as client:
         assert client.get("moved") is None
-    assert _gone(before)
+    assert gone(before)
     assert _found(folder).pid != before
 
     embedded.stop(folder)
@@ -207,7 +199,7 @@ def test_another_server_on_the_socket_is_not_taken_for_the_folders(folder: Path)
         finally:
             socket.unlink()
             kept.rename(socket)
-        assert not _gone(other.pid)
+        assert not gone(other.pid)
     assert _found(folder) == server
 
 
@@ -256,7 +248,7 @@ def test_a_private_server_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
             client.set("x", "1")
             assert client.config_get("appendonly", "save") == {"appendonly": "no", "save": ""}
         assert server.url == f"unix://{server.socket}"
-    assert _gone(server.pid)
+    assert gone(server.pid)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -293,5 +285,5 @@ def test_a_private_server_ends_with_its_process_not_its_thread(end: signal.Signa
         with _client(Path(socket)) as client:
             assert client.ping()
         parent.send_signal(end)
-    wait_until(lambda: _gone(int(pid)), "the private server to end")
+    wait_until(lambda: gone(int(pid)), "the private server to end")
     shutil.rmtree(Path(socket).parent)

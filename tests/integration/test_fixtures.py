@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +18,10 @@ import redis
 
 from tests.conftest import Call
 from tests.proxy import Proxy
-from tests.servers import Raw, Server, Servers, wait_until
+from tests.servers import Raw, Server, Servers, gone, wait_until
 from tests.workers import WorkerFailed, Workers
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def _client(url: str, **options: object) -> Raw:
@@ -80,12 +85,32 @@ def test_servers_die_with_the_test_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid, folder = parent.stdout.readline().split()
-        assert Path(f"/proc/{pid}").exists()
+        assert not gone(int(pid))
         parent.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the orphan to be killed")
-    for file in Path(folder).iterdir():
-        file.unlink()
-    Path(folder).rmdir()
+    wait_until(lambda: gone(int(pid)), "the orphan to be killed")
+    shutil.rmtree(folder)
+
+
+_LEAK = """
+import subprocess, sys
+from tests import conftest
+conftest._END_PATIENCE_S = 0.1
+def test_leak():
+    subprocess.Popen(["sleep", "60"], start_new_session=True).returncode = 0   # so that Python does not complain
+"""
+
+
+def test_a_session_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> None:
+    (tmp_path / "test_leak.py").write_text(_LEAK)
+    words = ["-m", "pytest", "-c", str(_ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, *words, str(tmp_path)], cwd=_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    named = re.search(r"ERROR: this session left process (\d+) running: sleep 60", done.stdout)
+    assert named, done.stdout
+    assert "1 passed" in done.stdout
+    os.kill(int(named[1]), signal.SIGKILL)
 
 
 class _Greeter:
