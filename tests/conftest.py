@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import multiprocessing.resource_tracker
 import os
 import re
@@ -102,6 +103,27 @@ def server(server_kind: Kind, servers: Servers) -> Iterator[Server]:
     shared = servers.shared(server_kind)
     yield shared
     shared.recover()
+
+
+@pytest.fixture(autouse=True)
+def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Cluster, give every script the shebang under which the server refuses one that leaves its slot."""
+    if getattr(request.node, "callspec", None) is None or request.node.callspec.params.get("server_kind") != "cluster":
+        return
+    from agentperf_redis.script import Script, parse_header
+
+    plain = Script.__dict__["source"].func
+    sources: dict[str, str] = {}
+
+    def source(script: Script) -> str:
+        return sources.setdefault(script.name, "#!lua\n" + plain(script))
+
+    def sha(script: Script) -> str:
+        return hashlib.sha1(script.source.encode()).hexdigest()
+
+    monkeypatch.setattr(Script, "source", property(source))
+    monkeypatch.setattr(Script, "sha", property(sha))
+    monkeypatch.setattr(Script, "header", property(lambda script: parse_header(script.source.removeprefix("#!lua\n"))))
 
 
 @pytest.fixture
