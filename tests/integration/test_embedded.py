@@ -6,13 +6,15 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
 from agentperf_redis import embedded
+from agentperf_redis.backend import Backend
+from agentperf_redis.command import Command
 from agentperf_redis.embedded import EmbeddedServer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from tests.servers import Raw, gone, wait_until
@@ -128,6 +130,27 @@ def test_eight_processes_at_once_replace_a_killed_server(folder: Path, workers: 
     assert len(set(found)) == 1
     assert found[0][1] != before
     assert (folder / "server.log").read_text().count("Server initialized") == 2
+
+
+def test_the_library_starts_and_joins_it_by_its_url(
+    folder: Path, connect: Callable[..., Backend], namespace: str
+) -> None:
+    first, second = connect(f"embedded://{folder}", deadline=0.5), connect(f"embedded://{folder}")
+    assert embedded.running(folder) is None  # until the first command
+    first.run(Command("PING", (), (), bytes))
+    assert first.run(first.entered("lb")) == []
+    pid = _found(folder).pid
+    second.run(Command("PING", (), (), bytes))
+    assert _found(folder).pid == pid
+    with _client(embedded.ensure(folder)) as client:
+        assert client.hget(f"{namespace}:meta", "schema") == "1"
+
+    embedded.stop(folder)
+    with pytest.raises(BackendUnavailable):
+        connect(f"embedded://{folder}/server.lock/below-a-file", deadline=0.5).run(Command("PING", (), (), bytes))
+    with pytest.raises(BackendUnavailable):
+        first.run(Command("PING", (), (), bytes))  # told to end, it is not brought back by who used it
+    assert embedded.running(folder) is None
 
 
 def _start_and_stay(folder: Path) -> Generator[int, None, None]:
