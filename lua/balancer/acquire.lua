@@ -22,9 +22,9 @@
 -- REPEAT  returns the same lease; after release (when late), cancellation or expiry it is refused
 -- ERRORS  none
 -- COST    O(log N + log L), and at most 64 expiries when some are due
-local state, ready, due, waitq, ids, ring = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local token, ttl_ms, late, wanted = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local labels, point, random = ARGV[5], ARGV[6], ARGV[7]
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local LABELS, POINT, RANDOM = ARGV[5], ARGV[6], ARGV[7]
 --@include pool
 --@include pick
 
@@ -32,68 +32,68 @@ local EXPIRIES, ROUNDS = 8, 8
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now_ms = floor(now_us / 1000)
-local facts = call('HMGET', state, token, '#pool', '#next', '#picks', '#load', '#cap')
+local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
 
 if facts[1] then
   local kind, what, fence, marked = match(facts[1], '^(%a) (%S+) ?(%S*) ?(%S*)')
   if kind ~= 'L' then return {SPENT, kind == 'X' and what or kind or '?'} end
-  local expiry_ms = tonumber(call('ZSCORE', due, token) or 0)
+  local expiry_ms = tonumber(call('ZSCORE', DUE, TOKEN) or 0)
   if expiry_ms <= now_ms then return {SPENT, 'e'} end
-  if late == '1' and marked == '0' then call('HSET', state, token, 'L ' .. what .. ' ' .. fence .. ' 1') end
-  return {DONE, what, expiry_ms, tonumber(fence), call('HGET', state, what) or ''}
+  if LATE == '1' and marked == '0' then call('HSET', STATE, TOKEN, 'L ' .. what .. ' ' .. fence .. ' 1') end
+  return {DONE, what, expiry_ms, tonumber(fence), call('HGET', STATE, what) or ''}
 end
 if not facts[2] then return {NOTHING, 1000, 0, 0} end
 local strategy = match(facts[2], POOL)
 if not strategy then return {OTHER_SCHEMA, facts[2]} end
-if wanted ~= strategy and wanted ~= '-' and call('ZCARD', ids) > 0 then return {OTHER_STRATEGY, strategy} end
+if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
 
 -- First whatever is due, then whoever waits: a new caller takes neither's place. Nothing is full while expiries are
 -- left to clear.
 local id
-local several = string.find(labels, ',', 1, true)
-local from = (labels == '-' or several) and ready or ready .. '@' .. labels
+local several = string.find(LABELS, ',', 1, true)
+local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 local look, open = tonumber(facts[3] or 0) <= now_ms, true
 if look then  -- what is read after the first write has its type checked before it
-  call('ZCARD', ids)
-  call('ZCARD', ring)
-  if labels ~= '-' then check(labels) end
+  call('ZCARD', IDS)
+  call('ZCARD', RING)
+  if LABELS ~= '-' then check(LABELS) end
 end
 for _ = 1, ROUNDS do
   local reaped = 0
   if look then
     reaped, open = upkeep(now_us).tidy(EXPIRIES)
-    facts = call('HMGET', state, token, '#pool', '#next', '#picks', '#load', '#cap')
+    facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
   end
   if open and several then
-    id = upkeep(now_us).best(labels)
+    id = upkeep(now_us).best(LABELS)
   elseif open then
-    id = pick(strategy, from, random, point, now_ms, 1.25 * ((facts[5] or 0) + 1) / math.max(1, facts[6] or 1))
+    id = pick(strategy, from, RANDOM, POINT, now_ms, 1.25 * ((facts[5] or 0) + 1) / math.max(1, facts[6] or 1))
   end
   if id or reaped < EXPIRIES then break end
 end
 
 local load, lim, seq, fence, peak, weight, its, rest
 if id then
-  load, lim, seq, fence, peak, weight, its, rest = match(call('HGET', state, id) or '', RECORD)
+  load, lim, seq, fence, peak, weight, its, rest = match(call('HGET', STATE, id) or '', RECORD)
   if not rest then return {CORRUPT, id} end
   load, lim = tonumber(load), tonumber(lim)
   if load >= lim then id = nil end
 end
 if not id then
-  local soonest = call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]
+  local soonest = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2]
   local retry_ms = soonest and math.max(0, math.min(1000, soonest - now_ms)) or 1000
-  return {NOTHING, retry_ms, call('ZCARD', ids), call('ZCARD', waitq)}
+  return {NOTHING, retry_ms, call('ZCARD', IDS), call('ZCARD', WAITQ)}
 end
 
 if its ~= '-' then check(its) end
 load, fence, seq = load + 1, fence + 1, format('%.0f', (facts[4] or 0) + 1)
 fence = format('%.0f', fence < now_us and now_us or fence)
 if load > tonumber(peak) then peak = load end
-local expiry_ms = now_ms + ttl_ms
+local expiry_ms = now_ms + TTL_MS
 local record = load .. ' ' .. lim .. ' ' .. seq .. ' ' .. fence .. ' ' .. peak .. ' ' .. weight .. ' ' .. its .. ' ' .. rest
-call('ZADD', due, format('%.0f', expiry_ms), token)
-call('HSET', state, id, record, token, 'L ' .. id .. ' ' .. fence .. ' ' .. late,
+call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)
+call('HSET', STATE, id, record, TOKEN, 'L ' .. id .. ' ' .. fence .. ' ' .. LATE,
   '#picks', seq, '#load', format('%d', (facts[5] or 0) + 1))
-if expiry_ms < tonumber(facts[3] or 0) then call('HSET', state, '#next', format('%.0f', expiry_ms)) end
+if expiry_ms < tonumber(facts[3] or 0) then call('HSET', STATE, '#next', format('%.0f', expiry_ms)) end
 index(strategy, id, load, lim, seq, weight, its, true)
 return {DONE, id, expiry_ms, tonumber(fence), record}

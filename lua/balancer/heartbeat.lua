@@ -13,28 +13,28 @@
 -- REPEAT  harmless
 -- ERRORS  none
 -- COST    O(k log L), and the hand-offs to at most 16 waiters
-local state, ready, due, waitq = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local silence_ms = ARGV[1]
+local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local SILENCE_MS = ARGV[1]
 --@include pool
 
-local pool = call('HGET', state, '#pool')
+local pool = call('HGET', STATE, '#pool')
 if pool and not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
 local all = upkeep()
-local till = format('%.0f', all.now_ms + silence_ms)
+local till = format('%.0f', all.now_ms + SILENCE_MS)
 local reply, revived = {DONE}, false
-local names, ids = {}, {}
-for i = 2, #ARGV do names[i - 1], ids[i - 1] = 'H:' .. ARGV[i], ARGV[i] end
-local ends = call('ZMSCORE', due, unpack(names))
-call('ZREM', due, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
+local names, alive = {}, {}
+for i = 2, #ARGV do names[i - 1], alive[i - 1] = 'H:' .. ARGV[i], ARGV[i] end
+local ends = call('ZMSCORE', DUE, unpack(names))
+call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
 for i, name in ipairs(names) do
   if ends[i] and tonumber(ends[i]) > all.now_ms then
-    call('ZADD', due, till, name)
+    call('ZADD', DUE, till, name)
   else
-    local r = all.read(ids[i])
+    local r = all.read(alive[i])
     if not r or all.has(r, 'r') then
-      reply[#reply + 1] = ids[i]
+      reply[#reply + 1] = alive[i]
     else
-      call('ZADD', due, till, name)
+      call('ZADD', DUE, till, name)
       all.set(r, 's', false)
       all.store(r)
       revived = true

@@ -1,4 +1,4 @@
--- How each strategy picks from the ready instances, in O(log N). Expects what pool.lua expects, and ring.
+-- How each strategy picks from the ready instances, in O(log N). Expects what pool.lua expects, and RING.
 --
 -- pick(strategy, from, random, point, now_ms, share) returns an id or nil.
 --   from    ready, or ready@<label>
@@ -54,7 +54,7 @@ end
 local function cheaper(one, other, now_ms)
   if one == other then return one end
   local best, least
-  for i, record in ipairs(call('HMGET', state, one, other)) do
+  for i, record in ipairs(call('HMGET', STATE, one, other)) do
     local load, rest = match(record or '', '^(%d+) %d+ %d+ %d+ %d+ %S+ %S+ (.+)$')
     local ewma_us, ewma_ms = match(rest or '', '^%S+ %d+ (%d+) (%d+)')
     if ewma_ms then
@@ -68,15 +68,15 @@ end
 
 -- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded.
 local function clockwise(from, point, share)
-  local names = call('ZRANGEBYSCORE', ring, point, '+inf', 'LIMIT', 0, 32)
+  local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', 0, 32)
   if #names < 32 then
-    for _, name in ipairs(call('ZRANGE', ring, 0, 31 - #names)) do names[#names + 1] = name end
+    for _, name in ipairs(call('ZRANGE', RING, 0, 31 - #names)) do names[#names + 1] = name end
   end
   for _, name in ipairs(names) do
     local id = match(name, '^[^#]*')
-    local load, lim = match(call('HGET', state, id) or '', '^(%d+) (%d+) ')
+    local load, lim = match(call('HGET', STATE, id) or '', '^(%d+) (%d+) ')
     load, lim = tonumber(load), tonumber(lim)
-    if load and load < lim and load < share * lim and (from == ready or call('ZSCORE', from, id)) then return id end
+    if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, id)) then return id end
   end
   return call('ZRANGE', from, 0, 0)[1]
 end

@@ -1,5 +1,5 @@
 -- The pool: what its keys hold, and the only code that writes its indexes (ready, ready@<label>, due, waitq).
--- A script that includes this has named its KEYS state, ready, due and waitq.
+-- A script that includes this has named its KEYS STATE, READY, DUE and WAITQ.
 --
 --   state HASH  the truth. Fields are told apart by their first character:
 --     <id>      instance: load lim seq fence peak weight labels | flags cap ewma_us ewma_ms served failed fails
@@ -22,9 +22,9 @@ local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT = 1, 0, -1, -2
 
 -- Reject a poisoned index before the first write. What script text names no label for costs nothing.
 local function check(labels)
-  call('ZCARD', ready)
+  call('ZCARD', READY)
   if labels ~= '-' then
-    for label in string.gmatch(labels, '[^,]+') do call('ZCARD', ready .. '@' .. label) end
+    for label in string.gmatch(labels, '[^,]+') do call('ZCARD', READY .. '@' .. label) end
   end
 end
 
@@ -44,16 +44,16 @@ local function index(strategy, id, load, lim, seq, weight, labels, was)
     elseif was then
       return
     end
-    call('ZADD', ready, score, id)
+    call('ZADD', READY, score, id)
   elseif was == false then
     return
   else
     score = nil
-    call('ZREM', ready, id)
+    call('ZREM', READY, id)
   end
   if labels ~= '-' then
     for label in string.gmatch(labels, '[^,]+') do
-      if score then call('ZADD', ready .. '@' .. label, score, id) else call('ZREM', ready .. '@' .. label, id) end
+      if score then call('ZADD', READY .. '@' .. label, score, id) else call('ZREM', READY .. '@' .. label, id) end
     end
   end
 end
@@ -68,15 +68,15 @@ local function upkeep(now_us)
     now_us = clock[1] * 1000000 + clock[2]
   end
   local now_ms = floor(now_us / 1000)
-  local strategy = match(call('HGET', state, '#pool') or '', POOL)
+  local strategy = match(call('HGET', STATE, '#pool') or '', POOL)
   local self = {now_us = now_us, now_ms = now_ms, strategy = strategy}
-  call('ZCARD', ready)
-  call('ZCARD', due)
-  call('ZCARD', waitq)
+  call('ZCARD', READY)
+  call('ZCARD', DUE)
+  call('ZCARD', WAITQ)
 
   -- The record of an instance; nil when there is none, or none that we wrote.
   function self.read(id)
-    local load, lim, seq, fence, peak, weight, labels, rest = match(call('HGET', state, id) or '', RECORD)
+    local load, lim, seq, fence, peak, weight, labels, rest = match(call('HGET', STATE, id) or '', RECORD)
     local flags, cap, ewma_us, ewma_ms, served, failed, fails = match(rest or '', REST)
     if not fails then return nil end
     check(labels)
@@ -99,14 +99,14 @@ local function upkeep(now_us)
   -- Write a record back: lim follows from flags and capacity, a removed and empty one goes, sums and indexes follow.
   function self.store(r)
     r.lim = r.flags == '-' and r.cap or 0
-    if r.load ~= r.old_load then call('HINCRBY', state, '#load', r.load - r.old_load) end
+    if r.load ~= r.old_load then call('HINCRBY', STATE, '#load', r.load - r.old_load) end
     local cap = r.lim > 0 and r.cap or 0
-    if cap ~= r.old_cap then call('HINCRBY', state, '#cap', cap - r.old_cap) end
+    if cap ~= r.old_cap then call('HINCRBY', STATE, '#cap', cap - r.old_cap) end
     r.old_load, r.old_cap = r.load, cap
     if self.has(r, 'r') and r.load == 0 then
-      call('HDEL', state, r.id)
+      call('HDEL', STATE, r.id)
     else
-      call('HSET', state, r.id, format('%d %d %s %.0f %d %s %s %s %d %.0f %.0f %.0f %.0f %.0f', r.load, r.lim, r.seq, r.fence,
+      call('HSET', STATE, r.id, format('%d %d %s %.0f %d %s %s %s %d %.0f %.0f %.0f %.0f %.0f', r.load, r.lim, r.seq, r.fence,
         r.peak, r.weight, r.labels, r.flags, r.cap, r.ewma_us, r.ewma_ms, r.served, r.failed, r.fails))
     end
     index(strategy, r.id, r.load, r.lim, r.seq, r.weight, r.labels, nil)
@@ -115,9 +115,9 @@ local function upkeep(now_us)
   -- Remember that a token is spent. The ZREM removes nothing: it is a first write that is allowed at maxmemory, and
   -- after a first write memory is not asked for again.
   function self.bury(token, why, keep_ms)
-    call('ZREM', due, token)
-    call('HSET', state, token, 'X ' .. why)
-    call('ZADD', due, format('%.0f', now_ms + (keep_ms or TOMBSTONE_MS)), 'X' .. token)
+    call('ZREM', DUE, token)
+    call('HSET', STATE, token, 'X ' .. why)
+    call('ZADD', DUE, format('%.0f', now_ms + (keep_ms or TOMBSTONE_MS)), 'X' .. token)
   end
 
   function self.give_back(id)
@@ -133,21 +133,21 @@ local function upkeep(now_us)
 
   -- Deal with at most limit things that are due; returns how many there were.
   function self.reap(limit)
-    local names = call('ZRANGEBYSCORE', due, '-inf', format('%.0f', now_ms), 'LIMIT', 0, limit)
+    local names = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', now_ms), 'LIMIT', 0, limit)
     for _, name in ipairs(names) do
       local kind, rest = string.sub(name, 1, 1), string.sub(name, 2)
-      call('ZREM', due, name)
+      call('ZREM', DUE, name)
       if kind == '@' then
-        local what, id = match(call('HGET', state, name) or '', '^([LG]) (%S+)')
+        local what, id = match(call('HGET', STATE, name) or '', '^([LG]) (%S+)')
         if what then
           self.give_back(id)
           self.bury(name, what == 'L' and 'e' or 'u')
         end
       elseif kind == 'W' then
-        call('ZREM', waitq, rest)
-        call('HDEL', state, rest)
+        call('ZREM', WAITQ, rest)
+        call('HDEL', STATE, rest)
       elseif kind == 'X' then
-        if string.sub(call('HGET', state, rest) or '', 1, 1) == 'X' then call('HDEL', state, rest) end
+        if string.sub(call('HGET', STATE, rest) or '', 1, 1) == 'X' then call('HDEL', STATE, rest) end
       elseif kind == 'H' then
         local r = self.read(string.sub(rest, 2))
         if r then
@@ -162,18 +162,18 @@ local function upkeep(now_us)
   -- The best ready instance with all of these labels ('-' for none): the first in the order of its index, the last
   -- under weighted. With several labels, look through the smallest of their indexes.
   function self.best(labels)
-    local from, smallest, several = ready, nil, string.find(labels, ',', 1, true)
+    local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
     if labels ~= '-' then
       for label in string.gmatch(labels, '[^,]+') do
-        local size = call('ZCARD', ready .. '@' .. label)
-        if not smallest or size < smallest then from, smallest = ready .. '@' .. label, size end
+        local size = call('ZCARD', READY .. '@' .. label)
+        if not smallest or size < smallest then from, smallest = READY .. '@' .. label, size end
       end
     end
     local order = strategy == 'weighted' and 'ZREVRANGE' or 'ZRANGE'
     if not several then return call(order, from, 0, 0)[1] end
     for at = 0, smallest - 1, 32 do
       local some = call(order, from, at, at + 31)
-      for i, record in ipairs(call('HMGET', state, unpack(some))) do
+      for i, record in ipairs(call('HMGET', STATE, unpack(some))) do
         local its = ',' .. (select(7, match(record or '', RECORD)) or '') .. ','
         local fits = true
         for label in string.gmatch(labels, '[^,]+') do fits = fits and string.find(its, ',' .. label .. ',', 1, true) end
@@ -185,24 +185,24 @@ local function upkeep(now_us)
   -- Hand what is free to those who wait, in order. A head that nothing fits does not block those behind it, DEPTH deep.
   -- A grant is stored for CLAIM_MS to be fetched; the message is a hint. False when it stopped at its bound.
   function self.pump()
-    if call('ZCARD', waitq) == 0 then return true end
+    if call('ZCARD', WAITQ) == 0 then return true end
     for _ = 1, GRANTS do
-      if call('ZCARD', ready) == 0 then return true end
+      if call('ZCARD', READY) == 0 then return true end
       local granted = false
-      for _, token in ipairs(call('ZRANGE', waitq, 0, DEPTH - 1)) do
-        local score, labels = match(call('HGET', state, token) or '', '^W (%S+) %d+ (%S+)$')
+      for _, token in ipairs(call('ZRANGE', WAITQ, 0, DEPTH - 1)) do
+        local score, labels = match(call('HGET', STATE, token) or '', '^W (%S+) %d+ (%S+)$')
         local id = score and self.best(labels)
         local r = id and self.read(id)
         if r and r.load < r.lim then
-          call('ZREM', waitq, token)
-          call('ZREM', due, 'W' .. token)
+          call('ZREM', WAITQ, token)
+          call('ZREM', DUE, 'W' .. token)
           r.load, r.fence = r.load + 1, self.next_fence(r.fence)
           r.peak = math.max(r.peak, r.load)
-          r.seq = format('%.0f', call('HINCRBY', state, '#picks', 1))
-          call('ZADD', due, format('%.0f', now_ms + CLAIM_MS), token)
-          call('HSET', state, token, format('G %s %.0f %s', id, r.fence, score))
+          r.seq = format('%.0f', call('HINCRBY', STATE, '#picks', 1))
+          call('ZADD', DUE, format('%.0f', now_ms + CLAIM_MS), token)
+          call('HSET', STATE, token, format('G %s %.0f %s', id, r.fence, score))
           self.store(r)
-          call('SPUBLISH', waitq, token)
+          call('SPUBLISH', WAITQ, token)
           granted = true
           break
         end
@@ -215,8 +215,8 @@ local function upkeep(now_us)
   -- Note when the pool needs its next look.
   function self.retime()
     local next_ms = '0'
-    if call('ZCARD', waitq) == 0 then next_ms = call('ZRANGE', due, 0, 0, 'WITHSCORES')[2] or NEVER end
-    call('HSET', state, '#next', next_ms)
+    if call('ZCARD', WAITQ) == 0 then next_ms = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2] or NEVER end
+    call('HSET', STATE, '#next', next_ms)
   end
 
   -- Expiries, then those who wait. Returns how many were due, and whether all who wait and can be served are.

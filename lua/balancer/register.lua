@@ -23,59 +23,59 @@
 -- REPEAT  the same state
 -- ERRORS  none
 -- COST    O(log N + labels + points log ring), and the hand-offs to at most 16 waiters
-local state, ready, due, waitq, ids, ring = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local id, wanted, cap, weight, labels = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local healthy, ewma_us, silence_ms, points = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local HEALTHY, EWMA_US, SILENCE_MS, POINTS = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 --@include pool
 
 local EXPIRIES = 16
-local known = call('HMGET', state, '#pool', id)
-call('ZCARD', ring)
-check(labels)
+local known = call('HMGET', STATE, '#pool', ID)
+call('ZCARD', RING)
+check(LABELS)
 local strategy = match(known[1] or '', POOL)
 if known[1] and not strategy then return {OTHER_SCHEMA, known[1]} end
-if call('ZCARD', ids) > 0 then
-  if wanted ~= '-' and wanted ~= strategy then return {OTHER_STRATEGY, strategy} end
-elseif wanted ~= '-' or not strategy then
+if call('ZCARD', IDS) > 0 then
+  if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
+elseif WANTED ~= '-' or not strategy then
   -- Nobody is registered: the pool is new, or may become another.
-  strategy = wanted ~= '-' and wanted or 'least_loaded'
+  strategy = WANTED ~= '-' and WANTED or 'least_loaded'
 end
 local all = upkeep()
-if known[2] and not all.read(id) then return {CORRUPT, id} end
+if known[2] and not all.read(ID) then return {CORRUPT, ID} end
 all.reap(EXPIRIES)
-local r = all.read(id)
+local r = all.read(ID)
 
 local pool = SCHEMA .. ' ' .. strategy
 if pool ~= known[1] then
-  call('HSET', state, '#pool', pool)
+  call('HSET', STATE, '#pool', pool)
   all = upkeep()
 end
-local added = call('ZADD', ids, 'NX', format('%.0f', all.now_us), id)
+local added = call('ZADD', IDS, 'NX', format('%.0f', all.now_us), ID)
 if not r then
   r = {
-    id = id, load = 0, lim = 0, seq = '0', fence = 0, peak = 0, flags = '-', ewma_us = 0, ewma_ms = 0, served = 0,
+    id = ID, load = 0, lim = 0, seq = '0', fence = 0, peak = 0, flags = '-', ewma_us = 0, ewma_ms = 0, served = 0,
     failed = 0, fails = 0, old_load = 0, old_cap = 0,
   }
 end
 for label in string.gmatch(r.labels or '', '[^,-][^,]*') do
-  if not string.find(',' .. labels .. ',', ',' .. label .. ',', 1, true) then call('ZREM', ready .. '@' .. label, id) end
+  if not string.find(',' .. LABELS .. ',', ',' .. label .. ',', 1, true) then call('ZREM', READY .. '@' .. label, ID) end
 end
-r.cap, r.weight, r.labels = tonumber(cap), weight, labels
-if r.ewma_us == 0 then r.ewma_us, r.ewma_ms = ewma_us, all.now_ms end
+r.cap, r.weight, r.labels = tonumber(CAP), WEIGHT, LABELS
+if r.ewma_us == 0 then r.ewma_us, r.ewma_ms = tonumber(EWMA_US), all.now_ms end
 all.set(r, 'r', false)
 all.set(r, 's', false)
-if healthy == '0' then all.set(r, 'u', true) end
+if HEALTHY == '0' then all.set(r, 'u', true) end
 all.store(r)
-if silence_ms == '0' then
-  call('ZREM', due, 'H:' .. id)
+if SILENCE_MS == '0' then
+  call('ZREM', DUE, 'H:' .. ID)
 else
-  call('ZADD', due, format('%.0f', all.now_ms + silence_ms), 'H:' .. id)
+  call('ZADD', DUE, format('%.0f', all.now_ms + SILENCE_MS), 'H:' .. ID)
 end
 if strategy == 'consistent_hash' then
   local n = 0
-  for point in string.gmatch(points, '%d+') do
+  for point in string.gmatch(POINTS, '%d+') do
     n = n + 1
-    call('ZADD', ring, point, id .. '#' .. n)
+    call('ZADD', RING, point, ID .. '#' .. n)
   end
 end
 all.pump()

@@ -19,13 +19,14 @@
 -- REPEAT  frees nothing twice
 -- ERRORS  none
 -- COST    O(log N + log L), and the hand-offs to at most 16 waiters
-local state, ready, due, waitq = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local token, id, outcome = ARGV[1], ARGV[2], ARGV[3]
-local response_us, bury_ms, again = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
+local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local TOKEN, ID, OUTCOME = ARGV[1], ARGV[2], ARGV[3]
+local RESPONSE_US, BURY_MS, AGAIN = ARGV[4], ARGV[5], ARGV[6]
 --@include pool
 
 local LATE_MS = 120000
-local facts = call('HMGET', state, token, '#pool', '#next', id, '#load')
+local id, response_us, bury_ms, again = ID, tonumber(RESPONSE_US), tonumber(BURY_MS), AGAIN == '1'
+local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', id, '#load')
 if not facts[2] then facts[2] = SCHEMA .. ' none' end
 local strategy = match(facts[2], POOL)
 if not strategy then return {OTHER_SCHEMA, facts[2]} end
@@ -36,9 +37,9 @@ if not kind then
   if why then return (again and why == 'r') and DONE or {SPENT, why} end
   if bury_ms > 0 then
     local all = upkeep()
-    all.bury(token, 'c', bury_ms)
-    call('ZREM', waitq, token)
-    call('ZREM', due, 'W' .. token)
+    all.bury(TOKEN, 'c', bury_ms)
+    call('ZREM', WAITQ, TOKEN)
+    call('ZREM', DUE, 'W' .. TOKEN)
     all.retime()
   end
   return again and bury_ms == 0 and DONE or NOTHING
@@ -47,7 +48,7 @@ if marked == '1' then bury_ms = math.max(bury_ms, LATE_MS) end
 local record = facts[4]
 if holder ~= id then
   id = holder
-  record = call('HGET', state, id)
+  record = call('HGET', STATE, id)
 end
 
 local load, lim, seq, fence, peak, weight, labels, rest = match(record or '', RECORD)
@@ -55,7 +56,7 @@ local flags, cap, ewma_us, ewma_ms, served, failed, fails = match(rest or '', RE
 if not fails or load == '0' then return {CORRUPT, id} end
 check(labels)
 
-if response_us >= 0 and outcome ~= 'n' then
+if response_us >= 0 and OUTCOME ~= 'n' then
   ewma_us = tonumber(ewma_us)
   if strategy == 'peak_ewma' then
     -- A higher latency counts at once, a lower one with the time that has passed: decay over 10 s.
@@ -73,28 +74,28 @@ if response_us >= 0 and outcome ~= 'n' then
   end
   ewma_us = format('%.0f', math.max(1, ewma_us))
 end
-if outcome == 'o' then
+if OUTCOME == 'o' then
   served, fails = format('%.0f', served + 1), '0'
-elseif outcome ~= 'n' then
+elseif OUTCOME ~= 'n' then
   failed, fails = format('%.0f', failed + 1), format('%.0f', fails + 1)
 end
 
 local all = (bury_ms > 0 or facts[3] == '0' or flags ~= '-') and upkeep()
-call('ZREM', due, token)
-call('HDEL', state, token)
+call('ZREM', DUE, TOKEN)
+call('HDEL', STATE, TOKEN)
 local was = load + 0 < lim + 0
 load = load - 1
 rest = flags .. ' ' .. cap .. ' ' .. ewma_us .. ' ' .. ewma_ms .. ' ' .. served .. ' ' .. failed .. ' ' .. fails
 if load == 0 and string.find(flags, 'r', 1, true) then
-  call('HDEL', state, id)
-  call('HSET', state, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
+  call('HDEL', STATE, id)
+  call('HSET', STATE, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
 else
   record = load .. ' ' .. lim .. ' ' .. seq .. ' ' .. fence .. ' ' .. peak .. ' ' .. weight .. ' ' .. labels .. ' ' .. rest
-  call('HSET', state, id, record, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
+  call('HSET', STATE, id, record, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
 end
 if not (was and strategy == 'round_robin') then index(strategy, id, load, tonumber(lim), seq, weight, labels, was) end
 if all then
-  if bury_ms > 0 then all.bury(token, 'r', bury_ms) end
+  if bury_ms > 0 then all.bury(TOKEN, 'r', bury_ms) end
   all.pump()
   all.retime()
 end

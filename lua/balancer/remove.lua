@@ -15,21 +15,21 @@
 -- REPEAT  0, nothing changes
 -- ERRORS  none
 -- COST    O(log N + log ring)
-local state, ready, due, waitq, ids, ring = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local id = ARGV[1]
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local ID = ARGV[1]
 --@include pool
 
 local POINTS = 32
-local known = call('HMGET', state, '#pool', id)
-call('ZCARD', ring)
+local known = call('HMGET', STATE, '#pool', ID)
+call('ZCARD', RING)
 if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
-if not call('ZSCORE', ids, id) then return NOTHING end
+if not call('ZSCORE', IDS, ID) then return NOTHING end
 local all = upkeep()
-local r = all.read(id)
-if known[2] and not r then return {CORRUPT, id} end
-call('ZREM', ids, id)
-call('ZREM', due, 'H:' .. id)
-for n = 1, POINTS do call('ZREM', ring, id .. '#' .. n) end
+local r = all.read(ID)
+if known[2] and not r then return {CORRUPT, ID} end
+call('ZREM', IDS, ID)
+call('ZREM', DUE, 'H:' .. ID)
+for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
 if r then
   r.flags = 'r'
   all.store(r)

@@ -9,15 +9,15 @@
 -- REPEAT  harmless
 -- ERRORS  none
 -- COST    O(k log L)
-local due = KEYS[1]
-local ttl_ms = ARGV[1]
+local DUE = KEYS[1]
+local TTL_MS = ARGV[1]
 local call = redis.call
 local clock = call('TIME')
 local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local tokens, reply, prolong = {}, {1}, {}
 for i = 2, #ARGV do tokens[i - 1] = ARGV[i] end
-local till = string.format('%.0f', now_ms + ttl_ms)
-for i, expiry_ms in ipairs(call('ZMSCORE', due, unpack(tokens))) do
+local till = string.format('%.0f', now_ms + TTL_MS)
+for i, expiry_ms in ipairs(call('ZMSCORE', DUE, unpack(tokens))) do
   if expiry_ms and tonumber(expiry_ms) > now_ms then
     prolong[#prolong + 1] = till
     prolong[#prolong + 1] = tokens[i]
@@ -26,7 +26,7 @@ for i, expiry_ms in ipairs(call('ZMSCORE', due, unpack(tokens))) do
   end
 end
 if #prolong > 0 then
-  call('ZREM', due, '')  -- removes nothing: a first write that is allowed at maxmemory; after it ZADD is allowed too
-  call('ZADD', due, 'XX', 'GT', unpack(prolong))
+  call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory; after it ZADD is allowed too
+  call('ZADD', DUE, 'XX', 'GT', unpack(prolong))
 end
 return reply

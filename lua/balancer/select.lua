@@ -18,30 +18,30 @@
 -- REPEAT  harmless: but for clearing what is due it changes nothing
 -- ERRORS  none
 -- COST    O(log N), and at most 64 expiries when some are due
-local state, ready, due, waitq, ids, ring = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local wanted, labels, point, random = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include pool
 --@include pick
 
-local facts = call('HMGET', state, '#pool', '#load', '#cap')
+local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
 if not facts[1] then return {NOTHING} end
 local strategy = match(facts[1], POOL)
 if not strategy then return {OTHER_SCHEMA, facts[1]} end
-if wanted ~= strategy and wanted ~= '-' and call('ZCARD', ids) > 0 then return {OTHER_STRATEGY, strategy} end
-call('ZCARD', ring)
-if labels ~= '-' then check(labels) end
+if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
+call('ZCARD', RING)
+if LABELS ~= '-' then check(LABELS) end
 
 local EXPIRIES = 64
 local all = upkeep()
 all.tidy(EXPIRIES)
 local id
-if string.find(labels, ',', 1, true) then
-  id = all.best(labels)
+if string.find(LABELS, ',', 1, true) then
+  id = all.best(LABELS)
 else
-  local from = labels == '-' and ready or ready .. '@' .. labels
-  id = pick(strategy, from, random, point, all.now_ms, 1.25 * ((facts[2] or 0) + 1) / math.max(1, facts[3] or 1))
+  local from = LABELS == '-' and READY or READY .. '@' .. LABELS
+  id = pick(strategy, from, RANDOM, POINT, all.now_ms, 1.25 * ((facts[2] or 0) + 1) / math.max(1, facts[3] or 1))
 end
 if not id then return {NOTHING} end
-local record = call('HGET', state, id)
+local record = call('HGET', STATE, id)
 if not record then return {CORRUPT, id} end
 return {DONE, id, record}

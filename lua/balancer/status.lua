@@ -16,25 +16,26 @@
 -- REPEAT  harmless: but for clearing what is due it changes nothing
 -- ERRORS  none
 -- COST    O(log N + count), and at most 64 expiries
-local state, ready, due, waitq, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local first, count = tonumber(ARGV[1]), tonumber(ARGV[2])
+local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include pool
 
 local EXPIRIES = 64
-local pool = call('HGET', state, '#pool')
-local registered = call('ZCARD', ids)
+local first, count = tonumber(FIRST), tonumber(COUNT)
+local pool = call('HGET', STATE, '#pool')
+local registered = call('ZCARD', IDS)
 if not pool then return {NOTHING} end
 if not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
 local all = upkeep()
 all.tidy(EXPIRIES)
-local late = call('ZCOUNT', due, '-inf', format('%.0f', all.now_ms))
-local picks = tonumber(call('HGET', state, '#picks') or 0)
-local page = call('ZRANGE', ids, first, first + count - 1)
+local late = call('ZCOUNT', DUE, '-inf', format('%.0f', all.now_ms))
+local picks = tonumber(call('HGET', STATE, '#picks') or 0)
+local page = call('ZRANGE', IDS, first, first + count - 1)
 local next_rank = first + #page < registered and #page > 0 and first + #page or 0
-local reply = {DONE, all.strategy, registered, call('ZCARD', waitq), late, picks, next_rank}
+local reply = {DONE, all.strategy, registered, call('ZCARD', WAITQ), late, picks, next_rank}
 for from = 1, #page, 1000 do
   local some = {unpack(page, from, math.min(#page, from + 999))}
-  for i, record in ipairs(call('HMGET', state, unpack(some))) do
+  for i, record in ipairs(call('HMGET', STATE, unpack(some))) do
     reply[#reply + 1] = some[i]
     reply[#reply + 1] = record or ''
   end

@@ -18,26 +18,26 @@
 -- REPEAT  the same state
 -- ERRORS  none
 -- COST    O(log N), and the hand-offs to at most 16 waiters
-local state, ready, due, waitq = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, cap, weight, labels, on, off = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local ID, CAP, WEIGHT, LABELS, ON, OFF = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 --@include pool
 
-local known = call('HMGET', state, '#pool', id)
+local known = call('HMGET', STATE, '#pool', ID)
 if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
 if not known[2] then return {NOTHING} end
 local all = upkeep()
-local r = all.read(id)
-if not r then return {CORRUPT, id} end
+local r = all.read(ID)
+if not r then return {CORRUPT, ID} end
 if all.has(r, 'r') then return {NOTHING} end
-if labels ~= '-' and labels ~= '' then check(labels) end
-if cap ~= '-' then r.cap = tonumber(cap) end
-if weight ~= '-' then r.weight = weight end
-if labels ~= '-' then
-  for label in string.gmatch(r.labels, '[^,-][^,]*') do call('ZREM', ready .. '@' .. label, id) end
-  r.labels = labels == '' and '-' or labels
+if LABELS ~= '-' and LABELS ~= '' then check(LABELS) end
+if CAP ~= '-' then r.cap = tonumber(CAP) end
+if WEIGHT ~= '-' then r.weight = WEIGHT end
+if LABELS ~= '-' then
+  for label in string.gmatch(r.labels, '[^,-][^,]*') do call('ZREM', READY .. '@' .. label, ID) end
+  r.labels = LABELS == '' and '-' or LABELS
 end
-for flag in string.gmatch(on, '%a') do all.set(r, flag, true) end
-for flag in string.gmatch(off, '%a') do all.set(r, flag, false) end
+for flag in string.gmatch(ON, '%a') do all.set(r, flag, true) end
+for flag in string.gmatch(OFF, '%a') do all.set(r, flag, false) end
 all.store(r)
 all.pump()
 all.retime()
