@@ -185,10 +185,7 @@ def update(
     off: str = "",
 ) -> Command[int | None]:
     """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
-    if labels is None:
-        labels_arg = "-"
-    else:
-        labels_arg = packed_labels(labels) if labels else ""
+    labels_arg = "-" if labels is None else packed_labels(labels).removesuffix("-")
     args: tuple[Arg, ...] = (
         encoded(instance_id),
         "-" if max_capacity is None else max_capacity,
@@ -247,9 +244,7 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice) -> Command[Gran
             return Spent(_text(pool, values[0]))
         _refuse(pool, status, values, choice.strategy)
 
-    return Command(
-        ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen)
-    )
+    return Command(ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen))
 
 
 def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
@@ -377,9 +372,7 @@ def _opened(pool: Pool, reply: Reply) -> tuple[int, list[Reply]]:
     raise CorruptState(pool.keys.state, f"an unexpected reply {shown(reply)}")
 
 
-def _refuse(
-    pool: Pool, status: int, values: list[Reply], wanted: LoadBalancingStrategy | None = None
-) -> NoReturn:
+def _refuse(pool: Pool, status: int, values: list[Reply], wanted: LoadBalancingStrategy | None = None) -> NoReturn:
     """Raise what a status other than the good ones means."""
     said = values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
     if status == _OTHER_STRATEGY and wanted is not None:

@@ -7,6 +7,7 @@ of their life is over. The keeper refers to leases weakly: it must not keep aliv
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import logging
 import math
@@ -37,6 +38,7 @@ TOMBSTONE_S = 60.0
 _AHEAD = 0.1
 """Leases due within this share of their life are renewed along with the one that is due, in one batch."""
 _CLOSE_S = 5.0
+_RETRY_S = 0.5
 
 Job = Callable[[], None]
 
@@ -65,6 +67,7 @@ class Keeper:
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._wake_at = math.inf
+        self._delayed: list[tuple[float, int, Job]] = []
         self._closed = False
         self._numbers = itertools.count(1)
 
@@ -96,6 +99,25 @@ class Keeper:
             references = list(self._held.values())
         return [lease for reference in references if (lease := reference()) is not None and lease.held]
 
+    def remember(self, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int) -> None:
+        """Register this instance again should the server come back empty."""
+        self.registered[instance.agent_type, instance.id] = (replace(instance, lease=None), strategy, silence_ms)
+
+    def amend(
+        self,
+        agent_type: str,
+        instance_id: str,
+        max_capacity: int | None,
+        weight: float | None,
+        labels: frozenset[str] | None,
+    ) -> None:
+        """Take a change of an instance into what is remembered of it."""
+        known = self.registered.get((agent_type, instance_id))
+        if known is not None:
+            changes: dict[str, Any] = {"max_capacity": max_capacity, "weight": weight, "labels": labels}
+            instance = replace(known[0], **{name: value for name, value in changes.items() if value is not None})
+            self.registered[agent_type, instance_id] = (instance, known[1], known[2])
+
     def later(self, job: Job) -> None:
         """Have a job done on the keeper's thread."""
         with self._lock:
@@ -109,14 +131,28 @@ class Keeper:
         Returns:
             False when it is none of this keeper's business: the object came with a fork, or all was closed before.
         """
-        if self._pid != os.getpid() or self._closed:
+        if self._closed or token not in self._held:
             return False
         self._inbox.put(partial(self._forget, pool, token, instance_id))
         return True
 
     def compensate(self, pool: Pool, token: str, ttl: float) -> None:
         """See to it that a request of unknown outcome leaves no lease behind, however long the server is away."""
-        self._retry(commands.release(pool, token, bury_ms=self.bury_ms(ttl)), time.monotonic() + ttl)
+        self.insist(commands.release(pool, token, bury_ms=self.bury_ms(ttl)), ttl)
+
+    def insist(self, command: Command[Any], seconds: float) -> None:
+        """Run a command on the keeper's thread until the server answers, or this time is over."""
+        until = time.monotonic() + seconds
+
+        def attempt() -> None:
+            try:
+                self._backend.run(command)
+            except BackendUnavailable:
+                again_at = time.monotonic() + _RETRY_S
+                if again_at < until:
+                    heapq.heappush(self._delayed, (again_at, next(self._numbers), attempt))
+
+        self.later(attempt)
 
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
         """Report a lost lease, once."""
@@ -154,38 +190,27 @@ class Keeper:
 
     def _work(self) -> None:
         while not self._closed:
-            job: Job | None = None
-            pause = None if self._wake_at == math.inf else max(0.0, self._wake_at - time.monotonic())
+            next_at = min(self._wake_at, self._delayed[0][0] if self._delayed else math.inf)
+            pause = None if next_at == math.inf else max(0.0, next_at - time.monotonic())
+            jobs: list[Job] = []
             with contextlib.suppress(Empty):
-                job = self._inbox.get(timeout=pause)
-            try:
-                if job is not None:
+                jobs = [job for job in (self._inbox.get(timeout=pause),) if job is not None]
+            while self._delayed and self._delayed[0][0] <= time.monotonic():
+                jobs.append(heapq.heappop(self._delayed)[2])
+            for job in (*jobs, self._renew_due):
+                try:
                     job()
-                else:
-                    self._renew_due()
-            except Exception:  # noqa: BLE001  the thread has to outlive any single failure
-                _log.exception("the keeper of leases met an error")
+                except Exception:  # noqa: BLE001  the thread has to outlive any single failure
+                    _log.exception("the keeper of leases met an error")
 
     def _forget(self, pool: Pool, token: str, instance_id: str) -> None:
         with self._lock:
             self._held.pop(token, None)
-        self._retry(commands.release(pool, token, instance_id), time.monotonic() + TOMBSTONE_S)
-
-    def _retry(self, command: Command[Any], until: float) -> None:
-        """Run a command on the keeper's thread until the server answers, or the lease has expired by itself."""
-
-        def attempt() -> None:
-            try:
-                self._backend.run(command)
-            except BackendUnavailable:
-                if time.monotonic() < until and not self._closed:
-                    self._inbox.put(attempt)
-
-        self.later(attempt)
+        self.insist(commands.release(pool, token, instance_id), TOMBSTONE_S)
 
     def _renew_due(self) -> None:
         now = time.monotonic()
-        self._wake_at = -math.inf  # what is held from here on is seen below, or wakes the thread again
+        self._wake_at = math.inf  # whatever is held from here on wakes the thread again
         due: dict[tuple[Pool, float], list[Lease]] = {}
         for lease in self.held():
             if now >= lease.valid_until:
@@ -243,10 +268,6 @@ class Keeper:
         if known is not None:
             yield from self._backend.enter("lb", agent_type)
             yield from commands.register(Pool.of(self._backend.namespace, agent_type), *known)
-
-    def remember(self, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int) -> None:
-        """Register this instance again should the server come back empty."""
-        self.registered[instance.agent_type, instance.id] = (replace(instance, lease=None), strategy, silence_ms)
 
 
 def keeper_of(backend: Backend) -> Keeper:

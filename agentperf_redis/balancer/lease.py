@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 import warnings
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 _transitions = threading.Lock()
 """Decides between a release and a loss that happen at once. Held for an assignment only, never while calling out."""
+
+
+def _after_fork_in_child() -> None:
+    global _transitions  # noqa: PLW0603  another thread may have held it
+    _transitions = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _State(Enum):
@@ -85,7 +94,7 @@ class Lease:
         self.ttl = ttl
         self.outcome: Outcome | str | None = None
         self.started = time.monotonic()
-        # Counted from before the request was sent, so that this process never believes in a lease longer than the server.
+        # Counted from before the request was sent: this process never believes in a lease longer than the server does.
         self.renew_at = asked_at + ttl / 3
         self.valid_until = asked_at + ttl
         self.hold_until = asked_at + max_hold
@@ -139,11 +148,17 @@ class Lease:
             if self._loss is not None:
                 raise self._loss
 
+    def kept_by(self, keeper: Keeper) -> bool:
+        """Whether it came from the backend of this keeper."""
+        return self._keeper is keeper
+
     def end(self) -> bool:
         """Mark it released. Returns whether it was held until now."""
         with _transitions:
-            held, self._state = self._state is _State.HELD, _State.RELEASED
-        return held
+            if self._state is not _State.HELD:
+                return False
+            self._state = _State.RELEASED
+            return True
 
     def lose(self, reason: str) -> None:
         """Mark it lost and tell who asked to be told; nothing when it has ended already."""
