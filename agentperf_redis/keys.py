@@ -1,24 +1,24 @@
 """The only place that spells a key.
 
-Every key is ``<namespace>:{<service>:<resource>}:<part>``. What stands in braces is the hash tag: all keys of a resource
-lie in one slot of a Cluster. Names given by users are percent-encoded. Legend, with the default namespace::
+Every key is ``<namespace>:{<service>:<resource>}:<part>``. What stands in braces is the hash tag: all keys of a
+resource lie in one slot of a Cluster. Names given by users are percent-encoded. Legend, with the default namespace::
 
-    agentperf:meta                            HASH  schema, epoch (random; new when the server came back empty), created_ms
+    agentperf:meta                            HASH  schema, epoch (new when the server came back empty), created_ms
     agentperf:resources                       ZSET  <service>:<resource> -> when a process last opened it, ms
 
-    agentperf:{lb:planner}:state              HASH  <id> instance record, @<token> lease | place in line | tombstone, #fact
+    agentperf:{lb:planner}:state              HASH  <id> instance, @<token> lease | place in line | tombstone, #fact
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; the instances that have room
-    agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, H:<id> ... -> ms
-    agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, less its priority; also the channel of grants
+    agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, H:<id> -> ms
+    agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, less its priority; also the channel
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  as ready, the instances with that label
 
-    agentperf:{cache:answers}:e:<key>         STRING  "<version> <payload>", PX = hard TTL; beyond 120 bytes a hashed name
+    agentperf:{cache:answers}:e:<key>         STRING  "<version> <payload>", PX = hard TTL; long keys hashed
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last touch * 16 + frequency
     agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + what it leaves behind
     agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the membership of the cache
     agentperf:{cache:answers}:exp             ZSET  key -> hard expiry, ms
-    agentperf:{cache:answers}:gen             STRING  "<floor> <tagver> <tagfloor>": what clear and tag invalidation left
+    agentperf:{cache:answers}:gen             STRING  "<floor> <tagver> <tagfloor>": left by clear, invalidation
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters
     agentperf:{cache:answers}:l:<key>         HASH  token, version, waiters, or error; PX = lease of who computes it

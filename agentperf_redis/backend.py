@@ -1,0 +1,334 @@
+"""One namespace on one server, as a process sees it: drivers, bus, schema and epoch, what is shared by name.
+
+The process-wide default lives here too, so that clients made without a backend find it without importing upward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Generator, Hashable
+from typing import Any, TypeVar, cast
+
+from agentperf_redis import arguments, keys
+from agentperf_redis.address import parse_url, resolve_url
+from agentperf_redis.bus import Bus
+from agentperf_redis.command import Command, Flow, Reply, Step
+from agentperf_redis.delivery import Node, Topology
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, SchemaMismatch
+from agentperf_redis.executor import AsyncExecutor, Connector, Executor, Runnable
+from agentperf_redis.script import Script
+
+T = TypeVar("T")
+
+_log = logging.getLogger("agentperf_redis")
+
+SCHEMA = 1
+"""Major version of the data model; a namespace with a higher one is not touched."""
+DEFAULT_NAMESPACE = "agentperf"
+DEFAULT_DEADLINE_S = 5.0
+OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
+"""Oldest servers that have what the scripts use (SPUBLISH, writes that free memory on a full server)."""
+
+_OPEN = Script("namespace/open")
+_ENTER = Script("namespace/enter")
+
+
+class Backend:
+    """A namespace on a server. Makes no connection before the first command.
+
+    Args:
+        url: where the server is; see `agentperf_redis.address`. None: AGENTPERF_REDIS_URL, REDIS_URL, localhost.
+        namespace: prefix of all keys.
+        deadline: seconds that one command may take in all, retries included.
+
+    Raises:
+        InvalidArgument: for a URL, namespace or deadline that cannot be.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, namespace: str = DEFAULT_NAMESPACE, deadline: float = DEFAULT_DEADLINE_S
+    ) -> None:
+        self.address = parse_url(resolve_url(url))
+        self.namespace = keys.check_namespace("namespace", namespace)
+        self.deadline = arguments.seconds("deadline", deadline, least=0.01, most=3600.0)
+        self.process = _process_id()
+        self.closed = False
+        self._connector = Connector(self.address)
+        self._topology = Topology(self.address)
+        self._lock = threading.RLock()
+        self._shared: dict[Hashable, Any] = {}
+        self._epoch: str | None = None
+        self._epoch_callbacks: list[Callable[[], None]] = []
+        self._close_callbacks: list[Callable[[], None]] = []
+        self._entered: set[str] = set()
+        self._unverified = True
+        self._inherited: list[object] = []
+        self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._make_drivers()
+        self.bus = Bus(self._connector, self._locate, self._topology.forget)
+        _backends.add(self)
+
+    def _make_drivers(self) -> None:
+        self._executor = Executor(self._connector, self._topology, self.deadline, self._suspect)
+        self._async_executors: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncExecutor] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __repr__(self) -> str:
+        return f"Backend({self.address.masked!r}, namespace={self.namespace!r})"
+
+    def run(self, flow: Runnable[T]) -> T:
+        """Run a command or flow, blocking.
+
+        Raises:
+            AgentPerfError: what the flow lets pass.
+        """
+        if self._unverified:
+            self._check_open()
+            self._executor.run(self._verify())
+        return self._executor.run(flow)
+
+    async def arun(self, flow: Runnable[T]) -> T:
+        """Run a command or flow on the running asyncio loop."""
+        loop = asyncio.get_running_loop()
+        executor = self._async_executors.get(loop)
+        if executor is None:
+            executor = await self._start_async(loop)
+        if self._unverified:
+            self._check_open()
+            await executor.run(self._verify())
+        return await executor.run(flow)
+
+    async def _start_async(self, loop: asyncio.AbstractEventLoop) -> AsyncExecutor:
+        self._check_open()
+        if loop in self._foreign_loops:
+            raise AgentPerfError(
+                "this event loop was inherited by a fork and still belongs to the parent; use a new one"
+            )
+        executor = AsyncExecutor(self._connector, self._topology, self.deadline, self._suspect)
+        self._async_executors[loop] = executor
+        await executor.start()
+        return executor
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise BackendUnavailable(self.address.masked, "not_applied", "this client was closed")
+
+    def enter(self, service: str, resource: str) -> Flow[None]:
+        """Note that a resource is in use; sends something once a process only."""
+        name = f"{service}:{keys.encoded(resource)}"
+        if name not in self._entered:
+            yield from Command(_ENTER, (keys.resources(self.namespace),), (name,), _noted)
+            self._entered.add(name)
+
+    def entered(self, service: str) -> Flow[list[str]]:
+        """Return the names of all resources of a service that any process ever used, sorted."""
+        where = keys.resources(self.namespace)
+        names = yield from Command("ZRANGE", (where,), (0, -1), lambda reply: _names(where, reply))
+        start = f"{service}:"
+        return sorted(keys.decoded(name[len(start) :]) for name in names if name.startswith(start))
+
+    def share(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return this process's one object for a key, made when first asked for."""
+        with self._lock:
+            if key not in self._shared:
+                self._shared[key] = make()
+            return cast("T", self._shared[key])
+
+    def on_new_epoch(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, on whatever thread notices, when the server came back without its data."""
+        self._epoch_callbacks.append(callback)
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called before the connections go, newest first. It may still run commands."""
+        self._close_callbacks.append(callback)
+
+    def close(self) -> None:
+        """Flush what is buffered and close the connections. A second call does nothing."""
+        if self.closed:
+            return
+        self._run_close_callbacks()
+        self.closed = self._unverified = True
+        self.bus.close()
+        for executor in list(self._async_executors.values()):
+            executor.close_now()
+        self._executor.close()
+
+    async def aclose(self) -> None:
+        """Do as `close`, without blocking the loop."""
+        if self.closed:
+            return
+        await asyncio.to_thread(self._run_close_callbacks)
+        executor = self._async_executors.pop(asyncio.get_running_loop(), None)
+        if executor is not None:
+            await executor.aclose()
+        await asyncio.to_thread(self.close)
+
+    def _run_close_callbacks(self) -> None:
+        callbacks, self._close_callbacks = self._close_callbacks, []
+        for callback in reversed(callbacks):
+            try:
+                callback()
+            except Exception:  # noqa: BLE001  one service's trouble must not keep the next from flushing
+                _log.exception("closing %r: a service could not finish", self)
+
+    def _suspect(self) -> None:
+        """Something failed on the way: the server that answers next may be another one, or empty."""
+        if not self.closed:
+            self._unverified = True
+
+    def _verify(self) -> Generator[Step, Any, None]:
+        """Check the server's version, and found or check the namespace."""
+        self._unverified = False
+        try:
+            server, version = yield from Command("HELLO", (), (), _server_version)
+            oldest = OLDEST.get(server, OLDEST["redis"])
+            if version < oldest:
+                needed = f"Redis {_dotted(OLDEST['redis'])} or Valkey {_dotted(OLDEST['valkey'])} or newer"
+                raise SchemaMismatch(f"{server} at {self.address.masked}", _dotted(version), needed)
+            meta = keys.meta(self.namespace)
+            schema, epoch = yield from Command(
+                _OPEN, (meta,), (SCHEMA, secrets.token_hex(8)), lambda reply: _opened(meta, reply)
+            )
+            if schema > SCHEMA:
+                raise SchemaMismatch(f"namespace {self.namespace}", str(schema), f"schema {SCHEMA} or lower")
+        except BaseException:
+            self._unverified = True
+            raise
+        with self._lock:
+            known, self._epoch = self._epoch, epoch
+            changed = known is not None and known != epoch
+            if changed:
+                self._entered.clear()
+        if changed:
+            _log.warning("%s came back without its data: registering again, leases are lost", self.address.masked)
+            for callback in list(self._epoch_callbacks):
+                try:
+                    callback()
+                except Exception:  # noqa: BLE001  as in _run_close_callbacks
+                    _log.exception("a service could not recover")
+
+    def _locate(self, channel: str) -> Node | None:
+        node = self._topology.node_for(channel)
+        if node is None:
+            self._executor.run(Command("ECHO", (channel,), (), lambda _: None))  # finds the layout out on its way
+            node = self._topology.node_for(channel)
+        return node
+
+    def _after_fork(self) -> None:
+        """In the child: all that has a lock or a socket is made anew; the old stays referenced, so it is not closed."""
+        self._inherited.append((self._executor, dict(self._async_executors), self._lock))
+        for loop in self._async_executors:
+            self._foreign_loops.add(loop)
+        self._lock = threading.RLock()
+        self._connector.after_fork()
+        self._make_drivers()
+        self.process = _process_id()
+        self._unverified = True
+        self.bus.after_fork()
+
+
+def _process_id() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _noted(reply: Reply) -> None:
+    if reply != 1:
+        raise CorruptState("resources", f"an unexpected reply {reply!r}")
+
+
+def _names(where: str, reply: Reply) -> list[str]:
+    if not isinstance(reply, list):
+        raise CorruptState(where, f"an unexpected reply {reply!r}")
+    return [name.decode(errors="replace") for name in reply]
+
+
+def _server_version(reply: Reply) -> tuple[str, tuple[int, ...]]:
+    try:
+        facts = dict(zip(reply[::2], reply[1::2], strict=True))
+        version = tuple(int(part) for part in facts[b"version"].decode().split(".")[:3])
+        return facts[b"server"].decode(), version
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CorruptState("HELLO", f"an unexpected reply {reply!r}") from None
+
+
+def _opened(meta: str, reply: Reply) -> tuple[int, str]:
+    try:
+        _, schema, epoch = reply
+        return int(schema), epoch.decode()
+    except (AttributeError, TypeError, ValueError):
+        raise CorruptState(meta, f"an unexpected reply {reply!r}") from None
+
+
+_backends: weakref.WeakSet[Backend] = weakref.WeakSet()
+_default: Backend | None = None
+_default_lock = threading.Lock()
+
+
+def default_backend() -> Backend:
+    """Return the process-wide default, made when first asked for."""
+    global _default  # noqa: PLW0603  the one global of the library
+    with _default_lock:
+        if _default is None or _default.closed:
+            _default = Backend()
+        return _default
+
+
+def configure(
+    url: str | None = None, *, namespace: str = DEFAULT_NAMESPACE, deadline: float = DEFAULT_DEADLINE_S
+) -> Backend:
+    """Set the process-wide default, used by clients that are made without a backend.
+
+    Args:
+        url: where the server is.
+        namespace: prefix of all keys.
+        deadline: seconds that one command may take in all.
+
+    Returns:
+        The new default.
+
+    Raises:
+        AgentPerfError: if clients use another default already; close it first, or configure earlier.
+    """
+    global _default  # noqa: PLW0603  as above
+    with _default_lock:
+        new = Backend(url, namespace=namespace, deadline=deadline)
+        old = _default
+        if old is not None and not old.closed:
+            if (old.address, old.namespace, old.deadline) == (new.address, new.namespace, new.deadline):
+                return old
+            raise AgentPerfError(
+                f"the default is {old!r} already, and objects may be using it: call configure() before making any, "
+                "or close the default first"
+            )
+        _default = new
+        return new
+
+
+@atexit.register
+def _close_all() -> None:
+    for backend in list(_backends):
+        with contextlib.suppress(Exception):
+            backend.close()
+
+
+def _after_fork_in_child() -> None:
+    global _default_lock  # noqa: PLW0603  another thread may have held it
+    _default_lock = threading.Lock()
+    for backend in list(_backends):
+        backend._after_fork()  # noqa: SLF001  one thing in two places
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,26 @@
+-- open: find or found a namespace: its schema version and its epoch, which is new when the server came back empty.
+-- KEYS
+--   meta           HASH  agentperf:meta
+-- ARGV
+--   schema         int   major version of the data model that the caller writes
+--   epoch          text  random; becomes the namespace's epoch if it has none
+-- RETURNS
+--   {1, schema, epoch}   the namespace is open
+--   {-1, schema, epoch}  it was written by a newer major version; nothing was written
+-- REPEAT   the first call founds the namespace, every further one reads it
+-- ERRORS   none
+-- COST     O(1)
+local META = KEYS[1]
+local SCHEMA, EPOCH = ARGV[1], ARGV[2]
+
+local found = redis.call('HMGET', META, 'schema', 'epoch')
+if found[1] and tonumber(found[1]) > tonumber(SCHEMA) then
+  return {-1, tonumber(found[1]), found[2] or ''}
+end
+if not found[1] or not found[2] then
+  local clock = redis.call('TIME')
+  local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+  redis.call('HSET', META, 'schema', SCHEMA, 'epoch', EPOCH, 'created_ms', string.format('%.0f', now_ms))
+  return {1, tonumber(SCHEMA), EPOCH}
+end
+return {1, tonumber(found[1]), found[2]}

@@ -1,0 +1,274 @@
+"""Fixtures for all layers. Every server is a real one (`tests/servers.py`) except `fake`, for the unit layer.
+
+Which server a test runs on: Valkey. A test marked `every_server` runs on every kind; `--all-servers` marks them all so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing.resource_tracker
+import os
+import re
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+
+from tests.fake import Fake
+from tests.proxy import Proxy
+from tests.servers import Kind, Raw, Server, Servers, kinds, program, wait_until
+from tests.workers import Workers
+
+if TYPE_CHECKING:
+    from agentperf_redis import AgentPerf
+    from agentperf_redis.backend import Backend
+
+_SESSION_MARK = "AGENTPERF_TEST_SESSION"
+"""An environment variable that every process started during the session inherits, and is found by at its end."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-servers", action="store_true", help="run every test on every kind of server")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_server: runs on every kind of server, also without --all-servers")
+    config.addinivalue_line("markers", "servers(*kinds): runs on exactly these kinds of server, always")
+    os.environ[_SESSION_MARK] = uuid.uuid4().hex
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    lines = [f"servers: {', '.join(kinds())}" + ("" if config.getoption("--all-servers") else "; default: valkey")]
+    if program("redis70") is None:
+        lines.append("servers: no redis-server 7.x on this machine, so the variant redis70 is left out")
+    return lines
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server_kind" not in metafunc.fixturenames:
+        return
+    chosen: tuple[Kind, ...] = ("valkey",)
+    exact = metafunc.definition.get_closest_marker("servers")
+    if exact is not None:
+        unknown = set(exact.args) - set(get_args(Kind))
+        assert not unknown, f"unknown servers: {unknown}"
+        chosen = tuple(kind for kind in kinds() if kind in exact.args)
+    elif metafunc.config.getoption("--all-servers") or metafunc.definition.get_closest_marker("every_server"):
+        chosen = kinds()
+        if {"proxy", "own_server"} & set(metafunc.fixturenames):
+            # A Cluster's nodes tell clients their own addresses, past any proxy; and what these tests do to a server
+            # concerns one process. What a Cluster adds has tests of its own.
+            chosen = tuple(kind for kind in chosen if kind != "cluster")
+    metafunc.parametrize("server_kind", chosen)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """All servers of the session; `servers.fresh("cluster")` starts one more."""
+    everything = Servers()
+    yield everything
+    everything.stop()
+
+
+@pytest.fixture
+def server(server_kind: Kind, servers: Servers) -> Iterator[Server]:
+    """The session's shared server. Tests live in namespaces of their own on it."""
+    shared = servers.shared(server_kind)
+    yield shared
+    shared.recover()
+
+
+@pytest.fixture
+def own_server(server_kind: Kind, start_server: Callable[..., Server]) -> Server:
+    """A fresh server, for tests that kill, pause, flush or configure it. With an AOF: `start_server(aof=True)`."""
+    return start_server(server_kind)
+
+
+@pytest.fixture
+def start_server(servers: Servers) -> Iterator[Callable[..., Server]]:
+    """Start a fresh server: `start_server(kind="valkey", *options, aof=False)`; it ends with the test."""
+    started: list[Server] = []
+
+    def start(kind: Kind = "valkey", *options: str, aof: bool = False) -> Server:
+        started.append(servers.fresh(kind, *options, aof=aof))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> str:
+    """A namespace nobody else has, named after the test."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.name)[:50] + "." + uuid.uuid4().hex[:10]
+
+
+@pytest.fixture
+def raw(server: Server) -> Iterator[Raw]:
+    """A raw redis client of the server, `decode_responses`, to look at the state itself."""
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """The test's one event loop; it exists once something runs on it."""
+    with asyncio.Runner() as loop_runner:
+        yield loop_runner
+
+
+@pytest.fixture
+def connect(runner: asyncio.Runner, namespace: str) -> Iterator[Callable[..., Backend]]:
+    """Make a backend: `connect(proxy.url)`, with any argument of Backend; it is closed after the test."""
+    from agentperf_redis.backend import Backend
+
+    made: list[Backend] = []
+
+    def make(url: str, **options: Any) -> Backend:
+        made.append(Backend(url, **{"namespace": namespace, **options}))
+        return made[-1]
+
+    yield make
+    for each in reversed(made):
+        runner.run(each.aclose())
+
+
+@pytest.fixture
+def backend(server: Server, connect: Callable[..., Backend]) -> Backend:
+    """A Backend on the server, in the test's namespace."""
+    return connect(server.url)
+
+
+@pytest.fixture
+def perf(server: Server, namespace: str, runner: asyncio.Runner) -> Iterator[AgentPerf]:
+    """An AgentPerf on the server, in the test's namespace."""
+    from agentperf_redis import AgentPerf
+
+    made = AgentPerf(server.url, namespace=namespace)
+    yield made
+    runner.run(made.aclose())
+
+
+class Call:
+    """Calls a method of a client the blocking way or the asyncio way: `call(lb, "acquire", "planner", wait=0)`.
+
+    Attributes:
+        is_async: which of the two.
+    """
+
+    def __init__(self, runner: asyncio.Runner | None) -> None:
+        self._runner = runner
+        self.is_async = runner is not None
+
+    def __call__(self, client: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        if self._runner is None:
+            return getattr(client, method)(*args, **kwargs)
+        aio = client.aio
+
+        async def run() -> Any:
+            return await getattr(aio, method)(*args, **kwargs)
+
+        return self._runner.run(run())
+
+    @contextlib.contextmanager
+    def inside(self, client: Any, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Enter what the method returns: `with call.inside(lb, "lease", "planner") as lease`."""
+        if self._runner is None:
+            with getattr(client, method)(*args, **kwargs) as entered:
+                yield entered
+            return
+        manager = getattr(client.aio, method)(*args, **kwargs)
+
+        async def enter() -> Any:
+            return await manager.__aenter__()
+
+        async def leave(*error: Any) -> bool | None:
+            left: bool | None = await manager.__aexit__(*error)
+            return left
+
+        entered = self._runner.run(enter())
+        try:
+            yield entered
+        except BaseException:
+            if not self._runner.run(leave(*sys.exc_info())):
+                raise
+        else:
+            self._runner.run(leave(None, None, None))
+
+
+@pytest.fixture(params=["sync", "async"])
+def call(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Call:
+    """Run the test twice: through the blocking methods, and through their asyncio twins on one event loop."""
+    return Call(runner if request.param == "async" else None)
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[Callable[[Server], Proxy]]:
+    """Put a proxy before a server of the test's own: `make_proxy(own_server)`."""
+    made: list[Proxy] = []
+
+    def make(target: Server) -> Proxy:
+        made.append(Proxy(target.port))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def proxy(server: Server, make_proxy: Callable[[Server], Proxy]) -> Proxy:
+    """A proxy before the shared server that loses, delays and breaks what it is told to."""
+    return make_proxy(server)
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    """Worker processes: `workers.run(function, [(0, url), (1, url)])`, `workers.start(function, url)`."""
+    started = Workers()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    """A pretended server (fakeredis), empty, for unit tests that run scripts."""
+    pretended = Fake()
+    yield pretended
+    pretended.close()
+
+
+def _left_over() -> dict[int, str]:
+    """Return pid and command of every process that was started during this session, however indirectly, and still runs."""
+    mark = f"{_SESSION_MARK}={os.environ[_SESSION_MARK]}".encode()
+    tracker = getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None)
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        with contextlib.suppress(OSError):
+            if pid not in (os.getpid(), tracker) and mark in (folder / "environ").read_bytes().split(b"\0"):
+                found[pid] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session if a process that it started is still there."""
+    try:
+        wait_until(lambda: not _left_over(), "the processes of this session to end", patience=5)
+    except TimeoutError:
+        session.config.stash[_LEFT_OVER] = _left_over()
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_LEFT_OVER = pytest.StashKey[dict[int, str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for pid, command in config.stash.get(_LEFT_OVER, {}).items():
+        terminalreporter.write_line(f"ERROR: this session left process {pid} running: {command}", red=True)

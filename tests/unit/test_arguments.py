@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from agentperf_redis import arguments
+from agentperf_redis.errors import InvalidArgument
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Rude:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("value", ["a", "a b", "{", "}", "{}", "a}b{c", "*?[", "héllo", "名", "x" * 200, "%", "a:b", "🤖"])
+def test_names_that_are_allowed(value: str) -> None:
+    assert arguments.name("agent", value) == value
+
+
+@pytest.mark.parametrize("value", ["", "\0", "a\r\n", "\ud800", "x" * 201, "x" * 10**6, "\x7f", "\x85", None, 1, b"a", True])
+def test_names_that_are_not(value: object) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        arguments.name("agent", value)
+    assert caught.value.argument == "agent"
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, -math.inf, math.inf, 0, -1, 1e-9, 1e300, 10**400, True, False, "5", None, [], 1j, Decimal("1")]
+)
+def test_durations_that_are_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument, match="ttl is .*; allowed: seconds from"):
+        arguments.seconds("ttl", value)
+
+
+def test_durations_that_are_allowed() -> None:
+    assert arguments.seconds("ttl", 1) == 1.0
+    assert arguments.seconds("ttl", Fraction(1, 2)) == 0.5
+    assert arguments.seconds("ttl", math.inf, endless=True) == math.inf
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31, 2**53 + 1, 2**63, True, 1.0, "1", None, math.nan])
+def test_counts_that_are_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument, match="max_capacity is"):
+        arguments.count("max_capacity", value)
+
+
+@pytest.mark.parametrize("value", ["one", b"one", 1, None, ["a", ""]])
+def test_collections_of_names_that_are_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument):
+        arguments.names("tags", value)
+
+
+def test_choices_are_taken_as_member_or_value() -> None:
+    assert arguments.choice("colour", "red", Colour) is arguments.choice("colour", Colour.RED, Colour) is Colour.RED
+    with pytest.raises(InvalidArgument, match="one of 'red'"):
+        arguments.choice("colour", "blue", Colour)
+
+
+@pytest.mark.parametrize(
+    "check", [arguments.name, arguments.seconds, arguments.count, arguments.amount, arguments.flag, arguments.cache_key]
+)
+def test_a_value_that_cannot_be_shown_is_refused_all_the_same(check: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidArgument, match="<Rude object>"):
+        check("x", Rude())
+
+
+def test_an_invalid_argument_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="flag is 1; allowed: True or False"):
+        arguments.flag("flag", 1)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Wait
+from agentperf_redis.errors import AgentPerfError, LeaseLost
+from agentperf_redis.script import Script, parse_header
+
+
+def ask(key: str) -> Command[int]:
+    return Command("ECHO", (key,), (), int)
+
+
+def flow() -> Flow[int]:
+    first = yield from ask("a")
+    yield from Pause(0.5)
+    results = yield from Batch((ask("b"), ask("c")))
+    return first + sum(results)
+
+
+def test_a_flow_is_driven_with_send_alone() -> None:
+    running = flow()
+    assert next(running) == ask("a")
+    assert running.send(1) == Pause(0.5)
+    assert running.send(None) == Batch((ask("b"), ask("c")))
+    with pytest.raises(StopIteration) as done:
+        running.send([2, 3])
+    assert done.value.value == 6
+
+
+def test_a_batch_raises_its_first_error_and_settled_returns_all() -> None:
+    lost = LeaseLost("p", "t", "gone")
+    batch = Batch((ask("b"), ask("c")))
+    running = iter(batch)
+    next(running)
+    with pytest.raises(LeaseLost):
+        running.send([1, lost])
+    settled = batch.settled()
+    next(settled)
+    with pytest.raises(StopIteration) as done:
+        settled.send([1, lost])
+    results: list[int | AgentPerfError] = done.value.value
+    assert results == [1, lost]
+
+
+def test_a_hint_is_sticky_until_reset_and_wakes_from_any_thread() -> None:
+    hint, seen = Hint(), threading.Event()
+    hint.call_when_given(seen.set)
+    assert not seen.is_set()
+    thread = threading.Thread(target=hint.give)
+    thread.start()
+    thread.join()
+    assert seen.is_set()
+    again: list[int] = []
+    hint.call_when_given(lambda: again.append(1))
+    assert again == [1]
+    hint.reset()
+    hint.call_when_given(lambda: again.append(2))
+    assert again == [1]
+    assert Wait(hint, 1.0).seconds == 1.0
+
+
+def test_a_header_is_read() -> None:
+    header = parse_header(Script("namespace/open").source)
+    assert header.purpose.startswith("open: find or found a namespace")
+    assert [(slot.name, slot.type) for slot in header.keys] == [("meta", "HASH")]
+    assert [slot.name for slot in header.argv] == ["schema", "epoch"]
+    assert set(header.notes) == {"RETURNS", "REPEAT", "ERRORS", "COST"}
