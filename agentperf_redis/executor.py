@@ -275,7 +275,7 @@ class Executor:
             raise _refused(error) from None
         except (RedisError, OSError) as error:
             connection.disconnect() if connection else None
-            raise ExchangeFailed(_words(error), sent=False) from None
+            raise ExchangeFailed(_words(error, connecting=True), sent=False) from None
         except BackendUnavailable as error:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         return connection
@@ -297,9 +297,9 @@ def _wait(step: Wait) -> bool:
         step.hint.forget(event.set)
 
 
-def _words(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    if "refused" in text.lower() or "No such file" in text:
+def _words(error: BaseException, *, connecting: bool = False) -> str:
+    text = str(error).strip().rstrip(".") or type(error).__name__
+    if connecting:
         text += "; is a server running there? `agentperf up` starts one on this machine"
     return text
 
@@ -508,7 +508,7 @@ class AsyncExecutor:
             if not fresh:
                 while stack:
                     _drop(stack.pop())
-            raise ExchangeFailed(_words(error), sent=sent, stale=not fresh) from None
+            raise ExchangeFailed(_words(error, connecting=not sent), sent=sent, stale=not fresh) from None
         except BackendUnavailable as error:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         except BaseException:

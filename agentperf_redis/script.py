@@ -96,9 +96,8 @@ class Script:
 
     @cached_property
     def header(self) -> Header:
-        """The header comment of the file itself (not of its fragment), parsed."""
-        folder, _, base = self.name.partition("/")
-        return parse_header((lua_folder() / folder / f"{base}.lua").read_text(encoding="utf-8"))
+        """The header comment at the top of the file, parsed."""
+        return parse_header(self.source)
 
 
 def parse_header(text: str) -> Header:

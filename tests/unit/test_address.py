@@ -17,7 +17,11 @@ from agentperf_redis.errors import InvalidArgument
             Address(Kind.STANDALONE, (("h", 7),), username="me", password="p@ss", tls=True),
             "rediss://me:***@h:7/0",
         ),
-        ("redis://:pw@[::1]:7/1", Address(Kind.STANDALONE, (("::1", 7),), db=1, password="pw"), "redis://:***@[::1]:7/1"),
+        (
+            "redis://:pw@[::1]:7/1",
+            Address(Kind.STANDALONE, (("::1", 7),), db=1, password="pw"),
+            "redis://:***@[::1]:7/1",
+        ),
         ("redis://[::1]", Address(Kind.STANDALONE, (("::1", 6379),)), "redis://[::1]:6379/0"),
         ("unix:///run/r.sock", Address(Kind.UNIX, path="/run/r.sock"), "unix:///run/r.sock"),
         (

@@ -22,12 +22,16 @@ class Rude:
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize("value", ["a", "a b", "{", "}", "{}", "a}b{c", "*?[", "héllo", "名", "x" * 200, "%", "a:b", "🤖"])
+@pytest.mark.parametrize(
+    "value", ["a", "a b", "{", "}", "{}", "a}b{c", "*?[", "héllo", "名", "x" * 200, "%", "a:b", "🤖"]
+)
 def test_names_that_are_allowed(value: str) -> None:
     assert arguments.name("agent", value) == value
 
 
-@pytest.mark.parametrize("value", ["", "\0", "a\r\n", "\ud800", "x" * 201, "x" * 10**6, "\x7f", "\x85", None, 1, b"a", True])
+@pytest.mark.parametrize(
+    "value", ["", "\0", "a\r\n", "\ud800", "x" * 201, "x" * 10**6, "\x7f", "\x85", None, 1, b"a", True]
+)
 def test_names_that_are_not(value: object) -> None:
     with pytest.raises(InvalidArgument) as caught:
         arguments.name("agent", value)
@@ -36,10 +40,10 @@ def test_names_that_are_not(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [math.nan, -math.inf, math.inf, 0, -1, 1e-9, 1e300, 10**400, True, False, "5", None, [], 1j, Decimal("1")]
+    "value", [math.nan, -math.inf, math.inf, 0, -1, 1e-9, 1e300, 10**400, True, False, "5", None, [], 1j, Decimal(1)]
 )
 def test_durations_that_are_refused(value: object) -> None:
-    with pytest.raises(InvalidArgument, match="ttl is .*; allowed: seconds from"):
+    with pytest.raises(InvalidArgument, match=r"ttl is .*; allowed: seconds from"):
         arguments.seconds("ttl", value)
 
 

@@ -62,7 +62,9 @@ def drive(delivery: Delivery, clock: Clock, answer: Callable[[Exchange], Answer]
         return done.value, asked
 
 
-def run(commands: list[Command[Any]], answers: list[Answer], url: str = "redis://h:1/0") -> tuple[list[Any], list[Exchange]]:
+def run(
+    commands: list[Command[Any]], answers: list[Answer], url: str = "redis://h:1/0"
+) -> tuple[list[Any], list[Exchange]]:
     clock = Clock()
     left = iter(answers)
     return drive(deliver(commands, Topology(parse_url(url)), 5.0, clock), clock, lambda _: next(left))
@@ -103,7 +105,9 @@ def test_the_deadline_ends_it_and_says_what_is_known(sent: bool, outcome: str) -
         clock.now += step.timeout_s
         return ExchangeFailed("silence", sent=sent)
 
-    (error,), asked = drive(deliver([echo("a")], Topology(parse_url("redis://u:secret@h:1/0")), 5.0, clock), clock, answer)
+    (error,), asked = drive(
+        deliver([echo("a")], Topology(parse_url("redis://u:secret@h:1/0")), 5.0, clock), clock, answer
+    )
     assert isinstance(error, BackendUnavailable)
     assert error.outcome == outcome
     assert "silence" in str(error)
@@ -121,7 +125,13 @@ def test_a_refused_handshake_is_final() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["LOADING Redis is loading", "BUSY Redis is busy", "TRYAGAIN Multiple keys", "MASTERDOWN Link", "READONLY You can't"],
+    [
+        "LOADING Redis is loading",
+        "BUSY Redis is busy",
+        "TRYAGAIN Multiple keys",
+        "MASTERDOWN Link",
+        "READONLY You can't",
+    ],
 )
 def test_passing_trouble_is_waited_out(text: str) -> None:
     results, asked = run([echo("a")], [[ServerError(text)], [ServerError(text)], [b"1"]])
@@ -185,7 +195,9 @@ def test_moved_asks_for_the_layout_again() -> None:
 
 
 def test_ask_is_followed_once_with_asking() -> None:
-    results, asked = run([echo("b")], [[LAYOUT], [ServerError("ASK 3300 n2:2")], [b"OK", b"there"]], "redis+cluster://seed:7")
+    results, asked = run(
+        [echo("b")], [[LAYOUT], [ServerError("ASK 3300 n2:2")], [b"OK", b"there"]], "redis+cluster://seed:7"
+    )
     assert results == [b"there"]
     assert asked[-1].node == Node("n2", 2)
     assert b"ASKING" in asked[-1].payload
