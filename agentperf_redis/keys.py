@@ -30,7 +30,7 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{metrics:03}:parts:research     ZSET  /<span> or #<measure> of that agent -> last seen, ms
     agentperf:{metrics:03}:total:research     HASH  n ok err sum_us min_us max_us err:<type> h:<bucket> ...; all time
     agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; likewise 1m, 1h, 1d; expires
-    agentperf:{metrics:03}:recent:research    ZSET  <end ms>|0.734210s|err:TimeoutError|<id> -> its end, ms; bounded
+    agentperf:{metrics:03}:recent:research    ZSET  <end ms>|734210us|err:TimeoutError|<id> -> its end, ms; bounded
     agentperf:{metrics:03}:slow:research      ZSET  the same -> duration, us; the slowest
     agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
 """

@@ -1,7 +1,7 @@
 """Quantiles from counts: base-2 exponential buckets, relative error at most 2.17 %.
 
-Bucket i holds the durations in (2^(i/16), 2^((i+1)/16)] seconds, which is OpenTelemetry's exponential layout at scale 4.
-The scale is fixed, so buckets of any processes, windows and agents add up, and export is lossless.
+Bucket i holds the durations in (2^(i/16), 2^((i+1)/16)] seconds: OpenTelemetry's exponential layout at scale 4. The
+scale is fixed, so buckets of any processes, windows and agents add up, and export is lossless.
 
 A quantile is the harmonic middle 2lu/(l+u) of the bucket (l, u] that holds the asked sample. No sample of the bucket is
 further from it than (u-l)/(u+l) of itself, which is `RELATIVE_ERROR` for every bucket.
@@ -15,8 +15,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 SCALE = 4
-BUCKETS_PER_DOUBLING = 2**SCALE
-_BASE = 2 ** (1 / BUCKETS_PER_DOUBLING)
+BUCKETS_PER_DOUBLING = 1 << SCALE
+_BASE = 2.0 ** (1 / BUCKETS_PER_DOUBLING)
 RELATIVE_ERROR = (_BASE - 1) / (_BASE + 1)
 """2.17 %: the bound for every quantile read from buckets, relative to the exact one."""
 
@@ -50,9 +50,7 @@ def exact_quantile(ordered: Sequence[float], quantile: float) -> float:
     return ordered[rank(len(ordered), quantile)]
 
 
-def estimated_quantile(
-    buckets: Mapping[int, int], zeros: int, quantile: float, *, least: float, most: float
-) -> float:
+def estimated_quantile(buckets: Mapping[int, int], zeros: int, quantile: float, *, least: float, most: float) -> float:
     """Estimate a quantile from buckets.
 
     Args:

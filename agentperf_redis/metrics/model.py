@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from agentperf_redis import arguments
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantile, exact_quantile, merged
 
 _TOP_ERRORS = 5
@@ -167,9 +168,7 @@ class PerformanceMetrics:
             "p99_execution_time": f"{self.p99_execution_time:.2f}s",
             "min_execution_time": f"{self.min_execution_time:.2f}s",
             "max_execution_time": f"{self.max_execution_time:.2f}s",
-            "top_errors": dict(
-                sorted(self.error_types.items(), key=lambda item: item[1], reverse=True)[:_TOP_ERRORS]
-            ),
+            "top_errors": dict(sorted(self.error_types.items(), key=lambda item: item[1], reverse=True)[:_TOP_ERRORS]),
         }
 
 
@@ -405,3 +404,49 @@ class Delivery:
     samples_dropped: int
     other: int
     last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long the server keeps what, and so how far back windows reach. All processes of a namespace should agree.
+
+    Attributes:
+        slices_10s: life of the slices of 10 s, s; 0 writes none.
+        slices_1m: likewise.
+        slices_1h: likewise.
+        slices_1d: likewise.
+        recent: life of raw samples, s.
+        recent_count: raw samples kept for each agent, at most 1000; percentiles of no more samples are exact.
+        slow: life of the slowest samples, s.
+    """
+
+    slices_10s: float = 15 * 60.0
+    slices_1m: float = 3 * 3600.0
+    slices_1h: float = 8 * 86_400.0
+    slices_1d: float = 90 * 86_400.0
+    recent: float = 3600.0
+    recent_count: int = 1000
+    slow: float = 8 * 86_400.0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in ("slices_10s", "slices_1m", "slices_1h", "slices_1d"):
+            arguments.seconds(name, getattr(self, name), least=0.0)
+        arguments.seconds("recent", self.recent, least=1.0)
+        arguments.seconds("slow", self.slow, least=1.0)
+        arguments.count("recent_count", self.recent_count, most=1000)
+
+    @property
+    def slices_ms(self) -> tuple[int, int, int, int]:
+        """Life of the four kinds of slices, narrowest first, ms."""
+        return (
+            round(self.slices_10s * 1000),
+            round(self.slices_1m * 1000),
+            round(self.slices_1h * 1000),
+            round(self.slices_1d * 1000),
+        )
+
+    @property
+    def lives(self) -> dict[int, float]:
+        """Life of the slices by their width, both in s."""
+        return {10: self.slices_10s, 60: self.slices_1m, 3600: self.slices_1h, 86_400: self.slices_1d}

@@ -99,23 +99,34 @@ for i = 1, series_count do
 end
 if poisoned then return poisoned end
 
--- Add up in memory, each key once, so that every read and check comes before the first write.
-local sums, order = {}, {}
-local function into(key, expires)
-  local sum = sums[key]
-  if not sum then
-    sum = {fields = {}, expires = expires}
+-- What is to be added to each key, in memory first, so that every read and check comes before the first write. A cell
+-- adds the same to the total and to its slices, so keys share one `sum` until another cell adds to the same key.
+local sums, order, expiries = {}, {}, {}
+local function put(sum, field, value)
+  local values = sum.values
+  local old = values[field]
+  if not old then
+    values[field] = value
+    sum.names[#sum.names + 1] = field
+  elseif LEAST[field] then if value < old then values[field] = value end
+  elseif MOST[field] then if value > old then values[field] = value end
+  else values[field] = old + value end
+end
+local function add(key, sum, expires)
+  local known = sums[key]
+  if not known then
     sums[key] = sum
     order[#order + 1] = key
+    expiries[key] = expires
+    return
   end
-  return sum.fields
-end
-local function add(fields, field, value)
-  local old = fields[field]
-  if not old then fields[field] = value
-  elseif LEAST[field] then if value < old then fields[field] = value end
-  elseif MOST[field] then if value > old then fields[field] = value end
-  else fields[field] = old + value end
+  if not known.own then
+    local own = {names = {}, values = {}, own = true}
+    for i, field in ipairs(known.names) do own.names[i], own.values[field] = field, known.values[field] end
+    sums[key] = own
+    known = own
+  end
+  for _, field in ipairs(sum.names) do put(known, field, sum.values[field]) end
 end
 
 -- Error types and models beyond the guard are counted under __other__, in every slice alike: err:<type>, and
@@ -137,7 +148,7 @@ local function kind(one, field)
     if not known and one[counter] < errors_most then
       known = true
       one[counter] = one[counter] + 1
-      add(into(one.total), counter, 1)
+      add(one.total, {names = {counter}, values = {[counter] = 1}, own = true})
     end
     one.kinds[base] = known
   end
@@ -154,49 +165,62 @@ while at <= last do
   local first_ms, last_ms = math.max(oldest, from), math.min(newest, to)
   seen(agents, one.agent, last_ms)
   if one.index then seen(one.index, one.part, last_ms) end
-  local targets = {into(one.total)}
-  add(targets[1], 'first_ms', first_ms)
+  local count = tonumber(ARGV[at + 4])
+  at = at + 5
+  local sum = {names = {}, values = {}}
+  for f = at, at + 2 * count - 2, 2 do
+    local field = ARGV[f]
+    if string.find(field, ':', 1, true) and not string.find(field, '^h:') then field = kind(one, field) end
+    put(sum, field, tonumber(ARGV[f + 1]))
+  end
+  put(sum, 'first_ms', first_ms)
+  put(sum, 'last_ms', last_ms)
+  if one.moved then redirected = redirected + (sum.values.n or 0) end
   for t = 1, 4 do
     local tier = TIERS[t]
     local start = floor(centre / tier[WIDTH]) * tier[WIDTH]
     local expires = start + tier[WIDTH] + KEEP[t]
     if tier[WIDTH] >= width and KEEP[t] > 0 and expires > now then
-      targets[#targets + 1] = into(slice_key(tag, tier, start, one.name), expires)
+      add(slice_key(tag, tier, start, one.name), sum, expires)
     end
   end
-  for i = 1, #targets do add(targets[i], 'last_ms', last_ms) end
-  local count = tonumber(ARGV[at + 4])
-  at = at + 5
-  for f = at, at + 2 * count - 2, 2 do
-    local field, value = ARGV[f], tonumber(ARGV[f + 1])
-    if string.find(field, '^err:') or string.find(field, '^mdl:') then field = kind(one, field) end
-    for i = 1, #targets do add(targets[i], field, value) end
-    if one.moved and field == 'n' then redirected = redirected + value end
-  end
+  add(one.total, sum)
   at = at + 2 * count
   count = tonumber(ARGV[at])
   at = at + 1
+  local samples, suffix = one.samples, '|' .. sample_tag .. '-' .. at .. '-'
   for s = at, at + 3 * count - 3, 3 do
-    local ms = math.min(math.max(now - ARGV[s], from), to)
-    if ms > now - recent_keep_ms then one.samples[#one.samples + 1] = {ms, tonumber(ARGV[s + 1]), ARGV[s + 2]} end
+    local ms, us = now - ARGV[s], ARGV[s + 1]
+    if ms < from then ms = from elseif ms > to then ms = to end
+    if ms > now - recent_keep_ms then
+      local size = #samples
+      samples[size + 1], samples[size + 2] = ms, ms .. '|' .. us .. 'us|' .. ARGV[s + 2] .. suffix .. s
+      samples[size + 3] = tonumber(us)
+    end
   end
   at = at + 3 * count
 end
 
+local writes = {}
 for _, key in ipairs(order) do
-  local sum = sums[key]
+  local names, values = sums[key].names, sums[key].values
+  local stored = {}
   if holds(key, 'hash') then
-    sum.expires = nil  -- set when the slice was created
-    local wanted = {}
-    for field in pairs(sum.fields) do wanted[#wanted + 1] = field end
-    for first = 1, #wanted, 2000 do
-      local got = call('HMGET', key, unpack(wanted, first, math.min(first + 1999, #wanted)))
-      for i = 1, #got do
-        local stored = tonumber(got[i])
-        if stored then add(sum.fields, wanted[first + i - 1], stored) end
-      end
-    end
+    stored = call('HMGET', key, unpack(names))
+    expiries[key] = nil  -- set when the slice was created
   end
+  local write = {}
+  for i = 1, #names do
+    local field, value = names[i], values[names[i]]
+    local old = stored[i] and tonumber(stored[i])
+    if old then
+      if LEAST[field] then if old < value then value = old end
+      elseif MOST[field] then if old > value then value = old end
+      else value = old + value end
+    end
+    write[2 * i - 1], write[2 * i] = field, value  -- a number: redis.call writes it whole, unlike tostring
+  end
+  writes[key] = write
 end
 for i = 1, series_count do
   if #series[i].samples > 0 then holds(series[i].recent, 'zset'); holds(series[i].slow, 'zset') end
@@ -206,15 +230,8 @@ if poisoned then return poisoned end
 -- The number first: it is what a full server refuses, and then nothing was written.
 call('SET', writer, whole(seq), 'PX', writer_keep_ms)
 for _, key in ipairs(order) do
-  local sum = sums[key]
-  local flat = {}
-  for field, value in pairs(sum.fields) do
-    flat[#flat + 1] = field
-    flat[#flat + 1] = whole(value)
-    if #flat >= 4000 then call('HSET', key, unpack(flat)); flat = {} end
-  end
-  if #flat > 0 then call('HSET', key, unpack(flat)) end
-  if sum.expires then call('PEXPIREAT', key, whole(sum.expires)) end
+  call('HSET', key, unpack(writes[key]))
+  if expiries[key] then call('PEXPIREAT', key, whole(expiries[key])) end
 end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end
@@ -225,25 +242,26 @@ for i = 1, series_count do
   if count > 0 then
     local floor_us = -1  -- what is not slower than the slowest fifty is not tried
     if call('ZCARD', one.slow) >= slow_most then floor_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
-    local recent, slow = {}, {}
-    for s = 1, count do
-      local sample = one.samples[s]
-      local us = sample[2]
-      local member = format('%.0f|%d.%06ds|%s|%s-%d-%d', sample[1], floor(us / 1000000), us % 1000000, sample[3], sample_tag, i, s)
-      recent[#recent + 1] = sample[1]
-      recent[#recent + 1] = member
-      if us > floor_us then slow[#slow + 1] = us; slow[#slow + 1] = member end
-      if #recent >= 4000 or s == count then call('ZADD', one.recent, unpack(recent)); recent = {} end
-      if #slow >= 4000 or (s == count and #slow > 0) then call('ZADD', one.slow, unpack(slow)); slow = {} end
+    local recent, slow, slower = {}, {}, false
+    local samples = one.samples
+    for s = 1, count, 3 do
+      local member, us = samples[s + 1], samples[s + 2]
+      local size = #recent
+      recent[size + 1], recent[size + 2] = samples[s], member
+      if us > floor_us then slower = true; slow[#slow + 1] = us; slow[#slow + 1] = member end
+      if size > 4000 or s + 3 > count then call('ZADD', one.recent, unpack(recent)); recent = {} end
+      if #slow > 4000 or (s + 3 > count and #slow > 0) then call('ZADD', one.slow, unpack(slow)); slow = {} end
     end
     call('ZREMRANGEBYSCORE', one.recent, '-inf', now - recent_keep_ms)
     call('ZREMRANGEBYRANK', one.recent, 0, -recent_most - 1)
     call('PEXPIRE', one.recent, recent_keep_ms)
-    call('ZREMRANGEBYRANK', one.slow, 0, -slow_most - 1)
-    for _, member in ipairs(call('ZRANGE', one.slow, 0, -1)) do
-      if tonumber(string.match(member, '^%d+') or 0) <= now - slow_keep_ms then call('ZREM', one.slow, member) end
+    if slower then
+      call('ZREMRANGEBYRANK', one.slow, 0, -slow_most - 1)
+      for _, member in ipairs(call('ZRANGE', one.slow, 0, -1)) do
+        if tonumber(string.match(member, '^%d+') or 0) <= now - slow_keep_ms then call('ZREM', one.slow, member) end
+      end
+      call('PEXPIRE', one.slow, slow_keep_ms)
     end
-    call('PEXPIRE', one.slow, slow_keep_ms)
   end
 end
 return {1, now, redirected}

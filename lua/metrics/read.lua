@@ -121,9 +121,9 @@ for i = names, #ARGV do
     if members.err then return {-1, tag .. 'recent:' .. name, members.err} end
     if #members == n then
       for m = 1, n do
-        local seconds, micros = string.match(members[m], '^%d+|(%d+)%.(%d+)s|')
-        if not seconds then durations = {}; break end
-        durations[m] = seconds .. micros
+        local us = string.match(members[m], '^%d+|(%d+)us|')
+        if not us then durations = {}; break end
+        durations[m] = us
       end
     end
   end
