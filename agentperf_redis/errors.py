@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reprlib import Repr
 from typing import Literal
 
 Outcome = Literal["not_applied", "unknown"]
@@ -10,10 +11,25 @@ Outcome = Literal["not_applied", "unknown"]
 _SHOWN_CHARACTERS = 80
 
 
+class _Brief(Repr):
+    """Shows the first items of the first levels: plain repr() of lists that share their items may take for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = 2 * _SHOWN_CHARACTERS
+
+    def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002  the signature of the base
+        return repr(x)
+
+
+_brief = _Brief()
+
+
 def shown(value: object) -> str:
     """Return a short, printable form of any value: at most 80 characters, control characters escaped."""
     try:
-        text = repr(value)
+        text = _brief.repr(value)
     except Exception:  # noqa: BLE001  a value's own __repr__ may fail; the error about the value must not
         text = f"<{type(value).__name__} object>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
@@ -113,6 +129,21 @@ class SchemaMismatch(AgentPerfError):
 
     def __str__(self) -> str:
         return f"{self.where} is at version {self.found}; this agentperf_redis needs {self.needed}"
+
+
+class Undecodable(AgentPerfError):
+    """Stored bytes are not a value of ours: damaged, foreign, too large, or of a class not registered here.
+
+    Attributes:
+        reason: what is wrong with them, in words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"stored bytes cannot be decoded: {self.reason}"
 
 
 class ScriptFailed(AgentPerfError):
