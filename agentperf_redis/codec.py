@@ -62,6 +62,8 @@ _CONTAINERS = frozenset({list, dict})
 _PLAIN_TYPES = _SCALARS | _CONTAINERS
 _LEAST_INT, _MOST_INT = -(2**63), 2**64 - 1
 
+_SECOND_TIME = "~"
+"""Behind a moment that a clock set back shows for the second time (fold=1), which ISO 8601 cannot say."""
 _DTYPE = re.compile(r"[<>|][biufcSUmM][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
 _LARGEST_FLOAT: Final = {"f": 8, "c": 16}
 """Bytes; long doubles are laid out differently from machine to machine."""
@@ -69,6 +71,7 @@ _PERHAPS_TIMESTAMP = re.compile(rb"[\xd6\xd7]\xff|\xc7.\xff|\xc8..\xff|\xc9....\
 _COMPLEX_PARTS = struct.Struct(">dd")
 
 C = TypeVar("C", bound=type)
+M = TypeVar("M", datetime, time)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -388,7 +391,8 @@ def _shape_int(value: int) -> int | ExtType:
 def _shape_moment(value: datetime | time) -> ExtType:
     if value.tzinfo is not None and value.utcoffset() is None:
         raise InvalidArgument("value", value, "a time whose zone knows its offset")
-    return ExtType(_DATETIME if isinstance(value, datetime) else _TIME, value.isoformat().encode())
+    text = value.isoformat() + _SECOND_TIME * value.fold
+    return ExtType(_DATETIME if isinstance(value, datetime) else _TIME, text.encode())
 
 
 def _shape_timedelta(value: timedelta) -> ExtType:
@@ -496,6 +500,12 @@ def _load_int(data: bytes) -> int:
     return int.from_bytes(data, "big", signed=True)
 
 
+def _load_moment(kind: type[M], data: bytes) -> M:
+    text = data.decode()
+    moment = kind.fromisoformat(text.removesuffix(_SECOND_TIME))
+    return moment.replace(fold=1) if text.endswith(_SECOND_TIME) else moment
+
+
 def _load_timedelta(data: bytes) -> timedelta:
     days, seconds, microseconds = map(int, data.split(b":"))
     return timedelta(days, seconds, microseconds)
@@ -508,9 +518,9 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
     _COMPLEX: lambda data: complex(*_COMPLEX_PARTS.unpack(data)),
     _DECIMAL: lambda data: Decimal(data.decode()),
     _UUID: lambda data: UUID(bytes=data),
-    _DATETIME: lambda data: datetime.fromisoformat(data.decode()),
+    _DATETIME: lambda data: _load_moment(datetime, data),
     _DATE: lambda data: date.fromisoformat(data.decode()),
-    _TIME: lambda data: time.fromisoformat(data.decode()),
+    _TIME: lambda data: _load_moment(time, data),
     _TIMEDELTA: _load_timedelta,
 }
 

@@ -92,14 +92,18 @@ class ExchangeFailed(Exception):
         reason: in words.
         final: whether repeating is pointless (the handshake was refused).
         stale: whether the connection had been idle, so that a new one may do at once.
+        silent: whether all that is known is that no answer came in time.
     """
 
-    def __init__(self, reason: str, *, sent: bool, final: bool = False, stale: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, sent: bool, final: bool = False, stale: bool = False, silent: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.sent = sent
         self.final = final
         self.stale = stale
+        self.silent = silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +306,8 @@ def deliver(
                         for item in items:
                             item.sends += failed.sent
                             item.maybe_applied |= failed.sent
-                            item.reason = failed.reason
+                            if not (failed.silent and item.reason):  # the last attempt is often cut short
+                                item.reason = failed.reason
                             item.node = None
                         topology.forget()
                         if failed.final:

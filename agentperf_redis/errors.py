@@ -10,15 +10,26 @@ Outcome = Literal["not_applied", "unknown"]
 
 _SHOWN_CHARACTERS = 80
 
-_repr = Repr()  # plain repr() of lists that share their items may take for ever
-_repr.maxlevel = 3
-_repr.maxstring = _repr.maxother = 2 * _SHOWN_CHARACTERS
+
+class _Brief(Repr):
+    """Shows the first items of the first levels: plain repr() of lists that share their items may take for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = 2 * _SHOWN_CHARACTERS
+
+    def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002  the signature of the base
+        return repr(x)
+
+
+_brief = _Brief()
 
 
 def shown(value: object) -> str:
     """Return a short, printable form of any value: at most 80 characters, control characters escaped."""
     try:
-        text = _repr.repr(value)
+        text = _brief.repr(value)
     except Exception:  # noqa: BLE001  a value's own __repr__ may fail; the error about the value must not
         text = f"<{type(value).__name__} object>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import multiprocessing.resource_tracker
 import os
 import re
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
+from agentperf_redis.command import Command
 from tests.fake import Fake
+from tests.headers import misfit
 from tests.proxy import Proxy
 from tests.servers import Kind, Raw, Server, Servers, kinds, program, wait_until
 from tests.workers import Workers
@@ -64,6 +67,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             # concerns one process. What a Cluster adds has tests of its own.
             chosen = tuple(kind for kind in chosen if kind != "cluster")
     metafunc.parametrize("server_kind", chosen)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _calls_fit_their_headers() -> Iterator[None]:
+    """Check every command that is made in this process against its script's header."""
+    make = Command.__init__
+
+    @functools.wraps(make)
+    def make_and_check(command: Command[Any], *args: Any, **kwargs: Any) -> None:
+        make(command, *args, **kwargs)
+        wrong = misfit(command)
+        assert wrong is None, wrong
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Command, "__init__", make_and_check)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ CLIENTS: dict[str, type] = {
 def aio_class(client: type) -> type:
     """The class of what `.aio` returns, by its annotation."""
     getter = inspect.getattr_static(client, "aio")
-    function = getter.fget if isinstance(getter, property) else getter.func
+    function: Any = getter.fget if isinstance(getter, property) else getter.func
     annotation = inspect.signature(function, eval_str=True).return_annotation
     assert isinstance(annotation, type)
     return annotation

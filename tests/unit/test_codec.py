@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import pickle
 import subprocess
@@ -70,6 +71,9 @@ class Money:
     def __hash__(self) -> int:
         return hash(self.cents)
 
+    def __repr__(self) -> str:
+        return f"Money({self.cents})"
+
 
 @dataclass(eq=False)
 class OnlyItself:
@@ -83,21 +87,25 @@ registry.add(Money, dump=lambda money: money.cents, load=Money)
 codec = Codec(registry=registry)
 
 
+def spelled(value: Any) -> str:
+    """Spell a value and the types in it out at every level, so that NaN is the same as NaN and 1 is not True."""
+    if isinstance(value, (list, tuple)):
+        inside = [spelled(item) for item in value]
+    elif isinstance(value, dict):
+        inside = [f"{spelled(key)}={spelled(item)}" for key, item in value.items()]
+    elif isinstance(value, Path):
+        inside = [spelled(value.points), spelled(value.length), spelled(value.note)]
+    elif isinstance(value, (set, frozenset)):
+        inside = sorted(map(spelled, value))
+    elif isinstance(value, np.ndarray):
+        inside = [str(value.dtype), str(value.shape), value.tobytes().hex()]
+    else:
+        return f"{type(value).__name__}:{value!r}"
+    return f"{type(value).__name__}({', '.join(inside)})"
+
+
 def same(one: Any, two: Any) -> bool:
-    """Equal and of the same type at every level; NaN is the same as NaN."""
-    if type(one) is not type(two):
-        return False
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(two) and all(map(same, one, two))
-    if isinstance(one, dict):
-        return len(one) == len(two) and all(
-            same(key, other) and same(one[key], two[other]) for key, other in zip(one, two, strict=True)
-        )
-    if isinstance(one, (set, frozenset)):
-        return sorted(map(repr, one)) == sorted(map(repr, two))
-    if isinstance(one, np.ndarray):
-        return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
-    return repr(one) == repr(two)
+    return spelled(one) == spelled(two)
 
 
 scalars = (
@@ -108,7 +116,7 @@ scalars = (
     | st.complex_numbers()
     | st.text(st.characters(exclude_categories=()))
     | st.binary()
-    | st.decimals()
+    | st.decimals(allow_nan=False)
     | st.uuids()
     | st.dates()
     | st.datetimes()
@@ -121,7 +129,11 @@ scalars = (
     | st.builds(np.float64, st.floats())
     | st.builds(np.int32, st.integers(-(2**31), 2**31 - 1))
 )
-hashable = st.recursive(scalars, lambda inner: st.lists(inner).map(tuple) | st.frozensets(inner))
+hashable = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
+    max_leaves=4,
+)
 values = st.recursive(
     scalars | hashable | st.binary().map(bytearray),
     lambda inner: (
@@ -130,7 +142,7 @@ values = st.recursive(
         | st.dictionaries(st.text(), inner)
         | st.dictionaries(hashable, inner)
         | st.sets(hashable)
-        | st.builds(Path, st.lists(inner))  # type: ignore[arg-type]  # any value may stand in a field
+        | st.builds(Path, st.lists(inner))  # any value may stand in a field
     ),
     max_leaves=12,
 )
@@ -244,8 +256,13 @@ class Shouting(str):
 
 
 class Nowhere(tzinfo):
-    def utcoffset(self, moment: datetime | None) -> None:
+    def utcoffset(self, moment: datetime | None, /) -> None:
         return None
+
+    dst = utcoffset
+
+    def tzname(self, moment: datetime | None, /) -> str:
+        return "nowhere"
 
 
 def itself() -> list[Any]:
@@ -285,7 +302,7 @@ def laughs() -> list[Any]:
         Shouting("x"),
         OnlyItself(),
         {"a": [1, {2: object()}]},
-        (x for x in ()),
+        iter(()),
         memoryview(b"x"),
         [memoryview(b"x")],
         msgpack.ExtType(1, b"x"),
@@ -294,7 +311,7 @@ def laughs() -> list[Any]:
         time(1, tzinfo=ZoneInfo("Europe/Berlin")),
         np.array([object()]),
         np.zeros(2, dtype=[("a", "i4")]),
-        np.ma.masked_array([1, 2], mask=[0, 1]),
+        np.ma.masked_array([1, 2], mask=[False, True]),
         np.longdouble(1),
         np.dtype("i4"),
         itself(),
@@ -309,7 +326,7 @@ def laughs() -> list[Any]:
 )
 def test_what_would_not_come_back_as_it_was_is_refused(value: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        codec.encode(value)
+        Codec(max_bytes=50_000, registry=registry).encode(value)
     assert caught.value.argument == "value"
     assert str(caught.value)
 
@@ -441,10 +458,8 @@ def test_any_bytes_are_a_value_or_undecodable(data: bytes) -> None:
 def test_damaged_bytes_are_a_value_or_undecodable(value: Any, data: st.DataObject) -> None:
     damaged = bytearray(codec.encode(value))
     damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(Undecodable):
         codec.decode(bytes(damaged))
-    except Undecodable:
-        pass
 
 
 def test_a_class_unknown_to_this_process_is_undecodable() -> None:
