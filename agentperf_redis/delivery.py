@@ -364,7 +364,9 @@ def _payload(items: list[_Item], *, asking: bool) -> bytes:
         item = items[0]
         return pack_call(item.command, by_source=item.by_source, again=item.maybe_applied)
     prefix = pack(("ASKING",)) if asking else b""
-    return b"".join(prefix + pack_call(item.command, by_source=item.by_source, again=item.maybe_applied) for item in items)
+    return b"".join(
+        prefix + pack_call(item.command, by_source=item.by_source, again=item.maybe_applied) for item in items
+    )
 
 
 def _give_up(items: Sequence[_Item], results: list[Any], address: str, failed: ExchangeFailed) -> None:
