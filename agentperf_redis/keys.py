@@ -14,24 +14,26 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  as ready, the instances with that label
 
-    agentperf:{cache:answers}:e:<key>         STRING  "<version> <payload>", PX = hard TTL; long keys hashed
+    agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <tags> <value>", ms; PX = TTL
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last touch * 16 + frequency
     agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + what it leaves behind
     agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the membership of the cache
     agentperf:{cache:answers}:exp             ZSET  key -> hard expiry, ms
     agentperf:{cache:answers}:gen             STRING  "<floor> <tagver> <tagfloor>": left by clear, invalidation
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
-    agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters
-    agentperf:{cache:answers}:l:<key>         HASH  token, version, waiters, or error; PX = lease of who computes it
+    agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process> its last report
+    agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, error; PX = lease of who computes it
+    agentperf:{cache:answers}:resent          ZSET  request sent again -> until when a copy of it may come, ms
     agentperf:{cache:answers}:trash           LIST  cleared generations, each the HASH :trash:<version>
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
 
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
+    agentperf:{metrics:03}:parts:research     ZSET  /<span> or #<measure> of that agent -> last seen, ms
     agentperf:{metrics:03}:total:research     HASH  n ok err sum_us min_us max_us err:<type> h:<bucket> ...; all time
     agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; likewise 1m, 1h, 1d; expires
-    agentperf:{metrics:03}:recent:research    ZSET  raw sample -> its end, ms; bounded
-    agentperf:{metrics:03}:slow:research      ZSET  raw sample -> duration, us; the slowest
+    agentperf:{metrics:03}:recent:research    ZSET  <end ms>|734210us|err:TimeoutError|<id> -> its end, ms; bounded
+    agentperf:{metrics:03}:slow:research      ZSET  the same -> duration, us; the slowest
     agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
 """
 
@@ -145,6 +147,7 @@ class CacheKeys:
     trash: str
     gen: str
     tags: str
+    resent: str
     bus: str
     entry_prefix: str
     lease_prefix: str
@@ -161,14 +164,23 @@ class CacheKeys:
 def cache(namespace: str, service: str, name: str) -> CacheKeys:
     """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache)."""
     tag = f"{namespace}:{{{service}:{encoded(name)}}}"
-    parts = ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost", "trash", "gen", "tags", "bus", "e:", "l:")
-    return CacheKeys(tag, *(f"{tag}:{part}" for part in parts))
+    parts = "meta size exp new hot warm cold ghost trash gen tags resent bus e: l:"
+    return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
 
 
 @lru_cache(maxsize=4096)
 def metrics_shard(agent: str) -> int:
     """Return the shard of an agent, 0 to 15. ``research`` lies in the same shard in every process."""
     return crc32(agent.encode()) % METRICS_SHARDS
+
+
+def metrics_series(agent: str, path: tuple[str, ...] = (), measure: str = "") -> str:
+    """Name a series within its shard.
+
+    ``research`` is an agent, ``research/plan/tool%3Asearch`` a span of it, ``research#ttft`` a further measure.
+    """
+    name = "/".join((encoded(agent), *(encoded(step) for step in path)))
+    return f"{name}#{measure}" if measure else name
 
 
 def metrics_tag(namespace: str, shard: int) -> str:
@@ -181,26 +193,26 @@ def metrics_agents(namespace: str, shard: int) -> str:
     return f"{metrics_tag(namespace, shard)}:agents"
 
 
+def metrics_parts(namespace: str, shard: int, agent: str) -> str:
+    """``agentperf:{metrics:03}:parts:research``."""
+    return f"{metrics_tag(namespace, shard)}:parts:{encoded(agent)}"
+
+
 def metrics_writer(namespace: str, shard: int, writer: str) -> str:
     """``agentperf:{metrics:03}:w:<writer>``."""
     return f"{metrics_tag(namespace, shard)}:w:{writer}"
 
 
-def metrics_total(namespace: str, shard: int, agent: str) -> str:
+def metrics_total(namespace: str, shard: int, series: str) -> str:
     """``agentperf:{metrics:03}:total:research``."""
-    return f"{metrics_tag(namespace, shard)}:total:{encoded(agent)}"
+    return f"{metrics_tag(namespace, shard)}:total:{series}"
 
 
-def metrics_slice(namespace: str, shard: int, width: str, start: str, agent: str) -> str:
-    """``agentperf:{metrics:03}:10s:2026-11-22T16:45:10:research``; the width is 10s, 1m, 1h or 1d."""
-    return f"{metrics_tag(namespace, shard)}:{width}:{start}:{encoded(agent)}"
-
-
-def metrics_recent(namespace: str, shard: int, agent: str) -> str:
+def metrics_recent(namespace: str, shard: int, series: str) -> str:
     """``agentperf:{metrics:03}:recent:research``."""
-    return f"{metrics_tag(namespace, shard)}:recent:{encoded(agent)}"
+    return f"{metrics_tag(namespace, shard)}:recent:{series}"
 
 
-def metrics_slow(namespace: str, shard: int, agent: str) -> str:
+def metrics_slow(namespace: str, shard: int, series: str) -> str:
     """``agentperf:{metrics:03}:slow:research``."""
-    return f"{metrics_tag(namespace, shard)}:slow:{encoded(agent)}"
+    return f"{metrics_tag(namespace, shard)}:slow:{series}"

@@ -183,7 +183,7 @@ class LoadBalancer:
 
     def release(
         self,
-        instance: AgentInstance | Lease,
+        instance: AgentInstance | Lease | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
@@ -191,7 +191,7 @@ class LoadBalancer:
         """Give a lease back and say how the work went.
 
         Args:
-            instance: what `acquire` returned, or its lease.
+            instance: what `acquire` returned, None included, or its lease.
             outcome: "ok", "error", "timeout", "rejected", or "neutral" when it tells nothing about the instance.
             response_time: seconds the work took, if measured.
 
@@ -313,7 +313,7 @@ class AsyncLoadBalancer:
 
     async def release(
         self,
-        instance: AgentInstance | Lease,
+        instance: AgentInstance | Lease | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,

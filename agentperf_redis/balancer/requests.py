@@ -118,9 +118,11 @@ class Requests:
         return flows.acquire_instance(self.keeper, self.pool(agent_type), wish)
 
     def release(
-        self, instance: AgentInstance | Lease, outcome: Outcome | str, response_time: float | None
+        self, instance: AgentInstance | Lease | None, outcome: Outcome | str, response_time: float | None
     ) -> Flow[bool]:
         """See `LoadBalancer.release`."""
+        if instance is None:
+            return flows.release_nothing()
         lease = instance.lease if isinstance(instance, AgentInstance) else instance
         if not isinstance(lease, Lease):
             raise InvalidArgument("instance", instance, "an instance from acquire, which carries its lease, or a Lease")

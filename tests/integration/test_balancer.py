@@ -292,6 +292,10 @@ def test_a_peek_cannot_be_released(call: Call, balancer: LoadBalancer) -> None:
         call(balancer, "release", peek)
 
 
+def test_none_may_be_released_without_asking(call: Call, balancer: LoadBalancer) -> None:
+    assert call(balancer, "release", acquire(call, balancer, "planner")) is False
+
+
 def test_a_lease_of_another_namespace_cannot_be_released_here(
     call: Call, balancer: LoadBalancer, connect: Callable[..., Backend], server: Any, namespace: str
 ) -> None:
