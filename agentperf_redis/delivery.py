@@ -233,13 +233,15 @@ def pack_call(command: Command[Any], *, by_source: bool, again: bool) -> bytes:
 class _Item:
     """One command under way."""
 
-    __slots__ = ("by_source", "command", "index", "maybe_applied", "node", "reason", "sends")
+    __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason")
 
     def __init__(self, index: int, command: Command[Any]) -> None:
         self.index = index
         self.command = command
-        self.sends = 0
         self.by_source = False
+        """Once a node did not know the script, it is sent whole: after ASK the next node may not know it either."""
+        self.at_once = False
+        """Whether to send again without a rest."""
         self.maybe_applied = False
         self.node: Node | None = None
         """Set by ASK: where to send it this once."""
@@ -304,7 +306,6 @@ def deliver(
                         replies = yield Exchange(node, payload, len(items) * (2 if asking else 1), patience)
                     except ExchangeFailed as failed:
                         for item in items:
-                            item.sends += failed.sent
                             item.maybe_applied |= failed.sent
                             if not (failed.silent and item.reason):  # the last attempt is often cut short
                                 item.reason = failed.reason
@@ -317,7 +318,6 @@ def deliver(
                             rest |= not failed.stale
                         continue
                     for item, reply in zip(items, replies[1::2] if asking else replies, strict=True):
-                        item.sends += 1
                         item.node = None
                         if not isinstance(reply, ServerError):
                             results[item.index] = _decoded(item.command, reply)
@@ -327,7 +327,7 @@ def deliver(
                             error = _read_error(item, reply.text, topology, address)
                             if error is None:
                                 waiting.append(item)
-                                rest |= not item.by_source
+                                rest |= not item.at_once
                             else:
                                 results[item.index] = error
         if rest and waiting:
@@ -388,10 +388,10 @@ def _decoded(command: Command[Any], reply: Reply) -> Any:
 def _read_error(item: _Item, text: str, topology: Topology, address: str) -> AgentPerfError | None:
     """Return what an error reply means to the caller, or None to send the command again."""
     code, _, rest = text.partition(" ")
+    item.at_once = code in ("NOSCRIPT", "ASK")
     if code == "NOSCRIPT":
         item.by_source = True
         return None
-    item.by_source = False
     if code in ("MOVED", "ASK"):
         if code == "MOVED":
             topology.forget()
