@@ -33,6 +33,8 @@ _log = logging.getLogger("agentperf_redis")
 SCHEMA = 1
 """Major version of the data model; a namespace with a higher one is not touched."""
 DEFAULT_NAMESPACE = "agentperf"
+NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
+"""Environment variable asked when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 """Oldest servers that have what the scripts use (SPUBLISH, writes that free memory on a full server)."""
@@ -46,7 +48,7 @@ class Backend:
 
     Args:
         url: where the server is; see `agentperf_redis.address`. None: AGENTPERF_REDIS_URL, REDIS_URL, localhost.
-        namespace: prefix of all keys.
+        namespace: prefix of all keys. None: AGENTPERF_NAMESPACE, "agentperf".
         deadline: seconds that one command may take in all, retries included.
 
     Raises:
@@ -54,10 +56,10 @@ class Backend:
     """
 
     def __init__(
-        self, url: str | None = None, *, namespace: str = DEFAULT_NAMESPACE, deadline: float = DEFAULT_DEADLINE_S
+        self, url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S
     ) -> None:
         self.address = parse_url(resolve_url(url))
-        self.namespace = keys.check_namespace("namespace", namespace)
+        self.namespace = keys.check_namespace("namespace", resolve_namespace(namespace))
         self.deadline = arguments.seconds("deadline", deadline, least=0.01, most=3600.0)
         self.process = _process_id()
         self.closed = False
@@ -236,6 +238,11 @@ class Backend:
         self.bus.after_fork()
 
 
+def resolve_namespace(namespace: str | None) -> str:
+    """Return the namespace given, else the one in AGENTPERF_NAMESPACE, else "agentperf"."""
+    return os.environ.get(NAMESPACE_VARIABLE) or DEFAULT_NAMESPACE if namespace is None else namespace
+
+
 def _process_id() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
@@ -286,9 +293,7 @@ def default_backend() -> Backend:
         return _default
 
 
-def configure(
-    url: str | None = None, *, namespace: str = DEFAULT_NAMESPACE, deadline: float = DEFAULT_DEADLINE_S
-) -> Backend:
+def configure(url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S) -> Backend:
     """Set the process-wide default, used by clients that are made without a backend.
 
     Args:

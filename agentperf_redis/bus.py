@@ -112,7 +112,10 @@ class Bus:
 
         All messages published before that moment have been brought to their listeners. Asking keeps the pings frequent.
         """
-        self._asked_at = time.monotonic()
+        now = time.monotonic()
+        idle, self._asked_at = now - self._asked_at > _ASKED_RECENTLY_S, now
+        if idle:
+            self._wake()  # the thread sleeps until the next idle ping
         return self._confirmed.get(channel, 0.0)
 
     def close(self) -> None:

@@ -92,14 +92,18 @@ class ExchangeFailed(Exception):
         reason: in words.
         final: whether repeating is pointless (the handshake was refused).
         stale: whether the connection had been idle, so that a new one may do at once.
+        silent: whether all that is known is that no answer came in time.
     """
 
-    def __init__(self, reason: str, *, sent: bool, final: bool = False, stale: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, sent: bool, final: bool = False, stale: bool = False, silent: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.sent = sent
         self.final = final
         self.stale = stale
+        self.silent = silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +233,16 @@ def pack_call(command: Command[Any], *, by_source: bool, again: bool) -> bytes:
 class _Item:
     """One command under way."""
 
-    __slots__ = ("by_source", "command", "index", "maybe_applied", "node", "reason", "sends")
+    __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason", "sends")
 
     def __init__(self, index: int, command: Command[Any]) -> None:
         self.index = index
         self.command = command
         self.sends = 0
         self.by_source = False
+        """Once a node did not know the script, it is sent whole: after ASK the next node may not know it either."""
+        self.at_once = False
+        """Whether to send again without a rest."""
         self.maybe_applied = False
         self.node: Node | None = None
         """Set by ASK: where to send it this once."""
@@ -302,7 +309,8 @@ def deliver(
                         for item in items:
                             item.sends += failed.sent
                             item.maybe_applied |= failed.sent
-                            item.reason = failed.reason
+                            if not (failed.silent and item.reason):  # the last attempt is often cut short
+                                item.reason = failed.reason
                             item.node = None
                         topology.forget()
                         if failed.final:
@@ -322,7 +330,7 @@ def deliver(
                             error = _read_error(item, reply.text, topology, address)
                             if error is None:
                                 waiting.append(item)
-                                rest |= not item.by_source
+                                rest |= not item.at_once
                             else:
                                 results[item.index] = error
         if rest and waiting:
@@ -381,10 +389,10 @@ def _decoded(command: Command[Any], reply: Reply) -> Any:
 def _read_error(item: _Item, text: str, topology: Topology, address: str) -> AgentPerfError | None:
     """Return what an error reply means to the caller, or None to send the command again."""
     code, _, rest = text.partition(" ")
+    item.at_once = code in ("NOSCRIPT", "ASK")
     if code == "NOSCRIPT":
         item.by_source = True
         return None
-    item.by_source = False
     if code in ("MOVED", "ASK"):
         if code == "MOVED":
             topology.forget()

@@ -23,6 +23,7 @@ from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixConn
 from redis.backoff import NoBackoff
 from redis.connection import Connection, DefaultParser, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from agentperf_redis.address import Address, Kind
@@ -251,8 +252,8 @@ class Executor:
                     while stack:
                         with contextlib.suppress(IndexError):
                             stack.pop().disconnect()
-                late = isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError"
-                raise ExchangeFailed(_words(error), sent=True, stale=not fresh and not late) from None
+                late = isinstance(error, RedisTimeoutError)
+                raise ExchangeFailed(_words(error), sent=True, stale=not fresh and not late, silent=late) from None
             except BaseException:
                 connection.disconnect()
                 raise
@@ -275,7 +276,7 @@ class Executor:
             raise _refused(error) from None
         except (RedisError, OSError) as error:
             connection.disconnect() if connection else None
-            raise ExchangeFailed(_words(error, connecting=True), sent=False) from None
+            raise _unconnected(error) from None
         except BackendUnavailable as error:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         return connection
@@ -297,11 +298,17 @@ def _wait(step: Wait) -> bool:
         step.hint.forget(event.set)
 
 
-def _words(error: BaseException, *, connecting: bool = False) -> str:
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    if connecting:
-        text += "; is a server running there? `agentperf up` starts one on this machine"
-    return text
+def _words(error: BaseException) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _unconnected(error: RedisError | OSError) -> ExchangeFailed:
+    """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong."""
+    text = _words(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
+        return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
+    hint = "is a server running there? `agentperf up` starts one on this machine"
+    return ExchangeFailed(f"{text}; {hint}", sent=False, silent=isinstance(error, RedisTimeoutError))
 
 
 def _refused(error: ResponseError) -> ExchangeFailed:
@@ -502,13 +509,15 @@ class AsyncExecutor:
             raise _refused(error) from None
         except TimeoutError:
             _drop(connection)
-            raise ExchangeFailed(f"no answer for {step.timeout_s:.3g} s", sent=sent) from None
+            raise ExchangeFailed(f"no answer for {step.timeout_s:.3g} s", sent=sent, silent=True) from None
         except (RedisError, OSError) as error:
             _drop(connection)
             if not fresh:
                 while stack:
                     _drop(stack.pop())
-            raise ExchangeFailed(_words(error, connecting=not sent), sent=sent, stale=not fresh) from None
+            if not sent:
+                raise _unconnected(error) from None
+            raise ExchangeFailed(_words(error), sent=True, stale=not fresh) from None
         except BackendUnavailable as error:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         except BaseException:

@@ -15,17 +15,18 @@ A script is one file under ``lua/`` and one atomic operation. Its header comment
     -- COST    O(log N)
 
 Under KEYS, each line has a name, a type and the shape of the key; under ARGV, a name, a type and the unit. A name
-that ends in ``...`` stands for any number of values. A contract test compares the header with the names that the script
-gives to KEYS and ARGV in its first lines, and with the calls from Python.
+that ends in ``...`` stands for any number of values. A line that is not of this form goes on with the one before or is
+a remark. Contract tests compare the header with the names that the script gives to KEYS and ARGV in its first lines,
+and with the calls from Python.
 
-One line ``--@include NAME`` takes in the fragment ``NAME.lua`` of the same folder, one level deep.
+A line ``--@include NAME`` takes in the fragment ``NAME.lua`` of the same folder, one level deep.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
+_SLOT = re.compile(r"([a-z]\w*(?:\.\.\.)?) +(STRING|HASH|ZSET|LIST|SET|STREAM|any|int|text|bytes)(?: +(.*))?")
 _SECTIONS = ("KEYS", "ARGV", "RETURNS", "REPEAT", "ERRORS", "COST")
 
 
@@ -133,9 +135,11 @@ def parse_header(text: str) -> Header:
 
 
 def _slots(lines: list[str]) -> tuple[Slot, ...]:
-    slots = []
+    slots: list[Slot] = []
     for line in lines:
-        if line and line != "none":
-            name, type_, shape = (*line.split(None, 2), "", "")[:3]
-            slots.append(Slot(name, type_, shape))
+        found = _SLOT.fullmatch(line)
+        if found:
+            slots.append(Slot(*found.groups("")))
+        elif slots:
+            slots[-1] = replace(slots[-1], shape=f"{slots[-1].shape} {line}".strip())
     return tuple(slots)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from agentperf_redis.backend import DEFAULT_DEADLINE_S, DEFAULT_NAMESPACE, Backend
+from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import LoadBalancingStrategy
 from agentperf_redis.cache.client import LRUCache, TieredCache
@@ -21,7 +21,8 @@ class AgentPerf:
     Args:
         url: where the server is: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``,
             ``redis+sentinel://...`` or ``embedded://``. None: AGENTPERF_REDIS_URL, REDIS_URL, localhost.
-        namespace: prefix of all keys, 1 to 64 characters of ``A-Z a-z 0-9 _ . -``.
+        namespace: prefix of all keys, 1 to 64 characters of ``A-Z a-z 0-9 _ . -``. None: AGENTPERF_NAMESPACE, else
+            "agentperf".
         deadline: seconds that one command may take in all, retries included.
 
     Raises:
@@ -29,7 +30,7 @@ class AgentPerf:
     """
 
     def __init__(
-        self, url: str | None = None, *, namespace: str = DEFAULT_NAMESPACE, deadline: float = DEFAULT_DEADLINE_S
+        self, url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S
     ) -> None:
         self.backend = Backend(url, namespace=namespace, deadline=deadline)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import multiprocessing.resource_tracker
 import os
 import re
@@ -18,7 +20,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
+from agentperf_redis.command import Command
 from tests.fake import Fake
+from tests.headers import misfit
 from tests.proxy import Proxy
 from tests.servers import Kind, Raw, Server, Servers, kinds, program, wait_until
 from tests.workers import Workers
@@ -66,6 +70,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("server_kind", chosen)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _calls_fit_their_headers() -> Iterator[None]:
+    """Check every command that is made in this process against its script's header."""
+    make = Command.__init__
+
+    @functools.wraps(make)
+    def make_and_check(command: Command[Any], *args: Any, **kwargs: Any) -> None:
+        make(command, *args, **kwargs)
+        wrong = misfit(command)
+        assert wrong is None, wrong
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Command, "__init__", make_and_check)
+        yield
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """All servers of the session; `servers.fresh("cluster")` starts one more."""
@@ -80,6 +100,27 @@ def server(server_kind: Kind, servers: Servers) -> Iterator[Server]:
     shared = servers.shared(server_kind)
     yield shared
     shared.recover()
+
+
+@pytest.fixture(autouse=True)
+def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Cluster, give every script the shebang under which the server refuses one that leaves its slot."""
+    if getattr(request.node, "callspec", None) is None or request.node.callspec.params.get("server_kind") != "cluster":
+        return
+    from agentperf_redis.script import Script, parse_header
+
+    plain = Script.__dict__["source"].func
+    sources: dict[str, str] = {}
+
+    def source(script: Script) -> str:
+        return sources.setdefault(script.name, "#!lua\n" + plain(script))
+
+    def sha(script: Script) -> str:
+        return hashlib.sha1(script.source.encode()).hexdigest()
+
+    monkeypatch.setattr(Script, "source", property(source))
+    monkeypatch.setattr(Script, "sha", property(sha))
+    monkeypatch.setattr(Script, "header", property(lambda script: parse_header(script.source.removeprefix("#!lua\n"))))
 
 
 @pytest.fixture

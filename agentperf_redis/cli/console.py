@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from agentperf_redis.address import URL_VARIABLES
-from agentperf_redis.backend import DEFAULT_DEADLINE_S, DEFAULT_NAMESPACE
+from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.embedded import data_folder, running
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument, SchemaMismatch
 from agentperf_redis.service import AgentPerf
@@ -45,7 +45,7 @@ class Target:
     """Which server and namespace a command works on."""
 
     url: str | None = None
-    namespace: str = DEFAULT_NAMESPACE
+    namespace: str | None = None
     timeout: float = DEFAULT_DEADLINE_S
 
     def resolved(self) -> str | None:

@@ -38,12 +38,12 @@ def doctor(target: Target, *, as_json: bool) -> Exit:
     """Examine the server; exit 1 if anything is bad."""
     with target.connect() as perf:
         findings = examine(perf.backend)
-        address = perf.backend.address.masked
+        address, namespace = perf.backend.address.masked, perf.backend.namespace
     bad = any(finding.level == "bad" for finding in findings)
     if as_json:
         print_json("doctor", {"server": address, "healthy": not bad, "findings": [_plain(each) for each in findings]})
     else:
-        out.print(f"Server {address}, namespace {target.namespace}", markup=False)
+        out.print(f"Server {address}, namespace {namespace}", markup=False)
         table = Table(box=None, pad_edge=False)
         for column in ("", "what", "found", "advice"):
             table.add_column(column, overflow="fold")

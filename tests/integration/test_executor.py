@@ -39,7 +39,13 @@ def run(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Run:
 class Add(Script):
     """A script of the tests' own: adds to a counter, so that every execution is seen."""
 
-    source = "-- KEYS\n--   counter STRING\nreturn redis.call('INCRBY', KEYS[1], ARGV[1])"
+    source = """-- add: add to a counter.
+-- KEYS
+--   counter  STRING  <namespace>:<name>
+-- ARGV
+--   amount   int     what to add
+return redis.call('INCRBY', KEYS[1], ARGV[1])
+"""
 
 
 ADD = Add("test/add")

@@ -204,6 +204,16 @@ def test_ask_is_followed_once_with_asking() -> None:
     assert asked[-1].count == 2
 
 
+def test_a_node_asked_by_redirection_may_not_know_the_script() -> None:
+    ask = ServerError("ASK 3300 n2:2")
+    unknown = ServerError("NOSCRIPT No matching script.")
+    results, asked = run(
+        [scripted("b")], [[LAYOUT], [ask], [b"OK", unknown], [ask], [b"OK", [1]]], "redis+cluster://seed:7"
+    )
+    assert results == [[1]]
+    assert SCRIPT.source.encode() in asked[-1].payload
+
+
 def test_dead_seeds_are_passed_over() -> None:
     results, asked = run(
         [echo("b")], [ExchangeFailed("refused", sent=False), [LAYOUT], [b"1"]], "redis+cluster://dead:7,alive:8"

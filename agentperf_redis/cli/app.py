@@ -1,0 +1,134 @@
+"""The commands and their options; what they do is in the modules beside this one.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from agentperf_redis.backend import DEFAULT_DEADLINE_S
+from agentperf_redis.cli import console
+from agentperf_redis.cli.console import Exit, Target, guarded
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="agentperf",
+    help="Metrics, caches and load balancing for fleets of AI agents, shared through one Redis or Valkey.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="Server. Default: $AGENTPERF_REDIS_URL, $REDIS_URL, a running embedded server, redis://localhost:6379/0.",
+        metavar="URL",
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", help="Prefix of all keys. Default: $AGENTPERF_NAMESPACE, agentperf.", metavar="NAME"),
+]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds one command may take.", metavar="SECONDS")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the embedded server's data. Default: one per user.", metavar="DIR"),
+]
+
+
+def run() -> int:
+    """Run the command line and return its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.exceptions.Abort:
+        return _INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return int(code or 0)
+
+
+@app.command()
+def demo(
+    url: Url = None,
+    path: Annotated[
+        Path | None, typer.Option("--path", help="Source tree to review. Default: the standard library.", metavar="DIR")
+    ] = None,
+    files: Annotated[int | None, typer.Option("--files", help="Review so many files only.", min=1)] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Worker processes.", min=1, max=64)] = 4,
+    kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill one worker half-way.")] = True,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="Prefix of all keys. Default: a new one.", metavar="NAME")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Have a team of code-review agents review a source tree, together, while one of them is killed."""
+    from agentperf_redis.cli.demo import demo as work
+
+    return guarded(lambda: work(url, path, files, workers, namespace, kill=kill, as_json=as_json))
+
+
+@app.command()
+def up(data: Data = None, as_json: Json = False) -> int:
+    """Start the embedded server, or find it running. It stays until `agentperf down`."""
+    from agentperf_redis.cli.embedded import up as work
+
+    return guarded(lambda: work(data, as_json=as_json))
+
+
+@app.command()
+def down(data: Data = None, as_json: Json = False) -> int:
+    """Stop the embedded server; its data stay on disk."""
+    from agentperf_redis.cli.embedded import down as work
+
+    return guarded(lambda: work(data, as_json=as_json))
+
+
+@app.command()
+def status(
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> int:
+    """Show all three services at a glance."""
+    from agentperf_redis.cli.status import status as work
+
+    return guarded(lambda: work(Target(url, namespace, timeout), as_json=as_json))
+
+
+@app.command()
+def doctor(
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> int:
+    """Examine the server and say what should be changed. Exit 1 if something is bad."""
+    from agentperf_redis.cli.doctor import doctor as work
+
+    return guarded(lambda: work(Target(url, namespace, timeout), as_json=as_json))
+
+
+@app.command()
+def version() -> int:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    console.out.print(installed("agentperf-redis"), markup=False)
+    return Exit.OK

