@@ -10,6 +10,7 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; the instances that have room
     agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, H:<id> -> ms
     agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, less its priority; also the channel
+    agentperf:{lb:planner}:ids                ZSET  <id> -> when it was registered, us: all instances, in order
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  as ready, the instances with that label
 
@@ -103,7 +104,18 @@ class PoolKeys:
     ready: str
     due: str
     waitq: str
+    ids: str
     ring: str
+
+    @property
+    def core(self) -> tuple[str, ...]:
+        """The keys every operation on leases needs: state, ready, due, waitq."""
+        return (self.state, self.ready, self.due, self.waitq)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """The core, ids and ring."""
+        return (self.state, self.ready, self.due, self.waitq, self.ids, self.ring)
 
     def ready_with(self, label: str) -> str:
         """``agentperf:{lb:planner}:ready@gpu``."""
@@ -113,7 +125,7 @@ class PoolKeys:
 def pool(namespace: str, agent_type: str) -> PoolKeys:
     """Return the keys of the pool of an agent type."""
     tag = f"{namespace}:{{lb:{encoded(agent_type)}}}"
-    return PoolKeys(tag, f"{tag}:state", f"{tag}:ready", f"{tag}:due", f"{tag}:waitq", f"{tag}:ring")
+    return PoolKeys(tag, *(f"{tag}:{part}" for part in ("state", "ready", "due", "waitq", "ids", "ring")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,409 @@
+"""The balancer's scripts as commands: what is sent, and what the replies mean."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b, shake_128
+from typing import NoReturn
+
+from agentperf_redis import keys
+from agentperf_redis.balancer.model import AgentInstance, InstanceStatus, LoadBalancingStrategy, Outcome
+from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch, shown
+from agentperf_redis.keys import PoolKeys, decoded, encoded
+from agentperf_redis.script import Script
+
+ACQUIRE = Script("balancer/acquire")
+HEARTBEAT = Script("balancer/heartbeat")
+REGISTER = Script("balancer/register")
+RELEASE = Script("balancer/release")
+REMOVE = Script("balancer/remove")
+RENEW = Script("balancer/renew")
+SELECT = Script("balancer/select")
+STATUS = Script("balancer/status")
+UPDATE = Script("balancer/update")
+
+SCHEMA = "1"
+RING_POINTS = 32
+"""Points of an instance on the ring; remove.lua counts on it."""
+MANY = 500
+"""Most names in one renew or heartbeat: `unpack` takes some 7,000 values, and a long script stops the server."""
+
+_DONE, _NOTHING, _SPENT, _OTHER_STRATEGY, _OTHER_SCHEMA, _CORRUPT = 1, 0, -1, -2, -3, -4
+_RECORD_FIELDS = 14
+
+_OUTCOME_LETTERS = {
+    Outcome.OK: "o",
+    Outcome.ERROR: "e",
+    Outcome.TIMEOUT: "t",
+    Outcome.REJECTED: "j",
+    Outcome.NEUTRAL: "n",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One pool and where it is kept."""
+
+    agent_type: str
+    keys: PoolKeys
+
+    @classmethod
+    def of(cls, namespace: str, agent_type: str) -> Pool:
+        """Return the pool of an agent type."""
+        return cls(agent_type, keys.pool(namespace, agent_type))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a pick depends on.
+
+    Attributes:
+        strategy: what the pool must have; None takes its own.
+        require: labels the instance must have all of.
+        affinity: under CONSISTENT_HASH, what is to go to the same instance again.
+    """
+
+    strategy: LoadBalancingStrategy | None = None
+    require: frozenset[str] = frozenset()
+    affinity: str | None = None
+
+    def args(self) -> tuple[Arg, ...]:
+        """Return wanted, labels, point, random as the scripts take them."""
+        number = random.getrandbits(52)
+        if self.affinity is None:
+            point = number % 2**48
+        else:
+            point = int.from_bytes(blake2b(self.affinity.encode(), digest_size=6).digest())
+        wanted = "-" if self.strategy is None else self.strategy.value
+        return (wanted, packed_labels(self.require), point, number)
+
+
+ANY = Choice()
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease was granted.
+
+    Attributes:
+        status: the instance, just after.
+        expiry_ms: end of the lease, ms of the server's clock.
+        fence: its fencing number.
+    """
+
+    status: InstanceStatus
+    expiry_ms: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No lease was granted.
+
+    Attributes:
+        retry_after: seconds until something is due in the pool, at most 1.
+        registered: instances of the pool.
+        waiting: callers in line.
+    """
+
+    retry_after: float
+    registered: int
+    waiting: int
+
+    @property
+    def reason(self) -> str:
+        """In words."""
+        if self.registered == 0:
+            return "no instance is registered"
+        line = f", {self.waiting} waiting in line" if self.waiting else ""
+        return f"all {self.registered} instances that could take it are full, unhealthy or draining{line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """The token had its lease already: it ended, or another request holds its place."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a pool's instances; see status.lua."""
+
+    strategy: LoadBalancingStrategy
+    instances: tuple[InstanceStatus, ...]
+    waiting: int
+    overdue: int
+    granted: int
+    next_rank: int
+
+
+def packed_labels(labels: Iterable[str]) -> str:
+    """Return labels as the scripts take them: encoded, sorted, ``a,b``; ``-`` for none."""
+    return ",".join(sorted("%2D" if label == "-" else encoded(label) for label in labels)) or "-"
+
+
+def register(
+    pool: Pool, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int
+) -> Command[LoadBalancingStrategy]:
+    """Add or change an instance. Returns the pool's strategy."""
+    points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
+    numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
+    args: tuple[Arg, ...] = (
+        encoded(instance.id),
+        "-" if strategy is None else strategy.value,
+        instance.max_capacity,
+        _decimal(instance.weight),
+        packed_labels(instance.labels),
+        int(instance.is_healthy),
+        round(instance.response_time_ms * 1000),
+        silence_ms,
+        " ".join(map(str, numbers)),
+    )
+
+    def decode(reply: Reply) -> LoadBalancingStrategy:
+        status, values = _opened(pool, reply)
+        if status in (_DONE, _NOTHING) and len(values) == 1:
+            return _strategy(pool, values[0])
+        _refuse(pool, status, values, strategy)
+
+    return Command(REGISTER, pool.keys.all, args, decode)
+
+
+def update(
+    pool: Pool,
+    instance_id: str,
+    *,
+    max_capacity: int | None = None,
+    weight: float | None = None,
+    labels: frozenset[str] | None = None,
+    on: str = "",
+    off: str = "",
+) -> Command[int | None]:
+    """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
+    labels_arg = "-" if labels is None else packed_labels(labels).removesuffix("-")
+    args: tuple[Arg, ...] = (
+        encoded(instance_id),
+        "-" if max_capacity is None else max_capacity,
+        "-" if weight is None else _decimal(weight),
+        labels_arg,
+        on,
+        off,
+    )
+
+    def decode(reply: Reply) -> int | None:
+        status, values = _opened(pool, reply)
+        if status == _NOTHING:
+            return None
+        if status == _DONE and len(values) == 1 and isinstance(values[0], int):
+            return values[0]
+        _refuse(pool, status, values)
+
+    return Command(UPDATE, pool.keys.core, args, decode)
+
+
+def remove(pool: Pool, instance_id: str) -> Command[bool]:
+    """Take an instance out. Returns whether it was there."""
+
+    def decode(reply: Reply) -> bool:
+        status, values = _opened(pool, reply)
+        if status in (_DONE, _NOTHING):
+            return status == _DONE
+        _refuse(pool, status, values)
+
+    return Command(REMOVE, pool.keys.all, (encoded(instance_id),), decode)
+
+
+def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Command[list[str]]:
+    """Say that instances are alive. Returns those that are not registered."""
+
+    def decode(reply: Reply) -> list[str]:
+        status, values = _opened(pool, reply)
+        if status == _DONE:
+            return [decoded(_text(pool, value)) for value in values]
+        _refuse(pool, status, values)
+
+    return Command(HEARTBEAT, pool.keys.core, (silence_ms, *map(encoded, instance_ids)), decode)
+
+
+def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice) -> Command[Granted | Refused | Spent]:
+    """Pick an instance and lease one unit of it under a token."""
+    chosen = choice.args()
+
+    def decode(reply: Reply) -> Granted | Refused | Spent:
+        status, values = _opened(pool, reply)
+        if status == _DONE and len(values) == 4:
+            return _granted(pool, values)
+        if status == _NOTHING and len(values) == 3 and all(isinstance(value, int) for value in values):
+            return Refused(values[0] / 1000, values[1], values[2])
+        if status == _SPENT and len(values) == 1:
+            return Spent(_text(pool, values[0]))
+        _refuse(pool, status, values, choice.strategy)
+
+    return Command(ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen))
+
+
+def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
+    """Look which instance a lease would be granted on now."""
+
+    def decode(reply: Reply) -> AgentInstance | None:
+        status, values = _opened(pool, reply)
+        if status == _NOTHING:
+            return None
+        if status == _DONE and len(values) == 2:
+            return instance_status(pool, values[0], values[1]).instance
+        _refuse(pool, status, values, choice.strategy)
+
+    return Command(SELECT, pool.keys.all, choice.args(), decode)
+
+
+def release(
+    pool: Pool,
+    token: str,
+    instance_id: str | None = None,
+    outcome: Outcome = Outcome.NEUTRAL,
+    response_time: float | None = None,
+    bury_ms: int = 0,
+) -> Command[bool]:
+    """Give a lease back.
+
+    Args:
+        pool: its pool.
+        token: its token.
+        instance_id: its instance, when known: saves the server a look.
+        outcome: how the work went.
+        response_time: seconds it took, if measured.
+        bury_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
+
+    Returns:
+        Whether this freed the unit.
+    """
+    response_us = -1 if response_time is None else round(response_time * 1e6)
+    args: tuple[Arg, ...] = (
+        token,
+        "-" if instance_id is None else encoded(instance_id),
+        _OUTCOME_LETTERS[outcome],
+        response_us,
+        bury_ms,
+    )
+
+    def decode(reply: Reply) -> bool:
+        status, values = _opened(pool, reply)
+        if status in (_DONE, _NOTHING, _SPENT):
+            return status == _DONE
+        _refuse(pool, status, values)
+
+    return Command(RELEASE, pool.keys.core, (*args, 0), decode, resend_args=(*args, 1))
+
+
+def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:
+    """Prolong leases, at most `MANY`. Returns the tokens that are lost."""
+
+    def decode(reply: Reply) -> frozenset[str]:
+        status, values = _opened(pool, reply)
+        if status == _DONE:
+            return frozenset(_text(pool, value) for value in values)
+        _refuse(pool, status, values)
+
+    return Command(RENEW, (pool.keys.due,), (ttl_ms, *tokens), decode)
+
+
+def status(pool: Pool, first: int, count: int) -> Command[Page | None]:
+    """Read one page of instances, from rank `first` on. None when there is no such pool."""
+
+    def decode(reply: Reply) -> Page | None:
+        answer, values = _opened(pool, reply)
+        if answer == _NOTHING:
+            return None
+        if answer == _DONE and len(values) >= 6 and all(isinstance(value, int) for value in values[1:6]):
+            _, waiting, overdue, granted, next_rank = values[1:6]
+            rest = values[6:]
+            instances = tuple(
+                instance_status(pool, name, record) for name, record in zip(rest[::2], rest[1::2], strict=False)
+            )
+            return Page(_strategy(pool, values[0]), instances, waiting, overdue, granted, next_rank)
+        _refuse(pool, answer, values)
+
+    return Command(STATUS, (*pool.keys.core, pool.keys.ids), (first, count), decode)
+
+
+def instance_status(pool: Pool, name: Reply, record: Reply) -> InstanceStatus:
+    """Decode an instance record; its fields are in the legend of pool.lua."""
+    fields = _text(pool, record).split(" ")
+    try:
+        if len(fields) < _RECORD_FIELDS:
+            raise ValueError(len(fields))
+        load, _lim, _seq, fence, peak = map(int, fields[:5])
+        weight, labels, flags, cap = float(fields[5]), fields[6], fields[7], int(fields[8])
+        ewma_us, _ewma_ms, served, failed, fails = map(int, fields[9:14])
+        instance = AgentInstance(
+            id=decoded(_text(pool, name)),
+            agent_type=pool.agent_type,
+            current_load=load,
+            max_capacity=cap,
+            weight=weight,
+            is_healthy="u" not in flags and "s" not in flags,
+            response_time_ms=ewma_us / 1000,
+            labels=frozenset() if labels == "-" else frozenset(map(decoded, labels.split(","))),
+            is_draining="d" in flags,
+        )
+    except ValueError:
+        raise CorruptState(pool.keys.state, f"the instance record {shown(record)}") from None
+    return InstanceStatus(instance, peak, served, failed, fails, fence)
+
+
+def _granted(pool: Pool, values: list[Reply]) -> Granted:
+    name, expiry_ms, fence, record = values
+    if not isinstance(expiry_ms, int) or not isinstance(fence, int):
+        raise CorruptState(pool.keys.state, f"an unexpected reply {shown(values)}")
+    return Granted(instance_status(pool, name, record), expiry_ms, fence)
+
+
+def _opened(pool: Pool, reply: Reply) -> tuple[int, list[Reply]]:
+    """Part a reply into its status and the rest."""
+    if isinstance(reply, int):
+        return reply, []
+    if isinstance(reply, list) and reply and isinstance(reply[0], int):
+        return reply[0], reply[1:]
+    raise CorruptState(pool.keys.state, f"an unexpected reply {shown(reply)}")
+
+
+def _refuse(pool: Pool, status: int, values: list[Reply], wanted: LoadBalancingStrategy | None = None) -> NoReturn:
+    """Raise what a status other than the good ones means."""
+    said = values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
+    if status == _OTHER_STRATEGY and wanted is not None:
+        raise InvalidArgument(
+            "strategy",
+            wanted.value,
+            f"{said!r}, by which pool {pool.agent_type!r} was registered, or None to take the pool's own; to change "
+            "it, remove all its instances and register them with the new one",
+        )
+    if status == _OTHER_SCHEMA:
+        raise SchemaMismatch(pool.keys.state, said.partition(" ")[0], SCHEMA)
+    if status == _CORRUPT:
+        raise CorruptState(pool.keys.state, f"something else than an instance in the field {shown(said)}")
+    raise CorruptState(pool.keys.state, f"an unexpected reply {status} {shown(values)}")
+
+
+def _text(pool: Pool, value: Reply) -> str:
+    if not isinstance(value, bytes):
+        raise CorruptState(pool.keys.state, f"{shown(value)} where a text belongs")
+    return value.decode(errors="replace")
+
+
+def _strategy(pool: Pool, value: Reply) -> LoadBalancingStrategy:
+    text = _text(pool, value)
+    try:
+        return LoadBalancingStrategy(text)
+    except ValueError:
+        raise CorruptState(pool.keys.state, f"the strategy {shown(text)}") from None
+
+
+def _decimal(value: float) -> str:
+    """Return a weight as the scripts and people read it: no exponent, no more digits than a score has."""
+    text = f"{value:.9f}".rstrip("0").rstrip(".")
+    return text if math.isfinite(value) else "0"

@@ -1,0 +1,220 @@
+"""What the balancer does in several steps, described without doing it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.commands import ANY, Choice, Granted, Page, Pool, Refused, Spent
+from agentperf_redis.balancer.keeper import Keeper
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome, PoolStatus
+from agentperf_redis.command import Batch, Flow
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost, NoCapacity
+
+_log = logging.getLogger("agentperf_redis")
+
+DEFAULT_TTL_S = 30.0
+DEFAULT_MAX_HOLD_S = 3600.0
+STATUS_PAGE = 500
+_NEW_TOKENS = 3
+"""A token is spent when its lease expired before the answer came, which a longer TTL prevents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks of a pool.
+
+    Attributes:
+        choice: which instance it may be.
+        ttl: seconds the lease lives without renewal.
+        max_hold: seconds after which it is renewed no more.
+        on_lost: called, on the keeper's thread, when it is lost.
+    """
+
+    choice: Choice = ANY
+    ttl: float = DEFAULT_TTL_S
+    max_hold: float = DEFAULT_MAX_HOLD_S
+    on_lost: Callable[[LeaseLost], None] | None = None
+
+
+def register(
+    backend: Backend,
+    keeper: Keeper,
+    instance: AgentInstance,
+    strategy: LoadBalancingStrategy | None,
+    silence_ms: int,
+) -> Flow[LoadBalancingStrategy]:
+    """Add or change an instance, and remember it for the case that the server comes back empty."""
+    yield from backend.enter("lb", instance.agent_type)
+    pool = Pool.of(backend.namespace, instance.agent_type)
+    taken = yield from commands.register(pool, instance, strategy, silence_ms)
+    keeper.remember(instance, strategy, silence_ms)
+    return taken
+
+
+def remove(keeper: Keeper, pool: Pool, instance_id: str) -> Flow[bool]:
+    """Take an instance out, and register it no more."""
+    keeper.registered.pop((pool.agent_type, instance_id), None)
+    return (yield from commands.remove(pool, instance_id))
+
+
+def update(
+    keeper: Keeper,
+    pool: Pool,
+    instance_id: str,
+    max_capacity: int | None,
+    weight: float | None,
+    labels: frozenset[str] | None,
+) -> Flow[bool]:
+    """Change what an instance was registered with."""
+    load = yield from commands.update(pool, instance_id, max_capacity=max_capacity, weight=weight, labels=labels)
+    if load is None:
+        return False
+    keeper.amend(pool.agent_type, instance_id, max_capacity, weight, labels)
+    return True
+
+
+def mark(pool: Pool, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
+    """Set and clear flags of an instance. Returns whether it is there."""
+    return (yield from commands.update(pool, instance_id, on=on, off=off)) is not None
+
+
+def heartbeat(pool: Pool, instance_ids: tuple[str, ...], silence_ms: int) -> Flow[list[str]]:
+    """Say that instances are alive. Returns those that are not registered."""
+    unknown: list[str] = []
+    for at in range(0, len(instance_ids), commands.MANY):
+        unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], silence_ms)
+    return unknown
+
+
+def acquire(keeper: Keeper, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+    """Lease one unit of an instance, or learn why not."""
+    answer: Granted | Refused | Spent = Spent("")
+    for _ in range(_NEW_TOKENS):
+        token, asked_at = keeper.token(), time.monotonic()
+        answer = yield from _ask(keeper, pool, token, wish)
+        if isinstance(answer, Granted):
+            instance = answer.status.instance
+            lease = Lease(keeper, pool, token, answer.fence, instance, wish.ttl, asked_at, wish.max_hold, wish.on_lost)
+            keeper.hold(lease)
+            return lease
+        if isinstance(answer, Refused):
+            return answer
+    raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
+
+
+def _ask(keeper: Keeper, pool: Pool, token: str, wish: Wish) -> Flow[Granted | Refused | Spent]:
+    """Ask once; whatever breaks in between, leave no lease behind that nobody knows of."""
+    interrupted = True
+    try:
+        answer = yield from commands.acquire(pool, token, math.ceil(wish.ttl * 1000), wish.choice)
+        interrupted = False
+        return answer
+    except BackendUnavailable as error:
+        interrupted = False
+        if error.outcome == "unknown":
+            keeper.compensate(pool, token, wish.ttl)
+        raise
+    except AgentPerfError:
+        interrupted = False
+        raise
+    except GeneratorExit:  # the event loop is going down and can do nothing more
+        interrupted = False
+        keeper.compensate(pool, token, wish.ttl)
+        raise
+    finally:
+        if interrupted:
+            try:
+                yield from commands.release(pool, token, bury_ms=keeper.bury_ms(wish.ttl))
+            except AgentPerfError:
+                keeper.compensate(pool, token, wish.ttl)
+
+
+def acquire_instance(keeper: Keeper, pool: Pool, wish: Wish) -> Flow[AgentInstance | None]:
+    """Lease one unit and return the instance that carries its lease, or None."""
+    answer = yield from acquire(keeper, pool, wish)
+    return answer.instance if isinstance(answer, Lease) else None
+
+
+def enter(keeper: Keeper, pool: Pool, wish: Wish) -> Flow[Lease]:
+    """Lease one unit or raise NoCapacity."""
+    answer = yield from acquire(keeper, pool, wish)
+    if isinstance(answer, Refused):
+        raise NoCapacity(pool.agent_type, answer.reason, answer.retry_after)
+    return answer
+
+
+def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
+    """Give a lease back. Returns whether this freed it now."""
+    if not lease.end():
+        return False
+    keeper.drop(lease)
+    command = commands.release(lease.pool, lease.token, lease.instance_id, outcome, response_time)
+    answered = False
+    try:
+        freed = yield from command
+        answered = True
+        return freed
+    finally:
+        if not answered:  # nobody will ask again, so the keeper does; a repeat is harmless
+            keeper.insist(command, lease.ttl)
+
+
+def leave(keeper: Keeper, lease: Lease, error: BaseException | None) -> Flow[None]:
+    """End a block that held a lease.
+
+    Raises:
+        LeaseLost: when the block went well, but the lease was lost while it ran.
+    """
+    response_time = time.monotonic() - lease.started
+    outcome = _outcome(error) if lease.outcome is None else Outcome(lease.outcome)
+    was_held = lease.held
+    try:
+        freed = yield from release(keeper, lease, outcome, response_time)
+    except BackendUnavailable as unavailable:
+        # The work is done, and the capacity comes back by itself at the latest when the lease expires.
+        _log.warning("giving back %r: %s", lease, unavailable)
+        return
+    if error is None:
+        if lease.lost is not None:
+            raise lease.lost
+        if was_held and not freed:
+            raise LeaseLost(lease.agent_type, lease.token, "it had expired before it was given back")
+
+
+def _outcome(error: BaseException | None) -> Outcome:
+    if error is None:
+        return Outcome.OK
+    if isinstance(error, TimeoutError):
+        return Outcome.TIMEOUT
+    if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
+        return Outcome.NEUTRAL
+    return Outcome.ERROR
+
+
+def status(backend: Backend, agent_types: Iterable[str] | None = None) -> Flow[list[PoolStatus]]:
+    """Read pools, all that were ever used when none are named; pools without instances are left out."""
+    names = list(agent_types) if agent_types is not None else (yield from backend.entered("lb"))
+    pools = [Pool.of(backend.namespace, name) for name in names]
+    first: list[Page | None] = yield from Batch(tuple(commands.status(pool, 0, STATUS_PAGE) for pool in pools))
+    found = []
+    for pool, page in zip(pools, first, strict=True):
+        if page is None or not page.instances:
+            continue
+        instances = list(page.instances)
+        next_rank = page.next_rank
+        while next_rank:
+            more = yield from commands.status(pool, next_rank, STATUS_PAGE)
+            instances += more.instances if more else ()
+            next_rank = more.next_rank if more else 0
+        found.append(
+            PoolStatus(pool.agent_type, page.strategy, tuple(instances), page.waiting, page.granted, page.overdue)
+        )
+    return found

@@ -1,0 +1,286 @@
+"""Keeps the leases of this process alive, on one thread, and its instances registered.
+
+Event loops block and workers compute, so leases are renewed by a thread of their own, in one batch a pool, when a third
+of their life is over. The keeper refers to leases weakly: it must not keep alive what its user has dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
+from agentperf_redis.command import Batch, Command, Step
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
+
+if TYPE_CHECKING:
+    from agentperf_redis.backend import Backend
+    from agentperf_redis.balancer.lease import Lease
+
+_log = logging.getLogger("agentperf_redis")
+
+TOMBSTONE_S = 60.0
+"""How long after a call could still arrive its token is refused, s. A clock of its own, not of the network's."""
+_AHEAD = 0.1
+"""Leases due within this share of their life are renewed along with the one that is due, in one batch."""
+_CLOSE_S = 5.0
+_RETRY_S = 0.5
+
+Job = Callable[[], None]
+
+
+class Keeper:
+    """One per backend and process; see `keeper_of`.
+
+    Args:
+        backend: through which it renews and gives back.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.registered: dict[tuple[str, str], tuple[AgentInstance, LoadBalancingStrategy | None, int]] = {}
+        """What this process registered, to do it again when the server came back empty."""
+        self._reset()
+        backend.on_new_epoch(self._start_over)
+        backend.on_close(self.close)
+        _keepers.add(self)
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._held: dict[str, weakref.ref[Lease]] = {}
+        # The one queue whose put may interrupt itself, as Lease.__del__ does when memory is collected at any moment.
+        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._wake_at = math.inf
+        self._delayed: list[tuple[float, int, Job]] = []
+        self._closed = False
+        self._numbers = itertools.count(1)
+
+    def token(self) -> str:
+        """Return a new token: unique, and readable as the process that asks."""
+        return f"@{self._backend.process}:{next(self._numbers):x}"
+
+    def bury_ms(self, ttl: float) -> int:
+        """Return how long the token of an abandoned request has to be refused, ms."""
+        return math.ceil((max(self._backend.deadline, ttl) + TOMBSTONE_S) * 1000)
+
+    def hold(self, lease: Lease) -> None:
+        """Keep a lease alive from now on."""
+        with self._lock:
+            self._held[lease.token] = weakref.ref(lease)
+            if self._thread is None:
+                self._start()
+        if lease.renew_at < self._wake_at:
+            self._inbox.put(None)
+
+    def drop(self, lease: Lease) -> None:
+        """Renew a lease no more."""
+        with self._lock:
+            self._held.pop(lease.token, None)
+
+    def held(self) -> list[Lease]:
+        """Return the leases this process holds."""
+        with self._lock:
+            references = list(self._held.values())
+        return [lease for reference in references if (lease := reference()) is not None and lease.held]
+
+    def remember(self, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int) -> None:
+        """Register this instance again should the server come back empty."""
+        self.registered[instance.agent_type, instance.id] = (replace(instance, lease=None), strategy, silence_ms)
+
+    def amend(
+        self,
+        agent_type: str,
+        instance_id: str,
+        max_capacity: int | None,
+        weight: float | None,
+        labels: frozenset[str] | None,
+    ) -> None:
+        """Take a change of an instance into what is remembered of it."""
+        known = self.registered.get((agent_type, instance_id))
+        if known is not None:
+            changes: dict[str, Any] = {"max_capacity": max_capacity, "weight": weight, "labels": labels}
+            instance = replace(known[0], **{name: value for name, value in changes.items() if value is not None})
+            self.registered[agent_type, instance_id] = (instance, known[1], known[2])
+
+    def later(self, job: Job) -> None:
+        """Have a job done on the keeper's thread."""
+        with self._lock:
+            if self._thread is None:
+                self._start()
+        self._inbox.put(job)
+
+    def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
+        """Give back a lease whose object is gone. Takes no lock, and so may be called from `__del__`.
+
+        Returns:
+            False when it is none of this keeper's business: the object came with a fork, or all was closed before.
+        """
+        if self._closed or token not in self._held:
+            return False
+        self._inbox.put(partial(self._forget, pool, token, instance_id))
+        return True
+
+    def compensate(self, pool: Pool, token: str, ttl: float) -> None:
+        """See to it that a request of unknown outcome leaves no lease behind, however long the server is away."""
+        self.insist(commands.release(pool, token, bury_ms=self.bury_ms(ttl)), ttl)
+
+    def insist(self, command: Command[Any], seconds: float) -> None:
+        """Run a command on the keeper's thread until the server answers, or this time is over."""
+        until = time.monotonic() + seconds
+
+        def attempt() -> None:
+            try:
+                self._backend.run(command)
+            except BackendUnavailable:
+                again_at = time.monotonic() + _RETRY_S
+                if again_at < until:
+                    heapq.heappush(self._delayed, (again_at, next(self._numbers), attempt))
+
+        self.later(attempt)
+
+    def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
+        """Report a lost lease, once."""
+        self.drop(lease)
+        _log.warning("%s", loss)
+        if on_lost is not None:
+            try:
+                on_lost(loss)
+            except Exception:  # noqa: BLE001  a user's callback must not end the renewal of other leases
+                _log.exception("on_lost failed")
+
+    def close(self) -> None:
+        """Give back what is still held and end the thread."""
+        if self._pid != os.getpid() or self._closed:
+            return
+        leases = [lease for lease in self.held() if lease.end()]
+        self._closed = True
+        with contextlib.suppress(AgentPerfError):
+            if leases:
+                self._backend.run(
+                    Batch(
+                        tuple(commands.release(lease.pool, lease.token, lease.instance_id) for lease in leases)
+                    ).settled()
+                )
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._inbox.put(None)
+            thread.join(_CLOSE_S)
+
+    # Everything below runs on the keeper's thread.
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="agentperf-keeper", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._closed:
+            next_at = min(self._wake_at, self._delayed[0][0] if self._delayed else math.inf)
+            pause = None if next_at == math.inf else max(0.0, next_at - time.monotonic())
+            jobs: list[Job] = []
+            with contextlib.suppress(Empty):
+                jobs = [job for job in (self._inbox.get(timeout=pause),) if job is not None]
+            while self._delayed and self._delayed[0][0] <= time.monotonic():
+                jobs.append(heapq.heappop(self._delayed)[2])
+            for job in (*jobs, self._renew_due):
+                try:
+                    job()
+                except Exception:  # noqa: BLE001  the thread has to outlive any single failure
+                    _log.exception("the keeper of leases met an error")
+
+    def _forget(self, pool: Pool, token: str, instance_id: str) -> None:
+        with self._lock:
+            self._held.pop(token, None)
+        self.insist(commands.release(pool, token, instance_id), TOMBSTONE_S)
+
+    def _renew_due(self) -> None:
+        now = time.monotonic()
+        self._wake_at = math.inf  # whatever is held from here on wakes the thread again
+        due: dict[tuple[Pool, float], list[Lease]] = {}
+        for lease in self.held():
+            if now >= lease.valid_until:
+                over = now >= lease.hold_until
+                lease.lose("it was held longer than max_hold" if over else "it could not be renewed in time")
+            elif lease.renew_at - now <= lease.ttl * _AHEAD and now < lease.hold_until:
+                due.setdefault((lease.pool, lease.ttl), []).append(lease)
+        batches = [
+            (leases[at : at + commands.MANY], pool, ttl)
+            for (pool, ttl), leases in due.items()
+            for at in range(0, len(leases), commands.MANY)
+        ]
+        if batches:
+            self._renew(batches)
+        self._wake_at = min(
+            (lease.renew_at if time.monotonic() < lease.hold_until else lease.valid_until for lease in self.held()),
+            default=math.inf,
+        )
+
+    def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
+        asked_at = time.monotonic()
+        renewals = tuple(
+            commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
+            for leases, pool, ttl in batches
+        )
+        try:
+            answers: list[Any] = self._backend.run(Batch(renewals).settled())
+        except AgentPerfError as error:
+            answers = [error] * len(batches)
+        for (leases, _, ttl), answer in zip(batches, answers, strict=True):
+            for lease in leases:
+                if isinstance(answer, AgentPerfError):
+                    lease.renew_at = min(time.monotonic() + ttl / 10, lease.valid_until)
+                elif lease.token in answer:
+                    lease.lose("the server does not know it any more: it expired before it was renewed")
+                else:
+                    lease.valid_until = asked_at + ttl
+                    lease.renew_at = asked_at + ttl / 3
+
+    def _start_over(self) -> None:
+        """The server came back empty: leases are lost, instances are registered again. On whatever thread noticed."""
+        if self._pid != os.getpid():
+            return
+        for lease in self.held():
+            lease.lose("the server came back without its data")
+        if self.registered:
+            self.later(self._register_again)
+
+    def _register_again(self) -> None:
+        for agent_type, instance_id in list(self.registered):
+            self._backend.run(self._registration(agent_type, instance_id))
+
+    def _registration(self, agent_type: str, instance_id: str) -> Generator[Step, Any, None]:
+        known = self.registered.get((agent_type, instance_id))
+        if known is not None:
+            yield from self._backend.enter("lb", agent_type)
+            yield from commands.register(Pool.of(self._backend.namespace, agent_type), *known)
+
+
+def keeper_of(backend: Backend) -> Keeper:
+    """Return the keeper of this process for a backend."""
+    return backend.share("lb-keeper", lambda: Keeper(backend))
+
+
+_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for keeper in list(_keepers):
+        keeper._reset()  # noqa: SLF001  the parent keeps renewing what it holds; the child begins with nothing
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,170 @@
+"""The right to one unit of an instance's capacity, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.model import AgentInstance, Outcome
+from agentperf_redis.errors import LeaseLost
+
+if TYPE_CHECKING:
+    from agentperf_redis.balancer.keeper import Keeper
+
+_transitions = threading.Lock()
+"""Decides between a release and a loss that happen at once. Held for an assignment only, never while calling out."""
+
+
+def _after_fork_in_child() -> None:
+    global _transitions  # noqa: PLW0603  another thread may have held it
+    _transitions = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class _State(Enum):
+    HELD = "held"
+    RELEASED = "released"
+    LOST = "lost"
+
+
+class Lease:
+    """One unit of an instance's capacity, held until released. Kept alive by the process's keeper.
+
+    The keeper refers to it weakly: a lease that nobody holds any more is given back, with a ResourceWarning.
+
+    Attributes:
+        agent_type: the pool.
+        token: names the lease on the server; it begins with the process that holds it.
+        fence: rises with every lease of the instance. A resource that remembers the highest it saw, and refuses lower
+            ones, is safe from holders that were paused beyond their lease.
+        ttl: seconds it lives without renewal.
+        outcome: set it inside `with lb.lease(...)` to say how the work went; None lets the block's end decide.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_instance",
+        "_keeper",
+        "_loss",
+        "_on_lost",
+        "_state",
+        "agent_type",
+        "fence",
+        "hold_until",
+        "outcome",
+        "pool",
+        "renew_at",
+        "started",
+        "token",
+        "ttl",
+        "valid_until",
+    )
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        pool: Pool,
+        token: str,
+        fence: int,
+        instance: AgentInstance,
+        ttl: float,
+        asked_at: float,
+        max_hold: float,
+        on_lost: Callable[[LeaseLost], None] | None,
+    ) -> None:
+        self._keeper = keeper
+        self._instance = instance
+        self._on_lost = on_lost
+        self._loss: LeaseLost | None = None
+        self._state = _State.HELD
+        self.pool = pool
+        self.agent_type = pool.agent_type
+        self.token = token
+        self.fence = fence
+        self.ttl = ttl
+        self.outcome: Outcome | str | None = None
+        self.started = time.monotonic()
+        # Counted from before the request was sent: this process never believes in a lease longer than the server does.
+        self.renew_at = asked_at + ttl / 3
+        self.valid_until = asked_at + ttl
+        self.hold_until = asked_at + max_hold
+
+    def __repr__(self) -> str:
+        return f"Lease({self._instance.id!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) is _State.HELD:
+            self._state = _State.RELEASED
+            # Nothing can be done about a failure here, and at the end of the interpreter much is gone already.
+            with contextlib.suppress(Exception):
+                if self._keeper.abandon(self.pool, self.token, self._instance.id):
+                    warnings.warn(f"{self!r} was dropped without release", ResourceWarning, source=self, stacklevel=2)
+
+    @property
+    def instance(self) -> AgentInstance:
+        """The instance as it was when the lease was granted, carrying this lease."""
+        return replace(self._instance, lease=self)
+
+    @property
+    def instance_id(self) -> str:
+        """Name of the instance."""
+        return self._instance.id
+
+    @property
+    def held(self) -> bool:
+        """Whether it is neither released nor lost, as far as this process knows."""
+        return self._state is _State.HELD
+
+    @property
+    def lost(self) -> LeaseLost | None:
+        """Why it is lost, or None."""
+        return self._loss
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that it surely lives on without another renewal; 0.0 when it has ended."""
+        return max(0.0, self.valid_until - time.monotonic()) if self.held else 0.0
+
+    def check(self) -> None:
+        """Make sure that the lease is still held, before doing something that cannot be undone.
+
+        Raises:
+            LeaseLost: when it is not.
+        """
+        if self._loss is not None:
+            raise self._loss
+        if self.held and time.monotonic() > self.valid_until:
+            self.lose("it could not be renewed in time")
+            if self._loss is not None:
+                raise self._loss
+
+    def kept_by(self, keeper: Keeper) -> bool:
+        """Whether it came from the backend of this keeper."""
+        return self._keeper is keeper
+
+    def end(self) -> bool:
+        """Mark it released. Returns whether it was held until now."""
+        with _transitions:
+            if self._state is not _State.HELD:
+                return False
+            self._state = _State.RELEASED
+            return True
+
+    def lose(self, reason: str) -> None:
+        """Mark it lost and tell who asked to be told; nothing when it has ended already."""
+        with _transitions:
+            if self._state is not _State.HELD:
+                return
+            self._state = _State.LOST
+            self._loss = LeaseLost(self.agent_type, self.token, reason)
+        self._keeper.lost(self, self._loss, self._on_lost)

@@ -1,0 +1,207 @@
+"""What the balancer speaks of: strategies, instances, leases' outcomes, and snapshots of pools. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import FrozenInstanceError, dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from agentperf_redis import arguments
+
+if TYPE_CHECKING:
+    from agentperf_redis.balancer.lease import Lease
+
+MAX_WEIGHT = 1e6
+"""A score is weight * 10^9 and has to stay below 2^53."""
+MAX_LABELS = 16
+"""Each label of an instance is one more index to write on each pick."""
+
+_CHANGED_THROUGH = {
+    "max_capacity": "lb.update_instance(agent_type, id, max_capacity=...)",
+    "weight": "lb.update_instance(agent_type, id, weight=...)",
+    "labels": "lb.update_instance(agent_type, id, labels=...)",
+    "is_healthy": "lb.mark_healthy(agent_type, id) or lb.mark_unhealthy(agent_type, id)",
+    "is_draining": "lb.drain(agent_type, id) or lb.undrain(agent_type, id)",
+    "current_load": "lb.acquire(agent_type) and lb.release(instance)",
+    "response_time_ms": "lb.release(instance, response_time=seconds)",
+}
+
+
+class LoadBalancingStrategy(Enum):
+    """How a pool picks among its instances that have room. Fixed per pool, by the first who registers."""
+
+    ROUND_ROBIN = "round_robin"
+    """The one whose last pick is longest ago."""
+    LEAST_LOADED = "least_loaded"
+    """The lowest load relative to capacity; among equals, the one whose last pick is longest ago."""
+    WEIGHTED = "weighted"
+    """At random, in proportion to weight times free share of capacity."""
+    RANDOM = "random"
+    """At random, each as likely."""
+    POWER_OF_TWO = "power_of_two"
+    """The less loaded of two at random."""
+    PEAK_EWMA = "peak_ewma"
+    """Of two at random, the one with less latency times pending work."""
+    CONSISTENT_HASH = "consistent_hash"
+    """By affinity on a ring, as long as the instance bears at most 1.25 of its share of the load."""
+
+
+class Outcome(Enum):
+    """How the work on a lease went."""
+
+    OK = "ok"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    REJECTED = "rejected"
+    """The instance refused the work, for instance by a rate limit of its own."""
+    NEUTRAL = "neutral"
+    """Nothing that tells about the instance: a cancellation, a fault of the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    id: str
+    agent_type: str
+    current_load: int = 0
+    max_capacity: int = 10
+    weight: float = 1.0
+    is_healthy: bool = True
+    response_time_ms: float = 0.0
+    labels: frozenset[str] = field(default=frozenset(), kw_only=True)
+    is_draining: bool = field(default=False, kw_only=True)
+    lease: Lease | None = field(default=None, kw_only=True, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        arguments.name("id", self.id)
+        arguments.name("agent_type", self.agent_type)
+        arguments.count("current_load", self.current_load, least=0)
+        arguments.count("max_capacity", self.max_capacity)
+        arguments.amount("weight", self.weight, most=MAX_WEIGHT)
+        arguments.flag("is_healthy", self.is_healthy)
+        arguments.amount("response_time_ms", self.response_time_ms)
+        arguments.flag("is_draining", self.is_draining)
+        object.__setattr__(self, "labels", checked_labels("labels", self.labels))
+
+
+class AgentInstance(_Fields):
+    """One instance of an agent: what is registered, and what is seen of it at one moment. A snapshot, never changed.
+
+    Args:
+        id: its name, unique among its agent type.
+        agent_type: the pool it belongs to.
+        current_load: leases on it at the moment of the snapshot. Ignored when registering: load follows from leases.
+        max_capacity: leases it bears at once, at least 1.
+        weight: its share under WEIGHTED, 0 to 10^6.
+        is_healthy: whether it takes work.
+        response_time_ms: smoothed response time, ms.
+        labels: capabilities, at most 16 names.
+        is_draining: whether it only finishes the work it has.
+        lease: the lease that `acquire` took on it; None in all other snapshots.
+    """
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        how = _CHANGED_THROUGH.get(name, "lb.register_instance(...)")
+        raise FrozenInstanceError(f"an AgentInstance is a snapshot; to change {name} for everybody use {how}")
+
+    @property
+    def load_percentage(self) -> float:
+        """Load in percent of capacity."""
+        return (self.current_load / self.max_capacity) * 100 if self.max_capacity > 0 else 0
+
+    @property
+    def available_capacity(self) -> int:
+        """Leases it could still bear."""
+        return max(0, self.max_capacity - self.current_load)
+
+
+def checked_labels(argument: str, value: object) -> frozenset[str]:
+    """Check labels: a collection of at most 16 names."""
+    labels = frozenset(arguments.names(argument, value))
+    arguments.count(f"number of {argument}", len(labels), least=0, most=MAX_LABELS)
+    return labels
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """An instance and what was counted of it since it was registered.
+
+    Attributes:
+        instance: its snapshot.
+        peak_load: the highest load it ever bore at once, as seen by the script that granted.
+        served: leases released with the outcome ok.
+        failed: leases released with a bad outcome.
+        failed_in_a_row: of these, how many since the last ok.
+        fence: its last fencing number.
+    """
+
+    instance: AgentInstance
+    peak_load: int
+    served: int
+    failed: int
+    failed_in_a_row: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A pool at one moment.
+
+    Attributes:
+        agent_type: its name.
+        strategy: how it picks.
+        instances: in the order of their registration.
+        waiting: callers in line.
+        granted: leases granted so far.
+        overdue: leases that have expired but are not cleared yet.
+    """
+
+    agent_type: str
+    strategy: LoadBalancingStrategy
+    instances: tuple[InstanceStatus, ...]
+    waiting: int
+    granted: int
+    overdue: int
+
+    @property
+    def healthy(self) -> int:
+        """Instances that are healthy."""
+        return sum(1 for status in self.instances if status.instance.is_healthy)
+
+    @property
+    def total_capacity(self) -> int:
+        """Sum of the capacities."""
+        return sum(status.instance.max_capacity for status in self.instances)
+
+    @property
+    def current_load(self) -> int:
+        """Leases on all instances."""
+        return sum(status.instance.current_load for status in self.instances)
+
+    def render(self) -> dict[str, Any]:
+        """Return the pool in the shape of `LoadBalancer.get_status`."""
+        capacity, load = self.total_capacity, self.current_load
+        return {
+            "instances": len(self.instances),
+            "healthy": self.healthy,
+            "total_capacity": capacity,
+            "current_load": load,
+            "load_percentage": f"{(load / capacity * 100):.1f}%" if capacity > 0 else "0%",
+            "instances_detail": [_detail(status.instance) for status in self.instances],
+        }
+
+
+def _detail(instance: AgentInstance) -> dict[str, Any]:
+    return {
+        "id": instance.id,
+        "load": f"{instance.current_load}/{instance.max_capacity}",
+        "load_pct": f"{instance.load_percentage:.1f}%",
+        "healthy": instance.is_healthy,
+    }
+
+
+def rendered(pools: Iterable[PoolStatus]) -> dict[str, Any]:
+    """Return pools in the shape of `LoadBalancer.get_status`."""
+    return {pool.agent_type: pool.render() for pool in pools}

@@ -1,0 +1,99 @@
+-- acquire: pick an instance and lease one unit of its capacity, at most once per token.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+--   ring      ZSET  agentperf:{lb:<type>}:ring
+-- ARGV
+--   token     text  @ and the client's token
+--   ttl_ms    int   life of the lease, ms
+--   late      int   1 when another copy of this request may be under way, else 0
+--   wanted    text  strategy the pool must have, or - for its own
+--   labels    text  a,b the instance must have all of; - for none
+--   point     int   of the affinity on the ring, 0 to 2^48 - 1
+--   random    int   0 to 2^52 - 1
+-- RETURNS
+--   {1, id, expiry_ms, fence, record}    granted, or the same grant again
+--   {0, retry_ms, registered, waiting}   nothing free; retry_ms: until something is due, at most 1000
+--   {-1, why}                            the token is spent: r e u c as in pool.lua, or in line: W G
+--   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
+-- REPEAT  returns the same lease; after release (when late), cancellation or expiry it is refused
+-- ERRORS  none
+-- COST    O(log N + log L), and at most 64 expiries when some are due
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local LABELS, POINT, RANDOM = ARGV[5], ARGV[6], ARGV[7]
+--@include pool
+--@include pick
+
+local EXPIRIES, ROUNDS = 8, 8
+local clock = call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+local now_ms = floor(now_us / 1000)
+local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
+
+if facts[1] then
+  local kind, what, fence, marked = match(facts[1], '^(%a) (%S+) ?(%S*) ?(%S*)')
+  if kind ~= 'L' then return {SPENT, kind == 'X' and what or kind or '?'} end
+  local expiry_ms = tonumber(call('ZSCORE', DUE, TOKEN) or 0)
+  if expiry_ms <= now_ms then return {SPENT, 'e'} end
+  if LATE == '1' and marked == '0' then call('HSET', STATE, TOKEN, 'L ' .. what .. ' ' .. fence .. ' 1') end
+  return {DONE, what, expiry_ms, tonumber(fence), call('HGET', STATE, what) or ''}
+end
+if not facts[2] then return {NOTHING, 1000, 0, 0} end
+local strategy = match(facts[2], POOL)
+if not strategy then return {OTHER_SCHEMA, facts[2]} end
+if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
+
+-- First whatever is due, then whoever waits: a new caller takes neither's place. Nothing is full while expiries are
+-- left to clear.
+local id
+local several = string.find(LABELS, ',', 1, true)
+local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
+local look, open = tonumber(facts[3] or 0) <= now_ms, true
+if look then  -- what is read after the first write has its type checked before it
+  call('ZCARD', IDS)
+  call('ZCARD', RING)
+  if LABELS ~= '-' then check(LABELS) end
+end
+for _ = 1, ROUNDS do
+  local reaped = 0
+  if look then
+    reaped, open = upkeep(now_us).tidy(EXPIRIES)
+    facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
+  end
+  if open and several then
+    id = upkeep(now_us).best(LABELS)
+  elseif open then
+    id = pick(strategy, from, RANDOM, POINT, now_ms, 1.25 * ((facts[5] or 0) + 1) / math.max(1, facts[6] or 1))
+  end
+  if id or reaped < EXPIRIES then break end
+end
+
+local load, lim, seq, fence, peak, weight, its, rest
+if id then
+  load, lim, seq, fence, peak, weight, its, rest = match(call('HGET', STATE, id) or '', RECORD)
+  if not rest then return {CORRUPT, id} end
+  load, lim = tonumber(load), tonumber(lim)
+  if load >= lim then id = nil end
+end
+if not id then
+  local soonest = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2]
+  local retry_ms = soonest and math.max(0, math.min(1000, soonest - now_ms)) or 1000
+  return {NOTHING, retry_ms, call('ZCARD', IDS), call('ZCARD', WAITQ)}
+end
+
+if its ~= '-' then check(its) end
+load, fence, seq = load + 1, fence + 1, format('%.0f', (facts[4] or 0) + 1)
+fence = format('%.0f', fence < now_us and now_us or fence)
+if load > tonumber(peak) then peak = load end
+local expiry_ms = now_ms + TTL_MS
+local record = load .. ' ' .. lim .. ' ' .. seq .. ' ' .. fence .. ' ' .. peak .. ' ' .. weight .. ' ' .. its .. ' ' .. rest
+call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)
+call('HSET', STATE, id, record, TOKEN, 'L ' .. id .. ' ' .. fence .. ' ' .. LATE,
+  '#picks', seq, '#load', format('%d', (facts[5] or 0) + 1))
+if expiry_ms < tonumber(facts[3] or 0) then call('HSET', STATE, '#next', format('%.0f', expiry_ms)) end
+index(strategy, id, load, lim, seq, weight, its, true)
+return {DONE, id, expiry_ms, tonumber(fence), record}

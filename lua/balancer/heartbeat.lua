@@ -1,0 +1,46 @@
+-- heartbeat: say that instances are alive; one that was silent comes back.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+-- ARGV
+--   silence_ms  int   the next heartbeat is due within, ms
+--   names...    text  instances, at most 500
+-- RETURNS
+--   {1, id...}   done, but for these: not registered
+--   {-3, fact}   other schema
+-- REPEAT  harmless
+-- ERRORS  none
+-- COST    O(k log L), and the hand-offs to at most 16 waiters
+local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local SILENCE_MS = ARGV[1]
+--@include pool
+
+local pool = call('HGET', STATE, '#pool')
+if pool and not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
+local all = upkeep()
+local till = format('%.0f', all.now_ms + SILENCE_MS)
+local reply, revived = {DONE}, false
+local names, alive = {}, {}
+for i = 2, #ARGV do names[i - 1], alive[i - 1] = 'H:' .. ARGV[i], ARGV[i] end
+local ends = call('ZMSCORE', DUE, unpack(names))
+call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
+for i, name in ipairs(names) do
+  if ends[i] and tonumber(ends[i]) > all.now_ms then
+    call('ZADD', DUE, till, name)
+  else
+    local r = all.read(alive[i])
+    if not r or all.has(r, 'r') then
+      reply[#reply + 1] = alive[i]
+    else
+      call('ZADD', DUE, till, name)
+      all.set(r, 's', false)
+      all.store(r)
+      revived = true
+    end
+  end
+end
+if revived then all.pump() end
+all.retime()
+return reply

@@ -1,0 +1,97 @@
+-- How each strategy picks from the ready instances, in O(log N). Expects what pool.lua expects, and RING.
+--
+-- pick(strategy, from, random, point, now_ms, share) returns an id or nil.
+--   from    ready, or ready@<label>
+--   random  an integer below 2^52 drawn by the caller: two numbers of 26 bits
+--   point   of the affinity on the ring, 0 to 2^48 - 1
+--   share   1.25 * (load + 1) / capacity of the pool: what an instance may bear per unit under consistent_hash
+
+-- Draw in proportion to the scores by rejection, which is exact under any bound on them. When the highest score is a
+-- poor bound, go on within classes of scores that differ by at most 4; a class is a range of ranks. Two streams of
+-- numbers (Park and Miller), for ranks and for acceptance: with a single one the draw is visibly biased from some
+-- thousand instances on. When all scores are 0, each is as likely.
+local function draw(from, n, u1, u2)
+  local M = 2147483647
+  local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
+  local high = tonumber(call('ZRANGE', from, -1, -1, 'WITHSCORES')[2])
+  local rank = floor(u1 * n)
+  for _ = 1, 6 do
+    local one = call('ZRANGE', from, rank, rank, 'WITHSCORES')
+    y = y * 16807 % M
+    if y * high <= one[2] * M then return one[1] end
+    x = x * 48271 % M
+    rank = floor(x / M * n)
+  end
+  local classes, total, left = {}, 0, n
+  for k = 1, 16 do
+    local under = k < 16 and floor(high / 4) or -1
+    local count = under < 0 and left or call('ZCOUNT', from, '(' .. format('%.0f', under), format('%.0f', high))
+    left = left - count
+    if count > 0 then classes[#classes + 1] = {first = left, count = count, high = high} end
+    total, high = total + count * high, under
+    if left == 0 then break end
+  end
+  local id
+  for _ = 1, 64 do
+    x = x * 48271 % M
+    local at, k = x / M * total, 1
+    while k < #classes and at >= classes[k].count * classes[k].high do
+      at, k = at - classes[k].count * classes[k].high, k + 1
+    end
+    local class = classes[k]
+    x = x * 48271 % M
+    rank = class.first + floor(x / M * class.count)
+    local one = call('ZRANGE', from, rank, rank, 'WITHSCORES')
+    y = y * 16807 % M
+    id = one[1]
+    if y * class.high <= one[2] * M then break end
+  end
+  return id
+end
+
+-- Peak EWMA: the cheaper of two, its price being its latency, decayed towards now, times what would be pending.
+-- Busy but never measured is dear, as in Finagle.
+local function cheaper(one, other, now_ms)
+  if one == other then return one end
+  local best, least
+  for i, record in ipairs(call('HMGET', STATE, one, other)) do
+    local load, rest = match(record or '', '^(%d+) %d+ %d+ %d+ %d+ %S+ %S+ (.+)$')
+    local ewma_us, ewma_ms = match(rest or '', '^%S+ %d+ (%d+) (%d+)')
+    if ewma_ms then
+      local price = load == '0' and 0 or 1e15 + load
+      if ewma_us ~= '0' then price = ewma_us * math.exp((ewma_ms - now_ms) / 10000) * (load + 1) end
+      if not least or price < least then best, least = i == 1 and one or other, price end
+    end
+  end
+  return best
+end
+
+-- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded.
+local function clockwise(from, point, share)
+  local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', 0, 32)
+  if #names < 32 then
+    for _, name in ipairs(call('ZRANGE', RING, 0, 31 - #names)) do names[#names + 1] = name end
+  end
+  for _, name in ipairs(names) do
+    local id = match(name, '^[^#]*')
+    local load, lim = match(call('HGET', STATE, id) or '', '^(%d+) (%d+) ')
+    load, lim = tonumber(load), tonumber(lim)
+    if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, id)) then return id end
+  end
+  return call('ZRANGE', from, 0, 0)[1]
+end
+
+local function pick(strategy, from, random, point, now_ms, share)
+  if strategy == 'least_loaded' or strategy == 'round_robin' then return call('ZRANGE', from, 0, 0)[1] end
+  local n = call('ZCARD', from)
+  if n == 0 then return nil end
+  if strategy == 'consistent_hash' then return clockwise(from, point, share) end
+  local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
+  if strategy == 'weighted' then return draw(from, n, u1, u2) end
+  local rank, second = floor(u1 * n), floor(u2 * n)
+  -- Under power_of_two ready is in order of load: the lower of two random ranks is the less loaded of two at random.
+  if strategy == 'power_of_two' then rank = math.min(rank, second) end
+  local id = call('ZRANGE', from, rank, rank)[1]
+  if strategy == 'peak_ewma' then return cheaper(id, call('ZRANGE', from, second, second)[1], now_ms) end
+  return id
+end

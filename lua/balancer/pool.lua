@@ -1,0 +1,231 @@
+-- The pool: what its keys hold, and the only code that writes its indexes (ready, ready@<label>, due, waitq).
+-- A script that includes this has named its KEYS STATE, READY, DUE and WAITQ.
+--
+--   state HASH  the truth. Fields are told apart by their first character:
+--     <id>      instance: load lim seq fence peak weight labels | flags cap ewma_us ewma_ms served failed fails
+--               lim: units that may be leased now, 0 while it takes no work, so that ready <=> load < lim
+--               seq: #picks at its last pick    fence: its last fencing number    fails: bad outcomes in a row
+--               flags: - or letters of  s silent (heartbeat missed)  u unhealthy  d draining  r removed
+--     @<token>  lease "L <id> <fence> <late>", late 1 when a copy of its request may still be under way
+--               grant, not fetched yet "G <id> <fence> <score>" | in line "W <score> <ttl_ms> <labels>"
+--               tombstone "X <why>": r released  e expired  u not fetched  c cancelled
+--     #pool     "<schema> <strategy>"    #picks  leases granted so far    #load #cap  sums over the instances
+--     #next     when the pool needs a look, ms: a lower bound of due; 0 while somebody waits
+--   ready ZSET  <id> -> score by strategy; ready@<label>, computed here under the same tag, likewise
+--   due   ZSET  @<token> lease or grant ends | W@<token> waiter fell silent | X@<token> tombstone goes | H:<id> heartbeat -> ms
+--   waitq ZSET  @<token> -> arrival, us, less its priority; its name is also the channel on which grants are announced
+local call, match, format, floor = redis.call, string.match, string.format, math.floor
+local SCHEMA, POOL = '1', '^1 (%S+)$'
+local RECORD = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (.+)$'
+local REST = '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
+local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT = 1, 0, -1, -2, -3, -4
+
+-- Reject a poisoned index before the first write. What script text names no label for costs nothing.
+local function check(labels)
+  call('ZCARD', READY)
+  if labels ~= '-' then
+    for label in string.gmatch(labels, '[^,]+') do call('ZCARD', READY .. '@' .. label) end
+  end
+end
+
+-- Put an instance where its record says it belongs. was: whether it was ready before, nil when that is not known.
+--   least_loaded, power_of_two, consistent_hash: relative load in 1/8192, then the least recently picked;
+--   exact for capacities up to 90 and 2^40 picks, and below 2^53 in all. round_robin: the least recently picked.
+--   weighted: weight * (1 - load/lim), the likelihood of a pick. random, peak_ewma: membership alone.
+local function index(strategy, id, load, lim, seq, weight, labels, was)
+  local score = '0'
+  if load < lim then
+    if strategy == 'round_robin' then
+      score = seq
+    elseif strategy == 'weighted' then
+      score = format('%.0f', floor(weight * 1e9 * (lim - load) / lim))
+    elseif strategy ~= 'random' and strategy ~= 'peak_ewma' then
+      score = format('%.0f', floor(load * 8192 / lim) * 1099511627776 + seq)
+    elseif was then
+      return
+    end
+    call('ZADD', READY, score, id)
+  elseif was == false then
+    return
+  else
+    score = nil
+    call('ZREM', READY, id)
+  end
+  if labels ~= '-' then
+    for label in string.gmatch(labels, '[^,]+') do
+      if score then call('ZADD', READY .. '@' .. label, score, id) else call('ZREM', READY .. '@' .. label, id) end
+    end
+  end
+end
+
+-- What is needed seldom: whole records, expiries, handing over. Built only when asked for, since building these
+-- functions costs each call about 3 us. Rejects poisoned keys before the first write.
+local function upkeep(now_us)
+  local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, '4503599627370496'
+  local GRANTS, DEPTH = 16, 16
+  if not now_us then
+    local clock = call('TIME')
+    now_us = clock[1] * 1000000 + clock[2]
+  end
+  local now_ms = floor(now_us / 1000)
+  local strategy = match(call('HGET', STATE, '#pool') or '', POOL)
+  local self = {now_us = now_us, now_ms = now_ms, strategy = strategy}
+  call('ZCARD', READY)
+  call('ZCARD', DUE)
+  call('ZCARD', WAITQ)
+
+  -- The record of an instance; nil when there is none, or none that we wrote.
+  function self.read(id)
+    local load, lim, seq, fence, peak, weight, labels, rest = match(call('HGET', STATE, id) or '', RECORD)
+    local flags, cap, ewma_us, ewma_ms, served, failed, fails = match(rest or '', REST)
+    if not fails then return nil end
+    check(labels)
+    return {
+      id = id, load = tonumber(load), lim = tonumber(lim), seq = seq, fence = tonumber(fence), peak = tonumber(peak),
+      weight = weight, labels = labels, flags = flags, cap = tonumber(cap), ewma_us = tonumber(ewma_us),
+      ewma_ms = tonumber(ewma_ms), served = tonumber(served), failed = tonumber(failed), fails = tonumber(fails),
+      old_load = tonumber(load), old_cap = tonumber(lim) > 0 and tonumber(cap) or 0,
+    }
+  end
+
+  function self.has(r, flag) return string.find(r.flags, flag, 1, true) ~= nil end
+
+  function self.set(r, flag, on)
+    local without = string.gsub(string.gsub(r.flags, '%-', ''), flag, '')
+    r.flags = on and without .. flag or without
+    if r.flags == '' then r.flags = '-' end
+  end
+
+  -- Write a record back: lim follows from flags and capacity, a removed and empty one goes, sums and indexes follow.
+  function self.store(r)
+    r.lim = r.flags == '-' and r.cap or 0
+    if r.load ~= r.old_load then call('HINCRBY', STATE, '#load', r.load - r.old_load) end
+    local cap = r.lim > 0 and r.cap or 0
+    if cap ~= r.old_cap then call('HINCRBY', STATE, '#cap', cap - r.old_cap) end
+    r.old_load, r.old_cap = r.load, cap
+    if self.has(r, 'r') and r.load == 0 then
+      call('HDEL', STATE, r.id)
+    else
+      call('HSET', STATE, r.id, format('%d %d %s %.0f %d %s %s %s %d %.0f %.0f %.0f %.0f %.0f', r.load, r.lim, r.seq, r.fence,
+        r.peak, r.weight, r.labels, r.flags, r.cap, r.ewma_us, r.ewma_ms, r.served, r.failed, r.fails))
+    end
+    index(strategy, r.id, r.load, r.lim, r.seq, r.weight, r.labels, nil)
+  end
+
+  -- Remember that a token is spent. The ZREM removes nothing: it is a first write that is allowed at maxmemory, and
+  -- after a first write memory is not asked for again.
+  function self.bury(token, why, keep_ms)
+    call('ZREM', DUE, token)
+    call('HSET', STATE, token, 'X ' .. why)
+    call('ZADD', DUE, format('%.0f', now_ms + (keep_ms or TOMBSTONE_MS)), 'X' .. token)
+  end
+
+  function self.give_back(id)
+    local r = self.read(id)
+    if r and r.load > 0 then
+      r.load = r.load - 1
+      self.store(r)
+    end
+  end
+
+  -- Fencing numbers rise per instance, over a restart that lost them too, as long as the clock does.
+  function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
+
+  -- Deal with at most limit things that are due; returns how many there were.
+  function self.reap(limit)
+    local names = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', now_ms), 'LIMIT', 0, limit)
+    for _, name in ipairs(names) do
+      local kind, rest = string.sub(name, 1, 1), string.sub(name, 2)
+      call('ZREM', DUE, name)
+      if kind == '@' then
+        local what, id = match(call('HGET', STATE, name) or '', '^([LG]) (%S+)')
+        if what then
+          self.give_back(id)
+          self.bury(name, what == 'L' and 'e' or 'u')
+        end
+      elseif kind == 'W' then
+        call('ZREM', WAITQ, rest)
+        call('HDEL', STATE, rest)
+      elseif kind == 'X' then
+        if string.sub(call('HGET', STATE, rest) or '', 1, 1) == 'X' then call('HDEL', STATE, rest) end
+      elseif kind == 'H' then
+        local r = self.read(string.sub(rest, 2))
+        if r then
+          self.set(r, 's', true)
+          self.store(r)
+        end
+      end
+    end
+    return #names
+  end
+
+  -- The best ready instance with all of these labels ('-' for none): the first in the order of its index, the last
+  -- under weighted. With several labels, look through the smallest of their indexes.
+  function self.best(labels)
+    local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
+    if labels ~= '-' then
+      for label in string.gmatch(labels, '[^,]+') do
+        local size = call('ZCARD', READY .. '@' .. label)
+        if not smallest or size < smallest then from, smallest = READY .. '@' .. label, size end
+      end
+    end
+    local order = strategy == 'weighted' and 'ZREVRANGE' or 'ZRANGE'
+    if not several then return call(order, from, 0, 0)[1] end
+    for at = 0, smallest - 1, 32 do
+      local some = call(order, from, at, at + 31)
+      for i, record in ipairs(call('HMGET', STATE, unpack(some))) do
+        local its = ',' .. (select(7, match(record or '', RECORD)) or '') .. ','
+        local fits = true
+        for label in string.gmatch(labels, '[^,]+') do fits = fits and string.find(its, ',' .. label .. ',', 1, true) end
+        if fits then return some[i] end
+      end
+    end
+  end
+
+  -- Hand what is free to those who wait, in order. A head that nothing fits does not block those behind it, DEPTH deep.
+  -- A grant is stored for CLAIM_MS to be fetched; the message is a hint. False when it stopped at its bound.
+  function self.pump()
+    if call('ZCARD', WAITQ) == 0 then return true end
+    for _ = 1, GRANTS do
+      if call('ZCARD', READY) == 0 then return true end
+      local granted = false
+      for _, token in ipairs(call('ZRANGE', WAITQ, 0, DEPTH - 1)) do
+        local score, labels = match(call('HGET', STATE, token) or '', '^W (%S+) %d+ (%S+)$')
+        local id = score and self.best(labels)
+        local r = id and self.read(id)
+        if r and r.load < r.lim then
+          call('ZREM', WAITQ, token)
+          call('ZREM', DUE, 'W' .. token)
+          r.load, r.fence = r.load + 1, self.next_fence(r.fence)
+          r.peak = math.max(r.peak, r.load)
+          r.seq = format('%.0f', call('HINCRBY', STATE, '#picks', 1))
+          call('ZADD', DUE, format('%.0f', now_ms + CLAIM_MS), token)
+          call('HSET', STATE, token, format('G %s %.0f %s', id, r.fence, score))
+          self.store(r)
+          call('SPUBLISH', WAITQ, token)
+          granted = true
+          break
+        end
+      end
+      if not granted then return true end
+    end
+    return false
+  end
+
+  -- Note when the pool needs its next look.
+  function self.retime()
+    local next_ms = '0'
+    if call('ZCARD', WAITQ) == 0 then next_ms = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2] or NEVER end
+    call('HSET', STATE, '#next', next_ms)
+  end
+
+  -- Expiries, then those who wait. Returns how many were due, and whether all who wait and can be served are.
+  function self.tidy(limit)
+    local reaped = self.reap(limit)
+    local served = self.pump()
+    self.retime()
+    return reaped, served
+  end
+
+  return self
+end

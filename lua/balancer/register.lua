@@ -1,0 +1,83 @@
+-- register: add an instance, or change one that is there; its load, health and measurements stay.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+--   ring      ZSET  agentperf:{lb:<type>}:ring
+-- ARGV
+--   id          text   the instance
+--   wanted      text   strategy, or - for the pool's own (least_loaded for a new pool)
+--   cap         int    units that may be leased at once
+--   weight      float  at least 0
+--   labels      text   a,b or - for none
+--   healthy     int    0 marks it unhealthy, 1 leaves its health as it is
+--   ewma_us     int    response time to start from, us; 0 when not known
+--   silence_ms  int    missing heartbeats this long make it silent; 0: none are expected
+--   points      text   its points on the ring, numbers of 48 bits
+-- RETURNS
+--   {1, strategy}   added
+--   {0, strategy}   changed
+--   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
+-- REPEAT  the same state
+-- ERRORS  none
+-- COST    O(log N + labels + points log ring), and the hand-offs to at most 16 waiters
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local HEALTHY, EWMA_US, SILENCE_MS, POINTS = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+--@include pool
+
+local EXPIRIES = 16
+local known = call('HMGET', STATE, '#pool', ID)
+call('ZCARD', RING)
+check(LABELS)
+local strategy = match(known[1] or '', POOL)
+if known[1] and not strategy then return {OTHER_SCHEMA, known[1]} end
+if call('ZCARD', IDS) > 0 then
+  if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
+elseif WANTED ~= '-' or not strategy then
+  -- Nobody is registered: the pool is new, or may become another.
+  strategy = WANTED ~= '-' and WANTED or 'least_loaded'
+end
+local all = upkeep()
+if known[2] and not all.read(ID) then return {CORRUPT, ID} end
+all.reap(EXPIRIES)
+local r = all.read(ID)
+
+local pool = SCHEMA .. ' ' .. strategy
+if pool ~= known[1] then
+  call('HSET', STATE, '#pool', pool)
+  all = upkeep()
+end
+local added = call('ZADD', IDS, 'NX', format('%.0f', all.now_us), ID)
+if not r then
+  r = {
+    id = ID, load = 0, lim = 0, seq = '0', fence = 0, peak = 0, flags = '-', ewma_us = 0, ewma_ms = 0, served = 0,
+    failed = 0, fails = 0, old_load = 0, old_cap = 0,
+  }
+end
+for label in string.gmatch(r.labels or '', '[^,-][^,]*') do
+  if not string.find(',' .. LABELS .. ',', ',' .. label .. ',', 1, true) then call('ZREM', READY .. '@' .. label, ID) end
+end
+r.cap, r.weight, r.labels = tonumber(CAP), WEIGHT, LABELS
+if r.ewma_us == 0 then r.ewma_us, r.ewma_ms = tonumber(EWMA_US), all.now_ms end
+all.set(r, 'r', false)
+all.set(r, 's', false)
+if HEALTHY == '0' then all.set(r, 'u', true) end
+all.store(r)
+if SILENCE_MS == '0' then
+  call('ZREM', DUE, 'H:' .. ID)
+else
+  call('ZADD', DUE, format('%.0f', all.now_ms + SILENCE_MS), 'H:' .. ID)
+end
+if strategy == 'consistent_hash' then
+  local n = 0
+  for point in string.gmatch(POINTS, '%d+') do
+    n = n + 1
+    call('ZADD', RING, point, ID .. '#' .. n)
+  end
+end
+all.pump()
+all.retime()
+return {added, strategy}

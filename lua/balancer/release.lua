@@ -1,0 +1,102 @@
+-- release: give a lease back and note how the work went.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+-- ARGV
+--   token       text  @ and the lease's token
+--   id          text  the instance, or - when the answer of acquire was never seen
+--   outcome     text  o ok, e error, t timeout, j rejected by the instance, n neutral
+--   response_us int   how long the work took, us; -1 when not measured
+--   bury_ms     int   how long to refuse a late copy of the acquire, ms; 0 when there can be none
+--   again       int   1 when another copy of this release may have been executed, else 0
+-- RETURNS
+--   1   this call, or the copy before it, freed the unit
+--   0   nothing is known of the token
+--   {-1, why}   it ended before: e expired  u not fetched  r released  c cancelled
+--   {-3, fact}  {-4, field}   other schema; a field we did not write
+-- REPEAT  frees nothing twice
+-- ERRORS  none
+-- COST    O(log N + log L), and the hand-offs to at most 16 waiters
+local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local TOKEN, ID, OUTCOME = ARGV[1], ARGV[2], ARGV[3]
+local RESPONSE_US, BURY_MS, AGAIN = ARGV[4], ARGV[5], ARGV[6]
+--@include pool
+
+local LATE_MS = 120000
+local id, response_us, bury_ms, again = ID, tonumber(RESPONSE_US), tonumber(BURY_MS), AGAIN == '1'
+local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', id, '#load')
+if not facts[2] then facts[2] = SCHEMA .. ' none' end
+local strategy = match(facts[2], POOL)
+if not strategy then return {OTHER_SCHEMA, facts[2]} end
+
+local kind, holder, marked = match(facts[1] or '', '^([LG]) (%S+) %d+ (%S+)$')
+if not kind then
+  local why = match(facts[1] or '', '^X (%a)')
+  if why then return (again and why == 'r') and DONE or {SPENT, why} end
+  if bury_ms > 0 then
+    local all = upkeep()
+    all.bury(TOKEN, 'c', bury_ms)
+    call('ZREM', WAITQ, TOKEN)
+    call('ZREM', DUE, 'W' .. TOKEN)
+    all.retime()
+  end
+  return again and bury_ms == 0 and DONE or NOTHING
+end
+if marked == '1' then bury_ms = math.max(bury_ms, LATE_MS) end
+local record = facts[4]
+if holder ~= id then
+  id = holder
+  record = call('HGET', STATE, id)
+end
+
+local load, lim, seq, fence, peak, weight, labels, rest = match(record or '', RECORD)
+local flags, cap, ewma_us, ewma_ms, served, failed, fails = match(rest or '', REST)
+if not fails or load == '0' then return {CORRUPT, id} end
+check(labels)
+
+if response_us >= 0 and OUTCOME ~= 'n' then
+  ewma_us = tonumber(ewma_us)
+  if strategy == 'peak_ewma' then
+    -- A higher latency counts at once, a lower one with the time that has passed: decay over 10 s.
+    local clock = call('TIME')
+    local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
+    if response_us < ewma_us then
+      local keep = math.exp((ewma_ms - now_ms) / 10000)
+      response_us = ewma_us * keep + response_us * (1 - keep)
+    end
+    ewma_us, ewma_ms = response_us, format('%.0f', now_ms)
+  elseif ewma_us == 0 then
+    ewma_us = response_us
+  else
+    ewma_us = ewma_us + 0.2 * (response_us - ewma_us)
+  end
+  ewma_us = format('%.0f', math.max(1, ewma_us))
+end
+if OUTCOME == 'o' then
+  served, fails = format('%.0f', served + 1), '0'
+elseif OUTCOME ~= 'n' then
+  failed, fails = format('%.0f', failed + 1), format('%.0f', fails + 1)
+end
+
+local all = (bury_ms > 0 or facts[3] == '0' or flags ~= '-') and upkeep()
+call('ZREM', DUE, TOKEN)
+call('HDEL', STATE, TOKEN)
+local was = load + 0 < lim + 0
+load = load - 1
+rest = flags .. ' ' .. cap .. ' ' .. ewma_us .. ' ' .. ewma_ms .. ' ' .. served .. ' ' .. failed .. ' ' .. fails
+if load == 0 and string.find(flags, 'r', 1, true) then
+  call('HDEL', STATE, id)
+  call('HSET', STATE, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
+else
+  record = load .. ' ' .. lim .. ' ' .. seq .. ' ' .. fence .. ' ' .. peak .. ' ' .. weight .. ' ' .. labels .. ' ' .. rest
+  call('HSET', STATE, id, record, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
+end
+if not (was and strategy == 'round_robin') then index(strategy, id, load, tonumber(lim), seq, weight, labels, was) end
+if all then
+  if bury_ms > 0 then all.bury(TOKEN, 'r', bury_ms) end
+  all.pump()
+  all.retime()
+end
+return DONE

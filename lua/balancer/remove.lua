@@ -1,0 +1,38 @@
+-- remove: take an instance out: no new leases; its record goes with its last lease.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+--   ring      ZSET  agentperf:{lb:<type>}:ring
+-- ARGV
+--   id        text  the instance
+-- RETURNS
+--   1   done
+--   0   no such instance
+--   {-3, fact}  {-4, field}   other schema; a field we did not write
+-- REPEAT  0, nothing changes
+-- ERRORS  none
+-- COST    O(log N + log ring)
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local ID = ARGV[1]
+--@include pool
+
+local POINTS = 32
+local known = call('HMGET', STATE, '#pool', ID)
+call('ZCARD', RING)
+if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
+if not call('ZSCORE', IDS, ID) then return NOTHING end
+local all = upkeep()
+local r = all.read(ID)
+if known[2] and not r then return {CORRUPT, ID} end
+call('ZREM', IDS, ID)
+call('ZREM', DUE, 'H:' .. ID)
+for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
+if r then
+  r.flags = 'r'
+  all.store(r)
+end
+all.retime()
+return DONE

@@ -1,0 +1,32 @@
+-- renew: prolong many leases at once; never shortens one.
+-- KEYS
+--   due       ZSET  agentperf:{lb:<type>}:due
+-- ARGV
+--   ttl_ms    int   life from now, ms
+--   tokens... text  @ and a lease's token each, at most 500
+-- RETURNS
+--   {1, token...}   done, but for these: expired, released or never granted
+-- REPEAT  harmless
+-- ERRORS  none
+-- COST    O(k log L)
+local DUE = KEYS[1]
+local TTL_MS = ARGV[1]
+local call = redis.call
+local clock = call('TIME')
+local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local tokens, reply, prolong = {}, {1}, {}
+for i = 2, #ARGV do tokens[i - 1] = ARGV[i] end
+local till = string.format('%.0f', now_ms + TTL_MS)
+for i, expiry_ms in ipairs(call('ZMSCORE', DUE, unpack(tokens))) do
+  if expiry_ms and tonumber(expiry_ms) > now_ms then
+    prolong[#prolong + 1] = till
+    prolong[#prolong + 1] = tokens[i]
+  else
+    reply[#reply + 1] = tokens[i]
+  end
+end
+if #prolong > 0 then
+  call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory; after it ZADD is allowed too
+  call('ZADD', DUE, 'XX', 'GT', unpack(prolong))
+end
+return reply

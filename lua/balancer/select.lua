@@ -1,0 +1,47 @@
+-- select: look which instance a lease would be granted on now, without taking it.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+--   ring      ZSET  agentperf:{lb:<type>}:ring
+-- ARGV
+--   wanted    text  strategy the pool must have, or - for its own
+--   labels    text  a,b the instance must have all of; - for none
+--   point     int   of the affinity on the ring, 0 to 2^48 - 1
+--   random    int   0 to 2^52 - 1
+-- RETURNS
+--   {1, id, record}                      the one
+--   {0}                                  nothing free
+--   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
+-- REPEAT  harmless: but for clearing what is due it changes nothing
+-- ERRORS  none
+-- COST    O(log N), and at most 64 expiries when some are due
+local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+--@include pool
+--@include pick
+
+local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
+if not facts[1] then return {NOTHING} end
+local strategy = match(facts[1], POOL)
+if not strategy then return {OTHER_SCHEMA, facts[1]} end
+if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
+call('ZCARD', RING)
+if LABELS ~= '-' then check(LABELS) end
+
+local EXPIRIES = 64
+local all = upkeep()
+all.tidy(EXPIRIES)
+local id
+if string.find(LABELS, ',', 1, true) then
+  id = all.best(LABELS)
+else
+  local from = LABELS == '-' and READY or READY .. '@' .. LABELS
+  id = pick(strategy, from, RANDOM, POINT, all.now_ms, 1.25 * ((facts[2] or 0) + 1) / math.max(1, facts[3] or 1))
+end
+if not id then return {NOTHING} end
+local record = call('HGET', STATE, id)
+if not record then return {CORRUPT, id} end
+return {DONE, id, record}

@@ -1,0 +1,43 @@
+-- status: one page of a pool's instances, in the order of their registration, after clearing what is due.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+-- ARGV
+--   first     int   rank of the first instance of the page
+--   count     int   instances per page
+-- RETURNS
+--   {1, strategy, registered, waiting, late, picks, next_rank, id, record, id, record ...}
+--     late: leases that are due but not cleared yet; next_rank: 0 after the last page
+--   {0}   no such pool
+--   {-3, fact}   other schema
+-- REPEAT  harmless: but for clearing what is due it changes nothing
+-- ERRORS  none
+-- COST    O(log N + count), and at most 64 expiries
+local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local FIRST, COUNT = ARGV[1], ARGV[2]
+--@include pool
+
+local EXPIRIES = 64
+local first, count = tonumber(FIRST), tonumber(COUNT)
+local pool = call('HGET', STATE, '#pool')
+local registered = call('ZCARD', IDS)
+if not pool then return {NOTHING} end
+if not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
+local all = upkeep()
+all.tidy(EXPIRIES)
+local late = call('ZCOUNT', DUE, '-inf', format('%.0f', all.now_ms))
+local picks = tonumber(call('HGET', STATE, '#picks') or 0)
+local page = call('ZRANGE', IDS, first, first + count - 1)
+local next_rank = first + #page < registered and #page > 0 and first + #page or 0
+local reply = {DONE, all.strategy, registered, call('ZCARD', WAITQ), late, picks, next_rank}
+for from = 1, #page, 1000 do
+  local some = {unpack(page, from, math.min(#page, from + 999))}
+  for i, record in ipairs(call('HMGET', STATE, unpack(some))) do
+    reply[#reply + 1] = some[i]
+    reply[#reply + 1] = record or ''
+  end
+end
+return reply

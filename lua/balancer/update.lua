@@ -1,0 +1,44 @@
+-- update: change facts of an instance: capacity, weight, labels, health, draining.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+-- ARGV
+--   id        text   the instance
+--   cap       text   units, or - to leave it
+--   weight    text   decimal, or - to leave it
+--   labels    text   a,b; empty for none, or - to leave them
+--   on        text   flags to set, letters of pool.lua
+--   off       text   flags to clear
+-- RETURNS
+--   {1, load}   done; the units leased now
+--   {0}         no such instance
+--   {-3, fact}  {-4, field}   other schema; a field we did not write
+-- REPEAT  the same state
+-- ERRORS  none
+-- COST    O(log N), and the hand-offs to at most 16 waiters
+local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local ID, CAP, WEIGHT, LABELS, ON, OFF = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+--@include pool
+
+local known = call('HMGET', STATE, '#pool', ID)
+if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
+if not known[2] then return {NOTHING} end
+local all = upkeep()
+local r = all.read(ID)
+if not r then return {CORRUPT, ID} end
+if all.has(r, 'r') then return {NOTHING} end
+if LABELS ~= '-' and LABELS ~= '' then check(LABELS) end
+if CAP ~= '-' then r.cap = tonumber(CAP) end
+if WEIGHT ~= '-' then r.weight = WEIGHT end
+if LABELS ~= '-' then
+  for label in string.gmatch(r.labels, '[^,-][^,]*') do call('ZREM', READY .. '@' .. label, ID) end
+  r.labels = LABELS == '' and '-' or LABELS
+end
+for flag in string.gmatch(ON, '%a') do all.set(r, flag, true) end
+for flag in string.gmatch(OFF, '%a') do all.set(r, flag, false) end
+all.store(r)
+all.pump()
+all.retime()
+return {DONE, r.load}

@@ -1,0 +1,483 @@
+"""The balancer against a real server, through both its faces."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingStrategy, Outcome
+from agentperf_redis.errors import CorruptState, InvalidArgument, LeaseLost, NoCapacity, SchemaMismatch
+from tests.conftest import Call
+from tests.servers import Raw, wait_until
+
+STRATEGIES = list(LoadBalancingStrategy)
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[list[AgentInstance]]:
+    """What the test acquired, held until after its backend was closed: a lease that is dropped goes back with a warning."""
+    _kept.clear()
+    yield _kept
+    _kept.clear()
+
+
+_kept: list[AgentInstance] = []
+
+
+def acquire(call: Call, balancer: LoadBalancer, *args: Any, **kwargs: Any) -> Any:
+    instance = call(balancer, "acquire", *args, **kwargs)
+    if instance is not None:
+        _kept.append(instance)
+    return instance
+
+
+@pytest.fixture
+def balancer(backend: Backend) -> LoadBalancer:
+    return LoadBalancer(backend=backend)
+
+
+def register(call: Call, balancer: LoadBalancer, count: int, **facts: Any) -> None:
+    for number in range(count):
+        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner", **facts))
+
+
+def leases(raw: Raw, pool: keys.PoolKeys) -> list[str]:
+    """Return the tokens that hold capacity."""
+    return [token for token, record in raw.hgetall(pool.state).items() if token[0] == "@" and record[0] in "LG"]
+
+
+def load_of(raw: Raw, pool: keys.PoolKeys, name: str) -> int:
+    return int(raw.hget(pool.state, name).split(" ")[0])
+
+
+@pytest.fixture
+def pool(namespace: str) -> keys.PoolKeys:
+    return keys.pool(namespace, "planner")
+
+
+# The in-memory version's behaviour
+
+
+def test_the_demo_of_the_reference(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(LoadBalancingStrategy.LEAST_LOADED, backend=backend)
+    for i in range(3):
+        call(balancer, "register_instance", AgentInstance(id=f"p{i}", agent_type="ml-engineer", max_capacity=5))
+    active = [acquire(call, balancer, "ml-engineer") for _ in range(10)]
+    assert [f"{each.id} {each.current_load}/{each.max_capacity}" for each in active] == [
+        f"p{i % 3} {i // 3 + 1}/5" for i in range(10)
+    ]
+    for instance in active[:5]:
+        assert call(balancer, "release", instance) is True
+    status = call(balancer, "get_status")
+    assert status == {
+        "ml-engineer": {
+            "instances": 3,
+            "healthy": 3,
+            "total_capacity": 15,
+            "current_load": 5,
+            "load_percentage": "33.3%",
+            "instances_detail": [
+                {"id": "p0", "load": "2/5", "load_pct": "40.0%", "healthy": True},
+                {"id": "p1", "load": "1/5", "load_pct": "20.0%", "healthy": True},
+                {"id": "p2", "load": "2/5", "load_pct": "40.0%", "healthy": True},
+            ],
+        }
+    }
+
+
+def test_a_type_without_instances_gives_none(call: Call, balancer: LoadBalancer, raw: Raw, namespace: str) -> None:
+    assert acquire(call, balancer, "planner") is None
+    assert call(balancer, "select_instance", "planner") is None
+    assert call(balancer, "get_status") == {}
+    assert not [key for key in raw.scan_iter(f"{namespace}:*") if "{" in key]
+
+
+def test_instances_are_seen_with_what_they_were_registered_with(call: Call, balancer: LoadBalancer) -> None:
+    given = AgentInstance("p {1}", "plan ner", 0, 7, 2.5, True, 12.5, labels=frozenset({"gpu", "-", "a,b"}))
+    call(balancer, "register_instance", given)
+    seen = call(balancer, "instances") if call.is_async else balancer.instances
+    assert seen == {"plan ner": [given]}
+    assert acquire(call, balancer, "plan ner").id == "p {1}"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_fills_all_and_only_healthy_instances(call: Call, backend: Backend, strategy: Any) -> None:
+    balancer = LoadBalancer(strategy, backend=backend)
+    register(call, balancer, 3, max_capacity=2)
+    assert call(balancer, "mark_unhealthy", "planner", "p1")
+    granted = [acquire(call, balancer, "planner") for _ in range(4)]
+    assert Counter(each.id for each in granted) == {"p0": 2, "p2": 2}
+    assert acquire(call, balancer, "planner") is None
+    assert call(balancer, "select_instance", "planner") is None
+    assert call(balancer, "mark_healthy", "planner", "p1")
+    assert call(balancer, "select_instance", "planner").id == "p1"
+    for instance in granted:
+        assert call(balancer, "release", instance)
+
+
+def test_round_robin_takes_turns(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer("round_robin", backend=backend)
+    register(call, balancer, 3)
+    assert [acquire(call, balancer, "planner").id for _ in range(7)] == ["p0", "p1", "p2", "p0", "p1", "p2", "p0"]
+
+
+def test_weight_zero_is_picked_only_when_all_are_zero(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer("weighted", backend=backend)
+    register(call, balancer, 2, weight=0.0)
+    assert acquire(call, balancer, "planner") is not None
+    call(balancer, "register_instance", AgentInstance("heavy", "planner", max_capacity=20, weight=0.001))
+    assert {acquire(call, balancer, "planner").id for _ in range(19)} == {"heavy"}
+
+
+def test_consistent_hash_keeps_an_affinity_on_its_instance(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer("consistent_hash", backend=backend)
+    register(call, balancer, 5, max_capacity=100)
+    for session in ("alice", "bob", "carol"):
+        first = acquire(call, balancer, "planner", affinity=session)
+        call(balancer, "release", first)
+        assert call(balancer, "select_instance", "planner", affinity=session).id == first.id
+
+
+def test_required_labels_narrow_the_choice(call: Call, balancer: LoadBalancer) -> None:
+    for name, labels in (("a", {"gpu"}), ("b", {"gpu", "fr"}), ("c", {"fr"}), ("d", set())):
+        call(balancer, "register_instance", AgentInstance(name, "planner", max_capacity=1, labels=frozenset(labels)))
+    assert acquire(call, balancer, "planner", require={"gpu", "fr"}).id == "b"
+    assert acquire(call, balancer, "planner", require={"gpu", "fr"}) is None
+    assert acquire(call, balancer, "planner", require={"fr"}).id == "c"
+    assert acquire(call, balancer, "planner", require={"gpu"}).id == "a"
+    assert acquire(call, balancer, "planner", require={"fr"}) is None
+    assert call(balancer, "update_instance", "planner", "d", labels={"fr"})
+    assert acquire(call, balancer, "planner", require={"fr"}).id == "d"
+
+
+# Instances
+
+
+def test_registering_again_changes_facts_and_keeps_load_and_health(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 1, max_capacity=2)
+    held = acquire(call, balancer, "planner")
+    call(balancer, "mark_unhealthy", "planner", "p0")
+    register(call, balancer, 1, max_capacity=4, weight=3.0)
+    (status,) = call(balancer, "status", "planner")
+    (instance,) = (each.instance for each in status.instances)
+    assert (instance.current_load, instance.max_capacity, instance.weight, instance.is_healthy) == (1, 4, 3.0, False)
+    assert call(balancer, "release", held)
+    assert raw.zcard(pool.ready) == 0
+
+
+def test_a_smaller_capacity_lets_leases_run_out(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1, max_capacity=3)
+    held = [acquire(call, balancer, "planner") for _ in range(3)]
+    assert call(balancer, "update_instance", "planner", "p0", max_capacity=1)
+    for instance in held[:2]:
+        assert call(balancer, "release", instance)
+    assert acquire(call, balancer, "planner") is None
+    assert call(balancer, "release", held[2])
+    assert acquire(call, balancer, "planner") is not None
+
+
+def test_a_draining_instance_finishes_what_it_has(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    held = acquire(call, balancer, "planner")
+    assert call(balancer, "drain", "planner", "p0")
+    assert acquire(call, balancer, "planner") is None
+    assert call(balancer, "release", held) is True
+    (status,) = call(balancer, "status")
+    assert status.instances[0].instance.is_draining
+    assert status.instances[0].instance.is_healthy
+    assert call(balancer, "undrain", "planner", "p0")
+    assert acquire(call, balancer, "planner") is not None
+
+
+def test_a_removed_instance_goes_with_its_last_lease(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 2, max_capacity=1)
+    held = [acquire(call, balancer, "planner") for _ in range(2)]
+    assert call(balancer, "remove_instance", "planner", "p0") is True
+    assert call(balancer, "remove_instance", "planner", "p0") is False
+    assert [each["id"] for each in call(balancer, "get_status")["planner"]["instances_detail"]] == ["p1"]
+    assert raw.hexists(pool.state, "p0")
+    for instance in held:
+        assert call(balancer, "release", instance) is True
+    assert not raw.hexists(pool.state, "p0")
+    assert raw.hget(pool.state, "#load") == "0"
+    assert [acquire(call, balancer, "planner").id, acquire(call, balancer, "planner")] == ["p1", None]
+
+
+def test_calls_about_an_unknown_instance_say_so(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    for method in ("mark_healthy", "mark_unhealthy", "drain", "undrain", "remove_instance"):
+        assert call(balancer, method, "planner", "nobody") is False
+    assert call(balancer, "update_instance", "planner", "nobody", weight=2) is False
+    assert call(balancer, "heartbeat", "planner", "p0", "no body") == ["no body"]
+
+
+def test_an_instance_without_heartbeat_takes_no_work_until_the_next(call: Call, balancer: LoadBalancer) -> None:
+    call(balancer, "register_instance", AgentInstance("p0", "planner"), heartbeat=0.05)
+    wait_until(lambda: acquire(call, balancer, "planner") is None, "the silent instance to be left out")
+    assert call(balancer, "get_status")["planner"]["healthy"] == 0
+    assert call(balancer, "heartbeat", "planner", "p0") == []
+    assert acquire(call, balancer, "planner").id == "p0"
+
+
+def test_status_reads_many_instances_in_the_order_of_registration(
+    call: Call, balancer: LoadBalancer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentperf_redis.balancer.flows.STATUS_PAGE", 7)
+    names = [f"p{number}" for number in range(20)]
+    for name in names:
+        call(balancer, "register_instance", AgentInstance(name, "planner", max_capacity=1))
+    (status,) = call(balancer, "status")
+    assert [each.instance.id for each in status.instances] == names
+    assert (status.total_capacity, status.current_load, status.granted, status.waiting) == (20, 0, 0, 0)
+
+
+# Strategy
+
+
+def test_another_strategy_for_a_pool_is_refused_with_the_way_to_change_it(
+    call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    first = LoadBalancer("round_robin", backend=backend)
+    register(call, first, 1)
+    before = raw.hgetall(pool.state)
+    other = LoadBalancer("random", backend=backend)
+    for method, args in (
+        ("register_instance", (AgentInstance("p1", "planner"),)),
+        ("acquire", ("planner",)),
+        ("select_instance", ("planner",)),
+    ):
+        with pytest.raises(InvalidArgument, match="'round_robin'.*remove all its instances") as caught:
+            call(other, method, *args)
+        assert (caught.value.argument, caught.value.value) == ("strategy", "random")
+    assert raw.hgetall(pool.state) == before
+    any_ = LoadBalancer(backend=backend)
+    assert acquire(call, any_, "planner").id == "p0"
+    call(any_, "remove_instance", "planner", "p0")
+    register(call, other, 1)
+    assert call(other, "status", "planner")[0].strategy is LoadBalancingStrategy.RANDOM
+
+
+# Leases
+
+
+def test_release_says_whether_it_freed(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+    register(call, balancer, 1)
+    instance = acquire(call, balancer, "planner")
+    assert instance.lease is not None
+    assert instance.lease.held
+    assert raw.hget(pool.state, instance.lease.token) == f"L p0 {instance.lease.fence} 0"
+    assert call(balancer, "release", instance) is True
+    assert call(balancer, "release", instance) is False
+    assert call(balancer, "release", instance.lease) is False
+    assert load_of(raw, pool, "p0") == 0
+    assert leases(raw, pool) == []
+
+
+def test_a_peek_cannot_be_released(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    peek = call(balancer, "select_instance", "planner")
+    assert peek.current_load == 0
+    with pytest.raises(InvalidArgument, match="carries its lease"):
+        call(balancer, "release", peek)
+
+
+def test_a_lease_of_another_namespace_cannot_be_released_here(
+    call: Call, balancer: LoadBalancer, connect: Callable[..., Backend], server: Any, namespace: str
+) -> None:
+    register(call, balancer, 1)
+    held = acquire(call, balancer, "planner")
+    other = LoadBalancer(backend=connect(server.url, namespace=namespace[:-1]))
+    with pytest.raises(InvalidArgument, match="namespace"):
+        call(other, "release", held)
+    assert call(balancer, "release", held)
+
+
+def test_fences_rise(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1, max_capacity=100)
+    fences = [acquire(call, balancer, "planner").lease.fence for _ in range(20)]
+    assert fences == sorted(set(fences))
+
+
+def test_a_block_measures_and_reports_how_it_ended(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    with call.inside(balancer, "lease", "planner") as lease:
+        assert lease.instance.id == "p0"
+        assert lease.instance.lease is lease
+    for error in (ValueError, TimeoutError):
+        with pytest.raises(error), call.inside(balancer, "lease", "planner"):
+            raise error
+    with pytest.raises(KeyboardInterrupt), call.inside(balancer, "lease", "planner"):
+        raise KeyboardInterrupt
+    with call.inside(balancer, "lease", "planner") as lease:
+        lease.outcome = Outcome.REJECTED
+    (status,) = call(balancer, "status")
+    seen = status.instances[0]
+    assert (seen.served, seen.failed, seen.failed_in_a_row, seen.instance.current_load) == (1, 3, 3, 0)
+    assert 0 < seen.instance.response_time_ms < 5000
+
+
+def test_response_times_are_smoothed(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    for seconds, expected in ((0.1, 100), (0.2, 120), (0.12, 120)):
+        call(balancer, "release", acquire(call, balancer, "planner"), response_time=seconds)
+        (status,) = call(balancer, "status")
+        assert status.instances[0].instance.response_time_ms == pytest.approx(expected)
+
+
+def test_a_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBalancer) -> None:
+    with pytest.raises(NoCapacity, match="no instance is registered"), call.inside(balancer, "lease", "planner"):
+        raise AssertionError
+    register(call, balancer, 1, max_capacity=1)
+    held = acquire(call, balancer, "planner", ttl=0.8)
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
+        raise AssertionError
+    assert caught.value.agent_type == "planner"
+    assert 0 < caught.value.retry_after <= 0.8
+    assert call(balancer, "release", held)
+
+
+def test_capacity_of_an_expired_lease_comes_back_and_its_release_frees_nothing(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 1, max_capacity=1)
+    held = acquire(call, balancer, "planner", ttl=0.05)
+    balancer._keeper.drop(held.lease)  # as if this process had been stopped
+    wait_until(lambda: acquire(call, balancer, "planner"), "the lease to expire")
+    assert _kept[-1].lease is not None
+    assert _kept[-1].lease.fence > held.lease.fence
+    assert call(balancer, "release", held) is False
+    assert load_of(raw, pool, "p0") == 1
+    assert raw.hget(pool.state, held.lease.token) == "X e"
+
+
+def test_snapshots_say_how_to_change_what_they_show(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    instance = acquire(call, balancer, "planner")
+    with pytest.raises(FrozenInstanceError, match="mark_unhealthy"):
+        instance.is_healthy = False
+    with pytest.raises(FrozenInstanceError, match="update_instance"):
+        instance.max_capacity = 3
+
+
+# What something else wrote
+
+
+@pytest.mark.parametrize("part", ["state", "ready", "due", "waitq", "ids", "ring"])
+def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, part: str
+) -> None:
+    register(call, balancer, 2)
+    held = acquire(call, balancer, "planner")
+    poisoned = getattr(pool, part)
+    raw.delete(poisoned)
+    raw.set(poisoned, "poison")
+
+    def everything() -> dict[str, bytes]:
+        return {key: raw.dump(key) if key == poisoned else repr(read(key)) for key in pool.all if raw.exists(key)}
+
+    def read(key: str) -> Any:
+        return raw.hgetall(key) if raw.type(key) == "hash" else raw.zrange(key, 0, -1, withscores=True)
+
+    before = everything()
+    attempts: list[tuple[str, tuple[Any, ...]]] = [
+        ("acquire", ("planner",)),
+        ("select_instance", ("planner",)),
+        ("release", (held,)),
+        ("register_instance", (AgentInstance("p9", "planner"),)),
+        ("update_instance", ("planner", "p0")),
+        ("remove_instance", ("planner", "p0")),
+        ("heartbeat", ("planner", "p0")),
+        ("get_status", ()),
+    ]
+    failed = 0
+    for method, args in attempts:
+        try:
+            call(balancer, method, *args)
+        except CorruptState as error:
+            failed += 1
+            assert error.key == poisoned
+            assert everything() == before
+        before = everything()
+    assert failed >= (1 if part == "ring" else 2)
+
+
+@pytest.mark.parametrize("record", ["poison", "1 2 3", "", "9" * 400])
+def test_a_record_that_nobody_wrote_is_named(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, record: str
+) -> None:
+    register(call, balancer, 1)
+    raw.hset(pool.state, "p0", record)
+    for method, args in (("acquire", ("planner",)), ("select_instance", ("planner",)), ("get_status", ())):
+        with pytest.raises(CorruptState, match="state"):
+            call(balancer, method, *args)
+    assert raw.hget(pool.state, "p0") == record
+    assert leases(raw, pool) == []
+
+
+def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+    register(call, balancer, 1)
+    held = acquire(call, balancer, "planner")
+    raw.hset(pool.state, "#pool", "2 least_loaded")
+    before = raw.hgetall(pool.state)
+    for method, args in (
+        ("acquire", ("planner",)),
+        ("select_instance", ("planner",)),
+        ("release", (held,)),
+        ("register_instance", (AgentInstance("p9", "planner"),)),
+        ("update_instance", ("planner", "p0")),
+        ("remove_instance", ("planner", "p0")),
+        ("heartbeat", ("planner", "p0")),
+        ("get_status", ()),
+    ):
+        with pytest.raises(SchemaMismatch):
+            call(balancer, method, *args)
+    assert raw.hgetall(pool.state) == before
+
+
+def test_a_lease_lost_inside_a_block_is_raised_at_its_end(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 1)
+    told: list[LeaseLost] = []
+    with pytest.raises(LeaseLost) as caught:  # noqa: PT012
+        with call.inside(balancer, "lease", "planner", ttl=0.15, on_lost=told.append) as lease:
+            raw.zrem(pool.due, lease.token)
+            wait_until(lambda: told, "the keeper to notice")
+            with pytest.raises(LeaseLost):
+                lease.check()
+            assert lease.remaining == 0.0
+    assert caught.value.token == told[0].token == lease.token
+    assert caught.value.pool == "planner"
+
+
+def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1, max_capacity=1)
+    told: list[float] = []
+    begin = time.monotonic()
+    held = call(
+        balancer, "acquire", "planner", ttl=0.2, max_hold=0.6, on_lost=lambda _: told.append(time.monotonic() - begin)
+    )
+    wait_until(lambda: time.monotonic() - begin > 0.4, "two lives of the lease to pass")
+    assert acquire(call, balancer, "planner") is None
+    wait_until(lambda: told, "max_hold to end it")
+    assert 0.6 <= told[0] < 2.0
+    assert "max_hold" in str(held.lease.lost)
+    assert call(balancer, "release", held) is False
+    wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to come back")
+
+
+def test_endless_hold_is_allowed(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    assert call(balancer, "release", acquire(call, balancer, "planner", max_hold=math.inf))

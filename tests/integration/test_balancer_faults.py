@@ -1,0 +1,363 @@
+"""What goes wrong between a process and its leases: lost replies, late requests, cancellation, crashes, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
+from agentperf_redis.errors import BackendFull, BackendUnavailable, LeaseLost
+from tests.conftest import Call
+from tests.proxy import Proxy
+from tests.servers import Raw, Server, wait_until
+from tests.workers import Workers
+
+Connect = Callable[..., Backend]
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[list[object]]:
+    """Holds leases until after the backends were closed; a lease that is dropped goes back with a warning."""
+    held: list[object] = []
+    yield held
+    held.clear()
+
+
+@pytest.fixture
+def pool(namespace: str) -> keys.PoolKeys:
+    return keys.pool(namespace, "planner")
+
+
+def balancer_with(backend: Backend, **facts: Any) -> LoadBalancer:
+    balancer = LoadBalancer(backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner", **{"max_capacity": 3, **facts}))
+    return balancer
+
+
+def leases(raw: Raw, pool: keys.PoolKeys) -> list[str]:
+    return [token for token, record in raw.hgetall(pool.state).items() if token[0] == "@" and record[0] in "LG"]
+
+
+def load(raw: Raw, pool: keys.PoolKeys) -> int:
+    return int(raw.hget(pool.state, "p0").split(" ")[0])
+
+
+def warm_up(call: Call, balancer: LoadBalancer) -> None:
+    """Have the server know the scripts, so that the next request of each is the one the test means."""
+    assert call(balancer, "release", call(balancer, "acquire", "planner"))
+
+
+@pytest.mark.every_server
+@pytest.mark.parametrize("fault", ["reset_after_reply", "half_reply", "swallow", "reset_before_request"])
+def test_a_reply_lost_after_execution_changes_nothing_twice(
+    call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, fault: str
+) -> None:
+    balancer = balancer_with(connect(proxy.url, deadline=1.0))
+    warm_up(call, balancer)
+
+    met = getattr(proxy, fault)(only=commands.ACQUIRE)
+    instance = call(balancer, "acquire", "planner")
+    assert met.caught.is_set()
+    assert proxy.count(commands.ACQUIRE) >= 2
+    assert leases(raw, pool) == [instance.lease.token]
+    assert load(raw, pool) == 1
+    assert raw.hget(pool.state, "#picks") == "2"
+
+    met = getattr(proxy, fault)(only=commands.RELEASE)
+    assert call(balancer, "release", instance, outcome="error") is True
+    assert met.caught.is_set()
+    assert leases(raw, pool) == []
+    assert load(raw, pool) == 0
+    assert raw.hget(pool.state, "p0").split(" ")[12] == "1"  # counted as failed once
+
+
+def test_a_copy_that_arrives_after_the_release_is_refused(
+    call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    balancer = balancer_with(connect(proxy.url))
+    warm_up(call, balancer)
+    held = proxy.hold(only=commands.ACQUIRE)
+
+    instance = call(balancer, "acquire", "planner")  # the second copy is granted, the first is still under way
+    assert raw.hget(pool.state, instance.lease.token).endswith(" 1")
+    assert call(balancer, "release", instance) is True
+    assert held.deliver() == b"*2\r\n:-1\r\n$1\r\nr\r\n"
+
+    assert leases(raw, pool) == []
+    assert load(raw, pool) == 0
+
+
+def test_a_request_that_arrives_after_its_caller_gave_up_is_refused(
+    call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, kept: list[object]
+) -> None:
+    balancer = balancer_with(connect(proxy.url, deadline=0.3))
+    kept.append(call(balancer, "acquire", "planner"))
+    held = proxy.hold(only=commands.ACQUIRE, reset=False)
+
+    with pytest.raises(BackendUnavailable) as caught:
+        call(balancer, "acquire", "planner")
+    assert caught.value.outcome == "unknown"
+    token = held.requests[0][9].decode()
+    wait_until(lambda: raw.hget(pool.state, token) == "X c", "the keeper to bury the token")
+    assert b":-1" in held.deliver()
+
+    assert token not in leases(raw, pool)
+    assert load(raw, pool) == 1
+
+
+def test_a_release_that_got_no_answer_is_repeated_by_the_keeper(
+    call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    balancer = balancer_with(connect(proxy.url, deadline=0.2))
+    instance = call(balancer, "acquire", "planner")
+    proxy.close_port()
+    with pytest.raises(BackendUnavailable):
+        call(balancer, "release", instance)
+    proxy.open_port()
+    wait_until(lambda: load(raw, pool) == 0, "the release to get through")
+    assert leases(raw, pool) == []
+
+
+def test_a_cancelled_acquire_leaves_nothing_wherever_it_was(
+    connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    backend = connect(server.url)
+    balancer = balancer_with(backend, max_capacity=1000)
+    granted: list[object] = []
+
+    async def cancel_after(steps: int) -> None:
+        task = asyncio.ensure_future(balancer.aio.acquire("planner"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            granted.append(await task)
+        except asyncio.CancelledError:
+            return
+
+    async def main() -> None:
+        await balancer.aio.status()
+        for steps in range(40):
+            await cancel_after(steps)
+        await backend.aclose()
+
+    asyncio.run(main())
+    # Those whose cancellation came too late got their lease, which closing gave back; the others hold none.
+    assert leases(raw, pool) == []
+    assert load(raw, pool) == 0
+
+
+def test_a_cancelled_release_still_releases(connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys) -> None:
+    backend = connect(server.url)
+    balancer = balancer_with(backend, max_capacity=1000)
+
+    async def main() -> None:
+        for steps in range(30):
+            instance = await balancer.aio.acquire("planner")
+            assert instance is not None
+            task = asyncio.ensure_future(balancer.aio.release(instance))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        while load(raw, pool):
+            await asyncio.sleep(0.01)
+        await backend.aclose()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert leases(raw, pool) == []
+
+
+def test_a_lease_that_nobody_holds_any_more_is_given_back_with_a_warning(
+    call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    balancer = balancer_with(connect(server.url))
+    instance = call(balancer, "acquire", "planner")
+    assert load(raw, pool) == 1
+    with pytest.warns(ResourceWarning, match="dropped without release"):
+        del instance
+        gc.collect()
+    wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
+    assert leases(raw, pool) == []
+
+
+def test_closing_gives_back_what_is_held(
+    call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[object]
+) -> None:
+    backend = connect(server.url)
+    balancer = balancer_with(backend)
+    instance = call(balancer, "acquire", "planner")
+    kept.append(instance)
+    backend.close()
+    assert load(raw, pool) == 0
+    assert not instance.lease.held
+
+
+def hold_one(url: str, namespace: str, ttl: float) -> Generator[str, None, bool]:
+    backend = Backend(url, namespace=namespace)
+    balancer = LoadBalancer(backend=backend)
+    instance = balancer.acquire("planner", ttl=ttl)
+    assert instance is not None
+    assert instance.lease is not None
+    yield instance.lease.token
+    freed = balancer.release(instance)
+    backend.close()
+    return freed
+
+
+def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
+    workers: Workers, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[object]
+) -> None:
+    balancer = balancer_with(connect(server.url), max_capacity=1)
+    worker = workers.start(hold_one, server.url, balancer._backend.namespace, 0.5)
+    token = worker.said()
+    assert token.split(":")[1] == str(worker.pid)
+    time.sleep(0.6)  # longer than the TTL: the process lives, so its lease does
+    assert balancer.acquire("planner") is None
+
+    worker.kill()
+    killed_at = time.monotonic()
+    wait_until(lambda: kept.append(balancer.acquire("planner")) or kept[-1], "the capacity to come back")
+    assert time.monotonic() - killed_at < 0.5 + 0.5
+    assert raw.hget(pool.state, token) == "X e"
+
+
+def test_a_process_that_was_stopped_too_long_learns_that_its_lease_is_lost(
+    workers: Workers, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
+) -> None:
+    balancer = balancer_with(connect(server.url), max_capacity=1)
+    worker = workers.start(hold_one, server.url, balancer._backend.namespace, 0.2)
+    worker.said()
+    worker.pause()
+    wait_until(lambda: kept.append(balancer.acquire("planner")) or kept[-1], "the capacity to come back")
+    worker.resume()
+    worker.answer()
+    assert worker.result() is False
+    assert kept[-1].lease.held
+    assert leases(raw, pool) == [kept[-1].lease.token]
+
+
+def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
+) -> None:
+    backend = connect(own_server.url)
+    balancer = balancer_with(backend)
+    told: list[LeaseLost] = []
+    instance = call(balancer, "acquire", "planner", on_lost=told.append)
+    kept.append(instance)
+    assert balancer.update_instance("planner", "p0", max_capacity=2)
+    fence = instance.lease.fence
+
+    own_server.restart()
+
+    def again() -> bool:
+        kept.append(call(balancer, "acquire", "planner"))
+        return kept[-1] is not None
+
+    wait_until(again, "the instance to be registered again")
+    assert "without its data" in told[0].reason
+    assert call(balancer, "release", instance) is False
+    new: Any = kept[-1]
+    assert (new.max_capacity, new.current_load) == (2, 1)
+    assert new.lease.fence > fence
+
+
+def test_a_lease_that_cannot_be_renewed_is_lost_to_its_holder_before_the_server_gives_it_away(
+    call: Call, connect: Connect, proxy: Proxy, kept: list[object]
+) -> None:
+    balancer = balancer_with(connect(proxy.url, deadline=0.1))
+    told: list[LeaseLost] = []
+    instance = call(balancer, "acquire", "planner", ttl=0.6, on_lost=told.append)
+    kept.append(instance)
+    proxy.close_port()
+    wait_until(lambda: told, "the loss to be noticed")
+    assert "renewed in time" in told[0].reason
+    proxy.open_port()
+
+
+def test_a_full_server_still_takes_releases_and_renewals(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
+) -> None:
+    balancer = balancer_with(connect(own_server.url))
+    lost: list[LeaseLost] = []
+    held = [call(balancer, "acquire", "planner", ttl=0.3, on_lost=lost.append) for _ in range(2)]
+    kept += held
+    with own_server.client() as raw:
+        before = {token: raw.zscore(pool.due, token) for token in leases(raw, pool)}
+        raw.config_set("maxmemory", 1)
+        with pytest.raises(BackendFull):
+            call(balancer, "acquire", "planner")
+        assert call(balancer, "release", held[0]) is True
+        token = held[1].lease.token
+        wait_until(lambda: raw.zscore(pool.due, token) > before[token] + 300, "two renewals")
+        assert call(balancer, "heartbeat", "planner", "p0") == []
+        assert load(raw, pool) == 1
+    assert lost == []
+
+
+def test_scripts_forgotten_by_the_server_are_sent_again(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
+) -> None:
+    balancer = balancer_with(connect(own_server.url))
+    with own_server.client() as raw:
+        for _ in range(2):
+            raw.script_flush()
+            instance = call(balancer, "acquire", "planner")
+            raw.script_flush()
+            assert call(balancer, "release", instance) is True
+        assert [field for field in raw.hkeys(pool.state) if field.startswith("@")] == []
+
+
+def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
+    connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    balancer = balancer_with(connect(server.url))
+    instance = balancer.acquire("planner", ttl=0.3)
+    assert instance is not None
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            del instance
+            gc.collect()
+            own = balancer.acquire("planner", ttl=0.3)
+            time.sleep(0.4)
+            if own is not None and balancer.release(own):
+                status = 0
+        finally:
+            os._exit(status)
+    _, code = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(code) == 0
+    assert load(raw, pool) == 1
+    assert balancer.release(instance) is True
+
+
+def test_an_interrupted_acquire_gives_back_what_it_was_granted(
+    connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    balancer = balancer_with(connect(proxy.url))
+    warm_up(Call(None), balancer)
+    fault = proxy.delay(1.0, only=commands.ACQUIRE)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            balancer.acquire("planner")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    token = fault.requests[0][9].decode()
+    assert raw.hget(pool.state, token) == "X r"
+    assert load(raw, pool) == 0

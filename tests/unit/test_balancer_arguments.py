@@ -1,0 +1,113 @@
+"""What the balancer refuses before anything is sent. The backend's address has no server: a command would fail otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import AgentInstance, LoadBalancer
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+
+NO_NAMES: list[Any] = ["", "a\x00b", "a\r\nb", "\x7f", "\ud800", "x" * 201, 5, None, b"planner", ["planner"], True]
+NO_SECONDS: list[Any] = [math.nan, -math.inf, 0, -1, 1e-9, 1e300, True, "5", None, []]
+NO_COUNTS: list[Any] = [0, -1, 2**31, 2**53 + 1, 2**63, 2**64, True, 1.5, "3", None, math.nan]
+NO_WEIGHTS: list[Any] = [-1, -0.001, math.nan, math.inf, 1e7, 2**4000, True, "1", None]
+NO_LABELS: list[Any] = ["gpu", b"gpu", 5, [""], ["a\nb"], [None], {1: 2}, [f"l{n}" for n in range(17)]]
+
+
+@pytest.fixture
+def balancer() -> Iterator[LoadBalancer]:
+    backend = Backend("redis://127.0.0.1:1/0", deadline=0.05)
+    yield LoadBalancer(backend=backend)
+    backend.close()
+
+
+def cases() -> Iterator[Any]:
+    for value in NO_NAMES:
+        for method in ("acquire", "select_instance", "lease", "status"):
+            yield pytest.param(method, (value,), {}, "agent_type", id=f"{method}-type-{str(value)[:5]!r}")
+        for method in ("remove_instance", "mark_healthy", "mark_unhealthy", "drain", "undrain", "update_instance"):
+            yield pytest.param(method, ("planner", value), {}, "instance_id", id=f"{method}-id-{str(value)[:5]!r}")
+            yield pytest.param(method, (value, "p0"), {}, "agent_type", id=f"{method}-type-{str(value)[:5]!r}")
+        yield pytest.param("heartbeat", ("planner", value), {}, "instance_ids", id=f"heartbeat-{str(value)[:5]!r}")
+    for value in NO_SECONDS:
+        for method in ("acquire", "lease"):
+            for argument in ("ttl", "max_hold"):
+                yield pytest.param(
+                    method, ("planner",), {argument: value}, argument, id=f"{method}-{argument}-{value!r}"
+                )
+        yield pytest.param("heartbeat", ("planner", "p"), {"within": value}, "within", id=f"within-{value!r}")
+        if value is not None:
+            instance = AgentInstance("p", "planner")
+            yield pytest.param("register_instance", (instance,), {"heartbeat": value}, "heartbeat", id=f"beat-{value!r}")
+    for value in NO_COUNTS:
+        if value is not None:
+            facts = {"max_capacity": value}
+            yield pytest.param("update_instance", ("a", "b"), facts, "max_capacity", id=f"update-capacity-{value!r}")
+    for value in NO_WEIGHTS:
+        if value is not None:
+            shown = "huge" if value == 2**4000 else repr(value)
+            yield pytest.param("update_instance", ("a", "b"), {"weight": value}, "weight", id=f"update-weight-{shown}")
+    for number, value in enumerate(NO_LABELS):
+        yield pytest.param("update_instance", ("a", "b"), {"labels": value}, "labels", id=f"update-labels-{number}")
+        for method in ("acquire", "lease", "select_instance"):
+            yield pytest.param(method, ("planner",), {"require": value}, "require", id=f"{method}-require-{number}")
+    for value in (5, "\ud800", b"x", []):
+        for method in ("acquire", "lease", "select_instance"):
+            yield pytest.param(method, ("a",), {"affinity": value}, "affinity", id=f"{method}-affinity-{value!a}")
+    for value in (None, "p0", 5, {"id": "p0"}):
+        yield pytest.param("register_instance", (value,), {}, "instance", id=f"register-{value!r}")
+        yield pytest.param("release", (value,), {}, "instance", id=f"release-{value!r}")
+    yield pytest.param("release", (AgentInstance("p", "planner"),), {}, "instance", id="release-peek")
+    yield pytest.param("acquire", ("planner",), {"on_lost": 5}, "on_lost", id="on_lost")
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+@pytest.mark.parametrize(("method", "args", "kwargs", "argument"), list(cases()))
+def test_bad_input_is_refused_before_a_command_is_sent(
+    balancer: LoadBalancer, face: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], argument: str
+) -> None:
+    async def run() -> None:
+        result = getattr(balancer.aio, method)(*args, **kwargs)
+        if method != "lease":
+            await result
+
+    with pytest.raises(InvalidArgument) as caught:
+        asyncio.run(run()) if face == "async" else getattr(balancer, method)(*args, **kwargs)
+    assert argument in caught.value.argument or caught.value.argument in argument
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("facts", "argument"),
+    [
+        *[({"id": value}, "id") for value in NO_NAMES],
+        *[({"agent_type": value}, "agent_type") for value in NO_NAMES],
+        *[({"max_capacity": value}, "max_capacity") for value in NO_COUNTS],
+        *[({"weight": value}, "weight") for value in NO_WEIGHTS],
+        *[({"labels": value}, "labels") for value in NO_LABELS],
+        *[({"current_load": value}, "current_load") for value in (-1, True, "1", 0.5, None)],
+        *[({"is_healthy": value}, "is_healthy") for value in (1, 0, "yes", None)],
+        *[({"response_time_ms": value}, "response_time_ms") for value in (-1, math.nan, math.inf, "1", True)],
+    ],
+)
+def test_an_instance_is_checked_at_birth(facts: dict[str, Any], argument: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        AgentInstance(**{"id": "p", "agent_type": "planner", **facts})
+    assert argument in caught.value.argument
+
+
+@pytest.mark.parametrize("value", ["fastest", "ROUND_ROBIN", 1, object()])
+def test_a_strategy_there_is_not_is_refused(balancer: LoadBalancer, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match="round_robin"):
+        LoadBalancer(value, backend=balancer._backend)
+
+
+def test_a_server_that_is_not_there_is_named_within_the_deadline(balancer: LoadBalancer) -> None:
+    with pytest.raises(BackendUnavailable, match=r"127\.0\.0\.1:1"):
+        balancer.acquire("planner")
