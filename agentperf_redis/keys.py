@@ -28,10 +28,11 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{tiered:docs}:...               the same, for a TieredCache
 
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
+    agentperf:{metrics:03}:parts:research     ZSET  /<span> or #<measure> of that agent -> last seen, ms
     agentperf:{metrics:03}:total:research     HASH  n ok err sum_us min_us max_us err:<type> h:<bucket> ...; all time
     agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; likewise 1m, 1h, 1d; expires
-    agentperf:{metrics:03}:recent:research    ZSET  raw sample -> its end, ms; bounded
-    agentperf:{metrics:03}:slow:research      ZSET  raw sample -> duration, us; the slowest
+    agentperf:{metrics:03}:recent:research    ZSET  <end ms>|734210us|err:TimeoutError|<id> -> its end, ms; bounded
+    agentperf:{metrics:03}:slow:research      ZSET  the same -> duration, us; the slowest
     agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
 """
 
@@ -171,6 +172,15 @@ def metrics_shard(agent: str) -> int:
     return crc32(agent.encode()) % METRICS_SHARDS
 
 
+def metrics_series(agent: str, path: tuple[str, ...] = (), measure: str = "") -> str:
+    """Name a series within its shard.
+
+    ``research`` is an agent, ``research/plan/tool%3Asearch`` a span of it, ``research#ttft`` a further measure.
+    """
+    name = "/".join((encoded(agent), *(encoded(step) for step in path)))
+    return f"{name}#{measure}" if measure else name
+
+
 def metrics_tag(namespace: str, shard: int) -> str:
     """``agentperf:{metrics:03}``."""
     return f"{namespace}:{{metrics:{shard:02d}}}"
@@ -181,26 +191,26 @@ def metrics_agents(namespace: str, shard: int) -> str:
     return f"{metrics_tag(namespace, shard)}:agents"
 
 
+def metrics_parts(namespace: str, shard: int, agent: str) -> str:
+    """``agentperf:{metrics:03}:parts:research``."""
+    return f"{metrics_tag(namespace, shard)}:parts:{encoded(agent)}"
+
+
 def metrics_writer(namespace: str, shard: int, writer: str) -> str:
     """``agentperf:{metrics:03}:w:<writer>``."""
     return f"{metrics_tag(namespace, shard)}:w:{writer}"
 
 
-def metrics_total(namespace: str, shard: int, agent: str) -> str:
+def metrics_total(namespace: str, shard: int, series: str) -> str:
     """``agentperf:{metrics:03}:total:research``."""
-    return f"{metrics_tag(namespace, shard)}:total:{encoded(agent)}"
+    return f"{metrics_tag(namespace, shard)}:total:{series}"
 
 
-def metrics_slice(namespace: str, shard: int, width: str, start: str, agent: str) -> str:
-    """``agentperf:{metrics:03}:10s:2026-11-22T16:45:10:research``; the width is 10s, 1m, 1h or 1d."""
-    return f"{metrics_tag(namespace, shard)}:{width}:{start}:{encoded(agent)}"
-
-
-def metrics_recent(namespace: str, shard: int, agent: str) -> str:
+def metrics_recent(namespace: str, shard: int, series: str) -> str:
     """``agentperf:{metrics:03}:recent:research``."""
-    return f"{metrics_tag(namespace, shard)}:recent:{encoded(agent)}"
+    return f"{metrics_tag(namespace, shard)}:recent:{series}"
 
 
-def metrics_slow(namespace: str, shard: int, agent: str) -> str:
+def metrics_slow(namespace: str, shard: int, series: str) -> str:
     """``agentperf:{metrics:03}:slow:research``."""
-    return f"{metrics_tag(namespace, shard)}:slow:{encoded(agent)}"
+    return f"{metrics_tag(namespace, shard)}:slow:{series}"

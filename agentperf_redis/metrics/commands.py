@@ -1,0 +1,214 @@
+"""The commands of the metrics service: what is sent, and what the replies mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from agentperf_redis import keys
+from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.errors import CorruptState
+from agentperf_redis.metrics.buffer import RAW_MOST, SLOW_MOST, WRITER_KEEP_S, Parcel, Series
+from agentperf_redis.metrics.histogram import ZERO
+from agentperf_redis.metrics.model import Retention, Tally
+from agentperf_redis.script import Script
+
+FLUSH = Script("metrics/flush")
+READ = Script("metrics/read")
+
+AGENTS_MOST = 160
+"""Agents of one shard: 2000 in all, and room for an uneven spread over 16 shards (mean 125, deviation 11)."""
+PARTS_MOST = 200
+ERRORS_MOST = 64
+
+COUNTED, REPEATED, CORRUPT = 1, 0, -1
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What became of a parcel.
+
+    Attributes:
+        now: the server's time, s since 1970.
+        other: executions counted under ``__other__``.
+    """
+
+    now: float
+    other: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Counters of some series of a shard, by their encoded name.
+
+    Attributes:
+        now_ms: the server's time.
+        tallies: counters by the series' encoded name.
+    """
+
+    now_ms: int
+    tallies: dict[str, Tally]
+
+
+def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention) -> Command[Flushed]:
+    """Count a parcel. `now` is the buffer's clock, against which its samples have an age."""
+    series: dict[Series, int] = {}
+    cells: list[Arg] = []
+    for packed in parcel.cells:
+        cell = packed.cell
+        place = series.setdefault(packed.series, len(series) + 1)
+        fields = dict(cell.counts)
+        if cell.min_us is not None:
+            fields["min_us"] = cell.min_us
+            fields["max_us"] = cell.max_us
+        cells += (place, _ms(now - cell.oldest), _ms(now - cell.newest), packed.width_s * 1000, len(fields))
+        for name, value in fields.items():
+            cells += (name, value)
+        cells.append(len(cell.raw))
+        for when, us, outcome in cell.raw:
+            cells += (_ms(now - when), us, _shown_outcome(outcome))
+    shard = parcel.shard
+    names = [each.name for each in series]
+    agents = keys.metrics_agents(namespace, shard)
+    return Command(
+        FLUSH,
+        (
+            agents,
+            keys.metrics_writer(namespace, shard, parcel.writer),
+            *(keys.metrics_total(namespace, shard, name) for name in names),
+            *(keys.metrics_recent(namespace, shard, name) for name in names),
+            *(keys.metrics_slow(namespace, shard, name) for name in names),
+        ),
+        (
+            parcel.seq,
+            _ms(WRITER_KEEP_S),
+            *retention.slices_ms,
+            min(RAW_MOST, retention.recent_count),
+            _ms(retention.recent),
+            SLOW_MOST,
+            _ms(retention.slow),
+            AGENTS_MOST,
+            PARTS_MOST,
+            ERRORS_MOST,
+            f"{parcel.writer}-{parcel.seq}",
+            *names,
+            *cells,
+        ),
+        lambda reply: _flushed(agents, reply),
+    )
+
+
+def agents(namespace: str, shard: int) -> Command[dict[str, int]]:
+    """Return the agents of a shard, encoded, and when each was last seen, ms."""
+    key = keys.metrics_agents(namespace, shard)
+    return Command("ZRANGE", (key,), (0, -1, "WITHSCORES"), lambda reply: _scores(key, reply))
+
+
+def parts(namespace: str, agent: str) -> Command[dict[str, int]]:
+    """Return the spans and measures of an agent, encoded (``/plan/search``, ``#ttft``), and when each was last seen."""
+    key = keys.metrics_parts(namespace, keys.metrics_shard(agent), agent)
+    return Command("ZRANGE", (key,), (0, -1, "WITHSCORES"), lambda reply: _scores(key, reply))
+
+
+def read(
+    namespace: str,
+    shard: int,
+    names: Iterable[str],
+    *,
+    window_ms: int,
+    as_of_ms: int,
+    exact_most: int,
+    retention: Retention,
+) -> Command[Answer]:
+    """Read some series of a shard.
+
+    Args:
+        namespace: of the installation.
+        shard: of the series.
+        names: of the series, encoded.
+        window_ms: length of the window; 0 for all time.
+        as_of_ms: its end; -1 for now.
+        exact_most: ask for all durations of a series when there are no more than this.
+        retention: which slices there are.
+    """
+    agents_key = keys.metrics_agents(namespace, shard)
+    return Command(
+        READ,
+        (agents_key,),
+        (window_ms, as_of_ms, *retention.slices_ms, exact_most, *names),
+        lambda reply: _answer(agents_key, reply),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _shown_outcome(outcome: str) -> str:
+    """``err:TimeoutError``; what would end the field in a raw sample is encoded."""
+    kind, colon, error = outcome.partition(":")
+    return kind + colon + keys.encoded(error)
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _flushed(key: str, reply: Reply) -> Flushed:
+    try:
+        status, first, second = reply
+        if status in (COUNTED, REPEATED):
+            return Flushed(int(first) / 1000, int(second))
+        if status == CORRUPT:
+            raise CorruptState(first.decode(), f"a {second.decode()}")
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise CorruptState(key, f"an unexpected reply {reply!r}")
+
+
+def _scores(key: str, reply: Reply) -> dict[str, int]:
+    try:
+        return {name.decode(): int(float(score)) for name, score in zip(reply[::2], reply[1::2], strict=True)}
+    except (AttributeError, TypeError, ValueError):
+        raise CorruptState(key, f"an unexpected reply {reply!r}") from None
+
+
+def _answer(key: str, reply: Reply) -> Answer:
+    try:
+        if reply[0] == CORRUPT:
+            raise CorruptState(reply[1].decode(), f"something else ({reply[2].decode()})")
+        status, now_ms, from_ms, to_ms = map(int, reply[:4])
+        if status != COUNTED:
+            raise ValueError(status)
+        tallies = {}
+        at = 4
+        while at < len(reply):
+            name, count = reply[at].decode(), int(reply[at + 1])
+            at += 2
+            fields = reply[at : at + 2 * count]
+            at += 2 * count
+            tallies[name] = _tally(fields, reply[at].decode(), (from_ms, to_ms))
+            at += 1
+        return Answer(now_ms, tallies)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
+
+
+def _tally(fields: list[bytes], durations: str, interval_ms: tuple[int, int]) -> Tally:
+    counts: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    buckets: dict[int, int] = {}
+    models: dict[str, dict[str, int]] = {}
+    for raw_name, raw_value in zip(fields[::2], fields[1::2], strict=True):
+        name, value = raw_name.decode(), int(raw_value)
+        kind, _, rest = name.partition(":")
+        if kind == "h" and rest != ZERO:
+            buckets[int(rest)] = value
+        elif kind == "err" and rest:
+            errors[rest] = value
+        elif kind == "mdl":
+            model, _, measure = rest.rpartition(":")
+            models.setdefault(keys.decoded(model), {})[measure] = value
+        else:
+            counts[name] = value
+    if interval_ms[0] == 0:  # all time
+        interval_ms = (counts.get("first_ms", interval_ms[1]), interval_ms[1])
+    return Tally(counts, errors, buckets, models, tuple(map(int, durations.split())), interval_ms)

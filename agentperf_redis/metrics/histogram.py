@@ -1,0 +1,86 @@
+"""Quantiles from counts: base-2 exponential buckets, relative error at most 2.17 %.
+
+Bucket i holds the durations in (2^(i/16), 2^((i+1)/16)] seconds: OpenTelemetry's exponential layout at scale 4. The
+scale is fixed, so buckets of any processes, windows and agents add up, and export is lossless.
+
+A quantile is the harmonic middle 2lu/(l+u) of the bucket (l, u] that holds the asked sample. No sample of the bucket is
+further from it than (u-l)/(u+l) of itself, which is `RELATIVE_ERROR` for every bucket.
+
+Sources: OpenTelemetry metrics data model, "ExponentialHistogram"; Masson, Rim, Lee: DDSketch (VLDB 2019), lemma 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+SCALE = 4
+BUCKETS_PER_DOUBLING = 1 << SCALE
+_BASE = 2.0 ** (1 / BUCKETS_PER_DOUBLING)
+RELATIVE_ERROR = (_BASE - 1) / (_BASE + 1)
+"""2.17 %: the bound for every quantile read from buckets, relative to the exact one."""
+
+ZERO = "zero"
+"""The bucket of durations that round to 0 us, in place of a number."""
+
+
+def bucket_index(us: int) -> int:
+    """Return the bucket of a duration in microseconds, at least 1. Two seconds lie in bucket 15, just above in 16."""
+    return math.ceil(math.log2(us / 1e6) * BUCKETS_PER_DOUBLING) - 1
+
+
+def bucket_bounds(index: int) -> tuple[float, float]:
+    """Return the lower bound (excluded) and the upper bound (included) of a bucket, in seconds."""
+    return 2.0 ** (index / BUCKETS_PER_DOUBLING), 2.0 ** ((index + 1) / BUCKETS_PER_DOUBLING)
+
+
+def middle(index: int) -> float:
+    """Return the estimate for all samples of a bucket, in seconds."""
+    low, high = bucket_bounds(index)
+    return 2 * low * high / (low + high)
+
+
+def rank(count: int, quantile: float) -> int:
+    """Return which of the sorted samples is the quantile, from 0: the reference's rule, ``sorted[int(n * q)]``."""
+    return min(int(count * quantile), count - 1)
+
+
+def exact_quantile(ordered: Sequence[float], quantile: float) -> float:
+    """Return the quantile of sorted samples, at least one."""
+    return ordered[rank(len(ordered), quantile)]
+
+
+def estimated_quantile(buckets: Mapping[int, int], zeros: int, quantile: float, *, least: float, most: float) -> float:
+    """Estimate a quantile from buckets.
+
+    Args:
+        buckets: samples for each bucket.
+        zeros: samples of 0 us.
+        quantile: 0 to 1.
+        least: the smallest sample, s; the estimate is not below it.
+        most: the largest sample, s; the estimate is not above it.
+
+    Returns:
+        Seconds, within `RELATIVE_ERROR` of the exact quantile; 0.0 when there is no sample.
+    """
+    count = zeros + sum(buckets.values())
+    if count == 0:
+        return 0.0
+    wanted = rank(count, quantile)
+    passed = zeros
+    if wanted < passed:
+        return 0.0
+    for index in sorted(buckets):
+        passed += buckets[index]
+        if wanted < passed:
+            return min(max(middle(index), least), most)
+    return most
+
+
+def merged(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
+    """Add up the buckets of several histograms."""
+    total: dict[int, int] = {}
+    for buckets in histograms:
+        for index, count in buckets.items():
+            total[index] = total.get(index, 0) + count
+    return total

@@ -1,0 +1,452 @@
+"""What the metrics service answers with: frozen snapshots, and the reference's dicts as renderings of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from agentperf_redis import arguments
+from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantile, exact_quantile, merged
+
+_TOP_ERRORS = 5
+OTHER = "__other__"
+"""Under this name is counted what goes beyond the guards: the 2001st agent, the 65th error type of an agent."""
+
+
+def seconds(us: int) -> float:
+    """Turn whole microseconds into seconds."""
+    return us / 1e6
+
+
+def moment(ms: int) -> datetime:
+    """Turn the server's milliseconds into local time without a zone, as ``datetime.now()`` gives it."""
+    return datetime.fromtimestamp(ms / 1000)  # noqa: DTZ006  the reference's moments are naive local ones
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The stretch of time an answer covers: whole slices, so it may begin a little before the window asked for.
+
+    Attributes:
+        start: its first moment, s since 1970 by the server's clock.
+        end: its end (excluded), likewise.
+    """
+
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return max(0.0, self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUsage:
+    """What one language model was used for.
+
+    Attributes:
+        calls: how often it was called.
+        tokens_in: tokens sent.
+        tokens_out: tokens received.
+        cost: in the unit the caller records, to 10^-9.
+    """
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PerformanceMetrics:
+    """Metrics of one agent, as they were when read. The first fields are the reference's.
+
+    Attributes:
+        agent_name: the agent.
+        task_count: executions: succeeded, failed and cancelled.
+        success_count: of these, those that succeeded.
+        failure_count: those that failed.
+        total_execution_time: s.
+        min_execution_time: s; infinite when there are none.
+        max_execution_time: s.
+        avg_execution_time: s.
+        p50_execution_time: s.
+        p95_execution_time: s.
+        p99_execution_time: s.
+        execution_times: all durations in s, in order of their end, when the server still holds them all; else empty.
+        error_types: failures by type.
+        last_execution: when the last one ended, local time; None when there are none.
+        cancelled_count: executions that were cancelled.
+        exact: whether percentiles are exact (to 1 us) or within `error_bound`.
+        error_bound: how far a percentile may be off, relative to the exact one: 0 or 0.0217.
+        buckets: the histogram, see `agentperf_redis.metrics.histogram`.
+        zeros: durations of 0 us.
+        tokens_in: tokens sent to models.
+        tokens_out: tokens received from models.
+        cost: what the models cost, to 10^-9.
+        llm_calls: calls of models.
+        tool_calls: calls of tools.
+        models: use of each model.
+        interval: the time covered.
+    """
+
+    agent_name: str
+    task_count: int = 0
+    success_count: int = 0
+    failure_count: int = 0
+    total_execution_time: float = 0.0
+    min_execution_time: float = float("inf")
+    max_execution_time: float = 0.0
+    avg_execution_time: float = 0.0
+    p50_execution_time: float = 0.0
+    p95_execution_time: float = 0.0
+    p99_execution_time: float = 0.0
+    execution_times: tuple[float, ...] = ()
+    error_types: Mapping[str, int] = field(default_factory=dict)
+    last_execution: datetime | None = None
+    cancelled_count: int = 0
+    exact: bool = True
+    error_bound: float = 0.0
+    buckets: Mapping[int, int] = field(default_factory=dict)
+    zeros: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+    llm_calls: int = 0
+    tool_calls: int = 0
+    models: Mapping[str, ModelUsage] = field(default_factory=dict)
+    interval: Interval = Interval(0.0, 0.0)
+
+    @property
+    def success_rate(self) -> float:
+        """Share of executions that succeeded, 0 to 1."""
+        return self.success_count / self.task_count if self.task_count > 0 else 0.0
+
+    @property
+    def failure_rate(self) -> float:
+        """Share of executions that failed, 0 to 1."""
+        return self.failure_count / self.task_count if self.task_count > 0 else 0.0
+
+    @property
+    def score(self) -> float:
+        """The reference's rank: success rate / (average duration in s + 1)."""
+        return self.success_rate / (self.avg_execution_time + 1)
+
+    @property
+    def throughput(self) -> float:
+        """Executions per second of the time covered."""
+        return self.task_count / self.interval.seconds if self.interval.seconds > 0 else 0.0
+
+    def quantile(self, share: float) -> float:
+        """Return any quantile of the durations.
+
+        Args:
+            share: 0 to 1; 0.9 is the 90th percentile.
+
+        Returns:
+            Seconds: exact when `exact`, else within `error_bound`; 0.0 when there are no executions.
+        """
+        if self.execution_times:
+            return exact_quantile(sorted(self.execution_times), share)
+        return estimated_quantile(
+            self.buckets, self.zeros, share, least=self.min_execution_time, most=self.max_execution_time
+        )
+
+    def get_summary(self) -> dict[str, Any]:
+        """Return the reference's summary: counts as numbers, the rest as text."""
+        return {
+            "agent_name": self.agent_name,
+            "task_count": self.task_count,
+            "success_rate": f"{self.success_rate:.1%}",
+            "failure_rate": f"{self.failure_rate:.1%}",
+            "avg_execution_time": f"{self.avg_execution_time:.2f}s",
+            "p50_execution_time": f"{self.p50_execution_time:.2f}s",
+            "p95_execution_time": f"{self.p95_execution_time:.2f}s",
+            "p99_execution_time": f"{self.p99_execution_time:.2f}s",
+            "min_execution_time": f"{self.min_execution_time:.2f}s",
+            "max_execution_time": f"{self.max_execution_time:.2f}s",
+            "top_errors": dict(sorted(self.error_types.items(), key=lambda item: item[1], reverse=True)[:_TOP_ERRORS]),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The counters of one series, as stored: whole microseconds, milliseconds and 10^-9 of a cost."""
+
+    counts: Mapping[str, int]
+    errors: Mapping[str, int]
+    buckets: Mapping[int, int]
+    models: Mapping[str, Mapping[str, int]]
+    durations_us: tuple[int, ...]
+    interval_ms: tuple[int, int]
+
+    @property
+    def n(self) -> int:
+        """Executions."""
+        return self.counts.get("n", 0)
+
+
+LEAST = frozenset({"min_us", "first_ms"})
+MOST = frozenset({"max_us", "last_ms"})
+
+
+def added(tallies: Iterable[Tally]) -> Tally:
+    """Add up the tallies of several series or windows. At least one."""
+    parts = list(tallies)
+    counts: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    models: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for name, value in part.counts.items():
+            if name not in counts:
+                counts[name] = value
+            elif name in LEAST:
+                counts[name] = min(counts[name], value)
+            elif name in MOST:
+                counts[name] = max(counts[name], value)
+            else:
+                counts[name] += value
+        for name, value in part.errors.items():
+            errors[name] = errors.get(name, 0) + value
+        for name, measures in part.models.items():
+            model = models.setdefault(name, {})
+            for measure, value in measures.items():
+                model[measure] = model.get(measure, 0) + value
+    durations = [us for part in parts for us in part.durations_us]
+    return Tally(
+        counts=counts,
+        errors=errors,
+        buckets=merged(part.buckets for part in parts),
+        models=models,
+        durations_us=tuple(durations) if len(durations) == counts.get("n", 0) else (),
+        interval_ms=(min(part.interval_ms[0] for part in parts), max(part.interval_ms[1] for part in parts)),
+    )
+
+
+def performance(agent_name: str, tally: Tally) -> PerformanceMetrics:
+    """Make the snapshot of an agent from its counters."""
+    counts = tally.counts
+    n = tally.n
+    start_ms, end_ms = tally.interval_ms
+    least = seconds(counts["min_us"]) if "min_us" in counts else float("inf")
+    most = seconds(counts.get("max_us", 0))
+    zeros = counts.get("h:zero", 0)
+    times = tuple(seconds(us) for us in tally.durations_us)
+    exact = len(times) == n
+    ordered = sorted(times)
+
+    def percentile(share: float) -> float:
+        if ordered:
+            return exact_quantile(ordered, share)
+        return estimated_quantile(tally.buckets, zeros, share, least=least, most=most)
+
+    return PerformanceMetrics(
+        agent_name=agent_name,
+        task_count=n,
+        success_count=counts.get("ok", 0),
+        failure_count=counts.get("err", 0),
+        total_execution_time=seconds(counts.get("sum_us", 0)),
+        min_execution_time=least,
+        max_execution_time=most,
+        avg_execution_time=seconds(counts.get("sum_us", 0)) / n if n else 0.0,
+        p50_execution_time=percentile(0.5),
+        p95_execution_time=percentile(0.95),
+        p99_execution_time=percentile(0.99),
+        execution_times=times,
+        error_types=dict(tally.errors),
+        last_execution=moment(counts["last_ms"]) if n and "last_ms" in counts else None,
+        cancelled_count=counts.get("cancelled", 0),
+        exact=exact,
+        error_bound=0.0 if exact else RELATIVE_ERROR,
+        buckets=dict(tally.buckets),
+        zeros=zeros,
+        tokens_in=counts.get("tok_in", 0),
+        tokens_out=counts.get("tok_out", 0),
+        cost=counts.get("cost_nano", 0) / 1e9,
+        llm_calls=counts.get("llm_calls", 0),
+        tool_calls=counts.get("tool_calls", 0),
+        models={
+            name: ModelUsage(
+                calls=measures.get("n", 0),
+                tokens_in=measures.get("tok_in", 0),
+                tokens_out=measures.get("tok_out", 0),
+                cost=measures.get("cost_nano", 0) / 1e9,
+            )
+            for name, measures in tally.models.items()
+        },
+        interval=Interval(start_ms / 1000, end_ms / 1000),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRanking:
+    """One line of the ranking.
+
+    Attributes:
+        agent: its name.
+        score: success rate / (average duration in s + 1).
+        success_rate: 0 to 1.
+        avg_execution_time: s.
+    """
+
+    agent: str
+    score: float
+    success_rate: float
+    avg_execution_time: float
+
+    def rendered(self) -> dict[str, Any]:
+        """Return the reference's dict."""
+        return {
+            "agent": self.agent,
+            "score": f"{self.score:.3f}",
+            "success_rate": f"{self.success_rate:.1%}",
+            "avg_time": f"{self.avg_execution_time:.2f}s",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSummary:
+    """All agents at a glance.
+
+    Attributes:
+        uptime: s since the first sample, or the length of the window.
+        total_tasks: executions.
+        total_successes: of these, those that succeeded.
+        total_failures: those that failed.
+        total_cancelled: those that were cancelled.
+        active_agents: agents with executions in the time covered.
+        rankings: the agents, best first.
+        interval: the time covered.
+    """
+
+    uptime: float
+    total_tasks: int
+    total_successes: int
+    total_failures: int
+    total_cancelled: int
+    active_agents: int
+    rankings: tuple[AgentRanking, ...]
+    interval: Interval
+
+    @property
+    def success_rate(self) -> float:
+        """Share of executions that succeeded, 0 to 1."""
+        return self.total_successes / self.total_tasks if self.total_tasks > 0 else 0.0
+
+    @property
+    def throughput(self) -> float:
+        """Executions per second."""
+        return self.total_tasks / self.uptime if self.uptime > 0 else 0.0
+
+    def rendered(self) -> dict[str, Any]:
+        """Return the reference's dict."""
+        return {
+            "uptime": f"{self.uptime:.0f}s",
+            "total_tasks": self.total_tasks,
+            "total_successes": self.total_successes,
+            "total_failures": self.total_failures,
+            "overall_success_rate": f"{self.success_rate:.1%}" if self.total_tasks > 0 else "0%",
+            "throughput": f"{self.throughput:.2f} tasks/s" if self.uptime > 0 else "0 tasks/s",
+            "active_agents": self.active_agents,
+            "agent_rankings": [ranking.rendered() for ranking in self.rankings],
+        }
+
+
+def system_summary(agents: Iterable[PerformanceMetrics]) -> SystemSummary:
+    """Sum up all agents."""
+    active = [agent for agent in agents if agent.task_count > 0]
+    ranked = sorted(active, key=lambda agent: (-agent.score, agent.agent_name))
+    interval = Interval(
+        min((agent.interval.start for agent in active), default=0.0),
+        max((agent.interval.end for agent in active), default=0.0),
+    )
+    return SystemSummary(
+        uptime=interval.seconds,
+        total_tasks=sum(agent.task_count for agent in active),
+        total_successes=sum(agent.success_count for agent in active),
+        total_failures=sum(agent.failure_count for agent in active),
+        total_cancelled=sum(agent.cancelled_count for agent in active),
+        active_agents=len(active),
+        rankings=tuple(
+            AgentRanking(agent.agent_name, agent.score, agent.success_rate, agent.avg_execution_time)
+            for agent in ranked
+        ),
+        interval=interval,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How this process's records fare on their way to the server.
+
+    ``recorded == counted + pending + dropped`` holds at every moment.
+
+    Attributes:
+        recorded: executions recorded in this process.
+        counted: of these, those the server has confirmed.
+        pending: those not confirmed yet.
+        dropped: those given up: their agent's keys hold a foreign type.
+        uncertain: those that may have been counted twice, because a request was without answer for longer than the
+            server remembers its number.
+        samples_dropped: raw samples that were counted, but not kept as samples.
+        other: executions counted under ``__other__``.
+        last_error: what the last flush met, or None.
+    """
+
+    recorded: int
+    counted: int
+    pending: int
+    dropped: int
+    uncertain: int
+    samples_dropped: int
+    other: int
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long the server keeps what, and so how far back windows reach. All processes of a namespace should agree.
+
+    Attributes:
+        slices_10s: life of the slices of 10 s, s; 0 writes none.
+        slices_1m: likewise.
+        slices_1h: likewise.
+        slices_1d: likewise.
+        recent: life of raw samples, s.
+        recent_count: raw samples kept for each agent, at most 1000; percentiles of no more samples are exact.
+        slow: life of the slowest samples, s.
+    """
+
+    slices_10s: float = 15 * 60.0
+    slices_1m: float = 3 * 3600.0
+    slices_1h: float = 8 * 86_400.0
+    slices_1d: float = 90 * 86_400.0
+    recent: float = 3600.0
+    recent_count: int = 1000
+    slow: float = 8 * 86_400.0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in ("slices_10s", "slices_1m", "slices_1h", "slices_1d"):
+            arguments.seconds(name, getattr(self, name), least=0.0)
+        arguments.seconds("recent", self.recent, least=1.0)
+        arguments.seconds("slow", self.slow, least=1.0)
+        arguments.count("recent_count", self.recent_count, most=1000)
+
+    @property
+    def slices_ms(self) -> tuple[int, int, int, int]:
+        """Life of the four kinds of slices, narrowest first, ms."""
+        return (
+            round(self.slices_10s * 1000),
+            round(self.slices_1m * 1000),
+            round(self.slices_1h * 1000),
+            round(self.slices_1d * 1000),
+        )
+
+    @property
+    def lives(self) -> dict[int, float]:
+        """Life of the slices by their width, both in s."""
+        return {10: self.slices_10s, 60: self.slices_1m, 3600: self.slices_1h, 86_400: self.slices_1d}

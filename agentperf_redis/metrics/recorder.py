@@ -1,0 +1,247 @@
+"""Brings what the buffer holds to the server: once a second, when asked, and at the end.
+
+All sending is done by one thread of the process, started when something was first recorded. It is woken through a
+`SimpleQueue`, which may be put into from anywhere, also from a signal handler or while objects are being collected.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.command import Batch, Flow, Hint, Wait
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
+from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.buffer import Buffer, Parcel
+from agentperf_redis.metrics.commands import Flushed
+from agentperf_redis.metrics.model import Delivery, Retention
+
+_log = logging.getLogger("agentperf_redis")
+
+FLUSH_EVERY_S = 1.0
+_AS_LONG_AS_IT_TAKES_S = 3600.0
+
+
+@dataclass(slots=True)
+class _Request:
+    """Somebody waits for a flush that begins after this."""
+
+    hint: Hint = field(default_factory=Hint)
+    error: AgentPerfError | None = None
+    last: bool = False
+
+
+class Recorder:
+    """The buffer of a process and namespace, and the thread that empties it.
+
+    Args:
+        backend: where it goes.
+        retention: how long the server keeps it.
+    """
+
+    def __init__(self, backend: Backend, retention: Retention) -> None:
+        self.backend = backend
+        self.retention = retention
+        self.buffer = Buffer(on_first=self._wake)
+        self._closed = False
+        self._begin()
+        backend.on_close(self.close)
+        _recorders.add(self)
+
+    def _begin(self) -> None:
+        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._last_error: AgentPerfError | None = None
+
+    def after_fork(self) -> None:
+        """In a forked child: begin empty, under another writer's name. The parent flushes what it has."""
+        self.buffer.reset()
+        self._begin()
+
+    def _wake(self) -> None:
+        if not self._closed and self._running():
+            self._queue.put(None)
+
+    def _running(self) -> bool:
+        """Whether the thread runs, after starting it if need be."""
+        if self._thread is not None:
+            return True
+        with self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._work, args=(self._queue,), name="agentperf-metrics", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the interpreter is shutting down; the flush at exit comes without a thread
+                    return False
+                self._thread = thread
+                self._flush_at_end_of_worker()
+        return True
+
+    def _flush_at_end_of_worker(self) -> None:
+        """Processes of multiprocessing end without atexit; they have finalizers of their own."""
+        process = sys.modules.get("multiprocessing.process")
+        if process is not None and process.parent_process() is not None:
+            from multiprocessing.util import Finalize
+
+            Finalize(None, self.close, exitpriority=10)
+
+    def _work(self, requests: queue.SimpleQueue[_Request | None]) -> None:
+        waiting = False
+        while True:
+            due = time.monotonic() + FLUSH_EVERY_S
+            asked: list[_Request] = []
+            while not asked:
+                try:
+                    item = requests.get(timeout=max(0.0, due - time.monotonic()) if waiting else None)
+                except queue.Empty:
+                    break
+                if item is not None:
+                    asked.append(item)
+                elif not waiting:
+                    waiting, due = True, time.monotonic() + FLUSH_EVERY_S
+            while True:
+                try:
+                    item = requests.get_nowait()
+                except queue.Empty:
+                    break
+                if item is not None:
+                    asked.append(item)
+            error = self._deliver()
+            waiting = not self.buffer.empty
+            for request in asked:
+                request.error = error
+                request.hint.give()
+            if any(request.last for request in asked):
+                return
+
+    def _deliver(self) -> AgentPerfError | None:
+        try:
+            error = self.backend.run(self.delivery())
+        except AgentPerfError as met:
+            error = met
+        except Exception as met:  # noqa: BLE001  the thread must live on, and what waits is kept
+            _log.exception("flushing metrics failed")
+            error = AgentPerfError(f"flushing metrics failed: {met!r}")
+        if error is not None:
+            self.buffer.coarsen(self.retention.lives)
+            if self._last_error is None:
+                _log.warning("metrics are held back: %s", error)
+        elif self._last_error is not None:
+            _log.warning("metrics flow again; counted so far: %d", self.delivery_state().counted)
+        self._last_error = error
+        return error
+
+    def delivery(self) -> Flow[AgentPerfError | None]:
+        """Send all that was recorded until now.
+
+        Returns:
+            The first error met, or None when all was counted.
+        """
+        buffer = self.buffer
+        buffer.close_open_cells()
+        if buffer.empty:
+            return None
+        yield from self.backend.enter("metrics", "all")
+        first: AgentPerfError | None = None
+        failed: set[int] = set()
+        while parcels := [parcel for parcel in buffer.parcels() if parcel.shard not in failed]:
+            sent = time.monotonic()
+            flushes = tuple(
+                commands.flush(self.backend.namespace, parcel, now=sent, retention=self.retention) for parcel in parcels
+            )
+            try:
+                results = yield from Batch(flushes).settled()
+            except BaseException:
+                for parcel in parcels:
+                    buffer.unanswered(parcel, sent)
+                raise
+            middle = (sent + time.monotonic()) / 2
+            for parcel, result in zip(parcels, results, strict=True):
+                if isinstance(result, AgentPerfError):
+                    first = first or result
+                    if not self._lightened(parcel, result, sent):
+                        failed.add(parcel.shard)
+                else:
+                    self._settle(parcel, result, middle)
+        return first
+
+    def _settle(self, parcel: Parcel, flushed: Flushed, at: float) -> None:
+        self.buffer.settled(parcel, flushed.other)
+        self.buffer.synchronise(flushed.now, at)
+
+    def _lightened(self, parcel: Parcel, error: AgentPerfError, sent: float) -> bool:
+        """Whether the rest of a refused parcel can be tried at once."""
+        if isinstance(error, BackendUnavailable) and error.outcome == "unknown":
+            self.buffer.unanswered(parcel, sent)
+        if not isinstance(error, CorruptState):
+            return False
+        lost = self.buffer.refused(parcel, error.key.partition("}:")[2])
+        if lost:
+            _log.error("%d executions were not counted: %s", lost, error)
+        return lost > 0
+
+    def flushed(self, timeout: float | None = None) -> Flow[tuple[bool, AgentPerfError | None]]:
+        """Wait until what this process has recorded is counted.
+
+        Args:
+            timeout: s; None waits as long as the server's deadlines allow.
+
+        Returns:
+            Whether the flush has come to an end, and the error it met.
+        """
+        if self.buffer.empty:
+            return True, None
+        request = _Request()
+        if self._closed or not self._running():
+            return True, (yield from self.delivery())
+        self._queue.put(request)
+        ended = yield from Wait(request.hint, _AS_LONG_AS_IT_TAKES_S if timeout is None else timeout)
+        return ended, request.error
+
+    def close(self) -> None:
+        """Flush a last time and end the thread. What is recorded later stays here."""
+        if self._closed:
+            return
+        self._closed = True
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            last = _Request(last=True)
+            self._queue.put(last)
+            thread.join(2 * self.backend.deadline)
+        elif not self.buffer.empty:
+            self._deliver()
+        if not self.buffer.empty:
+            _log.warning("%d executions could not be counted before the end", self.delivery_state().pending)
+
+    def delivery_state(self) -> Delivery:
+        """Return how this process's records fare."""
+        counted, pending, dropped, uncertain, samples_dropped, other = self.buffer.tallies()
+        return Delivery(
+            recorded=counted + pending + dropped,
+            counted=counted,
+            pending=pending,
+            dropped=dropped,
+            uncertain=uncertain,
+            samples_dropped=samples_dropped,
+            other=other,
+            last_error=None if self._last_error is None else str(self._last_error),
+        )
+
+
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for recorder in list(_recorders):
+        recorder.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,132 @@
+-- read: the counts of some series, of all time or added up over the slices that cover a window.
+-- KEYS
+--   agents       ZSET  agentperf:{metrics:<shard>}:agents; only its tag is used
+--   The totals, slices and recent samples of the series are named here, under the same tag.
+-- ARGV
+--   window_ms    int   length of the window, ms; 0 is all time
+--   as_of_ms     int   its end, ms since 1970; -1 is now
+--   keep_10s_ms  int   life of a slice after its end, ms; 0 when none are written
+--   keep_1m_ms   int   likewise
+--   keep_1h_ms   int   likewise
+--   keep_1d_ms   int   likewise
+--   exact_most   int   send the raw durations of a series when they are all there and no more than this
+--   names...     text  the series, percent-encoded
+-- RETURNS
+--   {1, now_ms, from_ms, to_ms, ...} and for each series: name, count of fields, field and value of each, durations in us
+--                   with spaces between (empty unless they are all there). The window is [from_ms, to_ms).
+--   {-1, key, error}  the key holds another type
+-- REPEAT  reads only
+-- ERRORS  none
+-- COST    O(series x slices x fields); a window needs about a dozen slices, 120 at most
+--@include slices
+local agents = KEYS[1]
+local window_ms, as_of_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+local keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local exact_most, names = tonumber(ARGV[7]), 8
+
+local tag = string.sub(agents, 1, -7)
+local now = clock_ms()
+local KEEP = {keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms}
+local from, to = 0, now + 1
+
+-- Cover the window from its start, each time with the widest slice that begins here and does not reach beyond the end;
+-- the slice that holds this moment reaches just to now. The first begins where the finest slices still kept allow.
+local slices = {}
+if window_ms > 0 then
+  local to_now = as_of_ms < 0 or as_of_ms >= now
+  local ending = to_now and now or as_of_ms
+  local start = ending - window_ms
+  local function finest(ms)
+    for t = 1, 4 do
+      local width = TIERS[t][WIDTH]
+      if KEEP[t] > 0 and floor(ms / width) * width + width + KEEP[t] > now then return t end
+    end
+    return nil
+  end
+  local t = finest(start)
+  while not t and start < ending do  -- older than anything kept: begin where something is
+    start = math.min(start + 86400000, ending)
+    t = finest(start)
+  end
+  local begin
+  if t then begin = floor(start / TIERS[t][WIDTH]) * TIERS[t][WIDTH] end
+  if t and to_now then to = now + 1 elseif t then
+    local width = TIERS[finest(ending) or 4][WIDTH]
+    to = math.ceil(ending / width) * width
+  end
+  from = begin or ending
+  local at = from
+  while t and at < to do
+    local taken
+    for wide = 4, 1, -1 do
+      local width = TIERS[wide][WIDTH]
+      if at % width == 0 and KEEP[wide] > 0 and at + width + KEEP[wide] > now and (at + width <= to or (to_now and at + width > now)) then
+        taken = wide
+        break
+      end
+    end
+    if not taken then  -- only wider slices are kept here: take the one that holds this moment, and begin or end with it
+      taken = finest(at) or 4
+      local width = TIERS[taken][WIDTH]
+      at = floor(at / width) * width
+      if #slices == 0 then from = at end
+      to = math.max(to, math.min(at + width, now + 1))
+    end
+    slices[#slices + 1] = {TIERS[taken], at}
+    at = at + TIERS[taken][WIDTH]
+  end
+  if not t then to = from end
+end
+
+local LEAST = {min_us = true, first_ms = true}
+local MOST = {max_us = true, last_ms = true}
+local function merge(key, fields)
+  local got = redis.pcall('HGETALL', key)
+  if got.err then return {-1, key, got.err} end
+  for i = 1, #got, 2 do
+    local field, value = got[i], tonumber(got[i + 1]) or 0
+    local old = fields[field]
+    if not old then fields[field] = value
+    elseif LEAST[field] then if value < old then fields[field] = value end
+    elseif MOST[field] then if value > old then fields[field] = value end
+    else fields[field] = old + value end
+  end
+  return nil
+end
+
+local reply = {1, now, from, to}
+for i = names, #ARGV do
+  local name = ARGV[i]
+  local fields = {}
+  if window_ms == 0 then
+    local wrong = merge(tag .. 'total:' .. name, fields)
+    if wrong then return wrong end
+  end
+  for s = 1, #slices do
+    local wrong = merge(slice_key(tag, slices[s][1], slices[s][2], name), fields)
+    if wrong then return wrong end
+  end
+  reply[#reply + 1] = name
+  local counted = #reply + 1
+  reply[counted] = 0
+  for field, value in pairs(fields) do
+    reply[#reply + 1] = field
+    reply[#reply + 1] = whole(value)
+  end
+  reply[counted] = (#reply - counted) / 2
+  local n = fields.n or 0
+  local durations = {}
+  if n > 0 and n <= exact_most then
+    local members = redis.pcall('ZRANGEBYSCORE', tag .. 'recent:' .. name, whole(from), '(' .. whole(to), 'LIMIT', 0, n + 1)
+    if members.err then return {-1, tag .. 'recent:' .. name, members.err} end
+    if #members == n then
+      for m = 1, n do
+        local us = string.match(members[m], '^%d+|(%d+)us|')
+        if not us then durations = {}; break end
+        durations[m] = us
+      end
+    end
+  end
+  reply[#reply + 1] = table.concat(durations, ' ')
+end
+return reply

@@ -1,0 +1,42 @@
+-- What the metrics scripts share: the widths of the time slices, their names in UTC, and the names of keys.
+local floor, format = math.floor, string.format
+
+local TIERS = {{'10s', 10000, 19}, {'1m', 60000, 16}, {'1h', 3600000, 13}, {'1d', 86400000, 10}}
+local NAME, WIDTH, SHOWN = 1, 2, 3
+local OTHER = '__other__'
+
+local function whole(number)  -- tostring would lose digits from 2^47 up
+  return format('%.0f', number)
+end
+
+local function clock_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + floor(time[2] / 1000)
+end
+
+-- 2026-11-22T16:45:10, cut to what the width needs. Days to date: H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
+local stamps = {}
+local function stamp(ms, shown)
+  local known = stamps[ms]
+  if not known then
+    local seconds = floor(ms / 1000)
+    local days = floor(seconds / 86400) + 719468
+    local era = floor(days / 146097)
+    local doe = days - era * 146097
+    local yoe = floor((doe - floor(doe / 1460) + floor(doe / 36524) - floor(doe / 146096)) / 365)
+    local doy = doe - (365 * yoe + floor(yoe / 4) - floor(yoe / 100))
+    local mp = floor((5 * doy + 2) / 153)
+    local month = mp < 10 and mp + 3 or mp - 9
+    local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+    local rest = seconds % 86400
+    known = format('%04d-%02d-%02dT%02d:%02d:%02d', year, month, doy - floor((153 * mp + 2) / 5) + 1,
+      floor(rest / 3600), floor(rest % 3600 / 60), rest % 60)
+    stamps[ms] = known
+  end
+  return string.sub(known, 1, shown)
+end
+
+-- agentperf:{metrics:03}:1m:2026-11-22T16:45:research
+local function slice_key(tag, tier, start_ms, series)
+  return tag .. tier[NAME] .. ':' .. stamp(start_ms, tier[SHOWN]) .. ':' .. series
+end
