@@ -1,0 +1,144 @@
+"""A worker's team: each step of a review leases an agent, shares its result through a cache and records how it went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from math import ceil
+from typing import TypeVar
+
+from agentperf_redis.balancer.model import AgentInstance
+from agentperf_redis.demo import agents
+from agentperf_redis.demo.agents import Finding, Outline, Review
+from agentperf_redis.demo.journal import Journal
+from agentperf_redis.demo.tree import Tree
+from agentperf_redis.errors import LeaseLost
+from agentperf_redis.service import AgentPerf
+
+T = TypeVar("T")
+Names = tuple[str, ...] | None
+
+READER, CRITIC, LIBRARIAN, SUMMARISER = AGENTS = ("reader", "critic", "librarian", "summariser")
+FILES_CACHE, MODULES_CACHE = "files", "modules"
+EDITION = "1"
+"""Part of every cache key: results of agents that work otherwise would not fit."""
+WAIT_S = 60.0
+"""How long a step waits for an instance: longer than any lease of a dead worker lives."""
+KEEP_S = 3600.0
+"""Life of cached results: nothing of a demo stays on a server for long."""
+_RESULTS_PER_FILE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The agents there are, for so many workers: fewer than the workers want, so that they have to share.
+
+    Attributes:
+        workers: worker processes.
+    """
+
+    workers: int
+
+    def instances(self) -> list[AgentInstance]:
+        """Return the instances to register."""
+        few, several = max(1, ceil(self.workers / 4)), max(1, ceil(self.workers / 2))
+        plan = {READER: (2, few), CRITIC: (2, few), LIBRARIAN: (1, several), SUMMARISER: (1, several)}
+        return [
+            AgentInstance(f"{agent}-{number + 1}", agent, max_capacity=capacity)
+            for agent, (count, capacity) in plan.items()
+            for number in range(count)
+        ]
+
+
+class Team:
+    """The agents as one worker uses them.
+
+    Args:
+        perf: the library.
+        tree: what to review.
+        journal: where to account for it.
+        lease_ttl: life of a lease without renewal, s.
+    """
+
+    def __init__(self, perf: AgentPerf, tree: Tree, journal: Journal, lease_ttl: float) -> None:
+        self._tree = tree
+        self._journal = journal
+        self._lease_ttl = lease_ttl
+        self._balancer = perf.balancer()
+        self._metrics = perf.metrics
+        results = perf.cache(FILES_CACHE, max_size=_RESULTS_PER_FILE * len(tree.files) + 100, default_ttl=KEEP_S)
+        self._modules = perf.tiered_cache(MODULES_CACHE, cold_size=2000 + 4 * len(tree.files))
+        self._search = tree.search
+
+        @results.cached()
+        def outline(file: str, digest: str, edition: str) -> Outline:
+            source = self._source(file, digest)
+            name, is_package = tree.module_name(file), file.rpartition("/")[2] == "__init__.py"
+            return self._compute(f"{READER} {file}", lambda: agents.read(source, name, is_package=is_package))
+
+        @results.cached()
+        def findings(file: str, digest: str, edition: str) -> tuple[Finding, ...]:
+            source = self._source(file, digest)
+            return self._compute(f"{CRITIC} {file}", lambda: agents.criticise(source))
+
+        self._outline, self._findings = outline, findings
+
+    def review(self, file: str) -> Review:
+        """Review one file, in four steps.
+
+        Args:
+            file: one of the tree's.
+
+        Returns:
+            The review.
+        """
+        digest = sha256((self._tree.root / file).read_bytes()).hexdigest()
+        outline = self._step(READER, lambda: self._outline(file, digest, EDITION))
+        self._journal.used(f"{READER} {file}")
+        findings = self._step(CRITIC, lambda: self._findings(file, digest, EDITION))
+        self._journal.used(f"{CRITIC} {file}")
+        modules = sorted({each.module for each in outline.imports})
+        libraries = self._step(LIBRARIAN, lambda: {module: self._names(module) for module in modules})
+        review = self._step(SUMMARISER, lambda: agents.summarise(file, outline, findings, libraries))
+        self._journal.reviewed(file)
+        return review
+
+    def _step(self, agent: str, work: Callable[[], T]) -> T:
+        """Do the work of an agent on an instance leased for it."""
+        try:
+            with self._balancer.lease(agent, wait=WAIT_S, ttl=self._lease_ttl) as lease:
+                began = time.perf_counter()
+                try:
+                    result = work()
+                except Exception as error:
+                    self._metrics.record_execution(agent, time.perf_counter() - began, False, type(error).__name__)
+                    raise
+                took = time.perf_counter() - began
+                self._journal.step(agent, lease.instance_id)
+                self._metrics.record_execution(agent, took, True)
+        except LeaseLost:
+            self._journal.lost(agent)  # the work is done and changes nothing elsewhere: it stands
+        return result
+
+    def _names(self, module: str) -> Names:
+        names: Names = self._modules.get_or_compute(
+            f"{EDITION} {module}",
+            lambda: self._compute(f"{LIBRARIAN} {module}", lambda: agents.public_names(module, self._search)),
+        )
+        self._journal.used(f"{LIBRARIAN} {module}")
+        return names
+
+    def _compute(self, key: str, work: Callable[[], T]) -> T:
+        self._journal.began(key)
+        began = time.perf_counter()
+        result = work()
+        self._journal.computed(key, time.perf_counter() - began)
+        return result
+
+    def _source(self, file: str, digest: str) -> bytes:
+        source = (self._tree.root / file).read_bytes()
+        if sha256(source).hexdigest() != digest:
+            raise RuntimeError(f"{file} was changed while it was being reviewed")
+        return source
