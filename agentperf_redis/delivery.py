@@ -368,9 +368,11 @@ def _grouped(items: list[_Item], topology: Topology) -> tuple[dict[Node, list[_I
 def _payload(items: list[_Item], *, asking: bool) -> bytes:
     if len(items) == 1 and not asking:
         item = items[0]
-        return pack_call(item.command, by_source=item.by_source, again=item.sends > 0)
+        return pack_call(item.command, by_source=item.by_source, again=item.maybe_applied)
     prefix = pack(("ASKING",)) if asking else b""
-    return b"".join(prefix + pack_call(item.command, by_source=item.by_source, again=item.sends > 0) for item in items)
+    return b"".join(
+        prefix + pack_call(item.command, by_source=item.by_source, again=item.maybe_applied) for item in items
+    )
 
 
 def _give_up(items: Sequence[_Item], results: list[Any], address: str, failed: ExchangeFailed) -> None:

@@ -14,15 +14,16 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  as ready, the instances with that label
 
-    agentperf:{cache:answers}:e:<key>         STRING  "<version> <payload>", PX = hard TTL; long keys hashed
+    agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <tags> <value>", ms; PX = TTL
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last touch * 16 + frequency
     agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + what it leaves behind
     agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the membership of the cache
     agentperf:{cache:answers}:exp             ZSET  key -> hard expiry, ms
     agentperf:{cache:answers}:gen             STRING  "<floor> <tagver> <tagfloor>": left by clear, invalidation
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
-    agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters
-    agentperf:{cache:answers}:l:<key>         HASH  token, version, waiters, or error; PX = lease of who computes it
+    agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process> its last report
+    agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, error; PX = lease of who computes it
+    agentperf:{cache:answers}:resent          ZSET  request sent again -> until when a copy of it may come, ms
     agentperf:{cache:answers}:trash           LIST  cleared generations, each the HASH :trash:<version>
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
@@ -146,6 +147,7 @@ class CacheKeys:
     trash: str
     gen: str
     tags: str
+    resent: str
     bus: str
     entry_prefix: str
     lease_prefix: str
@@ -162,8 +164,8 @@ class CacheKeys:
 def cache(namespace: str, service: str, name: str) -> CacheKeys:
     """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache)."""
     tag = f"{namespace}:{{{service}:{encoded(name)}}}"
-    parts = ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost", "trash", "gen", "tags", "bus", "e:", "l:")
-    return CacheKeys(tag, *(f"{tag}:{part}" for part in parts))
+    parts = "meta size exp new hot warm cold ghost trash gen tags resent bus e: l:"
+    return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
 
 
 @lru_cache(maxsize=4096)

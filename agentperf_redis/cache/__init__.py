@@ -1,0 +1,18 @@
+"""Caches shared by all processes: bounded, in tiers, and computing each missing value once."""
+
+from agentperf_redis.cache.client import AsyncLRUCache, AsyncTieredCache, LRUCache, TieredCache
+from agentperf_redis.cache.decorator import cached
+from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Tier, TierStats
+
+__all__ = [
+    "AsyncLRUCache",
+    "AsyncTieredCache",
+    "CacheEntry",
+    "CacheStats",
+    "LRUCache",
+    "Policy",
+    "Tier",
+    "TierStats",
+    "TieredCache",
+    "cached",
+]

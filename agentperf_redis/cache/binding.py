@@ -1,0 +1,160 @@
+"""What all objects of one cache have in common within a process: its settings, its buffers, its clock, its waiters."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from agentperf_redis import keys as key_names
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache.flights import Flights
+from agentperf_redis.cache.model import Settings
+from agentperf_redis.cache.outbox import Outbox
+from agentperf_redis.command import Hint
+from agentperf_redis.errors import InvalidArgument
+
+log = logging.getLogger("agentperf_redis")
+
+REST_AFTER_FAILURE_S = 1.0
+"""How long computing does without the cache after the server could not be reached, so that not each call waits."""
+_COMPLAIN_EVERY_S = 10.0
+
+
+class Binding:
+    """One cache in this process.
+
+    Args:
+        backend: the namespace it lies in.
+        service: "cache" or "tiered".
+        name: of the cache.
+        settings: its limits.
+        filled: called when there is something to report.
+    """
+
+    def __init__(
+        self, backend: Backend, service: str, name: str, settings: Settings, filled: Callable[[Binding], None]
+    ) -> None:
+        self.backend = backend
+        self.service = service
+        self.name = name
+        self.keys = key_names.cache(backend.namespace, service, name)
+        self.settings = settings
+        self.deployed = False
+        self.seen = 0
+        """The newest version that a reply has brought to this process."""
+        self.outbox = Outbox(lambda: backend.process, lambda: filled(self))
+        self.flights = Flights()
+        self.rest_until = 0.0
+        self._server_ahead_ms = 0.0
+        self._complained_at = -_COMPLAIN_EVERY_S
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._start_empty()
+        backend.on_new_epoch(self._deploy_again)
+        _bindings.add(self)
+
+    def _start_empty(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, list[Hint]] = {}
+        self._listening = False
+
+    def adopt(self, user: object, settings: Settings) -> None:
+        """Count in one more object of this cache.
+
+        Raises:
+            InvalidArgument: another living object of this process has other settings.
+        """
+        with self._lock:
+            if settings != self.settings:
+                if len(self._users):
+                    raise InvalidArgument(
+                        "settings",
+                        settings.text,
+                        f"those of the object {self.name!r} in use here, {self.settings.text}",
+                    )
+                self.settings = settings
+                self.deployed = False
+            self._users.add(user)
+
+    @property
+    def origin(self) -> str:
+        """Who writes, as told on the bus."""
+        return self.backend.process
+
+    def learn(self, version: int) -> None:
+        """Take note of a version from a reply."""
+        self.seen = max(self.seen, version)
+
+    def set_clock(self, server_ms: float, asked_at: float) -> None:
+        """Take note of the server's time; `asked_at` is `time.monotonic()` before the question was sent."""
+        self._server_ahead_ms = server_ms - asked_at * 1000
+
+    def server_ms(self) -> int:
+        """Return a time that the server's clock has not passed: it was read after `asked_at`."""
+        return int(self._server_ahead_ms + time.monotonic() * 1000) + 1
+
+    def complain(self, message: str, *args: object) -> None:
+        """Log a warning, at most one every ten seconds."""
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAIN_EVERY_S:
+            self._complained_at = now
+            log.warning(message, *args)
+
+    def hint_for(self, name: str) -> Hint:
+        """Return a hint that is given when the bus brings word of a key. To be taken back with `forget_hint`."""
+        hint = Hint()
+        with self._lock:
+            self._waiting.setdefault(name, []).append(hint)
+            listen, self._listening = not self._listening, True
+        if listen:
+            self.backend.bus.subscribe(self.keys.bus, self._heard, self._missed_some)
+        return hint
+
+    def forget_hint(self, name: str, hint: Hint) -> None:
+        """Take a hint back."""
+        with self._lock:
+            left = self._waiting.get(name, [])
+            if hint in left:
+                left.remove(hint)
+            if not left:
+                self._waiting.pop(name, None)
+
+    def _heard(self, message: bytes) -> None:
+        """On the bus's thread: ``<kind> <version> <origin> <key>``."""
+        kind, _, _, name = message.decode(errors="replace").split(" ", 3)
+        if kind == "c":
+            self._missed_some()
+            return
+        with self._lock:
+            hints = list(self._waiting.get(name, ()))
+        for hint in hints:
+            hint.give()
+
+    def _missed_some(self) -> None:
+        with self._lock:
+            hints = [hint for waiting in self._waiting.values() for hint in waiting]
+        for hint in hints:
+            hint.give()
+
+    def _deploy_again(self) -> None:
+        self.deployed = False
+
+    def after_fork(self) -> None:
+        """In the child: locks and buffers are made anew; what waits in them is the parent's business."""
+        self._start_empty()
+        self.outbox.start_empty()
+        self.flights.start_empty()
+
+
+_bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for binding in list(_bindings):
+        binding.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,431 @@
+"""Each operation of a cache as a Command: its script, its keys and arguments, and what its reply means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from agentperf_redis.cache.model import TIERS, Settings, Tier
+from agentperf_redis.cache.outbox import MAX_READS, Report
+from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.errors import CorruptState, shown
+from agentperf_redis.keys import CacheKeys
+from agentperf_redis.script import Script
+
+SCHEMA = 1
+"""Major version of a cache's data model, repeated in its meta, since scripts cannot look into the namespace's."""
+MAX_KEYS = 256
+"""Keys in one command."""
+MAX_TAG_MARKS = 10_000
+"""Tags whose last invalidation is kept (about 1 MB); beyond, see the script invalidate_tags."""
+
+_CLAIM = Script("cache/claim")
+_CLEAR = Script("cache/clear")
+_DELETE = Script("cache/delete")
+_DEPLOY = Script("cache/deploy")
+_GET_STRICT = Script("cache/get_strict")
+_INVALIDATE_TAGS = Script("cache/invalidate_tags")
+_PUT = Script("cache/put")
+_RELEASE = Script("cache/release")
+_RENEW = Script("cache/renew")
+_SWEEP = Script("cache/sweep")
+_TOUCH = Script("cache/touch")
+
+Found: TypeAlias = tuple[bytes | None, bytes | None]
+"""An entry and the cache's generation, as stored; None where there is none."""
+
+
+class NoSettings:
+    """The cache has no settings, because nobody has used it yet or the server lost its data: deploy them, try again."""
+
+
+NO_SETTINGS = NoSettings()
+
+
+class PutOutcome(Enum):
+    """What became of a put; the values are the script's."""
+
+    STORED = 1
+    NO_SETTINGS = 0
+    LEASE_LOST = -1
+    TOO_LARGE = -2
+    INVALIDATED = -3
+    NO_ROOM = -4
+    IN_DOUBT = -5
+    LATE = -6
+
+
+@dataclass(frozen=True, slots=True)
+class PutReply:
+    """What became of a put, with the version (or the server's time in ms, if it was late)."""
+
+    outcome: PutOutcome
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A claim met a value."""
+
+    found: Found
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The claimer computes; what is invalidated after `version` refuses its value."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Another computes, under the lease `token` which lasts `left_ms` unless it is renewed."""
+
+    left_ms: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What the claimer waited for has failed: error type and message; both empty if the value cannot be stored."""
+
+    error_type: str
+    message: str
+
+
+ClaimReply: TypeAlias = Hit | Lead | Await | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep has cleared away, and where to go on."""
+
+    expired: int
+    freed: int
+    orphans: int
+    evicted: int
+    more: bool
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """The server's time, and the settings that held before, if any."""
+
+    now_ms: int
+    before: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewerSchema:
+    """The cache was written by a newer major version."""
+
+    schema: int
+
+
+def read(keys: CacheKeys, name: str) -> Command[list[bytes | None]]:
+    """Read an entry and the generation, in one round trip and without a write."""
+    return Command("MGET", (keys.entry_prefix + name, keys.gen), (), _texts)
+
+
+def read_many(keys: CacheKeys, names: list[str]) -> Command[list[bytes | None]]:
+    """Read at most MAX_KEYS entries and, last, the generation."""
+    return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.gen), (), _texts)
+
+
+def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
+    """Return the newest version of an invalidation of any of the tags."""
+
+    def decode(reply: Reply) -> int:
+        if not isinstance(reply, list):
+            raise _unexpected(keys.tags, reply)
+        return max(int(mark) for mark in (*reply, 0) if mark is not None)
+
+    return Command("ZMSCORE", (keys.tags,), tags, decode)
+
+
+def read_strictly(keys: CacheKeys, name: str) -> Command[Found | NoSettings]:
+    """Read an entry and note the read in the same step."""
+
+    def decode(reply: Reply) -> Found | NoSettings:
+        match reply:
+            case [1, bytes(entry), bytes(gen)]:
+                return entry, gen or None
+            case [2]:
+                return None, None
+            case [0]:
+                return NO_SETTINGS
+        raise _unexpected(keys.meta, reply)
+
+    return Command(_GET_STRICT, (*_index(keys), keys.entry_prefix + name, keys.gen), (name,), decode)
+
+
+def put(
+    keys: CacheKeys,
+    name: str,
+    payload: bytes,
+    request: str,
+    *,
+    until_ms: int,
+    seen: int,
+    again: bool,
+    ttl_ms: int,
+    tier: Tier | None,
+    token: str,
+    origin: str,
+    writer: str,
+    report: Report,
+    tags: tuple[str, ...],
+) -> Command[PutReply]:
+    """Store one value.
+
+    Args:
+        keys: of the cache.
+        name: stored name of the key.
+        payload: see `wire.payload`; begins with the request.
+        request: random, the same for each delivery.
+        until_ms: server time after which no copy of the request does anything.
+        seen: the newest version this process knew before it sent the request for the first time.
+        again: the request was sent before.
+        ttl_ms: life; see `model.ttl_ms`.
+        tier: where to place it; None lets the policy.
+        token: of the lease under which it was computed; empty for a plain put.
+        origin: who writes.
+        writer: who reports.
+        report: reads to report on the way.
+        tags: percent-encoded.
+    """
+    place = 0 if tier is None else TIERS.index(tier) + 1
+    head: tuple[Arg, ...] = (name, payload, request, until_ms)
+    tail: tuple[Arg, ...] = (
+        *(ttl_ms, place, token, keys.bus, origin, writer),
+        *(report.seq, report.misses, report.saved_ms, report.corrupt),
+        *(len(tags), *tags, *_flat(report)),
+    )
+    beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.gen, keys.tags, keys.resent)
+    repeated = (*head, str(seen), *tail)
+    first = repeated if again else (*head, "", *tail)
+
+    def decode(reply: Reply) -> PutReply:
+        match reply:
+            case [0 | -1 | -3 as status]:
+                return PutReply(PutOutcome(status))
+            case [1, int(version), int()] | [-2 | -4 | -5 | -6, int(version)]:
+                return PutReply(PutOutcome(reply[0]), version)
+        raise _unexpected(keys.meta, reply)
+
+    return Command(_PUT, (*_index(keys), *beside), first, decode, repeated)
+
+
+def touch(keys: CacheKeys, writer: str, report: Report) -> Command[bool]:
+    """Send a report on its own. Returns whether it was taken in; it was not if the cache has no settings."""
+    counters = (report.seq, report.misses, report.saved_ms, report.corrupt)
+
+    def decode(reply: Reply) -> bool:
+        if reply not in ([0], [1]):
+            raise _unexpected(keys.meta, reply)
+        return bool(reply[0])
+
+    return Command(_TOUCH, _index(keys), (writer, *counters, *_flat(report)), decode)
+
+
+def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int, int] | NoSettings]:
+    """Remove at most MAX_KEYS entries. Returns how many were there, and the version."""
+    entries = (keys.entry_prefix + name for name in names)
+    leases = (keys.lease_prefix + name for name in names)
+    args: tuple[Arg, ...] = (keys.bus, origin, *names)
+
+    def decode(reply: Reply) -> tuple[int, int] | NoSettings:
+        match reply:
+            case [1, int(removed), int(version)]:
+                return removed, version
+            case [0]:
+                return NO_SETTINGS
+        raise _unexpected(keys.meta, reply)
+
+    return Command(_DELETE, (*_index(keys), *entries, *leases), args, decode)
+
+
+def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
+    """Make every entry a miss. Returns how many there were, and the version."""
+
+    def decode(reply: Reply) -> tuple[int, int]:
+        match reply:
+            case [1, int(forgotten), int(version)]:
+                return forgotten, version
+        raise _unexpected(keys.meta, reply)
+
+    return Command(_CLEAR, (*_index(keys), keys.gen, keys.tags), (keys.bus, origin), decode)
+
+
+def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int]:
+    """Make every entry that has one of the tags a miss. Returns the version."""
+
+    def decode(reply: Reply) -> int:
+        match reply:
+            case [1, int(version)]:
+                return version
+        raise _unexpected(keys.meta, reply)
+
+    args: tuple[Arg, ...] = (keys.bus, origin, MAX_TAG_MARKS, *tags)
+    return Command(_INVALIDATE_TAGS, (keys.meta, keys.gen, keys.tags), args, decode)
+
+
+def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
+    """Clear away a bounded number of what is expired, cleared, or dropped by the server."""
+
+    def decode(reply: Reply) -> Swept | NoSettings:
+        match reply:
+            case [1, int(expired), int(freed), int(orphans), int(evicted), int(more), bytes(after)]:
+                return Swept(expired, freed, orphans, evicted, bool(more), after.decode())
+            case [0]:
+                return NO_SETTINGS
+        raise _unexpected(keys.meta, reply)
+
+    return Command(_SWEEP, _index(keys), (MAX_KEYS, cursor), decode)
+
+
+def claim(keys: CacheKeys, name: str, token: str, *, lease_ms: int, ignore: str, awaited: str) -> Command[ClaimReply]:
+    """Ask to compute a missing value.
+
+    Args:
+        keys: of the cache.
+        name: stored name of the key.
+        token: random, of the lease if it is given.
+        lease_ms: how long the lease lasts unless it is renewed.
+        ignore: version of an entry found dead; empty for none.
+        awaited: token of the lease that was waited for; empty for none.
+    """
+    lease = keys.lease_prefix + name
+
+    def decode(reply: Reply) -> ClaimReply:
+        match reply:
+            case [1, bytes(entry), bytes(gen)]:
+                return Hit((entry, gen or None))
+            case [2, int(version)]:
+                return Lead(version)
+            case [3, int(left_ms), bytes(held)]:
+                return Await(left_ms, held.decode(errors="replace"))
+            case [4, bytes(error)]:
+                error_type, _, message = error.decode(errors="replace").partition(" ")
+                return Failed(error_type, message)
+        raise _unexpected(lease, reply)
+
+    where = (keys.entry_prefix + name, lease, keys.meta, keys.gen)
+    return Command(_CLAIM, where, (token, lease_ms, ignore, awaited), decode)
+
+
+def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool]:
+    """Keep a lease. Returns whether it was still held."""
+    lease = keys.lease_prefix + name
+    return Command(_RENEW, (lease,), (token, lease_ms), lambda reply: _held(lease, reply))
+
+
+def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str) -> Command[bool]:
+    """Give a lease back without a value; None is no error. Returns whether it was still held."""
+    lease = keys.lease_prefix + name
+    outcome = "given_up" if error is None else "failed"
+    args = (token, outcome, error or " ", error_ms, keys.bus, origin, name)
+    return Command(_RELEASE, (lease,), args, lambda reply: _held(lease, reply))
+
+
+def deploy(keys: CacheKeys, settings: Settings) -> Command[Deployed | NewerSchema]:
+    """Write the settings of a cache."""
+
+    def decode(reply: Reply) -> Deployed | NewerSchema:
+        match reply:
+            case [1, int(now_ms), bytes(before)]:
+                return Deployed(now_ms, before.decode(errors="replace"))
+            case [-1, int(schema)]:
+                return NewerSchema(schema)
+        raise _unexpected(keys.meta, reply)
+
+    return Command(_DEPLOY, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text), decode)
+
+
+COUNTERS = ("bytes", "evicted", "expired", "hot", "warm", "cold", "misses", "saved_ms", "corrupt")
+
+
+def counters(keys: CacheKeys) -> Command[tuple[str, dict[str, int]]]:
+    """Read the settings' text and the counters."""
+
+    def decode(reply: Reply) -> tuple[str, dict[str, int]]:
+        try:
+            settings, *numbers = reply
+            return (settings or b"").decode(), {
+                counter: int(number or 0) for counter, number in zip(COUNTERS, numbers, strict=True)
+            }
+        except (AttributeError, TypeError, ValueError):
+            raise _unexpected(keys.meta, reply) from None
+
+    return Command("HMGET", (keys.meta,), ("settings", *COUNTERS), decode)
+
+
+def members(key: str, *, of_hash: bool = False) -> Command[int]:
+    """Count the members of an index."""
+
+    def decode(reply: Reply) -> int:
+        if not isinstance(reply, int):
+            raise _unexpected(key, reply)
+        return reply
+
+    return Command("HLEN" if of_hash else "ZCARD", (key,), (), decode)
+
+
+def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
+    """Return hits * 10^10 + bytes of an entry, or None."""
+    return Command("HGET", (keys.size,), (name,), lambda reply: _number(keys.size, reply))
+
+
+def score(key: str, name: str) -> Command[float | None]:
+    """Return the score of a member of an index, or None."""
+    return Command("ZSCORE", (key,), (name,), lambda reply: _number(key, reply))
+
+
+def oldest_first(key: str, first: int, last: int) -> Command[list[tuple[str, float]]]:
+    """Return members of an index with their scores, by rank."""
+
+    def decode(reply: Reply) -> list[tuple[str, float]]:
+        texts = _texts(reply)
+        try:
+            return [
+                ((name or b"").decode(errors="replace"), float(at or 0))
+                for name, at in zip(texts[::2], texts[1::2], strict=True)
+            ]
+        except ValueError:
+            raise _unexpected(key, reply) from None
+
+    return Command("ZRANGE", (key,), (first, last, "WITHSCORES"), decode)
+
+
+def _index(keys: CacheKeys) -> tuple[str, ...]:
+    return (keys.meta, keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost, keys.trash)
+
+
+def _flat(report: Report) -> tuple[Arg, ...]:
+    assert len(report.reads) <= MAX_READS  # noqa: S101  the scripts unpack them
+    return tuple(part for pair in report.reads for part in pair)
+
+
+def _texts(reply: Reply) -> list[bytes | None]:
+    if not isinstance(reply, list) or not all(part is None or isinstance(part, bytes) for part in reply):
+        raise _unexpected("a cache", reply)
+    return reply
+
+
+def _held(lease: str, reply: Reply) -> bool:
+    if reply not in ([1], [-1]):
+        raise _unexpected(lease, reply)
+    return bool(reply == [1])
+
+
+def _number(key: str, reply: Reply) -> float | None:
+    try:
+        return None if reply is None else float(reply)
+    except (TypeError, ValueError):
+        raise _unexpected(key, reply) from None
+
+
+def _unexpected(key: str, reply: Reply) -> CorruptState:
+    return CorruptState(key, f"what makes a script answer {shown(reply)}")

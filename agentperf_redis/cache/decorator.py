@@ -1,0 +1,346 @@
+"""`cached`: a function whose results are kept in a cache that all processes share.
+
+A result is kept under the function's qualified name and its bound arguments, in a form that does not depend on the
+process, on how arguments were passed, or on the hash seed. An object whose value is not evident cannot be part of a
+key: say what stands for it by a method ``__cache_key__()``, or leave the argument out of the key by ``ignore=``. This
+holds for ``self`` of a method as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+from agentperf_redis import arguments
+from agentperf_redis.cache.computing import compute, compute_async
+from agentperf_redis.codec import REGISTRY, Registry, canonical
+from agentperf_redis.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from agentperf_redis.cache.client import LRUCache, TieredCache, _Cache
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+_DIGEST_BYTES = 16
+"""128 bits: among 10^12 keys two collide with a probability of 10^-15."""
+_TAG = "function:"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """What `cache_info` returns, of this process and this function.
+
+    Attributes:
+        calls: of the decorated function.
+        computed: calls of the function itself.
+        hits: calls answered without calling it.
+        uncacheable: results that could not be stored.
+    """
+
+    calls: int
+    computed: int
+    uncacheable: int
+
+    @property
+    def hits(self) -> int:
+        """Calls answered by the cache, or by another caller's computation."""
+        return self.calls - self.computed
+
+
+class CachedFunction(Protocol[P, R_co]):
+    """A blocking function with a cache. Of a method, `invalidate` and the like take the instance first."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Return the value for these arguments."""
+        ...
+
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R_co]:
+        """Bind it, as a method."""
+        ...
+
+    @property
+    def cache(self) -> LRUCache | TieredCache:
+        """The cache."""
+        ...
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return the key of these arguments."""
+        ...
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Forget the value for these arguments. Returns whether there was one."""
+        ...
+
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Compute the value for these arguments anew, and return it."""
+        ...
+
+    def cache_clear(self) -> None:
+        """Forget all values of this function."""
+        ...
+
+    def cache_info(self) -> CacheInfo:
+        """Return what this process has done with it."""
+        ...
+
+
+class AsyncCachedFunction(Protocol[P, R_co]):
+    """A coroutine function with a cache."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """Return the value for these arguments."""
+        ...
+
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., Coroutine[Any, Any, R_co]]:
+        """Bind it, as a method."""
+        ...
+
+    @property
+    def cache(self) -> LRUCache | TieredCache:
+        """The cache."""
+        ...
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return the key of these arguments."""
+        ...
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Forget the value for these arguments. Returns whether there was one."""
+        ...
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Compute the value for these arguments anew, and return it."""
+        ...
+
+    async def cache_clear(self) -> None:
+        """Forget all values of this function."""
+        ...
+
+    def cache_info(self) -> CacheInfo:
+        """Return what this process has done with it."""
+        ...
+
+
+class Decorator(Protocol):
+    """What `cached` returns."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, function: Callable[P, Coroutine[Any, Any, R]]
+    ) -> AsyncCachedFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> CachedFunction[P, R]: ...
+
+
+def cached(
+    cache: _Cache,
+    ttl: float | None = None,
+    *,
+    tags: Iterable[str] = (),
+    key: str | Callable[..., str] | None = None,
+    ignore: Iterable[str] = (),
+    version: str | int = "",
+) -> Decorator:
+    """Cache a function's results: blocking and coroutine functions, methods, static and class methods.
+
+    A missing value is computed by one caller while all others, in whatever process, wait for it. Results that cannot be
+    stored are returned as they are, with one warning. The decorated function has ``.invalidate(*args)``,
+    ``.refresh(*args)``, ``.key(*args)``, ``.cache_clear()``, ``.cache_info()`` and ``.cache``; the first two and
+    ``cache_clear`` are coroutine functions if it is one.
+
+    Args:
+        cache: an LRUCache or TieredCache.
+        ttl: life of a result, seconds; None is the cache's, `math.inf` for ever.
+        tags: names by which results can be invalidated.
+        key: a template over the arguments, such as ``"user:{user_id}"``, or a function of the arguments; by default all
+            arguments count. The function's name always stands before it.
+        ignore: names of arguments that do not count, such as ``("self",)``.
+        version: change it to leave old results behind.
+
+    Raises:
+        InvalidArgument: the function cannot be cached; when called: an argument has no value that identifies it.
+    """
+
+    def decorate(function: Any) -> Any:
+        if isinstance(function, (classmethod, staticmethod)):
+            return type(function)(decorate(function.__func__))
+        if not callable(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise InvalidArgument("function", function, "a function or coroutine function, no generator")
+        return _Wrapped(cache, function, ttl, tuple(tags), key, frozenset(ignore), str(version)).wrapper()
+
+    return cast("Decorator", decorate)
+
+
+class _Wrapped(Generic[R]):
+    """One decorated function."""
+
+    def __init__(
+        self,
+        cache: _Cache,
+        function: Callable[..., Any],
+        ttl: float | None,
+        tags: tuple[str, ...],
+        key: str | Callable[..., str] | None,
+        ignore: frozenset[str],
+        version: str,
+    ) -> None:
+        self.cache = cache
+        self.function = function
+        self.ttl = ttl
+        self.name = f"{function.__module__}.{function.__qualname__}" + (f"@{version}" if version else "")
+        # a tag for cache_clear; hashed where the name would be too long for a tag
+        self.tag = _TAG + (self.name if len(self.name) <= _MOST_TAG_CHARACTERS else _digest(self.name.encode()))
+        self.tags = (*arguments.names("tags", tags), self.tag)
+        self.key_rule = key
+        self.signature = inspect.signature(function)
+        unknown = ignore - set(self.signature.parameters)
+        if unknown:
+            raise InvalidArgument("ignore", sorted(unknown), f"names of arguments of {function.__qualname__}")
+        self.ignore = ignore
+        self.calls = self.computed = self.uncacheable = 0
+
+    def key(self, *args: Any, **kwargs: Any) -> str:
+        rule = self.key_rule
+        if callable(rule):
+            made: object = rule(*args, **kwargs)
+            if not isinstance(made, str):
+                raise InvalidArgument("key", made, "a function that returns a string")
+            return f"{self.name}:{made}"
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        if rule is not None:
+            return f"{self.name}:{rule.format(**bound.arguments)}"
+        counted = {name: value for name, value in bound.arguments.items() if name not in self.ignore}
+        return function_key(self.name, counted, self.cache._flows.codec.registry)  # noqa: SLF001  of one package
+
+    def wrapper(self) -> Any:
+        function = self.function
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
+                return await self.call_async(args, kwargs)
+
+            async def invalidate_async(*args: Any, **kwargs: Any) -> bool:
+                return bool(await self._aio().delete(self.key(*args, **kwargs)))
+
+            async def refresh_async(*args: Any, **kwargs: Any) -> Any:
+                return await self.call_async(args, kwargs, look=False)
+
+            async def clear_async() -> None:
+                await self._aio().invalidate_tags(self.tag)
+
+            return self._finish(call_async, invalidate_async, refresh_async, clear_async)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.call(args, kwargs)
+
+        def invalidate(*args: Any, **kwargs: Any) -> bool:
+            return self.cache.delete(self.key(*args, **kwargs))
+
+        def refresh(*args: Any, **kwargs: Any) -> Any:
+            return self.call(args, kwargs, look=False)
+
+        def clear() -> None:
+            self.cache.invalidate_tags(self.tag)
+
+        return self._finish(call, invalidate, refresh, clear)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True) -> Any:
+        cache = self.cache
+
+        def function() -> Any:
+            self.computed += 1
+            return self.function(*args, **kwargs)
+
+        self.calls += 1
+        key = self.key(*args, **kwargs)
+        return compute(
+            *(cache._backend, cache._flows, cache._chores, key, function, self.ttl, self.tags),  # noqa: SLF001  of one package
+            look=look,
+            unstorable=self._warn_once,
+        )
+
+    async def call_async(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True) -> Any:
+        cache = self.cache
+
+        def function() -> Awaitable[Any]:
+            self.computed += 1
+            result: Awaitable[Any] = self.function(*args, **kwargs)
+            return result
+
+        self.calls += 1
+        key = self.key(*args, **kwargs)
+        return await compute_async(
+            *(cache._backend, cache._flows, cache._chores, key, function, self.ttl, self.tags),  # noqa: SLF001  of one package
+            look=look,
+            unstorable=self._warn_once,
+        )
+
+    def _aio(self) -> Any:
+        return cast("LRUCache", self.cache).aio
+
+    def _finish(
+        self,
+        wrapper: Callable[..., Any],
+        invalidate: Callable[..., Any],
+        refresh: Callable[..., Any],
+        clear: Callable[..., Any],
+    ) -> Callable[..., Any]:
+        given: dict[str, Any] = {
+            "cache": self.cache,
+            "key": self.key,
+            "invalidate": invalidate,
+            "refresh": refresh,
+            "cache_clear": clear,
+            "cache_info": lambda: CacheInfo(self.calls, self.computed, self.uncacheable),
+        }
+        vars(wrapper).update(given)
+        return wrapper
+
+    def _warn_once(self) -> None:
+        self.uncacheable += 1
+        if self.uncacheable == 1:
+            message = (
+                f"{self.name} returned a value that cannot be stored: it is returned uncached, here and from now on"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+
+_MOST_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
+
+
+def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> str:
+    """Return the key of a function's arguments: its name and a digest of their canonical form.
+
+    Args:
+        name: of the function.
+        counted: the arguments that count; a dict by name is checked one by one, so that an error names the argument.
+        registry: the classes of users that have a value.
+    """
+    if not isinstance(counted, dict):
+        return f"{name}:{_digest(canonical(counted, registry))}"
+    parts = []
+    for argument, value in counted.items():
+        # cls of a class method is known by its name
+        stands = f"class {value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
+        try:
+            parts.append(canonical((argument, stands), registry))
+        except InvalidArgument as error:
+            allowed = (
+                f"a value that can be part of a cache key; give its class a __cache_key__(), or ignore=({argument!r},)"
+            )
+            raise InvalidArgument(argument, value, allowed) from error
+    return f"{name}:{_digest(b''.join(parts))}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()

@@ -1,0 +1,213 @@
+"""The values that caches take and give."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from agentperf_redis import arguments
+
+
+class Policy(Enum):
+    """Who leaves a full cache."""
+
+    LRU = "lru"
+    """The least recently read or written entry."""
+    TINYLFU = "tinylfu"
+    """The less frequently read of the oldest newcomer and the oldest established entry; suits repeated scans."""
+
+
+class Tier(Enum):
+    """A keyspace of a TieredCache, with its own room and its own TTL. Values do not move when their tier changes."""
+
+    HOT = "hot"
+    WARM = "warm"
+    COLD = "cold"
+
+
+TIERS = (Tier.HOT, Tier.WARM, Tier.COLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all processes that use a cache agree on. It is stored with the cache; the last one deployed holds.
+
+    Attributes:
+        policy: who leaves when the cache is full.
+        rooms: entries that hot, warm and cold hold; 0 is an unused tier.
+        max_bytes: bytes of all keys and values together; 0 is no limit.
+        ttls_ms: life of an entry placed in hot, warm, cold when none is given, ms; 0 is for ever.
+    """
+
+    policy: Policy
+    rooms: tuple[int, int, int]
+    max_bytes: int
+    ttls_ms: tuple[int, int, int]
+
+    @property
+    def text(self) -> str:
+        """The form in which it is stored: ``lru room 0/0/1000 bytes 0 ttl 0/0/300000``."""
+        rooms, ttls = ("/".join(map(str, each)) for each in (self.rooms, self.ttls_ms))
+        return f"{self.policy.value} room {rooms} bytes {self.max_bytes} ttl {ttls}"
+
+    @classmethod
+    def parse(cls, text: str) -> Settings | None:
+        """Undo `text`; None for what is no such form."""
+        found = _SETTINGS.fullmatch(text)
+        if found is None:
+            return None
+        policy, hot, warm, cold, most, *ttls = found.groups()
+        hot_ms, warm_ms, cold_ms = map(int, ttls)
+        return cls(Policy(policy), (int(hot), int(warm), int(cold)), int(most), (hot_ms, warm_ms, cold_ms))
+
+
+_SETTINGS = re.compile(r"(lru|tinylfu) room (\d+)/(\d+)/(\d+) bytes (\d+) ttl (\d+)/(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """An entry as it was at one moment.
+
+    Attributes:
+        key: its key.
+        value: its value.
+        created_at: when it was stored, by the server's clock.
+        expires_at: when it expires, or None.
+        access_count: reads counted so far.
+        last_accessed: when it was last read, or None if it never was.
+        tier: where it stands now.
+        tags: what it can be invalidated by.
+        size_bytes: bytes of its key and value as stored.
+        compute_seconds: what computing it took, 0.0 if it was put.
+    """
+
+    key: str
+    value: Any
+    created_at: datetime
+    expires_at: datetime | None
+    access_count: int = 0
+    last_accessed: datetime | None = None
+    tier: Tier = Tier.COLD
+    tags: frozenset[str] = frozenset()
+    size_bytes: int = 0
+    compute_seconds: float = 0.0
+
+    def is_expired(self) -> bool:
+        """Return whether its time is over, by this machine's clock."""
+        return self.expires_at is not None and datetime.now(UTC) > self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """One tier of a cache.
+
+    Attributes:
+        size: entries in it.
+        max_size: its room.
+        hits: reads that found their entry in it.
+        misses: reads that came to it and had to go on: a hit in warm is a miss of hot.
+    """
+
+    size: int
+    max_size: int
+    hits: int
+    misses: int
+
+    @property
+    def total_requests(self) -> int:
+        """Reads that came to this tier."""
+        return self.hits + self.misses
+
+    @property
+    def hit_rate(self) -> float:
+        """Part of them that was served, 0.0 to 1.0."""
+        return self.hits / self.total_requests if self.total_requests else 0.0
+
+    def render(self) -> dict[str, Any]:
+        """Return it as `get_stats` shows it."""
+        return {
+            "size": self.size,
+            "max_size": self.max_size,
+            "hits": self.hits,
+            "misses": self.misses,
+            "hit_rate": f"{self.hit_rate:.1%}",
+            "total_requests": self.total_requests,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """A cache as all processes together have used it, since it was first used.
+
+    Attributes:
+        name: of the cache.
+        settings: its limits, as last deployed.
+        hot, warm, cold: its tiers; an LRUCache has all in cold.
+        hits: reads served.
+        misses: reads not served.
+        size: entries in it. What has expired counts until a later write, or a sweep, has cleared it away.
+        bytes: of all keys and values.
+        evictions: entries that had to make room.
+        expirations: entries cleared away after their time.
+        corrupt: reads that met bytes which were no value; they count as misses, too.
+        seconds_saved: computing time that hits have saved, as far as the cache saw the computing.
+    """
+
+    name: str
+    settings: Settings
+    hot: TierStats
+    warm: TierStats
+    cold: TierStats
+    hits: int
+    misses: int
+    size: int
+    bytes: int
+    evictions: int
+    expirations: int
+    corrupt: int
+    seconds_saved: float
+
+    @property
+    def max_size(self) -> int:
+        """Entries it holds at most."""
+        return sum(self.settings.rooms)
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Bytes it holds at most, or None."""
+        return self.settings.max_bytes or None
+
+    @property
+    def hit_rate(self) -> float:
+        """Part of the reads that was served, 0.0 to 1.0."""
+        reads = self.hits + self.misses
+        return self.hits / reads if reads else 0.0
+
+    def render(self) -> dict[str, Any]:
+        """Return it as `LRUCache.get_stats` shows it."""
+        return TierStats(self.size, self.max_size, self.hits, self.misses).render()
+
+    def render_tiers(self) -> dict[str, dict[str, Any]]:
+        """Return it as `TieredCache.get_stats` shows it."""
+        return {"hot": self.hot.render(), "warm": self.warm.render(), "cold": self.cold.render()}
+
+
+TIERS_OWN_TTL_MS = -1
+"""Stands for the TTL of the tier in which the entry is placed."""
+
+
+def ttl_ms(argument: str, ttl: object) -> int:
+    """Check a life given by a user; None is the tier's own, `math.inf` is 0: for ever."""
+    if ttl is None:
+        return TIERS_OWN_TTL_MS
+    seconds = arguments.seconds(argument, ttl, endless=True)
+    return 0 if seconds == math.inf else math.ceil(seconds * 1000)
+
+
+def default_ttl_ms(argument: str, ttl: object) -> int:
+    """Check a tier's life given by a user; None and `math.inf` are 0: for ever."""
+    return 0 if ttl is None else max(0, ttl_ms(argument, ttl))

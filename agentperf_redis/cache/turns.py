@@ -1,0 +1,34 @@
+"""A turn to compute: the lease under which one process computes a missing value while the others wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentperf_redis.cache.binding import Binding
+from agentperf_redis.cache.flights import Flight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """The right, and the duty, to compute a key.
+
+    Attributes:
+        binding: the cache.
+        name: stored name of the key.
+        key: the key.
+        token: of the lease; empty for a value that concerns nobody else, because it cannot be stored.
+        lease_ms: life of the lease unless it is renewed.
+        flight: others of this process who wait; None if none can.
+    """
+
+    binding: Binding
+    name: str
+    key: str
+    token: str
+    lease_ms: int
+    flight: Flight | None
+
+    @property
+    def renew_every_s(self) -> float:
+        """Renewed at a third of its life, so that two renewals may get lost."""
+        return self.lease_ms / 3000

@@ -1,0 +1,99 @@
+"""What is stored for an entry: one line of facts, then the value's bytes.
+
+    178463520012345 1784635500123 Yk3vPq0w 1250 news,team%201 m...
+    version         expiry, ms    request  cost tags          value
+
+The version is the cache's clock at the writing, in units of 10 us since 1970. The script `put` writes version and
+expiry, the client the rest. Whatever stands there is read without trust.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from agentperf_redis.errors import Undecodable
+
+CLOCK_PER_S = 100_000
+"""Ticks of a cache's clock in a second."""
+
+_PARTS = 6
+_MOST_DIGITS = 16
+"""Versions stay exact in a double up to 2^53, which has 16 digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An entry as it came from the server, its value still in bytes.
+
+    Attributes:
+        version: clock of its writing.
+        expires_ms: when it expires, ms since 1970; 0 for never.
+        cost_ms: what computing it took, ms; 0 if it was put.
+        tags: percent-encoded.
+        data: the value.
+    """
+
+    version: int
+    expires_ms: int
+    cost_ms: int
+    tags: tuple[str, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What clear and tag invalidations have left behind, as versions.
+
+    Attributes:
+        floor: entries up to it are gone.
+        tagged: entries above it are certainly not invalidated by a tag.
+        tag_floor: entries up to it are gone if they have any tag.
+    """
+
+    floor: int = 0
+    tagged: int = 0
+    tag_floor: int = 0
+
+
+NOTHING_INVALIDATED = Generation()
+
+
+def payload(request: str, cost_ms: int, tags: tuple[str, ...], data: bytes) -> bytes:
+    """Return the client's part of an entry; tags are percent-encoded."""
+    return f"{request} {cost_ms} {','.join(tags)} ".encode() + data
+
+
+def parse(entry: bytes) -> Stored:
+    """Read an entry.
+
+    Raises:
+        Undecodable: it is not one of ours.
+    """
+    parts = entry.split(b" ", _PARTS - 1)
+    try:
+        version, expires, _, cost, tags, data = parts
+        if len(version) > _MOST_DIGITS or len(expires) > _MOST_DIGITS or len(cost) > _MOST_DIGITS:
+            raise Undecodable("an entry whose numbers are too long")
+        names = tuple(tags.decode().split(",")) if tags else ()
+        return Stored(int(version), int(expires), int(cost), names, data)
+    except (ValueError, UnicodeDecodeError):
+        raise Undecodable("an entry without its line of facts") from None
+
+
+def parse_generation(gen: bytes) -> Generation:
+    """Read what invalidations have left.
+
+    Raises:
+        Undecodable: it is not one of ours.
+    """
+    try:
+        floor, tagged, tag_floor = map(int, gen.split(b" "))
+    except ValueError:
+        raise Undecodable("a generation that is not three versions") from None
+    return Generation(floor, tagged, tag_floor)
+
+
+def moment(clock: int) -> datetime:
+    """Return the time of a clock reading."""
+    return datetime.fromtimestamp(clock / CLOCK_PER_S, UTC)

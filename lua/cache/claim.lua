@@ -1,0 +1,41 @@
+-- claim: become the one who computes a missing value, or learn who does.
+-- KEYS
+--   entry       STRING  <tag>:e:<key>
+--   lease       HASH    <tag>:l:<key>
+--   meta        HASH    <tag>:meta
+--   gen         STRING  <tag>:gen
+-- ARGV
+--   token       text    random; of the lease, if it is given
+--   lease_ms    int     its life unless renewed, ms
+--   ignore      text    version of the entry that the caller found dead or undecodable; empty for none
+--   awaited     text    token of the lease that the caller has been waiting for; empty for none
+-- RETURNS
+--   {1, entry, gen}       there is a value
+--   {2, version}          the caller computes; what is invalidated after that version refuses its value
+--   {3, lease_left_ms, token}  another computes
+--   {4, error}            the awaited one failed: "<type> <message>", or a blank if its value cannot be stored
+-- REPEAT   a second delivery answers the same. A late one may hold the key for one lease that nobody serves
+-- ERRORS   none
+-- COST     O(1)
+local ENTRY, LEASE, META, GEN = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local TOKEN, LEASE_MS, IGNORE, AWAITED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+local call = redis.call
+local lease = call('HMGET', LEASE, 'token', 'version', 'failed', 'error')
+local found = call('MGET', ENTRY, GEN)
+local clock = call('HGET', META, 'clock') or '0'
+local version = string.match(found[1] or '', '^(%d+) ')
+if version and version ~= IGNORE then
+  local floor = string.match(found[2] or '0', '^%d+')
+  if floor and tonumber(version) > tonumber(floor) then return {1, found[1], found[2] or ''} end
+end
+if lease[3] and lease[3] == AWAITED then return {4, lease[4] or ''} end
+if lease[1] == TOKEN then return {2, tonumber(lease[2])} end
+if lease[1] then
+  call('HSET', LEASE, 'waited', 1)
+  return {3, math.max(1, call('PTTL', LEASE)), lease[1]}
+end
+-- the version last given out, not the time: what is invalidated later gets a higher one even if the server's clock jumps back
+call('HSET', LEASE, 'token', TOKEN, 'version', clock)
+call('PEXPIRE', LEASE, LEASE_MS)
+return {2, tonumber(clock)}

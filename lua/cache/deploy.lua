@@ -1,0 +1,37 @@
+-- deploy: write a cache's settings, which all its scripts read. The last one deployed holds for every process.
+-- KEYS
+--   meta        HASH    <tag>:meta
+--   new         ZSET    <tag>:new
+--   cold        ZSET    <tag>:cold
+--   ghost       ZSET    <tag>:ghost
+-- ARGV
+--   schema      int     major version of the data model that the caller writes
+--   settings    text    "<policy> room <hot>/<warm>/<cold> bytes <most> ttl <hot>/<warm>/<cold>"; 0 is no limit, ttl in ms
+-- RETURNS
+--   {1, now_ms, before}   before is what held until now, empty if there was nothing
+--   {-1, schema}          written by a newer major version; nothing done
+-- REPEAT   a second delivery finds the settings in place
+-- ERRORS   none
+-- COST     O(1); O(N log N) when the policy changes from tinylfu
+local META, NEW, COLD, GHOST = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local SCHEMA, SETTINGS = ARGV[1], ARGV[2]
+
+local call = redis.call
+local before = call('HMGET', META, 'settings', 'schema')
+call('ZCARD', NEW)
+call('ZCARD', COLD)
+call('ZCARD', GHOST)
+if before[2] and tonumber(before[2]) > tonumber(SCHEMA) then return {-1, tonumber(before[2])} end
+local time = call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+if before[1] ~= SETTINGS then
+  if before[1] and string.match(before[1], '^tinylfu') and not string.match(SETTINGS, '^tinylfu') then
+    call('UNLINK', GHOST)                -- the other policy has neither ghosts nor a window
+    if call('EXISTS', NEW) == 1 then
+      call('ZUNIONSTORE', COLD, 2, COLD, NEW, 'AGGREGATE', 'MAX')
+      call('UNLINK', NEW)
+    end
+  end
+  call('HSET', META, 'schema', SCHEMA, 'settings', SETTINGS)
+end
+return {1, now_ms, before[1] or ''}

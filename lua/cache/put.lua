@@ -1,0 +1,176 @@
+-- put: store one value, take in what the process has to report of its reads, and evict what no longer fits.
+-- KEYS
+--   meta        HASH    <tag>:meta
+--   size        HASH    <tag>:size
+--   exp         ZSET    <tag>:exp
+--   new         ZSET    <tag>:new
+--   hot         ZSET    <tag>:hot
+--   warm        ZSET    <tag>:warm
+--   cold        ZSET    <tag>:cold
+--   ghost       ZSET    <tag>:ghost
+--   trash       LIST    <tag>:trash
+--   entry       STRING  <tag>:e:<key>  "<version> <expiry, ms, 0 = never> <payload>"
+--   lease       HASH    <tag>:l:<key>
+--   gen         STRING  <tag>:gen
+--   tags        ZSET    <tag>:tags
+--   resent      ZSET    <tag>:resent
+-- ARGV
+--   key         text    its stored name
+--   payload     bytes   begins with the request id and a space
+--   id          text    the request id, random
+--   until_ms    int     server time, ms, after which this request is refused
+--   seen        text    empty on the first delivery; on a repeated one the newest version its sender knew before the first
+--   ttl_ms      int     life, ms; 0 never expires, -1 takes the tier's own
+--   tier        int     1 hot, 2 warm, 3 cold; 0 lets the policy place it, or leaves it where it is
+--   token       text    of the lease under which the value was computed; empty for a plain put
+--   bus         text    channel of invalidations
+--   origin      text    who writes, for its own ears
+--   writer      text    the process that reports
+--   seq         int     rises with each report of that writer; 0 reports nothing
+--   misses      int     since the last report
+--   saved_ms    int     computing time that hits have saved since, ms
+--   corrupt     int     entries found undecodable since
+--   tag_count   int     how many tags follow
+--   rest...     text    the tags; then key, count of each reported read, oldest first
+-- RETURNS
+--   {1, version, evicted}  stored
+--   {0}                    the cache has no settings; nothing done
+--   {-1}                   the lease was lost; nothing done
+--   {-2, version}          larger than the cache's bytes; the old value is gone
+--   {-3}                   cleared or invalidated since the claim; nothing done but that the lease is given up
+--   {-4, version}          no room after 512 evictions; the old value is gone
+--   {-5, version}          a copy of this request may have been executed and undone since; the key is a miss now
+--   {-6, now_ms}           too late; nothing done
+-- REPEAT   a copy that finds its id in the entry answers as the first did. Otherwise a repeated delivery writes only where
+--          nothing can have happened since the first was sent (the entry is no newer than `seen`, or it is absent and no entry
+--          was removed since); in doubt it makes the key a miss, which is never wrong. It leaves its id in resent, so that a
+--          first copy which arrives after it does nothing. After until_ms every copy is refused: so no copy, late or repeated,
+--          overwrites a newer value. A repeated fill finds its token spent, a repeated report its seq.
+-- ERRORS   CORRUPT meta or gen is not ours
+-- COST     O((reads + evictions) log N); evictions <= 512
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, TRASH, ENTRY, LEASE, GEN, TAGS, RESENT = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local KEY, PAYLOAD, ID, UNTIL_MS, SEEN, TTL_MS = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local TIER, TOKEN, BUS, ORIGIN, WRITER, SEQ = tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
+local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
+local TAG_COUNT, REST = tonumber(ARGV[16]), 17
+--@include index
+local call = I.call
+if I.now_ms > UNTIL_MS then return {-6, I.now_ms} end
+
+-- Reads first: what may forbid the write.
+local doubt = false
+if SEEN ~= '' or I.resent >= I.now_ms then
+  if SEEN == '' and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
+  local stored = call('MGET', ENTRY)[1]
+  local version, id = string.match(stored or '', '^(%d+) %d+ (%S+)')
+  if id == ID then return {1, tonumber(version), 0} end
+  if SEEN ~= '' and TOKEN == '' then
+    call('ZCARD', RESENT)
+    local seen = tonumber(SEEN)
+    if stored then doubt = not version or tonumber(version) > seen
+    else doubt = I.removed > seen or call('HEXISTS', SIZE, KEY) == 1 end
+  end
+end
+local waited
+if TOKEN ~= '' then
+  local lease, gen = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', GEN)
+  if lease[1] ~= TOKEN then return {-1} end
+  waited = lease[3]
+  if gen then
+    local claimed = tonumber(lease[2])
+    local floor, tag_floor = string.match(gen, '^(%d+) %d+ (%d+)$')
+    if not floor then return redis.error_reply('CORRUPT ' .. GEN .. ' no three versions') end
+    local stale = tonumber(floor) > claimed or (TAG_COUNT > 0 and tonumber(tag_floor) > claimed)
+    for i = REST, REST + TAG_COUNT - 1 do stale = stale or tonumber(call('ZSCORE', TAGS, ARGV[i]) or 0) > claimed end
+    if stale then
+      call('UNLINK', LEASE)
+      if waited then call('SPUBLISH', BUS, 'r 0 ' .. ORIGIN .. ' ' .. KEY) end
+      return {-3}
+    end
+  end
+end
+
+if SEQ > 0 then
+  local keys, counts = {}, {}
+  for i = REST + TAG_COUNT, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
+  I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
+end
+I.reap(16)
+if I.heaps > 0 then I.empty_trash(16) end
+I.tick(1)
+local version, weight = I.clock, #KEY + #PAYLOAD
+
+local refused = doubt and -5 or (I.max_bytes > 0 and weight > I.max_bytes) and -2 or 0
+if refused < 0 then                      -- what it was to replace is out of date all the same
+  if call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end
+  I.bury(LEASE)
+else
+  local f, known = 0, call('HSETNX', SIZE, KEY, I.text(weight)) == 0
+  local tier = TIER > 0 and TIER or nil
+  if known then                          -- it keeps its tier unless another is asked for
+    I.bytes = I.bytes - (tonumber(call('HGET', SIZE, KEY)) or 0) % I.HITS
+    call('HSET', SIZE, KEY, I.text(weight))
+    if I.lfu or I.top < 3 then
+      local i, score = I.find(KEY)
+      if I.lfu and score then f = math.min(15, I.frequency(score) + 1) end
+      if tier and i and tier ~= i then
+        call('ZREM', I.tier[i], KEY)
+        if i == 4 then I.newcomers = I.newcomers - 1 end
+      end
+      tier = tier or i
+    end
+  else
+    I.n = I.n + 1
+    if I.lfu then                        -- a newcomer brings what its ghost remembers
+      f = 1
+      local ghost = tonumber(call('ZSCORE', GHOST, KEY) or nil)
+      if ghost then
+        f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1
+        if ghost % 16 >= 8 then          -- it left from the window: would one wider by 5 % have kept it?
+          local rank = I.share(0.05)
+          local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
+          if not mark or ghost > mark then I.grow = math.min(math.max(0, I.room[3] - 2), I.grow + I.step()) end
+        end
+        call('ZREM', GHOST, KEY)
+      end
+    end
+  end
+  tier = tier or (I.lfu and 4 or 3)
+  if tier < 4 and I.room[tier] == 0 then tier = 3 end
+  if tier < 3 then I.promoted = true end
+  local added = call('ZADD', I.tier[tier], I.text(version * 16 + f), KEY)
+  if tier == 4 then I.newcomers = I.newcomers + added end
+  I.bytes = I.bytes + weight
+  local ttl_ms = TTL_MS < 0 and I.ttl_ms[tier] or TTL_MS
+  local expiry_ms = ttl_ms > 0 and I.now_ms + ttl_ms or 0
+  if ttl_ms > 0 then
+    call('ZADD', EXP, I.text(expiry_ms), KEY)
+    if not I.next or expiry_ms < I.next then I.next = expiry_ms end
+  elseif known then
+    call('ZREM', EXP, KEY)
+  end
+  I.balance(KEY)
+  if I.max_bytes > 0 and I.bytes > I.max_bytes then
+    I.remove(KEY)
+    refused = -4
+  end
+  I.bury(LEASE)
+  if refused == 0 then
+    local value = I.text(version) .. ' ' .. I.text(expiry_ms) .. ' ' .. PAYLOAD
+    if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
+    if TOKEN == '' or known or waited then call('SPUBLISH', BUS, 's ' .. I.text(version) .. ' ' .. ORIGIN .. ' ' .. KEY) end
+  end
+end
+if SEEN ~= '' and TOKEN == '' then
+  call('ZREMRANGEBYSCORE', RESENT, '-inf', I.now_ms)
+  call('ZADD', RESENT, I.text(UNTIL_MS), ID)
+  I.resent = math.max(I.resent, UNTIL_MS)
+  call('PEXPIREAT', RESENT, I.text(I.resent + 1))
+end
+I.save()
+if refused < 0 then
+  call('SPUBLISH', BUS, 'd ' .. I.text(version) .. ' ' .. ORIGIN .. ' ' .. KEY)
+  return {refused, version}
+end
+return {1, version, I.evicted}

@@ -1,0 +1,410 @@
+"""Entries, limits, tiers, tags: what goes in comes out, and what Redis holds is what the legend says."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, Policy, Tier, TieredCache
+from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
+from tests.conftest import Call
+from tests.integration.cache.scan import faults
+from tests.servers import Raw, Server, wait_until
+
+
+def tag(namespace: str, service: str = "cache", name: str = "default") -> str:
+    return f"{namespace}:{{{service}:{name}}}"
+
+
+def test_a_value_comes_back_and_lies_where_the_legend_says(
+    call: Call, backend: Backend, raw: Raw, namespace: str
+) -> None:
+    cache = LRUCache(backend=backend)
+
+    assert call(cache, "put", "answer", 42, 60, tags=["news"]) is True
+
+    assert call(cache, "get", "answer") == 42
+    where = tag(namespace)
+    version, expiry, request, cost, tags, _ = raw.get(f"{where}:e:answer").split(" ", 5)
+    assert int(version) == raw.zscore(f"{where}:cold", "answer") // 16
+    assert raw.zscore(f"{where}:exp", "answer") == int(expiry)
+    assert 0 < raw.pttl(f"{where}:e:answer") <= 60_000
+    assert (len(request), cost, tags) == (12, "0", "news")
+    assert raw.zscore(f"{namespace}:resources", "cache:default")
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_a_miss_is_the_default_and_none_is_a_value(call: Call, backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+    call(cache, "put", "none", None)
+
+    assert call(cache, "get", "nothing") is None
+    assert call(cache, "get", "nothing", "default") == "default"
+    assert call(cache, "get", "none", "default") is None
+    stats = call(cache, "stats")
+    assert (stats.hits, stats.misses) == (1, 2)
+
+
+def test_statistics_have_the_shape_of_the_in_memory_version(call: Call, backend: Backend) -> None:
+    cache = LRUCache(max_size=3, backend=backend)
+    for key in "abcd":
+        call(cache, "put", key, 1)
+    call(cache, "get", "d")
+    call(cache, "get", "a")
+
+    assert call(cache, "get_stats") == {
+        "size": 3,
+        "max_size": 3,
+        "hits": 1,
+        "misses": 1,
+        "hit_rate": "50.0%",
+        "total_requests": 2,
+    }
+    stats = call(cache, "stats")
+    assert (stats.evictions, stats.max_size, stats.hit_rate) == (1, 3, 0.5)
+    assert stats.bytes > 0
+    assert (cache.hits, cache.misses, len(cache), cache.max_size) == (1, 1, 3, 3)
+
+
+def test_the_least_recently_used_leaves_and_an_overwrite_evicts_nobody(
+    call: Call, backend: Backend, raw: Raw, namespace: str
+) -> None:
+    cache = LRUCache(max_size=3, backend=backend)
+    for key in "abc":
+        call(cache, "put", key, key)
+    call(cache, "get", "a")
+    call(cache, "put", "c", "new")
+    assert call(cache, "keys") == ["b", "a", "c"]
+
+    call(cache, "put", "d", "d")
+
+    assert call(cache, "keys") == ["a", "c", "d"]
+    assert call(cache, "get_many", ["a", "b", "c", "d"]) == {"a": "a", "c": "new", "d": "d"}
+    assert raw.zrange(f"{tag(namespace)}:cold", 0, -1) == call(cache, "keys")
+    assert cache.access_order == call(cache, "keys")
+
+
+def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: str) -> None:
+    cache, model = LRUCache(max_size=40, backend=backend), OrderedDict[str, int]()
+    chance = random.Random(7)
+    for step in range(3000):
+        key = f"k{int(chance.paretovariate(0.6)) % 150}"
+        expected = model.get(key)
+        assert cache.get(key) == expected, f"step {step}"
+        if expected is None:
+            cache.put(key, step)
+            model[key] = step
+            if len(model) > 40:
+                model.popitem(last=False)
+        else:
+            model.move_to_end(key)
+    assert cache.keys() == list(model)
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_entries_expire_and_leave_no_trace(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(default_ttl=0.03, backend=backend)
+    call(cache, "put", "short", 1)
+    call(cache, "put", "long", 2, math.inf)
+    wait_until(lambda: call(cache, "get", "short") is None, "the entry to expire")
+
+    assert call(cache, "sweep") == 1
+
+    assert raw.hkeys(f"{tag(namespace)}:size") == ["long"]
+    assert raw.zcard(f"{tag(namespace)}:exp") == 0
+    assert raw.pttl(f"{tag(namespace)}:e:long") == -1
+    assert call(cache, "stats").expirations == 1
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_an_entry_tells_its_story(call: Call, backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+    before = datetime.now(UTC)
+    call(cache, "put", "k", [1], 60, tags=["a b", "c"])
+    fresh = call(cache, "entry", "k")
+    call(cache, "get", "k")
+
+    entry = call(cache, "entry", "k")
+
+    assert call(cache, "entry", "other") is None
+    assert (entry.key, entry.value, entry.tags, entry.tier) == ("k", [1], {"a b", "c"}, Tier.COLD)
+    assert (fresh.access_count, fresh.last_accessed, entry.access_count) == (0, None, 1)
+    assert entry.created_at <= entry.last_accessed
+    assert abs(entry.created_at - before) < timedelta(seconds=10)
+    assert entry.expires_at - entry.created_at == pytest.approx(timedelta(seconds=60), abs=timedelta(milliseconds=2))
+    assert not entry.is_expired()
+    assert call(cache, "stats").hits == 1, "looking does not count"
+    assert cache.cache == {"k": entry}
+
+
+def test_deleting_clearing_and_tags_make_misses(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(backend=backend)
+    call(cache, "put_many", {"a": 1, "b": 2, "c": 3}, tags=["all"])
+    call(cache, "put", "d", 4, tags=["some", "more"])
+    assert call(cache, "delete", "a") is True
+    assert call(cache, "delete", "a") is False
+    assert call(cache, "delete_many", ["b", "x"]) == 1
+    assert call(cache, "get_many", list("abcd")) == {"c": 3, "d": 4}
+
+    call(cache, "invalidate_tags", "all")
+    assert call(cache, "get_many", ["c", "d"]) == {"d": 4}
+    call(cache, "put", "c", 5, tags=["all"])
+    assert call(cache, "get", "c") == 5
+
+    call(cache, "clear")
+    assert call(cache, "get_many", ["c", "d"]) == {}
+    assert call(cache, "size") == 0
+    assert faults(raw, namespace, "cache", "default") == []
+    call(cache, "sweep")
+    left = {key.removeprefix(tag(namespace) + ":") for key in raw.scan_iter(match=f"{namespace}:*default*")}
+    assert left == {"meta", "gen"}
+
+
+def test_bytes_are_bounded_too(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(max_bytes=500, backend=backend)
+    for number in range(20):
+        assert call(cache, "put", f"k{number}", "x" * 60) is True
+    assert 0 < call(cache, "stats").bytes <= 500
+    assert call(cache, "get", "k19") == "x" * 60
+    assert faults(raw, namespace, "cache", "default") == []
+
+    assert call(cache, "put", "k19", "x" * 600) is False
+
+    assert call(cache, "get", "k19") is None, "the old value is out of date"
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_long_and_odd_keys_are_kept_apart(call: Call, backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+    keys = ["", "{", "}", "a}b{c", "*?[", "\x00", "\r\n", "é", "e\u0301", "x" * 121, "x" * 122, "x" * 10_000]
+    for number, key in enumerate(keys):
+        call(cache, "put", key, number)
+    assert call(cache, "get_many", keys) == {key: number for number, key in enumerate(keys)}
+
+
+def test_tiers_promote_and_demote_and_promotion_gives_no_new_life(
+    call: Call, backend: Backend, raw: Raw, namespace: str
+) -> None:
+    cache = TieredCache(1, 2, 3, 100, 200, 300, policy="lru", backend=backend)
+    where = tag(namespace, "tiered")
+
+    def tiers() -> dict[str, list[str]]:
+        call(cache, "flush")
+        return {tier: raw.zrange(f"{where}:{tier}", 0, -1) for tier in ("hot", "warm", "cold")}
+
+    call(cache, "put", "a", 1)
+    call(cache, "put", "b", 2, "warm")
+    call(cache, "put", "c", 3, Tier.HOT)
+    assert tiers() == {"hot": ["c"], "warm": ["b"], "cold": ["a"]}
+    expiries = {key: raw.pexpiretime(f"{where}:e:{key}") for key in "abc"}
+    assert 99_000 < expiries["c"] - expiries["a"] + 300_000 <= 100_100
+    assert 199_000 < expiries["b"] - expiries["a"] + 300_000 <= 200_100
+
+    assert call(cache, "get", "a") == 1
+    assert tiers() == {"hot": ["c"], "warm": ["b", "a"], "cold": []}
+    assert call(cache, "get", "a") == 1
+    assert tiers() == {"hot": ["a"], "warm": ["b", "c"], "cold": []}, "hot has room for one"
+    assert {key: raw.pexpiretime(f"{where}:e:{key}") for key in "abc"} == expiries
+    call(cache, "put", "b", 5)
+    assert tiers()["warm"] == ["c", "b"], "an overwritten entry keeps its tier"
+    assert call(cache, "entry", "a").tier is Tier.HOT
+    stats = call(cache, "get_stats")
+    assert [(stats[tier]["hits"], stats[tier]["misses"]) for tier in ("hot", "warm", "cold")] == [
+        (0, 2),
+        (1, 1),
+        (1, 0),
+    ]
+    assert [stats[tier]["max_size"] for tier in ("hot", "warm", "cold")] == [1, 2, 3]
+    assert cache.hot.get_stats() == stats["hot"]
+    assert (cache.warm.hits, cache.cold.misses, cache.hot.max_size, cache.cold.default_ttl) == (1, 0, 1, 300)
+    assert faults(raw, namespace, "tiered", "default") == []
+
+
+def test_tinylfu_keeps_what_is_read_often_through_a_scan(
+    call: Call, backend: Backend, raw: Raw, namespace: str
+) -> None:
+    often = [f"often{number}" for number in range(15)]
+    kept = {}
+    for policy in Policy:
+        cache = TieredCache(1, 1, 18, policy=policy, name=policy.value, backend=backend)
+        for key in often:
+            call(cache, "put", key, 1)
+        for _ in range(4):
+            call(cache, "get_many", often)
+        for number in range(100):
+            call(cache, "put", f"once{number}", 1)
+        assert call(cache, "get", "once99") == 1, "a put is found by the next get"
+        kept[policy] = len(call(cache, "get_many", often))
+        assert faults(raw, namespace, "tiered", policy.value) == []
+    assert kept[Policy.TINYLFU] >= 12
+    assert kept[Policy.LRU] <= 2
+
+
+def test_strict_reads_are_noted_at_once(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(max_size=2, strict=True, backend=backend)
+    call(cache, "put", "a", 1)
+    call(cache, "put", "b", 2)
+
+    assert call(cache, "get", "a") == 1
+    assert call(cache, "get", "x", 0) == 0
+
+    assert raw.zrange(f"{tag(namespace)}:cold", 0, -1) == ["b", "a"]
+    stats = call(cache, "stats")
+    assert (stats.hits, stats.misses) == (1, 1)
+
+
+def test_what_a_process_read_is_told_to_the_others_by_itself(backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(backend=backend)
+    cache.put("a", 1)
+    cache.get("a")
+    wait_until(lambda: raw.hget(f"{tag(namespace)}:meta", "cold") == "1", "the read to be reported")
+    cache.get("nothing")
+    backend.close()
+    assert raw.hget(f"{tag(namespace)}:meta", "misses") == "1", "closing reports what is left"
+
+
+def test_both_kinds_of_the_same_name_live_side_by_side(backend: Backend) -> None:
+    lru, tiered = LRUCache(backend=backend), TieredCache(backend=backend)
+    lru.put("k", "lru")
+    tiered.put("k", "tiered")
+    assert (lru.get("k"), tiered.get("k")) == ("lru", "tiered")
+
+
+def test_objects_of_one_process_must_agree_and_the_last_deployed_process_holds(
+    server: Server, backend: Backend, connect: Callable[..., Backend], caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = LRUCache(max_size=5, backend=backend)
+    assert LRUCache(max_size=5, backend=backend).put("a", 1)
+    with pytest.raises(InvalidArgument, match="room 0/0/6"):
+        LRUCache(max_size=6, backend=backend)
+
+    with caplog.at_level(logging.WARNING, "agentperf_redis"):
+        elsewhere = LRUCache(max_size=2, backend=connect(server.url))
+        elsewhere.put("b", 2)
+    assert "settings changed from lru room 0/0/5" in caplog.text
+    cache.put("c", 3)
+    assert len(cache) == 2, "the other process's limit holds here too"
+    assert cache.stats().max_size == 2
+
+    del cache
+    assert LRUCache(max_size=6, backend=backend).stats().max_size == 2, "not deployed before its first write"
+
+
+def test_changing_the_policy_keeps_the_entries(
+    server: Server, backend: Backend, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    cache = TieredCache(5, 5, 30, policy="tinylfu", backend=backend)
+    cache.put_many({f"k{number}": number for number in range(60)})
+    held = cache.get_many([f"k{number}" for number in range(60)])
+    for policy in ("lru", "tinylfu"):
+        other = TieredCache(5, 5, 30, policy=policy, backend=connect(server.url))
+        other.put("one", 1, ttl=0.001)
+        other.delete("one")
+        assert len(other.get_many(list(held))) >= len(held) - 1
+        other.flush()
+        assert faults(raw, namespace, "tiered", "default") == []
+
+
+BAD_KEYS: list[Any] = [None, 5, b"k", "\ud800"]
+BAD_TTLS: list[Any] = [0, -1, 1e-9, math.nan, -math.inf, 1e300, True, "5"]
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "kwargs", "argument"),
+    [
+        *(("get", (key,), {}, "key") for key in BAD_KEYS),
+        *(("put", (key, 1), {}, "key") for key in BAD_KEYS),
+        *(("delete", (key,), {}, "key") for key in BAD_KEYS),
+        *(("entry", (key,), {}, "key") for key in BAD_KEYS),
+        *(("put", ("k", 1, ttl), {}, "ttl") for ttl in BAD_TTLS),
+        *(("get_or_compute", ("k", int, ttl), {}, "ttl") for ttl in BAD_TTLS),
+        *(("put", ("k", 1), {"tags": tags}, "tags") for tags in ("news", [""], ["\n"], [5], ["x" * 201], 5)),
+        ("get_many", ("abc",), {}, "keys"),
+        ("get_many", ([5],), {}, "keys"),
+        ("delete_many", ("abc",), {}, "keys"),
+        ("put_many", (["a"],), {}, "values"),
+        ("invalidate_tags", ("",), {}, "tags"),
+        ("put", ("k", object()), {}, "value"),
+        ("put", ("k", "x" * 2_000_000), {}, "value"),
+        ("get_or_compute", (5, int), {}, "key"),
+    ],
+)
+def test_bad_arguments_are_refused_and_nothing_is_sent(
+    call: Call, backend: Backend, raw: Raw, namespace: str, method: str, args: Any, kwargs: Any, argument: str
+) -> None:
+    cache = LRUCache(backend=backend)
+    with pytest.raises(InvalidArgument) as refused:
+        call(cache, method, *args, **kwargs)
+    assert refused.value.argument == argument
+    assert list(raw.scan_iter(match=f"{namespace}*cache*")) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "argument"),
+    [
+        *((LRUCache, {"max_size": size}, "max_size") for size in (0, -1, 2**53, True, "5", 1.5, None)),
+        *((LRUCache, {"default_ttl": ttl}, "default_ttl") for ttl in BAD_TTLS),
+        *((LRUCache, {"name": name}, "name") for name in ("", "\x00", "\ud800", "x" * 201, 5)),
+        *((LRUCache, {"max_bytes": size}, "max_bytes") for size in (0, -1, True)),
+        (LRUCache, {"policy": "lfu"}, "policy"),
+        (LRUCache, {"strict": 1}, "strict"),
+        *((TieredCache, {argument: 0}, argument) for argument in ("hot_size", "warm_size", "cold_size", "warm_ttl")),
+    ],
+)
+def test_bad_settings_are_refused(backend: Backend, kind: Any, kwargs: Any, argument: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        kind(**kwargs, backend=backend)
+    assert refused.value.argument == argument
+
+
+def test_a_tier_that_is_none_is_refused(backend: Backend) -> None:
+    with pytest.raises(InvalidArgument, match="'hot', 'warm', 'cold'"):
+        TieredCache(backend=backend).put("k", 1, "lukewarm")
+
+
+@pytest.mark.parametrize("part", ["meta", "size", "exp", "new", "hot", "warm", "cold", "ghost"])
+def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
+    call: Call, backend: Backend, raw: Raw, namespace: str, part: str
+) -> None:
+    cache = TieredCache(backend=backend)
+    call(cache, "put", "before", 1)
+    poisoned = f"{tag(namespace, 'tiered')}:{part}"
+    raw.delete(poisoned)
+    raw.set(poisoned, "poison")
+    before = {key: raw.dump(key) for key in raw.scan_iter(match=f"{namespace}*")}
+
+    for method, args in (("put", ("k", 1)), ("delete", ("k",)), ("clear", ()), ("sweep", ())):
+        with pytest.raises(CorruptState) as corrupt:
+            call(cache, method, *args)
+        assert corrupt.value.key == poisoned
+
+    assert {key: raw.dump(key) for key in raw.scan_iter(match=f"{namespace}*")} == before
+
+
+def test_hostile_bytes_are_misses_and_reported(
+    call: Call, backend: Backend, raw: Raw, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = LRUCache(backend=backend)
+    for number, planted in enumerate([b"", b"\x80\x04.", b"1 2 3", b"1 0 r 0  \xff", b"9" * 400 + b" 0 r 0  m\x01"]):
+        raw.set(f"{tag(namespace)}:e:k{number}", planted)
+        with caplog.at_level(logging.WARNING, "agentperf_redis"):
+            assert call(cache, "get", f"k{number}", "default") == "default"
+        assert call(cache, "get_or_compute", f"k{number}", lambda: "computed") == "computed"
+        assert call(cache, "get", f"k{number}") == "computed"
+    assert "counts as missing" in caplog.text
+    assert call(cache, "stats").corrupt == 10
+
+
+def test_a_newer_data_model_is_not_touched(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    raw.hset(f"{tag(namespace)}:meta", "schema", "2")
+    with pytest.raises(SchemaMismatch):
+        call(LRUCache(backend=backend), "put", "k", 1)
+    assert raw.hgetall(f"{tag(namespace)}:meta") == {"schema": "2"}
