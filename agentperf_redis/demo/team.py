@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from math import ceil
 from typing import TypeVar
 
+from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import AgentInstance
+from agentperf_redis.cache.client import LRUCache, TieredCache
 from agentperf_redis.demo import agents
 from agentperf_redis.demo.agents import Finding, Outline, Review
 from agentperf_redis.demo.journal import Journal
 from agentperf_redis.demo.tree import Tree
-from agentperf_redis.errors import LeaseLost
+from agentperf_redis.errors import LeaseLost, NoCapacity
 from agentperf_redis.service import AgentPerf
 
 T = TypeVar("T")
 Names = tuple[str, ...] | None
 
 READER, CRITIC, LIBRARIAN, SUMMARISER = AGENTS = ("reader", "critic", "librarian", "summariser")
-FILES_CACHE, MODULES_CACHE = "files", "modules"
 EDITION = "1"
-"""Part of every cache key: results of agents that work otherwise would not fit."""
+"""Part of every cache key: what other versions of the agents have made must not be found."""
 WAIT_S = 60.0
 """How long a step waits for an instance: longer than any lease of a dead worker lives."""
+_LOOK_AGAIN_S = (0.001, 0.006)
+"""Between these, s: a step takes some ms."""
 KEEP_S = 3600.0
 """Life of cached results: nothing of a demo stays on a server for long."""
-_RESULTS_PER_FILE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,12 @@ class Shares:
         ]
 
 
+def caches(perf: AgentPerf, tree: Tree) -> tuple[LRUCache, TieredCache]:
+    """Return the cache of what is made of files, and that of modules' names. Both have room for all of it."""
+    files = perf.cache("files", max_size=2 * len(tree.files) + 100, default_ttl=KEEP_S)
+    return files, perf.tiered_cache("modules", cold_size=2000 + 4 * len(tree.files))
+
+
 class Team:
     """The agents as one worker uses them.
 
@@ -68,18 +78,17 @@ class Team:
         self._lease_ttl = lease_ttl
         self._balancer = perf.balancer()
         self._metrics = perf.metrics
-        results = perf.cache(FILES_CACHE, max_size=_RESULTS_PER_FILE * len(tree.files) + 100, default_ttl=KEEP_S)
-        self._modules = perf.tiered_cache(MODULES_CACHE, cold_size=2000 + 4 * len(tree.files))
+        results, self._modules = caches(perf, tree)
         self._search = tree.search
 
-        @results.cached()
-        def outline(file: str, digest: str, edition: str) -> Outline:
+        @results.cached(version=EDITION)
+        def outline(file: str, digest: str) -> Outline:
             source = self._source(file, digest)
             name, is_package = tree.module_name(file), file.rpartition("/")[2] == "__init__.py"
             return self._compute(f"{READER} {file}", lambda: agents.read(source, name, is_package=is_package))
 
-        @results.cached()
-        def findings(file: str, digest: str, edition: str) -> tuple[Finding, ...]:
+        @results.cached(version=EDITION)
+        def findings(file: str, digest: str) -> tuple[Finding, ...]:
             source = self._source(file, digest)
             return self._compute(f"{CRITIC} {file}", lambda: agents.criticise(source))
 
@@ -95,9 +104,9 @@ class Team:
             The review.
         """
         digest = sha256((self._tree.root / file).read_bytes()).hexdigest()
-        outline = self._step(READER, lambda: self._outline(file, digest, EDITION))
+        outline = self._step(READER, lambda: self._outline(file, digest))
         self._journal.used(f"{READER} {file}")
-        findings = self._step(CRITIC, lambda: self._findings(file, digest, EDITION))
+        findings = self._step(CRITIC, lambda: self._findings(file, digest))
         self._journal.used(f"{CRITIC} {file}")
         modules = sorted({each.module for each in outline.imports})
         libraries = self._step(LIBRARIAN, lambda: {module: self._names(module) for module in modules})
@@ -108,7 +117,8 @@ class Team:
     def _step(self, agent: str, work: Callable[[], T]) -> T:
         """Do the work of an agent on an instance leased for it."""
         try:
-            with self._balancer.lease(agent, wait=WAIT_S, ttl=self._lease_ttl) as lease:
+            with ExitStack() as stack:
+                lease = self._lease(agent, stack)
                 began = time.perf_counter()
                 try:
                     result = work()
@@ -121,6 +131,16 @@ class Team:
         except LeaseLost:
             self._journal.lost(agent)  # the work is done and changes nothing elsewhere: it stands
         return result
+
+    def _lease(self, agent: str, stack: ExitStack) -> Lease:
+        give_up_at = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return stack.enter_context(self._balancer.lease(agent, ttl=self._lease_ttl))
+            except NoCapacity as refusal:
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(min(refusal.retry_after, random.uniform(*_LOOK_AGAIN_S)))
 
     def _names(self, module: str) -> Names:
         names: Names = self._modules.get_or_compute(
