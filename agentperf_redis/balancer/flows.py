@@ -167,6 +167,12 @@ def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float
             keeper.insist(command, lease.ttl)
 
 
+def release_nothing() -> Flow[bool]:
+    """Release the None that `acquire` returned: callers may do so without asking."""
+    yield from ()
+    return False
+
+
 def leave(keeper: Keeper, lease: Lease, error: BaseException | None) -> Flow[None]:
     """End a block that held a lease.
 

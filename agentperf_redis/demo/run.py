@@ -22,6 +22,7 @@ from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.demo.checks import Evidence, checks
 from agentperf_redis.demo.journal import Account
+from agentperf_redis.demo.leftovers import let_expire
 from agentperf_redis.demo.progress import Progress, Snapshot, Start, WorkerProgress, WorkerState
 from agentperf_redis.demo.report import Casualty, Report
 from agentperf_redis.demo.team import AGENTS, Shares, caches
@@ -49,7 +50,8 @@ class DemoOptions:
         files: review so many files only, spread over the tree; None for all.
         workers: worker processes, 1 to 64.
         kill: whether one of them, the last, is killed half-way; needs two workers.
-        namespace: prefix of all keys; None makes a new one, so that no earlier demo's results are found.
+        namespace: prefix of all keys; None makes a new one, so that no earlier demo's results are found, and lets it go
+            after a day.
         lease_ttl: life of a lease without renewal, s: how long a dead worker's capacity is gone.
         program: arguments to Python that start a worker.
     """
@@ -109,7 +111,10 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
                 kill=options.kill and options.workers > 1,
             )
         )
-        return demo.run()
+        report = demo.run()
+        if options.url is not None and options.namespace is None:
+            let_expire(perf.backend)
+        return report
 
 
 @dataclass(slots=True)

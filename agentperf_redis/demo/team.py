@@ -25,6 +25,7 @@ T = TypeVar("T")
 Names = tuple[str, ...] | None
 
 READER, CRITIC, LIBRARIAN, SUMMARISER = AGENTS = ("reader", "critic", "librarian", "summariser")
+FILES_CACHE, MODULES_CACHE = "files", "modules"
 EDITION = "1"
 """Part of every cache key: what other versions of the agents have made must not be found."""
 WAIT_S = 60.0
@@ -58,8 +59,8 @@ class Shares:
 
 def caches(perf: AgentPerf, tree: Tree) -> tuple[LRUCache, TieredCache]:
     """Return the cache of what is made of files, and that of modules' names. Both have room for all of it."""
-    files = perf.cache("files", max_size=2 * len(tree.files) + 100, default_ttl=KEEP_S)
-    return files, perf.tiered_cache("modules", cold_size=2000 + 4 * len(tree.files))
+    files = perf.cache(FILES_CACHE, max_size=2 * len(tree.files) + 100, default_ttl=KEEP_S)
+    return files, perf.tiered_cache(MODULES_CACHE, cold_size=2000 + 4 * len(tree.files))
 
 
 class Team:

@@ -94,6 +94,8 @@ def test_a_right_script_passes() -> None:
         ("return 1\n", "local late = ARGV[3]\nreturn 1\n", "bare ARGV[3]"),
         ("return 1\n", "return tostring(1)\n", "tostring"),
         ("return 1\n", "return math.random()\n", "randomness"),
+        ("return 1\n", "STAET = 1\nreturn 1\n", "STAET is declared nowhere"),
+        ("return 1\n", "return {1, state = 'x'..STAET}\n", "STAET is declared nowhere"),
         ("return 1\n", "return os.time()\n", "time is the server's"),
         ("return 1\n", "return cmsgpack.pack(1)\n", "fakeredis"),
         ("return 1\n", "return redis.call('KEYS', '*')\n", "calls KEYS"),

@@ -17,7 +17,10 @@ PROCESSES, INSTANCES, CAPACITY = 16, 2, 3
 ROUNDS = 60
 
 # Without these the index offers what is full, and the record does not refuse it.
-MUTATIONS = (("  if load < lim then\n    if strategy", "  if true then\n    if strategy"), ("if load >= lim then id = nil end", ""))
+MUTATIONS = (
+    ("  if load < lim then\n    if strategy", "  if true then\n    if strategy"),
+    ("if load >= lim then id = nil end", ""),
+)
 
 
 def contend(url: str, namespace: str, mutant: bool) -> tuple[int, int]:

@@ -6,16 +6,18 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
 from agentperf_redis import embedded
+from agentperf_redis.backend import Backend
+from agentperf_redis.command import Command
 from agentperf_redis.embedded import EmbeddedServer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
-from tests.servers import Raw, wait_until
+from tests.servers import Raw, gone, wait_until
 from tests.workers import Workers
 
 
@@ -30,14 +32,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def _client(socket: Path) -> Raw:
     return redis.Redis(unix_socket_path=str(socket), decode_responses=True, protocol=2)
-
-
-def _gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie has, even if nobody collects it."""
-    try:
-        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return True
 
 
 def _found(folder: Path) -> EmbeddedServer:
@@ -86,7 +80,7 @@ def test_a_server_starts_is_joined_and_stops(folder: Path) -> None:
         assert settings["dir"] == str(folder)
         assert client.info("server")["process_id"] == server.pid
     assert embedded.stop(folder)
-    assert _gone(server.pid)
+    assert gone(server.pid)
     assert embedded.running(folder) is None
     assert not embedded.stop(folder)
 
@@ -138,6 +132,27 @@ def test_eight_processes_at_once_replace_a_killed_server(folder: Path, workers: 
     assert (folder / "server.log").read_text().count("Server initialized") == 2
 
 
+def test_the_library_starts_and_joins_it_by_its_url(
+    folder: Path, connect: Callable[..., Backend], namespace: str
+) -> None:
+    first, second = connect(f"embedded://{folder}", deadline=0.5), connect(f"embedded://{folder}")
+    assert embedded.running(folder) is None  # until the first command
+    first.run(Command("PING", (), (), bytes))
+    assert first.run(first.entered("lb")) == []
+    pid = _found(folder).pid
+    second.run(Command("PING", (), (), bytes))
+    assert _found(folder).pid == pid
+    with _client(embedded.ensure(folder)) as client:
+        assert client.hget(f"{namespace}:meta", "schema") == "1"
+
+    embedded.stop(folder)
+    with pytest.raises(BackendUnavailable):
+        connect(f"embedded://{folder}/server.lock/below-a-file", deadline=0.5).run(Command("PING", (), (), bytes))
+    with pytest.raises(BackendUnavailable):
+        first.run(Command("PING", (), (), bytes))  # told to end, it is not brought back by who used it
+    assert embedded.running(folder) is None
+
+
 def _start_and_stay(folder: Path) -> Generator[int, None, None]:
     embedded.ensure(folder)
     yield _found(folder).pid
@@ -163,7 +178,7 @@ def test_a_server_whose_folder_was_moved_away_is_replaced(folder: Path) -> None:
 
     with _client(embedded.ensure(folder)) as client:
         assert client.get("moved") is None
-    assert _gone(before)
+    assert gone(before)
     assert _found(folder).pid != before
 
     embedded.stop(folder)
@@ -207,7 +222,7 @@ def test_another_server_on_the_socket_is_not_taken_for_the_folders(folder: Path)
         finally:
             socket.unlink()
             kept.rename(socket)
-        assert not _gone(other.pid)
+        assert not gone(other.pid)
     assert _found(folder) == server
 
 
@@ -256,7 +271,7 @@ def test_a_private_server_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
             client.set("x", "1")
             assert client.config_get("appendonly", "save") == {"appendonly": "no", "save": ""}
         assert server.url == f"unix://{server.socket}"
-    assert _gone(server.pid)
+    assert gone(server.pid)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -293,5 +308,5 @@ def test_a_private_server_ends_with_its_process_not_its_thread(end: signal.Signa
         with _client(Path(socket)) as client:
             assert client.ping()
         parent.send_signal(end)
-    wait_until(lambda: _gone(int(pid)), "the private server to end")
+    wait_until(lambda: gone(int(pid)), "the private server to end")
     shutil.rmtree(Path(socket).parent)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +16,16 @@ from typing import Any
 import pytest
 import redis
 
+from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Wait
+from agentperf_redis.errors import CorruptState
+from agentperf_redis.script import Script
 from tests.conftest import Call
+from tests.fake import Fake
 from tests.proxy import Proxy
-from tests.servers import Raw, Server, Servers, wait_until
+from tests.servers import Raw, Server, Servers, gone, wait_until
 from tests.workers import WorkerFailed, Workers
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def _client(url: str, **options: object) -> Raw:
@@ -80,12 +89,75 @@ def test_servers_die_with_the_test_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid, folder = parent.stdout.readline().split()
-        assert Path(f"/proc/{pid}").exists()
+        assert not gone(int(pid))
         parent.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the orphan to be killed")
-    for file in Path(folder).iterdir():
-        file.unlink()
-    Path(folder).rmdir()
+    wait_until(lambda: gone(int(pid)), "the orphan to be killed")
+    shutil.rmtree(folder)
+
+
+_LEAK = """
+import subprocess, sys
+from tests import conftest
+conftest._END_PATIENCE_S = 0.1
+from agentperf_redis import embedded
+def test_leak(tmp_path):
+    subprocess.Popen(["sleep", "60"], start_new_session=True).returncode = 0   # so that Python does not complain
+    embedded.ensure(tmp_path)
+"""
+
+
+def test_a_session_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> None:
+    (tmp_path / "test_leak.py").write_text(_LEAK)
+    words = ["-m", "pytest", "-c", str(_ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, *words, str(tmp_path)], cwd=_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    named = re.findall(r"ERROR: this session left process (\d+) running: (\S+)", done.stdout)
+    for pid, _ in named:
+        os.kill(int(pid), signal.SIGKILL)
+    assert sorted(Path(program).name for _, program in named) == ["sleep", "valkey-server"]
+    assert "1 passed" in done.stdout
+    (socket,) = re.findall(r"unixsocket:(\S+)", done.stdout)
+    Path(socket).unlink()
+
+
+def _noted() -> Flow[list[object]]:
+    """A flow of every kind of step, one of which fails and is survived."""
+    meta = "fake:meta"
+    opened = Command(Script("namespace/open"), (meta,), (1, "epoch"), _second)
+    try:
+        yield from Command("HGET", (meta,), ("no such field",), _refuse)
+    except CorruptState as error:
+        yield from Pause(0.5)
+        first = yield from opened
+        both = yield from Batch((opened, Command("HGET", (meta,), ("epoch",), _same)))
+        settled = yield from Batch((opened, Command("HGET", (meta,), ("epoch",), _refuse))).settled()
+        hinted = yield from Wait(Hint(), 1.5)
+        return [error.key, first, both, type(settled[1]), hinted]
+    return []
+
+
+def _second(reply: Any) -> object:
+    return reply[1]
+
+
+def _same(reply: object) -> object:
+    return reply
+
+
+def _refuse(reply: object) -> object:
+    raise CorruptState("fake:meta", repr(reply))
+
+
+def test_the_fake_runs_commands_batches_and_flows(fake: Fake) -> None:
+    assert fake.run(_noted()) == ["fake:meta", 1, [1, b"epoch"], CorruptState, False]
+    assert fake.pauses == [0.5, 1.5]
+    assert fake.client.hget("fake:meta", "epoch") == "epoch"
+    assert fake.run(Command("HGET", ("fake:meta",), ("schema",), int)) == 1
+    assert fake.run(Batch((Command("HGET", ("fake:meta",), ("schema",), int),))) == [1]
+    with pytest.raises(CorruptState):
+        fake.run(Command("HGET", ("fake:meta",), ("schema",), _refuse))
 
 
 class _Greeter:

@@ -25,6 +25,8 @@ from tests.servers import Server, wait_until
 __all__ = ["run"]
 
 CERTIFICATES = Path(__file__).resolve().parents[1] / "data" / "tls"
+pytestmark = pytest.mark.standalone
+
 ECHO = Command("ECHO", ("hello",), (), bytes)
 
 

@@ -44,7 +44,9 @@ def cases() -> Iterator[Any]:
         yield pytest.param("heartbeat", ("planner", "p"), {"within": value}, "within", id=f"within-{value!r}")
         if value is not None:
             instance = AgentInstance("p", "planner")
-            yield pytest.param("register_instance", (instance,), {"heartbeat": value}, "heartbeat", id=f"beat-{value!r}")
+            yield pytest.param(
+                "register_instance", (instance,), {"heartbeat": value}, "heartbeat", id=f"beat-{value!r}"
+            )
     for value in NO_COUNTS:
         if value is not None:
             facts = {"max_capacity": value}

@@ -1,0 +1,35 @@
+"""The way of one script call, against redis-py's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.command import Command
+from tests.benchmarks.measure import Bench, Row, micros
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """A plain command, blocking, against redis-py's client on the same server."""
+    backend, client = Backend(bench.url), bench.client()
+    echo = Command("ECHO", ("hello",), (), bytes)
+
+    def ours(times: int) -> None:
+        for _ in range(times):
+            backend.run(echo)
+
+    def theirs(times: int) -> None:
+        for _ in range(times):
+            client.echo("hello")
+
+    pair = bench.pair(ours, theirs, 2000)
+    yield Row(
+        "one command, blocking, retries and deadline included",
+        micros(pair.ours_s),
+        f"redis-py {micros(pair.reference_s)}",
+        pair.ratio,
+        "<= 1 x",
+        pair.ratio <= 1,
+    )
+    backend.close()
+    client.close()
