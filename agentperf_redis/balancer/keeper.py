@@ -107,6 +107,7 @@ class Keeper:
         self,
         agent_type: str,
         instance_id: str,
+        *,
         max_capacity: int | None,
         weight: float | None,
         labels: frozenset[str] | None,

@@ -77,6 +77,7 @@ class Lease:
         token: str,
         fence: int,
         instance: AgentInstance,
+        *,
         ttl: float,
         asked_at: float,
         max_hold: float,
