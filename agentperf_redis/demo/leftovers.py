@@ -27,7 +27,7 @@ def let_expire(backend: Backend, within: int = DAY_S) -> int:
     Returns:
         How many keys got one.
     """
-    commands = tuple(Command("EXPIRE", (key,), (within,), _was_set) for key in _keys(backend.namespace))
+    commands = tuple(Command("EXPIRE", (key,), (within, "NX"), _was_set) for key in _keys(backend.namespace))
     return sum(answer is True for answer in backend.run(Batch(commands).settled()))
 
 
@@ -47,4 +47,4 @@ def _keys(namespace: str) -> Iterator[str]:
 
 
 def _was_set(reply: Reply) -> bool:
-    return reply == 1
+    return bool(reply == 1)

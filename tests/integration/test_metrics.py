@@ -128,7 +128,9 @@ def test_the_references_attributes_are_there(collector: MetricsCollector) -> Non
     assert datetime.now() - collector.start_time < timedelta(seconds=60)  # noqa: DTZ005  as in the reference
 
 
-@pytest.mark.parametrize("name", ["a b{1}", "}{", "*?[", "é", "e\N{COMBINING ACUTE ACCENT}", "a:b/c#d|e%f", "__other__", "x" * 200])
+@pytest.mark.parametrize(
+    "name", ["a b{1}", "}{", "*?[", "é", "e\N{COMBINING ACUTE ACCENT}", "a:b/c#d|e%f", "__other__", "x" * 200]
+)
 def test_any_name_is_counted_apart(collector: MetricsCollector, name: str) -> None:
     collector.record_execution(name, 1.0, False, "E|:x}")
     collector.record_execution("plain", 1.0, True)

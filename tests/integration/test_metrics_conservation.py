@@ -135,9 +135,7 @@ def assert_conserved(expected: Expected, raw: Raw, namespace: str, url: str) -> 
 
 
 @pytest.mark.every_server
-def test_what_processes_record_is_what_is_counted(
-    server: Server, namespace: str, raw: Raw, workers: Workers
-) -> None:
+def test_what_processes_record_is_what_is_counted(server: Server, namespace: str, raw: Raw, workers: Workers) -> None:
     results = workers.run(work, [(server.url, namespace, seed, 2_000) for seed in range(4)])
     for _, delivery in results:
         assert delivery.recorded == delivery.counted == 1_600, "the child's are its own"

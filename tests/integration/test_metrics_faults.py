@@ -187,7 +187,9 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
         raw.delete(*poisoned)
         if part == "10s":  # this slice and the next
             now = time.time() // 10 * 10
-            poisoned = [f"{tag}:10s:{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now + more))}:{bad}" for more in (0, 10)]
+            poisoned = [
+                f"{tag}:10s:{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now + more))}:{bad}" for more in (0, 10)
+            ]
     for key in poisoned:
         raw.set(key, "somebody else's")
     before = state(raw, namespace)

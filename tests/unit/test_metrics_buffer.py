@@ -161,7 +161,9 @@ def test_raw_samples_are_bounded_and_what_is_dropped_is_counted(buffer: Buffer, 
         buffer.record("research", us, OK)
     (parcel,) = pack(buffer)
     kept = {us for _, us, _ in parcel.cells[0].cell.raw}
-    assert kept == set(range(1, 51)) | set(range(951, 1001)), "a busy series sends the newest 50 a second and the slowest"
+    assert kept == set(range(1, 51)) | set(range(951, 1001)), (
+        "a busy series sends the newest 50 a second and the slowest"
+    )
 
 
 def test_series_beyond_the_bound_are_counted_together(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:

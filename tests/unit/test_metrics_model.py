@@ -150,7 +150,15 @@ def test_throughput_is_over_the_time_covered() -> None:
 
 @pytest.mark.parametrize(
     ("window", "expected_ms"),
-    [("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("3d", 259_200_000), ("1.5h", 5_400_000), (90, 90_000), (1.5, 1500)],
+    [
+        ("30s", 30_000),
+        ("5m", 300_000),
+        ("1h", 3_600_000),
+        ("3d", 259_200_000),
+        ("1.5h", 5_400_000),
+        (90, 90_000),
+        (1.5, 1500),
+    ],
 )
 def test_windows(window: str | float, expected_ms: int) -> None:
     assert asked_time(window, None) == Span(expected_ms, -1)

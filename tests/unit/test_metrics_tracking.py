@@ -21,7 +21,9 @@ class Notes:
     def __init__(self) -> None:
         self.said: list[tuple[str, float, str]] = []
 
-    def record_execution(self, agent_name: str, execution_time: float, success: bool, error_type: str | None = None) -> None:
+    def record_execution(
+        self, agent_name: str, execution_time: float, success: bool, error_type: str | None = None
+    ) -> None:
         self.said.append((agent_name, execution_time, "ok" if success else f"err:{error_type}"))
 
     def record_cancellation(self, agent_name: str, execution_time: float) -> None:
