@@ -40,8 +40,8 @@ def status(target: Target, *, as_json: bool) -> Exit:
         out.print("Nothing here yet: no agent was recorded, no cache used, no instance registered.")
         return Exit.OK
     out.print(
-        f"{counted(summary.total_tasks, 'task')} of {counted(summary.active_agents, 'agent')} in {summary.uptime:.1f} s, "
-        f"{summary.success_rate:.1%} succeeded, {summary.throughput:.2f} tasks/s",
+        f"{counted(summary.total_tasks, 'task')} of {counted(summary.active_agents, 'agent')} "
+        f"in {summary.uptime:.1f} s, {summary.success_rate:.1%} succeeded, {summary.throughput:.2f} tasks/s",
         markup=False,
     )
     for table in (agents_table(agents), caches_table(caches), pools_table(pools)):

@@ -49,7 +49,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         assert leased.lease is not None
         assert balancer.select_instance(agent) is not None
         assert balancer.status(agent)
-        pool = balancer._pool(agent)
+        pool = balancer_commands.Pool.of(namespace, agent)
         assert not backend.run(balancer_commands.renew(pool, [leased.lease.token], 60_000))
         assert balancer.release(leased)
         assert balancer.remove_instance(agent, "p2")
