@@ -80,6 +80,11 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
         return Exit.FAILURE
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``1 task`` or ``2 tasks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def print_json(kind: str, data: Mapping[str, Any]) -> None:
     """Print data as one JSON document that names its kind and version."""
     document = {"kind": kind, "version": JSON_VERSION, **data}
