@@ -7,11 +7,12 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from hashlib import blake2b, shake_128
 from typing import NoReturn
 
 from agentperf_redis import keys
-from agentperf_redis.balancer.model import AgentInstance, InstanceStatus, LoadBalancingStrategy, Outcome
+from agentperf_redis.balancer.model import AgentInstance, InstanceStatus, LoadBalancingStrategy, Outcome, snapshot
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch, shown
 from agentperf_redis.keys import PoolKeys, decoded, encoded
@@ -34,6 +35,7 @@ MANY = 500
 """Most names in one renew or heartbeat: `unpack` takes some 7,000 values, and a long script stops the server."""
 
 _RECORD_FIELDS = 14
+_NO_LABELS: frozenset[str] = frozenset()
 
 _OUTCOME_LETTERS = {
     Outcome.OK: "o",
@@ -62,10 +64,11 @@ class Pool:
     agent_type: str
     keys: PoolKeys
 
-    @classmethod
-    def of(cls, namespace: str, agent_type: str) -> Pool:
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(namespace: str, agent_type: str) -> Pool:
         """Return the pool of an agent type."""
-        return cls(agent_type, keys.pool(namespace, agent_type))
+        return Pool(agent_type, keys.pool(namespace, agent_type))
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,19 +374,21 @@ def instance_status(pool: Pool, name: Reply, record: Reply) -> InstanceStatus:
         load, _lim, _seq, fence, peak = map(int, fields[:5])
         weight, labels, flags, cap = float(fields[5]), fields[6], fields[7], int(fields[8])
         ewma_us, _ewma_ms, served, failed, fails = map(int, fields[9:14])
-        instance = AgentInstance(
-            id=decoded(_text(pool, name)),
-            agent_type=pool.agent_type,
-            current_load=load,
-            max_capacity=cap,
-            weight=weight,
-            is_healthy="u" not in flags and "s" not in flags,
-            response_time_ms=ewma_us / 1000,
-            labels=frozenset() if labels == "-" else frozenset(map(decoded, labels.split(","))),
-            is_draining="d" in flags,
-        )
+        name_text = decoded(_text(pool, name))
     except ValueError:
         raise CorruptState(pool.keys.state, f"the instance record {shown(record)}") from None
+    instance = snapshot(
+        name_text,
+        pool.agent_type,
+        load,
+        cap,
+        weight,
+        "u" not in flags and "s" not in flags,
+        ewma_us / 1000,
+        _NO_LABELS if labels == "-" else frozenset(map(decoded, labels.split(","))),
+        "d" in flags,
+        None,
+    )
     return InstanceStatus(instance, peak, served, failed, fails, fence)
 
 

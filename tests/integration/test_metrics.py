@@ -8,8 +8,10 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agentperf_redis import keys
@@ -225,11 +227,7 @@ def test_bad_questions_are_refused_and_nothing_is_sent(
 
 
 def test_whole_numbers_and_other_reals_are_durations(collector: MetricsCollector) -> None:
-    import fractions
-
-    import numpy
-
-    for value in (2, fractions.Fraction(1, 4), numpy.float64(0.5), numpy.float32(0.5), numpy.int64(3)):
+    for value in (2, Fraction(1, 4), np.float64(0.5), np.float32(0.5), np.int64(3)):
         collector.record_execution("research", value, True)  # type: ignore[arg-type]  # fractions are Real, no float
     assert sorted(collector.metrics["research"].execution_times) == [0.25, 0.5, 0.5, 2.0, 3.0]
 

@@ -250,14 +250,14 @@ def test_a_record_made_while_recording_does_not_deadlock(clock: Clock) -> None:
     def on_first() -> None:
         if not nested:
             nested.append(1)
-            buffer.record("inner", 1, OK)
+            made.record("inner", 1, OK)
 
-    buffer = Buffer(on_first=on_first, clock=clock)
-    thread = threading.Thread(target=lambda: buffer.record("outer", 1, OK), daemon=True)
+    made = Buffer(on_first=on_first, clock=clock)
+    thread = threading.Thread(target=lambda: made.record("outer", 1, OK), daemon=True)
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
-    assert counts(buffer)["n"] == 2
+    assert counts(made)["n"] == 2
 
 
 def test_threads_lose_nothing() -> None:

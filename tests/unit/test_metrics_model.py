@@ -192,4 +192,4 @@ def test_all_time_has_no_past() -> None:
 )
 def test_bad_retention_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidArgument, match=field):
-        Retention(**{field: value})
+        Retention(**{field: value})  # type: ignore[arg-type]  # one of them is a whole number
