@@ -139,7 +139,7 @@ class _Worker:
     def state(self) -> WorkerState:
         if self.killed_at is not None:
             return "killed"
-        code = self.process.poll()
+        code = self.process.returncode  # as of the last poll, after which the journal was read
         if code is None:
             return "working" if self.account.process else "starting"
         return "done" if code == 0 and self.account.result is not None else "failed"
@@ -249,10 +249,10 @@ class _Demo:
         next_show = next_look = 0.0
         leases: dict[str, int] = {}
         while True:
+            through = all([worker.process.poll() is not None for worker in workers])  # noqa: C419  poll all of them
             for worker in workers:
                 worker.account.update()
             now = time.monotonic()
-            through = all(worker.process.poll() is not None for worker in workers)
             if now >= next_look:
                 next_look = now + _LOOK_EVERY_S
                 leases = dict(Counter(self._leases().values()))
@@ -263,7 +263,7 @@ class _Demo:
                 self._progress.update(self._snapshot(workers, began, leases))
             if through or now > give_up_at:
                 return
-            hunting = victim is not None and victim.killed_at is None and victim.process.poll() is None
+            hunting = victim is not None and victim.killed_at is None and victim.process.returncode is None
             if hunting and victim is not None and victim.account.files >= half:
                 self._try_to_kill(victim)
             closing_in = hunting and victim is not None and victim.account.files >= half // 2

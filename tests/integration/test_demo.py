@@ -222,7 +222,7 @@ def test_plain_progress_is_lines(tmp_path: Path) -> None:
 
     (tmp_path / "a.py").touch()
     text = io.StringIO()
-    run_demo(DemoOptions(path=tmp_path, workers=1), PlainProgress(text))
+    run_demo(DemoOptions(path=tmp_path, workers=1, kill=False), PlainProgress(text))
     first, second, third, *_ = text.getvalue().splitlines()
     assert first.startswith("1 workers review 1 files of")
     assert "redis-cli -s /" in second
