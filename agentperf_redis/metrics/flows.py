@@ -17,7 +17,7 @@ from agentperf_redis.metrics.recorder import Recorder
 READ_SERIES = 16
 """Series of one script call: about 2 ms of the server's time with five slices each."""
 EXACT_MOST = 1000
-EXACT_MOST_OF_MANY = 100
+EXACT_MOST_OF_MANY = 16
 """With many agents asked at once, raw durations are fetched only where they are few."""
 MANY_SERIES = 64
 
@@ -148,7 +148,6 @@ def _read(recorder: Recorder, wanted: Iterable[tuple[int, str]], time: Span) -> 
                 window_ms=time.window_ms,
                 as_of_ms=time.as_of_ms,
                 exact_most=EXACT_MOST if len(places) <= MANY_SERIES else EXACT_MOST_OF_MANY,
-                retention=recorder.retention,
             )
             for shard, names in asked
         )
