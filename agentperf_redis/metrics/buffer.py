@@ -38,6 +38,8 @@ SLOW_MOST = 50
 """Slowest samples that are sent on whatever the refill allows."""
 CELLS_MOST = 20_000
 """About 100 MB of counts in an outage of days; then steps become coarser early."""
+COUNTS_MOST = 2000
+"""Counters of a cell: 720 buckets at most, and error types; what goes beyond is ``__other__``."""
 PARCEL_CELLS = 32
 """Cells of one script call: about 3 ms of the server's time."""
 WRITER_KEEP_S = 3600.0
@@ -50,6 +52,7 @@ COARSER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
 OK = "ok"
 FAILED = "err"
 CANCELLED = "cancelled"
+_OTHER_ERROR = f"{FAILED}:{OTHER}"
 
 
 class Series(NamedTuple):
@@ -110,7 +113,7 @@ class Cell:
         self.max_us = max(self.max_us, most)
         for outcome, count in Counter([outcome for _, _, outcome in fresh]).items():
             for name in _fields_of_outcome(outcome):
-                counts[name] += count
+                counts[name if name in counts or len(counts) < COUNTS_MOST else _OTHER_ERROR] += count
         counts["sum_us"] += sum(times)
         for bucket, count in Counter([bucket_index(us) if us else ZERO for us in times]).items():
             counts[_bucket_field(bucket)] += count

@@ -188,7 +188,7 @@ while at <= last do
   at = at + 2 * count
   count = tonumber(ARGV[at])
   at = at + 1
-  local samples, suffix = one.samples, '|' .. sample_tag .. '-' .. at .. '-'
+  local samples, suffix = one.samples, '|' .. sample_tag .. '-'
   for s = at, at + 3 * count - 3, 3 do
     local ms, us = now - ARGV[s], ARGV[s + 1]
     if ms < from then ms = from elseif ms > to then ms = to end

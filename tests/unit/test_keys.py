@@ -43,4 +43,4 @@ def test_namespaces_that_are_refused(namespace: object) -> None:
 
 def test_an_agent_keeps_its_shard() -> None:
     assert keys.metrics_shard("research") == 2
-    assert keys.metrics_total("agentperf", 2, "a b") == "agentperf:{metrics:02}:total:a%20b"
+    assert keys.metrics_total("agentperf", 2, keys.metrics_series("a b")) == "agentperf:{metrics:02}:total:a%20b"

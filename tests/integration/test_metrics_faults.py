@@ -1,0 +1,276 @@
+"""What goes wrong between a worker and the server changes no count: each fault is injected, each count compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState
+from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.buffer import OK, Buffer
+from agentperf_redis.metrics.client import MetricsCollector
+from agentperf_redis.metrics.model import Retention
+from agentperf_redis.script import Script
+from tests.conftest import Call
+from tests.proxy import Proxy
+from tests.servers import Raw, Server, wait_until
+
+CHECK = "if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0} end"
+
+
+def without_sequence_check() -> Script:
+    """The mutant: a flush that counts whatever arrives."""
+    source = commands.FLUSH.source
+    assert source.count(CHECK) == 1
+    mutant = Script("metrics/flush")
+    mutant.__dict__["source"] = source.replace(CHECK, "")
+    return mutant
+
+
+def warm(collector: MetricsCollector) -> None:
+    """Count one execution of `warm`, so that the script is known to the server and the next flush is one request."""
+    collector.record_execution("warm", 0.001, True)
+    assert collector.flush()
+
+
+@pytest.mark.parametrize("fault", ["reset_after_reply", "half_reply"])
+def test_a_reply_lost_after_execution_counts_nothing_twice(
+    proxy: Proxy, connect: Callable[..., Backend], call: Call, raw: Raw, fault: str
+) -> None:
+    collector = MetricsCollector(backend=connect(proxy.url))
+    warm(collector)
+    lost = getattr(proxy, fault)(only=commands.FLUSH)
+    for _ in range(7):
+        collector.record_execution("research", 0.5, False, "TimeoutError")
+
+    assert call(collector, "flush")
+
+    lost.wait()
+    assert proxy.count(commands.FLUSH) >= 3
+    metrics = call(collector, "get_or_create_metrics", "research")
+    assert (metrics.task_count, metrics.failure_count, metrics.error_types) == (7, 7, {"TimeoutError": 7})
+    assert len(metrics.execution_times) == 7
+    assert collector.delivery().counted == 8
+
+
+def test_the_same_with_a_flush_that_does_not_check_its_sequence_counts_twice(
+    proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test of the test above."""
+    monkeypatch.setattr(commands, "FLUSH", without_sequence_check())
+    collector = MetricsCollector(backend=connect(proxy.url))
+    warm(collector)
+    lost = proxy.reset_after_reply(only=commands.FLUSH)
+    collector.record_execution("research", 0.5, True)
+    collector.flush()
+    lost.wait()
+    assert collector.metrics["research"].task_count == 2
+
+
+def test_an_answer_that_never_comes_leaves_the_batch_to_be_sent_again(
+    proxy: Proxy, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    collector = MetricsCollector(backend=connect(proxy.url, deadline=0.3))
+    warm(collector)
+    lost = proxy.swallow(only=commands.FLUSH, times=100)
+    collector.record_execution("research", 0.5, True)
+    with pytest.raises(BackendUnavailable) as caught:
+        collector.flush()
+    assert caught.value.outcome == "unknown"
+    lost.wait()
+    collector.record_execution("research", 0.5, True)  # joins the next batch
+    assert collector.delivery().pending == 2
+    proxy.clear()
+
+    assert collector.flush()
+
+    assert collector.metrics["research"].task_count == 2
+    delivery = collector.delivery()
+    assert (delivery.recorded, delivery.counted, delivery.pending, delivery.last_error) == (3, 3, 0, None)
+
+
+def test_a_late_copy_of_a_batch_changes_nothing(
+    proxy: Proxy, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    collector = MetricsCollector(backend=connect(proxy.url))
+    warm(collector)
+    held = proxy.hold(only=commands.FLUSH)
+    collector.record_execution("research", 0.5, True)
+    assert collector.flush(), "sent again at once, since the first connection broke"
+    collector.record_execution("research", 0.5, True)
+    assert collector.flush()
+    reply = held.deliver()
+    assert reply.startswith(b"*3\r\n:0\r\n"), "the script says that it knows it"
+    assert collector.metrics["research"].task_count == 2
+
+
+def test_an_outage_delays_and_loses_nothing(
+    proxy: Proxy, connect: Callable[..., Backend], call: Call, raw: Raw, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector = MetricsCollector(backend=connect(proxy.url, deadline=0.2))
+    warm(collector)
+    proxy.close_port()
+    for _ in range(5):
+        collector.record_execution("research", 0.5, True)
+        with pytest.raises(BackendUnavailable):
+            call(collector, "flush")
+    with pytest.raises(BackendUnavailable):
+        call(collector, "get_all_metrics")
+    delivery = collector.delivery()
+    assert (delivery.recorded, delivery.counted, delivery.pending) == (6, 1, 5)
+    assert delivery.last_error is not None
+    assert "no answer" in delivery.last_error
+
+    proxy.open_port()
+    wait_until(lambda: collector.delivery().pending == 0, "the flush that comes by itself")
+    assert call(collector, "get_or_create_metrics", "research").task_count == 5
+    held_back = [record for record in caplog.records if "held back" in record.message]
+    assert len(held_back) == 1, "said once, when it began"
+    assert [record for record in caplog.records if "flow again" in record.message]
+
+
+def test_a_flush_in_an_outage_gives_up_after_its_timeout(proxy: Proxy, connect: Callable[..., Backend]) -> None:
+    collector = MetricsCollector(backend=connect(proxy.url, deadline=1.0))
+    warm(collector)
+    proxy.go_silent()
+    collector.record_execution("research", 0.5, True)
+    start = time.monotonic()
+    assert not collector.flush(timeout=0.1)
+    assert time.monotonic() - start < 0.9
+    proxy.speak_again()
+    wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
+
+
+def test_a_full_server_refuses_a_flush_whole_and_takes_it_later(
+    own_server: Server, connect: Callable[..., Backend]
+) -> None:
+    collector = MetricsCollector(backend=connect(own_server.url, deadline=0.5))
+    warm(collector)
+    with own_server.client() as raw:
+        before = raw.dbsize()
+        raw.config_set("maxmemory", 1)
+        collector.record_execution("research", 0.5, True)
+        with pytest.raises(BackendFull):
+            collector.flush()
+        assert raw.dbsize() == before
+        assert collector.metrics["warm"].task_count == 1, "reading works on a full server"
+        raw.config_set("maxmemory", 0)
+    assert collector.flush()
+    assert collector.metrics["research"].task_count == 1
+
+
+def state(raw: Raw, namespace: str) -> dict[str, bytes]:
+    return {key: raw.dump(key) for key in raw.keys(f"{namespace}:*")}
+
+
+@pytest.mark.parametrize("part", ["agents", "total", "recent", "slow", "10s", "1m", "1h", "1d"])
+def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
+    backend: Backend, raw: Raw, namespace: str, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # both lie in one shard
+    names = [name for name in (f"agent-{number}" for number in range(1000)) if keys.metrics_shard(name) == 3]
+    bad, good = names[:2]
+    collector = MetricsCollector(backend=backend)
+    tag = keys.metrics_tag(namespace, 3)
+    collector.record_execution(bad, 0.5, True)
+    collector.flush()
+    if part == "agents":
+        poisoned = [f"{tag}:agents"]
+        raw.delete(*poisoned)
+    else:
+        poisoned = [key for key in raw.keys(f"{tag}:{part}:*") if key.endswith(bad)]
+        raw.delete(*poisoned)
+        if part == "10s":  # this slice and the next
+            now = time.time() // 10 * 10
+            poisoned = [
+                f"{tag}:10s:{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now + more))}:{bad}" for more in (0, 10)
+            ]
+    for key in poisoned:
+        raw.set(key, "somebody else's")
+    before = state(raw, namespace)
+    for _ in range(3):
+        collector.record_execution(bad, 0.5, True)
+
+    with pytest.raises(CorruptState) as caught:
+        collector.flush()
+
+    assert caught.value.key in poisoned
+    assert caught.value.found == "a string"
+    assert state(raw, namespace) == before
+    delivery = collector.delivery()
+    assert delivery.recorded == delivery.counted + delivery.pending + delivery.dropped == 4
+    if part == "agents":  # nobody's alone: kept until it is gone
+        assert delivery.pending == 3
+        raw.delete(*poisoned)
+        collector.record_execution(good, 0.5, True)
+        assert collector.flush()
+        return
+    assert delivery.dropped == 3
+    assert "3 executions were not counted" in caplog.text
+    collector.record_execution(bad, 0.5, True)
+    collector.record_execution(good, 0.5, True)
+    with pytest.raises(CorruptState):
+        collector.flush()
+    assert collector.get_or_create_metrics(good).task_count == 1, "the others of the shard are counted"
+
+
+def test_reading_a_key_of_a_wrong_type_names_it(backend: Backend, call: Call, raw: Raw, namespace: str) -> None:
+    collector = MetricsCollector(backend=backend)
+    collector.record_execution("research", 0.5, True)
+    collector.flush()
+    key = keys.metrics_total(namespace, keys.metrics_shard("research"), "research")
+    raw.delete(key)
+    raw.set(key, "somebody else's")
+    with pytest.raises(CorruptState) as caught:
+        call(collector, "get_all_metrics")
+    assert caught.value.key == key
+
+
+def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
+    """Count one execution for each age in seconds, in one flush that comes after an outage."""
+    clock = [1000.0]
+    buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
+    seconds, micros = raw.time()
+    buffer.synchronise(seconds + micros / 1e6, 1000.0 + max(ages))
+    for age in sorted(ages, reverse=True):
+        clock[0] = 1000.0 + max(ages) - age
+        buffer.record("research", 500_000, OK)
+    clock[0] = 1000.0 + max(ages)
+    buffer.close_open_cells()
+    (parcel,) = buffer.parcels()
+    command = commands.flush(namespace, parcel, now=clock[0], retention=Retention())
+    assert isinstance(command.script, Script)
+    assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.args)[0] == 1
+
+
+def test_samples_held_back_land_in_the_slices_where_they_belong(backend: Backend, raw: Raw, namespace: str) -> None:
+    ages = [0.0, 1.0, 45.0, 46.0, 47.0, 130.0]
+    aged_flush(raw, namespace, ages)
+    seconds, micros = raw.time()
+    now = seconds + micros / 1e6
+    collector = MetricsCollector(backend=backend)
+
+    def seen(window: float, ago: float) -> int:
+        return collector.get_or_create_metrics("research", window=window, as_of=now - ago).task_count
+
+    for window, ago in ((1.0, 0.0), (10.0, 40.0), (10.0, 125.0), (10.0, 80.0), (60.0, 0.0), (300.0, 0.0), (60.0, 90.0)):
+        # an answer covers whole slices, so what it holds lies between what the window and what the slices hold
+        metrics = collector.get_or_create_metrics("research", window=window, as_of=now - ago)
+        covered = metrics.interval
+        belongs = [now - age for age in ages if covered.start + 0.2 <= now - age < covered.end - 0.2]
+        might = [now - age for age in ages if covered.start - 0.2 <= now - age < covered.end + 0.2]
+        assert len(belongs) <= metrics.task_count <= len(might), (window, ago, covered)
+        assert metrics.exact
+    assert seen(300.0, 0.0) == 6
+    assert seen(3600.0, 0.0) == 6
+    assert seen(86_400.0, 0.0) == 6
+    assert seen(30.0, 60.0) == 0, "no burst where nothing happened"
+
+
+def test_the_check_of_the_sequence_is_where_the_mutant_takes_it_out() -> None:
+    assert CHECK in (Path(__file__).parents[2] / "lua" / "metrics" / "flush.lua").read_text()

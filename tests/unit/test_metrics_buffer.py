@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.metrics import buffer as module
+from agentperf_redis.metrics.buffer import CANCELLED, OK, PARCEL_CELLS, RAW_MOST, WRITER_KEEP_S, Buffer, Parcel
+from agentperf_redis.metrics.model import OTHER, Retention
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def buffer(clock: Clock) -> Buffer:
+    made = Buffer(on_first=lambda: None, clock=clock)
+    made.synchronise(5000.0, clock.now)  # the server's time is 4000 s ahead of our clock
+    return made
+
+
+def pack(buffer: Buffer) -> list[Parcel]:
+    buffer.close_open_cells()
+    return buffer.parcels()
+
+
+def counts(buffer: Buffer) -> dict[str, int]:
+    """What the buffer would still send, added up over everything."""
+    found: dict[str, int] = {}
+    for parcel in pack(buffer):
+        for packed in parcel.cells:
+            for name, value in packed.cell.counts.items():
+                found[name] = found.get(name, 0) + value
+    return found
+
+
+def test_samples_become_counts(buffer: Buffer) -> None:
+    buffer.record("research", 2_000_000, OK)
+    buffer.record("research", 0, "err:TimeoutError")
+    buffer.record("research", 2_000_001, "err")
+    buffer.record("research", 5, CANCELLED)
+
+    (parcel,) = pack(buffer)
+    (packed,) = parcel.cells
+
+    assert packed.series.name == "research"
+    assert packed.cell.counts == {
+        "n": 4, "ok": 1, "err": 2, "err:TimeoutError": 1, "cancelled": 1, "sum_us": 4_000_006,
+        "h:15": 1, "h:16": 1, "h:zero": 1, "h:-282": 1,
+    }  # fmt: skip
+    assert (packed.cell.min_us, packed.cell.max_us) == (0, 2_000_001)
+    assert [us for _, us, _ in packed.cell.raw] == [2_000_000, 0, 2_000_001, 5]
+
+
+def test_a_parcel_under_way_does_not_change(buffer: Buffer) -> None:
+    buffer.record("research", 1, OK)
+    (first,) = pack(buffer)
+    buffer.record("research", 1, OK)
+
+    assert pack(buffer) == [first]
+    assert first.samples == 1
+
+    buffer.settled(first, 0)
+    (second,) = pack(buffer)
+    assert (second.seq, second.samples, second.writer) == (first.seq + 1, 1, first.writer)
+
+
+def test_a_parcel_is_settled_once(buffer: Buffer) -> None:
+    buffer.record("research", 1, OK)
+    (parcel,) = pack(buffer)
+    buffer.settled(parcel, 0)
+    buffer.settled(parcel, 0)
+    assert buffer.tallies()[:2] == (1, 0)
+    assert buffer.empty
+
+
+def test_cells_are_cut_where_the_server_cuts_its_slices(buffer: Buffer, clock: Clock) -> None:
+    for moment in (1000.0, 1009.99, 1010.0, 1029.0):  # 5000, 5009.99, 5010 and 5029 of the server's seconds
+        clock.now = moment
+        buffer.record("research", 1, OK)
+    (parcel,) = pack(buffer)
+    assert [(packed.cell.oldest, packed.cell.counts["n"]) for packed in parcel.cells] == [
+        (1000.0, 2),
+        (1010.0, 1),
+        (1029.0, 1),
+    ]
+
+
+def test_a_long_outage_is_held_in_coarser_and_coarser_cells(buffer: Buffer, clock: Clock) -> None:
+    buffer.record("first", 1, OK)
+    pack(buffer)  # under way, and stays so
+    for _ in range(6 * 60 * 5):  # five hours, every ten seconds
+        clock.now += 10
+        buffer.record("first", 1, OK)
+        buffer.close_open_cells()
+        buffer.coarsen(Retention().lives)
+    # 15 minutes of 10 s, 3 hours of 1 m, the rest in hours
+    assert buffer.waiting_cells <= 91 + 181 + 3
+    assert buffer.tallies()[:2] == (0, 1801)
+    (parcel,) = pack(buffer)
+    buffer.settled(parcel, 0)
+    widths = set()
+    total = 0
+    while parcels := pack(buffer):
+        for packed in parcels[0].cells:
+            widths.add(packed.width_s)
+            total += packed.cell.counts["n"]
+            assert packed.cell.newest - packed.cell.oldest < packed.width_s
+        buffer.settled(parcels[0], 0)
+    assert (widths, total) == ({10, 60, 3600}, 1800)
+
+
+def test_too_many_cells_are_merged_and_nothing_is_lost(
+    buffer: Buffer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CELLS_MOST", 10)
+    for _ in range(40):
+        clock.now += 10
+        buffer.record("research", 1, OK)
+    buffer.close_open_cells()
+    assert buffer.waiting_cells == 40
+    buffer.coarsen(Retention().lives)
+    assert buffer.waiting_cells <= 10
+    assert buffer.tallies()[1] == 40
+
+
+def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) -> None:
+    for _ in range(PARCEL_CELLS + 5):
+        clock.now += 10
+        buffer.record("research", 1, OK)
+    (parcel,) = pack(buffer)
+    assert len(parcel.cells) == PARCEL_CELLS
+    buffer.settled(parcel, 0)
+    (parcel,) = pack(buffer)
+    assert len(parcel.cells) == 5
+
+
+def test_raw_samples_are_bounded_and_what_is_dropped_is_counted(buffer: Buffer, clock: Clock) -> None:
+    for us in range(RAW_MOST + 500):
+        buffer.record("research", us, OK)
+    (parcel,) = pack(buffer)
+    cell = parcel.cells[0].cell
+    assert cell.counts["n"] == RAW_MOST + 500
+    assert [us for _, us, _ in cell.raw] == list(range(500, RAW_MOST + 500)), "the newest are kept"
+    assert buffer.tallies()[4] == 500
+    buffer.settled(parcel, 0)
+
+    clock.now += 1
+    for us in range(1000, 0, -1):
+        buffer.record("research", us, OK)
+    (parcel,) = pack(buffer)
+    kept = {us for _, us, _ in parcel.cells[0].cell.raw}
+    assert kept == set(range(1, 51)) | set(range(951, 1001)), (
+        "a busy series sends the newest 50 a second and the slowest"
+    )
+
+
+def test_series_beyond_the_bound_are_counted_together(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SERIES_MOST", 3)
+    for number in range(10):
+        buffer.record(f"agent-{number}", 1, OK)
+    by_name = {packed.series.name: packed.cell.counts["n"] for parcel in pack(buffer) for packed in parcel.cells}
+    assert by_name == {"agent-0": 1, "agent-1": 1, "agent-2": 1, OTHER: 7}
+
+
+def test_error_types_of_a_cell_are_bounded(buffer: Buffer) -> None:
+    for number in range(5000):
+        buffer.record("research", 1, f"err:E{number}")
+    (parcel,) = pack(buffer)
+    found = parcel.cells[0].cell.counts
+    errors = {name: count for name, count in found.items() if name.startswith("err:")}
+    assert sum(errors.values()) == found["err"] == 5000
+    assert len(errors) <= module.COUNTS_MOST
+
+
+def test_a_parcel_unanswered_for_too_long_is_sent_as_another_writer(buffer: Buffer, clock: Clock) -> None:
+    buffer.record("research", 1, OK)
+    (parcel,) = pack(buffer)
+    writer = parcel.writer
+    buffer.unanswered(parcel, clock.now)
+    clock.now += WRITER_KEEP_S / 2
+    assert pack(buffer)[0].writer == writer
+    clock.now += WRITER_KEEP_S / 2
+    (again,) = pack(buffer)
+    assert again is parcel
+    assert again.writer != writer
+    assert buffer.tallies()[3] == 1, "and is reported as uncertain"
+
+
+def test_a_corrupt_series_leaves_the_rest_of_its_parcel(buffer: Buffer) -> None:
+    # both lie in shard 2
+    buffer.record("research", 1, OK)
+    buffer.record("a b{1}", 1, OK)
+    buffer.record("a b{1}", 1, OK)
+    (parcel,) = pack(buffer)
+    number = parcel.seq
+
+    assert buffer.refused(parcel, "agents") == 0
+    assert buffer.refused(parcel, "w:abc") == 0
+    assert buffer.refused(parcel, "1m:2026-11-22T16:45:a%20b%7B1%7D") == 2
+    assert [packed.series.name for packed in parcel.cells] == ["research"]
+    assert parcel.seq > number, "a late copy of the whole parcel must not stand for the rest"
+
+    assert buffer.refused(parcel, "total:research") == 1
+    assert buffer.empty
+    assert buffer.tallies()[:3] == (0, 0, 3)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 201, "a\n", "\ud800", None, 3, ["x"], {}, b"x"])
+def test_bad_names_are_refused(buffer: Buffer, name: str) -> None:
+    with pytest.raises(InvalidArgument, match="agent_name"):
+        buffer.record(name, 1, OK)
+    assert buffer.empty
+
+
+def test_reset_forgets_and_takes_another_name(buffer: Buffer) -> None:
+    buffer.record("research", 1, OK)
+    writer = buffer.writer
+    buffer.reset()
+    assert buffer.empty
+    assert buffer.writer != writer
+
+
+def test_the_first_record_after_a_silence_is_announced(clock: Clock) -> None:
+    calls: list[float] = []
+    buffer = Buffer(on_first=lambda: calls.append(clock.now), clock=clock)
+    for name in ("a", "b", "a"):
+        buffer.record(name, 1, OK)
+    assert len(calls) == 1
+    pack(buffer)
+    buffer.record("b", 1, OK)
+    assert len(calls) == 2
+
+
+def test_a_record_made_while_recording_does_not_deadlock(clock: Clock) -> None:
+    """As by a signal handler, or a tracked generator collected at that moment."""
+    nested: list[int] = []
+
+    def on_first() -> None:
+        if not nested:
+            nested.append(1)
+            made.record("inner", 1, OK)
+
+    made = Buffer(on_first=on_first, clock=clock)
+    thread = threading.Thread(target=lambda: made.record("outer", 1, OK), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert counts(made)["n"] == 2
+
+
+def test_threads_lose_nothing() -> None:
+    buffer = Buffer(on_first=lambda: None)
+    sent = 0
+
+    def work(number: int) -> None:
+        for turn in range(5000):
+            buffer.record(f"agent-{(number + turn) % 7}", turn, OK)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for parcel in pack(buffer):
+            sent += parcel.samples
+            buffer.settled(parcel, 0)
+    while parcels := pack(buffer):
+        for parcel in parcels:
+            sent += parcel.samples
+            buffer.settled(parcel, 0)
+    assert sent == 20_000
+    assert buffer.tallies()[0] == 20_000

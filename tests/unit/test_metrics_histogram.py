@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentperf_redis.metrics.histogram import (
+    RELATIVE_ERROR,
+    bucket_bounds,
+    bucket_index,
+    estimated_quantile,
+    exact_quantile,
+    merged,
+    middle,
+    rank,
+)
+
+SHARES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+YEAR_US = 366 * 86_400 * 10**6
+
+
+def estimate(times_us: list[int], share: float) -> float:
+    buckets = Counter(bucket_index(us) for us in times_us if us)
+    zeros = times_us.count(0)
+    return estimated_quantile(buckets, zeros, share, least=min(times_us) / 1e6, most=max(times_us) / 1e6)
+
+
+def test_the_bound_is_the_stated_one() -> None:
+    assert f"{RELATIVE_ERROR:.2%}" == "2.17%"
+
+
+@given(st.integers(1, YEAR_US))
+def test_a_duration_lies_within_its_bucket_and_near_its_middle(us: int) -> None:
+    index = bucket_index(us)
+    low, high = bucket_bounds(index)
+    assert low * (1 - 1e-12) < us / 1e6 <= high * (1 + 1e-12)
+    assert abs(middle(index) - us / 1e6) <= RELATIVE_ERROR * (us / 1e6) * (1 + 1e-9)
+
+
+def test_powers_of_two_close_their_bucket() -> None:
+    for exponent in range(-6, 20):
+        us = 2**exponent * 10**6 if exponent >= 0 else 10**6 // 2**-exponent
+        assert bucket_index(us) == 16 * exponent - 1
+        assert bucket_index(us + 1) == 16 * exponent
+
+
+def test_rank_is_the_rule_of_the_reference() -> None:
+    for count in range(1, 300):
+        ordered = list(range(count))
+        for share in (0.5, 0.95, 0.99):
+            assert exact_quantile(ordered, share) == ordered[int(count * share)]
+        assert rank(count, 1.0) == count - 1
+
+
+DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {
+    "lognormal": lambda source: source.lognormvariate(0.7, 0.8),
+    "pareto": lambda source: source.paretovariate(1.2),
+    "uniform": lambda source: source.uniform(0.0, 10.0),
+    "bimodal": lambda source: source.gauss(0.05, 0.005) if source.random() < 0.6 else source.gauss(8.0, 1.0),
+    "constant": lambda source: 0.734,
+}
+
+
+@pytest.mark.parametrize("size", [100, 1_000, 10_000])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_every_quantile_is_within_the_bound(name: str, size: int) -> None:
+    source = random.Random(f"{name}{size}")
+    times = [max(0, round(DISTRIBUTIONS[name](source) * 1e6)) for _ in range(size)]
+    ordered = sorted(times)
+    for share in SHARES:
+        exact = exact_quantile(ordered, share) / 1e6
+        assert abs(estimate(times, share) - exact) <= RELATIVE_ERROR * exact * (1 + 1e-9), share
+
+
+@given(st.lists(st.integers(0, YEAR_US), min_size=1, max_size=200), st.floats(0, 1))
+def test_any_data_is_within_the_bound(times: list[int], share: float) -> None:
+    exact = exact_quantile(sorted(times), share) / 1e6
+    assert math.isclose(estimate(times, share), exact, rel_tol=RELATIVE_ERROR * (1 + 1e-9), abs_tol=0.0) or (
+        abs(estimate(times, share) - exact) <= RELATIVE_ERROR * exact
+    )
+
+
+@given(st.lists(st.lists(st.integers(1, YEAR_US), max_size=50), max_size=5))
+def test_merged_histograms_are_the_histogram_of_all(parts: list[list[int]]) -> None:
+    histograms = [Counter(map(bucket_index, part)) for part in parts]
+    assert merged(histograms) == dict(Counter(bucket_index(us) for part in parts for us in part))
+
+
+def test_no_samples_have_no_quantile() -> None:
+    assert estimated_quantile({}, 0, 0.5, least=math.inf, most=0.0) == 0.0

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.metrics.tracking import track_performance
+
+STEP_S = 0.01
+
+
+class Notes:
+    """Stands in for a collector and keeps what it is told: agent, seconds, outcome."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, float, str]] = []
+
+    def record_execution(
+        self, agent_name: str, execution_time: float, success: bool, error_type: str | None = None
+    ) -> None:
+        self.said.append((agent_name, execution_time, "ok" if success else f"err:{error_type}"))
+
+    def record_cancellation(self, agent_name: str, execution_time: float) -> None:
+        self.said.append((agent_name, execution_time, "cancelled"))
+
+    def once(self, outcome: str, *, at_least: float = 0.0) -> None:
+        """Assert that there was one execution, with that outcome and a duration that makes sense."""
+        ((agent, seconds, found),) = self.said
+        assert (agent, found) == ("agent", outcome)
+        assert at_least <= seconds < at_least + 5.0
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def track(notes: Notes) -> Callable[[Any], Any]:
+    collector: Any = notes
+    return track_performance("agent", collector)
+
+
+def test_a_function(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work(first: int, *, second: int) -> int:
+        """Add."""
+        time.sleep(STEP_S)
+        return first + second
+
+    assert work(1, second=2) == 3
+    assert (work.__name__, work.__doc__) == ("work", "Add.")
+    notes.once("ok", at_least=STEP_S)
+
+
+def test_a_function_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        work()
+    notes.once("err:KeyError")
+
+
+def test_a_function_interrupted_is_a_failure_with_its_name(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    notes.once("err:KeyboardInterrupt")
+
+
+def test_a_coroutine(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work(value: int) -> int:
+        await asyncio.sleep(STEP_S)
+        return value
+
+    assert inspect.iscoroutinefunction(work)
+    assert asyncio.run(work(7)) == 7
+    notes.once("ok", at_least=STEP_S)
+
+
+def test_a_coroutine_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(work())
+    notes.once("err:TimeoutError")
+
+
+def test_a_cancelled_task(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work() -> None:
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        task = asyncio.create_task(work())
+        await asyncio.sleep(STEP_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    notes.once("cancelled", at_least=STEP_S / 2)
+
+
+def test_a_generator_is_recorded_when_it_is_exhausted(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work(count: int) -> Generator[int, str, str]:
+        heard = []
+        for number in range(count):
+            time.sleep(STEP_S)
+            heard.append((yield number))
+        return ",".join(heard)
+
+    assert inspect.isgeneratorfunction(work)
+    stream = work(3)
+    assert not notes.said
+    assert [next(stream), stream.send("a"), stream.send("b")] == [0, 1, 2]
+    assert not notes.said
+    with pytest.raises(StopIteration) as end:
+        stream.send("c")
+    assert end.value.value == "a,b,c"
+    notes.once("ok", at_least=3 * STEP_S)
+
+
+def test_a_generator_that_is_closed_has_done_its_work(notes: Notes, track: Callable[[Any], Any]) -> None:
+    cleaned = []
+
+    @track
+    def work() -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            cleaned.append(True)
+
+    stream = work()
+    next(stream)
+    stream.close()
+    assert cleaned
+    notes.once("ok")
+
+
+def test_a_generator_that_is_dropped_is_recorded_too(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    for _ in work():
+        break
+    notes.once("ok")
+
+
+def test_a_generator_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> Iterator[int]:
+        yield 1
+        raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        list(work())
+    notes.once("err:ValueError")
+
+
+def test_what_is_thrown_into_a_generator_reaches_it(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> Iterator[str]:
+        try:
+            yield "first"
+        except KeyError:
+            yield "caught"
+
+    stream: Any = work()
+    next(stream)
+    assert stream.throw(KeyError()) == "caught"
+    assert list(stream) == []
+    notes.once("ok")
+
+
+def test_an_async_generator(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work() -> AsyncIterator[int]:
+        for number in range(3):
+            await asyncio.sleep(STEP_S)
+            yield number
+
+    async def main() -> list[int]:
+        return [number async for number in work()]
+
+    assert inspect.isasyncgenfunction(work)
+    assert asyncio.run(main()) == [0, 1, 2]
+    notes.once("ok", at_least=3 * STEP_S)
+
+
+def test_an_async_generator_is_sent_and_thrown_to(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work() -> Any:
+        heard = yield "first"
+        try:
+            yield heard
+        except KeyError:
+            yield "caught"
+
+    async def main() -> list[str]:
+        stream = work()
+        found = [await stream.asend(None), await stream.asend("sent"), await stream.athrow(KeyError())]
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        return found
+
+    assert asyncio.run(main()) == ["first", "sent", "caught"]
+    notes.once("ok")
+
+
+def test_an_async_generator_that_is_closed(notes: Notes, track: Callable[[Any], Any]) -> None:
+    cleaned = []
+
+    @track
+    async def work() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    async def main() -> None:
+        stream: Any = work()
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(main())
+    assert cleaned
+    notes.once("ok")
+
+
+def test_an_async_generator_that_fails_or_is_cancelled(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def failing() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError
+
+    @track
+    async def waiting() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(60)
+
+    async def consume(stream: AsyncIterator[int]) -> None:
+        async for _ in stream:
+            pass
+
+    async def main() -> None:
+        with pytest.raises(ValueError):
+            await consume(failing())
+        task = asyncio.create_task(consume(waiting()))
+        await asyncio.sleep(STEP_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.said] == ["err:ValueError", "cancelled"]
+
+
+def test_methods_of_every_kind(notes: Notes, track: Callable[[Any], Any]) -> None:
+    class Agent:
+        base = 10
+
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        @track
+        def plain(self, more: int) -> int:
+            return self.value + more
+
+        @track
+        async def asynchronous(self) -> int:
+            return self.value
+
+        @track
+        def stream(self) -> Iterator[int]:
+            yield self.value
+
+        @track
+        @classmethod
+        def of_class(cls) -> int:
+            return cls.base
+
+        @staticmethod
+        @track
+        def static(value: int) -> int:
+            return value
+
+        @track
+        @staticmethod
+        def static_below(value: int) -> int:
+            return value
+
+    agent = Agent(1)
+    assert agent.plain(2) == 3
+    assert asyncio.run(agent.asynchronous()) == 1
+    assert list(agent.stream()) == [1]
+    assert (Agent.of_class(), Agent.static(5), agent.static_below(6)) == (10, 5, 6)
+    assert [outcome for _, _, outcome in notes.said] == ["ok"] * 6
+
+
+def test_callables_that_are_no_functions(notes: Notes, track: Callable[[Any], Any]) -> None:
+    class Doubles:
+        async def __call__(self, value: int) -> int:
+            await asyncio.sleep(STEP_S)
+            return 2 * value
+
+    async def add(first: int, second: int) -> int:
+        await asyncio.sleep(STEP_S)
+        return first + second
+
+    assert asyncio.run(track(Doubles())(4)) == 8
+    assert asyncio.run(track(functools.partial(add, 1))(2)) == 3
+    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.said)
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
+
+
+def test_a_bad_name_is_refused_when_decorating(notes: Notes) -> None:
+    collector: Any = notes
+    with pytest.raises(InvalidArgument, match="agent_name"):
+        track_performance("", collector)
