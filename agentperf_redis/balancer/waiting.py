@@ -20,8 +20,8 @@ from agentperf_redis.balancer.commands import Granted, Pool, Queued
 from agentperf_redis.bus import Subscription
 from agentperf_redis.command import Flow, Hint, Wait
 
-LIVE_MS = 5000
-"""Silence after which a waiter loses its place: five of its questions unanswered."""
+LIVE_MS = 3000
+"""Silence after which a waiter loses its place; it asks at least each second."""
 BOOST_MS_PER_POINT = 1000
 """What a point of priority is worth: as if the caller had come a second earlier. So nobody waits for ever."""
 FIRST_PLACE = "-"

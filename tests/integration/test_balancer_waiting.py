@@ -59,7 +59,6 @@ def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
     return thread, results
 
 
-@pytest.mark.every_server
 def test_who_waits_gets_what_is_given_back(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
@@ -309,7 +308,6 @@ def hold(url: str, namespace: str) -> Generator[str, None, None]:
     yield instance.id
 
 
-@pytest.mark.every_server
 def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
     server: Server, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, workers: Workers
 ) -> None:
