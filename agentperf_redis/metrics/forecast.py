@@ -1,7 +1,7 @@
 """What the metrics of some agents will take of the server's memory.
 
-Measured with MEMORY USAGE on Valkey 9.1 and Redis 7.0, durations lognormal with sigma 0.8. `tests/benchmarks/metrics.py`
-measures again and holds the forecast against it.
+Measured with MEMORY USAGE on Valkey 9.1 and Redis 7.0, durations lognormal with sigma 0.8. A test holds the forecast
+against a server's used_memory.
 """
 
 from __future__ import annotations
