@@ -20,6 +20,7 @@ MAX_COUNT = 2**31 - 1
 MAX_SECONDS = 10 * 366 * 86_400.0
 """Ten years; what is to last longer has `math.inf`."""
 
+_PLAIN = (float, int)
 _NAME_ALLOWED = f"a string of 1 to {MAX_NAME_CHARACTERS} characters without control characters or lone surrogates"
 _FIRST_PRINTABLE, _DELETE, _FIRST_HIGH_PRINTABLE = 0x20, 0x7F, 0xA0
 
@@ -63,10 +64,11 @@ def cache_key(argument: str, value: object) -> str:
 
 def number(argument: str, value: object, allowed: str) -> float:
     """Check for a real, finite or infinite number that is no bool; NaN is refused."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    plain = type(value) in _PLAIN  # spares most callers the slow question to an abstract class
+    if not plain and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise InvalidArgument(argument, value, allowed)
     try:
-        result = float(value)
+        result = float(value)  # type: ignore[arg-type]  # one of these two, or a Real
     except OverflowError:
         raise InvalidArgument(argument, value, allowed) from None
     if math.isnan(result):

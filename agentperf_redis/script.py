@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
-_SLOT = re.compile(r"([a-z]\w*(?:\.\.\.)?) +(STRING|HASH|ZSET|LIST|SET|STREAM|any|int|text|bytes)(?: +(.*))?")
+_SLOT = re.compile(r"([a-z]\w*(?:\.\.\.)?) +(STRING|HASH|ZSET|LIST|SET|STREAM|any|int|float|text|bytes)(?: +(.*))?")
 _SECTIONS = ("KEYS", "ARGV", "RETURNS", "REPEAT", "ERRORS", "COST")
 
 

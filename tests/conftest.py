@@ -25,7 +25,7 @@ from tests.fake import Fake
 from tests.headers import misfit
 from tests.proxy import Proxy
 from tests.servers import Kind, Raw, Server, Servers, gone, kinds, program, wait_until
-from tests.workers import Workers
+from tests.workers import Workers, server_pid
 
 if TYPE_CHECKING:
     from agentperf_redis import AgentPerf
@@ -295,7 +295,8 @@ def _left_over(config: pytest.Config) -> dict[int, str]:
     """
     mark = f"{_SESSION_MARK}={os.environ[_SESSION_MARK]}".encode()
     folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # where `tmp_path` lies
-    known = (os.getpid(), getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None))
+    # Python ends these two itself, when this process ends.
+    known = (os.getpid(), server_pid(), getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None))
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, default_backend
-from agentperf_redis.balancer import commands, flows
-from agentperf_redis.balancer.commands import Choice, Pool
+from agentperf_redis.balancer import flows
 from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
 from agentperf_redis.balancer.keeper import keeper_of
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.model import (
-    MAX_WEIGHT,
-    AgentInstance,
-    LoadBalancingStrategy,
-    Outcome,
-    PoolStatus,
-    checked_labels,
-    rendered,
-)
-from agentperf_redis.command import Flow
-from agentperf_redis.errors import InvalidArgument, LeaseLost
-
-OnLost = Callable[[LeaseLost], None]
-
-_LEAST_TTL_S = 0.05
-_LONGEST_TTL_S = 86_400.0
+from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome, PoolStatus, rendered
+from agentperf_redis.balancer.requests import OnLost, Requests
+from agentperf_redis.errors import InvalidArgument
 
 
 class LoadBalancer:
@@ -45,9 +30,8 @@ class LoadBalancer:
     """
 
     def __init__(self, strategy: LoadBalancingStrategy | str | None = None, *, backend: Backend | None = None) -> None:
-        self._wanted = self.check_strategy(strategy)
         self._backend = default_backend() if backend is None else backend
-        self._keeper = keeper_of(self._backend)
+        self._requests = Requests(self._backend, keeper_of(self._backend), self.check_strategy(strategy))
 
     @staticmethod
     def check_strategy(strategy: object) -> LoadBalancingStrategy | None:
@@ -60,17 +44,17 @@ class LoadBalancer:
     @cached_property
     def aio(self) -> AsyncLoadBalancer:
         """The same balancer for asyncio: every call that does I/O is awaited."""
-        return AsyncLoadBalancer(self)
+        return AsyncLoadBalancer(self._requests)
 
     @property
     def strategy(self) -> LoadBalancingStrategy:
         """How pools pick that this balancer is the first to register."""
-        return LoadBalancingStrategy.LEAST_LOADED if self._wanted is None else self._wanted
+        return self._requests.wanted or LoadBalancingStrategy.LEAST_LOADED
 
     @property
     def instances(self) -> dict[str, list[AgentInstance]]:
         """A snapshot of all instances by agent type. Reads the server; changing it changes nothing."""
-        return self._backend.run(self._instances())
+        return self._backend.run(self._requests.instances())
 
     def register_instance(self, instance: AgentInstance, *, heartbeat: float | None = None) -> None:
         """Add an instance to its pool, or change its capacity, weight and labels if it is there.
@@ -84,7 +68,7 @@ class LoadBalancer:
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
         """
-        self._backend.run(self._register(instance, heartbeat))
+        self._backend.run(self._requests.register(instance, heartbeat))
 
     def update_instance(
         self,
@@ -107,7 +91,7 @@ class LoadBalancer:
         Returns:
             Whether it is registered.
         """
-        return self._backend.run(self._update(agent_type, instance_id, max_capacity, weight, labels))
+        return self._backend.run(self._requests.update(agent_type, instance_id, max_capacity, weight, labels))
 
     def remove_instance(self, agent_type: str, instance_id: str) -> bool:
         """Take an instance out of its pool: no new leases; those it has may still be renewed and released.
@@ -119,23 +103,23 @@ class LoadBalancer:
         Returns:
             Whether it was registered.
         """
-        return self._backend.run(self._remove(agent_type, instance_id))
+        return self._backend.run(self._requests.remove(agent_type, instance_id))
 
     def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance take work again. Returns whether it is registered."""
-        return self._backend.run(self._mark(agent_type, instance_id, off="us"))
+        return self._backend.run(self._requests.mark(agent_type, instance_id, off="us"))
 
     def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance take no new work until it is marked healthy. Returns whether it is registered."""
-        return self._backend.run(self._mark(agent_type, instance_id, on="u"))
+        return self._backend.run(self._requests.mark(agent_type, instance_id, on="u"))
 
     def drain(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance finish what it has and take nothing new. Returns whether it is registered."""
-        return self._backend.run(self._mark(agent_type, instance_id, on="d"))
+        return self._backend.run(self._requests.mark(agent_type, instance_id, on="d"))
 
     def undrain(self, agent_type: str, instance_id: str) -> bool:
         """Undo `drain`. Returns whether it is registered."""
-        return self._backend.run(self._mark(agent_type, instance_id, off="d"))
+        return self._backend.run(self._requests.mark(agent_type, instance_id, off="d"))
 
     def heartbeat(self, agent_type: str, *instance_ids: str, within: float = 30.0) -> list[str]:
         """Say that instances are alive; those that were down for silence take work again.
@@ -148,7 +132,7 @@ class LoadBalancer:
         Returns:
             Those that are not registered, to be registered again.
         """
-        return self._backend.run(self._heartbeat(agent_type, instance_ids, within))
+        return self._backend.run(self._requests.heartbeat(agent_type, instance_ids, within))
 
     def select_instance(
         self, agent_type: str, *, require: Collection[str] = (), affinity: str | None = None
@@ -163,7 +147,7 @@ class LoadBalancer:
         Returns:
             A snapshot, or None when none has room.
         """
-        return self._backend.run(self._select(agent_type, require, affinity))
+        return self._backend.run(self._requests.select(agent_type, require, affinity))
 
     def acquire(
         self,
@@ -194,8 +178,8 @@ class LoadBalancer:
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
         """
-        wish = self._wish(require, affinity, ttl, max_hold, on_lost)
-        return self._backend.run(flows.acquire_instance(self._keeper, self._pool(agent_type), wish))
+        wish = self._requests.wish(require, affinity, ttl, max_hold, on_lost)
+        return self._backend.run(self._requests.acquire(agent_type, wish))
 
     def release(
         self,
@@ -217,7 +201,7 @@ class LoadBalancer:
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
         """
-        return self._backend.run(self._release(instance, outcome, response_time))
+        return self._backend.run(self._requests.release(instance, outcome, response_time))
 
     def lease(
         self,
@@ -245,7 +229,7 @@ class LoadBalancer:
             A context manager that yields a `Lease`. Entering raises NoCapacity when none has room; leaving raises
             LeaseLost when the block went well but its lease was lost while it ran.
         """
-        return LeaseBlock(self, agent_type, self._wish(require, affinity, ttl, max_hold, on_lost))
+        return LeaseBlock(self._requests, agent_type, self._requests.wish(require, affinity, ttl, max_hold, on_lost))
 
     def get_status(self) -> dict[str, Any]:
         """Return for each agent type its instances, capacity and load, in the shape of the in-memory version."""
@@ -257,106 +241,19 @@ class LoadBalancer:
         Args:
             agent_types: which pools; none for all.
         """
-        return self._backend.run(self._status(agent_types))
-
-    # What both faces do, as flows: arguments are checked before anything is sent.
-
-    def _pool(self, agent_type: str) -> Pool:
-        return Pool.of(self._backend.namespace, arguments.name("agent_type", agent_type))
-
-    def _wish(
-        self,
-        require: Collection[str],
-        affinity: str | None,
-        ttl: float,
-        max_hold: float,
-        on_lost: OnLost | None,
-    ) -> Wish:
-        if on_lost is not None and not callable(on_lost):
-            raise InvalidArgument("on_lost", on_lost, "a function that takes a LeaseLost, or None")
-        return Wish(
-            self._choice(require, affinity),
-            arguments.seconds("ttl", ttl, least=_LEAST_TTL_S, most=_LONGEST_TTL_S),
-            arguments.seconds("max_hold", max_hold, endless=True),
-            on_lost,
-        )
-
-    def _choice(self, require: Collection[str], affinity: str | None) -> Choice:
-        labels = checked_labels("require", require) if require != () else frozenset()
-        return Choice(self._wanted, labels, None if affinity is None else arguments.cache_key("affinity", affinity))
-
-    def _register(self, instance: AgentInstance, heartbeat: float | None) -> Flow[LoadBalancingStrategy]:
-        if not isinstance(instance, AgentInstance):
-            raise InvalidArgument("instance", instance, "an AgentInstance")
-        silence_ms = 0 if heartbeat is None else _milliseconds("heartbeat", heartbeat)
-        return flows.register(self._backend, self._keeper, instance, self._wanted, silence_ms)
-
-    def _update(
-        self,
-        agent_type: str,
-        instance_id: str,
-        max_capacity: int | None,
-        weight: float | None,
-        labels: Collection[str] | None,
-    ) -> Flow[bool]:
-        return flows.update(
-            self._keeper,
-            self._pool(agent_type),
-            arguments.name("instance_id", instance_id),
-            None if max_capacity is None else arguments.count("max_capacity", max_capacity),
-            None if weight is None else arguments.amount("weight", weight, most=MAX_WEIGHT),
-            None if labels is None else checked_labels("labels", labels),
-        )
-
-    def _remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
-        return flows.remove(self._keeper, self._pool(agent_type), arguments.name("instance_id", instance_id))
-
-    def _mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
-        return flows.mark(self._pool(agent_type), arguments.name("instance_id", instance_id), on=on, off=off)
-
-    def _heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float) -> Flow[list[str]]:
-        names = arguments.names("instance_ids", instance_ids)
-        return flows.heartbeat(self._pool(agent_type), names, _milliseconds("within", within))
-
-    def _select(self, agent_type: str, require: Collection[str], affinity: str | None) -> Flow[AgentInstance | None]:
-        return iter(commands.select(self._pool(agent_type), self._choice(require, affinity)))
-
-    def _release(
-        self, instance: AgentInstance | Lease | None, outcome: Outcome | str, response_time: float | None
-    ) -> Flow[bool]:
-        if instance is None:
-            return flows.release_nothing()
-        lease = instance.lease if isinstance(instance, AgentInstance) else instance
-        if not isinstance(lease, Lease):
-            raise InvalidArgument("instance", instance, "an instance from acquire, which carries its lease, or a Lease")
-        if not lease.kept_by(self._keeper):
-            raise InvalidArgument("instance", instance, "a lease from this balancer's server and namespace")
-        checked = arguments.choice("outcome", outcome, Outcome)
-        took = None if response_time is None else arguments.seconds("response_time", response_time, least=0.0)
-        return flows.release(self._keeper, lease, checked, took)
-
-    def _status(self, agent_types: tuple[str, ...]) -> Flow[list[PoolStatus]]:
-        return flows.status(self._backend, arguments.names("agent_types", agent_types) if agent_types else None)
-
-    def _instances(self) -> Flow[dict[str, list[AgentInstance]]]:
-        pools = yield from flows.status(self._backend)
-        return {pool.agent_type: [status.instance for status in pool.instances] for pool in pools}
+        return self._backend.run(self._requests.status(agent_types))
 
 
 class AsyncLoadBalancer:
     """`LoadBalancer` for asyncio; each call does what the call of that name does there."""
 
-    def __init__(self, balancer: LoadBalancer) -> None:
-        self._balancer = balancer
-        self._backend = balancer._backend  # noqa: SLF001  one thing with two faces
-
-    async def instances(self) -> dict[str, list[AgentInstance]]:
-        """See `LoadBalancer.instances`."""
-        return await self._backend.arun(self._balancer._instances())
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._backend = requests.backend
 
     async def register_instance(self, instance: AgentInstance, *, heartbeat: float | None = None) -> None:
         """See `LoadBalancer.register_instance`."""
-        await self._backend.arun(self._balancer._register(instance, heartbeat))
+        await self._backend.arun(self._requests.register(instance, heartbeat))
 
     async def update_instance(
         self,
@@ -368,37 +265,37 @@ class AsyncLoadBalancer:
         labels: Collection[str] | None = None,
     ) -> bool:
         """See `LoadBalancer.update_instance`."""
-        return await self._backend.arun(self._balancer._update(agent_type, instance_id, max_capacity, weight, labels))
+        return await self._backend.arun(self._requests.update(agent_type, instance_id, max_capacity, weight, labels))
 
     async def remove_instance(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.remove_instance`."""
-        return await self._backend.arun(self._balancer._remove(agent_type, instance_id))
+        return await self._backend.arun(self._requests.remove(agent_type, instance_id))
 
     async def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.mark_healthy`."""
-        return await self._backend.arun(self._balancer._mark(agent_type, instance_id, off="us"))
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="us"))
 
     async def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.mark_unhealthy`."""
-        return await self._backend.arun(self._balancer._mark(agent_type, instance_id, on="u"))
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="u"))
 
     async def drain(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.drain`."""
-        return await self._backend.arun(self._balancer._mark(agent_type, instance_id, on="d"))
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="d"))
 
     async def undrain(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.undrain`."""
-        return await self._backend.arun(self._balancer._mark(agent_type, instance_id, off="d"))
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="d"))
 
     async def heartbeat(self, agent_type: str, *instance_ids: str, within: float = 30.0) -> list[str]:
         """See `LoadBalancer.heartbeat`."""
-        return await self._backend.arun(self._balancer._heartbeat(agent_type, instance_ids, within))
+        return await self._backend.arun(self._requests.heartbeat(agent_type, instance_ids, within))
 
     async def select_instance(
         self, agent_type: str, *, require: Collection[str] = (), affinity: str | None = None
     ) -> AgentInstance | None:
         """See `LoadBalancer.select_instance`."""
-        return await self._backend.arun(self._balancer._select(agent_type, require, affinity))
+        return await self._backend.arun(self._requests.select(agent_type, require, affinity))
 
     async def acquire(
         self,
@@ -411,9 +308,8 @@ class AsyncLoadBalancer:
         on_lost: OnLost | None = None,
     ) -> AgentInstance | None:
         """See `LoadBalancer.acquire`."""
-        wish = self._balancer._wish(require, affinity, ttl, max_hold, on_lost)
-        pool = self._balancer._pool(agent_type)
-        return await self._backend.arun(flows.acquire_instance(self._balancer._keeper, pool, wish))
+        wish = self._requests.wish(require, affinity, ttl, max_hold, on_lost)
+        return await self._backend.arun(self._requests.acquire(agent_type, wish))
 
     async def release(
         self,
@@ -423,7 +319,7 @@ class AsyncLoadBalancer:
         response_time: float | None = None,
     ) -> bool:
         """See `LoadBalancer.release`."""
-        return await self._backend.arun(self._balancer._release(instance, outcome, response_time))
+        return await self._backend.arun(self._requests.release(instance, outcome, response_time))
 
     def lease(
         self,
@@ -436,8 +332,9 @@ class AsyncLoadBalancer:
         on_lost: OnLost | None = None,
     ) -> AsyncLeaseBlock:
         """See `LoadBalancer.lease`; for `async with`."""
-        wish = self._balancer._wish(require, affinity, ttl, max_hold, on_lost)
-        return AsyncLeaseBlock(self._balancer, agent_type, wish)
+        return AsyncLeaseBlock(
+            self._requests, agent_type, self._requests.wish(require, affinity, ttl, max_hold, on_lost)
+        )
 
     async def get_status(self) -> dict[str, Any]:
         """See `LoadBalancer.get_status`."""
@@ -445,16 +342,16 @@ class AsyncLoadBalancer:
 
     async def status(self, *agent_types: str) -> list[PoolStatus]:
         """See `LoadBalancer.status`."""
-        return await self._backend.arun(self._balancer._status(agent_types))
+        return await self._backend.arun(self._requests.status(agent_types))
 
 
 class LeaseBlock:
     """What `LoadBalancer.lease` returns: `with` it holds a lease. May be entered again, one block after the other."""
 
-    def __init__(self, balancer: LoadBalancer, agent_type: str, wish: Wish) -> None:
-        self._backend = balancer._backend
-        self._keeper = balancer._keeper
-        self._pool = balancer._pool(agent_type)
+    def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
+        self._backend = requests.backend
+        self._keeper = requests.keeper
+        self._pool = requests.pool(agent_type)
         self._wish = wish
         self._lease: Lease | None = None
 
@@ -475,10 +372,10 @@ class LeaseBlock:
 class AsyncLeaseBlock:
     """`LeaseBlock` for `async with`."""
 
-    def __init__(self, balancer: LoadBalancer, agent_type: str, wish: Wish) -> None:
-        self._backend = balancer._backend
-        self._keeper = balancer._keeper
-        self._pool = balancer._pool(agent_type)
+    def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
+        self._backend = requests.backend
+        self._keeper = requests.keeper
+        self._pool = requests.pool(agent_type)
         self._wish = wish
         self._lease: Lease | None = None
 
@@ -494,7 +391,3 @@ class AsyncLeaseBlock:
         lease, self._lease = self._lease, None
         if lease is not None:
             await self._backend.arun(flows.leave(self._keeper, lease, error))
-
-
-def _milliseconds(argument: str, value: float) -> int:
-    return math.ceil(arguments.seconds(argument, value, least=_LEAST_TTL_S) * 1000)

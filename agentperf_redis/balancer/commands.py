@@ -6,11 +6,13 @@ import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
 from hashlib import blake2b, shake_128
 from typing import NoReturn
 
 from agentperf_redis import keys
-from agentperf_redis.balancer.model import AgentInstance, InstanceStatus, LoadBalancingStrategy, Outcome
+from agentperf_redis.balancer.model import AgentInstance, InstanceStatus, LoadBalancingStrategy, Outcome, snapshot
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch, shown
 from agentperf_redis.keys import PoolKeys, decoded, encoded
@@ -32,8 +34,8 @@ RING_POINTS = 32
 MANY = 500
 """Most names in one renew or heartbeat: `unpack` takes some 7,000 values, and a long script stops the server."""
 
-_DONE, _NOTHING, _SPENT, _OTHER_STRATEGY, _OTHER_SCHEMA, _CORRUPT = 1, 0, -1, -2, -3, -4
 _RECORD_FIELDS = 14
+_NO_LABELS: frozenset[str] = frozenset()
 
 _OUTCOME_LETTERS = {
     Outcome.OK: "o",
@@ -44,6 +46,17 @@ _OUTCOME_LETTERS = {
 }
 
 
+class Status(IntEnum):
+    """First item of every reply, as pool.lua has them."""
+
+    DONE = 1
+    NOTHING = 0
+    SPENT = -1
+    OTHER_STRATEGY = -2
+    OTHER_SCHEMA = -3
+    CORRUPT = -4
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """One pool and where it is kept."""
@@ -51,10 +64,11 @@ class Pool:
     agent_type: str
     keys: PoolKeys
 
-    @classmethod
-    def of(cls, namespace: str, agent_type: str) -> Pool:
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(namespace: str, agent_type: str) -> Pool:
         """Return the pool of an agent type."""
-        return cls(agent_type, keys.pool(namespace, agent_type))
+        return Pool(agent_type, keys.pool(namespace, agent_type))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +180,11 @@ def register(
     )
 
     def decode(reply: Reply) -> LoadBalancingStrategy:
-        status, values = _opened(pool, reply)
-        if status in (_DONE, _NOTHING) and len(values) == 1:
-            return _strategy(pool, values[0])
-        _refuse(pool, status, values, strategy)
+        match _opened(pool, reply):
+            case ((Status.DONE | Status.NOTHING), [bytes() as taken]):
+                return _strategy(pool, taken)
+            case status, values:
+                _refuse(pool, status, values, strategy)
 
     return Command(REGISTER, pool.keys.all, args, decode)
 
@@ -196,12 +211,13 @@ def update(
     )
 
     def decode(reply: Reply) -> int | None:
-        status, values = _opened(pool, reply)
-        if status == _NOTHING:
-            return None
-        if status == _DONE and len(values) == 1 and isinstance(values[0], int):
-            return values[0]
-        _refuse(pool, status, values)
+        match _opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [int() as load]:
+                return load
+            case status, values:
+                _refuse(pool, status, values)
 
     return Command(UPDATE, pool.keys.core, args, decode)
 
@@ -210,10 +226,11 @@ def remove(pool: Pool, instance_id: str) -> Command[bool]:
     """Take an instance out. Returns whether it was there."""
 
     def decode(reply: Reply) -> bool:
-        status, values = _opened(pool, reply)
-        if status in (_DONE, _NOTHING):
-            return status == _DONE
-        _refuse(pool, status, values)
+        match _opened(pool, reply):
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
+            case status, values:
+                _refuse(pool, status, values)
 
     return Command(REMOVE, pool.keys.all, (encoded(instance_id),), decode)
 
@@ -222,10 +239,11 @@ def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Comma
     """Say that instances are alive. Returns those that are not registered."""
 
     def decode(reply: Reply) -> list[str]:
-        status, values = _opened(pool, reply)
-        if status == _DONE:
-            return [decoded(_text(pool, value)) for value in values]
-        _refuse(pool, status, values)
+        match _opened(pool, reply):
+            case Status.DONE, names:
+                return [decoded(_text(pool, name)) for name in names]
+            case status, values:
+                _refuse(pool, status, values)
 
     return Command(HEARTBEAT, pool.keys.core, (silence_ms, *map(encoded, instance_ids)), decode)
 
@@ -235,14 +253,15 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice) -> Command[Gran
     chosen = choice.args()
 
     def decode(reply: Reply) -> Granted | Refused | Spent:
-        status, values = _opened(pool, reply)
-        if status == _DONE and len(values) == 4:
-            return _granted(pool, values)
-        if status == _NOTHING and len(values) == 3 and all(isinstance(value, int) for value in values):
-            return Refused(values[0] / 1000, values[1], values[2])
-        if status == _SPENT and len(values) == 1:
-            return Spent(_text(pool, values[0]))
-        _refuse(pool, status, values, choice.strategy)
+        match _opened(pool, reply):
+            case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
+                return Granted(instance_status(pool, name, record), expiry_ms, fence)
+            case Status.NOTHING, [int() as retry_ms, int() as registered, int() as waiting]:
+                return Refused(retry_ms / 1000, registered, waiting)
+            case Status.SPENT, [bytes() as why]:
+                return Spent(_text(pool, why))
+            case status, values:
+                _refuse(pool, status, values, choice.strategy)
 
     return Command(ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen))
 
@@ -251,12 +270,13 @@ def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
     """Look which instance a lease would be granted on now."""
 
     def decode(reply: Reply) -> AgentInstance | None:
-        status, values = _opened(pool, reply)
-        if status == _NOTHING:
-            return None
-        if status == _DONE and len(values) == 2:
-            return instance_status(pool, values[0], values[1]).instance
-        _refuse(pool, status, values, choice.strategy)
+        match _opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [bytes() as name, bytes() as record]:
+                return instance_status(pool, name, record).instance
+            case status, values:
+                _refuse(pool, status, values, choice.strategy)
 
     return Command(SELECT, pool.keys.all, choice.args(), decode)
 
@@ -265,6 +285,7 @@ def release(
     pool: Pool,
     token: str,
     instance_id: str | None = None,
+    *,
     outcome: Outcome = Outcome.NEUTRAL,
     response_time: float | None = None,
     bury_ms: int = 0,
@@ -292,10 +313,13 @@ def release(
     )
 
     def decode(reply: Reply) -> bool:
-        status, values = _opened(pool, reply)
-        if status in (_DONE, _NOTHING, _SPENT):
-            return status == _DONE
-        _refuse(pool, status, values)
+        match _opened(pool, reply):
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
+            case Status.SPENT, [bytes()]:
+                return False
+            case status, values:
+                _refuse(pool, status, values)
 
     return Command(RELEASE, pool.keys.core, (*args, 0), decode, resend_args=(*args, 1))
 
@@ -304,10 +328,11 @@ def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[s
     """Prolong leases, at most `MANY`. Returns the tokens that are lost."""
 
     def decode(reply: Reply) -> frozenset[str]:
-        status, values = _opened(pool, reply)
-        if status == _DONE:
-            return frozenset(_text(pool, value) for value in values)
-        _refuse(pool, status, values)
+        match _opened(pool, reply):
+            case Status.DONE, lost:
+                return frozenset(_text(pool, token) for token in lost)
+            case status, values:
+                _refuse(pool, status, values)
 
     return Command(RENEW, (pool.keys.due,), (ttl_ms, *tokens), decode)
 
@@ -316,17 +341,26 @@ def status(pool: Pool, first: int, count: int) -> Command[Page | None]:
     """Read one page of instances, from rank `first` on. None when there is no such pool."""
 
     def decode(reply: Reply) -> Page | None:
-        answer, values = _opened(pool, reply)
-        if answer == _NOTHING:
-            return None
-        if answer == _DONE and len(values) >= 6 and all(isinstance(value, int) for value in values[1:6]):
-            _, waiting, overdue, granted, next_rank = values[1:6]
-            rest = values[6:]
-            instances = tuple(
-                instance_status(pool, name, record) for name, record in zip(rest[::2], rest[1::2], strict=False)
-            )
-            return Page(_strategy(pool, values[0]), instances, waiting, overdue, granted, next_rank)
-        _refuse(pool, answer, values)
+        match _opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case (
+                Status.DONE,
+                [
+                    bytes() as strategy,
+                    int(),
+                    int() as waiting,
+                    int() as overdue,
+                    int() as granted,
+                    int() as rank,
+                    *rest,
+                ],
+            ):
+                pairs = zip(rest[::2], rest[1::2], strict=False)
+                instances = tuple(instance_status(pool, name, record) for name, record in pairs)
+                return Page(_strategy(pool, strategy), instances, waiting, overdue, granted, rank)
+            case code, values:
+                _refuse(pool, code, values)
 
     return Command(STATUS, (*pool.keys.core, pool.keys.ids), (first, count), decode)
 
@@ -340,27 +374,22 @@ def instance_status(pool: Pool, name: Reply, record: Reply) -> InstanceStatus:
         load, _lim, _seq, fence, peak = map(int, fields[:5])
         weight, labels, flags, cap = float(fields[5]), fields[6], fields[7], int(fields[8])
         ewma_us, _ewma_ms, served, failed, fails = map(int, fields[9:14])
-        instance = AgentInstance(
-            id=decoded(_text(pool, name)),
-            agent_type=pool.agent_type,
-            current_load=load,
-            max_capacity=cap,
-            weight=weight,
-            is_healthy="u" not in flags and "s" not in flags,
-            response_time_ms=ewma_us / 1000,
-            labels=frozenset() if labels == "-" else frozenset(map(decoded, labels.split(","))),
-            is_draining="d" in flags,
-        )
+        name_text = decoded(_text(pool, name))
     except ValueError:
         raise CorruptState(pool.keys.state, f"the instance record {shown(record)}") from None
+    instance = snapshot(
+        name_text,
+        pool.agent_type,
+        load,
+        cap,
+        weight,
+        "u" not in flags and "s" not in flags,
+        ewma_us / 1000,
+        _NO_LABELS if labels == "-" else frozenset(map(decoded, labels.split(","))),
+        "d" in flags,
+        None,
+    )
     return InstanceStatus(instance, peak, served, failed, fails, fence)
-
-
-def _granted(pool: Pool, values: list[Reply]) -> Granted:
-    name, expiry_ms, fence, record = values
-    if not isinstance(expiry_ms, int) or not isinstance(fence, int):
-        raise CorruptState(pool.keys.state, f"an unexpected reply {shown(values)}")
-    return Granted(instance_status(pool, name, record), expiry_ms, fence)
 
 
 def _opened(pool: Pool, reply: Reply) -> tuple[int, list[Reply]]:
@@ -375,16 +404,16 @@ def _opened(pool: Pool, reply: Reply) -> tuple[int, list[Reply]]:
 def _refuse(pool: Pool, status: int, values: list[Reply], wanted: LoadBalancingStrategy | None = None) -> NoReturn:
     """Raise what a status other than the good ones means."""
     said = values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
-    if status == _OTHER_STRATEGY and wanted is not None:
+    if status == Status.OTHER_STRATEGY and wanted is not None:
         raise InvalidArgument(
             "strategy",
             wanted.value,
             f"{said!r}, by which pool {pool.agent_type!r} was registered, or None to take the pool's own; to change "
             "it, remove all its instances and register them with the new one",
         )
-    if status == _OTHER_SCHEMA:
+    if status == Status.OTHER_SCHEMA:
         raise SchemaMismatch(pool.keys.state, said.partition(" ")[0], SCHEMA)
-    if status == _CORRUPT:
+    if status == Status.CORRUPT:
         raise CorruptState(pool.keys.state, f"something else than an instance in the field {shown(said)}")
     raise CorruptState(pool.keys.state, f"an unexpected reply {status} {shown(values)}")
 

@@ -69,6 +69,7 @@ def update(
     keeper: Keeper,
     pool: Pool,
     instance_id: str,
+    *,
     max_capacity: int | None,
     weight: float | None,
     labels: frozenset[str] | None,
@@ -77,7 +78,7 @@ def update(
     load = yield from commands.update(pool, instance_id, max_capacity=max_capacity, weight=weight, labels=labels)
     if load is None:
         return False
-    keeper.amend(pool.agent_type, instance_id, max_capacity, weight, labels)
+    keeper.amend(pool.agent_type, instance_id, max_capacity=max_capacity, weight=weight, labels=labels)
     return True
 
 
@@ -101,8 +102,17 @@ def acquire(keeper: Keeper, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
         token, asked_at = keeper.token(), time.monotonic()
         answer = yield from _ask(keeper, pool, token, wish)
         if isinstance(answer, Granted):
-            instance = answer.status.instance
-            lease = Lease(keeper, pool, token, answer.fence, instance, wish.ttl, asked_at, wish.max_hold, wish.on_lost)
+            lease = Lease(
+                keeper,
+                pool,
+                token,
+                answer.fence,
+                answer.status.instance,
+                ttl=wish.ttl,
+                asked_at=asked_at,
+                max_hold=wish.max_hold,
+                on_lost=wish.on_lost,
+            )
             keeper.hold(lease)
             return lease
         if isinstance(answer, Refused):
@@ -156,7 +166,7 @@ def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float
     if not lease.end():
         return False
     keeper.drop(lease)
-    command = commands.release(lease.pool, lease.token, lease.instance_id, outcome, response_time)
+    command = commands.release(lease.pool, lease.token, lease.instance_id, outcome=outcome, response_time=response_time)
     answered = False
     try:
         freed = yield from command

@@ -85,7 +85,10 @@ class Keeper:
             self._held[lease.token] = weakref.ref(lease)
             if self._thread is None:
                 self._start()
-        if lease.renew_at < self._wake_at:
+            sooner = lease.renew_at < self._wake_at
+            if sooner:
+                self._wake_at = lease.renew_at
+        if sooner:
             self._inbox.put(None)
 
     def drop(self, lease: Lease) -> None:
@@ -107,6 +110,7 @@ class Keeper:
         self,
         agent_type: str,
         instance_id: str,
+        *,
         max_capacity: int | None,
         weight: float | None,
         labels: frozenset[str] | None,
@@ -210,7 +214,12 @@ class Keeper:
 
     def _renew_due(self) -> None:
         now = time.monotonic()
-        self._wake_at = math.inf  # whatever is held from here on wakes the thread again
+        with self._lock:
+            # Kept until it is reached even when all leases are gone by then: setting it to never would have every
+            # short lease wake this thread.
+            if now < self._wake_at:
+                return
+            self._wake_at = math.inf
         due: dict[tuple[Pool, float], list[Lease]] = {}
         for lease in self.held():
             if now >= lease.valid_until:
@@ -225,10 +234,13 @@ class Keeper:
         ]
         if batches:
             self._renew(batches)
-        self._wake_at = min(
-            (lease.renew_at if time.monotonic() < lease.hold_until else lease.valid_until for lease in self.held()),
-            default=math.inf,
+        held = self.held()
+        now = time.monotonic()
+        soonest = min(
+            (lease.renew_at if now < lease.hold_until else lease.valid_until for lease in held), default=math.inf
         )
+        with self._lock:
+            self._wake_at = min(self._wake_at, soonest)
 
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
         asked_at = time.monotonic()

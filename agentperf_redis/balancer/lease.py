@@ -8,12 +8,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.model import AgentInstance, Outcome
+from agentperf_redis.balancer.model import AgentInstance, Outcome, with_lease
 from agentperf_redis.errors import LeaseLost
 
 if TYPE_CHECKING:
@@ -77,6 +76,7 @@ class Lease:
         token: str,
         fence: int,
         instance: AgentInstance,
+        *,
         ttl: float,
         asked_at: float,
         max_hold: float,
@@ -113,7 +113,7 @@ class Lease:
     @property
     def instance(self) -> AgentInstance:
         """The instance as it was when the lease was granted, carrying this lease."""
-        return replace(self._instance, lease=self)
+        return with_lease(self._instance, self)
 
     @property
     def instance_id(self) -> str:

@@ -138,9 +138,10 @@ def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
     """Return the newest version of an invalidation of any of the tags."""
 
     def decode(reply: Reply) -> int:
-        if not isinstance(reply, list):
-            raise _unexpected(keys.tags, reply)
-        return max(int(mark) for mark in (*reply, 0) if mark is not None)
+        try:
+            return max(int(float(mark)) for mark in (*reply, 0) if mark is not None)
+        except (OverflowError, TypeError, ValueError):
+            raise _unexpected(keys.tags, reply) from None
 
     return Command("ZMSCORE", (keys.tags,), tags, decode)
 
@@ -278,7 +279,7 @@ def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
     def decode(reply: Reply) -> Swept | NoSettings:
         match reply:
             case [1, int(expired), int(freed), int(orphans), int(evicted), int(more), bytes(after)]:
-                return Swept(expired, freed, orphans, evicted, bool(more), after.decode())
+                return Swept(expired, freed, orphans, evicted, bool(more), after.decode(errors="replace"))
             case [0]:
                 return NO_SETTINGS
         raise _unexpected(keys.meta, reply)

@@ -11,8 +11,11 @@ from typing import TypeVar, cast
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.chores import Chores
-from agentperf_redis.cache.flows import CacheFlows, Served, stored_tags
+from agentperf_redis.cache.flows import CacheFlows, Served, stored_name, stored_tags
 from agentperf_redis.cache.model import ttl_ms
+from agentperf_redis.cache.turns import Turn
+from agentperf_redis.command import Flow
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
 R = TypeVar("R")
 
@@ -42,9 +45,11 @@ def compute(
         look: False computes although there is a value.
         unstorable: called if the value cannot be stored; by default a RuntimeWarning is given.
     """
-    ttl_ms("ttl", ttl)
-    tags = tuple(tags) if stored_tags(tags) else ()
-    answer = backend.run(flows.answer_or_turn(key, look=look))
+    tags = _checked(key, ttl, tags)
+    try:
+        answer = flows.turn_alone(key) if flows.rests else backend.run(flows.answer_or_turn(key, look=look))
+    except BackendUnavailable as error:  # known before the flow began
+        answer = flows.without_it(key, error)
     if isinstance(answer, Served):
         return cast("R", answer.value)
     begun = time.perf_counter()
@@ -53,14 +58,16 @@ def compute(
         value = function()
     except Exception as error:
         chores.drop(answer)
-        backend.run(flows.crash(answer, error))
+        _finish(backend, flows, answer, flows.crash(answer, error))
         raise
     except BaseException:
         chores.drop(answer)
-        backend.run(flows.give_up(answer))
+        _finish(backend, flows, answer, flows.give_up(answer))
         raise
+    storable, rest = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
+    _finish(backend, flows, answer, rest)
     chores.drop(answer)
-    if not backend.run(flows.land(answer, value, time.perf_counter() - begun, ttl, tags)):
+    if not storable:
         (unstorable or _warn)()
     return value
 
@@ -78,29 +85,61 @@ async def compute_async(
     unstorable: Callable[[], None] | None = None,
 ) -> R:
     """Do as `compute`; what the function returns is awaited if need be."""
-    ttl_ms("ttl", ttl)
-    tags = tuple(tags) if stored_tags(tags) else ()
-    answer = await backend.arun(flows.answer_or_turn(key, look=look))
+    tags = _checked(key, ttl, tags)
+    try:
+        answer = flows.turn_alone(key) if flows.rests else await backend.arun(flows.answer_or_turn(key, look=look))
+    except BackendUnavailable as error:
+        answer = flows.without_it(key, error)
     if isinstance(answer, Served):
         return cast("R", answer.value)
     begun = time.perf_counter()
     chores.keep(answer)
+    # shielded: neither the first cancellation nor a second one must keep others waiting
     try:
         result = function()
         value = cast("R", await result if inspect.isawaitable(result) else result)
     except Exception as error:
         chores.drop(answer)
-        await asyncio.shield(backend.arun(flows.crash(answer, error)))
+        await asyncio.shield(_finish_async(backend, flows, answer, flows.crash(answer, error)))
         raise
     except BaseException:
         chores.drop(answer)
-        await asyncio.shield(backend.arun(flows.give_up(answer)))  # a second cancellation must not keep others waiting
+        await asyncio.shield(_finish_async(backend, flows, answer, flows.give_up(answer)))
         raise
+    storable, rest = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
+    await asyncio.shield(_finish_async(backend, flows, answer, rest))
     chores.drop(answer)
-    landing = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
-    if not await asyncio.shield(backend.arun(landing)):
+    if not storable:
         (unstorable or _warn)()
     return value
+
+
+def _checked(key: str, ttl: float | None, tags: Iterable[str]) -> tuple[str, ...]:
+    """Refuse bad arguments before the function is called."""
+    stored_name(key)
+    ttl_ms("ttl", ttl)
+    kept = tags if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable) else tuple(tags)
+    stored_tags(kept)
+    return cast("tuple[str, ...]", kept)
+
+
+def _finish(backend: Backend, flows: CacheFlows, turn: Turn, rest: Flow[None]) -> None:
+    """Tell the server how a turn ended. If it cannot be told, the lease ends by itself: the caller has his result."""
+    if not turn.token:
+        return
+    try:
+        backend.run(rest)
+    except AgentPerfError as error:
+        flows.binding.complain("cache %s: could not finish: %s", flows.binding.name, error)
+
+
+async def _finish_async(backend: Backend, flows: CacheFlows, turn: Turn, rest: Flow[None]) -> None:
+    if not turn.token:
+        return
+    try:
+        await backend.arun(rest)
+    except AgentPerfError as error:
+        flows.binding.complain("cache %s: could not finish: %s", flows.binding.name, error)
 
 
 def _warn() -> None:

@@ -61,9 +61,10 @@ class CachedFunction(Protocol[P, R_co]):
         """Return the value for these arguments."""
         ...
 
-    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R_co]:
-        """Bind it, as a method."""
-        ...
+    @overload
+    def __get__(self, instance: None, owner: type) -> CachedFunction[P, R_co]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R_co]: ...
 
     @property
     def cache(self) -> LRUCache | TieredCache:
@@ -98,9 +99,10 @@ class AsyncCachedFunction(Protocol[P, R_co]):
         """Return the value for these arguments."""
         ...
 
-    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., Coroutine[Any, Any, R_co]]:
-        """Bind it, as a method."""
-        ...
+    @overload
+    def __get__(self, instance: None, owner: type) -> AsyncCachedFunction[P, R_co]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., Coroutine[Any, Any, R_co]]: ...
 
     @property
     def cache(self) -> LRUCache | TieredCache:

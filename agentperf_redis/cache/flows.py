@@ -17,7 +17,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import commands, wire
 from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding, log
 from agentperf_redis.cache.commands import Await, Failed, Found, Hit, NoSettings, PutOutcome
-from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Uncacheable
+from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
 from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, Settings, Tier, TierStats, ttl_ms
 from agentperf_redis.cache.outbox import NO_REPORT
 from agentperf_redis.cache.turns import Turn
@@ -384,9 +384,6 @@ class CacheFlows:
             Exception: another thread or task of this process computed, and failed with this.
         """
         name = stored_name(key)
-        binding = self.binding
-        if time.monotonic() < binding.rest_until:
-            return self._turn_alone(name, key)
         try:
             if look:
                 value = yield from self._look_up(name)
@@ -396,10 +393,7 @@ class CacheFlows:
         except _COMPUTE_ANYWAY:
             raise
         except AgentPerfError as error:
-            if isinstance(error, BackendUnavailable):
-                binding.rest_until = time.monotonic() + REST_AFTER_FAILURE_S
-            binding.complain("cache %s: computing without it: %s", binding.name, error)
-            return self._turn_alone(name, key)
+            return self.without_it(key, error)
         return answer
 
     def _turn_alone(self, name: str, key: str) -> Turn:
@@ -470,57 +464,64 @@ class CacheFlows:
             if hint is not None:
                 binding.forget_hint(name, hint)
 
+    @property
+    def rests(self) -> bool:
+        """Whether the server was found away just now, so that asking it would only take time."""
+        return time.monotonic() < self.binding.rest_until
+
+    def turn_alone(self, key: str) -> Turn:
+        """Return the turn to compute a key by oneself."""
+        return self._turn_alone(stored_name(key), key)
+
+    def without_it(self, key: str, error: AgentPerfError) -> Turn:
+        """Return the turn to compute a key by oneself, because the cache is in trouble."""
+        if isinstance(error, BackendUnavailable):
+            self.binding.rest_until = time.monotonic() + REST_AFTER_FAILURE_S
+        self.binding.complain("cache %s: computing without it: %s", self.binding.name, error)
+        return self.turn_alone(key)
+
+    # A turn ends in two steps: at once for those who wait in this process, then, by the flow that is returned, for the
+    # others, unless its turn has no token. So nobody here waits for the server, and nothing is lost when it is away.
+
     def land(
         self, turn: Turn, value: Any, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None = None
-    ) -> Flow[bool]:
-        """End a turn with a value. Returns whether it is one that can be stored; trouble of the cache is logged."""
-        binding, outcome = self.binding, Uncacheable() if turn.flight else None
+    ) -> tuple[bool, Flow[None]]:
+        """End a turn with a value. Returns whether it is one that can be stored, and what is left to do."""
         try:
             data = self.codec.encode(value)
         except InvalidArgument:
-            yield from self._release(turn, " ")
-            self._end(turn, outcome)
-            return False
+            self._end(turn, Uncacheable())
+            return False, self._release(turn, " ")
         self._end(turn, Landed(data))
-        if not turn.token:
-            return True
-        try:
-            cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
-            life, names = ttl_ms("ttl", ttl), stored_tags(tags)
-            stored = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
-            if stored is PutOutcome.TOO_LARGE:
-                binding.complain("cache %s: %s is larger than the cache", binding.name, shown(turn.key))
-        except AgentPerfError as error:
-            binding.complain("cache %s: %s was computed but not stored: %s", binding.name, shown(turn.key), error)
-        return True
+        return True, self._store(turn, data, cost_s, ttl, tags, tier)
 
     def crash(self, turn: Turn, error: Exception) -> Flow[None]:
-        """End a turn with an error: all who wait for it get it."""
+        """End a turn with an error: all who wait for it get it. Returns what is left to do."""
         self._end(turn, Crashed(error))
         text = str(error)[:_MOST_ERROR_CHARACTERS].encode(errors="replace").decode()
-        yield from self._release(turn, f"{type(error).__name__} {text}")
+        return self._release(turn, f"{type(error).__name__} {text}")
 
     def give_up(self, turn: Turn) -> Flow[None]:
-        """End a turn without a result: whoever waits may try."""
+        """End a turn without a result: whoever waits may try. Returns what is left to do."""
         self._end(turn, GivenUp())
-        yield from self._release(turn, None)
+        return self._release(turn, None)
 
-    def _end(self, turn: Turn, outcome: Landed | Crashed | Uncacheable | GivenUp | None) -> None:
-        if turn.flight is not None and outcome is not None:
+    def _end(self, turn: Turn, outcome: Outcome) -> None:
+        if turn.flight is not None:
             self.binding.flights.end(turn.flight, outcome)
 
+    def _store(
+        self, turn: Turn, data: bytes, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None
+    ) -> Flow[None]:
+        cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
+        life, names = ttl_ms("ttl", ttl), stored_tags(tags)
+        outcome = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
+        if outcome is PutOutcome.TOO_LARGE:
+            self.binding.complain("cache %s: %s is larger than the cache", self.binding.name, shown(turn.key))
+
     def _release(self, turn: Turn, error: str | None) -> Flow[None]:
-        if not turn.token:
-            return
-        try:
-            yield from commands.release(
-                *(self.binding.keys, turn.name, turn.token),
-                error=error,
-                error_ms=ERROR_KEPT_MS,
-                origin=self.binding.origin,
-            )
-        except AgentPerfError as trouble:  # the lease ends by itself
-            self.binding.complain("cache %s: a lease could not be given back: %s", self.binding.name, trouble)
+        where, origin = self.binding.keys, self.binding.origin
+        yield from commands.release(where, turn.name, turn.token, error=error, error_ms=ERROR_KEPT_MS, origin=origin)
 
     # looking
 

@@ -5,17 +5,15 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 130 interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.cli import console
 from agentperf_redis.cli.console import Exit, Target, guarded
-
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="agentperf",
@@ -47,20 +45,9 @@ Data = Annotated[
 ]
 
 
-def run() -> int:
-    """Run the command line and return its exit code."""
-    try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except click.exceptions.Abort:
-        return _INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    return int(code or 0)
+def do(work: Callable[[], Exit | None]) -> None:
+    """Do the work of a command and leave with its exit code."""
+    raise typer.Exit(guarded(work))
 
 
 @app.command()
@@ -76,27 +63,27 @@ def demo(
         str | None, typer.Option("--namespace", help="Prefix of all keys. Default: a new one.", metavar="NAME")
     ] = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Have a team of code-review agents review a source tree, together, while one of them is killed."""
     from agentperf_redis.cli.demo import demo as work
 
-    return guarded(lambda: work(url, path, files, workers, namespace, kill=kill, as_json=as_json))
+    do(lambda: work(url, path, files, workers, namespace, kill=kill, as_json=as_json))
 
 
 @app.command()
-def up(data: Data = None, as_json: Json = False) -> int:
+def up(data: Data = None, as_json: Json = False) -> None:
     """Start the embedded server, or find it running. It stays until `agentperf down`."""
     from agentperf_redis.cli.embedded import up as work
 
-    return guarded(lambda: work(data, as_json=as_json))
+    do(lambda: work(data, as_json=as_json))
 
 
 @app.command()
-def down(data: Data = None, as_json: Json = False) -> int:
+def down(data: Data = None, as_json: Json = False) -> None:
     """Stop the embedded server; its data stay on disk."""
     from agentperf_redis.cli.embedded import down as work
 
-    return guarded(lambda: work(data, as_json=as_json))
+    do(lambda: work(data, as_json=as_json))
 
 
 @app.command()
@@ -105,11 +92,11 @@ def status(
     namespace: Namespace = None,
     timeout: Timeout = DEFAULT_DEADLINE_S,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Show all three services at a glance."""
     from agentperf_redis.cli.status import status as work
 
-    return guarded(lambda: work(Target(url, namespace, timeout), as_json=as_json))
+    do(lambda: work(Target(url, namespace, timeout), as_json=as_json))
 
 
 @app.command()
@@ -118,17 +105,16 @@ def doctor(
     namespace: Namespace = None,
     timeout: Timeout = DEFAULT_DEADLINE_S,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Examine the server and say what should be changed. Exit 1 if something is bad."""
     from agentperf_redis.cli.doctor import doctor as work
 
-    return guarded(lambda: work(Target(url, namespace, timeout), as_json=as_json))
+    do(lambda: work(Target(url, namespace, timeout), as_json=as_json))
 
 
 @app.command()
-def version() -> int:
+def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed
 
     console.out.print(installed("agentperf-redis"), markup=False)
-    return Exit.OK

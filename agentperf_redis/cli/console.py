@@ -37,7 +37,7 @@ class Exit(IntEnum):
 
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,11 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
     except AgentPerfError as error:
         err.print(f"agentperf: {error}", style="red", markup=False)
         return Exit.FAILURE
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 task`` or ``2 tasks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_json(kind: str, data: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from agentperf_redis import keys
 from agentperf_redis.backend import OLDEST, Backend
-from agentperf_redis.cli.console import Exit, Target, out, print_json
+from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.errors import AgentPerfError
 
@@ -132,7 +132,7 @@ def judge_replication(facts: Mapping[str, str]) -> Finding:
     role, replicas = facts.get("role", "unknown"), facts.get("connected_slaves", "0")
     if role != "master":
         return Finding("role", "bad", role, "writes go to the primary: give its address, or a Sentinel or Cluster URL")
-    return Finding("role", "ok", f"primary, {replicas} replicas")
+    return Finding("role", "ok", f"primary, {counted(int(replicas), 'replica')}")
 
 
 def judge_latency(times_ms: list[float]) -> Finding:

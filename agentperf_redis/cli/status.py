@@ -8,7 +8,7 @@ from rich.table import Table
 
 from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.cache.model import CacheStats
-from agentperf_redis.cli.console import Exit, Target, out, print_json
+from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
 from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
 
 _MIB = 2**20
@@ -40,8 +40,8 @@ def status(target: Target, *, as_json: bool) -> Exit:
         out.print("Nothing here yet: no agent was recorded, no cache used, no instance registered.")
         return Exit.OK
     out.print(
-        f"{summary.total_tasks} tasks of {summary.active_agents} agents in {summary.uptime:.0f} s, "
-        f"{summary.success_rate:.1%} succeeded, {summary.throughput:.2f} tasks/s",
+        f"{counted(summary.total_tasks, 'task')} of {counted(summary.active_agents, 'agent')} "
+        f"in {summary.uptime:.1f} s, {summary.success_rate:.1%} succeeded, {summary.throughput:.2f} tasks/s",
         markup=False,
     )
     for table in (agents_table(agents), caches_table(caches), pools_table(pools)):

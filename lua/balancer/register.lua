@@ -10,7 +10,7 @@
 --   id          text   the instance
 --   wanted      text   strategy, or - for the pool's own (least_loaded for a new pool)
 --   cap         int    units that may be leased at once
---   weight      float  at least 0
+--   weight      text   decimal, at least 0
 --   labels      text   a,b or - for none
 --   healthy     int    0 marks it unhealthy, 1 leaves its health as it is
 --   ewma_us     int    response time to start from, us; 0 when not known

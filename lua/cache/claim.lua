@@ -35,7 +35,7 @@ if lease[1] then
   call('HSET', LEASE, 'waited', 1)
   return {3, math.max(1, call('PTTL', LEASE)), lease[1]}
 end
--- the version last given out, not the time: what is invalidated later gets a higher one even if the server's clock jumps back
+-- the version last given out, not the time: what is invalidated later gets a higher one even if the clock jumps back
 call('HSET', LEASE, 'token', TOKEN, 'version', clock)
 call('PEXPIRE', LEASE, LEASE_MS)
 return {2, tonumber(clock)}

@@ -27,7 +27,7 @@ local call = redis.call
 local clock = tonumber(call('HGET', META, 'clock') or 0) or 0
 local forgotten = call('HLEN', SIZE)
 local heaps = call('LLEN', TRASH)
-for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end   -- of the right type, all of them
+for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end         -- each a ZSET
 call('GET', GEN)
 local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
@@ -39,7 +39,7 @@ if forgotten > 0 then
   heaps = heaps + 1
 end
 call('SET', GEN, version .. ' ' .. version .. ' ' .. version)
-call('HSET', META, 'clock', version, 'bytes', 0, 'removed', version, 'accesses', 0, 'grow', 0, 'halvings', '0 0 0 0', 'next', '',
-  'trash', heaps)
+call('HSET', META, 'clock', version, 'bytes', 0, 'removed', version, 'accesses', 0, 'grow', 0, 'halvings', '0 0 0 0',
+  'next', '', 'trash', heaps)
 call('SPUBLISH', BUS, 'c ' .. version .. ' ' .. ORIGIN .. ' ')
 return {1, forgotten, clock}

@@ -1,4 +1,4 @@
--- delete: remove entries and void the leases on them, so that no value whose computing began before can bring them back.
+-- delete: remove entries and void the leases on them, so that no value whose computing began before comes back.
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size

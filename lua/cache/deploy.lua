@@ -6,7 +6,7 @@
 --   ghost       ZSET    <tag>:ghost
 -- ARGV
 --   schema      int     major version of the data model that the caller writes
---   settings    text    "<policy> room <hot>/<warm>/<cold> bytes <most> ttl <hot>/<warm>/<cold>"; 0 is no limit, ttl in ms
+--   settings    text    "<policy> room <hot>/<warm>/<cold> bytes <most> ttl <hot>/<warm>/<cold>", ms; 0 is no limit
 -- RETURNS
 --   {1, now_ms, before}   before is what held until now, empty if there was nothing
 --   {-1, schema}          written by a newer major version; nothing done

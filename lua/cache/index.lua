@@ -1,23 +1,26 @@
--- FRAGMENT index: the only writer of a cache's indexes. Included after an operation has named its KEYS:
--- META SIZE EXP NEW HOT WARM COLD GHOST TRASH.
+-- FRAGMENT index: the only writer of a cache's indexes. Included after an operation has named its KEYS: META SIZE
+-- EXP NEW HOT WARM COLD GHOST TRASH.
 --
--- A resident entry has one field in SIZE (its membership: hits * 10^10 + bytes), one member in exactly one of HOT, WARM,
--- COLD, NEW (score: clock of last touch * 16 + frequency 0..15) and, if it expires, one in EXP (ms). The values lie beside,
--- at <tag>e:<key>; the fragment computes those names, the bus's and those of cleared generations, <tag>trash:<version>.
+-- A resident entry has one field in SIZE (its membership: hits * 10^10 + bytes), one member in exactly one of HOT,
+-- WARM, COLD, NEW (score: clock of last touch * 16 + frequency 0..15) and, if it expires, one in EXP (ms). The
+-- values lie beside, at <tag>e:<key>; the fragment computes those names, the bus's and those of cleared generations,
+-- <tag>trash:<version>.
 --
--- The clock counts 10 us, follows TIME, never repeats and never runs back: it orders touches, versions and evictions.
--- A frequency is halved once for each halving (one per 5 * room accesses) since it was written. The clocks of the last
--- four halvings lie in META, and the halving is done when a score is read, so that ageing rewrites nothing.
+-- The clock counts 10 us, follows TIME, never repeats and never runs back: it orders touches, versions and
+-- evictions. A frequency is halved once for each halving (one per 5 * room accesses) since it was written. The
+-- clocks of the last four halvings lie in META, and the halving is done when a score is read, so that ageing
+-- rewrites nothing.
 --
--- Policy lru: newcomers enter cold, a read moves an entry up one tier, a full tier moves its oldest down, the oldest of the
--- lowest leaves. Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): newcomers wait in NEW, a window of about 1 %;
--- when the cache is full, the less frequent of the window's oldest and cold's oldest leaves. GHOST remembers the frequency of
--- about as many evicted keys as there are residents, and widens the window when newcomers are missed soon after they left.
+-- Policy lru: newcomers enter cold, a read moves an entry up one tier, a full tier moves its oldest down, the oldest
+-- of the lowest leaves. Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): newcomers wait in NEW, a window
+-- of about 1 %; when the cache is full, the less frequent of the window's oldest and cold's oldest leaves. GHOST
+-- remembers the frequency of about as many evicted keys as there are residents, and widens the window when newcomers
+-- are missed soon after they left.
 --
--- All state hangs on one table and functions capture nothing else: a script builds its closures on every call, and Lua 5.1
--- pays for each captured local (measured: 14 us against 4). Numbers are written as '%d': Redis 7.0 prints them with %.17g.
--- The chunk ends early with {0} when the cache has no settings, and with an error before anything was written when a key is
--- not what it should be.
+-- All state hangs on one table and functions capture nothing else: a script builds its closures on every call, and
+-- Lua 5.1 pays for each captured local (measured: 14 us against 4). Numbers are written as '%d': Redis 7.0 prints
+-- them with %.17g. The chunk ends early with {0} when the cache has no settings, and with an error before anything
+-- was written when a key is not what it should be.
 local I = {
   call = redis.call, meta = META, size = SIZE, exp = EXP, ghost = GHOST, trash = TRASH,
   tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
@@ -27,8 +30,8 @@ local I = {
   dead = {}, evicted = 0, expired = 0,
 }
 do
-  local m = I.call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'trash', 'evicted', 'removed', 'resent', 'accesses',
-    'grow', 'halvings')
+  local m = I.call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'trash', 'evicted', 'removed', 'resent',
+    'accesses', 'grow', 'halvings')
   if not m[1] then return {0} end
   local policy, hot, warm, cold, bytes, hot_ms, warm_ms, cold_ms =
     string.match(m[1], '^(%a+) room (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$')
@@ -46,7 +49,9 @@ do
   I.next, I.heaps, I.evictions = tonumber(m[4] or nil), tonumber(m[5] or 0), tonumber(m[6] or 0)
   I.removed, I.resent = tonumber(m[7] or 0), tonumber(m[8] or 0)
   I.accesses, I.grow, I.halvings = tonumber(m[9] or 0), tonumber(m[10] or 0), m[11] or '0 0 0 0'
-  I.before = {next = I.next, heaps = I.heaps, grow = I.grow, halvings = I.halvings, removed = I.removed, resent = I.resent}
+  I.before = {
+    next = I.next, heaps = I.heaps, grow = I.grow, halvings = I.halvings, removed = I.removed, resent = I.resent,
+  }
   -- a first read of every key that may be written: one of the wrong type is refused here
   I.n = I.call('HLEN', SIZE)
   I.call('ZCARD', EXP)
@@ -122,8 +127,8 @@ function I.locate(keys)
   return sizes, where, scores
 end
 
--- Note reads of distinct keys, oldest first: recency, frequency, promotion by one tier a read. About ten commands whatever
--- the length. Reads of keys that are gone meanwhile are booked under cold. Returns how many keys were found.
+-- Note reads of distinct keys, oldest first: recency, frequency, promotion by one tier a read. About ten commands
+-- whatever the length. Reads of keys that are gone meanwhile are booked under cold. Returns how many keys were found.
 function I.touch(keys, counts)
   local sizes, where, scores = I.locate(keys)
   if I.lfu and I.grow > 0 then                                         -- where the last 5 % of cold end
@@ -216,7 +221,7 @@ function I.evict(i, key, score)
     I.call('ZADD', I.ghost, I.text(I.clock * 16 + (i == 4 and 8 or 0) + math.min(7, I.frequency(score))), key)
   end
 end
--- The oldest of a tier with its score as number and as text. Never `keep`: being the newest, it is the oldest only alone.
+-- The oldest of a tier with its score as number and as text; never `keep`, which is the oldest only where it is alone.
 function I.oldest(i, keep)
   local v = I.call('ZRANGE', I.tier[i], 0, 0, 'WITHSCORES')
   if v[1] and v[1] ~= keep then return v[1], tonumber(v[2]), v[2] end

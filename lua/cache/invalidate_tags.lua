@@ -6,7 +6,7 @@
 -- ARGV
 --   bus         text    channel of invalidations
 --   origin      text    who invalidates, for its own ears
---   most        int     marks to keep; beyond, the oldest merge into tagfloor, which invalidates every tagged entry up to it
+--   most        int     marks to keep; beyond, the oldest merge into tagfloor, and tagged entries up to it are misses
 --   rest...     text    the tags
 -- RETURNS
 --   {1, version}

@@ -19,7 +19,7 @@
 --   payload     bytes   begins with the request id and a space
 --   id          text    the request id, random
 --   until_ms    int     server time, ms, after which this request is refused
---   seen        text    empty on the first delivery; on a repeated one the newest version its sender knew before the first
+--   seen        text    empty on the first delivery; on a repeated one the newest version that was known before
 --   ttl_ms      int     life, ms; 0 never expires, -1 takes the tier's own
 --   tier        int     1 hot, 2 warm, 3 cold; 0 lets the policy place it, or leaves it where it is
 --   token       text    of the lease under which the value was computed; empty for a plain put
@@ -41,17 +41,19 @@
 --   {-4, version}          no room after 512 evictions; the old value is gone
 --   {-5, version}          a copy of this request may have been executed and undone since; the key is a miss now
 --   {-6, now_ms}           too late; nothing done
--- REPEAT   a copy that finds its id in the entry answers as the first did. Otherwise a repeated delivery writes only where
---          nothing can have happened since the first was sent (the entry is no newer than `seen`, or it is absent and no entry
---          was removed since); in doubt it makes the key a miss, which is never wrong. It leaves its id in resent, so that a
---          first copy which arrives after it does nothing. After until_ms every copy is refused: so no copy, late or repeated,
---          overwrites a newer value. A repeated fill finds its token spent, a repeated report its seq.
+-- REPEAT   a copy that finds its id in the entry answers as the first did. Otherwise a repeated delivery writes only
+--          where nothing can have happened since the first was sent: the entry is no newer than `seen`, or it is absent
+--          and no entry was removed since. In doubt it makes the key a miss, which is never wrong. It leaves its id in
+--          resent, so that a first copy which arrives after it does nothing; after until_ms every copy is refused. So
+--          no copy, late or repeated, overwrites a newer value. A repeated fill finds its token spent, a report its
+--          seq.
 -- ERRORS   CORRUPT meta or gen is not ours
 -- COST     O((reads + evictions) log N); evictions <= 512
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, TRASH, ENTRY, LEASE, GEN, TAGS, RESENT = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
-local KEY, PAYLOAD, ID, UNTIL_MS, SEEN, TTL_MS = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
-local TIER, TOKEN, BUS, ORIGIN, WRITER, SEQ = tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
+local KEY, PAYLOAD, ID, UNTIL_MS, SEEN = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local TTL_MS, TIER, TOKEN, BUS, ORIGIN = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
+local WRITER, SEQ = ARGV[11], tonumber(ARGV[12])
 local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
 local TAG_COUNT, REST = tonumber(ARGV[16]), 17
 --@include index
@@ -159,7 +161,9 @@ else
   if refused == 0 then
     local value = I.text(version) .. ' ' .. I.text(expiry_ms) .. ' ' .. PAYLOAD
     if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
-    if TOKEN == '' or known or waited then call('SPUBLISH', BUS, 's ' .. I.text(version) .. ' ' .. ORIGIN .. ' ' .. KEY) end
+    if TOKEN == '' or known or waited then
+      call('SPUBLISH', BUS, 's ' .. I.text(version) .. ' ' .. ORIGIN .. ' ' .. KEY)
+    end
   end
 end
 if SEEN ~= '' and TOKEN == '' then

@@ -43,5 +43,5 @@ I.bury()
 I.promoted = true                        -- look at every tier
 I.balance()
 I.bury()
-if expired + freed + orphans + I.evicted > 0 then I.save() end         -- nothing to do writes nothing, also on a full server
+if expired + freed + orphans + I.evicted > 0 then I.save() end  -- with nothing to do, a full server is no trouble
 return {1, expired, freed, orphans, I.evicted, (expired == N or I.heaps > 0) and 1 or 0, page[1]}

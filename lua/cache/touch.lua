@@ -24,8 +24,8 @@
 -- COST     O(reads log N), about ten commands a call
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, TRASH = KEYS[8], KEYS[9]
-local WRITER, SEQ, MISSES, SAVED_MS, CORRUPT = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local REST = 6
+local WRITER, SEQ, MISSES = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local SAVED_MS, CORRUPT, REST = tonumber(ARGV[4]), tonumber(ARGV[5]), 6
 --@include index
 local keys, counts = {}, {}
 for i = REST, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end

@@ -310,6 +310,42 @@ def test_workers_run_in_processes_of_their_own(workers: Workers) -> None:
     assert len({os.getpid(), *(pid for _, pid in results)}) == 3
 
 
+_KILLED = """
+import os, sys, time
+from tests.integration.test_fixtures import _sleep
+from tests.workers import Workers
+if __name__ == "__main__":
+    worker = Workers().start(_sleep)
+    worker.said()
+    print(worker.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_die_with_the_test_process(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(_KILLED)
+    words = [sys.executable, str(tmp_path / "main.py")]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, cwd=_ROOT) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    wait_until(lambda: gone(pid), "the worker to be killed")
+
+
+def _environment() -> tuple[str | None, str]:
+    return os.environ.get("OF_THIS_TEST"), str(Path.cwd())
+
+
+def test_workers_have_the_environment_of_their_test(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for value in ("1", "2"):
+        monkeypatch.setenv("OF_THIS_TEST", value)
+        monkeypatch.chdir(tmp_path)
+        assert workers.start(_environment).result() == (value, str(tmp_path))
+
+
 def test_a_worker_talks_fails_and_is_killed(workers: Workers) -> None:
     talker = workers.start(_talk, "you")
     assert talker.said() == "hello you"

@@ -64,6 +64,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(method, ("a",), {"affinity": value}, "affinity", id=f"{method}-affinity-{value!a}")
     for value in (None, "p0", 5, {"id": "p0"}):
         yield pytest.param("register_instance", (value,), {}, "instance", id=f"register-{value!r}")
+    for value in ("p0", 5, {"id": "p0"}):
         yield pytest.param("release", (value,), {}, "instance", id=f"release-{value!r}")
     yield pytest.param("release", (AgentInstance("p", "planner"),), {}, "instance", id="release-peek")
     yield pytest.param("acquire", ("planner",), {"on_lost": 5}, "on_lost", id="on_lost")

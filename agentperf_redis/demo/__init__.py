@@ -1,0 +1,18 @@
+"""The main job, `agentperf demo`: a team of code-review agents that shares all it has through the library."""
+
+from agentperf_redis.demo.progress import PlainProgress, Progress, Snapshot, Start, WorkerProgress
+from agentperf_redis.demo.report import Casualty, Check, Report
+from agentperf_redis.demo.run import DemoOptions, run_demo
+
+__all__ = [
+    "Casualty",
+    "Check",
+    "DemoOptions",
+    "PlainProgress",
+    "Progress",
+    "Report",
+    "Snapshot",
+    "Start",
+    "WorkerProgress",
+    "run_demo",
+]

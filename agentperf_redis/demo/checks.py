@@ -1,0 +1,191 @@
+"""What a demo promises, judged by the workers' own journals and by the state of the server. Pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from agentperf_redis.balancer.model import PoolStatus
+from agentperf_redis.demo.journal import Account
+from agentperf_redis.demo.report import Casualty, Check
+
+MOST_TIMES_COMPUTED = 1.05
+"""On average: what the killed worker was at must be computed again."""
+UNFLUSHED_S = 3.0
+"""Metrics are flushed every second; a loaded machine may take its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known in the end.
+
+    Attributes:
+        accounts: of all workers.
+        failed: what the log of each worker says that failed.
+        victim: account of the worker that was to be killed; None if none was.
+        killed_at: when it was, s by the monotonic clock; None if it could not be.
+        casualty: what is known of its death.
+        left: agent type of each lease that is left.
+        pools: all pools, before `regained`.
+        regained: leases that could be had in each pool in the end, all at once.
+        granted: leases granted in each pool while the demo ran, by the scripts' count.
+        tried: of these, those taken to look whether the dead worker's had come back.
+        recorded: executions of each agent recorded while the demo ran.
+    """
+
+    accounts: Sequence[Account]
+    failed: Sequence[str]
+    victim: Account | None
+    killed_at: float | None
+    casualty: Casualty | None
+    left: Sequence[str]
+    pools: Sequence[PoolStatus]
+    regained: Mapping[str, int]
+    granted: Mapping[str, int]
+    tried: Mapping[str, int]
+    recorded: Mapping[str, int]
+
+    @property
+    def computed(self) -> int:
+        """Computations begun by anybody, the killed worker included."""
+        return sum(account.began.total() for account in self.accounts)
+
+    @property
+    def distinct(self) -> int:
+        """Distinct computations among them."""
+        return len(set().union(*(account.began for account in self.accounts)))
+
+    @property
+    def served(self) -> int:
+        """Results that were used without computing them."""
+        return max(0, sum(account.used.total() for account in self.accounts) - self.computed)
+
+
+def checks(evidence: Evidence) -> tuple[Check, ...]:
+    """Judge a demo.
+
+    Args:
+        evidence: what is known of it.
+
+    Returns:
+        Every promise, and whether it held.
+    """
+    killing = (_victim_held_leases(evidence), _capacity_came_back(evidence)) if evidence.victim is not None else ()
+    return (
+        _all_through(evidence),
+        _same_report(evidence),
+        _computed_once(evidence),
+        *killing,
+        _never_over_capacity(evidence),
+        _nothing_left(evidence),
+        _leases_balance(evidence),
+        _metrics_balance(evidence),
+    )
+
+
+def _all_through(evidence: Evidence) -> Check:
+    through = sum(account.result is not None for account in evidence.accounts)
+    expected = len(evidence.accounts) - (evidence.killed_at is not None)
+    figures = "; ".join(evidence.failed) or f"{through} of {expected}"
+    return Check(
+        "every worker that was not killed finished its job", through == expected and not evidence.failed, figures
+    )
+
+
+def _same_report(evidence: Evidence) -> Check:
+    digests = Counter(account.result["digest"] for account in evidence.accounts if account.result is not None)
+    said = ", ".join(f"{digest[:12]} from {count}" for digest, count in digests.most_common()) or "no report at all"
+    return Check("every worker's report is the same", len(digests) == 1, said)
+
+
+def _computed_once(evidence: Evidence) -> Check:
+    times = evidence.computed / evidence.distinct if evidence.distinct else 1.0
+    again = Counter[str]()
+    for account in evidence.accounts:
+        again.update(account.began)
+    most, count = max(again.items(), key=lambda item: item[1], default=("", 0))
+    figures = (
+        f"{evidence.distinct} distinct computations were done {times:.3f} times on average, {evidence.served} results "
+        f"came from a cache" + (f"; {most} was computed {count} times" if count > 1 else "")
+    )
+    promise = f"each computation was done at most {MOST_TIMES_COMPUTED} times"
+    return Check(promise, times <= MOST_TIMES_COMPUTED, figures)
+
+
+def _victim_held_leases(evidence: Evidence) -> Check:
+    promise = "one worker was killed while it held a lease"
+    if evidence.casualty is None:
+        return Check(promise, False, "it finished before it could be caught holding one")
+    held = evidence.casualty.leases
+    return Check(promise, len(held) >= 1, f"worker {evidence.casualty.number} held {len(held)}: {', '.join(held)}")
+
+
+def _capacity_came_back(evidence: Evidence) -> Check:
+    after = evidence.casualty.recovered_after if evidence.casualty is not None else None
+    total = sum(pool.total_capacity for pool in evidence.pools)
+    regained = sum(evidence.regained.values())
+    when = f"after {after:.1f} s" if after is not None else "never"
+    figures = f"its leases were gone {when}; in the end {regained} of {total} units could be leased at once"
+    return Check("its capacity came back", after is not None and regained == total, figures)
+
+
+def _never_over_capacity(evidence: Evidence) -> Check:
+    over = [
+        f"{status.instance.id} had {status.peak_load} of {status.instance.max_capacity}"
+        for pool in evidence.pools
+        for status in pool.instances
+        if status.peak_load > status.instance.max_capacity
+    ]
+    peaks = ", ".join(
+        f"{pool.agent_type} {sum(status.peak_load for status in pool.instances)}/{pool.total_capacity}"
+        for pool in evidence.pools
+    )
+    return Check("no instance ever had more leases than capacity", not over, "; ".join(over) or f"peaks: {peaks}")
+
+
+def _nothing_left(evidence: Evidence) -> Check:
+    left = ", ".join(f"{count} of {agent}" for agent, count in sorted(Counter(evidence.left).items()))
+    loads = sum(pool.current_load for pool in evidence.pools)
+    return Check("no lease is left", not evidence.left and loads == 0, left or f"none, and the load of all is {loads}")
+
+
+def _leases_balance(evidence: Evidence) -> Check:
+    """Every lease granted did one step, save those the killed worker took with it."""
+    steps = _steps(evidence)
+    unfinished = Counter(evidence.casualty.leases if evidence.casualty is not None else ())
+    odd, granted = [], 0
+    for agent, count in evidence.granted.items():
+        for_steps = count - evidence.tried.get(agent, 0)
+        granted += for_steps
+        if not steps[agent] <= for_steps <= steps[agent] + unfinished[agent]:
+            odd.append(f"{agent}: {for_steps} leases for {steps[agent]} steps")
+    figures = "; ".join(odd) or f"{granted} leases granted, {steps.total()} steps done"
+    return Check("leases granted and steps done balance", not odd and granted > 0, figures)
+
+
+def _metrics_balance(evidence: Evidence) -> Check:
+    """Every step was recorded, save what the killed worker had not flushed."""
+    steps, unflushed = _steps(evidence), Counter[str]()
+    if evidence.victim is not None and evidence.killed_at is not None:
+        since = evidence.killed_at - UNFLUSHED_S
+        unflushed.update(agent for when, agent in evidence.victim.steps if when >= since)
+    odd = [
+        f"{agent}: {evidence.recorded.get(agent, 0)} recorded of {count}"
+        for agent, count in sorted(steps.items())
+        if not count - unflushed[agent] <= evidence.recorded.get(agent, 0) <= count
+    ]
+    recorded = sum(evidence.recorded.get(agent, 0) for agent in steps)
+    lost = steps.total() - recorded
+    figures = "; ".join(odd) or f"{recorded} of {steps.total()} recorded" + (
+        f", {lost} died with the worker, which had done {unflushed.total()} in its last {UNFLUSHED_S:g} s"
+        if lost
+        else ""
+    )
+    return Check(
+        "every step is in the metrics, save what the killed worker had not sent", not odd and bool(steps), figures
+    )
+
+
+def _steps(evidence: Evidence) -> Counter[str]:
+    return Counter(agent for account in evidence.accounts for _, agent in account.steps)

@@ -1,0 +1,126 @@
+"""What a worker did, line by line in a file of its own, so that a killed worker's account survives it.
+
+Each line is one ``write`` to a file opened with O_APPEND: whatever was written before SIGKILL is there, whole. The
+counts that the demo is judged by come from here, never from the library that is being judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """The writing side, in a worker."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def hello(self, process: str) -> None:
+        """Say by which name the library knows this process."""
+        self._write("hello", process)
+
+    def began(self, key: str) -> None:
+        """A computation begins; it counts from here, whether or not it ends."""
+        self._write("began", key)
+
+    def computed(self, key: str, seconds: float) -> None:
+        """It ended, after so many seconds."""
+        self._write("computed", key, f"{seconds:.6f}")
+
+    def used(self, key: str) -> None:
+        """A result was used, wherever it came from."""
+        self._write("used", key)
+
+    def step(self, agent: str, instance: str) -> None:
+        """A step was done on a leased instance. Written before it is recorded as a metric, and timed."""
+        self._write("step", agent, instance, f"{time.monotonic():.6f}")
+
+    def lost(self, agent: str) -> None:
+        """A lease ended before its step did."""
+        self._write("lost", agent)
+
+    def reviewed(self, file: str) -> None:
+        """A file is done."""
+        self._write("reviewed", file)
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """The whole tree is done, with this result."""
+        self._write("finished", json.dumps(result))
+
+    def _write(self, *words: str) -> None:
+        os.write(self._file, ("\t".join(words) + "\n").encode("utf-8", "surrogateescape"))
+
+
+@dataclass(slots=True)
+class Account:
+    """The reading side: what one worker's journal says so far.
+
+    Attributes:
+        path: the file.
+        process: the library's name of the process; empty until it said hello.
+        began: computations begun, by key.
+        spent: seconds of the last computation, by key.
+        used: uses of results, by key.
+        steps: (when, agent) of each step, s by the monotonic clock of the machine.
+        instances: steps by instance.
+        lost: leases lost while in use.
+        files: files done.
+        result: what the worker came to, when it is through.
+    """
+
+    path: Path
+    process: str = ""
+    began: Counter[str] = field(default_factory=Counter)
+    spent: dict[str, float] = field(default_factory=dict)
+    used: Counter[str] = field(default_factory=Counter)
+    steps: list[tuple[float, str]] = field(default_factory=list)
+    instances: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    files: int = 0
+    result: dict[str, Any] | None = None
+    _read_bytes: int = 0
+
+    def update(self) -> None:
+        """Read on from where the last call came to; a line that is not whole yet waits for the next."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read_bytes)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        end = data.rfind(b"\n") + 1
+        self._read_bytes += end
+        for line in data[:end].decode("utf-8", "surrogateescape").split("\n")[:-1]:
+            self._take(line.split("\t"))
+
+    def _take(self, words: list[str]) -> None:
+        match words:
+            case ["used", key]:
+                self.used[key] += 1
+            case ["step", agent, instance, when]:
+                self.steps.append((float(when), agent))
+                self.instances[instance] += 1
+            case ["began", key]:
+                self.began[key] += 1
+            case ["computed", key, seconds]:
+                self.spent[key] = float(seconds)
+            case ["reviewed", _]:
+                self.files += 1
+            case ["lost", _]:
+                self.lost += 1
+            case ["hello", process]:
+                self.process = process
+            case ["finished", result]:
+                self.result = json.loads(result)
+            case _:
+                raise ValueError(f"{self.path} holds the line {words}")

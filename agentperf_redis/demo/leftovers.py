@@ -1,0 +1,51 @@
+"""What a demo leaves on a server of the user's goes by itself after a day: until then it can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.command import Batch, Command, Reply
+from agentperf_redis.demo.team import AGENTS, FILES_CACHE, MODULES_CACHE
+
+DAY_S = 86_400
+_NO_KEYS = {"tag", "bus", "entry_prefix", "lease_prefix"}
+"""Fields of `CacheKeys` that name no key: entries and leases expire by themselves."""
+
+
+def let_expire(backend: Backend, within: int = DAY_S) -> int:
+    """Give every key of a finished demo that would stay for ever an end.
+
+    Slices of the metrics have one of their own.
+
+    Args:
+        backend: the demo's namespace.
+        within: s from now.
+
+    Returns:
+        How many keys got one.
+    """
+    commands = tuple(Command("EXPIRE", (key,), (within, "NX"), _was_set) for key in _keys(backend.namespace))
+    return sum(answer is True for answer in backend.run(Batch(commands).settled()))
+
+
+def _keys(namespace: str) -> Iterator[str]:
+    yield keys.meta(namespace)
+    yield keys.resources(namespace)
+    for agent in AGENTS:
+        yield from keys.pool(namespace, agent).all
+        shard, series = keys.metrics_shard(agent), keys.metrics_series(agent)
+        yield keys.metrics_agents(namespace, shard)
+        yield keys.metrics_settings(namespace, shard)
+        yield keys.metrics_parts(namespace, shard, agent)
+        for key in (keys.metrics_total, keys.metrics_recent, keys.metrics_slow):
+            yield key(namespace, shard, series)
+    for service, name in (("cache", FILES_CACHE), ("tiered", MODULES_CACHE)):
+        its = keys.cache(namespace, service, name)
+        yield from (getattr(its, field.name) for field in fields(its) if field.name not in _NO_KEYS)
+
+
+def _was_set(reply: Reply) -> bool:
+    return bool(reply == 1)

@@ -1,0 +1,183 @@
+"""What a demo comes to: the findings, what the library measured meanwhile, and whether all that was promised held."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agentperf_redis.balancer.model import PoolStatus
+from agentperf_redis.cache.model import CacheStats
+from agentperf_redis.metrics.model import PerformanceMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise: whether it held, and the figures it is judged by."""
+
+    promise: str
+    held: bool
+    figures: str
+
+
+@dataclass(frozen=True, slots=True)
+class Casualty:
+    """The worker that was killed.
+
+    Attributes:
+        number: of the worker.
+        files: it had reviewed.
+        leases: agent types of the leases it held, as the server knew them while it was stopped and just before it died.
+        recovered_after: s until the last of them was gone; None if one never was.
+    """
+
+    number: int
+    files: int
+    leases: tuple[str, ...]
+    recovered_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A demo's result.
+
+    Attributes:
+        root: the tree reviewed.
+        files: files in it.
+        lines: lines in them.
+        findings: all findings.
+        worst: the worst files, each a `Review` as a dict.
+        seconds: from the start of the workers to the end of the last.
+        workers: worker processes started.
+        casualty: who was killed, if anybody.
+        agents: metrics of each agent.
+        caches: statistics of each cache.
+        pools: pools at the end.
+        instances: steps by instance, as the workers accounted for them.
+        computed: computations done, by anybody.
+        distinct: distinct computations among them.
+        served: results that came from a cache.
+        checks: all that was promised.
+        namespace: where the state is.
+    """
+
+    root: str
+    files: int
+    lines: int
+    findings: int
+    worst: tuple[dict[str, Any], ...]
+    seconds: float
+    workers: int
+    casualty: Casualty | None
+    agents: tuple[PerformanceMetrics, ...]
+    caches: tuple[CacheStats, ...]
+    pools: tuple[PoolStatus, ...]
+    instances: dict[str, int]
+    computed: int
+    distinct: int
+    served: int
+    checks: tuple[Check, ...]
+    namespace: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every promise held."""
+        return all(check.held for check in self.checks)
+
+    @property
+    def failures(self) -> list[str]:
+        """The promises that did not hold, with their figures."""
+        return [f"{check.promise}: {check.figures}" for check in self.checks if not check.held]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for machines: numbers as numbers, seconds, shares from 0 to 1."""
+        return {
+            "ok": self.ok,
+            "checks": [asdict(check) for check in self.checks],
+            "root": self.root,
+            "namespace": self.namespace,
+            "files": self.files,
+            "lines": self.lines,
+            "findings": self.findings,
+            "worst": list(self.worst),
+            "seconds": self.seconds,
+            "workers": self.workers,
+            "killed": None if self.casualty is None else asdict(self.casualty),
+            "agents": {
+                each.agent_name: {
+                    "steps": each.task_count,
+                    "success_rate": each.success_rate,
+                    "avg": each.avg_execution_time,
+                    "p50": each.p50_execution_time,
+                    "p95": each.p95_execution_time,
+                    "p99": each.p99_execution_time,
+                    "max": each.max_execution_time,
+                    "exact": each.exact,
+                }
+                for each in self.agents
+            },
+            "caches": {
+                each.name: {
+                    "hits": each.hits,
+                    "misses": each.misses,
+                    "hit_rate": each.hit_rate,
+                    "size": each.size,
+                    "bytes": each.bytes,
+                    "seconds_saved": each.seconds_saved,
+                }
+                for each in self.caches
+            },
+            "instances": {
+                status.instance.id: {
+                    "steps": self.instances.get(status.instance.id, 0),
+                    "capacity": status.instance.max_capacity,
+                    "peak": status.peak_load,
+                }
+                for pool in self.pools
+                for status in pool.instances
+            },
+            "computed": self.computed,
+            "distinct": self.distinct,
+            "served": self.served,
+        }
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_lines(self) -> list[str]:
+        """Return the report as plain text."""
+        where = f"{self.files} files, {self.lines} lines of {self.root}"
+        lines = [f"{where} reviewed by {self.workers} workers in {self.seconds:.1f} s: {self.findings} findings"]
+        lines += ["", "The worst files", *self._worst_lines()]
+        lines += ["", f"{'agent':<12}{'steps':>8}{'ok':>8}{'avg ms':>9}{'p50':>9}{'p95':>9}{'p99':>9}"]
+        for each in self.agents:
+            times = (each.avg_execution_time, each.p50_execution_time, each.p95_execution_time, each.p99_execution_time)
+            mark = "" if each.exact else f"  (percentiles within {each.error_bound:.2%})"
+            figures = "".join(f"{1000 * time:>9.2f}" for time in times)
+            lines.append(f"{each.agent_name:<12}{each.task_count:>8}{each.success_rate:>8.1%}{figures}{mark}")
+        lines += ["", f"{'cache':<12}{'reads':>8}{'hits':>8}{'entries':>9}{'bytes':>12}{'seconds saved':>15}"]
+        for cache in self.caches:
+            reads = cache.hits + cache.misses
+            figures = f"{reads:>8}{cache.hit_rate:>8.1%}{cache.size:>9}{cache.bytes:>12}{cache.seconds_saved:>15.1f}"
+            lines.append(f"{cache.name:<12}{figures}")
+        lines += ["", f"{'instance':<16}{'steps':>8}{'capacity':>10}{'peak':>6}"]
+        for pool in self.pools:
+            for status in pool.instances:
+                its = status.instance
+                steps = self.instances.get(its.id, 0)
+                lines.append(f"{its.id:<16}{steps:>8}{its.max_capacity:>10}{status.peak_load:>6}")
+        lines += ["", *(f"{'ok ' if check.held else 'NOT'}  {check.promise}: {check.figures}" for check in self.checks)]
+        return lines
+
+    def _worst_lines(self) -> list[str]:
+        lines = []
+        for review in self.worst:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in review["kinds"])
+            lines.append(f"{review['points']:>6} points  {review['path']} ({review['lines']} lines): {kinds}")
+            first = review["worst"][0] if review["worst"] else None
+            if first:
+                lines.append(
+                    f"{'':15} line {first['line']}: {first['name']}, {first['kind']} {first['detail']}".rstrip()
+                )
+        return lines

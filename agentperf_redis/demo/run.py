@@ -1,0 +1,404 @@
+"""The main job: several worker processes review one source tree together, one of them is killed, and all is checked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import agentperf_redis
+from agentperf_redis import arguments, embedded, keys
+from agentperf_redis.balancer.model import PoolStatus
+from agentperf_redis.command import Command, Reply
+from agentperf_redis.demo.checks import Evidence, checks
+from agentperf_redis.demo.journal import Account
+from agentperf_redis.demo.leftovers import let_expire
+from agentperf_redis.demo.progress import Progress, Snapshot, Start, WorkerProgress, WorkerState
+from agentperf_redis.demo.report import Casualty, Report
+from agentperf_redis.demo.team import AGENTS, Shares, caches
+from agentperf_redis.demo.tree import Tree, find_tree
+from agentperf_redis.demo.worker import Task
+from agentperf_redis.errors import CorruptState, shown
+from agentperf_redis.metrics.model import PerformanceMetrics
+from agentperf_redis.service import AgentPerf
+
+MAX_WORKERS = 64
+_TICK_S = 0.05
+_LOOK_EVERY_S = 0.25
+_HUNTING_TICK_S = 0.003
+"""While the victim is to be caught holding a lease. A step, and with it a lease, takes some ms."""
+SMALLEST_TO_KILL_IN = 20
+"""Files. In a smaller tree a worker may be through before it is caught."""
+_PATIENCE_S = 600.0
+_TAIL_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What to do.
+
+    Attributes:
+        url: the server; None starts a private one that ends with the demo.
+        path: folder to review; None for the standard library of the running Python.
+        files: review so many files only, spread over the tree; None for all.
+        workers: worker processes, 1 to 64.
+        kill: whether one of them, the last, is killed half-way; only with two or more workers and at least
+            `SMALLEST_TO_KILL_IN` files.
+        namespace: prefix of all keys; None makes a new one, so that no earlier demo's results are found, and lets it go
+            after a day.
+        lease_ttl: life of a lease without renewal, s: how long a dead worker's capacity is gone.
+        program: arguments to Python that start a worker.
+    """
+
+    url: str | None = None
+    path: Path | None = None
+    files: int | None = None
+    workers: int = 4
+    kill: bool = True
+    namespace: str | None = None
+    lease_ttl: float = 3.0
+    program: tuple[str, ...] = ("-m", "agentperf_redis.demo.worker")
+
+    def __post_init__(self) -> None:
+        arguments.count("workers", self.workers, most=MAX_WORKERS)
+        if self.files is not None:
+            arguments.count("files", self.files)
+        if self.namespace is not None:
+            keys.check_namespace("namespace", self.namespace)
+        arguments.seconds("lease_ttl", self.lease_ttl, least=0.2, most=60.0)
+
+
+def run_demo(options: DemoOptions, progress: Progress) -> Report:
+    """Run the demo.
+
+    Args:
+        options: what to do.
+        progress: what shows it meanwhile.
+
+    Returns:
+        The report; `Report.ok` says whether all that was promised held.
+
+    Raises:
+        InvalidArgument: for a folder that cannot be reviewed.
+        BackendUnavailable: no server.
+    """
+    tree = find_tree(options.path, options.files)
+    with contextlib.ExitStack() as stack:
+        socket, url = None, options.url
+        if url is None:
+            server = stack.enter_context(embedded.private())
+            socket, url = server.socket, server.url
+        namespace = options.namespace or (
+            "agentperf" if socket is not None else f"agentperf-demo-{secrets.token_hex(4)}"
+        )
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentperf-demo-")))
+        perf = stack.enter_context(AgentPerf(url, namespace=namespace))
+        demo = _Demo(options, progress, tree, perf, url, folder)
+        progress.begin(
+            Start(
+                address=perf.backend.address.masked,
+                socket=socket,
+                namespace=namespace,
+                root=tree.root,
+                files=len(tree.files),
+                workers=options.workers,
+                kill=demo.kills,
+            )
+        )
+        if options.kill and not demo.kills:
+            progress.event(f"nobody is killed: that takes 2 workers and {SMALLEST_TO_KILL_IN} files")
+        report = demo.run()
+        if options.url is not None and options.namespace is None:
+            let_expire(perf.backend)
+        return report
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One worker process, as its parent sees it."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    account: Account
+    log: Path
+    killed_at: float | None = None
+    held: dict[str, str] = field(default_factory=dict)
+    """Leases held when it was killed: token -> agent type."""
+
+    @property
+    def state(self) -> WorkerState:
+        if self.killed_at is not None:
+            return "killed"
+        code = self.process.returncode  # as of the last poll, after which the journal was read
+        if code is None:
+            return "working" if self.account.process else "starting"
+        return "done" if code == 0 and self.account.result is not None else "failed"
+
+
+class _Demo:
+    def __init__(
+        self, options: DemoOptions, progress: Progress, tree: Tree, perf: AgentPerf, url: str, folder: Path
+    ) -> None:
+        self._options = options
+        self._progress = progress
+        self._tree = tree
+        self._perf = perf
+        self._url = url
+        self._folder = folder
+        self._balancer = perf.balancer()
+        self._recovered_at: float | None = None
+        self._tried: Counter[str] = Counter()
+
+    @property
+    def kills(self) -> bool:
+        """Whether a worker is to be killed."""
+        enough = self._options.workers > 1 and len(self._tree.files) >= SMALLEST_TO_KILL_IN
+        return self._options.kill and enough
+
+    def run(self) -> Report:
+        before = {status.agent_type: status.granted for status in self._balancer.status(*AGENTS)}
+        recorded_before = {agent: each.task_count for agent, each in self._perf.metrics.snapshots().items()}
+        for instance in Shares(self._options.workers).instances():
+            self._balancer.register_instance(instance)
+        began = time.monotonic()
+        with self._workers() as workers:
+            victim = workers[-1] if self.kills else None
+            self._watch(workers, victim, began)
+            seconds = time.monotonic() - began
+            if victim is not None and victim.killed_at is not None:
+                self._await_recovery(victim)
+        left = self._leases()
+        metrics = self._perf.metrics.snapshots()
+        pools = self._balancer.status(*AGENTS)
+        evidence = Evidence(
+            accounts=[worker.account for worker in workers],
+            failed=[self._epitaph(worker) for worker in workers if worker.state in ("failed", "working", "starting")],
+            victim=victim.account if victim is not None else None,
+            casualty=self._casualty(victim),
+            left=sorted(left.values()),
+            pools=pools,
+            regained=self._fill(pools),
+            granted={pool.agent_type: pool.granted - before.get(pool.agent_type, 0) for pool in pools},
+            tried=self._tried,
+            recorded={agent: each.task_count - recorded_before.get(agent, 0) for agent, each in metrics.items()},
+            killed_at=victim.killed_at if victim is not None else None,
+        )
+        return self._report(evidence, metrics, seconds)
+
+    # ---- processes
+
+    @contextlib.contextmanager
+    def _workers(self) -> Iterator[list[_Worker]]:
+        """Start the workers; whatever happens, none is left in the end."""
+        workers: list[_Worker] = []
+        try:
+            for number in range(self._options.workers):
+                workers.append(self._start(number))  # noqa: PERF401  those started before one fails have to be ended
+            yield workers
+        finally:
+            for worker in workers:
+                if worker.process.poll() is None:
+                    worker.process.kill()
+                worker.process.wait()
+                worker.account.update()
+
+    def _start(self, number: int) -> _Worker:
+        journal, log = self._folder / f"worker-{number}.journal", self._folder / f"worker-{number}.log"
+        task = Task(
+            url=self._url,
+            namespace=self._perf.backend.namespace,
+            number=number,
+            parent=os.getpid(),
+            root=str(self._tree.root),
+            top=str(self._tree.top),
+            files=list(self._tree.files),
+            journal=str(journal),
+            lease_ttl=self._options.lease_ttl,
+        )
+        library = str(Path(agentperf_redis.__file__).resolve().parent.parent)
+        paths = [library, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-P", *self._options.program],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment,
+            )
+        with contextlib.suppress(BrokenPipeError):  # it ended at once; its log says why
+            assert process.stdin is not None  # noqa: S101  it was asked for
+            process.stdin.write(task.to_json().encode())
+            process.stdin.close()
+        return _Worker(number, process, Account(journal), log)
+
+    def _watch(self, workers: list[_Worker], victim: _Worker | None, began: float) -> None:
+        """Stay until every worker is through, and kill the victim half-way."""
+        half = len(self._tree.files) // 2
+        give_up_at = began + _PATIENCE_S
+        next_show = next_look = 0.0
+        leases: dict[str, int] = {}
+        while True:
+            through = all([worker.process.poll() is not None for worker in workers])  # noqa: C419  poll all of them
+            for worker in workers:
+                worker.account.update()
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + _LOOK_EVERY_S
+                leases = dict(Counter(self._leases().values()))
+                if victim is not None:
+                    self._look_for_recovery(victim)
+            if now >= next_show or through:
+                next_show = now + _TICK_S
+                self._progress.update(self._snapshot(workers, began, leases))
+            if through or now > give_up_at:
+                return
+            hunting = victim is not None and victim.killed_at is None and victim.process.returncode is None
+            if hunting and victim is not None and victim.account.files >= half:
+                self._try_to_kill(victim)
+            closing_in = hunting and victim is not None and victim.account.files >= half // 2
+            time.sleep(_HUNTING_TICK_S if closing_in else _TICK_S)
+
+    def _try_to_kill(self, victim: _Worker) -> None:
+        """Kill the victim if it holds a lease at this very moment, which cannot pass while it is stopped."""
+        victim.process.send_signal(signal.SIGSTOP)
+        held = self._leases_of(victim)
+        # A release may have been under way when the victim stopped; by the second look the server has read it.
+        held = {token: agent for token, agent in self._leases_of(victim).items() if token in held}
+        if not held:
+            victim.process.send_signal(signal.SIGCONT)
+            return
+        victim.process.kill()
+        victim.process.wait()
+        victim.killed_at = time.monotonic()
+        victim.held = held
+        victim.account.update()
+        self._progress.event(
+            f"killed worker {victim.number} (SIGKILL) after {victim.account.files} files, "
+            f"while it held a lease on: {', '.join(sorted(held.values()))}"
+        )
+
+    # ---- the server's state
+
+    def _leases(self) -> dict[str, str]:
+        """Return all leases the server knows of: token -> agent type."""
+        found: dict[str, str] = {}
+        for agent in AGENTS:
+            due = keys.pool(self._perf.backend.namespace, agent).due
+            tokens = self._perf.backend.run(_lease_tokens(due))
+            found.update(dict.fromkeys(tokens, agent))
+        return found
+
+    def _leases_of(self, worker: _Worker) -> dict[str, str]:
+        process = worker.account.process
+        return {token: agent for token, agent in self._leases().items() if process and process in token}
+
+    def _look_for_recovery(self, victim: _Worker) -> bool:
+        if victim.killed_at is None or self._recovered_at is not None:
+            return self._recovered_at is not None
+        if not set(victim.held) & set(self._leases()):
+            self._recovered_at = time.monotonic()
+            took = self._recovered_at - victim.killed_at
+            self._progress.event(f"the killed worker's leases came back after {took:.1f} s")
+        return self._recovered_at is not None
+
+    def _await_recovery(self, victim: _Worker) -> None:
+        """Wait for the killed worker's leases to expire. Expiries are cleared by whoever uses the pool next."""
+        give_up_at = time.monotonic() + 2 * self._options.lease_ttl + 2.0
+        while not self._look_for_recovery(victim) and time.monotonic() < give_up_at:
+            for agent in set(victim.held.values()):
+                self._touch(agent)
+            time.sleep(_TICK_S)
+
+    def _touch(self, agent: str) -> None:
+        instance = self._balancer.acquire(agent)
+        if instance is not None:
+            self._tried[agent] += 1
+            self._balancer.release(instance, outcome="neutral")
+
+    def _fill(self, pools: list[PoolStatus]) -> dict[str, int]:
+        """Lease all capacity there is and give it back: whatever is missing was never returned."""
+        regained = {}
+        for pool in pools:
+            taken = []
+            for _ in range(pool.total_capacity):
+                instance = self._balancer.acquire(pool.agent_type)
+                if instance is None:
+                    break
+                taken.append(instance)
+            for instance in taken:
+                self._balancer.release(instance, outcome="neutral")
+            regained[pool.agent_type] = len(taken)
+        return regained
+
+    # ---- what to say
+
+    def _snapshot(self, workers: list[_Worker], began: float, leases: dict[str, int]) -> Snapshot:
+        accounts = [worker.account for worker in workers]
+        computed = sum(account.began.total() for account in accounts)
+        return Snapshot(
+            elapsed=time.monotonic() - began,
+            files=len(self._tree.files),
+            workers=tuple(
+                WorkerProgress(worker.number, worker.process.pid, worker.account.files, worker.state)
+                for worker in workers
+            ),
+            steps=sum(len(account.steps) for account in accounts),
+            computed=computed,
+            served=max(0, sum(account.used.total() for account in accounts) - computed),
+            leases=leases,
+        )
+
+    def _casualty(self, victim: _Worker | None) -> Casualty | None:
+        if victim is None or victim.killed_at is None:
+            return None
+        recovered = None if self._recovered_at is None else self._recovered_at - victim.killed_at
+        return Casualty(victim.number, victim.account.files, tuple(sorted(victim.held.values())), recovered)
+
+    def _epitaph(self, worker: _Worker) -> str:
+        end = worker.log.read_text(errors="replace")[-_TAIL_CHARACTERS:].strip() if worker.log.exists() else ""
+        return f"worker {worker.number} ended with exit code {worker.process.returncode}: {end or 'it said nothing'}"
+
+    def _report(self, evidence: Evidence, metrics: dict[str, PerformanceMetrics], seconds: float) -> Report:
+        results = [account.result for account in evidence.accounts if account.result is not None]
+        first: dict[str, Any] = results[0] if results else {"lines": 0, "findings": 0, "worst": []}
+        return Report(
+            root=str(self._tree.root),
+            files=len(self._tree.files),
+            lines=first["lines"],
+            findings=first["findings"],
+            worst=tuple(first["worst"]),
+            seconds=seconds,
+            workers=self._options.workers,
+            casualty=evidence.casualty,
+            agents=tuple(metrics[agent] for agent in AGENTS if agent in metrics),
+            caches=tuple(cache.stats() for cache in caches(self._perf, self._tree)),
+            pools=tuple(evidence.pools),
+            instances=dict(sum((account.instances for account in evidence.accounts), Counter[str]())),
+            computed=evidence.computed,
+            distinct=evidence.distinct,
+            served=evidence.served,
+            checks=checks(evidence),
+            namespace=self._perf.backend.namespace,
+        )
+
+
+def _lease_tokens(due: str) -> Command[list[str]]:
+    """Pick the leases out of a pool's timers: members that begin with @."""
+
+    def decode(reply: Reply) -> list[str]:
+        if not isinstance(reply, list) or not all(isinstance(name, bytes) for name in reply):
+            raise CorruptState(due, f"an unexpected reply {shown(reply)}")
+        return [name.decode(errors="replace") for name in reply if name.startswith(b"@")]
+
+    return Command("ZRANGE", (due,), (0, -1), decode)

@@ -1,0 +1,165 @@
+"""A worker's team: each step of a review leases an agent, shares its result through a cache and records how it went."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import sha256
+from math import ceil
+from typing import TypeVar
+
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.model import AgentInstance
+from agentperf_redis.cache.client import LRUCache, TieredCache
+from agentperf_redis.demo import agents
+from agentperf_redis.demo.agents import Finding, Outline, Review
+from agentperf_redis.demo.journal import Journal
+from agentperf_redis.demo.tree import Tree
+from agentperf_redis.errors import LeaseLost, NoCapacity
+from agentperf_redis.service import AgentPerf
+
+T = TypeVar("T")
+Names = tuple[str, ...] | None
+
+READER, CRITIC, LIBRARIAN, SUMMARISER = AGENTS = ("reader", "critic", "librarian", "summariser")
+FILES_CACHE, MODULES_CACHE = "files", "modules"
+EDITION = "1"
+"""Part of every cache key: what other versions of the agents have made must not be found."""
+WAIT_S = 60.0
+"""How long a step waits for an instance: longer than any lease of a dead worker lives."""
+_LOOK_AGAIN_S = (0.001, 0.006)
+"""Between these, s: a step takes some ms."""
+KEEP_S = 3600.0
+"""Life of cached results: nothing of a demo stays on a server for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The agents there are, for so many workers: fewer than the workers want, so that they have to share.
+
+    Attributes:
+        workers: worker processes.
+    """
+
+    workers: int
+
+    def instances(self) -> list[AgentInstance]:
+        """Return the instances to register."""
+        few, several = max(1, ceil(self.workers / 4)), max(1, ceil(self.workers / 2))
+        plan = {READER: (2, few), CRITIC: (2, few), LIBRARIAN: (1, several), SUMMARISER: (1, several)}
+        return [
+            AgentInstance(f"{agent}-{number + 1}", agent, max_capacity=capacity)
+            for agent, (count, capacity) in plan.items()
+            for number in range(count)
+        ]
+
+
+def caches(perf: AgentPerf, tree: Tree) -> tuple[LRUCache, TieredCache]:
+    """Return the cache of what is made of files, and that of modules' names. Both have room for all of it."""
+    files = perf.cache(FILES_CACHE, max_size=2 * len(tree.files) + 100, default_ttl=KEEP_S)
+    return files, perf.tiered_cache(MODULES_CACHE, cold_size=2000 + 4 * len(tree.files))
+
+
+class Team:
+    """The agents as one worker uses them.
+
+    Args:
+        perf: the library.
+        tree: what to review.
+        journal: where to account for it.
+        lease_ttl: life of a lease without renewal, s.
+    """
+
+    def __init__(self, perf: AgentPerf, tree: Tree, journal: Journal, lease_ttl: float) -> None:
+        self._tree = tree
+        self._journal = journal
+        self._lease_ttl = lease_ttl
+        self._balancer = perf.balancer()
+        self._metrics = perf.metrics
+        results, self._modules = caches(perf, tree)
+        self._search = tree.search
+
+        @results.cached(version=EDITION)
+        def outline(file: str, digest: str) -> Outline:
+            source = self._source(file, digest)
+            name, is_package = tree.module_name(file), file.rpartition("/")[2] == "__init__.py"
+            return self._compute(f"{READER} {file}", lambda: agents.read(source, name, is_package=is_package))
+
+        @results.cached(version=EDITION)
+        def findings(file: str, digest: str) -> tuple[Finding, ...]:
+            source = self._source(file, digest)
+            return self._compute(f"{CRITIC} {file}", lambda: agents.criticise(source))
+
+        self._outline, self._findings = outline, findings
+
+    def review(self, file: str) -> Review:
+        """Review one file, in four steps.
+
+        Args:
+            file: one of the tree's.
+
+        Returns:
+            The review.
+        """
+        digest = sha256((self._tree.root / file).read_bytes()).hexdigest()
+        outline = self._step(READER, lambda: self._outline(file, digest))
+        self._journal.used(f"{READER} {file}")
+        findings = self._step(CRITIC, lambda: self._findings(file, digest))
+        self._journal.used(f"{CRITIC} {file}")
+        modules = sorted({each.module for each in outline.imports})
+        libraries = self._step(LIBRARIAN, lambda: {module: self._names(module) for module in modules})
+        review = self._step(SUMMARISER, lambda: agents.summarise(file, outline, findings, libraries))
+        self._journal.reviewed(file)
+        return review
+
+    def _step(self, agent: str, work: Callable[[], T]) -> T:
+        """Do the work of an agent on an instance leased for it."""
+        try:
+            with ExitStack() as stack:
+                lease = self._lease(agent, stack)
+                began = time.perf_counter()
+                try:
+                    result = work()
+                except Exception as error:
+                    self._metrics.record_execution(agent, time.perf_counter() - began, False, type(error).__name__)
+                    raise
+                took = time.perf_counter() - began
+                self._journal.step(agent, lease.instance_id)
+                self._metrics.record_execution(agent, took, True)
+        except LeaseLost:
+            self._journal.lost(agent)  # the work is done and changes nothing elsewhere: it stands
+        return result
+
+    def _lease(self, agent: str, stack: ExitStack) -> Lease:
+        give_up_at = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return stack.enter_context(self._balancer.lease(agent, ttl=self._lease_ttl))
+            except NoCapacity as refusal:
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(min(refusal.retry_after, random.uniform(*_LOOK_AGAIN_S)))
+
+    def _names(self, module: str) -> Names:
+        names: Names = self._modules.get_or_compute(
+            f"{EDITION} {module}",
+            lambda: self._compute(f"{LIBRARIAN} {module}", lambda: agents.public_names(module, self._search)),
+        )
+        self._journal.used(f"{LIBRARIAN} {module}")
+        return names
+
+    def _compute(self, key: str, work: Callable[[], T]) -> T:
+        self._journal.began(key)
+        began = time.perf_counter()
+        result = work()
+        self._journal.computed(key, time.perf_counter() - began)
+        return result
+
+    def _source(self, file: str, digest: str) -> bytes:
+        source = (self._tree.root / file).read_bytes()
+        if sha256(source).hexdigest() != digest:
+            raise RuntimeError(f"{file} was changed while it was being reviewed")
+        return source

@@ -1,0 +1,75 @@
+"""The source files to review, and where their imports are to be looked for."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentperf_redis.errors import InvalidArgument
+
+LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "node_modules"})
+"""Folders not reviewed: the standard library's tests are larger than the library, the others belong to others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A folder of source files.
+
+    Attributes:
+        root: the folder.
+        files: paths relative to it, in POSIX form, sorted.
+        top: the folder from which the modules' absolute names count: root, or above it if root lies within a package.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    top: Path
+
+    def module_name(self, file: str) -> str:
+        """Return the dotted name under which a file would be imported."""
+        parts = list((self.root / file).relative_to(self.top).with_suffix("").parts)
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    @property
+    def search(self) -> tuple[str, ...]:
+        """Folders in which imports are looked for: the tree's own, then those of the running Python."""
+        found = [str(self.top), sysconfig.get_path("stdlib"), *(path for path in sys.path if path)]
+        return tuple(dict.fromkeys(found))
+
+
+def standard_library() -> Path:
+    """Return the folder of the running Python's standard library."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def find_tree(path: Path | None, most: int | None) -> Tree:
+    """Find the files to review.
+
+    Args:
+        path: a folder; None for the standard library.
+        most: take only so many files, evenly spread over the tree; None takes all.
+
+    Returns:
+        The tree.
+
+    Raises:
+        InvalidArgument: no such folder, or no Python file in it.
+    """
+    root = (standard_library() if path is None else path).resolve()
+    if not root.is_dir():
+        raise InvalidArgument("path", str(path), "a folder that exists")
+    files = sorted(
+        relative.as_posix()
+        for relative in (found.relative_to(root) for found in root.rglob("*.py"))
+        if not LEFT_OUT.intersection(relative.parts[:-1]) and not any(part.startswith(".") for part in relative.parts)
+    )
+    if not files:
+        raise InvalidArgument("path", str(root), "a folder with Python files (test folders are left out)")
+    if most is not None and most < len(files):
+        files = [files[index * len(files) // most] for index in range(most)]
+    top = root
+    while (top / "__init__.py").is_file() and top.parent != top:
+        top = top.parent
+    return Tree(root, tuple(files), top)

@@ -1,0 +1,94 @@
+"""No script leaves its slot. A Cluster refuses that to a script with a shebang, and on one the conftest gives it to all.
+
+Other tests run on a Cluster as well; this one makes sure that every script there is has done so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf, LoadBalancingStrategy
+from agentperf_redis import keys as names
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import commands as balancer_commands
+from agentperf_redis.cache import commands as cache_commands
+from agentperf_redis.command import Command
+from agentperf_redis.errors import ScriptFailed
+from agentperf_redis.script import Script
+from tests import headers
+
+
+@pytest.fixture
+def ran(_scripts_keep_to_their_slot: None, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return the names of the scripts that were sent."""
+    sent: set[str] = set()
+    plain = Script.__dict__["sha"].fget
+
+    def sha(script: Script) -> str:
+        sent.add(script.name)
+        return str(plain(script))
+
+    monkeypatch.setattr(Script, "sha", property(sha))
+    return sent
+
+
+@pytest.mark.servers("cluster")
+def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[str], namespace: str) -> None:
+    for strategy in LoadBalancingStrategy:
+        agent = f"planner {strategy.value}"
+        balancer = perf.balancer(strategy)
+        for id_ in ("p1", "p2"):
+            instance = AgentInstance(id=id_, agent_type=agent, max_capacity=2, labels=frozenset({"gpu"}))
+            balancer.register_instance(instance, heartbeat=60)
+        balancer.update_instance(agent, "p1", max_capacity=3)
+        balancer.heartbeat(agent, "p1", "p2")
+        leased = balancer.acquire(agent, require={"gpu"})
+        assert leased is not None
+        assert leased.lease is not None
+        assert balancer.select_instance(agent) is not None
+        assert balancer.status(agent)
+        pool = balancer_commands.Pool.of(namespace, agent)
+        assert not backend.run(balancer_commands.renew(pool, [leased.lease.token], 60_000))
+        assert balancer.release(leased)
+        assert balancer.remove_instance(agent, "p2")
+
+    docs = perf.tiered_cache("docs", hot_size=1, warm_size=1, cold_size=1)
+    lru = perf.cache("lru", max_size=2, default_ttl=60)
+    for cache in (docs, lru, perf.cache("strict", max_size=2, strict=True)):
+        for number in range(4):
+            cache.put(f"key {number}", number, tags=("even", "odd")[number % 2 : number % 2 + 1])
+        assert cache.get("key 3") == 3
+        cache.flush()
+        assert cache.get_or_compute("computed", lambda: "value") == "value"
+        cache.delete("key 3")
+        cache.invalidate_tags("even")
+        cache.clear()
+        cache.sweep()
+    where = names.cache(namespace, "cache", "lru")
+    claim = cache_commands.claim(where, "claimed", "token", lease_ms=60_000, ignore="", awaited="")
+    assert isinstance(backend.run(claim), cache_commands.Lead)
+    assert backend.run(cache_commands.renew(where, "claimed", "token", 60_000))
+    assert backend.run(cache_commands.release(where, "claimed", "token", error=None, error_ms=0, origin="test"))
+
+    for number in range(4):
+        perf.metrics.record_execution(f"agent {number}", 0.25, number > 0, None if number else "ValueError")
+    assert len(perf.metrics.get_all_metrics(window="5m")) == 4
+
+    assert ran == set(headers.scripts())
+
+
+@pytest.mark.servers("cluster")
+def test_a_script_that_leaves_its_slot_is_caught(
+    backend: Backend, ran: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of the check."""
+
+    class Stray(Script):
+        source = "#!lua\nreturn {redis.call('GET', KEYS[1]), redis.call('GET', 'elsewhere')}"
+        sha = hashlib.sha1(source.encode()).hexdigest()
+
+    for number in range(3):  # on three nodes, at least two are not where it strays to
+        with pytest.raises(ScriptFailed):
+            backend.run(Command(Stray("test/stray"), (f"{{{number}}}:key",), (), lambda reply: reply))

@@ -1,0 +1,452 @@
+"""One computation for everybody: threads, tasks and processes; errors; the decorator."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache, cached
+from agentperf_redis.errors import BackendUnavailable, ComputeFailed, InvalidArgument
+from tests.conftest import Call
+from tests.servers import Raw, Server, wait_until
+from tests.workers import Workers
+
+
+def where(namespace: str, part: str) -> str:
+    return f"{namespace}:{{cache:default}}:{part}"
+
+
+def test_a_missing_value_is_computed_once_and_then_served(call: Call, backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+    calls: list[int] = []
+
+    def work() -> list[int]:
+        calls.append(1)
+        time.sleep(0.02)
+        return [1, 2]
+
+    assert call(cache, "get_or_compute", "k", work, 60, tags=["t"]) == [1, 2]
+    assert call(cache, "get_or_compute", "k", work) == [1, 2]
+    assert calls == [1]
+    stats = call(cache, "stats")
+    assert (stats.hits, stats.misses) == (1, 1)
+    assert stats.seconds_saved >= 0.02
+    call(cache, "invalidate_tags", "t")
+    call(cache, "get_or_compute", "k", work)
+    assert calls == [1, 1]
+
+
+def test_threads_share_one_computation_and_nothing_else(backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+    calls: list[int] = []
+
+    def work() -> list[int]:
+        calls.append(1)
+        time.sleep(0.1)
+        return [1]
+
+    with ThreadPoolExecutor(20) as threads:
+        values = list(threads.map(lambda _: cache.get_or_compute("k", work), range(20)))
+
+    assert calls == [1]
+    assert values == [[1]] * 20
+    values[0].append(2)
+    assert values[1:] == [[1]] * 19
+    assert len({id(value) for value in values}) == 20
+
+
+def test_tasks_share_one_computation(backend: Backend, runner: asyncio.Runner) -> None:
+    cache = LRUCache(backend=backend)
+    calls: list[int] = []
+
+    async def work() -> str:
+        calls.append(1)
+        await asyncio.sleep(0.05)
+        return "value"
+
+    async def many() -> list[str]:
+        return await asyncio.gather(*(cache.aio.get_or_compute("k", work) for _ in range(100)))
+
+    assert runner.run(many()) == ["value"] * 100
+    assert calls == [1]
+
+
+def count_and_work(url: str, namespace: str, key: str, seconds: float) -> tuple[int, Any, float]:
+    """A worker process: ask for one key from five threads; return how often it computed, the value, and when it was served."""
+    cache = LRUCache(backend=Backend(url, namespace=namespace))
+    calls: list[int] = []
+
+    def work() -> int:
+        calls.append(1)
+        time.sleep(seconds)
+        return os.getpid()
+
+    with ThreadPoolExecutor(5) as threads:
+        values = list(threads.map(lambda _: cache.get_or_compute(key, work), range(5)))
+    assert len(set(values)) == 1
+    return len(calls), values[0], time.monotonic()
+
+
+@pytest.mark.every_server
+def test_processes_share_one_computation(server: Server, namespace: str, workers: Workers, raw: Raw) -> None:
+    results = workers.run(count_and_work, [(server.url, namespace, "k", 0.3)] * 4)
+
+    assert sum(calls for calls, _, _ in results) == 1
+    assert len({value for _, value, _ in results}) == 1
+    assert raw.exists(where(namespace, "l:k")) == 0, "the lease is given back"
+
+
+def compute_for_ever(url: str, namespace: str) -> Iterator[str]:
+    cache = LRUCache(backend=Backend(url, namespace=namespace))
+    thread = threading.Thread(target=lambda: cache.get_or_compute("k", lambda: time.sleep(600)), daemon=True)
+    thread.start()
+    yield "computing"
+
+
+def test_a_killed_leader_is_replaced_when_its_lease_ends(
+    backend: Backend, server: Server, namespace: str, workers: Workers, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = workers.start(compute_for_ever, server.url, namespace)
+    leader.said()
+    wait_until(lambda: raw.exists(where(namespace, "l:k")), "the leader's lease")
+    leader.kill()
+    raw.pexpire(where(namespace, "l:k"), 300)  # shortened: the test need not wait for all of it
+
+    begun = time.monotonic()
+    assert LRUCache(backend=backend).get_or_compute("k", lambda: "mine") == "mine"
+    assert 0.2 < time.monotonic() - begun < 2.3
+
+
+def test_a_lease_is_renewed_while_the_function_runs(
+    backend: Backend, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    cache, elsewhere = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    release = threading.Event()
+    thread = threading.Thread(target=cache.get_or_compute, args=("k", lambda: release.wait(30)))
+    thread.start()
+    wait_until(lambda: raw.exists(where(namespace, "l:k")), "the lease")
+    first = raw.pexpiretime(where(namespace, "l:k"))
+
+    wait_until(lambda: raw.pexpiretime(where(namespace, "l:k")) > first + 1000, "the lease to be renewed", patience=5)
+    other = threading.Thread(target=elsewhere.get_or_compute, args=("k", lambda: "never called"))
+    other.start()
+    release.set()
+    thread.join()
+    other.join()
+    assert elsewhere.get("k") is True
+
+
+def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
+    backend: Backend, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    cache, elsewhere = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    calls: list[str] = []
+
+    def fail() -> None:
+        calls.append("here")
+        wait_until(lambda: raw.hget(where(namespace, "l:k"), "waited"), "the other process to wait")
+        raise KeyError("no such thing")
+
+    def ask(which: LRUCache) -> Exception:
+        with pytest.raises(Exception) as raised:
+            which.get_or_compute("k", fail)
+        return raised.value
+
+    with ThreadPoolExecutor(10) as threads:
+        ours = [threads.submit(ask, cache) for _ in range(5)]
+        wait_until(lambda: raw.exists(where(namespace, "l:k")), "the lease")
+        theirs = [threads.submit(ask, elsewhere) for _ in range(5)]
+        assert {type(each.result()) for each in ours} == {KeyError}
+        errors = [each.result() for each in theirs]
+
+    assert calls == ["here"]
+    for error in errors:
+        assert isinstance(error, ComputeFailed)
+        assert (error.key, error.error_type, error.message) == ("k", "KeyError", "'no such thing'")
+    assert cache.get_or_compute("k", lambda: "anew") == "anew", "an error is no value: who comes later computes"
+
+
+def test_a_value_begun_before_an_invalidation_never_lands(call: Call, backend: Backend) -> None:
+    for number, forget in enumerate(
+        (
+            lambda cache: cache.delete("k"),
+            lambda cache: cache.clear(),
+            lambda cache: cache.invalidate_tags("t"),
+            lambda cache: cache.put("k", "newer"),
+        )
+    ):
+        cache = LRUCache(name=f"c{number}", backend=backend)
+
+        def work(cache: LRUCache = cache, forget: Callable[[LRUCache], object] = forget) -> str:
+            forget(cache)
+            return "old"
+
+        assert call(cache, "get_or_compute", "k", work, tags=["t"]) == "old"
+        assert call(cache, "get", "k") == ("newer" if number == 3 else None)
+
+
+def test_a_cancelled_leader_lets_another_compute(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
+    cache = LRUCache(backend=backend)
+    begun: list[asyncio.Event] = []
+
+    async def work() -> str:
+        begun[0].set()
+        if len(begun) == 1:
+            begun.append(begun[0])
+            await asyncio.sleep(60)
+        return "second"
+
+    async def scene() -> str:
+        begun.append(asyncio.Event())
+        first = asyncio.create_task(cache.aio.get_or_compute("k", work))
+        await begun[0].wait()
+        second = asyncio.create_task(cache.aio.get_or_compute("k", work))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await asyncio.wait_for(second, 2)
+
+    assert runner.run(scene()) == "second"
+    assert raw.exists(where(namespace, "l:k")) == 0
+
+
+def test_what_cannot_be_stored_is_returned_uncached_with_one_warning(call: Call, backend: Backend) -> None:
+    made = decorated(call, LRUCache(backend=backend), lambda x: [object(), x])
+    with pytest.warns(RuntimeWarning, match="cannot be stored") as warned:
+        values = [made(1)[1] for _ in range(3)]
+    assert (values, len(warned)) == ([1, 1, 1], 1)
+    assert made.cache_info().computed == 3
+
+
+def test_without_a_server_the_function_is_called(call: Call, connect: Callable[..., Backend]) -> None:
+    backend = connect("redis://127.0.0.1:1/0", deadline=0.2)
+    function = decorated(call, LRUCache(backend=backend), lambda x: x + 1)
+    begun = time.monotonic()
+    assert [function(1), function(1), function(2)] == [2, 2, 3]
+    assert time.monotonic() - begun < 1, "after the first failure the cache is let alone for a while"
+    with pytest.raises(BackendUnavailable):
+        call(LRUCache(backend=backend), "get", "k")
+
+
+# the decorator
+
+
+class _Caller:
+    """A decorated function that a test calls without minding whether it is asynchronous."""
+
+    def __init__(self, call: Call, function: Any) -> None:
+        self._call, self._function = call, function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self._function, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._function, name)
+        if name not in ("invalidate", "refresh", "cache_clear"):
+            return value
+        return lambda *args, **kwargs: self._run(value, args, kwargs)
+
+    def _run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        if not self._call.is_async:
+            return function(*args, **kwargs)
+
+        async def run() -> Any:
+            return await function(*args, **kwargs)
+
+        assert self._call._runner is not None
+        return self._call._runner.run(run())
+
+
+def decorated(call: Call, cache: LRUCache | TieredCache, body: Callable[..., Any], **options: Any) -> _Caller:
+    if not call.is_async:
+
+        def function(x: Any, y: Any = 2) -> Any:
+            return body(x)
+
+        return _Caller(call, cached(cache, **options)(function))
+
+    async def coroutine(x: Any, y: Any = 2) -> Any:
+        return body(x)
+
+    return _Caller(call, cache.cached(**options)(coroutine))
+
+
+def test_a_decorated_function_has_its_handles(call: Call, backend: Backend) -> None:
+    cache = TieredCache(backend=backend)
+    calls: list[Any] = []
+    function = decorated(call, cache, calls.append, ttl=60)
+
+    assert function(1) is None
+    assert function(x=1, y=2) is None
+    assert calls == [1], "None is a value; how arguments are passed does not matter"
+    assert function.key(1) == function.key(x=1, y=2) != function.key(1, 3)
+    assert function.cache is cache
+    assert (function.cache_info().calls, function.cache_info().hits) == (2, 1)
+    assert function.invalidate(1) is True
+    assert function.invalidate(1) is False
+    function(1)
+    function.refresh(1)
+    assert calls == [1, 1, 1]
+    function(2)
+    function.cache_clear()
+    function(1)
+    function(2)
+    assert calls == [1, 1, 1, 2, 1, 2]
+    assert cache.entry(function.key(1)).tags == {
+        f"function:{__name__}.decorated.<locals>." + ("coroutine" if call.is_async else "function")
+    }
+
+
+def test_different_values_have_different_keys(backend: Backend) -> None:
+    @cached(LRUCache(backend=backend))
+    def function(*args: Any, **kwargs: Any) -> str:
+        return repr((args, kwargs))
+
+    calls = [
+        (1,),
+        (1.0,),
+        (True,),
+        ("1",),
+        (b"1",),
+        ((1,),),
+        ([1],),
+        (None,),
+        (),
+        (1, 1),
+        ({1: 2},),
+        ({"1": 2},),
+        ({1},),
+    ]
+    assert len({function.key(*args) for args in calls}) == len(calls)
+    assert function.key(a={"x": 1, "y": 2}) == function.key(a={"y": 2, "x": 1})
+    assert function.key({3, 1, 2}) == function.key({2, 3, 1})
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+
+
+class Report:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.calls = 0
+
+
+def test_methods_say_how_self_counts(backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+
+    class Plain(Report):
+        @cached(cache)
+        def total(self, x: int) -> int:
+            return self.number + x
+
+        @cached(cache, ignore=("self",))
+        def shared(self, x: int) -> int:
+            self.calls += 1
+            return self.number + x
+
+        @staticmethod
+        @cached(cache)
+        def static(x: int) -> int:
+            return x
+
+        @classmethod
+        @cached(cache)
+        def of_class(cls, x: int) -> str:
+            return f"{cls.__name__}{x}"
+
+        of_class_too: Any = cached(cache)(  # type: ignore[call-overload]  # works, but cannot be typed
+            classmethod(lambda cls, x: f"{cls.__name__}{x}")
+        )
+
+    class Keyed(Report):
+        def __cache_key__(self) -> int:
+            return self.number
+
+        @cached(cache)
+        def total(self, x: int) -> int:
+            self.calls += 1
+            return self.number + x
+
+    class Other(Plain):
+        pass
+
+    with pytest.raises(InvalidArgument, match=r"__cache_key__.*ignore=\('self',\)"):
+        Plain(1).total(1)
+    one, two = Plain(1), Plain(2)
+    assert (one.shared(1), two.shared(1), two.calls) == (2, 2, 0)
+    assert Plain.shared.invalidate(one, 1) is True
+    first, same, other = Keyed(1), Keyed(1), Keyed(2)
+    assert (first.total(1), same.total(1), other.total(1)) == (2, 2, 3)
+    assert (first.calls, same.calls, other.calls) == (1, 0, 1)
+    assert (Plain.static(5), one.static(5)) == (5, 5)
+    plain, other_class = cast("Any", Plain), cast("Any", Other)
+    assert (plain.of_class(1), other_class.of_class(1)) == ("Plain1", "Other1")
+    assert (Plain.of_class_too(1), Other.of_class_too(1)) == ("Plain1", "Other1")
+
+
+def test_a_key_of_ones_own(backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+
+    @cached(cache, key="user:{user_id}", version=3)
+    def by_template(user_id: int, session: object = None) -> int:
+        return user_id
+
+    @cached(cache, key=lambda user_id, session: f"{user_id}")
+    def by_function(user_id: int, session: object) -> int:
+        return user_id
+
+    assert by_template.key(5).endswith("by_template@3:user:5")
+    assert by_template(5, object()) == 5
+    assert by_function.key(5, object()).endswith("by_function:5")
+    with pytest.raises(InvalidArgument, match="nobody"):
+        cached(cache, ignore=("nobody",))(lambda x: x)
+
+    def generator() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(InvalidArgument, match="no generator"):
+        cached(cache)(generator)
+
+
+def test_keys_do_not_depend_on_the_process() -> None:
+    program = """
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, cached
+def f(*args, **kwargs): ...
+f.__module__ = "m"
+f = cached(LRUCache(backend=Backend("redis://127.0.0.1:1")))(f)
+print(f.key({"b", "a", "c"}, {"x": 1, "y": (2, 3.5)}, z="z"))
+"""
+    keys = set()
+    for seed in ("0", "1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", program]
+        keys.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(keys) == 1
+
+
+def test_asyncio_sees_a_coroutine_function(backend: Backend) -> None:
+    async def function() -> None: ...
+
+    assert asyncio.iscoroutinefunction(cached(LRUCache(backend=backend))(function))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inspect.unwrap(cached(LRUCache(backend=backend))(function)) is function

@@ -1,0 +1,249 @@
+"""What networks, servers and forks do to a cache, and what it makes of it: nothing twice, nothing old."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.errors import BackendFull, BackendUnavailable
+from agentperf_redis.script import Script
+from tests.conftest import Call
+from tests.integration.cache.scan import faults
+from tests.proxy import Proxy
+from tests.servers import Raw, Server, wait_until
+
+PUT, TOUCH = Script("cache/put"), Script("cache/touch")
+
+
+def state(raw: Raw, namespace: str) -> dict[str, Any]:
+    """What matters of a cache: order, sizes with hits, counters."""
+    where = f"{namespace}:{{cache:default}}"
+    meta = raw.hgetall(f"{where}:meta")
+    counters = {name: meta.get(name, "0") for name in ("bytes", "evicted", "hot", "warm", "cold", "misses")}
+    return {"order": raw.zrange(f"{where}:cold", 0, -1), "size": raw.hgetall(f"{where}:size"), **counters}
+
+
+@pytest.fixture
+def through_proxy(proxy: Proxy, connect: Callable[..., Backend]) -> Backend:
+    return connect(proxy.url)
+
+
+def test_a_put_whose_reply_is_lost_happens_once_with_its_report(
+    call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str
+) -> None:
+    cache = LRUCache(max_size=3, backend=through_proxy)
+    for key in "abc":
+        call(cache, "put", key, key)
+    call(cache, "get", "a")
+    call(cache, "get", "nothing")
+    lost, before = proxy.reset_after_reply(only=PUT), proxy.count(PUT)
+
+    assert call(cache, "put", "d", 4) is True
+
+    assert lost.caught.is_set()
+    assert proxy.count(PUT) - before == 2
+    after = state(raw, namespace)
+    assert after["order"] == ["c", "a", "d"]
+    assert after["size"]["a"].startswith("1000000"), "read once"
+    assert (after["evicted"], after["cold"], after["misses"]) == ("1", "1", "1")
+    assert call(cache, "stats").hits == 1, "the report, whose fate was unknown, was sent again and recognised"
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_a_put_that_never_arrived_is_sent_again(
+    call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str
+) -> None:
+    cache = LRUCache(backend=through_proxy)
+    call(cache, "put", "k", "old")
+    proxy.reset_before_request(only=PUT)
+
+    assert call(cache, "put", "k", "new") is True
+
+    assert call(cache, "get", "k") == "new"
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_a_report_whose_reply_is_lost_counts_once(
+    call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str
+) -> None:
+    cache = LRUCache(backend=through_proxy)
+    call(cache, "put_many", {"a": 1, "b": 2})
+    call(cache, "flush")
+    lost = proxy.reset_after_reply(only=TOUCH)
+    for key in ("a", "a", "b", "x"):
+        call(cache, "get", key)
+
+    call(cache, "flush")
+
+    assert lost.caught.is_set()
+    stats = call(cache, "stats")
+    assert (stats.hits, stats.misses) == (3, 1)
+    assert [number[:-10] for number in raw.hmget(f"{namespace}:{{cache:default}}:size", "a", "b")] == ["2", "1"]
+
+
+def test_a_late_put_does_not_overwrite_a_newer_one(
+    call: Call, proxy: Proxy, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    slow, other = LRUCache(backend=connect(proxy.url, deadline=0.3)), LRUCache(backend=connect(server.url))
+    call(slow, "put", "k", "first")
+    held = proxy.hold(only=PUT, reset=False)
+    with pytest.raises(BackendUnavailable) as lost:
+        call(slow, "put", "k", "late")
+    assert lost.value.outcome == "unknown"
+    call(other, "put", "k", "newer")
+    wait_until(held.caught.is_set, "the request to be under way")
+    wait_until(lambda: call(other, "put", "later", 1), "time to pass")
+    server_ms = int(raw.time()[0]) * 1000 + raw.time()[1] // 1000
+    wait_until(lambda: raw.time()[0] * 1000 + raw.time()[1] // 1000 > server_ms + 400, "the deadline to be over")
+
+    assert b"\r\n:-6" in held.deliver(), "too late"
+
+    assert call(other, "get", "k") == "newer"
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_a_first_copy_that_arrives_after_its_repetition_changes_nothing(
+    call: Call,
+    through_proxy: Backend,
+    proxy: Proxy,
+    server: Server,
+    connect: Callable[..., Backend],
+    raw: Raw,
+    namespace: str,
+) -> None:
+    cache, other = LRUCache(backend=through_proxy), LRUCache(backend=connect(server.url))
+    call(cache, "put", "k", "first")
+    held = proxy.hold(only=PUT)
+    assert call(cache, "put", "k", "second") is True, "the repetition arrived"
+    call(other, "put", "k", "third")
+
+    held.deliver()
+
+    assert call(cache, "get", "k") == "third"
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_a_repetition_in_doubt_makes_a_miss_of_the_key(
+    call: Call,
+    through_proxy: Backend,
+    proxy: Proxy,
+    server: Server,
+    connect: Callable[..., Backend],
+    raw: Raw,
+    namespace: str,
+) -> None:
+    """The first copy was executed and overwritten elsewhere: the repetition must not bring its value back."""
+    cache, other = LRUCache(backend=through_proxy), LRUCache(backend=connect(server.url))
+    call(cache, "put", "k", "first")
+
+    def overwrite(request: tuple[bytes, ...]) -> bool:
+        if request[0] != b"EVALSHA" or b"second" not in b"".join(request):
+            return False
+        if seen:
+            other.put("k", "third")
+        seen.append(request)
+        return True
+
+    seen: list[tuple[bytes, ...]] = []
+    other.put("x", 1)
+    proxy.reset_after_reply(only=overwrite)
+    proxy.delay(0, only=overwrite)
+
+    stored = call(cache, "put", "k", "second")
+
+    assert len(seen) == 2
+    assert stored is False
+    assert call(cache, "get", "k") is None
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_a_script_that_was_forgotten_is_no_repetition(
+    call: Call, own_server: Server, connect: Callable[..., Backend]
+) -> None:
+    cache = LRUCache(backend=connect(own_server.url))
+    call(cache, "put", "k", 1)
+    with own_server.client() as client:
+        client.script_flush()
+        assert call(cache, "put", "k", 2) is True
+        assert not list(client.scan_iter(match="*resent"))
+    assert call(cache, "get", "k") == 2
+
+
+def test_a_server_that_came_back_empty_is_given_its_settings_again(
+    call: Call, own_server: Server, connect: Callable[..., Backend]
+) -> None:
+    cache, tiered = LRUCache(max_size=2, backend=connect(own_server.url)), TieredCache(backend=connect(own_server.url))
+    call(cache, "put", "a", 1)
+    call(tiered, "put", "a", 1)
+    own_server.restart()
+    assert call(cache, "get", "a") is None
+    for key in "abc":
+        assert call(cache, "put", key, key) is True
+    with own_server.client() as client:
+        client.flushall()  # no connection breaks: nothing tells the process
+    assert call(tiered, "get", "a") is None
+    assert call(tiered, "delete", "a") is False
+    assert call(tiered, "get_or_compute", "a", lambda: 3) == 3
+    assert call(tiered, "get", "a") == 3
+    assert call(cache, "get_stats")["max_size"] == 2
+
+
+def test_on_a_full_server_what_frees_still_works(
+    call: Call, own_server: Server, connect: Callable[..., Backend]
+) -> None:
+    cache = LRUCache(backend=connect(own_server.url))
+    call(cache, "put_many", {f"k{number}": "x" * 100 for number in range(50)})
+    with own_server.client() as client:
+        client.config_set("maxmemory", "1")
+        before = client.hgetall("*")
+        with pytest.raises(BackendFull):
+            call(cache, "put", "more", 1)
+        assert call(cache, "get", "more") is None
+        assert call(cache, "get_or_compute", "more", lambda: "computed") == "computed"
+        assert call(cache, "get", "k1") == "x" * 100
+        assert call(cache, "delete", "k1") is True
+        call(cache, "invalidate_tags", "t")
+        call(cache, "clear")
+        assert call(cache, "sweep") == 49
+        client.config_set("maxmemory", "0")
+        assert before == client.hgetall("*")
+    assert call(cache, "size") == 0
+    assert call(cache, "put", "more", 1) is True
+
+
+def test_a_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(backend=backend)
+    cache.put("k", 1)
+    for _ in range(3):
+        cache.get("k")
+    busy, release = threading.Event(), threading.Event()
+
+    def work() -> str:
+        busy.set()
+        release.wait(30)
+        return "parent's"
+
+    leader = threading.Thread(target=cache.get_or_compute, args=("slow", work))
+    leader.start()
+    assert busy.wait(10)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if cache.get("k") == 1 and not cache._binding.flights._flights:
+                cache.put("child", 2)
+                backend.close()
+                code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    release.set()
+    leader.join()
+    assert cache.stats().hits == 4, "three here, one in the child"
+    assert (cache.get("child"), cache.get("slow")) == (2, "parent's")

@@ -1,0 +1,157 @@
+"""The command line, as a user runs it: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf
+from tests.servers import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+OK, FAILURE, USAGE, UNREACHABLE = 0, 1, 2, 3
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def agentperf(tmp_path: Path) -> Run:
+    """Run `agentperf` with a data folder of the test's own and no server in the environment."""
+    env = {name: value for name, value in os.environ.items() if name not in ("AGENTPERF_REDIS_URL", "REDIS_URL")}
+    env |= {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path / "data"), "NO_COLOR": "1", "COLUMNS": "140"}
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "dev", "-W", "error", "-c", "from agentperf_redis.cli import main; main()"]
+        return subprocess.run(
+            [*command, *words], env=env | more, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return run
+
+
+def used(perf: AgentPerf) -> AgentInstance | None:
+    """Leave something of each service behind. Returns what holds a lease."""
+    perf.metrics.record_execution("planner", 0.25, success=True)
+    perf.metrics.record_execution("planner", 0.75, success=False, error_type="TimeoutError")
+    cache = perf.cache("answers", max_size=7)
+    cache.put("why?", "because")
+    cache.get("why?")
+    lb = perf.balancer()
+    lb.register_instance(AgentInstance(id="p1", agent_type="planner", max_capacity=5))
+    perf.metrics.flush()
+    cache.flush()
+    return lb.acquire("planner")
+
+
+@pytest.mark.every_server
+def test_status_shows_all_three_services(agentperf: Run, server: Server, perf: AgentPerf, namespace: str) -> None:
+    held = used(perf)
+    assert held is not None
+    done = agentperf("status", "--url", server.url, "--namespace", namespace)
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert "2 tasks of 1 agent in" in done.stdout
+    for words in (("planner", "2", "50.0%", "TimeoutError × 1"), ("answers", "1", "7"), ("p1", "up", "1/5")):
+        assert any(all(word in line for word in words) for line in done.stdout.splitlines()), done.stdout
+    document = json.loads(
+        agentperf("status", "--json", "--namespace", namespace, AGENTPERF_REDIS_URL=server.url).stdout
+    )
+    assert (document["kind"], document["version"]) == ("status", 1)
+    assert document["agents"][0]["errors"] == {"TimeoutError": 1}
+    assert document["caches"][0]["max_entries"] == 7
+    assert document["pools"]["planner"]["current_load"] == 1
+    assert perf.balancer().release(held)
+
+
+def test_status_of_nothing_says_so(agentperf: Run, server: Server, namespace: str) -> None:
+    done = agentperf("status", "--url", server.url, "--namespace", namespace)
+    assert done.returncode == OK
+    assert "Nothing here yet" in done.stdout
+
+
+@pytest.mark.every_server
+def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: str) -> None:
+    done = agentperf("doctor", "--url", server.url, "--namespace", namespace, "--json")
+    document: dict[str, Any] = json.loads(done.stdout)
+    levels = {finding["subject"]: finding["level"] for finding in document["findings"]}
+    assert (done.returncode, document["healthy"]) == (OK, True)
+    assert set(levels) == {"version", "scripts", "eviction", "memory", "persistence", "role", "latency"}
+    assert (levels["version"], levels["scripts"], levels["eviction"]) == ("ok", "ok", "ok")
+
+
+def test_doctor_warns_of_a_policy_that_throws_leases_away(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server("valkey", "--maxmemory-policy", "allkeys-lru")
+    done = agentperf("doctor", "--url", server.url, "--namespace", namespace, COLUMNS="200")
+    assert done.returncode == FAILURE
+    (line,) = (line for line in done.stdout.splitlines() if "allkeys-lru" in line)
+    assert line.startswith("bad")
+    assert "CONFIG SET maxmemory-policy noeviction" in line
+
+
+def test_up_status_and_down_find_one_another(agentperf: Run) -> None:
+    try:
+        up = agentperf("up", "--json")
+        assert up.returncode == OK, up.stderr
+        first = json.loads(up.stdout)
+        assert first["was_running"] is False
+        assert Path(first["url"].removeprefix("unix://")).stat().st_mode & 0o077 == 0
+        again = json.loads(agentperf("up", "--json").stdout)
+        assert (again["pid"], again["was_running"]) == (first["pid"], True)
+        status = agentperf("status")
+        assert status.returncode == OK
+        assert first["url"] in status.stdout
+    finally:
+        down = agentperf("down", "--json")
+    assert json.loads(down.stdout)["stopped"] is True
+    assert json.loads(agentperf("down", "--json").stdout)["stopped"] is False
+
+
+def test_no_server_is_exit_3_and_says_what_to_do(agentperf: Run) -> None:
+    done = agentperf("status", "--url", "redis://me:hunter2@127.0.0.1:1/0", "--timeout", "0.2")
+    assert done.returncode == UNREACHABLE
+    assert done.stdout == ""
+    assert "agentperf up" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "--url", "nonsense"),
+        ("status", "--namespace", "a b"),
+        ("status", "--timeout", "nan"),
+        ("status", "--timeout", "soon"),
+        ("status", "--nonsense"),
+        ("nonsense",),
+        ("demo", "--workers", "0"),
+    ],
+)
+def test_wrong_usage_is_exit_2(agentperf: Run, words: tuple[str, ...]) -> None:
+    done = agentperf(*words)
+    assert done.returncode == USAGE
+    assert done.stdout == ""
+    assert done.stderr
+
+
+def test_a_namespace_of_a_newer_version_is_left_alone(agentperf: Run, server: Server, namespace: str) -> None:
+    with server.client() as client:
+        client.hset(f"{namespace}:meta", mapping={"schema": 7, "epoch": "e"})
+    done = agentperf("status", "--url", server.url, "--namespace", namespace)
+    assert done.returncode == FAILURE
+    assert "version 7" in done.stderr
+
+
+def test_help_and_version(agentperf: Run) -> None:
+    help_ = agentperf("--help")
+    assert help_.returncode == OK
+    for command in ("demo", "up", "down", "status", "doctor"):
+        assert command in help_.stdout
+    assert "3 server unreachable" in " ".join(help_.stdout.split())

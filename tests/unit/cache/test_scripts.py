@@ -1,0 +1,130 @@
+"""The scripts on a pretended server: fast, and nearly as on a real one. The integration layer has the last word."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys as key_names
+from agentperf_redis.cache import commands
+from agentperf_redis.cache.commands import PutOutcome
+from agentperf_redis.cache.model import Policy, Settings
+from agentperf_redis.cache.outbox import NO_REPORT, Report
+from tests.fake import Fake
+
+KEYS = key_names.cache("ns", "cache", "c")
+FAR = 10**14
+
+
+def deployed(fake: Fake, settings: Settings) -> None:
+    assert isinstance(fake.run(commands.deploy(KEYS, settings)), commands.Deployed)
+
+
+def put(fake: Fake, name: str, report: Report = NO_REPORT, **options: Any) -> commands.PutReply:
+    defaults: dict[str, Any] = {
+        "until_ms": FAR,
+        "seen": 0,
+        "again": False,
+        "ttl_ms": -1,
+        "tier": None,
+        "token": "",
+        "origin": "me",
+        "writer": "me",
+        "tags": (),
+    }
+    reply = fake.run(commands.put(KEYS, name, b"r 0  m\x01", "r", report=report, **{**defaults, **options}))
+    assert isinstance(reply, commands.PutReply)
+    return reply
+
+
+def test_without_settings_nothing_is_done(fake: Fake) -> None:
+    assert put(fake, "k").outcome is PutOutcome.NO_SETTINGS
+    assert fake.run(commands.touch(KEYS, "me", Report(1, 1, 0, 0, ()))) is False
+    assert fake.run(commands.delete(KEYS, ["k"], "me")) is commands.NO_SETTINGS
+    assert fake.client.keys() == []
+
+
+def test_put_evicts_as_a_textbook_lru(fake: Fake) -> None:
+    deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
+    chance, model, seq = random.Random(3), OrderedDict[str, None](), 0
+    for _ in range(200):
+        name = f"k{chance.randrange(9)}"
+        if name in model and chance.random() < 0.5:
+            seq += 1
+            assert fake.run(commands.touch(KEYS, "me", Report(seq, 0, 0, 0, ((name, 1),))))
+        else:
+            assert put(fake, name).outcome is PutOutcome.STORED
+        model[name] = None
+        model.move_to_end(name)
+        while len(model) > 5:
+            model.popitem(last=False)
+        assert fake.client.zrange(KEYS.cold, 0, -1) == list(model)
+
+
+def test_a_report_counts_once_whoever_brings_it(fake: Fake) -> None:
+    deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
+    put(fake, "a")
+    report = Report(1, 2, 30, 1, (("a", 2), ("gone", 1)))
+    for _ in range(2):
+        assert put(fake, "b", report).outcome is PutOutcome.STORED
+        assert fake.run(commands.touch(KEYS, "me", report)) is True
+    _, counters = fake.run(commands.counters(KEYS))
+    assert {name: counters[name] for name in ("cold", "misses", "saved_ms", "corrupt")} == {
+        "cold": 3,
+        "misses": 2,
+        "saved_ms": 30,
+        "corrupt": 1,
+    }
+
+
+def test_claims_are_answered_the_same_again(fake: Fake) -> None:
+    deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
+
+    def claim(token: str, ignore: str = "", awaited: str = "") -> Any:
+        return fake.run(commands.claim(KEYS, "k", token, lease_ms=5000, ignore=ignore, awaited=awaited))
+
+    lead = claim("one")
+    assert claim("one") == lead
+    waiting = claim("two")
+    assert isinstance(waiting, commands.Await)
+    assert waiting.token == "one"
+    release = commands.release(KEYS, "k", "one", error="ValueError no luck", error_ms=5000, origin="me")
+    assert [fake.run(release), fake.run(release)] == [True, False]
+    assert claim("two", awaited="one") == commands.Failed("ValueError", "no luck")
+    assert isinstance(claim("three"), commands.Lead), "who did not wait for it computes anew"
+    assert fake.run(commands.renew(KEYS, "k", "three", 5000)) is True
+    assert fake.run(commands.renew(KEYS, "k", "one", 5000)) is False
+    assert put(fake, "k", token="one").outcome is PutOutcome.LEASE_LOST
+    assert put(fake, "k", token="three").outcome is PutOutcome.STORED
+    assert isinstance(claim("four"), commands.Hit)
+    version = fake.client.get(KEYS.entry("k")).split()[0]
+    assert isinstance(claim("four", ignore=version), commands.Lead)
+
+
+@pytest.mark.parametrize("forget", ["delete", "clear", "tag", "put"])
+def test_what_was_begun_before_an_invalidation_is_refused(fake: Fake, forget: str) -> None:
+    deployed(fake, Settings(Policy.TINYLFU, (1, 1, 3), 0, (0, 0, 0)))
+    fake.run(commands.claim(KEYS, "k", "token", lease_ms=5000, ignore="", awaited=""))
+    match forget:
+        case "delete":
+            fake.run(commands.delete(KEYS, ["k"], "me"))
+        case "clear":
+            fake.run(commands.clear(KEYS, "me"))
+        case "tag":
+            fake.run(commands.invalidate_tags(KEYS, ("t",), "me"))
+        case "put":
+            put(fake, "k")
+    outcome = put(fake, "k", token="token", tags=("t",)).outcome
+    assert outcome is (PutOutcome.INVALIDATED if forget in ("clear", "tag") else PutOutcome.LEASE_LOST)
+    assert not fake.client.exists(KEYS.lease("k"))
+
+
+def test_too_many_tag_marks_merge_on_the_safe_side(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "MAX_TAG_MARKS", 3)
+    versions = [fake.run(commands.invalidate_tags(KEYS, (f"t{number}",), "me")) for number in range(5)]
+    assert fake.client.zcard(KEYS.tags) == 3
+    floor, tagged, tag_floor = fake.client.get(KEYS.gen).split()
+    assert (int(floor), int(tagged), int(tag_floor)) == (0, versions[4], versions[1])
