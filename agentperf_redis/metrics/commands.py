@@ -51,8 +51,16 @@ class Answer:
     tallies: dict[str, Tally]
 
 
-def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention) -> Command[Flushed]:
-    """Count a parcel. `now` is the buffer's clock, against which its samples have an age."""
+def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention, firm: bool = False) -> Command[Flushed]:
+    """Count a parcel.
+
+    Args:
+        namespace: of the installation.
+        parcel: what to count.
+        now: the buffer's clock, against which its samples have an age.
+        retention: how long what is kept.
+        firm: whether that is what the user asked for, or just a default for a namespace that has none yet.
+    """
     series: dict[Series, int] = {}
     cells: list[Arg] = []
     for packed in parcel.cells:
@@ -84,6 +92,7 @@ def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention) -
         (
             parcel.seq,
             _ms(WRITER_KEEP_S),
+            1 if firm else 0,
             *retention.slices_ms,
             min(RAW_MOST, retention.recent_count),
             _ms(retention.recent),

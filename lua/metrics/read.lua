@@ -5,7 +5,7 @@
 --   The totals, slices and recent samples of the series are named here, under the same tag.
 -- ARGV
 --   window_ms   int   length of the window, ms; 0 is all time
---   as_of_ms    int   its end, ms since 1970; -1 is now
+--   as_of_ms    int   its end, ms since 1970, which may lie ahead; -1 is now
 --   exact_most  int   send the raw durations of a series when they are all there and no more than this
 --   names...    text  the series, percent-encoded
 -- RETURNS
@@ -32,7 +32,7 @@ local from, to = 0, now + 1
 local slices = {}
 if window_ms > 0 then
   local to_now = as_of_ms < 0 or as_of_ms >= now
-  local ending = to_now and now or as_of_ms
+  local ending = as_of_ms < 0 and now or as_of_ms
   local start = ending - window_ms
   local function finest(ms)
     for t = 1, 4 do
@@ -41,8 +41,8 @@ if window_ms > 0 then
     end
     return nil
   end
-  local t = finest(start)
-  while not t and start < ending do  -- older than anything kept: begin where something is
+  local t = start <= now and finest(start) or nil
+  while not t and start < ending and start <= now do  -- older than anything kept: begin where something is
     start = math.min(start + 86400000, ending)
     t = finest(start)
   end
