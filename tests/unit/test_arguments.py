@@ -65,7 +65,7 @@ def test_a_timedelta_is_told_what_to_say() -> None:
 def test_a_key_that_is_no_string_is_told_so() -> None:
     with pytest.raises(InvalidArgument, match=r"key is 1; allowed: a string$"):
         arguments.cache_key("key", 1)
-    with pytest.raises(InvalidArgument, match="allowed: a string without lone surrogates$"):
+    with pytest.raises(InvalidArgument, match=r"allowed: a string without lone surrogates$"):
         arguments.cache_key("key", "\ud800")
 
 
