@@ -152,6 +152,9 @@ class Registry:
 REGISTRY = Registry()
 """The registry of the process, used where none is given."""
 
+storable = REGISTRY.add
+"""Allow instances of a class to be stored in caches: a decorator for Enums, dataclasses, NamedTuples, pydantic models."""
+
 
 class Codec:
     """Turns values into bytes and back.
