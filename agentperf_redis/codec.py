@@ -153,7 +153,7 @@ REGISTRY = Registry()
 """The registry of the process, used where none is given."""
 
 storable = REGISTRY.add
-"""Allow instances of a class to be stored in caches: a decorator for Enums, dataclasses, NamedTuples, pydantic models."""
+"""Allows instances of a class to be stored: a decorator for Enums, dataclasses, NamedTuples and pydantic models."""
 
 
 class Codec:

@@ -571,7 +571,7 @@ def test_the_public_decorator_is_the_process_registrys() -> None:
     import agentperf_redis
 
     @agentperf_redis.storable
-    @dataclasses.dataclass(frozen=True)
+    @dataclass(frozen=True)
     class Finding:
         line: int
         text: str
