@@ -23,7 +23,7 @@ from heapq import nlargest
 from typing import NamedTuple
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.metrics.histogram import ZERO, bucket_index
+from agentperf_redis.metrics.histogram import bucket_counts
 from agentperf_redis.metrics.model import OTHER
 
 STEP_S = 10
@@ -116,7 +116,7 @@ class Cell:
             for name in _fields_of_outcome(outcome):
                 counts[name if name in counts or len(counts) < COUNTS_MOST else _OTHER_ERROR] += count
         counts["sum_us"] += sum(times)
-        for bucket, count in Counter([bucket_index(us) if us else ZERO for us in times]).items():
+        for bucket, count in bucket_counts(times).items():
             counts[_bucket_field(bucket)] += count
         self.newest = max(self.newest, fresh[-1][0])
         self._keep(fresh)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agentperf_redis.metrics.histogram import (
     RELATIVE_ERROR,
     bucket_bounds,
+    bucket_counts,
     bucket_index,
     estimated_quantile,
     exact_quantile,
@@ -40,6 +41,11 @@ def test_a_duration_lies_within_its_bucket_and_near_its_middle(us: int) -> None:
     low, high = bucket_bounds(index)
     assert low * (1 - 1e-12) < us / 1e6 <= high * (1 + 1e-12)
     assert abs(middle(index) - us / 1e6) <= RELATIVE_ERROR * (us / 1e6) * (1 + 1e-9)
+
+
+@given(st.lists(st.integers(0, YEAR_US), max_size=100))
+def test_counting_by_bucket_is_counting_one_by_one(times: list[int]) -> None:
+    assert bucket_counts(times) == Counter(bucket_index(us) if us else "zero" for us in times)
 
 
 def test_powers_of_two_close_their_bucket() -> None:
