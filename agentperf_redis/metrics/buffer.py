@@ -1,13 +1,14 @@
 """What a process has recorded and the server has not confirmed yet. No I/O here.
 
-The way of a sample: `Buffer.record` appends it to the open `Cell` of its series (a list, under a lock, nothing else).
-Every ten seconds of server time the open cells roll over into the next step, so that a sample held back by an outage
-still lands in the slice it belongs to. `Buffer.close_open_cells` adds samples up into counts, `Buffer.parcels` packs
-the cells of each shard into a `Parcel` with the next number of that shard. A parcel never changes until it is settled;
-what is recorded meanwhile waits for the next one. So a parcel can be sent any number of times, and counts once.
+The way of a sample: `Buffer.record` appends it to the lane of its series, a plain list, without a lock. `Buffer.fold`
+takes what the lanes hold and adds it up in a `Cell` for each series and each ten seconds of server time, so that a
+sample held back by an outage still lands in the slice it belongs to. `Buffer.parcels` packs the cells of each shard
+into a `Parcel` with the next number of that shard. A parcel never changes until it is settled; what is recorded
+meanwhile waits for the next one. So a parcel can be sent any number of times, and counts once.
 
-What is bounded: series (`SERIES_MOST`, then ``__other__``), raw samples of a cell (`RAW_MOST`, the rest is counted
-only), cells (steps become coarser as they age beyond the life of the finer slices, and when there are too many).
+What is bounded: series (`SERIES_MOST`, then ``__other__``), samples in a lane (`LANE_MOST`, then the recording thread
+folds), raw samples of a cell (`RAW_MOST`, the rest is counted only), cells (they become coarser as they age beyond the
+life of the finer slices, and when there are too many).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from heapq import nlargest
@@ -40,6 +41,8 @@ CELLS_MOST = 20_000
 """About 100 MB of counts in an outage of days; then steps become coarser early."""
 COUNTS_MOST = 2000
 """Counters of a cell: 720 buckets at most, and error types; what goes beyond is ``__other__``."""
+LANE_MOST = 1000
+"""Samples of a series that are not added up yet; the next second's flush does it, or else the thread that records."""
 PARCEL_CELLS = 32
 """Cells of one script call: about 3 ms of the server's time."""
 WRITER_KEEP_S = 3600.0
@@ -84,45 +87,52 @@ def _fields_of_outcome(outcome: str) -> tuple[str, ...]:
     return (outcome,)
 
 
+Sample = tuple[float, float, str, float]
+"""When it ended by our clock, its duration in s, its outcome, and of a span, how much of the time was its own, s."""
+
+
+def micros(seconds: float) -> int:
+    """Round to whole microseconds."""
+    return int(seconds * 1e6 + 0.5)
+
+
 class Cell:
     """What one series got in one step."""
 
-    __slots__ = ("counts", "fresh", "max_us", "min_us", "newest", "oldest", "raw", "raw_dropped")
+    __slots__ = ("counts", "max_us", "min_us", "newest", "oldest", "raw", "raw_dropped")
 
     def __init__(self, now: float) -> None:
-        self.fresh: list[tuple[float, int, str]] = []
-        """Samples not yet added up."""
         self.counts: Counter[str] = Counter()
         self.min_us: int | None = None
         self.max_us = 0
         self.oldest = now
         self.newest = now
-        self.raw: list[tuple[float, int, str]] = []
+        self.raw: list[Sample] = []
         self.raw_dropped = 0
 
-    def fold(self) -> None:
-        """Add up the fresh samples."""
-        fresh = self.fresh
-        if not fresh:
-            return
-        self.fresh = []
-        times = [us for _, us, _ in fresh]
+    def fold(self, samples: list[Sample]) -> None:
+        """Add samples up, at least one, in order of their end."""
+        times = [int(seconds * 1e6 + 0.5) for _, seconds, _, _ in samples]
         counts = self.counts
         counts["n"] += len(times)
-        least, most = min(times), max(times)
-        self.min_us = least if self.min_us is None else min(self.min_us, least)
-        self.max_us = max(self.max_us, most)
-        for outcome, count in Counter([outcome for _, _, outcome in fresh]).items():
+        for outcome, count in Counter([outcome for _, _, outcome, _ in samples]).items():
             for name in _fields_of_outcome(outcome):
                 counts[name if name in counts or len(counts) < COUNTS_MOST else _OTHER_ERROR] += count
         counts["sum_us"] += sum(times)
+        own = sum([own for _, _, _, own in samples])
+        if own:
+            counts["self_us"] += micros(own)
         for bucket, count in bucket_counts(times).items():
             counts[_bucket_field(bucket)] += count
-        self.newest = max(self.newest, fresh[-1][0])
-        self._keep(fresh)
+        least, most = min(times), max(times)
+        self.min_us = least if self.min_us is None else min(self.min_us, least)
+        self.max_us = max(self.max_us, most)
+        self.oldest = min(self.oldest, samples[0][0])
+        self.newest = max(self.newest, samples[-1][0])
+        self._keep(samples)
 
     def merge(self, other: Cell) -> None:
-        """Take another cell in. Both folded."""
+        """Take another cell in."""
         self.counts.update(other.counts)
         if other.min_us is not None:
             self.min_us = other.min_us if self.min_us is None else min(self.min_us, other.min_us)
@@ -140,7 +150,7 @@ class Cell:
                 name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted there instead
             own[name] += value
 
-    def _keep(self, samples: Iterable[tuple[float, int, str]]) -> None:
+    def _keep(self, samples: list[Sample]) -> None:
         self.raw.extend(samples)
         self.thin(RAW_MOST)
 
@@ -204,21 +214,19 @@ class Buffer:
     def __init__(self, *, on_first: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._on_first = on_first
         self._clock = clock
+        self._lanes: dict[str | Part, list[Sample]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Begin empty, as another writer: at first, and in a forked child, where the parent flushes its own."""
         self.writer = uuid.uuid4().hex[:12]
-        # Reentrant, since a signal handler or a collected generator may record while this very thread records.
-        self._lock = threading.RLock()
-        self._cells: dict[str | Part, Cell] = {}
+        self._lanes.clear()
         self._series: dict[str | Part, Series] = {}
-        self._rolled: list[tuple[int, dict[str | Part, Cell]]] = []
+        self._announced = False
         self._offset = time.time() - self._clock()  # until the server told its time
-        self._step = 0
-        self._step_end = float("-inf")
-        # What follows belongs to whoever packs, one at a time.
-        self._packing = threading.RLock()
+        # Reentrant, since a signal handler or a collected generator may record while this very thread folds.
+        self._lock = threading.RLock()
+        self._folding = False
         self._shards: dict[int, _Shard] = {}
         self._raw_allowance: dict[Series, tuple[float, float]] = {}
         self._counted = 0
@@ -229,65 +237,38 @@ class Buffer:
 
     # -- recording
 
-    def record(self, agent: str | Part, us: int, outcome: str) -> None:
-        """Note an execution.
+    def record(self, agent: str | Part, seconds: float, outcome: str, own: float = 0.0) -> None:
+        """Note an execution. Needs no lock: appending to a list is one step, and a fold leaves what comes after it.
 
         Args:
             agent: the agent, or a part of it.
-            us: duration, whole microseconds.
+            seconds: its duration.
             outcome: ``ok``, ``err``, ``err:<type>`` or ``cancelled``.
+            own: of a span, how much of it was its own, s.
         """
-        now = self._clock()
-        with self._lock:
-            if now >= self._step_end:
-                self._roll(now)
-            try:
-                cell = self._cells[agent]
-            except (KeyError, TypeError):
-                cell = self._open(agent, now)
-            fresh = cell.fresh
-            fresh.append((now, us, outcome))
-            if len(fresh) >= RAW_MOST:
-                cell.fold()
-
-    def record_part(self, part: str | Part, us: int, outcome: str, self_us: int) -> None:
-        """Note an execution or span together with the time that was its own, us."""
-        now = self._clock()
-        with self._lock:
-            if now >= self._step_end:
-                self._roll(now)
-            cell = self._cells[part] if part in self._cells else self._open(part, now)
-            cell.counts["self_us"] += self_us
-            cell.fresh.append((now, us, outcome))
-            if len(cell.fresh) >= RAW_MOST:
-                cell.fold()
+        try:
+            lane = self._lanes[agent]
+        except (KeyError, TypeError):
+            lane = self._lane(agent)
+        lane.append((self._clock(), seconds, outcome, own))
+        if not self._announced:
+            self._announced = True
+            self._on_first()
+        if len(lane) >= LANE_MOST:
+            self.fold()
 
     def add(self, agent: str | Part, counts: Mapping[str, int]) -> None:
         """Add to further counters of a series, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
         now = self._clock()
         with self._lock:
-            if now >= self._step_end:
-                self._roll(now)
-            cell = self._cells[agent] if agent in self._cells else self._open(agent, now)
-            cell.add(counts)
-            cell.newest = max(cell.newest, now)
-
-    def _roll(self, now: float) -> None:
-        if self._cells:
-            self._rolled.append((self._step, self._cells))
-            self._cells = {}
-        self._step = int((now + self._offset) // STEP_S) * STEP_S
-        self._step_end = self._step + STEP_S - self._offset
-
-    def _open(self, agent: str | Part, now: float) -> Cell:
-        agent = self._known(agent)
-        first = not self._cells
-        cell = self._cells.get(agent)
-        if cell is None:
-            cell = self._cells[agent] = Cell(now)
-        if first:
+            self._cell(self._known(agent), now).add(counts)
+        if not self._announced:
+            self._announced = True
             self._on_first()
-        return cell
+
+    def _lane(self, given: object) -> list[Sample]:
+        with self._lock:
+            return self._lanes.setdefault(self._known(given), [])
 
     def _known(self, given: object) -> str | Part:
         """Return the series to count under: what was given, or `OTHER` when there are too many."""
@@ -302,19 +283,51 @@ class Buffer:
 
     # -- packing
 
-    def close_open_cells(self) -> None:
-        """Move everything recorded so far to where it waits to be packed."""
-        with self._packing:
-            with self._lock:
-                if self._cells:
-                    self._rolled.append((self._step, self._cells))
-                    self._cells = {}
-                rolled, self._rolled = self._rolled, []
-                series = self._series
-            for step, cells in rolled:
-                for agent, cell in cells.items():
-                    cell.fold()
-                    self._wait(PackedCell(series[agent], STEP_S, cell), step)
+    def announce_next(self) -> None:
+        """Call `on_first` again for what is recorded from now on."""
+        self._announced = False
+
+    def fold(self) -> None:
+        """Add up everything recorded so far, to wait for being packed."""
+        with self._lock:
+            if self._folding:  # by a record made within, see __init__
+                return
+            self._folding = True
+            try:
+                for key, lane in list(self._lanes.items()):
+                    if lane:
+                        self._fold(key, lane)
+            finally:
+                self._folding = False
+
+    def _fold(self, key: str | Part, lane: list[Sample]) -> None:
+        samples = lane[:]
+        del lane[: len(samples)]  # others may have appended since
+        start = 0
+        while start < len(samples):
+            step = self._step(samples[start][0])
+            end = len(samples)
+            if self._step(samples[-1][0]) != step:
+                end = next((i for i in range(start, end) if self._step(samples[i][0]) != step), end)
+            self._cell(key, samples[start][0]).fold(samples[start:end])
+            start = end
+
+    def _step(self, when: float) -> int:
+        return int((when + self._offset) // STEP_S) * STEP_S
+
+    def _cell(self, key: str | Part, when: float) -> Cell:
+        """Return the waiting cell of a series for a moment."""
+        series = self._series[key]
+        shard = self._shards.get(series.shard)
+        if shard is None:
+            shard = self._shards[series.shard] = _Shard(self.writer)
+        place = (series.name, self._step(when), STEP_S)
+        packed = shard.waiting.get(place)
+        if packed is None:
+            packed = shard.waiting[place] = PackedCell(series, STEP_S, Cell(when))
+        else:
+            packed.cell.newest = max(packed.cell.newest, when)
+        return packed.cell
 
     def _wait(self, packed: PackedCell, step: int) -> None:
         shard = self._shards.get(packed.series.shard)
@@ -333,7 +346,7 @@ class Buffer:
         Args:
             lives: for each width in s, how long such a slice lives after its end, s.
         """
-        with self._packing:
+        with self._lock:
             now = self._clock() + self._offset
             for shard in self._shards.values():
                 self._coarsen(shard, lambda step, width: step + width + lives.get(width, 0.0) <= now)
@@ -359,8 +372,8 @@ class Buffer:
         return sum(len(shard.waiting) for shard in self._shards.values())
 
     def parcels(self) -> list[Parcel]:
-        """Return one parcel for each shard that has closed cells: the one under way, or else a new one."""
-        with self._packing:
+        """Return one parcel for each shard that has cells waiting: the one under way, or else a new one."""
+        with self._lock:
             now = self._clock()
             found = []
             for number, shard in self._shards.items():
@@ -399,7 +412,7 @@ class Buffer:
 
     def settled(self, parcel: Parcel, other: int) -> None:
         """Note that the server has counted a parcel, `other` samples of it under ``__other__``."""
-        with self._packing:
+        with self._lock:
             shard = self._shards.get(parcel.shard)
             if shard is not None and shard.parcel is parcel:
                 shard.parcel = None
@@ -416,7 +429,7 @@ class Buffer:
         Returns:
             How many executions were given up; 0 when the key is none of a series of the parcel.
         """
-        with self._packing:
+        with self._lock:
             shard = self._shards.get(parcel.shard)
             kind, colon, name = part.partition(":")
             if shard is None or shard.parcel is not parcel or not colon or kind == "w":
@@ -447,12 +460,14 @@ class Buffer:
     @property
     def empty(self) -> bool:
         """Whether everything recorded was confirmed."""
-        return not self._cells and not self._rolled and not any(s.parcel or s.waiting for s in self._shards.values())
+        return not any(list(self._lanes.values())) and not any(
+            shard.parcel or shard.waiting for shard in list(self._shards.values())
+        )
 
     def tallies(self) -> tuple[int, int, int, int, int, int]:
         """Return executions counted, pending, dropped, uncertain; raw samples dropped; executions under __other__."""
-        with self._packing:
-            self.close_open_cells()
+        with self._lock:
+            self.fold()
             pending = 0
             samples_dropped = self._samples_dropped
             for shard in self._shards.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from agentperf_redis import arguments, keys
 from agentperf_redis.backend import Backend, default_backend
@@ -81,18 +81,11 @@ class MetricsCollector:
         Raises:
             InvalidArgument: for anything else; nothing is recorded.
         """
-        if type(execution_time) is not float or not 0.0 <= execution_time <= _LONGEST_S:
-            execution_time = _duration("execution_time", execution_time)
-        if success is True:
-            self._record(agent_name, int(execution_time * 1e6 + 0.5), OK)
-        elif success is False:
-            try:
-                outcome = self._outcomes[error_type]
-            except (KeyError, TypeError):
-                outcome = self._failure(error_type)
-            self._record(agent_name, int(execution_time * 1e6 + 0.5), outcome)
+        if success is True and type(execution_time) is float and 0.0 <= execution_time <= _LONGEST_S:
+            self._record(agent_name, execution_time, OK)
         else:
-            arguments.flag("success", success)
+            seconds = _duration("execution_time", execution_time)
+            self._record(agent_name, seconds, OK if arguments.flag("success", success) else self._failure(error_type))
 
     def record_cancellation(self, agent_name: str, execution_time: float) -> None:
         """Record an execution that was cancelled: neither a success nor a failure.
@@ -101,7 +94,7 @@ class MetricsCollector:
             agent_name: the agent.
             execution_time: s.
         """
-        self._record(agent_name, int(_duration("execution_time", execution_time) * 1e6 + 0.5), CANCELLED)
+        self._record(agent_name, _duration("execution_time", execution_time), CANCELLED)
 
     def track(self, agent_name: str) -> Span:
         """Return a context manager that records its block as an execution: duration, outcome, error type.
@@ -140,9 +133,7 @@ class MetricsCollector:
         return Span(arguments.name("agent_name", agent_name), arguments.name("name", name), self._finish, parent)
 
     def _finish(self, span: Span, outcome: str) -> None:
-        self._recorder.buffer.record_part(
-            span.part, int(span.seconds * 1e6 + 0.5), outcome, int(span.self_seconds * 1e6 + 0.5)
-        )
+        self._record(span.part, span.seconds, outcome, span.self_seconds)
 
     def record_llm(
         self,
@@ -209,10 +200,10 @@ class MetricsCollector:
         agent = arguments.name("agent_name", agent_name)
         buffer = self._recorder.buffer
         counts = {"items": arguments.count("items", items, least=0)}
-        first_us = int(_duration("first", first) * 1e6 + 0.5)
+        first_s = _duration("first", first)
         if between is not None:
-            buffer.record(Part(agent, (), BETWEEN), int(_duration("between", between) * 1e6 + 0.5), OK)
-        buffer.record(Part(agent, (), FIRST), first_us, OK)
+            buffer.record(Part(agent, (), BETWEEN), _duration("between", between), OK)
+        buffer.record(Part(agent, (), FIRST), first_s, OK)
         buffer.add(agent, counts)
 
     def _add(self, agent_name: str | None, counts: dict[str, int]) -> None:
@@ -226,10 +217,13 @@ class MetricsCollector:
             buffer.add(span.part, counts)
 
     def _failure(self, error_type: object) -> str:
-        name = arguments.name("error_type", error_type)
-        if len(self._outcomes) >= _KNOWN_ERRORS_MOST:
-            return f"{FAILED}:{name}"
-        return self._outcomes.setdefault(name, f"{FAILED}:{name}")
+        try:
+            return self._outcomes[error_type]  # type: ignore[index]  # what is no string is not found
+        except (KeyError, TypeError):
+            outcome = f"{FAILED}:{arguments.name('error_type', error_type)}"
+        if len(self._outcomes) < _KNOWN_ERRORS_MOST:
+            self._outcomes[cast("str", error_type)] = outcome
+        return outcome
 
     def get_or_create_metrics(
         self, agent_name: str, *, window: Window = None, as_of: Moment = None

@@ -9,7 +9,7 @@ from functools import lru_cache
 from agentperf_redis import keys
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
-from agentperf_redis.metrics.buffer import RAW_MOST, SLOW_MOST, WRITER_KEEP_S, Parcel, Series
+from agentperf_redis.metrics.buffer import RAW_MOST, SLOW_MOST, WRITER_KEEP_S, Parcel, Series, micros
 from agentperf_redis.metrics.histogram import ZERO
 from agentperf_redis.metrics.model import Retention, Tally
 from agentperf_redis.script import Script
@@ -74,8 +74,8 @@ def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention, f
         for name, value in fields.items():
             cells += (name, value)
         cells.append(len(cell.raw))
-        for when, us, outcome in cell.raw:
-            cells += (_ms(now - when), us, _shown_outcome(outcome))
+        for when, seconds, outcome, _ in cell.raw:
+            cells += (_ms(now - when), micros(seconds), _shown_outcome(outcome))
     shard = parcel.shard
     names = [each.name for each in series]
     agents = keys.metrics_agents(namespace, shard)

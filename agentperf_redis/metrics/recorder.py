@@ -157,7 +157,8 @@ class Recorder:
             The first error met, or None when all was counted.
         """
         buffer = self.buffer
-        buffer.close_open_cells()
+        buffer.announce_next()
+        buffer.fold()
         if buffer.empty:
             return None
         yield from self.backend.enter("metrics", "all")

@@ -305,9 +305,9 @@ def fill(raw: Raw, namespace: str, ages: dict[float, int]) -> float:
     for age in sorted(ages, reverse=True):
         clock[0] = -age
         for number in range(ages[age]):
-            buffer.record("research", 100_000 + number, OK)
+            buffer.record("research", (100_000 + number) / 1e6, OK)
     clock[0] = 0.0
-    buffer.close_open_cells()
+    buffer.fold()
     buffer.coarsen(Retention().lives)
     while parcels := buffer.parcels():
         (parcel,) = parcels
@@ -461,9 +461,9 @@ def test_the_memory_forecast_is_near_the_truth(own_server: Server, namespace: st
             clock[0] = step * 10.0 - 900
             for agent in range(10):
                 for _ in range(10):
-                    buffer.record(f"agent-{agent}", round(source.lognormvariate(0.7, 0.8) * 1e6), OK)
+                    buffer.record(f"agent-{agent}", source.lognormvariate(0.7, 0.8), OK)
         clock[0] = 0.0
-        buffer.close_open_cells()
+        buffer.fold()
         while parcels := buffer.parcels():
             for parcel in parcels:
                 command = commands.flush(namespace, parcel, now=0.0, retention=retention, firm=True)

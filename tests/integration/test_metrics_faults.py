@@ -239,9 +239,9 @@ def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
     buffer.synchronise(seconds + micros / 1e6, 1000.0 + max(ages))
     for age in sorted(ages, reverse=True):
         clock[0] = 1000.0 + max(ages) - age
-        buffer.record("research", 500_000, OK)
+        buffer.record("research", 0.5, OK)
     clock[0] = 1000.0 + max(ages)
-    buffer.close_open_cells()
+    buffer.fold()
     (parcel,) = buffer.parcels()
     command = commands.flush(namespace, parcel, now=clock[0], retention=Retention())
     assert isinstance(command.script, Script)
