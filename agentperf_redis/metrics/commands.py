@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import nlargest
 
 from agentperf_redis import keys
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
-from agentperf_redis.metrics.buffer import RAW_MOST, SLOW_MOST, WRITER_KEEP_S, Parcel, Series, micros
+from agentperf_redis.metrics.buffer import RAW_MOST, SLOW_MOST, WRITER_KEEP_S, Parcel, Sample, Series
 from agentperf_redis.metrics.histogram import ZERO
 from agentperf_redis.metrics.model import Retention, Tally
 from agentperf_redis.script import Script
@@ -73,9 +74,7 @@ def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention, f
         cells += (place, _ms(now - cell.oldest), _ms(now - cell.newest), packed.width_s * 1000, len(fields))
         for name, value in fields.items():
             cells += (name, value)
-        cells.append(len(cell.raw))
-        for when, seconds, outcome, _ in cell.raw:
-            cells += (_ms(now - when), micros(seconds), _shown_outcome(outcome))
+        cells += _samples(cell.raw, now)
     shard = parcel.shard
     names = [each.name for each in series]
     agents = keys.metrics_agents(namespace, shard)
@@ -146,6 +145,21 @@ def read(
         (agents_key, keys.metrics_settings(namespace, shard)),
         (window_ms, as_of_ms, exact_most, *names),
         lambda reply: _answer(agents_key, reply),
+    )
+
+
+def _samples(raw: list[Sample], now: float) -> tuple[str, str]:
+    """Write raw samples, the slowest first: only they can be among the slowest of all."""
+    texts = [
+        f"{int((now - when) * 1000)} {int(seconds * 1e6 + 0.5)}us|{_shown_outcome(outcome)}"
+        for when, seconds, outcome, _ in raw
+    ]
+    if len(raw) <= SLOW_MOST:
+        return " ".join(texts), ""
+    slowest = set(nlargest(SLOW_MOST, range(len(raw)), key=lambda place: raw[place][1]))
+    return (
+        " ".join([texts[place] for place in slowest]),
+        " ".join([text for place, text in enumerate(texts) if place not in slowest]),
     )
 
 

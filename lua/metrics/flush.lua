@@ -25,7 +25,8 @@
 --   sample_tag      text  makes the members of this flush unique
 --   names...        text  each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
 --   cells...        text  of each: series, age_ms of its oldest and its newest sample, width_ms of its slice, count of
---                         fields, field and value of each, count of raw samples, age_ms, us and outcome of each
+--                         fields, field and value of each, its slowest raw samples, its other ones; samples as
+--                         "<age_ms> <us>us|<outcome>", with spaces between
 -- RETURNS
 --   {1, now_ms, n}      counted; n samples went to __other__
 --   {0, now_ms, 0}      counted before: the number is not new
@@ -100,7 +101,7 @@ for i = 1, series_count do
     one.index = tag .. 'parts:' .. agent
     if not admit(one.index, part, parts_most) then part = '/' .. OTHER; moved = true; admit(one.index, part, parts_most) end
   end
-  one.agent, one.part, one.name, one.moved, one.samples = agent, part, agent .. part, moved, {}
+  one.agent, one.part, one.name, one.moved, one.fresh, one.slowest = agent, part, agent .. part, moved, {}, {}
   if moved then
     one.total, one.recent, one.slow = tag .. 'total:' .. one.name, tag .. 'recent:' .. one.name, tag .. 'slow:' .. one.name
   end
@@ -164,6 +165,25 @@ local function kind(one, field)
   return known and field or prefix .. OTHER .. rest
 end
 
+local sampled = 0
+local function sample(one, texts, from, to, slow)
+  local fresh, slowest = one.fresh, one.slowest
+  for age, text in string.gmatch(texts, '(%d+) (%S+)') do
+    local ms = now - age
+    if ms < from then ms = from elseif ms > to then ms = to end
+    if ms > now - recent_keep_ms then
+      sampled = sampled + 1
+      local size = #fresh
+      local member = ms .. '|' .. text .. '|' .. sample_tag .. '-' .. sampled
+      fresh[size + 1], fresh[size + 2] = ms, member
+      if slow then
+        size = #slowest
+        slowest[size + 1], slowest[size + 2] = tonumber(string.match(text, '^%d+')), member
+      end
+    end
+  end
+end
+
 local at, last, redirected = cells, #ARGV, 0
 while at <= last do
   local one = series[tonumber(ARGV[at])]
@@ -195,19 +215,9 @@ while at <= last do
   end
   add(one.total, sum)
   at = at + 2 * count
-  count = tonumber(ARGV[at])
-  at = at + 1
-  local samples, suffix = one.samples, '|' .. sample_tag .. '-'
-  for s = at, at + 3 * count - 3, 3 do
-    local ms, us = now - ARGV[s], ARGV[s + 1]
-    if ms < from then ms = from elseif ms > to then ms = to end
-    if ms > now - recent_keep_ms then
-      local size = #samples
-      samples[size + 1], samples[size + 2] = ms, ms .. '|' .. us .. 'us|' .. ARGV[s + 2] .. suffix .. s
-      samples[size + 3] = tonumber(us)
-    end
-  end
-  at = at + 3 * count
+  sample(one, ARGV[at], from, to, true)
+  sample(one, ARGV[at + 1], from, to, false)
+  at = at + 2
 end
 
 local writes = {}
@@ -232,7 +242,8 @@ for _, key in ipairs(order) do
   writes[key] = write
 end
 for i = 1, series_count do
-  if #series[i].samples > 0 then holds(series[i].recent, 'zset'); holds(series[i].slow, 'zset') end
+  local one = series[i]
+  if #one.fresh > 0 then holds(one.recent, 'zset'); holds(one.slow, 'zset') end
 end
 if poisoned then return poisoned end
 
@@ -248,26 +259,24 @@ end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end
 end
+local function zadd(key, flat)
+  for first = 1, #flat, 4000 do call('ZADD', key, unpack(flat, first, math.min(first + 3999, #flat))) end
+end
 for i = 1, series_count do
   local one = series[i]
-  local count = #one.samples
-  if count > 0 then
-    local floor_us = -1  -- what is not slower than the slowest fifty is not tried
-    if call('ZCARD', one.slow) >= slow_most then floor_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
-    local recent, slow, slower = {}, {}, false
-    local samples = one.samples
-    for s = 1, count, 3 do
-      local member, us = samples[s + 1], samples[s + 2]
-      local size = #recent
-      recent[size + 1], recent[size + 2] = samples[s], member
-      if us > floor_us then slower = true; slow[#slow + 1] = us; slow[#slow + 1] = member end
-      if size > 4000 or s + 3 > count then call('ZADD', one.recent, unpack(recent)); recent = {} end
-      if #slow > 4000 or (s + 3 > count and #slow > 0) then call('ZADD', one.slow, unpack(slow)); slow = {} end
-    end
+  if #one.fresh > 0 then
+    zadd(one.recent, one.fresh)
     call('ZREMRANGEBYSCORE', one.recent, '-inf', now - recent_keep_ms)
     call('ZREMRANGEBYRANK', one.recent, 0, -recent_most - 1)
     call('PEXPIRE', one.recent, recent_keep_ms)
-    if slower then
+    local floor_us = -1  -- what is not slower than the slowest fifty is not tried
+    if call('ZCARD', one.slow) >= slow_most then floor_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
+    local slower = {}
+    for s = 1, #one.slowest, 2 do
+      if one.slowest[s] > floor_us then slower[#slower + 1] = one.slowest[s]; slower[#slower + 1] = one.slowest[s + 1] end
+    end
+    if #slower > 0 then
+      zadd(one.slow, slower)
       call('ZREMRANGEBYRANK', one.slow, 0, -slow_most - 1)
       for _, member in ipairs(call('ZRANGE', one.slow, 0, -1)) do
         if tonumber(string.match(member, '^%d+') or 0) <= now - slow_keep_ms then call('ZREM', one.slow, member) end
