@@ -24,7 +24,7 @@ from heapq import nlargest
 from typing import NamedTuple
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.metrics.histogram import bucket_counts
+from agentperf_redis.metrics.histogram import ZERO, bucket_counts
 from agentperf_redis.metrics.model import OTHER
 
 STEP_S = 10
@@ -122,8 +122,11 @@ class Cell:
         own = sum([own for _, _, _, own in samples])
         if own:
             counts["self_us"] += micros(own)
-        for bucket, count in bucket_counts(times).items():
+        buckets, zeros = bucket_counts(times)
+        for bucket, count in buckets.items():
             counts[_bucket_field(bucket)] += count
+        if zeros:
+            counts[_bucket_field(ZERO)] += zeros
         least, most = min(times), max(times)
         self.min_us = least if self.min_us is None else min(self.min_us, least)
         self.max_us = max(self.max_us, most)
