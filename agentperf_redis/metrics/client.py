@@ -16,6 +16,7 @@ from agentperf_redis.metrics.model import (
     BETWEEN,
     FIRST,
     Delivery,
+    Execution,
     PerformanceMetrics,
     Retention,
     StreamMetrics,
@@ -244,9 +245,50 @@ class MetricsCollector:
         """
         return self._backend.run(flows.agent(self._recorder, agent_name, window, as_of))
 
-    def snapshots(self, *, window: Window = None, as_of: Moment = None) -> dict[str, PerformanceMetrics]:
-        """Return the metrics of all agents, sorted by name. Arguments as for `get_or_create_metrics`."""
-        return self._backend.run(flows.agents(self._recorder, window, as_of))
+    def snapshots(
+        self, *, window: Window = None, as_of: Moment = None, percentiles: bool = True
+    ) -> dict[str, PerformanceMetrics]:
+        """Return the metrics of all agents, sorted by name.
+
+        Args:
+            window: as for `get_or_create_metrics`.
+            as_of: likewise.
+            percentiles: False reads the plain counters only, a third of the work: percentiles are NaN then, and error
+                types, models and buckets are empty.
+
+        Raises:
+            InvalidArgument: for anything else.
+            AgentPerfError: as `get_or_create_metrics`.
+        """
+        return self._backend.run(flows.agents(self._recorder, window, as_of, percentiles=percentiles))
+
+    def combined(self, *agent_names: str, window: Window = None, as_of: Moment = None) -> PerformanceMetrics:
+        """Return the metrics of several agents as if they were one; of all, when none is named.
+
+        Args:
+            agent_names: which.
+            window: as for `get_or_create_metrics`.
+            as_of: likewise.
+        """
+        return self._backend.run(flows.combined(self._recorder, agent_names, window, as_of))
+
+    def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
+        """Return an agent's latest executions, the last first, as far as raw samples are kept.
+
+        Args:
+            agent_name: the agent.
+            limit: how many, 1 to 1000.
+        """
+        return self._backend.run(flows.recent(self._recorder, agent_name, limit))
+
+    def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
+        """Return an agent's slowest executions, the slowest first; the server keeps fifty.
+
+        Args:
+            agent_name: the agent.
+            limit: how many, 1 to 1000.
+        """
+        return self._backend.run(flows.slowest(self._recorder, agent_name, limit))
 
     @property
     def metrics(self) -> dict[str, PerformanceMetrics]:
@@ -259,7 +301,8 @@ class MetricsCollector:
 
     def summary(self, *, window: Window = None, as_of: Moment = None) -> SystemSummary:
         """Return all agents at a glance. Arguments as for `get_or_create_metrics`."""
-        return system_summary(self._backend.run(flows.agents(self._recorder, window, as_of)).values())
+        found = self._backend.run(flows.agents(self._recorder, window, as_of, percentiles=False))
+        return system_summary(found.values())
 
     def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
         """Return all agents at a glance, as the reference renders it. Uptime counts from the first sample."""
@@ -362,9 +405,23 @@ class AsyncMetricsCollector:
         """Do as `MetricsCollector.get_or_create_metrics`."""
         return await self._backend.arun(flows.agent(self._recorder, agent_name, window, as_of))
 
-    async def snapshots(self, *, window: Window = None, as_of: Moment = None) -> dict[str, PerformanceMetrics]:
+    async def snapshots(
+        self, *, window: Window = None, as_of: Moment = None, percentiles: bool = True
+    ) -> dict[str, PerformanceMetrics]:
         """Do as `MetricsCollector.snapshots`."""
-        return await self._backend.arun(flows.agents(self._recorder, window, as_of))
+        return await self._backend.arun(flows.agents(self._recorder, window, as_of, percentiles=percentiles))
+
+    async def combined(self, *agent_names: str, window: Window = None, as_of: Moment = None) -> PerformanceMetrics:
+        """Do as `MetricsCollector.combined`."""
+        return await self._backend.arun(flows.combined(self._recorder, agent_names, window, as_of))
+
+    async def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
+        """Do as `MetricsCollector.recent`."""
+        return await self._backend.arun(flows.recent(self._recorder, agent_name, limit))
+
+    async def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
+        """Do as `MetricsCollector.slowest`."""
+        return await self._backend.arun(flows.slowest(self._recorder, agent_name, limit))
 
     async def get_all_metrics(self, window: Window = None, as_of: Moment = None) -> dict[str, dict[str, Any]]:
         """Do as `MetricsCollector.get_all_metrics`."""
@@ -372,7 +429,7 @@ class AsyncMetricsCollector:
 
     async def summary(self, *, window: Window = None, as_of: Moment = None) -> SystemSummary:
         """Do as `MetricsCollector.summary`."""
-        return system_summary((await self.snapshots(window=window, as_of=as_of)).values())
+        return system_summary((await self.snapshots(window=window, as_of=as_of, percentiles=False)).values())
 
     async def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
         """Do as `MetricsCollector.get_system_summary`."""

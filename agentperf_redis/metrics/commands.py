@@ -10,9 +10,18 @@ from heapq import nlargest
 from agentperf_redis import keys
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
-from agentperf_redis.metrics.buffer import RAW_MOST, SLOW_MOST, WRITER_KEEP_S, Parcel, Sample, Series
+from agentperf_redis.metrics.buffer import (
+    CANCELLED,
+    OK,
+    RAW_MOST,
+    SLOW_MOST,
+    WRITER_KEEP_S,
+    Parcel,
+    Sample,
+    Series,
+)
 from agentperf_redis.metrics.histogram import ZERO
-from agentperf_redis.metrics.model import Retention, Tally
+from agentperf_redis.metrics.model import Execution, Retention, Tally, moment
 from agentperf_redis.script import Script
 
 FLUSH = Script("metrics/flush")
@@ -137,7 +146,7 @@ def read(
         names: of the series, encoded.
         window_ms: length of the window; 0 for all time.
         as_of_ms: its end; -1 for now.
-        exact_most: ask for all durations of a series when there are no more than this.
+        exact_most: ask for all durations of a series when there are no more than this; -1 asks for plain counters only.
     """
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
@@ -146,6 +155,38 @@ def read(
         (window_ms, as_of_ms, exact_most, *names),
         lambda reply: _answer(agents_key, reply),
     )
+
+
+def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:
+    """Return the latest raw samples of an agent, the last first."""
+    key = keys.metrics_recent(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
+    return Command("ZRANGE", (key,), (0, limit - 1, "REV"), lambda reply: _executions(key, reply))
+
+
+def slowest(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:
+    """Return the slowest raw samples of an agent, the slowest first."""
+    key = keys.metrics_slow(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
+    return Command("ZRANGE", (key,), (0, limit - 1, "REV"), lambda reply: _executions(key, reply))
+
+
+def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
+    found = []
+    try:
+        for member in reply:
+            end_ms, duration, outcome, _ = member.decode().split("|")
+            kind, _, error = outcome.partition(":")
+            found.append(
+                Execution(
+                    ended=moment(int(end_ms)),
+                    seconds=int(duration.removesuffix("us")) / 1e6,
+                    success=kind == OK,
+                    cancelled=kind == CANCELLED,
+                    error_type=keys.decoded(error) if error else None,
+                )
+            )
+    except (AttributeError, TypeError, ValueError, OverflowError, OSError):
+        raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
+    return tuple(found)
 
 
 def _samples(raw: list[Sample], now: float) -> tuple[str, str]:

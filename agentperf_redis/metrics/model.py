@@ -177,6 +177,25 @@ class PerformanceMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """One raw sample.
+
+    Attributes:
+        ended: when, local time.
+        seconds: its duration.
+        success: whether it succeeded.
+        cancelled: whether it was cancelled.
+        error_type: of a failure, if known.
+    """
+
+    ended: datetime
+    seconds: float
+    success: bool
+    cancelled: bool
+    error_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StreamMetrics:
     """How the streams of an agent came.
 
@@ -245,8 +264,8 @@ def added(tallies: Iterable[Tally]) -> Tally:
     )
 
 
-def performance(agent_name: str, tally: Tally) -> PerformanceMetrics:
-    """Make the snapshot of an agent from its counters."""
+def performance(agent_name: str, tally: Tally, *, plain: bool = False) -> PerformanceMetrics:
+    """Make the snapshot of an agent from its counters; `plain` ones tell nothing of percentiles."""
     counts = tally.counts
     n = tally.n
     start_ms, end_ms = tally.interval_ms
@@ -258,6 +277,8 @@ def performance(agent_name: str, tally: Tally) -> PerformanceMetrics:
     ordered = sorted(times)
 
     def percentile(share: float) -> float:
+        if plain and n:
+            return float("nan")
         if ordered:
             return exact_quantile(ordered, share)
         return estimated_quantile(tally.buckets, zeros, share, least=least, most=most)

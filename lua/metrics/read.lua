@@ -6,7 +6,8 @@
 -- ARGV
 --   window_ms   int   length of the window, ms; 0 is all time
 --   as_of_ms    int   its end, ms since 1970, which may lie ahead; -1 is now
---   exact_most  int   send the raw durations of a series when they are all there and no more than this
+--   exact_most  int   send the raw durations of a series when they are all there and no more than this; -1 sends the
+--                     plain counters only, without buckets, error types and models
 --   names...    text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, a line "value field" for each of its fields, durations
@@ -78,17 +79,27 @@ end
 
 local LEAST = {min_us = true, first_ms = true}
 local MOST = {max_us = true, last_ms = true}
+local PLAIN = {'n', 'ok', 'err', 'cancelled', 'sum_us', 'self_us', 'min_us', 'max_us', 'first_ms', 'last_ms', 'tok_in', 'tok_out',
+  'cost_nano', 'llm_calls', 'tool_calls'}
+local function add(fields, field, value)
+  local old = fields[field]
+  if not old then fields[field] = value
+  elseif LEAST[field] then if value < old then fields[field] = value end
+  elseif MOST[field] then if value > old then fields[field] = value end
+  else fields[field] = old + value end
+end
 local function merge(key, fields)
+  if exact_most < 0 then
+    local got = redis.pcall('HMGET', key, unpack(PLAIN))
+    if got.err then return {-1, key, got.err} end
+    for i = 1, #PLAIN do
+      if got[i] then add(fields, PLAIN[i], tonumber(got[i]) or 0) end
+    end
+    return nil
+  end
   local got = redis.pcall('HGETALL', key)
   if got.err then return {-1, key, got.err} end
-  for i = 1, #got, 2 do
-    local field, value = got[i], tonumber(got[i + 1]) or 0
-    local old = fields[field]
-    if not old then fields[field] = value
-    elseif LEAST[field] then if value < old then fields[field] = value end
-    elseif MOST[field] then if value > old then fields[field] = value end
-    else fields[field] = old + value end
-  end
+  for i = 1, #got, 2 do add(fields, got[i], tonumber(got[i + 1]) or 0) end
   return nil
 end
 
