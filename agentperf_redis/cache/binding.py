@@ -12,6 +12,7 @@ from collections.abc import Callable
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.flights import Flights
+from agentperf_redis.cache.local import LocalCopies
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.outbox import Outbox
 from agentperf_redis.command import Hint
@@ -48,6 +49,8 @@ class Binding:
         """The newest version that a reply has brought to this process."""
         self.outbox = Outbox(lambda: backend.process, lambda: filled(self))
         self.flights = Flights()
+        self.local: LocalCopies | None = None
+        self._listening = False
         self.rest_until = 0.0
         self._server_ahead_ms = 0.0
         self._complained_at = -_COMPLAIN_EVERY_S
@@ -59,7 +62,6 @@ class Binding:
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Hint]] = {}
-        self._listening = False
 
     def adopt(self, user: object, settings: Settings) -> None:
         """Count in one more object of this cache.
@@ -78,6 +80,24 @@ class Binding:
                 self.settings = settings
                 self.deployed = False
             self._users.add(user)
+
+    def use_local(self, most_entries: int, most_bytes: int | None) -> LocalCopies:
+        """Return the local copies of this cache.
+
+        Raises:
+            InvalidArgument: this process has them with other limits already.
+        """
+        with self._lock:
+            if self.local is None:
+                bus, channel = self.backend.bus, self.keys.bus
+                self.local = LocalCopies(
+                    most_entries, most_bytes, lambda: bus.confirmed_at(channel), self.outbox.announce
+                )
+                self.outbox.drain = self.local.drain
+            if (self.local.most_entries, self.local.most_bytes) != (most_entries, most_bytes):
+                held = f"local_size={self.local.most_entries}, local_bytes={self.local.most_bytes}"
+                raise InvalidArgument("local_size", most_entries, f"what this cache has in this process: {held}")
+            return self.local
 
     @property
     def origin(self) -> str:
@@ -108,10 +128,17 @@ class Binding:
         hint = Hint()
         with self._lock:
             self._waiting.setdefault(name, []).append(hint)
+        self.listen()
+        return hint
+
+    def listen(self) -> None:
+        """Hear what the bus brings from now on. It starts the bus's thread, so nobody listens without need."""
+        if self._listening:
+            return
+        with self._lock:
             listen, self._listening = not self._listening, True
         if listen:
             self.backend.bus.subscribe(self.keys.bus, self._heard, self._missed_some)
-        return hint
 
     def forget_hint(self, name: str, hint: Hint) -> None:
         """Take a hint back."""
@@ -123,17 +150,28 @@ class Binding:
                 self._waiting.pop(name, None)
 
     def _heard(self, message: bytes) -> None:
-        """On the bus's thread: ``<kind> <version> <origin> <key>``."""
-        kind, _, _, name = message.decode(errors="replace").split(" ", 3)
+        """On the bus's thread: ``<kind> <version> <origin> <key or tag>``."""
+        try:
+            kind, version, _, name = message.decode().split(" ", 3)
+            at = int(version)
+        except ValueError:  # whatever it was meant to say, something may have changed
+            kind = "c"
         if kind == "c":
             self._missed_some()
             return
+        local = self.local
+        if local is not None and kind in "sd":
+            local.drop(name, older_than=at)
+        elif local is not None and kind == "t":
+            local.drop_tag(name, older_than=at)
         with self._lock:
             hints = list(self._waiting.get(name, ()))
         for hint in hints:
             hint.give()
 
     def _missed_some(self) -> None:
+        if self.local is not None:
+            self.local.flush()
         with self._lock:
             hints = [hint for waiting in self._waiting.values() for hint in waiting]
         for hint in hints:
@@ -147,6 +185,8 @@ class Binding:
         self._start_empty()
         self.outbox.start_empty()
         self.flights.start_empty()
+        if self.local is not None:
+            self.local.start_empty()
 
 
 _bindings: weakref.WeakSet[Binding] = weakref.WeakSet()

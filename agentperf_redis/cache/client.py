@@ -17,6 +17,7 @@ from agentperf_redis.cache.computing import compute, compute_async
 from agentperf_redis.cache.decorator import Decorator, cached, function_key
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Settings, Tier, default_ttl_ms
 from agentperf_redis.codec import Codec
+from agentperf_redis.errors import InvalidArgument
 
 R = TypeVar("R")
 
@@ -27,7 +28,15 @@ class _Cache:
     _service: str
 
     def __init__(
-        self, settings: Settings, name: str, backend: Backend | None, codec: Codec | None, *, strict: bool
+        self,
+        settings: Settings,
+        name: str,
+        backend: Backend | None,
+        codec: Codec | None,
+        *,
+        strict: bool,
+        local_size: int | None,
+        local_bytes: int | None,
     ) -> None:
         self.name = arguments.name("name", name)
         self._backend = default_backend() if backend is None else backend
@@ -38,7 +47,17 @@ class _Cache:
         )
         self._binding.adopt(self, settings)
         self._chores = chores
-        self._flows = flows.CacheFlows(self._binding, codec or Codec(), strict=arguments.flag("strict", strict))
+        local = None
+        if local_size is not None or local_bytes is not None:
+            if arguments.flag("strict", strict):
+                raise InvalidArgument("strict", strict, "False where local copies answer, which note nothing at once")
+            local = self._binding.use_local(
+                _LOCAL_SIZE if local_size is None else arguments.count("local_size", local_size),
+                None if local_bytes is None else arguments.count("local_bytes", local_bytes, most=_MOST_BYTES),
+            )
+        self._flows = flows.CacheFlows(
+            self._binding, codec or Codec(), strict=arguments.flag("strict", strict), local=local
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self._binding.settings.text!r})"
@@ -50,22 +69,27 @@ class _Cache:
         """Return how many entries there are: what ``len(cache)`` is, which has no asyncio twin."""
         return self._backend.run(self._flows.size())
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key, or the default: one read command, in whatever tier it stands.
+    def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
+        """Return the value of a key, or the default: one read command in whatever tier it stands, none if copied here.
 
         Args:
             key: any string.
             default: returned when there is no value; a cached None is a value.
+            fresh: ask the server even if there is a local copy.
 
         Raises:
             InvalidArgument: the key is no string that can be encoded.
             BackendUnavailable: the server did not answer.
         """
+        if self._flows.local is not None and not fresh:
+            value = self._flows.copied(key)
+            if value is not flows.MISSING:
+                return value
         return self._backend.run(self._flows.get(key, default))
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+    def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
         """Return the values of those keys that have one, by key. One command for each 256 keys."""
-        return self._backend.run(self._flows.get_many(keys))
+        return self._backend.run(self._flows.get_many(keys, fresh=fresh))
 
     def entry(self, key: str) -> CacheEntry | None:
         """Return all that is known of a key, or None. It does not count as a read."""
@@ -176,13 +200,17 @@ class _AsyncCache:
         self._flows = its_flows
         self._chores = chores
 
-    async def get(self, key: str, default: Any = None) -> Any:
+    async def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
         """See `LRUCache.get`."""
+        if self._flows.local is not None and not fresh:
+            value = self._flows.copied(key)
+            if value is not flows.MISSING:
+                return value
         return await self._backend.arun(self._flows.get(key, default))
 
-    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+    async def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
         """See `LRUCache.get_many`."""
-        return await self._backend.arun(self._flows.get_many(keys))
+        return await self._backend.arun(self._flows.get_many(keys, fresh=fresh))
 
     async def entry(self, key: str) -> CacheEntry | None:
         """See `LRUCache.entry`."""
@@ -253,6 +281,9 @@ class LRUCache(_Cache):
         max_bytes: bytes of all keys and values together; None is no limit.
         policy: who leaves when it is full.
         strict: note each read at once, by one script call a read.
+        local_size: entries copied within this process, where a hit costs no round trip; None copies none. What other
+            processes change may be served from there for 0.25 s more.
+        local_bytes: bytes of their keys and values together.
         codec: turns values into bytes.
 
     Raises:
@@ -272,6 +303,8 @@ class LRUCache(_Cache):
         max_bytes: int | None = None,
         policy: Policy | str = Policy.LRU,
         strict: bool = False,
+        local_size: int | None = None,
+        local_bytes: int | None = None,
         codec: Codec | None = None,
     ) -> None:
         self.max_size = arguments.count("max_size", max_size)
@@ -282,7 +315,7 @@ class LRUCache(_Cache):
             0 if max_bytes is None else arguments.count("max_bytes", max_bytes, most=_MOST_BYTES),
             (0, 0, default_ttl_ms("default_ttl", default_ttl)),
         )
-        super().__init__(settings, name, backend, codec, strict=strict)
+        super().__init__(settings, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes)
         self._aio = AsyncLRUCache(self._backend, self._flows, self._chores)
 
     @property
@@ -395,6 +428,9 @@ class TieredCache(_Cache):
         max_bytes: bytes of all keys and values together; None is no limit.
         policy: who leaves when it is full. By default the less frequently used of a newcomer and an old entry.
         strict: note each read at once, by one script call a read.
+        local_size: entries copied within this process, where a hit costs no round trip; None copies none. What other
+            processes change may be served from there for 0.25 s more.
+        local_bytes: bytes of their keys and values together.
         codec: turns values into bytes.
 
     Raises:
@@ -418,6 +454,8 @@ class TieredCache(_Cache):
         max_bytes: int | None = None,
         policy: Policy | str = Policy.TINYLFU,
         strict: bool = False,
+        local_size: int | None = None,
+        local_bytes: int | None = None,
         codec: Codec | None = None,
     ) -> None:
         rooms = (
@@ -435,7 +473,7 @@ class TieredCache(_Cache):
                 default_ttl_ms("cold_ttl", cold_ttl),
             ),
         )
-        super().__init__(settings, name, backend, codec, strict=strict)
+        super().__init__(settings, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes)
         self.hot = TierView(self, Tier.HOT, rooms[0], hot_ttl)
         self.warm = TierView(self, Tier.WARM, rooms[1], warm_ttl)
         self.cold = TierView(self, Tier.COLD, rooms[2], cold_ttl)
@@ -525,6 +563,8 @@ class AsyncTieredCache(_AsyncCache):
         return (await self.stats()).render_tiers()
 
 
+_LOCAL_SIZE = 10_000
+"""Entries copied when only their bytes are limited."""
 _MOST_BYTES = 10**15
 """More than any server has; sums of it stay exact in a double."""
 

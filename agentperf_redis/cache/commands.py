@@ -219,14 +219,17 @@ def put(
     return Command(_PUT, (*_index(keys), *beside), first, decode, repeated)
 
 
-def touch(keys: CacheKeys, writer: str, report: Report) -> Command[bool]:
-    """Send a report on its own. Returns whether it was taken in; it was not if the cache has no settings."""
+def touch(keys: CacheKeys, writer: str, report: Report) -> Command[int | None]:
+    """Send a report on its own. Returns the server's time in ms; None if the cache has no settings: not taken in."""
     counters = (report.seq, report.misses, report.saved_ms, report.corrupt)
 
-    def decode(reply: Reply) -> bool:
-        if reply not in ([0], [1]):
-            raise _unexpected(keys.meta, reply)
-        return bool(reply[0])
+    def decode(reply: Reply) -> int | None:
+        match reply:
+            case [1, int(now_ms)]:
+                return now_ms
+            case [0]:
+                return None
+        raise _unexpected(keys.meta, reply)
 
     return Command(_TOUCH, _index(keys), (writer, *counters, *_flat(report)), decode)
 

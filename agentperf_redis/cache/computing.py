@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.chores import Chores
-from agentperf_redis.cache.flows import CacheFlows, Served, stored_name, stored_tags
+from agentperf_redis.cache.flows import MISSING, CacheFlows, Served, stored_name, stored_tags
 from agentperf_redis.cache.model import ttl_ms
 from agentperf_redis.cache.turns import Turn
 from agentperf_redis.command import Flow
@@ -46,6 +46,10 @@ def compute(
         unstorable: called if the value cannot be stored; by default a RuntimeWarning is given.
     """
     tags = _checked(key, ttl, tags)
+    if look and flows.local is not None:
+        copied = flows.copied(key)
+        if copied is not MISSING:
+            return cast("R", copied)
     try:
         answer = flows.turn_alone(key) if flows.rests else backend.run(flows.answer_or_turn(key, look=look))
     except BackendUnavailable as error:  # known before the flow began
@@ -86,6 +90,10 @@ async def compute_async(
 ) -> R:
     """Do as `compute`; what the function returns is awaited if need be."""
     tags = _checked(key, ttl, tags)
+    if look and flows.local is not None:
+        copied = flows.copied(key)
+        if copied is not MISSING:
+            return cast("R", copied)
     try:
         answer = flows.turn_alone(key) if flows.rests else await backend.arun(flows.answer_or_turn(key, look=look))
     except BackendUnavailable as error:

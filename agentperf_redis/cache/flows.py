@@ -18,6 +18,7 @@ from agentperf_redis.cache import commands, wire
 from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding, log
 from agentperf_redis.cache.commands import Await, Failed, Found, Hit, NoSettings, PutOutcome
 from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
+from agentperf_redis.cache.local import LONGEST_LIFE_S, LocalCopies, Ticket
 from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, Settings, Tier, TierStats, ttl_ms
 from agentperf_redis.cache.outbox import NO_REPORT
 from agentperf_redis.cache.turns import Turn
@@ -73,12 +74,16 @@ class CacheFlows:
         binding: what it shares with other objects of the same cache.
         codec: turns values into bytes.
         strict: note each read at once.
+        local: copies within this process, if they are to be used.
     """
 
-    def __init__(self, binding: Binding, codec: Codec, *, strict: bool) -> None:
+    def __init__(
+        self, binding: Binding, codec: Codec, *, strict: bool = False, local: LocalCopies | None = None
+    ) -> None:
         self.binding = binding
         self.codec = codec
         self.strict = strict
+        self.local = local
         self._gen_bytes: bytes | None = None
         self._gen = wire.NOTHING_INVALIDATED
 
@@ -86,20 +91,39 @@ class CacheFlows:
 
     def get(self, key: str, default: Any) -> Flow[Any]:
         """Return the value of a key, or the default."""
-        name = stored_name(key)
-        value = yield from self._look_up(name)
+        value = yield from self._look_up(stored_name(key), key)
         return default if value is MISSING else value
 
-    def get_many(self, keys: Iterable[str]) -> Flow[dict[str, Any]]:
+    def copied(self, key: str) -> Any:
+        """Return the value of a key from its local copy, or MISSING. No I/O."""
+        copy = None if self.local is None else self.local.find(key)
+        if copy is None:
+            return MISSING
+        try:
+            return copy.value if copy.frozen else self.codec.decode(copy.data)
+        except Undecodable:  # copied by an object of this cache that knows other classes
+            return MISSING
+
+    def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> Flow[dict[str, Any]]:
         """Return the values of those keys that have one."""
-        names = {stored_name(key): key for key in distinct_keys(keys)}
         values: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        for key in distinct_keys(keys):
+            value = MISSING if fresh else self.copied(key)
+            if value is MISSING:
+                names[stored_name(key)] = key
+            else:
+                values[key] = value
+        if names:
+            yield from self._prepare_local()
         for chunk in chunks(list(names)):
+            tickets = [self._ticket(name) for name in chunk]
             *entries, gen = yield from commands.read_many(self.binding.keys, chunk)
-            for name, entry in zip(chunk, entries, strict=True):
-                value, _ = yield from self._value(name, (entry, gen), counted=True)
+            for name, entry, ticket in zip(chunk, entries, tickets, strict=True):
+                value, stored = yield from self._value(name, (entry, gen), counted=True)
                 if value is not MISSING:
                     values[names[name]] = value
+                self._fill_local(names[name], name, stored, value, ticket)
             if self.binding.outbox.is_full:
                 yield from flush(self.binding)
         return values
@@ -134,17 +158,42 @@ class CacheFlows:
             compute_seconds=stored.cost_ms / 1000,
         )
 
-    def _look_up(self, name: str) -> Flow[Any]:
+    def _look_up(self, name: str, key: str) -> Flow[Any]:
         """Read one value and note the read, or the miss."""
         if self.strict:
             found = yield from self._read_strictly(name)
             value, _ = yield from self._value(name, found, counted=False)  # the script has counted
             return value
+        yield from self._prepare_local()
+        ticket = self._ticket(name)
         entry, gen = yield from commands.read(self.binding.keys, name)
-        value, _ = yield from self._value(name, (entry, gen), counted=True)
+        value, stored = yield from self._value(name, (entry, gen), counted=True)
+        self._fill_local(key, name, stored, value, ticket)
         if self.binding.outbox.is_full:
             yield from flush(self.binding)
         return value
+
+    def _prepare_local(self) -> Flow[None]:
+        """Before the first copy: hear of changes, and know the server's clock, by which entries expire."""
+        if self.local is not None:
+            self.binding.listen()
+            yield from ready(self.binding)
+
+    def _ticket(self, name: str) -> Ticket | None:
+        return None if self.local is None else self.local.ticket(name)
+
+    def _fill_local(self, key: str, name: str, stored: wire.Stored | None, value: Any, ticket: Ticket | None) -> None:
+        if self.local is None or ticket is None or stored is None or value is MISSING:
+            return
+        life_s = LONGEST_LIFE_S
+        if stored.expires_ms:
+            life_s = (stored.expires_ms - self.binding.server_ms()) / 1000
+        self.local.fill(key, name, stored, value, life_s, ticket)
+
+    def _changed(self, name: str) -> None:
+        """After a write of this process, also one of unknown fate: it must not see its own copies of before."""
+        if self.binding.local is not None:
+            self.binding.local.drop(name)
 
     def _read_strictly(self, name: str) -> Flow[Found]:
         for _ in range(_ATTEMPTS):
@@ -232,7 +281,11 @@ class CacheFlows:
         for start in range(0, len(rest), commands.MAX_KEYS):
             chunk = rest[start : start + commands.MAX_KEYS]
             batch = tuple(self._put_command(name, data, life, names, tier) for name, data in chunk)
-            replies = yield from Batch(batch)
+            try:
+                replies = yield from Batch(batch)
+            finally:
+                for name, _ in chunk:
+                    self._changed(name)
             for (name, data), reply in zip(chunk, replies, strict=True):
                 outcome = reply.outcome
                 if outcome in (PutOutcome.NO_SETTINGS, PutOutcome.LATE):
@@ -283,6 +336,7 @@ class CacheFlows:
                 taken_in = reply.outcome is PutOutcome.STORED
             finally:
                 outbox.settle(report, taken_in=taken_in)
+                self._changed(name)
             if reply.outcome is PutOutcome.NO_SETTINGS:
                 binding.deployed = False
             elif reply.outcome is PutOutcome.LATE:
@@ -326,7 +380,11 @@ class CacheFlows:
         for chunk in chunks(names):
             for _ in range(_ATTEMPTS):
                 yield from ready(self.binding)
-                reply = yield from commands.delete(self.binding.keys, chunk, self.binding.origin)
+                try:
+                    reply = yield from commands.delete(self.binding.keys, chunk, self.binding.origin)
+                finally:
+                    for name in chunk:
+                        self._changed(name)
                 if not isinstance(reply, NoSettings):
                     removed += reply[0]
                     self.binding.learn(reply[1])
@@ -343,7 +401,11 @@ class CacheFlows:
     def clear(self) -> Flow[None]:
         """Make every entry a miss."""
         yield from ready(self.binding)
-        _, version = yield from commands.clear(self.binding.keys, self.binding.origin)
+        try:
+            _, version = yield from commands.clear(self.binding.keys, self.binding.origin)
+        finally:
+            if self.binding.local is not None:
+                self.binding.local.flush()
         self.binding.learn(version)
 
     def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
@@ -352,7 +414,12 @@ class CacheFlows:
         if names:
             yield from ready(self.binding)
             for chunk in chunks(list(names)):
-                version = yield from commands.invalidate_tags(self.binding.keys, tuple(chunk), self.binding.origin)
+                try:
+                    version = yield from commands.invalidate_tags(self.binding.keys, tuple(chunk), self.binding.origin)
+                finally:
+                    for tag in chunk:
+                        if self.binding.local is not None:
+                            self.binding.local.drop_tag(tag)
                 self.binding.learn(version)
 
     def sweep(self) -> Flow[int]:
@@ -386,7 +453,7 @@ class CacheFlows:
         name = stored_name(key)
         try:
             if look:
-                value = yield from self._look_up(name)
+                value = yield from self._look_up(name, key)
                 if value is not MISSING:
                     return Served(value)
             answer = yield from self._turn(name, key, look=look)
@@ -642,7 +709,11 @@ def flush(binding: Binding) -> Flow[None]:
             return
         try:
             yield from ready(binding)
-            taken_in = yield from commands.touch(binding.keys, outbox.writer, report)
+            asked_at = time.monotonic()
+            now_ms = yield from commands.touch(binding.keys, outbox.writer, report)
+            if now_ms is not None:
+                taken_in = True
+                binding.set_clock(now_ms, asked_at)
         finally:
             outbox.settle(report, taken_in=taken_in)
         if not taken_in:

@@ -74,11 +74,9 @@ if SEEN ~= '' or I.resent >= I.now_ms then
     else doubt = I.removed > seen or call('HEXISTS', SIZE, KEY) == 1 end
   end
 end
-local waited
 if TOKEN ~= '' then
   local lease, gen = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', GEN)
   if lease[1] ~= TOKEN then return {-1} end
-  waited = lease[3]
   if gen then
     local claimed = tonumber(lease[2])
     local floor, tag_floor = string.match(gen, '^(%d+) %d+ (%d+)$')
@@ -87,7 +85,7 @@ if TOKEN ~= '' then
     for i = REST, REST + TAG_COUNT - 1 do stale = stale or tonumber(call('ZSCORE', TAGS, ARGV[i]) or 0) > claimed end
     if stale then
       call('UNLINK', LEASE)
-      if waited then call('SPUBLISH', BUS, 'r 0 ' .. ORIGIN .. ' ' .. KEY) end
+      if lease[3] then call('SPUBLISH', BUS, 'r 0 ' .. ORIGIN .. ' ' .. KEY) end
       return {-3}
     end
   end
@@ -161,9 +159,8 @@ else
   if refused == 0 then
     local value = I.text(version) .. ' ' .. I.text(expiry_ms) .. ' ' .. PAYLOAD
     if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
-    if TOKEN == '' or known or waited then
-      call('SPUBLISH', BUS, 's ' .. I.text(version) .. ' ' .. ORIGIN .. ' ' .. KEY)
-    end
+    -- also for a key that was absent: an evicted entry may live on as a copy within some process
+    call('SPUBLISH', BUS, 's ' .. I.text(version) .. ' ' .. ORIGIN .. ' ' .. KEY)
   end
 end
 if SEEN ~= '' and TOKEN == '' then

@@ -17,7 +17,7 @@
 --   corrupt     int     entries found undecodable since
 --   rest...     text    key, count of each read, distinct keys, oldest first; the caller bounds them (256)
 -- RETURNS
---   {1}         taken in, now or by an earlier delivery
+--   {1, now_ms}  taken in, now or by an earlier delivery
 --   {0}         the cache has no settings; nothing done
 -- REPEAT   a second delivery finds its seq and changes nothing
 -- ERRORS   CORRUPT meta is not ours
@@ -35,4 +35,4 @@ if I.writer then
   I.bury()
   I.save()
 end
-return {1}
+return {1, I.now_ms}

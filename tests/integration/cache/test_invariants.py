@@ -1,12 +1,14 @@
-"""Processes do what they like to one cache; afterwards, and between, its indexes, limits and accounts agree."""
+"""Processes do what they like to one cache; after every script its indexes, limits and accounts agree."""
 
 from __future__ import annotations
 
 import random
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import pytest
 
+from agentperf_redis import script
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from tests.integration.cache.scan import faults
@@ -32,8 +34,51 @@ def caches(backend: Backend) -> list[LRUCache | TieredCache]:
     ]
 
 
-def wreak(url: str, namespace: str, seed: int, operations: int) -> int:
+AFTERWARDS = """
+local reply = (function()
+%s
+end)()
+local tag, sum, standing = string.sub(KEYS[1], 1, -5), 0, 0
+if string.sub(KEYS[1], -5) ~= ':meta' then return reply end
+local found = redis.call('HMGET', KEYS[1], 'settings', 'bytes')
+if not found[1] then return reply end
+local hot, warm, cold, most = string.match(found[1], 'room (%%d+)/(%%d+)/(%%d+) bytes (%%d+)')
+local sizes = redis.call('HVALS', tag .. 'size')
+for _, size in ipairs(sizes) do sum = sum + size %% 1e10 end
+for _, tier in ipairs({'hot', 'warm', 'cold', 'new'}) do standing = standing + redis.call('ZCARD', tag .. tier) end
+if #sizes > hot + warm + cold or standing ~= #sizes or sum ~= tonumber(found[2] or 0) or (most ~= '0' and sum > tonumber(most))
+  or (hot ~= '0' and redis.call('ZCARD', tag .. 'hot') > tonumber(hot))
+  or (warm ~= '0' and redis.call('ZCARD', tag .. 'warm') > tonumber(warm))
+  or redis.call('ZCARD', tag .. 'exp') > #sizes then
+  redis.call('RPUSH', tag .. 'faults', #sizes .. ' entries, ' .. standing .. ' standing, ' .. sum .. ' bytes, '
+    .. (found[2] or '') .. ' accounted, under ' .. found[1])
+end
+redis.call('INCR', tag .. 'checks')
+return reply
+"""
+"""A script, and after it, in the same step, a look at what it has left."""
+
+
+def check_after_every_script(without: str) -> None:
+    """In a worker process: have every script of a cache checked. What is `without` is cut from them."""
+    scripts: Any = script.Script
+    plain = scripts.source.func
+
+    def source(self: script.Script) -> str:
+        text: str = plain(self)
+        if not self.name.startswith("cache/"):
+            return text
+        return AFTERWARDS % (text.replace(without, "") if without else text)
+
+    checked = cached_property(source)
+    checked.__set_name__(scripts, "source")
+    scripts.source = checked
+
+
+def wreak(url: str, namespace: str, seed: int, operations: int, without: str | None = None) -> int:
     """A worker process: random operations on all caches. Returns how often a value was wrong."""
+    if without is not None:
+        check_after_every_script(without)
     backend = Backend(url, namespace=namespace)
     chance, wrong = random.Random(seed), 0
     all_caches = caches(backend)
@@ -71,7 +116,7 @@ def wreak(url: str, namespace: str, seed: int, operations: int) -> int:
 def test_limits_and_accounts_hold_whatever_four_processes_do(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
-    results = workers.run(wreak, [(server.url, namespace, seed, 600) for seed in range(PROCESSES)])
+    results = workers.run(wreak, [(server.url, namespace, seed, 400) for seed in range(PROCESSES)])
 
     assert results == [0] * PROCESSES
     for cache in caches(backend):
@@ -84,3 +129,34 @@ def test_limits_and_accounts_hold_whatever_four_processes_do(
         cache.sweep()
         left = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*")}
         assert left <= {"meta", "gen"}, cache
+
+
+def test_limits_and_accounts_hold_after_every_script(
+    server: Server, namespace: str, workers: Workers, raw: Raw
+) -> None:
+    results = workers.run(wreak, [(server.url, namespace, seed, 5000, "") for seed in range(PROCESSES)])
+
+    assert results == [0] * PROCESSES
+    assert list(raw.scan_iter(match=f"{namespace}:*:faults")) == []
+    checks = [int(raw.get(key)) for key in raw.scan_iter(match=f"{namespace}:*:checks")]
+    assert len(checks) == len(_CACHES) + len(_TIERED)
+    assert sum(checks) > 10_000
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        "  I.balance(KEY)\n",
+        "    I.bytes = I.bytes - (tonumber(call('HGET', SIZE, KEY)) or 0) % I.HITS\n",
+        "    I.call('ZREM', I.exp, unpack(dead))\n",
+        "  I.bytes = I.bytes + weight\n",
+        "      if #leave[i] > 0 then I.call('ZREM', I.tier[i], unpack(leave[i])) end\n",
+    ],
+)
+def test_the_check_of_the_check_a_fault_in_a_script_is_found(
+    server: Server, namespace: str, workers: Workers, raw: Raw, without: str
+) -> None:
+    sources = script.Script("cache/put").source
+    assert without in sources
+    workers.run(wreak, [(server.url, namespace, 1, 1500, without)])
+    assert list(raw.scan_iter(match=f"{namespace}:*:faults")) != []

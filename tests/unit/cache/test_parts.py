@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from agentperf_redis import keys as key_names
@@ -107,7 +108,7 @@ REPLIES = st.recursive(
 )
 
 
-@settings(max_examples=500)
+@effort(max_examples=500)
 @given(st.sampled_from(ALL_COMMANDS), REPLIES)
 def test_every_reply_is_understood_or_corrupt(command: Command[Any], reply: Any) -> None:
     try:

@@ -42,7 +42,7 @@ def put(fake: Fake, name: str, report: Report = NO_REPORT, **options: Any) -> co
 
 def test_without_settings_nothing_is_done(fake: Fake) -> None:
     assert put(fake, "k").outcome is PutOutcome.NO_SETTINGS
-    assert fake.run(commands.touch(KEYS, "me", Report(1, 1, 0, 0, ()))) is False
+    assert fake.run(commands.touch(KEYS, "me", Report(1, 1, 0, 0, ()))) is None
     assert fake.run(commands.delete(KEYS, ["k"], "me")) is commands.NO_SETTINGS
     assert fake.client.keys() == []
 
@@ -70,7 +70,7 @@ def test_a_report_counts_once_whoever_brings_it(fake: Fake) -> None:
     report = Report(1, 2, 30, 1, (("a", 2), ("gone", 1)))
     for _ in range(2):
         assert put(fake, "b", report).outcome is PutOutcome.STORED
-        assert fake.run(commands.touch(KEYS, "me", report)) is True
+        assert fake.run(commands.touch(KEYS, "me", report))
     _, counters = fake.run(commands.counters(KEYS))
     assert {name: counters[name] for name in ("cold", "misses", "saved_ms", "corrupt")} == {
         "cold": 3,

@@ -1,0 +1,230 @@
+"""Local copies of several processes: never older than they may be."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache
+from agentperf_redis.cache.local import LocalCopies
+from agentperf_redis.errors import InvalidArgument
+from tests.conftest import Call
+from tests.proxy import Proxy
+from tests.servers import Raw, Server, wait_until
+from tests.workers import Workers
+
+STALE_S = 0.25
+
+
+def with_copies(backend: Backend, **options: Any) -> LRUCache:
+    return LRUCache(backend=backend, local_size=100, **options)
+
+
+def copied(cache: LRUCache, key: str) -> None:
+    """Read until a copy answers."""
+    local = cache._binding.local
+    assert local is not None
+    wait_until(lambda: (cache.get(key), local.find(key))[1], f"a copy of {key}")
+
+
+def test_a_copied_value_costs_no_command(
+    call: Call, proxy: Proxy, connect: Callable[..., Backend], namespace: str
+) -> None:
+    cache = with_copies(connect(proxy.url))
+    call(cache, "put_many", {"k": [1], "none": None})
+    copied(cache, "k")
+    copied(cache, "none")
+    before = proxy.count("MGET")
+
+    values = [call(cache, "get", "k") for _ in range(10)]
+    values[0].append(2)
+    assert values[1:] == [[1]] * 9, "each has a list of his own"
+    assert call(cache, "get", "none", "default") is None
+    assert call(cache, "get_many", ["k", "none"]) == {"k": [1], "none": None}
+    assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
+    assert proxy.count("MGET") == before
+    assert call(cache, "get", "k", fresh=True) == [1]
+    assert call(cache, "get_many", ["k"], fresh=True) == {"k": [1]}
+    assert proxy.count("MGET") == before + 2
+    assert call(cache, "stats").hits >= 15, "copies' hits count"
+
+
+def test_one_sees_ones_own_writes_at_once(call: Call, backend: Backend) -> None:
+    cache, plain = with_copies(backend), LRUCache(backend=backend)
+    for which in (cache, plain):
+        for forget, left in (
+            (("put", "k", "new"), "new"),
+            (("put_many", {"k": "new"}), "new"),
+            (("delete", "k"), None),
+            (("invalidate_tags", "t"), None),
+            (("clear",), None),
+        ):
+            call(cache, "put", "k", "old", tags=["t"])
+            copied(cache, "k")
+            call(which, *forget)
+            assert call(cache, "get", "k") == left, forget
+
+
+@pytest.mark.every_server
+def test_others_writes_are_seen_within_their_time(server: Server, connect: Callable[..., Backend]) -> None:
+    cache, elsewhere = with_copies(connect(server.url)), LRUCache(backend=connect(server.url))
+    for forget, left in (
+        (lambda: elsewhere.put("k", "new"), "new"),
+        (lambda: elsewhere.delete("k"), None),
+        (lambda: elsewhere.invalidate_tags("t"), None),
+        (elsewhere.clear, None),
+    ):
+        elsewhere.put("k", "old", tags=["t"])
+        cache.get("k", fresh=True)
+        copied(cache, "k")
+        forget()
+        acknowledged = time.monotonic()
+        while cache.get("k") != left:
+            assert time.monotonic() - acknowledged < STALE_S + 0.05
+
+
+def test_a_copy_lives_no_longer_than_its_entry(backend: Backend) -> None:
+    cache = with_copies(backend)
+    cache.put("k", 1, ttl=0.4)
+    copied(cache, "k")
+    expires = cache.entry("k")
+    assert expires is not None
+    wait_until(lambda: cache.get("k") is None, "the copy to expire", patience=1)
+
+
+def test_without_the_bus_copies_are_silent(proxy: Proxy, server: Server, connect: Callable[..., Backend]) -> None:
+    """Requests pass; only the bus's connection is silent, so nothing tells that it is lost but its pings."""
+    cache, elsewhere = with_copies(connect(proxy.url)), LRUCache(backend=connect(server.url))
+    cache.put("k", "old")
+    copied(cache, "k")
+    cache._backend.bus.close()
+
+    elsewhere.put("k", "new")
+    acknowledged = time.monotonic()
+    while cache.get("k") != "new":
+        assert time.monotonic() - acknowledged < STALE_S + 0.05
+    assert all(cache.get("k") == "new" for _ in range(5))
+
+
+def test_a_fill_begun_before_an_invalidation_never_lands(
+    server: Server, proxy: Proxy, connect: Callable[..., Backend]
+) -> None:
+    stale = interleaved(connect(proxy.url), connect(server.url), proxy)
+    assert stale == "new"
+
+
+def test_the_check_of_the_check_without_tickets_it_does(
+    server: Server, proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ticket(self: LocalCopies, name: str) -> Any:
+        class Anything:
+            def __eq__(self, other: object) -> bool:
+                return True
+
+            def __ne__(self, other: object) -> bool:
+                return False
+
+            __hash__ = None  # type: ignore[assignment]
+
+        return Anything()
+
+    monkeypatch.setattr(LocalCopies, "ticket", ticket)
+    assert interleaved(connect(proxy.url), connect(server.url), proxy) == "old"
+
+
+def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
+    """Delay the reply of a read until another process's write has been heard of; return what is then copied."""
+    cache, elsewhere = with_copies(backend), LRUCache(backend=other)
+    elsewhere.put("k", "old")
+    elsewhere.put("warm", 1)
+    copied(cache, "warm")
+    heard = threading.Event()
+    backend.bus.subscribe(
+        cache._binding.keys.bus, lambda message: heard.set() if message.endswith(b" k") else None, lambda: None
+    )
+    read = proxy.delay(0.3, only=lambda request: request[0] == b"MGET" and request[1].endswith(b":e:k"))
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(cache.get, "k")
+        wait_until(lambda: read.requests, "the read to be under way")
+        elsewhere.put("k", "new")
+        assert heard.wait(5)
+        assert reading.result() in ("old", "new"), "the read itself was concurrent with the write"
+    return cache.get("k")
+
+
+def test_local_copies_are_one_per_cache_and_process(backend: Backend) -> None:
+    first, second = with_copies(backend), with_copies(backend)
+    assert first._binding.local is second._binding.local
+    with pytest.raises(InvalidArgument) as refused:
+        LRUCache(backend=backend, local_size=5)
+    assert refused.value.argument == "local_size"
+    with pytest.raises(InvalidArgument):
+        LRUCache(backend=backend, local_size=100, strict=True)
+
+
+# Writers and readers in processes of their own, with copies, while bus connections are cut.
+
+
+def write(url: str, namespace: str, seconds: float) -> list[tuple[str, int, float]]:
+    """A worker process: write rising numbers, and note when each was acknowledged. Reads of its own are never older."""
+    cache = with_copies(Backend(url, namespace=namespace))
+    acknowledged, number, end = [], 0, time.monotonic() + seconds
+    chance = random.Random(1)
+    while time.monotonic() < end:
+        key = f"k{chance.randrange(5)}"
+        number += 1
+        cache.put(key, number)
+        acknowledged.append((key, number, time.monotonic()))
+        seen = cache.get(key)
+        assert seen is None or seen == number, f"wrote {number}, read {seen}"
+        time.sleep(0.003)
+    return acknowledged
+
+
+def read(url: str, namespace: str, seconds: float, fresh: bool) -> list[tuple[str, int, float]]:
+    """A worker process: read, and note what was seen by a read that began when."""
+    cache = with_copies(Backend(url, namespace=namespace))
+    seen, end = [], time.monotonic() + seconds
+    chance = random.Random(2)
+    while time.monotonic() < end:
+        key, begun = f"k{chance.randrange(5)}", time.monotonic()
+        number = cache.get(key, fresh=fresh)
+        if number is not None:
+            seen.append((key, number, begun))
+        time.sleep(0.0005)
+    return seen
+
+
+@pytest.mark.every_server
+def test_no_process_reads_what_is_older_than_allowed(
+    server: Server, namespace: str, workers: Workers, raw: Raw
+) -> None:
+    seconds = 2.0
+    writer = workers.start(write, server.url, namespace, seconds)
+    readers = [workers.start(read, server.url, namespace, seconds, fresh) for fresh in (False, False, True)]
+    end, chance = time.monotonic() + seconds, random.Random(3)
+    nodes = [node.client() for node in server.nodes]
+    while time.monotonic() < end:  # cut the buses' connections at random
+        chance.choice(nodes).client_kill_filter(_type="pubsub")
+        time.sleep(chance.uniform(0.1, 0.6))
+    acknowledged = writer.result()
+    copies_served = 0
+    for reader, fresh in zip(readers, (False, False, True), strict=True):
+        observed = reader.result()
+        assert len(observed) > 200
+        for key, number, begun in observed:
+            newest = max(
+                (n for k, n, at in acknowledged if k == key and at < begun - (0 if fresh else STALE_S)), default=0
+            )
+            assert number >= newest, f"{key}: read {number}, {newest} was acknowledged"
+        copies_served += len(observed)
+    assert copies_served > len(acknowledged)
+    for node in nodes:
+        node.close()

@@ -1,0 +1,193 @@
+"""TieredCache under policy lru against a plain model: promotion, demotion, eviction, lives."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import TieredCache
+from tests.integration.cache.scan import faults
+from tests.servers import Raw, Server
+
+TIERS = ("hot", "warm", "cold")
+ROOM = {"hot": 1, "warm": 2, "cold": 3}
+LIFE_S = {"hot": 100, "warm": 200, "cold": 300}
+KEYS = st.sampled_from("abcdefghij")
+
+
+@dataclass
+class Held:
+    """What the model holds for a key."""
+
+    value: int
+    tier: str
+    at: int
+    life_s: float
+    expired: bool = False
+
+
+class TieredMachine(RuleBasedStateMachine):
+    """The rules; the model knows each entry's tier and the time of its last touch."""
+
+    server: ClassVar[Server]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend = Backend(self.server.url, namespace=uuid.uuid4().hex)
+        self.raw: Raw = self.server.client()
+        self.cache = TieredCache(*ROOM.values(), *LIFE_S.values(), policy="lru", name="m", backend=self.backend)
+        self.where = self.cache._binding.keys
+        self.model: dict[str, Held] = {}
+        self.waiting: dict[str, int] = {}
+        """Reads not reported yet, oldest first."""
+        self.clock = 0
+        self.hits = dict.fromkeys(TIERS, 0)
+        self.misses = 0
+
+    def teardown(self) -> None:
+        self.they_agree()
+        self.backend.close()
+        self.raw.close()
+
+    # the model
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def standing(self, tier: str) -> list[str]:
+        """The keys of a tier, the oldest first."""
+        return sorted(
+            (key for key, held in self.model.items() if held.tier == tier), key=lambda key: self.model[key].at
+        )
+
+    def read(self, key: str) -> None:
+        self.waiting[key] = self.waiting.pop(key, 0) + 1
+
+    def report(self) -> None:
+        for key, count in self.waiting.items():
+            held = self.model.get(key)
+            self.hits[held.tier if held else "cold"] += count
+            if held:
+                held.tier = TIERS[max(0, TIERS.index(held.tier) - count)]
+                held.at = self.tick()
+        self.waiting.clear()
+
+    def balance(self, keep: str | None = None) -> None:
+        for tier, below in (("hot", "warm"), ("warm", "cold")):
+            for key in self.standing(tier)[: max(0, len(self.standing(tier)) - ROOM[tier])]:
+                self.model[key].tier = below
+        while len(self.model) > sum(ROOM.values()):
+            oldest = (self.standing(tier)[:1] for tier in reversed(TIERS))
+            del self.model[next(key for keys in oldest for key in keys if key != keep)]
+
+    def reap(self) -> None:
+        for key in [key for key, held in self.model.items() if held.expired]:
+            del self.model[key]
+
+    def flush(self) -> None:
+        self.report()
+        self.balance()
+
+    def alive(self, key: str) -> Held | None:
+        held = self.model.get(key)
+        return None if held is None or held.expired else held
+
+    # what users do
+
+    @rule(key=KEYS)
+    def get(self, key: str) -> None:
+        held = self.alive(key)
+        assert self.cache.get(key) == (held and held.value)
+        if held is None:
+            self.misses += 1
+        else:
+            self.read(key)
+
+    @rule(
+        key=KEYS, value=st.integers(), tier=st.sampled_from((*TIERS, None)), ttl=st.sampled_from((None, math.inf, 50))
+    )
+    def put(self, key: str, value: int, tier: str | None, ttl: float | None) -> None:
+        assert self.cache.put(key, value, tier, ttl=ttl) is True
+        self.report()
+        self.reap()
+        known = self.model.get(key)
+        place = tier or (known.tier if known else "cold")
+        self.model[key] = Held(value, place, self.tick(), LIFE_S[place] if ttl is None else ttl)
+        self.balance(key)
+
+    @rule(key=KEYS)
+    def delete(self, key: str) -> None:
+        held = self.model.pop(key, None)
+        assert self.cache.delete(key) is (held is not None and not held.expired)
+
+    @rule()
+    def clear(self) -> None:
+        self.cache.clear()
+        self.model.clear()
+
+    @rule()
+    def sweep(self) -> None:
+        self.cache.sweep()
+        self.reap()
+
+    @rule(key=KEYS)
+    def time_passes(self, key: str) -> None:
+        held = self.model.get(key)
+        if held is None or held.life_s == math.inf or held.expired:
+            return
+        self.cache.flush()
+        self.flush()
+        if key not in self.model:
+            return
+        held.expired = True
+        self.raw.delete(self.where.entry(key))
+        self.raw.zadd(self.where.exp, {key: 1})
+        self.raw.hset(self.where.meta, "next", 1)
+
+    @rule(key=KEYS)
+    def entry(self, key: str) -> None:
+        entry = self.cache.entry(key)
+        self.flush()
+        held = self.alive(key)
+        assert (entry is None) == (held is None)
+        if entry is None or held is None:
+            return
+        assert (entry.value, entry.tier.value) == (held.value, held.tier)
+        life: Any = math.inf if entry.expires_at is None else (entry.expires_at - entry.created_at).total_seconds()
+        assert life == pytest.approx(held.life_s, abs=0.002), "where it stands now does not matter"
+
+    @rule()
+    def they_agree(self) -> None:
+        if not self.raw.exists(self.where.meta):
+            return
+        stats = self.cache.get_stats()
+        self.flush()
+        for tier in TIERS:
+            assert self.raw.zrange(getattr(self.where, tier), 0, -1) == self.standing(tier), tier
+            assert stats[tier]["hits"] == self.hits[tier]
+        assert stats["cold"]["misses"] == self.misses
+        assert faults(self.raw, self.backend.namespace, "tiered", "m") == []
+
+
+@pytest.fixture
+def machine(server: Server) -> Iterator[type[TieredMachine]]:
+    TieredMachine.server = server
+    yield TieredMachine
+    del TieredMachine.server
+
+
+def test_any_sequence_of_operations_agrees_with_the_model(machine: type[TieredMachine]) -> None:
+    effort = settings(
+        max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    )
+    run_state_machine_as_test(machine, settings=effort)
