@@ -45,6 +45,8 @@ LANE_MOST = 1000
 """Samples of a series that are not added up yet; the next second's flush does it, or else the thread that records."""
 PARCEL_CELLS = 32
 """Cells of one script call: about 3 ms of the server's time."""
+PARCEL_SAMPLES = 2000
+"""Raw samples after which a parcel is full: about as much again."""
 WRITER_KEEP_S = 3600.0
 """How long the server remembers the number of a writer's last parcel."""
 _UNCERTAIN_S = WRITER_KEEP_S - 60.0
@@ -382,12 +384,8 @@ class Buffer:
             for number, shard in self._shards.items():
                 parcel = shard.parcel
                 if parcel is None and shard.waiting:
-                    places = list(shard.waiting)[:PARCEL_CELLS]
-                    cells = [shard.waiting.pop(place) for place in places]
                     shard.seq += 1
-                    parcel = shard.parcel = Parcel(number, shard.writer, shard.seq, cells)
-                    for packed in cells:
-                        self._ration(packed, now)
+                    parcel = shard.parcel = Parcel(number, shard.writer, shard.seq, self._take(shard, now))
                 elif parcel is not None and parcel.first_sent is not None and now - parcel.first_sent > _UNCERTAIN_S:
                     # Whether it was counted can no longer be found out. More likely not: send it as another writer.
                     self._uncertain += parcel.samples
@@ -397,6 +395,18 @@ class Buffer:
                 if parcel is not None:
                     found.append(parcel)
             return found
+
+    def _take(self, shard: _Shard, now: float) -> list[PackedCell]:
+        cells: list[PackedCell] = []
+        samples = 0
+        for place in list(shard.waiting)[:PARCEL_CELLS]:
+            packed = shard.waiting.pop(place)
+            self._ration(packed, now)
+            cells.append(packed)
+            samples += len(packed.cell.raw)
+            if samples >= PARCEL_SAMPLES:
+                break
+        return cells
 
     def _ration(self, packed: PackedCell, now: float) -> None:
         """Let a series send its first 1000 raw samples, and then as many as it earns with time."""

@@ -68,7 +68,8 @@ class Recorder:
 
     def _begin(self) -> None:
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._starting = threading.Lock()
+        # Reentrant: while a thread is being started, a collected generator may record, and want it started.
+        self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
         self._last_error: AgentPerfError | None = None
 
@@ -88,11 +89,12 @@ class Recorder:
         with self._starting:
             if self._thread is None:
                 thread = threading.Thread(target=self._work, args=(self._queue,), name="agentperf-metrics", daemon=True)
+                self._thread = thread
                 try:
                     thread.start()
                 except RuntimeError:  # the interpreter is shutting down; the flush at exit comes without a thread
+                    self._thread = None
                     return False
-                self._thread = thread
                 self._flush_at_end_of_worker()
         return True
 

@@ -80,7 +80,8 @@ local function admit(index, member, most)  -- is there room for one more?
   if poisoned then return false end
   if known.seen[member] then return true end
   if not (known.size > 0 and call('ZSCORE', index, member)) then
-    if known.size >= most and member ~= OTHER and member ~= '/' .. OTHER then return false end
+    local measure = string.sub(member, 1, 1) == '#'  -- there are two of them, and they stand for no span
+    if known.size >= most and member ~= OTHER and member ~= '/' .. OTHER and not measure then return false end
     known.size = known.size + 1
   end
   known.seen[member] = 0

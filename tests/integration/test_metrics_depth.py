@@ -353,6 +353,16 @@ def test_windows_of_the_past_are_read_from_what_is_still_kept(
     assert call(collector, "get_or_create_metrics", "research").task_count == sum(ages.values())
 
 
+@pytest.mark.servers("valkey")
+def test_a_window_needs_few_slices(collector: MetricsCollector, raw: Raw) -> None:
+    collector.record_execution("research", 0.5, True)
+    collector.flush()
+    for window, most in (("1m", 12), ("5m", 15), ("1h", 75), ("24h", 55), ("7d", 40), ("80d", 115)):
+        raw.config_resetstat()
+        collector.get_or_create_metrics("research", window=window)
+        assert 1 <= raw.info("commandstats")["cmdstat_hgetall"]["calls"] <= most, window
+
+
 def test_merged_windows_are_the_merge_of_the_data(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
     fill(raw, namespace, {float(age): 50 for age in range(0, 7000, 250)})
     found = collector.get_or_create_metrics("research", window="2h")

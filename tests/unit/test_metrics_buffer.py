@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from agentperf_redis import keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import buffer as module
 from agentperf_redis.metrics.buffer import (
@@ -160,6 +161,20 @@ def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) 
     buffer.settled(parcel, 0)
     (parcel,) = pack(buffer)
     assert len(parcel.cells) == 5
+
+
+def test_a_parcel_holds_a_bounded_number_of_raw_samples(buffer: Buffer) -> None:
+    names = [name for name in (f"agent-{number}" for number in range(500)) if keys.metrics_shard(name) == 3][:5]
+    for name in names:
+        for _ in range(RAW_MOST):
+            buffer.record(name, 0.5, OK)
+    (parcel,) = pack(buffer)
+    assert len(parcel.cells) == module.PARCEL_SAMPLES / RAW_MOST
+    sent = parcel.samples
+    while parcels := pack(buffer):
+        buffer.settled(parcels[0], 0)
+        sent += 0 if parcels[0] is parcel else parcels[0].samples
+    assert sent == 5 * RAW_MOST
 
 
 def test_raw_samples_are_bounded_and_what_is_dropped_is_counted(buffer: Buffer, clock: Clock) -> None:
