@@ -77,29 +77,32 @@ if window_ms > 0 then
   if not t then to = from end
 end
 
-local LEAST = {min_us = true, first_ms = true}
-local MOST = {max_us = true, last_ms = true}
+local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last_ms = math.max}
 local PLAIN = {'n', 'ok', 'err', 'cancelled', 'sum_us', 'self_us', 'min_us', 'max_us', 'first_ms', 'last_ms', 'tok_in', 'tok_out',
   'cost_nano', 'llm_calls', 'tool_calls'}
-local function add(fields, field, value)
-  local old = fields[field]
-  if not old then fields[field] = value
-  elseif LEAST[field] then if value < old then fields[field] = value end
-  elseif MOST[field] then if value > old then fields[field] = value end
-  else fields[field] = old + value end
-end
 local function merge(key, fields)
   if exact_most < 0 then
     local got = redis.pcall('HMGET', key, unpack(PLAIN))
     if got.err then return {-1, key, got.err} end
     for i = 1, #PLAIN do
-      if got[i] then add(fields, PLAIN[i], tonumber(got[i]) or 0) end
+      local value = got[i] and tonumber(got[i])
+      if value then
+        local field = PLAIN[i]
+        if EXTREME[field] then fields[field] = EXTREME[field](fields[field] or value, value)
+        else fields[field] = (fields[field] or 0) + value end
+      end
     end
     return nil
   end
   local got = redis.pcall('HGETALL', key)
   if got.err then return {-1, key, got.err} end
-  for i = 1, #got, 2 do add(fields, got[i], tonumber(got[i + 1]) or 0) end
+  for i = 1, #got, 2 do
+    local field, value = got[i], tonumber(got[i + 1]) or 0
+    local old = fields[field]
+    if not old then fields[field] = value
+    elseif EXTREME[field] then fields[field] = EXTREME[field](old, value)
+    else fields[field] = old + value end
+  end
   return nil
 end
 
@@ -117,7 +120,9 @@ for i = names, #ARGV do
   end
   reply[#reply + 1] = name
   local lines = {}
-  for field, value in pairs(fields) do lines[#lines + 1] = whole(value) .. ' ' .. field end
+  for field, value in pairs(fields) do
+    lines[#lines + 1] = (value < 1e14 and value or whole(value)) .. ' ' .. field  -- .. is exact below
+  end
   reply[#reply + 1] = table.concat(lines, '\n')
   local n = fields.n or 0
   local durations = {}
