@@ -423,14 +423,21 @@ class Buffer:
         if parcel.first_sent is None:
             parcel.first_sent = sent
 
-    def settled(self, parcel: Parcel, other: int) -> None:
-        """Note that the server has counted a parcel, `other` samples of it under ``__other__``."""
+    def settled(self, parcel: Parcel, other: int = 0, outdated: int = 0) -> None:
+        """Note that the server has counted a parcel.
+
+        Args:
+            parcel: what was sent.
+            other: executions of it that went to ``__other__``.
+            outdated: raw samples of it that were too old to be kept.
+        """
         with self._lock:
             shard = self._shards.get(parcel.shard)
             if shard is not None and shard.parcel is parcel:
                 shard.parcel = None
                 self._counted += parcel.samples
                 self._other += other
+                self._samples_dropped += outdated
 
     def refused(self, parcel: Parcel, part: str) -> int:
         """Give up the series of a parcel whose key is corrupt; the server refused before it wrote anything.

@@ -42,10 +42,12 @@ class Flushed:
     Attributes:
         now: the server's time, s since 1970.
         other: executions counted under ``__other__``.
+        outdated: raw samples too old to keep.
     """
 
     now: float
     other: int
+    outdated: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +219,9 @@ def _ms(seconds: float) -> int:
 
 def _flushed(key: str, reply: Reply) -> Flushed:
     try:
-        status, first, second = reply
+        status, first, second, third = reply
         if status in (COUNTED, REPEATED):
-            return Flushed(int(first) / 1000, int(second))
+            return Flushed(int(first) / 1000, int(second), int(third))
         if status == CORRUPT:
             raise CorruptState(first.decode(), f"a {second.decode()}")
     except (AttributeError, TypeError, ValueError):

@@ -446,6 +446,10 @@ class Delivery:
     last_error: str | None
 
 
+SLICES_MOST = 10_080
+"""Slices of one width: a week of minutes. What would read or write more has a wider slice."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retention:
     """How long the server keeps what, and so how far back windows reach. All processes of a namespace should agree.
@@ -470,8 +474,9 @@ class Retention:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name in ("slices_10s", "slices_1m", "slices_1h", "slices_1d"):
-            arguments.seconds(name, getattr(self, name), least=0.0)
+        for name, width in (("slices_10s", 10), ("slices_1m", 60), ("slices_1h", 3600), ("slices_1d", 86_400)):
+            most = min(SLICES_MOST * width, arguments.MAX_SECONDS)
+            arguments.seconds(name, getattr(self, name), least=0.0, most=most)
         arguments.seconds("recent", self.recent, least=1.0)
         arguments.seconds("slow", self.slow, least=1.0)
         arguments.count("recent_count", self.recent_count, most=1000)

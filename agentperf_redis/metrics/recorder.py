@@ -189,7 +189,7 @@ class Recorder:
         return first
 
     def _settle(self, parcel: Parcel, flushed: Flushed, at: float) -> None:
-        self.buffer.settled(parcel, flushed.other)
+        self.buffer.settled(parcel, flushed.other, flushed.outdated)
         self.buffer.synchronise(flushed.now, at)
 
     def _lightened(self, parcel: Parcel, error: AgentPerfError, sent: float) -> bool:

@@ -28,9 +28,9 @@
 --                         fields, field and value of each, its slowest raw samples, its other ones; samples as
 --                         "<age_ms> <us>us|<outcome>", with spaces between
 -- RETURNS
---   {1, now_ms, n}      counted; n samples went to __other__
---   {0, now_ms, 0}      counted before: the number is not new
---   {-1, key, type}     the key holds another type; nothing was written
+--   {1, now_ms, n, r}  counted; n executions went to __other__, r raw samples were too old to keep
+--   {0, now_ms, 0, 0}  counted before: the number is not new
+--   {-1, key, type, 0}  the key holds another type; nothing was written
 -- REPEAT  the number of the flush is known: nothing is counted twice
 -- ERRORS  none
 -- COST    O(series x tiers x fields) + O(samples log N)
@@ -54,11 +54,11 @@ local poisoned
 local function holds(key, type)
   local found = call('TYPE', key).ok
   if found == type then return true end
-  if found ~= 'none' and not poisoned then poisoned = {-1, key, found} end
+  if found ~= 'none' and not poisoned then poisoned = {-1, key, found, 0} end
   return false
 end
 
-if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0} end
+if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0, 0} end
 holds(agents, 'zset')
 -- Readers look where the last writer's settings say that slices are.
 local settled = holds(settings, 'hash') and call('HMGET', settings, '10s', '1m', '1h', '1d')
@@ -142,37 +142,41 @@ end
 
 -- Error types and models beyond the guard are counted under __other__, in every slice alike: err:<type>, and
 -- mdl:<model>:<measure>. One is known when the total of the series has its field.
-local function kind(one, field)
-  one.kinds = one.kinds or {}
+local guards = {}
+local function kind(total, field)
+  local guard = guards[total]
+  if not guard then guard = {kinds = {}}; guards[total] = guard end
   local prefix, word, rest = string.match(field, '^(mdl:)([^:]*)(:.*)$')
   local base, counter = field, 'types'
   if prefix then base, counter = prefix .. word .. ':n', 'models' else prefix, rest = 'err:', '' end
-  local known = one.kinds[base]
+  local known = guard.kinds[base]
   if known == nil then
     known = false
-    if holds(one.total, 'hash') then
-      local got = call('HMGET', one.total, base, counter)
-      one[counter] = one[counter] or tonumber(got[2])
+    if holds(total, 'hash') then
+      local got = call('HMGET', total, base, counter)
+      guard[counter] = guard[counter] or tonumber(got[2])
       known = got[1] and true
     end
-    one[counter] = one[counter] or 0
-    if not known and one[counter] < errors_most then
+    guard[counter] = guard[counter] or 0
+    if not known and guard[counter] < errors_most then
       known = true
-      one[counter] = one[counter] + 1
-      add(one.total, {names = {counter}, values = {[counter] = 1}, own = true})
+      guard[counter] = guard[counter] + 1
+      add(total, {names = {counter}, values = {[counter] = 1}, own = true})
     end
-    one.kinds[base] = known
+    guard.kinds[base] = known
   end
   return known and field or prefix .. OTHER .. rest
 end
 
-local sampled = 0
+local sampled, outdated = 0, 0
 local function sample(one, texts, from, to, slow)
   local fresh, slowest = one.fresh, one.slowest
   for age, text in string.gmatch(texts, '(%d+) (%S+)') do
     local ms = now - age
     if ms < from then ms = from elseif ms > to then ms = to end
-    if ms > now - recent_keep_ms then
+    if ms <= now - recent_keep_ms then
+      outdated = outdated + 1
+    else
       sampled = sampled + 1
       local size = #fresh
       local member = ms .. '|' .. text .. '|' .. sample_tag .. '-' .. sampled
@@ -200,7 +204,7 @@ while at <= last do
   local sum = {names = {}, values = {}}
   for f = at, at + 2 * count - 2, 2 do
     local field = ARGV[f]
-    if string.find(field, ':', 1, true) and not string.find(field, '^h:') then field = kind(one, field) end
+    if string.find(field, ':', 1, true) and not string.find(field, '^h:') then field = kind(one.total, field) end
     put(sum, field, tonumber(ARGV[f + 1]))
   end
   put(sum, 'first_ms', first_ms)
@@ -286,4 +290,4 @@ for i = 1, series_count do
     end
   end
 end
-return {1, now, redirected}
+return {1, now, redirected, outdated}

@@ -25,7 +25,8 @@ local tag = string.sub(agents, 1, -7)
 local now = clock_ms()
 local KEEP = redis.pcall('HMGET', settings, '10s', '1m', '1h', '1d')
 if KEEP.err then return {-1, settings, KEEP.err} end
-for t = 1, 4 do KEEP[t] = tonumber(KEEP[t]) or 0 end
+-- Bounded, whatever the settings say, so that covering a window ends soon: more slices of a width are never kept.
+for t = 1, 4 do KEEP[t] = math.min(tonumber(KEEP[t]) or 0, 10080 * TIERS[t][WIDTH]) end
 local from, to = 0, now + 1
 
 -- Cover the window from its start, each time with the widest slice that begins here and does not reach beyond the end;

@@ -451,6 +451,20 @@ def test_retention_is_kept_by_the_namespace(
     assert raw.hget(f"{tag}:settings", "10s") == "900000", "the last deployed wins"
 
 
+def test_raw_samples_too_old_to_keep_are_counted_as_dropped(
+    backend: Backend, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = MetricsCollector(backend=backend, retention=Retention(recent=10.0))
+    buffer = collector._recorder.buffer
+    monkeypatch.setattr(buffer, "_clock", lambda: time.monotonic() - 60.0)
+    for _ in range(5):
+        collector.record_execution("research", 0.5, True)
+    assert collector.flush()
+    delivery = collector.delivery()
+    assert (delivery.counted, delivery.samples_dropped) == (5, 5)
+    assert not collector.get_or_create_metrics("research").exact
+
+
 def test_two_retentions_in_one_process_are_refused(backend: Backend) -> None:
     MetricsCollector(backend=backend, retention=Retention(recent=60.0))
     MetricsCollector(backend=backend, retention=Retention(recent=60.0))

@@ -22,7 +22,7 @@ from tests.conftest import Call
 from tests.proxy import Proxy
 from tests.servers import Raw, Server, wait_until
 
-CHECK = "if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0} end"
+CHECK = "if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0, 0} end"
 
 
 def without_sequence_check() -> Script:
@@ -107,7 +107,7 @@ def test_a_late_copy_of_a_batch_changes_nothing(
     collector.record_execution("research", 0.5, True)
     assert collector.flush()
     reply = held.deliver()
-    assert reply.startswith(b"*3\r\n:0\r\n"), "the script says that it knows it"
+    assert reply.startswith(b"*4\r\n:0\r\n"), "the script says that it knows it"
     assert collector.metrics["research"].task_count == 2
 
 

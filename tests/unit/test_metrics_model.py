@@ -188,7 +188,14 @@ def test_all_time_has_no_past() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("slices_10s", -1), ("slices_1d", float("inf")), ("recent", 0), ("recent_count", 1001), ("slow", "1h")],
+    [
+        ("slices_10s", -1),
+        ("slices_1d", float("inf")),
+        ("slices_10s", 2 * 86_400),
+        ("recent", 0),
+        ("recent_count", 1001),
+        ("slow", "1h"),
+    ],
 )
 def test_bad_retention_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidArgument, match=field):
