@@ -16,31 +16,25 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from heapq import nlargest
+from functools import partial
 from typing import NamedTuple
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.metrics.histogram import ZERO, bucket_counts
+from agentperf_redis.metrics.cell import RAW_MOST, Cell, Part, Sample, Series
 from agentperf_redis.metrics.model import OTHER
 
 STEP_S = 10
 """Width of the finest slice."""
 SERIES_MOST = 4000
 """Series one process holds apart; 2000 agents are what the server takes, spans come on top."""
-RAW_MOST = 1000
-"""Raw samples kept of a cell, and of a series on the server."""
 RAW_REFILL_PER_S = 50.0
 """Raw samples a second that a busy series may send on after its first 1000: a sample of now, and no flood."""
-SLOW_MOST = 50
-"""Slowest samples that are sent on whatever the refill allows."""
 CELLS_MOST = 20_000
-"""About 100 MB of counts in an outage of days; then steps become coarser early."""
-COUNTS_MOST = 2000
-"""Counters of a cell: 720 buckets at most, and error types; what goes beyond is ``__other__``."""
+"""About 1.6 kB each with 60 different durations, so 32 MB in an outage of days; then steps become coarser early."""
+RAW_WAITING_MOST = 100_000
+"""Raw samples that wait through an outage, 13 MB; the newest stay."""
 LANE_MOST = 1000
 """Samples of a series that are not added up yet; the next second's flush does it, or else the thread that records."""
 PARCEL_CELLS = 32
@@ -53,121 +47,6 @@ _UNCERTAIN_S = WRITER_KEEP_S - 60.0
 
 COARSER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
 """The next wider slice."""
-
-OK = "ok"
-FAILED = "err"
-CANCELLED = "cancelled"
-MODEL = "mdl:"
-_OTHER_ERROR = f"{FAILED}:{OTHER}"
-
-
-class Series(NamedTuple):
-    """A line of counts: an agent, a span of it, a measure of it."""
-
-    shard: int
-    name: str
-    """Percent-encoded, see `keys.metrics_series`."""
-
-
-class Part(NamedTuple):
-    """A span of an agent by its path, or a further measure such as ``ttft``: recorded under its own name."""
-
-    agent: str
-    path: tuple[str, ...] = ()
-    measure: str = ""
-
-
-@lru_cache(maxsize=1024)
-def _bucket_field(bucket: int | str) -> str:
-    return f"h:{bucket}"
-
-
-@lru_cache(maxsize=4096)
-def _fields_of_outcome(outcome: str) -> tuple[str, ...]:
-    if outcome.startswith(FAILED + ":"):
-        return FAILED, outcome
-    return (outcome,)
-
-
-Sample = tuple[float, float, str, float]
-"""When it ended by our clock, its duration in s, its outcome, and of a span, how much of the time was its own, s."""
-
-
-def micros(seconds: float) -> int:
-    """Round to whole microseconds."""
-    return int(seconds * 1e6 + 0.5)
-
-
-class Cell:
-    """What one series got in one step."""
-
-    __slots__ = ("counts", "max_us", "min_us", "newest", "oldest", "raw", "raw_dropped")
-
-    def __init__(self, now: float) -> None:
-        self.counts: Counter[str] = Counter()
-        self.min_us: int | None = None
-        self.max_us = 0
-        self.oldest = now
-        self.newest = now
-        self.raw: list[Sample] = []
-        self.raw_dropped = 0
-
-    def fold(self, samples: list[Sample]) -> None:
-        """Add samples up, at least one, in order of their end."""
-        times = [int(seconds * 1e6 + 0.5) for _, seconds, _, _ in samples]
-        counts = self.counts
-        counts["n"] += len(times)
-        for outcome, count in Counter([outcome for _, _, outcome, _ in samples]).items():
-            for name in _fields_of_outcome(outcome):
-                counts[name if name in counts or len(counts) < COUNTS_MOST else _OTHER_ERROR] += count
-        counts["sum_us"] += sum(times)
-        own = sum([own for _, _, _, own in samples])
-        if own:
-            counts["self_us"] += micros(own)
-        buckets, zeros = bucket_counts(times)
-        for bucket, count in buckets.items():
-            counts[_bucket_field(bucket)] += count
-        if zeros:
-            counts[_bucket_field(ZERO)] += zeros
-        least, most = min(times), max(times)
-        self.min_us = least if self.min_us is None else min(self.min_us, least)
-        self.max_us = max(self.max_us, most)
-        self.oldest = min(self.oldest, samples[0][0])
-        self.newest = max(self.newest, samples[-1][0])
-        self._keep(samples)
-
-    def merge(self, other: Cell) -> None:
-        """Take another cell in."""
-        self.counts.update(other.counts)
-        if other.min_us is not None:
-            self.min_us = other.min_us if self.min_us is None else min(self.min_us, other.min_us)
-        self.max_us = max(self.max_us, other.max_us)
-        self.oldest = min(self.oldest, other.oldest)
-        self.newest = max(self.newest, other.newest)
-        self.raw_dropped += other.raw_dropped
-        self._keep(other.raw)
-
-    def add(self, counts: Mapping[str, int]) -> None:
-        """Add to further counters."""
-        own = self.counts
-        for name, value in counts.items():
-            if name not in own and len(own) >= COUNTS_MOST and name.startswith(MODEL):
-                name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted there instead
-            own[name] += value
-
-    def _keep(self, samples: list[Sample]) -> None:
-        self.raw.extend(samples)
-        self.thin(RAW_MOST)
-
-    def thin(self, allowed: int) -> None:
-        """Keep the newest raw samples, as many as allowed, and the slowest."""
-        excess = len(self.raw) - allowed
-        if excess <= 0:
-            return
-        early = self.raw[:excess]
-        slowest = nlargest(SLOW_MOST, early, key=lambda sample: sample[1]) if allowed < RAW_MOST else []
-        self.raw = slowest + self.raw[excess:]
-        self.raw_dropped += excess - len(slowest)
 
 
 class PackedCell(NamedTuple):
@@ -346,7 +225,11 @@ class Buffer:
             known.cell.merge(packed.cell)
 
     def coarsen(self, lives: dict[int, float]) -> None:
-        """Merge waiting cells that are older than the slices they were made for, and more when there are too many.
+        """Hold what waits within bounds: for when it could not be sent.
+
+        Cells that are older than the slices they were made for are merged, and more when there are too many. Of raw
+        samples, the newest of each series are kept, as many as the server would keep, and the slowest of each cell, all
+        while there is room.
 
         Args:
             lives: for each width in s, how long such a slice lives after its end, s.
@@ -360,6 +243,22 @@ class Buffer:
                 for shard in self._shards.values():
                     self._coarsen(shard, partial(_no_wider, width))
                 width = COARSER[width]
+            self._thin()
+
+    def _thin(self) -> None:
+        total = 0
+        newest_first = sorted(
+            (packed for shard in self._shards.values() for packed in shard.waiting.values()),
+            key=lambda packed: -packed.cell.newest,
+        )
+        room: dict[str, int] = {}
+        for packed in newest_first:
+            cell, name = packed.cell, packed.series.name
+            cell.thin(room.get(name, RAW_MOST))
+            room[name] = max(0, room.get(name, RAW_MOST) - len(cell.raw))
+            if total + len(cell.raw) > RAW_WAITING_MOST:
+                cell.drop_raw()
+            total += len(cell.raw)
 
     def _coarsen(self, shard: _Shard, due: Callable[[int, int], bool]) -> None:
         for place, packed in list(shard.waiting.items()):

@@ -10,7 +10,7 @@ from agentperf_redis import arguments, keys
 from agentperf_redis.backend import Backend, default_backend
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import flows
-from agentperf_redis.metrics.buffer import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.cell import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
 from agentperf_redis.metrics.model import (
     BETWEEN,
@@ -18,12 +18,12 @@ from agentperf_redis.metrics.model import (
     Delivery,
     Execution,
     PerformanceMetrics,
-    Retention,
     StreamMetrics,
     SystemSummary,
     system_summary,
 )
 from agentperf_redis.metrics.recorder import Recorder
+from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.spans import Span, SpanReport, current_span
 from agentperf_redis.metrics.usage import Usage, read_usage
 

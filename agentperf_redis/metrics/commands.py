@@ -10,18 +10,12 @@ from heapq import nlargest
 from agentperf_redis import keys
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
-from agentperf_redis.metrics.buffer import (
-    CANCELLED,
-    OK,
-    RAW_MOST,
-    SLOW_MOST,
-    WRITER_KEEP_S,
-    Parcel,
-    Sample,
-    Series,
-)
+from agentperf_redis.metrics.buffer import WRITER_KEEP_S, Parcel
+from agentperf_redis.metrics.cell import CANCELLED, OK, RAW_MOST, SLOW_MOST, Sample, Series
 from agentperf_redis.metrics.histogram import ZERO
-from agentperf_redis.metrics.model import Execution, Retention, Tally, moment
+from agentperf_redis.metrics.model import Execution, moment
+from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.metrics.tally import Tally
 from agentperf_redis.script import Script
 
 FLUSH = Script("metrics/flush")

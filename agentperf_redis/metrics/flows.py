@@ -12,18 +12,10 @@ from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.commands import Answer
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked, compared, ranked
-from agentperf_redis.metrics.model import (
-    BETWEEN,
-    FIRST,
-    Execution,
-    PerformanceMetrics,
-    StreamMetrics,
-    Tally,
-    added,
-    performance,
-)
+from agentperf_redis.metrics.model import BETWEEN, FIRST, Execution, PerformanceMetrics, StreamMetrics
 from agentperf_redis.metrics.recorder import Recorder
 from agentperf_redis.metrics.spans import SpanReport, span_report
+from agentperf_redis.metrics.tally import Tally, added, performance
 
 READ_SERIES = 16
 """Series of one script call: about 2 ms of the server's time with five slices each."""

@@ -21,7 +21,8 @@ from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptSt
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.buffer import Buffer, Parcel
 from agentperf_redis.metrics.commands import Flushed
-from agentperf_redis.metrics.model import Delivery, Retention
+from agentperf_redis.metrics.model import Delivery
+from agentperf_redis.metrics.retention import Retention
 
 _log = logging.getLogger("agentperf_redis")
 

@@ -23,7 +23,7 @@ from typing import Self
 
 from agentperf_redis import arguments
 from agentperf_redis.errors import AgentPerfError
-from agentperf_redis.metrics.buffer import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.cell import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 
 DEPTH_MOST = 16

@@ -11,11 +11,11 @@ from typing import Any
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.metrics import commands
-from agentperf_redis.metrics.buffer import OK, Buffer
+from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
-from agentperf_redis.metrics.forecast import memory_forecast
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_counts, estimated_quantile, exact_quantile
-from agentperf_redis.metrics.model import Retention
+from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros

@@ -17,12 +17,13 @@ from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
-from agentperf_redis.metrics.buffer import OK, Buffer
+from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
-from agentperf_redis.metrics.forecast import memory_forecast
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR
-from agentperf_redis.metrics.model import OTHER, ModelUsage, Retention
+from agentperf_redis.metrics.model import OTHER, ModelUsage
+from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.conftest import Call

@@ -14,9 +14,10 @@ from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.errors import AgentPerfError, BackendFull, BackendUnavailable, CorruptState
 from agentperf_redis.metrics import commands
-from agentperf_redis.metrics.buffer import OK, Buffer
+from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
-from agentperf_redis.metrics.model import Retention
+from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.script import Script
 from tests.conftest import Call
 from tests.proxy import Proxy

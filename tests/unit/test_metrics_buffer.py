@@ -7,19 +7,10 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import buffer as module
-from agentperf_redis.metrics.buffer import (
-    CANCELLED,
-    OK,
-    PARCEL_CELLS,
-    RAW_MOST,
-    WRITER_KEEP_S,
-    Buffer,
-    Cell,
-    Parcel,
-    Part,
-    micros,
-)
-from agentperf_redis.metrics.model import OTHER, Retention
+from agentperf_redis.metrics.buffer import PARCEL_CELLS, WRITER_KEEP_S, Buffer, Parcel
+from agentperf_redis.metrics.cell import CANCELLED, COUNTS_MOST, OK, RAW_MOST, Cell, Part, micros
+from agentperf_redis.metrics.model import OTHER
+from agentperf_redis.metrics.retention import Retention
 
 
 class Clock:
@@ -152,6 +143,26 @@ def test_too_many_cells_are_merged_and_nothing_is_lost(
     assert buffer.tallies()[1] == 40
 
 
+def test_raw_samples_that_wait_through_an_outage_are_bounded(
+    buffer: Buffer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RAW_WAITING_MOST", 2500)
+    for _ in range(4):
+        clock.now += 10
+        for number in range(600):
+            for name in ("a", "b", "c"):
+                buffer.record(name, number / 1e6, OK)
+    buffer.fold()
+    buffer.coarsen(Retention().lives)
+    kept = [packed for shard in buffer._shards.values() for packed in shard.waiting.values()]
+    raw = sum(len(packed.cell.raw) for packed in kept)
+    assert 2000 < raw <= 2500
+    assert sum(packed.cell.counts["n"] for packed in kept) == 4 * 3 * 600
+    assert buffer.tallies()[4] == 4 * 3 * 600 - raw, "what is dropped is counted"
+    newest = max(packed.cell.newest for packed in kept)
+    assert all(len(packed.cell.raw) == 600 for packed in kept if packed.cell.newest == newest)
+
+
 def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) -> None:
     for _ in range(PARCEL_CELLS + 5):
         clock.now += 10
@@ -212,7 +223,7 @@ def test_error_types_of_a_cell_are_bounded(buffer: Buffer) -> None:
     found = parcel.cells[0].cell.counts
     errors = {name: count for name, count in found.items() if name.startswith("err:")}
     assert sum(errors.values()) == found["err"] == 5000
-    assert len(errors) <= module.COUNTS_MOST
+    assert len(errors) <= COUNTS_MOST
 
 
 def test_a_parcel_unanswered_for_too_long_is_sent_as_another_writer(buffer: Buffer, clock: Clock) -> None:

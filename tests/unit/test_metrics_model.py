@@ -8,15 +8,9 @@ import pytest
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.flows import Stretch, asked_time
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index
-from agentperf_redis.metrics.model import (
-    Interval,
-    PerformanceMetrics,
-    Retention,
-    Tally,
-    added,
-    performance,
-    system_summary,
-)
+from agentperf_redis.metrics.model import Interval, PerformanceMetrics, system_summary
+from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.metrics.tally import Tally, added, performance
 
 
 def tally(times_us: list[int], failures: int = 0, *, whole: bool = True, end_ms: int = 11_000) -> Tally:

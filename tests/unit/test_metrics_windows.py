@@ -11,8 +11,10 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.metrics import commands
-from agentperf_redis.metrics.buffer import OK, Buffer
-from agentperf_redis.metrics.model import Retention, Tally
+from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.cell import OK
+from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.metrics.tally import Tally
 from tests.fake import Fake
 
 NAMESPACE = "windows"
