@@ -373,6 +373,20 @@ class MetricsCollector:
             flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
         )
 
+    def forget(self, agent_name: str) -> bool:
+        """Forget an agent that is no more: its counts of all time, raw samples and spans.
+
+        It leaves its place among the 2000 agents that are counted apart. Its slices of time expire by themselves;
+        should it come back before, windows show them again.
+
+        Args:
+            agent_name: the agent.
+
+        Returns:
+            Whether it was known.
+        """
+        return self._backend.run(flows.forget(self._recorder, agent_name))
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything recorded in this process is counted.
 
@@ -468,6 +482,10 @@ class AsyncMetricsCollector:
         return await self._backend.arun(
             flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
         )
+
+    async def forget(self, agent_name: str) -> bool:
+        """Do as `MetricsCollector.forget`."""
+        return await self._backend.arun(flows.forget(self._recorder, agent_name))
 
     async def flush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  the blocking twin's argument
         """Do as `MetricsCollector.flush`."""

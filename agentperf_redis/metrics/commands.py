@@ -20,6 +20,7 @@ from agentperf_redis.script import Script
 
 FLUSH = Script("metrics/flush")
 READ = Script("metrics/read")
+FORGET = Script("metrics/forget")
 
 AGENTS_MOST = 160
 """Agents of one shard: 2000 in all, and room for an uneven spread over 16 shards (mean 125, deviation 11)."""
@@ -151,6 +152,36 @@ def read(
         (window_ms, as_of_ms, exact_most, *names),
         lambda reply: _answer(agents_key, reply),
     )
+
+
+def forget(namespace: str, agent: str) -> Command[bool]:
+    """Remove an agent from the index and the counts of all time. Returns whether there was one."""
+    shard, series = keys.metrics_shard(agent), keys.metrics_series(agent)
+    agents_key = keys.metrics_agents(namespace, shard)
+    return Command(
+        FORGET,
+        (
+            agents_key,
+            keys.metrics_parts(namespace, shard, agent),
+            keys.metrics_total(namespace, shard, series),
+            keys.metrics_recent(namespace, shard, series),
+            keys.metrics_slow(namespace, shard, series),
+        ),
+        (series,),
+        lambda reply: _forgotten(agents_key, reply),
+    )
+
+
+def _forgotten(key: str, reply: Reply) -> bool:
+    try:
+        status, first, second = reply
+        if status in (0, 1):
+            return bool(status)
+        if status == CORRUPT:
+            raise CorruptState(first.decode(), f"a {second.decode()}")
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise CorruptState(key, f"an unexpected reply {reply!r}")
 
 
 def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:

@@ -146,6 +146,16 @@ def _combined(recorder: Recorder, agent_names: tuple[str, ...], time: Stretch) -
     return performance("+".join(agent_names) or "*", added(tallies)) if tallies else PerformanceMetrics("*")
 
 
+def forget(recorder: Recorder, agent_name: str) -> Flow[bool]:
+    """Count what this process still holds of an agent, then forget it."""
+    return _forget(recorder, arguments.name("agent_name", agent_name))
+
+
+def _forget(recorder: Recorder, agent_name: str) -> Flow[bool]:
+    yield from own_records_counted(recorder)
+    return (yield from commands.forget(recorder.backend.namespace, agent_name))
+
+
 def recent(recorder: Recorder, agent_name: str, limit: int) -> Flow[tuple[Execution, ...]]:
     """Read the latest executions of an agent."""
     name = arguments.name("agent_name", agent_name)

@@ -402,3 +402,20 @@ def test_a_raw_sample_that_is_none_of_ours_is_named(
     with pytest.raises(CorruptState) as caught:
         call(collector, "slowest", "research")
     assert caught.value.key == key
+
+
+def test_an_agent_is_forgotten(collector: MetricsCollector, call: Call, raw: Raw, namespace: str) -> None:
+    for name in ("research", "writer"):
+        with collector.track(name), collector.span(name, "plan"):
+            pass
+    assert call(collector, "forget", "research")
+    assert not call(collector, "forget", "research")
+    assert set(call(collector, "snapshots")) == {"writer"}
+    assert call(collector, "get_or_create_metrics", "research").task_count == 0
+    left = {key.split(":")[3] for key in raw.keys(f"{namespace}:*") if "research" in key}
+    assert left == {"10s", "1m", "1h", "1d"}, "these expire by themselves"
+    with collector.track("research"):
+        pass
+    assert call(collector, "get_or_create_metrics", "research").task_count == 1
+    with pytest.raises(InvalidArgument, match="agent_name"):
+        call(collector, "forget", "")
