@@ -72,7 +72,7 @@ def recording(bench: Bench) -> Iterator[Row]:
             for number in range(times):
                 record(names[number % count], 0.734, True)
 
-        yield judged(f"record_execution, {agents} agents", ours, 0.2 if agents == 1 else 0.4)
+        yield judged(f"record_execution, {agents} agents", ours, 0.2)
 
     @track_performance("research", collector)
     def tracked() -> None:
