@@ -78,7 +78,7 @@ def use_metrics(perf: AgentPerf) -> None:
     assert metrics.rank()[0].metrics.agent_name == "planner"
     assert metrics.summary().active_agents == 1
     assert metrics.spans("planner").bottleneck
-    assert metrics.compare("planner", window=60).before.agent_name == "planner"
+    assert metrics.compare("planner", window=60).second.agent_name == "planner"
 
 
 def use_caches(perf: AgentPerf) -> None:
