@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from enum import Enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from agentperf_redis import arguments
@@ -118,7 +119,7 @@ class AgentInstance(_Fields):
 
 
 _SET_FIELDS = tuple(getattr(_Fields, each.name).__set__ for each in fields(_Fields))
-_FIELDS_BUT_LEASE = tuple(each.name for each in fields(_Fields))[:-1]
+_get_fields_but_lease = attrgetter(*(each.name for each in fields(_Fields) if each.name != "lease"))
 
 
 def snapshot(*values: Any) -> AgentInstance:
@@ -131,7 +132,7 @@ def snapshot(*values: Any) -> AgentInstance:
 
 def with_lease(instance: AgentInstance, lease: Lease) -> AgentInstance:
     """Return the instance carrying a lease."""
-    return snapshot(*(getattr(instance, name) for name in _FIELDS_BUT_LEASE), lease)
+    return snapshot(*_get_fields_but_lease(instance), lease)
 
 
 def checked_labels(argument: str, value: object) -> frozenset[str]:

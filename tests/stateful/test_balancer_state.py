@@ -118,7 +118,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert answer.registered == len(self.registered())
             return
         assert isinstance(answer, Granted)
-        name = answer.status.instance.id
+        name = answer.instance.id
         assert name in fitting
         assert answer.fence > self.fences.get(name, 0)
         self.fences[name] = answer.fence
@@ -134,7 +134,7 @@ class PoolMachine(RuleBasedStateMachine):
         token = data.draw(st.sampled_from(sorted(self.leases)))
         answer = self.fake.run(commands.acquire(self.pool, token, DAY_MS, Choice(self.strategy)))
         assert isinstance(answer, Granted)
-        assert answer.status.instance.id == self.leases[token]
+        assert answer.instance.id == self.leases[token]
 
     @precondition(lambda self: self.tombs)
     @rule(data=st.data())
