@@ -403,6 +403,9 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
         ("remove_instance", ("planner", "p0")),
         ("heartbeat", ("planner", "p0")),
         ("get_status", ()),
+        ("leases", ("planner",)),
+        ("repair", ("planner",)),
+        ("wait_until_idle", ("planner", "p0")),
     ]
     failed, named = 0, set()
     for method, args in attempts:
@@ -444,6 +447,9 @@ def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: R
         ("remove_instance", ("planner", "p0")),
         ("heartbeat", ("planner", "p0")),
         ("get_status", ()),
+        ("leases", ("planner",)),
+        ("repair", ("planner",)),
+        ("wait_until_idle", ("planner", "p0")),
     ):
         with pytest.raises(SchemaMismatch):
             call(balancer, method, *args)

@@ -269,6 +269,7 @@ def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
         return kept[-1] is not None
 
     wait_until(again, "the instance to be registered again")
+    wait_until(lambda: told, "the loss to be reported")
     assert "without its data" in told[0].reason
     assert call(balancer, "release", instance) is False
     new: Any = kept[-1]
