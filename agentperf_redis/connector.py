@@ -7,7 +7,6 @@ its reply was fully read, so that no reply can reach the wrong caller.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +25,9 @@ from redis.retry import Retry
 
 from agentperf_redis.address import Address, Kind
 from agentperf_redis.command import Reply
-from agentperf_redis.delivery import ExchangeFailed, Node, ServerError
+from agentperf_redis.delivery import ExchangeFailed, passing
+from agentperf_redis.resp import ServerError
+from agentperf_redis.topology import Node
 
 _CONNECT_S = 5.0
 _SURELY_BUFFERED_BYTES = 32_768
@@ -64,7 +65,7 @@ class Connector:
     def connection(self, node: Node, timeout_s: float = _CONNECT_S) -> Connection:
         """Return a new blocking connection, not yet connected; connecting may take `timeout_s`."""
         kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
-        kwargs["socket_connect_timeout"] = min(_CONNECT_S, timeout_s)
+        kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)  # handshake included
         if node.port == 0:
             unix: Any = UnixDomainSocketConnection  # abstract to type checkers, though redis-py makes it all day
             return cast("Connection", unix(path=self._path(node), **kwargs))
@@ -149,18 +150,19 @@ async def aread(connection: AsyncConnection) -> Reply:
 
 
 def drop(connection: AsyncConnection | None) -> None:
-    """Close a connection at once, on any thread and with or without its loop."""
+    """Close a connection at once, on its loop's thread or when its loop is closed."""
     if connection is None:
         return
     writer = connection._writer  # noqa: SLF001  redis-py offers no close that neither waits nor needs a running loop
     connection._reader = connection._writer = None  # noqa: SLF001
-    if writer is not None:
-        try:
-            writer.close()
-        except RuntimeError:  # the loop is closed already: close the socket below it
-            sock = writer.get_extra_info("socket")
-            if sock is not None:
-                os.close(sock.detach()) if hasattr(sock, "detach") else None
+    if writer is None:
+        return
+    try:
+        writer.transport.abort()
+    except RuntimeError:  # the loop is closed already: close the socket below it
+        below = writer.get_extra_info("socket")
+        if below is not None:
+            below._sock.close()  # noqa: SLF001  asyncio's wrapper has no close
 
 
 def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:
@@ -186,6 +188,6 @@ def unconnected(error: RedisError | OSError) -> ExchangeFailed:
 def refused(error: ResponseError) -> ExchangeFailed:
     """What a refused handshake means: most refusals are for good, a few pass."""
     text = str(error)
-    passing = text.startswith(("LOADING", "ERR max number of clients", "MASTERDOWN"))
-    hint = "" if passing else "; look at user name, password and database in the URL"
-    return ExchangeFailed(text + hint, sent=False, final=not passing)
+    final = passing(text) is None
+    hint = "; look at user name, password and database in the URL" if final else ""
+    return ExchangeFailed(text + hint, sent=False, final=final)

@@ -11,10 +11,11 @@ from typing import Any
 from rich.table import Table
 
 from agentperf_redis import keys
-from agentperf_redis.backend import OLDEST, Backend
+from agentperf_redis.backend import Backend
 from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.greeting import OLDEST
 
 PROBES = 100
 _SLOW_P99_MS = 10.0
