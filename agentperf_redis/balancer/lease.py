@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from agentperf_redis import arguments
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.model import AgentInstance, Outcome, with_lease
 from agentperf_redis.errors import LeaseLost
@@ -47,7 +48,6 @@ class Lease:
         fence: rises with every lease of the instance. A resource that remembers the highest it saw, and refuses lower
             ones, is safe from holders that were paused beyond their lease.
         ttl: seconds it lives without renewal.
-        outcome: set it inside `with lb.lease(...)` to say how the work went; None lets the block's end decide.
     """
 
     __slots__ = (
@@ -56,11 +56,11 @@ class Lease:
         "_keeper",
         "_loss",
         "_on_lost",
+        "_outcome",
         "_state",
         "agent_type",
         "fence",
         "hold_until",
-        "outcome",
         "pool",
         "renew_at",
         "started",
@@ -92,7 +92,7 @@ class Lease:
         self.token = token
         self.fence = fence
         self.ttl = ttl
-        self.outcome: Outcome | str | None = None
+        self._outcome: Outcome | None = None
         self.started = time.monotonic()
         # Counted from before the request was sent: this process never believes in a lease longer than the server does.
         self.renew_at = asked_at + ttl / 3
@@ -114,6 +114,15 @@ class Lease:
     def instance(self) -> AgentInstance:
         """The instance as it was when the lease was granted, carrying this lease."""
         return with_lease(self._instance, self)
+
+    @property
+    def outcome(self) -> Outcome | str | None:
+        """How the work went. Set it inside `with lb.lease(...)`; None lets the block's end decide."""
+        return self._outcome
+
+    @outcome.setter
+    def outcome(self, value: Outcome | str | None) -> None:
+        self._outcome = None if value is None else arguments.choice("outcome", value, Outcome)
 
     @property
     def instance_id(self) -> str:
