@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agentperf_redis import arguments
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.model import AgentInstance, Outcome, with_lease
+from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapshot
 from agentperf_redis.errors import LeaseLost
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Lease:
 
     __slots__ = (
         "__weakref__",
-        "_instance",
+        "_facts",
         "_keeper",
         "_loss",
         "_on_lost",
@@ -75,7 +75,7 @@ class Lease:
         pool: Pool,
         token: str,
         fence: int,
-        instance: AgentInstance,
+        facts: Facts,
         *,
         ttl: float,
         asked_at: float,
@@ -83,7 +83,7 @@ class Lease:
         on_lost: Callable[[LeaseLost], None] | None,
     ) -> None:
         self._keeper = keeper
-        self._instance = instance
+        self._facts = facts
         self._on_lost = on_lost
         self._loss: LeaseLost | None = None
         self._state = _State.HELD
@@ -100,20 +100,20 @@ class Lease:
         self.hold_until = asked_at + max_hold
 
     def __repr__(self) -> str:
-        return f"Lease({self._instance.id!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
+        return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.HELD:
             self._state = _State.RELEASED
             # Nothing can be done about a failure here, and at the end of the interpreter much is gone already.
             with contextlib.suppress(Exception):
-                if self._keeper.abandon(self.pool, self.token, self._instance.id):
+                if self._keeper.abandon(self.pool, self.token, self._facts[0]):
                     warnings.warn(f"{self!r} was dropped without release", ResourceWarning, source=self, stacklevel=2)
 
     @property
     def instance(self) -> AgentInstance:
         """The instance as it was when the lease was granted, carrying this lease."""
-        return with_lease(self._instance, self)
+        return snapshot(self._facts, self)
 
     @property
     def outcome(self) -> Outcome | str | None:
@@ -127,7 +127,7 @@ class Lease:
     @property
     def instance_id(self) -> str:
         """Name of the instance."""
-        return self._instance.id
+        return self._facts[0]
 
     @property
     def held(self) -> bool:

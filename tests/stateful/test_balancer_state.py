@@ -126,7 +126,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert answer.registered == len(self.registered())
             return
         assert isinstance(answer, Granted)
-        name = answer.instance.id
+        name = answer.facts[0]
         assert name in fitting
         assert answer.fence > self.fences.get(name, 0)
         self.fences[name] = answer.fence
@@ -142,7 +142,7 @@ class PoolMachine(RuleBasedStateMachine):
         token = data.draw(st.sampled_from(self.fetched()))
         answer = self.fake.run(commands.acquire(self.pool, token, DAY_MS, Choice(self.strategy)))
         assert isinstance(answer, Granted)
-        assert answer.instance.id == self.leases[token]
+        assert answer.facts[0] == self.leases[token]
 
     @precondition(lambda self: self.tombs)
     @rule(data=st.data())
@@ -199,7 +199,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.hand_over()
         if isinstance(answer, Granted):
             self.granted.discard(token)
-            assert self.leases[token] == answer.instance.id
+            assert self.leases[token] == answer.facts[0]
 
     @precondition(lambda self: self.waiting or self.granted)
     @rule(data=st.data())
@@ -209,7 +209,7 @@ class PoolMachine(RuleBasedStateMachine):
         if token in self.granted:
             self.granted.discard(token)
             assert isinstance(answer, Granted)
-            assert answer.instance.id == self.leases[token]
+            assert answer.facts[0] == self.leases[token]
         else:
             assert isinstance(answer, Queued)
             assert answer.ahead == sorted(self.waiting, key=lambda each: int(self.places[each])).index(token)

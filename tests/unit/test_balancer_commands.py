@@ -144,7 +144,7 @@ def test_a_pool_without_instances_renders_as_the_reference_does() -> None:
     }
 
 
-GRANTED = commands.Granted(commands.instance_of(POOL, b"p0", RECORD), 99, 1000)
+GRANTED = commands.Granted(commands.facts_of(POOL, b"p0", RECORD), 99, 1000)
 UNKNOWN = BackendUnavailable("here", "unknown", "late")
 
 
