@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agentperf_redis import AgentPerf
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.spans import Span, current_span
 from agentperf_redis.metrics.tracking import track_performance
@@ -45,6 +46,12 @@ def notes() -> Notes:
 def track(notes: Notes) -> Callable[[Any], Any]:
     collector: Any = notes
     return track_performance("agent", collector)
+
+
+@pytest.mark.parametrize("collector", [AgentPerf("redis://nobody.invalid"), "perf", None])
+def test_what_is_no_collector_is_refused_before_anything_is_decorated(collector: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"collector is .*; allowed: a MetricsCollector, such as perf\.metrics"):
+        track_performance("agent", collector)
 
 
 def test_a_function(notes: Notes, track: Callable[[Any], Any]) -> None:
