@@ -43,6 +43,11 @@ def rows(bench: Bench) -> Iterator[Row]:
     backend.close()
 
 
+def times(bench: Bench) -> int:
+    """Pairs a round."""
+    return 300 if bench.full else 150
+
+
 def pool_name(strategy: LoadBalancingStrategy, size: int) -> str:
     return f"{strategy.value}-{size}"
 
@@ -81,7 +86,7 @@ def against_bare_scripts(bench: Bench, backend: Backend, strategy: LoadBalancing
             client.evalsha(sha, 0)
             client.evalsha(sha, 0)
 
-    pair = bench.pair(pairs(LoadBalancer(backend=backend), pool_name(strategy, 10)), bare, 300)
+    pair = bench.pair(pairs(LoadBalancer(backend=backend), pool_name(strategy, 10)), bare, times(bench))
     goal = HASH_PAIR_GOAL if strategy is LoadBalancingStrategy.CONSISTENT_HASH else PAIR_GOAL
     yield Row(
         f"acquire + release, {strategy.value}, 10 instances",
@@ -97,7 +102,7 @@ def against_bare_scripts(bench: Bench, backend: Backend, strategy: LoadBalancing
 def against_small(bench: Bench, backend: Backend, strategy: LoadBalancingStrategy, size: int) -> Row:
     balancer = LoadBalancer(backend=backend)
     large, small = (pairs(balancer, pool_name(strategy, each)) for each in (size, 10))
-    pair = bench.pair(large, small, 300)
+    pair = bench.pair(large, small, times(bench))
     return Row(
         f"acquire + release, {strategy.value}, {size:,} instances",
         micros(pair.ours_s),
