@@ -1,48 +1,32 @@
 """The commands and their options; what they do is in the modules beside this one.
 
-Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 130 interrupted.
+Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
-from agentperf_redis.cli import console
-from agentperf_redis.cli.console import Exit, Target, guarded
+from agentperf_redis.cli import balancer, cache, console
+from agentperf_redis.cli.console import Target
+from agentperf_redis.cli.options import Data, Json, Namespace, Timeout, Url, do
 
 app = typer.Typer(
     name="agentperf",
     help="Metrics, caches and load balancing for fleets of AI agents, shared through one Redis or Valkey.",
-    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        help="Server. Default: $AGENTPERF_REDIS_URL, $REDIS_URL, a running embedded server, redis://localhost:6379/0.",
-        metavar="URL",
-    ),
-]
-Namespace = Annotated[
-    str | None,
-    typer.Option("--namespace", help="Prefix of all keys. Default: $AGENTPERF_NAMESPACE, agentperf.", metavar="NAME"),
-]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds one command may take.", metavar="SECONDS")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder of the embedded server's data. Default: one per user.", metavar="DIR"),
-]
+app.add_typer(balancer.app, name="lb")
+app.add_typer(cache.app, name="cache")
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,11 +48,6 @@ def options(
     ] = False,
 ) -> None:
     """Metrics, caches and load balancing for fleets of AI agents, shared through one Redis or Valkey."""
-
-
-def do(work: Callable[[], Exit | None]) -> None:
-    """Do the work of a command and leave with its exit code."""
-    raise typer.Exit(guarded(work))
 
 
 @app.command()

@@ -9,12 +9,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.table import Table
 
 from agentperf_redis.address import URL_VARIABLES, Kind, parse_url, resolve_url
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
@@ -35,10 +36,13 @@ class Exit(IntEnum):
     FAILURE = 1
     USAGE = 2
     UNREACHABLE = 3
+    NOT_FOUND = 4
 
 
 # What is printed is mostly other people's: a name with brackets or colons in it is neither markup nor an emoji.
-out = Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+# Without a terminal nothing is folded, so that each row of a table is one line, to be cut and searched.
+_WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
@@ -80,6 +84,48 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
         if isinstance(error, InvalidArgument):
             return Exit.USAGE
         return Exit.UNREACHABLE if isinstance(error, BackendUnavailable) else Exit.FAILURE
+
+
+def not_found(what: str) -> Exit:
+    """Say that there is no such thing; returns the exit code for that."""
+    err.print(f"agentperf: not found: {what}", style="red")
+    return Exit.NOT_FOUND
+
+
+def confirmed(question: str, *, yes: bool) -> Exit | None:
+    """Ask before something is destroyed, unless `yes` was given. Returns None to go on, or the exit code to leave with.
+
+    Where nobody can be asked, silence is no consent.
+    """
+    if yes:
+        return None
+    if not (sys.stdin.isatty() and err.is_terminal):
+        err.print(
+            f"agentperf: {question} Nobody can be asked here, and --yes was not given: nothing done.", style="red"
+        )
+        return Exit.USAGE
+    err.print(f"{question} [y/N] ", end="")
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return None
+    err.print("Nothing done.")
+    return Exit.FAILURE
+
+
+def printable(text: str) -> str:
+    """Return text with all that could steer a terminal, or end a line, as escapes; --json prints it as it is."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text
+    )
+
+
+def plain_table(title: str, left: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """Return an empty table without lines, its first columns to the left and its last to the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for column in left:
+        table.add_column(column, overflow="fold")
+    for column in right:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
 
 
 def counted(number: int, noun: str) -> str:
