@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.connector import Connector
-from agentperf_redis.errors import AgentPerfError, CorruptState, shown
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, shown
 from agentperf_redis.executor import Executor
 from agentperf_redis.greeting import OLDEST
 from agentperf_redis.topology import Topology
@@ -178,21 +178,36 @@ def judge_latency(times_ms: list[float]) -> Finding:
 def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
     """Yield what runs commands on each primary, and its name in a Cluster.
 
-    Not on the backend itself, which refuses a server that is too old before it says anything else about it.
+    Without a greeting: a server that is too old, or whose namespace is too new, is to be examined all the same.
     """
     address = backend.address
+
+    def executor(place: Address) -> Executor:
+        return Executor(Connector(place), Topology(place), backend.deadline, None)
+
     if address.kind is not Kind.CLUSTER:
-        yield "", _executor(address, backend.deadline)
+        yield "", executor(address)
         return
-    with contextlib.closing(_executor(address, backend.deadline)) as whole:
-        nodes = whole.run(Command("CLUSTER", (), ("SLOTS",), _primaries))
-    for host, port in nodes:
-        node = (host or address.nodes[0][0], port)
-        yield f"{node[0]}:{port}", _executor(replace(address, kind=Kind.STANDALONE, nodes=(node,)), backend.deadline)
+    for host, port in _layout([(seed, executor(_node(address, *seed))) for seed in address.nodes]):
+        yield f"{host}:{port}", executor(_node(address, host, port))
 
 
-def _executor(address: Address, deadline_s: float) -> Executor:
-    return Executor(Connector(address), Topology(address), deadline_s, None)
+def _node(address: Address, host: str, port: int) -> Address:
+    return replace(address, kind=Kind.STANDALONE, nodes=((host, port),))
+
+
+def _layout(seeds: Sequence[tuple[tuple[str, int], Executor]]) -> list[tuple[str, int]]:
+    """Return the primaries, as the first node tells that answers."""
+    for (host, _), seed in seeds:
+        with contextlib.closing(seed):
+            try:
+                found = seed.run(Command("CLUSTER", (), ("SLOTS",), _primaries))
+            except BackendUnavailable:
+                if seed is seeds[-1][1]:
+                    raise
+            else:
+                return [(name or host, port) for name, port in found]  # the one asked may not know its own name
+    return []
 
 
 def _primaries(reply: Reply) -> list[tuple[str, int]]:
