@@ -88,14 +88,14 @@ class Address:
         return f"{scheme}://{user}{places}{tail}" + (f"/{self.db}" if self.kind is not Kind.CLUSTER else "")
 
 
+def url_in_environment() -> str | None:
+    """Return the URL in AGENTPERF_REDIS_URL, else in REDIS_URL, else None."""
+    return next((os.environ[variable] for variable in URL_VARIABLES if os.environ.get(variable)), None)
+
+
 def resolve_url(url: str | None) -> str:
-    """Return the URL given, else the one in AGENTPERF_REDIS_URL or REDIS_URL, else redis://localhost:6379/0."""
-    if url is not None:
-        return url
-    for variable in URL_VARIABLES:
-        if os.environ.get(variable):
-            return os.environ[variable]
-    return DEFAULT_URL
+    """Return the URL given, else the one in the environment, else redis://localhost:6379/0."""
+    return url if url is not None else url_in_environment() or DEFAULT_URL
 
 
 def parse_url(url: object) -> Address:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.address import parse_url, resolve_url
+from agentperf_redis.address import parse_url, resolve_url, url_in_environment
 from agentperf_redis.bus import Bus
 from agentperf_redis.command import Command, Flow, Reply
 from agentperf_redis.connector import Connector
@@ -59,7 +59,7 @@ class Backend:
         self.deadline = arguments.seconds("deadline", deadline, least=0.01, most=3600.0)
         self.process = _process_id()
         self.closed = False
-        self._connector = Connector(self.address)
+        self._connector = Connector(self.address, defaulted=url is None and not url_in_environment())
         self._topology = Topology(self.address)
         self._lock = threading.RLock()
         self._shared: dict[Hashable, Any] = {}

@@ -30,6 +30,7 @@ from agentperf_redis.resp import ServerError
 from agentperf_redis.topology import Node
 
 _CONNECT_S = 5.0
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _SURELY_BUFFERED_BYTES = 32_768
 """Up to this, sending cannot block: an idle connection's socket buffer is larger."""
 
@@ -51,10 +52,17 @@ class _AsyncParser(_WholeText, AsyncDefaultParser):  # type: ignore[misc, valid-
 
 
 class Connector:
-    """Makes connections to the nodes of an address."""
+    """Makes connections to the nodes of an address.
 
-    def __init__(self, address: Address) -> None:
+    Args:
+        address: of the server.
+        defaulted: whether nobody gave it, neither in code nor in the environment.
+    """
+
+    def __init__(self, address: Address, *, defaulted: bool = False) -> None:
         self.address = address
+        self.hint = _hint(address, defaulted=defaulted)
+        """What a user may do when it cannot be reached."""
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
 
@@ -126,6 +134,17 @@ class Connector:
         return kwargs
 
 
+def _hint(address: Address, *, defaulted: bool) -> str:
+    if defaulted:
+        return (
+            "this is the default address, since neither AGENTPERF_REDIS_URL nor REDIS_URL is set; `agentperf up` "
+            "starts a server on this machine and prints the URL to set"
+        )
+    if address.kind is Kind.UNIX or any(host in _LOCAL for host, _ in address.nodes):
+        return "is a server running there? `agentperf up` starts one on this machine"
+    return "is the address right, and can this machine reach it?"
+
+
 def send(connection: Connection, payload: bytes, end: float) -> None:
     """Send, until `end` by `time.monotonic` at the latest."""
     if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  it has no such argument
@@ -176,13 +195,21 @@ def _words(error: BaseException) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
 
 
-def unconnected(error: RedisError | OSError) -> ExchangeFailed:
-    """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong."""
-    text = _words(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
+def unconnected(error: RedisError | OSError, hint: str, *, tls: bool) -> ExchangeFailed:
+    """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong.
+
+    Args:
+        error: what redis-py said.
+        hint: what the user may do.
+        tls: whether a TLS handshake was wanted.
+    """
+    text, late = _words(error), isinstance(error, (RedisTimeoutError, TimeoutError))
+    if "certificate" in text.lower():
         return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
-    hint = "is a server running there? `agentperf up` starts one on this machine"
-    return ExchangeFailed(f"{text}; {hint}", sent=False, silent=isinstance(error, RedisTimeoutError))
+    if tls and ("ssl" in text.lower() or late):
+        text += "; there was no TLS handshake: is it a plain redis:// server?"
+        return ExchangeFailed(text, sent=False, silent=late)
+    return ExchangeFailed(f"{text}; {hint}", sent=False, silent=late)
 
 
 def refused(error: ResponseError) -> ExchangeFailed:

@@ -39,10 +39,10 @@ class Executor:
         connector: makes the connections.
         topology: knows which node serves which key.
         deadline_s: seconds that one command may take in all.
-        greeting: what is said first on a connection.
+        greeting: what is said first on a connection; None says nothing.
     """
 
-    def __init__(self, connector: Connector, topology: Topology, deadline_s: float, greeting: Greeting) -> None:
+    def __init__(self, connector: Connector, topology: Topology, deadline_s: float, greeting: Greeting | None) -> None:
         self._connector = connector
         self._topology = topology
         self._deadline_s = deadline_s
@@ -55,7 +55,7 @@ class Executor:
         self._places: SimpleQueue[None] = SimpleQueue()
         for _ in range(MAX_CONNECTIONS):
             self._places.put(None)
-        self._opened = not topology.scattered
+        self._opened = greeting is None or not topology.scattered
         self._closed = False
 
     def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
@@ -107,7 +107,7 @@ class Executor:
         return cast("T", result)
 
     def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
-        if not self._opened:
+        if not self._opened and self._greeting is not None:
             (refusal,) = self._send((self._greeting.opening(),), deadline_s)
             if isinstance(refusal, AgentPerfError):
                 return [refusal] * len(commands)
@@ -181,14 +181,16 @@ class Executor:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         try:
             connection.connect()
-            if not (node.sentinel or self._greeted.get(node)):
+            if self._greeting is not None and not (node.sentinel or self._greeted.get(node)):
                 send(connection, self._greeting.words(), end)
                 refusal = self._greeting.heard([read(connection, end) for _ in range(REPLIES)])
                 if refusal is not None:
                     raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
         except (RedisError, OSError) as error:
             connection.disconnect()
-            raise (refused(error) if isinstance(error, ResponseError) else unconnected(error)) from None
+            if isinstance(error, ResponseError):
+                raise refused(error) from None
+            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
         except BaseException:
             connection.disconnect()
             raise
@@ -442,7 +444,9 @@ class AsyncExecutor:
             self._drop(step.node, connection)
             if not fresh:
                 self._drop_idle(step.node)
-            raise (broken(error, replies, fresh=fresh) if sent else unconnected(error)) from None
+            if sent:
+                raise broken(error, replies, fresh=fresh) from None
+            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
         except BackendUnavailable as error:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         except BaseException:

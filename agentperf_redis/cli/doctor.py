@@ -20,7 +20,7 @@ from agentperf_redis.command import Command, Reply
 from agentperf_redis.connector import Connector
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, shown
 from agentperf_redis.executor import Executor
-from agentperf_redis.greeting import OLDEST, Greeting
+from agentperf_redis.greeting import OLDEST
 from agentperf_redis.topology import Topology
 
 PROBES = 100
@@ -175,20 +175,15 @@ def judge_latency(times_ms: list[float]) -> Finding:
     return Finding("latency", "ok", found)
 
 
-class _Unmoved(Greeting):
-    """Lets every server pass: one that is too old, or whose namespace is too new, is to be examined all the same."""
-
-    def heard(self, replies: Sequence[Reply]) -> None:
-        """Take the answers."""
-
-
 def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
-    """Yield what runs commands on each primary, and its name in a Cluster."""
+    """Yield what runs commands on each primary, and its name in a Cluster.
+
+    Without a greeting: a server that is too old, or whose namespace is too new, is to be examined all the same.
+    """
     address = backend.address
 
     def executor(place: Address) -> Executor:
-        greeting = _Unmoved(place.masked, backend.namespace, lambda _: None)
-        return Executor(Connector(place), Topology(place), backend.deadline, greeting)
+        return Executor(Connector(place), Topology(place), backend.deadline, None)
 
     if address.kind is not Kind.CLUSTER:
         yield "", executor(address)

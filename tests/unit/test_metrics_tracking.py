@@ -166,6 +166,24 @@ def test_the_time_of_a_consumer_is_not_that_between_items(notes: Notes, track: C
     assert between < 5 * STEP_S
 
 
+def test_a_span_held_open_over_an_item_is_left_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
+    inner = Span("agent", "inside", lambda span, _: None)
+
+    @track
+    def work() -> Iterator[int]:
+        with inner:
+            time.sleep(STEP_S)
+            yield 1
+            assert current_span() is inner
+        yield 2
+
+    for _ in work():
+        assert current_span() is None
+        time.sleep(10 * STEP_S)
+    assert STEP_S <= inner.self_seconds < 5 * STEP_S
+    notes.once("ok", at_least=20 * STEP_S)
+
+
 def test_a_generator_that_is_closed_has_done_its_work(notes: Notes, track: Callable[[Any], Any]) -> None:
     cleaned = []
 
