@@ -85,7 +85,10 @@ class ExistingCache:
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return what is known of a key; its value may be `Opaque`. It does not count as a read."""
-        binding = Binding(self.backend, self.service, self.name, self.settings, _nothing_to_report)
+        binding = self.backend.share(
+            ("existing cache", self.service, self.name),
+            lambda: Binding(self.backend, self.service, self.name, self.settings, _nothing_to_report),
+        )
         return CacheFlows(binding, _Lenient()).entry(key)
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int | None]:

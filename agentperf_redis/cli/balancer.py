@@ -13,7 +13,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import InstanceStatus, LeaseStatus, PoolLeases, PoolStatus, WaiterStatus
-from agentperf_redis.cli.console import Exit, Target, confirmed, counted, err, not_found, out, plain_table, print_json
+from agentperf_redis.cli.console import Exit, Target, confirmed, counted, err, new_table, not_found, out, print_json
 from agentperf_redis.cli.options import Json, Namespace, Timeout, Url, Yes, do
 from agentperf_redis.cli.status import pools_table
 
@@ -48,7 +48,7 @@ def status(
         if not pools:
             err.print("No instance is registered.")
             return None
-        table = plain_table(
+        table = new_table(
             "pools", ["pool", "strategy"], ["instances", "healthy", "load", "waiting", "granted", "overdue"]
         )
         for each in pools:
@@ -94,14 +94,16 @@ def leases(
         if not (found.leases or found.waiters):
             err.print(f"Nobody holds a lease of {pool}, and nobody waits for one.")
         if found.leases:
-            table = plain_table("leases", ["instance", "holder", "token"], ["held s", "ends in s", "fence"])
+            table = new_table("leases", ["instance", "holder", "token"], ["held s", "ends in s", "fence"])
+            table.columns[2].overflow = "fold"  # tokens are there to be copied
             for each in found.leases:
                 holder = each.process if each.fetched else f"{each.process} (not fetched yet)"
                 times = (f"{each.held_for:.1f}", f"{each.expires_in:.1f}")
                 table.add_row(each.instance_id, holder, each.token, *times, str(each.fence))
             out.print(table)
         if found.waiters:
-            table = plain_table("line", ["who", "needs", "token"], ["waited s"])
+            table = new_table("line", ["who", "needs", "token"], ["waited s"])
+            table.columns[2].overflow = "fold"
             for one in found.waiters:
                 table.add_row(one.process, ", ".join(sorted(one.require)), one.token, f"{one.waited:.1f}")
             out.print(table)

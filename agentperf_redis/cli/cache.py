@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
@@ -22,9 +23,9 @@ from agentperf_redis.cli.console import (
     confirmed,
     counted,
     err,
+    new_table,
     not_found,
     out,
-    plain_table,
     print_json,
     printable,
 )
@@ -71,7 +72,7 @@ def list_(
         if not caches:
             err.print("No cache is in use.")
             return
-        table = plain_table(
+        table = new_table(
             "caches",
             ["cache", "kind", "policy"],
             ["entries", "limit", "MiB", "limit", "hits", "misses", "hit rate", "evicted", "seconds saved"],
@@ -120,7 +121,7 @@ def stats(
         out.print(f"{counted(found.hits, 'hit')}, {found.misses} misses, hit rate {found.hit_rate:.1%}")
         out.print(f"{found.evictions} evicted, {found.expirations} expired, {found.corrupt} reads of damaged entries")
         out.print(f"{found.seconds_saved:.1f} s of computing saved")
-        table = plain_table("tiers", ["tier"], ["entries", "limit", "default TTL s", "hits", "misses"])
+        table = new_table("tiers", ["tier"], ["entries", "limit", "default TTL s", "hits", "misses"])
         for tier, ttl_ms, each in _tiers(found):
             ttl = f"{ttl_ms / 1000:g}" if ttl_ms else "none"
             table.add_row(tier, str(each.size), str(each.max_size), ttl, str(each.hits), str(each.misses))
@@ -177,7 +178,7 @@ def get(
             return None
         opaque = isinstance(entry.value, Opaque)
         out.print(f"unreadable here: {entry.value.reason}" if opaque else printable(repr(entry.value)), soft_wrap=True)
-        table = plain_table("", ["", ""])
+        table = Table.grid(padding=(0, 2))
         for field in ("created_at", "expires_at", "last_accessed", "access_count", "tier", "size_bytes"):
             if plain[field] is not None:
                 table.add_row(field.replace("_", " "), str(plain[field]))
@@ -185,7 +186,6 @@ def get(
             table.add_row("tags", ", ".join(sorted(entry.tags)))
         if entry.compute_seconds:
             table.add_row("computed in", f"{entry.compute_seconds:.3f} s")
-        table.title, table.show_header = None, False
         out.print(table)
         return None
 

@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -118,19 +118,19 @@ def printable(text: str) -> str:
     )
 
 
-def plain_table(title: str, left: Sequence[str], right: Sequence[str] = ()) -> Table:
-    """Return an empty table without lines, its first columns to the left and its last to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
-    for column in left:
-        table.add_column(column, overflow="fold")
-    for column in right:
-        table.add_column(column, justify="right", overflow="fold")
-    return table
-
-
 def counted(number: int, noun: str) -> str:
     """Return ``1 task`` or ``2 tasks``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def new_table(title: str, left: list[str], right: list[str]) -> Table:
+    """Make a table without lines: columns of text, then columns of numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
 
 
 def print_json(kind: str, data: Mapping[str, Any]) -> None:
