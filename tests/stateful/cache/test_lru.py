@@ -73,16 +73,17 @@ class LRUMachine(RuleBasedStateMachine):
             self.model.popitem(last=False)
             self.evictions += 1
 
-    @rule(key=KEYS)
-    def get(self, key: str) -> None:
-        held = self.alive(key)
-        assert self.cache.get(key, "nothing") == ("nothing" if held is None else held.value)
-        if held is None:
-            self.misses += 1
-        else:
-            self.hits += 1
-            held.reads += 1
-            self.model.move_to_end(key)
+    @rule(keys=st.lists(KEYS, min_size=1, max_size=5))
+    def get(self, keys: list[str]) -> None:
+        for key in keys:
+            held = self.alive(key)
+            assert self.cache.get(key, "nothing") == ("nothing" if held is None else held.value)
+            if held is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+                held.reads += 1
+                self.model.move_to_end(key)
 
     @rule(keys=st.lists(KEYS, unique=True, max_size=4))
     def get_many(self, keys: list[str]) -> None:
