@@ -73,7 +73,7 @@ class LRUMachine(RuleBasedStateMachine):
             self.model.popitem(last=False)
             self.evictions += 1
 
-    @rule(keys=st.lists(KEYS, min_size=1, max_size=5))
+    @rule(keys=st.lists(KEYS, min_size=2, max_size=8))
     def get(self, keys: list[str]) -> None:
         for key in keys:
             held = self.alive(key)
@@ -95,10 +95,11 @@ class LRUMachine(RuleBasedStateMachine):
             entry.reads += 1
             self.model.move_to_end(key)
 
-    @rule(key=KEYS, value=VALUES, tags=TAGS, expires=st.booleans())
-    def put(self, key: str, value: Any, tags: set[str], expires: bool) -> None:
-        assert self.cache.put(key, value, 600 if expires else None, tags=tags) is True
-        self.stored(key, value, tags, expires)
+    @rule(puts=st.lists(st.tuples(KEYS, VALUES, TAGS, st.booleans()), min_size=1, max_size=6))
+    def put(self, puts: list[tuple[str, Any, set[str], bool]]) -> None:
+        for key, value, tags, expires in puts:
+            assert self.cache.put(key, value, 600 if expires else None, tags=tags) is True
+            self.stored(key, value, tags, expires)
 
     @rule(values=st.dictionaries(KEYS, VALUES, max_size=6), tags=TAGS)
     def put_many(self, values: dict[str, Any], tags: set[str]) -> None:
@@ -118,26 +119,23 @@ class LRUMachine(RuleBasedStateMachine):
             held.reads += 1
             self.model.move_to_end(key)
 
-    @rule(key=KEYS)
-    def delete(self, key: str) -> None:
-        held = self.model.pop(key, None)
-        assert self.cache.delete(key) is (held is not None and not held.expired)
-
-    @rule(tag=st.sampled_from("tu"))
-    def invalidate_tag(self, tag: str) -> None:
-        self.cache.invalidate_tags(tag)
-        for held in self.model.values():
-            held.dead |= tag in held.tags
-
-    @rule()
-    def clear(self) -> None:
-        self.cache.clear()
-        self.model.clear()
-
-    @rule()
-    def sweep(self) -> None:
-        self.cache.sweep()
-        self.reaped()
+    @rule(
+        key=KEYS, tag=st.sampled_from("tu"), how=st.sampled_from(("delete", "delete", "tag", "tag", "sweep", "clear"))
+    )
+    def forget(self, key: str, tag: str, how: str) -> None:
+        if how == "delete":
+            held = self.model.pop(key, None)
+            assert self.cache.delete(key) is (held is not None and not held.expired)
+        elif how == "tag":
+            self.cache.invalidate_tags(tag)
+            for each in self.model.values():
+                each.dead |= tag in each.tags
+        elif how == "sweep":
+            self.cache.sweep()
+            self.reaped()
+        else:
+            self.cache.clear()
+            self.model.clear()
 
     @rule(key=KEYS)
     def time_passes(self, key: str) -> None:

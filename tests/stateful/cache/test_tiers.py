@@ -23,6 +23,10 @@ ROOM = {"hot": 1, "warm": 2, "cold": 3}
 LIFE_S = {"hot": 100, "warm": 200, "cold": 300}
 KEYS = st.sampled_from("abcdefgh")
 
+PUTS = st.tuples(
+    KEYS, st.integers(0, 9), st.sampled_from((None, None, None, *TIERS)), st.sampled_from((None, math.inf, 50))
+)
+
 
 @dataclass
 class Held:
@@ -104,7 +108,7 @@ class TieredMachine(RuleBasedStateMachine):
 
     # what users do
 
-    @rule(keys=st.lists(st.tuples(KEYS, st.integers(1, 3)), min_size=1, max_size=5))
+    @rule(keys=st.lists(st.tuples(KEYS, st.integers(1, 3)), min_size=2, max_size=8))
     def get(self, keys: list[tuple[str, int]]) -> None:
         for key, times in keys:
             for _ in range(times):
@@ -115,32 +119,28 @@ class TieredMachine(RuleBasedStateMachine):
                 else:
                     self.read(key)
 
-    @rule(
-        key=KEYS, value=st.integers(), tier=st.sampled_from((*TIERS, None)), ttl=st.sampled_from((None, math.inf, 50))
-    )
-    def put(self, key: str, value: int, tier: str | None, ttl: float | None) -> None:
-        assert self.cache.put(key, value, tier, ttl=ttl) is True
-        self.report()
-        self.reap()
-        known = self.model.get(key)
-        place = tier or (known.tier if known else "cold")
-        self.model[key] = Held(value, place, self.tick(), LIFE_S[place] if ttl is None else ttl)
-        self.balance(key)
+    @rule(puts=st.lists(PUTS, min_size=1, max_size=6))
+    def put(self, puts: list[tuple[str, int, str | None, float | None]]) -> None:
+        for key, value, tier, ttl in puts:
+            assert self.cache.put(key, value, tier, ttl=ttl) is True
+            self.report()
+            self.reap()
+            known = self.model.get(key)
+            place = tier or (known.tier if known else "cold")
+            self.model[key] = Held(value, place, self.tick(), LIFE_S[place] if ttl is None else ttl)
+            self.balance(key)
 
-    @rule(key=KEYS)
-    def delete(self, key: str) -> None:
-        held = self.model.pop(key, None)
-        assert self.cache.delete(key) is (held is not None and not held.expired)
-
-    @rule()
-    def clear(self) -> None:
-        self.cache.clear()
-        self.model.clear()
-
-    @rule()
-    def sweep(self) -> None:
-        self.cache.sweep()
-        self.reap()
+    @rule(key=KEYS, how=st.sampled_from(("delete", "delete", "delete", "sweep", "sweep", "clear")))
+    def forget(self, key: str, how: str) -> None:
+        if how == "delete":
+            held = self.model.pop(key, None)
+            assert self.cache.delete(key) is (held is not None and not held.expired)
+        elif how == "sweep":
+            self.cache.sweep()
+            self.reap()
+        else:
+            self.cache.clear()
+            self.model.clear()
 
     @rule(key=KEYS)
     def time_passes(self, key: str) -> None:
