@@ -21,9 +21,10 @@ from agentperf_redis import arguments, keys
 from agentperf_redis.address import parse_url, resolve_url
 from agentperf_redis.bus import Bus
 from agentperf_redis.command import Command, Flow, Reply, Step
+from agentperf_redis.connector import Connector
 from agentperf_redis.delivery import Node, Topology
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, SchemaMismatch
-from agentperf_redis.executor import AsyncExecutor, Connector, Executor, Runnable
+from agentperf_redis.executor import AsyncExecutor, Executor, Runnable
 from agentperf_redis.script import Script
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from redis.connection import Connection
 from redis.exceptions import RedisError
 
+from agentperf_redis.connector import Connector
 from agentperf_redis.delivery import Node, pack
 from agentperf_redis.errors import AgentPerfError
-from agentperf_redis.executor import Connector
 
 _log = logging.getLogger("agentperf_redis")
 

@@ -17,6 +17,7 @@ There is no pickle, and nothing is imported by a name found in data: classes of 
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
 import struct
 import sys
@@ -72,6 +73,8 @@ _COMPLEX_PARTS = struct.Struct(">dd")
 
 C = TypeVar("C", bound=type)
 M = TypeVar("M", datetime, time)
+
+_first = operator.itemgetter(0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -343,10 +346,12 @@ class _Shaper:
         return self._object(value, kind, depth)
 
     def _dict(self, value: dict[Any, Any], depth: int) -> Any:
-        if not self._canonical and all(type(key) is str and arguments.encodable(key) for key in value):
+        texts = all(type(key) is str for key in value)
+        if texts and not self._canonical and all(map(arguments.encodable, value)):
             return {key: self.shape(item, depth) for key, item in value.items()}
-        pairs = [(self.shape(key, depth), self.shape(item, depth)) for key, item in value.items()]
-        if self._canonical:
+        items = sorted(value.items(), key=_first) if texts and self._canonical else value.items()
+        pairs = [(self.shape(key, depth), self.shape(item, depth)) for key, item in items]
+        if self._canonical and not texts:
             pairs.sort(key=lambda pair: msgpack.packb(pair[0]))
         return [_MARKS[_DICT], *[part for pair in pairs for part in pair]]
 

@@ -1,9 +1,4 @@
-"""The two drivers: they do what flows describe, one blocking, one on an asyncio loop.
-
-redis-py lives here as the maker of connections (TLS, handshake, parsing). Its pools and retries are not used: a
-connection is held by one exchange at a time, and dropped on any exception before its reply was fully read, so that no
-reply can reach the wrong caller.
-"""
+"""The two drivers: they do what flows describe, one blocking, one on an asyncio loop."""
 
 from __future__ import annotations
 
@@ -17,27 +12,12 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar, cast
 
 from redis.asyncio.connection import Connection as AsyncConnection
-from redis.asyncio.connection import DefaultParser as AsyncDefaultParser
-from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
-from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixConnection
-from redis.backoff import NoBackoff
-from redis.connection import Connection, DefaultParser, SSLConnection, UnixDomainSocketConnection
+from redis.connection import Connection
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
-from agentperf_redis.address import Address, Kind
 from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Reply, Step, Wait
-from agentperf_redis.delivery import (
-    Delivery,
-    Exchange,
-    ExchangeFailed,
-    Node,
-    Rest,
-    ServerError,
-    Topology,
-    deliver,
-)
+from agentperf_redis.connector import Connector, aread, broken, drop, read, refused, send, unconnected
+from agentperf_redis.delivery import Delivery, Exchange, ExchangeFailed, Node, Rest, Topology, deliver
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
 T = TypeVar("T")
@@ -46,101 +26,6 @@ Runnable = Command[T] | Batch[T] | Flow[T]
 
 MAX_CONNECTIONS = 32
 """Exchanges under way at once per driver and process; the usual maxclients of 10,000 then serves 300 processes."""
-
-_CONNECT_S = 5.0
-
-
-class _WholeText:
-    """Keeps error replies whole: redis-py cuts the code off the text and turns some into broken connections."""
-
-    @staticmethod
-    def parse_error(response: str) -> ResponseError:
-        return ResponseError(response)
-
-
-class _Parser(_WholeText, DefaultParser):  # type: ignore[misc, valid-type]  # redis-py picks the class at import
-    pass
-
-
-class _AsyncParser(_WholeText, AsyncDefaultParser):  # type: ignore[misc, valid-type]  # as above
-    pass
-
-
-class Connector:
-    """Makes connections to the nodes of an address."""
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self._embedded_path: str | None = None
-        self._lock = threading.Lock()
-
-    def after_fork(self) -> None:
-        """In a forked child: another thread may have held the lock."""
-        self._lock = threading.Lock()
-
-    def connection(self, node: Node) -> Connection:
-        """Return a new blocking connection, not yet connected."""
-        kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
-        if node.port == 0:
-            unix: Any = UnixDomainSocketConnection  # abstract to type checkers, though redis-py makes it all day
-            return cast("Connection", unix(path=self._path(node), **kwargs))
-        kind = SSLConnection if self._tls(node) else Connection
-        return kind(host=node.host, port=node.port, **kwargs)
-
-    async def async_connection(self, node: Node) -> AsyncConnection:
-        """Return a new asyncio connection, not yet connected."""
-        from redis.asyncio.retry import Retry as AsyncRetry
-
-        kwargs = self._kwargs(node, AsyncRetry(NoBackoff(), 0), _AsyncParser)
-        kwargs["socket_timeout"] = None  # one asyncio.timeout bounds the whole exchange
-        if node.port == 0:
-            path = await asyncio.to_thread(self._path, node)
-            return cast("AsyncConnection", AsyncUnixConnection(path=path, **kwargs))
-        kind = AsyncSSLConnection if self._tls(node) else AsyncConnection
-        return kind(host=node.host, port=node.port, **kwargs)
-
-    def _path(self, node: Node) -> str:
-        if self.address.kind is not Kind.EMBEDDED:
-            return node.host
-        # Started at the first use only: after `agentperf down`, processes that still run must not bring it back.
-        with self._lock:
-            if self._embedded_path is None:
-                from agentperf_redis.embedded import data_folder, ensure
-
-                self._embedded_path = str(ensure(data_folder(node.host or None)))
-            return self._embedded_path
-
-    def _tls(self, node: Node) -> bool:
-        return self.address.tls and node.port != 0
-
-    def _kwargs(self, node: Node, retry: object, parser: type) -> dict[str, Any]:
-        address = self.address
-        kwargs: dict[str, Any] = {
-            "username": address.option("sentinel_username") if node.sentinel else address.username,
-            "password": address.option("sentinel_password") if node.sentinel else address.password,
-            "db": 0 if node.sentinel else address.db,
-            # RESP3 with maintenance notifications skips redis-py's check for bytes that belong to another reply
-            "protocol": 2,
-            "retry": retry,
-            "parser_class": parser,
-            "socket_timeout": _CONNECT_S,
-            "socket_connect_timeout": _CONNECT_S,
-            "driver_info": None,
-        }
-        if node.port != 0:
-            kwargs["socket_keepalive"] = True
-        if self._tls(node):
-            wanted = address.option("ssl_cert_reqs") or "required"
-            kwargs["ssl_cert_reqs"] = wanted
-            kwargs["ssl_check_hostname"] = wanted == "required" and address.option("ssl_check_hostname") not in (
-                "0",
-                "false",
-                "no",
-            )
-            for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
-                if address.option(name):
-                    kwargs[name] = address.option(name)
-        return kwargs
 
 
 class Executor:
@@ -244,16 +129,15 @@ class Executor:
                 connection = self._connect(step)
                 fresh = True
             try:
-                connection.send_packed_command((step.payload,), check_health=False)
-                replies = [_read(connection, end) for _ in range(step.count)]
+                send(connection, step.payload, end)
+                replies = [read(connection, end) for _ in range(step.count)]
             except (RedisError, OSError) as error:
                 connection.disconnect()
                 if not fresh:  # the others were opened to the same server before; they are as dead
                     while stack:
                         with contextlib.suppress(IndexError):
                             stack.pop().disconnect()
-                late = isinstance(error, RedisTimeoutError)
-                raise ExchangeFailed(_words(error), sent=True, stale=not fresh and not late, silent=late) from None
+                raise broken(error, fresh=fresh) from None
             except BaseException:
                 connection.disconnect()
                 raise
@@ -266,27 +150,16 @@ class Executor:
             self._places.release()
 
     def _connect(self, step: Exchange) -> Connection:
-        connection = None
         try:
-            connection = self._connector.connection(step.node)
-            connection._socket_connect_timeout = min(_CONNECT_S, step.timeout_s)  # noqa: SLF001  the property cannot be set
-            connection.connect()
-        except ResponseError as error:
-            connection.disconnect() if connection else None
-            raise _refused(error) from None
-        except (RedisError, OSError) as error:
-            connection.disconnect() if connection else None
-            raise _unconnected(error) from None
-        except BackendUnavailable as error:
+            connection = self._connector.connection(step.node, step.timeout_s)
+        except BackendUnavailable as error:  # the embedded server could not be started
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
+        try:
+            connection.connect()
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise (refused(error) if isinstance(error, ResponseError) else unconnected(error)) from None
         return connection
-
-
-def _read(connection: Connection, end: float) -> Reply:
-    try:
-        return connection.read_response(disable_decoding=True, timeout=max(0.001, end - time.monotonic()))
-    except ResponseError as error:
-        return ServerError(str(error))
 
 
 def _wait(step: Wait) -> bool:
@@ -296,27 +169,6 @@ def _wait(step: Wait) -> bool:
         return event.wait(step.seconds)
     finally:
         step.hint.forget(event.set)
-
-
-def _words(error: BaseException) -> str:
-    return str(error).strip().rstrip(".") or type(error).__name__
-
-
-def _unconnected(error: RedisError | OSError) -> ExchangeFailed:
-    """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong."""
-    text = _words(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
-        return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
-    hint = "is a server running there? `agentperf up` starts one on this machine"
-    return ExchangeFailed(f"{text}; {hint}", sent=False, silent=isinstance(error, RedisTimeoutError))
-
-
-def _refused(error: ResponseError) -> ExchangeFailed:
-    """What a refused handshake means: most refusals are for good, a few pass."""
-    text = str(error)
-    passing = text.startswith(("LOADING", "ERR max number of clients", "MASTERDOWN"))
-    hint = "" if passing else "; look at user name, password and database in the URL"
-    return ExchangeFailed(text + hint, sent=False, final=not passing)
 
 
 class AsyncExecutor:
@@ -390,7 +242,7 @@ class AsyncExecutor:
         self._closed = True
         for stack in self._idle.values():
             while stack:
-                _drop(stack.pop())
+                drop(stack.pop())
 
     async def aclose(self) -> None:
         """Finish what is under way, then close the connections."""
@@ -503,53 +355,29 @@ class AsyncExecutor:
                     await connection.connect()
                 sent = True
                 await connection.send_packed_command((step.payload,), check_health=False)
-                replies = [await _aread(connection) for _ in range(step.count)]
+                replies = [await aread(connection) for _ in range(step.count)]
         except ResponseError as error:
-            _drop(connection)
-            raise _refused(error) from None
+            drop(connection)
+            raise refused(error) from None
         except TimeoutError:
-            _drop(connection)
+            drop(connection)
             raise ExchangeFailed(f"no answer for {step.timeout_s:.3g} s", sent=sent, silent=True) from None
         except (RedisError, OSError) as error:
-            _drop(connection)
+            drop(connection)
             if not fresh:
                 while stack:
-                    _drop(stack.pop())
-            if not sent:
-                raise _unconnected(error) from None
-            raise ExchangeFailed(_words(error), sent=True, stale=not fresh) from None
+                    drop(stack.pop())
+            raise (broken(error, fresh=fresh) if sent else unconnected(error)) from None
         except BackendUnavailable as error:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         except BaseException:
-            _drop(connection)
+            drop(connection)
             raise
         if self._closed:
-            _drop(connection)
+            drop(connection)
         else:
             stack.append(connection)
         return replies
-
-
-async def _aread(connection: AsyncConnection) -> Reply:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        return ServerError(str(error))
-
-
-def _drop(connection: AsyncConnection | None) -> None:
-    """Close a connection at once, on any thread and with or without its loop."""
-    if connection is None:
-        return
-    writer = connection._writer  # noqa: SLF001  redis-py offers no close that neither waits nor needs a running loop
-    connection._reader = connection._writer = None  # noqa: SLF001
-    if writer is not None:
-        try:
-            writer.close()
-        except RuntimeError:  # the loop is closed already: close the socket below it
-            sock = writer.get_extra_info("socket")
-            if sock is not None:
-                os.close(sock.detach()) if hasattr(sock, "detach") else None
 
 
 async def _await_hint(hint: Hint, seconds: float) -> bool:
@@ -572,6 +400,3 @@ async def _await_hint(hint: Hint, seconds: float) -> bool:
     finally:
         hint.forget(given)
     return True
-
-
-__all__ = ["AsyncExecutor", "Connector", "Executor", "Runnable"]

@@ -34,6 +34,7 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; likewise 1m, 1h, 1d; expires
     agentperf:{metrics:03}:recent:research    ZSET  <end ms>|734210us|err:TimeoutError|<id> -> its end, ms; bounded
     agentperf:{metrics:03}:slow:research      ZSET  the same -> duration, us; the slowest
+    agentperf:{metrics:03}:settings           HASH  10s 1m 1h 1d: how long such slices live after their end, ms
     agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
 """
 
@@ -196,6 +197,11 @@ def metrics_agents(namespace: str, shard: int) -> str:
 def metrics_parts(namespace: str, shard: int, agent: str) -> str:
     """``agentperf:{metrics:03}:parts:research``."""
     return f"{metrics_tag(namespace, shard)}:parts:{encoded(agent)}"
+
+
+def metrics_settings(namespace: str, shard: int) -> str:
+    """``agentperf:{metrics:03}:settings``."""
+    return f"{metrics_tag(namespace, shard)}:settings"
 
 
 def metrics_writer(namespace: str, shard: int, writer: str) -> str:

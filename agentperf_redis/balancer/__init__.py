@@ -5,9 +5,13 @@ from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     AgentInstance,
     InstanceStatus,
+    LeaseStatus,
     LoadBalancingStrategy,
     Outcome,
+    PoolLeases,
     PoolStatus,
+    Repaired,
+    WaiterStatus,
 )
 
 __all__ = [
@@ -15,8 +19,12 @@ __all__ = [
     "AsyncLoadBalancer",
     "InstanceStatus",
     "Lease",
+    "LeaseStatus",
     "LoadBalancer",
     "LoadBalancingStrategy",
     "Outcome",
+    "PoolLeases",
     "PoolStatus",
+    "Repaired",
+    "WaiterStatus",
 ]

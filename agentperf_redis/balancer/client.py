@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -13,8 +14,17 @@ from agentperf_redis.balancer import flows
 from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
 from agentperf_redis.balancer.keeper import keeper_of
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome, PoolStatus, rendered
+from agentperf_redis.balancer.model import (
+    AgentInstance,
+    LoadBalancingStrategy,
+    Outcome,
+    PoolLeases,
+    PoolStatus,
+    Repaired,
+    rendered,
+)
 from agentperf_redis.balancer.requests import OnLost, Requests
+from agentperf_redis.balancer.waiting import lines_of
 from agentperf_redis.errors import InvalidArgument
 
 
@@ -31,7 +41,8 @@ class LoadBalancer:
 
     def __init__(self, strategy: LoadBalancingStrategy | str | None = None, *, backend: Backend | None = None) -> None:
         self._backend = default_backend() if backend is None else backend
-        self._requests = Requests(self._backend, keeper_of(self._backend), self.check_strategy(strategy))
+        wanted = self.check_strategy(strategy)
+        self._requests = Requests(self._backend, keeper_of(self._backend), lines_of(self._backend), wanted)
 
     @staticmethod
     def check_strategy(strategy: object) -> LoadBalancingStrategy | None:
@@ -153,6 +164,8 @@ class LoadBalancer:
         self,
         agent_type: str,
         *,
+        wait: float = 0.0,
+        priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
         ttl: float = DEFAULT_TTL_S,
@@ -166,6 +179,8 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
+            wait: seconds to stand in line when none has room, first come first served; math.inf without end.
+            priority: seconds earlier than it came that this call counts as having come, for its place in line.
             require: labels the instance must have all of.
             affinity: under CONSISTENT_HASH, what is to go to the same instance each time, such as a session's name.
             ttl: seconds the lease lives without renewal, from 0.05.
@@ -173,12 +188,12 @@ class LoadBalancer:
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
 
         Returns:
-            A snapshot of the instance, carrying its lease; None when none has room.
+            A snapshot of the instance, carrying its lease; None when none has room, or had within `wait`.
 
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
         """
-        wish = self._requests.wish(require, affinity, ttl, max_hold, on_lost)
+        wish = self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost)
         return self._backend.run(self._requests.acquire(agent_type, wish))
 
     def release(
@@ -207,6 +222,8 @@ class LoadBalancer:
         self,
         agent_type: str,
         *,
+        wait: float = 0.0,
+        priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
         ttl: float = DEFAULT_TTL_S,
@@ -219,6 +236,8 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
+            wait: see `acquire`.
+            priority: see `acquire`.
             require: labels the instance must have all of.
             affinity: see `acquire`.
             ttl: seconds the lease lives without renewal, from 0.05.
@@ -229,7 +248,9 @@ class LoadBalancer:
             A context manager that yields a `Lease`. Entering raises NoCapacity when none has room; leaving raises
             LeaseLost when the block went well but its lease was lost while it ran.
         """
-        return LeaseBlock(self._requests, agent_type, self._requests.wish(require, affinity, ttl, max_hold, on_lost))
+        return LeaseBlock(
+            self._requests, agent_type, self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost)
+        )
 
     def get_status(self) -> dict[str, Any]:
         """Return for each agent type its instances, capacity and load, in the shape of the in-memory version."""
@@ -242,6 +263,56 @@ class LoadBalancer:
             agent_types: which pools; none for all.
         """
         return self._backend.run(self._requests.status(agent_types))
+
+    def leases(self, agent_type: str) -> PoolLeases:
+        """Return who holds what in a pool, and who waits.
+
+        Args:
+            agent_type: the pool.
+
+        Returns:
+            Leases with their holders and ages, and the line, the next to be served first.
+        """
+        return self._backend.run(self._requests.leases(agent_type))
+
+    def release_token(self, agent_type: str, token: str) -> bool:
+        """End a lease of any process by its token, for operators; its holder learns that it is lost.
+
+        Args:
+            agent_type: the pool.
+            token: as `leases` shows it.
+
+        Returns:
+            Whether it held capacity until now.
+        """
+        return self._backend.run(self._requests.free(agent_type, token))
+
+    def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
+        """Recompute the load of all instances from their leases, and write indexes and sums anew.
+
+        Nothing in normal operation needs it: it undoes what was changed by hand. The pool may stay in use.
+
+        Args:
+            agent_type: the pool.
+            progress: called with the instances done and their total, after each page of 500.
+
+        Returns:
+            What was found.
+        """
+        return self._backend.run(self._requests.repair(agent_type, progress))
+
+    def wait_until_idle(self, agent_type: str, instance_id: str, *, wait: float = math.inf) -> bool:
+        """Wait until an instance bears no lease, usually after `drain`.
+
+        Args:
+            agent_type: its pool.
+            instance_id: its name.
+            wait: seconds at most.
+
+        Returns:
+            True when it bears none, or is not there; False when time was up.
+        """
+        return self._backend.run(self._requests.wait_until_idle(agent_type, instance_id, wait))
 
 
 class AsyncLoadBalancer:
@@ -301,6 +372,8 @@ class AsyncLoadBalancer:
         self,
         agent_type: str,
         *,
+        wait: float = 0.0,
+        priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
         ttl: float = DEFAULT_TTL_S,
@@ -308,7 +381,7 @@ class AsyncLoadBalancer:
         on_lost: OnLost | None = None,
     ) -> AgentInstance | None:
         """See `LoadBalancer.acquire`."""
-        wish = self._requests.wish(require, affinity, ttl, max_hold, on_lost)
+        wish = self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost)
         return await self._backend.arun(self._requests.acquire(agent_type, wish))
 
     async def release(
@@ -325,6 +398,8 @@ class AsyncLoadBalancer:
         self,
         agent_type: str,
         *,
+        wait: float = 0.0,
+        priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
         ttl: float = DEFAULT_TTL_S,
@@ -333,7 +408,7 @@ class AsyncLoadBalancer:
     ) -> AsyncLeaseBlock:
         """See `LoadBalancer.lease`; for `async with`."""
         return AsyncLeaseBlock(
-            self._requests, agent_type, self._requests.wish(require, affinity, ttl, max_hold, on_lost)
+            self._requests, agent_type, self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost)
         )
 
     async def get_status(self) -> dict[str, Any]:
@@ -344,6 +419,22 @@ class AsyncLoadBalancer:
         """See `LoadBalancer.status`."""
         return await self._backend.arun(self._requests.status(agent_types))
 
+    async def leases(self, agent_type: str) -> PoolLeases:
+        """See `LoadBalancer.leases`."""
+        return await self._backend.arun(self._requests.leases(agent_type))
+
+    async def release_token(self, agent_type: str, token: str) -> bool:
+        """See `LoadBalancer.release_token`."""
+        return await self._backend.arun(self._requests.free(agent_type, token))
+
+    async def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
+        """See `LoadBalancer.repair`."""
+        return await self._backend.arun(self._requests.repair(agent_type, progress))
+
+    async def wait_until_idle(self, agent_type: str, instance_id: str, *, wait: float = math.inf) -> bool:
+        """See `LoadBalancer.wait_until_idle`."""
+        return await self._backend.arun(self._requests.wait_until_idle(agent_type, instance_id, wait))
+
 
 class LeaseBlock:
     """What `LoadBalancer.lease` returns: `with` it holds a lease. May be entered again, one block after the other."""
@@ -351,6 +442,7 @@ class LeaseBlock:
     def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
         self._backend = requests.backend
         self._keeper = requests.keeper
+        self._lines = requests.lines
         self._pool = requests.pool(agent_type)
         self._wish = wish
         self._lease: Lease | None = None
@@ -358,7 +450,7 @@ class LeaseBlock:
     def __enter__(self) -> Lease:
         if self._lease is not None:
             raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
-        self._lease = self._backend.run(flows.enter(self._keeper, self._pool, self._wish))
+        self._lease = self._backend.run(flows.enter(self._keeper, self._lines, self._pool, self._wish))
         return self._lease
 
     def __exit__(
@@ -375,6 +467,7 @@ class AsyncLeaseBlock:
     def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
         self._backend = requests.backend
         self._keeper = requests.keeper
+        self._lines = requests.lines
         self._pool = requests.pool(agent_type)
         self._wish = wish
         self._lease: Lease | None = None
@@ -382,7 +475,7 @@ class AsyncLeaseBlock:
     async def __aenter__(self) -> Lease:
         if self._lease is not None:
             raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
-        self._lease = await self._backend.arun(flows.enter(self._keeper, self._pool, self._wish))
+        self._lease = await self._backend.arun(flows.enter(self._keeper, self._lines, self._pool, self._wish))
         return self._lease
 
     async def __aexit__(

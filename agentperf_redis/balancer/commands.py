@@ -12,7 +12,15 @@ from hashlib import blake2b, shake_128
 from typing import NoReturn
 
 from agentperf_redis import keys
-from agentperf_redis.balancer.model import AgentInstance, InstanceStatus, LoadBalancingStrategy, Outcome, snapshot
+from agentperf_redis.balancer.model import (
+    AgentInstance,
+    InstanceStatus,
+    LeaseStatus,
+    LoadBalancingStrategy,
+    Outcome,
+    WaiterStatus,
+    snapshot,
+)
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch, shown
 from agentperf_redis.keys import PoolKeys, decoded, encoded
@@ -20,13 +28,16 @@ from agentperf_redis.script import Script
 
 ACQUIRE = Script("balancer/acquire")
 HEARTBEAT = Script("balancer/heartbeat")
+LEASES = Script("balancer/leases")
 REGISTER = Script("balancer/register")
 RELEASE = Script("balancer/release")
 REMOVE = Script("balancer/remove")
 RENEW = Script("balancer/renew")
+REPAIR = Script("balancer/repair")
 SELECT = Script("balancer/select")
 STATUS = Script("balancer/status")
 UPDATE = Script("balancer/update")
+WAIT = Script("balancer/wait")
 
 SCHEMA = "1"
 RING_POINTS = 32
@@ -142,6 +153,40 @@ class Spent:
     """The token had its lease already: it ended, or another request holds its place."""
 
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """In line.
+
+    Attributes:
+        ahead: how many are before it.
+        poll_after: seconds until something is due in the pool, at most 1.
+        place: what keeps the place, should the server have taken it for dead.
+    """
+
+    ahead: int
+    poll_after: float
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesPage:
+    """One page of leases and of those who wait; see leases.lua."""
+
+    leases: tuple[LeaseStatus, ...]
+    waiters: tuple[WaiterStatus, ...]
+    next_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairedPage:
+    """What one step of a repair did; see repair.lua."""
+
+    wrong: int
+    orphans: int
+    registered: int
+    next_rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +311,25 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice) -> Command[Gran
     return Command(ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen))
 
 
+def wait(
+    pool: Pool, token: str, *, ttl_ms: int, live_ms: int, boost_ms: int, require: frozenset[str], place: str
+) -> Command[Granted | Queued | Spent]:
+    """Stand in line under a token, keep the place, or fetch what was handed over."""
+
+    def decode(reply: Reply) -> Granted | Queued | Spent:
+        match _opened(pool, reply):
+            case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
+                return Granted(instance_status(pool, name, record), expiry_ms, fence)
+            case Status.NOTHING, [int() as ahead, int() as poll_ms, bytes() as place]:
+                return Queued(ahead, poll_ms / 1000, _text(pool, place))
+            case Status.SPENT, [bytes() as why]:
+                return Spent(_text(pool, why))
+            case status, values:
+                _refuse(pool, status, values)
+
+    return Command(WAIT, pool.keys.core, (token, ttl_ms, live_ms, boost_ms, packed_labels(require), place), decode)
+
+
 def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
     """Look which instance a lease would be granted on now."""
 
@@ -365,6 +429,73 @@ def status(pool: Pool, first: int, count: int) -> Command[Page | None]:
     return Command(STATUS, (*pool.keys.core, pool.keys.ids), (first, count), decode)
 
 
+def leases(pool: Pool, first: int, count: int) -> Command[LeasesPage | None]:
+    """Read one page of leases and waiters. None when there is no such pool."""
+
+    def decode(reply: Reply) -> LeasesPage | None:
+        match _opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [int() as now_ms, int() as next_rank, *rest]:
+                found = [
+                    _holder(pool, now_ms, *entry) for entry in zip(rest[::3], rest[1::3], rest[2::3], strict=False)
+                ]
+                return LeasesPage(
+                    tuple(entry for entry in found if isinstance(entry, LeaseStatus)),
+                    tuple(entry for entry in found if isinstance(entry, WaiterStatus)),
+                    next_rank,
+                )
+            case code, values:
+                _refuse(pool, code, values)
+
+    return Command(LEASES, (pool.keys.state, pool.keys.due), (first, count), decode)
+
+
+def repair(pool: Pool, first: int, count: int) -> Command[RepairedPage | None]:
+    """Recompute the load of one page of instances. None when there is no such pool."""
+
+    def decode(reply: Reply) -> RepairedPage | None:
+        match _opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [int() as next_rank, int() as wrong, int() as orphans, int() as registered]:
+                return RepairedPage(wrong, orphans, registered, next_rank)
+            case code, values:
+                _refuse(pool, code, values)
+
+    return Command(REPAIR, (*pool.keys.core, pool.keys.ids), (first, count), decode)
+
+
+def _holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) -> LeaseStatus | WaiterStatus | None:
+    """Decode a lease, a grant not fetched yet or a place in line; None for what ended meanwhile."""
+    name, ends = _text(pool, token), _text(pool, due_ms)
+    process = name.removeprefix("@").rpartition(":")[0]
+    try:
+        left = (float(ends) - now_ms) / 1000
+        match _text(pool, record).split(" "):
+            case ["L" | "G" as kind, instance, fence, _]:
+                return LeaseStatus(
+                    token=name,
+                    instance_id=decoded(instance),
+                    process=process,
+                    fence=int(fence),
+                    held_for=max(0.0, now_ms / 1000 - int(fence) / 1e6),
+                    expires_in=left,
+                    fetched=kind == "L",
+                )
+            case ["W", place, _, labels]:
+                waited = max(0.0, now_ms / 1000 - int(place) / 1e6)
+                return WaiterStatus(name, process, waited, _labels(labels))
+            case _:
+                return None
+    except ValueError:
+        raise CorruptState(pool.keys.state, f"the lease record {shown(record)}") from None
+
+
+def _labels(text: str) -> frozenset[str]:
+    return _NO_LABELS if text == "-" else frozenset(map(decoded, text.split(",")))
+
+
 def instance_status(pool: Pool, name: Reply, record: Reply) -> InstanceStatus:
     """Decode an instance record; its fields are in the legend of pool.lua."""
     fields = _text(pool, record).split(" ")
@@ -385,7 +516,7 @@ def instance_status(pool: Pool, name: Reply, record: Reply) -> InstanceStatus:
         weight,
         "u" not in flags and "s" not in flags,
         ewma_us / 1000,
-        _NO_LABELS if labels == "-" else frozenset(map(decoded, labels.split(","))),
+        _labels(labels),
         "d" in flags,
         None,
     )

@@ -8,21 +8,36 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import ANY, Choice, Granted, Page, Pool, Refused, Spent
 from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome, PoolStatus
-from agentperf_redis.command import Batch, Flow
+from agentperf_redis.balancer.model import (
+    AgentInstance,
+    LeaseStatus,
+    LoadBalancingStrategy,
+    Outcome,
+    PoolLeases,
+    PoolStatus,
+    Repaired,
+    WaiterStatus,
+)
+from agentperf_redis.balancer.waiting import FIRST_PLACE, Lines, Place, stand_in_line
+from agentperf_redis.command import Batch, Flow, Pause
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost, NoCapacity
+
+T = TypeVar("T")
 
 _log = logging.getLogger("agentperf_redis")
 
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
 STATUS_PAGE = 500
+REPAIR_PAGE = 500
+_FIRST_LOOK_S, _LAST_LOOK_S = 0.02, 0.5
 _NEW_TOKENS = 3
 """A token is spent when its lease expired before the answer came, which a longer TTL prevents."""
 
@@ -33,12 +48,16 @@ class Wish:
 
     Attributes:
         choice: which instance it may be.
+        wait: seconds to stand in line when none has room.
+        priority: seconds earlier than it came that it counts as having come.
         ttl: seconds the lease lives without renewal.
         max_hold: seconds after which it is renewed no more.
         on_lost: called, on the keeper's thread, when it is lost.
     """
 
     choice: Choice = ANY
+    wait: float = 0.0
+    priority: int = 0
     ttl: float = DEFAULT_TTL_S
     max_hold: float = DEFAULT_MAX_HOLD_S
     on_lost: Callable[[LeaseLost], None] | None = None
@@ -95,67 +114,86 @@ def heartbeat(pool: Pool, instance_ids: tuple[str, ...], silence_ms: int) -> Flo
     return unknown
 
 
-def acquire(keeper: Keeper, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
-    """Lease one unit of an instance, or learn why not."""
-    answer: Granted | Refused | Spent = Spent("")
+def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+    """Lease one unit of an instance, in line if need be and wanted, or learn why not."""
+    until = time.monotonic() + wish.wait
+    ttl_ms = math.ceil(wish.ttl * 1000)
+    refused: Refused | None = None
+    place = FIRST_PLACE
     for _ in range(_NEW_TOKENS):
         token, asked_at = keeper.token(), time.monotonic()
-        answer = yield from _ask(keeper, pool, token, wish)
-        if isinstance(answer, Granted):
-            lease = Lease(
-                keeper,
-                pool,
-                token,
-                answer.fence,
-                answer.status.instance,
-                ttl=wish.ttl,
-                asked_at=asked_at,
-                max_hold=wish.max_hold,
-                on_lost=wish.on_lost,
-            )
-            keeper.hold(lease)
-            return lease
-        if isinstance(answer, Refused):
-            return answer
+        if refused is None:
+            asking = iter(commands.acquire(pool, token, ttl_ms, wish.choice))
+            answer = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
+            if isinstance(answer, Granted):
+                return _held(keeper, pool, token, wish, answer, asked_at)
+            if isinstance(answer, Spent):
+                continue
+            refused = answer
+        if wish.wait <= 0:
+            return refused
+        line = Place(pool, token, ttl_ms, wish.priority, wish.choice.require, place, keeper.bury_ms(wish.ttl))
+        standing = stand_in_line(lines, line, until)
+        turn = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, standing, in_line=True)
+        if turn.granted is not None:
+            return _held(keeper, pool, token, wish, turn.granted, turn.asked_at)
+        if not turn.spent:
+            return Refused(refused.retry_after, refused.registered, turn.ahead)
+        place = turn.place
     raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
 
 
-def _ask(keeper: Keeper, pool: Pool, token: str, wish: Wish) -> Flow[Granted | Refused | Spent]:
-    """Ask once; whatever breaks in between, leave no lease behind that nobody knows of."""
+def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Lease:
+    lease = Lease(
+        keeper,
+        pool,
+        token,
+        granted.fence,
+        granted.status.instance,
+        ttl=wish.ttl,
+        asked_at=asked_at,
+        max_hold=wish.max_hold,
+        on_lost=wish.on_lost,
+    )
+    keeper.hold(lease)
+    return lease
+
+
+def _or_leave_nothing(
+    keeper: Keeper, pool: Pool, token: str, ttl: float, asking: Flow[T], *, in_line: bool = False
+) -> Flow[T]:
+    """Ask under a token; whatever breaks in between, leave no lease and no place in line that nobody knows of."""
     interrupted = True
     try:
-        answer = yield from commands.acquire(pool, token, math.ceil(wish.ttl * 1000), wish.choice)
+        answer = yield from asking
         interrupted = False
         return answer
-    except BackendUnavailable as error:
+    except AgentPerfError as error:
         interrupted = False
-        if error.outcome == "unknown":
-            keeper.compensate(pool, token, wish.ttl)
-        raise
-    except AgentPerfError:
-        interrupted = False
+        if in_line or (isinstance(error, BackendUnavailable) and error.outcome == "unknown"):
+            keeper.compensate(pool, token, ttl)
         raise
     except GeneratorExit:  # the event loop is going down and can do nothing more
         interrupted = False
-        keeper.compensate(pool, token, wish.ttl)
+        keeper.compensate(pool, token, ttl)
         raise
     finally:
         if interrupted:
             try:
-                yield from commands.release(pool, token, bury_ms=keeper.bury_ms(wish.ttl))
+                yield from commands.release(pool, token, bury_ms=keeper.bury_ms(ttl))
             except AgentPerfError:
-                keeper.compensate(pool, token, wish.ttl)
+                keeper.compensate(pool, token, ttl)
 
 
-def acquire_instance(keeper: Keeper, pool: Pool, wish: Wish) -> Flow[AgentInstance | None]:
+def acquire_instance(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[AgentInstance | None]:
     """Lease one unit and return the instance that carries its lease, or None."""
-    answer = yield from acquire(keeper, pool, wish)
+    answer = yield from acquire(keeper, lines, pool, wish)
     return answer.instance if isinstance(answer, Lease) else None
 
 
-def enter(keeper: Keeper, pool: Pool, wish: Wish) -> Flow[Lease]:
+def enter(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease]:
     """Lease one unit or raise NoCapacity."""
-    answer = yield from acquire(keeper, pool, wish)
+    answer = yield from acquire(keeper, lines, pool, wish)
     if isinstance(answer, Refused):
         raise NoCapacity(pool.agent_type, answer.reason, answer.retry_after)
     return answer
@@ -234,3 +272,58 @@ def status(backend: Backend, agent_types: Iterable[str] | None = None) -> Flow[l
             PoolStatus(pool.agent_type, page.strategy, tuple(instances), page.waiting, page.granted, page.overdue)
         )
     return found
+
+
+def leases(pool: Pool) -> Flow[PoolLeases]:
+    """Read who holds what in a pool, and who waits."""
+    held: list[LeaseStatus] = []
+    waiters: list[WaiterStatus] = []
+    rank, going = 0, True
+    while going:
+        page = yield from commands.leases(pool, rank, STATUS_PAGE)
+        if page is None:
+            break
+        held += page.leases
+        waiters += page.waiters
+        rank, going = page.next_rank, page.next_rank > 0
+    return PoolLeases(
+        pool.agent_type,
+        tuple({lease.token: lease for lease in held}.values()),  # a renewal may move one to a later page
+        tuple(sorted({each.token: each for each in waiters}.values(), key=lambda each: -each.waited)),
+    )
+
+
+def free(keeper: Keeper, pool: Pool, token: str) -> Flow[bool]:
+    """End somebody else's lease, or place in line."""
+    return (yield from commands.release(pool, token, bury_ms=keeper.bury_ms(DEFAULT_TTL_S)))
+
+
+def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:
+    """Recompute all loads of a pool from its leases, page by page."""
+    first = wrong = orphans = done = 0
+    while True:
+        page = yield from commands.repair(pool, first, REPAIR_PAGE)
+        if page is None:
+            return Repaired(0, 0, 0)
+        wrong, orphans = wrong + page.wrong, orphans + page.orphans
+        done = page.next_rank or page.registered
+        if progress is not None:
+            progress(done, page.registered)
+        if not page.next_rank:
+            return Repaired(page.registered, wrong, orphans)
+        first = page.next_rank
+
+
+def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
+    """Wait until an instance bears no lease. True when it does not, or is gone; False when time was up."""
+    until = time.monotonic() + wait
+    pause = _FIRST_LOOK_S
+    while True:
+        load = yield from commands.update(pool, instance_id)
+        if not load:
+            return True
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        yield from Pause(min(pause, left))
+        pause = min(2 * pause, _LAST_LOOK_S)

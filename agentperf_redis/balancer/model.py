@@ -163,6 +163,76 @@ class InstanceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """A lease at one moment.
+
+    Attributes:
+        token: its token.
+        instance_id: what it is on.
+        process: who holds it, "host:pid:random".
+        fence: its fencing number.
+        held_for: seconds since it was granted, by the server's clock.
+        expires_in: seconds until it ends unless it is renewed; negative when it has ended and is not cleared yet.
+        fetched: False while it was handed to somebody in line who has not fetched it yet.
+    """
+
+    token: str
+    instance_id: str
+    process: str
+    fence: int
+    held_for: float
+    expires_in: float
+    fetched: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WaiterStatus:
+    """Somebody in line at one moment.
+
+    Attributes:
+        token: its token.
+        process: who it is, "host:pid:random".
+        waited: seconds in line, plus those its priority is worth.
+        require: labels the instance must have.
+    """
+
+    token: str
+    process: str
+    waited: float
+    require: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLeases:
+    """Leases and waiters of a pool.
+
+    Attributes:
+        agent_type: the pool.
+        leases: those that end soonest first.
+        waiters: the next to be served first.
+    """
+
+    agent_type: str
+    leases: tuple[LeaseStatus, ...]
+    waiters: tuple[WaiterStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair found and put right.
+
+    Attributes:
+        instances: looked at.
+        wrong: of these, how many had a load that was not the number of their leases.
+        orphans: leases dropped because nothing would ever have ended them.
+    """
+
+    instances: int
+    wrong: int
+    orphans: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """A pool at one moment.
 

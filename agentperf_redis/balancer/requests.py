@@ -18,9 +18,12 @@ from agentperf_redis.balancer.model import (
     AgentInstance,
     LoadBalancingStrategy,
     Outcome,
+    PoolLeases,
     PoolStatus,
+    Repaired,
     checked_labels,
 )
+from agentperf_redis.balancer.waiting import Lines
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import InvalidArgument, LeaseLost
 
@@ -28,6 +31,7 @@ OnLost = Callable[[LeaseLost], None]
 
 _LEAST_TTL_S = 0.05
 _LONGEST_TTL_S = 86_400.0
+MAX_PRIORITY = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class Requests:
     Attributes:
         backend: the server and namespace.
         keeper: of this process's leases there.
+        lines: in which this process stands there.
         wanted: the strategy pools must have; None takes each pool's own.
     """
 
     backend: Backend
     keeper: Keeper
+    lines: Lines
     wanted: LoadBalancingStrategy | None
 
     def pool(self, agent_type: str) -> Pool:
@@ -50,6 +56,8 @@ class Requests:
 
     def wish(
         self,
+        wait: float,
+        priority: int,
         require: Collection[str],
         affinity: str | None,
         ttl: float,
@@ -61,6 +69,8 @@ class Requests:
             raise InvalidArgument("on_lost", on_lost, "a function that takes a LeaseLost, or None")
         return Wish(
             self.choice(require, affinity),
+            arguments.seconds("wait", wait, least=0.0, endless=True),
+            arguments.count("priority", priority, least=-MAX_PRIORITY, most=MAX_PRIORITY),
             arguments.seconds("ttl", ttl, least=_LEAST_TTL_S, most=_LONGEST_TTL_S),
             arguments.seconds("max_hold", max_hold, endless=True),
             on_lost,
@@ -115,7 +125,7 @@ class Requests:
 
     def acquire(self, agent_type: str, wish: Wish) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.acquire`."""
-        return flows.acquire_instance(self.keeper, self.pool(agent_type), wish)
+        return flows.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish)
 
     def release(
         self, instance: AgentInstance | Lease | None, outcome: Outcome | str, response_time: float | None
@@ -131,6 +141,28 @@ class Requests:
         checked = arguments.choice("outcome", outcome, Outcome)
         took = None if response_time is None else arguments.seconds("response_time", response_time, least=0.0)
         return flows.release(self.keeper, lease, checked, took)
+
+    def leases(self, agent_type: str) -> Flow[PoolLeases]:
+        """See `LoadBalancer.leases`."""
+        return flows.leases(self.pool(agent_type))
+
+    def free(self, agent_type: str, token: str) -> Flow[bool]:
+        """See `LoadBalancer.release_token`."""
+        pool = self.pool(agent_type)
+        if not arguments.name("token", token).startswith("@"):
+            raise InvalidArgument("token", token, "the token of a lease, as `leases` shows it: @host:pid:...")
+        return flows.free(self.keeper, pool, token)
+
+    def repair(self, agent_type: str, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:
+        """See `LoadBalancer.repair`."""
+        if progress is not None and not callable(progress):
+            raise InvalidArgument("progress", progress, "a function that takes two numbers, or None")
+        return flows.repair(self.pool(agent_type), progress)
+
+    def wait_until_idle(self, agent_type: str, instance_id: str, wait: float) -> Flow[bool]:
+        """See `LoadBalancer.wait_until_idle`."""
+        limit = arguments.seconds("wait", wait, least=0.0, endless=True)
+        return flows.wait_until_idle(self.pool(agent_type), arguments.name("instance_id", instance_id), limit)
 
     def status(self, agent_types: tuple[str, ...]) -> Flow[list[PoolStatus]]:
         """See `LoadBalancer.status`."""

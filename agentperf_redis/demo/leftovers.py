@@ -38,6 +38,7 @@ def _keys(namespace: str) -> Iterator[str]:
         yield from keys.pool(namespace, agent).all
         shard, series = keys.metrics_shard(agent), keys.metrics_series(agent)
         yield keys.metrics_agents(namespace, shard)
+        yield keys.metrics_settings(namespace, shard)
         yield keys.metrics_parts(namespace, shard, agent)
         for key in (keys.metrics_total, keys.metrics_recent, keys.metrics_slow):
             yield key(namespace, shard, series)

@@ -35,7 +35,7 @@ class Start:
     @property
     def look(self) -> str:
         """The command that shows the keys while the demo runs."""
-        where = f"-s {self.socket}" if self.socket is not None else "-u <url>"
+        where = f"-s {self.socket}" if self.socket is not None else f"-u {self.address}"
         return f"redis-cli {where} --scan --pattern '{self.namespace}:*'"
 
 

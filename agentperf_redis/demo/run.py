@@ -34,8 +34,11 @@ from agentperf_redis.service import AgentPerf
 
 MAX_WORKERS = 64
 _TICK_S = 0.05
-_CATCH_TICK_S = 0.003
+_LOOK_EVERY_S = 0.25
+_HUNTING_TICK_S = 0.003
 """While the victim is to be caught holding a lease. A step, and with it a lease, takes some ms."""
+SMALLEST_TO_KILL_IN = 20
+"""Files. In a smaller tree a worker may be through before it is caught."""
 _PATIENCE_S = 600.0
 _TAIL_CHARACTERS = 2000
 
@@ -49,7 +52,8 @@ class DemoOptions:
         path: folder to review; None for the standard library of the running Python.
         files: review so many files only, spread over the tree; None for all.
         workers: worker processes, 1 to 64.
-        kill: whether one of them, the last, is killed half-way; needs two workers.
+        kill: whether one of them, the last, is killed half-way; only with two or more workers and at least
+            `SMALLEST_TO_KILL_IN` files.
         namespace: prefix of all keys; None makes a new one, so that no earlier demo's results are found, and lets it go
             after a day.
         lease_ttl: life of a lease without renewal, s: how long a dead worker's capacity is gone.
@@ -108,9 +112,11 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
                 root=tree.root,
                 files=len(tree.files),
                 workers=options.workers,
-                kill=options.kill and options.workers > 1,
+                kill=demo.kills,
             )
         )
+        if options.kill and not demo.kills:
+            progress.event(f"nobody is killed: that takes 2 workers and {SMALLEST_TO_KILL_IN} files")
         report = demo.run()
         if options.url is not None and options.namespace is None:
             let_expire(perf.backend)
@@ -133,7 +139,7 @@ class _Worker:
     def state(self) -> WorkerState:
         if self.killed_at is not None:
             return "killed"
-        code = self.process.poll()
+        code = self.process.returncode  # as of the last poll, after which the journal was read
         if code is None:
             return "working" if self.account.process else "starting"
         return "done" if code == 0 and self.account.result is not None else "failed"
@@ -153,6 +159,12 @@ class _Demo:
         self._recovered_at: float | None = None
         self._tried: Counter[str] = Counter()
 
+    @property
+    def kills(self) -> bool:
+        """Whether a worker is to be killed."""
+        enough = self._options.workers > 1 and len(self._tree.files) >= SMALLEST_TO_KILL_IN
+        return self._options.kill and enough
+
     def run(self) -> Report:
         before = {status.agent_type: status.granted for status in self._balancer.status(*AGENTS)}
         recorded_before = {agent: each.task_count for agent, each in self._perf.metrics.snapshots().items()}
@@ -160,7 +172,7 @@ class _Demo:
             self._balancer.register_instance(instance)
         began = time.monotonic()
         with self._workers() as workers:
-            victim = workers[-1] if self._options.kill and len(workers) > 1 else None
+            victim = workers[-1] if self.kills else None
             self._watch(workers, victim, began)
             seconds = time.monotonic() - began
             if victim is not None and victim.killed_at is not None:
@@ -232,27 +244,30 @@ class _Demo:
 
     def _watch(self, workers: list[_Worker], victim: _Worker | None, began: float) -> None:
         """Stay until every worker is through, and kill the victim half-way."""
+        half = len(self._tree.files) // 2
         give_up_at = began + _PATIENCE_S
-        next_look = 0.0
+        next_show = next_look = 0.0
         leases: dict[str, int] = {}
         while True:
-            now = time.monotonic()
+            through = all([worker.process.poll() is not None for worker in workers])  # noqa: C419  poll all of them
             for worker in workers:
                 worker.account.update()
+            now = time.monotonic()
             if now >= next_look:
+                next_look = now + _LOOK_EVERY_S
                 leases = dict(Counter(self._leases().values()))
-                next_look = now + 10 * _TICK_S
-            self._progress.update(self._snapshot(workers, began, leases))
-            if all(worker.process.poll() is not None for worker in workers) or now > give_up_at:
+                if victim is not None:
+                    self._look_for_recovery(victim)
+            if now >= next_show or through:
+                next_show = now + _TICK_S
+                self._progress.update(self._snapshot(workers, began, leases))
+            if through or now > give_up_at:
                 return
-            hunting = victim is not None and victim.killed_at is None and victim.process.poll() is None
-            if victim is not None and hunting and 2 * victim.account.files >= len(self._tree.files):
+            hunting = victim is not None and victim.killed_at is None and victim.process.returncode is None
+            if hunting and victim is not None and victim.account.files >= half:
                 self._try_to_kill(victim)
-                time.sleep(_CATCH_TICK_S)
-                continue
-            if victim is not None:
-                self._look_for_recovery(victim)
-            time.sleep(_TICK_S)
+            closing_in = hunting and victim is not None and victim.account.files >= half // 2
+            time.sleep(_HUNTING_TICK_S if closing_in else _TICK_S)
 
     def _try_to_kill(self, victim: _Worker) -> None:
         """Kill the victim if it holds a lease at this very moment, which cannot pass while it is stopped."""

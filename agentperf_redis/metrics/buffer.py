@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from heapq import nlargest
@@ -52,6 +52,7 @@ COARSER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
 OK = "ok"
 FAILED = "err"
 CANCELLED = "cancelled"
+MODEL = "mdl:"
 _OTHER_ERROR = f"{FAILED}:{OTHER}"
 
 
@@ -63,12 +64,12 @@ class Series(NamedTuple):
     """Percent-encoded, see `keys.metrics_series`."""
 
 
-class Sample(NamedTuple):
-    """One execution as recorded. The hot path writes plain tuples of this shape."""
+class Part(NamedTuple):
+    """A span of an agent by its path, or a further measure such as ``ttft``: recorded under its own name."""
 
-    when: float
-    us: int
-    outcome: str
+    agent: str
+    path: tuple[str, ...] = ()
+    measure: str = ""
 
 
 @lru_cache(maxsize=1024)
@@ -130,6 +131,14 @@ class Cell:
         self.newest = max(self.newest, other.newest)
         self.raw_dropped += other.raw_dropped
         self._keep(other.raw)
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Add to further counters."""
+        own = self.counts
+        for name, value in counts.items():
+            if name not in own and len(own) >= COUNTS_MOST and name.startswith(MODEL):
+                name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted there instead
+            own[name] += value
 
     def _keep(self, samples: Iterable[tuple[float, int, str]]) -> None:
         self.raw.extend(samples)
@@ -202,9 +211,9 @@ class Buffer:
         self.writer = uuid.uuid4().hex[:12]
         # Reentrant, since a signal handler or a collected generator may record while this very thread records.
         self._lock = threading.RLock()
-        self._cells: dict[str, Cell] = {}
-        self._series: dict[str, Series] = {}
-        self._rolled: list[tuple[int, dict[str, Cell]]] = []
+        self._cells: dict[str | Part, Cell] = {}
+        self._series: dict[str | Part, Series] = {}
+        self._rolled: list[tuple[int, dict[str | Part, Cell]]] = []
         self._offset = time.time() - self._clock()  # until the server told its time
         self._step = 0
         self._step_end = float("-inf")
@@ -220,11 +229,11 @@ class Buffer:
 
     # -- recording
 
-    def record(self, agent: str, us: int, outcome: str) -> None:
+    def record(self, agent: str | Part, us: int, outcome: str) -> None:
         """Note an execution.
 
         Args:
-            agent: the agent, or a span made known by `series_for`.
+            agent: the agent, or a part of it.
             us: duration, whole microseconds.
             outcome: ``ok``, ``err``, ``err:<type>`` or ``cancelled``.
         """
@@ -241,14 +250,26 @@ class Buffer:
             if len(fresh) >= RAW_MOST:
                 cell.fold()
 
-    def add(self, agent: str, counts: dict[str, int]) -> None:
-        """Add to further counters of a series, such as tokens."""
+    def record_part(self, part: str | Part, us: int, outcome: str, self_us: int) -> None:
+        """Note an execution or span together with the time that was its own, us."""
+        now = self._clock()
+        with self._lock:
+            if now >= self._step_end:
+                self._roll(now)
+            cell = self._cells[part] if part in self._cells else self._open(part, now)
+            cell.counts["self_us"] += self_us
+            cell.fresh.append((now, us, outcome))
+            if len(cell.fresh) >= RAW_MOST:
+                cell.fold()
+
+    def add(self, agent: str | Part, counts: Mapping[str, int]) -> None:
+        """Add to further counters of a series, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
         now = self._clock()
         with self._lock:
             if now >= self._step_end:
                 self._roll(now)
             cell = self._cells[agent] if agent in self._cells else self._open(agent, now)
-            cell.counts.update(counts)
+            cell.add(counts)
             cell.newest = max(cell.newest, now)
 
     def _roll(self, now: float) -> None:
@@ -258,7 +279,7 @@ class Buffer:
         self._step = int((now + self._offset) // STEP_S) * STEP_S
         self._step_end = self._step + STEP_S - self._offset
 
-    def _open(self, agent: str, now: float) -> Cell:
+    def _open(self, agent: str | Part, now: float) -> Cell:
         agent = self._known(agent)
         first = not self._cells
         cell = self._cells.get(agent)
@@ -268,15 +289,16 @@ class Buffer:
             self._on_first()
         return cell
 
-    def _known(self, given: object) -> str:
+    def _known(self, given: object) -> str | Part:
         """Return the series to count under: what was given, or `OTHER` when there are too many."""
-        agent = arguments.name("agent_name", given)
-        if agent in self._series:
-            return agent
+        key = given if isinstance(given, Part) else arguments.name("agent_name", given)
+        if key in self._series:
+            return key
         if len(self._series) >= SERIES_MOST:
-            agent = OTHER
-        self._series[agent] = Series(keys.metrics_shard(agent), keys.metrics_series(agent))
-        return agent
+            key = Part(OTHER, (OTHER,)) if isinstance(key, Part) else OTHER
+        part = key if isinstance(key, Part) else Part(key)
+        self._series[key] = Series(keys.metrics_shard(part.agent), keys.metrics_series(*part))
+        return key
 
     # -- packing
 

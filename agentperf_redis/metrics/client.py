@@ -6,19 +6,25 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from agentperf_redis import arguments
+from agentperf_redis import arguments, keys
 from agentperf_redis.backend import Backend, default_backend
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import flows
-from agentperf_redis.metrics.buffer import CANCELLED, FAILED, OK
+from agentperf_redis.metrics.buffer import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
 from agentperf_redis.metrics.model import (
+    BETWEEN,
+    FIRST,
     Delivery,
     PerformanceMetrics,
     Retention,
+    StreamMetrics,
     SystemSummary,
     system_summary,
 )
 from agentperf_redis.metrics.recorder import Recorder
+from agentperf_redis.metrics.spans import Span, SpanReport, current_span
+from agentperf_redis.metrics.usage import Usage, read_usage
 
 Window = str | float | None
 Moment = datetime | float | None
@@ -37,11 +43,18 @@ class MetricsCollector:
 
     Args:
         backend: the namespace; None takes the process-wide default.
+        retention: how long what is kept, the same for all collectors of a namespace; None takes what it has, or the
+            default.
+
+    Raises:
+        InvalidArgument: if another collector of this process and namespace was given another retention.
     """
 
-    def __init__(self, *, backend: Backend | None = None) -> None:
+    def __init__(self, *, backend: Backend | None = None, retention: Retention | None = None) -> None:
         self._backend = backend if backend is not None else default_backend()
-        self._recorder = self._backend.share("metrics.recorder", lambda: Recorder(self._backend, Retention()))
+        self._recorder = self._backend.share("metrics.recorder", lambda: Recorder(self._backend))
+        if retention is not None:
+            self._recorder.settle(retention)
         self._record = self._recorder.buffer.record
         self._outcomes: dict[str | None, str] = {None: FAILED, "": FAILED}
         self.start_time = datetime.now()  # noqa: DTZ005  the reference's attribute: naive local time
@@ -69,7 +82,7 @@ class MetricsCollector:
             InvalidArgument: for anything else; nothing is recorded.
         """
         if type(execution_time) is not float or not 0.0 <= execution_time <= _LONGEST_S:
-            execution_time = _duration(execution_time)
+            execution_time = _duration("execution_time", execution_time)
         if success is True:
             self._record(agent_name, int(execution_time * 1e6 + 0.5), OK)
         elif success is False:
@@ -88,7 +101,129 @@ class MetricsCollector:
             agent_name: the agent.
             execution_time: s.
         """
-        self._record(agent_name, int(_duration(execution_time) * 1e6 + 0.5), CANCELLED)
+        self._record(agent_name, int(_duration("execution_time", execution_time) * 1e6 + 0.5), CANCELLED)
+
+    def track(self, agent_name: str) -> Span:
+        """Return a context manager that records its block as an execution: duration, outcome, error type.
+
+        Spans opened within, also in tasks started there, nest within it.
+
+        Args:
+            agent_name: the agent.
+
+        Returns:
+            To be entered once, with plain ``with``, in coroutines too: leaving it does no I/O.
+
+        Raises:
+            InvalidArgument: for a name that cannot be.
+        """
+        return Span(arguments.name("agent_name", agent_name), None, self._finish)
+
+    def span(self, agent_name: str, name: str, *, parent: Span | None = None) -> Span:
+        """Return a context manager that records its block as a named stage of the agent's work.
+
+        Args:
+            agent_name: the agent.
+            name: of the stage, such as ``tool:search``; 1 to 200 characters. Its path is this name after those of the
+                spans around it.
+            parent: the span it is part of, where that cannot be seen: in a thread started within one. None takes the
+                one that the code runs in.
+
+        Returns:
+            To be entered once, with plain ``with``.
+
+        Raises:
+            InvalidArgument: for a name that cannot be.
+        """
+        if parent is not None and not isinstance(parent, Span):
+            raise InvalidArgument("parent", parent, "a span that was entered, or None")
+        return Span(arguments.name("agent_name", agent_name), arguments.name("name", name), self._finish, parent)
+
+    def _finish(self, span: Span, outcome: str) -> None:
+        self._recorder.buffer.record_part(
+            span.part, int(span.seconds * 1e6 + 0.5), outcome, int(span.self_seconds * 1e6 + 0.5)
+        )
+
+    def record_llm(
+        self,
+        agent_name: str | None = None,
+        *,
+        tokens_in: int | None = None,
+        tokens_out: int | None = None,
+        cost: float | None = None,
+        model: str | None = None,
+        usage: object = None,
+        calls: int = 1,
+    ) -> None:
+        """Record the use of a language model, for the agent and for the span that the code runs in.
+
+        Args:
+            agent_name: the agent; None takes that of the span or tracked execution that the code runs in.
+            tokens_in: tokens sent.
+            tokens_out: tokens received.
+            cost: in any one unit; kept to 10^-9.
+            model: its name, 1 to 200 characters.
+            usage: a response or usage as model clients return it, to read from it what is not given; see
+                `agentperf_redis.metrics.usage`.
+            calls: how many calls these were.
+
+        Raises:
+            InvalidArgument: for anything else, or without an agent; nothing is recorded.
+        """
+        read = (read_usage(usage) if usage is not None else None) or Usage()
+        counts = {
+            "llm_calls": arguments.count("calls", calls, least=0),
+            "tok_in": _tokens("tokens_in", tokens_in, read.tokens_in),
+            "tok_out": _tokens("tokens_out", tokens_out, read.tokens_out),
+            "cost_nano": round(arguments.amount("cost", read.cost if cost is None else cost, most=1e9) * 1e9),
+        }
+        model = read.model if model is None else arguments.name("model", model)
+        if model is not None:
+            start = f"mdl:{keys.encoded(model[: arguments.MAX_NAME_CHARACTERS])}"
+            counts |= {
+                f"{start}:n": calls,
+                f"{start}:tok_in": counts["tok_in"],
+                f"{start}:tok_out": counts["tok_out"],
+                f"{start}:cost_nano": counts["cost_nano"],
+            }
+        self._add(agent_name, counts)
+
+    def record_tool_calls(self, agent_name: str | None = None, *, calls: int = 1) -> None:
+        """Record that tools were called.
+
+        Args:
+            agent_name: as for `record_llm`.
+            calls: how often.
+        """
+        self._add(agent_name, {"tool_calls": arguments.count("calls", calls, least=0)})
+
+    def record_stream(self, agent_name: str, items: int, first: float, between: float | None = None) -> None:
+        """Record how a stream of items came, beside its execution. `track_performance` does so for generators.
+
+        Args:
+            agent_name: the agent.
+            items: how many there were.
+            first: s until the first item.
+            between: mean time to make each further item, s, without what its consumer took; None with one item.
+        """
+        agent = arguments.name("agent_name", agent_name)
+        buffer = self._recorder.buffer
+        counts = {"items": arguments.count("items", items, least=0)}
+        first_us = int(_duration("first", first) * 1e6 + 0.5)
+        if between is not None:
+            buffer.record(Part(agent, (), BETWEEN), int(_duration("between", between) * 1e6 + 0.5), OK)
+        buffer.record(Part(agent, (), FIRST), first_us, OK)
+        buffer.add(agent, counts)
+
+    def _add(self, agent_name: str | None, counts: dict[str, int]) -> None:
+        span = current_span()
+        if agent_name is None and span is None:
+            raise InvalidArgument("agent_name", None, "a name; None only within a span or a tracked execution")
+        agent = span.agent_name if agent_name is None and span is not None else agent_name
+        buffer = self._recorder.buffer
+        buffer.add(arguments.name("agent_name", agent), counts)
+        if span is not None and span.path and span.agent_name == agent:
+            buffer.add(span.part, counts)
 
     def _failure(self, error_type: object) -> str:
         name = arguments.name("error_type", error_type)
@@ -135,6 +270,71 @@ class MetricsCollector:
     def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
         """Return all agents at a glance, as the reference renders it. Uptime counts from the first sample."""
         return self.summary(window=window, as_of=as_of).rendered()
+
+    def spans(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> SpanReport:
+        """Return where an agent's time goes. Arguments as for `get_or_create_metrics`."""
+        return self._backend.run(flows.spans(self._recorder, agent_name, window, as_of))
+
+    def streams(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> StreamMetrics:
+        """Return how an agent's streams came. Arguments as for `get_or_create_metrics`."""
+        return self._backend.run(flows.streams(self._recorder, agent_name, window, as_of))
+
+    def rank(
+        self,
+        by: RankBy | str = RankBy.SCORE,
+        *,
+        window: Window = None,
+        as_of: Moment = None,
+        least_tasks: int = 1,
+    ) -> tuple[Ranked, ...]:
+        """Rank all agents.
+
+        Args:
+            by: ``score`` (the reference's, best first), or ``p95``, ``average``, ``total_time``, ``tasks``,
+                ``error_rate``, ``errors``, ``cost``, ``tokens``, largest first.
+            window: as for `get_or_create_metrics`.
+            as_of: likewise.
+            least_tasks: leave out agents with fewer executions.
+
+        Returns:
+            The agents in order, each with the value it was ranked by.
+
+        Raises:
+            InvalidArgument: for anything else.
+            AgentPerfError: as `get_or_create_metrics`.
+        """
+        return self._backend.run(flows.rank(self._recorder, by, window, as_of, least_tasks))
+
+    def compare(
+        self,
+        agent_name: str,
+        other: str | None = None,
+        *,
+        window: Window = None,
+        as_of: Moment = None,
+        other_window: Window = None,
+        other_as_of: Moment = None,
+    ) -> Comparison:
+        """Compare an agent with another, or with itself at another time.
+
+        Args:
+            agent_name: the agent.
+            other: the one to compare it with; None is the same agent.
+            window: of the agent, as for `get_or_create_metrics`.
+            as_of: of the agent.
+            other_window: of the other; None takes `window`.
+            other_as_of: of the other; None takes `as_of`, or, for the same agent over a window, the time just before.
+
+        Returns:
+            The other first, the agent second, and what changed from one to the other.
+
+        Raises:
+            InvalidArgument: for anything else; for the same agent without a window, too.
+            AgentPerfError: as `get_or_create_metrics`.
+        """
+        return self._backend.run(
+            flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
+        )
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything recorded in this process is counted.
@@ -184,6 +384,40 @@ class AsyncMetricsCollector:
         """Do as `MetricsCollector.get_system_summary`."""
         return (await self.summary(window=window, as_of=as_of)).rendered()
 
+    async def spans(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> SpanReport:
+        """Do as `MetricsCollector.spans`."""
+        return await self._backend.arun(flows.spans(self._recorder, agent_name, window, as_of))
+
+    async def streams(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> StreamMetrics:
+        """Do as `MetricsCollector.streams`."""
+        return await self._backend.arun(flows.streams(self._recorder, agent_name, window, as_of))
+
+    async def rank(
+        self,
+        by: RankBy | str = RankBy.SCORE,
+        *,
+        window: Window = None,
+        as_of: Moment = None,
+        least_tasks: int = 1,
+    ) -> tuple[Ranked, ...]:
+        """Do as `MetricsCollector.rank`."""
+        return await self._backend.arun(flows.rank(self._recorder, by, window, as_of, least_tasks))
+
+    async def compare(
+        self,
+        agent_name: str,
+        other: str | None = None,
+        *,
+        window: Window = None,
+        as_of: Moment = None,
+        other_window: Window = None,
+        other_as_of: Moment = None,
+    ) -> Comparison:
+        """Do as `MetricsCollector.compare`."""
+        return await self._backend.arun(
+            flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
+        )
+
     async def flush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  the blocking twin's argument
         """Do as `MetricsCollector.flush`."""
         return await self._backend.arun(flows.flush(self._recorder, timeout))
@@ -193,8 +427,12 @@ def _rendered(agents: dict[str, PerformanceMetrics]) -> dict[str, dict[str, Any]
     return {name: agent.get_summary() for name, agent in agents.items()}
 
 
-def _duration(value: object) -> float:
-    seconds = arguments.number("execution_time", value, _DURATION_ALLOWED)
+def _duration(argument: str, value: object) -> float:
+    seconds = arguments.number(argument, value, _DURATION_ALLOWED)
     if not 0.0 <= seconds <= _LONGEST_S:
-        raise InvalidArgument("execution_time", value, _DURATION_ALLOWED)
+        raise InvalidArgument(argument, value, _DURATION_ALLOWED)
     return seconds
+
+
+def _tokens(argument: str, given: int | None, read: int) -> int:
+    return read if given is None else arguments.count(argument, given, least=0)

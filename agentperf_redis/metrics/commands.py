@@ -51,8 +51,16 @@ class Answer:
     tallies: dict[str, Tally]
 
 
-def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention) -> Command[Flushed]:
-    """Count a parcel. `now` is the buffer's clock, against which its samples have an age."""
+def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention, firm: bool = False) -> Command[Flushed]:
+    """Count a parcel.
+
+    Args:
+        namespace: of the installation.
+        parcel: what to count.
+        now: the buffer's clock, against which its samples have an age.
+        retention: how long what is kept.
+        firm: whether that is what the user asked for, or just a default for a namespace that has none yet.
+    """
     series: dict[Series, int] = {}
     cells: list[Arg] = []
     for packed in parcel.cells:
@@ -75,6 +83,7 @@ def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention) -
         FLUSH,
         (
             agents,
+            keys.metrics_settings(namespace, shard),
             keys.metrics_writer(namespace, shard, parcel.writer),
             *(keys.metrics_total(namespace, shard, name) for name in names),
             *(keys.metrics_recent(namespace, shard, name) for name in names),
@@ -83,6 +92,7 @@ def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention) -
         (
             parcel.seq,
             _ms(WRITER_KEEP_S),
+            1 if firm else 0,
             *retention.slices_ms,
             min(RAW_MOST, retention.recent_count),
             _ms(retention.recent),
@@ -119,7 +129,6 @@ def read(
     window_ms: int,
     as_of_ms: int,
     exact_most: int,
-    retention: Retention,
 ) -> Command[Answer]:
     """Read some series of a shard.
 
@@ -130,13 +139,12 @@ def read(
         window_ms: length of the window; 0 for all time.
         as_of_ms: its end; -1 for now.
         exact_most: ask for all durations of a series when there are no more than this.
-        retention: which slices there are.
     """
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
         READ,
-        (agents_key,),
-        (window_ms, as_of_ms, *retention.slices_ms, exact_most, *names),
+        (agents_key, keys.metrics_settings(namespace, shard)),
+        (window_ms, as_of_ms, exact_most, *names),
         lambda reply: _answer(agents_key, reply),
     )
 
@@ -178,27 +186,23 @@ def _answer(key: str, reply: Reply) -> Answer:
         status, now_ms, from_ms, to_ms = map(int, reply[:4])
         if status != COUNTED:
             raise ValueError(status)
-        tallies = {}
-        at = 4
-        while at < len(reply):
-            name, count = reply[at].decode(), int(reply[at + 1])
-            at += 2
-            fields = reply[at : at + 2 * count]
-            at += 2 * count
-            tallies[name] = _tally(fields, reply[at].decode(), (from_ms, to_ms))
-            at += 1
+        tallies = {
+            name.decode(): _tally(lines.decode(), durations, (from_ms, to_ms))
+            for name, lines, durations in zip(reply[4::3], reply[5::3], reply[6::3], strict=True)
+        }
         return Answer(now_ms, tallies)
     except (AttributeError, IndexError, TypeError, ValueError):
         raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
 
 
-def _tally(fields: list[bytes], durations: str, interval_ms: tuple[int, int]) -> Tally:
+def _tally(lines: str, durations: bytes, interval_ms: tuple[int, int]) -> Tally:
     counts: dict[str, int] = {}
     errors: dict[str, int] = {}
     buckets: dict[int, int] = {}
     models: dict[str, dict[str, int]] = {}
-    for raw_name, raw_value in zip(fields[::2], fields[1::2], strict=True):
-        name, value = raw_name.decode(), int(raw_value)
+    for line in lines.split("\n") if lines else ():
+        digits, _, name = line.partition(" ")
+        value = int(digits)
         kind, _, rest = name.partition(":")
         if kind == "h" and rest != ZERO:
             buckets[int(rest)] = value

@@ -11,13 +11,23 @@ from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.commands import Answer
-from agentperf_redis.metrics.model import PerformanceMetrics, Tally, added, performance
+from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked, compared, ranked
+from agentperf_redis.metrics.model import (
+    BETWEEN,
+    FIRST,
+    PerformanceMetrics,
+    StreamMetrics,
+    Tally,
+    added,
+    performance,
+)
 from agentperf_redis.metrics.recorder import Recorder
+from agentperf_redis.metrics.spans import SpanReport, span_report
 
 READ_SERIES = 16
 """Series of one script call: about 2 ms of the server's time with five slices each."""
 EXACT_MOST = 1000
-EXACT_MOST_OF_MANY = 100
+EXACT_MOST_OF_MANY = 16
 """With many agents asked at once, raw durations are fetched only where they are few."""
 MANY_SERIES = 64
 
@@ -28,7 +38,7 @@ _LATEST_S = 253_402_300_799.0
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Stretch:
     """The time asked for.
 
     Attributes:
@@ -40,10 +50,10 @@ class Span:
     as_of_ms: int = -1
 
 
-ALL_TIME = Span()
+ALL_TIME = Stretch()
 
 
-def asked_time(window: str | float | None, as_of: datetime | float | None) -> Span:
+def asked_time(window: str | float | None, as_of: datetime | float | None) -> Stretch:
     """Check a window and the moment of its end.
 
     Raises:
@@ -53,7 +63,7 @@ def asked_time(window: str | float | None, as_of: datetime | float | None) -> Sp
         if as_of is not None:
             raise InvalidArgument("as_of", as_of, "a moment together with a window; counts of all time have no past")
         return ALL_TIME
-    return Span(round(window_seconds(window) * 1000), _moment_ms(as_of))
+    return Stretch(round(window_seconds(window) * 1000), _moment_ms(as_of))
 
 
 def window_seconds(window: str | float) -> float:
@@ -100,7 +110,7 @@ def agents(
     return _agents(recorder, asked_time(window, as_of))
 
 
-def _agents(recorder: Recorder, time: Span) -> Flow[dict[str, PerformanceMetrics]]:
+def _agents(recorder: Recorder, time: Stretch) -> Flow[dict[str, PerformanceMetrics]]:
     namespace = recorder.backend.namespace
     yield from own_records_counted(recorder)
     listed = yield from Batch(tuple(commands.agents(namespace, shard) for shard in range(keys.METRICS_SHARDS)))
@@ -122,13 +132,110 @@ def agent(
     return _agent(recorder, arguments.name("agent_name", agent_name), asked_time(window, as_of))
 
 
-def _agent(recorder: Recorder, agent_name: str, time: Span) -> Flow[PerformanceMetrics]:
+def _agent(recorder: Recorder, agent_name: str, time: Stretch) -> Flow[PerformanceMetrics]:
     yield from own_records_counted(recorder)
     (tally,) = yield from _read(recorder, [(keys.metrics_shard(agent_name), keys.metrics_series(agent_name))], time)
     return performance(agent_name, tally)
 
 
-def _read(recorder: Recorder, wanted: Iterable[tuple[int, str]], time: Span) -> Flow[list[Tally]]:
+def spans(
+    recorder: Recorder,
+    agent_name: str,
+    window: str | float | None = None,
+    as_of: datetime | float | None = None,
+) -> Flow[SpanReport]:
+    """Read all spans of an agent."""
+    return _spans(recorder, arguments.name("agent_name", agent_name), asked_time(window, as_of))
+
+
+def _spans(recorder: Recorder, agent_name: str, time: Stretch) -> Flow[SpanReport]:
+    yield from own_records_counted(recorder)
+    shard, series = keys.metrics_shard(agent_name), keys.metrics_series(agent_name)
+    parts = yield from commands.parts(recorder.backend.namespace, agent_name)
+    wanted = ["", *sorted(part for part in parts if part.startswith("/"))]
+    tallies = yield from _read(recorder, [(shard, series + part) for part in wanted], time)
+    found = {}
+    for part, tally in zip(wanted, tallies, strict=True):
+        path = tuple(keys.decoded(step) for step in part.split("/")[1:])
+        found[path] = (performance("/".join((agent_name, *path)), tally), tally.counts.get("self_us", 0))
+    return span_report(agent_name, found)
+
+
+def streams(
+    recorder: Recorder,
+    agent_name: str,
+    window: str | float | None = None,
+    as_of: datetime | float | None = None,
+) -> Flow[StreamMetrics]:
+    """Read how the streams of an agent came."""
+    return _streams(recorder, arguments.name("agent_name", agent_name), asked_time(window, as_of))
+
+
+def _streams(recorder: Recorder, agent_name: str, time: Stretch) -> Flow[StreamMetrics]:
+    yield from own_records_counted(recorder)
+    shard = keys.metrics_shard(agent_name)
+    names = [keys.metrics_series(agent_name, (), measure) for measure in ("", FIRST, BETWEEN)]
+    own, first, between = yield from _read(recorder, [(shard, name) for name in names], time)
+    return StreamMetrics(
+        own.counts.get("items", 0),
+        performance(f"{agent_name}#{FIRST}", first),
+        performance(f"{agent_name}#{BETWEEN}", between),
+    )
+
+
+def rank(
+    recorder: Recorder,
+    by: RankBy | str,
+    window: str | float | None = None,
+    as_of: datetime | float | None = None,
+    least_tasks: int = 1,
+) -> Flow[tuple[Ranked, ...]]:
+    """Read all agents and rank them."""
+    chosen = arguments.choice("by", by, RankBy)
+    arguments.count("least_tasks", least_tasks, least=0)
+    return _rank(agents(recorder, window, as_of), chosen, least_tasks)
+
+
+def _rank(reading: Flow[dict[str, PerformanceMetrics]], by: RankBy, least_tasks: int) -> Flow[tuple[Ranked, ...]]:
+    found = yield from reading
+    return ranked(found.values(), by, least_tasks)
+
+
+AskedAgent = tuple[str | None, str | float | None, datetime | float | None]
+"""An agent's name, a window and its end."""
+
+
+def compare(recorder: Recorder, asked: AskedAgent, other: AskedAgent) -> Flow[Comparison]:
+    """Read one agent twice, or two agents, and compare."""
+    agent_name, window, as_of = asked
+    name = arguments.name("agent_name", agent_name)
+    time = asked_time(window, as_of)
+    other_name, other_window, other_as_of = other
+    if other_name is None and other_window is None and other_as_of is None and window is None:
+        raise InvalidArgument(
+            "other", None, "an agent to compare with; None only with a window, for the time before it"
+        )
+    other_time = asked_time(
+        window if other_window is None else other_window, as_of if other_as_of is None else other_as_of
+    )
+    before = other_name is None and other_as_of is None and other_window is None
+    other_agent = name if other_name is None else arguments.name("other", other_name)
+    return _compare(recorder, (name, time), (other_agent, other_time), before)
+
+
+def _compare(
+    recorder: Recorder, asked: tuple[str, Stretch], other: tuple[str, Stretch], before: bool
+) -> Flow[Comparison]:
+    name, time = asked
+    other_name, other_time = other
+    second = yield from _agent(recorder, name, time)
+    if before:  # the same length of time, up to where the other begins
+        other_time = Stretch(other_time.window_ms, round(second.interval.start * 1000))
+    first = yield from _agent(recorder, other_name, other_time)
+    return compared(first, second)
+
+
+def _read(recorder: Recorder, wanted: Iterable[tuple[int, str]], time: Stretch) -> Flow[list[Tally]]:
     """Read series, given by shard and encoded name; the tallies come in the same order."""
     places = list(wanted)
     by_shard: dict[int, list[str]] = {}
@@ -148,7 +255,6 @@ def _read(recorder: Recorder, wanted: Iterable[tuple[int, str]], time: Span) -> 
                 window_ms=time.window_ms,
                 as_of_ms=time.as_of_ms,
                 exact_most=EXACT_MOST if len(places) <= MANY_SERIES else EXACT_MOST_OF_MANY,
-                retention=recorder.retention,
             )
             for shard, names in asked
         )

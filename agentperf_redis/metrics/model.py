@@ -15,6 +15,10 @@ OTHER = "__other__"
 """Under this name is counted what goes beyond the guards: the 2001st agent, the 65th error type of an agent."""
 
 
+FIRST, BETWEEN = "ttft", "between"
+"""Measures of a stream: time to its first item, and mean time between the further ones."""
+
+
 def seconds(us: int) -> float:
     """Turn whole microseconds into seconds."""
     return us / 1e6
@@ -170,6 +174,21 @@ class PerformanceMetrics:
             "max_execution_time": f"{self.max_execution_time:.2f}s",
             "top_errors": dict(sorted(self.error_types.items(), key=lambda item: item[1], reverse=True)[:_TOP_ERRORS]),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMetrics:
+    """How the streams of an agent came.
+
+    Attributes:
+        items: of all streams.
+        first: time to the first item, one value for each stream.
+        between: mean time to make each further item, one value for each stream.
+    """
+
+    items: int
+    first: PerformanceMetrics
+    between: PerformanceMetrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.command import Batch, Flow, Hint, Wait
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.buffer import Buffer, Parcel
 from agentperf_redis.metrics.commands import Flushed
@@ -43,17 +43,28 @@ class Recorder:
 
     Args:
         backend: where it goes.
-        retention: how long the server keeps it.
+        retention: how long the server keeps it; None takes what the namespace has.
     """
 
-    def __init__(self, backend: Backend, retention: Retention) -> None:
+    def __init__(self, backend: Backend, retention: Retention | None = None) -> None:
         self.backend = backend
-        self.retention = retention
+        self.retention = retention or Retention()
+        self._firm = retention is not None
         self.buffer = Buffer(on_first=self._wake)
         self._closed = False
         self._begin()
         backend.on_close(self.close)
         _recorders.add(self)
+
+    def settle(self, retention: Retention) -> None:
+        """Make a retention the one asked for.
+
+        Raises:
+            InvalidArgument: if another was asked for in this process.
+        """
+        if self._firm and retention != self.retention:
+            raise InvalidArgument("retention", retention, f"that of this namespace's other collector, {self.retention}")
+        self.retention, self._firm = retention, True
 
     def _begin(self) -> None:
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -155,7 +166,8 @@ class Recorder:
         while parcels := [parcel for parcel in buffer.parcels() if parcel.shard not in failed]:
             sent = time.monotonic()
             flushes = tuple(
-                commands.flush(self.backend.namespace, parcel, now=sent, retention=self.retention) for parcel in parcels
+                commands.flush(self.backend.namespace, parcel, now=sent, retention=self.retention, firm=self._firm)
+                for parcel in parcels
             )
             try:
                 results = yield from Batch(flushes).settled()

@@ -2,11 +2,13 @@
 
 A stream (generator) is recorded once, when it is exhausted, closed or failed; one that its consumer closes early has
 done its work. Time runs from the first item asked for to the end. A cancelled task is an outcome of its own.
+
+Each call is an open execution while it runs, so that `MetricsCollector.span` nests within it; for a stream that is the
+time it works on an item, not the time its consumer takes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -55,32 +57,13 @@ def _wrapper_for(called: Callable[..., Any]) -> Callable[[Any, str, MetricsColle
     return _function
 
 
-def note_failure(collector: MetricsCollector, agent_name: str, seconds: float, error: BaseException) -> None:
-    """Record an execution that ended with an exception."""
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-        collector.record_cancellation(agent_name, seconds)
-    else:
-        collector.record_execution(agent_name, seconds, success=False, error_type=error_name(error))
-
-
-def error_name(error: BaseException) -> str:
-    """Return the name of an exception's class, short enough to be recorded."""
-    return type(error).__name__[: arguments.MAX_NAME_CHARACTERS]
-
-
 def _function(func: Callable[..., Any], agent_name: str, collector: MetricsCollector) -> Callable[..., Any]:
-    record = collector.record_execution
+    track = collector.track
 
     @functools.wraps(func)
     def tracked(*args: Any, **kwargs: Any) -> Any:
-        start = perf_counter()
-        try:
-            result = func(*args, **kwargs)
-        except BaseException as error:
-            note_failure(collector, agent_name, perf_counter() - start, error)
-            raise
-        record(agent_name, perf_counter() - start, True)
-        return result
+        with track(agent_name):
+            return func(*args, **kwargs)
 
     return tracked
 
@@ -88,39 +71,52 @@ def _function(func: Callable[..., Any], agent_name: str, collector: MetricsColle
 def _coroutine(
     func: Callable[..., Awaitable[Any]], agent_name: str, collector: MetricsCollector
 ) -> Callable[..., Awaitable[Any]]:
-    record = collector.record_execution
+    track = collector.track
 
     @functools.wraps(func)
     async def tracked(*args: Any, **kwargs: Any) -> Any:
-        start = perf_counter()
-        try:
-            result = await func(*args, **kwargs)
-        except BaseException as error:
-            note_failure(collector, agent_name, perf_counter() - start, error)
-            raise
-        record(agent_name, perf_counter() - start, True)
-        return result
+        with track(agent_name):
+            return await func(*args, **kwargs)
 
     return tracked
 
 
 class _Stream:
-    """Times one run of a generator."""
+    """One run of a generator: an execution that is left at each item and entered again for the next."""
 
-    __slots__ = ("_agent_name", "_collector", "_start")
+    __slots__ = ("_asked", "_first_s", "_items", "_made_s", "_note", "_span", "_start")
 
     def __init__(self, agent_name: str, collector: MetricsCollector) -> None:
-        self._agent_name = agent_name
-        self._collector = collector
-        self._start = perf_counter()
+        self._span = collector.track(agent_name)
+        self._note = collector.record_stream
+        self._items = 0
+        self._first_s = 0.0
+        self._made_s = 0.0
+        self._span.__enter__()
+        self._start = self._asked = perf_counter()
 
-    def ended(self) -> None:
-        """It was exhausted, or closed by its consumer."""
-        self._collector.record_execution(self._agent_name, perf_counter() - self._start, success=True)
+    def yields(self) -> None:
+        """An item is there; its consumer goes on."""
+        now = perf_counter()
+        self._items += 1
+        if self._items == 1:
+            self._first_s = now - self._start
+        else:
+            self._made_s += now - self._asked
+        self._span.suspend()
 
-    def failed(self, error: BaseException) -> None:
-        """It raised."""
-        note_failure(self._collector, self._agent_name, perf_counter() - self._start, error)
+    def asked(self) -> None:
+        """The consumer wants the next item."""
+        self._span.resume()
+        self._asked = perf_counter()
+
+    def ended(self, error: BaseException | None = None) -> None:
+        """It was exhausted or closed, or it raised."""
+        failure = None if isinstance(error, GeneratorExit) else error
+        self._span.__exit__(type(failure) if failure else None, failure, None)
+        if self._items:
+            between_s = self._made_s / (self._items - 1) if self._items > 1 else None
+            self._note(self._span.agent_name, self._items, self._first_s, between_s)
 
 
 def _stream(
@@ -130,15 +126,29 @@ def _stream(
     def tracked(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         stream = _Stream(agent_name, collector)
         try:
-            result = yield from func(*args, **kwargs)
-        except GeneratorExit:
+            inner = func(*args, **kwargs)
+            # `yield from inner`, written out (PEP 380) to be there at each item.
+            item = next(inner)
+            while True:
+                stream.yields()
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    stream.asked()
+                    inner.close()
+                    raise
+                except BaseException as error:  # noqa: BLE001  thrown in by the consumer, for the inner one to handle
+                    stream.asked()
+                    item = inner.throw(error)
+                else:
+                    stream.asked()
+                    item = inner.send(sent)
+        except StopIteration as end:
             stream.ended()
-            raise
+            return end.value
         except BaseException as error:
-            stream.failed(error)
+            stream.ended(error)
             raise
-        stream.ended()
-        return result
 
     return tracked
 
@@ -149,27 +159,27 @@ def _async_stream(
     @functools.wraps(func)
     async def tracked(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         stream = _Stream(agent_name, collector)
-        inner = func(*args, **kwargs)
         try:
-            # What `yield from` does for generators (PEP 380), for which async generators have no word.
+            inner = func(*args, **kwargs)
             item = await anext(inner)
             while True:
+                stream.yields()
                 try:
                     sent = yield item
                 except GeneratorExit:
+                    stream.asked()
                     await inner.aclose()
                     raise
-                except BaseException as error:  # noqa: BLE001  thrown in by the consumer, for the inner one to handle
+                except BaseException as error:  # noqa: BLE001  as above
+                    stream.asked()
                     item = await inner.athrow(error)
                 else:
+                    stream.asked()
                     item = await inner.asend(sent)
         except StopAsyncIteration:
             stream.ended()
-        except GeneratorExit:
-            stream.ended()
-            raise
         except BaseException as error:
-            stream.failed(error)
+            stream.ended(error)
             raise
 
     return tracked

@@ -96,6 +96,14 @@ local function upkeep(now_us)
     if r.flags == '' then r.flags = '-' end
   end
 
+  -- Give other labels. Takes it out of all label indexes; `store` puts it into those it has.
+  function self.relabel(r, labels)
+    if r.labels ~= '-' and r.labels ~= labels then
+      for label in string.gmatch(r.labels, '[^,]+') do call('ZREM', READY .. '@' .. label, r.id) end
+    end
+    r.labels = labels
+  end
+
   -- Write a record back: lim follows from flags and capacity, a removed and empty one goes, sums and indexes follow.
   function self.store(r)
     r.lim = r.flags == '-' and r.cap or 0

@@ -53,14 +53,12 @@ end
 local added = call('ZADD', IDS, 'NX', format('%.0f', all.now_us), ID)
 if not r then
   r = {
-    id = ID, load = 0, lim = 0, seq = '0', fence = 0, peak = 0, flags = '-', ewma_us = 0, ewma_ms = 0, served = 0,
+    id = ID, load = 0, lim = 0, seq = '0', fence = 0, peak = 0, labels = '-', flags = '-', ewma_us = 0, ewma_ms = 0, served = 0,
     failed = 0, fails = 0, old_load = 0, old_cap = 0,
   }
 end
-for label in string.gmatch(r.labels or '', '[^,-][^,]*') do
-  if not string.find(',' .. LABELS .. ',', ',' .. label .. ',', 1, true) then call('ZREM', READY .. '@' .. label, ID) end
-end
-r.cap, r.weight, r.labels = tonumber(CAP), WEIGHT, LABELS
+all.relabel(r, LABELS)
+r.cap, r.weight = tonumber(CAP), WEIGHT
 if r.ewma_us == 0 then r.ewma_us, r.ewma_ms = tonumber(EWMA_US), all.now_ms end
 all.set(r, 'r', false)
 all.set(r, 's', false)

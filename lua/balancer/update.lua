@@ -22,20 +22,22 @@ local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ID, CAP, WEIGHT, LABELS, ON, OFF = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 --@include pool
 
+local EXPIRIES = 16
 local known = call('HMGET', STATE, '#pool', ID)
 if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
 if not known[2] then return {NOTHING} end
 local all = upkeep()
-local r = all.read(ID)
-if not r then return {CORRUPT, ID} end
-if all.has(r, 'r') then return {NOTHING} end
+if not all.read(ID) then return {CORRUPT, ID} end
 if LABELS ~= '-' and LABELS ~= '' then check(LABELS) end
+all.reap(EXPIRIES)
+local r = all.read(ID)
+if not r or all.has(r, 'r') then
+  all.retime()
+  return {NOTHING}
+end
 if CAP ~= '-' then r.cap = tonumber(CAP) end
 if WEIGHT ~= '-' then r.weight = WEIGHT end
-if LABELS ~= '-' then
-  for label in string.gmatch(r.labels, '[^,-][^,]*') do call('ZREM', READY .. '@' .. label, ID) end
-  r.labels = LABELS == '' and '-' or LABELS
-end
+if LABELS ~= '-' then all.relabel(r, LABELS == '' and '-' or LABELS) end
 for flag in string.gmatch(ON, '%a') do all.set(r, flag, true) end
 for flag in string.gmatch(OFF, '%a') do all.set(r, flag, false) end
 all.store(r)

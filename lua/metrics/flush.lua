@@ -1,6 +1,7 @@
 -- flush: add what one process recorded to the shared counts, exactly once.
 -- KEYS
 --   agents      ZSET    agentperf:{metrics:<shard>}:agents
+--   settings    HASH    agentperf:{metrics:<shard>}:settings
 --   writer      STRING  agentperf:{metrics:<shard>}:w:<writer>
 --   totals...   HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
 --   recents...  ZSET    agentperf:{metrics:<shard>}:recent:<series>, likewise
@@ -9,6 +10,7 @@
 -- ARGV
 --   seq             int   number of this flush, rising for this writer and shard
 --   writer_keep_ms  int   how long the number is remembered, ms
+--   firm            int   1 makes the following lives those of the shard; 0 takes the shard's, where it has some
 --   keep_10s_ms     int   life of a slice after its end, ms; 0 writes none
 --   keep_1m_ms      int   likewise
 --   keep_1h_ms      int   likewise
@@ -32,12 +34,12 @@
 -- ERRORS  none
 -- COST    O(series x tiers x fields) + O(samples log N)
 --@include slices
-local agents, writer = KEYS[1], KEYS[2]
-local seq, writer_keep_ms = tonumber(ARGV[1]), ARGV[2]
-local keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local recent_most, recent_keep_ms, slow_most, slow_keep_ms = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local agents_most, parts_most, errors_most, sample_tag = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14]
-local names, cells = 15, 15 + (#KEYS - 2) / 3
+local agents, settings, writer = KEYS[1], KEYS[2], KEYS[3]
+local seq, writer_keep_ms, firm = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
+local keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local recent_most, recent_keep_ms, slow_most, slow_keep_ms = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local agents_most, parts_most, errors_most, sample_tag = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
+local names, cells = 16, 16 + (#KEYS - 3) / 3
 
 local call = redis.call
 local now = clock_ms()
@@ -57,6 +59,13 @@ end
 
 if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0} end
 holds(agents, 'zset')
+-- Readers look where the last writer's settings say that slices are.
+local settled = holds(settings, 'hash') and call('HMGET', settings, '10s', '1m', '1h', '1d')
+for t = 1, 4 do
+  local stored = settled and tonumber(settled[t])
+  if not stored then settled = false
+  elseif not firm then KEEP[t] = stored end
+end
 if poisoned then return poisoned end
 
 -- Which series each name stands for: itself, or __other__ where the guard says so.
@@ -84,7 +93,7 @@ end
 for i = 1, series_count do
   local name = ARGV[names + i - 1]
   local agent, part = string.match(name, '^([^/#]+)(.*)$')
-  local one = {total = KEYS[2 + i], recent = KEYS[2 + series_count + i], slow = KEYS[2 + 2 * series_count + i]}
+  local one = {total = KEYS[3 + i], recent = KEYS[3 + series_count + i], slow = KEYS[3 + 2 * series_count + i]}
   local moved = not admit(agents, agent, agents_most)
   if moved then agent = OTHER; admit(agents, agent, agents_most) end
   if part ~= '' then
@@ -232,6 +241,9 @@ call('SET', writer, whole(seq), 'PX', writer_keep_ms)
 for _, key in ipairs(order) do
   call('HSET', key, unpack(writes[key]))
   if expiries[key] then call('PEXPIREAT', key, whole(expiries[key])) end
+end
+for t = 1, 4 do
+  if not settled or tonumber(settled[t]) ~= KEEP[t] then call('HSET', settings, TIERS[t][NAME], KEEP[t]) end
 end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end

@@ -1,32 +1,30 @@
 -- read: the counts of some series, of all time or added up over the slices that cover a window.
 -- KEYS
---   agents       ZSET  agentperf:{metrics:<shard>}:agents; only its tag is used
+--   agents      ZSET  agentperf:{metrics:<shard>}:agents; only its tag is used
+--   settings    HASH  agentperf:{metrics:<shard>}:settings
 --   The totals, slices and recent samples of the series are named here, under the same tag.
 -- ARGV
---   window_ms    int   length of the window, ms; 0 is all time
---   as_of_ms     int   its end, ms since 1970; -1 is now
---   keep_10s_ms  int   life of a slice after its end, ms; 0 when none are written
---   keep_1m_ms   int   likewise
---   keep_1h_ms   int   likewise
---   keep_1d_ms   int   likewise
---   exact_most   int   send the raw durations of a series when they are all there and no more than this
---   names...     text  the series, percent-encoded
+--   window_ms   int   length of the window, ms; 0 is all time
+--   as_of_ms    int   its end, ms since 1970, which may lie ahead; -1 is now
+--   exact_most  int   send the raw durations of a series when they are all there and no more than this
+--   names...    text  the series, percent-encoded
 -- RETURNS
---   {1, now_ms, from_ms, to_ms, ...} and for each series: name, count of fields, field and value of each, durations in us
---                   with spaces between (empty unless they are all there). The window is [from_ms, to_ms).
+--   {1, now_ms, from_ms, to_ms, ...} and for each series: name, a line "value field" for each of its fields, durations
+--                     in us with spaces between (empty unless they are all there). The window is [from_ms, to_ms).
 --   {-1, key, error}  the key holds another type
 -- REPEAT  reads only
 -- ERRORS  none
 -- COST    O(series x slices x fields); a window needs about a dozen slices, 120 at most
 --@include slices
-local agents = KEYS[1]
+local agents, settings = KEYS[1], KEYS[2]
 local window_ms, as_of_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
-local keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local exact_most, names = tonumber(ARGV[7]), 8
+local exact_most, names = tonumber(ARGV[3]), 4
 
 local tag = string.sub(agents, 1, -7)
 local now = clock_ms()
-local KEEP = {keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms}
+local KEEP = redis.pcall('HMGET', settings, '10s', '1m', '1h', '1d')
+if KEEP.err then return {-1, settings, KEEP.err} end
+for t = 1, 4 do KEEP[t] = tonumber(KEEP[t]) or 0 end
 local from, to = 0, now + 1
 
 -- Cover the window from its start, each time with the widest slice that begins here and does not reach beyond the end;
@@ -34,7 +32,7 @@ local from, to = 0, now + 1
 local slices = {}
 if window_ms > 0 then
   local to_now = as_of_ms < 0 or as_of_ms >= now
-  local ending = to_now and now or as_of_ms
+  local ending = as_of_ms < 0 and now or as_of_ms
   local start = ending - window_ms
   local function finest(ms)
     for t = 1, 4 do
@@ -43,8 +41,8 @@ if window_ms > 0 then
     end
     return nil
   end
-  local t = finest(start)
-  while not t and start < ending do  -- older than anything kept: begin where something is
+  local t = start <= now and finest(start) or nil
+  while not t and start < ending and start <= now do  -- older than anything kept: begin where something is
     start = math.min(start + 86400000, ending)
     t = finest(start)
   end
@@ -107,13 +105,9 @@ for i = names, #ARGV do
     if wrong then return wrong end
   end
   reply[#reply + 1] = name
-  local counted = #reply + 1
-  reply[counted] = 0
-  for field, value in pairs(fields) do
-    reply[#reply + 1] = field
-    reply[#reply + 1] = whole(value)
-  end
-  reply[counted] = (#reply - counted) / 2
+  local lines = {}
+  for field, value in pairs(fields) do lines[#lines + 1] = whole(value) .. ' ' .. field end
+  reply[#reply + 1] = table.concat(lines, '\n')
   local n = fields.n or 0
   local durations = {}
   if n > 0 and n <= exact_most then
@@ -121,7 +115,7 @@ for i = names, #ARGV do
     if members.err then return {-1, tag .. 'recent:' .. name, members.err} end
     if #members == n then
       for m = 1, n do
-        local us = string.match(members[m], '^%d+|(%d+)us|')
+        local us = string.match(members[m], '^|(%d+)us|', 14)  -- after 13 digits of ms
         if not us then durations = {}; break end
         durations[m] = us
       end

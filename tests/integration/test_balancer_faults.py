@@ -61,7 +61,6 @@ def warm_up(call: Call, balancer: LoadBalancer) -> None:
     assert call(balancer, "release", call(balancer, "acquire", "planner"))
 
 
-@pytest.mark.every_server
 @pytest.mark.parametrize("fault", ["reset_after_reply", "half_reply", "swallow", "reset_before_request"])
 def test_a_reply_lost_after_execution_changes_nothing_twice(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, fault: str

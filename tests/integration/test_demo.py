@@ -177,7 +177,7 @@ def test_a_broken_promise_is_found_out(promise: str, server: Server, namespace: 
     assert any(failure.startswith(promise) for failure in report.failures), report.failures
 
 
-def test_no_worker_outlives_a_demo_that_was_killed(server: Server, namespace: str) -> None:
+def test_no_worker_outlives_a_demo_that_was_killed(server: Server, namespace: str, tmp_path: Path) -> None:
     program = f"""
 from agentperf_redis.demo import DemoOptions, run_demo
 class Tell:
@@ -190,7 +190,9 @@ run_demo(DemoOptions(url={server.url!r}, workers=2, namespace={namespace!r}), Te
 """
     library = str(Path(__file__).resolve().parents[2])
     demo = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": library}
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": library, "TMPDIR": str(tmp_path)},
     )
     assert demo.stdout is not None
     pids = [int(word) for word in demo.stdout.readline().split()]
@@ -222,7 +224,7 @@ def test_plain_progress_is_lines(tmp_path: Path) -> None:
 
     (tmp_path / "a.py").touch()
     text = io.StringIO()
-    run_demo(DemoOptions(path=tmp_path, workers=1), PlainProgress(text))
+    run_demo(DemoOptions(path=tmp_path, workers=1, kill=False), PlainProgress(text))
     first, second, third, *_ = text.getvalue().splitlines()
     assert first.startswith("1 workers review 1 files of")
     assert "redis-cli -s /" in second

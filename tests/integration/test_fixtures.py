@@ -41,6 +41,9 @@ def _client(url: str, **options: object) -> Raw:
 def test_a_server_is_the_one_it_says(server: Server, raw: Raw, namespace: str) -> None:
     raw.set(f"{namespace}:{{a}}:x", "1")
     assert raw.get(f"{namespace}:{{a}}:x") == "1"
+    for slot in "bcdef":
+        raw.set(f"{namespace}:{{{slot}}}:x", "1")
+    assert len(raw.keys(f"{namespace}:*")) == 6
     versions = {"valkey": "7.2.4", "redis82": "8.2", "redis70": "7.", "cluster": "7.2.4"}  # what Valkey claims to be
     with server.nodes[0].client() as client:
         info = client.info("server")

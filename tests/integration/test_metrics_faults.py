@@ -168,7 +168,7 @@ def state(raw: Raw, namespace: str) -> dict[str, bytes]:
     return {key: raw.dump(key) for key in raw.keys(f"{namespace}:*")}
 
 
-@pytest.mark.parametrize("part", ["agents", "total", "recent", "slow", "10s", "1m", "1h", "1d"])
+@pytest.mark.parametrize("part", ["agents", "settings", "total", "recent", "slow", "10s", "1m", "1h", "1d"])
 def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
     backend: Backend, raw: Raw, namespace: str, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,8 +179,8 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
     tag = keys.metrics_tag(namespace, 3)
     collector.record_execution(bad, 0.5, True)
     collector.flush()
-    if part == "agents":
-        poisoned = [f"{tag}:agents"]
+    if part in ("agents", "settings"):
+        poisoned = [f"{tag}:{part}"]
         raw.delete(*poisoned)
     else:
         poisoned = [key for key in raw.keys(f"{tag}:{part}:*") if key.endswith(bad)]
@@ -204,7 +204,7 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
     assert state(raw, namespace) == before
     delivery = collector.delivery()
     assert delivery.recorded == delivery.counted + delivery.pending + delivery.dropped == 4
-    if part == "agents":  # nobody's alone: kept until it is gone
+    if part in ("agents", "settings"):  # nobody's alone: kept until it is gone
         assert delivery.pending == 3
         raw.delete(*poisoned)
         collector.record_execution(good, 0.5, True)

@@ -29,12 +29,22 @@ def balancer() -> Iterator[LoadBalancer]:
 
 def cases() -> Iterator[Any]:
     for value in NO_NAMES:
-        for method in ("acquire", "select_instance", "lease", "status"):
+        for method in ("acquire", "select_instance", "lease", "status", "leases", "repair"):
             yield pytest.param(method, (value,), {}, "agent_type", id=f"{method}-type-{str(value)[:5]!r}")
         for method in ("remove_instance", "mark_healthy", "mark_unhealthy", "drain", "undrain", "update_instance"):
             yield pytest.param(method, ("planner", value), {}, "instance_id", id=f"{method}-id-{str(value)[:5]!r}")
             yield pytest.param(method, (value, "p0"), {}, "agent_type", id=f"{method}-type-{str(value)[:5]!r}")
         yield pytest.param("heartbeat", ("planner", value), {}, "instance_ids", id=f"heartbeat-{str(value)[:5]!r}")
+    for value in (math.nan, -1, -0.001, 1e300, True, "5", None):
+        for method in ("acquire", "lease"):
+            yield pytest.param(method, ("planner",), {"wait": value}, "wait", id=f"{method}-wait-{value!r}")
+        yield pytest.param("wait_until_idle", ("a", "b"), {"wait": value}, "wait", id=f"idle-wait-{value!r}")
+    for value in (1.5, True, "1", None, 10**7, math.inf):
+        for method in ("acquire", "lease"):
+            yield pytest.param(method, ("planner",), {"priority": value}, "priority", id=f"{method}-prio-{value!r}")
+    for value in (*NO_NAMES, "no-at"):
+        yield pytest.param("release_token", ("planner", value), {}, "token", id=f"token-{str(value)[:5]!r}")
+    yield pytest.param("repair", ("planner",), {"progress": 5}, "progress", id="progress")
     for value in NO_SECONDS:
         for method in ("acquire", "lease"):
             for argument in ("ttl", "max_hold"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ from agentperf_redis.balancer import AgentInstance, Lease, LoadBalancingStrategy
 from agentperf_redis.balancer.commands import ANY, Choice, Pool
 from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.model import InstanceStatus
-from agentperf_redis.command import Command
+from agentperf_redis.balancer.waiting import lines_of
+from agentperf_redis.command import Command, Wait
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
 
 POOL = Pool.of("n", "t")
@@ -53,12 +55,15 @@ COMMANDS: list[Command[Any]] = [
     commands.acquire(POOL, "@t", 1000, Choice(LoadBalancingStrategy.RANDOM)),
     commands.heartbeat(POOL, ["p0"], 1000),
     commands.register(POOL, AgentInstance("p0", "t"), LoadBalancingStrategy.RANDOM, 0),
+    commands.leases(POOL, 0, 10),
     commands.release(POOL, "@t"),
     commands.remove(POOL, "p0"),
     commands.renew(POOL, ["@t"], 1000),
+    commands.repair(POOL, 0, 10),
     commands.select(POOL, ANY),
     commands.status(POOL, 0, 10),
     commands.update(POOL, "p0"),
+    commands.wait(POOL, "@t", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), place="-"),
 ]
 
 
@@ -144,7 +149,7 @@ UNKNOWN = BackendUnavailable("here", "unknown", "late")
 
 
 def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentKeeper) -> None:
-    flow = flows.acquire(keeper, POOL, flows.Wish())
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
     first: Any = flow.send(None)
     second: Any = flow.throw(KeyboardInterrupt())
     assert second.script is commands.RELEASE
@@ -156,7 +161,7 @@ def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentK
 
 
 def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(keeper: SilentKeeper) -> None:
-    flow = flows.acquire(keeper, POOL, flows.Wish(ttl=7.0))
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish(ttl=7.0))
     first: Any = flow.send(None)
     with pytest.raises(BackendUnavailable):
         flow.throw(UNKNOWN)
@@ -166,7 +171,7 @@ def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(keeper: 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), CorruptState("k", "x")])
 def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: SilentKeeper, error: AgentPerfError) -> None:
-    flow = flows.acquire(keeper, POOL, flows.Wish())
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
     flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
@@ -174,14 +179,14 @@ def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: Silent
 
 
 def test_a_closed_flow_asks_for_nothing_more(keeper: SilentKeeper) -> None:
-    flow = flows.acquire(keeper, POOL, flows.Wish())
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
     flow.send(None)
     flow.close()
     assert len(keeper.told) == 1
 
 
 def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
-    flow = flows.acquire(keeper, POOL, flows.Wish())
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
     step: Any = flow.send(None)
     second: Any = flow.send(commands.Spent("e"))
     assert step.args[0] != second.args[0]
@@ -193,6 +198,52 @@ def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
     assert keeper.held() == [lease]
     assert lease.end()
     assert not lease.end()
+
+
+REFUSED = commands.Refused(1.0, 2, 0)
+
+
+def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish(wait=0.001))
+    asked: Any = flow.send(None)
+    waited: Any = flow.send(REFUSED)
+    assert (waited.script, waited.args[0], waited.args[5]) == (commands.WAIT, asked.args[0], "-")
+    time.sleep(0.002)
+    left: Any = flow.send(commands.Queued(3, 0.5, "17"))
+    assert (left.script, left.args[0]) == (commands.RELEASE, asked.args[0])
+    with pytest.raises(StopIteration) as end:
+        flow.send(False)
+    assert end.value.value == commands.Refused(1.0, 2, 3)
+
+
+def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: SilentKeeper) -> None:
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish(wait=100.0, priority=2))
+    flow.send(None)
+    flow.send(REFUSED)
+    pause: Any = flow.send(commands.Queued(3, 0.5, "17"))
+    assert isinstance(pause, Wait)
+    assert pause.seconds == 0.5
+    again: Any = flow.send(False)
+    assert (again.args[3], again.args[5]) == (2000, "17")
+    spent: Any = flow.send(commands.Spent("e"))
+    assert spent.script is commands.WAIT
+    assert spent.args[0] != again.args[0]
+    with pytest.raises(StopIteration) as end:
+        flow.send(GRANTED)
+    assert end.value.value.token == spent.args[0]
+    end.value.value.end()
+
+
+@pytest.mark.parametrize("outcome", ["unknown", "not_applied"])
+def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
+    keeper: SilentKeeper, outcome: Any
+) -> None:
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish(wait=100.0))
+    asked: Any = flow.send(None)
+    flow.send(REFUSED)
+    with pytest.raises(BackendUnavailable):
+        flow.throw(BackendUnavailable("here", outcome, "gone"))
+    assert keeper.told[0][0].args[0] == asked.args[0]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +258,7 @@ def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
 )
 def test_how_a_block_ends_is_the_outcome(keeper: SilentKeeper, error: BaseException | None, outcome: str) -> None:
     for stated, expected in ((None, outcome), ("rejected", "j"), (Outcome.NEUTRAL, "n")):
-        flow = flows.acquire(keeper, POOL, flows.Wish())
+        flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
         flow.send(None)
         with pytest.raises(StopIteration) as end:
             flow.send(GRANTED)

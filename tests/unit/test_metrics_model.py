@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.metrics.flows import Span, asked_time
+from agentperf_redis.metrics.flows import Stretch, asked_time
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index
 from agentperf_redis.metrics.model import (
     Interval,
@@ -161,8 +161,8 @@ def test_throughput_is_over_the_time_covered() -> None:
     ],
 )
 def test_windows(window: str | float, expected_ms: int) -> None:
-    assert asked_time(window, None) == Span(expected_ms, -1)
-    assert asked_time(window, 1000.5) == Span(expected_ms, 1_000_500)
+    assert asked_time(window, None) == Stretch(expected_ms, -1)
+    assert asked_time(window, 1000.5) == Stretch(expected_ms, 1_000_500)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.metrics.spans import Span, current_span
 from agentperf_redis.metrics.tracking import track_performance
 
 STEP_S = 0.01
@@ -20,14 +21,13 @@ class Notes:
 
     def __init__(self) -> None:
         self.said: list[tuple[str, float, str]] = []
+        self.streams: list[tuple[int, float, float | None]] = []
 
-    def record_execution(
-        self, agent_name: str, execution_time: float, success: bool, error_type: str | None = None
-    ) -> None:
-        self.said.append((agent_name, execution_time, "ok" if success else f"err:{error_type}"))
+    def track(self, agent_name: str) -> Span:
+        return Span(agent_name, None, lambda span, outcome: self.said.append((span.agent_name, span.seconds, outcome)))
 
-    def record_cancellation(self, agent_name: str, execution_time: float) -> None:
-        self.said.append((agent_name, execution_time, "cancelled"))
+    def record_stream(self, agent_name: str, items: int, first: float, between: float | None) -> None:
+        self.streams.append((items, first, between))
 
     def once(self, outcome: str, *, at_least: float = 0.0) -> None:
         """Assert that there was one execution, with that outcome and a duration that makes sense."""
@@ -135,6 +135,28 @@ def test_a_generator_is_recorded_when_it_is_exhausted(notes: Notes, track: Calla
         stream.send("c")
     assert end.value.value == "a,b,c"
     notes.once("ok", at_least=3 * STEP_S)
+    ((items, first, between),) = notes.streams
+    assert items == 3
+    assert first >= STEP_S
+    assert between is not None
+    assert between >= STEP_S
+
+
+def test_the_time_of_a_consumer_is_not_that_between_items(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> Iterator[int]:
+        assert current_span() is not None, "it runs as an execution"
+        yield 1
+        yield 2
+
+    for _ in work():
+        assert current_span() is None, "its consumer does not"
+        time.sleep(10 * STEP_S)
+    notes.once("ok", at_least=20 * STEP_S)
+    ((items, _, between),) = notes.streams
+    assert items == 2
+    assert between is not None
+    assert between < 5 * STEP_S
 
 
 def test_a_generator_that_is_closed_has_done_its_work(notes: Notes, track: Callable[[Any], Any]) -> None:

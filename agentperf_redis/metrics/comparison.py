@@ -1,0 +1,153 @@
+"""Agents ranked, and two of them, or two times of one, held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from agentperf_redis.metrics.model import PerformanceMetrics
+
+
+class RankBy(Enum):
+    """What agents are ranked by. The best comes first by score, the one to look at first by all others."""
+
+    SCORE = "score"
+    """The reference's: success rate / (average duration + 1)."""
+    P95 = "p95"
+    AVERAGE = "average"
+    TOTAL_TIME = "total_time"
+    TASKS = "tasks"
+    ERROR_RATE = "error_rate"
+    ERRORS = "errors"
+    COST = "cost"
+    TOKENS = "tokens"
+
+
+_VALUES: dict[RankBy, Callable[[PerformanceMetrics], float]] = {
+    RankBy.SCORE: lambda agent: agent.score,
+    RankBy.P95: lambda agent: agent.p95_execution_time,
+    RankBy.AVERAGE: lambda agent: agent.avg_execution_time,
+    RankBy.TOTAL_TIME: lambda agent: agent.total_execution_time,
+    RankBy.TASKS: lambda agent: agent.task_count,
+    RankBy.ERROR_RATE: lambda agent: agent.failure_rate,
+    RankBy.ERRORS: lambda agent: agent.failure_count,
+    RankBy.COST: lambda agent: agent.cost,
+    RankBy.TOKENS: lambda agent: agent.tokens_in + agent.tokens_out,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """An agent in its place.
+
+    Attributes:
+        value: what it was ranked by.
+        metrics: all of it.
+    """
+
+    value: float
+    metrics: PerformanceMetrics
+
+
+def ranked(agents: Iterable[PerformanceMetrics], by: RankBy, least_tasks: int = 1) -> tuple[Ranked, ...]:
+    """Rank agents, largest value first, equal ones by name.
+
+    Args:
+        agents: to rank.
+        by: what to rank by.
+        least_tasks: agents with fewer executions are left out, lest one lucky run leads; cost and tokens need none.
+    """
+    if by in (RankBy.COST, RankBy.TOKENS):
+        least_tasks = 0
+    value = _VALUES[by]
+    found = [Ranked(float(value(agent)), agent) for agent in agents if agent.task_count >= least_tasks]
+    return tuple(sorted(found, key=lambda entry: (-entry.value, entry.metrics.agent_name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One figure, in the first and in the second of two.
+
+    Attributes:
+        name: of the figure: ``p95_execution_time``.
+        first: its value there.
+        second: its value there.
+        certain: whether they differ for sure: False when they are equal, or no further apart than the bound on
+            estimated percentiles.
+    """
+
+    name: str
+    first: float
+    second: float
+    certain: bool
+
+    @property
+    def difference(self) -> float:
+        """Second less first."""
+        return self.second - self.first
+
+    @property
+    def ratio(self) -> float | None:
+        """Second over first; None when the first is zero."""
+        return self.second / self.first if self.first else None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two agents, or two times of one.
+
+    Attributes:
+        first: what is compared with.
+        second: what is compared.
+        changes: their figures, one by one.
+    """
+
+    first: PerformanceMetrics
+    second: PerformanceMetrics
+    changes: tuple[Change, ...]
+
+    def __getitem__(self, name: str) -> Change:
+        """Return the change of a figure by its name."""
+        for change in self.changes:
+            if change.name == name:
+                return change
+        raise KeyError(name)
+
+
+_EXACT = (
+    "task_count",
+    "throughput",
+    "success_rate",
+    "failure_rate",
+    "avg_execution_time",
+    "min_execution_time",
+    "max_execution_time",
+)
+_ESTIMATED = ("p50_execution_time", "p95_execution_time", "p99_execution_time")
+_PER_TASK = ("tokens_in", "tokens_out", "cost", "llm_calls", "tool_calls")
+
+
+def compared(first: PerformanceMetrics, second: PerformanceMetrics) -> Comparison:
+    """Hold two against each other. Tokens, cost and calls are compared per execution, named ``cost_per_task``."""
+    changes = [_exact(name, getattr(first, name), getattr(second, name)) for name in _EXACT]
+    for name in _ESTIMATED:
+        one, other = getattr(first, name), getattr(second, name)
+        # Each may stand for any value that is off by the bound.
+        low, high = sorted((one, other))
+        (low_bound, high_bound) = (
+            (first.error_bound, second.error_bound) if one <= other else (second.error_bound, first.error_bound)
+        )
+        certain = low * (1 + low_bound) < high * (1 - high_bound)
+        changes.append(Change(name, one, other, certain))
+    changes += [_exact(f"{name}_per_task", _per_task(first, name), _per_task(second, name)) for name in _PER_TASK]
+    return Comparison(first, second, tuple(changes))
+
+
+def _exact(name: str, first: float, second: float) -> Change:
+    return Change(name, float(first), float(second), first != second)
+
+
+def _per_task(metrics: PerformanceMetrics, name: str) -> float:
+    value: float = getattr(metrics, name)
+    return value / metrics.task_count if metrics.task_count else 0.0

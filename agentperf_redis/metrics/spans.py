@@ -1,0 +1,269 @@
+"""Spans: which stage of an agent's work takes the time.
+
+A span is a named stretch of work within another, or within an execution. The one a piece of code runs in is kept in a
+context variable, so spans nest through functions, coroutines and tasks; into a thread it is handed as `parent=`.
+
+Self time. At each moment, the spans that are open and have no open child are *at work*; a moment that several are at
+work (tasks, threads) is divided among them equally. So the self times of a tree add up to the time it took, exactly,
+whatever ran side by side. Kept with a virtual clock that runs at 1/k of real time while k spans are at work: a span's
+self time is what that clock advanced while the span was at work, and opening or closing costs O(1). (The clock of
+processor sharing; Parekh and Gallager, "A generalized processor sharing approach to flow control", 1993.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+from agentperf_redis import arguments
+from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.metrics.buffer import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
+
+DEPTH_MOST = 16
+"""Deeper spans count as part of the sixteenth."""
+
+
+class _Tree:
+    """What the spans that began within one another share."""
+
+    __slots__ = ("at_work", "clock", "lock", "virtual")
+
+    def __init__(self, now: float) -> None:
+        self.lock = threading.RLock()
+        self.clock = now
+        self.virtual = 0.0
+        self.at_work = 0
+
+    def advance(self, now: float) -> None:
+        if self.at_work and now > self.clock:
+            self.virtual += (now - self.clock) / self.at_work
+        self.clock = max(self.clock, now)
+
+
+_current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
+
+
+def current_span() -> Span | None:
+    """Return the span that the running code is in."""
+    span = _current.get()
+    while span is not None and not span.is_open:
+        span = span.parent
+    return span
+
+
+class Span:
+    """An open execution or span: ``with collector.track("research"):``, ``with collector.span("research", "plan"):``.
+
+    Enter it once. Leaving with an exception records a failure of that type; with a cancellation, a cancellation.
+
+    Attributes:
+        agent_name: the agent.
+        path: names from the outermost span to this one; empty for an execution.
+        parent: the span around it, or None.
+        seconds: how long it took, once it is over.
+        self_seconds: of these, its own share, see above.
+    """
+
+    __slots__ = (
+        "_children",
+        "_failure",
+        "_finish",
+        "_outer",
+        "_parent_given",
+        "_start",
+        "_tree",
+        "_virtual_start",
+        "agent_name",
+        "is_open",
+        "parent",
+        "path",
+        "seconds",
+        "self_seconds",
+    )
+
+    _tree: _Tree
+    _start: float
+    _virtual_start: float
+
+    def __init__(
+        self, agent_name: str, name: str | None, finish: Callable[[Span, str], None], parent: Span | None = None
+    ) -> None:
+        self.agent_name = agent_name
+        self.path: tuple[str, ...] = () if name is None else (name,)
+        self.parent: Span | None = None
+        self.seconds = 0.0
+        self.self_seconds = 0.0
+        self.is_open = False
+        self._parent_given = parent
+        self._finish = finish
+        self._children = 0
+        self._failure: str | None = None
+        self._outer: Span | None = None
+
+    def fail(self, error_type: str | None = None) -> None:
+        """Record a failure, though the block is left without an exception.
+
+        Args:
+            error_type: of the failure, 1 to 200 characters, or None.
+
+        Raises:
+            InvalidArgument: for a type that cannot be.
+        """
+        self._failure = FAILED if error_type is None else f"{FAILED}:{arguments.name('error_type', error_type)}"
+
+    def __enter__(self) -> Self:
+        if self.is_open or self.seconds:
+            raise AgentPerfError("a span is entered once; make another for the next time")
+        parent = self._parent_given
+        if parent is None or not parent.is_open:
+            parent = current_span() if parent is None else parent.parent
+            while parent is not None and not parent.is_open:
+                parent = parent.parent
+        if parent is not None and parent.agent_name == self.agent_name and self.path:
+            self.parent = parent
+            self.path = (parent.path + self.path)[:DEPTH_MOST]
+            tree = self._tree = parent._tree  # noqa: SLF001  one of its own kind
+        else:  # an execution, or another agent's: its time is that agent's
+            self.parent = None
+            tree = self._tree = _Tree(perf_counter())
+        with tree.lock:
+            now = perf_counter()
+            tree.advance(now)
+            if self.parent is not None:
+                self.parent._child_opened()  # noqa: SLF001  as above
+            tree.at_work += 1
+            self._virtual_start = tree.virtual
+            self._start = now
+            self.is_open = True
+        self._outer = _current.get()
+        _current.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tree = self._tree
+        with tree.lock:
+            now = perf_counter()
+            tree.advance(now)
+            self._child_opened()  # no longer at work, as if a child took over
+            self.is_open = False
+            if self.parent is not None:
+                self.parent._child_closed()  # noqa: SLF001  as above
+            self.seconds = now - self._start
+        if _current.get() is self:
+            _current.set(self._outer)
+        self._finish(self, (error is None and self._failure) or outcome_of(error))
+
+    def suspend(self) -> None:
+        """Leave it for a while, as a generator does at each ``yield``: what its consumer does is not its work."""
+        with self._tree.lock:
+            self._tree.advance(perf_counter())
+            self._child_opened()
+        if _current.get() is self:
+            _current.set(self._outer)
+
+    def resume(self) -> None:
+        """Go on after `suspend`."""
+        with self._tree.lock:
+            self._tree.advance(perf_counter())
+            self._child_closed()
+        self._outer = _current.get()
+        _current.set(self)
+
+    def _child_opened(self) -> None:
+        self._children += 1
+        if self._children == 1 and self.is_open:
+            self._tree.at_work -= 1
+            self.self_seconds += self._tree.virtual - self._virtual_start
+
+    def _child_closed(self) -> None:
+        self._children -= 1
+        if self._children == 0 and self.is_open:
+            self._tree.at_work += 1
+            self._virtual_start = self._tree.virtual
+
+    @property
+    def part(self) -> str | Part:
+        """Under what it is recorded."""
+        return Part(self.agent_name, self.path) if self.path else self.agent_name
+
+
+def outcome_of(error: BaseException | None) -> str:
+    """Return how a block that was left so has ended."""
+    if error is None:
+        return OK
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return CANCELLED
+    return f"{FAILED}:{type(error).__name__[: arguments.MAX_NAME_CHARACTERS]}"
+
+
+@dataclass(frozen=True, slots=True)
+class SpanMetrics:
+    """One span of an agent, all its occurrences together.
+
+    Attributes:
+        path: names from the outermost span to this one; empty for the executions themselves.
+        metrics: count, durations and errors; durations are from start to end, whatever ran within.
+        self_time: s of its own, without what its spans took; see `agentperf_redis.metrics.spans`.
+        share: of the self time of all of the agent's spans, 0 to 1.
+    """
+
+    path: tuple[str, ...]
+    metrics: PerformanceMetrics
+    self_time: float
+    share: float
+
+    @property
+    def name(self) -> str:
+        """The path in one word: ``plan/search``; empty for the executions themselves."""
+        return "/".join(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class SpanReport:
+    """Where an agent's time goes.
+
+    Attributes:
+        agent_name: the agent.
+        total: s of all its spans, which their self times add up to.
+        spans: all of them, the most expensive first.
+    """
+
+    agent_name: str
+    total: float
+    spans: tuple[SpanMetrics, ...]
+
+    @property
+    def bottleneck(self) -> SpanMetrics | None:
+        """The span that takes most of the time itself; None when there are no spans."""
+        return self.spans[0] if self.spans else None
+
+    @property
+    def tree(self) -> tuple[SpanMetrics, ...]:
+        """The spans as they nest, each after the one around it."""
+        return tuple(sorted(self.spans, key=lambda span: span.path))
+
+
+def span_report(agent_name: str, found: Mapping[tuple[str, ...], tuple[PerformanceMetrics, int]]) -> SpanReport:
+    """Make the report.
+
+    Args:
+        agent_name: the agent.
+        found: metrics and self time in us of each path.
+    """
+    total = sum(self_us for _, self_us in found.values())
+    spans = [
+        SpanMetrics(path, metrics, self_us / 1e6, self_us / total if total else 0.0)
+        for path, (metrics, self_us) in found.items()
+        if metrics.task_count or self_us
+    ]
+    spans.sort(key=lambda span: (-span.self_time, span.path == (OTHER,), span.path))
+    return SpanReport(agent_name, total / 1e6, tuple(spans))

@@ -1,0 +1,43 @@
+-- leases: one page of a pool's leases and of those who wait, as they are.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   due       ZSET  agentperf:{lb:<type>}:due
+-- ARGV
+--   first     int   rank of the first entry of the page
+--   count     int   entries per page, at most 1000
+-- RETURNS
+--   {1, now_ms, next_rank, token, record, due_ms, token, record, due_ms ...}
+--     next_rank: 0 after the last page; the order is that of due_ms: when a lease or a silent place in line ends
+--   {0}   no such pool
+--   {-3, fact}   other schema
+-- REPEAT  harmless: it changes nothing
+-- ERRORS  none
+-- COST    O(log L + count)
+local STATE, DUE = KEYS[1], KEYS[2]
+local FIRST, COUNT = ARGV[1], ARGV[2]
+local call = redis.call
+
+local pool = call('HGET', STATE, '#pool')
+if not pool then return {0} end
+if not string.match(pool, '^1 ') then return {-3, pool} end
+local clock = call('TIME')
+local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local page = call('ZRANGE', DUE, FIRST, FIRST + COUNT - 1, 'WITHSCORES')
+local total, read = call('ZCARD', DUE), #page / 2
+local reply = {1, now_ms, FIRST + read < total and read > 0 and FIRST + read or 0}
+local tokens, ends = {}, {}
+for i = 1, #page, 2 do
+  local token = string.match(page[i], '^W?(@.*)$')
+  if token then
+    tokens[#tokens + 1] = token
+    ends[#ends + 1] = page[i + 1]
+  end
+end
+if #tokens > 0 then
+  for i, record in ipairs(call('HMGET', STATE, unpack(tokens))) do
+    reply[#reply + 1] = tokens[i]
+    reply[#reply + 1] = record or ''
+    reply[#reply + 1] = ends[i]
+  end
+end
+return reply

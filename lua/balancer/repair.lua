@@ -1,0 +1,82 @@
+-- repair: recompute the load of a page of instances from their leases, and write their records and indexes anew.
+-- KEYS
+--   state     HASH  agentperf:{lb:<type>}:state
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   due       ZSET  agentperf:{lb:<type>}:due
+--   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   ids       ZSET  agentperf:{lb:<type>}:ids
+-- ARGV
+--   first     int   rank of the first instance of the page
+--   count     int   instances per page
+-- RETURNS
+--   {1, next_rank, wrong, orphans, registered}   next_rank: 0 after the last page; wrong: instances whose load was not that of
+--     their leases; orphans: leases dropped because nothing would have ended them, on the first page only
+--   {0}   no such pool
+--   {-3, fact}   other schema
+-- REPEAT  finds nothing wrong any more
+-- ERRORS  none
+-- COST    O(L + count log N): every page counts all leases, some 1 us each, so that it is exact at its moment
+local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local FIRST, COUNT = ARGV[1], ARGV[2]
+--@include pool
+
+local SCAN, ROUNDS = 1000, 100000
+local pool = call('HGET', STATE, '#pool')
+local registered = call('ZCARD', IDS)
+if not pool then return {NOTHING} end
+if not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
+local all = upkeep()
+local first, count = tonumber(FIRST), tonumber(COUNT)
+
+local held, orphans, instances, seen, cursor = {}, {}, {}, {}, '0'
+for _ = 1, ROUNDS do
+  local scan = call('HSCAN', STATE, cursor, 'COUNT', SCAN)
+  cursor = scan[1]
+  for i = 1, #scan[2], 2 do
+    local field, start = scan[2][i], string.sub(scan[2][i], 1, 1)
+    if start == '@' and not seen[field] then
+      seen[field] = true  -- a scan may bring a field twice
+      local id = match(scan[2][i + 1], '^[LG] (%S+)')
+      if id and not call('ZSCORE', DUE, field) then
+        orphans[#orphans + 1] = field
+      elseif id then
+        held[id] = (held[id] or 0) + 1
+      end
+    elseif start ~= '@' and start ~= '#' then
+      instances[field] = true
+    end
+  end
+  if cursor == '0' then break end
+end
+
+local page = call('ZRANGE', IDS, first, first + count - 1)
+local next_rank = first + count < registered and first + count or 0
+if first == 0 then
+  for _, token in ipairs(orphans) do call('HDEL', STATE, token) end
+  for id in pairs(instances) do
+    if not call('ZSCORE', IDS, id) then page[#page + 1] = id end  -- removed, but for its leases
+  end
+end
+local wrong = 0
+for _, id in ipairs(page) do
+  local r = all.read(id)
+  if r then
+    if r.load ~= (held[id] or 0) then wrong = wrong + 1 end
+    r.load = held[id] or 0
+    all.store(r)
+  end
+end
+if next_rank == 0 then
+  local load, cap = 0, 0
+  for id in pairs(instances) do
+    local r = all.read(id)
+    if r then load, cap = load + r.load, cap + (r.lim > 0 and r.cap or 0) end
+  end
+  call('HSET', STATE, '#load', format('%d', load), '#cap', format('%d', cap))
+  for _, id in ipairs(call('ZRANGE', READY, 0, -1)) do
+    if not instances[id] then call('ZREM', READY, id) end
+  end
+end
+all.pump()
+all.retime()
+return {DONE, next_rank, wrong, first == 0 and #orphans or 0, registered}

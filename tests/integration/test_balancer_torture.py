@@ -1,0 +1,275 @@
+"""Workers that take leases, wait for them, forget them, are killed and stopped; then the history is judged.
+
+For these tests the scripts write down what they do, in the order in which they did it: a list beside the pool's keys.
+Judging that list is a linear replay. Mutants of the scripts show that the judge can say no.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
+from agentperf_redis.script import Script
+from tests.proxy import Proxy
+from tests.servers import Raw, Server, wait_until
+from tests.workers import Worker, Workers
+
+TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 3, 2, 8, 10.0
+
+SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
+
+LOG = "call('RPUSH', STATE .. ':log', {})\n"
+HISTORY = (
+    # (where, what is written down)
+    ("local record = load .. ' '", "'grant ' .. TOKEN .. ' ' .. id .. ' ' .. fence .. ' ' .. lim", "before"),
+    ("call('SPUBLISH', WAITQ, token)", "format('grant %s %s %.0f %d', token, r.id, r.fence, r.lim)", "before"),
+    ("call('HDEL', STATE, TOKEN)\n", "'free ' .. TOKEN .. ' ' .. id", "after"),
+    ("          self.give_back(id)\n", "'end ' .. name .. ' ' .. id", "after"),
+)
+MUTANTS = {
+    "no capacity check": (
+        ("  if load < lim then\n    if strategy", "  if true then\n    if strategy"),
+        ("if load >= lim then id = nil end", ""),
+    ),
+    "no tombstone": (
+        ("  function self.bury(token, why, keep_ms)\n", "  function self.bury() if true then return end\n"),
+    ),
+    "token made by the server": (
+        (
+            "local TOKEN, TTL_MS, LATE, WANTED = ARGV[1],",
+            "local TOKEN, TTL_MS, LATE, WANTED = ARGV[1] .. redis.call('TIME')[2],",
+        ),
+    ),
+}
+
+
+def rewrite(mutant: str | None) -> Iterator[None]:
+    """Have the scripts write their history, and a mutant be in them; until the generator goes on."""
+    before = {script: script.source for script in SCRIPTS}
+    changed = Counter[str]()
+    for script in SCRIPTS:
+        source = before[script]
+        for anchor, what, side in HISTORY:
+            entry = LOG.format(what)
+            changed[anchor] += source.count(anchor)
+            source = source.replace(anchor, anchor + entry if side == "after" else entry + anchor)
+        for sound, broken in MUTANTS.get(mutant or "", ()):
+            changed[sound] += source.count(sound)
+            source = source.replace(sound, broken)
+        set_source(script, source)
+    assert all(changed.values()), f"not in the scripts any more: {changed}"
+    yield
+    for script, source in before.items():
+        set_source(script, source)
+
+
+def set_source(script: Script, source: str) -> None:
+    script.__dict__["source"] = source
+    script.__dict__.pop("sha", None)
+
+
+@pytest.fixture
+def mutant(request: pytest.FixtureRequest) -> str | None:
+    return getattr(request, "param", None)
+
+
+@pytest.fixture(autouse=True)
+def history_is_written(mutant: str | None) -> Iterator[None]:
+    yield from rewrite(mutant)
+
+
+class Unsound(Exception):
+    """What the judge says no with."""
+
+
+def judge(history: list[str]) -> dict[str, str]:
+    """Replay what the scripts did; return what is still held at the end.
+
+    Raises:
+        Unsound: more leases than capacity at a grant, a token granted twice, a fence that did not rise, or capacity
+            freed that was not held.
+    """
+    live: dict[str, str] = {}
+    granted: set[str] = set()
+    fences: dict[str, int] = {}
+    for number, entry in enumerate(history):
+        what, token, instance, *rest = entry.split(" ")
+        if what != "grant":
+            if live.pop(token, None) != instance:
+                raise Unsound(f"{number}: {entry}, which was not held")
+            continue
+        fence, limit = map(int, rest)
+        if sum(holder == instance for holder in live.values()) >= limit:
+            raise Unsound(f"{number}: {entry}, but all {limit} were held")
+        if token in granted:
+            raise Unsound(f"{number}: {entry}, for the second time")
+        if fence <= fences.get(instance, 0):
+            raise Unsound(f"{number}: {entry}, after fence {fences[instance]}")
+        live[token] = instance
+        granted.add(token)
+        fences[instance] = fence
+    return live
+
+
+def judge_clients(history: list[str], seen: list[str]) -> None:
+    """Compare what workers were told with what the scripts did."""
+    granted = Counter(entry.split(" ")[1] for entry in history if entry.startswith("grant"))
+    freed = Counter(entry.split(" ")[1] for entry in history if entry.startswith("free"))
+    for line in seen:
+        what, token = line.split(" ")
+        if what == "got" and granted[token] != 1:
+            raise Unsound(f"a worker was told of {token}, which was granted {granted[token]} times")
+        if what == "freed" and freed[token] != 1:
+            raise Unsound(f"a worker was told that it freed {token}, which was freed {freed[token]} times")
+
+
+def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> None:
+    """Take leases in all ways there are, for ever; append what is learnt to a file, which survives SIGKILL."""
+    running = rewrite(mutant)
+    next(running)
+    chance = random.Random(seed)
+    balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
+    seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    forgotten = []
+    while True:
+        wait = chance.choice([0.0, 0.0, 0.05, 1.0])
+        instance = balancer.acquire("planner", wait=wait, ttl=TTL, priority=chance.randrange(3))
+        if instance is None:
+            time.sleep(0.002)
+            continue
+        assert instance.lease is not None
+        token = instance.lease.token
+        os.write(seen, f"got {token}\n".encode())
+        time.sleep(chance.choice([0.0, 0.001, 0.01]))
+        if chance.random() < 0.02:
+            balancer._requests.keeper.drop(instance.lease)  # it expires
+            forgotten.append(instance)
+        elif balancer.release(instance, outcome=chance.choice(["ok", "error", "neutral"])):
+            os.write(seen, f"freed {token}\n".encode())
+
+
+def torture(
+    server: Server, namespace: str, workers: Workers, folder: Path, mutant: str | None, seconds: float
+) -> list[str]:
+    chance = random.Random(4)
+    backend = Backend(server.url, namespace=namespace)
+    balancer = LoadBalancer(backend=backend)
+    for number in range(INSTANCES):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=CAPACITY))
+    backend.close()
+
+    def start(number: int) -> Worker:
+        return workers.start(work, server.url, namespace, mutant, str(folder / f"{number}"), number)
+
+    crowd = [start(number) for number in range(PROCESSES)]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        victim = chance.randrange(PROCESSES)
+        if chance.random() < 0.3:
+            crowd[victim].kill()
+            crowd[victim] = start(len(list(folder.iterdir())) + PROCESSES)
+        else:
+            crowd[victim].pause()
+            time.sleep(chance.choice([0.05, TTL * 1.5]))
+            crowd[victim].resume()
+        time.sleep(0.05)
+    for worker in crowd:
+        worker.kill()
+    return [line for file in folder.iterdir() for line in file.read_text().splitlines() if line.count(" ") == 1]
+
+
+def grants(raw: Raw, pool: keys.PoolKeys) -> list[str]:
+    """Return what was handed over and not fetched."""
+    return [field for field, record in raw.hgetall(pool.state).items() if field[0] == "@" and record[0] == "G"]
+
+
+def test_no_crash_and_no_pause_spoils_the_pool(
+    server: Server, namespace: str, raw: Raw, workers: Workers, tmp_path: Path
+) -> None:
+    seen = torture(server, namespace, workers, tmp_path, None, SECONDS)
+
+    pool = keys.pool(namespace, "planner")
+    backend = Backend(server.url, namespace=namespace)
+    balancer = LoadBalancer(backend=backend)
+    # Those who died in line lose their places after three seconds of silence, and what they were granted after three.
+    wait_until(
+        lambda: not balancer.status("planner")[0].waiting and not grants(raw, pool), "the dead to leave the line"
+    )
+    time.sleep(TTL)  # nobody is left to renew: all leases end by themselves
+    everything: list[Any] = [balancer.acquire("planner") for _ in range(INSTANCES * CAPACITY)]
+    assert all(everything), "not all capacity came back after the TTL and one operation"
+    history = raw.lrange(f"{pool.state}:log", 0, -1)
+    assert set(judge(history)) == {instance.lease.token for instance in everything}
+    judge_clients(history, seen)
+    kinds = Counter(entry.split(" ")[0] for entry in history)
+    assert kinds["grant"] > 500
+    assert kinds["end"] > 5
+    assert raw.hget(pool.state, "#load") == str(INSTANCES * CAPACITY)
+    backend.close()
+
+
+@pytest.mark.parametrize("mutant", ["no capacity check"], indirect=True)
+def test_the_judge_sees_more_leases_than_capacity(
+    server: Server, namespace: str, raw: Raw, workers: Workers, tmp_path: Path, mutant: str
+) -> None:
+    torture(server, namespace, workers, tmp_path, mutant, 1.0)
+    with pytest.raises(Unsound, match="were held"):
+        judge(raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1))
+
+
+@pytest.mark.parametrize("mutant", [None, "no tombstone", "token made by the server"], indirect=True)
+def test_the_judge_sees_what_late_and_repeated_requests_do_to_mutants(
+    namespace: str, raw: Raw, proxy: Proxy, connect: Callable[..., Backend], mutant: str | None
+) -> None:
+    balancer = LoadBalancer(backend=connect(proxy.url))
+    balancer.register_instance(AgentInstance("p0", "planner"))
+    assert balancer.release(balancer.acquire("planner")) is (mutant != "token made by the server")
+    held = proxy.hold(only=commands.ACQUIRE)
+    instance = balancer.acquire("planner")
+    assert instance is not None
+    assert instance.lease is not None
+    seen = [f"got {instance.lease.token}"]
+    if balancer.release(instance):
+        seen.append(f"freed {instance.lease.token}")
+    held.deliver()
+
+    history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
+    expected = {None: "", "no tombstone": "second time", "token made by the server": "granted 0 times"}[mutant]
+    complaint = ""
+    try:
+        live = judge(history)
+        judge_clients(history, seen)
+    except Unsound as unsound:
+        complaint = str(unsound)
+    assert expected in complaint
+    if mutant is None:
+        assert complaint == ""
+        assert live == {}
+
+
+@pytest.mark.parametrize(
+    ("history", "complaint"),
+    [
+        (["grant @a p 1 1", "free @a p", "grant @b p 2 1"], ""),
+        (["grant @a p 1 1", "grant @b p 2 1"], "were held"),
+        (["grant @a p 2 2", "grant @b p 2 2"], "after fence"),
+        (["grant @a p 1 1", "end @a p", "grant @a p 2 1"], "second time"),
+        (["grant @a p 1 1", "end @a p", "free @a p"], "not held"),
+    ],
+)
+def test_the_judge_itself(history: list[str], complaint: str) -> None:
+    if complaint:
+        with pytest.raises(Unsound, match=complaint):
+            judge(history)
+    else:
+        assert judge(history) == {"@b": "p"}

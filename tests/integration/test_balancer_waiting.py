@@ -1,0 +1,412 @@
+"""Standing in line: first come first served, nobody lost, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import AgentInstance, Lease, LoadBalancer, commands
+from agentperf_redis.balancer.commands import Granted, Pool, Queued, Spent
+from agentperf_redis.errors import NoCapacity
+from tests.conftest import Call
+from tests.proxy import Proxy
+from tests.servers import Raw, Server, wait_until
+from tests.workers import Workers
+
+Connect = Callable[..., Backend]
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[list[Any]]:
+    """Holds leases until after the backends were closed; a lease that is dropped goes back with a warning."""
+    held: list[Any] = []
+    yield held
+    held.clear()
+
+
+@pytest.fixture
+def pool(namespace: str) -> keys.PoolKeys:
+    return keys.pool(namespace, "planner")
+
+
+@pytest.fixture
+def balancer(backend: Backend) -> LoadBalancer:
+    balancer = LoadBalancer(backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1))
+    return balancer
+
+
+def nothing_left(raw: Raw, pool: keys.PoolKeys) -> None:
+    assert raw.zcard(pool.waitq) == 0
+    records = raw.hgetall(pool.state)
+    assert [record for field, record in records.items() if field[0] == "@" and record[0] != "X"] == []
+    assert raw.hget(pool.state, "#load") == "0"
+    assert records["p0"].startswith("0 ")
+
+
+def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    return thread, results
+
+
+def test_who_waits_gets_what_is_given_back(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
+) -> None:
+    first = balancer.acquire("planner")
+    assert first is not None
+    assert first.lease is not None
+    kept.append(first)
+    released_at: list[float] = []
+
+    def release() -> None:
+        wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
+        released_at.append(time.monotonic())
+        assert balancer.release(first)
+
+    thread, _ = in_background(release)
+    second = call(balancer, "acquire", "planner", wait=20)
+    thread.join()
+    assert time.monotonic() - released_at[0] < 0.8  # by the message: asking by itself takes up to a second
+    assert second.lease.fence > first.lease.fence
+    assert call(balancer, "release", second)
+    assert raw.hget(pool.state, second.lease.token) == "X r"
+    nothing_left(raw, pool)
+
+
+def test_who_waits_too_long_leaves_the_line(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
+) -> None:
+    kept.append(balancer.acquire("planner"))
+    begin = time.monotonic()
+    assert call(balancer, "acquire", "planner", wait=0.2) is None
+    with pytest.raises(NoCapacity), call.inside(balancer, "lease", "planner", wait=0.1):
+        raise AssertionError
+    assert 0.3 <= time.monotonic() - begin < 2
+    assert raw.zcard(pool.waitq) == 0
+    assert call(balancer, "release", kept[0])
+    nothing_left(raw, pool)
+
+
+def test_waiting_for_a_pool_that_is_not_there_yet(
+    call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+
+    def register() -> None:
+        wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
+        balancer.register_instance(AgentInstance("p0", "planner"))
+
+    thread, _ = in_background(register)
+    kept.append(call(balancer, "acquire", "planner", wait=math.inf))
+    thread.join()
+    assert kept[0].id == "p0"
+
+
+def test_a_plain_acquire_does_not_overtake(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+    first = balancer.acquire("planner")
+    assert first is not None
+    thread, results = in_background(lambda: balancer.acquire("planner", wait=20))
+    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
+    assert balancer.release(first)
+    assert balancer.acquire("planner") is None
+    thread.join()
+    assert balancer.release(results[0])
+    nothing_left(raw, pool)
+
+
+def wait_in_order(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, priorities: list[int]) -> list[int]:
+    """Have callers come one after the other, each with its priority; return in which order they were served."""
+    first = balancer.acquire("planner")
+    assert first is not None
+    served: list[int] = []
+    threads = []
+
+    def take(number: int, priority: int) -> None:
+        with balancer.lease("planner", wait=30, priority=priority):
+            served.append(number)
+
+    for number, priority in enumerate(priorities):
+        threads.append(threading.Thread(target=take, args=(number, priority)))
+        threads[-1].start()
+        wait_until(lambda: raw.zcard(pool.waitq) == len(threads), "the next waiter to stand in line")
+    assert balancer.release(first)
+    for thread in threads:
+        thread.join()
+    return served
+
+
+def test_first_come_first_served(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+    assert wait_in_order(balancer, raw, pool, [0] * 12) == list(range(12))
+    nothing_left(raw, pool)
+
+
+def test_priority_counts_as_having_come_earlier(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+    assert wait_in_order(balancer, raw, pool, [0, 0, 100, 200, -100, 100]) == [3, 2, 5, 0, 1, 4]
+    nothing_left(raw, pool)
+
+
+def test_a_label_that_is_rare_does_not_hold_up_those_behind(
+    backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1))
+    balancer.register_instance(AgentInstance("gpu", "planner", max_capacity=1, labels=frozenset({"gpu"})))
+    held = {
+        instance.id: instance for instance in (balancer.acquire("planner"), balancer.acquire("planner")) if instance
+    }
+    rare, rare_results = in_background(lambda: balancer.acquire("planner", wait=30, require={"gpu"}))
+    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the first to stand in line")
+    plain, plain_results = in_background(lambda: balancer.acquire("planner", wait=30))
+    wait_until(lambda: raw.zcard(pool.waitq) == 2, "the second to stand in line")
+    balancer.release(held["p0"])
+    plain.join()
+    assert plain_results[0].id == "p0"
+    assert rare.is_alive()
+    balancer.release(held["gpu"])
+    rare.join()
+    assert rare_results[0].id == "gpu"
+    assert balancer.release(plain_results[0])
+    assert balancer.release(rare_results[0])
+    nothing_left(raw, pool)
+
+
+def test_waiting_works_without_the_bus(
+    balancer: LoadBalancer, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    other = LoadBalancer(backend=connect(proxy.url))
+    first = balancer.acquire("planner")
+    assert first is not None
+    thread, results = in_background(lambda: other.acquire("planner", wait=30))
+    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
+    other._requests.lines._channels[pool.waitq].close()
+    assert balancer.release(first)
+    thread.join(10)
+    assert other.release(results[0])
+    nothing_left(raw, pool)
+
+
+def test_a_cancelled_wait_leaves_nothing_wherever_it_was(
+    balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    async def once(pause: float) -> None:
+        holder = await balancer.aio.acquire("planner")
+        assert holder is not None
+        waiter = asyncio.ensure_future(balancer.aio.acquire("planner", wait=30))
+        await asyncio.sleep(0.02)
+        release = asyncio.ensure_future(balancer.aio.release(holder))
+        await asyncio.sleep(pause)  # the grant races with the cancellation
+        waiter.cancel()
+        try:
+            instance = await waiter
+        except asyncio.CancelledError:
+            pass
+        else:
+            assert instance is not None
+            await balancer.aio.release(instance)
+        await release
+
+    async def main() -> None:
+        for step in range(40):
+            await once(step * 0.0001)
+        await backend.aclose()
+
+    asyncio.run(main())
+    nothing_left(raw, pool)
+
+
+# The script itself: what happens to waiters that do not come back
+
+
+def ask(backend: Backend, token: str, place: str = "-", ttl_ms: int = 10_000, live_ms: int = 10_000) -> Any:
+    pool = Pool.of(backend.namespace, "planner")
+    return backend.run(
+        commands.wait(pool, token, ttl_ms=ttl_ms, live_ms=live_ms, boost_ms=0, require=frozenset(), place=place)
+    )
+
+
+def test_a_waiter_that_fell_silent_is_passed_over(
+    balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    first = balancer.acquire("planner")
+    assert first is not None
+    assert isinstance(ask(backend, "@dead", live_ms=50), Queued)
+    assert isinstance(ask(backend, "@living"), Queued)
+    wait_until(lambda: ask(backend, "@living").ahead == 0, "the dead one to lose its place")
+    assert balancer.release(first)
+    assert isinstance(ask(backend, "@living"), Granted)
+    assert not raw.hexists(pool.state, "@dead")
+
+
+def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its_old_place(
+    balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    first = balancer.acquire("planner")
+    assert first is not None
+    slow = ask(backend, "@slow")
+    ask(backend, "@second")
+    third = ask(backend, "@third")
+    assert balancer.release(first)
+    assert raw.hget(pool.state, "@slow").startswith("G p0 ")
+    raw.zadd(pool.due, {"@slow": 1})  # as if the three seconds to fetch it had passed
+    raw.hset(pool.state, "#next", 1)
+    assert isinstance(ask(backend, "@second"), Granted)
+    assert raw.hget(pool.state, "@slow") == "X u"
+    again = ask(backend, "@slow", place=slow.place)
+    assert isinstance(again, Queued)
+    assert (again.ahead, ask(backend, "@third", place=third.place).ahead) == (0, 1)
+
+
+def test_a_fetched_lease_that_expired_is_spent(balancer: LoadBalancer, backend: Backend, raw: Raw) -> None:
+    assert isinstance(ask(backend, "@t", ttl_ms=30), Granted)
+    wait_until(lambda: ask(backend, "@t") == Spent("e"), "the lease to expire")
+
+
+def test_a_repeated_question_gets_the_same_lease(balancer: LoadBalancer, backend: Backend) -> None:
+    granted = ask(backend, "@t")
+    assert ask(backend, "@t") == granted
+
+
+# Many processes
+
+
+def stand(url: str, namespace: str, count: int) -> Generator[list[str], list[str], list[tuple[str, float]]]:
+    """Stand in line `count` times at once when told to; return who was served when (its place) in this process."""
+    backend = Backend(url, namespace=namespace)
+    balancer = LoadBalancer(backend=backend)
+    served: list[tuple[str, float]] = []
+    lock = threading.Lock()
+
+    def take() -> None:
+        with balancer.lease("planner", wait=60, ttl=1.0) as lease:
+            with lock:
+                served.append((lease.token, lease.fence))
+            time.sleep(0.005)
+
+    threads = [threading.Thread(target=take) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    yield []
+    for thread in threads:
+        thread.join()
+    backend.close()
+    return served
+
+
+def hold(url: str, namespace: str) -> Generator[str, None, None]:
+    instance = LoadBalancer(backend=Backend(url, namespace=namespace)).acquire("planner", ttl=0.5)
+    assert instance is not None
+    yield instance.id
+
+
+def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
+    server: Server, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, workers: Workers
+) -> None:
+    first = balancer.acquire("planner")
+    assert first is not None
+    crowd = [workers.start(stand, server.url, balancer._backend.namespace, 10) for _ in range(4)]
+    for worker in crowd:
+        worker.said()
+    wait_until(lambda: raw.zcard(pool.waitq) == 40, "all to stand in line")
+    line = raw.zrange(pool.waitq, 0, -1)
+
+    crowd[1].kill()
+    assert balancer.release(first)
+    living = [worker for worker in crowd if worker is not crowd[1]]
+    for worker in living:
+        worker.answer()
+    served = sorted((fence, token) for worker in living for token, fence in worker.result())
+
+    dead = str(crowd[1].pid)
+    assert [token for _, token in served] == [token for token in line if token.split(":")[1] != dead]
+    wait_until(lambda: balancer.status("planner")[0].waiting == 0, "the dead to be gone")
+    nothing_left(raw, pool)
+
+
+def test_the_capacity_of_a_killed_process_goes_to_the_line(
+    server: Server, balancer: LoadBalancer, kept: list[Any], workers: Workers
+) -> None:
+    worker = workers.start(hold, server.url, balancer._backend.namespace)
+    worker.said()
+    worker.kill()
+    kept.append(balancer.acquire("planner", wait=20))
+    assert kept[0] is not None
+    assert isinstance(kept[0].lease, Lease)
+
+
+# Who holds what
+
+
+def test_leases_and_waiters_can_be_seen_with_their_processes(
+    call: Call, balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    held = balancer.acquire("planner", ttl=10)
+    assert held is not None
+    assert held.lease is not None
+    ask(backend, "@elsewhere:7:ab:1")
+    seen = call(balancer, "leases", "planner")
+    (lease,) = seen.leases
+    (waiter,) = seen.waiters
+    assert (lease.token, lease.instance_id, lease.process) == (held.lease.token, "p0", backend.process)
+    assert (lease.fence, lease.fetched) == (held.lease.fence, True)
+    assert 0 <= lease.held_for < 5
+    assert 0 < lease.expires_in <= 10
+    assert (waiter.token, waiter.process) == ("@elsewhere:7:ab:1", "elsewhere:7:ab")
+    assert 0 <= waiter.waited < 5
+    assert call(balancer, "leases", "nothing").leases == ()
+
+    assert call(balancer, "release_token", "planner", waiter.token) is False
+    assert call(balancer, "release_token", "planner", lease.token) is True
+    assert call(balancer, "release_token", "planner", lease.token) is False
+    assert call(balancer, "release", held) is False
+    nothing_left(raw, pool)
+
+
+def test_drain_and_wait_until_idle(call: Call, balancer: LoadBalancer, kept: list[Any]) -> None:
+    held = balancer.acquire("planner")
+    assert held is not None
+    kept.append(held)
+    assert balancer.drain("planner", "p0")
+    assert call(balancer, "wait_until_idle", "planner", "p0", wait=0.05) is False
+    thread, _ = in_background(lambda: balancer.release(held))
+    assert call(balancer, "wait_until_idle", "planner", "p0", wait=20) is True
+    thread.join()
+    assert call(balancer, "wait_until_idle", "planner", "nobody") is True
+
+
+def test_repair_puts_right_what_was_changed_by_hand(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentperf_redis.balancer.flows.REPAIR_PAGE", 2)
+    for number in range(5):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=3))
+    kept += [balancer.acquire("planner") for _ in range(7)]
+    sound = {name: record for name, record in raw.hgetall(pool.state).items() if name[0] != "@"}
+    ready = raw.zrange(pool.ready, 0, -1, withscores=True)
+    raw.hset(pool.state, "p1", sound["p1"].replace(sound["p1"][:2], "9 ", 1))
+    raw.hset(pool.state, "p2", sound["p2"].replace(sound["p2"][:2], "0 ", 1))
+    raw.hset(pool.state, mapping={"#load": 77, "#cap": 3, "@orphan": "L p3 5 0"})
+    raw.zrem(pool.ready, "p4")
+    raw.zadd(pool.ready, {"ghost": 1})
+    steps: list[tuple[int, int]] = []
+
+    found = call(balancer, "repair", "planner", progress=lambda done, total: steps.append((done, total)))
+
+    assert (found.instances, found.wrong, found.orphans) == (5, 2, 1)
+    assert steps == [(2, 5), (4, 5), (5, 5)]
+    assert {name: record for name, record in raw.hgetall(pool.state).items() if name[0] != "@"} == sound
+    assert raw.zrange(pool.ready, 0, -1, withscores=True) == ready
+    again = call(balancer, "repair", "planner")
+    assert (again.wrong, again.orphans) == (0, 0)
+    assert call(balancer, "repair", "nothing").instances == 0
+    for instance in kept:
+        assert balancer.release(instance)
