@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 
 from agentperf_redis import arguments
 from agentperf_redis.cache.computing import compute, compute_async
-from agentperf_redis.cache.flows import MISSING
+from agentperf_redis.cache.model import ttl_ms
 from agentperf_redis.codec import REGISTRY, Registry, canonical
 from agentperf_redis.errors import InvalidArgument
 
@@ -200,6 +200,7 @@ class _Wrapped(Generic[R]):
     ) -> None:
         self.cache = cache
         self.function = function
+        ttl_ms("ttl", ttl)
         self.ttl = ttl
         self.name = f"{function.__module__}.{function.__qualname__}" + (f"@{version}" if version else "")
         # a tag for cache_clear; hashed where the name would be too long for a tag
@@ -285,10 +286,6 @@ class _Wrapped(Generic[R]):
 
         self.calls += 1
         key = self.key(*args, **kwargs)
-        if look and cache._flows.local is not None:  # noqa: SLF001  of one package
-            value = cache._flows.copied(key)  # noqa: SLF001
-            if value is not MISSING:
-                return value
         return compute(
             *(cache._backend, cache._flows, cache._chores, key, function, self.ttl, self.tags),  # noqa: SLF001  of one package
             look=look,
@@ -305,10 +302,6 @@ class _Wrapped(Generic[R]):
 
         self.calls += 1
         key = self.key(*args, **kwargs)
-        if look and cache._flows.local is not None:  # noqa: SLF001  of one package
-            value = cache._flows.copied(key)  # noqa: SLF001
-            if value is not MISSING:
-                return value
         return await compute_async(
             *(cache._backend, cache._flows, cache._chores, key, function, self.ttl, self.tags),  # noqa: SLF001  of one package
             look=look,

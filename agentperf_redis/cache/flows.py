@@ -18,7 +18,7 @@ from agentperf_redis.cache import commands, wire
 from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding, log
 from agentperf_redis.cache.commands import Await, Failed, Found, Hit, NoSettings, PutOutcome
 from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
-from agentperf_redis.cache.local import LONGEST_LIFE_S, LocalCopies, Ticket
+from agentperf_redis.cache.local import LONGEST_LIFE_S, Copy, LocalCopies, Ticket
 from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, Settings, Tier, TierStats, ttl_ms
 from agentperf_redis.cache.outbox import NO_REPORT
 from agentperf_redis.cache.turns import Turn
@@ -98,9 +98,13 @@ class CacheFlows:
         copy = None if self.local is None else self.local.find(key)
         if copy is None:
             return MISSING
+        return copy.value if copy.frozen else self.unpacked(copy)
+
+    def unpacked(self, copy: Copy) -> Any:
+        """Return a value of one's own, made from the bytes of a local copy; MISSING if they are of no known class."""
         try:
-            return copy.value if copy.frozen else self.codec.decode(copy.data)
-        except Undecodable:  # copied by an object of this cache that knows other classes
+            return self.codec.decode(copy.data)
+        except Undecodable:  # copied by an object of this cache that has another registry
             return MISSING
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> Flow[dict[str, Any]]:
@@ -595,7 +599,15 @@ class CacheFlows:
     ) -> Flow[None]:
         cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
         life, names = ttl_ms("ttl", ttl), stored_tags(tags)
-        outcome = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
+        try:
+            outcome = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
+        except BackendUnavailable:
+            raise
+        except AgentPerfError:  # the server is there, but full or spoilt: nobody should wait for the lease to end
+            yield from self._release(turn, None)
+            raise
+        if outcome is PutOutcome.LATE:
+            yield from self._release(turn, None)
         if outcome is PutOutcome.TOO_LARGE:
             self.binding.complain("cache %s: %s is larger than the cache", self.binding.name, shown(turn.key))
 
