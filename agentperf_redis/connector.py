@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 from redis.asyncio.connection import Connection as AsyncConnection
@@ -162,10 +163,11 @@ def drop(connection: AsyncConnection | None) -> None:
                 os.close(sock.detach()) if hasattr(sock, "detach") else None
 
 
-def broken(error: RedisError | OSError, *, fresh: bool) -> ExchangeFailed:
+def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:
     """What an error in the middle of an exchange means; `fresh` says that the connection was made for it."""
-    late = isinstance(error, RedisTimeoutError)
-    return ExchangeFailed(_words(error), sent=True, stale=not fresh and not late, silent=late)
+    late = isinstance(error, (RedisTimeoutError, TimeoutError))
+    stale = not (fresh or late or replies)
+    return ExchangeFailed(_words(error), sent=True, stale=stale, silent=late, replies=replies)
 
 
 def _words(error: BaseException) -> str:

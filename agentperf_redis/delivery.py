@@ -93,10 +93,18 @@ class ExchangeFailed(Exception):
         final: whether repeating is pointless (the handshake was refused).
         stale: whether the connection had been idle, so that a new one may do at once.
         silent: whether all that is known is that no answer came in time.
+        replies: those that had arrived before.
     """
 
     def __init__(
-        self, reason: str, *, sent: bool, final: bool = False, stale: bool = False, silent: bool = False
+        self,
+        reason: str,
+        *,
+        sent: bool,
+        final: bool = False,
+        stale: bool = False,
+        silent: bool = False,
+        replies: Sequence[Reply] = (),
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -104,6 +112,7 @@ class ExchangeFailed(Exception):
         self.final = final
         self.stale = stale
         self.silent = silent
+        self.replies = replies
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,22 +311,28 @@ def deliver(
                     items = group[start : start + PIPELINE_COMMANDS]
                     asking = items[0].node is not None
                     payload = _payload(items, asking=asking)
+                    broken = None
                     try:
                         replies = yield Exchange(node, payload, len(items) * (2 if asking else 1), patience)
                     except ExchangeFailed as failed:
-                        for item in items:
-                            item.maybe_applied |= failed.sent
-                            if not (failed.silent and item.reason):  # the last attempt is often cut short
-                                item.reason = failed.reason
+                        broken, replies = failed, failed.replies
+                    if asking:
+                        replies = replies[1::2]
+                    if broken is not None:
+                        # What was answered is done: through a network that breaks often, a long pipeline gets on.
+                        items, unanswered = items[: len(replies)], items[len(replies) :]
+                        for item in unanswered:
+                            item.maybe_applied |= broken.sent
+                            if not (broken.silent and item.reason):  # the last attempt is often cut short
+                                item.reason = broken.reason
                             item.node = None
                         topology.forget()
-                        if failed.final:
-                            _give_up(items, results, address, failed)
+                        if broken.final:
+                            _give_up(unanswered, results, address, broken)
                         else:
-                            waiting += items
-                            rest |= not failed.stale
-                        continue
-                    for item, reply in zip(items, replies[1::2] if asking else replies, strict=True):
+                            waiting += unanswered
+                            rest |= not broken.stale
+                    for item, reply in zip(items, replies, strict=True):
                         item.node = None
                         if not isinstance(reply, ServerError):
                             results[item.index] = _decoded(item.command, reply)

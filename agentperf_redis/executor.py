@@ -116,6 +116,7 @@ class Executor:
 
     def _exchange(self, step: Exchange) -> list[Reply]:
         end = time.monotonic() + step.timeout_s
+        replies: list[Reply] = []
         if not self._places.acquire(timeout=step.timeout_s):
             raise ExchangeFailed(f"all {MAX_CONNECTIONS} connections of this process were busy", sent=False)
         try:
@@ -130,14 +131,15 @@ class Executor:
                 fresh = True
             try:
                 send(connection, step.payload, end)
-                replies = [read(connection, end) for _ in range(step.count)]
+                for _ in range(step.count):
+                    replies.append(read(connection, end))  # noqa: PERF401  those before a failure count
             except (RedisError, OSError) as error:
                 connection.disconnect()
                 if not fresh:  # the others were opened to the same server before; they are as dead
                     while stack:
                         with contextlib.suppress(IndexError):
                             stack.pop().disconnect()
-                raise broken(error, fresh=fresh) from None
+                raise broken(error, replies, fresh=fresh) from None
             except BaseException:
                 connection.disconnect()
                 raise
@@ -343,6 +345,7 @@ class AsyncExecutor:
 
     async def _exchange(self, step: Exchange) -> list[Reply]:
         sent = fresh = False
+        replies: list[Reply] = []
         connection: AsyncConnection | None = None
         stack = self._idle.setdefault(step.node, deque())
         try:
@@ -355,19 +358,21 @@ class AsyncExecutor:
                     await connection.connect()
                 sent = True
                 await connection.send_packed_command((step.payload,), check_health=False)
-                replies = [await aread(connection) for _ in range(step.count)]
+                for _ in range(step.count):
+                    replies.append(await aread(connection))  # noqa: PERF401  those before a failure count
         except ResponseError as error:
             drop(connection)
             raise refused(error) from None
         except TimeoutError:
             drop(connection)
-            raise ExchangeFailed(f"no answer for {step.timeout_s:.3g} s", sent=sent, silent=True) from None
+            reason = f"no answer for {step.timeout_s:.3g} s"
+            raise ExchangeFailed(reason, sent=sent, silent=True, replies=replies) from None
         except (RedisError, OSError) as error:
             drop(connection)
             if not fresh:
                 while stack:
                     drop(stack.pop())
-            raise (broken(error, fresh=fresh) if sent else unconnected(error)) from None
+            raise (broken(error, replies, fresh=fresh) if sent else unconnected(error)) from None
         except BackendUnavailable as error:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         except BaseException:

@@ -116,6 +116,14 @@ def test_the_deadline_ends_it_and_says_what_is_known(sent: bool, outcome: str) -
     assert len(asked) > 2, "one silent attempt must not use up the whole deadline"
 
 
+def test_what_was_answered_before_a_break_is_not_sent_again() -> None:
+    results, asked = run(
+        [echo("a"), echo("b"), echo("c")], [ExchangeFailed("reset", sent=True, replies=[b"1"]), [b"2", b"3"]]
+    )
+    assert results == [b"1", b"2", b"3"]
+    assert [step.count for step in asked] == [3, 2]
+
+
 def test_a_refused_handshake_is_final() -> None:
     (error,), asked = run([echo("a")], [ExchangeFailed("WRONGPASS", sent=False, final=True)])
     assert isinstance(error, BackendUnavailable)
