@@ -21,8 +21,9 @@ from redis.connection import Connection
 from redis.exceptions import RedisError
 
 from agentperf_redis.connector import Connector
-from agentperf_redis.delivery import Node, pack
 from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.resp import pack
+from agentperf_redis.topology import Node
 
 _log = logging.getLogger("agentperf_redis")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +22,7 @@ from agentperf_redis.balancer.model import (
     Repaired,
     rendered,
 )
-from agentperf_redis.balancer.requests import OnLost, Requests
+from agentperf_redis.balancer.requests import NO_WAIT, OnLost, Requests
 from agentperf_redis.balancer.waiting import lines_of
 from agentperf_redis.errors import InvalidArgument
 
@@ -43,6 +42,7 @@ class LoadBalancer:
         self._backend = default_backend() if backend is None else backend
         wanted = self.check_strategy(strategy)
         self._requests = Requests(self._backend, keeper_of(self._backend), lines_of(self._backend), wanted)
+        self._aio = AsyncLoadBalancer(self._requests)
 
     @staticmethod
     def check_strategy(strategy: object) -> LoadBalancingStrategy | None:
@@ -52,10 +52,10 @@ class LoadBalancer:
     def __repr__(self) -> str:
         return f"LoadBalancer({self.strategy}, backend={self._backend!r})"
 
-    @cached_property
+    @property
     def aio(self) -> AsyncLoadBalancer:
         """The same balancer for asyncio: every call that does I/O is awaited."""
-        return AsyncLoadBalancer(self._requests)
+        return self._aio
 
     @property
     def strategy(self) -> LoadBalancingStrategy:
@@ -164,7 +164,7 @@ class LoadBalancer:
         self,
         agent_type: str,
         *,
-        wait: float = 0.0,
+        wait: float = NO_WAIT,
         priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
@@ -222,7 +222,7 @@ class LoadBalancer:
         self,
         agent_type: str,
         *,
-        wait: float = 0.0,
+        wait: float = NO_WAIT,
         priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
@@ -372,7 +372,7 @@ class AsyncLoadBalancer:
         self,
         agent_type: str,
         *,
-        wait: float = 0.0,
+        wait: float = NO_WAIT,
         priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
@@ -398,7 +398,7 @@ class AsyncLoadBalancer:
         self,
         agent_type: str,
         *,
-        wait: float = 0.0,
+        wait: float = NO_WAIT,
         priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
