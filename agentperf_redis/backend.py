@@ -22,7 +22,7 @@ from agentperf_redis.address import parse_url, resolve_url
 from agentperf_redis.bus import Bus
 from agentperf_redis.command import Command, Flow, Reply, Step
 from agentperf_redis.connector import Connector
-from agentperf_redis.delivery import Node, Topology
+from agentperf_redis.delivery import ExchangeFailed, Topology
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, SchemaMismatch
 from agentperf_redis.executor import AsyncExecutor, Executor, Runnable
 from agentperf_redis.script import Script
@@ -37,6 +37,8 @@ DEFAULT_NAMESPACE = "agentperf"
 NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable asked when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
+_LAYOUT_S = 1.0
+"""How long the bus waits for one node's description of the layout; then it asks another one."""
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 """Oldest servers that have what the scripts use (SPUBLISH, writes that free memory on a full server)."""
 
@@ -76,7 +78,9 @@ class Backend:
         self._inherited: list[object] = []
         self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._make_drivers()
-        self.bus = Bus(self._connector, self._locate, self._topology.forget)
+        topology = self._topology
+        learn = None if topology.fixed else self._learn
+        self.bus = Bus(self._connector, topology.node_for, topology.forget, learn, self._suspect)
         _backends.add(self)
 
     def _make_drivers(self) -> None:
@@ -219,12 +223,13 @@ class Backend:
                 except Exception:  # noqa: BLE001  as in _run_close_callbacks
                     _log.exception("a service could not recover")
 
-    def _locate(self, channel: str) -> Node | None:
-        node = self._topology.node_for(channel)
-        if node is None:
-            self._executor.run(Command("ECHO", (channel,), (), lambda _: None))  # finds the layout out on its way
-            node = self._topology.node_for(channel)
-        return node
+    def _learn(self) -> str:
+        """Ask one node for the layout, another each time. Returns what went wrong, or an empty text."""
+        node, question = self._topology.question()
+        try:
+            return self._topology.learn(node, self._connector.ask(node, question, _LAYOUT_S))
+        except ExchangeFailed as failed:
+            return failed.reason
 
     def _after_fork(self) -> None:
         """In the child: all that has a lock or a socket is made anew; the old stays referenced, so it is not closed."""
