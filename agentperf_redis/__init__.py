@@ -9,6 +9,7 @@ from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy,
 from agentperf_redis.cache.client import LRUCache, TieredCache
 from agentperf_redis.cache.decorator import cached
 from agentperf_redis.cache.model import CacheEntry
+from agentperf_redis.codec import storable
 from agentperf_redis.errors import (
     AgentPerfError,
     BackendFull,
@@ -50,6 +51,7 @@ __all__ = [
     "TieredCache",
     "cached",
     "configure",
+    "storable",
     "track_performance",
 ]
 

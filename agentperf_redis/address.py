@@ -6,16 +6,19 @@
     redis+sentinel://host:26379[,...]/service[/db]  rediss+sentinel:// for TLS
     embedded://[/path/to/data]                      a server of this machine's own, started when needed
 
-Options follow as a query: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``, ``ssl_check_hostname``,
-``ssl_cert_reqs`` (required, optional, none), ``sentinel_username``, ``sentinel_password``, ``db``.
+Options follow as a query. With TLS: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs`` (required,
+optional, none), ``ssl_check_hostname`` (true, false). With Sentinel: ``sentinel_username``, ``sentinel_password``. And
+``db``, where it is not in the path. A password's ``@ : / ?`` are written ``%40`` and so on.
+An option that would have no effect is refused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from enum import Enum
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from agentperf_redis.errors import InvalidArgument
 
@@ -25,21 +28,20 @@ URL_VARIABLES = ("AGENTPERF_REDIS_URL", "REDIS_URL")
 
 _REDIS_PORT, _SENTINEL_PORT, _MAX_PORT, _MAX_DB = 6379, 26379, 65535, 2**31 - 1
 _FORMS = (
-    "redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, redis+sentinel://, rediss+sentinel:// "
-    "or embedded://"
+    "a URL beginning with redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, redis+sentinel://, "
+    "rediss+sentinel:// or embedded://"
 )
-_OPTIONS = frozenset(
-    {
-        "db",
-        "sentinel_password",
-        "sentinel_username",
-        "ssl_ca_certs",
-        "ssl_cert_reqs",
-        "ssl_certfile",
-        "ssl_check_hostname",
-        "ssl_keyfile",
-    }
-)
+_SCHEME = re.compile(r"[A-Za-z]+(\+[A-Za-z]+)?")
+_TLS_OPTIONS = {
+    "ssl_ca_certs": None,
+    "ssl_cert_reqs": ("required", "optional", "none"),
+    "ssl_certfile": None,
+    "ssl_check_hostname": ("true", "false", "1", "0", "yes", "no"),
+    "ssl_keyfile": None,
+}
+"""Name -> the values it may have; None where that is a path."""
+_SENTINEL_OPTIONS = ("sentinel_password", "sentinel_username")
+_OPTIONS = ("db", *_SENTINEL_OPTIONS, *_TLS_OPTIONS)
 
 
 class Kind(Enum):
@@ -86,14 +88,14 @@ class Address:
         return f"{scheme}://{user}{places}{tail}" + (f"/{self.db}" if self.kind is not Kind.CLUSTER else "")
 
 
+def url_in_environment() -> str | None:
+    """Return the URL in AGENTPERF_REDIS_URL, else in REDIS_URL, else None."""
+    return next((os.environ[variable] for variable in URL_VARIABLES if os.environ.get(variable)), None)
+
+
 def resolve_url(url: str | None) -> str:
-    """Return the URL given, else the one in AGENTPERF_REDIS_URL or REDIS_URL, else redis://localhost:6379/0."""
-    if url is not None:
-        return url
-    for variable in URL_VARIABLES:
-        if os.environ.get(variable):
-            return os.environ[variable]
-    return DEFAULT_URL
+    """Return the URL given, else the one in the environment, else redis://localhost:6379/0."""
+    return url if url is not None else url_in_environment() or DEFAULT_URL
 
 
 def parse_url(url: object) -> Address:
@@ -109,89 +111,126 @@ def parse_url(url: object) -> Address:
         InvalidArgument: if it is none of these forms; a password in it is not repeated.
     """
     if not isinstance(url, str):
-        raise InvalidArgument("url", url, f"a string beginning with {_FORMS}")
+        raise InvalidArgument("url", type(url), "a string")  # its value may hold a password
     parts = _split(url)
-    scheme, _, form = parts.scheme.partition("+")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for option in options:
-        if option not in _OPTIONS:
-            raise InvalidArgument("url", hidden(url), f"options {', '.join(sorted(_OPTIONS))}, not {option!r}")
-    login, _, places = parts.netloc.rpartition("@")
+    if parts.scheme == "embedded":
+        return _embedded(url, parts)
+    options = _options(url, parts)
+    login, _, places = parts.authority.rpartition("@")
     user, colon, secret = login.partition(":")
     username, password = unquote(user) or None, unquote(secret) if colon else None
     rest = tuple(sorted(options.items()))
-    if parts.scheme == "embedded":
-        return Address(Kind.EMBEDDED, path=unquote(parts.netloc + parts.path), options=rest)
     if parts.scheme == "unix":
-        if not parts.path.strip("/"):
-            raise InvalidArgument("url", hidden(url), "unix:///path/to/socket")
-        db = _db(url, options.get("db", "0"))
+        if places or not parts.path.strip("/"):
+            raise _refused(url, "unix:///path/to/socket")
+        db = _db(url, None, options)
         return Address(Kind.UNIX, (), unquote(parts.path), db, username, password, options=rest)
-    if scheme not in ("redis", "rediss") or form not in ("", "cluster", "sentinel"):
-        raise InvalidArgument("url", hidden(url), f"a URL beginning with {_FORMS}")
-    tls = scheme == "rediss"
+    tls = parts.scheme.startswith("rediss")
+    kind = Kind(parts.scheme.partition("+")[2] or Kind.STANDALONE)
+    nodes = _nodes(url, places, _SENTINEL_PORT if kind is Kind.SENTINEL else _REDIS_PORT)
     segments = [unquote(segment) for segment in parts.path.split("/") if segment]
-    nodes = tuple(
-        _node(url, place, _SENTINEL_PORT if form == "sentinel" else _REDIS_PORT) for place in places.split(",")
-    )
-    if form == "sentinel":
-        if len(segments) not in (1, 2):
-            raise InvalidArgument("url", hidden(url), "redis+sentinel://host:port,.../service[/db]")
-        db = _db(url, segments[1] if len(segments) > 1 else options.get("db", "0"))
-        return Address(Kind.SENTINEL, nodes, "", db, username, password, tls, segments[0], rest)
-    if form == "cluster":
-        if segments and segments != ["0"]:
-            raise InvalidArgument("url", hidden(url), "no database but 0 on a Cluster")
-        return Address(Kind.CLUSTER, nodes, "", 0, username, password, tls, options=rest)
-    if len(segments) > 1 or len(nodes) > 1:
-        raise InvalidArgument("url", hidden(url), "redis://[user:password@]host[:port][/db]")
-    db = _db(url, segments[0] if segments else options.get("db", "0"))
-    return Address(Kind.STANDALONE, nodes, "", db, username, password, tls, options=rest)
+    service = segments.pop(0) if kind is Kind.SENTINEL and segments else ""
+    if kind is Kind.SENTINEL and (not service or len(segments) > 1):
+        raise _refused(url, "redis+sentinel://host:port,.../service[/db]")
+    if kind is Kind.STANDALONE and (len(segments) > 1 or len(nodes) > 1):
+        raise _refused(url, "redis://[user:password@]host[:port][/db]")
+    if kind is Kind.CLUSTER and (segments or [options.get("db", "0")]) != ["0"]:
+        raise _refused(url, "no database but 0 on a Cluster")
+    db = _db(url, segments[0] if segments else None, options)
+    return Address(kind, nodes, "", db, username, password, tls, service, rest)
 
 
 def hidden(url: str) -> str:
-    """Return a URL with whatever may be a password in it replaced by ``***``."""
-    head, separator, rest = url.partition("://")
-    login, at, places = rest.rpartition("@")
-    places = places.partition("?")[0]
-    if not at:
-        return head + separator + places
-    user = login.partition(":")[0]
-    return f"{head}{separator}{user}:***@{places}" if ":" in login else f"{head}{separator}{user}@{places}"
-
-
-def _split(url: str) -> SplitUrl:
-    head, separator, rest = url.partition("://")
-    if not separator or not head:
-        raise InvalidArgument("url", hidden(url), f"a URL beginning with {_FORMS}")
-    # urlsplit knows neither our schemes nor several hosts, but reads everything after them as we need it
-    try:
-        parts = urlsplit("redis://" + rest)
-    except ValueError:
-        raise InvalidArgument("url", hidden(url), f"a URL beginning with {_FORMS}") from None
-    return SplitUrl(head.lower(), parts.netloc, parts.path, parts.query)
+    """Return of a URL, which may be mistyped, only what can be no part of a password: ``***`` stands for the rest."""
+    scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
+    head = (scheme if _SCHEME.fullmatch(scheme) else "***") + separator if separator else ""
+    before, _, query = rest.partition("?")
+    if "@" in query:  # perhaps the question mark belongs to a password
+        return f"{head}***"
+    _, at, after = before.rpartition("@")
+    authority, slash, path = after.partition("/")
+    places = ",".join(re.sub(r":(?!\d*$)[^\]]*$", ":***", place) for place in authority.split(","))
+    return head + ("***@" if at else "") + places + slash + path
 
 
 @dataclass(frozen=True, slots=True)
-class SplitUrl:
-    """The pieces of a URL."""
-
+class _Parts:
     scheme: str
-    netloc: str
+    authority: str
     path: str
     query: str
 
 
+def _split(url: str) -> _Parts:
+    """Take a URL apart. `urllib` would drop what follows a ``#`` and knows nothing of several hosts."""
+    scheme, separator, rest = url.partition("://")
+    known = ("embedded", "unix", *(tls + form for tls in ("redis", "rediss") for form in ("", "+cluster", "+sentinel")))
+    if not separator or scheme.lower() not in known:
+        raise _refused(url, _FORMS)
+    before, _, query = rest.partition("?")
+    authority, slash, path = before.partition("/")
+    return _Parts(scheme.lower(), authority, slash + path, query)
+
+
+def _refused(url: str, allowed: str) -> InvalidArgument:
+    return InvalidArgument("url", hidden(url), allowed)
+
+
+def _embedded(url: str, parts: _Parts) -> Address:
+    if parts.query:
+        raise _refused(url, "embedded:// without options")
+    path = unquote(parts.authority + parts.path)
+    if path and not path.startswith(("/", "~")):  # one relative to wherever a process happens to be is nobody's wish
+        raise _refused(url, "embedded:// or embedded:///path/to/data")
+    return Address(Kind.EMBEDDED, path=path)
+
+
+def _options(url: str, parts: _Parts) -> dict[str, str]:
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    options = dict(pairs)
+    for option in options:
+        if option not in _OPTIONS:
+            allowed = f"options {', '.join(_OPTIONS)}"
+            if not re.fullmatch(r"\w{1,40}", option) or "@" in parts.query:
+                raise _refused(url, allowed)
+            raise InvalidArgument("url", f"{hidden(url)}?{option}=...", f"{allowed}, not {option!r}")
+    if len(options) < len(pairs):
+        raise _refused(url, "each option once")
+    if not parts.scheme.startswith("rediss") and options.keys() & _TLS_OPTIONS.keys():
+        raise _refused(url, "TLS options with rediss:// only")
+    if not parts.scheme.endswith("+sentinel") and options.keys() & set(_SENTINEL_OPTIONS):
+        raise _refused(url, "sentinel options with redis+sentinel:// only")
+    for option, values in _TLS_OPTIONS.items():
+        if option in options and values is not None:
+            options[option] = options[option].lower()
+            if options[option] not in values:
+                raise _refused(url, f"{option} of {', '.join(values[:-1])} or {values[-1]}")
+    return options
+
+
+def _nodes(url: str, places: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    listed = places.split(",")
+    if len(listed) > 1 and "" in listed:
+        raise _refused(url, "no empty place between commas")
+    return tuple(_node(url, place, default_port) for place in listed)
+
+
 def _node(url: str, place: str, default_port: int) -> tuple[str, int]:
-    host, colon, port = place.rpartition(":")
-    if not colon or (place.startswith("[") and place.endswith("]")):
-        host, port = place, str(default_port)
-    if port and not (port.isascii() and port.isdigit() and 1 <= int(port) <= _MAX_PORT):
-        raise InvalidArgument("url", hidden(url), f"ports from 1 to {_MAX_PORT}")
-    return host.strip("[]") or "localhost", int(port or default_port)
+    found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(.*))?", place, re.DOTALL)
+    if found is None or ":" in (found[3] or ""):
+        raise _refused(url, "host:port, IPv6 addresses in brackets")
+    host, port = found[1] or found[2] or "localhost", found[3] or str(default_port)
+    if not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= _MAX_PORT):
+        raise _refused(url, f"ports from 1 to {_MAX_PORT}")
+    if not host.isprintable() or " " in host:
+        raise _refused(url, "host names without spaces or control characters")
+    return host, int(port)
 
 
-def _db(url: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= _MAX_DB):
-        raise InvalidArgument("url", hidden(url), "a database number from 0")
+def _db(url: str, in_path: str | None, options: dict[str, str]) -> int:
+    if in_path is not None and "db" in options:
+        raise _refused(url, "the database once, in the path or as an option")
+    text = options.get("db", "0") if in_path is None else in_path
+    if not (re.fullmatch(r"[0-9]{1,10}", text) and int(text) <= _MAX_DB):
+        raise _refused(url, f"a database number from 0 to {_MAX_DB}")
     return int(text)

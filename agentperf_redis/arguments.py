@@ -57,7 +57,9 @@ def names(argument: str, value: object) -> tuple[str, ...]:
 
 def cache_key(argument: str, value: object) -> str:
     """Check the key of a cache entry: any string that can be encoded."""
-    if not isinstance(value, str) or not encodable(value):
+    if not isinstance(value, str):
+        raise InvalidArgument(argument, value, "a string")
+    if not encodable(value):
         raise InvalidArgument(argument, value, "a string without lone surrogates")
     return value
 
@@ -85,7 +87,9 @@ def seconds(
     endless: bool = False,
 ) -> float:
     """Check a length of time in seconds. `endless` allows `math.inf` as well."""
-    allowed = f"seconds from {least:g} to {most:g}" + (", or math.inf" if endless else "")
+    allowed = f"seconds from {_plainly(least)} to {_plainly(most)}" + (", or math.inf" if endless else "")
+    if hasattr(value, "total_seconds"):
+        allowed += "; of a timedelta, .total_seconds()"
     result = number(argument, value, allowed)
     if endless and result == math.inf:
         return result
@@ -96,7 +100,7 @@ def seconds(
 
 def amount(argument: str, value: object, *, least: float = 0.0, most: float = 1e15) -> float:
     """Check a real number within bounds, such as a weight or a cost."""
-    allowed = f"a number from {least:g} to {most:g}"
+    allowed = f"a number from {_plainly(least)} to {_plainly(most)}"
     result = number(argument, value, allowed)
     if not least <= result <= most:
         raise InvalidArgument(argument, value, allowed)
@@ -125,3 +129,7 @@ def flag(argument: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(argument, value, "True or False")
     return value
+
+
+def _plainly(bound: float) -> str:
+    return f"{bound:.16g}"  # up to 10^16 without an exponent

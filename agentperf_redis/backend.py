@@ -1,4 +1,4 @@
-"""One namespace on one server, as a process sees it: drivers, bus, schema and epoch, what is shared by name.
+"""One namespace on one server, as a process sees it: drivers, bus, epoch, what is shared by name.
 
 The process-wide default lives here too, so that clients made without a backend find it without importing upward.
 """
@@ -14,35 +14,31 @@ import secrets
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Generator, Hashable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Hashable
+from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.address import parse_url, resolve_url
+from agentperf_redis.address import parse_url, resolve_url, url_in_environment
 from agentperf_redis.bus import Bus
-from agentperf_redis.command import Command, Flow, Reply, Step
+from agentperf_redis.command import Command, Flow, Reply
 from agentperf_redis.connector import Connector
-from agentperf_redis.delivery import ExchangeFailed, Topology
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, SchemaMismatch
-from agentperf_redis.executor import AsyncExecutor, Executor, Runnable
+from agentperf_redis.delivery import ExchangeFailed
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
+from agentperf_redis.executor import CLOSED, AsyncExecutor, Executor, Runnable
+from agentperf_redis.greeting import Greeting
 from agentperf_redis.script import Script
+from agentperf_redis.topology import Topology
 
 T = TypeVar("T")
 
 _log = logging.getLogger("agentperf_redis")
 
-SCHEMA = 1
-"""Major version of the data model; a namespace with a higher one is not touched."""
 DEFAULT_NAMESPACE = "agentperf"
 NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable asked when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 _LAYOUT_S = 1.0
 """How long the bus waits for one node's description of the layout; then it asks another one."""
-OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
-"""Oldest servers that have what the scripts use (SPUBLISH, writes that free memory on a full server)."""
-
-_OPEN = Script("namespace/open")
 _ENTER = Script("namespace/enter")
 
 
@@ -66,7 +62,7 @@ class Backend:
         self.deadline = arguments.seconds("deadline", deadline, least=0.01, most=3600.0)
         self.process = _process_id()
         self.closed = False
-        self._connector = Connector(self.address)
+        self._connector = Connector(self.address, defaulted=url is None and not url_in_environment())
         self._topology = Topology(self.address)
         self._lock = threading.RLock()
         self._shared: dict[Hashable, Any] = {}
@@ -74,66 +70,72 @@ class Backend:
         self._epoch_callbacks: list[Callable[[], None]] = []
         self._close_callbacks: list[Callable[[], None]] = []
         self._entered: set[str] = set()
-        self._unverified = True
         self._inherited: list[object] = []
         self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._greeting = Greeting(self.address.masked, self.namespace, self._note_epoch)
         self._make_drivers()
         topology = self._topology
         learn = None if topology.fixed else self._learn
-        self.bus = Bus(self._connector, topology.node_for, topology.forget, learn, self._suspect)
+        self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn)
         _backends.add(self)
 
     def _make_drivers(self) -> None:
-        self._executor = Executor(self._connector, self._topology, self.deadline, self._suspect)
+        self._executor = Executor(self._connector, self._topology, self.deadline, self._greeting)
         self._async_executors: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncExecutor] = (
             weakref.WeakKeyDictionary()
         )
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a client cannot be sent to another process, nor copied: make one there, with the same URL")
+
     def __repr__(self) -> str:
         return f"Backend({self.address.masked!r}, namespace={self.namespace!r})"
 
-    def run(self, flow: Runnable[T]) -> T:
+    def run(self, flow: Runnable[T], deadline: float | None = None) -> T:
         """Run a command or flow, blocking.
+
+        Args:
+            flow: what to run.
+            deadline: seconds for each of its commands; None is the backend's.
 
         Raises:
             AgentPerfError: what the flow lets pass.
         """
-        if self._unverified:
-            self._check_open()
-            self._executor.run(self._verify())
-        return self._executor.run(flow)
+        return self._executor.run(flow, deadline)
 
-    async def arun(self, flow: Runnable[T]) -> T:
-        """Run a command or flow on the running asyncio loop."""
+    async def arun(self, flow: Runnable[T], deadline: float | None = None) -> T:
+        """Run a command or flow on the running asyncio loop. Arguments as for `run`."""
         loop = asyncio.get_running_loop()
         executor = self._async_executors.get(loop)
         if executor is None:
             executor = await self._start_async(loop)
-        if self._unverified:
-            self._check_open()
-            await executor.run(self._verify())
-        return await executor.run(flow)
+        return await executor.run(flow, deadline)
 
     async def _start_async(self, loop: asyncio.AbstractEventLoop) -> AsyncExecutor:
-        self._check_open()
+        if self.closed:
+            raise BackendUnavailable(self.address.masked, "not_applied", CLOSED)
         if loop in self._foreign_loops:
             raise AgentPerfError(
                 "this event loop was inherited by a fork and still belongs to the parent; use a new one"
             )
-        executor = AsyncExecutor(self._connector, self._topology, self.deadline, self._suspect)
-        self._async_executors[loop] = executor
+        executors, place = self._async_executors, weakref.ref(loop)
+
+        def ended() -> None:
+            gone = place()
+            if gone is not None:
+                executors.pop(gone, None)
+
+        executor = AsyncExecutor(self._connector, self._topology, self.deadline, self._greeting, ended)
+        executors[loop] = executor
         await executor.start()
         return executor
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise BackendUnavailable(self.address.masked, "not_applied", "this client was closed")
 
     def enter(self, service: str, resource: str) -> Flow[None]:
         """Note that a resource is in use; sends something once a process only."""
         name = f"{service}:{keys.encoded(resource)}"
         if name not in self._entered:
-            yield from Command(_ENTER, (keys.resources(self.namespace),), (name,), _noted)
+            where = keys.resources(self.namespace)
+            yield from Command(_ENTER, (where,), (name,), lambda reply: _noted(where, reply))
             self._entered.add(name)
 
     def entered(self, service: str) -> Flow[list[str]]:
@@ -151,7 +153,10 @@ class Backend:
             return cast("T", self._shared[key])
 
     def on_new_epoch(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, on whatever thread notices, when the server came back without its data."""
+        """Have `callback` called, on whatever thread notices, when the server came back without its data.
+
+        It is called while a connection is being made, also on an event loop's thread: it must be quick and do no I/O.
+        """
         self._epoch_callbacks.append(callback)
 
     def on_close(self, callback: Callable[[], None]) -> None:
@@ -163,10 +168,13 @@ class Backend:
         if self.closed:
             return
         self._run_close_callbacks()
-        self.closed = self._unverified = True
+        self.closed = True
         self.bus.close()
-        for executor in list(self._async_executors.values()):
-            executor.close_now()
+        for loop, executor in list(self._async_executors.items()):
+            if loop.is_running() and loop is not _running_loop():
+                loop.call_soon_threadsafe(executor.close_now)
+            else:
+                executor.close_now()
         self._executor.close()
 
     async def aclose(self) -> None:
@@ -187,29 +195,8 @@ class Backend:
             except Exception:  # noqa: BLE001  one service's trouble must not keep the next from flushing
                 _log.exception("closing %r: a service could not finish", self)
 
-    def _suspect(self) -> None:
-        """Something failed on the way: the server that answers next may be another one, or empty."""
-        if not self.closed:
-            self._unverified = True
-
-    def _verify(self) -> Generator[Step, Any, None]:
-        """Check the server's version, and found or check the namespace."""
-        self._unverified = False
-        try:
-            server, version = yield from Command("HELLO", (), (), _server_version)
-            oldest = OLDEST.get(server, OLDEST["redis"])
-            if version < oldest:
-                needed = f"Redis {_dotted(OLDEST['redis'])} or Valkey {_dotted(OLDEST['valkey'])} or newer"
-                raise SchemaMismatch(f"{server} at {self.address.masked}", _dotted(version), needed)
-            meta = keys.meta(self.namespace)
-            schema, epoch = yield from Command(
-                _OPEN, (meta,), (SCHEMA, secrets.token_hex(8)), lambda reply: _opened(meta, reply)
-            )
-            if schema > SCHEMA:
-                raise SchemaMismatch(f"namespace {self.namespace}", str(schema), f"schema {SCHEMA} or lower")
-        except BaseException:
-            self._unverified = True
-            raise
+    def _note_epoch(self, epoch: str) -> None:
+        """Compare with the epoch that was there before."""
         with self._lock:
             known, self._epoch = self._epoch, epoch
             changed = known is not None and known != epoch
@@ -240,7 +227,6 @@ class Backend:
         self._connector.after_fork()
         self._make_drivers()
         self.process = _process_id()
-        self._unverified = True
         self.bus.after_fork()
 
 
@@ -249,40 +235,26 @@ def resolve_namespace(namespace: str | None) -> str:
     return os.environ.get(NAMESPACE_VARIABLE) or DEFAULT_NAMESPACE if namespace is None else namespace
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def _process_id() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
-
-
-def _noted(reply: Reply) -> None:
+def _noted(where: str, reply: Reply) -> None:
     if reply != 1:
-        raise CorruptState("resources", f"an unexpected reply {reply!r}")
+        raise CorruptState(where, f"an unexpected reply {reply!r}")
 
 
 def _names(where: str, reply: Reply) -> list[str]:
     if not isinstance(reply, list):
         raise CorruptState(where, f"an unexpected reply {reply!r}")
     return [name.decode(errors="replace") for name in reply]
-
-
-def _server_version(reply: Reply) -> tuple[str, tuple[int, ...]]:
-    try:
-        facts = dict(zip(reply[::2], reply[1::2], strict=True))
-        version = tuple(int(part) for part in facts[b"version"].decode().split(".")[:3])
-        return facts[b"server"].decode(), version
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise CorruptState("HELLO", f"an unexpected reply {reply!r}") from None
-
-
-def _opened(meta: str, reply: Reply) -> tuple[int, str]:
-    try:
-        _, schema, epoch = reply
-        return int(schema), epoch.decode()
-    except (AttributeError, TypeError, ValueError):
-        raise CorruptState(meta, f"an unexpected reply {reply!r}") from None
 
 
 _backends: weakref.WeakSet[Backend] = weakref.WeakSet()

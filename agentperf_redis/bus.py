@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 from agentperf_redis.connector import Connector
-from agentperf_redis.delivery import Node
 from agentperf_redis.listener import Listener
 from agentperf_redis.subscription import Subscription
+from agentperf_redis.topology import Node
 
 
 class Bus:

@@ -152,6 +152,9 @@ class Registry:
 REGISTRY = Registry()
 """The registry of the process, used where none is given."""
 
+storable = REGISTRY.add
+"""Allows instances of a class to be stored: a decorator for Enums, dataclasses, NamedTuples and pydantic models."""
+
 
 class Codec:
     """Turns values into bytes and back.

@@ -7,7 +7,6 @@ its reply was fully read, so that no reply can reach the wrong caller.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -26,9 +25,12 @@ from redis.retry import Retry
 
 from agentperf_redis.address import Address, Kind
 from agentperf_redis.command import Reply
-from agentperf_redis.delivery import ExchangeFailed, Node, ServerError
+from agentperf_redis.delivery import ExchangeFailed, passing
+from agentperf_redis.resp import ServerError
+from agentperf_redis.topology import Node
 
 _CONNECT_S = 5.0
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _SURELY_BUFFERED_BYTES = 32_768
 """Up to this, sending cannot block: an idle connection's socket buffer is larger."""
 
@@ -50,10 +52,17 @@ class _AsyncParser(_WholeText, AsyncDefaultParser):  # type: ignore[misc, valid-
 
 
 class Connector:
-    """Makes connections to the nodes of an address."""
+    """Makes connections to the nodes of an address.
 
-    def __init__(self, address: Address) -> None:
+    Args:
+        address: of the server.
+        defaulted: whether nobody gave it, neither in code nor in the environment.
+    """
+
+    def __init__(self, address: Address, *, defaulted: bool = False) -> None:
         self.address = address
+        self.hint = _hint(address, defaulted=defaulted)
+        """What a user may do when it cannot be reached."""
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
 
@@ -64,7 +73,7 @@ class Connector:
     def connection(self, node: Node, timeout_s: float = _CONNECT_S) -> Connection:
         """Return a new blocking connection, not yet connected; connecting may take `timeout_s`."""
         kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
-        kwargs["socket_connect_timeout"] = min(_CONNECT_S, timeout_s)
+        kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)  # handshake included
         if node.port == 0:
             unix: Any = UnixDomainSocketConnection  # abstract to type checkers, though redis-py makes it all day
             return cast("Connection", unix(path=self._path(node), **kwargs))
@@ -86,7 +95,7 @@ class Connector:
         except ResponseError as error:
             raise refused(error) from None
         except (RedisError, OSError) as error:
-            raise unconnected(error) from None
+            raise unconnected(error, self.hint, tls=self.address.tls) from None
         finally:
             connection.disconnect()
 
@@ -144,6 +153,17 @@ class Connector:
         return kwargs
 
 
+def _hint(address: Address, *, defaulted: bool) -> str:
+    if defaulted:
+        return (
+            "this is the default address, since neither AGENTPERF_REDIS_URL nor REDIS_URL is set; `agentperf up` "
+            "starts a server on this machine and prints the URL to set"
+        )
+    if address.kind is Kind.UNIX or any(host in _LOCAL for host, _ in address.nodes):
+        return "is a server running there? `agentperf up` starts one on this machine"
+    return "is the address right, and can this machine reach it?"
+
+
 def send(connection: Connection, payload: bytes, end: float) -> None:
     """Send, until `end` by `time.monotonic` at the latest."""
     if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  it has no such argument
@@ -168,18 +188,19 @@ async def aread(connection: AsyncConnection) -> Reply:
 
 
 def drop(connection: AsyncConnection | None) -> None:
-    """Close a connection at once, on any thread and with or without its loop."""
+    """Close a connection at once, on its loop's thread or when its loop is closed."""
     if connection is None:
         return
     writer = connection._writer  # noqa: SLF001  redis-py offers no close that neither waits nor needs a running loop
     connection._reader = connection._writer = None  # noqa: SLF001
-    if writer is not None:
-        try:
-            writer.close()
-        except RuntimeError:  # the loop is closed already: close the socket below it
-            sock = writer.get_extra_info("socket")
-            if sock is not None:
-                os.close(sock.detach()) if hasattr(sock, "detach") else None
+    if writer is None:
+        return
+    try:
+        writer.transport.abort()
+    except RuntimeError:  # the loop is closed already: close the socket below it
+        below = writer.get_extra_info("socket")
+        if below is not None:
+            below._sock.close()  # noqa: SLF001  asyncio's wrapper has no close
 
 
 def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:
@@ -193,18 +214,26 @@ def _words(error: BaseException) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
 
 
-def unconnected(error: RedisError | OSError) -> ExchangeFailed:
-    """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong."""
-    text = _words(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate" in text.lower():
+def unconnected(error: RedisError | OSError, hint: str, *, tls: bool) -> ExchangeFailed:
+    """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong.
+
+    Args:
+        error: what redis-py said.
+        hint: what the user may do.
+        tls: whether a TLS handshake was wanted.
+    """
+    text, late = _words(error), isinstance(error, (RedisTimeoutError, TimeoutError))
+    if "certificate" in text.lower():
         return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
-    hint = "is a server running there? `agentperf up` starts one on this machine"
-    return ExchangeFailed(f"{text}; {hint}", sent=False, silent=isinstance(error, RedisTimeoutError))
+    if tls and ("ssl" in text.lower() or late):
+        text += "; there was no TLS handshake: is it a plain redis:// server?"
+        return ExchangeFailed(text, sent=False, silent=late)
+    return ExchangeFailed(f"{text}; {hint}", sent=False, silent=late)
 
 
 def refused(error: ResponseError) -> ExchangeFailed:
     """What a refused handshake means: most refusals are for good, a few pass."""
     text = str(error)
-    passing = text.startswith(("LOADING", "ERR max number of clients", "MASTERDOWN"))
-    hint = "" if passing else "; look at user name, password and database in the URL"
-    return ExchangeFailed(text + hint, sent=False, final=not passing)
+    final = passing(text) is None
+    hint = "; look at user name, password and database in the URL" if final else ""
+    return ExchangeFailed(text + hint, sent=False, final=final)

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import random
 import time
-from binascii import crc_hqx
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-import hiredis
-
-from agentperf_redis.address import Address, Kind
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.errors import (
     AgentPerfError,
@@ -30,11 +26,13 @@ from agentperf_redis.errors import (
     Outcome,
     ScriptFailed,
 )
+from agentperf_redis.resp import ServerError, pack, pack_call
 from agentperf_redis.script import Script
+from agentperf_redis.topology import Node, Topology
 
-SLOTS = 16384
 PIPELINE_COMMANDS = 512
-"""Commands sent in one go; more are cut up, so that neither side buffers without bound."""
+PIPELINE_BYTES = 4 * 1024 * 1024
+"""Commands and bytes of arguments sent in one go; more are cut up."""
 
 _FIRST_REST_S, _LONGEST_REST_S = 0.004, 0.25
 _SPLIT_ABOVE_S = 0.5
@@ -59,6 +57,8 @@ _REFUSED = {
     "NOAUTH": "it asks for a password: put it into the URL, redis://:password@host",
     "NOPERM": "the ACL user may not do this",
     "WRONGPASS": "user name or password are wrong",
+    "ERR ACL failure in script": "the ACL user may not do all that the script does",
+    "ERR The user executing the script": "the ACL user may not do all that the script does",
     "ERR AUTH": "it asks for no password, but the URL has one",
     "ERR invalid password": "the password is wrong",
     "ERR DB index": "it has no such database",
@@ -67,33 +67,18 @@ _REFUSED = {
 """Beginnings of error replies that no repetition will change."""
 
 
-class Node(NamedTuple):
-    """One server process to talk to. Unix sockets and the embedded server have their path as host and port 0."""
-
-    host: str
-    port: int
-    sentinel: bool = False
-
-
-class ServerError:
-    """An error reply, as a value: the server's text whole, its code the first word."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
 class ExchangeFailed(Exception):
     """Raised by drivers: a node could not be reached, or did not answer in time.
 
     Attributes:
-        sent: whether anything may have reached the server.
         reason: in words.
+        sent: whether anything may have reached the server.
         final: whether repeating is pointless (the handshake was refused).
         stale: whether the connection had been idle, so that a new one may do at once.
         silent: whether all that is known is that no answer came in time.
+        local: whether the trouble is this process's own, and says nothing about the node.
         replies: those that had arrived before.
+        error: what to tell callers instead of BackendUnavailable.
     """
 
     def __init__(
@@ -104,7 +89,9 @@ class ExchangeFailed(Exception):
         final: bool = False,
         stale: bool = False,
         silent: bool = False,
+        local: bool = False,
         replies: Sequence[Reply] = (),
+        error: AgentPerfError | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -112,7 +99,9 @@ class ExchangeFailed(Exception):
         self.final = final
         self.stale = stale
         self.silent = silent
+        self.local = local
         self.replies = replies
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,110 +122,9 @@ class Rest:
 
 
 DeliveryStep: TypeAlias = Exchange | Rest
-Delivery: TypeAlias = Generator[DeliveryStep, Any, list[Any]]
-
-
-def key_slot(key: str) -> int:
-    """Return the Cluster slot of a key: CRC16 (XMODEM) of its hash tag, modulo 16384 (Redis Cluster specification)."""
-    data = key.encode()
-    start = data.find(b"{")
-    if start >= 0:
-        end = data.find(b"}", start + 1)
-        if end > start + 1:
-            data = data[start + 1 : end]
-    return crc_hqx(data, 0) % SLOTS
-
-
-class Topology:
-    """Which node serves which key. Shared by all drivers of a backend; replaced whole, so it needs no lock."""
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self.tried = 0
-        """Which of the address's nodes is asked next for the layout."""
-        self._seeds = tuple(Node(host, port, address.kind is Kind.SENTINEL) for host, port in address.nodes)
-        self._slots: dict[int, Node] = {}
-        self._primary: Node | None = None
-        if address.kind in (Kind.UNIX, Kind.EMBEDDED):
-            self._primary = Node(address.path, 0)
-        elif address.kind is Kind.STANDALONE:
-            self._primary = self._seeds[0]
-
-    @property
-    def fixed(self) -> bool:
-        """Whether there is one server and nothing to find out."""
-        return self.address.kind in (Kind.STANDALONE, Kind.UNIX, Kind.EMBEDDED)
-
-    def node_for(self, key: str | None) -> Node | None:
-        """Return the node of a key, any node for None, or None while that is unknown."""
-        if self.address.kind is not Kind.CLUSTER:
-            return self._primary
-        if key is None:
-            return next(iter(self._slots.values()), None)
-        return self._slots.get(key_slot(key))
-
-    def forget(self) -> None:
-        """The layout is out of date: find it out again before the next command."""
-        if not self.fixed:
-            self._primary = None
-            self._slots = {}
-
-    def question(self) -> tuple[Node, bytes]:
-        """Return whom to ask for the layout, and what; another seed each time."""
-        known = (*self._seeds, *dict.fromkeys(self._slots.values()))
-        node = known[self.tried % len(known)]
-        self.tried += 1
-        if self.address.kind is Kind.SENTINEL:
-            return node, pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.service))
-        return node, pack(("CLUSTER", "SLOTS"))
-
-    def learn(self, asked: Node, reply: Reply) -> str:
-        """Take in the answer to `question`.
-
-        Returns:
-            An empty text, or what is wrong with the answer.
-        """
-        if isinstance(reply, ServerError):
-            return reply.text
-        try:
-            if self.address.kind is Kind.SENTINEL:
-                if reply is None:
-                    return f"Sentinel knows no primary named {self.address.service!r}"
-                self._primary = Node(reply[0].decode(), int(reply[1]))
-                return ""
-            slots: dict[int, Node] = {}
-            for start, end, primary, *_ in reply:
-                # a node that does not know its own address yet leaves it out: it is the one asked
-                node = Node(primary[0].decode() if primary[0] else asked.host, int(primary[1]))
-                slots.update(dict.fromkeys(range(start, end + 1), node))
-        except (AttributeError, IndexError, TypeError, ValueError):
-            return f"{asked.host}:{asked.port} described no layout"
-        if not slots:
-            return "the Cluster serves no slots"
-        self._slots = slots
-        return ""
-
-
-def pack(parts: Sequence[str | bytes | int]) -> bytes:
-    """Return one command in the server's wire form."""
-    packed: bytes = hiredis.pack_command(tuple(parts))  # type: ignore[arg-type]  # its stub says a 1-tuple
-    return packed
-
-
-def pack_call(command: Command[Any], *, by_source: bool, again: bool) -> bytes:
-    """Return a Command in wire form.
-
-    Args:
-        command: what to send.
-        by_source: send the whole script instead of its hash.
-        again: it was sent before.
-    """
-    args = command.resend_args if again and command.resend_args is not None else command.args
-    script = command.script
-    if isinstance(script, Script):
-        how = ("EVAL", script.source) if by_source else ("EVALSHA", script.sha)
-        return pack((*how, len(command.keys), *command.keys, *args))
-    return pack((script, *command.keys, *args))
+Delivery: TypeAlias = Generator[DeliveryStep, Any, None]
+Settle: TypeAlias = Callable[[int, Any], None]
+"""Takes the index of a command and its result, as soon as it is known."""
 
 
 class _Item:
@@ -261,6 +149,7 @@ def deliver(
     commands: Sequence[Command[Any]],
     topology: Topology,
     deadline_s: float,
+    settle: Settle,
     now: Callable[[], float] = time.monotonic,
 ) -> Delivery:
     """Deliver commands and decode their replies.
@@ -269,112 +158,171 @@ def deliver(
         commands: what to run. Not atomic: each stands for itself.
         topology: where to send them.
         deadline_s: seconds for all of it.
+        settle: is told for each command what its decoder made of the reply, or the AgentPerfError it met.
         now: the clock.
-
-    Returns:
-        For each command what its decoder made of the reply, or the AgentPerfError it met.
     """
-    address = topology.address.masked
-    results: list[Any] = [None] * len(commands)
+    post = _Post(topology, now() + deadline_s, settle, now)
     waiting = [_Item(index, command) for index, command in enumerate(commands)]
-    end = now() + deadline_s
     rests = 0
-    reason = "there was no time to ask"
     while waiting:
-        left = end - now()
-        if left <= 0:
+        if post.left() <= 0:
             for item in waiting:
-                outcome: Outcome = "unknown" if item.maybe_applied else "not_applied"
-                why = f"{item.reason or reason}; gave up after {deadline_s:g} s"
-                results[item.index] = BackendUnavailable(address, outcome, why)
-            break
-        patience = left / 2 if left > _SPLIT_ABOVE_S else left
-        groups, lost = _grouped(waiting, topology)
-        if lost:
-            asked, question = topology.question()
-            try:
-                (answer,) = yield Exchange(asked, question, 1, patience)
-                trouble = topology.learn(asked, answer)
-            except ExchangeFailed as failed:
-                if failed.final:
-                    _give_up(waiting, results, address, failed)
-                    break
-                trouble = failed.reason
-            if not trouble:
-                continue
-            reason = trouble
-            rest = True
-        else:
-            waiting, rest = [], False
-            for node, group in groups.items():
-                for start in range(0, len(group), PIPELINE_COMMANDS):
-                    items = group[start : start + PIPELINE_COMMANDS]
-                    asking = items[0].node is not None
-                    payload = _payload(items, asking=asking)
-                    broken = None
-                    try:
-                        replies = yield Exchange(node, payload, len(items) * (2 if asking else 1), patience)
-                    except ExchangeFailed as failed:
-                        broken, replies = failed, failed.replies
-                    if asking:
-                        replies = replies[1::2]
-                    if broken is not None:
-                        # What was answered is done: through a network that breaks often, a long pipeline gets on.
-                        items, unanswered = items[: len(replies)], items[len(replies) :]
-                        for item in unanswered:
-                            item.maybe_applied |= broken.sent
-                            if not (broken.silent and item.reason):  # the last attempt is often cut short
-                                item.reason = broken.reason
-                            item.node = None
-                        topology.forget()
-                        if broken.final:
-                            _give_up(unanswered, results, address, broken)
-                        else:
-                            waiting += unanswered
-                            rest |= not broken.stale
-                    for item, reply in zip(items, replies, strict=True):
-                        item.node = None
-                        if not isinstance(reply, ServerError):
-                            results[item.index] = _decoded(item.command, reply)
-                        elif reply.text.startswith("WRONGTYPE"):
-                            results[item.index] = yield from _wrong_type(item.command, node, max(0.05, end - now()))
-                        else:
-                            error = _read_error(item, reply.text, topology, address)
-                            if error is None:
-                                waiting.append(item)
-                                rest |= not item.at_once
-                            else:
-                                results[item.index] = error
+                post.give_up(item, f"{item.reason or 'there was no time to ask'}; gave up after {deadline_s:g} s")
+            return
+        waiting, rest = yield from _round(waiting, post)
         if rest and waiting:
             # full jitter (Brooker, "Exponential backoff and jitter"): many clients do not come back in step
             pause = random.uniform(0, min(_LONGEST_REST_S, _FIRST_REST_S * 2**rests))
             rests = min(rests + 1, 16)
-            yield Rest(min(pause, max(0.0, end - now())))
-    return results
+            yield Rest(min(pause, max(0.0, post.left())))
 
 
-def _grouped(items: list[_Item], topology: Topology) -> tuple[dict[Node, list[_Item]], bool]:
-    """Group by node; the second value says that the node of some item is unknown."""
-    groups: dict[Node, list[_Item]] = {}
-    asking: dict[Node, list[_Item]] = {}
-    for item in items:
-        if item.node is not None:
-            asking.setdefault(item.node, []).append(item)
+class _Post:
+    """What one delivery has at hand."""
+
+    def __init__(self, topology: Topology, end: float, settle: Settle, now: Callable[[], float]) -> None:
+        self.topology = topology
+        self.settle = settle
+        self._end = end
+        self._now = now
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self._end - self._now()
+
+    def patience(self) -> float:
+        """Seconds for the next attempt."""
+        left = max(0.001, self.left())
+        return left / 2 if left > _SPLIT_ABOVE_S else left
+
+    def give_up(self, item: _Item, reason: str, error: AgentPerfError | None = None) -> None:
+        """Settle with what is known."""
+        known = error if error is not None else unavailable(self.topology.address.masked, item.maybe_applied, reason)
+        self.settle(item.index, known)
+
+
+def unavailable(address: str, maybe_applied: bool, reason: str) -> BackendUnavailable:
+    """Return the error that says what is known of a request without an answer."""
+    outcome: Outcome = "unknown" if maybe_applied else "not_applied"
+    return BackendUnavailable(address, outcome, reason)
+
+
+def _round(items: list[_Item], post: _Post) -> Generator[DeliveryStep, Any, tuple[list[_Item], bool]]:
+    """Send everything once. Returns what is to be sent again, and whether to rest before."""
+    waiting: list[_Item] = []
+    rest = False
+    if post.topology.doubtful:
+        trouble = yield from _ask_for_layout(post)
+        if trouble is not None:
+            if trouble.final:
+                for item in items:
+                    post.give_up(item, trouble.reason, trouble.error)
+                return [], False
+            rest = True
+            for item in items:
+                item.reason = item.reason or trouble.reason
+    for node, group in _grouped(items, post, waiting).items():
+        for start, stop in _cut(group):
+            broken = yield from _send(node, group[start:stop], post, waiting)
+            rest |= broken is not None and not broken.stale
+            if broken is not None:
+                waiting += group[stop:]  # the node is in trouble: ask it once a round
+                break
+    return waiting, rest or any(not item.at_once for item in waiting)
+
+
+def _ask_for_layout(post: _Post) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
+    """Ask one node after the other, until one knows. A refusal is final only if all refuse."""
+    refused: ExchangeFailed | None = None
+    for _ in range(post.topology.sources):
+        asked, question = post.topology.question()
+        try:
+            (answer,) = yield Exchange(asked, question, 1, post.patience() / 2)
+        except ExchangeFailed as failed:
+            refused = failed if failed.final or refused is None else refused
+            if not failed.final:
+                return failed
             continue
-        keys = item.command.keys
-        node = topology.node_for(keys[0] if keys else None)
-        if node is None:
-            return {}, True
-        groups.setdefault(node, []).append(item)
-    for node, redirected in asking.items():
-        if node in groups:
-            # never in one pipeline with others of that node; they go in the next round
-            for item in redirected:
-                item.node = None
-            groups[node] += redirected
+        trouble = post.topology.learn(asked, answer)
+        return ExchangeFailed(trouble, sent=False) if trouble else None
+    return refused
+
+
+def _grouped(items: list[_Item], post: _Post, waiting: list[_Item]) -> dict[Node, list[_Item]]:
+    """Group by node. What has none goes to `waiting`, and so does a redirected one whose node has others to serve."""
+    groups: dict[Node, list[_Item]] = {}
+    redirected = [item for item in items if item.node is not None]
+    for item in items:
+        if item.node is None:
+            keys = item.command.keys
+            node = post.topology.node_for(keys[0] if keys else None)
+            if node is not None:
+                groups.setdefault(node, []).append(item)
+                continue
+            item.reason = item.reason or "no node of the Cluster serves the key's slot"
+            item.at_once = False
+            post.topology.doubt()
+            waiting.append(item)
+    asking: dict[Node, list[_Item]] = {}
+    for item in redirected:
+        if item.node in groups:  # never in one pipeline with others of that node
+            waiting.append(item)
+        elif item.node is not None:
+            asking.setdefault(item.node, []).append(item)
+    return groups | asking
+
+
+def _cut(group: list[_Item]) -> Iterator[tuple[int, int]]:
+    """Cut a pipeline where it grows too long, so that neither side buffers without bound."""
+    start = size = 0
+    for at, item in enumerate(group):
+        size += sum(len(arg) for arg in item.command.args if isinstance(arg, (str, bytes)))
+        if at > start and (at - start >= PIPELINE_COMMANDS or size > PIPELINE_BYTES):
+            yield start, at
+            start, size = at, 0
+    yield start, len(group)
+
+
+def _send(
+    node: Node, items: list[_Item], post: _Post, waiting: list[_Item]
+) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
+    """Send one pipeline and settle what is answered. Returns what broke it, if anything did."""
+    asking = items[0].node is not None
+    broken = None
+    try:
+        replies = yield Exchange(node, _payload(items, asking=asking), len(items) * (1 + asking), post.patience())
+    except ExchangeFailed as failed:
+        broken, replies = failed, failed.replies
+    if asking:
+        replies = replies[1::2]
+    if broken is not None:
+        # What was answered is done: through a network that breaks often, a long pipeline gets on.
+        items, unanswered = items[: len(replies)], items[len(replies) :]
+        for item in unanswered:
+            item.maybe_applied |= broken.sent
+            item.at_once = broken.stale
+            if not (broken.silent and item.reason):  # the last attempt is often cut short
+                item.reason = broken.reason
+            item.node = None
+            if broken.final:
+                post.give_up(item, broken.reason, broken.error)
+        if not broken.final:
+            waiting += unanswered
+        if not broken.local:
+            post.topology.doubt()
+    for item, reply in zip(items, replies, strict=True):
+        item.node = None
+        if not isinstance(reply, ServerError):
+            post.settle(item.index, _decoded(item.command, reply))
+        elif reply.text.startswith("WRONGTYPE"):
+            post.settle(item.index, (yield from _wrong_type(item.command, node, max(0.05, post.left()))))
         else:
-            groups[node] = redirected
-    return groups, False
+            error = _read_error(item, reply.text, node, post.topology)
+            if error is None:
+                waiting.append(item)
+            else:
+                post.settle(item.index, error)
+    return broken
 
 
 def _payload(items: list[_Item], *, asking: bool) -> bytes:
@@ -387,12 +335,6 @@ def _payload(items: list[_Item], *, asking: bool) -> bytes:
     )
 
 
-def _give_up(items: Sequence[_Item], results: list[Any], address: str, failed: ExchangeFailed) -> None:
-    for item in items:
-        outcome: Outcome = "unknown" if item.maybe_applied else "not_applied"
-        results[item.index] = BackendUnavailable(address, outcome, failed.reason)
-
-
 def _decoded(command: Command[Any], reply: Reply) -> Any:
     try:
         return command.decode(reply)
@@ -400,35 +342,49 @@ def _decoded(command: Command[Any], reply: Reply) -> Any:
         return error
 
 
-def _read_error(item: _Item, text: str, topology: Topology, address: str) -> AgentPerfError | None:
+def passing(text: str) -> str | None:
+    """Return what an error reply means that may be gone in a moment, or None if it is none of these."""
+    return next((meaning for beginning, meaning in _PASSING.items() if text.startswith(beginning)), None)
+
+
+def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> AgentPerfError | None:
     """Return what an error reply means to the caller, or None to send the command again."""
+    address = topology.address.masked
     code, _, rest = text.partition(" ")
     item.at_once = code in ("NOSCRIPT", "ASK")
     if code == "NOSCRIPT":
         item.by_source = True
         return None
     if code in ("MOVED", "ASK"):
+        if topology.fixed:
+            scheme = "rediss+cluster" if topology.address.tls else "redis+cluster"
+            return unavailable(
+                address, item.maybe_applied, f"it is a node of a Cluster: the URL begins with {scheme}://"
+            )
         if code == "MOVED":
-            topology.forget()
+            topology.doubt()
             item.reason = "the Cluster is being rearranged"
         else:
             host, _, port = rest.rpartition(" ")[2].rpartition(":")
-            item.node = Node(host, int(port))
+            item.node = Node(host or node.host, int(port))  # an empty host is the one that answered
         return None
-    for beginning, meaning in _PASSING.items():
-        if text.startswith(beginning):
-            item.reason = meaning
-            if code in ("READONLY", "MASTERDOWN", "CLUSTERDOWN"):
-                topology.forget()
-            return None
+    meaning = passing(text)
+    if meaning is not None:
+        item.reason = meaning
+        if code in ("READONLY", "MASTERDOWN", "CLUSTERDOWN"):
+            topology.doubt()
+        return None
     if code == "OOM":
+        if item.maybe_applied:
+            return unavailable(address, True, "its first reply was lost, and now it is at its maxmemory")
         return BackendFull(address)
     if code == "CORRUPT":
         key, _, found = rest.partition(" ")
         return CorruptState(key, found or "something unexpected")
-    for beginning, meaning in _REFUSED.items():
+    for beginning, refusal in _REFUSED.items():
         if text.startswith(beginning):
-            return BackendUnavailable(address, "not_applied", f"{meaning} ({text})")
+            # refused inside a script, it may come after a first write
+            return unavailable(address, item.maybe_applied or "script" in text, f"{refusal} ({text})")
     script = item.command.script
     return ScriptFailed(script.name if isinstance(script, Script) else script, text)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
 from redis.asyncio.connection import Connection as AsyncConnection
@@ -17,15 +17,19 @@ from redis.exceptions import RedisError, ResponseError
 
 from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Reply, Step, Wait
 from agentperf_redis.connector import Connector, aread, broken, drop, read, refused, send, unconnected
-from agentperf_redis.delivery import Delivery, Exchange, ExchangeFailed, Node, Rest, Topology, deliver
+from agentperf_redis.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.greeting import REPLIES, Greeting
+from agentperf_redis.topology import Node, Topology
 
 T = TypeVar("T")
 
 Runnable = Command[T] | Batch[T] | Flow[T]
 
+CLOSED = "this client was closed"
 MAX_CONNECTIONS = 32
 """Exchanges under way at once per driver and process; the usual maxclients of 10,000 then serves 300 processes."""
+BUSY = f"all {MAX_CONNECTIONS} connections of this process were busy"
 
 
 class Executor:
@@ -35,35 +39,45 @@ class Executor:
         connector: makes the connections.
         topology: knows which node serves which key.
         deadline_s: seconds that one command may take in all.
-        on_trouble: called after an exchange failed; the server that answers next may be another one.
+        greeting: what is said first on a connection; None says nothing.
     """
 
-    def __init__(
-        self, connector: Connector, topology: Topology, deadline_s: float, on_trouble: Callable[[], None]
-    ) -> None:
+    def __init__(self, connector: Connector, topology: Topology, deadline_s: float, greeting: Greeting | None) -> None:
         self._connector = connector
         self._topology = topology
         self._deadline_s = deadline_s
-        self._on_trouble = on_trouble
+        self._greeting = greeting
         self._idle: dict[Node, deque[Connection]] = {}
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._greeted: dict[Node, set[Connection]] = {}
+        """Connections that are up, idle or in use, and whose server was looked at."""
+        # A queue of tokens and no semaphore: that is Python code, and an interrupt between two of its steps (Ctrl-C)
+        # would leave its lock held, and every thread waiting for ever.
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(MAX_CONNECTIONS):
+            self._places.put(None)
+        self._opened = greeting is None or not topology.scattered
         self._closed = False
 
-    def run(self, flow: Runnable[T]) -> T:
+    def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
         """Run a flow to its end and return what it returns.
+
+        Args:
+            flow: a command, a batch or a flow.
+            deadline_s: seconds for each of its commands; None is the executor's.
 
         Raises:
             AgentPerfError: what the flow lets pass.
         """
+        limit = self._deadline_s if deadline_s is None else deadline_s
         if isinstance(flow, Command):
-            return self._perform_command(flow)
+            return self._perform_command(flow, limit)
         if isinstance(flow, Batch):
             flow = cast("Flow[T]", iter(flow))
         try:
             step = next(flow)
             while True:
                 try:
-                    answer = self._perform(step)
+                    answer = self._perform(step, limit)
                 except BaseException as error:  # noqa: BLE001  an interrupted flow still gives back what it holds
                     step = flow.throw(error)
                 else:
@@ -74,29 +88,35 @@ class Executor:
     def close(self) -> None:
         """Close idle connections; those in use close as their exchange ends."""
         self._closed = True
-        for stack in list(self._idle.values()):
-            while stack:
-                stack.pop().disconnect()
+        for node in list(self._idle):
+            self._drop_idle(node)
 
-    def _perform(self, step: Step) -> Any:
+    def _perform(self, step: Step, deadline_s: float) -> Any:
         if isinstance(step, Command):
-            return self._perform_command(step)
+            return self._perform_command(step, deadline_s)
         if isinstance(step, Batch):
-            return self._deliver(step.commands)
+            return self._deliver(step.commands, deadline_s)
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
         return _wait(step)
 
-    def _perform_command(self, command: Command[T]) -> T:
-        (result,) = self._deliver((command,))
+    def _perform_command(self, command: Command[T], deadline_s: float) -> T:
+        (result,) = self._deliver((command,), deadline_s)
         if isinstance(result, AgentPerfError):
             raise result
         return cast("T", result)
 
-    def _deliver(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        if not commands:
-            return []
-        delivery = deliver(commands, self._topology, self._deadline_s)
+    def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
+        if not self._opened and self._greeting is not None:
+            (refusal,) = self._send((self._greeting.opening(),), deadline_s)
+            if isinstance(refusal, AgentPerfError):
+                return [refusal] * len(commands)
+            self._opened = True
+        return self._send(commands, deadline_s)
+
+    def _send(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
+        results: list[Any] = [None] * len(commands)
+        delivery = deliver(commands, self._topology, deadline_s, results.__setitem__)
         try:
             step = next(delivery)
             while True:
@@ -107,19 +127,23 @@ class Executor:
                 try:
                     replies = self._exchange(step)
                 except ExchangeFailed as failed:
-                    self._on_trouble()
                     step = delivery.throw(failed)
                 else:
                     step = delivery.send(replies)
-        except StopIteration as done:
-            return cast("list[Any]", done.value)
+        except StopIteration:
+            return results
 
     def _exchange(self, step: Exchange) -> list[Reply]:
         end = time.monotonic() + step.timeout_s
+        if self._closed:
+            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
         replies: list[Reply] = []
-        if not self._places.acquire(timeout=step.timeout_s):
-            raise ExchangeFailed(f"all {MAX_CONNECTIONS} connections of this process were busy", sent=False)
+        placed = False
         try:
+            try:
+                placed = self._places.get(timeout=step.timeout_s) is None
+            except Empty:
+                raise ExchangeFailed(BUSY, sent=False, local=True) from None
             stack = self._idle.get(step.node)
             if stack is None:
                 stack = self._idle.setdefault(step.node, deque())
@@ -127,41 +151,61 @@ class Executor:
             try:
                 connection = stack.pop()
             except IndexError:
-                connection = self._connect(step)
+                connection = self._connect(step.node, end)
                 fresh = True
             try:
                 send(connection, step.payload, end)
                 for _ in range(step.count):
                     replies.append(read(connection, end))  # noqa: PERF401  those before a failure count
             except (RedisError, OSError) as error:
-                connection.disconnect()
+                self._drop(step.node, connection)
                 if not fresh:  # the others were opened to the same server before; they are as dead
-                    while stack:
-                        with contextlib.suppress(IndexError):
-                            stack.pop().disconnect()
+                    self._drop_idle(step.node)
                 raise broken(error, replies, fresh=fresh) from None
             except BaseException:
-                connection.disconnect()
+                self._drop(step.node, connection)
                 raise
             if self._closed:
-                connection.disconnect()
+                self._drop(step.node, connection)
             else:
                 stack.append(connection)
             return replies
         finally:
-            self._places.release()
+            if placed:
+                self._places.put(None)
 
-    def _connect(self, step: Exchange) -> Connection:
+    def _connect(self, node: Node, end: float) -> Connection:
         try:
-            connection = self._connector.connection(step.node, step.timeout_s)
+            connection = self._connector.connection(node, max(0.001, end - time.monotonic()))
         except BackendUnavailable as error:  # the embedded server could not be started
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         try:
             connection.connect()
+            if self._greeting is not None and not (node.sentinel or self._greeted.get(node)):
+                send(connection, self._greeting.words(), end)
+                refusal = self._greeting.heard([read(connection, end) for _ in range(REPLIES)])
+                if refusal is not None:
+                    raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
         except (RedisError, OSError) as error:
             connection.disconnect()
-            raise (refused(error) if isinstance(error, ResponseError) else unconnected(error)) from None
+            if isinstance(error, ResponseError):
+                raise refused(error) from None
+            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
+        except BaseException:
+            connection.disconnect()
+            raise
+        self._greeted.setdefault(node, set()).add(connection)
         return connection
+
+    def _drop(self, node: Node, connection: Connection) -> None:
+        self._greeted.get(node, set()).discard(connection)
+        connection.disconnect()
+
+    def _drop_idle(self, node: Node) -> None:
+        stack = self._idle.get(node)
+        while stack:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                self._drop(node, stack.pop())
 
 
 def _wait(step: Wait) -> bool:
@@ -180,46 +224,61 @@ class AsyncExecutor:
         connector: makes the connections.
         topology: knows which node serves which key.
         deadline_s: seconds that one command may take in all.
-        on_trouble: called after an exchange failed.
+        greeting: what is said first on a connection.
+        on_end: called when the loop ends, or this was closed.
     """
 
+    # It holds no reference to its loop, which would keep both alive for ever in the backend's map of loops.
+
     def __init__(
-        self, connector: Connector, topology: Topology, deadline_s: float, on_trouble: Callable[[], None]
+        self,
+        connector: Connector,
+        topology: Topology,
+        deadline_s: float,
+        greeting: Greeting,
+        on_end: Callable[[], None],
     ) -> None:
         self._connector = connector
         self._topology = topology
         self._deadline_s = deadline_s
-        self._on_trouble = on_trouble
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._greeting = greeting
+        self._on_end = on_end
         self._idle: dict[Node, deque[AsyncConnection]] = {}
+        self._greeted: dict[Node, set[AsyncConnection]] = {}
+        """Connections that are up, idle or in use, and whose server was looked at."""
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._gathered: list[tuple[Command[Any], asyncio.Future[Any]]] = []
+        self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._opened = not topology.scattered
         self._closed = False
         self._lifeline: AsyncGenerator[None, None] | None = None
 
-    async def run(self, flow: Runnable[T]) -> T:
+    async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
         """Run a flow to its end and return what it returns.
 
         A cancelled task throws the cancellation into the flow; what the flow still does then, such as giving a lease
         back, is done in a task of its own that a second cancellation does not reach.
 
+        Args:
+            flow: a command, a batch or a flow.
+            deadline_s: seconds for each of its commands; None is the executor's.
+
         Raises:
             AgentPerfError: what the flow lets pass.
         """
+        limit = self._deadline_s if deadline_s is None else deadline_s
         if isinstance(flow, Command):
-            return cast("T", await self._submit(flow))
+            return cast("T", await self._submit(flow, limit))
         if isinstance(flow, Batch):
             flow = cast("Flow[T]", iter(flow))
         try:
             step = next(flow)
             while True:
                 try:
-                    answer = await self._perform(step)
+                    answer = await self._perform(step, limit)
                 except asyncio.CancelledError as error:
                     step = flow.throw(error)
-                    return await asyncio.shield(self._spawn(self._rest_of(flow, step)))
+                    return await asyncio.shield(self._spawn(self._rest_of(flow, step, limit)))
                 except BaseException as error:  # noqa: BLE001  the flow decides
                     step = flow.throw(error)
                 else:
@@ -227,11 +286,11 @@ class AsyncExecutor:
         except StopIteration as done:
             return cast("T", done.value)
 
-    async def _rest_of(self, flow: Flow[T], step: Step) -> T:
+    async def _rest_of(self, flow: Flow[T], step: Step, deadline_s: float) -> T:
         try:
             while True:
                 try:
-                    answer = await self._perform(step)
+                    answer = await self._perform(step, deadline_s)
                 except BaseException as error:  # noqa: BLE001  the flow decides
                     step = flow.throw(error)
                 else:
@@ -240,25 +299,22 @@ class AsyncExecutor:
             return cast("T", done.value)
 
     def close_now(self) -> None:
-        """Close the sockets without the loop's help, for when it is gone or about to go."""
+        """Close the connections without waiting. On the loop's thread, or when the loop has ended."""
         self._closed = True
-        for stack in self._idle.values():
-            while stack:
-                drop(stack.pop())
+        for node in self._idle:
+            self._drop_idle(node)
+        self._on_end()
 
     async def aclose(self) -> None:
         """Finish what is under way, then close the connections."""
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._closed = True
-        for stack in self._idle.values():
-            while stack:
-                with contextlib.suppress(RedisError, OSError):
-                    await stack.pop().disconnect()
+        self.close_now()
         if self._lifeline is not None:
             lifeline, self._lifeline = self._lifeline, None
             await lifeline.aclose()
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next round
 
     async def start(self) -> None:
         """Have `asyncio.run` close the connections at its end: it closes what asynchronous generators are left."""
@@ -270,62 +326,75 @@ class AsyncExecutor:
             yield
         finally:
             self.close_now()
+            await asyncio.sleep(0)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = self._loop.create_task(work)
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _perform(self, step: Step) -> Any:
+    async def _perform(self, step: Step, deadline_s: float) -> Any:
         if isinstance(step, Command):
-            return await self._submit(step)
+            return await self._submit(step, deadline_s)
         if isinstance(step, Batch):
-            return await asyncio.shield(self._spawn(self._deliver(step.commands)))
+            futures = [self._submit(command, deadline_s) for command in step.commands]
+            return await asyncio.gather(*futures, return_exceptions=True)
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         return await _await_hint(step.hint, step.seconds)
 
-    def _submit(self, command: Command[Any]) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._loop.create_future()
+    def _submit(self, command: Command[Any], deadline_s: float) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
         if not self._gathered:
-            self._loop.call_soon(self._send_gathered)
-        self._gathered.append((command, future))
+            loop.call_soon(self._send_gathered)
+        self._gathered.append((command, deadline_s, future))
         return future
 
     def _send_gathered(self) -> None:
         """Send what this tick has gathered: one pipeline a node, so that nodes do not wait for each other."""
         gathered, self._gathered = self._gathered, []
-        by_node: dict[Node | None, list[tuple[Command[Any], asyncio.Future[Any]]]] = {}
-        for command, future in gathered:
+        groups: dict[tuple[Node | None, float], list[tuple[Command[Any], asyncio.Future[Any]]]] = {}
+        for command, deadline_s, future in gathered:
             if not future.cancelled():  # not sent yet: a cancelled one never will be
                 node = self._topology.node_for(command.keys[0] if command.keys else None)
-                by_node.setdefault(node, []).append((command, future))
-        for group in by_node.values():
-            self._spawn(self._serve(group))
+                groups.setdefault((node, deadline_s), []).append((command, future))
+        for (_, deadline_s), group in groups.items():
+            self._spawn(self._serve(group, deadline_s))
 
-    async def _serve(self, group: list[tuple[Command[Any], asyncio.Future[Any]]]) -> None:
-        try:
-            results = await self._deliver([command for command, _ in group])
-        except BaseException as error:
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-            if not isinstance(error, Exception):
-                raise
-            return
-        for (_, future), result in zip(group, results, strict=True):
+    async def _serve(self, group: list[tuple[Command[Any], asyncio.Future[Any]]], deadline_s: float) -> None:
+        """Deliver a group; each caller has its answer as soon as it is there."""
+        futures = [future for _, future in group]
+
+        def settle(index: int, result: Any) -> None:
+            future = futures[index]
             if future.done():
-                continue
+                return
             if isinstance(result, AgentPerfError):
                 future.set_exception(result)
             else:
                 future.set_result(result)
 
-    async def _deliver(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        if not commands:
-            return []
-        delivery: Delivery = deliver(commands, self._topology, self._deadline_s)
+        try:
+            if not self._opened:
+                opening: list[Any] = [None]
+                await self._deliver([self._greeting.opening()], deadline_s, opening.__setitem__)
+                if isinstance(opening[0], AgentPerfError):
+                    for index in range(len(futures)):
+                        settle(index, opening[0])
+                    return
+                self._opened = True
+            await self._deliver([command for command, _ in group], deadline_s, settle)
+        except BaseException as error:
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            if not isinstance(error, Exception):
+                raise
+
+    async def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float, settle: Settle) -> None:
+        delivery = deliver(commands, self._topology, deadline_s, settle)
         try:
             step = next(delivery)
             while True:
@@ -336,53 +405,77 @@ class AsyncExecutor:
                 try:
                     replies = await self._exchange(step)
                 except ExchangeFailed as failed:
-                    self._on_trouble()
                     step = delivery.throw(failed)
                 else:
                     step = delivery.send(replies)
-        except StopIteration as done:
-            return cast("list[Any]", done.value)
+        except StopIteration:
+            return
 
     async def _exchange(self, step: Exchange) -> list[Reply]:
-        sent = fresh = False
+        if self._closed:
+            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
+        placed = sent = fresh = False
         replies: list[Reply] = []
         connection: AsyncConnection | None = None
         stack = self._idle.setdefault(step.node, deque())
         try:
             async with asyncio.timeout(step.timeout_s), self._places:
+                placed = True
                 if stack:
                     connection = stack.pop()
                 else:
                     fresh = True
                     connection = await self._connector.async_connection(step.node)
-                    await connection.connect()
+                    await self._connect(step.node, connection)
                 sent = True
                 await connection.send_packed_command((step.payload,), check_health=False)
                 for _ in range(step.count):
                     replies.append(await aread(connection))  # noqa: PERF401  those before a failure count
         except ResponseError as error:
-            drop(connection)
+            self._drop(step.node, connection)
             raise refused(error) from None
         except TimeoutError:
-            drop(connection)
+            self._drop(step.node, connection)
+            if not placed:
+                raise ExchangeFailed(BUSY, sent=False, local=True) from None
             reason = f"no answer for {step.timeout_s:.3g} s"
             raise ExchangeFailed(reason, sent=sent, silent=True, replies=replies) from None
         except (RedisError, OSError) as error:
-            drop(connection)
+            self._drop(step.node, connection)
             if not fresh:
-                while stack:
-                    drop(stack.pop())
-            raise (broken(error, replies, fresh=fresh) if sent else unconnected(error)) from None
+                self._drop_idle(step.node)
+            if sent:
+                raise broken(error, replies, fresh=fresh) from None
+            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
         except BackendUnavailable as error:
             raise ExchangeFailed(error.reason, sent=False, final=True) from None
         except BaseException:
-            drop(connection)
+            self._drop(step.node, connection)
             raise
         if self._closed:
-            drop(connection)
+            self._drop(step.node, connection)
         else:
             stack.append(connection)
         return replies
+
+    async def _connect(self, node: Node, connection: AsyncConnection) -> None:
+        await connection.connect()
+        if not (node.sentinel or self._greeted.get(node)):
+            await connection.send_packed_command((self._greeting.words(),), check_health=False)
+            refusal = self._greeting.heard([await aread(connection) for _ in range(REPLIES)])
+            if refusal is not None:
+                raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
+        self._greeted.setdefault(node, set()).add(connection)
+
+    def _drop(self, node: Node, connection: AsyncConnection | None) -> None:
+        if connection is not None:
+            self._greeted.get(node, set()).discard(connection)
+            drop(connection)
+
+    def _drop_idle(self, node: Node) -> None:
+        stack = self._idle.get(node)
+        while stack:
+            self._drop(node, stack.pop())
 
 
 async def _await_hint(hint: Hint, seconds: float) -> bool:

@@ -79,7 +79,7 @@ def stored_name(key: str) -> str:
     """Return the name under which a cache entry is stored: the key itself up to 120 bytes.
 
     A longer one is its first 40 characters, an ellipsis and its SHA-256, which together are longer than any name that
-    stands for itself (at least 64 + 3 + 54 bytes), so two keys never share a name.
+    stands for itself (40 + 3 + 64 + 1 + 20 = 128 bytes at least), so two keys never share a name.
     """
     data = key.encode()
     if len(data) <= _LONG_KEY_BYTES:

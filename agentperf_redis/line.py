@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 from redis.connection import Connection
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from agentperf_redis.connector import Connector, refused, unconnected
-from agentperf_redis.delivery import ExchangeFailed, Node, pack
+from agentperf_redis.connector import Connector, broken, refused, unconnected
+from agentperf_redis.delivery import ExchangeFailed
 from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.resp import pack
+from agentperf_redis.topology import Node
 
 LOST_AFTER_S = 1.5
 """A ping unanswered for so long means that the line is lost."""
@@ -104,7 +107,9 @@ class Line:
             fresh.connect()
         except (RedisError, OSError) as error:
             fresh.disconnect()
-            raise (refused(error) if isinstance(error, ResponseError) else unconnected(error)) from None
+            if isinstance(error, ResponseError):
+                raise refused(error) from None
+            raise unconnected(error, connector.hint, tls=connector.address.tls) from None
         self._fresh = fresh
 
     def open(self) -> None:
@@ -153,7 +158,7 @@ class Line:
         try:
             self._connection.send_packed_command((pack((kind, channel) if channel else (kind,)),), check_health=False)
         except (RedisError, OSError) as error:
-            raise unconnected(error) from None
+            raise broken(error, (), fresh=False) from None
 
     def ping(self, every_s: float) -> float:
         """Send a ping when one is due. Returns when there is the next to do.
@@ -173,7 +178,7 @@ class Line:
         return self._ping_sent + LOST_AFTER_S
 
     def read(self) -> Iterator[Heard | None]:
-        """Take in what has arrived. A last None says that there may be more, and the others should have their turn.
+        """Take in what has arrived, without waiting. A last None: there may be more, but it is the others' turn.
 
         Raises:
             ExchangeFailed: the connection broke.
@@ -181,9 +186,11 @@ class Line:
         for _ in range(_MOST_AT_ONCE):
             connection = self._connection
             try:
-                if connection is None or not connection.can_read(timeout=0):
+                if connection is None:
                     return
-                reply = connection.read_response(disable_decoding=True, timeout=LOST_AFTER_S)
+                reply = connection.read_response(disable_decoding=True, timeout=0, disconnect_on_error=False)
+            except RedisTimeoutError:  # nothing, half a reply, or what TLS has to say for itself: the rest will come
+                return
             except ResponseError as error:
                 request, channel = self._unanswered.popleft() if self._unanswered else ("", "")
                 if not channel:
@@ -191,7 +198,7 @@ class Line:
                 yield Heard("refused", channel, str(error).encode(), request)
                 continue
             except (RedisError, OSError) as error:
-                raise unconnected(error) from None
+                raise broken(error, (), fresh=False) from None
             # a connection without a channel is in no subscriber's mode, and answers a ping plainly
             first, name, payload = (*(reply if isinstance(reply, list) else (reply.lower(), b"")), b"")[:3]
             kind, channel = first.decode(), name.decode()

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from agentperf_redis.connector import Connector
-from agentperf_redis.delivery import ExchangeFailed, Node
+from agentperf_redis.delivery import ExchangeFailed
 from agentperf_redis.line import LOST_AFTER_S, Heard, Line, rest_s
 from agentperf_redis.subscription import Subscribers, Subscription, guarded
+from agentperf_redis.topology import Node
 
 _log = logging.getLogger("agentperf_redis")
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,26 +76,35 @@ class Script:
     Reading the file is put off to the first use, so that importing the library stays cheap.
     """
 
+    # What is read is kept in plain attributes: functools.cached_property of Python 3.11 has one lock for all objects,
+    # and a child forked while another thread holds it waits for ever.
+
     def __init__(self, name: str) -> None:
         self.name = name
+        self._source: str | None = None
+        self._sha: str | None = None
 
     def __repr__(self) -> str:
         return f"Script({self.name!r})"
 
-    @cached_property
+    @property
     def source(self) -> str:
         """The text sent to the server, with its fragment in place."""
-        folder, _, base = self.name.partition("/")
-        directory = lua_folder() / folder
-        text = (directory / f"{base}.lua").read_text(encoding="utf-8")
-        return _INCLUDE.sub(lambda found: (directory / f"{found[1]}.lua").read_text(encoding="utf-8"), text)
+        if self._source is None:
+            folder, _, base = self.name.partition("/")
+            directory = lua_folder() / folder
+            text = (directory / f"{base}.lua").read_text(encoding="utf-8")
+            self._source = _INCLUDE.sub(lambda found: (directory / f"{found[1]}.lua").read_text(encoding="utf-8"), text)
+        return self._source
 
-    @cached_property
+    @property
     def sha(self) -> str:
         """SHA-1 of the source, the name under which the server caches it."""
-        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        if self._sha is None:
+            self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        return self._sha
 
-    @cached_property
+    @property
     def header(self) -> Header:
         """The header comment at the top of the file, parsed."""
         return parse_header(self.source)

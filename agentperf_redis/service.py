@@ -21,6 +21,8 @@ class CacheOptions(TypedDict, total=False):
     max_bytes: int | None
     policy: Policy | str
     strict: bool
+    local_size: int | None
+    local_bytes: int | None
     codec: Codec | None
 
 

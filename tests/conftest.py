@@ -112,7 +112,7 @@ def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pyt
         return
     from agentperf_redis.script import Script, parse_header
 
-    plain = Script.__dict__["source"].func
+    plain = Script.__dict__["source"].fget
     sources: dict[str, str] = {}
 
     def source(script: Script) -> str:

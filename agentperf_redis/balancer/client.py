@@ -23,7 +23,7 @@ from agentperf_redis.balancer.model import (
     Repaired,
     rendered,
 )
-from agentperf_redis.balancer.requests import OnLost, Requests
+from agentperf_redis.balancer.requests import NO_WAIT, OnLost, Requests
 from agentperf_redis.balancer.waiting import lines_of
 from agentperf_redis.errors import InvalidArgument
 
@@ -164,7 +164,7 @@ class LoadBalancer:
         self,
         agent_type: str,
         *,
-        wait: float = 0.0,
+        wait: float = NO_WAIT,
         priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
@@ -222,7 +222,7 @@ class LoadBalancer:
         self,
         agent_type: str,
         *,
-        wait: float = 0.0,
+        wait: float = NO_WAIT,
         priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
@@ -372,7 +372,7 @@ class AsyncLoadBalancer:
         self,
         agent_type: str,
         *,
-        wait: float = 0.0,
+        wait: float = NO_WAIT,
         priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,
@@ -398,7 +398,7 @@ class AsyncLoadBalancer:
         self,
         agent_type: str,
         *,
-        wait: float = 0.0,
+        wait: float = NO_WAIT,
         priority: int = 0,
         require: Collection[str] = (),
         affinity: str | None = None,

@@ -14,6 +14,7 @@ from typing import NoReturn
 from agentperf_redis import keys
 from agentperf_redis.balancer.model import (
     AgentInstance,
+    Facts,
     InstanceStatus,
     LeaseStatus,
     LoadBalancingStrategy,
@@ -115,12 +116,12 @@ class Granted:
     """A lease was granted.
 
     Attributes:
-        status: the instance, just after.
+        facts: the instance, just after.
         expiry_ms: end of the lease, ms of the server's clock.
         fence: its fencing number.
     """
 
-    status: InstanceStatus
+    facts: Facts
     expiry_ms: int
     fence: int
 
@@ -201,9 +202,11 @@ class Page:
     next_rank: int
 
 
-def packed_labels(labels: Iterable[str]) -> str:
+def packed_labels(labels: frozenset[str]) -> str:
     """Return labels as the scripts take them: encoded, sorted, ``a,b``; ``-`` for none."""
-    return ",".join(sorted("%2D" if label == "-" else encoded(label) for label in labels)) or "-"
+    if not labels:
+        return "-"
+    return ",".join(sorted("%2D" if label == "-" else encoded(label) for label in labels))
 
 
 def register(
@@ -300,7 +303,7 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice) -> Command[Gran
     def decode(reply: Reply) -> Granted | Refused | Spent:
         match _opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
-                return Granted(instance_status(pool, name, record), expiry_ms, fence)
+                return Granted(facts_of(pool, name, record), expiry_ms, fence)
             case Status.NOTHING, [int() as retry_ms, int() as registered, int() as waiting]:
                 return Refused(retry_ms / 1000, registered, waiting)
             case Status.SPENT, [bytes() as why]:
@@ -319,7 +322,7 @@ def wait(
     def decode(reply: Reply) -> Granted | Queued | Spent:
         match _opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
-                return Granted(instance_status(pool, name, record), expiry_ms, fence)
+                return Granted(facts_of(pool, name, record), expiry_ms, fence)
             case Status.NOTHING, [int() as ahead, int() as poll_ms, bytes() as place]:
                 return Queued(ahead, poll_ms / 1000, _text(pool, place))
             case Status.SPENT, [bytes() as why]:
@@ -338,7 +341,7 @@ def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
             case Status.NOTHING, []:
                 return None
             case Status.DONE, [bytes() as name, bytes() as record]:
-                return instance_status(pool, name, record).instance
+                return snapshot(facts_of(pool, name, record))
             case status, values:
                 _refuse(pool, status, values, choice.strategy)
 
@@ -496,30 +499,37 @@ def _labels(text: str) -> frozenset[str]:
     return _NO_LABELS if text == "-" else frozenset(map(decoded, text.split(",")))
 
 
-def instance_status(pool: Pool, name: Reply, record: Reply) -> InstanceStatus:
+def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
     """Decode an instance record; its fields are in the legend of pool.lua."""
-    fields = _text(pool, record).split(" ")
     try:
+        fields = record.split(b" ")
+        load, _lim, _seq, _fence, _peak, weight, labels, flags, cap, ewma_us = fields[:10]
         if len(fields) < _RECORD_FIELDS:
             raise ValueError(len(fields))
-        load, _lim, _seq, fence, peak = map(int, fields[:5])
-        weight, labels, flags, cap = float(fields[5]), fields[6], fields[7], int(fields[8])
-        ewma_us, _ewma_ms, served, failed, fails = map(int, fields[9:14])
-        name_text = decoded(_text(pool, name))
+        return (
+            decoded(name.decode()),
+            pool.agent_type,
+            int(load),
+            int(cap),
+            float(weight),
+            b"u" not in flags and b"s" not in flags,
+            int(ewma_us) / 1000,
+            _NO_LABELS if labels == b"-" else _labels(labels.decode()),
+            b"d" in flags,
+        )
+    except (AttributeError, TypeError, ValueError):
+        raise CorruptState(pool.keys.state, f"the instance record {shown(record)}") from None
+
+
+def instance_status(pool: Pool, name: Reply, record: Reply) -> InstanceStatus:
+    """Decode an instance record with what was counted."""
+    instance = snapshot(facts_of(pool, name, record))
+    fields = record.split(b" ")
+    try:
+        fence, peak = map(int, fields[3:5])
+        served, failed, fails = map(int, fields[11:_RECORD_FIELDS])
     except ValueError:
         raise CorruptState(pool.keys.state, f"the instance record {shown(record)}") from None
-    instance = snapshot(
-        name_text,
-        pool.agent_type,
-        load,
-        cap,
-        weight,
-        "u" not in flags and "s" not in flags,
-        ewma_us / 1000,
-        _labels(labels),
-        "d" in flags,
-        None,
-    )
     return InstanceStatus(instance, peak, served, failed, fails, fence)
 
 

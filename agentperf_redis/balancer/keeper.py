@@ -163,10 +163,8 @@ class Keeper:
         self.drop(lease)
         _log.warning("%s", loss)
         if on_lost is not None:
-            try:
-                on_lost(loss)
-            except Exception:  # noqa: BLE001  a user's callback must not end the renewal of other leases
-                _log.exception("on_lost failed")
+            # On the keeper's thread, whoever noticed: an event loop must not be held up by what users do here.
+            self.later(partial(on_lost, loss))
 
     def close(self) -> None:
         """Give back what is still held and end the thread."""

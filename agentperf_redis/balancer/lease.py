@@ -11,8 +11,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from agentperf_redis import arguments
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.model import AgentInstance, Outcome, with_lease
+from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapshot
 from agentperf_redis.errors import LeaseLost
 
 if TYPE_CHECKING:
@@ -47,20 +48,19 @@ class Lease:
         fence: rises with every lease of the instance. A resource that remembers the highest it saw, and refuses lower
             ones, is safe from holders that were paused beyond their lease.
         ttl: seconds it lives without renewal.
-        outcome: set it inside `with lb.lease(...)` to say how the work went; None lets the block's end decide.
     """
 
     __slots__ = (
         "__weakref__",
-        "_instance",
+        "_facts",
         "_keeper",
         "_loss",
         "_on_lost",
+        "_outcome",
         "_state",
         "agent_type",
         "fence",
         "hold_until",
-        "outcome",
         "pool",
         "renew_at",
         "started",
@@ -75,7 +75,7 @@ class Lease:
         pool: Pool,
         token: str,
         fence: int,
-        instance: AgentInstance,
+        facts: Facts,
         *,
         ttl: float,
         asked_at: float,
@@ -83,7 +83,7 @@ class Lease:
         on_lost: Callable[[LeaseLost], None] | None,
     ) -> None:
         self._keeper = keeper
-        self._instance = instance
+        self._facts = facts
         self._on_lost = on_lost
         self._loss: LeaseLost | None = None
         self._state = _State.HELD
@@ -92,7 +92,7 @@ class Lease:
         self.token = token
         self.fence = fence
         self.ttl = ttl
-        self.outcome: Outcome | str | None = None
+        self._outcome: Outcome | None = None
         self.started = time.monotonic()
         # Counted from before the request was sent: this process never believes in a lease longer than the server does.
         self.renew_at = asked_at + ttl / 3
@@ -100,25 +100,34 @@ class Lease:
         self.hold_until = asked_at + max_hold
 
     def __repr__(self) -> str:
-        return f"Lease({self._instance.id!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
+        return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.HELD:
             self._state = _State.RELEASED
             # Nothing can be done about a failure here, and at the end of the interpreter much is gone already.
             with contextlib.suppress(Exception):
-                if self._keeper.abandon(self.pool, self.token, self._instance.id):
+                if self._keeper.abandon(self.pool, self.token, self._facts[0]):
                     warnings.warn(f"{self!r} was dropped without release", ResourceWarning, source=self, stacklevel=2)
 
     @property
     def instance(self) -> AgentInstance:
         """The instance as it was when the lease was granted, carrying this lease."""
-        return with_lease(self._instance, self)
+        return snapshot(self._facts, self)
+
+    @property
+    def outcome(self) -> Outcome | str | None:
+        """How the work went. Set it inside `with lb.lease(...)`; None lets the block's end decide."""
+        return self._outcome
+
+    @outcome.setter
+    def outcome(self, value: Outcome | str | None) -> None:
+        self._outcome = None if value is None else arguments.choice("outcome", value, Outcome)
 
     @property
     def instance_id(self) -> str:
         """Name of the instance."""
-        return self._instance.id
+        return self._facts[0]
 
     @property
     def held(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from agentperf_redis import arguments
 
@@ -118,20 +118,18 @@ class AgentInstance(_Fields):
 
 
 _SET_FIELDS = tuple(getattr(_Fields, each.name).__set__ for each in fields(_Fields))
-_FIELDS_BUT_LEASE = tuple(each.name for each in fields(_Fields))[:-1]
 
 
-def snapshot(*values: Any) -> AgentInstance:
-    """Return an instance from all its fields in order, unchecked: for what the server stores, on every acquire."""
+Facts: TypeAlias = tuple[str, str, int, int, float, bool, float, frozenset[str], bool]
+"""The fields of an instance in their order, all but its lease."""
+
+
+def snapshot(facts: Facts, lease: Lease | None = None) -> AgentInstance:
+    """Return an instance from its fields, unchecked: for what the server stores, on every acquire."""
     instance = object.__new__(AgentInstance)
-    for set_field, value in zip(_SET_FIELDS, values, strict=True):
+    for set_field, value in zip(_SET_FIELDS, (*facts, lease), strict=True):
         set_field(instance, value)
     return instance
-
-
-def with_lease(instance: AgentInstance, lease: Lease) -> AgentInstance:
-    """Return the instance carrying a lease."""
-    return snapshot(*(getattr(instance, name) for name in _FIELDS_BUT_LEASE), lease)
 
 
 def checked_labels(argument: str, value: object) -> frozenset[str]:

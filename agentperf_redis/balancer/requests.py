@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
+from operator import is_
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands, flows
 from agentperf_redis.balancer.commands import Choice, Pool
-from agentperf_redis.balancer.flows import Wish
+from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
 from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
@@ -33,6 +35,9 @@ _LEAST_TTL_S = 0.05
 _LONGEST_TTL_S = 86_400.0
 MAX_PRIORITY = 1_000_000
 
+NO_WAIT = 0.0
+_UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None)
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -50,6 +55,11 @@ class Requests:
     lines: Lines
     wanted: LoadBalancingStrategy | None
 
+    @cached_property
+    def plain(self) -> Wish:
+        """What a caller wishes who asks for nothing special."""
+        return Wish(Choice(self.wanted))
+
     def pool(self, agent_type: str) -> Pool:
         """Return a pool, its name checked."""
         return Pool.of(self.backend.namespace, arguments.name("agent_type", agent_type))
@@ -65,6 +75,9 @@ class Requests:
         on_lost: OnLost | None,
     ) -> Wish:
         """Return what `acquire` and `lease` were asked for."""
+        asked = (wait, priority, require, affinity, ttl, max_hold, on_lost)
+        if all(map(is_, asked, _UNASKED)):  # most callers ask for nothing special, which needs no check
+            return self.plain
         if on_lost is not None and not callable(on_lost):
             raise InvalidArgument("on_lost", on_lost, "a function that takes a LeaseLost, or None")
         return Wish(

@@ -45,6 +45,27 @@ Data = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            console.out.print(installed("agentperf-redis"))
+        except PackageNotFoundError:  # run from a source tree
+            console.out.print("not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Metrics, caches and load balancing for fleets of AI agents, shared through one Redis or Valkey."""
+
+
 def do(work: Callable[[], Exit | None]) -> None:
     """Do the work of a command and leave with its exit code."""
     raise typer.Exit(guarded(work))
@@ -52,7 +73,10 @@ def do(work: Callable[[], Exit | None]) -> None:
 
 @app.command()
 def demo(
-    url: Url = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="Server. Default: a private one that ends with the demo.", metavar="URL"),
+    ] = None,
     path: Annotated[
         Path | None, typer.Option("--path", help="Source tree to review. Default: the standard library.", metavar="DIR")
     ] = None,
@@ -115,6 +139,4 @@ def doctor(
 @app.command()
 def version() -> None:
     """Print the version."""
-    from importlib.metadata import version as installed
-
-    console.out.print(installed("agentperf-redis"), markup=False)
+    _print_version(True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from agentperf_redis.address import URL_VARIABLES
+from agentperf_redis.address import URL_VARIABLES, Kind, parse_url, resolve_url
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.embedded import data_folder, running
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument, SchemaMismatch
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument
 from agentperf_redis.service import AgentPerf
 
 T = TypeVar("T")
@@ -36,8 +37,9 @@ class Exit(IntEnum):
     UNREACHABLE = 3
 
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# What is printed is mostly other people's: a name with brackets or colons in it is neither markup nor an emoji.
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +55,31 @@ class Target:
         if self.url is not None or any(os.environ.get(variable) for variable in URL_VARIABLES):
             return self.url
         server = running(data_folder(None))
-        return f"unix://{server.socket}" if server is not None else None
+        return server.url if server is not None else None
 
     def connect(self) -> AgentPerf:
-        """Make the client; nothing is sent yet."""
-        return AgentPerf(self.resolved(), namespace=self.namespace, deadline=self.timeout)
+        """Make the client; nothing is sent yet.
+
+        Raises:
+            BackendUnavailable: for an embedded server that does not run; looking at it does not start it.
+        """
+        url = self.resolved()
+        address = parse_url(resolve_url(url))
+        if address.kind is Kind.EMBEDDED and running(data_folder(address.path)) is None:
+            up = "agentperf up" + (f" --data {shlex.quote(address.path)}" if address.path else "")
+            raise BackendUnavailable(address.masked, "not_applied", f"no server runs there; `{up}` starts it")
+        return AgentPerf(url, namespace=self.namespace, deadline=self.timeout)
 
 
 def guarded(work: Callable[[], Exit | None]) -> Exit:
     """Do the work of a command and turn the library's errors into a line on stderr and an exit code."""
     try:
         return work() or Exit.OK
-    except InvalidArgument as error:
-        err.print(f"agentperf: {error}", style="red", markup=False)
-        return Exit.USAGE
-    except BackendUnavailable as error:
-        err.print(f"agentperf: {error}", style="red", markup=False)
-        if "agentperf up" not in str(error):
-            err.print("`agentperf up` starts a server on this machine; --url names another one.")
-        return Exit.UNREACHABLE
-    except SchemaMismatch as error:
-        err.print(f"agentperf: {error}", style="red", markup=False)
-        return Exit.FAILURE
     except AgentPerfError as error:
-        err.print(f"agentperf: {error}", style="red", markup=False)
-        return Exit.FAILURE
+        err.print(f"agentperf: {error}", style="red")
+        if isinstance(error, InvalidArgument):
+            return Exit.USAGE
+        return Exit.UNREACHABLE if isinstance(error, BackendUnavailable) else Exit.FAILURE
 
 
 def counted(number: int, noun: str) -> str:

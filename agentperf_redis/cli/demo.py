@@ -41,9 +41,9 @@ def demo(
         out.file.write(report.to_json() + "\n")
     else:
         for line in report.to_lines():
-            out.print(line, markup=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)
     for failure in report.failures:
-        err.print(f"agentperf demo: {failure}", style="red", markup=False)
+        err.print(f"agentperf demo: {failure}", style="red")
     return Exit.OK if report.ok else Exit.FAILURE
 
 
@@ -92,4 +92,4 @@ class LiveProgress:
 
     def event(self, text: str) -> None:
         """Print a line above the bars."""
-        self._live.console.print(text, markup=False)
+        self._live.console.print(text)

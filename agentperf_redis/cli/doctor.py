@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from agentperf_redis import keys
-from agentperf_redis.backend import OLDEST, Backend
+from agentperf_redis.address import Address, Kind
+from agentperf_redis.backend import Backend
 from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
 from agentperf_redis.command import Command, Reply
-from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.connector import Connector
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, shown
+from agentperf_redis.executor import Executor
+from agentperf_redis.greeting import OLDEST
+from agentperf_redis.topology import Topology
 
 PROBES = 100
 _SLOW_P99_MS = 10.0
 """Above this, a lease or a hit costs more than the work it saves is likely to be worth."""
 _NEARLY_FULL = 0.85
-_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
+_COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,8 @@ class Finding:
     """"ok", "note" (works, could be better) or "bad" (will lose data or fail)."""
     found: str
     advice: str = ""
+    node: str = ""
+    """Which node of a Cluster; empty where there is one server, and for what concerns all."""
 
 
 def doctor(target: Target, *, as_json: bool) -> Exit:
@@ -43,29 +52,50 @@ def doctor(target: Target, *, as_json: bool) -> Exit:
     if as_json:
         print_json("doctor", {"server": address, "healthy": not bad, "findings": [_plain(each) for each in findings]})
     else:
-        out.print(f"Server {address}, namespace {namespace}", markup=False)
+        out.print(f"Server {address}, namespace {namespace}")
         table = Table(box=None, pad_edge=False)
-        for column in ("", "what", "found", "advice"):
+        nodes = any(finding.node for finding in findings)
+        for column in ("", *(("node",) if nodes else ()), "what", "found", "advice"):
             table.add_column(column, overflow="fold")
         for each in findings:
-            table.add_row(_MARKS[each.level], each.subject, each.found, each.advice)
+            mark = Text(each.level, style=_COLOURS[each.level])
+            table.add_row(mark, *((each.node,) if nodes else ()), each.subject, each.found, each.advice)
         out.print(table)
     return Exit.FAILURE if bad else Exit.OK
 
 
 def examine(backend: Backend) -> list[Finding]:
-    """Ask the server and judge its answers."""
-    scripts = backend.run(Command("EXISTS", (keys.meta(backend.namespace),), (), lambda reply: reply))  # opens it
-    facts = _info(backend)
-    return [
-        judge_version(facts),
-        Finding("scripts", "ok" if scripts == 1 else "bad", "run" if scripts == 1 else "the first one left no trace"),
-        judge_eviction(facts),
-        judge_memory(facts),
-        judge_persistence(facts),
-        judge_replication(facts),
-        judge_latency(_round_trips_ms(backend)),
-    ]
+    """Ask the server, every primary of a Cluster, and judge the answers.
+
+    Raises:
+        BackendUnavailable: if one does not answer.
+    """
+    findings = []
+    for name, server in _servers(backend):
+        with contextlib.closing(server):
+            latency = judge_latency(_round_trips_ms(server))  # first: after it, a refusal is no unreachable server
+            findings += [replace(finding, node=name) for finding in (*_judge_facts(server), latency)]
+    return [*findings, _judge_opening(backend)]
+
+
+def _judge_facts(server: Executor) -> list[Finding]:
+    try:
+        facts = _facts(server)
+    except AgentPerfError as error:  # a user without INFO: the other findings still help
+        return [
+            Finding("facts", "note", str(error), "version, eviction, memory and so on are shown to a user with +info")
+        ]
+    judges = (judge_version, judge_eviction, judge_memory, judge_persistence, judge_replication)
+    return [judge(facts) for judge in judges]
+
+
+def _judge_opening(backend: Backend) -> Finding:
+    """Does the namespace open, which takes scripts and a server and a namespace of the right versions?"""
+    try:
+        there = backend.run(Command("EXISTS", (keys.meta(backend.namespace),), (), lambda reply: reply))
+    except AgentPerfError as error:
+        return Finding("scripts", "bad", str(error), "the library cannot work here")
+    return Finding("scripts", "ok" if there == 1 else "bad", "run" if there == 1 else "the first one left no trace")
 
 
 def judge_version(facts: Mapping[str, str]) -> Finding:
@@ -145,14 +175,54 @@ def judge_latency(times_ms: list[float]) -> Finding:
     return Finding("latency", "ok", found)
 
 
-def _info(backend: Backend) -> dict[str, str]:
+def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
+    """Yield what runs commands on each primary, and its name in a Cluster.
+
+    Without a greeting: a server that is too old, or whose namespace is too new, is to be examined all the same.
+    """
+    address = backend.address
+
+    def executor(place: Address) -> Executor:
+        return Executor(Connector(place), Topology(place), backend.deadline, None)
+
+    if address.kind is not Kind.CLUSTER:
+        yield "", executor(address)
+        return
+    for host, port in _layout([(seed, executor(_node(address, *seed))) for seed in address.nodes]):
+        yield f"{host}:{port}", executor(_node(address, host, port))
+
+
+def _node(address: Address, host: str, port: int) -> Address:
+    return replace(address, kind=Kind.STANDALONE, nodes=((host, port),))
+
+
+def _layout(seeds: Sequence[tuple[tuple[str, int], Executor]]) -> list[tuple[str, int]]:
+    """Return the primaries, as the first node tells that answers."""
+    for (host, _), seed in seeds:
+        with contextlib.closing(seed):
+            try:
+                found = seed.run(Command("CLUSTER", (), ("SLOTS",), _primaries))
+            except BackendUnavailable:
+                if seed is seeds[-1][1]:
+                    raise
+            else:
+                return [(name or host, port) for name, port in found]  # the one asked may not know its own name
+    return []
+
+
+def _primaries(reply: Reply) -> list[tuple[str, int]]:
+    """Read the primaries out of CLUSTER SLOTS, in order of slots. One that does not know its own host has none."""
+    try:
+        found = [(primary[0].decode() if primary[0] else "", int(primary[1])) for _, _, primary, *_ in sorted(reply)]
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise CorruptState("CLUSTER SLOTS", f"an unexpected reply {shown(reply)}") from None
+    return list(dict.fromkeys(found))
+
+
+def _facts(server: Executor) -> dict[str, str]:
     facts: dict[str, str] = {}
     for section in ("server", "memory", "persistence", "replication"):
-        try:
-            facts |= backend.run(Command("INFO", (), (section,), _parsed))
-        except AgentPerfError as error:  # an ACL user without INFO: the other findings still help
-            if not facts:
-                facts["maxmemory_policy"] = f"unknown ({error})"
+        facts |= server.run(Command("INFO", (), (section,), _parsed))
     return facts
 
 
@@ -161,18 +231,19 @@ def _parsed(reply: Reply) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
 
 
-def _round_trips_ms(backend: Backend) -> list[float]:
-    echo = Command("ECHO", (keys.meta(backend.namespace),), (), lambda _: None)
+def _round_trips_ms(server: Executor) -> list[float]:
+    echo = Command("ECHO", (), ("agentperf",), lambda _: None)
     times = []
     for _ in range(PROBES):
         start = time.perf_counter()
-        backend.run(echo)
+        server.run(echo)
         times.append((time.perf_counter() - start) * 1000)
     return times
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
     return {
+        "node": finding.node,
         "subject": finding.subject,
         "level": finding.level,
         "found": finding.found,

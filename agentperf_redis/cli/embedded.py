@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from agentperf_redis.cli.console import Exit, err, out, print_json
@@ -15,7 +16,7 @@ def up(data: Path | None, *, as_json: bool) -> Exit:
     ensure(folder)
     server = running(folder)
     if server is None:
-        err.print(f"agentperf: the server in {folder} ended at once; see its log there", style="red", markup=False)
+        err.print(f"agentperf: the server in {folder} ended at once; see its log there", style="red")
         return Exit.FAILURE
     if as_json:
         print_json(
@@ -29,16 +30,17 @@ def up(data: Path | None, *, as_json: bool) -> Exit:
             },
         )
         return Exit.OK
-    out.print(server.url, markup=False)
+    out.print(server.url)
     err.print(
         f"Valkey {server.version} {'runs already' if was_running else 'is up'} (process {server.pid}), "
         f"data in {server.folder}.",
-        markup=False,
     )
+    is_default = data is None
     err.print(
-        "agentperf commands find it by themselves; programs: AgentPerf('embedded://"
-        f"{'' if data is None else server.folder}'). `agentperf down` stops it.",
-        markup=False,
+        f"Programs:  export AGENTPERF_REDIS_URL={server.url}\n"
+        f"Keys:      redis-cli -s {shlex.quote(str(server.socket))}\n"
+        f"The end:   agentperf down{'' if is_default else f' --data {shlex.quote(str(data))}'}; its data stay\n"
+        + ("agentperf commands find it by themselves." if is_default else "")
     )
     return Exit.OK
 
@@ -50,5 +52,5 @@ def down(data: Path | None, *, as_json: bool) -> Exit:
     if as_json:
         print_json("down", {"stopped": stopped, "folder": str(folder)})
     else:
-        err.print(f"Stopped; the data stay in {folder}." if stopped else f"No server runs in {folder}.", markup=False)
+        err.print(f"Stopped; the data stay in {folder}." if stopped else f"No server runs in {folder}.")
     return Exit.OK

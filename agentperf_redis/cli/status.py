@@ -35,14 +35,13 @@ def status(target: Target, *, as_json: bool) -> Exit:
             },
         )
         return Exit.OK
-    out.print(f"Server {address}, namespace {namespace}", markup=False)
+    out.print(f"Server {address}, namespace {namespace}")
     if not (agents or caches or pools):
         out.print("Nothing here yet: no agent was recorded, no cache used, no instance registered.")
         return Exit.OK
     out.print(
         f"{counted(summary.total_tasks, 'task')} of {counted(summary.active_agents, 'agent')} "
         f"in {summary.uptime:.1f} s, {summary.success_rate:.1%} succeeded, {summary.throughput:.2f} tasks/s",
-        markup=False,
     )
     for table in (agents_table(agents), caches_table(caches), pools_table(pools)):
         if table.row_count:

@@ -11,7 +11,7 @@ from agentperf_redis.demo.journal import Account
 from agentperf_redis.demo.report import Casualty, Check
 
 MOST_TIMES_COMPUTED = 1.05
-"""On average: what the killed worker was at must be computed again."""
+"""What the killed worker was at must be computed again."""
 UNFLUSHED_S = 3.0
 """Metrics are flushed every second; a loaded machine may take its time."""
 
@@ -100,7 +100,7 @@ def _same_report(evidence: Evidence) -> Check:
 
 
 def _computed_once(evidence: Evidence) -> Check:
-    times = evidence.computed / evidence.distinct if evidence.distinct else 1.0
+    times = evidence.computed / max(1, evidence.distinct)
     again = Counter[str]()
     for account in evidence.accounts:
         again.update(account.began)
@@ -109,7 +109,9 @@ def _computed_once(evidence: Evidence) -> Check:
         f"{evidence.distinct} distinct computations were done {times:.3f} times on average, {evidence.served} results "
         f"came from a cache" + (f"; {most} was computed {count} times" if count > 1 else "")
     )
-    promise = f"each computation was done at most {MOST_TIMES_COMPUTED} times"
+    promise = f"each computation was done at most {MOST_TIMES_COMPUTED} times on average"
+    if not evidence.computed:
+        return Check(promise, False, "nothing was computed: all results were there, from an earlier demo")
     return Check(promise, times <= MOST_TIMES_COMPUTED, figures)
 
 

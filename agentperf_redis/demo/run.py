@@ -18,6 +18,7 @@ from typing import Any
 
 import agentperf_redis
 from agentperf_redis import arguments, embedded, keys
+from agentperf_redis.backend import Backend
 from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.demo.checks import Evidence, checks
@@ -28,7 +29,7 @@ from agentperf_redis.demo.report import Casualty, Report
 from agentperf_redis.demo.team import AGENTS, Shares, caches
 from agentperf_redis.demo.tree import Tree, find_tree
 from agentperf_redis.demo.worker import Task
-from agentperf_redis.errors import CorruptState, shown
+from agentperf_redis.errors import AgentPerfError, CorruptState, shown
 from agentperf_redis.metrics.model import PerformanceMetrics
 from agentperf_redis.service import AgentPerf
 
@@ -104,6 +105,9 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentperf-demo-")))
         perf = stack.enter_context(AgentPerf(url, namespace=namespace))
         demo = _Demo(options, progress, tree, perf, url, folder)
+        demo.look_before()
+        if options.url is not None and options.namespace is None:
+            stack.callback(_tidy, perf.backend)  # however the demo ends
         progress.begin(
             Start(
                 address=perf.backend.address.masked,
@@ -117,10 +121,12 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
         )
         if options.kill and not demo.kills:
             progress.event(f"nobody is killed: that takes 2 workers and {SMALLEST_TO_KILL_IN} files")
-        report = demo.run()
-        if options.url is not None and options.namespace is None:
-            let_expire(perf.backend)
-        return report
+        return demo.run()
+
+
+def _tidy(backend: Backend) -> None:
+    with contextlib.suppress(AgentPerfError):  # what ended the demo is what its user has to hear of
+        let_expire(backend)
 
 
 @dataclass(slots=True)
@@ -158,6 +164,8 @@ class _Demo:
         self._balancer = perf.balancer()
         self._recovered_at: float | None = None
         self._tried: Counter[str] = Counter()
+        self._granted_before: dict[str, int] = {}
+        self._recorded_before: dict[str, int] = {}
 
     @property
     def kills(self) -> bool:
@@ -165,9 +173,13 @@ class _Demo:
         enough = self._options.workers > 1 and len(self._tree.files) >= SMALLEST_TO_KILL_IN
         return self._options.kill and enough
 
+    def look_before(self) -> None:
+        """Contact the server and note what an earlier demo counted there."""
+        self._granted_before = {status.agent_type: status.granted for status in self._balancer.status(*AGENTS)}
+        self._recorded_before = {agent: each.task_count for agent, each in self._perf.metrics.snapshots().items()}
+
     def run(self) -> Report:
-        before = {status.agent_type: status.granted for status in self._balancer.status(*AGENTS)}
-        recorded_before = {agent: each.task_count for agent, each in self._perf.metrics.snapshots().items()}
+        """Have it all done, and judge it."""
         for instance in Shares(self._options.workers).instances():
             self._balancer.register_instance(instance)
         began = time.monotonic()
@@ -188,9 +200,9 @@ class _Demo:
             left=sorted(left.values()),
             pools=pools,
             regained=self._fill(pools),
-            granted={pool.agent_type: pool.granted - before.get(pool.agent_type, 0) for pool in pools},
+            granted={pool.agent_type: pool.granted - self._granted_before.get(pool.agent_type, 0) for pool in pools},
             tried=self._tried,
-            recorded={agent: each.task_count - recorded_before.get(agent, 0) for agent, each in metrics.items()},
+            recorded={agent: each.task_count - self._recorded_before.get(agent, 0) for agent, each in metrics.items()},
             killed_at=victim.killed_at if victim is not None else None,
         )
         return self._report(evidence, metrics, seconds)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from math import ceil
 from typing import TypeVar
 
-from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import AgentInstance
 from agentperf_redis.cache.client import LRUCache, TieredCache
 from agentperf_redis.demo import agents
 from agentperf_redis.demo.agents import Finding, Outline, Review
 from agentperf_redis.demo.journal import Journal
 from agentperf_redis.demo.tree import Tree
-from agentperf_redis.errors import LeaseLost, NoCapacity
+from agentperf_redis.errors import LeaseLost
 from agentperf_redis.service import AgentPerf
 
 T = TypeVar("T")
@@ -29,9 +26,7 @@ FILES_CACHE, MODULES_CACHE = "files", "modules"
 EDITION = "1"
 """Part of every cache key: what other versions of the agents have made must not be found."""
 WAIT_S = 60.0
-"""How long a step waits for an instance: longer than any lease of a dead worker lives."""
-_LOOK_AGAIN_S = (0.001, 0.006)
-"""Between these, s: a step takes some ms."""
+"""How long a step stands in line for an instance: longer than any lease of a dead worker lives."""
 KEEP_S = 3600.0
 """Life of cached results: nothing of a demo stays on a server for long."""
 
@@ -118,8 +113,7 @@ class Team:
     def _step(self, agent: str, work: Callable[[], T]) -> T:
         """Do the work of an agent on an instance leased for it."""
         try:
-            with ExitStack() as stack:
-                lease = self._lease(agent, stack)
+            with self._balancer.lease(agent, wait=WAIT_S, ttl=self._lease_ttl) as lease:
                 began = time.perf_counter()
                 try:
                     result = work()
@@ -132,16 +126,6 @@ class Team:
         except LeaseLost:
             self._journal.lost(agent)  # the work is done and changes nothing elsewhere: it stands
         return result
-
-    def _lease(self, agent: str, stack: ExitStack) -> Lease:
-        give_up_at = time.monotonic() + WAIT_S
-        while True:
-            try:
-                return stack.enter_context(self._balancer.lease(agent, ttl=self._lease_ttl))
-            except NoCapacity as refusal:
-                if time.monotonic() > give_up_at:
-                    raise
-                time.sleep(min(refusal.retry_after, random.uniform(*_LOOK_AGAIN_S)))
 
     def _names(self, module: str) -> Names:
         names: Names = self._modules.get_or_compute(

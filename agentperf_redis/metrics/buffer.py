@@ -1,13 +1,14 @@
 """What a process has recorded and the server has not confirmed yet. No I/O here.
 
-The way of a sample: `Buffer.record` appends it to the open `Cell` of its series (a list, under a lock, nothing else).
-Every ten seconds of server time the open cells roll over into the next step, so that a sample held back by an outage
-still lands in the slice it belongs to. `Buffer.close_open_cells` adds samples up into counts, `Buffer.parcels` packs
-the cells of each shard into a `Parcel` with the next number of that shard. A parcel never changes until it is settled;
-what is recorded meanwhile waits for the next one. So a parcel can be sent any number of times, and counts once.
+The way of a sample: `Buffer.record` appends it to the lane of its series, a plain list, without a lock. `Buffer.fold`
+takes what the lanes hold and adds it up in a `Cell` for each series and each ten seconds of server time, so that a
+sample held back by an outage still lands in the slice it belongs to. `Buffer.parcels` packs the cells of each shard
+into a `Parcel` with the next number of that shard. A parcel never changes until it is settled; what is recorded
+meanwhile waits for the next one. So a parcel can be sent any number of times, and counts once.
 
-What is bounded: series (`SERIES_MOST`, then ``__other__``), raw samples of a cell (`RAW_MOST`, the rest is counted
-only), cells (steps become coarser as they age beyond the life of the finer slices, and when there are too many).
+What is bounded: series (`SERIES_MOST`, then ``__other__``), samples in a lane (`LANE_MOST`, then the recording thread
+folds), raw samples of a cell (`RAW_MOST`, the rest is counted only), cells (they become coarser as they age beyond the
+life of the finer slices, and when there are too many).
 """
 
 from __future__ import annotations
@@ -15,144 +16,37 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from heapq import nlargest
+from functools import partial
 from typing import NamedTuple
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.metrics.histogram import ZERO, bucket_index
+from agentperf_redis.metrics.cell import RAW_MOST, Cell, Part, Sample, Series
 from agentperf_redis.metrics.model import OTHER
 
 STEP_S = 10
 """Width of the finest slice."""
 SERIES_MOST = 4000
 """Series one process holds apart; 2000 agents are what the server takes, spans come on top."""
-RAW_MOST = 1000
-"""Raw samples kept of a cell, and of a series on the server."""
 RAW_REFILL_PER_S = 50.0
 """Raw samples a second that a busy series may send on after its first 1000: a sample of now, and no flood."""
-SLOW_MOST = 50
-"""Slowest samples that are sent on whatever the refill allows."""
 CELLS_MOST = 20_000
-"""About 100 MB of counts in an outage of days; then steps become coarser early."""
-COUNTS_MOST = 2000
-"""Counters of a cell: 720 buckets at most, and error types; what goes beyond is ``__other__``."""
+"""About 1.6 kB each with 60 different durations, so 32 MB in an outage of days; then steps become coarser early."""
+RAW_WAITING_MOST = 100_000
+"""Raw samples that wait through an outage, 13 MB; the newest stay."""
+LANE_MOST = 1000
+"""Samples of a series that are not added up yet; the next second's flush does it, or else the thread that records."""
 PARCEL_CELLS = 32
 """Cells of one script call: about 3 ms of the server's time."""
+PARCEL_SAMPLES = 2000
+"""Raw samples after which a parcel is full: about as much again."""
 WRITER_KEEP_S = 3600.0
 """How long the server remembers the number of a writer's last parcel."""
 _UNCERTAIN_S = WRITER_KEEP_S - 60.0
 
 COARSER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
 """The next wider slice."""
-
-OK = "ok"
-FAILED = "err"
-CANCELLED = "cancelled"
-MODEL = "mdl:"
-_OTHER_ERROR = f"{FAILED}:{OTHER}"
-
-
-class Series(NamedTuple):
-    """A line of counts: an agent, a span of it, a measure of it."""
-
-    shard: int
-    name: str
-    """Percent-encoded, see `keys.metrics_series`."""
-
-
-class Part(NamedTuple):
-    """A span of an agent by its path, or a further measure such as ``ttft``: recorded under its own name."""
-
-    agent: str
-    path: tuple[str, ...] = ()
-    measure: str = ""
-
-
-@lru_cache(maxsize=1024)
-def _bucket_field(bucket: int | str) -> str:
-    return f"h:{bucket}"
-
-
-@lru_cache(maxsize=4096)
-def _fields_of_outcome(outcome: str) -> tuple[str, ...]:
-    if outcome.startswith(FAILED + ":"):
-        return FAILED, outcome
-    return (outcome,)
-
-
-class Cell:
-    """What one series got in one step."""
-
-    __slots__ = ("counts", "fresh", "max_us", "min_us", "newest", "oldest", "raw", "raw_dropped")
-
-    def __init__(self, now: float) -> None:
-        self.fresh: list[tuple[float, int, str]] = []
-        """Samples not yet added up."""
-        self.counts: Counter[str] = Counter()
-        self.min_us: int | None = None
-        self.max_us = 0
-        self.oldest = now
-        self.newest = now
-        self.raw: list[tuple[float, int, str]] = []
-        self.raw_dropped = 0
-
-    def fold(self) -> None:
-        """Add up the fresh samples."""
-        fresh = self.fresh
-        if not fresh:
-            return
-        self.fresh = []
-        times = [us for _, us, _ in fresh]
-        counts = self.counts
-        counts["n"] += len(times)
-        least, most = min(times), max(times)
-        self.min_us = least if self.min_us is None else min(self.min_us, least)
-        self.max_us = max(self.max_us, most)
-        for outcome, count in Counter([outcome for _, _, outcome in fresh]).items():
-            for name in _fields_of_outcome(outcome):
-                counts[name if name in counts or len(counts) < COUNTS_MOST else _OTHER_ERROR] += count
-        counts["sum_us"] += sum(times)
-        for bucket, count in Counter([bucket_index(us) if us else ZERO for us in times]).items():
-            counts[_bucket_field(bucket)] += count
-        self.newest = max(self.newest, fresh[-1][0])
-        self._keep(fresh)
-
-    def merge(self, other: Cell) -> None:
-        """Take another cell in. Both folded."""
-        self.counts.update(other.counts)
-        if other.min_us is not None:
-            self.min_us = other.min_us if self.min_us is None else min(self.min_us, other.min_us)
-        self.max_us = max(self.max_us, other.max_us)
-        self.oldest = min(self.oldest, other.oldest)
-        self.newest = max(self.newest, other.newest)
-        self.raw_dropped += other.raw_dropped
-        self._keep(other.raw)
-
-    def add(self, counts: Mapping[str, int]) -> None:
-        """Add to further counters."""
-        own = self.counts
-        for name, value in counts.items():
-            if name not in own and len(own) >= COUNTS_MOST and name.startswith(MODEL):
-                name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted there instead
-            own[name] += value
-
-    def _keep(self, samples: Iterable[tuple[float, int, str]]) -> None:
-        self.raw.extend(samples)
-        self.thin(RAW_MOST)
-
-    def thin(self, allowed: int) -> None:
-        """Keep the newest raw samples, as many as allowed, and the slowest."""
-        excess = len(self.raw) - allowed
-        if excess <= 0:
-            return
-        early = self.raw[:excess]
-        slowest = nlargest(SLOW_MOST, early, key=lambda sample: sample[1]) if allowed < RAW_MOST else []
-        self.raw = slowest + self.raw[excess:]
-        self.raw_dropped += excess - len(slowest)
 
 
 class PackedCell(NamedTuple):
@@ -204,21 +98,19 @@ class Buffer:
     def __init__(self, *, on_first: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._on_first = on_first
         self._clock = clock
+        self._lanes: dict[str | Part, list[Sample]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Begin empty, as another writer: at first, and in a forked child, where the parent flushes its own."""
         self.writer = uuid.uuid4().hex[:12]
-        # Reentrant, since a signal handler or a collected generator may record while this very thread records.
-        self._lock = threading.RLock()
-        self._cells: dict[str | Part, Cell] = {}
+        self._lanes.clear()
         self._series: dict[str | Part, Series] = {}
-        self._rolled: list[tuple[int, dict[str | Part, Cell]]] = []
+        self._announced = False
         self._offset = time.time() - self._clock()  # until the server told its time
-        self._step = 0
-        self._step_end = float("-inf")
-        # What follows belongs to whoever packs, one at a time.
-        self._packing = threading.RLock()
+        # Reentrant, since a signal handler or a collected generator may record while this very thread folds.
+        self._lock = threading.RLock()
+        self._folding = False
         self._shards: dict[int, _Shard] = {}
         self._raw_allowance: dict[Series, tuple[float, float]] = {}
         self._counted = 0
@@ -229,65 +121,38 @@ class Buffer:
 
     # -- recording
 
-    def record(self, agent: str | Part, us: int, outcome: str) -> None:
-        """Note an execution.
+    def record(self, agent: str | Part, seconds: float, outcome: str, own: float = 0.0) -> None:
+        """Note an execution. Needs no lock: appending to a list is one step, and a fold leaves what comes after it.
 
         Args:
             agent: the agent, or a part of it.
-            us: duration, whole microseconds.
+            seconds: its duration.
             outcome: ``ok``, ``err``, ``err:<type>`` or ``cancelled``.
+            own: of a span, how much of it was its own, s.
         """
-        now = self._clock()
-        with self._lock:
-            if now >= self._step_end:
-                self._roll(now)
-            try:
-                cell = self._cells[agent]
-            except (KeyError, TypeError):
-                cell = self._open(agent, now)
-            fresh = cell.fresh
-            fresh.append((now, us, outcome))
-            if len(fresh) >= RAW_MOST:
-                cell.fold()
-
-    def record_part(self, part: str | Part, us: int, outcome: str, self_us: int) -> None:
-        """Note an execution or span together with the time that was its own, us."""
-        now = self._clock()
-        with self._lock:
-            if now >= self._step_end:
-                self._roll(now)
-            cell = self._cells[part] if part in self._cells else self._open(part, now)
-            cell.counts["self_us"] += self_us
-            cell.fresh.append((now, us, outcome))
-            if len(cell.fresh) >= RAW_MOST:
-                cell.fold()
+        try:
+            lane = self._lanes[agent]
+        except (KeyError, TypeError):
+            lane = self._lane(agent)
+        lane.append((self._clock(), seconds, outcome, own))
+        if not self._announced:
+            self._announced = True
+            self._on_first()
+        if len(lane) >= LANE_MOST:
+            self.fold()
 
     def add(self, agent: str | Part, counts: Mapping[str, int]) -> None:
         """Add to further counters of a series, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
         now = self._clock()
         with self._lock:
-            if now >= self._step_end:
-                self._roll(now)
-            cell = self._cells[agent] if agent in self._cells else self._open(agent, now)
-            cell.add(counts)
-            cell.newest = max(cell.newest, now)
-
-    def _roll(self, now: float) -> None:
-        if self._cells:
-            self._rolled.append((self._step, self._cells))
-            self._cells = {}
-        self._step = int((now + self._offset) // STEP_S) * STEP_S
-        self._step_end = self._step + STEP_S - self._offset
-
-    def _open(self, agent: str | Part, now: float) -> Cell:
-        agent = self._known(agent)
-        first = not self._cells
-        cell = self._cells.get(agent)
-        if cell is None:
-            cell = self._cells[agent] = Cell(now)
-        if first:
+            self._cell(self._known(agent), now).add(counts)
+        if not self._announced:
+            self._announced = True
             self._on_first()
-        return cell
+
+    def _lane(self, given: object) -> list[Sample]:
+        with self._lock:
+            return self._lanes.setdefault(self._known(given), [])
 
     def _known(self, given: object) -> str | Part:
         """Return the series to count under: what was given, or `OTHER` when there are too many."""
@@ -302,19 +167,51 @@ class Buffer:
 
     # -- packing
 
-    def close_open_cells(self) -> None:
-        """Move everything recorded so far to where it waits to be packed."""
-        with self._packing:
-            with self._lock:
-                if self._cells:
-                    self._rolled.append((self._step, self._cells))
-                    self._cells = {}
-                rolled, self._rolled = self._rolled, []
-                series = self._series
-            for step, cells in rolled:
-                for agent, cell in cells.items():
-                    cell.fold()
-                    self._wait(PackedCell(series[agent], STEP_S, cell), step)
+    def announce_next(self) -> None:
+        """Call `on_first` again for what is recorded from now on."""
+        self._announced = False
+
+    def fold(self) -> None:
+        """Add up everything recorded so far, to wait for being packed."""
+        with self._lock:
+            if self._folding:  # by a record made within, see __init__
+                return
+            self._folding = True
+            try:
+                for key, lane in list(self._lanes.items()):
+                    if lane:
+                        self._fold(key, lane)
+            finally:
+                self._folding = False
+
+    def _fold(self, key: str | Part, lane: list[Sample]) -> None:
+        samples = lane[:]
+        del lane[: len(samples)]  # others may have appended since
+        start = 0
+        while start < len(samples):
+            step = self._step(samples[start][0])
+            end = len(samples)
+            if self._step(samples[-1][0]) != step:
+                end = next((i for i in range(start, end) if self._step(samples[i][0]) != step), end)
+            self._cell(key, samples[start][0]).fold(samples[start:end])
+            start = end
+
+    def _step(self, when: float) -> int:
+        return int((when + self._offset) // STEP_S) * STEP_S
+
+    def _cell(self, key: str | Part, when: float) -> Cell:
+        """Return the waiting cell of a series for a moment."""
+        series = self._series[key]
+        shard = self._shards.get(series.shard)
+        if shard is None:
+            shard = self._shards[series.shard] = _Shard(self.writer)
+        place = (series.name, self._step(when), STEP_S)
+        packed = shard.waiting.get(place)
+        if packed is None:
+            packed = shard.waiting[place] = PackedCell(series, STEP_S, Cell(when))
+        else:
+            packed.cell.newest = max(packed.cell.newest, when)
+        return packed.cell
 
     def _wait(self, packed: PackedCell, step: int) -> None:
         shard = self._shards.get(packed.series.shard)
@@ -328,12 +225,16 @@ class Buffer:
             known.cell.merge(packed.cell)
 
     def coarsen(self, lives: dict[int, float]) -> None:
-        """Merge waiting cells that are older than the slices they were made for, and more when there are too many.
+        """Hold what waits within bounds: for when it could not be sent.
+
+        Cells that are older than the slices they were made for are merged, and more when there are too many. Of raw
+        samples, the newest of each series are kept, as many as the server would keep, and the slowest of each cell, all
+        while there is room.
 
         Args:
             lives: for each width in s, how long such a slice lives after its end, s.
         """
-        with self._packing:
+        with self._lock:
             now = self._clock() + self._offset
             for shard in self._shards.values():
                 self._coarsen(shard, lambda step, width: step + width + lives.get(width, 0.0) <= now)
@@ -342,6 +243,22 @@ class Buffer:
                 for shard in self._shards.values():
                     self._coarsen(shard, partial(_no_wider, width))
                 width = COARSER[width]
+            self._thin()
+
+    def _thin(self) -> None:
+        total = 0
+        newest_first = sorted(
+            (packed for shard in self._shards.values() for packed in shard.waiting.values()),
+            key=lambda packed: -packed.cell.newest,
+        )
+        room: dict[str, int] = {}
+        for packed in newest_first:
+            cell, name = packed.cell, packed.series.name
+            cell.thin(room.get(name, RAW_MOST))
+            room[name] = max(0, room.get(name, RAW_MOST) - len(cell.raw))
+            if total + len(cell.raw) > RAW_WAITING_MOST:
+                cell.drop_raw()
+            total += len(cell.raw)
 
     def _coarsen(self, shard: _Shard, due: Callable[[int, int], bool]) -> None:
         for place, packed in list(shard.waiting.items()):
@@ -359,19 +276,15 @@ class Buffer:
         return sum(len(shard.waiting) for shard in self._shards.values())
 
     def parcels(self) -> list[Parcel]:
-        """Return one parcel for each shard that has closed cells: the one under way, or else a new one."""
-        with self._packing:
+        """Return one parcel for each shard that has cells waiting: the one under way, or else a new one."""
+        with self._lock:
             now = self._clock()
             found = []
             for number, shard in self._shards.items():
                 parcel = shard.parcel
                 if parcel is None and shard.waiting:
-                    places = list(shard.waiting)[:PARCEL_CELLS]
-                    cells = [shard.waiting.pop(place) for place in places]
                     shard.seq += 1
-                    parcel = shard.parcel = Parcel(number, shard.writer, shard.seq, cells)
-                    for packed in cells:
-                        self._ration(packed, now)
+                    parcel = shard.parcel = Parcel(number, shard.writer, shard.seq, self._take(shard, now))
                 elif parcel is not None and parcel.first_sent is not None and now - parcel.first_sent > _UNCERTAIN_S:
                     # Whether it was counted can no longer be found out. More likely not: send it as another writer.
                     self._uncertain += parcel.samples
@@ -381,6 +294,18 @@ class Buffer:
                 if parcel is not None:
                     found.append(parcel)
             return found
+
+    def _take(self, shard: _Shard, now: float) -> list[PackedCell]:
+        cells: list[PackedCell] = []
+        samples = 0
+        for place in list(shard.waiting)[:PARCEL_CELLS]:
+            packed = shard.waiting.pop(place)
+            self._ration(packed, now)
+            cells.append(packed)
+            samples += len(packed.cell.raw)
+            if samples >= PARCEL_SAMPLES:
+                break
+        return cells
 
     def _ration(self, packed: PackedCell, now: float) -> None:
         """Let a series send its first 1000 raw samples, and then as many as it earns with time."""
@@ -397,14 +322,21 @@ class Buffer:
         if parcel.first_sent is None:
             parcel.first_sent = sent
 
-    def settled(self, parcel: Parcel, other: int) -> None:
-        """Note that the server has counted a parcel, `other` samples of it under ``__other__``."""
-        with self._packing:
+    def settled(self, parcel: Parcel, other: int = 0, outdated: int = 0) -> None:
+        """Note that the server has counted a parcel.
+
+        Args:
+            parcel: what was sent.
+            other: executions of it that went to ``__other__``.
+            outdated: raw samples of it that were too old to be kept.
+        """
+        with self._lock:
             shard = self._shards.get(parcel.shard)
             if shard is not None and shard.parcel is parcel:
                 shard.parcel = None
                 self._counted += parcel.samples
                 self._other += other
+                self._samples_dropped += outdated
 
     def refused(self, parcel: Parcel, part: str) -> int:
         """Give up the series of a parcel whose key is corrupt; the server refused before it wrote anything.
@@ -416,7 +348,7 @@ class Buffer:
         Returns:
             How many executions were given up; 0 when the key is none of a series of the parcel.
         """
-        with self._packing:
+        with self._lock:
             shard = self._shards.get(parcel.shard)
             kind, colon, name = part.partition(":")
             if shard is None or shard.parcel is not parcel or not colon or kind == "w":
@@ -447,12 +379,14 @@ class Buffer:
     @property
     def empty(self) -> bool:
         """Whether everything recorded was confirmed."""
-        return not self._cells and not self._rolled and not any(s.parcel or s.waiting for s in self._shards.values())
+        return not any(list(self._lanes.values())) and not any(
+            shard.parcel or shard.waiting for shard in list(self._shards.values())
+        )
 
     def tallies(self) -> tuple[int, int, int, int, int, int]:
         """Return executions counted, pending, dropped, uncertain; raw samples dropped; executions under __other__."""
-        with self._packing:
-            self.close_open_cells()
+        with self._lock:
+            self.fold()
             pending = 0
             samples_dropped = self._samples_dropped
             for shard in self._shards.values():

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from agentperf_redis import arguments, keys
 from agentperf_redis.backend import Backend, default_backend
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import flows
-from agentperf_redis.metrics.buffer import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.cell import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
 from agentperf_redis.metrics.model import (
     BETWEEN,
     FIRST,
     Delivery,
+    Execution,
     PerformanceMetrics,
-    Retention,
     StreamMetrics,
     SystemSummary,
     system_summary,
 )
 from agentperf_redis.metrics.recorder import Recorder
+from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.spans import Span, SpanReport, current_span
 from agentperf_redis.metrics.usage import Usage, read_usage
 
@@ -81,18 +82,11 @@ class MetricsCollector:
         Raises:
             InvalidArgument: for anything else; nothing is recorded.
         """
-        if type(execution_time) is not float or not 0.0 <= execution_time <= _LONGEST_S:
-            execution_time = _duration("execution_time", execution_time)
-        if success is True:
-            self._record(agent_name, int(execution_time * 1e6 + 0.5), OK)
-        elif success is False:
-            try:
-                outcome = self._outcomes[error_type]
-            except (KeyError, TypeError):
-                outcome = self._failure(error_type)
-            self._record(agent_name, int(execution_time * 1e6 + 0.5), outcome)
+        if success is True and type(execution_time) is float and 0.0 <= execution_time <= _LONGEST_S:
+            self._record(agent_name, execution_time, OK)
         else:
-            arguments.flag("success", success)
+            seconds = _duration("execution_time", execution_time)
+            self._record(agent_name, seconds, OK if arguments.flag("success", success) else self._failure(error_type))
 
     def record_cancellation(self, agent_name: str, execution_time: float) -> None:
         """Record an execution that was cancelled: neither a success nor a failure.
@@ -101,7 +95,7 @@ class MetricsCollector:
             agent_name: the agent.
             execution_time: s.
         """
-        self._record(agent_name, int(_duration("execution_time", execution_time) * 1e6 + 0.5), CANCELLED)
+        self._record(agent_name, _duration("execution_time", execution_time), CANCELLED)
 
     def track(self, agent_name: str) -> Span:
         """Return a context manager that records its block as an execution: duration, outcome, error type.
@@ -140,9 +134,7 @@ class MetricsCollector:
         return Span(arguments.name("agent_name", agent_name), arguments.name("name", name), self._finish, parent)
 
     def _finish(self, span: Span, outcome: str) -> None:
-        self._recorder.buffer.record_part(
-            span.part, int(span.seconds * 1e6 + 0.5), outcome, int(span.self_seconds * 1e6 + 0.5)
-        )
+        self._record(span.part, span.seconds, outcome, span.self_seconds)
 
     def record_llm(
         self,
@@ -209,10 +201,10 @@ class MetricsCollector:
         agent = arguments.name("agent_name", agent_name)
         buffer = self._recorder.buffer
         counts = {"items": arguments.count("items", items, least=0)}
-        first_us = int(_duration("first", first) * 1e6 + 0.5)
+        first_s = _duration("first", first)
         if between is not None:
-            buffer.record(Part(agent, (), BETWEEN), int(_duration("between", between) * 1e6 + 0.5), OK)
-        buffer.record(Part(agent, (), FIRST), first_us, OK)
+            buffer.record(Part(agent, (), BETWEEN), _duration("between", between), OK)
+        buffer.record(Part(agent, (), FIRST), first_s, OK)
         buffer.add(agent, counts)
 
     def _add(self, agent_name: str | None, counts: dict[str, int]) -> None:
@@ -226,10 +218,13 @@ class MetricsCollector:
             buffer.add(span.part, counts)
 
     def _failure(self, error_type: object) -> str:
-        name = arguments.name("error_type", error_type)
-        if len(self._outcomes) >= _KNOWN_ERRORS_MOST:
-            return f"{FAILED}:{name}"
-        return self._outcomes.setdefault(name, f"{FAILED}:{name}")
+        try:
+            return self._outcomes[error_type]  # type: ignore[index]  # what is no string is not found
+        except (KeyError, TypeError):
+            outcome = f"{FAILED}:{arguments.name('error_type', error_type)}"
+        if len(self._outcomes) < _KNOWN_ERRORS_MOST:
+            self._outcomes[cast("str", error_type)] = outcome
+        return outcome
 
     def get_or_create_metrics(
         self, agent_name: str, *, window: Window = None, as_of: Moment = None
@@ -250,9 +245,50 @@ class MetricsCollector:
         """
         return self._backend.run(flows.agent(self._recorder, agent_name, window, as_of))
 
-    def snapshots(self, *, window: Window = None, as_of: Moment = None) -> dict[str, PerformanceMetrics]:
-        """Return the metrics of all agents, sorted by name. Arguments as for `get_or_create_metrics`."""
-        return self._backend.run(flows.agents(self._recorder, window, as_of))
+    def snapshots(
+        self, *, window: Window = None, as_of: Moment = None, percentiles: bool = True
+    ) -> dict[str, PerformanceMetrics]:
+        """Return the metrics of all agents, sorted by name.
+
+        Args:
+            window: as for `get_or_create_metrics`.
+            as_of: likewise.
+            percentiles: False reads the plain counters only, a third of the work: percentiles are NaN then, and error
+                types, models and buckets are empty.
+
+        Raises:
+            InvalidArgument: for anything else.
+            AgentPerfError: as `get_or_create_metrics`.
+        """
+        return self._backend.run(flows.agents(self._recorder, window, as_of, percentiles=percentiles))
+
+    def combined(self, *agent_names: str, window: Window = None, as_of: Moment = None) -> PerformanceMetrics:
+        """Return the metrics of several agents as if they were one; of all, when none is named.
+
+        Args:
+            agent_names: which.
+            window: as for `get_or_create_metrics`.
+            as_of: likewise.
+        """
+        return self._backend.run(flows.combined(self._recorder, agent_names, window, as_of))
+
+    def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
+        """Return an agent's latest executions, the last first, as far as raw samples are kept.
+
+        Args:
+            agent_name: the agent.
+            limit: how many, 1 to 1000.
+        """
+        return self._backend.run(flows.recent(self._recorder, agent_name, limit))
+
+    def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
+        """Return an agent's slowest executions, the slowest first; the server keeps fifty.
+
+        Args:
+            agent_name: the agent.
+            limit: how many, 1 to 1000.
+        """
+        return self._backend.run(flows.slowest(self._recorder, agent_name, limit))
 
     @property
     def metrics(self) -> dict[str, PerformanceMetrics]:
@@ -265,7 +301,8 @@ class MetricsCollector:
 
     def summary(self, *, window: Window = None, as_of: Moment = None) -> SystemSummary:
         """Return all agents at a glance. Arguments as for `get_or_create_metrics`."""
-        return system_summary(self._backend.run(flows.agents(self._recorder, window, as_of)).values())
+        found = self._backend.run(flows.agents(self._recorder, window, as_of, percentiles=False))
+        return system_summary(found.values())
 
     def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
         """Return all agents at a glance, as the reference renders it. Uptime counts from the first sample."""
@@ -336,6 +373,20 @@ class MetricsCollector:
             flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
         )
 
+    def forget(self, agent_name: str) -> bool:
+        """Forget an agent that is no more: its counts of all time, raw samples and spans.
+
+        It leaves its place among the 2000 agents that are counted apart. Its slices of time expire by themselves;
+        should it come back before, windows show them again.
+
+        Args:
+            agent_name: the agent.
+
+        Returns:
+            Whether it was known.
+        """
+        return self._backend.run(flows.forget(self._recorder, agent_name))
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything recorded in this process is counted.
 
@@ -368,9 +419,23 @@ class AsyncMetricsCollector:
         """Do as `MetricsCollector.get_or_create_metrics`."""
         return await self._backend.arun(flows.agent(self._recorder, agent_name, window, as_of))
 
-    async def snapshots(self, *, window: Window = None, as_of: Moment = None) -> dict[str, PerformanceMetrics]:
+    async def snapshots(
+        self, *, window: Window = None, as_of: Moment = None, percentiles: bool = True
+    ) -> dict[str, PerformanceMetrics]:
         """Do as `MetricsCollector.snapshots`."""
-        return await self._backend.arun(flows.agents(self._recorder, window, as_of))
+        return await self._backend.arun(flows.agents(self._recorder, window, as_of, percentiles=percentiles))
+
+    async def combined(self, *agent_names: str, window: Window = None, as_of: Moment = None) -> PerformanceMetrics:
+        """Do as `MetricsCollector.combined`."""
+        return await self._backend.arun(flows.combined(self._recorder, agent_names, window, as_of))
+
+    async def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
+        """Do as `MetricsCollector.recent`."""
+        return await self._backend.arun(flows.recent(self._recorder, agent_name, limit))
+
+    async def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
+        """Do as `MetricsCollector.slowest`."""
+        return await self._backend.arun(flows.slowest(self._recorder, agent_name, limit))
 
     async def get_all_metrics(self, window: Window = None, as_of: Moment = None) -> dict[str, dict[str, Any]]:
         """Do as `MetricsCollector.get_all_metrics`."""
@@ -378,7 +443,7 @@ class AsyncMetricsCollector:
 
     async def summary(self, *, window: Window = None, as_of: Moment = None) -> SystemSummary:
         """Do as `MetricsCollector.summary`."""
-        return system_summary((await self.snapshots(window=window, as_of=as_of)).values())
+        return system_summary((await self.snapshots(window=window, as_of=as_of, percentiles=False)).values())
 
     async def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
         """Do as `MetricsCollector.get_system_summary`."""
@@ -417,6 +482,10 @@ class AsyncMetricsCollector:
         return await self._backend.arun(
             flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
         )
+
+    async def forget(self, agent_name: str) -> bool:
+        """Do as `MetricsCollector.forget`."""
+        return await self._backend.arun(flows.forget(self._recorder, agent_name))
 
     async def flush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  the blocking twin's argument
         """Do as `MetricsCollector.flush`."""

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import nlargest
 
 from agentperf_redis import keys
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
-from agentperf_redis.metrics.buffer import RAW_MOST, SLOW_MOST, WRITER_KEEP_S, Parcel, Series
+from agentperf_redis.metrics.buffer import WRITER_KEEP_S, Parcel
+from agentperf_redis.metrics.cell import CANCELLED, OK, RAW_MOST, SLOW_MOST, Sample, Series
 from agentperf_redis.metrics.histogram import ZERO
-from agentperf_redis.metrics.model import Retention, Tally
+from agentperf_redis.metrics.model import Execution, moment
+from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.metrics.tally import Tally
 from agentperf_redis.script import Script
 
 FLUSH = Script("metrics/flush")
 READ = Script("metrics/read")
+FORGET = Script("metrics/forget")
 
 AGENTS_MOST = 160
 """Agents of one shard: 2000 in all, and room for an uneven spread over 16 shards (mean 125, deviation 11)."""
@@ -32,10 +37,12 @@ class Flushed:
     Attributes:
         now: the server's time, s since 1970.
         other: executions counted under ``__other__``.
+        outdated: raw samples too old to keep.
     """
 
     now: float
     other: int
+    outdated: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +80,7 @@ def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention, f
         cells += (place, _ms(now - cell.oldest), _ms(now - cell.newest), packed.width_s * 1000, len(fields))
         for name, value in fields.items():
             cells += (name, value)
-        cells.append(len(cell.raw))
-        for when, us, outcome in cell.raw:
-            cells += (_ms(now - when), us, _shown_outcome(outcome))
+        cells += _samples(cell.raw, now)
     shard = parcel.shard
     names = [each.name for each in series]
     agents = keys.metrics_agents(namespace, shard)
@@ -138,7 +143,7 @@ def read(
         names: of the series, encoded.
         window_ms: length of the window; 0 for all time.
         as_of_ms: its end; -1 for now.
-        exact_most: ask for all durations of a series when there are no more than this.
+        exact_most: ask for all durations of a series when there are no more than this; -1 asks for plain counters only.
     """
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
@@ -146,6 +151,83 @@ def read(
         (agents_key, keys.metrics_settings(namespace, shard)),
         (window_ms, as_of_ms, exact_most, *names),
         lambda reply: _answer(agents_key, reply),
+    )
+
+
+def forget(namespace: str, agent: str) -> Command[bool]:
+    """Remove an agent from the index and the counts of all time. Returns whether there was one."""
+    shard, series = keys.metrics_shard(agent), keys.metrics_series(agent)
+    agents_key = keys.metrics_agents(namespace, shard)
+    return Command(
+        FORGET,
+        (
+            agents_key,
+            keys.metrics_parts(namespace, shard, agent),
+            keys.metrics_total(namespace, shard, series),
+            keys.metrics_recent(namespace, shard, series),
+            keys.metrics_slow(namespace, shard, series),
+        ),
+        (series,),
+        lambda reply: _forgotten(agents_key, reply),
+    )
+
+
+def _forgotten(key: str, reply: Reply) -> bool:
+    try:
+        status, first, second = reply
+        if status in (0, 1):
+            return bool(status)
+        if status == CORRUPT:
+            raise CorruptState(first.decode(), f"a {second.decode()}")
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise CorruptState(key, f"an unexpected reply {reply!r}")
+
+
+def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:
+    """Return the latest raw samples of an agent, the last first."""
+    key = keys.metrics_recent(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
+    return Command("ZRANGE", (key,), (0, limit - 1, "REV"), lambda reply: _executions(key, reply))
+
+
+def slowest(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:
+    """Return the slowest raw samples of an agent, the slowest first."""
+    key = keys.metrics_slow(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
+    return Command("ZRANGE", (key,), (0, limit - 1, "REV"), lambda reply: _executions(key, reply))
+
+
+def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
+    found = []
+    try:
+        for member in reply:
+            end_ms, duration, outcome, _ = member.decode().split("|")
+            kind, _, error = outcome.partition(":")
+            found.append(
+                Execution(
+                    ended=moment(int(end_ms)),
+                    seconds=int(duration.removesuffix("us")) / 1e6,
+                    success=kind == OK,
+                    cancelled=kind == CANCELLED,
+                    error_type=keys.decoded(error) if error else None,
+                )
+            )
+    except (AttributeError, TypeError, ValueError, OverflowError, OSError):
+        raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
+    return tuple(found)
+
+
+def _samples(raw: list[Sample], now: float) -> tuple[str, str]:
+    """Write raw samples, the slowest first: only they can be among the slowest of all."""
+    texts = [
+        f"{int((now - when) * 1000)} {int(seconds * 1e6 + 0.5)}us|{_shown_outcome(outcome)}"
+        for when, seconds, outcome, _ in raw
+    ]
+    if len(raw) <= SLOW_MOST:
+        return " ".join(texts), ""
+    slowest = set(nlargest(SLOW_MOST, range(len(raw)), key=lambda place: raw[place][1]))
+    return (
+        " ".join([texts[place] for place in slowest]),
+        " ".join([text for place, text in enumerate(texts) if place not in slowest]),
     )
 
 
@@ -162,9 +244,9 @@ def _ms(seconds: float) -> int:
 
 def _flushed(key: str, reply: Reply) -> Flushed:
     try:
-        status, first, second = reply
+        status, first, second, third = reply
         if status in (COUNTED, REPEATED):
-            return Flushed(int(first) / 1000, int(second))
+            return Flushed(int(first) / 1000, int(second), int(third))
         if status == CORRUPT:
             raise CorruptState(first.decode(), f"a {second.decode()}")
     except (AttributeError, TypeError, ValueError):

@@ -7,22 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.command import Batch, Flow
+from agentperf_redis.command import Batch, Command, Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.commands import Answer
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked, compared, ranked
-from agentperf_redis.metrics.model import (
-    BETWEEN,
-    FIRST,
-    PerformanceMetrics,
-    StreamMetrics,
-    Tally,
-    added,
-    performance,
-)
+from agentperf_redis.metrics.model import BETWEEN, FIRST, Execution, PerformanceMetrics, StreamMetrics
 from agentperf_redis.metrics.recorder import Recorder
 from agentperf_redis.metrics.spans import SpanReport, span_report
+from agentperf_redis.metrics.tally import Tally, added, performance
 
 READ_SERIES = 16
 """Series of one script call: about 2 ms of the server's time with five slices each."""
@@ -104,22 +97,84 @@ def own_records_counted(recorder: Recorder) -> Flow[None]:
 
 
 def agents(
-    recorder: Recorder, window: str | float | None = None, as_of: datetime | float | None = None
+    recorder: Recorder,
+    window: str | float | None = None,
+    as_of: datetime | float | None = None,
+    *,
+    percentiles: bool = True,
 ) -> Flow[dict[str, PerformanceMetrics]]:
     """Read all agents, sorted by name. Arguments are checked at once, not when the flow runs; so they are below."""
-    return _agents(recorder, asked_time(window, as_of))
+    return _agents(recorder, asked_time(window, as_of), plain=not arguments.flag("percentiles", percentiles))
 
 
-def _agents(recorder: Recorder, time: Stretch) -> Flow[dict[str, PerformanceMetrics]]:
+def _agents(recorder: Recorder, time: Stretch, *, plain: bool) -> Flow[dict[str, PerformanceMetrics]]:
+    by_agent = yield from _tallies(recorder, time, plain=plain)
+    return {agent: performance(agent, added(by_agent[agent]), plain=plain) for agent in sorted(by_agent)}
+
+
+def _tallies(recorder: Recorder, time: Stretch, *, plain: bool) -> Flow[dict[str, list[Tally]]]:
+    """Read all agents. What went beyond the guards has a tally in each shard."""
     namespace = recorder.backend.namespace
     yield from own_records_counted(recorder)
     listed = yield from Batch(tuple(commands.agents(namespace, shard) for shard in range(keys.METRICS_SHARDS)))
     wanted = [(shard, name) for shard, names in enumerate(listed) for name in names]
-    tallies = yield from _read(recorder, wanted, time)
+    tallies = yield from _read(recorder, wanted, time, plain=plain)
     by_agent: dict[str, list[Tally]] = {}
     for (_, name), tally in zip(wanted, tallies, strict=True):
         by_agent.setdefault(keys.decoded(name), []).append(tally)
-    return {agent: performance(agent, added(by_agent[agent])) for agent in sorted(by_agent)}
+    return by_agent
+
+
+def combined(
+    recorder: Recorder,
+    agent_names: tuple[str, ...],
+    window: str | float | None = None,
+    as_of: datetime | float | None = None,
+) -> Flow[PerformanceMetrics]:
+    """Read several agents, or all, as if they were one."""
+    return _combined(recorder, arguments.names("agent_names", agent_names), asked_time(window, as_of))
+
+
+def _combined(recorder: Recorder, agent_names: tuple[str, ...], time: Stretch) -> Flow[PerformanceMetrics]:
+    if agent_names:
+        yield from own_records_counted(recorder)
+        wanted = [(keys.metrics_shard(name), keys.metrics_series(name)) for name in dict.fromkeys(agent_names)]
+        tallies = yield from _read(recorder, wanted, time)
+    else:
+        by_agent = yield from _tallies(recorder, time, plain=False)
+        tallies = [tally for each in by_agent.values() for tally in each]
+    return performance("+".join(agent_names) or "*", added(tallies)) if tallies else PerformanceMetrics("*")
+
+
+def forget(recorder: Recorder, agent_name: str) -> Flow[bool]:
+    """Count what this process still holds of an agent, then forget it."""
+    return _forget(recorder, arguments.name("agent_name", agent_name))
+
+
+def _forget(recorder: Recorder, agent_name: str) -> Flow[bool]:
+    yield from own_records_counted(recorder)
+    return (yield from commands.forget(recorder.backend.namespace, agent_name))
+
+
+def recent(recorder: Recorder, agent_name: str, limit: int) -> Flow[tuple[Execution, ...]]:
+    """Read the latest executions of an agent."""
+    name = arguments.name("agent_name", agent_name)
+    return _executions(
+        recorder, commands.recent(recorder.backend.namespace, name, arguments.count("limit", limit, most=1000))
+    )
+
+
+def slowest(recorder: Recorder, agent_name: str, limit: int) -> Flow[tuple[Execution, ...]]:
+    """Read the slowest executions of an agent."""
+    name = arguments.name("agent_name", agent_name)
+    return _executions(
+        recorder, commands.slowest(recorder.backend.namespace, name, arguments.count("limit", limit, most=1000))
+    )
+
+
+def _executions(recorder: Recorder, command: Command[tuple[Execution, ...]]) -> Flow[tuple[Execution, ...]]:
+    yield from own_records_counted(recorder)
+    return (yield from command)
 
 
 def agent(
@@ -235,7 +290,9 @@ def _compare(
     return compared(first, second)
 
 
-def _read(recorder: Recorder, wanted: Iterable[tuple[int, str]], time: Stretch) -> Flow[list[Tally]]:
+def _read(
+    recorder: Recorder, wanted: Iterable[tuple[int, str]], time: Stretch, *, plain: bool = False
+) -> Flow[list[Tally]]:
     """Read series, given by shard and encoded name; the tallies come in the same order."""
     places = list(wanted)
     by_shard: dict[int, list[str]] = {}
@@ -246,6 +303,7 @@ def _read(recorder: Recorder, wanted: Iterable[tuple[int, str]], time: Stretch) 
         for shard, names in by_shard.items()
         for first in range(0, len(names), READ_SERIES)
     ]
+    exact_most = -1 if plain else EXACT_MOST if len(places) <= MANY_SERIES else EXACT_MOST_OF_MANY
     answers: list[Answer] = yield from Batch(
         tuple(
             commands.read(
@@ -254,7 +312,7 @@ def _read(recorder: Recorder, wanted: Iterable[tuple[int, str]], time: Stretch) 
                 names,
                 window_ms=time.window_ms,
                 as_of_ms=time.as_of_ms,
-                exact_most=EXACT_MOST if len(places) <= MANY_SERIES else EXACT_MOST_OF_MANY,
+                exact_most=exact_most,
             )
             for shard, names in asked
         )

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from agentperf_redis import arguments
-from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantile, exact_quantile, merged
+from agentperf_redis.metrics.histogram import estimated_quantile, exact_quantile
 
 _TOP_ERRORS = 5
 OTHER = "__other__"
@@ -177,6 +176,25 @@ class PerformanceMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """One raw sample.
+
+    Attributes:
+        ended: when, local time.
+        seconds: its duration.
+        success: whether it succeeded.
+        cancelled: whether it was cancelled.
+        error_type: of a failure, if known.
+    """
+
+    ended: datetime
+    seconds: float
+    success: bool
+    cancelled: bool
+    error_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StreamMetrics:
     """How the streams of an agent came.
 
@@ -189,115 +207,6 @@ class StreamMetrics:
     items: int
     first: PerformanceMetrics
     between: PerformanceMetrics
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """The counters of one series, as stored: whole microseconds, milliseconds and 10^-9 of a cost."""
-
-    counts: Mapping[str, int]
-    errors: Mapping[str, int]
-    buckets: Mapping[int, int]
-    models: Mapping[str, Mapping[str, int]]
-    durations_us: tuple[int, ...]
-    interval_ms: tuple[int, int]
-
-    @property
-    def n(self) -> int:
-        """Executions."""
-        return self.counts.get("n", 0)
-
-
-LEAST = frozenset({"min_us", "first_ms"})
-MOST = frozenset({"max_us", "last_ms"})
-
-
-def added(tallies: Iterable[Tally]) -> Tally:
-    """Add up the tallies of several series or windows. At least one."""
-    parts = list(tallies)
-    counts: dict[str, int] = {}
-    errors: dict[str, int] = {}
-    models: dict[str, dict[str, int]] = {}
-    for part in parts:
-        for name, value in part.counts.items():
-            if name not in counts:
-                counts[name] = value
-            elif name in LEAST:
-                counts[name] = min(counts[name], value)
-            elif name in MOST:
-                counts[name] = max(counts[name], value)
-            else:
-                counts[name] += value
-        for name, value in part.errors.items():
-            errors[name] = errors.get(name, 0) + value
-        for name, measures in part.models.items():
-            model = models.setdefault(name, {})
-            for measure, value in measures.items():
-                model[measure] = model.get(measure, 0) + value
-    durations = [us for part in parts for us in part.durations_us]
-    return Tally(
-        counts=counts,
-        errors=errors,
-        buckets=merged(part.buckets for part in parts),
-        models=models,
-        durations_us=tuple(durations) if len(durations) == counts.get("n", 0) else (),
-        interval_ms=(min(part.interval_ms[0] for part in parts), max(part.interval_ms[1] for part in parts)),
-    )
-
-
-def performance(agent_name: str, tally: Tally) -> PerformanceMetrics:
-    """Make the snapshot of an agent from its counters."""
-    counts = tally.counts
-    n = tally.n
-    start_ms, end_ms = tally.interval_ms
-    least = seconds(counts["min_us"]) if "min_us" in counts else float("inf")
-    most = seconds(counts.get("max_us", 0))
-    zeros = counts.get("h:zero", 0)
-    times = tuple(seconds(us) for us in tally.durations_us)
-    exact = len(times) == n
-    ordered = sorted(times)
-
-    def percentile(share: float) -> float:
-        if ordered:
-            return exact_quantile(ordered, share)
-        return estimated_quantile(tally.buckets, zeros, share, least=least, most=most)
-
-    return PerformanceMetrics(
-        agent_name=agent_name,
-        task_count=n,
-        success_count=counts.get("ok", 0),
-        failure_count=counts.get("err", 0),
-        total_execution_time=seconds(counts.get("sum_us", 0)),
-        min_execution_time=least,
-        max_execution_time=most,
-        avg_execution_time=seconds(counts.get("sum_us", 0)) / n if n else 0.0,
-        p50_execution_time=percentile(0.5),
-        p95_execution_time=percentile(0.95),
-        p99_execution_time=percentile(0.99),
-        execution_times=times,
-        error_types=dict(tally.errors),
-        last_execution=moment(counts["last_ms"]) if n and "last_ms" in counts else None,
-        cancelled_count=counts.get("cancelled", 0),
-        exact=exact,
-        error_bound=0.0 if exact else RELATIVE_ERROR,
-        buckets=dict(tally.buckets),
-        zeros=zeros,
-        tokens_in=counts.get("tok_in", 0),
-        tokens_out=counts.get("tok_out", 0),
-        cost=counts.get("cost_nano", 0) / 1e9,
-        llm_calls=counts.get("llm_calls", 0),
-        tool_calls=counts.get("tool_calls", 0),
-        models={
-            name: ModelUsage(
-                calls=measures.get("n", 0),
-                tokens_in=measures.get("tok_in", 0),
-                tokens_out=measures.get("tok_out", 0),
-                cost=measures.get("cost_nano", 0) / 1e9,
-            )
-            for name, measures in tally.models.items()
-        },
-        interval=Interval(start_ms / 1000, end_ms / 1000),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,49 +332,3 @@ class Delivery:
     samples_dropped: int
     other: int
     last_error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long the server keeps what, and so how far back windows reach. All processes of a namespace should agree.
-
-    Attributes:
-        slices_10s: life of the slices of 10 s, s; 0 writes none.
-        slices_1m: likewise.
-        slices_1h: likewise.
-        slices_1d: likewise.
-        recent: life of raw samples, s.
-        recent_count: raw samples kept for each agent, at most 1000; percentiles of no more samples are exact.
-        slow: life of the slowest samples, s.
-    """
-
-    slices_10s: float = 15 * 60.0
-    slices_1m: float = 3 * 3600.0
-    slices_1h: float = 8 * 86_400.0
-    slices_1d: float = 90 * 86_400.0
-    recent: float = 3600.0
-    recent_count: int = 1000
-    slow: float = 8 * 86_400.0
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        for name in ("slices_10s", "slices_1m", "slices_1h", "slices_1d"):
-            arguments.seconds(name, getattr(self, name), least=0.0)
-        arguments.seconds("recent", self.recent, least=1.0)
-        arguments.seconds("slow", self.slow, least=1.0)
-        arguments.count("recent_count", self.recent_count, most=1000)
-
-    @property
-    def slices_ms(self) -> tuple[int, int, int, int]:
-        """Life of the four kinds of slices, narrowest first, ms."""
-        return (
-            round(self.slices_10s * 1000),
-            round(self.slices_1m * 1000),
-            round(self.slices_1h * 1000),
-            round(self.slices_1d * 1000),
-        )
-
-    @property
-    def lives(self) -> dict[int, float]:
-        """Life of the slices by their width, both in s."""
-        return {10: self.slices_10s, 60: self.slices_1m, 3600: self.slices_1h, 86_400: self.slices_1d}

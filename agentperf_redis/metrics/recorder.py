@@ -21,7 +21,8 @@ from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptSt
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.buffer import Buffer, Parcel
 from agentperf_redis.metrics.commands import Flushed
-from agentperf_redis.metrics.model import Delivery, Retention
+from agentperf_redis.metrics.model import Delivery
+from agentperf_redis.metrics.retention import Retention
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -68,7 +69,8 @@ class Recorder:
 
     def _begin(self) -> None:
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._starting = threading.Lock()
+        # Reentrant: while a thread is being started, a collected generator may record, and want it started.
+        self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
         self._last_error: AgentPerfError | None = None
 
@@ -88,11 +90,12 @@ class Recorder:
         with self._starting:
             if self._thread is None:
                 thread = threading.Thread(target=self._work, args=(self._queue,), name="agentperf-metrics", daemon=True)
+                self._thread = thread
                 try:
                     thread.start()
                 except RuntimeError:  # the interpreter is shutting down; the flush at exit comes without a thread
+                    self._thread = None
                     return False
-                self._thread = thread
                 self._flush_at_end_of_worker()
         return True
 
@@ -157,7 +160,8 @@ class Recorder:
             The first error met, or None when all was counted.
         """
         buffer = self.buffer
-        buffer.close_open_cells()
+        buffer.announce_next()
+        buffer.fold()
         if buffer.empty:
             return None
         yield from self.backend.enter("metrics", "all")
@@ -186,7 +190,7 @@ class Recorder:
         return first
 
     def _settle(self, parcel: Parcel, flushed: Flushed, at: float) -> None:
-        self.buffer.settled(parcel, flushed.other)
+        self.buffer.settled(parcel, flushed.other, flushed.outdated)
         self.buffer.synchronise(flushed.now, at)
 
     def _lightened(self, parcel: Parcel, error: AgentPerfError, sent: float) -> bool:

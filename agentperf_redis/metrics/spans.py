@@ -23,7 +23,7 @@ from typing import Self
 
 from agentperf_redis import arguments
 from agentperf_redis.errors import AgentPerfError
-from agentperf_redis.metrics.buffer import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.cell import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 
 DEPTH_MOST = 16
@@ -75,6 +75,7 @@ class Span:
         "_children",
         "_failure",
         "_finish",
+        "_innermost",
         "_outer",
         "_parent_given",
         "_start",
@@ -89,6 +90,7 @@ class Span:
     )
 
     _tree: _Tree
+    _innermost: Span
     _start: float
     _virtual_start: float
 
@@ -164,19 +166,20 @@ class Span:
 
     def suspend(self) -> None:
         """Leave it for a while, as a generator does at each ``yield``: what its consumer does is not its work."""
+        inner = _current.get()
+        self._innermost = inner if inner is not None and inner.is_open and inner._tree is self._tree else self  # noqa: SLF001
         with self._tree.lock:
             self._tree.advance(perf_counter())
-            self._child_opened()
-        if _current.get() is self:
-            _current.set(self._outer)
+            self._innermost._child_opened()  # noqa: SLF001  the consumer is like a child that this report leaves out
+        _current.set(self._outer)
 
     def resume(self) -> None:
         """Go on after `suspend`."""
         with self._tree.lock:
             self._tree.advance(perf_counter())
-            self._child_closed()
+            self._innermost._child_closed()  # noqa: SLF001  as above
         self._outer = _current.get()
-        _current.set(self)
+        _current.set(self._innermost)
 
     def _child_opened(self) -> None:
         self._children += 1

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any, ParamSpec, TypeVar, cast
 
 from agentperf_redis import arguments
+from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.client import MetricsCollector
 
 P = ParamSpec("P")
@@ -34,9 +35,11 @@ def track_performance(agent_name: str, collector: MetricsCollector) -> Callable[
         What it returns is of the same kind, and passes on arguments, results, exceptions and what is sent.
 
     Raises:
-        InvalidArgument: for a name that cannot be.
+        InvalidArgument: for a name that cannot be, and for what is no collector.
     """
     arguments.name("agent_name", agent_name)
+    if not callable(getattr(collector, "track", None)):
+        raise InvalidArgument("collector", collector, "a MetricsCollector, such as perf.metrics")
 
     def decorator(func: Callable[P, R]) -> Callable[P, R]:
         if isinstance(func, (staticmethod, classmethod)):

@@ -67,16 +67,24 @@ local function cheaper(one, other, now_ms)
 end
 
 -- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded.
+-- Mostly one of the first few will do, so those are looked at before the others are read.
 local function clockwise(from, point, share)
-  local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', 0, 32)
-  if #names < 32 then
-    for _, name in ipairs(call('ZRANGE', RING, 0, 31 - #names)) do names[#names + 1] = name end
-  end
-  for _, name in ipairs(names) do
-    local id = match(name, '^[^#]*')
-    local load, lim = match(call('HGET', STATE, id) or '', '^(%d+) (%d+) ')
-    load, lim = tonumber(load), tonumber(lim)
-    if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, id)) then return id end
+  local FEW, POINTS = 4, 32
+  for first = 0, FEW, FEW do
+    local count = first == 0 and FEW or POINTS - FEW
+    local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)
+    if #names < count then
+      -- Round the end. What the first look took from the beginning is looked at twice, which does no harm.
+      for _, name in ipairs(call('ZRANGE', RING, 0, count - #names - 1)) do names[#names + 1] = name end
+    end
+    for i, name in ipairs(names) do names[i] = match(name, '^[^#]*') end
+    for i, record in ipairs(#names > 0 and call('HMGET', STATE, unpack(names)) or {}) do
+      local load, lim = match(record or '', '^(%d+) (%d+) ')
+      load, lim = tonumber(load), tonumber(lim)
+      if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, names[i])) then
+        return names[i]
+      end
+    end
   end
   return call('ZRANGE', from, 0, 0)[1]
 end

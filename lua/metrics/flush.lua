@@ -25,11 +25,12 @@
 --   sample_tag      text  makes the members of this flush unique
 --   names...        text  each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
 --   cells...        text  of each: series, age_ms of its oldest and its newest sample, width_ms of its slice, count of
---                         fields, field and value of each, count of raw samples, age_ms, us and outcome of each
+--                         fields, field and value of each, its slowest raw samples, its other ones; samples as
+--                         "<age_ms> <us>us|<outcome>", with spaces between
 -- RETURNS
---   {1, now_ms, n}      counted; n samples went to __other__
---   {0, now_ms, 0}      counted before: the number is not new
---   {-1, key, type}     the key holds another type; nothing was written
+--   {1, now_ms, n, r}  counted; n executions went to __other__, r raw samples were too old to keep
+--   {0, now_ms, 0, 0}  counted before: the number is not new
+--   {-1, key, type, 0}  the key holds another type; nothing was written
 -- REPEAT  the number of the flush is known: nothing is counted twice
 -- ERRORS  none
 -- COST    O(series x tiers x fields) + O(samples log N)
@@ -53,11 +54,11 @@ local poisoned
 local function holds(key, type)
   local found = call('TYPE', key).ok
   if found == type then return true end
-  if found ~= 'none' and not poisoned then poisoned = {-1, key, found} end
+  if found ~= 'none' and not poisoned then poisoned = {-1, key, found, 0} end
   return false
 end
 
-if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0} end
+if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0, 0} end
 holds(agents, 'zset')
 -- Readers look where the last writer's settings say that slices are.
 local settled = holds(settings, 'hash') and call('HMGET', settings, '10s', '1m', '1h', '1d')
@@ -79,7 +80,8 @@ local function admit(index, member, most)  -- is there room for one more?
   if poisoned then return false end
   if known.seen[member] then return true end
   if not (known.size > 0 and call('ZSCORE', index, member)) then
-    if known.size >= most and member ~= OTHER and member ~= '/' .. OTHER then return false end
+    local measure = string.sub(member, 1, 1) == '#'  -- there are two of them, and they stand for no span
+    if known.size >= most and member ~= OTHER and member ~= '/' .. OTHER and not measure then return false end
     known.size = known.size + 1
   end
   known.seen[member] = 0
@@ -100,7 +102,7 @@ for i = 1, series_count do
     one.index = tag .. 'parts:' .. agent
     if not admit(one.index, part, parts_most) then part = '/' .. OTHER; moved = true; admit(one.index, part, parts_most) end
   end
-  one.agent, one.part, one.name, one.moved, one.samples = agent, part, agent .. part, moved, {}
+  one.agent, one.part, one.name, one.moved, one.fresh, one.slowest = agent, part, agent .. part, moved, {}, {}
   if moved then
     one.total, one.recent, one.slow = tag .. 'total:' .. one.name, tag .. 'recent:' .. one.name, tag .. 'slow:' .. one.name
   end
@@ -140,28 +142,51 @@ end
 
 -- Error types and models beyond the guard are counted under __other__, in every slice alike: err:<type>, and
 -- mdl:<model>:<measure>. One is known when the total of the series has its field.
-local function kind(one, field)
-  one.kinds = one.kinds or {}
+local guards = {}
+local function kind(total, field)
+  local guard = guards[total]
+  if not guard then guard = {kinds = {}}; guards[total] = guard end
   local prefix, word, rest = string.match(field, '^(mdl:)([^:]*)(:.*)$')
   local base, counter = field, 'types'
   if prefix then base, counter = prefix .. word .. ':n', 'models' else prefix, rest = 'err:', '' end
-  local known = one.kinds[base]
+  local known = guard.kinds[base]
   if known == nil then
     known = false
-    if holds(one.total, 'hash') then
-      local got = call('HMGET', one.total, base, counter)
-      one[counter] = one[counter] or tonumber(got[2])
+    if holds(total, 'hash') then
+      local got = call('HMGET', total, base, counter)
+      guard[counter] = guard[counter] or tonumber(got[2])
       known = got[1] and true
     end
-    one[counter] = one[counter] or 0
-    if not known and one[counter] < errors_most then
+    guard[counter] = guard[counter] or 0
+    if not known and guard[counter] < errors_most then
       known = true
-      one[counter] = one[counter] + 1
-      add(one.total, {names = {counter}, values = {[counter] = 1}, own = true})
+      guard[counter] = guard[counter] + 1
+      add(total, {names = {counter}, values = {[counter] = 1}, own = true})
     end
-    one.kinds[base] = known
+    guard.kinds[base] = known
   end
   return known and field or prefix .. OTHER .. rest
+end
+
+local sampled, outdated = 0, 0
+local function sample(one, texts, from, to, slow)
+  local fresh, slowest = one.fresh, one.slowest
+  for age, text in string.gmatch(texts, '(%d+) (%S+)') do
+    local ms = now - age
+    if ms < from then ms = from elseif ms > to then ms = to end
+    if ms <= now - recent_keep_ms then
+      outdated = outdated + 1
+    else
+      sampled = sampled + 1
+      local size = #fresh
+      local member = ms .. '|' .. text .. '|' .. sample_tag .. '-' .. sampled
+      fresh[size + 1], fresh[size + 2] = ms, member
+      if slow then
+        size = #slowest
+        slowest[size + 1], slowest[size + 2] = tonumber(string.match(text, '^%d+')), member
+      end
+    end
+  end
 end
 
 local at, last, redirected = cells, #ARGV, 0
@@ -179,7 +204,7 @@ while at <= last do
   local sum = {names = {}, values = {}}
   for f = at, at + 2 * count - 2, 2 do
     local field = ARGV[f]
-    if string.find(field, ':', 1, true) and not string.find(field, '^h:') then field = kind(one, field) end
+    if string.find(field, ':', 1, true) and not string.find(field, '^h:') then field = kind(one.total, field) end
     put(sum, field, tonumber(ARGV[f + 1]))
   end
   put(sum, 'first_ms', first_ms)
@@ -195,19 +220,9 @@ while at <= last do
   end
   add(one.total, sum)
   at = at + 2 * count
-  count = tonumber(ARGV[at])
-  at = at + 1
-  local samples, suffix = one.samples, '|' .. sample_tag .. '-'
-  for s = at, at + 3 * count - 3, 3 do
-    local ms, us = now - ARGV[s], ARGV[s + 1]
-    if ms < from then ms = from elseif ms > to then ms = to end
-    if ms > now - recent_keep_ms then
-      local size = #samples
-      samples[size + 1], samples[size + 2] = ms, ms .. '|' .. us .. 'us|' .. ARGV[s + 2] .. suffix .. s
-      samples[size + 3] = tonumber(us)
-    end
-  end
-  at = at + 3 * count
+  sample(one, ARGV[at], from, to, true)
+  sample(one, ARGV[at + 1], from, to, false)
+  at = at + 2
 end
 
 local writes = {}
@@ -232,7 +247,8 @@ for _, key in ipairs(order) do
   writes[key] = write
 end
 for i = 1, series_count do
-  if #series[i].samples > 0 then holds(series[i].recent, 'zset'); holds(series[i].slow, 'zset') end
+  local one = series[i]
+  if #one.fresh > 0 then holds(one.recent, 'zset'); holds(one.slow, 'zset') end
 end
 if poisoned then return poisoned end
 
@@ -248,26 +264,24 @@ end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end
 end
+local function zadd(key, flat)
+  for first = 1, #flat, 4000 do call('ZADD', key, unpack(flat, first, math.min(first + 3999, #flat))) end
+end
 for i = 1, series_count do
   local one = series[i]
-  local count = #one.samples
-  if count > 0 then
-    local floor_us = -1  -- what is not slower than the slowest fifty is not tried
-    if call('ZCARD', one.slow) >= slow_most then floor_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
-    local recent, slow, slower = {}, {}, false
-    local samples = one.samples
-    for s = 1, count, 3 do
-      local member, us = samples[s + 1], samples[s + 2]
-      local size = #recent
-      recent[size + 1], recent[size + 2] = samples[s], member
-      if us > floor_us then slower = true; slow[#slow + 1] = us; slow[#slow + 1] = member end
-      if size > 4000 or s + 3 > count then call('ZADD', one.recent, unpack(recent)); recent = {} end
-      if #slow > 4000 or (s + 3 > count and #slow > 0) then call('ZADD', one.slow, unpack(slow)); slow = {} end
-    end
+  if #one.fresh > 0 then
+    zadd(one.recent, one.fresh)
     call('ZREMRANGEBYSCORE', one.recent, '-inf', now - recent_keep_ms)
     call('ZREMRANGEBYRANK', one.recent, 0, -recent_most - 1)
     call('PEXPIRE', one.recent, recent_keep_ms)
-    if slower then
+    local floor_us = -1  -- what is not slower than the slowest fifty is not tried
+    if call('ZCARD', one.slow) >= slow_most then floor_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
+    local slower = {}
+    for s = 1, #one.slowest, 2 do
+      if one.slowest[s] > floor_us then slower[#slower + 1] = one.slowest[s]; slower[#slower + 1] = one.slowest[s + 1] end
+    end
+    if #slower > 0 then
+      zadd(one.slow, slower)
       call('ZREMRANGEBYRANK', one.slow, 0, -slow_most - 1)
       for _, member in ipairs(call('ZRANGE', one.slow, 0, -1)) do
         if tonumber(string.match(member, '^%d+') or 0) <= now - slow_keep_ms then call('ZREM', one.slow, member) end
@@ -276,4 +290,4 @@ for i = 1, series_count do
     end
   end
 end
-return {1, now, redirected}
+return {1, now, redirected, outdated}

@@ -6,7 +6,8 @@
 -- ARGV
 --   window_ms   int   length of the window, ms; 0 is all time
 --   as_of_ms    int   its end, ms since 1970, which may lie ahead; -1 is now
---   exact_most  int   send the raw durations of a series when they are all there and no more than this
+--   exact_most  int   send the raw durations of a series when they are all there and no more than this; -1 sends the
+--                     plain counters only, without buckets, error types and models
 --   names...    text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, a line "value field" for each of its fields, durations
@@ -24,7 +25,8 @@ local tag = string.sub(agents, 1, -7)
 local now = clock_ms()
 local KEEP = redis.pcall('HMGET', settings, '10s', '1m', '1h', '1d')
 if KEEP.err then return {-1, settings, KEEP.err} end
-for t = 1, 4 do KEEP[t] = tonumber(KEEP[t]) or 0 end
+-- Bounded, whatever the settings say, so that covering a window ends soon: more slices of a width are never kept.
+for t = 1, 4 do KEEP[t] = math.min(tonumber(KEEP[t]) or 0, 10080 * TIERS[t][WIDTH]) end
 local from, to = 0, now + 1
 
 -- Cover the window from its start, each time with the widest slice that begins here and does not reach beyond the end;
@@ -76,17 +78,30 @@ if window_ms > 0 then
   if not t then to = from end
 end
 
-local LEAST = {min_us = true, first_ms = true}
-local MOST = {max_us = true, last_ms = true}
+local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last_ms = math.max}
+local PLAIN = {'n', 'ok', 'err', 'cancelled', 'sum_us', 'self_us', 'min_us', 'max_us', 'first_ms', 'last_ms', 'tok_in', 'tok_out',
+  'cost_nano', 'llm_calls', 'tool_calls'}
 local function merge(key, fields)
+  if exact_most < 0 then
+    local got = redis.pcall('HMGET', key, unpack(PLAIN))
+    if got.err then return {-1, key, got.err} end
+    for i = 1, #PLAIN do
+      local value = got[i] and tonumber(got[i])
+      if value then
+        local field = PLAIN[i]
+        if EXTREME[field] then fields[field] = EXTREME[field](fields[field] or value, value)
+        else fields[field] = (fields[field] or 0) + value end
+      end
+    end
+    return nil
+  end
   local got = redis.pcall('HGETALL', key)
   if got.err then return {-1, key, got.err} end
   for i = 1, #got, 2 do
     local field, value = got[i], tonumber(got[i + 1]) or 0
     local old = fields[field]
     if not old then fields[field] = value
-    elseif LEAST[field] then if value < old then fields[field] = value end
-    elseif MOST[field] then if value > old then fields[field] = value end
+    elseif EXTREME[field] then fields[field] = EXTREME[field](old, value)
     else fields[field] = old + value end
   end
   return nil
@@ -106,7 +121,9 @@ for i = names, #ARGV do
   end
   reply[#reply + 1] = name
   local lines = {}
-  for field, value in pairs(fields) do lines[#lines + 1] = whole(value) .. ' ' .. field end
+  for field, value in pairs(fields) do
+    lines[#lines + 1] = (value < 1e14 and value or whole(value)) .. ' ' .. field  -- .. is exact below
+  end
   reply[#reply + 1] = table.concat(lines, '\n')
   local n = fields.n or 0
   local durations = {}

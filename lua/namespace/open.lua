@@ -8,14 +8,18 @@
 --   {1, schema, epoch}   the namespace is open
 --   {-1, schema, epoch}  it was written by a newer major version; nothing was written
 -- REPEAT   the first call founds the namespace, every further one reads it
--- ERRORS   none
+-- ERRORS   CORRUPT <meta>: its schema is no number; nothing was written
 -- COST     O(1)
 local META = KEYS[1]
 local SCHEMA, EPOCH = ARGV[1], ARGV[2]
 
 local found = redis.call('HMGET', META, 'schema', 'epoch')
-if found[1] and tonumber(found[1]) > tonumber(SCHEMA) then
-  return {-1, tonumber(found[1]), found[2] or ''}
+local schema = tonumber(found[1] or SCHEMA)
+if not schema then
+  return redis.error_reply('CORRUPT ' .. META .. ' a schema that is no number')
+end
+if schema > tonumber(SCHEMA) then
+  return {-1, schema, found[2] or ''}
 end
 if not found[1] or not found[2] then
   local clock = redis.call('TIME')
@@ -23,4 +27,4 @@ if not found[1] or not found[2] then
   redis.call('HSET', META, 'schema', SCHEMA, 'epoch', EPOCH, 'created_ms', string.format('%.0f', now_ms))
   return {1, tonumber(SCHEMA), EPOCH}
 end
-return {1, tonumber(found[1]), found[2]}
+return {1, schema, found[2]}

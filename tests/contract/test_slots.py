@@ -49,6 +49,9 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         assert leased.lease is not None
         assert balancer.select_instance(agent) is not None
         assert balancer.status(agent)
+        assert balancer.acquire(agent, wait=0.01, require={"nobody has this"}) is None
+        assert balancer.leases(agent).leases
+        assert balancer.repair(agent).wrong == 0
         pool = balancer_commands.Pool.of(namespace, agent)
         assert not backend.run(balancer_commands.renew(pool, [leased.lease.token], 60_000))
         assert balancer.release(leased)
@@ -75,6 +78,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
     for number in range(4):
         perf.metrics.record_execution(f"agent {number}", 0.25, number > 0, None if number else "ValueError")
     assert len(perf.metrics.get_all_metrics(window="5m")) == 4
+    assert perf.metrics.forget("agent 0")
 
     assert ran == set(headers.scripts())
 

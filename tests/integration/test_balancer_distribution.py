@@ -43,7 +43,7 @@ def acquire(backend: Backend, pool: Pool, count: int, prefix: str, choice: Choic
     work = [commands.acquire(pool, f"@{prefix}{number}", 3_600_000, choice) for number in range(count)]
     granted = run_all(backend, work)
     assert all(isinstance(answer, Granted) for answer in granted)
-    return [answer.status.instance.id for answer in granted]
+    return [answer.facts[0] for answer in granted]
 
 
 def loads(backend: Backend, pool: Pool) -> dict[str, tuple[int, int, float]]:

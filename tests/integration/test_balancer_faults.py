@@ -223,16 +223,16 @@ def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
     workers: Workers, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     balancer = balancer_with(connect(server.url), max_capacity=1)
-    worker = workers.start(hold_one, server.url, balancer._backend.namespace, 0.5)
+    worker = workers.start(hold_one, server.url, balancer._backend.namespace, 0.8)
     token = worker.said()
     assert token.split(":")[1] == str(worker.pid)
-    time.sleep(0.6)  # longer than the TTL: the process lives, so its lease does
+    time.sleep(0.9)  # longer than the TTL: the process lives, so its lease does
     assert balancer.acquire("planner") is None
 
     worker.kill()
     killed_at = time.monotonic()
     wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to come back")
-    assert time.monotonic() - killed_at < 0.5 + 0.5
+    assert time.monotonic() - killed_at < 0.8 + 1.0
     assert raw.hget(pool.state, token) == "X e"
 
 
@@ -269,6 +269,7 @@ def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
         return kept[-1] is not None
 
     wait_until(again, "the instance to be registered again")
+    wait_until(lambda: told, "the loss to be reported")
     assert "without its data" in told[0].reason
     assert call(balancer, "release", instance) is False
     new: Any = kept[-1]
@@ -294,7 +295,7 @@ def test_a_full_server_still_takes_releases_and_renewals(
 ) -> None:
     balancer = balancer_with(connect(own_server.url))
     lost: list[LeaseLost] = []
-    held = [call(balancer, "acquire", "planner", ttl=0.3, on_lost=lost.append) for _ in range(2)]
+    held = [call(balancer, "acquire", "planner", ttl=1.0, on_lost=lost.append) for _ in range(2)]
     kept += held
     with own_server.client() as raw:
         before = {token: raw.zscore(pool.due, token) for token in leases(raw, pool)}
@@ -303,7 +304,7 @@ def test_a_full_server_still_takes_releases_and_renewals(
             call(balancer, "acquire", "planner")
         assert call(balancer, "release", held[0]) is True
         token = held[1].lease.token
-        wait_until(lambda: raw.zscore(pool.due, token) > before[token] + 300, "two renewals")
+        wait_until(lambda: raw.zscore(pool.due, token) > before[token] + 500, "two renewals")
         assert call(balancer, "heartbeat", "planner", "p0") == []
         assert load(raw, pool) == 1
     assert lost == []
@@ -326,7 +327,7 @@ def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(server.url))
-    instance = balancer.acquire("planner", ttl=0.3)
+    instance = balancer.acquire("planner", ttl=1.0)
     assert instance is not None
     child = os.fork()
     if child == 0:
@@ -334,8 +335,8 @@ def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
         try:
             del instance
             gc.collect()
-            own = balancer.acquire("planner", ttl=0.3)
-            time.sleep(0.4)
+            own = balancer.acquire("planner", ttl=0.6)
+            time.sleep(0.8)
             if own is not None and balancer.release(own):
                 status = 0
         finally:

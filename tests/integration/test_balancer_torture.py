@@ -6,6 +6,7 @@ Judging that list is a linear replay. Mutants of the scripts show that the judge
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import time
@@ -55,27 +56,28 @@ MUTANTS = {
 
 def rewrite(mutant: str | None) -> Iterator[None]:
     """Have the scripts write their history, and a mutant be in them; until the generator goes on."""
-    before = {script: script.source for script in SCRIPTS}
+    plain = Script.__dict__["source"]
     changed = Counter[str]()
+    texts: dict[str, str] = {}
     for script in SCRIPTS:
-        source = before[script]
+        text = script.source
         for anchor, what, side in HISTORY:
             entry = LOG.format(what)
-            changed[anchor] += source.count(anchor)
-            source = source.replace(anchor, anchor + entry if side == "after" else entry + anchor)
+            changed[anchor] += text.count(anchor)
+            text = text.replace(anchor, anchor + entry if side == "after" else entry + anchor)
         for sound, broken in MUTANTS.get(mutant or "", ()):
-            changed[sound] += source.count(sound)
-            source = source.replace(sound, broken)
-        set_source(script, source)
+            changed[sound] += text.count(sound)
+            text = text.replace(sound, broken)
+        texts[script.name] = text
     assert all(changed.values()), f"not in the scripts any more: {changed}"
-    yield
-    for script, source in before.items():
-        set_source(script, source)
 
+    def source(script: Script) -> str:
+        return texts.get(script.name) or str(plain.__get__(script, Script))
 
-def set_source(script: Script, source: str) -> None:
-    script.__dict__["source"] = source
-    script.__dict__.pop("sha", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Script, "source", property(source))
+        patch.setattr(Script, "sha", property(lambda script: hashlib.sha1(script.source.encode()).hexdigest()))
+        yield
 
 
 @pytest.fixture

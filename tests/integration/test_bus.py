@@ -19,8 +19,8 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.bus import Bus
 from agentperf_redis.cache.client import LRUCache
 from agentperf_redis.command import Command
-from agentperf_redis.delivery import SLOTS, key_slot
 from agentperf_redis.line import Line
+from agentperf_redis.topology import SLOTS, key_slot
 from tests.proxy import Proxy
 from tests.servers import Node, Raw, Server, wait_until
 

@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.cli.doctor import judge_version
 from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +88,21 @@ def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: s
     assert (levels["version"], levels["scripts"], levels["eviction"]) == ("ok", "ok", "ok")
 
 
+def test_names_with_brackets_are_shown_as_they_are(
+    agentperf: Run, server: Server, perf: AgentPerf, namespace: str
+) -> None:
+    odd = ("[/x]", "[red]", ":boom:")
+    for name in odd:
+        perf.metrics.record_execution(name, 0.1, success=False, error_type=name)
+        perf.cache(name).put("a", 1)
+        perf.balancer().register_instance(AgentInstance(id=name, agent_type=name))
+    perf.metrics.flush()
+    done = agentperf("status", "--url", server.url, "--namespace", namespace)
+    assert (done.returncode, done.stderr) == (OK, "")
+    for name in odd:
+        assert done.stdout.count(name) == 5, done.stdout
+
+
 def test_doctor_warns_of_a_policy_that_throws_leases_away(
     agentperf: Run, start_server: Callable[..., Server], namespace: str
 ) -> None:
@@ -94,6 +112,64 @@ def test_doctor_warns_of_a_policy_that_throws_leases_away(
     (line,) = (line for line in done.stdout.splitlines() if "allkeys-lru" in line)
     assert line.startswith("bad")
     assert "CONFIG SET maxmemory-policy noeviction" in line
+
+
+def test_doctor_examines_every_primary_of_a_cluster(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str
+) -> None:
+    own_server = start_server("cluster")
+    with own_server.nodes[1].client() as client:
+        client.config_set("maxmemory-policy", "allkeys-random")
+    url = f"redis+cluster://127.0.0.1:{own_server.port}"
+    done = agentperf("doctor", "--url", url, "--namespace", namespace, "--json")
+    assert done.returncode == FAILURE
+    findings: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
+    nodes = [f"127.0.0.1:{node.port}" for node in own_server.nodes]
+    assert {finding["node"] for finding in findings if finding["subject"] == "eviction"} == set(nodes)
+    (bad,) = (finding for finding in findings if finding["level"] == "bad")
+    assert (bad["node"], bad["subject"], bad["found"]) == (nodes[1], "eviction", "allkeys-random")
+    shown = agentperf("doctor", "--url", url, "--namespace", namespace, COLUMNS="200")
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("bad"))
+    assert nodes[1] in line
+
+
+def test_doctor_finds_that_a_namespace_cannot_be_opened(agentperf: Run, server: Server, namespace: str) -> None:
+    with server.client() as client:
+        client.hset(f"{namespace}:meta", mapping={"schema": 7, "epoch": "e"})
+    done = agentperf("doctor", "--url", server.url, "--namespace", namespace, "--json")
+    assert done.returncode == FAILURE
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert found["scripts"]["level"] == "bad"
+    assert "version 7" in found["scripts"]["found"]
+    assert found["version"]["level"] == found["latency"]["level"] == "ok"
+
+
+def test_doctor_helps_a_user_who_may_not_ask_for_facts(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server("valkey")
+    with server.client() as client:
+        client.execute_command("ACL SETUSER me on >pw ~* &* +@all -info")
+    url = f"redis://me:pw@127.0.0.1:{server.port}"
+    done = agentperf("doctor", "--url", url, "--namespace", namespace, "--json")
+    assert done.returncode == OK
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert set(found) == {"facts", "scripts", "latency"}
+    assert found["facts"]["level"] == "note"
+    assert "NOPERM" in found["facts"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "level"),
+    [
+        ({"redis_version": "6.2.7"}, "bad"),
+        ({"redis_version": "7.0.0"}, "ok"),
+        ({"redis_version": "7.2.4", "valkey_version": "7.1.9"}, "bad"),
+        ({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, "ok"),
+    ],
+)
+def test_doctor_knows_which_servers_are_too_old(facts: dict[str, str], level: str) -> None:
+    assert judge_version(facts).level == level
 
 
 def test_up_status_and_down_find_one_another(agentperf: Run) -> None:
@@ -108,10 +184,40 @@ def test_up_status_and_down_find_one_another(agentperf: Run) -> None:
         status = agentperf("status")
         assert status.returncode == OK
         assert first["url"] in status.stdout
+        said = agentperf("up")
+        assert said.stdout == first["url"] + "\n"
+        assert f"redis-cli -s {first['url'].removeprefix('unix://')}" in said.stderr
+        assert f"export AGENTPERF_REDIS_URL={first['url']}" in said.stderr
+        by_scheme = agentperf("status", AGENTPERF_REDIS_URL="embedded://")
+        assert (by_scheme.returncode, by_scheme.stderr) == (OK, "")
     finally:
         down = agentperf("down", "--json")
     assert json.loads(down.stdout)["stopped"] is True
     assert json.loads(agentperf("down", "--json").stdout)["stopped"] is False
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_looking_starts_no_server(agentperf: Run, tmp_path: Path, command: str) -> None:
+    for url, up in (
+        ("embedded://", "`agentperf up`"),
+        (f"embedded://{tmp_path}/a", f"`agentperf up --data {tmp_path}/a`"),
+    ):
+        done = agentperf(command, AGENTPERF_REDIS_URL=url)
+        folder = ("--data", str(tmp_path / "a")) if url.endswith("a") else ()
+        assert json.loads(agentperf("down", "--json", *folder).stdout)["stopped"] is False
+        assert (done.returncode, done.stdout) == (UNREACHABLE, "")
+        assert f"no answer from {url}: " in done.stderr
+        assert up in done.stderr
+
+
+@pytest.mark.parametrize("tail", ["0", "99"])
+def test_a_refusal_is_no_reason_to_start_a_server(agentperf: Run, server: Server, tail: str) -> None:
+    login = "me:hunter2@" if tail == "0" else ""
+    done = agentperf("status", "--url", f"redis://{login}127.0.0.1:{server.port}/{tail}")
+    assert (done.returncode, done.stdout) == (UNREACHABLE, "")
+    assert ("WRONGPASS" if login else "DB index is out of range") in done.stderr
+    assert "agentperf up" not in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 def test_no_server_is_exit_3_and_says_what_to_do(agentperf: Run) -> None:
@@ -152,6 +258,13 @@ def test_a_namespace_of_a_newer_version_is_left_alone(agentperf: Run, server: Se
 def test_help_and_version(agentperf: Run) -> None:
     help_ = agentperf("--help")
     assert help_.returncode == OK
-    for command in ("demo", "up", "down", "status", "doctor"):
+    for command in ("demo", "up", "down", "status", "doctor", "version"):
         assert command in help_.stdout
     assert "3 server unreachable" in " ".join(help_.stdout.split())
+    (by_command, by_option) = agentperf("version"), agentperf("--version")
+    try:
+        expected = installed("agentperf-redis")
+    except PackageNotFoundError:
+        expected = "not installed"
+    assert by_command.stdout == by_option.stdout == expected + "\n"
+    assert by_command.returncode == by_option.returncode == OK

@@ -10,14 +10,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 import redis
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.demo import DemoOptions, PlainProgress, Report, Snapshot, Start, run_demo
+from agentperf_redis.demo import DemoOptions, PlainProgress, Report, Snapshot, Start, agents, run_demo
 from agentperf_redis.demo.leftovers import let_expire
 from agentperf_redis.demo.team import AGENTS
+from agentperf_redis.demo.tree import Tree, find_tree
+from agentperf_redis.demo.worker import conclude
+from agentperf_redis.errors import BackendUnavailable
 from tests.servers import Raw, Server, wait_until
 
 FILES = 40
@@ -52,6 +56,17 @@ def gone(pid: int) -> bool:
     return False
 
 
+def reviewed_here(tree: Tree) -> Any:
+    """What one worker alone comes to, without the library."""
+    reviews = []
+    for file in tree.files:
+        source = (tree.root / file).read_bytes()
+        outline = agents.read(source, tree.module_name(file), is_package=file.endswith("__init__.py"))
+        libraries = {each.module: agents.public_names(each.module, tree.search) for each in outline.imports}
+        reviews.append(agents.summarise(file, outline, agents.criticise(source), libraries))
+    return json.loads(json.dumps(conclude(reviews)))
+
+
 @pytest.mark.every_server
 def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: str, raw: Raw) -> None:
     watcher = Watcher()
@@ -61,11 +76,10 @@ def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: st
     assert report.failures == []
     assert report.ok
     assert (report.files, report.workers, report.namespace) == (FILES, 3, namespace)
+    expected = reviewed_here(find_tree(None, FILES))
     assert len(report.worst) == 10
-    assert report.worst[0]["path"] == "pydoc.py"
-    assert [review["points"] for review in report.worst] == sorted(
-        (review["points"] for review in report.worst), reverse=True
-    )
+    assert json.loads(report.to_json())["worst"] == expected["worst"]
+    assert (report.lines, report.findings) == (expected["lines"], expected["findings"])
     # two workers reviewed all, the third at least half
     assert report.casualty is not None
     assert report.casualty.files >= FILES // 2
@@ -89,9 +103,8 @@ def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: st
     assert any("killed worker 2" in event for event in watcher.events)
     assert {worker.state for worker in watcher.snapshots[-1].workers} == {"done", "killed"}
     assert all(gone(worker.pid) for worker in watcher.snapshots[-1].workers)
-    json.loads(report.to_json())
     text = "\n".join(report.to_lines())
-    assert "pydoc.py" in text
+    assert report.worst[0]["path"] in text
     assert "NOT" not in text
 
 
@@ -217,6 +230,42 @@ def test_what_a_demo_leaves_on_a_server_goes_after_a_day(
     assert let_expire(backend) == len(forever)
 
     assert not [key for key in raw.scan_iter(f"{namespace}:*") if raw.ttl(key) == -1]
+
+
+class Interrupted(Watcher):
+    def update(self, snapshot: Snapshot) -> None:
+        if snapshot.steps:
+            raise KeyboardInterrupt
+
+
+def test_what_an_interrupted_demo_leaves_goes_after_a_day_too(server: Server, raw: Raw) -> None:
+    watcher = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(DemoOptions(url=server.url, files=FILES, workers=2), watcher)
+
+    assert watcher.start is not None
+    left = list(raw.scan_iter(f"{watcher.start.namespace}:*"))
+    assert f"{watcher.start.namespace}:{{lb:reader}}:state" in left
+    assert not [key for key in left if raw.ttl(key) == -1]
+
+
+def test_nothing_is_announced_before_the_server_has_answered(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.py").touch()
+    watcher = Watcher()
+    with pytest.raises(BackendUnavailable):
+        run_demo(DemoOptions(url=f"redis://:wrong@127.0.0.1:{server.port}", path=tmp_path), watcher)
+    assert (watcher.start, watcher.events) == (None, [])
+
+
+def test_a_namespace_that_holds_all_results_already_shows_nothing(
+    server: Server, namespace: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.py").write_text("import os\n")
+    options = DemoOptions(url=server.url, path=tmp_path, workers=1, namespace=namespace)
+    assert run_demo(options, Watcher()).ok
+    (failure,) = run_demo(options, Watcher()).failures
+    assert failure.startswith("each computation was done at most")
+    assert "nothing was computed" in failure
 
 
 def test_plain_progress_is_lines(tmp_path: Path) -> None:

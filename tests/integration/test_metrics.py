@@ -16,7 +16,7 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.errors import CorruptState, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR
@@ -342,3 +342,80 @@ def test_a_forked_child_counts_its_own_and_only_its_own(
     for _ in range(2):
         collector.record_execution("parent", 1.0, True)
     assert {name: each.task_count for name, each in collector.metrics.items()} == {"parent": 3, "child": 3}
+
+
+def test_counters_alone_are_read_without_percentiles(collector: MetricsCollector, call: Call) -> None:
+    for number in range(10):
+        collector.record_execution("research", number / 10, number != 3, "E")
+    for window in (None, "5m"):
+        plain = call(collector, "snapshots", percentiles=False, window=window)["research"]
+        whole = call(collector, "snapshots", window=window)["research"]
+        for figure in ("task_count", "failure_count", "avg_execution_time", "min_execution_time", "max_execution_time"):
+            assert getattr(plain, figure) == getattr(whole, figure)
+        assert math.isnan(plain.p95_execution_time)
+        assert not plain.exact
+        assert whole.p95_execution_time == 0.9
+    with pytest.raises(InvalidArgument, match="percentiles"):
+        call(collector, "snapshots", percentiles=1)
+
+
+def test_agents_are_combined_as_if_they_were_one(collector: MetricsCollector, call: Call) -> None:
+    for number in range(30):
+        collector.record_execution(f"agent-{number % 3}", number / 10, number % 10 != 0, "E")
+    for names in ((), ("agent-0", "agent-1", "agent-2", "agent-0")):
+        for window in (None, "5m"):
+            found = call(collector, "combined", *names, window=window)
+            assert (found.task_count, found.error_types) == (30, {"E": 3})
+            assert (found.p50_execution_time, found.p95_execution_time, found.exact) == (1.5, 2.8, True)
+    assert call(collector, "combined", "agent-1").task_count == 10
+    assert call(collector, "combined", "nobody").task_count == 0
+    with pytest.raises(InvalidArgument, match="agent_names"):
+        call(collector, "combined", "")
+
+
+def test_raw_samples_are_listed(collector: MetricsCollector, call: Call) -> None:
+    collector.record_execution("research", 0.25, True)
+    collector.flush()
+    time.sleep(0.002)  # ends are kept to a millisecond
+    collector.record_execution("research", 3.0, False, "a|b c")
+    collector.flush()
+    time.sleep(0.002)
+    collector.record_cancellation("research", 1.0)
+    recent = call(collector, "recent", "research")
+    assert [(each.seconds, each.success, each.cancelled, each.error_type) for each in recent] == [
+        (1.0, False, True, None),
+        (3.0, False, False, "a|b c"),
+        (0.25, True, False, None),
+    ]
+    assert [each.seconds for each in call(collector, "slowest", "research", limit=2)] == [3.0, 1.0]
+    assert abs((datetime.now() - recent[0].ended).total_seconds()) < 30  # noqa: DTZ005  naive local, as users have it
+    assert call(collector, "recent", "nobody") == ()
+    with pytest.raises(InvalidArgument, match="limit"):
+        call(collector, "recent", "research", limit=0)
+
+
+def test_a_raw_sample_that_is_none_of_ours_is_named(
+    collector: MetricsCollector, call: Call, raw: Raw, namespace: str
+) -> None:
+    key = keys.metrics_slow(namespace, keys.metrics_shard("research"), "research")
+    raw.zadd(key, {"somebody else's": 1})
+    with pytest.raises(CorruptState) as caught:
+        call(collector, "slowest", "research")
+    assert caught.value.key == key
+
+
+def test_an_agent_is_forgotten(collector: MetricsCollector, call: Call, raw: Raw, namespace: str) -> None:
+    for name in ("research", "writer"):
+        with collector.track(name), collector.span(name, "plan"):
+            pass
+    assert call(collector, "forget", "research")
+    assert not call(collector, "forget", "research")
+    assert set(call(collector, "snapshots")) == {"writer"}
+    assert call(collector, "get_or_create_metrics", "research").task_count == 0
+    left = {key.split(":")[3] for key in raw.keys(f"{namespace}:*") if "research" in key}
+    assert left == {"10s", "1m", "1h", "1d"}, "these expire by themselves"
+    with collector.track("research"):
+        pass
+    assert call(collector, "get_or_create_metrics", "research").task_count == 1
+    with pytest.raises(InvalidArgument, match="agent_name"):
+        call(collector, "forget", "")

@@ -17,12 +17,13 @@ from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
-from agentperf_redis.metrics.buffer import OK, Buffer
+from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
-from agentperf_redis.metrics.forecast import memory_forecast
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR
-from agentperf_redis.metrics.model import OTHER, ModelUsage, Retention
+from agentperf_redis.metrics.model import OTHER, ModelUsage
+from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.conftest import Call
@@ -305,9 +306,9 @@ def fill(raw: Raw, namespace: str, ages: dict[float, int]) -> float:
     for age in sorted(ages, reverse=True):
         clock[0] = -age
         for number in range(ages[age]):
-            buffer.record("research", 100_000 + number, OK)
+            buffer.record("research", (100_000 + number) / 1e6, OK)
     clock[0] = 0.0
-    buffer.close_open_cells()
+    buffer.fold()
     buffer.coarsen(Retention().lives)
     while parcels := buffer.parcels():
         (parcel,) = parcels
@@ -351,6 +352,16 @@ def test_windows_of_the_past_are_read_from_what_is_still_kept(
             assert covered.start <= moment + 1 - min(length, 1)
     assert call(collector, "get_or_create_metrics", "research", window="80d").task_count == sum(ages.values())
     assert call(collector, "get_or_create_metrics", "research").task_count == sum(ages.values())
+
+
+@pytest.mark.servers("valkey")
+def test_a_window_needs_few_slices(collector: MetricsCollector, raw: Raw) -> None:
+    collector.record_execution("research", 0.5, True)
+    collector.flush()
+    for window, most in (("1m", 12), ("5m", 15), ("1h", 75), ("24h", 55), ("7d", 40), ("80d", 115)):
+        raw.config_resetstat()
+        collector.get_or_create_metrics("research", window=window)
+        assert 1 <= raw.info("commandstats")["cmdstat_hgetall"]["calls"] <= most, window
 
 
 def test_merged_windows_are_the_merge_of_the_data(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
@@ -441,6 +452,20 @@ def test_retention_is_kept_by_the_namespace(
     assert raw.hget(f"{tag}:settings", "10s") == "900000", "the last deployed wins"
 
 
+def test_raw_samples_too_old_to_keep_are_counted_as_dropped(
+    backend: Backend, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = MetricsCollector(backend=backend, retention=Retention(recent=10.0))
+    buffer = collector._recorder.buffer
+    monkeypatch.setattr(buffer, "_clock", lambda: time.monotonic() - 60.0)
+    for _ in range(5):
+        collector.record_execution("research", 0.5, True)
+    assert collector.flush()
+    delivery = collector.delivery()
+    assert (delivery.counted, delivery.samples_dropped) == (5, 5)
+    assert not collector.get_or_create_metrics("research").exact
+
+
 def test_two_retentions_in_one_process_are_refused(backend: Backend) -> None:
     MetricsCollector(backend=backend, retention=Retention(recent=60.0))
     MetricsCollector(backend=backend, retention=Retention(recent=60.0))
@@ -461,9 +486,9 @@ def test_the_memory_forecast_is_near_the_truth(own_server: Server, namespace: st
             clock[0] = step * 10.0 - 900
             for agent in range(10):
                 for _ in range(10):
-                    buffer.record(f"agent-{agent}", round(source.lognormvariate(0.7, 0.8) * 1e6), OK)
+                    buffer.record(f"agent-{agent}", source.lognormvariate(0.7, 0.8), OK)
         clock[0] = 0.0
-        buffer.close_open_cells()
+        buffer.fold()
         while parcels := buffer.parcels():
             for parcel in parcels:
                 command = commands.flush(namespace, parcel, now=0.0, retention=retention, firm=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +12,18 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState
+from agentperf_redis.errors import AgentPerfError, BackendFull, BackendUnavailable, CorruptState
 from agentperf_redis.metrics import commands
-from agentperf_redis.metrics.buffer import OK, Buffer
+from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
-from agentperf_redis.metrics.model import Retention
+from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.script import Script
 from tests.conftest import Call
 from tests.proxy import Proxy
 from tests.servers import Raw, Server, wait_until
 
-CHECK = "if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0} end"
+CHECK = "if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0, 0} end"
 
 
 def without_sequence_check() -> Script:
@@ -105,7 +108,7 @@ def test_a_late_copy_of_a_batch_changes_nothing(
     collector.record_execution("research", 0.5, True)
     assert collector.flush()
     reply = held.deliver()
-    assert reply.startswith(b"*3\r\n:0\r\n"), "the script says that it knows it"
+    assert reply.startswith(b"*4\r\n:0\r\n"), "the script says that it knows it"
     assert collector.metrics["research"].task_count == 2
 
 
@@ -239,9 +242,9 @@ def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
     buffer.synchronise(seconds + micros / 1e6, 1000.0 + max(ages))
     for age in sorted(ages, reverse=True):
         clock[0] = 1000.0 + max(ages) - age
-        buffer.record("research", 500_000, OK)
+        buffer.record("research", 0.5, OK)
     clock[0] = 1000.0 + max(ages)
-    buffer.close_open_cells()
+    buffer.fold()
     (parcel,) = buffer.parcels()
     command = commands.flush(namespace, parcel, now=clock[0], retention=Retention())
     assert isinstance(command.script, Script)
@@ -274,3 +277,72 @@ def test_samples_held_back_land_in_the_slices_where_they_belong(backend: Backend
 
 def test_the_check_of_the_sequence_is_where_the_mutant_takes_it_out() -> None:
     assert CHECK in (Path(__file__).parents[2] / "lua" / "metrics" / "flush.lua").read_text()
+
+
+def test_a_server_that_comes_back_empty_counts_on(own_server: Server, connect: Callable[..., Backend]) -> None:
+    collector = MetricsCollector(backend=connect(own_server.url, deadline=2.0))
+    for _ in range(3):
+        collector.record_execution("research", 0.5, True)
+    assert collector.flush()
+    own_server.kill()
+    for _ in range(4):
+        collector.record_execution("research", 0.5, True)
+    own_server.restart()
+    wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
+    assert collector.metrics["research"].task_count == 4, "what it had counted is lost with it, what waited is not"
+    assert collector.delivery().counted == 7
+
+
+def test_trouble_of_our_own_making_keeps_what_waits(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector = MetricsCollector(backend=backend)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(commands, "flush", broken)
+    collector.record_execution("research", 0.5, True)
+    with pytest.raises(AgentPerfError, match="ZeroDivisionError"):
+        collector.flush()
+    monkeypatch.undo()
+    assert collector.flush()
+    assert collector.metrics["research"].task_count == 1
+    assert "flushing metrics failed" in caplog.text
+
+
+def test_forks_in_the_middle_of_recording_and_flushing(backend: Backend) -> None:
+    collector = MetricsCollector(backend=backend)
+    going = threading.Event()
+    stop = threading.Event()
+    recorded = [0]
+
+    def record() -> None:
+        while not stop.is_set():
+            for number in range(50):
+                collector.record_execution(f"parent-{number}", 0.001, True)
+                recorded[0] += 1
+            collector.flush()
+            going.set()
+
+    thread = threading.Thread(target=record)
+    thread.start()
+    try:
+        assert going.wait(10)
+        for _ in range(10):
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    for _ in range(20):
+                        collector.record_execution("child", 0.001, True)
+                    status = 0 if collector.flush(timeout=10) and collector.delivery().counted == 20 else 2
+                finally:
+                    os._exit(status)
+            assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
+    found = collector.metrics
+    assert found.pop("child").task_count == 200
+    assert sum(each.task_count for each in found.values()) == recorded[0]

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, commands
-from agentperf_redis.balancer.commands import Choice, Granted, Pool, Refused, Spent
+from agentperf_redis.balancer.commands import Choice, Granted, Pool, Queued, Refused, Spent
 from tests.fake import Fake
 
 IDS = ("a", "b", "c", "d")
 LABELS = ("gpu", "fr")
 DAY_MS = 86_400_000
+DEPTH = 16
+"""How deep the line is looked into for somebody whom what is free would suit (pool.lua)."""
 
 
 @dataclass
@@ -40,7 +42,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = Pool.of("n", "t")
         self.instances: dict[str, Instance] = {}
         self.leases: dict[str, str] = {}
-        self.released: dict[str, str] = {}
+        self.waiting: dict[str, frozenset[str]] = {}
+        self.granted: set[str] = set()
+        self.places: dict[str, str] = {}
+        self.stood: set[str] = set()
         self.tombs: dict[str, str] = {}
         self.fences: dict[str, int] = {}
         self.peaks: dict[str, int] = {}
@@ -60,6 +65,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     def registered(self) -> dict[str, Instance]:
         return {name: each for name, each in self.instances.items() if "r" not in each.flags}
+
+    def fetched(self) -> list[str]:
+        return sorted(set(self.leases) - self.granted)
 
     def forget_removed(self) -> None:
         for name in [name for name, each in self.instances.items() if "r" in each.flags and not self.load(name)]:
@@ -118,7 +126,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert answer.registered == len(self.registered())
             return
         assert isinstance(answer, Granted)
-        name = answer.status.instance.id
+        name = answer.facts[0]
         assert name in fitting
         assert answer.fence > self.fences.get(name, 0)
         self.fences[name] = answer.fence
@@ -128,13 +136,13 @@ class PoolMachine(RuleBasedStateMachine):
             before = {each: (self.load(each) - (each == name)) / self.instances[each].limit for each in fitting}
             assert before[name] == min(before.values())
 
-    @precondition(lambda self: self.leases)
+    @precondition(lambda self: self.fetched())
     @rule(data=st.data())
     def acquire_again(self, data: st.DataObject) -> None:
-        token = data.draw(st.sampled_from(sorted(self.leases)))
+        token = data.draw(st.sampled_from(self.fetched()))
         answer = self.fake.run(commands.acquire(self.pool, token, DAY_MS, Choice(self.strategy)))
         assert isinstance(answer, Granted)
-        assert answer.status.instance.id == self.leases[token]
+        assert answer.facts[0] == self.leases[token]
 
     @precondition(lambda self: self.tombs)
     @rule(data=st.data())
@@ -158,10 +166,108 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.fake.run(command) is True
         assert self.fake.run(command) is False
         del self.leases[token]
+        fetched_in_line = token in self.stood and token not in self.granted
+        self.granted.discard(token)
         # Without a tombstone the second release is of a token nobody knows; with one, of a spent one.
-        if bury:
+        if bury or fetched_in_line:
             self.tombs[token] = "r"
         self.forget_removed()
+
+    def stand(self, token: str, labels: frozenset[str]) -> Granted | Queued | Spent:
+        self.stood.add(token)
+        place = self.places.get(token, "-")
+        answer: Granted | Queued | Spent = self.fake.run(
+            commands.wait(self.pool, token, ttl_ms=DAY_MS, live_ms=DAY_MS, boost_ms=0, require=labels, place=place)
+        )
+        if isinstance(answer, Queued):
+            self.places[token] = answer.place
+        return answer
+
+    @precondition(lambda self: len(self.waiting) < DEPTH - 3)
+    @rule(requires=st.lists(st.frozensets(st.sampled_from(LABELS), max_size=1), min_size=1, max_size=3))
+    def wait(self, requires: list[frozenset[str]]) -> None:
+        for require in requires:
+            self.wait_for(require)
+
+    def wait_for(self, require: frozenset[str]) -> None:
+        self.tokens += 1
+        token = f"@{self.tokens}"
+        fits = any(self.load(name) < each.limit and require <= each.labels for name, each in self.instances.items())
+        self.waiting[token] = require
+        answer = self.stand(token, require)
+        assert isinstance(answer, Granted if fits else Queued)
+        self.hand_over()
+        if isinstance(answer, Granted):
+            self.granted.discard(token)
+            assert self.leases[token] == answer.facts[0]
+
+    @precondition(lambda self: self.waiting or self.granted)
+    @rule(data=st.data())
+    def wait_again(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.waiting) + sorted(self.granted)))
+        answer = self.stand(token, self.waiting.get(token, frozenset()))
+        if token in self.granted:
+            self.granted.discard(token)
+            assert isinstance(answer, Granted)
+            assert answer.facts[0] == self.leases[token]
+        else:
+            assert isinstance(answer, Queued)
+            assert answer.ahead == sorted(self.waiting, key=lambda each: int(self.places[each])).index(token)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave_the_line(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.waiting)))
+        assert self.fake.run(commands.release(self.pool, token, bury_ms=DAY_MS)) is False
+        del self.waiting[token]
+        self.tombs[token] = "c"
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def fall_silent(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.waiting)))
+        self.fake.client.zadd(self.pool.keys.due, {"W" + token: 1})
+        self.fake.run(commands.status(self.pool, 0, 100))
+        del self.waiting[token]
+
+    @precondition(lambda self: self.granted)
+    @rule(data=st.data())
+    def do_not_fetch(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.granted)))
+        self.fake.client.zadd(self.pool.keys.due, {token: 1})
+        self.fake.client.hset(self.pool.keys.state, "#next", 1)
+        self.fake.run(commands.status(self.pool, 0, 100))
+        del self.leases[token]
+        self.granted.discard(token)
+        self.tombs[token] = "u"
+        self.forget_removed()
+
+    def hand_over(self) -> None:
+        """Learn from the state who was handed something, and judge whether it was right."""
+        state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
+        for token in sorted(self.waiting, key=lambda each: int(self.places.get(each, 2**62))):
+            record = state[token].split(" ")
+            if record[0] == "W":
+                continue
+            assert record[0] in "GL"
+            # Nobody who came earlier and asks for no more may still be waiting.
+            for earlier, labels in self.waiting.items():
+                assert not (
+                    state[earlier][0] == "W"
+                    and int(self.places[earlier]) < int(self.places.get(token, 2**62))
+                    and labels <= self.waiting[token]
+                )
+        for token in [token for token in self.waiting if state[token][0] != "W"]:
+            name, fence = state[token].split(" ")[1:3]
+            self.leases[token] = name
+            del self.waiting[token]
+            self.granted.add(token)
+            self.fences[name] = max(self.fences.get(name, 0), int(fence))
+            if state[token][0] == "G":
+                self.fake.client.zadd(self.pool.keys.due, {token: 2 * 10**15})
+        for name in self.instances:
+            if self.load(name):
+                self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
 
     @rule()
     def give_up(self) -> None:
@@ -170,10 +276,10 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.fake.run(commands.release(self.pool, token, bury_ms=DAY_MS)) is False
         self.tombs[token] = "c"
 
-    @precondition(lambda self: self.leases)
+    @precondition(lambda self: self.fetched())
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
-        token = data.draw(st.sampled_from(sorted(self.leases)))
+        token = data.draw(st.sampled_from(self.fetched()))
         self.fake.client.zadd(self.pool.keys.due, {token: 1})
         self.fake.client.hset(self.pool.keys.state, "#next", 1)
         assert self.fake.run(commands.renew(self.pool, [token], DAY_MS)) == {token}
@@ -186,6 +292,15 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def state_is_the_models(self) -> None:
+        self.hand_over()
+        self.compare_records()
+        self.compare_indexes()
+
+    def compare_records(self) -> None:
+        # Nothing is free while somebody waits whom it would suit.
+        for name, each in self.instances.items():
+            if self.load(name) < each.limit:
+                assert not any(labels <= each.labels for labels in self.waiting.values())
         state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
         records = {name: record.split(" ") for name, record in state.items() if name[0] not in "@#"}
         assert set(records) == set(self.instances)
@@ -198,13 +313,16 @@ class PoolMachine(RuleBasedStateMachine):
             assert int(record[8]) == known.capacity
             assert int(record[4]) == self.peaks.get(name, 0)
         tokens = {name: record.split(" ") for name, record in state.items() if name[0] == "@"}
-        assert {token: record[1] for token, record in tokens.items() if record[0] == "L"} == self.leases
+        assert {token: record[1] for token, record in tokens.items() if record[0] in "LG"} == self.leases
+        assert {token for token, record in tokens.items() if record[0] == "G"} == self.granted
+        assert {token for token, record in tokens.items() if record[0] == "W"} == set(self.waiting)
+        line = self.fake.client.zrange(self.pool.keys.waitq, 0, -1)
+        assert line == sorted(self.waiting, key=lambda token: int(self.places[token]))
         assert {token: record[1] for token, record in tokens.items() if record[0] == "X"} == self.tombs
         assert int(state.get("#load", 0)) == len(self.leases)
         assert int(state.get("#cap", 0)) == sum(each.limit for each in self.instances.values())
 
-    @invariant()
-    def indexes_follow_from_records(self) -> None:
+    def compare_indexes(self) -> None:
         ready = {name for name, each in self.instances.items() if self.load(name) < each.limit}
         indexes: dict[str, set[str]] = {self.pool.keys.ready: ready}
         for label in LABELS:
@@ -216,8 +334,12 @@ class PoolMachine(RuleBasedStateMachine):
             for name, score in scores.items():
                 assert score == self.score(state[name].split(" "))
         due: dict[str, float] = dict(self.fake.client.zrange(self.pool.keys.due, 0, -1, withscores=True))
-        assert set(due) == set(self.leases) | {"X" + token for token in self.tombs}
-        if due and "#next" in state:
+        assert set(due) == (
+            set(self.leases) | {"X" + token for token in self.tombs} | {"W" + token for token in self.waiting}
+        )
+        if self.waiting:
+            assert state["#next"] == "0"
+        elif due:
             assert int(state["#next"]) <= min(due.values())
         ids: Any = self.fake.client.zrange(self.pool.keys.ids, 0, -1)
         assert set(ids) == set(self.registered())
@@ -233,5 +355,7 @@ class PoolMachine(RuleBasedStateMachine):
         return load * 8192 // limit * 2**40 + seq
 
 
-PoolMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+PoolMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, phases=[Phase.generate]
+)
 TestPool = PoolMachine.TestCase

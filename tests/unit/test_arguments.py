@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -45,6 +46,27 @@ def test_names_that_are_not(value: object) -> None:
 def test_durations_that_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match=r"ttl is .*; allowed: seconds from"):
         arguments.seconds("ttl", value)
+
+
+def test_bounds_are_said_in_plain_numbers() -> None:
+    with pytest.raises(InvalidArgument, match=r"allowed: seconds from 0\.001 to 316224000, or math\.inf$"):
+        arguments.seconds("ttl", 0, endless=True)
+    with pytest.raises(InvalidArgument, match=r"allowed: a number from 0 to 1000000000000000$"):
+        arguments.amount("cost", -1)
+
+
+def test_a_timedelta_is_told_what_to_say() -> None:
+    with pytest.raises(
+        InvalidArgument, match=r"seconds from 0\.001 to 316224000; of a timedelta, \.total_seconds\(\)$"
+    ):
+        arguments.seconds("ttl", timedelta(minutes=5))
+
+
+def test_a_key_that_is_no_string_is_told_so() -> None:
+    with pytest.raises(InvalidArgument, match=r"key is 1; allowed: a string$"):
+        arguments.cache_key("key", 1)
+    with pytest.raises(InvalidArgument, match=r"allowed: a string without lone surrogates$"):
+        arguments.cache_key("key", "\ud800")
 
 
 def test_durations_that_are_allowed() -> None:

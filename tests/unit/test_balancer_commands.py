@@ -18,7 +18,7 @@ from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.balancer.waiting import lines_of
 from agentperf_redis.command import Command, Wait
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 
 POOL = Pool.of("n", "t")
 RECORD = b"1 5 7 1000 3 2.5 fr,gpu - 5 1500 0 4 2 1"
@@ -144,7 +144,7 @@ def test_a_pool_without_instances_renders_as_the_reference_does() -> None:
     }
 
 
-GRANTED = commands.Granted(commands.instance_status(POOL, b"p0", RECORD), 99, 1000)
+GRANTED = commands.Granted(commands.facts_of(POOL, b"p0", RECORD), 99, 1000)
 UNKNOWN = BackendUnavailable("here", "unknown", "late")
 
 
@@ -244,6 +244,19 @@ def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
     with pytest.raises(BackendUnavailable):
         flow.throw(BackendUnavailable("here", outcome, "gone"))
     assert keeper.told[0][0].args[0] == asked.args[0]
+
+
+def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper) -> None:
+    flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
+    flow.send(None)
+    with pytest.raises(StopIteration) as end:
+        flow.send(GRANTED)
+    lease = end.value.value
+    with pytest.raises(InvalidArgument, match="'timeout'"):
+        lease.outcome = "splendid"
+    lease.outcome = "error"
+    assert lease.outcome is Outcome.ERROR
+    assert lease.end()
 
 
 @pytest.mark.parametrize(

@@ -565,3 +565,16 @@ def test_a_dataclass_is_keyed_by_the_fields_it_compares_by() -> None:
 def test_what_has_no_identity_cannot_be_keyed(value: Any) -> None:
     with pytest.raises(InvalidArgument):
         canonical({"argument": value})
+
+
+def test_the_public_decorator_is_the_process_registrys() -> None:
+    import agentperf_redis
+
+    @agentperf_redis.storable
+    @dataclass(frozen=True)
+    class Finding:
+        line: int
+        text: str
+
+    codec = Codec()
+    assert codec.decode(codec.encode([Finding(1, "x")])) == [Finding(1, "x")]

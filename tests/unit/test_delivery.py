@@ -9,19 +9,11 @@ import pytest
 
 from agentperf_redis.address import parse_url
 from agentperf_redis.command import Command
-from agentperf_redis.delivery import (
-    Delivery,
-    Exchange,
-    ExchangeFailed,
-    Node,
-    Rest,
-    ServerError,
-    Topology,
-    deliver,
-    key_slot,
-)
+from agentperf_redis.delivery import Delivery, Exchange, ExchangeFailed, Rest, deliver
 from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, ScriptFailed
+from agentperf_redis.resp import ServerError
 from agentperf_redis.script import Script
+from agentperf_redis.topology import Node, Topology, key_slot
 
 SCRIPT = Script("namespace/open")
 Answer = list[Any] | ExchangeFailed
@@ -45,8 +37,12 @@ class Clock:
         return self.now
 
 
-def drive(delivery: Delivery, clock: Clock, answer: Callable[[Exchange], Answer]) -> tuple[list[Any], list[Exchange]]:
+def drive(
+    commands: list[Command[Any]], topology: Topology, clock: Clock, answer: Callable[[Exchange], Answer]
+) -> tuple[list[Any], list[Exchange]]:
     """Play the driver; returns the results and all exchanges asked for."""
+    results: list[Any] = [None] * len(commands)
+    delivery: Delivery = deliver(commands, topology, 5.0, results.__setitem__, clock)
     asked: list[Exchange] = []
     try:
         step = next(delivery)
@@ -58,8 +54,8 @@ def drive(delivery: Delivery, clock: Clock, answer: Callable[[Exchange], Answer]
             asked.append(step)
             given = answer(step)
             step = delivery.throw(given) if isinstance(given, ExchangeFailed) else delivery.send(given)
-    except StopIteration as done:
-        return done.value, asked
+    except StopIteration:
+        return results, asked
 
 
 def run(
@@ -67,7 +63,7 @@ def run(
 ) -> tuple[list[Any], list[Exchange]]:
     clock = Clock()
     left = iter(answers)
-    return drive(deliver(commands, Topology(parse_url(url)), 5.0, clock), clock, lambda _: next(left))
+    return drive(commands, Topology(parse_url(url)), clock, lambda _: next(left))
 
 
 def test_replies_are_decoded_in_order() -> None:
@@ -105,9 +101,7 @@ def test_the_deadline_ends_it_and_says_what_is_known(sent: bool, outcome: str) -
         clock.now += step.timeout_s
         return ExchangeFailed("silence", sent=sent)
 
-    (error,), asked = drive(
-        deliver([echo("a")], Topology(parse_url("redis://u:secret@h:1/0")), 5.0, clock), clock, answer
-    )
+    (error,), asked = drive([echo("a")], Topology(parse_url("redis://u:secret@h:1/0")), clock, answer)
     assert isinstance(error, BackendUnavailable)
     assert error.outcome == outcome
     assert "silence" in str(error)

@@ -4,10 +4,13 @@ import threading
 
 import pytest
 
+from agentperf_redis import keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import buffer as module
-from agentperf_redis.metrics.buffer import CANCELLED, OK, PARCEL_CELLS, RAW_MOST, WRITER_KEEP_S, Buffer, Parcel
-from agentperf_redis.metrics.model import OTHER, Retention
+from agentperf_redis.metrics.buffer import PARCEL_CELLS, WRITER_KEEP_S, Buffer, Parcel
+from agentperf_redis.metrics.cell import CANCELLED, COUNTS_MOST, OK, RAW_MOST, Cell, Part, micros
+from agentperf_redis.metrics.model import OTHER
+from agentperf_redis.metrics.retention import Retention
 
 
 class Clock:
@@ -31,8 +34,13 @@ def buffer(clock: Clock) -> Buffer:
 
 
 def pack(buffer: Buffer) -> list[Parcel]:
-    buffer.close_open_cells()
+    buffer.announce_next()
+    buffer.fold()
     return buffer.parcels()
+
+
+def raw_us(cell: Cell) -> list[int]:
+    return [micros(seconds) for _, seconds, _, _ in cell.raw]
 
 
 def counts(buffer: Buffer) -> dict[str, int]:
@@ -46,10 +54,10 @@ def counts(buffer: Buffer) -> dict[str, int]:
 
 
 def test_samples_become_counts(buffer: Buffer) -> None:
-    buffer.record("research", 2_000_000, OK)
-    buffer.record("research", 0, "err:TimeoutError")
-    buffer.record("research", 2_000_001, "err")
-    buffer.record("research", 5, CANCELLED)
+    buffer.record("research", 2_000_000 / 1e6, OK)
+    buffer.record("research", 0 / 1e6, "err:TimeoutError")
+    buffer.record("research", 2_000_001 / 1e6, "err")
+    buffer.record("research", 5 / 1e6, CANCELLED)
 
     (parcel,) = pack(buffer)
     (packed,) = parcel.cells
@@ -60,13 +68,13 @@ def test_samples_become_counts(buffer: Buffer) -> None:
         "h:15": 1, "h:16": 1, "h:zero": 1, "h:-282": 1,
     }  # fmt: skip
     assert (packed.cell.min_us, packed.cell.max_us) == (0, 2_000_001)
-    assert [us for _, us, _ in packed.cell.raw] == [2_000_000, 0, 2_000_001, 5]
+    assert raw_us(packed.cell) == [2_000_000, 0, 2_000_001, 5]
 
 
 def test_a_parcel_under_way_does_not_change(buffer: Buffer) -> None:
-    buffer.record("research", 1, OK)
+    buffer.record("research", 1 / 1e6, OK)
     (first,) = pack(buffer)
-    buffer.record("research", 1, OK)
+    buffer.record("research", 1 / 1e6, OK)
 
     assert pack(buffer) == [first]
     assert first.samples == 1
@@ -77,7 +85,7 @@ def test_a_parcel_under_way_does_not_change(buffer: Buffer) -> None:
 
 
 def test_a_parcel_is_settled_once(buffer: Buffer) -> None:
-    buffer.record("research", 1, OK)
+    buffer.record("research", 1 / 1e6, OK)
     (parcel,) = pack(buffer)
     buffer.settled(parcel, 0)
     buffer.settled(parcel, 0)
@@ -88,7 +96,7 @@ def test_a_parcel_is_settled_once(buffer: Buffer) -> None:
 def test_cells_are_cut_where_the_server_cuts_its_slices(buffer: Buffer, clock: Clock) -> None:
     for moment in (1000.0, 1009.99, 1010.0, 1029.0):  # 5000, 5009.99, 5010 and 5029 of the server's seconds
         clock.now = moment
-        buffer.record("research", 1, OK)
+        buffer.record("research", 1 / 1e6, OK)
     (parcel,) = pack(buffer)
     assert [(packed.cell.oldest, packed.cell.counts["n"]) for packed in parcel.cells] == [
         (1000.0, 2),
@@ -98,12 +106,12 @@ def test_cells_are_cut_where_the_server_cuts_its_slices(buffer: Buffer, clock: C
 
 
 def test_a_long_outage_is_held_in_coarser_and_coarser_cells(buffer: Buffer, clock: Clock) -> None:
-    buffer.record("first", 1, OK)
+    buffer.record("first", 1 / 1e6, OK)
     pack(buffer)  # under way, and stays so
     for _ in range(6 * 60 * 5):  # five hours, every ten seconds
         clock.now += 10
-        buffer.record("first", 1, OK)
-        buffer.close_open_cells()
+        buffer.record("first", 1 / 1e6, OK)
+        buffer.fold()
         buffer.coarsen(Retention().lives)
     # 15 minutes of 10 s, 3 hours of 1 m, the rest in hours
     assert buffer.waiting_cells <= 91 + 181 + 3
@@ -127,18 +135,38 @@ def test_too_many_cells_are_merged_and_nothing_is_lost(
     monkeypatch.setattr(module, "CELLS_MOST", 10)
     for _ in range(40):
         clock.now += 10
-        buffer.record("research", 1, OK)
-    buffer.close_open_cells()
+        buffer.record("research", 1 / 1e6, OK)
+    buffer.fold()
     assert buffer.waiting_cells == 40
     buffer.coarsen(Retention().lives)
     assert buffer.waiting_cells <= 10
     assert buffer.tallies()[1] == 40
 
 
+def test_raw_samples_that_wait_through_an_outage_are_bounded(
+    buffer: Buffer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RAW_WAITING_MOST", 2500)
+    for _ in range(4):
+        clock.now += 10
+        for number in range(600):
+            for name in ("a", "b", "c"):
+                buffer.record(name, number / 1e6, OK)
+    buffer.fold()
+    buffer.coarsen(Retention().lives)
+    kept = [packed for shard in buffer._shards.values() for packed in shard.waiting.values()]
+    raw = sum(len(packed.cell.raw) for packed in kept)
+    assert 2000 < raw <= 2500
+    assert sum(packed.cell.counts["n"] for packed in kept) == 4 * 3 * 600
+    assert buffer.tallies()[4] == 4 * 3 * 600 - raw, "what is dropped is counted"
+    newest = max(packed.cell.newest for packed in kept)
+    assert all(len(packed.cell.raw) == 600 for packed in kept if packed.cell.newest == newest)
+
+
 def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) -> None:
     for _ in range(PARCEL_CELLS + 5):
         clock.now += 10
-        buffer.record("research", 1, OK)
+        buffer.record("research", 1 / 1e6, OK)
     (parcel,) = pack(buffer)
     assert len(parcel.cells) == PARCEL_CELLS
     buffer.settled(parcel, 0)
@@ -146,21 +174,35 @@ def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) 
     assert len(parcel.cells) == 5
 
 
+def test_a_parcel_holds_a_bounded_number_of_raw_samples(buffer: Buffer) -> None:
+    names = [name for name in (f"agent-{number}" for number in range(500)) if keys.metrics_shard(name) == 3][:5]
+    for name in names:
+        for _ in range(RAW_MOST):
+            buffer.record(name, 0.5, OK)
+    (parcel,) = pack(buffer)
+    assert len(parcel.cells) == module.PARCEL_SAMPLES / RAW_MOST
+    sent = parcel.samples
+    while parcels := pack(buffer):
+        buffer.settled(parcels[0], 0)
+        sent += 0 if parcels[0] is parcel else parcels[0].samples
+    assert sent == 5 * RAW_MOST
+
+
 def test_raw_samples_are_bounded_and_what_is_dropped_is_counted(buffer: Buffer, clock: Clock) -> None:
     for us in range(RAW_MOST + 500):
-        buffer.record("research", us, OK)
+        buffer.record("research", us / 1e6, OK)
     (parcel,) = pack(buffer)
     cell = parcel.cells[0].cell
     assert cell.counts["n"] == RAW_MOST + 500
-    assert [us for _, us, _ in cell.raw] == list(range(500, RAW_MOST + 500)), "the newest are kept"
+    assert raw_us(cell) == list(range(500, RAW_MOST + 500)), "the newest are kept"
     assert buffer.tallies()[4] == 500
     buffer.settled(parcel, 0)
 
     clock.now += 1
     for us in range(1000, 0, -1):
-        buffer.record("research", us, OK)
+        buffer.record("research", us / 1e6, OK)
     (parcel,) = pack(buffer)
-    kept = {us for _, us, _ in parcel.cells[0].cell.raw}
+    kept = set(raw_us(parcel.cells[0].cell))
     assert kept == set(range(1, 51)) | set(range(951, 1001)), (
         "a busy series sends the newest 50 a second and the slowest"
     )
@@ -169,23 +211,23 @@ def test_raw_samples_are_bounded_and_what_is_dropped_is_counted(buffer: Buffer, 
 def test_series_beyond_the_bound_are_counted_together(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SERIES_MOST", 3)
     for number in range(10):
-        buffer.record(f"agent-{number}", 1, OK)
+        buffer.record(f"agent-{number}", 1 / 1e6, OK)
     by_name = {packed.series.name: packed.cell.counts["n"] for parcel in pack(buffer) for packed in parcel.cells}
     assert by_name == {"agent-0": 1, "agent-1": 1, "agent-2": 1, OTHER: 7}
 
 
 def test_error_types_of_a_cell_are_bounded(buffer: Buffer) -> None:
     for number in range(5000):
-        buffer.record("research", 1, f"err:E{number}")
+        buffer.record("research", 1 / 1e6, f"err:E{number}")
     (parcel,) = pack(buffer)
     found = parcel.cells[0].cell.counts
     errors = {name: count for name, count in found.items() if name.startswith("err:")}
     assert sum(errors.values()) == found["err"] == 5000
-    assert len(errors) <= module.COUNTS_MOST
+    assert len(errors) <= COUNTS_MOST
 
 
 def test_a_parcel_unanswered_for_too_long_is_sent_as_another_writer(buffer: Buffer, clock: Clock) -> None:
-    buffer.record("research", 1, OK)
+    buffer.record("research", 1 / 1e6, OK)
     (parcel,) = pack(buffer)
     writer = parcel.writer
     buffer.unanswered(parcel, clock.now)
@@ -200,9 +242,9 @@ def test_a_parcel_unanswered_for_too_long_is_sent_as_another_writer(buffer: Buff
 
 def test_a_corrupt_series_leaves_the_rest_of_its_parcel(buffer: Buffer) -> None:
     # both lie in shard 2
-    buffer.record("research", 1, OK)
-    buffer.record("a b{1}", 1, OK)
-    buffer.record("a b{1}", 1, OK)
+    buffer.record("research", 1 / 1e6, OK)
+    buffer.record("a b{1}", 1 / 1e6, OK)
+    buffer.record("a b{1}", 1 / 1e6, OK)
     (parcel,) = pack(buffer)
     number = parcel.seq
 
@@ -220,12 +262,12 @@ def test_a_corrupt_series_leaves_the_rest_of_its_parcel(buffer: Buffer) -> None:
 @pytest.mark.parametrize("name", ["", "a" * 201, "a\n", "\ud800", None, 3, ["x"], {}, b"x"])
 def test_bad_names_are_refused(buffer: Buffer, name: str) -> None:
     with pytest.raises(InvalidArgument, match="agent_name"):
-        buffer.record(name, 1, OK)
+        buffer.record(name, 1 / 1e6, OK)
     assert buffer.empty
 
 
 def test_reset_forgets_and_takes_another_name(buffer: Buffer) -> None:
-    buffer.record("research", 1, OK)
+    buffer.record("research", 1 / 1e6, OK)
     writer = buffer.writer
     buffer.reset()
     assert buffer.empty
@@ -236,10 +278,10 @@ def test_the_first_record_after_a_silence_is_announced(clock: Clock) -> None:
     calls: list[float] = []
     buffer = Buffer(on_first=lambda: calls.append(clock.now), clock=clock)
     for name in ("a", "b", "a"):
-        buffer.record(name, 1, OK)
+        buffer.record(name, 1 / 1e6, OK)
     assert len(calls) == 1
     pack(buffer)
-    buffer.record("b", 1, OK)
+    buffer.record("b", 1 / 1e6, OK)
     assert len(calls) == 2
 
 
@@ -250,10 +292,10 @@ def test_a_record_made_while_recording_does_not_deadlock(clock: Clock) -> None:
     def on_first() -> None:
         if not nested:
             nested.append(1)
-            made.record("inner", 1, OK)
+            made.record("inner", 1 / 1e6, OK)
 
     made = Buffer(on_first=on_first, clock=clock)
-    thread = threading.Thread(target=lambda: made.record("outer", 1, OK), daemon=True)
+    thread = threading.Thread(target=lambda: made.record("outer", 1 / 1e6, OK), daemon=True)
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
@@ -266,7 +308,7 @@ def test_threads_lose_nothing() -> None:
 
     def work(number: int) -> None:
         for turn in range(5000):
-            buffer.record(f"agent-{(number + turn) % 7}", turn, OK)
+            buffer.record(f"agent-{(number + turn) % 7}", turn / 1e6, OK)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -281,3 +323,24 @@ def test_threads_lose_nothing() -> None:
             buffer.settled(parcel, 0)
     assert sent == 20_000
     assert buffer.tallies()[0] == 20_000
+
+
+def test_a_lane_that_is_full_is_added_up_by_who_records(buffer: Buffer) -> None:
+    for _ in range(module.LANE_MOST - 1):
+        buffer.record("research", 0.5, OK)
+    assert buffer.waiting_cells == 0
+    buffer.record("research", 0.5, OK)
+    assert buffer.waiting_cells == 1
+
+
+def test_spans_and_measures_are_series_of_their_agents_shard(buffer: Buffer) -> None:
+    buffer.record(Part("research", ("plan", "tool:a/b")), 0.5, OK, 0.25)
+    buffer.record(Part("research", (), "ttft"), 0.5, OK)
+    buffer.add("research", {"tok_in": 5})
+    (parcel,) = pack(buffer)
+    counts_of = {packed.series.name: packed.cell.counts for packed in parcel.cells}
+    assert {name: (found["n"], found["self_us"], found["tok_in"]) for name, found in counts_of.items()} == {
+        "research/plan/tool%3Aa%2Fb": (1, 250_000, 0),
+        "research#ttft": (1, 0, 0),
+        "research": (0, 0, 5),
+    }

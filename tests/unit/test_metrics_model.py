@@ -8,15 +8,9 @@ import pytest
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.flows import Stretch, asked_time
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index
-from agentperf_redis.metrics.model import (
-    Interval,
-    PerformanceMetrics,
-    Retention,
-    Tally,
-    added,
-    performance,
-    system_summary,
-)
+from agentperf_redis.metrics.model import Interval, PerformanceMetrics, system_summary
+from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.metrics.tally import Tally, added, performance
 
 
 def tally(times_us: list[int], failures: int = 0, *, whole: bool = True, end_ms: int = 11_000) -> Tally:
@@ -188,7 +182,14 @@ def test_all_time_has_no_past() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("slices_10s", -1), ("slices_1d", float("inf")), ("recent", 0), ("recent_count", 1001), ("slow", "1h")],
+    [
+        ("slices_10s", -1),
+        ("slices_1d", float("inf")),
+        ("slices_10s", 2 * 86_400),
+        ("recent", 0),
+        ("recent_count", 1001),
+        ("slow", "1h"),
+    ],
 )
 def test_bad_retention_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidArgument, match=field):

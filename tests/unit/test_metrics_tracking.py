@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agentperf_redis import AgentPerf
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.spans import Span, current_span
 from agentperf_redis.metrics.tracking import track_performance
@@ -45,6 +46,12 @@ def notes() -> Notes:
 def track(notes: Notes) -> Callable[[Any], Any]:
     collector: Any = notes
     return track_performance("agent", collector)
+
+
+@pytest.mark.parametrize("collector", [AgentPerf("redis://nobody.invalid"), "perf", None])
+def test_what_is_no_collector_is_refused_before_anything_is_decorated(collector: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"collector is .*; allowed: a MetricsCollector, such as perf\.metrics"):
+        track_performance("agent", collector)
 
 
 def test_a_function(notes: Notes, track: Callable[[Any], Any]) -> None:
@@ -157,6 +164,24 @@ def test_the_time_of_a_consumer_is_not_that_between_items(notes: Notes, track: C
     assert items == 2
     assert between is not None
     assert between < 5 * STEP_S
+
+
+def test_a_span_held_open_over_an_item_is_left_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
+    inner = Span("agent", "inside", lambda span, _: None)
+
+    @track
+    def work() -> Iterator[int]:
+        with inner:
+            time.sleep(STEP_S)
+            yield 1
+            assert current_span() is inner
+        yield 2
+
+    for _ in work():
+        assert current_span() is None
+        time.sleep(10 * STEP_S)
+    assert STEP_S <= inner.self_seconds < 5 * STEP_S
+    notes.once("ok", at_least=20 * STEP_S)
 
 
 def test_a_generator_that_is_closed_has_done_its_work(notes: Notes, track: Callable[[Any], Any]) -> None:

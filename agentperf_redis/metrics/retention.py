@@ -1,7 +1,7 @@
-"""What the metrics of some agents will take of the server's memory.
+"""How long what is kept, and what that takes of the server's memory.
 
-Measured with MEMORY USAGE on Valkey 9.1 and Redis 7.0, durations lognormal with sigma 0.8. A test holds the forecast
-against a server's used_memory.
+The forecast's figures were measured with MEMORY USAGE on Valkey 9.1 and Redis 7.0, durations lognormal with sigma 0.8.
+A test holds the forecast against a server's used_memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,57 @@ import math
 from dataclasses import dataclass
 
 from agentperf_redis import arguments
-from agentperf_redis.metrics.model import Retention
+
+SLICES_MOST = 10_080
+"""Slices of one width: a week of minutes. What would read or write more has a wider slice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long the server keeps what, and so how far back windows reach. All processes of a namespace should agree.
+
+    Attributes:
+        slices_10s: life of the slices of 10 s, s; 0 writes none.
+        slices_1m: likewise.
+        slices_1h: likewise.
+        slices_1d: likewise.
+        recent: life of raw samples, s.
+        recent_count: raw samples kept for each agent, at most 1000; percentiles of no more samples are exact.
+        slow: life of the slowest samples, s.
+    """
+
+    slices_10s: float = 15 * 60.0
+    slices_1m: float = 3 * 3600.0
+    slices_1h: float = 8 * 86_400.0
+    slices_1d: float = 90 * 86_400.0
+    recent: float = 3600.0
+    recent_count: int = 1000
+    slow: float = 8 * 86_400.0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name, width in (("slices_10s", 10), ("slices_1m", 60), ("slices_1h", 3600), ("slices_1d", 86_400)):
+            most = min(SLICES_MOST * width, arguments.MAX_SECONDS)
+            arguments.seconds(name, getattr(self, name), least=0.0, most=most)
+        arguments.seconds("recent", self.recent, least=1.0)
+        arguments.seconds("slow", self.slow, least=1.0)
+        arguments.count("recent_count", self.recent_count, most=1000)
+
+    @property
+    def slices_ms(self) -> tuple[int, int, int, int]:
+        """Life of the four kinds of slices, narrowest first, ms."""
+        return (
+            round(self.slices_10s * 1000),
+            round(self.slices_1m * 1000),
+            round(self.slices_1h * 1000),
+            round(self.slices_1d * 1000),
+        )
+
+    @property
+    def lives(self) -> dict[int, float]:
+        """Life of the slices by their width, both in s."""
+        return {10: self.slices_10s, 60: self.slices_1m, 3600: self.slices_1h, 86_400: self.slices_1d}
+
 
 _HASH_BYTES, _FIELD_BYTES = 150, 9.5
 """A hash of counters: 281 to 306 bytes with 17 fields, 1520 to 1624 with 156 to 161."""

@@ -1,0 +1,46 @@
+"""The wire form of commands, and error replies as values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+
+from agentperf_redis.command import Command
+from agentperf_redis.script import Script
+
+
+class ServerError:
+    """An error reply, as a value: the server's text whole, its code the first word."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def pack(parts: Sequence[str | bytes | int]) -> bytes:
+    """Return one command in the server's wire form.
+
+    Numbers are made text here: where hiredis does it, a signal handler that raises meanwhile (Ctrl-C) ends the process
+    with a segmentation fault (hiredis 3.5.0).
+    """
+    packed: bytes = hiredis.pack_command(tuple(part if isinstance(part, (str, bytes)) else str(part) for part in parts))  # type: ignore[arg-type]  # its stub says a 1-tuple
+    return packed
+
+
+def pack_call(command: Command[Any], *, by_source: bool, again: bool) -> bytes:
+    """Return a Command in wire form.
+
+    Args:
+        command: what to send.
+        by_source: send the whole script instead of its hash.
+        again: it was sent before.
+    """
+    args = command.resend_args if again and command.resend_args is not None else command.args
+    script = command.script
+    if isinstance(script, Script):
+        how = ("EVAL", script.source) if by_source else ("EVALSHA", script.sha)
+        return pack((*how, len(command.keys), *command.keys, *args))
+    return pack((script, *command.keys, *args))
