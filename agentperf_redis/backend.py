@@ -76,7 +76,7 @@ class Backend:
         self._make_drivers()
         topology = self._topology
         learn = None if topology.fixed else self._learn
-        self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn)
+        self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn, self._look_again)
         _backends.add(self)
 
     def _make_drivers(self) -> None:
@@ -217,6 +217,16 @@ class Backend:
             return self._topology.learn(node, self._connector.ask(node, question, _LAYOUT_S))
         except ExchangeFailed as failed:
             return failed.reason
+
+    def _look_again(self) -> None:
+        """The bus lost its server: have the next one greeted now, not only when this process has something to say."""
+
+        def look() -> None:
+            with contextlib.suppress(AgentPerfError):
+                self._executor.run(Command("ECHO", (keys.meta(self.namespace),), (), lambda _: None))
+
+        if not self.closed:
+            threading.Thread(target=look, name="agentperf-look", daemon=True).start()
 
     def _after_fork(self) -> None:
         """In the child: all that has a lock or a socket is made anew; the old stays referenced, so it is not closed."""
