@@ -426,6 +426,20 @@ def test_a_key_of_ones_own(backend: Backend) -> None:
         cached(cache)(generator)
 
 
+def test_the_body_does_not_enter_the_key_but_the_version_does(backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+
+    def make(result: str, version: int) -> Callable[[int], str]:
+        def work(x: int) -> str:
+            return result
+
+        return cached(cache, version=version)(work)
+
+    assert make("old", 1)(5) == "old"
+    assert make("new", 1)(5) == "old"
+    assert make("new", 2)(5) == "new"
+
+
 def test_keys_do_not_depend_on_the_process() -> None:
     program = """
 from agentperf_redis.backend import Backend
