@@ -210,6 +210,7 @@ def test_looking_starts_no_server(agentperf: Run, tmp_path: Path, command: str) 
         assert up in done.stderr
 
 
+@pytest.mark.standalone
 @pytest.mark.parametrize("tail", ["0", "99"])
 def test_a_refusal_is_no_reason_to_start_a_server(agentperf: Run, server: Server, tail: str) -> None:
     login = "me:hunter2@" if tail == "0" else ""
