@@ -8,8 +8,9 @@
 
 Options follow as a query. With TLS: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs`` (required,
 optional, none), ``ssl_check_hostname`` (true, false). With Sentinel: ``sentinel_username``, ``sentinel_password``. And
-``db``, where it is not in the path. A password's ``@ : / ?`` are written ``%40`` and so on.
-An option that would have no effect is refused.
+``db``, where it is not in the path. An option that would have no effect is refused.
+
+In a password, ``/``, ``?`` and ``%`` are written ``%2F``, ``%3F`` and ``%25``.
 """
 
 from __future__ import annotations

@@ -164,6 +164,24 @@ def deliver(
     post = _Post(topology, now() + deadline_s, settle, now)
     waiting = [_Item(index, command) for index, command in enumerate(commands)]
     rests = 0
+    if len(commands) == 1 and not topology.doubtful:
+        # The usual case in a straight line; what comes of it otherwise goes the general way.
+        command = commands[0]
+        node = topology.node_for(command.keys[0] if command.keys else None)
+        if node is not None:
+            broken, replies = None, ()
+            try:
+                replies = yield Exchange(node, pack_call(command, by_source=False, again=False), 1, post.patience())
+            except ExchangeFailed as failed:
+                broken = failed
+            else:
+                if not isinstance(replies[0], ServerError):
+                    settle(0, _decoded(command, replies[0]))
+                    return
+            items, waiting = waiting, []
+            yield from _take(node, items, replies, broken, post, waiting)
+            if waiting and not waiting[0].at_once:
+                yield Rest(random.uniform(0, min(_FIRST_REST_S, max(0.0, post.left()))))
     while waiting:
         if post.left() <= 0:
             for item in waiting:
@@ -295,6 +313,19 @@ def _send(
         broken, replies = failed, failed.replies
     if asking:
         replies = replies[1::2]
+    yield from _take(node, items, replies, broken, post, waiting)
+    return broken
+
+
+def _take(
+    node: Node,
+    items: list[_Item],
+    replies: Sequence[Reply],
+    broken: ExchangeFailed | None,
+    post: _Post,
+    waiting: list[_Item],
+) -> Generator[DeliveryStep, Any, None]:
+    """Settle what was answered, give up what cannot be, and put the rest to what waits."""
     if broken is not None:
         # What was answered is done: through a network that breaks often, a long pipeline gets on.
         items, unanswered = items[: len(replies)], items[len(replies) :]
@@ -322,7 +353,6 @@ def _send(
                 waiting.append(item)
             else:
                 post.settle(item.index, error)
-    return broken
 
 
 def _payload(items: list[_Item], *, asking: bool) -> bytes:

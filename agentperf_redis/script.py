@@ -74,14 +74,18 @@ class Script:
     """One Lua file, known by its path below ``lua/`` without the ending: ``Script("balancer/acquire")``.
 
     Reading the file is put off to the first use, so that importing the library stays cheap.
+
+    Args:
+        name: of the file.
+        source: stands for the file's text, for a script that has none.
     """
 
     # What is read is kept in plain attributes: functools.cached_property of Python 3.11 has one lock for all objects,
     # and a child forked while another thread holds it waits for ever.
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, source: str | None = None) -> None:
         self.name = name
-        self._source: str | None = None
+        self._source = source
         self._sha: str | None = None
 
     def __repr__(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -43,6 +42,7 @@ class LoadBalancer:
         self._backend = default_backend() if backend is None else backend
         wanted = self.check_strategy(strategy)
         self._requests = Requests(self._backend, keeper_of(self._backend), lines_of(self._backend), wanted)
+        self._aio = AsyncLoadBalancer(self._requests)
 
     @staticmethod
     def check_strategy(strategy: object) -> LoadBalancingStrategy | None:
@@ -52,10 +52,10 @@ class LoadBalancer:
     def __repr__(self) -> str:
         return f"LoadBalancer({self.strategy}, backend={self._backend!r})"
 
-    @cached_property
+    @property
     def aio(self) -> AsyncLoadBalancer:
         """The same balancer for asyncio: every call that does I/O is awaited."""
-        return AsyncLoadBalancer(self._requests)
+        return self._aio
 
     @property
     def strategy(self) -> LoadBalancingStrategy:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from operator import is_
 
 from agentperf_redis import arguments
@@ -39,7 +38,7 @@ NO_WAIT = 0.0
 _UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Requests:
     """What the two faces of one balancer have in common.
 
@@ -54,11 +53,11 @@ class Requests:
     keeper: Keeper
     lines: Lines
     wanted: LoadBalancingStrategy | None
+    plain: Wish = field(init=False)
+    """What a caller wishes who asks for nothing special."""
 
-    @cached_property
-    def plain(self) -> Wish:
-        """What a caller wishes who asks for nothing special."""
-        return Wish(Choice(self.wanted))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", Wish(Choice(self.wanted)))
 
     def pool(self, agent_type: str) -> Pool:
         """Return a pool, its name checked."""

@@ -36,6 +36,14 @@ def test_the_image_is_given_all_that_its_wheel_is_built_of(tmp_path: Path) -> No
     assert list(tmp_path.glob("agentperf_redis-*.whl"))
 
 
+def test_nothing_but_that_is_sent_along() -> None:
+    everything, *kept = (_ROOT / ".dockerignore").read_text().splitlines()
+    copied = [source for words in _dockerfile() if words[0] == "COPY" for source in words[1:-1]]
+    assert everything == "*"
+    assert sorted(line for line in kept if line.startswith("!")) == sorted(f"!{source}" for source in copied)
+    assert [line for line in kept if not line.startswith("!")] == ["**/__pycache__"]
+
+
 def test_the_image_runs_the_command_with_its_extra() -> None:
     words = _dockerfile()
     assert words[0] == ["FROM", "python:3.11-slim"]

@@ -77,6 +77,9 @@ def use_metrics(perf: AgentPerf) -> None:
     assert metrics.snapshots(window=60)["planner"].task_count == 2
     assert metrics.rank()[0].metrics.agent_name == "planner"
     assert metrics.summary().active_agents == 1
+    assert len(metrics.recent("planner")) == len(metrics.slowest("planner")) == 2
+    metrics.record_execution("gone", 0.1, success=True)
+    assert metrics.forget("gone")
     assert metrics.spans("planner").bottleneck
     assert metrics.compare("planner", window=60).second.agent_name == "planner"
 

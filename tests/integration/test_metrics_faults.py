@@ -30,9 +30,7 @@ def without_sequence_check() -> Script:
     """The mutant: a flush that counts whatever arrives."""
     source = commands.FLUSH.source
     assert source.count(CHECK) == 1
-    mutant = Script("metrics/flush")
-    mutant.__dict__["source"] = source.replace(CHECK, "")
-    return mutant
+    return Script("metrics/flush", source.replace(CHECK, ""))
 
 
 def warm(collector: MetricsCollector) -> None:

@@ -23,6 +23,11 @@ from agentperf_redis.errors import InvalidArgument
             "redis://:***@[::1]:7/1",
         ),
         ("redis://[::1]", Address(Kind.STANDALONE, (("::1", 6379),)), "redis://[::1]:6379/0"),
+        (
+            "redis://me:a:b@c%2Fd%3F%25@h",
+            Address(Kind.STANDALONE, (("h", 6379),), username="me", password="a:b@c/d?%"),
+            "redis://me:***@h:6379/0",
+        ),
         ("unix:///run/r.sock", Address(Kind.UNIX, path="/run/r.sock"), "unix:///run/r.sock"),
         (
             "redis+cluster://a:1,b:2",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ return reply
 def check_after_every_script(without: str) -> None:
     """In a worker process: have every script of a cache checked. What is `without` is cut from them."""
     scripts: Any = script.Script
-    plain = scripts.source.func
+    plain = scripts.source.fget
 
     def source(self: script.Script) -> str:
         text: str = plain(self)
@@ -70,9 +70,7 @@ def check_after_every_script(without: str) -> None:
             return text
         return AFTERWARDS % (text.replace(without, "") if without else text)
 
-    checked = cached_property(source)
-    checked.__set_name__(scripts, "source")
-    scripts.source = checked
+    scripts.source = property(source)
 
 
 def wreak(url: str, namespace: str, seed: int, operations: int, without: str | None = None) -> int:
