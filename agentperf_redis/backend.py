@@ -22,11 +22,12 @@ from agentperf_redis.address import parse_url, resolve_url, url_in_environment
 from agentperf_redis.bus import Bus
 from agentperf_redis.command import Command, Flow, Reply
 from agentperf_redis.connector import Connector
+from agentperf_redis.delivery import ExchangeFailed
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
 from agentperf_redis.executor import CLOSED, AsyncExecutor, Executor, Runnable
 from agentperf_redis.greeting import Greeting
 from agentperf_redis.script import Script
-from agentperf_redis.topology import Node, Topology
+from agentperf_redis.topology import Topology
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ DEFAULT_NAMESPACE = "agentperf"
 NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable asked when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
+_LAYOUT_S = 1.0
+"""How long the bus waits for one node's description of the layout; then it asks another one."""
 _ENTER = Script("namespace/enter")
 
 
@@ -71,7 +74,9 @@ class Backend:
         self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._greeting = Greeting(self.address.masked, self.namespace, self._note_epoch)
         self._make_drivers()
-        self.bus = Bus(self._connector, self._locate, self._topology.doubt)
+        topology = self._topology
+        learn = None if topology.fixed else self._learn
+        self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn, self._look_again)
         _backends.add(self)
 
     def _make_drivers(self) -> None:
@@ -205,12 +210,23 @@ class Backend:
                 except Exception:  # noqa: BLE001  as in _run_close_callbacks
                     _log.exception("a service could not recover")
 
-    def _locate(self, channel: str) -> Node | None:
-        node = self._topology.node_for(channel)
-        if node is None:
-            self._executor.run(Command("ECHO", (channel,), (), lambda _: None))  # finds the layout out on its way
-            node = self._topology.node_for(channel)
-        return node
+    def _learn(self) -> str:
+        """Ask one node for the layout, another each time. Returns what went wrong, or an empty text."""
+        node, question = self._topology.question()
+        try:
+            return self._topology.learn(node, self._connector.ask(node, question, _LAYOUT_S))
+        except ExchangeFailed as failed:
+            return failed.reason
+
+    def _look_again(self) -> None:
+        """The bus lost its server: have the next one greeted now, not only when this process has something to say."""
+
+        def look() -> None:
+            with contextlib.suppress(AgentPerfError):
+                self._executor.run(Command("ECHO", (keys.meta(self.namespace),), (), lambda _: None))
+
+        if not self.closed:
+            threading.Thread(target=look, name="agentperf-look", daemon=True).start()
 
     def _after_fork(self) -> None:
         """In the child: all that has a lock or a socket is made anew; the old stays referenced, so it is not closed."""

@@ -80,6 +80,25 @@ class Connector:
         kind = SSLConnection if self._tls(node) else Connection
         return kind(host=node.host, port=node.port, **kwargs)
 
+    def ask(self, node: Node, question: bytes, timeout_s: float) -> Reply:
+        """Ask a node one thing, on a connection for that alone.
+
+        Raises:
+            ExchangeFailed: it could not be reached, or did not answer in time.
+        """
+        end = time.monotonic() + timeout_s
+        connection = self.connection(node, timeout_s)
+        try:
+            connection.connect()
+            send(connection, question, end)
+            return read(connection, end)
+        except ResponseError as error:
+            raise refused(error) from None
+        except (RedisError, OSError) as error:
+            raise unconnected(error, self.hint, tls=self.address.tls) from None
+        finally:
+            connection.disconnect()
+
     async def async_connection(self, node: Node) -> AsyncConnection:
         """Return a new asyncio connection, not yet connected."""
         kwargs = self._kwargs(node, AsyncRetry(NoBackoff(), 0), _AsyncParser)

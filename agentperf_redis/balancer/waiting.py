@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Granted, Pool, Queued
-from agentperf_redis.bus import Subscription
 from agentperf_redis.command import Flow, Hint, Wait
+from agentperf_redis.subscription import Subscription
 
 LIVE_MS = 3000
 """Silence after which a waiter loses its place; it asks at least each second."""
@@ -49,7 +49,7 @@ class Lines:
     def join(self, pool: Pool, token: str) -> Hint:
         """Return what is given a hint when a grant for this token is announced."""
         if self._pid != os.getpid():
-            self._reset()  # the parent's waiters wait there; the bus has subscribed its channels again for this process
+            self._reset()  # the parent's waiters wait there, and this process's bus has no subscription yet
         hint = Hint()
         channel = pool.keys.waitq
         with self._lock:

@@ -50,7 +50,6 @@ class Binding:
         self.outbox = Outbox(lambda: backend.process, lambda: filled(self))
         self.flights = Flights()
         self.local: LocalCopies | None = None
-        self._listening = False
         self.rest_until = 0.0
         self._server_ahead_ms = 0.0
         self._complained_at = -_COMPLAIN_EVERY_S
@@ -62,6 +61,7 @@ class Binding:
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Hint]] = {}
+        self._listening = False  # a forked child's bus has no subscription yet
 
     def adopt(self, user: object, settings: Settings) -> None:
         """Count in one more object of this cache.

@@ -96,6 +96,8 @@ class Chores:
                 with self._changed:
                     for binding in reports:
                         self._reports.setdefault(binding, time.monotonic() + _AFTER_FAILURE_S)
+            except Exception:  # noqa: BLE001  the thread serves all caches: one fault must not end it
+                log.exception("caches: a report or a renewal failed")
             else:
                 if failing:
                     log.warning("caches: reads are reported again")

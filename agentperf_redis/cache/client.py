@@ -13,7 +13,7 @@ from agentperf_redis.backend import Backend, default_backend
 from agentperf_redis.cache import flows
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.chores import Chores
-from agentperf_redis.cache.computing import compute, compute_async
+from agentperf_redis.cache.computing import checked, compute, compute_async
 from agentperf_redis.cache.decorator import Decorator, cached, function_key
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Settings, Tier, default_ttl_ms
 from agentperf_redis.codec import Codec
@@ -58,6 +58,7 @@ class _Cache:
         self._flows = flows.CacheFlows(
             self._binding, codec or Codec(), strict=arguments.flag("strict", strict), local=local
         )
+        self._local = local
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self._binding.settings.text!r})"
@@ -81,10 +82,12 @@ class _Cache:
             InvalidArgument: the key is no string that can be encoded.
             BackendUnavailable: the server did not answer.
         """
-        if self._flows.local is not None and not fresh:
-            value = self._flows.copied(key)
-            if value is not flows.MISSING:
-                return value
+        if self._local is not None and not fresh:
+            copy = self._local.find(key)
+            if copy is not None:
+                value = copy.value if copy.frozen else self._flows.unpacked(copy)
+                if value is not flows.MISSING:
+                    return value
         return self._backend.run(self._flows.get(key, default))
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
@@ -163,6 +166,7 @@ class _Cache:
         Raises:
             ComputeFailed: another process computed for us, and its function raised.
         """
+        tags = checked(key, ttl, tags)
         return compute(self._backend, self._flows, self._chores, key, function, ttl, tags)
 
     def cached(
@@ -198,14 +202,17 @@ class _AsyncCache:
     def __init__(self, backend: Backend, its_flows: flows.CacheFlows, chores: Chores) -> None:
         self._backend = backend
         self._flows = its_flows
+        self._local = its_flows.local
         self._chores = chores
 
     async def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
         """See `LRUCache.get`."""
-        if self._flows.local is not None and not fresh:
-            value = self._flows.copied(key)
-            if value is not flows.MISSING:
-                return value
+        if self._local is not None and not fresh:
+            copy = self._local.find(key)
+            if copy is not None:
+                value = copy.value if copy.frozen else self._flows.unpacked(copy)
+                if value is not flows.MISSING:
+                    return value
         return await self._backend.arun(self._flows.get(key, default))
 
     async def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
@@ -264,6 +271,7 @@ class _AsyncCache:
         self, key: str, function: Callable[[], Any], ttl: float | None = None, *, tags: Iterable[str] = ()
     ) -> Any:
         """See `LRUCache.get_or_compute`; the function may be a coroutine function."""
+        tags = checked(key, ttl, tags)
         return await compute_async(self._backend, self._flows, self._chores, key, function, ttl, tags)
 
 

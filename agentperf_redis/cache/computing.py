@@ -27,7 +27,7 @@ def compute(
     key: str,
     function: Callable[[], R],
     ttl: float | None,
-    tags: Iterable[str],
+    tags: tuple[str, ...],
     *,
     look: bool = True,
     unstorable: Callable[[], None] | None = None,
@@ -40,12 +40,11 @@ def compute(
         chores: renews the lease meanwhile.
         key: of the value.
         function: computes it.
-        ttl: life of the value, seconds.
-        tags: names by which it can be invalidated.
+        ttl: life of the value, seconds; checked.
+        tags: names by which it can be invalidated; checked.
         look: False computes although there is a value.
         unstorable: called if the value cannot be stored; by default a RuntimeWarning is given.
     """
-    tags = _checked(key, ttl, tags)
     if look and flows.local is not None:
         copied = flows.copied(key)
         if copied is not MISSING:
@@ -83,13 +82,12 @@ async def compute_async(
     key: str,
     function: Callable[[], R | Awaitable[R]],
     ttl: float | None,
-    tags: Iterable[str],
+    tags: tuple[str, ...],
     *,
     look: bool = True,
     unstorable: Callable[[], None] | None = None,
 ) -> R:
     """Do as `compute`; what the function returns is awaited if need be."""
-    tags = _checked(key, ttl, tags)
     if look and flows.local is not None:
         copied = flows.copied(key)
         if copied is not MISSING:
@@ -122,8 +120,8 @@ async def compute_async(
     return value
 
 
-def _checked(key: str, ttl: float | None, tags: Iterable[str]) -> tuple[str, ...]:
-    """Refuse bad arguments before the function is called."""
+def checked(key: str, ttl: float | None, tags: Iterable[str]) -> tuple[str, ...]:
+    """Refuse bad arguments before the function is called; return the tags."""
     stored_name(key)
     ttl_ms("ttl", ttl)
     kept = tags if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable) else tuple(tags)

@@ -18,7 +18,7 @@ from agentperf_redis.cache import commands, wire
 from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding, log
 from agentperf_redis.cache.commands import Await, Failed, Found, Hit, NoSettings, PutOutcome
 from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
-from agentperf_redis.cache.local import LONGEST_LIFE_S, LocalCopies, Ticket
+from agentperf_redis.cache.local import LONGEST_LIFE_S, Copy, LocalCopies, Ticket
 from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, Settings, Tier, TierStats, ttl_ms
 from agentperf_redis.cache.outbox import NO_REPORT
 from agentperf_redis.cache.turns import Turn
@@ -84,8 +84,7 @@ class CacheFlows:
         self.codec = codec
         self.strict = strict
         self.local = local
-        self._gen_bytes: bytes | None = None
-        self._gen = wire.NOTHING_INVALIDATED
+        self._known_gen: tuple[bytes | None, wire.Generation] = (None, wire.NOTHING_INVALIDATED)
 
     # reading
 
@@ -99,9 +98,13 @@ class CacheFlows:
         copy = None if self.local is None else self.local.find(key)
         if copy is None:
             return MISSING
+        return copy.value if copy.frozen else self.unpacked(copy)
+
+    def unpacked(self, copy: Copy) -> Any:
+        """Return a value of one's own, made from the bytes of a local copy; MISSING if they are of no known class."""
         try:
-            return copy.value if copy.frozen else self.codec.decode(copy.data)
-        except Undecodable:  # copied by an object of this cache that knows other classes
+            return self.codec.decode(copy.data)
+        except Undecodable:  # copied by an object of this cache that has another registry
             return MISSING
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> Flow[dict[str, Any]]:
@@ -164,11 +167,18 @@ class CacheFlows:
             found = yield from self._read_strictly(name)
             value, _ = yield from self._value(name, found, counted=False)  # the script has counted
             return value
-        yield from self._prepare_local()
-        ticket = self._ticket(name)
-        entry, gen = yield from commands.read(self.binding.keys, name)
-        value, stored = yield from self._value(name, (entry, gen), counted=True)
-        self._fill_local(key, name, stored, value, ticket)
+        ticket = None
+        if self.local is not None:
+            yield from self._prepare_local()
+            ticket = self.local.ticket(name)
+        entry, gen = yield commands.read(self.binding.keys, name)
+        # as `_value`, of which it is a copy without one more generator: this is the path of every hit
+        stored, doubtful = self._opened(name, entry, gen, counted=True)
+        if stored is not None and doubtful:
+            stored = yield from self._untouched_by_tags(stored)
+        value = self._served(name, stored)
+        if ticket is not None:
+            self._fill_local(key, name, stored, value, ticket)
         if self.binding.outbox.is_full:
             yield from flush(self.binding)
         return value
@@ -212,48 +222,55 @@ class CacheFlows:
             found: the entry and the generation.
             counted: note a read, or a miss.
         """
-        outbox = self.binding.outbox
-        value, stored = MISSING, None
-        try:
-            stored = yield from self._alive(found)
-            if stored is not None:
-                value = self.codec.decode(stored.data)
-        except Undecodable as error:
-            self.binding.complain("cache %s: entry %s counts as missing: %s", self.binding.name, shown(name), error)
-            if counted:
-                outbox.missed(corrupt=True)
-            return MISSING, None
-        if counted:
-            if stored is None:
-                outbox.missed()
-            else:
-                outbox.read(name, stored.cost_ms)
-        return value, stored
+        stored, doubtful = self._opened(name, *found, counted=counted)
+        if stored is not None and doubtful:
+            stored = yield from self._untouched_by_tags(stored)
+        return self._served(name, stored, counted=counted), stored
 
-    def _alive(self, found: Found) -> Flow[wire.Stored | None]:
-        """Return an entry, unless it is none, was cleared, or was invalidated by one of its tags."""
-        entry, gen = found
+    def _opened(
+        self, name: str, entry: bytes | None, gen: bytes | None, *, counted: bool
+    ) -> tuple[wire.Stored | None, bool]:
+        """Return an entry unless it was cleared or is none of ours, and whether its tags have to be looked at."""
         if entry is None:
-            return None
-        stored = wire.parse(entry)
-        generation = self._generation(gen)
-        if stored.version <= generation.floor:
-            return None
-        if stored.tags and stored.version <= generation.tagged:
-            if stored.version <= generation.tag_floor:
-                return None
-            newest = yield from commands.tag_marks(self.binding.keys, stored.tags)
-            if stored.version <= newest:
-                return None
-        return stored
+            return None, False
+        try:
+            stored = wire.parse(entry)
+            known = self._known_gen  # parsed once, since it seldom changes; replaced whole, for other threads' sake
+            if gen != known[0]:
+                known = gen, wire.NOTHING_INVALIDATED if gen is None else wire.parse_generation(gen)
+                self._known_gen = known
+        except Undecodable as error:
+            self._complain_of(name, error, counted=counted)
+            return None, False
+        version, generation = stored.version, known[1]
+        if version <= generation.floor or (stored.tags and version <= generation.tag_floor):
+            return None, False
+        return stored, bool(stored.tags) and version <= generation.tagged
 
-    def _generation(self, gen: bytes | None) -> wire.Generation:
-        if gen is None:
-            return wire.NOTHING_INVALIDATED
-        if gen != self._gen_bytes:  # parsed once, since it seldom changes
-            self._gen = wire.parse_generation(gen)
-            self._gen_bytes = gen
-        return self._gen
+    def _untouched_by_tags(self, stored: wire.Stored) -> Flow[wire.Stored | None]:
+        """Return an entry older than the last invalidation of any tag, unless that was one of its own."""
+        newest = yield from commands.tag_marks(self.binding.keys, stored.tags)
+        return stored if stored.version > newest else None
+
+    def _served(self, name: str, stored: wire.Stored | None, *, counted: bool = True) -> Any:
+        """Return the value of what is stored, or MISSING, and note the read or the miss."""
+        if stored is not None:
+            try:
+                value = self.codec.decode(stored.data)
+            except Undecodable as error:
+                self._complain_of(name, error, counted=counted)
+            else:
+                if counted:
+                    self.binding.outbox.read(name, stored.cost_ms)
+                return value
+        if counted:
+            self.binding.outbox.missed()
+        return MISSING
+
+    def _complain_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
+        self.binding.complain("cache %s: entry %s counts as missing: %s", self.binding.name, shown(name), error)
+        if counted:
+            self.binding.outbox.found_corrupt()
 
     # writing
 
@@ -582,7 +599,15 @@ class CacheFlows:
     ) -> Flow[None]:
         cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
         life, names = ttl_ms("ttl", ttl), stored_tags(tags)
-        outcome = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
+        try:
+            outcome = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
+        except BackendUnavailable:
+            raise
+        except AgentPerfError:  # the server is there, but full or spoilt: nobody should wait for the lease to end
+            yield from self._release(turn, None)
+            raise
+        if outcome is PutOutcome.LATE:
+            yield from self._release(turn, None)
         if outcome is PutOutcome.TOO_LARGE:
             self.binding.complain("cache %s: %s is larger than the cache", self.binding.name, shown(turn.key))
 

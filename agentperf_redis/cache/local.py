@@ -16,8 +16,8 @@ that have it, and removes the first that has none.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, TypeAlias
 
 from agentperf_redis.cache.wire import Stored
@@ -122,7 +122,7 @@ class LocalCopies:
             return None
         if copy is None:
             return None
-        now = time.monotonic()
+        now = monotonic()
         if now > self._trusted_until:
             self._trusted_until = self._proven_at() + TRUSTED_FOR_S
             if now > self._trusted_until:
@@ -148,7 +148,7 @@ class LocalCopies:
         life_s = min(life_s, LONGEST_LIFE_S)
         if life_s <= 0:
             return
-        copy = Copy(key, name, stored, value, time.monotonic() + life_s)
+        copy = Copy(key, name, stored, value, monotonic() + life_s)
         if self.most_bytes is not None and copy.size_bytes > self.most_bytes:
             return
         with self._lock:

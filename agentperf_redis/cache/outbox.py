@@ -90,11 +90,15 @@ class Outbox:
         if not self._announced:
             self._announce()
 
-    def missed(self, *, corrupt: bool = False) -> None:
-        """Note a read that found nothing, or something that is no value."""
+    def found_corrupt(self) -> None:
+        """Note that a read met something that is no value; it is a miss as well, and noted as such."""
+        with self._lock:
+            self._corrupt += 1
+
+    def missed(self) -> None:
+        """Note a read that was not served."""
         with self._lock:
             self._misses += 1
-            self._corrupt += corrupt
         if not self._announced:
             self._announce()
 

@@ -31,6 +31,8 @@ local keys, counts = {}, {}
 for i = REST, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
 I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
 if I.writer then
+  I.reap(16)
+  if I.heaps > 0 then I.empty_trash(16) end
   I.balance()
   I.bury()
   I.save()

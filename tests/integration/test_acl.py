@@ -158,7 +158,9 @@ def test_every_command_that_a_script_calls_is_granted_and_nothing_is_that_nobody
     sent = set()
     for path in (ROOT / "agentperf_redis").rglob("*.py"):
         if not {"cli", "demo"} & set(path.relative_to(ROOT).parts) and path.name != "embedded.py":
-            sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', path.read_text()))
+            text = path.read_text()
+            sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', text))
+            sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # the bus
     granted = {rule[1:].upper().partition("|")[0] for rule in readme_rules() if rule.startswith("+")}
     handshake = {"SELECT"}  # AUTH and HELLO everybody may
     assert granted == (called | sent | handshake | {"ECHO"}) - {"HELLO", "SENTINEL"}

@@ -328,38 +328,6 @@ def test_closing_lets_services_finish_first(
     assert raw.get(f"{namespace}:counter") == "7"
 
 
-@pytest.mark.every_server
-def test_the_bus_brings_messages_and_tells_of_gaps(backend: Backend, raw: Raw, namespace: str) -> None:
-    channel = f"{namespace}:{{cache:x}}:bus"
-    messages: list[bytes] = []
-    gaps: list[float] = []
-    subscription = backend.bus.subscribe(channel, messages.append, lambda: gaps.append(time.monotonic()))
-    wait_until(lambda: gaps, "the subscription")
-    backend.run(Command("SPUBLISH", (channel,), ("one",), int))
-    wait_until(lambda: messages == [b"one"], "the message")
-    asked = time.monotonic()
-    wait_until(lambda: backend.bus.confirmed_at(channel) > asked, "an answered ping")
-    subscription.close()
-    backend.run(Command("SPUBLISH", (channel,), ("two",), int))
-    again: list[bytes] = []
-    more = backend.bus.subscribe(channel, again.append, lambda: None)
-    wait_until(lambda: backend.run(Command("SPUBLISH", (channel,), ("three",), int)) and again, "the second one")
-    assert messages == [b"one"]
-    more.close()
-
-
-def test_the_bus_comes_back_after_a_cut(proxy: Proxy, connect: Callable[..., Backend], namespace: str) -> None:
-    backend = connect(proxy.url)
-    channel = f"{namespace}:{{cache:x}}:bus"
-    messages: list[bytes] = []
-    gaps: list[int] = []
-    backend.bus.subscribe(channel, messages.append, lambda: gaps.append(1))
-    wait_until(lambda: gaps, "the subscription")
-    proxy.cut()
-    wait_until(lambda: len(gaps) >= 3, "the loss and the return")
-    wait_until(lambda: backend.run(Command("SPUBLISH", (channel,), ("m",), int)) and messages, "a message")
-
-
 def test_a_flow_sees_the_errors_of_its_commands(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     raw.rpush(f"{namespace}:list", "x")
 

@@ -93,6 +93,21 @@ def test_a_new_event_loop_notices_an_empty_server(
     assert seen == ["noticed"]
 
 
+def test_a_process_that_only_listens_notices_an_empty_server(
+    own_server: Server, connect: Callable[..., Backend], namespace: str
+) -> None:
+    backend = connect(own_server.url)
+    seen: list[str] = []
+    told: list[str] = []
+    backend.on_new_epoch(lambda: seen.append("noticed"))
+    backend.run(add(namespace))
+    backend.bus.subscribe(f"{namespace}:{{cache:x}}:bus", lambda _: None, lambda: told.append("gap"))
+    wait_until(lambda: told, "the subscription")
+    own_server.kill()
+    own_server.restart()
+    wait_until(lambda: seen == ["noticed"], "the notice")
+
+
 def test_an_error_on_the_way_reaches_the_flow_itself(
     proxy: Proxy, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:

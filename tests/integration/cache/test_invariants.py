@@ -62,13 +62,14 @@ return reply
 def check_after_every_script(without: str) -> None:
     """In a worker process: have every script of a cache checked. What is `without` is cut from them."""
     scripts: Any = script.Script
-    plain = scripts.source.fget
+    plain, texts = scripts.source.fget, dict[str, str]()
 
     def source(self: script.Script) -> str:
-        text: str = plain(self)
-        if not self.name.startswith("cache/"):
-            return text
-        return AFTERWARDS % (text.replace(without, "") if without else text)
+        if self.name not in texts:
+            text: str = plain(self)
+            checked = AFTERWARDS % (text.replace(without, "") if without else text)
+            texts[self.name] = checked if self.name.startswith("cache/") else text
+        return texts[self.name]
 
     scripts.source = property(source)
 

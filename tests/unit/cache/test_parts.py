@@ -136,7 +136,8 @@ def test_reads_are_reported_once_oldest_first() -> None:
     for name in ("a", "b", "a"):
         box.read(name, 10)
     box.missed()
-    box.missed(corrupt=True)
+    box.found_corrupt()
+    box.missed()
 
     report = box.take()
 

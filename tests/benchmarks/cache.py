@@ -1,0 +1,373 @@
+"""Caches: hits, local and in Redis, decorated and not; puts at any size; many at once; a stampede; memory.
+
+Peers that are installed (cachetools, theine, cashews, dogpile.cache) are measured beside; a goal that speaks of one that is
+not installed is left open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import statistics
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache, cached
+from agentperf_redis.cache import commands as cache_commands
+from agentperf_redis.cache.model import Policy
+from agentperf_redis.cache.outbox import NO_REPORT
+from agentperf_redis.command import Batch
+from agentperf_redis.script import Script
+from tests.benchmarks.measure import Bench, Row, Work, micros
+from tests.workers import Workers
+
+LOCAL_GOAL, LOCAL_CALL_GOAL = 1 / 25, 1 / 5
+HIT_GOAL, CALL_GOAL, TASKS_GOAL = 1.25, 1 / 1.5, 1 / 2.5
+SIZE_GOAL = 1.3
+PUT_GOAL = {Policy.LRU: 16.0, Policy.TINYLFU: 20.0}
+"""Times a bare script, on Valkey."""
+LAST_WAITER_GOAL_S = 0.05
+MEMORY_GOAL_BYTES = 1.3 * 1360
+"""Bytes per entry of 1 KB, on Valkey."""
+PROCESSES, TASKS, WORK_S = 8, 50, 0.2
+VALUE = "x" * 100
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """All of the caches."""
+    backend = Backend(bench.url)
+    yield from local_hits(bench, backend)
+    yield from hits(bench, backend)
+    yield many_tasks(bench)
+    yield from puts(bench, backend)
+    yield stampede(bench)
+    yield memory(bench, backend)
+    backend.close()
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def peer(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def repeated(call: Callable[[], Any]) -> Work:
+    def work(times: int) -> None:
+        for _ in range(times):
+            call()
+
+    return work
+
+
+def copied(cache: LRUCache, key: str) -> None:
+    """Have a local copy that answers: the bus needs a moment to prove itself."""
+    local = cache._binding.local
+    assert local is not None
+    end = time.monotonic() + 10
+    while cache.get(key) is None or local.find(key) is None:
+        assert time.monotonic() < end, "no local copy"
+
+
+class Textbook:
+    """An LRU with a lock and expiry within the process, as one writes it by hand."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.entries: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+
+    def put(self, key: str, value: Any) -> None:
+        with self.lock:
+            self.entries[key] = (time.monotonic() + 60, value)
+
+    def get(self, key: str) -> Any:
+        with self.lock:
+            until, value = self.entries[key]
+            if time.monotonic() > until:
+                del self.entries[key]
+                return None
+            self.entries.move_to_end(key)
+            return value
+
+
+def local_hits(bench: Bench, backend: Backend) -> Iterator[Row]:
+    cache = LRUCache(1000, name="local", local_size=1000, backend=backend)
+    cache.put("k", VALUE)
+    copied(cache, "k")
+    ours, times = repeated(lambda: cache.get("k")), 20_000
+
+    def row(work: Work, reference: str, goal: float | None, name: str = "get, local copy") -> Row:
+        pair = bench.pair(mine, work, times)
+        met = None if goal is None else pair.ratio <= goal
+        shown = "" if goal is None else f"<= {goal:.2g} x"
+        return Row(name, micros(pair.ours_s), f"{reference} {micros(pair.reference_s)}", pair.ratio, shown, met)
+
+    mine = ours
+    textbook = Textbook()
+    textbook.put("k", VALUE)
+    yield row(repeated(lambda: textbook.get("k")), "OrderedDict and lock", None)
+    if installed("cachetools"):
+        ttl: Any = peer("cachetools").TTLCache(1000, 60)
+        ttl["k"] = VALUE
+        lock = threading.Lock()
+
+        def locked() -> Any:
+            with lock:
+                return ttl.get("k")
+
+        yield row(repeated(locked), "cachetools TTLCache and lock", None)
+    if installed("theine"):
+        theirs = peer("theine").Cache(1000)
+        theirs.set("k", VALUE)
+        yield row(repeated(lambda: theirs.get("k")), "theine", 1.0)
+
+    @cache.cached()
+    def function(x: str) -> str:
+        return x
+
+    function("a")
+    copied(cache, function.key("a"))
+    if not installed("cashews"):
+        mine = repeated(lambda: function("a"))
+        yield row(repeated(lambda: textbook.get("k")), "OrderedDict and lock", None, "decorated call, local copy")
+        return
+    store = peer("cashews").Cache()
+    store.setup("mem://")
+
+    async def plain(x: str) -> str:
+        return x
+
+    their_call = store(ttl="60s")(plain)
+    runner = asyncio.Runner()
+
+    async def gets(times: int) -> None:
+        for _ in range(times):
+            await store.get("k")
+
+    async def calls(times: int) -> None:
+        for _ in range(times):
+            await their_call("a")
+
+    runner.run(store.set("k", VALUE, expire=60))
+    times = 2000
+    yield row(lambda count: runner.run(gets(count)), "cashews mem", LOCAL_GOAL)
+    mine = repeated(lambda: function("a"))
+    name = "decorated call, local copy"
+    yield row(lambda count: runner.run(calls(count)), "cashews mem", LOCAL_CALL_GOAL, name)
+    runner.run(store.close())
+    runner.close()
+
+
+def hits(bench: Bench, backend: Backend) -> Iterator[Row]:
+    client = bench.client()
+    client.set("bench:k", VALUE)
+    raw = repeated(lambda: client.get("bench:k"))
+    times = 2000 if bench.full else 500
+    for name, cache in (
+        ("LRUCache", LRUCache(1000, name="hits", backend=backend)),
+        ("TieredCache", TieredCache(name="hits", backend=backend)),
+    ):
+        cache.put("k", VALUE)
+        pair = bench.pair(repeated(lambda cache=cache: cache.get("k")), raw, times)  # type: ignore[misc]
+        reference = f"raw GET {micros(pair.reference_s)}"
+        met = pair.ratio <= HIT_GOAL
+        yield Row(f"get, hit in Redis, {name}", micros(pair.ours_s), reference, pair.ratio, f"<= {HIT_GOAL} x", met)
+
+    @cached(LRUCache(1000, name="hits", backend=backend))
+    def function(x: str) -> str:
+        return x
+
+    function("a")
+    name, mine = "decorated call, hit in Redis", repeated(lambda: function("a"))
+    if installed("dogpile"):
+        region = peer("dogpile.cache").make_region().configure("dogpile.cache.redis", arguments={"url": bench.url})
+        theirs: Any = region.cache_on_arguments()(lambda x: x)
+        theirs("a")
+        pair = bench.pair(mine, repeated(lambda: theirs("a")), times)
+        reference = f"dogpile.cache {micros(pair.reference_s)}"
+        goal = f"<= {CALL_GOAL:.2g} x"
+        yield Row(name, micros(pair.ours_s), reference, pair.ratio, goal, pair.ratio <= CALL_GOAL)
+    else:
+        pair = bench.pair(mine, raw, times)
+        yield Row(name, micros(pair.ours_s), f"raw GET {micros(pair.reference_s)}", pair.ratio, "", None)
+    client.close()
+
+
+def many_tasks(bench: Bench) -> Row:
+    backend, tasks = Backend(bench.url), 100
+    rounds = 20 if bench.full else 5
+    cache = LRUCache(1000, name="tasks", backend=backend)
+
+    async def scene() -> tuple[list[float], list[float]]:
+        client = redis.asyncio.Redis.from_url(bench.url, max_connections=200)
+        await client.set("bench:k", VALUE)
+        await cache.aio.put("k", VALUE)
+
+        async def each(work: Callable[[], Any]) -> None:
+            for _ in range(rounds):
+                await work()
+
+        async def all_of_them(work: Callable[[], Any]) -> float:
+            begun = time.perf_counter()
+            await asyncio.gather(*(each(work) for _ in range(tasks)))
+            return (time.perf_counter() - begun) / tasks / rounds
+
+        ours, theirs = [], []
+        for _ in range(bench.rounds + 1):
+            ours.append(await all_of_them(lambda: cache.aio.get("k")))
+            theirs.append(await all_of_them(lambda: client.get("bench:k")))
+        await client.aclose()
+        await backend.aclose()
+        return ours[1:], theirs[1:]
+
+    ours, theirs = asyncio.run(scene())
+    ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+    reference = f"redis.asyncio GET {micros(statistics.median(theirs))}"
+    mine = micros(statistics.median(ours))
+    return Row(
+        f"get, hit in Redis, {tasks} tasks", mine, reference, ratio, f"<= {TASKS_GOAL:.2g} x", ratio <= TASKS_GOAL
+    )
+
+
+def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any]:
+    binding = cache._binding
+    data = cache._flows.codec.encode(VALUE)
+    return Batch(
+        tuple(
+            cache_commands.put(
+                *(binding.keys, next(names), b"request 0  " + data, "request"),
+                until_ms=10**14,
+                seen=0,
+                again=False,
+                ttl_ms=-1,
+                tier=None,
+                token="",
+                origin="bench",
+                writer="bench",
+                report=NO_REPORT,
+                tags=(),
+            )
+            for _ in range(count)
+        )
+    )
+
+
+def server_us(client: Any, script: Script, work: Callable[[], object]) -> float:
+    """Microseconds per call that the server itself counts for EVALSHA while the work runs."""
+    client.config_resetstat()
+    work()
+    stats = client.info("commandstats")["cmdstat_evalsha"]
+    return float(stats["usec"]) / float(stats["calls"])
+
+
+def puts(bench: Bench, backend: Backend) -> Iterator[Row]:
+    """Server time of a put that evicts one entry, in caches of three sizes."""
+    client: Any = bench.client()
+    sizes = (1000, 10_000, 100_000) if bench.full else (1000, 5000, 20_000)
+    calls = 3000 if bench.full else 1000
+    bare_sha = client.script_load("return 1")
+
+    def bare() -> None:
+        for _ in range(calls // 100):
+            pipe = client.pipeline(transaction=False)
+            for _ in range(100):
+                pipe.execute_command("EVALSHA", bare_sha, 14, *["{b}"] * 14, *["x"] * 16)
+            pipe.execute()
+
+    for policy in Policy:
+        caches = {size: LRUCache(size, name=f"{policy.value}{size}", policy=policy, backend=backend) for size in sizes}
+        names = {size: (f"key{number}" for number in range(10**9)) for size in sizes}
+        for size, cache in caches.items():
+            cache.put("first", 1)
+            for _ in range(size // 500):
+                backend.run(put_commands(cache, names[size], 500))
+        script = Script("cache/put")
+        took: dict[int, list[float]] = {size: [] for size in sizes}
+        bares = []
+        for _ in range(bench.rounds):
+            bares.append(server_us(client, script, bare))
+            for size, cache in caches.items():
+                batches = [put_commands(cache, names[size], 100) for _ in range(calls // 100)]
+                took[size].append(server_us(client, script, lambda batches=batches: [backend.run(b) for b in batches]))  # type: ignore[misc]
+        bare_us = statistics.median(bares)
+        smallest = statistics.median(took[sizes[0]])
+        for size in sizes:
+            mine = statistics.median(took[size])
+            if size == sizes[0]:
+                goal, limit = PUT_GOAL[policy], f"<= {PUT_GOAL[policy]:g} x"
+                reference, ratio = f"a bare script, server time {bare_us:.3g} us", mine / bare_us
+            else:
+                goal, limit = SIZE_GOAL, f"<= {SIZE_GOAL} x"
+                reference, ratio = f"the same at {sizes[0]:,}: {smallest:.3g} us", mine / smallest
+            work = f"put + 1 eviction, server time, {policy.value}, {size:,}"
+            yield Row(work, f"{mine:.3g} us", reference, ratio, limit, ratio <= goal)
+        for cache in caches.values():
+            cache.clear()
+            cache.sweep()
+    client.close()
+
+
+def crowd(url: str) -> tuple[int, float, float]:
+    """A worker process: fifty tasks ask for one key. Returns calls made, end of the computation (0 elsewhere), last served."""
+    cache = LRUCache(name="stampede", backend=Backend(url))
+    calls, ended = [], [0.0]
+
+    async def work() -> int:
+        calls.append(1)
+        await asyncio.sleep(WORK_S)
+        ended[0] = time.monotonic()
+        return os.getpid()
+
+    async def all_of_them() -> float:
+        await asyncio.gather(*(cache.aio.get_or_compute("k", work) for _ in range(TASKS)))
+        return time.monotonic()
+
+    served = asyncio.run(all_of_them())
+    return len(calls), ended[0], served
+
+
+def stampede(bench: Bench) -> Row:
+    workers = Workers()
+    try:
+        results = workers.run(crowd, [(bench.url,)] * PROCESSES)
+    finally:
+        workers.close()
+    calls = sum(made for made, _, _ in results)
+    late = max(served for _, _, served in results) - max(ended for _, ended, _ in results)
+    return Row(
+        f"stampede, {PROCESSES} processes x {TASKS} tasks: last waiter served",
+        f"{late * 1e3:.3g} ms",
+        f"after the one call's end ({calls} made)",
+        None,
+        f"<= {LAST_WAITER_GOAL_S * 1e3:g} ms",
+        calls == 1 and late <= LAST_WAITER_GOAL_S,
+    )
+
+
+def memory(bench: Bench, backend: Backend) -> Row:
+    client: Any = bench.client()
+    count = 20_000 if bench.full else 5000
+    cache = LRUCache(count, name="memory", backend=backend)
+    cache.put("first", 1)
+    before = client.info("memory")["used_memory"]
+    cache.put_many({f"key{number:06d}": os.urandom(1024) for number in range(count)})
+    each = (client.info("memory")["used_memory"] - before) / count
+    client.close()
+    goal = f"<= {MEMORY_GOAL_BYTES:.0f} B"
+    return Row(
+        "memory of an entry of 1 KB",
+        f"{each:.0f} B",
+        "its value: 1,024 B",
+        each / 1024,
+        goal,
+        each <= MEMORY_GOAL_BYTES,
+    )

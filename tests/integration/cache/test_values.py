@@ -1,0 +1,142 @@
+"""What goes in comes out, equal and of the same type, by every way; and what was planted does nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any, ClassVar
+from uuid import UUID
+
+import numpy as np
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.codec import Codec, Registry
+from agentperf_redis.errors import AgentPerfError, CorruptState
+from tests.conftest import Call
+from tests.integration.cache.test_coherence import copied
+from tests.servers import Raw, Server
+
+REGISTRY = Registry()
+
+
+@REGISTRY.add
+class Colour(Enum):
+    RED = "red"
+
+
+@REGISTRY.add
+@dataclass
+class Finding:
+    line: int
+    words: list[str]
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    2**63,
+    -(2**70),
+    1.5,
+    -0.0,
+    math.inf,
+    complex(1, -2),
+    "",
+    "text",
+    "\x00é\U0001f600",
+    b"\x00\xff",
+    bytearray(b"x"),
+    [],
+    [1, [2, (3,)]],
+    (),
+    (1, [2]),
+    {},
+    {"a": {1: (2,)}, (1, 2): {3}},
+    {1, "a"},
+    frozenset({1}),
+    datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
+    datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=-5, minutes=-30))),
+    datetime(2026, 1, 2),  # noqa: DTZ001  naive ones stay naive
+    date(2026, 1, 2),
+    time(1, 2, 3),
+    timedelta(days=-1, microseconds=1),
+    Decimal("1.10"),
+    UUID(int=5),
+    Colour.RED,
+    Finding(3, ["long"]),
+    "x" * 20_000,
+    np.arange(6, dtype="int32").reshape(2, 3),
+    np.float64(0.1),
+]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return type(one) is type(other) and one.dtype == other.dtype and bool(np.array_equal(one, other))
+    return type(one) is type(other) and repr(one) == repr(other) and bool(one == other)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__} {str(value)[:20]}")
+def test_a_value_is_the_same_on_miss_hit_and_local_copy(call: Call, backend: Backend, value: Any) -> None:
+    cache = LRUCache(backend=backend, local_size=10, codec=Codec(registry=REGISTRY))
+    calls: list[int] = []
+
+    def compute() -> Any:
+        calls.append(1)
+        return value
+
+    assert same(call(cache, "get_or_compute", "k", compute), value)
+    assert same(call(cache, "get", "k", fresh=True), value)
+    if value is not None:
+        copied(cache, "k")
+    assert same(call(cache, "get", "k"), value)
+    assert same(call(cache, "get_or_compute", "k", compute), value)
+    assert calls == [1]
+
+
+class Planted:
+    """An object whose unpickling would be seen."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.seen.append, (1,)
+
+
+def test_bytes_planted_under_every_key_run_nothing(call: Call, backend: Backend, raw: Raw, server: Server) -> None:
+    """Whatever stands in any key: reads are misses or say which key is corrupt, and calls of functions go on."""
+    import pickle
+
+    planted = pickle.dumps(Planted())
+    plain = TieredCache(name="pattern", backend=backend, local_size=10)
+    call(plain, "put", "k", 1, tags=["t"])
+    call(plain, "invalidate_tags", "u")
+    names = [key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{backend.namespace}:{{tiered:pattern}}:*")]
+    assert {"meta", "size", "exp", "gen", "tags", "e:k"} <= set(names)
+
+    for number, part in enumerate([*names, "l:k", "ghost", "new", "resent", "trash"]):
+        cache = TieredCache(name=f"c{number}", backend=backend)
+        call(cache, "put", "k", 1, tags=["t"])
+        call(cache, "invalidate_tags", "u")
+        where = f"{backend.namespace}:{{tiered:c{number}}}:{part}"
+        for payload in (planted, b"", b"\xff" * 50, b"0 0 0 0 0 0", b"1 0 r 0  z\x00"):
+            raw.delete(where)
+            raw.set(where, payload)
+            for method, args in (("get", ("k",)), ("put", ("k2", 2)), ("delete", ("k2",)), ("entry", ("k",))):
+                try:
+                    got = call(cache, method, *args)
+                except CorruptState as corrupt:
+                    assert corrupt.key.startswith(f"{backend.namespace}:{{tiered:c{number}}}:"), part  # noqa: PT017
+                except AgentPerfError as error:
+                    pytest.fail(f"{part}, {method}: {error!r}")
+                else:
+                    assert got in (None, 1, True, False) or method == "entry"
+            assert call(cache, "get_or_compute", "k3", lambda: "computed") == "computed"
+    assert Planted.seen == []
