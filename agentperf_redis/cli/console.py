@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.table import Table
 
 from agentperf_redis.address import URL_VARIABLES, Kind, parse_url, resolve_url
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
@@ -35,6 +36,7 @@ class Exit(IntEnum):
     FAILURE = 1
     USAGE = 2
     UNREACHABLE = 3
+    NOT_FOUND = 4
 
 
 # What is printed is mostly other people's: a name with brackets or colons in it is neither markup nor an emoji.
@@ -85,6 +87,16 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
 def counted(number: int, noun: str) -> str:
     """Return ``1 task`` or ``2 tasks``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def new_table(title: str, left: list[str], right: list[str]) -> Table:
+    """Make a table without lines: columns of text, then columns of numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
 
 
 def print_json(kind: str, data: Mapping[str, Any]) -> None:

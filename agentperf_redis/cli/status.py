@@ -8,7 +8,7 @@ from rich.table import Table
 
 from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.cache.model import CacheStats
-from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
+from agentperf_redis.cli.console import Exit, Target, counted, new_table, out, print_json
 from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
 
 _MIB = 2**20
@@ -29,7 +29,7 @@ def status(target: Target, *, as_json: bool) -> Exit:
                 "server": address,
                 "namespace": namespace,
                 "summary": _plain_summary(summary),
-                "agents": [_plain_agent(each) for each in agents],
+                "agents": [plain_agent(each) for each in agents],
                 "caches": [_plain_cache(each) for each in caches],
                 "pools": {each.agent_type: each.render() for each in pools},
             },
@@ -52,7 +52,7 @@ def status(target: Target, *, as_json: bool) -> Exit:
 
 def agents_table(agents: list[PerformanceMetrics]) -> Table:
     """One line an agent; percentiles that are estimates are marked with the sign for about."""
-    table = _table("agents", ["agent"], ["tasks", "success", "avg s", "p50 s", "p95 s", "p99 s", "top error"])
+    table = new_table("agents", ["agent"], ["tasks", "success", "avg s", "p50 s", "p95 s", "p99 s", "top error"])
     for each in sorted(agents, key=lambda agent: -agent.task_count):
         about = "" if each.exact else "≈"
         errors = sorted(each.error_types.items(), key=lambda item: -item[1])
@@ -70,7 +70,7 @@ def agents_table(agents: list[PerformanceMetrics]) -> Table:
 
 def caches_table(caches: list[CacheStats]) -> Table:
     """One line a cache."""
-    table = _table(
+    table = new_table(
         "caches", ["cache"], ["entries", "limit", "MiB", "hits", "misses", "hit rate", "evicted", "seconds saved"]
     )
     for each in caches:
@@ -90,7 +90,7 @@ def caches_table(caches: list[CacheStats]) -> Table:
 
 def pools_table(pools: list[PoolStatus]) -> Table:
     """One line an instance."""
-    table = _table("pools", ["pool", "instance", "state"], ["load", "peak", "served", "failed", "ms"])
+    table = new_table("pools", ["pool", "instance", "state"], ["load", "peak", "served", "failed", "ms"])
     for pool in pools:
         for each in pool.instances:
             instance = each.instance
@@ -108,15 +108,6 @@ def pools_table(pools: list[PoolStatus]) -> Table:
     return table
 
 
-def _table(title: str, left: list[str], right: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
-    for column in left:
-        table.add_column(column)
-    for column in right:
-        table.add_column(column, justify="right")
-    return table
-
-
 def _plain_summary(summary: SystemSummary) -> dict[str, Any]:
     return {
         "uptime_s": summary.uptime,
@@ -128,7 +119,8 @@ def _plain_summary(summary: SystemSummary) -> dict[str, Any]:
     }
 
 
-def _plain_agent(agent: PerformanceMetrics) -> dict[str, Any]:
+def plain_agent(agent: PerformanceMetrics) -> dict[str, Any]:
+    """An agent as every --json output shows it."""
     return {
         "agent": agent.agent_name,
         "tasks": agent.task_count,

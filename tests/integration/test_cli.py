@@ -259,9 +259,10 @@ def test_a_namespace_of_a_newer_version_is_left_alone(agentperf: Run, server: Se
 def test_help_and_version(agentperf: Run) -> None:
     help_ = agentperf("--help")
     assert help_.returncode == OK
-    for command in ("demo", "up", "down", "status", "doctor", "version"):
+    commands = "demo up down status agents show errors slow rank compare spans doctor version"
+    for command in commands.split():
         assert command in help_.stdout
-    assert "3 server unreachable" in " ".join(help_.stdout.split())
+    assert "3 server unreachable, 4 not found" in " ".join(help_.stdout.split())
     (by_command, by_option) = agentperf("version"), agentperf("--version")
     try:
         expected = installed("agentperf-redis")
