@@ -23,7 +23,9 @@ from agentperf_redis.errors import (
     ScriptFailed,
 )
 from agentperf_redis.metrics.client import MetricsCollector
-from agentperf_redis.metrics.model import PerformanceMetrics
+from agentperf_redis.metrics.comparison import RankBy
+from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
+from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.service import AgentPerf
 
@@ -46,11 +48,15 @@ __all__ = [
     "NoCapacity",
     "Outcome",
     "PerformanceMetrics",
+    "RankBy",
+    "Retention",
     "SchemaMismatch",
     "ScriptFailed",
+    "SystemSummary",
     "TieredCache",
     "cached",
     "configure",
+    "memory_forecast",
     "storable",
     "track_performance",
 ]

@@ -40,12 +40,22 @@ def name(argument: str, value: object) -> str:
     """Check a name given by a user: of an agent, a cache, an instance, a tag."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARACTERS or not encodable(value):
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
-    if not value.isprintable():
-        for character in value:
-            code = ord(character)
-            if code < _FIRST_PRINTABLE or _DELETE <= code < _FIRST_HIGH_PRINTABLE:
-                raise InvalidArgument(argument, value, _NAME_ALLOWED)
+    if not value.isprintable() and any(map(_is_control, value)):
+        raise InvalidArgument(argument, value, _NAME_ALLOWED)
     return value
+
+
+def nearest_name(text: str) -> str:
+    """Return the text as `name` would take it, for names that nobody chose to be one, such as those of classes."""
+    if not text.isprintable() or not encodable(text):
+        plain = "".join("?" if _is_control(character) else character for character in text)
+        text = plain.encode(errors="replace").decode()
+    return text[:MAX_NAME_CHARACTERS] or "?"
+
+
+def _is_control(character: str) -> bool:
+    code = ord(character)
+    return code < _FIRST_PRINTABLE or _DELETE <= code < _FIRST_HIGH_PRINTABLE
 
 
 def names(argument: str, value: object) -> tuple[str, ...]:

@@ -223,6 +223,8 @@ def unconnected(error: RedisError | OSError, hint: str, *, tls: bool) -> Exchang
         tls: whether a TLS handshake was wanted.
     """
     text, late = _words(error), isinstance(error, (RedisTimeoutError, TimeoutError))
+    if tls and "No such file" in text:
+        return ExchangeFailed("a file that the URL names (ssl_ca_certs, ...) is not there", sent=False, final=True)
     if "certificate" in text.lower():
         return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
     if tls and ("ssl" in text.lower() or late):

@@ -75,7 +75,7 @@ class BackendUnavailable(AgentPerfError):
 
     def __str__(self) -> str:
         applied = "nothing was applied" if self.outcome == "not_applied" else "it may have been applied"
-        return f"no answer from {self.address}: {self.reason} ({applied})"
+        return f"{self.address}: {self.reason} ({applied})"
 
 
 class BackendFull(AgentPerfError):

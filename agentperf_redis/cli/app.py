@@ -14,6 +14,7 @@ from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.cli import balancer, cache, console
 from agentperf_redis.cli.console import Target
 from agentperf_redis.cli.options import Data, Json, Namespace, Timeout, Url, do
+from agentperf_redis.metrics.comparison import RankBy
 
 app = typer.Typer(
     name="agentperf",
@@ -27,6 +28,14 @@ app = typer.Typer(
 
 app.add_typer(balancer.app, name="lb")
 app.add_typer(cache.app, name="cache")
+
+Window = Annotated[
+    str | None,
+    typer.Option("--window", help="The last 30s, 5m, 1h, 3d, or seconds. Default: all time.", metavar="TIME"),
+]
+Limit = Annotated[int, typer.Option("--limit", help="Show so many.", min=1, max=1000)]
+Agent = Annotated[str, typer.Argument(help="The agent.", metavar="AGENT", show_default=False)]
+MaybeAgent = Annotated[str | None, typer.Argument(help="Only this agent. Default: all.", metavar="[AGENT]")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -100,6 +109,119 @@ def status(
     from agentperf_redis.cli.status import status as work
 
     do(lambda: work(Target(url, namespace, timeout), as_json=as_json))
+
+
+@app.command()
+def agents(
+    window: Window = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """List all agents: executions, success, durations, errors."""
+    from agentperf_redis.cli.metrics import agents as work
+
+    do(lambda: work(Target(url, namespace, timeout), window, as_json=as_json))
+
+
+@app.command()
+def show(
+    agent: Agent,
+    window: Window = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Show all about one agent. Exit 4 if nothing was ever recorded of it."""
+    from agentperf_redis.cli.metrics import show as work
+
+    do(lambda: work(Target(url, namespace, timeout), agent, window, as_json=as_json))
+
+
+@app.command()
+def errors(
+    agent: MaybeAgent = None,
+    window: Window = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """List what fails, of whom and how often."""
+    from agentperf_redis.cli.metrics import errors as work
+
+    do(lambda: work(Target(url, namespace, timeout), agent, window, as_json=as_json))
+
+
+@app.command()
+def slow(
+    agent: MaybeAgent = None,
+    limit: Limit = 20,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """List the slowest executions; the server keeps fifty an agent for 8 days. For windows: rank --by p95."""
+    from agentperf_redis.cli.metrics import slow as work
+
+    do(lambda: work(Target(url, namespace, timeout), agent, limit, as_json=as_json))
+
+
+@app.command()
+def rank(
+    by: Annotated[RankBy, typer.Option("--by", help="What to rank by.")] = RankBy.SCORE,
+    window: Window = None,
+    least_tasks: Annotated[
+        int, typer.Option("--least-tasks", help="Leave out agents with fewer executions.", min=0)
+    ] = 1,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Rank the agents: best first by score, the one to look at first by all else."""
+    from agentperf_redis.cli.metrics import rank as work
+
+    do(lambda: work(Target(url, namespace, timeout), by, window, least_tasks, as_json=as_json))
+
+
+@app.command()
+def compare(
+    agent: Agent,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to compare it with. Default: itself, in the time before --window.", metavar="[OTHER]"
+        ),
+    ] = None,
+    window: Window = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Compare an agent with another, or with itself in the time before the window."""
+    from agentperf_redis.cli.metrics import compare as work
+
+    do(lambda: work(Target(url, namespace, timeout), agent, other, window, as_json=as_json))
+
+
+@app.command()
+def spans(
+    agent: Agent,
+    window: Window = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Show where an agent's time goes, stage by stage."""
+    from agentperf_redis.cli.metrics import spans as work
+
+    do(lambda: work(Target(url, namespace, timeout), agent, window, as_json=as_json))
 
 
 @app.command()

@@ -29,7 +29,7 @@ def status(target: Target, *, as_json: bool) -> Exit:
                 "server": address,
                 "namespace": namespace,
                 "summary": _plain_summary(summary),
-                "agents": [_plain_agent(each) for each in agents],
+                "agents": [plain_agent(each) for each in agents],
                 "caches": [_plain_cache(each) for each in caches],
                 "pools": {each.agent_type: each.render() for each in pools},
             },
@@ -119,7 +119,8 @@ def _plain_summary(summary: SystemSummary) -> dict[str, Any]:
     }
 
 
-def _plain_agent(agent: PerformanceMetrics) -> dict[str, Any]:
+def plain_agent(agent: PerformanceMetrics) -> dict[str, Any]:
+    """An agent as every --json output shows it."""
     return {
         "agent": agent.agent_name,
         "tasks": agent.task_count,

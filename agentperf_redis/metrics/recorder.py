@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+import warnings
 import weakref
 from dataclasses import dataclass, field
 
@@ -27,6 +28,10 @@ from agentperf_redis.metrics.retention import Retention
 _log = logging.getLogger("agentperf_redis")
 
 FLUSH_EVERY_S = 1.0
+CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
+"""How long the last flush may go on without anything being counted; and where the one before it failed."""
+_LAST_COMMAND_SHARE = 0.8
+"""Of that, what a command may take: so that it is there to say why it failed."""
 _AS_LONG_AS_IT_TAKES_S = 3600.0
 
 
@@ -53,6 +58,9 @@ class Recorder:
         self._firm = retention is not None
         self.buffer = Buffer(on_first=self._wake)
         self._closed = False
+        self._said_closed = False
+        self._settled = 0
+        """Parcels confirmed, by which it is seen that the last flush gets on."""
         self._begin()
         backend.on_close(self.close)
         _recorders.add(self)
@@ -80,8 +88,19 @@ class Recorder:
         self._begin()
 
     def _wake(self) -> None:
-        if not self._closed and self._running():
+        if self._closed:
+            self._say_closed()
+        elif self._running():
             self._queue.put(None)
+
+    def _say_closed(self) -> None:
+        if not self._said_closed:
+            self._said_closed = True
+            warnings.warn(
+                f"{self.backend!r} is closed: what its MetricsCollector records from now on is not counted",
+                RuntimeWarning,
+                stacklevel=5,  # who recorded: this, _wake, Buffer.record, MetricsCollector.record_execution
+            )
 
     def _running(self) -> bool:
         """Whether the thread runs, after starting it if need be."""
@@ -128,7 +147,7 @@ class Recorder:
                     break
                 if item is not None:
                     asked.append(item)
-            error = self._deliver()
+            error = self._deliver(_LAST_COMMAND_SHARE * self._patience() if self._closed else None)
             waiting = not self.buffer.empty
             for request in asked:
                 request.error = error
@@ -136,9 +155,9 @@ class Recorder:
             if any(request.last for request in asked):
                 return
 
-    def _deliver(self) -> AgentPerfError | None:
+    def _deliver(self, deadline: float | None = None) -> AgentPerfError | None:
         try:
-            error = self.backend.run(self.delivery())
+            error = self.backend.run(self.delivery(), deadline)
         except AgentPerfError as met:
             error = met
         except Exception as met:  # noqa: BLE001  the thread must live on, and what waits is kept
@@ -191,6 +210,7 @@ class Recorder:
 
     def _settle(self, parcel: Parcel, flushed: Flushed, at: float) -> None:
         self.buffer.settled(parcel, flushed.other, flushed.outdated)
+        self._settled += 1
         self.buffer.synchronise(flushed.now, at)
 
     def _lightened(self, parcel: Parcel, error: AgentPerfError, sent: float) -> bool:
@@ -223,19 +243,38 @@ class Recorder:
         return ended, request.error
 
     def close(self) -> None:
-        """Flush a last time and end the thread. What is recorded later stays here."""
+        """Flush a last time and end the thread. What is recorded later stays here.
+
+        Waits for a server that counts, and not for one that does not answer: see `CLOSE_S`.
+        """
         if self._closed:
             return
         self._closed = True
+        patience = self._patience()
+        self.buffer.announce_next()  # so that who records after the end is told
         thread = self._thread
         if thread is not None and thread.is_alive():
-            last = _Request(last=True)
-            self._queue.put(last)
-            thread.join(2 * self.backend.deadline)
+            self._queue.put(_Request(last=True))
+            settled = -1
+            while thread.is_alive() and settled < (settled := self._settled):
+                thread.join(patience)
         elif not self.buffer.empty:
-            self._deliver()
+            self._deliver(_LAST_COMMAND_SHARE * patience)
         if not self.buffer.empty:
-            _log.warning("%d executions could not be counted before the end", self.delivery_state().pending)
+            self._say_lost(patience)
+
+    def _patience(self) -> float:
+        most = CLOSE_S if self._last_error is None else CLOSE_AFTER_FAILURE_S
+        return min(most, self.backend.deadline)
+
+    def _say_lost(self, patience: float) -> None:
+        pending = self.delivery_state().pending
+        what = "1 execution" if pending == 1 else f"{pending} executions" if pending else "some use of models or tools"
+        error = self._last_error
+        unknown = error is None or (isinstance(error, BackendUnavailable) and error.outcome == "unknown")
+        verb = "may not have been" if unknown else "was not" if pending <= 1 else "were not"
+        cause = error or f"{self.backend.address.masked} did not answer within {patience:g} s"
+        warnings.warn(f"{what} {verb} counted: {cause}", RuntimeWarning, stacklevel=2)
 
     def delivery_state(self) -> Delivery:
         """Return how this process's records fare."""

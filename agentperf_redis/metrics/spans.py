@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from agentperf_redis import arguments
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.metrics.cell import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
+
+_log = logging.getLogger("agentperf_redis")
 
 DEPTH_MOST = 16
 """Deeper spans count as part of the sixteenth."""
@@ -162,7 +165,10 @@ class Span:
             self.seconds = now - self._start
         if _current.get() is self:
             _current.set(self._outer)
-        self._finish(self, (error is None and self._failure) or outcome_of(error))
+        try:
+            self._finish(self, (error is None and self._failure) or outcome_of(error))
+        except Exception:  # noqa: BLE001  what the block returns or raises is worth more than its record
+            not_recorded(self.agent_name)
 
     def suspend(self) -> None:
         """Leave it for a while, as a generator does at each ``yield``: what its consumer does is not its work."""
@@ -205,7 +211,16 @@ def outcome_of(error: BaseException | None) -> str:
         return OK
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return CANCELLED
-    return f"{FAILED}:{type(error).__name__[: arguments.MAX_NAME_CHARACTERS]}"
+    return f"{FAILED}:{arguments.nearest_name(_class_name(type(error)))}"
+
+
+_class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
+"""The name a class was made with; asking for ``__name__`` might run a metaclass's code."""
+
+
+def not_recorded(agent_name: str) -> None:
+    """Log the exception at hand, which must not take the place of what the tracked code returns or raises."""
+    _log.exception("an execution of %r could not be recorded", agent_name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from agentperf_redis import arguments
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.client import MetricsCollector
+from agentperf_redis.metrics.spans import not_recorded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,7 +120,10 @@ class _Stream:
         self._span.__exit__(type(failure) if failure else None, failure, None)
         if self._items:
             between_s = self._made_s / (self._items - 1) if self._items > 1 else None
-            self._note(self._span.agent_name, self._items, self._first_s, between_s)
+            try:
+                self._note(self._span.agent_name, self._items, self._first_s, between_s)
+            except Exception:  # noqa: BLE001  as in Span.__exit__
+                not_recorded(self._span.agent_name)
 
 
 def _stream(

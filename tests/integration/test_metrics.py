@@ -252,7 +252,8 @@ def test_closing_flushes(server: Server, connect: Callable[..., Backend], raw: R
     collector.record_execution("research", 1.0, True)
     backend.close()
     assert total_of(raw, namespace, "research")["n"] == 1
-    collector.record_execution("research", 1.0, True)  # too late, and no harm
+    with pytest.warns(RuntimeWarning, match="is closed"):
+        collector.record_execution("research", 1.0, True)
     assert collector.delivery().pending == 1
 
 

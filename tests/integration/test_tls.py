@@ -100,3 +100,13 @@ def test_a_certificate_of_another_host_is_refused(tls_port: int, connect: Callab
 
 def test_checks_are_off_only_where_the_url_says_so(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
     assert run(connect(f"rediss://127.0.0.1:{tls_port}/0?ssl_cert_reqs=none"), ECHO) == b"hello"
+
+
+def test_a_missing_file_and_a_server_without_tls_are_told_apart(
+    server: Server, connect: Callable[..., Backend], run: Run
+) -> None:
+    plain = server.url.replace("redis://", "rediss://")
+    with pytest.raises(BackendUnavailable, match="ssl_ca_certs"):
+        run(connect(f"{plain}?ssl_ca_certs=/nowhere/ca.pem", deadline=0.5), ECHO)
+    with pytest.raises(BackendUnavailable):
+        run(connect(plain, deadline=0.5), ECHO)

@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator
 from typing import Any, assert_type
 
-from agentperf_redis import AgentInstance, AgentPerf, Lease, cached, track_performance
+from agentperf_redis import (
+    AgentInstance,
+    AgentPerf,
+    Lease,
+    MetricsCollector,
+    RankBy,
+    Retention,
+    SystemSummary,
+    cached,
+    memory_forecast,
+    track_performance,
+)
 from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.metrics.model import PerformanceMetrics
 
@@ -60,6 +71,11 @@ def blocking() -> None:
     assert_type(lb.status(), list[PoolStatus])
     assert_type(perf.metrics.get_all_metrics(window="5m"), dict[str, dict[str, Any]])
     assert_type(perf.metrics.get_or_create_metrics("planner"), PerformanceMetrics)
+    assert_type(perf.metrics.summary(window="5m"), SystemSummary)
+    assert_type(perf.metrics.rank(RankBy.P95)[0].metrics, PerformanceMetrics)
+    kept = Retention(slices_10s=60.0)
+    MetricsCollector(backend=perf.backend, retention=kept)
+    assert_type(memory_forecast(kept, agents=5, per_second=0.5).total, int)
     plan(5)  # type: ignore[arg-type]  # the decorated function keeps its parameters
     ask()  # type: ignore[call-arg]  # likewise
 

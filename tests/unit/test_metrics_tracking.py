@@ -76,6 +76,89 @@ def test_a_function_that_fails(notes: Notes, track: Callable[[Any], Any]) -> Non
     notes.once("err:KeyError")
 
 
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (type("Bad\nName\x85", (Exception,), {}), "err:Bad?Name?"),
+        (type("", (Exception,), {}), "err:?"),
+        (type("x" * 300, (Exception,), {}), "err:" + "x" * 200),
+        (type("Fehlgröße", (Exception,), {}), "err:Fehlgröße"),
+    ],
+    ids=["controls", "none", "long", "letters"],
+)
+def test_an_error_of_any_name_reaches_the_caller(
+    notes: Notes, track: Callable[[Any], Any], error: type[Exception], outcome: str
+) -> None:
+    @track
+    def work() -> None:
+        raise error
+
+    with pytest.raises(error) as caught:
+        work()
+    assert type(caught.value) is error
+    notes.once(outcome)
+
+
+def test_an_error_that_does_not_tell_its_name_reaches_the_caller(notes: Notes, track: Callable[[Any], Any]) -> None:
+    class Secretive(type):
+        @property
+        def __name__(cls) -> str:  # type: ignore[override]  # that is the point
+            raise ZeroDivisionError
+
+    class Odd(Exception, metaclass=Secretive):
+        pass
+
+    @track
+    def work() -> None:
+        raise Odd
+
+    found: type | None = None
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001  pytest.raises would ask for its name
+        found = type(error)
+    assert found is Odd
+    notes.once("err:Odd")
+
+
+class Unwilling(Notes):
+    """A collector that cannot record."""
+
+    def track(self, agent_name: str) -> Span:
+        def finish(span: Span, outcome: str) -> None:
+            raise InvalidArgument("outcome", outcome, "something else")
+
+        return Span(agent_name, None, finish)
+
+    def record_stream(self, *_: Any) -> None:
+        raise InvalidArgument("items", 1, "something else")
+
+
+def test_recording_that_fails_disturbs_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    unwilling: Any = Unwilling()
+    track = track_performance("agent", unwilling)
+
+    @track
+    def work() -> int:
+        return 1
+
+    @track
+    def fail() -> None:
+        raise KeyError("x")
+
+    @track
+    def stream() -> Generator[int, None, None]:
+        yield 1
+
+    assert work() == 1
+    with pytest.raises(KeyError):
+        fail()
+    assert list(stream()) == [1]
+    assert current_span() is None
+    assert caplog.text.count("could not be recorded") == 4
+    assert "'agent'" in caplog.text
+
+
 def test_a_function_interrupted_is_a_failure_with_its_name(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work() -> None:

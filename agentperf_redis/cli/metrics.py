@@ -1,0 +1,359 @@
+"""The commands about metrics: `agentperf agents`, `show`, `errors`, `slow`, `rank`, `compare`, `spans`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+from agentperf_redis.cli.console import Exit, Target, counted, err, new_table, out, print_json
+from agentperf_redis.cli.status import agents_table, plain_agent
+from agentperf_redis.metrics.client import MetricsCollector
+from agentperf_redis.metrics.comparison import RankBy
+from agentperf_redis.metrics.model import Execution, Interval, ModelUsage, PerformanceMetrics
+
+_NOTHING = "Nothing was recorded."
+
+
+def agents(target: Target, window: str | None, *, as_json: bool) -> Exit:
+    """Print one line an agent."""
+    with target.connect() as perf:
+        found = _active(perf.metrics.snapshots(window=_asked(window)).values())
+    if as_json:
+        print_json("agents", {"window": window, "agents": [plain_agent(each) for each in found]})
+    elif found:
+        out.print(agents_table(found))
+    else:
+        err.print(_NOTHING)
+    return Exit.OK
+
+
+def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Exit:
+    """Print all about one agent."""
+    with target.connect() as perf:
+        found = perf.metrics.get_or_create_metrics(agent, window=_asked(window))
+        if not _is_known(perf.metrics, agent):
+            return _unknown(agent)
+        streams = perf.metrics.streams(agent, window=_asked(window))
+        latest = perf.metrics.recent(agent, limit=5)
+    if as_json:
+        data = plain_agent(found) | _more_of_agent(found) | {"window": window}
+        data["streams"] = {
+            "count": streams.first.task_count,
+            "items": streams.items,
+            "first_item_p95_s": streams.first.p95_execution_time,
+            "between_items_p95_s": streams.between.p95_execution_time,
+        }
+        print_json("show", data | {"latest": [_plain_execution(agent, each) for each in latest]})
+        return Exit.OK
+    about = "" if found.exact else "≈"
+    out.print(f"{agent}, {_told(window)}: {counted(found.task_count, 'execution')}")
+    if found.task_count:
+        out.print(
+            f"outcome    {found.success_count} succeeded ({found.success_rate:.1%}), {found.failure_count} failed, "
+            f"{found.cancelled_count} cancelled; {found.throughput:.3g} a second"
+        )
+        out.print(
+            f"duration   average {found.avg_execution_time:.3f} s, from {found.min_execution_time:.3f} "
+            f"to {found.max_execution_time:.3f} s, {found.total_execution_time:.1f} s in all"
+        )
+        out.print(
+            f"quantiles  p50 {about}{found.p50_execution_time:.3f} s, p95 {about}{found.p95_execution_time:.3f} s, "
+            f"p99 {about}{found.p99_execution_time:.3f} s; "
+            + ("exact" if found.exact else f"within {found.error_bound:.2%}")
+        )
+    if streams.first.task_count:
+        out.print(
+            f"streams    {streams.first.task_count} with {counted(streams.items, 'item')}; "
+            f"first item p95 {streams.first.p95_execution_time:.3f} s, "
+            f"between items p95 {streams.between.p95_execution_time:.3f} s"
+        )
+    if found.llm_calls or found.tool_calls:
+        out.print(
+            f"calls      {found.llm_calls} of models, {found.tool_calls} of tools; "
+            f"{found.tokens_in} tokens in, {found.tokens_out} out, cost {found.cost:.6g}"
+        )
+    for table in (_errors_table([found]), _models_table(found), _executions_table("latest", [(agent, latest)])):
+        if table.row_count:
+            out.print()
+            out.print(table)
+    return Exit.OK
+
+
+def errors(target: Target, agent: str | None, window: str | None, *, as_json: bool) -> Exit:
+    """Print one line an agent and type of error, the most frequent first."""
+    with target.connect() as perf:
+        if agent is None:
+            found = list(perf.metrics.snapshots(window=_asked(window)).values())
+        else:
+            found = [perf.metrics.get_or_create_metrics(agent, window=_asked(window))]
+            if not _is_known(perf.metrics, agent):
+                return _unknown(agent)
+    if as_json:
+        rows = [
+            {"agent": each.agent_name, "error": error, "count": count, "share": count / each.task_count}
+            for each, error, count in _by_frequency(found)
+        ]
+        print_json("errors", {"window": window, "errors": rows})
+        return Exit.OK
+    table = _errors_table(found)
+    if table.row_count:
+        out.print(table)
+    else:
+        err.print("Nothing failed." if any(each.task_count for each in found) else _NOTHING)
+    return Exit.OK
+
+
+def slow(target: Target, agent: str | None, limit: int, *, as_json: bool) -> Exit:
+    """Print the slowest executions."""
+    with target.connect() as perf:
+        if agent is not None and not _is_known(perf.metrics, agent):
+            return _unknown(agent)
+        names = [agent] if agent is not None else sorted(perf.metrics.snapshots(percentiles=False))
+        found = [(name, each) for name in names for each in perf.metrics.slowest(name, limit=limit)]
+    found = sorted(found, key=lambda pair: -pair[1].seconds)[:limit]
+    if as_json:
+        print_json("slow", {"executions": [_plain_execution(name, each) for name, each in found]})
+    elif found:
+        out.print(_executions_table("slowest", [(name, (each,)) for name, each in found]))
+    else:
+        err.print(_NOTHING)
+    return Exit.OK
+
+
+def rank(target: Target, by: RankBy, window: str | None, least_tasks: int, *, as_json: bool) -> Exit:
+    """Print the agents in the order asked for."""
+    with target.connect() as perf:
+        found = perf.metrics.rank(by, window=_asked(window), least_tasks=least_tasks)
+    if as_json:
+        rows = [{"value": each.value, **plain_agent(each.metrics)} for each in found]
+        print_json("rank", {"by": by.value, "window": window, "agents": rows})
+        return Exit.OK
+    if not found:
+        err.print(_NOTHING)
+        return Exit.OK
+    table = new_table(f"agents by {by.value}, {_told(window)}", ["", "agent"], [by.value, "tasks", "success", "avg s"])
+    for place, each in enumerate(found, start=1):
+        about = "≈" if by is RankBy.P95 and not each.metrics.exact else ""
+        table.add_row(
+            str(place),
+            each.metrics.agent_name,
+            f"{each.value:.1%}" if by is RankBy.ERROR_RATE else f"{about}{_number(each.value)}",
+            str(each.metrics.task_count),
+            f"{each.metrics.success_rate:.1%}",
+            f"{each.metrics.avg_execution_time:.3f}",
+        )
+    out.print(table)
+    return Exit.OK
+
+
+def compare(target: Target, agent: str, other: str | None, window: str | None, *, as_json: bool) -> Exit:
+    """Print two agents, or two times of one, figure by figure."""
+    with target.connect() as perf:
+        found = perf.metrics.compare(agent, other, window=_asked(window))
+        for name in dict.fromkeys((agent, other or agent)):
+            if not _is_known(perf.metrics, name):
+                return _unknown(name)
+    first = "before" if other is None else other
+    if as_json:
+        changes = {
+            each.name: {
+                "first": _finite(each.first),
+                "second": _finite(each.second),
+                "ratio": None if each.ratio is None else _finite(each.ratio),
+                "certain": each.certain,
+            }
+            for each in found.changes
+        }
+        sides = {
+            side: {"agent": each.agent_name, "interval": _plain_interval(each.interval)}
+            for side, each in (("first", found.first), ("second", found.second))
+        }
+        print_json("compare", {"window": window, **sides, "changes": changes})
+        return Exit.OK
+    table = new_table(f"{first} → {agent}, {_told(window)}", ["figure"], [first, agent, "change"])
+    for each in found.changes:
+        if not any(map(_finite, (each.first, each.second))):
+            continue  # neither has any
+        ratio = None if each.ratio is None else _finite(each.ratio)
+        change = "–" if not ratio else f"{ratio - 1:+.1%}" if each.certain else "none for certain"
+        table.add_row(each.name, _number(each.first), _number(each.second), change)
+    if table.row_count:
+        out.print(table)
+    else:
+        err.print(f"Nothing was recorded of either in {_told(window)}.")
+    return Exit.OK
+
+
+def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> Exit:
+    """Print the stages of an agent's work as they nest, and which takes most of the time."""
+    with target.connect() as perf:
+        report = perf.metrics.spans(agent, window=_asked(window))
+        if not _is_known(perf.metrics, agent):
+            return _unknown(agent)
+    bottleneck = report.bottleneck
+    if as_json:
+        rows = [
+            {
+                "path": list(each.path),
+                "self_s": each.self_time,
+                "share": each.share,
+                "count": each.metrics.task_count,
+                "failures": each.metrics.failure_count,
+                "avg_s": each.metrics.avg_execution_time,
+                "p95_s": each.metrics.p95_execution_time,
+                "percentiles_exact": each.metrics.exact,
+            }
+            for each in report.tree
+        ]
+        where = None if bottleneck is None else list(bottleneck.path)
+        print_json(
+            "spans", {"agent": agent, "window": window, "total_s": report.total, "bottleneck": where, "spans": rows}
+        )
+        return Exit.OK
+    if bottleneck is None:
+        err.print(f"Nothing was recorded of {agent} in {_told(window)}.")
+        return Exit.OK
+    table = new_table(
+        f"where the time of {agent} goes, {_told(window)}",
+        ["span"],
+        ["self s", "share", "count", "failed", "avg s", "p95 s"],
+    )
+    for each in report.tree:
+        about = "" if each.metrics.exact else "≈"
+        table.add_row(
+            "  " * len(each.path) + (each.path[-1] if each.path else agent),
+            f"{each.self_time:.3f}",
+            f"{each.share:.1%}",
+            str(each.metrics.task_count),
+            str(each.metrics.failure_count),
+            f"{each.metrics.avg_execution_time:.3f}",
+            f"{about}{each.metrics.p95_execution_time:.3f}",
+        )
+    out.print(table)
+    out.print()
+    out.print(
+        f"Most of the time, {bottleneck.share:.1%} of {report.total:.3f} s, goes into "
+        f"{bottleneck.name or 'the work of ' + agent + ' itself'}."
+    )
+    return Exit.OK
+
+
+def _asked(window: str | None) -> str | float | None:
+    """Return a window as the library takes it: a bare number is seconds."""
+    if window is None:
+        return None
+    try:
+        return float(window)
+    except ValueError:
+        return window
+
+
+def _told(window: str | None) -> str:
+    if window is None:
+        return "all time"
+    return f"the last {window}" if isinstance(_asked(window), str) else f"the last {window} s"
+
+
+def _is_known(metrics: MetricsCollector, agent: str) -> bool:
+    """Whether anything was ever recorded of an agent. Ask it last: a window that cannot be is the better answer."""
+    found = metrics.get_or_create_metrics(agent)
+    return bool(found.task_count or found.llm_calls or found.tool_calls or metrics.spans(agent).spans)
+
+
+def _unknown(agent: str) -> Exit:
+    err.print(f"agentperf: nothing was ever recorded of an agent {agent!r}; `agentperf agents` lists them", style="red")
+    return Exit.NOT_FOUND
+
+
+def _active(found: Iterable[PerformanceMetrics]) -> list[PerformanceMetrics]:
+    return [each for each in found if each.task_count or each.llm_calls or each.tool_calls]
+
+
+def _by_frequency(found: Iterable[PerformanceMetrics]) -> list[tuple[PerformanceMetrics, str, int]]:
+    """Return agent, type and count; failures recorded without a type have the type ``""``."""
+    rows = [(each, error, count) for each in found for error, count in each.error_types.items()]
+    for each in found:
+        untyped = each.failure_count - sum(each.error_types.values())
+        if untyped > 0:
+            rows.append((each, "", untyped))
+    return sorted(rows, key=lambda row: (-row[2], row[0].agent_name, row[1]))
+
+
+def _errors_table(found: Iterable[PerformanceMetrics]) -> Table:
+    table = new_table("errors", ["agent", "error"], ["count", "of all executions"])
+    for each, error, count in _by_frequency(found):
+        table.add_row(each.agent_name, error or "(no type)", str(count), f"{count / each.task_count:.1%}")
+    return table
+
+
+def _models_table(found: PerformanceMetrics) -> Table:
+    table = new_table("models", ["model"], ["calls", "tokens in", "tokens out", "cost"])
+    for model, use in sorted(found.models.items(), key=lambda item: -item[1].calls):
+        table.add_row(model, str(use.calls), str(use.tokens_in), str(use.tokens_out), f"{use.cost:.6g}")
+    return table
+
+
+def _executions_table(title: str, found: Iterable[tuple[str, Iterable[Execution]]]) -> Table:
+    table = new_table(title, ["ended", "agent", "outcome"], ["s"])
+    for agent, executions in found:
+        for each in executions:
+            table.add_row(f"{each.ended:%Y-%m-%d %H:%M:%S}", agent, _outcome(each), f"{each.seconds:.3f}")
+    return table
+
+
+def _outcome(execution: Execution) -> str:
+    if execution.success:
+        return "ok"
+    return "cancelled" if execution.cancelled else execution.error_type or "failed"
+
+
+def _plain_execution(agent: str, execution: Execution) -> dict[str, Any]:
+    return {
+        "agent": agent,
+        "ended": execution.ended.astimezone().isoformat(),
+        "seconds": execution.seconds,
+        "success": execution.success,
+        "cancelled": execution.cancelled,
+        "error": execution.error_type,
+    }
+
+
+def _plain_interval(interval: Interval) -> dict[str, float]:
+    return {"start": interval.start, "end": interval.end}
+
+
+def _plain_model(use: ModelUsage) -> dict[str, Any]:
+    return {"calls": use.calls, "tokens_in": use.tokens_in, "tokens_out": use.tokens_out, "cost": use.cost}
+
+
+def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
+    return {
+        "successes": found.success_count,
+        "failures": found.failure_count,
+        "cancelled": found.cancelled_count,
+        "throughput_per_s": found.throughput,
+        "min_s": _finite(found.min_execution_time),
+        "max_s": found.max_execution_time,
+        "total_s": found.total_execution_time,
+        "error_bound": found.error_bound,
+        "tokens_in": found.tokens_in,
+        "tokens_out": found.tokens_out,
+        "cost": found.cost,
+        "llm_calls": found.llm_calls,
+        "tool_calls": found.tool_calls,
+        "models": {model: _plain_model(use) for model, use in found.models.items()},
+        "interval": _plain_interval(found.interval),
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: the least duration of nothing, and what is compared with it."""
+    return value if value - value == 0 else None
+
+
+def _number(value: float) -> str:
+    if _finite(value) is None:
+        return "–"
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"  # noqa: PLR2004  exact so far
