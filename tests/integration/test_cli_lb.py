@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, keys
-from tests.servers import Raw, Server, wait_until
-
-OK, FAILURE, USAGE, UNREACHABLE, NOT_FOUND = range(5)
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.commandline import FAILURE, NOT_FOUND, OK, USAGE, Run, document, has_line, shown
+from tests.servers import Raw, wait_until
 
 
 @pytest.fixture
-def lb(agentperf: Run, server: Server, namespace: str, perf: AgentPerf) -> Run:
+def lb(agentperf: Run, perf: AgentPerf) -> Run:
     """Run `agentperf lb` on the test's namespace, in which the pool planner has p0 and p1."""
     for name in ("p0", "p1"):
         perf.balancer().register_instance(AgentInstance(name, "planner", max_capacity=2))
-
-    def run(command: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return agentperf("lb", command, *words, "--url", server.url, "--namespace", namespace)
-
-    return run
-
-
-def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert (done.returncode, done.stderr) == (OK, "")
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["version"] == 1
-    return found
+    return partial(agentperf, "lb")
 
 
 @pytest.mark.every_server
 def test_status_shows_pools_and_their_instances(lb: Run, perf: AgentPerf) -> None:
     held = perf.balancer().acquire("planner")
     perf.balancer().register_instance(AgentInstance("[red]", "odd"))
-    shown = lb("status")
-    assert (shown.returncode, shown.stderr) == (OK, "")
+    text = shown(lb("status"))
     for words in (("planner", "least_loaded", "1/4"), ("p0", "up", "1/2"), ("p1", "up", "0/2"), ("[red]", "up")):
-        assert any(all(word in line for word in words) for line in shown.stdout.splitlines()), shown.stdout
-    found = document(lb("status", "planner", "--json"))
-    assert found["kind"] == "lb status"
+        assert has_line(text, *words), text
+    found = document(lb("status", "planner", "--json"), "lb status")
     (pool,) = found["pools"]
     assert (pool["pool"], pool["load"], pool["capacity"], pool["granted"]) == ("planner", 1, 4, 1)
     assert [(each["instance"], each["load"]) for each in pool["instances"]] == [("p0", 1), ("p1", 0)]
@@ -62,16 +45,14 @@ def test_leases_are_shown_and_one_can_be_ended(
     assert first.lease is not None
     token = first.lease.token
     start_waiting()
-    found = document(lb("leases", "planner", "--json"))
+    found = document(lb("leases", "planner", "--json"), "lb leases")
     assert {each["process"] for each in found["leases"]} == {perf.backend.process}
     (mine,) = (each for each in found["leases"] if each["token"] == token)
     assert (mine["instance"], mine["fence"], mine["fetched"]) == (first.id, first.lease.fence, True)
     (waiter,) = found["waiters"]
-    shown = lb("leases", "planner")
-    assert any(
-        token in line and first.id in line and perf.backend.process in line for line in shown.stdout.splitlines()
-    )
-    assert waiter["token"] in shown.stdout
+    text = shown(lb("leases", "planner"))
+    assert has_line(text, token, first.id, perf.backend.process)
+    assert has_line(text, waiter["token"], waiter["process"])
 
     unasked = lb("release", "planner", token)
     assert (unasked.returncode, unasked.stdout) == (USAGE, "")
@@ -80,7 +61,7 @@ def test_leases_are_shown_and_one_can_be_ended(
     assert raw.hexists(state, token)
     line = lb("release", "planner", waiter["token"], "--yes")
     assert "place" in line.stdout
-    left = document(lb("leases", "planner", "--json"))["waiters"]
+    left = document(lb("leases", "planner", "--json"), "lb leases")["waiters"]
     assert waiter["token"] not in {each["token"] for each in left}  # though who is alive asks again, under a new one
     ended = lb("release", "planner", token, "--yes")
     assert (ended.returncode, ended.stderr) == (OK, "")
@@ -122,7 +103,7 @@ def test_drain_waits_until_the_last_lease_has_ended(lb: Run, perf: AgentPerf) ->
     busy = lb("drain", "planner", held.id, "--wait", "0.1")
     assert busy.returncode == FAILURE
     assert "still at work" in busy.stdout
-    assert document(lb("drain", "planner", held.id, "--json"))["idle"] is False
+    assert document(lb("drain", "planner", held.id, "--json"), "lb drain")["idle"] is False
     others = [balancer.acquire("planner") for _ in range(3)]
     assert [each.id for each in others if each is not None] == [{"p0": "p1", "p1": "p0"}[held.id]] * 2
     release = threading.Timer(0.5, balancer.release, [held])
@@ -131,7 +112,7 @@ def test_drain_waits_until_the_last_lease_has_ended(lb: Run, perf: AgentPerf) ->
     release.join()
     assert idle.returncode == OK
     assert "idle: it can be stopped" in idle.stdout
-    assert document(lb("undrain", "planner", held.id, "--json"))["draining"] is False
+    assert document(lb("undrain", "planner", held.id, "--json"), "lb undrain")["draining"] is False
     back = balancer.acquire("planner")
     assert back is not None
     assert back.id == held.id
@@ -157,7 +138,7 @@ def test_repair_puts_right_what_was_changed_by_hand(lb: Run, perf: AgentPerf, ra
     raw.hset(state, "@orphan", "L p0 5 0")
     assert "corrected the load of 1, dropped 1 lease" in lb("repair", "planner").stdout
     assert perf.balancer().status("planner")[0].current_load == 0
-    again = document(lb("repair", "planner", "--json"))
+    again = document(lb("repair", "planner", "--json"), "lb repair")
     assert (again["instances"], again["wrong"], again["orphans"]) == (2, 0, 0)
 
 

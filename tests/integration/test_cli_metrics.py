@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from agentperf_redis import AgentPerf
-from agentperf_redis.cli import console
-from agentperf_redis.cli.app import app
-from tests.servers import Raw, Server
+from tests.commandline import NOT_FOUND, OK, UNREACHABLE, USAGE, Run, document, has_line, shown
+from tests.servers import Raw
 
-OK, USAGE, UNREACHABLE, NOT_FOUND = 0, 2, 3, 4
 COMMANDS = {
     "agents": (),
     "show": ("planner",),
@@ -26,56 +20,6 @@ COMMANDS = {
     "compare": ("planner", "critic"),
     "spans": ("planner",),
 }
-
-
-class Done(NamedTuple):
-    returncode: object
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def agentperf(
-    server: Server,
-    namespace: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
-    """Run `agentperf` on the test's namespace. Within this process; `test_cli.py` runs the real program."""
-    monkeypatch.setenv("AGENTPERF_REDIS_URL", server.url)
-    monkeypatch.setenv("AGENTPERF_NAMESPACE", namespace)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(console.out, "width", 140)
-
-    def run(*words: str) -> Done:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app(words)
-        return Done(ended.value.code, *capsys.readouterr())
-
-    return run
-
-
-def shown(done: Done) -> str:
-    assert (done.returncode, done.stderr) == (OK, ""), done.stderr
-    return done.stdout
-
-
-def document(done: Done, kind: str) -> dict[str, Any]:
-    def refuse(text: str) -> None:
-        raise AssertionError(f"{text} is no JSON")
-
-    found: dict[str, Any] = json.loads(shown(done), parse_constant=refuse)
-    assert (found["kind"], found["version"]) == (kind, 1)
-    return found
-
-
-def has_line(text: str, *words: str) -> bool:
-    return any(all(word in line for word in words) for line in text.splitlines())
 
 
 @pytest.fixture
