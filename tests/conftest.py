@@ -12,6 +12,7 @@ import hashlib
 import multiprocessing.resource_tracker
 import os
 import re
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from agentperf_redis import AgentPerf
     from agentperf_redis.backend import Backend
 
+_ROOT = Path(__file__).resolve().parents[1]
 _END_PATIENCE_S = 5.0
 _SESSION_MARK = "AGENTPERF_TEST_SESSION"
 """An environment variable that every process started during the session inherits, and is found by at its end."""
@@ -186,6 +188,21 @@ def connect(runner: asyncio.Runner, namespace: str) -> Iterator[Callable[..., Ba
 def backend(server: Server, connect: Callable[..., Backend]) -> Backend:
     """A Backend on the server, in the test's namespace."""
     return connect(server.url)
+
+
+@pytest.fixture
+def agentperf(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `agentperf` with a data folder of the test's own and no server in the environment."""
+    env = {name: value for name, value in os.environ.items() if name not in ("AGENTPERF_REDIS_URL", "REDIS_URL")}
+    env |= {"PYTHONPATH": str(_ROOT), "XDG_DATA_HOME": str(tmp_path / "data"), "NO_COLOR": "1", "COLUMNS": "140"}
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "dev", "-W", "error", "-c", "from agentperf_redis.cli import main; main()"]
+        return subprocess.run(
+            [*command, *words], env=env | more, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return run
 
 
 @pytest.fixture

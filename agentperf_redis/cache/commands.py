@@ -348,6 +348,24 @@ def deploy(keys: CacheKeys, settings: Settings) -> Command[Deployed | NewerSchem
     return Command(_DEPLOY, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text), decode)
 
 
+def stored_settings(keys: CacheKeys) -> Command[Settings | NewerSchema | None]:
+    """Read the settings of a cache; None if it has none."""
+
+    def decode(reply: Reply) -> Settings | NewerSchema | None:
+        match reply:
+            case [None, _]:
+                return None
+            case [bytes(text), bytes(schema)] if schema.isdigit():
+                if int(schema) > SCHEMA:
+                    return NewerSchema(int(schema))
+                settings = Settings.parse(text.decode(errors="replace"))
+                if settings is not None:
+                    return settings
+        raise _unexpected(keys.meta, reply)
+
+    return Command("HMGET", (keys.meta,), ("settings", "schema"), decode)
+
+
 COUNTERS = ("bytes", "evicted", "expired", "hot", "warm", "cold", "misses", "saved_ms", "corrupt")
 
 

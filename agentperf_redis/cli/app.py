@@ -5,15 +5,15 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 int
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
-from agentperf_redis.cli import console
-from agentperf_redis.cli.console import Exit, Target, guarded
+from agentperf_redis.cli import balancer, cache, console
+from agentperf_redis.cli.console import Target
+from agentperf_redis.cli.options import Data, Json, Namespace, Timeout, Url, do
 from agentperf_redis.metrics.comparison import RankBy
 
 app = typer.Typer(
@@ -26,20 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        help="Server. Default: $AGENTPERF_REDIS_URL, $REDIS_URL, a running embedded server, redis://localhost:6379/0.",
-        metavar="URL",
-    ),
-]
-Namespace = Annotated[
-    str | None,
-    typer.Option("--namespace", help="Prefix of all keys. Default: $AGENTPERF_NAMESPACE, agentperf.", metavar="NAME"),
-]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds one command may take.", metavar="SECONDS")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+app.add_typer(balancer.app, name="lb")
+app.add_typer(cache.app, name="cache")
+
 Window = Annotated[
     str | None,
     typer.Option("--window", help="The last 30s, 5m, 1h, 3d, or seconds. Default: all time.", metavar="TIME"),
@@ -47,10 +36,6 @@ Window = Annotated[
 Limit = Annotated[int, typer.Option("--limit", help="Show so many.", min=1, max=1000)]
 Agent = Annotated[str, typer.Argument(help="The agent.", metavar="AGENT", show_default=False)]
 MaybeAgent = Annotated[str | None, typer.Argument(help="Only this agent. Default: all.", metavar="[AGENT]")]
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder of the embedded server's data. Default: one per user.", metavar="DIR"),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,11 +57,6 @@ def options(
     ] = False,
 ) -> None:
     """Metrics, caches and load balancing for fleets of AI agents, shared through one Redis or Valkey."""
-
-
-def do(work: Callable[[], Exit | None]) -> None:
-    """Do the work of a command and leave with its exit code."""
-    raise typer.Exit(guarded(work))
 
 
 @app.command()

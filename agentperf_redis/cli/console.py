@@ -40,7 +40,9 @@ class Exit(IntEnum):
 
 
 # What is printed is mostly other people's: a name with brackets or colons in it is neither markup nor an emoji.
-out = Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+# Without a terminal nothing is folded, so that each row of a table is one line, to be cut and searched.
+_WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
@@ -82,6 +84,38 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
         if isinstance(error, InvalidArgument):
             return Exit.USAGE
         return Exit.UNREACHABLE if isinstance(error, BackendUnavailable) else Exit.FAILURE
+
+
+def not_found(what: str) -> Exit:
+    """Say that there is no such thing; returns the exit code for that."""
+    err.print(f"agentperf: not found: {what}", style="red")
+    return Exit.NOT_FOUND
+
+
+def confirmed(question: str, *, yes: bool) -> Exit | None:
+    """Ask before something is destroyed, unless `yes` was given. Returns None to go on, or the exit code to leave with.
+
+    Where nobody can be asked, silence is no consent.
+    """
+    if yes:
+        return None
+    if not (sys.stdin.isatty() and err.is_terminal):
+        err.print(
+            f"agentperf: {question} Nobody can be asked here, and --yes was not given: nothing done.", style="red"
+        )
+        return Exit.USAGE
+    err.print(f"{question} [y/N] ", end="")
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return None
+    err.print("Nothing done.")
+    return Exit.FAILURE
+
+
+def printable(text: str) -> str:
+    """Return text with all that could steer a terminal, or end a line, as escapes; --json prints it as it is."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text
+    )
 
 
 def counted(number: int, noun: str) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
@@ -18,25 +16,9 @@ from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.cli.doctor import judge_version
 from tests.servers import Server
 
-ROOT = Path(__file__).resolve().parents[2]
 OK, FAILURE, USAGE, UNREACHABLE = 0, 1, 2, 3
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def agentperf(tmp_path: Path) -> Run:
-    """Run `agentperf` with a data folder of the test's own and no server in the environment."""
-    env = {name: value for name, value in os.environ.items() if name not in ("AGENTPERF_REDIS_URL", "REDIS_URL")}
-    env |= {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path / "data"), "NO_COLOR": "1", "COLUMNS": "140"}
-
-    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-X", "dev", "-W", "error", "-c", "from agentperf_redis.cli import main; main()"]
-        return subprocess.run(
-            [*command, *words], env=env | more, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    return run
 
 
 def used(perf: AgentPerf) -> AgentInstance | None:

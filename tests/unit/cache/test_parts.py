@@ -84,6 +84,7 @@ ALL_COMMANDS: list[Command[Any]] = [
     commands.renew(KEYS, "k", "t", 1),
     commands.release(KEYS, "k", "t", error=None, error_ms=1, origin="o"),
     commands.deploy(KEYS, SETTINGS),
+    commands.stored_settings(KEYS),
     commands.counters(KEYS),
     commands.members(KEYS.cold),
     commands.size_of(KEYS, "k"),

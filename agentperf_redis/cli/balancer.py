@@ -1,0 +1,339 @@
+"""`agentperf lb ...`: look at pools, their leases and lines, and put right what no program puts right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from agentperf_redis import arguments
+from agentperf_redis.backend import DEFAULT_DEADLINE_S
+from agentperf_redis.balancer.client import LoadBalancer
+from agentperf_redis.balancer.model import InstanceStatus, LeaseStatus, PoolLeases, PoolStatus, WaiterStatus
+from agentperf_redis.cli.console import Exit, Target, confirmed, counted, err, new_table, not_found, out, print_json
+from agentperf_redis.cli.options import Json, Namespace, Timeout, Url, Yes, do
+from agentperf_redis.cli.status import pools_table
+
+app = typer.Typer(
+    help="Look at pools, their leases and lines; drain, remove, release and repair.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+PoolName = Annotated[str, typer.Argument(help="Agent type whose pool it is.", metavar="POOL")]
+InstanceName = Annotated[str, typer.Argument(help="Name of the instance.", metavar="INSTANCE")]
+
+
+@app.command()
+def status(
+    pool: Annotated[str | None, typer.Argument(help="Only the pool of this agent type.", metavar="[POOL]")] = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Show pools: how they pick, what their instances bear, how many wait."""
+
+    def work() -> Exit | None:
+        with Target(url, namespace, timeout).connect() as perf:
+            pools = perf.balancer().status(*(() if pool is None else (pool,)))
+        if pool is not None and not pools:
+            return not_found(f"pool {pool}, or any instance in it")
+        if as_json:
+            print_json("lb status", {"pools": [_plain_pool(each) for each in pools]})
+            return None
+        if not pools:
+            err.print("No instance is registered.")
+            return None
+        table = new_table(
+            "pools", ["pool", "strategy"], ["instances", "healthy", "load", "waiting", "granted", "overdue"]
+        )
+        for each in pools:
+            table.add_row(
+                each.agent_type,
+                each.strategy.value,
+                str(len(each.instances)),
+                str(each.healthy),
+                f"{each.current_load}/{each.total_capacity}",
+                str(each.waiting),
+                str(each.granted),
+                str(each.overdue),
+            )
+        out.print(table)
+        out.print()
+        instances = pools_table(pools)
+        instances.title = "instances"
+        out.print(instances)
+        return None
+
+    do(work)
+
+
+@app.command()
+def leases(
+    pool: PoolName,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Show who holds what in a pool since when, and who waits; the tokens are what `release` takes."""
+
+    def work(lb: LoadBalancer) -> None:
+        found = lb.leases(pool)
+        if as_json:
+            plain = {
+                "leases": [_plain_lease(each) for each in found.leases],
+                "waiters": [_plain_waiter(each) for each in found.waiters],
+            }
+            print_json("lb leases", {"pool": pool, **plain})
+            return
+        if not (found.leases or found.waiters):
+            err.print(f"Nobody holds a lease of {pool}, and nobody waits for one.")
+        if found.leases:
+            table = new_table("leases", ["instance", "holder", "token"], ["held s", "ends in s", "fence"])
+            table.columns[2].overflow = "fold"  # tokens are there to be copied
+            for each in found.leases:
+                holder = each.process if each.fetched else f"{each.process} (not fetched yet)"
+                times = (f"{each.held_for:.1f}", f"{each.expires_in:.1f}")
+                table.add_row(each.instance_id, holder, each.token, *times, str(each.fence))
+            out.print(table)
+        if found.waiters:
+            table = new_table("line", ["who", "needs", "token"], ["waited s"])
+            table.columns[2].overflow = "fold"
+            for one in found.waiters:
+                table.add_row(one.process, ", ".join(sorted(one.require)), one.token, f"{one.waited:.1f}")
+            out.print(table)
+
+    _do_in(work, pool, Target(url, namespace, timeout))
+
+
+@app.command()
+def drain(
+    pool: PoolName,
+    instance: InstanceName,
+    wait: Annotated[
+        float | None,
+        typer.Option("--wait", help="Wait so long for its last lease to end; inf: for ever.", metavar="SECONDS"),
+    ] = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Let an instance finish what it has and take nothing new. With --wait, exit 1 if it is not idle in time."""
+
+    def work(lb: LoadBalancer) -> Exit | None:
+        limit = 0.0 if wait is None else arguments.seconds("--wait", wait, least=0.0, endless=True)
+        if not lb.drain(pool, instance):
+            return not_found(f"instance {instance} in pool {pool}")
+        if wait is not None and limit > 0 and not as_json:
+            until = "" if limit == math.inf else f" for at most {limit:g} s"
+            err.print(f"{instance} takes no new work; waiting{until} until it is idle.")
+        idle = lb.wait_until_idle(pool, instance, wait=limit)
+        if as_json:
+            print_json("lb drain", {"pool": pool, "instance": instance, "draining": True, "idle": idle})
+        else:
+            state = "idle: it can be stopped" if idle else "still at work"
+            out.print(f"{instance} of {pool} takes no new work and is {state}.")
+        return Exit.FAILURE if wait is not None and not idle else None
+
+    _do_in(work, pool, Target(url, namespace, timeout))
+
+
+@app.command()
+def undrain(
+    pool: PoolName,
+    instance: InstanceName,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Let a drained instance take work again."""
+
+    def work(lb: LoadBalancer) -> Exit | None:
+        if not lb.undrain(pool, instance):
+            return not_found(f"instance {instance} in pool {pool}")
+        if as_json:
+            print_json("lb undrain", {"pool": pool, "instance": instance, "draining": False})
+        else:
+            out.print(f"{instance} of {pool} is not draining any more.")
+        return None
+
+    _do_in(work, pool, Target(url, namespace, timeout))
+
+
+@app.command()
+def remove(
+    pool: PoolName,
+    instance: InstanceName,
+    yes: Yes = False,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Take an instance out of its pool. The leases it bears run on; a program that registers it brings it back."""
+
+    def work(lb: LoadBalancer) -> Exit | None:
+        found = _instance(lb, pool, instance)
+        if found is None:
+            return not_found(f"instance {instance} in pool {pool}")
+        load = counted(found.instance.current_load, "lease")
+        refused = confirmed(f"Remove {instance}, which bears {load}, from {pool}?", yes=yes)
+        if refused is not None:
+            return refused
+        if not lb.remove_instance(pool, instance):
+            return not_found(f"instance {instance} in pool {pool}: it has gone just now")
+        if as_json:
+            print_json("lb remove", {"pool": pool, "instance": instance, "removed": True})
+        else:
+            out.print(f"Removed {instance} from {pool}; leases it bears run on until released.")
+        return None
+
+    _do_in(work, pool, Target(url, namespace, timeout))
+
+
+@app.command()
+def release(
+    pool: PoolName,
+    token: Annotated[str, typer.Argument(help="Token, as `agentperf lb leases` shows it.", metavar="TOKEN")],
+    yes: Yes = False,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """End a lease of any process. Its holder learns that it is lost, but may still be at work.
+
+    The token of somebody in line ends that place; a program that is alive stands in line again where it was.
+    """
+
+    def work(lb: LoadBalancer) -> Exit | None:
+        what = _described(lb.leases(pool), token)
+        if what is None:
+            return not_found(f"token {token} in pool {pool}")
+        refused = confirmed(f"End {what}?", yes=yes)
+        if refused is not None:
+            return refused
+        freed = lb.release_token(pool, token)
+        if as_json:
+            print_json("lb release", {"pool": pool, "token": token, "freed": freed})
+        else:
+            out.print(f"Ended {what}; " + ("its capacity is free." if freed else "it held no capacity."))
+        return None
+
+    _do_in(work, pool, Target(url, namespace, timeout))
+
+
+@app.command()
+def repair(
+    pool: PoolName,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Recompute the loads of a pool from its leases, after something was changed by hand. It may stay in use."""
+
+    def work(lb: LoadBalancer) -> None:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+            task = bar.add_task("instances", total=None)
+            found = lb.repair(pool, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        if as_json:
+            counts = {"instances": found.instances, "wrong": found.wrong, "orphans": found.orphans}
+            print_json("lb repair", {"pool": pool, **counts})
+        else:
+            out.print(
+                f"Looked at {counted(found.instances, 'instance')} of {pool}: corrected the load of {found.wrong}, "
+                f"dropped {counted(found.orphans, 'lease')} that nothing would have ended."
+            )
+
+    _do_in(work, pool, Target(url, namespace, timeout))
+
+
+def _do_in(work: Callable[[LoadBalancer], Exit | None], pool: str, target: Target) -> None:
+    """Do the work of a command in a pool, or leave with "not found" if it was never used."""
+
+    def in_the_pool() -> Exit | None:
+        arguments.name("POOL", pool)
+        with target.connect() as perf:
+            if pool not in perf.backend.run(perf.backend.entered("lb")):
+                return not_found(f"pool {pool}")
+            return work(perf.balancer())
+
+    do(in_the_pool)
+
+
+def _instance(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:
+    instances = (each for found in lb.status(pool) for each in found.instances)
+    return next((each for each in instances if each.instance.id == name), None)
+
+
+def _described(found: PoolLeases, token: str) -> str | None:
+    """Return in words whose token it is, or None."""
+    for lease in found.leases:
+        if lease.token == token:
+            return f"the lease of {lease.process} on {lease.instance_id}, held for {lease.held_for:.1f} s"
+    for waiter in found.waiters:
+        if waiter.token == token:
+            return f"the place of {waiter.process} in line, waiting for {waiter.waited:.1f} s"
+    return None
+
+
+def _plain_pool(pool: PoolStatus) -> dict[str, Any]:
+    return {
+        "pool": pool.agent_type,
+        "strategy": pool.strategy.value,
+        "load": pool.current_load,
+        "capacity": pool.total_capacity,
+        "waiting": pool.waiting,
+        "granted": pool.granted,
+        "overdue": pool.overdue,
+        "instances": [_plain_instance(each) for each in pool.instances],
+    }
+
+
+def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
+    instance = status.instance
+    return {
+        "instance": instance.id,
+        "load": instance.current_load,
+        "capacity": instance.max_capacity,
+        "weight": instance.weight,
+        "healthy": instance.is_healthy,
+        "draining": instance.is_draining,
+        "labels": sorted(instance.labels),
+        "response_time_ms": instance.response_time_ms,
+        "peak_load": status.peak_load,
+        "served": status.served,
+        "failed": status.failed,
+        "failed_in_a_row": status.failed_in_a_row,
+        "fence": status.fence,
+    }
+
+
+def _plain_lease(lease: LeaseStatus) -> dict[str, Any]:
+    return {
+        "token": lease.token,
+        "instance": lease.instance_id,
+        "process": lease.process,
+        "fence": lease.fence,
+        "held_s": lease.held_for,
+        "ends_in_s": lease.expires_in,
+        "fetched": lease.fetched,
+    }
+
+
+def _plain_waiter(waiter: WaiterStatus) -> dict[str, Any]:
+    return {
+        "token": waiter.token,
+        "process": waiter.process,
+        "waited_s": waiter.waited,
+        "require": sorted(waiter.require),
+    }

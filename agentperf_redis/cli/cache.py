@@ -1,0 +1,365 @@
+"""`agentperf cache ...`: look at the caches of a namespace, and make misses of what is wrong in them.
+
+No command here changes the settings of a cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from agentperf_redis import arguments
+from agentperf_redis.backend import DEFAULT_DEADLINE_S
+from agentperf_redis.cache.existing import SERVICES, ExistingCache, Opaque, find, find_all
+from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, TierStats
+from agentperf_redis.cli.console import (
+    Exit,
+    Target,
+    confirmed,
+    counted,
+    err,
+    new_table,
+    not_found,
+    out,
+    print_json,
+    printable,
+)
+from agentperf_redis.cli.options import Json, Namespace, Timeout, Url, Yes, do
+from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.service import AgentPerf
+
+app = typer.Typer(
+    help="Look at caches, and make misses of what is wrong in them. No command changes a cache's settings.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_MIB = 2**20
+_KINDS = dict(zip(SERVICES, ("lru", "tiered"), strict=True))
+
+
+class Kind(StrEnum):
+    """The two kinds of caches; one of each may have the same name."""
+
+    LRU = "lru"
+    TIERED = "tiered"
+
+
+Name = Annotated[str, typer.Argument(help="Name of the cache.", metavar="CACHE")]
+KindOption = Annotated[
+    Kind | None, typer.Option("--kind", help="Which of two caches of the same name.", case_sensitive=False)
+]
+
+
+@app.command("list")
+def list_(
+    url: Url = None, namespace: Namespace = None, timeout: Timeout = DEFAULT_DEADLINE_S, as_json: Json = False
+) -> None:
+    """List all caches of the namespace."""
+
+    def work() -> None:
+        with Target(url, namespace, timeout).connect() as perf:
+            found = [(each, perf.backend.run(each.stats())) for each in perf.backend.run(find_all(perf.backend))]
+        caches = [(cache, stats) for cache, stats in found if stats is not None]
+        if as_json:
+            print_json("cache list", {"caches": [_plain_stats(cache, stats) for cache, stats in caches]})
+            return
+        if not caches:
+            err.print("No cache is in use.")
+            return
+        table = new_table(
+            "caches",
+            ["cache", "kind", "policy"],
+            ["entries", "limit", "MiB", "limit", "hits", "misses", "hit rate", "evicted", "seconds saved"],
+        )
+        for cache, stats in caches:
+            table.add_row(
+                cache.name,
+                _KINDS[cache.service],
+                stats.settings.policy.value,
+                str(stats.size),
+                str(stats.max_size),
+                f"{stats.bytes / _MIB:.2f}",
+                f"{stats.max_bytes / _MIB:.2f}" if stats.max_bytes else "",
+                str(stats.hits),
+                str(stats.misses),
+                f"{stats.hit_rate:.1%}",
+                str(stats.evictions),
+                f"{stats.seconds_saved:.1f}",
+            )
+        out.print(table)
+
+    do(work)
+
+
+@app.command()
+def stats(
+    name: Name,
+    kind: KindOption = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Show one cache: its settings, its tiers, and what all processes have done with it."""
+
+    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+        found = perf.backend.run(cache.stats())
+        if found is None:
+            return _gone(cache)
+        if as_json:
+            print_json("cache stats", _plain_stats(cache, found))
+            return None
+        room = f"{found.size} of {found.max_size} entries, {found.bytes / _MIB:.2f} MiB"
+        out.print(f"{cache.name} ({_KINDS[cache.service]}, {found.settings.policy.value})")
+        out.print(room + (f" of {found.max_bytes / _MIB:.2f}" if found.max_bytes else ""))
+        out.print(f"{counted(found.hits, 'hit')}, {found.misses} misses, hit rate {found.hit_rate:.1%}")
+        out.print(f"{found.evictions} evicted, {found.expirations} expired, {found.corrupt} reads of damaged entries")
+        out.print(f"{found.seconds_saved:.1f} s of computing saved")
+        table = new_table("tiers", ["tier"], ["entries", "limit", "default TTL s", "hits", "misses"])
+        for tier, ttl_ms, each in _tiers(found):
+            ttl = f"{ttl_ms / 1000:g}" if ttl_ms else "none"
+            table.add_row(tier, str(each.size), str(each.max_size), ttl, str(each.hits), str(each.misses))
+        out.print(table)
+        return None
+
+    _do_with(work, name, kind, Target(url, namespace, timeout))
+
+
+@app.command()
+def keys(
+    name: Name,
+    kind: KindOption = None,
+    most: Annotated[int, typer.Option("--limit", help="Print at most so many.", min=1, metavar="N")] = 1000,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Print the keys of a cache, one a line, the least recently used first. Long keys appear with a hash in them."""
+
+    def work(perf: AgentPerf, cache: ExistingCache) -> None:
+        found = perf.backend.run(cache.keys(most + 1))
+        if as_json:
+            print_json("cache keys", {**_plain_name(cache), "keys": found[:most], "complete": len(found) <= most})
+            return
+        for key in found[:most]:
+            out.print(printable(key), soft_wrap=True)
+        if len(found) > most:
+            err.print(f"There are more than {most}; --limit shows more.")
+
+    _do_with(work, name, kind, Target(url, namespace, timeout))
+
+
+@app.command()
+def get(
+    name: Name,
+    key: Annotated[str, typer.Argument(help="Key of the entry.", metavar="KEY")],
+    kind: KindOption = None,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Show an entry: its value and all that is known of it. It does not count as a read."""
+
+    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+        entry = perf.backend.run(cache.entry(key))
+        if entry is None:
+            return not_found(f"key {printable(key)} in cache {cache.name}")
+        plain = _plain_entry(entry)
+        if as_json:
+            print_json("cache get", {**_plain_name(cache), **plain})
+            return None
+        opaque = isinstance(entry.value, Opaque)
+        out.print(f"unreadable here: {entry.value.reason}" if opaque else printable(repr(entry.value)), soft_wrap=True)
+        table = Table.grid(padding=(0, 2))
+        for field in ("created_at", "expires_at", "last_accessed", "access_count", "tier", "size_bytes"):
+            if plain[field] is not None:
+                table.add_row(field.replace("_", " "), str(plain[field]))
+        if entry.tags:
+            table.add_row("tags", ", ".join(sorted(entry.tags)))
+        if entry.compute_seconds:
+            table.add_row("computed in", f"{entry.compute_seconds:.3f} s")
+        out.print(table)
+        return None
+
+    _do_with(work, name, kind, Target(url, namespace, timeout))
+
+
+@app.command()
+def delete(
+    name: Name,
+    keys: Annotated[list[str], typer.Argument(help="Keys of entries.", metavar="KEY...")],
+    kind: KindOption = None,
+    yes: Yes = False,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Remove entries, and refuse the values of those who compute them at this moment."""
+
+    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+        refused = confirmed(f"Delete {counted(len(keys), 'key')} of cache {cache.name}?", yes=yes)
+        if refused is not None:
+            return refused
+        removed = perf.backend.run(cache.delete_many(keys))
+        if removed is None:
+            return _gone(cache)
+        if as_json:
+            print_json("cache delete", {**_plain_name(cache), "asked": len(keys), "removed": removed})
+        elif removed:
+            out.print(f"Removed {removed} of {counted(len(keys), 'key')} from cache {cache.name}.")
+        return Exit.OK if removed else not_found(f"any of {counted(len(keys), 'key')} in cache {cache.name}")
+
+    _do_with(work, name, kind, Target(url, namespace, timeout))
+
+
+@app.command()
+def clear(
+    name: Name,
+    kind: KindOption = None,
+    yes: Yes = False,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Make every key of a cache a miss, at once. Its settings and its counters stay."""
+
+    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+        refused = confirmed(f"Make every key of cache {cache.name} a miss?", yes=yes)
+        if refused is not None:
+            return refused
+        forgotten = perf.backend.run(cache.clear())
+        if as_json:
+            print_json("cache clear", {**_plain_name(cache), "entries": forgotten})
+        else:
+            out.print(f"Cleared cache {cache.name}, which held {forgotten} entries.")
+        return None
+
+    _do_with(work, name, kind, Target(url, namespace, timeout))
+
+
+@app.command("invalidate-tag")
+def invalidate_tag(
+    name: Name,
+    tags: Annotated[list[str], typer.Argument(help="Tags that entries were stored with.", metavar="TAG...")],
+    kind: KindOption = None,
+    yes: Yes = False,
+    url: Url = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DEFAULT_DEADLINE_S,
+    as_json: Json = False,
+) -> None:
+    """Make every entry that was stored with one of the tags a miss, at once and however many there are."""
+
+    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+        invalidation = cache.invalidate_tags(tags)
+        shown = ", ".join(sorted(set(tags)))
+        refused = confirmed(f"Make every entry of cache {cache.name} with {printable(shown)} a miss?", yes=yes)
+        if refused is not None:
+            return refused
+        perf.backend.run(invalidation)
+        if as_json:
+            print_json("cache invalidate-tag", {**_plain_name(cache), "tags": sorted(set(tags))})
+        else:
+            out.print(f"Every entry of cache {cache.name} stored with {shown} until now is a miss.")
+        return None
+
+    _do_with(work, name, kind, Target(url, namespace, timeout))
+
+
+def _do_with(
+    work: Callable[[AgentPerf, ExistingCache], Exit | None], name: str, kind: Kind | None, target: Target
+) -> None:
+    """Do the work of a command on the cache of a name, or leave with "not found"."""
+
+    def on_the_cache() -> Exit | None:
+        arguments.name("CACHE", name)
+        services = [service for service in SERVICES if kind is None or _KINDS[service] == kind.value]
+        with target.connect() as perf:
+            found = [perf.backend.run(find(perf.backend, service, name)) for service in services]
+            caches = [cache for cache in found if cache is not None]
+            if not caches:
+                return not_found(f"cache {name}")
+            if len(caches) > 1:
+                raise InvalidArgument("--kind", None, f"lru or tiered, since there are both of the name {name}")
+            return work(perf, caches[0])
+
+    do(on_the_cache)
+
+
+def _gone(cache: ExistingCache) -> Exit:
+    return not_found(f"cache {cache.name}: it has gone just now")
+
+
+def _tiers(stats: CacheStats) -> list[tuple[str, int, TierStats]]:
+    """Return the tiers that have room: name, default TTL in ms, counts. Of an LRUCache, that is one."""
+    tiers = zip(TIERS, stats.settings.ttls_ms, (stats.hot, stats.warm, stats.cold), strict=True)
+    return [(tier.value, ttl_ms, counts) for tier, ttl_ms, counts in tiers if counts.max_size]
+
+
+def _plain_name(cache: ExistingCache) -> dict[str, Any]:
+    return {"cache": cache.name, "cache_kind": _KINDS[cache.service]}
+
+
+def _plain_stats(cache: ExistingCache, stats: CacheStats) -> dict[str, Any]:
+    return {
+        **_plain_name(cache),
+        "policy": stats.settings.policy.value,
+        "entries": stats.size,
+        "max_entries": stats.max_size,
+        "bytes": stats.bytes,
+        "max_bytes": stats.max_bytes,
+        "hits": stats.hits,
+        "misses": stats.misses,
+        "hit_rate": stats.hit_rate,
+        "evictions": stats.evictions,
+        "expirations": stats.expirations,
+        "corrupt": stats.corrupt,
+        "seconds_saved": stats.seconds_saved,
+        "tiers": {
+            tier: {
+                "entries": counts.size,
+                "max_entries": counts.max_size,
+                "default_ttl_s": ttl_ms / 1000 if ttl_ms else None,
+                "hits": counts.hits,
+                "misses": counts.misses,
+            }
+            for tier, ttl_ms, counts in _tiers(stats)
+        },
+    }
+
+
+def _plain_entry(entry: CacheEntry) -> dict[str, Any]:
+    return {
+        "key": entry.key,
+        **_plain_value(entry.value),
+        "created_at": entry.created_at.isoformat(),
+        "expires_at": entry.expires_at.isoformat() if entry.expires_at else None,
+        "last_accessed": entry.last_accessed.isoformat() if entry.last_accessed else None,
+        "access_count": entry.access_count,
+        "tier": entry.tier.value,
+        "tags": sorted(entry.tags),
+        "size_bytes": entry.size_bytes,
+        "compute_s": entry.compute_seconds,
+    }
+
+
+def _plain_value(value: object) -> dict[str, Any]:
+    """Return a value as JSON where that is the same value, else its text."""
+    if isinstance(value, Opaque):
+        return {"value_unreadable": value.reason}
+    try:
+        if json.loads(json.dumps(value, allow_nan=False)) == value:
+            return {"value": value}
+    except (TypeError, ValueError):
+        pass
+    return {"value_repr": repr(value), "value_type": type(value).__name__}

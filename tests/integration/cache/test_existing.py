@@ -1,0 +1,124 @@
+"""A cache met by its name alone: everything is done by the settings it has, and they stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.cache.existing import ExistingCache, Opaque, find, find_all
+from agentperf_redis.codec import Codec, Registry
+from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
+from tests.servers import Raw, Server
+
+
+@dataclass
+class Page:
+    title: str
+
+
+@pytest.fixture
+def operator(server: Server, connect: Callable[..., Backend]) -> Backend:
+    """Another process's view."""
+    return connect(server.url)
+
+
+@pytest.fixture
+def cache(backend: Backend, raw: Raw, namespace: str) -> Iterator[LRUCache]:
+    """A program's cache; its settings are the same before and after."""
+    made = LRUCache(3, 60.0, name="answers", backend=backend)
+    made.put("a", 1, tags=["odd"])
+    made.put("b", 2)
+    where = keys.cache(namespace, "cache", "answers")
+    before = raw.hget(where.meta, "settings")
+    yield made
+    assert raw.hget(where.meta, "settings") == before == "lru room 0/0/3 bytes 0 ttl 0/0/60000"
+
+
+def found(operator: Backend, service: str = "cache") -> ExistingCache:
+    cache = operator.run(find(operator, service, "answers"))
+    assert cache is not None
+    return cache
+
+
+def test_it_is_operated_by_the_settings_it_has(cache: LRUCache, operator: Backend, backend: Backend) -> None:
+    existing = found(operator)
+    assert existing.settings.rooms == (0, 0, 3)
+    assert operator.run(existing.keys()) == ["a", "b"]
+    assert operator.run(existing.keys(1)) == ["a"]
+    entry = operator.run(existing.entry("a"))
+    assert entry is not None
+    assert (entry.value, entry.tags, entry.access_count) == (1, frozenset({"odd"}), 0)
+    operator.run(existing.invalidate_tags(["odd"]))
+    assert cache.get_many(["a", "b"]) == {"b": 2}
+    assert operator.run(existing.delete_many(["b", "z"])) == 1
+    assert cache.get("b") is None
+    cache.put("c", 3)
+    assert operator.run(existing.clear()) == 2  # a, which is a miss, is not cleared away yet
+    assert cache.get("c") is None
+    stats = operator.run(existing.stats())
+    assert stats is not None
+    assert (stats.size, stats.max_size) == (0, 3)
+    for number in range(5):
+        cache.put(str(number), number)
+    assert cache.size() == 3
+    TieredCache(name="answers", backend=backend).put("a", 1)
+    assert [(each.service, each.name) for each in operator.run(find_all(operator))] == [
+        ("cache", "answers"),
+        ("tiered", "answers"),
+    ]
+
+
+def test_a_value_being_computed_is_refused_after_a_deletion(cache: LRUCache, operator: Backend) -> None:
+    existing = found(operator)
+
+    def compute() -> int:
+        operator.run(existing.delete_many(["c"]))
+        return 3
+
+    assert cache.get_or_compute("c", compute) == 3
+    assert cache.get("c") is None
+
+
+def test_a_value_of_an_unknown_class_is_opaque(cache: LRUCache, operator: Backend, backend: Backend) -> None:
+    registry = Registry()
+    registry.add(Page)
+    LRUCache(3, 60.0, name="answers", backend=backend, codec=Codec(registry=registry)).put("page", Page("Agents"))
+    entry = operator.run(found(operator).entry("page"))
+    assert entry is not None
+    assert isinstance(entry.value, Opaque)
+    assert "Page" in entry.value.reason
+    assert entry.size_bytes > 0
+    assert operator.run(found(operator).entry("nothing")) is None
+
+
+def test_what_is_not_there_is_none_and_stays_so(cache: LRUCache, operator: Backend, raw: Raw, namespace: str) -> None:
+    existing = found(operator)
+    assert operator.run(find(operator, "tiered", "answers")) is None
+    where = keys.cache(namespace, "cache", "answers")
+    settings = raw.hgetall(where.meta)
+    raw.delete(where.meta)
+    assert operator.run(existing.delete_many(["a"])) is None
+    assert operator.run(existing.stats()) is None
+    assert operator.run(find_all(operator)) == []
+    assert not raw.exists(where.meta)
+    raw.hset(where.meta, mapping=settings)
+
+
+def test_what_is_not_ours_is_refused(cache: LRUCache, operator: Backend, raw: Raw, namespace: str) -> None:
+    where = keys.cache(namespace, "cache", "answers")
+    raw.hset(where.meta, "schema", 7)
+    with pytest.raises(SchemaMismatch, match="version 7"):
+        found(operator)
+    raw.hset(where.meta, mapping={"schema": 1, "settings": "other"})
+    with pytest.raises(CorruptState):
+        found(operator)
+    raw.hset(where.meta, "settings", "lru room 0/0/3 bytes 0 ttl 0/0/60000")
+    bad: Any = "odd"
+    with pytest.raises(InvalidArgument, match="tags"):
+        operator.run(found(operator).invalidate_tags(bad))
