@@ -116,7 +116,7 @@ def stats(
             print_json("cache stats", _plain_stats(cache, found))
             return None
         room = f"{found.size} of {found.max_size} entries, {found.bytes / _MIB:.2f} MiB"
-        out.print(f"{cache.name} ({_KINDS[cache.service]}, {found.settings.policy.value})")
+        out.print(f"{cache.name} ({_KINDS[cache.service]}, policy {found.settings.policy.value})")
         out.print(room + (f" of {found.max_bytes / _MIB:.2f}" if found.max_bytes else ""))
         out.print(f"{counted(found.hits, 'hit')}, {found.misses} misses, hit rate {found.hit_rate:.1%}")
         out.print(f"{found.evictions} evicted, {found.expirations} expired, {found.corrupt} reads of damaged entries")
@@ -215,7 +215,7 @@ def delete(
         if as_json:
             print_json("cache delete", {**_plain_name(cache), "asked": len(keys), "removed": removed})
         elif removed:
-            out.print(f"Removed {removed} of {counted(len(keys), 'key')} from cache {cache.name}.")
+            out.print(f"Removed {counted(removed, 'key')} of {len(keys)} from cache {cache.name}.")
         return Exit.OK if removed else not_found(f"any of {counted(len(keys), 'key')} in cache {cache.name}")
 
     _do_with(work, name, kind, Target(url, namespace, timeout))
@@ -241,7 +241,7 @@ def clear(
         if as_json:
             print_json("cache clear", {**_plain_name(cache), "entries": forgotten})
         else:
-            out.print(f"Cleared cache {cache.name}, which held {forgotten} entries.")
+            out.print(f"Cleared cache {cache.name}, which held {forgotten} {'entry' if forgotten == 1 else 'entries'}.")
         return None
 
     _do_with(work, name, kind, Target(url, namespace, timeout))

@@ -259,7 +259,7 @@ def test_a_namespace_of_a_newer_version_is_left_alone(agentperf: Run, server: Se
 def test_help_and_version(agentperf: Run) -> None:
     help_ = agentperf("--help")
     assert help_.returncode == OK
-    commands = "demo up down status agents show errors slow rank compare spans doctor version"
+    commands = "demo up down status agents show errors slow rank compare spans doctor lb cache version"
     for command in commands.split():
         assert command in help_.stdout
     assert "3 server unreachable, 4 not found" in " ".join(help_.stdout.split())

@@ -65,7 +65,7 @@ def test_stats_show_one_cache(cache: Run) -> None:
     assert {tier: each["entries"] for tier, each in found["tiers"].items()} == {"hot": 1, "warm": 0, "cold": 0}
     assert [each["default_ttl_s"] for each in found["tiers"].values()] == [300, 1800, 3600]
     text = shown(cache("stats", "answers"))
-    for words in ("answers (lru, lru)", "2 of 7 entries", "1 hit, 0 misses", "cold"):
+    for words in ("answers (lru, policy lru)", "2 of 7 entries", "1 hit, 0 misses", "cold"):
         assert words in text
     assert "warm" not in text
 
@@ -109,7 +109,7 @@ def test_delete_removes_entries(cache: Run, perf: AgentPerf) -> None:
     assert cache("delete", "answers", "a", "z").returncode == USAGE
     assert perf.cache("answers").get("a") == {"n": 1}
     done = cache("delete", "answers", "a", "z", "--yes")
-    assert (done.returncode, done.stdout) == (OK, "Removed 1 of 2 keys from cache answers.\n")
+    assert (done.returncode, done.stdout) == (OK, "Removed 1 key of 2 from cache answers.\n")
     assert perf.cache("answers").keys() == ["b"]
     again = cache("delete", "answers", "a", "--yes")
     assert (again.returncode, again.stdout) == (NOT_FOUND, "")
