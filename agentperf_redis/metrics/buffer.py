@@ -383,6 +383,12 @@ class Buffer:
             shard.parcel or shard.waiting for shard in list(self._shards.values())
         )
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether something was sent of which it is not known whether it was counted."""
+        parcels = [shard.parcel for shard in list(self._shards.values())]
+        return any(parcel is not None and parcel.first_sent is not None for parcel in parcels)
+
     def tallies(self) -> tuple[int, int, int, int, int, int]:
         """Return executions counted, pending, dropped, uncertain; raw samples dropped; executions under __other__."""
         with self._lock:

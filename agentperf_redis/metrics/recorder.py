@@ -270,10 +270,13 @@ class Recorder:
     def _say_lost(self, patience: float) -> None:
         pending = self.delivery_state().pending
         what = "1 execution" if pending == 1 else f"{pending} executions" if pending else "some use of models or tools"
-        error = self._last_error
-        unknown = error is None or (isinstance(error, BackendUnavailable) and error.outcome == "unknown")
+        unknown = self.buffer.doubtful or (self._thread is not None and self._thread.is_alive())
         verb = "may not have been" if unknown else "was not" if pending <= 1 else "were not"
-        cause = error or f"{self.backend.address.masked} did not answer within {patience:g} s"
+        error = self._last_error
+        if isinstance(error, BackendUnavailable):  # what it says of being applied is true of the last attempt only
+            cause = f"{error.address}: {error.reason}"
+        else:
+            cause = str(error or f"{self.backend.address.masked} did not answer within {patience:g} s")
         warnings.warn(f"{what} {verb} counted: {cause}", RuntimeWarning, stacklevel=2)
 
     def delivery_state(self) -> Delivery:

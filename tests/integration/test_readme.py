@@ -114,6 +114,17 @@ def test_the_keys_are_those_that_are_listed(perf: AgentPerf, raw: Raw, namespace
     assert lb.release(held)
 
 
+def test_the_tests_that_are_named_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", TEXT))
+    defined = {
+        name
+        for path in README.parent.glob("tests/**/test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) >= 10
+    assert named - defined == set()
+
+
 def record(url: str, namespace: str) -> bool:
     """A task of a pool; the AgentPerf is the process's, and is not closed."""
     perf = AgentPerf(url, namespace=namespace)
