@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from agentperf_redis.cli.console import Exit, Target, counted, err, new_table, out, print_json
+from agentperf_redis.cli.console import Exit, Target, counted, err, new_table, not_found, out, print_json
 from agentperf_redis.cli.status import agents_table, plain_agent
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
@@ -263,8 +263,7 @@ def _is_known(metrics: MetricsCollector, agent: str) -> bool:
 
 
 def _unknown(agent: str) -> Exit:
-    err.print(f"agentperf: nothing was ever recorded of an agent {agent!r}; `agentperf agents` lists them", style="red")
-    return Exit.NOT_FOUND
+    return not_found(f"agent {agent!r}, of whom nothing was ever recorded; `agentperf agents` lists them")
 
 
 def _active(found: Iterable[PerformanceMetrics]) -> list[PerformanceMetrics]:

@@ -24,7 +24,7 @@ COMMANDS = {
 
 @pytest.fixture
 def used(perf: AgentPerf) -> AgentPerf:
-    """A planner that fails now and then, a critic that never does, and one who only used models."""
+    """A planner that fails now and then, and a critic that never does; both use models, one streams."""
     metrics = perf.metrics
     for number in range(8):
         metrics.record_execution("planner", 0.25 * (number + 1), number >= 3, None if number >= 3 else "TimeoutError")
