@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
+from agentperf_redis.balancer.keeper import keeper_of
 from agentperf_redis.errors import BackendFull, BackendUnavailable, LeaseLost
 from tests.conftest import Call
 from tests.proxy import Proxy
@@ -128,6 +130,30 @@ def test_a_release_that_got_no_answer_is_repeated_by_the_keeper(
         call(balancer, "release", instance)
     proxy.open_port()
     wait_until(lambda: load(raw, pool) == 0, "the release to get through")
+    assert leases(raw, pool) == []
+
+
+@pytest.mark.parametrize("error", [None, ValueError("the user's own")])
+def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_back(
+    call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, error: Exception | None
+) -> None:
+    backend = connect(proxy.url, deadline=0.2)
+    balancer = balancer_with(backend)
+    with contextlib.nullcontext() if error is None else pytest.raises(ValueError, match="own") as caught:
+        with call.inside(balancer, "lease", "planner", ttl=2.0) as lease:
+            proxy.close_port()
+            proxy.cut()
+            with pytest.raises(BackendUnavailable):
+                call(balancer, "status", "planner")
+            if error is not None:
+                raise error
+    assert caught is None or caught.value is error
+    assert not lease.held
+    assert keeper_of(backend).held() == []
+    assert load(raw, pool) == 1
+
+    proxy.open_port()
+    wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
     assert leases(raw, pool) == []
 
 
