@@ -555,7 +555,7 @@ def _refuse(pool: Pool, status: int, values: list[Reply], wanted: LoadBalancingS
     if status == Status.OTHER_SCHEMA:
         raise SchemaMismatch(pool.keys.state, said.partition(" ")[0], SCHEMA)
     if status == Status.CORRUPT:
-        raise CorruptState(pool.keys.state, f"something else than an instance in the field {shown(said)}")
+        raise CorruptState(pool.keys.state, f"something that was not written by us in the field {shown(said)}")
     raise CorruptState(pool.keys.state, f"an unexpected reply {status} {shown(values)}")
 
 

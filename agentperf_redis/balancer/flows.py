@@ -27,7 +27,7 @@ from agentperf_redis.balancer.model import (
 )
 from agentperf_redis.balancer.waiting import FIRST_PLACE, Lines, Place, stand_in_line
 from agentperf_redis.command import Batch, Flow, Pause
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost, NoCapacity
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
 
 T = TypeVar("T")
 
@@ -170,7 +170,9 @@ def _or_leave_nothing(
         return answer
     except AgentPerfError as error:
         interrupted = False
-        if in_line or (isinstance(error, BackendUnavailable) and error.outcome == "unknown"):
+        # A script that broke off, or whose reply was not understood, may have granted all the same.
+        known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
+        if in_line or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
             keeper.compensate(pool, token, ttl)
         raise
     except GeneratorExit:  # the event loop is going down and can do nothing more

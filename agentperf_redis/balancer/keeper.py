@@ -155,6 +155,8 @@ class Keeper:
                 again_at = time.monotonic() + _RETRY_S
                 if again_at < until:
                     heapq.heappush(self._delayed, (again_at, next(self._numbers), attempt))
+            except AgentPerfError as error:
+                _log.warning("giving a lease back: %s", error)
 
         self.later(attempt)
 

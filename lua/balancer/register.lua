@@ -40,6 +40,8 @@ elseif WANTED ~= '-' or not strategy then
   -- Nobody is registered: the pool is new, or may become another.
   strategy = WANTED ~= '-' and WANTED or 'least_loaded'
 end
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
 if known[2] and not all.read(ID) then return {CORRUPT, ID} end
 all.reap(EXPIRIES)

@@ -24,6 +24,8 @@ local known = call('HMGET', STATE, '#pool', ID)
 call('ZCARD', RING)
 if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
 if not call('ZSCORE', IDS, ID) then return NOTHING end
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
 local r = all.read(ID)
 if known[2] and not r then return {CORRUPT, ID} end

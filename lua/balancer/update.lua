@@ -26,6 +26,8 @@ local EXPIRIES = 16
 local known = call('HMGET', STATE, '#pool', ID)
 if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
 if not known[2] then return {NOTHING} end
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
 if not all.read(ID) then return {CORRUPT, ID} end
 if LABELS ~= '-' and LABELS ~= '' then check(LABELS) end

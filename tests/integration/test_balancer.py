@@ -13,7 +13,7 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingStrategy, Outcome
+from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingStrategy, Outcome, commands
 from agentperf_redis.errors import CorruptState, InvalidArgument, LeaseLost, NoCapacity, SchemaMismatch
 from tests.conftest import Call
 from tests.servers import Raw, wait_until
@@ -420,7 +420,13 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
     assert failed >= (1 if part == "ring" else 2)
 
 
-@pytest.mark.parametrize("record", ["poison", "1 2 3", "", "9" * 400])
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("poison", "1 2 3", "", "9" * 400),
+        *("0 5 0 0 0 heavy - - 5 0 0 0 0 0", "0 5 0 0 0 1 - - 5 0 0 0 0 x", "0 5 0 0 0 1 - -"),
+    ],
+)
 def test_a_record_that_nobody_wrote_is_named(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, record: str
 ) -> None:
@@ -431,6 +437,37 @@ def test_a_record_that_nobody_wrote_is_named(
             call(balancer, method, *args)
     assert raw.hget(pool.state, "p0") == record
     assert leases(raw, pool) == []
+
+
+@pytest.mark.parametrize("field", ["#next", "#picks", "#load", "#cap"])
+@pytest.mark.parametrize("value", ["many", "1.5", "9" * 40, ""])
+def test_a_number_that_nobody_wrote_is_named_and_nothing_is_written(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, field: str, value: str
+) -> None:
+    register(call, balancer, 1, max_capacity=3)
+    held = [acquire(call, balancer, "planner", ttl=600.0) for _ in range(2)]
+    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # due, so that whoever comes has something to clear
+    raw.hset(pool.state, field, value)
+    before = (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True))
+    for method, args in (
+        ("acquire", ("planner",)),
+        ("select_instance", ("planner",)),
+        ("register_instance", (AgentInstance("p9", "planner"),)),
+        ("update_instance", ("planner", "p0")),
+        ("remove_instance", ("planner", "p0")),
+        ("heartbeat", ("planner", "p0")),
+        ("get_status", ()),
+    ):
+        with pytest.raises(CorruptState, match=field):
+            call(balancer, method, *args)
+    with pytest.raises(CorruptState, match=field):
+        balancer._backend.run(commands.release(commands.Pool("planner", pool), held[0].lease.token, bury_ms=1000))
+    assert (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True)) == before
+
+    call(balancer, "repair", "planner")
+    assert call(balancer, "release", held[0]) is True
+    assert call(balancer, "get_status")["planner"]["current_load"] == 0
+    assert raw.hmget(pool.state, "#load", "#cap") == ["0", "3"]
 
 
 def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:

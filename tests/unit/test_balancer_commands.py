@@ -18,7 +18,7 @@ from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.balancer.waiting import lines_of
 from agentperf_redis.command import Command, Wait
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument, SchemaMismatch, ScriptFailed
 
 POOL = Pool.of("n", "t")
 RECORD = b"1 5 7 1000 3 2.5 fr,gpu - 5 1500 0 4 2 1"
@@ -160,16 +160,19 @@ def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentK
     assert keeper.told == []
 
 
-def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(keeper: SilentKeeper) -> None:
+@pytest.mark.parametrize("error", [UNKNOWN, CorruptState("k", "x"), ScriptFailed("balancer/acquire", "ERR broken off")])
+def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
+    keeper: SilentKeeper, error: AgentPerfError
+) -> None:
     flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish(ttl=7.0))
     first: Any = flow.send(None)
-    with pytest.raises(BackendUnavailable):
-        flow.throw(UNKNOWN)
+    with pytest.raises(type(error)):
+        flow.throw(error)
     ((command, seconds),) = keeper.told
     assert (command.script, command.args[0], seconds) == (commands.RELEASE, first.args[0], 7.0)
 
 
-@pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), CorruptState("k", "x")])
+@pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), SchemaMismatch("k", "2", "1")])
 def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: SilentKeeper, error: AgentPerfError) -> None:
     flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
     flow.send(None)
