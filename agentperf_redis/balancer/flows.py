@@ -126,7 +126,7 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
             asking = iter(commands.acquire(pool, token, ttl_ms, wish.choice))
             answer = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
             if isinstance(answer, Granted):
-                return _held(keeper, pool, token, wish, answer, asked_at)
+                return (yield from _held(keeper, pool, token, wish, answer, asked_at))
             if isinstance(answer, Spent):
                 continue
             refused = answer
@@ -136,14 +136,14 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
         standing = stand_in_line(lines, line, until)
         turn = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, standing, in_line=True)
         if turn.granted is not None:
-            return _held(keeper, pool, token, wish, turn.granted, turn.asked_at)
+            return (yield from _held(keeper, pool, token, wish, turn.granted, turn.asked_at))
         if not turn.spent:
             return Refused(refused.retry_after, refused.registered, turn.ahead)
         place = turn.place
     raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
 
 
-def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Lease:
+def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Flow[Lease]:
     lease = Lease(
         keeper,
         pool,
@@ -155,7 +155,10 @@ def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, 
         max_hold=wish.max_hold,
         on_lost=wish.on_lost,
     )
-    keeper.hold(lease)
+    if not keeper.hold(lease):
+        lease.end()
+        yield from commands.release(pool, token, lease.instance_id)
+        raise keeper.closed_error()
     return lease
 
 

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -26,6 +26,7 @@ from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
 from agentperf_redis.command import Batch, Command, Step
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
+from agentperf_redis.executor import CLOSED
 
 if TYPE_CHECKING:
     from agentperf_redis.backend import Backend
@@ -79,9 +80,11 @@ class Keeper:
         """Return how long the token of an abandoned request has to be refused, ms."""
         return math.ceil((max(self._backend.deadline, ttl) + TOMBSTONE_S) * 1000)
 
-    def hold(self, lease: Lease) -> None:
-        """Keep a lease alive from now on."""
+    def hold(self, lease: Lease) -> bool:
+        """Keep a lease alive from now on. Returns False when all was closed meanwhile."""
         with self._lock:
+            if self._closed:
+                return False
             self._held[lease.token] = weakref.ref(lease)
             if self._thread is None:
                 self._start()
@@ -90,6 +93,11 @@ class Keeper:
                 self._wake_at = lease.renew_at
         if sooner:
             self._inbox.put(None)
+        return True
+
+    def closed_error(self) -> BackendUnavailable:
+        """Return what a caller is told who was granted a lease while all was closed."""
+        return BackendUnavailable(self._backend.address.masked, "not_applied", CLOSED)
 
     def drop(self, lease: Lease) -> None:
         """Renew a lease no more."""
@@ -127,7 +135,7 @@ class Keeper:
         with self._lock:
             if self._thread is None:
                 self._start()
-        self._inbox.put(job)
+            self._inbox.put(job)
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
         """Give back a lease whose object is gone. Takes no lock, and so may be called from `__del__`.
@@ -169,11 +177,12 @@ class Keeper:
             self.later(partial(on_lost, loss))
 
     def close(self) -> None:
-        """Give back what is still held and end the thread."""
+        """Give back what is still held, do what was put off, once, and end the thread."""
         if self._pid != os.getpid() or self._closed:
             return
+        with self._lock:
+            self._closed = True  # no lease is taken in from here on
         leases = [lease for lease in self.held() if lease.end()]
-        self._closed = True
         with contextlib.suppress(AgentPerfError):
             if leases:
                 self._backend.run(
@@ -193,7 +202,7 @@ class Keeper:
         self._thread.start()
 
     def _work(self) -> None:
-        while not self._closed:
+        while self._goes_on():
             next_at = min(self._wake_at, self._delayed[0][0] if self._delayed else math.inf)
             pause = None if next_at == math.inf else max(0.0, next_at - time.monotonic())
             jobs: list[Job] = []
@@ -201,11 +210,32 @@ class Keeper:
                 jobs = [job for job in (self._inbox.get(timeout=pause),) if job is not None]
             while self._delayed and self._delayed[0][0] <= time.monotonic():
                 jobs.append(heapq.heappop(self._delayed)[2])
-            for job in (*jobs, self._renew_due):
-                try:
-                    job()
-                except Exception:  # noqa: BLE001  the thread has to outlive any single failure
-                    _log.exception("the keeper of leases met an error")
+            self._do((*jobs, self._renew_due))
+
+    def _goes_on(self) -> bool:
+        """Whether there is more to do. After `close`, what is left is done here, once; a later job starts anew."""
+        while self._closed:
+            jobs = [job for _, _, job in self._delayed]
+            self._delayed.clear()
+            with contextlib.suppress(Empty):
+                while True:
+                    job = self._inbox.get_nowait()
+                    jobs += [job] if job is not None else []
+            self._do(jobs)
+            self._delayed.clear()  # tried, in vain; the leases expire
+            with self._lock:
+                if self._inbox.empty():
+                    self._thread = None
+                    return False
+        return True
+
+    @staticmethod
+    def _do(jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            try:
+                job()
+            except Exception:  # noqa: BLE001  the thread has to outlive any single failure
+                _log.exception("the keeper of leases met an error")
 
     def _forget(self, pool: Pool, token: str, instance_id: str) -> None:
         with self._lock:

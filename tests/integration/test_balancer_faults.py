@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -231,6 +232,52 @@ def test_closing_gives_back_what_is_held(
     backend.close()
     assert load(raw, pool) == 0
     assert not instance.lease.held
+
+
+def test_closing_first_does_what_the_keeper_had_put_off(
+    call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    backend = connect(proxy.url, deadline=0.2)
+    balancer = balancer_with(backend)
+    instance = call(balancer, "acquire", "planner")
+    proxy.close_port()
+    proxy.cut()
+    with pytest.raises(BackendUnavailable):
+        call(balancer, "release", instance)
+    keeper = keeper_of(backend)
+    wait_until(lambda: keeper._delayed, "the keeper to have tried in vain")
+    proxy.open_port()
+    backend.close()
+    assert load(raw, pool) == 0
+    assert leases(raw, pool) == []
+
+
+def test_a_lease_that_is_dropped_at_the_very_end_is_given_back(
+    connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    backend = connect(server.url)
+    balancer = balancer_with(backend)
+    keeper = keeper_of(backend)
+    told = threading.Event()
+    held = [balancer.acquire("planner")]
+    keeper.later(told.wait)  # so that what comes next stays in the inbox
+    with pytest.warns(ResourceWarning):
+        held.clear()
+    threading.Timer(0.1, told.set).start()
+    backend.close()
+    assert load(raw, pool) == 0
+
+
+def test_a_lease_that_is_granted_while_closing_goes_back(
+    call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    backend = connect(server.url)
+    balancer = balancer_with(backend)
+    keeper_of(backend).close()  # as closing the backend begins, while the reply is under way
+    with pytest.raises(BackendUnavailable, match="closed"):
+        call(balancer, "acquire", "planner")
+    assert load(raw, pool) == 0
+    assert leases(raw, pool) == []
 
 
 def hold_one(url: str, namespace: str, ttl: float) -> Generator[str, None, bool]:
