@@ -71,6 +71,8 @@ class LoadBalancer:
         """Add an instance to its pool, or change its capacity, weight and labels if it is there.
 
         Its load, health and measurements stay. `is_healthy=False` marks it unhealthy; to undo that, `mark_healthy`.
+        Likewise `is_draining=True` and `undrain`. While this process lives, it registers the instance again should the
+        server lose it.
 
         Args:
             instance: what to register; its current_load is ignored, since load follows from leases.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -47,6 +48,8 @@ MANY = 500
 """Most names in one renew or heartbeat: `unpack` takes some 7,000 values, and a long script stops the server."""
 
 _RECORD_FIELDS = 14
+_REMOVED = re.compile(rb"(?:\S+ ){7}\w*r")
+"""A record that is kept for its last leases only."""
 _NO_LABELS: frozenset[str] = frozenset()
 
 _OUTCOME_LETTERS = {
@@ -211,8 +214,8 @@ def packed_labels(labels: frozenset[str]) -> str:
 
 def register(
     pool: Pool, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int
-) -> Command[LoadBalancingStrategy]:
-    """Add or change an instance. Returns the pool's strategy."""
+) -> Command[tuple[LoadBalancingStrategy, int]]:
+    """Add or change an instance. Returns the pool's strategy, and when it was founded, us."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
     args: tuple[Arg, ...] = (
@@ -221,20 +224,34 @@ def register(
         instance.max_capacity,
         _decimal(instance.weight),
         packed_labels(instance.labels),
-        int(instance.is_healthy),
+        "u" * (not instance.is_healthy) + "d" * instance.is_draining,
         round(instance.response_time_ms * 1000),
         silence_ms,
         " ".join(map(str, numbers)),
     )
 
-    def decode(reply: Reply) -> LoadBalancingStrategy:
+    def decode(reply: Reply) -> tuple[LoadBalancingStrategy, int]:
         match _opened(pool, reply):
-            case ((Status.DONE | Status.NOTHING), [bytes() as taken]):
-                return _strategy(pool, taken)
+            case ((Status.DONE | Status.NOTHING), [bytes() as taken, int() as born]):
+                return _strategy(pool, taken), born
             case status, values:
                 _refuse(pool, status, values, strategy)
 
     return Command(REGISTER, pool.keys.all, args, decode)
+
+
+def look(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[int, list[bool]]]:
+    """Look when a pool was founded, 0 when it is not there, and for each instance whether it is registered."""
+
+    def decode(reply: Reply) -> tuple[int, list[bool]]:
+        match reply:
+            case [None | bytes() as born, *records] if len(records) == len(instance_ids):
+                number = int(born) if born and born.isdigit() else 0
+                return number, [record is not None and not _REMOVED.match(record) for record in records]
+            case _:
+                raise CorruptState(pool.keys.state, f"an unexpected reply {shown(reply)}")
+
+    return Command("HMGET", (pool.keys.state,), ("#born", *map(encoded, instance_ids)), decode)
 
 
 def update(

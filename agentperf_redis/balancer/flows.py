@@ -73,8 +73,8 @@ def register(
     """Add or change an instance, and remember it for the case that the server comes back empty."""
     yield from backend.enter("lb", instance.agent_type)
     pool = Pool.of(backend.namespace, instance.agent_type)
-    taken = yield from commands.register(pool, instance, strategy, silence_ms)
-    keeper.remember(instance, strategy, silence_ms)
+    taken, born = yield from commands.register(pool, instance, strategy, silence_ms)
+    keeper.remember(instance, strategy, silence_ms, born)
     return taken
 
 
@@ -101,9 +101,13 @@ def update(
     return True
 
 
-def mark(pool: Pool, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
+def mark(keeper: Keeper, pool: Pool, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
     """Set and clear flags of an instance. Returns whether it is there."""
-    return (yield from commands.update(pool, instance_id, on=on, off=off)) is not None
+    load = yield from commands.update(pool, instance_id, on=on, off=off)
+    if load is None:
+        return False
+    keeper.mark(pool.agent_type, instance_id, on=on, off=off)
+    return True
 
 
 def heartbeat(pool: Pool, instance_ids: tuple[str, ...], silence_ms: int) -> Flow[list[str]]:
@@ -121,10 +125,10 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
     refused: Refused | None = None
     place = FIRST_PLACE
     for _ in range(_NEW_TOKENS):
-        token, asked_at = keeper.token(), time.monotonic()
+        token = keeper.token()
         if refused is None:
-            asking = iter(commands.acquire(pool, token, ttl_ms, wish.choice))
-            answer = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
+            asking = _ask(keeper, pool, token, ttl_ms, wish.choice)
+            answer, asked_at = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
             if isinstance(answer, Granted):
                 return (yield from _held(keeper, pool, token, wish, answer, asked_at))
             if isinstance(answer, Spent):
@@ -141,6 +145,18 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
             return Refused(refused.retry_after, refused.registered, turn.ahead)
         place = turn.place
     raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
+
+
+def _ask(
+    keeper: Keeper, pool: Pool, token: str, ttl_ms: int, choice: Choice
+) -> Flow[tuple[Granted | Refused | Spent, float]]:
+    """Ask for a lease; before None is taken for the answer, see to what the server lost. Returns also when it asked."""
+    asked_at = time.monotonic()
+    answer = yield from commands.acquire(pool, token, ttl_ms, choice)
+    if isinstance(answer, Refused) and answer.registered == 0 and (yield from keeper.look(pool)):
+        asked_at = time.monotonic()
+        answer = yield from commands.acquire(pool, token, ttl_ms, choice)
+    return answer, asked_at
 
 
 def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Flow[Lease]:
@@ -258,13 +274,18 @@ def _outcome(error: BaseException | None) -> Outcome:
     return Outcome.ERROR
 
 
-def status(backend: Backend, agent_types: Iterable[str] | None = None) -> Flow[list[PoolStatus]]:
+def status(backend: Backend, keeper: Keeper, agent_types: Iterable[str] | None = None) -> Flow[list[PoolStatus]]:
     """Read pools, all that were ever used when none are named; pools without instances are left out."""
-    names = list(agent_types) if agent_types is not None else (yield from backend.entered("lb"))
-    pools = [Pool.of(backend.namespace, name) for name in names]
+    if agent_types is None:
+        used = yield from backend.entered("lb")
+        agent_types = sorted({*used, *(of for of, _ in list(keeper.registered))})
+    pools = [Pool.of(backend.namespace, name) for name in agent_types]
     first: list[Page | None] = yield from Batch(tuple(commands.status(pool, 0, STATUS_PAGE) for pool in pools))
     found = []
-    for pool, page in zip(pools, first, strict=True):
+    for pool, seen in zip(pools, first, strict=True):
+        page = seen
+        if (page is None or not page.instances) and (yield from keeper.look(pool)):
+            page = yield from commands.status(pool, 0, STATUS_PAGE)
         if page is None or not page.instances:
             continue
         instances = list(page.instances)

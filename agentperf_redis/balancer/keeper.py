@@ -15,8 +15,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
-from agentperf_redis.command import Batch, Command, Step
+from agentperf_redis.command import Batch, Command, Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
 from agentperf_redis.executor import CLOSED
 
@@ -41,7 +41,27 @@ _AHEAD = 0.1
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
 
-Job = Callable[[], None]
+_LOOK_S = 3.0
+"""How often to look whether the server still has what this process registered."""
+
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What this process registered, to do it again when the server lost it.
+
+    Attributes:
+        instance: as it is to be: with the changes that this process made since.
+        strategy: wanted.
+        silence_ms: after which it counts as down; 0 when no heartbeats are expected.
+        born: when its pool was founded. Another number than the server's tells that the server lost it in between.
+    """
+
+    instance: AgentInstance
+    strategy: LoadBalancingStrategy | None
+    silence_ms: int
+    born: int
 
 
 class Keeper:
@@ -53,8 +73,8 @@ class Keeper:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.registered: dict[tuple[str, str], tuple[AgentInstance, LoadBalancingStrategy | None, int]] = {}
-        """What this process registered, to do it again when the server came back empty."""
+        self.registered: dict[tuple[str, str], Registered] = {}
+        """By agent type and id."""
         self._reset()
         backend.on_new_epoch(self._start_over)
         backend.on_close(self.close)
@@ -68,6 +88,7 @@ class Keeper:
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._wake_at = math.inf
+        self._look_at = math.inf
         self._delayed: list[tuple[float, int, Job]] = []
         self._closed = False
         self._numbers = itertools.count(1)
@@ -110,9 +131,38 @@ class Keeper:
             references = list(self._held.values())
         return [lease for reference in references if (lease := reference()) is not None and lease.held]
 
-    def remember(self, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int) -> None:
-        """Register this instance again should the server come back empty."""
-        self.registered[instance.agent_type, instance.id] = (replace(instance, lease=None), strategy, silence_ms)
+    def remember(
+        self, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int, born: int
+    ) -> None:
+        """Register this instance again should the server lose it."""
+        known = Registered(replace(instance, lease=None), strategy, silence_ms, born)
+        self.registered[instance.agent_type, instance.id] = known
+        if self._look_at == math.inf:
+            self.later(self._look_around)
+
+    def look(self, pool: Pool) -> Flow[bool]:
+        """Register again what the server lost of a pool, and forget what somebody else took out of it.
+
+        Returns:
+            Whether anything of it is registered now.
+        """
+        mine = {name: known for (of, name), known in list(self.registered.items()) if of == pool.agent_type}
+        lost: list[str] = []
+        names = list(mine)
+        for at in range(0, len(names), commands.MANY):
+            some = names[at : at + commands.MANY]
+            born, found = yield from commands.look(pool, some)
+            for name, registered in zip(some, found, strict=True):
+                same = self.registered.get((pool.agent_type, name)) is mine[name]
+                if not registered and mine[name].born != born:
+                    lost.append(name)
+                elif same and registered and mine[name].born != born:
+                    self.registered[pool.agent_type, name] = replace(mine[name], born=born)
+                elif same and not registered:
+                    del self.registered[pool.agent_type, name]
+        for name in lost:
+            yield from self._registration(pool, name)
+        return any(of == pool.agent_type for of, _ in list(self.registered))
 
     def amend(
         self,
@@ -127,8 +177,21 @@ class Keeper:
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             changes: dict[str, Any] = {"max_capacity": max_capacity, "weight": weight, "labels": labels}
-            instance = replace(known[0], **{name: value for name, value in changes.items() if value is not None})
-            self.registered[agent_type, instance_id] = (instance, known[1], known[2])
+            self._alter(known, **{name: value for name, value in changes.items() if value is not None})
+
+    def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
+        """Take flags that were set and cleared into what is remembered of an instance."""
+        known = self.registered.get((agent_type, instance_id))
+        if known is not None:
+            if "u" in on + off:
+                known = self._alter(known, is_healthy="u" not in on)
+            if "d" in on + off:
+                self._alter(known, is_draining="d" in on)
+
+    def _alter(self, known: Registered, **changes: Any) -> Registered:
+        changed = replace(known, instance=replace(known.instance, **changes))
+        self.registered[known.instance.agent_type, known.instance.id] = changed
+        return changed
 
     def later(self, job: Job) -> None:
         """Have a job done on the keeper's thread."""
@@ -203,13 +266,15 @@ class Keeper:
 
     def _work(self) -> None:
         while self._goes_on():
-            next_at = min(self._wake_at, self._delayed[0][0] if self._delayed else math.inf)
+            next_at = min(self._wake_at, self._look_at, self._delayed[0][0] if self._delayed else math.inf)
             pause = None if next_at == math.inf else max(0.0, next_at - time.monotonic())
             jobs: list[Job] = []
             with contextlib.suppress(Empty):
                 jobs = [job for job in (self._inbox.get(timeout=pause),) if job is not None]
             while self._delayed and self._delayed[0][0] <= time.monotonic():
                 jobs.append(heapq.heappop(self._delayed)[2])
+            if self._look_at <= time.monotonic():
+                jobs.append(self._look_around)
             self._do((*jobs, self._renew_due))
 
     def _goes_on(self) -> bool:
@@ -288,6 +353,7 @@ class Keeper:
                     lease.renew_at = min(time.monotonic() + ttl / 10, lease.valid_until)
                 elif lease.token in answer:
                     lease.lose("the server does not know it any more: it expired before it was renewed")
+                    self._look_at = min(self._look_at, asked_at) if self.registered else math.inf
                 else:
                     lease.valid_until = asked_at + ttl
                     lease.renew_at = asked_at + ttl / 3
@@ -299,17 +365,24 @@ class Keeper:
         for lease in self.held():
             lease.lose("the server came back without its data")
         if self.registered:
-            self.later(self._register_again)
+            self.later(self._look_around)
 
-    def _register_again(self) -> None:
-        for agent_type, instance_id in list(self.registered):
-            self._backend.run(self._registration(agent_type, instance_id))
+    def _look_around(self) -> None:
+        """See whether the server still has what was registered: a pool may be lost without a connection being so."""
+        for agent_type in {of for of, _ in list(self.registered)}:
+            try:
+                self._backend.run(self.look(Pool.of(self._backend.namespace, agent_type)))
+            except AgentPerfError as error:  # the next look comes soon
+                _log.debug("looking after the instances of %s: %s", agent_type, error)
+        self._look_at = time.monotonic() + _LOOK_S if self.registered else math.inf
 
-    def _registration(self, agent_type: str, instance_id: str) -> Generator[Step, Any, None]:
-        known = self.registered.get((agent_type, instance_id))
+    def _registration(self, pool: Pool, instance_id: str) -> Flow[None]:
+        known = self.registered.get((pool.agent_type, instance_id))
         if known is not None:
-            yield from self._backend.enter("lb", agent_type)
-            yield from commands.register(Pool.of(self._backend.namespace, agent_type), *known)
+            yield from self._backend.enter("lb", pool.agent_type, again=True)
+            _, born = yield from commands.register(pool, known.instance, known.strategy, known.silence_ms)
+            if (pool.agent_type, instance_id) in self.registered:
+                self.registered[pool.agent_type, instance_id] = replace(known, born=born)
 
 
 def keeper_of(backend: Backend) -> Keeper:

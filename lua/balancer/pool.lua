@@ -9,7 +9,7 @@
 --     @<token>  lease "L <id> <fence> <late>", late 1 when a copy of its request may still be under way
 --               grant, not fetched yet "G <id> <fence> <score>" | in line "W <score> <ttl_ms> <labels>"
 --               tombstone "X <why>": r released  e expired  u not fetched  c cancelled
---     #pool     "<schema> <strategy>"    #picks  leases granted so far    #load #cap  sums over the instances
+--     #pool     "<schema> <strategy>"    #born  when it was founded, us    #picks  leases granted so far    #load #cap  sums over the instances
 --     #next     when the pool needs a look, ms: a lower bound of due; 0 while somebody waits
 --   ready ZSET  <id> -> score by strategy; ready@<label>, computed here under the same tag, likewise
 --   due   ZSET  @<token> lease or grant ends | W@<token> waiter fell silent | X@<token> tombstone goes | H:<id> heartbeat -> ms

@@ -140,14 +140,16 @@ def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_bac
 ) -> None:
     backend = connect(proxy.url, deadline=0.2)
     balancer = balancer_with(backend)
-    with contextlib.nullcontext() if error is None else pytest.raises(ValueError, match="own") as caught:
-        with call.inside(balancer, "lease", "planner", ttl=2.0) as lease:
-            proxy.close_port()
-            proxy.cut()
-            with pytest.raises(BackendUnavailable):
-                call(balancer, "status", "planner")
-            if error is not None:
-                raise error
+    with (  # noqa: PT012
+        contextlib.nullcontext() if error is None else pytest.raises(ValueError, match="own") as caught,
+        call.inside(balancer, "lease", "planner", ttl=2.0) as lease,
+    ):
+        proxy.close_port()
+        proxy.cut()
+        with pytest.raises(BackendUnavailable):
+            call(balancer, "status", "planner")
+        if error is not None:
+            raise error
     assert caught is None or caught.value is error
     assert not lease.held
     assert keeper_of(backend).held() == []
@@ -348,6 +350,67 @@ def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
     new: Any = kept[-1]
     assert (new.max_capacity, new.current_load) == (2, 1)
     assert new.lease.fence > fence
+
+
+def there(server: Server, pool: keys.PoolKeys) -> set[str]:
+    with server.client() as raw:
+        return set(raw.zrange(pool.ids, 0, -1))
+
+
+def test_who_only_registers_notices_that_the_server_came_back_empty(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
+) -> None:
+    balancer = balancer_with(connect(own_server.url))
+    call(balancer, "register_instance", AgentInstance("p1", "planner"))
+    call(balancer, "register_instance", AgentInstance("p2", "planner", is_healthy=False))
+    call(balancer, "mark_unhealthy", "planner", "p0")
+    call(balancer, "drain", "planner", "p1")
+    call(balancer, "mark_healthy", "planner", "p2")
+    own_server.restart()
+    wait_until(lambda: there(own_server, pool) == {"p0", "p1", "p2"}, "the keeper to register them again")
+    found = {each.id: (each.is_healthy, each.is_draining) for each in balancer.instances["planner"]}
+    assert found == {"p0": (False, False), "p1": (True, True), "p2": (True, False)}
+
+
+def test_after_a_flush_a_pool_is_back_with_the_first_question(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
+) -> None:
+    backend = connect(own_server.url)
+    balancer = balancer_with(backend)
+    with own_server.client() as raw:
+        raw.flushall()
+        kept.append(call(balancer, "acquire", "planner"))
+        assert kept[-1] is not None
+        raw.flushall()
+        assert list(call(balancer, "get_status")) == ["planner"]
+        raw.flushall()
+        wait_until(lambda: there(own_server, pool) == {"p0"}, "the keeper to notice by itself")
+        assert call(LoadBalancer(backend=connect(own_server.url)), "get_status")["planner"]["instances"] == 1
+
+
+def test_each_process_brings_its_instances_back_whoever_was_first(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
+) -> None:
+    first = balancer_with(connect(own_server.url))
+    second = LoadBalancer(backend=connect(own_server.url))
+    call(second, "register_instance", AgentInstance("p1", "planner"))
+    with own_server.client() as raw:
+        raw.flushall()
+    assert call(first, "get_status")["planner"]["instances"] in (1, 2)  # the other's keeper may have looked already
+    wait_until(lambda: there(own_server, pool) == {"p0", "p1"}, "the other to follow")
+
+
+def test_what_another_process_removed_does_not_come_back(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
+) -> None:
+    backend = connect(own_server.url)
+    balancer = balancer_with(backend)
+    other = LoadBalancer(backend=connect(own_server.url))
+    assert call(other, "remove_instance", "planner", "p0")
+    assert call(balancer, "acquire", "planner") is None
+    assert call(balancer, "get_status") == {}
+    assert keeper_of(backend).registered == {}
+    assert there(own_server, pool) == set()
 
 
 def test_a_lease_that_cannot_be_renewed_is_lost_to_its_holder_before_the_server_gives_it_away(

@@ -18,7 +18,14 @@ from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.balancer.waiting import lines_of
 from agentperf_redis.command import Command, Wait
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument, SchemaMismatch, ScriptFailed
+from agentperf_redis.errors import (
+    AgentPerfError,
+    BackendUnavailable,
+    CorruptState,
+    InvalidArgument,
+    SchemaMismatch,
+    ScriptFailed,
+)
 
 POOL = Pool.of("n", "t")
 RECORD = b"1 5 7 1000 3 2.5 fr,gpu - 5 1500 0 4 2 1"
