@@ -265,7 +265,7 @@ def update(
     off: str = "",
 ) -> Command[int | None]:
     """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
-    labels_arg = "-" if labels is None else packed_labels(labels).removesuffix("-")
+    labels_arg = "-" if labels is None else packed_labels(labels) if labels else ""
     args: tuple[Arg, ...] = (
         encoded(instance_id),
         "-" if max_capacity is None else max_capacity,

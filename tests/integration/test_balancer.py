@@ -157,6 +157,22 @@ def test_required_labels_narrow_the_choice(call: Call, balancer: LoadBalancer) -
     assert acquire(call, balancer, "planner", require={"fr"}).id == "d"
 
 
+@pytest.mark.parametrize("label", ["-gpu", "gpu-", "-", "--"])
+def test_a_label_may_begin_and_end_with_a_dash(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, label: str
+) -> None:
+    call(balancer, "register_instance", AgentInstance("p0", "planner", labels=frozenset({label})))
+    assert acquire(call, balancer, "planner", require={label}).labels == {label}
+    assert call(balancer, "update_instance", "planner", "p0", labels=())
+    assert acquire(call, balancer, "planner", require={label}) is None
+    assert call(balancer, "update_instance", "planner", "p0", labels={label, "fr"})
+    assert acquire(call, balancer, "planner", require={label}).labels == {label, "fr"}
+    assert call(balancer, "update_instance", "planner", "p0", labels={label})
+    assert acquire(call, balancer, "planner", require={label}).labels == {label}
+    assert call(balancer, "remove_instance", "planner", "p0")
+    assert [key for key in raw.scan_iter(f"{pool.ready.partition('{')[0]}*") if "@" in key] == []
+
+
 # Instances
 
 
