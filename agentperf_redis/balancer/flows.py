@@ -150,13 +150,24 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
 def _ask(
     keeper: Keeper, pool: Pool, token: str, ttl_ms: int, choice: Choice
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
-    """Ask for a lease; before None is taken for the answer, see to what the server lost. Returns also when it asked."""
-    asked_at = time.monotonic()
-    answer = yield from commands.acquire(pool, token, ttl_ms, choice)
-    if isinstance(answer, Refused) and answer.registered == 0 and (yield from keeper.look(pool)):
+    """Ask for a lease. A refusal is no answer yet while expired leases are left to clear, or instances were lost.
+
+    Returns:
+        The answer, and when it was asked for.
+    """
+    until = time.monotonic() + keeper.deadline
+    looked = False
+    while True:
         asked_at = time.monotonic()
         answer = yield from commands.acquire(pool, token, ttl_ms, choice)
-    return answer, asked_at
+        if not isinstance(answer, Refused) or asked_at > until:
+            return answer, asked_at
+        if answer.registered == 0 and not looked:
+            looked = True
+            if not (yield from keeper.look(pool)):
+                return answer, asked_at
+        elif answer.retry_after > 0:
+            return answer, asked_at
 
 
 def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Flow[Lease]:

@@ -38,6 +38,9 @@ TOMBSTONE_S = 60.0
 """How long after a call could still arrive its token is refused, s. A clock of its own, not of the network's."""
 _AHEAD = 0.1
 """Leases due within this share of their life are renewed along with the one that is due, in one batch."""
+_PATIENCE = 0.3
+"""Share of the shortest life that one round of renewals may wait in vain, s; two thirds are left when it begins."""
+_LEAST_PATIENCE_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
 
@@ -92,6 +95,11 @@ class Keeper:
         self._delayed: list[tuple[float, int, Job]] = []
         self._closed = False
         self._numbers = itertools.count(1)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that one request may take in all."""
+        return self._backend.deadline
 
     def token(self) -> str:
         """Return a new token: unique, and readable as the process that asks."""
@@ -221,7 +229,7 @@ class Keeper:
 
         def attempt() -> None:
             try:
-                self._backend.run(command)
+                self._backend.run(command, self._patience_s())
             except BackendUnavailable:
                 again_at = time.monotonic() + _RETRY_S
                 if again_at < until:
@@ -338,20 +346,21 @@ class Keeper:
             self._wake_at = min(self._wake_at, soonest)
 
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
-        asked_at = time.monotonic()
-        renewals = tuple(
-            commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
-            for leases, pool, ttl in batches
-        )
-        try:
-            answers: list[Any] = self._backend.run(Batch(renewals).settled())
-        except AgentPerfError as error:
-            answers = [error] * len(batches)
-        for (leases, _, ttl), answer in zip(batches, answers, strict=True):
-            for lease in leases:
-                if isinstance(answer, AgentPerfError):
+        budget_s = _PATIENCE * min(ttl for _, _, ttl in batches)
+        for leases, pool, ttl in batches:
+            # One at a time, and each with half of what patience is left: a Cluster node that does not answer must not
+            # cost the leases on the others.
+            asked_at = time.monotonic()
+            command = commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
+            try:
+                answer = self._backend.run(command, min(self._backend.deadline, max(_LEAST_PATIENCE_S, budget_s / 2)))
+            except AgentPerfError:
+                budget_s -= time.monotonic() - asked_at
+                for lease in leases:
                     lease.renew_at = min(time.monotonic() + ttl / 10, lease.valid_until)
-                elif lease.token in answer:
+                continue
+            for lease in leases:
+                if lease.token in answer:
                     lease.lose("the server does not know it any more: it expired before it was renewed")
                     self._look_at = min(self._look_at, asked_at) if self.registered else math.inf
                 else:
@@ -371,10 +380,15 @@ class Keeper:
         """See whether the server still has what was registered: a pool may be lost without a connection being so."""
         for agent_type in {of for of, _ in list(self.registered)}:
             try:
-                self._backend.run(self.look(Pool.of(self._backend.namespace, agent_type)))
+                self._backend.run(self.look(Pool.of(self._backend.namespace, agent_type)), self._patience_s())
             except AgentPerfError as error:  # the next look comes soon
                 _log.debug("looking after the instances of %s: %s", agent_type, error)
         self._look_at = time.monotonic() + _LOOK_S if self.registered else math.inf
+
+    def _patience_s(self) -> float:
+        """Return how long to wait for what is not a renewal, lest renewals be late."""
+        shortest = min((lease.ttl for lease in self.held()), default=math.inf)
+        return min(self._backend.deadline, max(_LEAST_PATIENCE_S, _PATIENCE / 2 * shortest))
 
     def _registration(self, pool: Pool, instance_id: str) -> Flow[None]:
         known = self.registered.get((pool.agent_type, instance_id))

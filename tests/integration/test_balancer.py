@@ -173,6 +173,20 @@ def test_a_label_may_begin_and_end_with_a_dash(
     assert [key for key in raw.scan_iter(f"{pool.ready.partition('{')[0]}*") if "@" in key] == []
 
 
+def test_none_is_no_answer_while_expired_leases_are_left_to_clear(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    for name, capacity in (("a", 200), ("b", 1)):
+        instance = AgentInstance(name, "planner", max_capacity=capacity, labels=frozenset({name}))
+        call(balancer, "register_instance", instance)
+    held = [acquire(call, balancer, "planner", require={"a"}, ttl=600.0) for _ in range(150)]
+    last = acquire(call, balancer, "planner", require={"b"}, ttl=600.0)
+    raw.zadd(pool.due, {each.lease.token: 1.0 for each in held})
+    raw.zadd(pool.due, {last.lease.token: 2.0})
+    raw.hset(pool.state, "#next", "1")
+    assert acquire(call, balancer, "planner", require={"b"}).id == "b"
+
+
 # Instances
 
 

@@ -188,6 +188,38 @@ def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: Silent
     assert keeper.told == []
 
 
+def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
+    keeper: SilentKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    for name in ("gone", "also gone", "well"):
+        flow = flows.acquire(keeper, lines_of(keeper._backend), Pool.of("n", name), flows.Wish(ttl=1.2))
+        flow.send(None)
+        with pytest.raises(StopIteration) as end:
+            flow.send(GRANTED)
+        held.append(end.value.value)
+    for lease in held:
+        lease.renew_at = 0.0
+    keeper._wake_at = 0.0
+    patience = []
+
+    def run(command: Command[Any], deadline: float) -> frozenset[str]:
+        if "gone" in command.keys[0]:
+            patience.append(deadline)
+            time.sleep(deadline)
+            raise UNKNOWN
+        return frozenset()
+
+    monkeypatch.setattr(keeper._backend, "run", run)
+    before = held[2].valid_until
+    keeper._renew_due()
+    assert all(lease.held for lease in held)
+    assert held[2].valid_until > before
+    assert len(patience) == 2
+    assert sum(patience) < 1.2 / 3
+    assert [lease.end() for lease in held] == [True] * 3
+
+
 def test_a_closed_flow_asks_for_nothing_more(keeper: SilentKeeper) -> None:
     flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
     flow.send(None)
