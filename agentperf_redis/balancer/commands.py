@@ -70,6 +70,7 @@ class Status(IntEnum):
     OTHER_STRATEGY = -2
     OTHER_SCHEMA = -3
     CORRUPT = -4
+    TOO_LATE = -6
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,13 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class TooLate:
+    """The request came after its limit and did nothing; the server's clock, ms."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Queued:
     """In line.
 
@@ -213,8 +221,8 @@ def packed_labels(labels: frozenset[str]) -> str:
 
 
 def register(
-    pool: Pool, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int
-) -> Command[tuple[LoadBalancingStrategy, int]]:
+    pool: Pool, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int, until_ms: int = 0
+) -> Command[tuple[LoadBalancingStrategy, int] | TooLate]:
     """Add or change an instance. Returns the pool's strategy, and when it was founded, us."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
@@ -228,12 +236,15 @@ def register(
         round(instance.response_time_ms * 1000),
         silence_ms,
         " ".join(map(str, numbers)),
+        until_ms,
     )
 
-    def decode(reply: Reply) -> tuple[LoadBalancingStrategy, int]:
+    def decode(reply: Reply) -> tuple[LoadBalancingStrategy, int] | TooLate:
         match _opened(pool, reply):
             case ((Status.DONE | Status.NOTHING), [bytes() as taken, int() as born]):
                 return _strategy(pool, taken), born
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
             case status, values:
                 _refuse(pool, status, values, strategy)
 
@@ -263,7 +274,8 @@ def update(
     labels: frozenset[str] | None = None,
     on: str = "",
     off: str = "",
-) -> Command[int | None]:
+    until_ms: int = 0,
+) -> Command[int | TooLate | None]:
     """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
     labels_arg = "-" if labels is None else packed_labels(labels) if labels else ""
     args: tuple[Arg, ...] = (
@@ -273,31 +285,36 @@ def update(
         labels_arg,
         on,
         off,
+        until_ms,
     )
 
-    def decode(reply: Reply) -> int | None:
+    def decode(reply: Reply) -> int | TooLate | None:
         match _opened(pool, reply):
             case Status.NOTHING, []:
                 return None
             case Status.DONE, [int() as load]:
                 return load
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
             case status, values:
                 _refuse(pool, status, values)
 
     return Command(UPDATE, pool.keys.core, args, decode)
 
 
-def remove(pool: Pool, instance_id: str) -> Command[bool]:
+def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | TooLate]:
     """Take an instance out. Returns whether it was there."""
 
-    def decode(reply: Reply) -> bool:
+    def decode(reply: Reply) -> bool | TooLate:
         match _opened(pool, reply):
             case (Status.DONE | Status.NOTHING) as status, []:
                 return status == Status.DONE
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
             case status, values:
                 _refuse(pool, status, values)
 
-    return Command(REMOVE, pool.keys.all, (encoded(instance_id),), decode)
+    return Command(REMOVE, pool.keys.all, (encoded(instance_id), until_ms), decode)
 
 
 def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Command[list[str]]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from agentperf_redis.backend import Backend
@@ -73,7 +74,8 @@ def register(
     """Add or change an instance, and remember it for the case that the server comes back empty."""
     yield from backend.enter("lb", instance.agent_type)
     pool = Pool.of(backend.namespace, instance.agent_type)
-    taken, born = yield from commands.register(pool, instance, strategy, silence_ms)
+    request = partial(commands.register, pool, instance, strategy, silence_ms)
+    taken, born = yield from keeper.timely(pool, request)
     keeper.remember(instance, strategy, silence_ms, born)
     return taken
 
@@ -81,7 +83,7 @@ def register(
 def remove(keeper: Keeper, pool: Pool, instance_id: str) -> Flow[bool]:
     """Take an instance out, and register it no more."""
     keeper.registered.pop((pool.agent_type, instance_id), None)
-    return (yield from commands.remove(pool, instance_id))
+    return (yield from keeper.timely(pool, partial(commands.remove, pool, instance_id)))
 
 
 def update(
@@ -94,7 +96,12 @@ def update(
     labels: frozenset[str] | None,
 ) -> Flow[bool]:
     """Change what an instance was registered with."""
-    load = yield from commands.update(pool, instance_id, max_capacity=max_capacity, weight=weight, labels=labels)
+    load = yield from keeper.timely(
+        pool,
+        lambda until_ms: commands.update(
+            pool, instance_id, max_capacity=max_capacity, weight=weight, labels=labels, until_ms=until_ms
+        ),
+    )
     if load is None:
         return False
     keeper.amend(pool.agent_type, instance_id, max_capacity=max_capacity, weight=weight, labels=labels)
@@ -103,7 +110,9 @@ def update(
 
 def mark(keeper: Keeper, pool: Pool, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
     """Set and clear flags of an instance. Returns whether it is there."""
-    load = yield from commands.update(pool, instance_id, on=on, off=off)
+    load = yield from keeper.timely(
+        pool, lambda until_ms: commands.update(pool, instance_id, on=on, off=off, until_ms=until_ms)
+    )
     if load is None:
         return False
     keeper.mark(pool.agent_type, instance_id, on=on, off=off)
@@ -356,7 +365,7 @@ def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
     until = time.monotonic() + wait
     pause = _FIRST_LOOK_S
     while True:
-        load = yield from commands.update(pool, instance_id)
+        load = yield from commands.update(pool, instance_id)  # changes nothing, so it is never too late
         if not load:
             return True
         left = until - time.monotonic()

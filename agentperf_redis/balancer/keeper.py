@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.commands import Pool, TooLate
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
 from agentperf_redis.command import Batch, Command, Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
@@ -31,6 +31,8 @@ from agentperf_redis.executor import CLOSED
 if TYPE_CHECKING:
     from agentperf_redis.backend import Backend
     from agentperf_redis.balancer.lease import Lease
+
+T = TypeVar("T")
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -43,6 +45,7 @@ _PATIENCE = 0.3
 _LEAST_PATIENCE_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
+_CLOCK_READINGS = 3
 
 _LOOK_S = 3.0
 """How often to look whether the server still has what this process registered."""
@@ -78,6 +81,8 @@ class Keeper:
         self._backend = backend
         self.registered: dict[tuple[str, str], Registered] = {}
         """By agent type and id."""
+        self._server_ahead_ms: dict[str, float] = {}
+        """By agent type: the server's clock less `time.monotonic`, at most."""
         self._reset()
         backend.on_new_epoch(self._start_over)
         backend.on_close(self.close)
@@ -100,6 +105,25 @@ class Keeper:
     def deadline(self) -> float:
         """Seconds that one request may take in all."""
         return self._backend.deadline
+
+    def timely(self, pool: Pool, request: Callable[[int], Command[T | TooLate]]) -> Flow[T]:
+        """Make a request that is void, by the server's clock, once its caller has given up.
+
+        So no copy of it that arrives late undoes what others have done since.
+
+        Args:
+            pool: what it is about; in a Cluster, each has the clock of its node.
+            request: makes it, from its limit.
+        """
+        for _ in range(_CLOCK_READINGS):
+            asked_at = time.monotonic()
+            # Before anything is known of the clock the limit is long past, and the refusal tells the time.
+            ahead_ms = self._server_ahead_ms.get(pool.agent_type, 0.0)
+            answer = yield from request(math.ceil(ahead_ms + (asked_at + self._backend.deadline) * 1000))
+            if not isinstance(answer, TooLate):
+                return answer
+            self._server_ahead_ms[pool.agent_type] = answer.now_ms + 1 - asked_at * 1000
+        raise BackendUnavailable(self._backend.address.masked, "not_applied", "requests arrived too late each time")
 
     def token(self) -> str:
         """Return a new token: unique, and readable as the process that asks."""
@@ -394,7 +418,8 @@ class Keeper:
         known = self.registered.get((pool.agent_type, instance_id))
         if known is not None:
             yield from self._backend.enter("lb", pool.agent_type, again=True)
-            _, born = yield from commands.register(pool, known.instance, known.strategy, known.silence_ms)
+            request = partial(commands.register, pool, known.instance, known.strategy, known.silence_ms)
+            _, born = yield from self.timely(pool, request)
             if (pool.agent_type, instance_id) in self.registered:
                 self.registered[pool.agent_type, instance_id] = replace(known, born=born)
 

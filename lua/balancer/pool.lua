@@ -18,7 +18,7 @@ local call, match, format, floor = redis.call, string.match, string.format, math
 local SCHEMA, POOL = '1', '^1 (%S+)$'
 local RECORD = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%S+) (%S+ %d+ %d+ %d+ %d+ %d+ %d+)$'
 local REST = '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
-local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT = 1, 0, -1, -2, -3, -4
+local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT, TOO_LATE = 1, 0, -1, -2, -3, -4, -6
 
 -- Reject a poisoned index before the first write. What script text names no label for costs nothing.
 local function check(labels)

@@ -16,19 +16,24 @@
 --   ewma_us     int    response time to start from, us; 0 when not known
 --   silence_ms  int    missing heartbeats this long make it silent; 0: none are expected
 --   points      text   its points on the ring, numbers of 48 bits
+--   until_ms    int    server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, strategy, born}   added; born: when the pool was founded, us: another number tells that it was lost in between
 --   {0, strategy, born}   changed
 --   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
--- REPEAT  the same state
+--   {-6, now_ms}    too late; nothing done
+-- REPEAT  the same state; after until_ms nothing, so that no late copy undoes what was done since
 -- ERRORS  none
 -- COST    O(log N + labels + points log ring), and the hand-offs to at most 16 waiters
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local ON, EWMA_US, SILENCE_MS, POINTS = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local ON, EWMA_US, SILENCE_MS, POINTS, UNTIL_MS = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 --@include pool
 
 local EXPIRIES = 16
+local clock = call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
 local known = call('HMGET', STATE, '#pool', ID, '#born')
 call('ZCARD', RING)
 check(LABELS)
@@ -42,7 +47,7 @@ elseif WANTED ~= '-' or not strategy then
 end
 local wrong = odd()
 if wrong then return {CORRUPT, wrong} end
-local all = upkeep()
+local all = upkeep(now_us)
 if known[2] and not all.read(ID) then return {CORRUPT, ID} end
 all.reap(EXPIRIES)
 local r = all.read(ID)
@@ -50,7 +55,7 @@ local r = all.read(ID)
 local pool = SCHEMA .. ' ' .. strategy
 if pool ~= known[1] then
   call('HSET', STATE, '#pool', pool)
-  all = upkeep()
+  all = upkeep(now_us)
 end
 local born = known[3] or format('%.0f', all.now_us)
 if not known[3] then call('HSET', STATE, '#born', born) end

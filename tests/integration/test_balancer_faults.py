@@ -140,7 +140,7 @@ def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_bac
 ) -> None:
     backend = connect(proxy.url, deadline=0.2)
     balancer = balancer_with(backend)
-    with (  # noqa: PT012
+    with (
         contextlib.nullcontext() if error is None else pytest.raises(ValueError, match="own") as caught,
         call.inside(balancer, "lease", "planner", ttl=2.0) as lease,
     ):
@@ -158,6 +158,32 @@ def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_bac
     proxy.open_port()
     wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
     assert leases(raw, pool) == []
+
+
+@pytest.mark.parametrize("late", ["mark_unhealthy", "update_instance", "register_instance", "remove_instance"])
+def test_a_change_that_arrives_after_its_caller_gave_up_changes_nothing(
+    call: Call, connect: Connect, proxy: Proxy, server: Server, raw: Raw, pool: keys.PoolKeys, late: str
+) -> None:
+    other = balancer_with(connect(server.url))
+    slow = LoadBalancer(backend=connect(proxy.url, deadline=0.3))
+    assert call(slow, "mark_healthy", "planner", "p0")
+    assert not call(slow, "remove_instance", "planner", "nobody")  # the server knows the scripts, this client its clock
+    args: dict[str, tuple[Any, ...]] = {
+        "register_instance": (AgentInstance("p0", "planner", max_capacity=9, is_healthy=False),)
+    }
+    script = {"register_instance": commands.REGISTER, "remove_instance": commands.REMOVE}.get(late, commands.UPDATE)
+    options = {"max_capacity": 9} if late == "update_instance" else {}
+    held = proxy.hold(only=script, reset=False)
+    with pytest.raises(BackendUnavailable) as caught:
+        call(slow, late, *args.get(late, ("planner", "p0")), **options)
+    assert caught.value.outcome == "unknown"
+    assert call(other, "mark_healthy", "planner", "p0")
+    before = raw.hget(pool.state, "p0")
+    now = time.monotonic()
+    wait_until(lambda: time.monotonic() - now > 0.4, "the server's clock to pass the limit")
+    assert held.deliver().startswith(b"*2\r\n:-6\r\n")
+    assert raw.hget(pool.state, "p0") == before
+    assert raw.zcard(pool.ids) == 1
 
 
 def test_a_cancelled_acquire_leaves_nothing_wherever_it_was(
