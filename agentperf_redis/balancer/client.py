@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, default_backend
@@ -462,6 +462,15 @@ class LeaseBlock:
         if lease is not None:
             self._backend.run(flows.leave(self._keeper, lease, error))
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a lease block has no {name!r}; enter it first: `with lb.lease(...) as lease`")
+
+    async def __aenter__(self) -> NoReturn:
+        raise TypeError("in a coroutine it is `async with lb.aio.lease(...)`")
+
+    async def __aexit__(self, *_: object) -> None:
+        """Never reached: there only so that entering can tell."""
+
 
 class AsyncLeaseBlock:
     """`LeaseBlock` for `async with`."""
@@ -486,3 +495,12 @@ class AsyncLeaseBlock:
         lease, self._lease = self._lease, None
         if lease is not None:
             await self._backend.arun(flows.leave(self._keeper, lease, error))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("it is `async with lb.aio.lease(...)`; outside of coroutines, `with lb.lease(...)`")
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached: there only so that entering can tell."""

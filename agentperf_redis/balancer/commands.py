@@ -144,11 +144,10 @@ class Refused:
     registered: int
     waiting: int
 
-    @property
-    def reason(self) -> str:
-        """In words."""
+    def reason(self, agent_type: str) -> str:
+        """Return why, in words."""
         if self.registered == 0:
-            return "no instance is registered"
+            return f"no instance of {agent_type!r} is registered"
         line = f", {self.waiting} waiting in line" if self.waiting else ""
         return f"all {self.registered} instances that could take it are full, unhealthy or draining{line}"
 

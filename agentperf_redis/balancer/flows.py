@@ -151,7 +151,7 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
         if turn.granted is not None:
             return (yield from _held(keeper, pool, token, wish, turn.granted, turn.asked_at))
         if not turn.spent:
-            return Refused(refused.retry_after, refused.registered, turn.ahead)
+            return Refused(turn.retry_after, refused.registered, turn.ahead)
         place = turn.place
     raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
 
@@ -236,7 +236,7 @@ def enter(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease]:
     """Lease one unit or raise NoCapacity."""
     answer = yield from acquire(keeper, lines, pool, wish)
     if isinstance(answer, Refused):
-        raise NoCapacity(pool.agent_type, answer.reason, answer.retry_after)
+        raise NoCapacity(pool.agent_type, answer.reason(pool.agent_type), answer.retry_after)
     return answer
 
 

@@ -337,6 +337,12 @@ class Keeper:
     def _forget(self, pool: Pool, token: str, instance_id: str) -> None:
         with self._lock:
             self._held.pop(token, None)
+        _log.warning(
+            "the lease on %r of %r was given back because nothing refers to it any more; keep what acquire returned, "
+            "or use `with lb.lease(...)`",
+            instance_id,
+            pool.agent_type,
+        )
         self.insist(commands.release(pool, token, instance_id), TOMBSTONE_S)
 
     def _renew_due(self) -> None:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from agentperf_redis import arguments
 from agentperf_redis.balancer.commands import Pool
@@ -102,13 +102,16 @@ class Lease:
     def __repr__(self) -> str:
         return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a lease stays with the process that took it; send the instance's id, or its fence")
+
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.HELD:
-            self._state = _State.RELEASED
+            me, self._state = repr(self), _State.RELEASED
             # Nothing can be done about a failure here, and at the end of the interpreter much is gone already.
             with contextlib.suppress(Exception):
                 if self._keeper.abandon(self.pool, self.token, self._facts[0]):
-                    warnings.warn(f"{self!r} was dropped without release", ResourceWarning, source=self, stacklevel=2)
+                    warnings.warn(f"{me} was dropped without release", ResourceWarning, source=self, stacklevel=2)
 
     @property
     def instance(self) -> AgentInstance:

@@ -103,6 +103,8 @@ class AgentInstance(_Fields):
     __slots__ = ()
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
+        if name not in _Fields.__slots__:
+            raise AttributeError(f"an AgentInstance has no field {name!r}")
         how = _CHANGED_THROUGH.get(name, "lb.register_instance(...)")
         raise FrozenInstanceError(f"an AgentInstance is a snapshot; to change {name} for everybody use {how}")
 
@@ -117,6 +119,7 @@ class AgentInstance(_Fields):
         return max(0, self.max_capacity - self.current_load)
 
 
+_Fields.__init__.__qualname__ = "AgentInstance.__init__"  # by which Python names it when arguments are missing
 _SET_FIELDS = tuple(getattr(_Fields, each.name).__set__ for each in fields(_Fields))
 
 

@@ -370,7 +370,10 @@ def test_response_times_are_smoothed(call: Call, balancer: LoadBalancer) -> None
 
 
 def test_a_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBalancer) -> None:
-    with pytest.raises(NoCapacity, match="no instance is registered"), call.inside(balancer, "lease", "planner"):
+    with (
+        pytest.raises(NoCapacity, match="no instance of .planner. is registered"),
+        call.inside(balancer, "lease", "planner"),
+    ):
         raise AssertionError
     register(call, balancer, 1, max_capacity=1)
     held = acquire(call, balancer, "planner", ttl=0.8)
@@ -521,6 +524,14 @@ def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: R
         with pytest.raises(SchemaMismatch):
             call(balancer, method, *args)
     assert raw.hgetall(pool.state) == before
+
+
+def test_a_pool_that_was_never_registered_is_named(call: Call, balancer: LoadBalancer) -> None:
+    with (
+        pytest.raises(NoCapacity, match="no instance of 'typo' is registered"),
+        call.inside(balancer, "lease", "typo"),
+    ):
+        pass
 
 
 def test_a_lease_lost_inside_a_block_is_raised_at_its_end(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import pickle
 import signal
 import threading
 import time
@@ -236,17 +237,29 @@ def test_a_cancelled_release_still_releases(connect: Connect, server: Server, ra
     assert leases(raw, pool) == []
 
 
+def test_a_lease_cannot_be_sent_to_another_process(call: Call, connect: Connect, server: Server) -> None:
+    instance = call(balancer_with(connect(server.url)), "acquire", "planner")
+    with pytest.raises(TypeError, match="stays with the process that took it"):
+        pickle.dumps(instance)
+
+
 def test_a_lease_that_nobody_holds_any_more_is_given_back_with_a_warning(
-    call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+    call: Call,
+    connect: Connect,
+    server: Server,
+    raw: Raw,
+    pool: keys.PoolKeys,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     balancer = balancer_with(connect(server.url))
     instance = call(balancer, "acquire", "planner")
     assert load(raw, pool) == 1
     held = [instance]
     del instance
-    with pytest.warns(ResourceWarning, match="dropped without release"):
+    with pytest.warns(ResourceWarning, match="held, .* was dropped without release"):
         held.clear()
     wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
+    assert "'p0' of 'planner' was given back because nothing refers to it any more" in caplog.text
     assert leases(raw, pool) == []
 
 

@@ -255,7 +255,7 @@ def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
     assert (left.script, left.args[0]) == (commands.RELEASE, asked.args[0])
     with pytest.raises(StopIteration) as end:
         flow.send(False)
-    assert end.value.value == commands.Refused(1.0, 2, 3)
+    assert end.value.value == commands.Refused(0.5, 2, 3)
 
 
 def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: SilentKeeper) -> None:
