@@ -15,6 +15,7 @@ from agentperf_redis.balancer.keeper import keeper_of
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     AgentInstance,
+    LeaseOnIt,
     LoadBalancingStrategy,
     Outcome,
     PoolLeases,
@@ -200,7 +201,7 @@ class LoadBalancer:
 
     def release(
         self,
-        instance: AgentInstance | Lease | None,
+        instance: AgentInstance | LeaseOnIt | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
@@ -388,7 +389,7 @@ class AsyncLoadBalancer:
 
     async def release(
         self,
-        instance: AgentInstance | Lease | None,
+        instance: AgentInstance | LeaseOnIt | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,

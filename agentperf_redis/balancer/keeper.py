@@ -19,18 +19,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Pool, TooLate
-from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.model import AgentInstance, LeaseOnIt, LoadBalancingStrategy
 from agentperf_redis.command import Batch, Command, Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
 from agentperf_redis.executor import CLOSED
-
-if TYPE_CHECKING:
-    from agentperf_redis.backend import Backend
-    from agentperf_redis.balancer.lease import Lease
 
 T = TypeVar("T")
 
@@ -152,7 +150,7 @@ class Keeper:
         """Return what a caller is told who was granted a lease while all was closed."""
         return BackendUnavailable(self._backend.address.masked, "not_applied", CLOSED)
 
-    def drop(self, lease: Lease) -> None:
+    def drop(self, lease: LeaseOnIt) -> None:
         """Renew a lease no more."""
         with self._lock:
             self._held.pop(lease.token, None)

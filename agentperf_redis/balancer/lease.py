@@ -9,15 +9,23 @@ import time
 import warnings
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Protocol
 
 from agentperf_redis import arguments
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapshot
 from agentperf_redis.errors import LeaseLost
 
-if TYPE_CHECKING:
-    from agentperf_redis.balancer.keeper import Keeper
+
+class Keeps(Protocol):
+    """What a lease asks of the process's keeper of leases."""
+
+    def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
+        """Give back a lease whose object is gone. Called from `__del__`, so it takes no lock."""
+
+    def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
+        """Report a lost lease, once."""
+
 
 _transitions = threading.Lock()
 """Decides between a release and a loss that happen at once. Held for an assignment only, never while calling out."""
@@ -71,7 +79,7 @@ class Lease:
 
     def __init__(
         self,
-        keeper: Keeper,
+        keeper: Keeps,
         pool: Pool,
         token: str,
         fence: int,
@@ -160,7 +168,7 @@ class Lease:
             if self._loss is not None:
                 raise self._loss
 
-    def kept_by(self, keeper: Keeper) -> bool:
+    def kept_by(self, keeper: Keeps) -> bool:
         """Whether it came from the backend of this keeper."""
         return self._keeper is keeper
 

@@ -17,6 +17,7 @@ from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     MAX_WEIGHT,
     AgentInstance,
+    LeaseOnIt,
     LoadBalancingStrategy,
     Outcome,
     PoolLeases,
@@ -142,7 +143,7 @@ class Requests:
         return flows.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish)
 
     def release(
-        self, instance: AgentInstance | Lease | None, outcome: Outcome | str, response_time: float | None
+        self, instance: AgentInstance | LeaseOnIt | None, outcome: Outcome | str, response_time: float | None
     ) -> Flow[bool]:
         """See `LoadBalancer.release`."""
         if instance is None:

@@ -371,7 +371,7 @@ def test_response_times_are_smoothed(call: Call, balancer: LoadBalancer) -> None
 
 def test_a_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBalancer) -> None:
     with (
-        pytest.raises(NoCapacity, match="no instance of .planner. is registered"),
+        pytest.raises(NoCapacity, match="no instance of 'planner' is registered"),
         call.inside(balancer, "lease", "planner"),
     ):
         raise AssertionError
