@@ -128,6 +128,7 @@ def test_a_release_that_got_no_answer_is_repeated_by_the_keeper(
     balancer = balancer_with(connect(proxy.url, deadline=0.2))
     instance = call(balancer, "acquire", "planner")
     proxy.close_port()
+    proxy.cut()
     with pytest.raises(BackendUnavailable):
         call(balancer, "release", instance)
     proxy.open_port()
