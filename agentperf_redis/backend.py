@@ -130,10 +130,10 @@ class Backend:
         await executor.start()
         return executor
 
-    def enter(self, service: str, resource: str) -> Flow[None]:
-        """Note that a resource is in use; sends something once a process only."""
+    def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
+        """Note that a resource is in use; sends something once a process only, or `again`, when the note was lost."""
         name = f"{service}:{keys.encoded(resource)}"
-        if name not in self._entered:
+        if again or name not in self._entered:
             where = keys.resources(self.namespace)
             yield from Command(_ENTER, (where,), (name,), lambda reply: _noted(where, reply))
             self._entered.add(name)

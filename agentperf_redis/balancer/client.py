@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, default_backend
@@ -15,6 +15,7 @@ from agentperf_redis.balancer.keeper import keeper_of
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     AgentInstance,
+    LeaseOnIt,
     LoadBalancingStrategy,
     Outcome,
     PoolLeases,
@@ -71,6 +72,8 @@ class LoadBalancer:
         """Add an instance to its pool, or change its capacity, weight and labels if it is there.
 
         Its load, health and measurements stay. `is_healthy=False` marks it unhealthy; to undo that, `mark_healthy`.
+        Likewise `is_draining=True` and `undrain`. While this process lives, it registers the instance again should the
+        server lose it.
 
         Args:
             instance: what to register; its current_load is ignored, since load follows from leases.
@@ -198,7 +201,7 @@ class LoadBalancer:
 
     def release(
         self,
-        instance: AgentInstance | Lease | None,
+        instance: AgentInstance | LeaseOnIt | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
@@ -386,7 +389,7 @@ class AsyncLoadBalancer:
 
     async def release(
         self,
-        instance: AgentInstance | Lease | None,
+        instance: AgentInstance | LeaseOnIt | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
@@ -460,6 +463,15 @@ class LeaseBlock:
         if lease is not None:
             self._backend.run(flows.leave(self._keeper, lease, error))
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a lease block has no {name!r}; enter it first: `with lb.lease(...) as lease`")
+
+    async def __aenter__(self) -> NoReturn:
+        raise TypeError("in a coroutine it is `async with lb.aio.lease(...)`")
+
+    async def __aexit__(self, *_: object) -> None:
+        """Never reached: there only so that entering can tell."""
+
 
 class AsyncLeaseBlock:
     """`LeaseBlock` for `async with`."""
@@ -484,3 +496,12 @@ class AsyncLeaseBlock:
         lease, self._lease = self._lease, None
         if lease is not None:
             await self._backend.arun(flows.leave(self._keeper, lease, error))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("it is `async with lb.aio.lease(...)`; outside of coroutines, `with lb.lease(...)`")
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached: there only so that entering can tell."""

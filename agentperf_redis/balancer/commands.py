@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -47,6 +48,8 @@ MANY = 500
 """Most names in one renew or heartbeat: `unpack` takes some 7,000 values, and a long script stops the server."""
 
 _RECORD_FIELDS = 14
+_REMOVED = re.compile(rb"(?:\S+ ){7}\w*r")
+"""A record that is kept for its last leases only."""
 _NO_LABELS: frozenset[str] = frozenset()
 
 _OUTCOME_LETTERS = {
@@ -67,6 +70,7 @@ class Status(IntEnum):
     OTHER_STRATEGY = -2
     OTHER_SCHEMA = -3
     CORRUPT = -4
+    TOO_LATE = -6
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +144,10 @@ class Refused:
     registered: int
     waiting: int
 
-    @property
-    def reason(self) -> str:
-        """In words."""
+    def reason(self, agent_type: str) -> str:
+        """Return why, in words."""
         if self.registered == 0:
-            return "no instance is registered"
+            return f"no instance of {agent_type!r} is registered"
         line = f", {self.waiting} waiting in line" if self.waiting else ""
         return f"all {self.registered} instances that could take it are full, unhealthy or draining{line}"
 
@@ -154,6 +157,13 @@ class Spent:
     """The token had its lease already: it ended, or another request holds its place."""
 
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TooLate:
+    """The request came after its limit and did nothing; the server's clock, ms."""
+
+    now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +220,9 @@ def packed_labels(labels: frozenset[str]) -> str:
 
 
 def register(
-    pool: Pool, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int
-) -> Command[LoadBalancingStrategy]:
-    """Add or change an instance. Returns the pool's strategy."""
+    pool: Pool, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int, until_ms: int = 0
+) -> Command[tuple[LoadBalancingStrategy, int] | TooLate]:
+    """Add or change an instance. Returns the pool's strategy, and when it was founded, us."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
     args: tuple[Arg, ...] = (
@@ -221,20 +231,37 @@ def register(
         instance.max_capacity,
         _decimal(instance.weight),
         packed_labels(instance.labels),
-        int(instance.is_healthy),
+        "u" * (not instance.is_healthy) + "d" * instance.is_draining,
         round(instance.response_time_ms * 1000),
         silence_ms,
         " ".join(map(str, numbers)),
+        until_ms,
     )
 
-    def decode(reply: Reply) -> LoadBalancingStrategy:
+    def decode(reply: Reply) -> tuple[LoadBalancingStrategy, int] | TooLate:
         match _opened(pool, reply):
-            case ((Status.DONE | Status.NOTHING), [bytes() as taken]):
-                return _strategy(pool, taken)
+            case ((Status.DONE | Status.NOTHING), [bytes() as taken, int() as born]):
+                return _strategy(pool, taken), born
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
             case status, values:
                 _refuse(pool, status, values, strategy)
 
     return Command(REGISTER, pool.keys.all, args, decode)
+
+
+def look(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[int, list[bool]]]:
+    """Look when a pool was founded, 0 when it is not there, and for each instance whether it is registered."""
+
+    def decode(reply: Reply) -> tuple[int, list[bool]]:
+        match reply:
+            case [None | bytes() as born, *records] if len(records) == len(instance_ids):
+                number = int(born) if born and born.isdigit() else 0
+                return number, [record is not None and not _REMOVED.match(record) for record in records]
+            case _:
+                raise CorruptState(pool.keys.state, f"an unexpected reply {shown(reply)}")
+
+    return Command("HMGET", (pool.keys.state,), ("#born", *map(encoded, instance_ids)), decode)
 
 
 def update(
@@ -246,9 +273,10 @@ def update(
     labels: frozenset[str] | None = None,
     on: str = "",
     off: str = "",
-) -> Command[int | None]:
+    until_ms: int = 0,
+) -> Command[int | TooLate | None]:
     """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
-    labels_arg = "-" if labels is None else packed_labels(labels).removesuffix("-")
+    labels_arg = "-" if labels is None else packed_labels(labels) if labels else ""
     args: tuple[Arg, ...] = (
         encoded(instance_id),
         "-" if max_capacity is None else max_capacity,
@@ -256,31 +284,36 @@ def update(
         labels_arg,
         on,
         off,
+        until_ms,
     )
 
-    def decode(reply: Reply) -> int | None:
+    def decode(reply: Reply) -> int | TooLate | None:
         match _opened(pool, reply):
             case Status.NOTHING, []:
                 return None
             case Status.DONE, [int() as load]:
                 return load
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
             case status, values:
                 _refuse(pool, status, values)
 
     return Command(UPDATE, pool.keys.core, args, decode)
 
 
-def remove(pool: Pool, instance_id: str) -> Command[bool]:
+def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | TooLate]:
     """Take an instance out. Returns whether it was there."""
 
-    def decode(reply: Reply) -> bool:
+    def decode(reply: Reply) -> bool | TooLate:
         match _opened(pool, reply):
             case (Status.DONE | Status.NOTHING) as status, []:
                 return status == Status.DONE
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
             case status, values:
                 _refuse(pool, status, values)
 
-    return Command(REMOVE, pool.keys.all, (encoded(instance_id),), decode)
+    return Command(REMOVE, pool.keys.all, (encoded(instance_id), until_ms), decode)
 
 
 def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Command[list[str]]:
@@ -555,7 +588,7 @@ def _refuse(pool: Pool, status: int, values: list[Reply], wanted: LoadBalancingS
     if status == Status.OTHER_SCHEMA:
         raise SchemaMismatch(pool.keys.state, said.partition(" ")[0], SCHEMA)
     if status == Status.CORRUPT:
-        raise CorruptState(pool.keys.state, f"something else than an instance in the field {shown(said)}")
+        raise CorruptState(pool.keys.state, f"something that was not written by us in the field {shown(said)}")
     raise CorruptState(pool.keys.state, f"an unexpected reply {status} {shown(values)}")
 
 

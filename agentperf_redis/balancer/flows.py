@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from agentperf_redis.backend import Backend
@@ -27,7 +28,7 @@ from agentperf_redis.balancer.model import (
 )
 from agentperf_redis.balancer.waiting import FIRST_PLACE, Lines, Place, stand_in_line
 from agentperf_redis.command import Batch, Flow, Pause
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost, NoCapacity
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
 
 T = TypeVar("T")
 
@@ -73,15 +74,16 @@ def register(
     """Add or change an instance, and remember it for the case that the server comes back empty."""
     yield from backend.enter("lb", instance.agent_type)
     pool = Pool.of(backend.namespace, instance.agent_type)
-    taken = yield from commands.register(pool, instance, strategy, silence_ms)
-    keeper.remember(instance, strategy, silence_ms)
+    request = partial(commands.register, pool, instance, strategy, silence_ms)
+    taken, born = yield from keeper.timely(pool, request)
+    keeper.remember(instance, strategy, silence_ms, born)
     return taken
 
 
 def remove(keeper: Keeper, pool: Pool, instance_id: str) -> Flow[bool]:
     """Take an instance out, and register it no more."""
     keeper.registered.pop((pool.agent_type, instance_id), None)
-    return (yield from commands.remove(pool, instance_id))
+    return (yield from keeper.timely(pool, partial(commands.remove, pool, instance_id)))
 
 
 def update(
@@ -94,16 +96,27 @@ def update(
     labels: frozenset[str] | None,
 ) -> Flow[bool]:
     """Change what an instance was registered with."""
-    load = yield from commands.update(pool, instance_id, max_capacity=max_capacity, weight=weight, labels=labels)
+    load = yield from keeper.timely(
+        pool,
+        lambda until_ms: commands.update(
+            pool, instance_id, max_capacity=max_capacity, weight=weight, labels=labels, until_ms=until_ms
+        ),
+    )
     if load is None:
         return False
     keeper.amend(pool.agent_type, instance_id, max_capacity=max_capacity, weight=weight, labels=labels)
     return True
 
 
-def mark(pool: Pool, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
+def mark(keeper: Keeper, pool: Pool, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
     """Set and clear flags of an instance. Returns whether it is there."""
-    return (yield from commands.update(pool, instance_id, on=on, off=off)) is not None
+    load = yield from keeper.timely(
+        pool, lambda until_ms: commands.update(pool, instance_id, on=on, off=off, until_ms=until_ms)
+    )
+    if load is None:
+        return False
+    keeper.mark(pool.agent_type, instance_id, on=on, off=off)
+    return True
 
 
 def heartbeat(pool: Pool, instance_ids: tuple[str, ...], silence_ms: int) -> Flow[list[str]]:
@@ -121,12 +134,12 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
     refused: Refused | None = None
     place = FIRST_PLACE
     for _ in range(_NEW_TOKENS):
-        token, asked_at = keeper.token(), time.monotonic()
+        token = keeper.token()
         if refused is None:
-            asking = iter(commands.acquire(pool, token, ttl_ms, wish.choice))
-            answer = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
+            asking = _ask(keeper, pool, token, ttl_ms, wish.choice)
+            answer, asked_at = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
             if isinstance(answer, Granted):
-                return _held(keeper, pool, token, wish, answer, asked_at)
+                return (yield from _held(keeper, pool, token, wish, answer, asked_at))
             if isinstance(answer, Spent):
                 continue
             refused = answer
@@ -136,14 +149,37 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
         standing = stand_in_line(lines, line, until)
         turn = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, standing, in_line=True)
         if turn.granted is not None:
-            return _held(keeper, pool, token, wish, turn.granted, turn.asked_at)
+            return (yield from _held(keeper, pool, token, wish, turn.granted, turn.asked_at))
         if not turn.spent:
-            return Refused(refused.retry_after, refused.registered, turn.ahead)
+            return Refused(turn.retry_after, refused.registered, turn.ahead)
         place = turn.place
     raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
 
 
-def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Lease:
+def _ask(
+    keeper: Keeper, pool: Pool, token: str, ttl_ms: int, choice: Choice
+) -> Flow[tuple[Granted | Refused | Spent, float]]:
+    """Ask for a lease. A refusal is no answer yet while expired leases are left to clear, or instances were lost.
+
+    Returns:
+        The answer, and when it was asked for.
+    """
+    until = time.monotonic() + keeper.deadline
+    looked = False
+    while True:
+        asked_at = time.monotonic()
+        answer = yield from commands.acquire(pool, token, ttl_ms, choice)
+        if not isinstance(answer, Refused) or asked_at > until:
+            return answer, asked_at
+        if answer.registered == 0 and not looked:
+            looked = True
+            if not (yield from keeper.look(pool)):
+                return answer, asked_at
+        elif answer.retry_after > 0:
+            return answer, asked_at
+
+
+def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Flow[Lease]:
     lease = Lease(
         keeper,
         pool,
@@ -155,7 +191,10 @@ def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, 
         max_hold=wish.max_hold,
         on_lost=wish.on_lost,
     )
-    keeper.hold(lease)
+    if not keeper.hold(lease):
+        lease.end()
+        yield from commands.release(pool, token, lease.instance_id)
+        raise keeper.closed_error()
     return lease
 
 
@@ -170,7 +209,9 @@ def _or_leave_nothing(
         return answer
     except AgentPerfError as error:
         interrupted = False
-        if in_line or (isinstance(error, BackendUnavailable) and error.outcome == "unknown"):
+        # A script that broke off, or whose reply was not understood, may have granted all the same.
+        known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
+        if in_line or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
             keeper.compensate(pool, token, ttl)
         raise
     except GeneratorExit:  # the event loop is going down and can do nothing more
@@ -195,7 +236,7 @@ def enter(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease]:
     """Lease one unit or raise NoCapacity."""
     answer = yield from acquire(keeper, lines, pool, wish)
     if isinstance(answer, Refused):
-        raise NoCapacity(pool.agent_type, answer.reason, answer.retry_after)
+        raise NoCapacity(pool.agent_type, answer.reason(pool.agent_type), answer.retry_after)
     return answer
 
 
@@ -253,13 +294,18 @@ def _outcome(error: BaseException | None) -> Outcome:
     return Outcome.ERROR
 
 
-def status(backend: Backend, agent_types: Iterable[str] | None = None) -> Flow[list[PoolStatus]]:
+def status(backend: Backend, keeper: Keeper, agent_types: Iterable[str] | None = None) -> Flow[list[PoolStatus]]:
     """Read pools, all that were ever used when none are named; pools without instances are left out."""
-    names = list(agent_types) if agent_types is not None else (yield from backend.entered("lb"))
-    pools = [Pool.of(backend.namespace, name) for name in names]
+    if agent_types is None:
+        used = yield from backend.entered("lb")
+        agent_types = sorted({*used, *(of for of, _ in list(keeper.registered))})
+    pools = [Pool.of(backend.namespace, name) for name in agent_types]
     first: list[Page | None] = yield from Batch(tuple(commands.status(pool, 0, STATUS_PAGE) for pool in pools))
     found = []
-    for pool, page in zip(pools, first, strict=True):
+    for pool, seen in zip(pools, first, strict=True):
+        page = seen
+        if (page is None or not page.instances) and (yield from keeper.look(pool)):
+            page = yield from commands.status(pool, 0, STATUS_PAGE)
         if page is None or not page.instances:
             continue
         instances = list(page.instances)
@@ -319,7 +365,7 @@ def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
     until = time.monotonic() + wait
     pause = _FIRST_LOOK_S
     while True:
-        load = yield from commands.update(pool, instance_id)
+        load = yield from commands.update(pool, instance_id)  # changes nothing, so it is never too late
         if not load:
             return True
         left = until - time.monotonic()

@@ -15,21 +15,22 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
-from agentperf_redis.command import Batch, Command, Step
+from agentperf_redis.balancer.commands import Pool, TooLate
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.model import AgentInstance, LeaseOnIt, LoadBalancingStrategy
+from agentperf_redis.command import Batch, Command, Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
+from agentperf_redis.executor import CLOSED
 
-if TYPE_CHECKING:
-    from agentperf_redis.backend import Backend
-    from agentperf_redis.balancer.lease import Lease
+T = TypeVar("T")
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -37,10 +38,34 @@ TOMBSTONE_S = 60.0
 """How long after a call could still arrive its token is refused, s. A clock of its own, not of the network's."""
 _AHEAD = 0.1
 """Leases due within this share of their life are renewed along with the one that is due, in one batch."""
+_PATIENCE = 0.3
+"""Share of the shortest life that one round of renewals may wait in vain, s; two thirds are left when it begins."""
+_LEAST_PATIENCE_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
+_CLOCK_READINGS = 3
 
-Job = Callable[[], None]
+_LOOK_S = 3.0
+"""How often to look whether the server still has what this process registered."""
+
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What this process registered, to do it again when the server lost it.
+
+    Attributes:
+        instance: as it is to be: with the changes that this process made since.
+        strategy: wanted.
+        silence_ms: after which it counts as down; 0 when no heartbeats are expected.
+        born: when its pool was founded. Another number than the server's tells that the server lost it in between.
+    """
+
+    instance: AgentInstance
+    strategy: LoadBalancingStrategy | None
+    silence_ms: int
+    born: int
 
 
 class Keeper:
@@ -52,8 +77,10 @@ class Keeper:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.registered: dict[tuple[str, str], tuple[AgentInstance, LoadBalancingStrategy | None, int]] = {}
-        """What this process registered, to do it again when the server came back empty."""
+        self.registered: dict[tuple[str, str], Registered] = {}
+        """By agent type and id."""
+        self._server_ahead_ms: dict[str, float] = {}
+        """By agent type: the server's clock less `time.monotonic`, at most."""
         self._reset()
         backend.on_new_epoch(self._start_over)
         backend.on_close(self.close)
@@ -67,9 +94,34 @@ class Keeper:
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._wake_at = math.inf
+        self._look_at = math.inf
         self._delayed: list[tuple[float, int, Job]] = []
         self._closed = False
         self._numbers = itertools.count(1)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that one request may take in all."""
+        return self._backend.deadline
+
+    def timely(self, pool: Pool, request: Callable[[int], Command[T | TooLate]]) -> Flow[T]:
+        """Make a request that is void, by the server's clock, once its caller has given up.
+
+        So no copy of it that arrives late undoes what others have done since.
+
+        Args:
+            pool: what it is about; in a Cluster, each has the clock of its node.
+            request: makes it, from its limit.
+        """
+        for _ in range(_CLOCK_READINGS):
+            asked_at = time.monotonic()
+            # Before anything is known of the clock the limit is long past, and the refusal tells the time.
+            ahead_ms = self._server_ahead_ms.get(pool.agent_type, 0.0)
+            answer = yield from request(math.ceil(ahead_ms + (asked_at + self._backend.deadline) * 1000))
+            if not isinstance(answer, TooLate):
+                return answer
+            self._server_ahead_ms[pool.agent_type] = answer.now_ms + 1 - asked_at * 1000
+        raise BackendUnavailable(self._backend.address.masked, "not_applied", "requests arrived too late each time")
 
     def token(self) -> str:
         """Return a new token: unique, and readable as the process that asks."""
@@ -79,9 +131,11 @@ class Keeper:
         """Return how long the token of an abandoned request has to be refused, ms."""
         return math.ceil((max(self._backend.deadline, ttl) + TOMBSTONE_S) * 1000)
 
-    def hold(self, lease: Lease) -> None:
-        """Keep a lease alive from now on."""
+    def hold(self, lease: Lease) -> bool:
+        """Keep a lease alive from now on. Returns False when all was closed meanwhile."""
         with self._lock:
+            if self._closed:
+                return False
             self._held[lease.token] = weakref.ref(lease)
             if self._thread is None:
                 self._start()
@@ -90,8 +144,13 @@ class Keeper:
                 self._wake_at = lease.renew_at
         if sooner:
             self._inbox.put(None)
+        return True
 
-    def drop(self, lease: Lease) -> None:
+    def closed_error(self) -> BackendUnavailable:
+        """Return what a caller is told who was granted a lease while all was closed."""
+        return BackendUnavailable(self._backend.address.masked, "not_applied", CLOSED)
+
+    def drop(self, lease: LeaseOnIt) -> None:
         """Renew a lease no more."""
         with self._lock:
             self._held.pop(lease.token, None)
@@ -102,9 +161,38 @@ class Keeper:
             references = list(self._held.values())
         return [lease for reference in references if (lease := reference()) is not None and lease.held]
 
-    def remember(self, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int) -> None:
-        """Register this instance again should the server come back empty."""
-        self.registered[instance.agent_type, instance.id] = (replace(instance, lease=None), strategy, silence_ms)
+    def remember(
+        self, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int, born: int
+    ) -> None:
+        """Register this instance again should the server lose it."""
+        known = Registered(replace(instance, lease=None), strategy, silence_ms, born)
+        self.registered[instance.agent_type, instance.id] = known
+        if self._look_at == math.inf:
+            self.later(self._look_around)
+
+    def look(self, pool: Pool) -> Flow[bool]:
+        """Register again what the server lost of a pool, and forget what somebody else took out of it.
+
+        Returns:
+            Whether anything of it is registered now.
+        """
+        mine = {name: known for (of, name), known in list(self.registered.items()) if of == pool.agent_type}
+        lost: list[str] = []
+        names = list(mine)
+        for at in range(0, len(names), commands.MANY):
+            some = names[at : at + commands.MANY]
+            born, found = yield from commands.look(pool, some)
+            for name, registered in zip(some, found, strict=True):
+                same = self.registered.get((pool.agent_type, name)) is mine[name]
+                if not registered and mine[name].born != born:
+                    lost.append(name)
+                elif same and registered and mine[name].born != born:
+                    self.registered[pool.agent_type, name] = replace(mine[name], born=born)
+                elif same and not registered:
+                    del self.registered[pool.agent_type, name]
+        for name in lost:
+            yield from self._registration(pool, name)
+        return any(of == pool.agent_type for of, _ in list(self.registered))
 
     def amend(
         self,
@@ -119,15 +207,28 @@ class Keeper:
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             changes: dict[str, Any] = {"max_capacity": max_capacity, "weight": weight, "labels": labels}
-            instance = replace(known[0], **{name: value for name, value in changes.items() if value is not None})
-            self.registered[agent_type, instance_id] = (instance, known[1], known[2])
+            self._alter(known, **{name: value for name, value in changes.items() if value is not None})
+
+    def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
+        """Take flags that were set and cleared into what is remembered of an instance."""
+        known = self.registered.get((agent_type, instance_id))
+        if known is not None:
+            if "u" in on + off:
+                known = self._alter(known, is_healthy="u" not in on)
+            if "d" in on + off:
+                self._alter(known, is_draining="d" in on)
+
+    def _alter(self, known: Registered, **changes: Any) -> Registered:
+        changed = replace(known, instance=replace(known.instance, **changes))
+        self.registered[known.instance.agent_type, known.instance.id] = changed
+        return changed
 
     def later(self, job: Job) -> None:
         """Have a job done on the keeper's thread."""
         with self._lock:
             if self._thread is None:
                 self._start()
-        self._inbox.put(job)
+            self._inbox.put(job)
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
         """Give back a lease whose object is gone. Takes no lock, and so may be called from `__del__`.
@@ -150,11 +251,13 @@ class Keeper:
 
         def attempt() -> None:
             try:
-                self._backend.run(command)
+                self._backend.run(command, self._patience_s())
             except BackendUnavailable:
                 again_at = time.monotonic() + _RETRY_S
                 if again_at < until:
                     heapq.heappush(self._delayed, (again_at, next(self._numbers), attempt))
+            except AgentPerfError as error:
+                _log.warning("giving a lease back: %s", error)
 
         self.later(attempt)
 
@@ -167,11 +270,12 @@ class Keeper:
             self.later(partial(on_lost, loss))
 
     def close(self) -> None:
-        """Give back what is still held and end the thread."""
+        """Give back what is still held, do what was put off, once, and end the thread."""
         if self._pid != os.getpid() or self._closed:
             return
+        with self._lock:
+            self._closed = True  # no lease is taken in from here on
         leases = [lease for lease in self.held() if lease.end()]
-        self._closed = True
         with contextlib.suppress(AgentPerfError):
             if leases:
                 self._backend.run(
@@ -191,23 +295,52 @@ class Keeper:
         self._thread.start()
 
     def _work(self) -> None:
-        while not self._closed:
-            next_at = min(self._wake_at, self._delayed[0][0] if self._delayed else math.inf)
+        while self._goes_on():
+            next_at = min(self._wake_at, self._look_at, self._delayed[0][0] if self._delayed else math.inf)
             pause = None if next_at == math.inf else max(0.0, next_at - time.monotonic())
             jobs: list[Job] = []
             with contextlib.suppress(Empty):
                 jobs = [job for job in (self._inbox.get(timeout=pause),) if job is not None]
             while self._delayed and self._delayed[0][0] <= time.monotonic():
                 jobs.append(heapq.heappop(self._delayed)[2])
-            for job in (*jobs, self._renew_due):
-                try:
-                    job()
-                except Exception:  # noqa: BLE001  the thread has to outlive any single failure
-                    _log.exception("the keeper of leases met an error")
+            if self._look_at <= time.monotonic():
+                jobs.append(self._look_around)
+            self._do((*jobs, self._renew_due))
+
+    def _goes_on(self) -> bool:
+        """Whether there is more to do. After `close`, what is left is done here, once; a later job starts anew."""
+        while self._closed:
+            jobs = [job for _, _, job in self._delayed]
+            self._delayed.clear()
+            with contextlib.suppress(Empty):
+                while True:
+                    job = self._inbox.get_nowait()
+                    jobs += [job] if job is not None else []
+            self._do(jobs)
+            self._delayed.clear()  # tried, in vain; the leases expire
+            with self._lock:
+                if self._inbox.empty():
+                    self._thread = None
+                    return False
+        return True
+
+    @staticmethod
+    def _do(jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            try:
+                job()
+            except Exception:  # noqa: BLE001  the thread has to outlive any single failure
+                _log.exception("the keeper of leases met an error")
 
     def _forget(self, pool: Pool, token: str, instance_id: str) -> None:
         with self._lock:
             self._held.pop(token, None)
+        _log.warning(
+            "the lease on %r of %r was given back because nothing refers to it any more; keep what acquire returned, "
+            "or use `with lb.lease(...)`",
+            instance_id,
+            pool.agent_type,
+        )
         self.insist(commands.release(pool, token, instance_id), TOMBSTONE_S)
 
     def _renew_due(self) -> None:
@@ -241,21 +374,23 @@ class Keeper:
             self._wake_at = min(self._wake_at, soonest)
 
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
-        asked_at = time.monotonic()
-        renewals = tuple(
-            commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
-            for leases, pool, ttl in batches
-        )
-        try:
-            answers: list[Any] = self._backend.run(Batch(renewals).settled())
-        except AgentPerfError as error:
-            answers = [error] * len(batches)
-        for (leases, _, ttl), answer in zip(batches, answers, strict=True):
-            for lease in leases:
-                if isinstance(answer, AgentPerfError):
+        budget_s = _PATIENCE * min(ttl for _, _, ttl in batches)
+        for leases, pool, ttl in batches:
+            # One at a time, and each with half of what patience is left: a Cluster node that does not answer must not
+            # cost the leases on the others.
+            asked_at = time.monotonic()
+            command = commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
+            try:
+                answer = self._backend.run(command, min(self._backend.deadline, max(_LEAST_PATIENCE_S, budget_s / 2)))
+            except AgentPerfError:
+                budget_s -= time.monotonic() - asked_at
+                for lease in leases:
                     lease.renew_at = min(time.monotonic() + ttl / 10, lease.valid_until)
-                elif lease.token in answer:
+                continue
+            for lease in leases:
+                if lease.token in answer:
                     lease.lose("the server does not know it any more: it expired before it was renewed")
+                    self._look_at = min(self._look_at, asked_at) if self.registered else math.inf
                 else:
                     lease.valid_until = asked_at + ttl
                     lease.renew_at = asked_at + ttl / 3
@@ -267,17 +402,30 @@ class Keeper:
         for lease in self.held():
             lease.lose("the server came back without its data")
         if self.registered:
-            self.later(self._register_again)
+            self.later(self._look_around)
 
-    def _register_again(self) -> None:
-        for agent_type, instance_id in list(self.registered):
-            self._backend.run(self._registration(agent_type, instance_id))
+    def _look_around(self) -> None:
+        """See whether the server still has what was registered: a pool may be lost without a connection being so."""
+        for agent_type in {of for of, _ in list(self.registered)}:
+            try:
+                self._backend.run(self.look(Pool.of(self._backend.namespace, agent_type)), self._patience_s())
+            except AgentPerfError as error:  # the next look comes soon
+                _log.debug("looking after the instances of %s: %s", agent_type, error)
+        self._look_at = time.monotonic() + _LOOK_S if self.registered else math.inf
 
-    def _registration(self, agent_type: str, instance_id: str) -> Generator[Step, Any, None]:
-        known = self.registered.get((agent_type, instance_id))
+    def _patience_s(self) -> float:
+        """Return how long to wait for what is not a renewal, lest renewals be late."""
+        shortest = min((lease.ttl for lease in self.held()), default=math.inf)
+        return min(self._backend.deadline, max(_LEAST_PATIENCE_S, _PATIENCE / 2 * shortest))
+
+    def _registration(self, pool: Pool, instance_id: str) -> Flow[None]:
+        known = self.registered.get((pool.agent_type, instance_id))
         if known is not None:
-            yield from self._backend.enter("lb", agent_type)
-            yield from commands.register(Pool.of(self._backend.namespace, agent_type), *known)
+            yield from self._backend.enter("lb", pool.agent_type, again=True)
+            request = partial(commands.register, pool, known.instance, known.strategy, known.silence_ms)
+            _, born = yield from self.timely(pool, request)
+            if (pool.agent_type, instance_id) in self.registered:
+                self.registered[pool.agent_type, instance_id] = replace(known, born=born)
 
 
 def keeper_of(backend: Backend) -> Keeper:

@@ -9,15 +9,23 @@ import time
 import warnings
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import NoReturn, Protocol
 
 from agentperf_redis import arguments
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapshot
 from agentperf_redis.errors import LeaseLost
 
-if TYPE_CHECKING:
-    from agentperf_redis.balancer.keeper import Keeper
+
+class Keeps(Protocol):
+    """What a lease asks of the process's keeper of leases."""
+
+    def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
+        """Give back a lease whose object is gone. Called from `__del__`, so it takes no lock."""
+
+    def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
+        """Report a lost lease, once."""
+
 
 _transitions = threading.Lock()
 """Decides between a release and a loss that happen at once. Held for an assignment only, never while calling out."""
@@ -71,7 +79,7 @@ class Lease:
 
     def __init__(
         self,
-        keeper: Keeper,
+        keeper: Keeps,
         pool: Pool,
         token: str,
         fence: int,
@@ -102,13 +110,16 @@ class Lease:
     def __repr__(self) -> str:
         return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a lease stays with the process that took it; send the instance's id, or its fence")
+
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.HELD:
-            self._state = _State.RELEASED
+            me, self._state = repr(self), _State.RELEASED
             # Nothing can be done about a failure here, and at the end of the interpreter much is gone already.
             with contextlib.suppress(Exception):
                 if self._keeper.abandon(self.pool, self.token, self._facts[0]):
-                    warnings.warn(f"{self!r} was dropped without release", ResourceWarning, source=self, stacklevel=2)
+                    warnings.warn(f"{me} was dropped without release", ResourceWarning, source=self, stacklevel=2)
 
     @property
     def instance(self) -> AgentInstance:
@@ -157,7 +168,7 @@ class Lease:
             if self._loss is not None:
                 raise self._loss
 
-    def kept_by(self, keeper: Keeper) -> bool:
+    def kept_by(self, keeper: Keeps) -> bool:
         """Whether it came from the backend of this keeper."""
         return self._keeper is keeper
 

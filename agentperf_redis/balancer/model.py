@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 from agentperf_redis import arguments
-
-if TYPE_CHECKING:
-    from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.errors import LeaseLost
 
 MAX_WEIGHT = 1e6
 """A score is weight * 10^9 and has to stay below 2^53."""
@@ -59,6 +57,45 @@ class Outcome(Enum):
     """Nothing that tells about the instance: a cancellation, a fault of the caller."""
 
 
+class LeaseOnIt(Protocol):
+    """The lease that an instance carries, as `Lease` has it: said here, since each of the two refers to the other."""
+
+    agent_type: str
+    token: str
+    fence: int
+    ttl: float
+
+    @property
+    def instance(self) -> AgentInstance:
+        """The instance as it was when the lease was granted, carrying this lease."""
+
+    @property
+    def outcome(self) -> Outcome | str | None:
+        """How the work went."""
+
+    @outcome.setter
+    def outcome(self, value: Outcome | str | None) -> None: ...
+
+    @property
+    def instance_id(self) -> str:
+        """Name of the instance."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it is neither released nor lost, as far as this process knows."""
+
+    @property
+    def lost(self) -> LeaseLost | None:
+        """Why it is lost, or None."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that it surely lives on without another renewal; 0.0 when it has ended."""
+
+    def check(self) -> None:
+        """Raise LeaseLost unless it is still held."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Fields:
     id: str
@@ -70,7 +107,7 @@ class _Fields:
     response_time_ms: float = 0.0
     labels: frozenset[str] = field(default=frozenset(), kw_only=True)
     is_draining: bool = field(default=False, kw_only=True)
-    lease: Lease | None = field(default=None, kw_only=True, compare=False, repr=False)
+    lease: LeaseOnIt | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         arguments.name("id", self.id)
@@ -103,6 +140,8 @@ class AgentInstance(_Fields):
     __slots__ = ()
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
+        if name not in _Fields.__slots__:
+            raise AttributeError(f"an AgentInstance has no field {name!r}")
         how = _CHANGED_THROUGH.get(name, "lb.register_instance(...)")
         raise FrozenInstanceError(f"an AgentInstance is a snapshot; to change {name} for everybody use {how}")
 
@@ -117,6 +156,7 @@ class AgentInstance(_Fields):
         return max(0, self.max_capacity - self.current_load)
 
 
+_Fields.__init__.__qualname__ = "AgentInstance.__init__"  # by which Python names it when arguments are missing
 _SET_FIELDS = tuple(getattr(_Fields, each.name).__set__ for each in fields(_Fields))
 
 
@@ -124,7 +164,7 @@ Facts: TypeAlias = tuple[str, str, int, int, float, bool, float, frozenset[str],
 """The fields of an instance in their order, all but its lease."""
 
 
-def snapshot(facts: Facts, lease: Lease | None = None) -> AgentInstance:
+def snapshot(facts: Facts, lease: LeaseOnIt | None = None) -> AgentInstance:
     """Return an instance from its fields, unchecked: for what the server stores, on every acquire."""
     instance = object.__new__(AgentInstance)
     for set_field, value in zip(_SET_FIELDS, (*facts, lease), strict=True):

@@ -17,6 +17,7 @@ from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     MAX_WEIGHT,
     AgentInstance,
+    LeaseOnIt,
     LoadBalancingStrategy,
     Outcome,
     PoolLeases,
@@ -124,7 +125,9 @@ class Requests:
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
         """Set or clear flags of an instance: the letters of pool.lua."""
-        return flows.mark(self.pool(agent_type), arguments.name("instance_id", instance_id), on=on, off=off)
+        return flows.mark(
+            self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id), on=on, off=off
+        )
 
     def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float) -> Flow[list[str]]:
         """See `LoadBalancer.heartbeat`."""
@@ -140,7 +143,7 @@ class Requests:
         return flows.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish)
 
     def release(
-        self, instance: AgentInstance | Lease | None, outcome: Outcome | str, response_time: float | None
+        self, instance: AgentInstance | LeaseOnIt | None, outcome: Outcome | str, response_time: float | None
     ) -> Flow[bool]:
         """See `LoadBalancer.release`."""
         if instance is None:
@@ -178,11 +181,13 @@ class Requests:
 
     def status(self, agent_types: tuple[str, ...]) -> Flow[list[PoolStatus]]:
         """See `LoadBalancer.status`."""
-        return flows.status(self.backend, arguments.names("agent_types", agent_types) if agent_types else None)
+        return flows.status(
+            self.backend, self.keeper, arguments.names("agent_types", agent_types) if agent_types else None
+        )
 
     def instances(self) -> Flow[dict[str, list[AgentInstance]]]:
         """See `LoadBalancer.instances`."""
-        pools = yield from flows.status(self.backend)
+        pools = yield from flows.status(self.backend, self.keeper)
         return {pool.agent_type: [status.instance for status in pool.instances] for pool in pools}
 
 

@@ -115,6 +115,7 @@ class Turn:
         spent: whether the token's lease had come and gone before its answer came; ask again under another.
         ahead: how many were still before it.
         place: the place held to the end.
+        retry_after: seconds until something is due in the pool, at most 1.
     """
 
     granted: Granted | None
@@ -122,6 +123,7 @@ class Turn:
     spent: bool
     ahead: int
     place: str
+    retry_after: float = 1.0
 
 
 def stand_in_line(lines: Lines, place: Place, until: float) -> Flow[Turn]:
@@ -149,7 +151,7 @@ def stand_in_line(lines: Lines, place: Place, until: float) -> Flow[Turn]:
             left = until - time.monotonic()
             if left <= 0:
                 yield from commands.release(place.pool, place.token, bury_ms=place.bury_ms)
-                return Turn(None, asked_at, False, answer.ahead, held)
+                return Turn(None, asked_at, False, answer.ahead, held, answer.poll_after)
             yield from Wait(hint, min(left, max(_LEAST_WAIT_S, answer.poll_after)))
     finally:
         lines.leave(place.token)

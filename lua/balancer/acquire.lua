@@ -47,6 +47,9 @@ local strategy = match(facts[2], POOL)
 if not strategy then return {OTHER_SCHEMA, facts[2]} end
 if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
 
+local wrong = odd(facts[3], facts[4], facts[5], facts[6])
+if wrong then return {CORRUPT, wrong} end
+
 -- First whatever is due, then whoever waits: a new caller takes neither's place. Nothing is full while expiries are
 -- left to clear.
 local id

@@ -9,7 +9,7 @@
 --   names...    text  instances, at most 500
 -- RETURNS
 --   {1, id...}   done, but for these: not registered
---   {-3, fact}   other schema
+--   {-3, fact}  {-4, field}   other schema; a field we did not write
 -- REPEAT  harmless
 -- ERRORS  none
 -- COST    O(k log L), and the hand-offs to at most 16 waiters
@@ -19,6 +19,8 @@ local SILENCE_MS = ARGV[1]
 
 local pool = call('HGET', STATE, '#pool')
 if pool and not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
 local till = format('%.0f', all.now_ms + SILENCE_MS)
 local reply, revived = {DONE}, false

@@ -9,16 +9,16 @@
 --     @<token>  lease "L <id> <fence> <late>", late 1 when a copy of its request may still be under way
 --               grant, not fetched yet "G <id> <fence> <score>" | in line "W <score> <ttl_ms> <labels>"
 --               tombstone "X <why>": r released  e expired  u not fetched  c cancelled
---     #pool     "<schema> <strategy>"    #picks  leases granted so far    #load #cap  sums over the instances
+--     #pool     "<schema> <strategy>"    #born  when it was founded, us    #picks  leases granted so far    #load #cap  sums over the instances
 --     #next     when the pool needs a look, ms: a lower bound of due; 0 while somebody waits
 --   ready ZSET  <id> -> score by strategy; ready@<label>, computed here under the same tag, likewise
 --   due   ZSET  @<token> lease or grant ends | W@<token> waiter fell silent | X@<token> tombstone goes | H:<id> heartbeat -> ms
 --   waitq ZSET  @<token> -> arrival, us, less its priority; its name is also the channel on which grants are announced
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 local SCHEMA, POOL = '1', '^1 (%S+)$'
-local RECORD = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (.+)$'
+local RECORD = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%S+) (%S+ %d+ %d+ %d+ %d+ %d+ %d+)$'
 local REST = '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
-local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT = 1, 0, -1, -2, -3, -4
+local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT, TOO_LATE = 1, 0, -1, -2, -3, -4, -6
 
 -- Reject a poisoned index before the first write. What script text names no label for costs nothing.
 local function check(labels)
@@ -26,6 +26,14 @@ local function check(labels)
   if labels ~= '-' then
     for label in string.gmatch(labels, '[^,]+') do call('ZCARD', READY .. '@' .. label) end
   end
+end
+
+-- Which of the pool's numbers is none: arithmetic on it would fail after the first write. Given as read, or else read here.
+local function whole(text) return not text or (#text <= 16 and match(text, '^%-?%d+$')) end
+local function odd(next_ms, picks, load, cap)
+  if not next_ms then next_ms, picks, load, cap = unpack(call('HMGET', STATE, '#next', '#picks', '#load', '#cap')) end
+  return not whole(next_ms) and '#next' or not whole(picks) and '#picks' or not whole(load) and '#load'
+    or not whole(cap) and '#cap' or nil
 end
 
 -- Put an instance where its record says it belongs. was: whether it was ready before, nil when that is not known.

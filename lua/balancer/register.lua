@@ -12,24 +12,29 @@
 --   cap         int    units that may be leased at once
 --   weight      text   decimal, at least 0
 --   labels      text   a,b or - for none
---   healthy     int    0 marks it unhealthy, 1 leaves its health as it is
+--   on          text   flags to set, letters of pool.lua; the others stay
 --   ewma_us     int    response time to start from, us; 0 when not known
 --   silence_ms  int    missing heartbeats this long make it silent; 0: none are expected
 --   points      text   its points on the ring, numbers of 48 bits
+--   until_ms    int    server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy}   added
---   {0, strategy}   changed
+--   {1, strategy, born}   added; born: when the pool was founded, us: another number tells that it was lost in between
+--   {0, strategy, born}   changed
 --   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
--- REPEAT  the same state
+--   {-6, now_ms}    too late; nothing done
+-- REPEAT  the same state; after until_ms nothing, so that no late copy undoes what was done since
 -- ERRORS  none
 -- COST    O(log N + labels + points log ring), and the hand-offs to at most 16 waiters
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local HEALTHY, EWMA_US, SILENCE_MS, POINTS = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local ON, EWMA_US, SILENCE_MS, POINTS, UNTIL_MS = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 --@include pool
 
 local EXPIRIES = 16
-local known = call('HMGET', STATE, '#pool', ID)
+local clock = call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
+local known = call('HMGET', STATE, '#pool', ID, '#born')
 call('ZCARD', RING)
 check(LABELS)
 local strategy = match(known[1] or '', POOL)
@@ -40,7 +45,9 @@ elseif WANTED ~= '-' or not strategy then
   -- Nobody is registered: the pool is new, or may become another.
   strategy = WANTED ~= '-' and WANTED or 'least_loaded'
 end
-local all = upkeep()
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
+local all = upkeep(now_us)
 if known[2] and not all.read(ID) then return {CORRUPT, ID} end
 all.reap(EXPIRIES)
 local r = all.read(ID)
@@ -48,8 +55,10 @@ local r = all.read(ID)
 local pool = SCHEMA .. ' ' .. strategy
 if pool ~= known[1] then
   call('HSET', STATE, '#pool', pool)
-  all = upkeep()
+  all = upkeep(now_us)
 end
+local born = known[3] or format('%.0f', all.now_us)
+if not known[3] then call('HSET', STATE, '#born', born) end
 local added = call('ZADD', IDS, 'NX', format('%.0f', all.now_us), ID)
 if not r then
   r = {
@@ -62,7 +71,7 @@ r.cap, r.weight = tonumber(CAP), WEIGHT
 if r.ewma_us == 0 then r.ewma_us, r.ewma_ms = tonumber(EWMA_US), all.now_ms end
 all.set(r, 'r', false)
 all.set(r, 's', false)
-if HEALTHY == '0' then all.set(r, 'u', true) end
+for flag in string.gmatch(ON, '%a') do all.set(r, flag, true) end
 all.store(r)
 if SILENCE_MS == '0' then
   call('ZREM', DUE, 'H:' .. ID)
@@ -78,4 +87,4 @@ if strategy == 'consistent_hash' then
 end
 all.pump()
 all.retime()
-return {added, strategy}
+return {added, strategy, tonumber(born) or 0}

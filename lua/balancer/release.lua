@@ -36,6 +36,8 @@ if not kind then
   local why = match(facts[1] or '', '^X (%a)')
   if why then return (again and why == 'r') and DONE or {SPENT, why} end
   if bury_ms > 0 then
+    local wrong = odd()
+    if wrong then return {CORRUPT, wrong} end
     local all = upkeep()
     all.bury(TOKEN, 'c', bury_ms)
     call('ZREM', WAITQ, TOKEN)
@@ -54,6 +56,9 @@ end
 local load, lim, seq, fence, peak, weight, labels, rest = match(record or '', RECORD)
 local flags, cap, ewma_us, ewma_ms, served, failed, fails = match(rest or '', REST)
 if not fails or load == '0' then return {CORRUPT, id} end
+local more = bury_ms > 0 or facts[3] == '0' or flags ~= '-'
+local wrong = odd(not more and '0', '0', facts[5], '0')
+if wrong then return {CORRUPT, wrong} end
 check(labels)
 
 if response_us >= 0 and OUTCOME ~= 'n' then
@@ -80,7 +85,7 @@ elseif OUTCOME ~= 'n' then
   failed, fails = format('%.0f', failed + 1), format('%.0f', fails + 1)
 end
 
-local all = (bury_ms > 0 or facts[3] == '0' or flags ~= '-') and upkeep()
+local all = more and upkeep()
 call('ZREM', DUE, TOKEN)
 call('HDEL', STATE, TOKEN)
 local was = load + 0 < lim + 0

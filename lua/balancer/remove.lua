@@ -8,23 +8,30 @@
 --   ring      ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   id        text  the instance
+--   until_ms  int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   1   done
 --   0   no such instance
 --   {-3, fact}  {-4, field}   other schema; a field we did not write
--- REPEAT  0, nothing changes
+--   {-6, now_ms}   too late; nothing done
+-- REPEAT  0, nothing changes; after until_ms nothing, so that no late copy undoes what was done since
 -- ERRORS  none
 -- COST    O(log N + log ring)
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local ID = ARGV[1]
+local ID, UNTIL_MS = ARGV[1], ARGV[2]
 --@include pool
 
 local POINTS = 32
+local clock = call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
 local known = call('HMGET', STATE, '#pool', ID)
 call('ZCARD', RING)
 if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
 if not call('ZSCORE', IDS, ID) then return NOTHING end
-local all = upkeep()
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
+local all = upkeep(now_us)
 local r = all.read(ID)
 if known[2] and not r then return {CORRUPT, ID} end
 call('ZREM', IDS, ID)

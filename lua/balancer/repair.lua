@@ -25,6 +25,10 @@ local pool = call('HGET', STATE, '#pool')
 local registered = call('ZCARD', IDS)
 if not pool then return {NOTHING} end
 if not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
+for _ = 1, 4 do
+  local wrong = odd()
+  if wrong then call('HDEL', STATE, wrong) end
+end
 local all = upkeep()
 local first, count = tonumber(FIRST), tonumber(COUNT)
 

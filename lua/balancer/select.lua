@@ -28,6 +28,8 @@ if not facts[1] then return {NOTHING} end
 local strategy = match(facts[1], POOL)
 if not strategy then return {OTHER_SCHEMA, facts[1]} end
 if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
 call('ZCARD', RING)
 if LABELS ~= '-' then check(LABELS) end
 
@@ -43,5 +45,5 @@ else
 end
 if not id then return {NOTHING} end
 local record = call('HGET', STATE, id)
-if not record then return {CORRUPT, id} end
+if not match(record or '', RECORD) then return {CORRUPT, id} end
 return {DONE, id, record}

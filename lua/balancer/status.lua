@@ -12,7 +12,7 @@
 --   {1, strategy, registered, waiting, late, picks, next_rank, id, record, id, record ...}
 --     late: leases that are due but not cleared yet; next_rank: 0 after the last page
 --   {0}   no such pool
---   {-3, fact}   other schema
+--   {-3, fact}  {-4, field}   other schema; a field we did not write
 -- REPEAT  harmless: but for clearing what is due it changes nothing
 -- ERRORS  none
 -- COST    O(log N + count), and at most 64 expiries
@@ -26,6 +26,8 @@ local pool = call('HGET', STATE, '#pool')
 local registered = call('ZCARD', IDS)
 if not pool then return {NOTHING} end
 if not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
 all.tidy(EXPIRIES)
 local late = call('ZCOUNT', DUE, '-inf', format('%.0f', all.now_ms))

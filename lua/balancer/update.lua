@@ -11,22 +11,29 @@
 --   labels    text   a,b; empty for none, or - to leave them
 --   on        text   flags to set, letters of pool.lua
 --   off       text   flags to clear
+--   until_ms  int    server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, load}   done; the units leased now
 --   {0}         no such instance
 --   {-3, fact}  {-4, field}   other schema; a field we did not write
--- REPEAT  the same state
+--   {-6, now_ms}   too late; nothing done
+-- REPEAT  the same state; after until_ms nothing, so that no late copy undoes what was done since
 -- ERRORS  none
 -- COST    O(log N), and the hand-offs to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local ID, CAP, WEIGHT, LABELS, ON, OFF = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local ID, CAP, WEIGHT, LABELS, ON, OFF, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 --@include pool
 
 local EXPIRIES = 16
+local clock = call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
 local known = call('HMGET', STATE, '#pool', ID)
 if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
 if not known[2] then return {NOTHING} end
-local all = upkeep()
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
+local all = upkeep(now_us)
 if not all.read(ID) then return {CORRUPT, ID} end
 if LABELS ~= '-' and LABELS ~= '' then check(LABELS) end
 all.reap(EXPIRIES)

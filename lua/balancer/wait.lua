@@ -15,7 +15,7 @@
 --   {1, id, expiry_ms, fence, record}   granted, or the same grant again
 --   {0, ahead, poll_ms, place}          in line; ahead: how many are before it; poll_ms: until something is due
 --   {-1, why}                           the token is spent: r e c as in pool.lua
---   {-3, fact}   other schema
+--   {-3, fact}  {-4, field}   other schema; a field we did not write
 -- REPEAT  the same place, or the same lease
 -- ERRORS  none
 -- COST    O(log W + log N), at most 16 expiries and the hand-offs to at most 16 waiters
@@ -28,6 +28,8 @@ local EXPIRIES = 16
 local pool = call('HGET', STATE, '#pool')
 if pool and not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
 if LABELS ~= '-' then check(LABELS) end
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
 all.reap(EXPIRIES)
 

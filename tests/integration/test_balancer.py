@@ -13,7 +13,7 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingStrategy, Outcome
+from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingStrategy, Outcome, commands
 from agentperf_redis.errors import CorruptState, InvalidArgument, LeaseLost, NoCapacity, SchemaMismatch
 from tests.conftest import Call
 from tests.servers import Raw, wait_until
@@ -155,6 +155,36 @@ def test_required_labels_narrow_the_choice(call: Call, balancer: LoadBalancer) -
     assert acquire(call, balancer, "planner", require={"fr"}) is None
     assert call(balancer, "update_instance", "planner", "d", labels={"fr"})
     assert acquire(call, balancer, "planner", require={"fr"}).id == "d"
+
+
+@pytest.mark.parametrize("label", ["-gpu", "gpu-", "-", "--"])
+def test_a_label_may_begin_and_end_with_a_dash(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, label: str
+) -> None:
+    call(balancer, "register_instance", AgentInstance("p0", "planner", labels=frozenset({label})))
+    assert acquire(call, balancer, "planner", require={label}).labels == {label}
+    assert call(balancer, "update_instance", "planner", "p0", labels=())
+    assert acquire(call, balancer, "planner", require={label}) is None
+    assert call(balancer, "update_instance", "planner", "p0", labels={label, "fr"})
+    assert acquire(call, balancer, "planner", require={label}).labels == {label, "fr"}
+    assert call(balancer, "update_instance", "planner", "p0", labels={label})
+    assert acquire(call, balancer, "planner", require={label}).labels == {label}
+    assert call(balancer, "remove_instance", "planner", "p0")
+    assert [key for key in raw.scan_iter(f"{pool.ready.partition('{')[0]}*") if "@" in key] == []
+
+
+def test_none_is_no_answer_while_expired_leases_are_left_to_clear(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    for name, capacity in (("a", 200), ("b", 1)):
+        instance = AgentInstance(name, "planner", max_capacity=capacity, labels=frozenset({name}))
+        call(balancer, "register_instance", instance)
+    held = [acquire(call, balancer, "planner", require={"a"}, ttl=600.0) for _ in range(150)]
+    last = acquire(call, balancer, "planner", require={"b"}, ttl=600.0)
+    raw.zadd(pool.due, {each.lease.token: 1.0 for each in held})
+    raw.zadd(pool.due, {last.lease.token: 2.0})
+    raw.hset(pool.state, "#next", "1")
+    assert acquire(call, balancer, "planner", require={"b"}).id == "b"
 
 
 # Instances
@@ -340,7 +370,10 @@ def test_response_times_are_smoothed(call: Call, balancer: LoadBalancer) -> None
 
 
 def test_a_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBalancer) -> None:
-    with pytest.raises(NoCapacity, match="no instance is registered"), call.inside(balancer, "lease", "planner"):
+    with (
+        pytest.raises(NoCapacity, match="no instance of 'planner' is registered"),
+        call.inside(balancer, "lease", "planner"),
+    ):
         raise AssertionError
     register(call, balancer, 1, max_capacity=1)
     held = acquire(call, balancer, "planner", ttl=0.8)
@@ -420,7 +453,13 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
     assert failed >= (1 if part == "ring" else 2)
 
 
-@pytest.mark.parametrize("record", ["poison", "1 2 3", "", "9" * 400])
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("poison", "1 2 3", "", "9" * 400),
+        *("0 5 0 0 0 heavy - - 5 0 0 0 0 0", "0 5 0 0 0 1 - - 5 0 0 0 0 x", "0 5 0 0 0 1 - -"),
+    ],
+)
 def test_a_record_that_nobody_wrote_is_named(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, record: str
 ) -> None:
@@ -431,6 +470,37 @@ def test_a_record_that_nobody_wrote_is_named(
             call(balancer, method, *args)
     assert raw.hget(pool.state, "p0") == record
     assert leases(raw, pool) == []
+
+
+@pytest.mark.parametrize("field", ["#next", "#picks", "#load", "#cap"])
+@pytest.mark.parametrize("value", ["many", "1.5", "9" * 40, ""])
+def test_a_number_that_nobody_wrote_is_named_and_nothing_is_written(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, field: str, value: str
+) -> None:
+    register(call, balancer, 1, max_capacity=3)
+    held = [acquire(call, balancer, "planner", ttl=600.0) for _ in range(2)]
+    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # due, so that whoever comes has something to clear
+    raw.hset(pool.state, field, value)
+    before = (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True))
+    for method, args in (
+        ("acquire", ("planner",)),
+        ("select_instance", ("planner",)),
+        ("register_instance", (AgentInstance("p9", "planner"),)),
+        ("update_instance", ("planner", "p0")),
+        ("remove_instance", ("planner", "p0")),
+        ("heartbeat", ("planner", "p0")),
+        ("get_status", ()),
+    ):
+        with pytest.raises(CorruptState, match=field):
+            call(balancer, method, *args)
+    with pytest.raises(CorruptState, match=field):
+        balancer._backend.run(commands.release(commands.Pool("planner", pool), held[0].lease.token, bury_ms=1000))
+    assert (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True)) == before
+
+    call(balancer, "repair", "planner")
+    assert call(balancer, "release", held[0]) is True
+    assert call(balancer, "get_status")["planner"]["current_load"] == 0
+    assert raw.hmget(pool.state, "#load", "#cap") == ["0", "3"]
 
 
 def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
@@ -454,6 +524,14 @@ def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: R
         with pytest.raises(SchemaMismatch):
             call(balancer, method, *args)
     assert raw.hgetall(pool.state) == before
+
+
+def test_a_pool_that_was_never_registered_is_named(call: Call, balancer: LoadBalancer) -> None:
+    with (
+        pytest.raises(NoCapacity, match="no instance of 'typo' is registered"),
+        call.inside(balancer, "lease", "typo"),
+    ):
+        pass
 
 
 def test_a_lease_lost_inside_a_block_is_raised_at_its_end(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import pickle
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
+from agentperf_redis.balancer.keeper import keeper_of
 from agentperf_redis.errors import BackendFull, BackendUnavailable, LeaseLost
 from tests.conftest import Call
 from tests.proxy import Proxy
@@ -124,11 +128,64 @@ def test_a_release_that_got_no_answer_is_repeated_by_the_keeper(
     balancer = balancer_with(connect(proxy.url, deadline=0.2))
     instance = call(balancer, "acquire", "planner")
     proxy.close_port()
+    proxy.cut()
     with pytest.raises(BackendUnavailable):
         call(balancer, "release", instance)
     proxy.open_port()
     wait_until(lambda: load(raw, pool) == 0, "the release to get through")
     assert leases(raw, pool) == []
+
+
+@pytest.mark.parametrize("error", [None, ValueError("the user's own")])
+def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_back(
+    call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, error: Exception | None
+) -> None:
+    backend = connect(proxy.url, deadline=0.2)
+    balancer = balancer_with(backend)
+    with (
+        contextlib.nullcontext() if error is None else pytest.raises(ValueError, match="own") as caught,
+        call.inside(balancer, "lease", "planner", ttl=2.0) as lease,
+    ):
+        proxy.close_port()
+        proxy.cut()
+        with pytest.raises(BackendUnavailable):
+            call(balancer, "status", "planner")
+        if error is not None:
+            raise error
+    assert caught is None or caught.value is error
+    assert not lease.held
+    assert keeper_of(backend).held() == []
+    assert load(raw, pool) == 1
+
+    proxy.open_port()
+    wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
+    assert leases(raw, pool) == []
+
+
+@pytest.mark.parametrize("late", ["mark_unhealthy", "update_instance", "register_instance", "remove_instance"])
+def test_a_change_that_arrives_after_its_caller_gave_up_changes_nothing(
+    call: Call, connect: Connect, proxy: Proxy, server: Server, raw: Raw, pool: keys.PoolKeys, late: str
+) -> None:
+    other = balancer_with(connect(server.url))
+    slow = LoadBalancer(backend=connect(proxy.url, deadline=0.3))
+    assert call(slow, "mark_healthy", "planner", "p0")
+    assert not call(slow, "remove_instance", "planner", "nobody")  # the server knows the scripts, this client its clock
+    args: dict[str, tuple[Any, ...]] = {
+        "register_instance": (AgentInstance("p0", "planner", max_capacity=9, is_healthy=False),)
+    }
+    script = {"register_instance": commands.REGISTER, "remove_instance": commands.REMOVE}.get(late, commands.UPDATE)
+    options = {"max_capacity": 9} if late == "update_instance" else {}
+    held = proxy.hold(only=script, reset=False)
+    with pytest.raises(BackendUnavailable) as caught:
+        call(slow, late, *args.get(late, ("planner", "p0")), **options)
+    assert caught.value.outcome == "unknown"
+    assert call(other, "mark_healthy", "planner", "p0")
+    before = raw.hget(pool.state, "p0")
+    now = time.monotonic()
+    wait_until(lambda: time.monotonic() - now > 0.4, "the server's clock to pass the limit")
+    assert held.deliver().startswith(b"*2\r\n:-6\r\n")
+    assert raw.hget(pool.state, "p0") == before
+    assert raw.zcard(pool.ids) == 1
 
 
 def test_a_cancelled_acquire_leaves_nothing_wherever_it_was(
@@ -181,17 +238,29 @@ def test_a_cancelled_release_still_releases(connect: Connect, server: Server, ra
     assert leases(raw, pool) == []
 
 
+def test_a_lease_cannot_be_sent_to_another_process(call: Call, connect: Connect, server: Server) -> None:
+    instance = call(balancer_with(connect(server.url)), "acquire", "planner")
+    with pytest.raises(TypeError, match="stays with the process that took it"):
+        pickle.dumps(instance)
+
+
 def test_a_lease_that_nobody_holds_any_more_is_given_back_with_a_warning(
-    call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+    call: Call,
+    connect: Connect,
+    server: Server,
+    raw: Raw,
+    pool: keys.PoolKeys,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     balancer = balancer_with(connect(server.url))
     instance = call(balancer, "acquire", "planner")
     assert load(raw, pool) == 1
     held = [instance]
     del instance
-    with pytest.warns(ResourceWarning, match="dropped without release"):
+    with pytest.warns(ResourceWarning, match="held, .* was dropped without release"):
         held.clear()
     wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
+    assert "'p0' of 'planner' was given back because nothing refers to it any more" in caplog.text
     assert leases(raw, pool) == []
 
 
@@ -205,6 +274,52 @@ def test_closing_gives_back_what_is_held(
     backend.close()
     assert load(raw, pool) == 0
     assert not instance.lease.held
+
+
+def test_closing_first_does_what_the_keeper_had_put_off(
+    call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    backend = connect(proxy.url, deadline=0.2)
+    balancer = balancer_with(backend)
+    instance = call(balancer, "acquire", "planner")
+    proxy.close_port()
+    proxy.cut()
+    with pytest.raises(BackendUnavailable):
+        call(balancer, "release", instance)
+    keeper = keeper_of(backend)
+    wait_until(lambda: keeper._delayed, "the keeper to have tried in vain")
+    proxy.open_port()
+    backend.close()
+    assert load(raw, pool) == 0
+    assert leases(raw, pool) == []
+
+
+def test_a_lease_that_is_dropped_at_the_very_end_is_given_back(
+    connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    backend = connect(server.url)
+    balancer = balancer_with(backend)
+    keeper = keeper_of(backend)
+    told = threading.Event()
+    held = [balancer.acquire("planner")]
+    keeper.later(told.wait)  # so that what comes next stays in the inbox
+    with pytest.warns(ResourceWarning):
+        held.clear()
+    threading.Timer(0.1, told.set).start()
+    backend.close()
+    assert load(raw, pool) == 0
+
+
+def test_a_lease_that_is_granted_while_closing_goes_back(
+    call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    backend = connect(server.url)
+    balancer = balancer_with(backend)
+    keeper_of(backend).close()  # as closing the backend begins, while the reply is under way
+    with pytest.raises(BackendUnavailable, match="closed"):
+        call(balancer, "acquire", "planner")
+    assert load(raw, pool) == 0
+    assert leases(raw, pool) == []
 
 
 def hold_one(url: str, namespace: str, ttl: float) -> Generator[str, None, bool]:
@@ -275,6 +390,67 @@ def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
     new: Any = kept[-1]
     assert (new.max_capacity, new.current_load) == (2, 1)
     assert new.lease.fence > fence
+
+
+def there(server: Server, pool: keys.PoolKeys) -> set[str]:
+    with server.client() as raw:
+        return set(raw.zrange(pool.ids, 0, -1))
+
+
+def test_who_only_registers_notices_that_the_server_came_back_empty(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
+) -> None:
+    balancer = balancer_with(connect(own_server.url))
+    call(balancer, "register_instance", AgentInstance("p1", "planner"))
+    call(balancer, "register_instance", AgentInstance("p2", "planner", is_healthy=False))
+    call(balancer, "mark_unhealthy", "planner", "p0")
+    call(balancer, "drain", "planner", "p1")
+    call(balancer, "mark_healthy", "planner", "p2")
+    own_server.restart()
+    wait_until(lambda: there(own_server, pool) == {"p0", "p1", "p2"}, "the keeper to register them again")
+    found = {each.id: (each.is_healthy, each.is_draining) for each in balancer.instances["planner"]}
+    assert found == {"p0": (False, False), "p1": (True, True), "p2": (True, False)}
+
+
+def test_after_a_flush_a_pool_is_back_with_the_first_question(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
+) -> None:
+    backend = connect(own_server.url)
+    balancer = balancer_with(backend)
+    with own_server.client() as raw:
+        raw.flushall()
+        kept.append(call(balancer, "acquire", "planner"))
+        assert kept[-1] is not None
+        raw.flushall()
+        assert list(call(balancer, "get_status")) == ["planner"]
+        raw.flushall()
+        wait_until(lambda: there(own_server, pool) == {"p0"}, "the keeper to notice by itself")
+        assert call(LoadBalancer(backend=connect(own_server.url)), "get_status")["planner"]["instances"] == 1
+
+
+def test_each_process_brings_its_instances_back_whoever_was_first(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
+) -> None:
+    first = balancer_with(connect(own_server.url))
+    second = LoadBalancer(backend=connect(own_server.url))
+    call(second, "register_instance", AgentInstance("p1", "planner"))
+    with own_server.client() as raw:
+        raw.flushall()
+    assert call(first, "get_status")["planner"]["instances"] in (1, 2)  # the other's keeper may have looked already
+    wait_until(lambda: there(own_server, pool) == {"p0", "p1"}, "the other to follow")
+
+
+def test_what_another_process_removed_does_not_come_back(
+    call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
+) -> None:
+    backend = connect(own_server.url)
+    balancer = balancer_with(backend)
+    other = LoadBalancer(backend=connect(own_server.url))
+    assert call(other, "remove_instance", "planner", "p0")
+    assert call(balancer, "acquire", "planner") is None
+    assert call(balancer, "get_status") == {}
+    assert keeper_of(backend).registered == {}
+    assert there(own_server, pool) == set()
 
 
 def test_a_lease_that_cannot_be_renewed_is_lost_to_its_holder_before_the_server_gives_it_away(

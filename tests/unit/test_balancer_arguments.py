@@ -124,3 +124,40 @@ def test_a_strategy_there_is_not_is_refused(balancer: LoadBalancer, value: Any) 
 def test_a_server_that_is_not_there_is_named_within_the_deadline(balancer: LoadBalancer) -> None:
     with pytest.raises(BackendUnavailable, match=r"127\.0\.0\.1:1"):
         balancer.acquire("planner")
+
+
+@pytest.fixture
+def nowhere() -> Iterator[Backend]:
+    backend = Backend("redis://127.0.0.1:1/0", deadline=0.05)
+    yield backend
+    backend.close()
+
+
+def test_releasing_nothing_needs_no_server(nowhere: Backend) -> None:
+    assert LoadBalancer(backend=nowhere).release(None) is False
+
+
+def test_a_lease_block_used_otherwise_names_the_right_form(nowhere: Backend) -> None:
+    balancer: Any = LoadBalancer(backend=nowhere)
+    with pytest.raises(AttributeError, match=r"with lb\.lease\(.*\) as lease"):
+        _ = balancer.lease("t").instance
+    with pytest.raises(AttributeError, match=r"async with lb\.aio\.lease\(.*\) as lease"):
+        _ = balancer.aio.lease("t").instance
+    with pytest.raises(TypeError, match=r"async with lb\.aio\.lease"), balancer.aio.lease("t"):
+        pass
+
+    async def enter() -> None:
+        async with balancer.lease("t"):
+            pass
+
+    with pytest.raises(TypeError, match=r"async with lb\.aio\.lease"):
+        asyncio.run(enter())
+
+
+def test_an_instance_speaks_of_its_own_fields() -> None:
+    make: Any = AgentInstance
+    with pytest.raises(TypeError, match=r"^AgentInstance\.__init__"):
+        make(id="a")
+    instance: Any = AgentInstance("a", "t")
+    with pytest.raises(AttributeError, match="no field 'foo'"):
+        instance.foo = 1

@@ -18,7 +18,14 @@ from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.balancer.waiting import lines_of
 from agentperf_redis.command import Command, Wait
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
+from agentperf_redis.errors import (
+    AgentPerfError,
+    BackendUnavailable,
+    CorruptState,
+    InvalidArgument,
+    SchemaMismatch,
+    ScriptFailed,
+)
 
 POOL = Pool.of("n", "t")
 RECORD = b"1 5 7 1000 3 2.5 fr,gpu - 5 1500 0 4 2 1"
@@ -160,22 +167,57 @@ def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentK
     assert keeper.told == []
 
 
-def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(keeper: SilentKeeper) -> None:
+@pytest.mark.parametrize("error", [UNKNOWN, CorruptState("k", "x"), ScriptFailed("balancer/acquire", "ERR broken off")])
+def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
+    keeper: SilentKeeper, error: AgentPerfError
+) -> None:
     flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish(ttl=7.0))
     first: Any = flow.send(None)
-    with pytest.raises(BackendUnavailable):
-        flow.throw(UNKNOWN)
+    with pytest.raises(type(error)):
+        flow.throw(error)
     ((command, seconds),) = keeper.told
     assert (command.script, command.args[0], seconds) == (commands.RELEASE, first.args[0], 7.0)
 
 
-@pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), CorruptState("k", "x")])
+@pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), SchemaMismatch("k", "2", "1")])
 def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: SilentKeeper, error: AgentPerfError) -> None:
     flow = flows.acquire(keeper, lines_of(keeper._backend), POOL, flows.Wish())
     flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
     assert keeper.told == []
+
+
+def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
+    keeper: SilentKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    for name in ("gone", "also gone", "well"):
+        flow = flows.acquire(keeper, lines_of(keeper._backend), Pool.of("n", name), flows.Wish(ttl=1.2))
+        flow.send(None)
+        with pytest.raises(StopIteration) as end:
+            flow.send(GRANTED)
+        held.append(end.value.value)
+    for lease in held:
+        lease.renew_at = 0.0
+    keeper._wake_at = 0.0
+    patience = []
+
+    def run(command: Command[Any], deadline: float) -> frozenset[str]:
+        if "gone" in command.keys[0]:
+            patience.append(deadline)
+            time.sleep(deadline)
+            raise UNKNOWN
+        return frozenset()
+
+    monkeypatch.setattr(keeper._backend, "run", run)
+    before = held[2].valid_until
+    keeper._renew_due()
+    assert all(lease.held for lease in held)
+    assert held[2].valid_until > before
+    assert len(patience) == 2
+    assert sum(patience) < 1.2 / 3
+    assert [lease.end() for lease in held] == [True] * 3
 
 
 def test_a_closed_flow_asks_for_nothing_more(keeper: SilentKeeper) -> None:
@@ -213,7 +255,7 @@ def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
     assert (left.script, left.args[0]) == (commands.RELEASE, asked.args[0])
     with pytest.raises(StopIteration) as end:
         flow.send(False)
-    assert end.value.value == commands.Refused(1.0, 2, 3)
+    assert end.value.value == commands.Refused(0.5, 2, 3)
 
 
 def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: SilentKeeper) -> None:
