@@ -200,8 +200,10 @@ class CacheFlows:
             life_s = (stored.expires_ms - self.binding.server_ms()) / 1000
         self.local.fill(key, name, stored, value, life_s, ticket)
 
-    def _changed(self, name: str) -> None:
-        """After a write of this process, also one of unknown fate: it must not see its own copies of before."""
+    def _changed(self, name: str, *, computed: bool = False) -> None:
+        """After a write of this process, also one of unknown fate: it must not see its own values of before."""
+        if not computed:  # what a flight brings needs not end the next one
+            self.binding.flights.detach(name)
         if self.binding.local is not None:
             self.binding.local.drop(name)
 
@@ -353,7 +355,7 @@ class CacheFlows:
                 taken_in = reply.outcome is PutOutcome.STORED
             finally:
                 outbox.settle(report, taken_in=taken_in)
-                self._changed(name)
+                self._changed(name, computed=bool(token))
             if reply.outcome is PutOutcome.NO_SETTINGS:
                 binding.deployed = False
             elif reply.outcome is PutOutcome.LATE:
@@ -421,6 +423,7 @@ class CacheFlows:
         try:
             _, version = yield from commands.clear(self.binding.keys, self.binding.origin)
         finally:
+            self.binding.flights.detach_all()
             if self.binding.local is not None:
                 self.binding.local.flush()
         self.binding.learn(version)
@@ -434,6 +437,7 @@ class CacheFlows:
                 try:
                     version = yield from commands.invalidate_tags(self.binding.keys, tuple(chunk), self.binding.origin)
                 finally:
+                    self.binding.flights.detach_all()  # what tags their values will have is not known yet
                     for tag in chunk:
                         if self.binding.local is not None:
                             self.binding.local.drop_tag(tag)
@@ -486,13 +490,12 @@ class CacheFlows:
     def _turn(self, name: str, key: str, *, look: bool) -> Flow[Answer]:
         flights = self.binding.flights
         while True:
-            flight, begun = flights.join(name)
-            if begun:
+            flight, asked = flights.join(name)
+            if asked is None:
                 try:
                     answer = yield from self._claim(name, key, flight, look=look)
                 except BaseException as error:
-                    failed = isinstance(error, ComputeFailed)
-                    flights.end(flight, Crashed(error) if isinstance(error, Exception) and failed else GivenUp())
+                    flights.end(flight, _outcome_of(error))
                     raise
                 if isinstance(answer, Turn) and answer.flight is None:
                     flights.end(flight, Uncacheable())
@@ -500,13 +503,13 @@ class CacheFlows:
             while not (yield from Wait(flight.ended, _MOST_WAIT_S)):
                 pass
             match flight.outcome:
-                case Landed(data):
+                case Landed(data) if asked < flight.asked:
                     return Served(self.codec.decode(data))
                 case Crashed(original):
                     raise original
                 case Uncacheable():
                     return self._turn_alone(name, key)
-                case GivenUp():
+                case _:
                     look = True
 
     def _claim(self, name: str, key: str, flight: Flight, *, look: bool) -> Flow[Answer]:
@@ -521,6 +524,7 @@ class CacheFlows:
             while True:
                 if hint is not None:
                     hint.reset()
+                binding.flights.ask(flight)
                 reply = yield from commands.claim(
                     binding.keys, name, token, lease_ms=LEASE_MS, ignore=ignore, awaited=awaited
                 )
@@ -564,8 +568,8 @@ class CacheFlows:
         self.binding.complain("cache %s: computing without it: %s", self.binding.name, error)
         return self.turn_alone(key)
 
-    # A turn ends in two steps: at once for those who wait in this process, then, by the flow that is returned, for the
-    # others, unless its turn has no token. So nobody here waits for the server, and nothing is lost when it is away.
+    # The flow that is returned tells the server how the turn ended, unless the turn has no token. An error is for those
+    # who wait in this process at once; a value when the server has taken it, since it may be out of date by now.
 
     def land(
         self, turn: Turn, value: Any, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None = None
@@ -576,7 +580,6 @@ class CacheFlows:
         except InvalidArgument:
             self._end(turn, Uncacheable())
             return False, self._release(turn, " ")
-        self._end(turn, Landed(data))
         return True, self._store(turn, data, cost_s, ttl, tags, tier)
 
     def crash(self, turn: Turn, error: Exception) -> Flow[None]:
@@ -590,6 +593,10 @@ class CacheFlows:
         self._end(turn, GivenUp())
         return self._release(turn, None)
 
+    def let_go(self, turn: Turn) -> None:
+        """Make sure that nobody in this process waits for a turn any more. Changes nothing if it ended in order."""
+        self._end(turn, Uncacheable())
+
     def _end(self, turn: Turn, outcome: Outcome) -> None:
         if turn.flight is not None:
             self.binding.flights.end(turn.flight, outcome)
@@ -599,6 +606,8 @@ class CacheFlows:
     ) -> Flow[None]:
         cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
         life, names = ttl_ms("ttl", ttl), stored_tags(tags)
+        if turn.flight is not None:
+            self.binding.flights.ask(turn.flight)
         try:
             outcome = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
         except BackendUnavailable:
@@ -606,6 +615,8 @@ class CacheFlows:
         except AgentPerfError:  # the server is there, but full or spoilt: nobody should wait for the lease to end
             yield from self._release(turn, None)
             raise
+        vouched = outcome in (PutOutcome.STORED, PutOutcome.TOO_LARGE, PutOutcome.NO_ROOM)
+        self._end(turn, Landed(data) if vouched else GivenUp())
         if outcome is PutOutcome.LATE:
             yield from self._release(turn, None)
         if outcome is PutOutcome.TOO_LARGE:
@@ -744,6 +755,14 @@ def flush(binding: Binding) -> Flow[None]:
         if not taken_in:
             binding.deployed = False
             attempts += 1
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    """Return what others who wait make of an error met while claiming."""
+    if isinstance(error, ComputeFailed):
+        return Crashed(error)
+    # with the cache in trouble they would meet the same, one after the other
+    return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()
 
 
 def stored_name(key: object) -> str:

@@ -198,6 +198,41 @@ def test_a_value_begun_before_an_invalidation_never_lands(call: Call, backend: B
         assert call(cache, "get", "k") == ("newer" if number == 3 else None)
 
 
+FORGET: dict[str, Callable[[LRUCache], object]] = {
+    "delete": lambda cache: cache.delete("k"),
+    "clear": lambda cache: cache.clear(),
+    "invalidate_tags": lambda cache: cache.invalidate_tags("t"),
+    "put": lambda cache: cache.put("k", "new"),
+}
+
+
+@pytest.mark.parametrize("how", FORGET)
+@pytest.mark.parametrize("by", ["this process", "another process"])
+def test_who_asks_after_an_invalidation_is_not_handed_what_was_begun_before(
+    backend: Backend, server: Server, connect: Callable[..., Backend], how: str, by: str
+) -> None:
+    cache = LRUCache(backend=backend)
+    begun, go = threading.Event(), threading.Event()
+
+    def old() -> str:
+        begun.set()
+        assert go.wait(20)
+        return "old"
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(cache.get_or_compute, "k", old, tags=["t"])
+        assert begun.wait(10)
+        FORGET[how](cache if by == "this process" else LRUCache(backend=connect(server.url)))
+        second = threads.submit(cache.get_or_compute, "k", lambda: "new", tags=["t"])
+        if how not in ("clear", "invalidate_tags") and by == "this process":
+            assert second.result(10) == "new", "it need not even wait"
+        go.set()
+        assert first.result(10) == "old", "who asked before may have it"
+        assert second.result(10) == "new"
+
+    assert cache.get("k") == "new"
+
+
 def test_a_cancelled_leader_lets_another_compute(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:

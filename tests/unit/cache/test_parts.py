@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.cache import commands, wire
-from agentperf_redis.cache.flights import Crashed, Flights, GivenUp, Landed
+from agentperf_redis.cache.flights import Flights, GivenUp, Landed
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Settings, TierStats, default_ttl_ms, ttl_ms
 from agentperf_redis.cache.outbox import MAX_PENDING, MAX_READS, NO_REPORT, Outbox
 from agentperf_redis.command import Command
@@ -183,13 +183,17 @@ def test_reports_and_waiting_reads_are_bounded() -> None:
 
 def test_one_flight_at_a_time() -> None:
     flights = Flights()
-    first, begun = flights.join("k")
-    same, again = flights.join("k")
-    assert (begun, again, same) == (True, False, first)
-    flights.end(first, Landed(b"m"))
-    flights.end(first, Crashed(ValueError()))
-    assert first.outcome == Landed(b"m")
-    second, begun = flights.join("k")
-    assert begun
+    first, asked = flights.join("k")
+    assert asked is None, "begun by this call"
+    flights.ask(first)
+    assert flights.join("k") == (first, 1)
+    flights.detach("k")
+    second, asked = flights.join("k")
     assert second is not first
-    assert isinstance(second.outcome, GivenUp)
+    assert asked is None
+    flights.end(first, Landed(b"m"))
+    flights.end(first, GivenUp())
+    assert first.outcome == Landed(b"m"), "who had joined it is told, once"
+    assert flights.join("k") == (second, 0), "the end of a detached flight leaves the next one alone"
+    flights.detach_all()
+    assert flights.join("k")[1] is None
