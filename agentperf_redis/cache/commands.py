@@ -20,6 +20,7 @@ MAX_KEYS = 256
 MAX_TAG_MARKS = 10_000
 """Tags whose last invalidation is kept (about 1 MB); beyond, see the script invalidate_tags."""
 
+_BURY = Script("cache/bury")
 _CLAIM = Script("cache/claim")
 _CLEAR = Script("cache/clear")
 _DELETE = Script("cache/delete")
@@ -217,6 +218,16 @@ def put(
         raise _unexpected(keys.meta, reply)
 
     return Command(_PUT, (*_index(keys), *beside), first, decode, repeated)
+
+
+def bury(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[None]:
+    """Have copies of puts that were given up do nothing from now on; see `put` for the arguments."""
+
+    def decode(reply: Reply) -> None:
+        if reply != [1]:
+            raise _unexpected(keys.meta, reply)
+
+    return Command(_BURY, (keys.meta, keys.resent), (until_ms, *requests), decode)
 
 
 def touch(keys: CacheKeys, writer: str, report: Report) -> Command[int | None]:

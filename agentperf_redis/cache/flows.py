@@ -7,6 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
@@ -299,9 +300,14 @@ class CacheFlows:
         stored = int((yield from self._put(*first, life, names, tier)) is PutOutcome.STORED)
         for start in range(0, len(rest), commands.MAX_KEYS):
             chunk = rest[start : start + commands.MAX_KEYS]
-            batch = tuple(self._put_command(name, data, life, names, tier) for name, data in chunk)
+            until_ms = self._until_ms()
+            puts = [self._put_command(name, data, life, names, tier, until_ms) for name, data in chunk]
+            batch = tuple(command for _, command in puts)
             try:
                 replies = yield from Batch(batch)
+            except BaseException as error:
+                yield from self._bury(error, tuple(request for request, _ in puts), until_ms)
+                raise
             finally:
                 for name, _ in chunk:
                     self._changed(name)
@@ -333,14 +339,14 @@ class CacheFlows:
                 yield from Wait(flushing, _FLUSH_WAIT_S)
             if outbox.is_full:
                 yield from flush(binding)
-            report, asked_at, taken_in = outbox.take(), time.monotonic(), False
+            report, asked_at, taken_in, until_ms = outbox.take(), time.monotonic(), False, self._until_ms()
             try:
                 reply = yield from commands.put(
                     binding.keys,
                     name,
                     wire.payload(request, cost_ms, tags, data),
                     request,
-                    until_ms=binding.server_ms() + math.ceil(binding.backend.deadline * 1000),
+                    until_ms=until_ms,
                     seen=seen,
                     again=again,
                     ttl_ms=life_ms,
@@ -353,6 +359,10 @@ class CacheFlows:
                 )
                 # a report is sent again wherever that is not sure: the server recognises it
                 taken_in = reply.outcome is PutOutcome.STORED
+            except BaseException as error:
+                if not token:  # whoever writes the key makes an end of the lease, and so of late copies of a fill
+                    yield from self._bury(error, (request,), until_ms)
+                raise
             finally:
                 outbox.settle(report, taken_in=taken_in)
                 self._changed(name, computed=bool(token))
@@ -368,17 +378,30 @@ class CacheFlows:
                 return reply.outcome
         return PutOutcome.LATE
 
+    def _until_ms(self) -> int:
+        """Return the server's time after which a put that is sent now shall do nothing."""
+        return self.binding.server_ms() + math.ceil(self.binding.backend.deadline * 1000)
+
+    def _bury(self, error: BaseException, requests: tuple[str, ...], until_ms: int) -> Flow[None]:
+        """After an interruption (a cancelled task, Ctrl-C): copies of puts under way must not undo what comes next.
+
+        If the server cannot be told, it takes as long to find out as the copies are good for.
+        """
+        if not isinstance(error, (AgentPerfError, GeneratorExit)):
+            with suppress(AgentPerfError):
+                yield from commands.bury(self.binding.keys, requests, until_ms)
+
     def _put_command(
-        self, name: str, data: bytes, life_ms: int, tags: tuple[str, ...], tier: Tier | None
-    ) -> Command[commands.PutReply]:
+        self, name: str, data: bytes, life_ms: int, tags: tuple[str, ...], tier: Tier | None, until_ms: int
+    ) -> tuple[str, Command[commands.PutReply]]:
         binding = self.binding
         request = secrets.token_urlsafe(9)
-        return commands.put(
+        return request, commands.put(
             binding.keys,
             name,
             wire.payload(request, 0, tags, data),
             request,
-            until_ms=binding.server_ms() + math.ceil(binding.backend.deadline * 1000),
+            until_ms=until_ms,
             seen=binding.seen,
             again=False,
             ttl_ms=life_ms,
@@ -494,6 +517,9 @@ class CacheFlows:
             if asked is None:
                 try:
                     answer = yield from self._claim(name, key, flight, look=look)
+                except GeneratorExit:
+                    flights.end(flight, GivenUp())
+                    raise
                 except BaseException as error:
                     flights.end(flight, _outcome_of(error))
                     raise

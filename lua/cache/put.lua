@@ -39,13 +39,14 @@
 --   {-2, version}          larger than the cache's bytes; the old value is gone
 --   {-3}                   cleared or invalidated since the claim; nothing done but that the lease is given up
 --   {-4, version}          no room after 512 evictions; the old value is gone
---   {-5, version}          a copy of this request may have been executed and undone since; the key is a miss now
+--   {-5, version}          a copy of this request may have been executed and undone since, and then the key is a miss
+--                          now; or it was given up; nothing done
 --   {-6, now_ms}           too late; nothing done
 -- REPEAT   a copy that finds its id in the entry answers as the first did. Otherwise a repeated delivery writes only
 --          where nothing can have happened since the first was sent: the entry is no newer than `seen`, or it is absent
 --          and no entry was removed since. In doubt it makes the key a miss, which is never wrong. It leaves its id in
---          resent, so that a first copy which arrives after it does nothing; after until_ms every copy is refused. So
---          no copy, late or repeated, overwrites a newer value. A repeated fill finds its token spent, a report its
+--          resent, as `bury` does for a caller who gives up, so that a copy which arrives after it does nothing; after
+--          until_ms every copy is refused. So no copy, late or repeated, overwrites a newer value. A repeated fill finds its token spent, a report its
 --          seq.
 -- ERRORS   CORRUPT meta or gen is not ours
 -- COST     O((reads + evictions) log N); evictions <= 512
@@ -63,10 +64,10 @@ if I.now_ms > UNTIL_MS then return {-6, I.now_ms} end
 -- Reads first: what may forbid the write.
 local doubt = false
 if SEEN ~= '' or I.resent >= I.now_ms then
-  if SEEN == '' and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   local stored = call('MGET', ENTRY)[1]
   local version, id = string.match(stored or '', '^(%d+) %d+ (%S+)')
   if id == ID then return {1, tonumber(version), 0} end
+  if call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   if SEEN ~= '' and TOKEN == '' then
     call('ZCARD', RESENT)
     local seen = tonumber(SEEN)

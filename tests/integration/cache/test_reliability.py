@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable
@@ -66,6 +67,33 @@ def test_a_put_that_never_arrived_is_sent_again(
     assert call(cache, "put", "k", "new") is True
 
     assert call(cache, "get", "k") == "new"
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_put_that_was_cancelled_does_not_overwrite_a_newer_one(
+    through_proxy: Backend, proxy: Proxy, runner: asyncio.Runner, raw: Raw, namespace: str, *, many: bool
+) -> None:
+    cache = LRUCache(backend=through_proxy)
+    cache.put("k", "older")
+    names = ["j", "k"] if many else ["k"]  # the first of several is no part of the batch
+    held = proxy.hold(only=PUT, nth=len(names), reset=False)
+
+    async def scene() -> None:
+        if many:
+            old = asyncio.create_task(cache.aio.put_many(dict.fromkeys(names, "old")))
+        else:
+            old = asyncio.create_task(cache.aio.put("k", "old"))
+        await asyncio.to_thread(held.wait)
+        old.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await old
+        assert await cache.aio.put("k", "new")
+
+    runner.run(scene())
+    held.deliver()
+
+    assert cache.get("k") == "new"
     assert faults(raw, namespace, "cache", "default") == []
 
 
