@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from agentperf_redis.cache.model import TIERS, Settings, Tier
+from agentperf_redis.cache.model import ALL_GIVEN, TIERS, Settings, Tier
 from agentperf_redis.cache.outbox import MAX_READS, Report
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState, shown
@@ -112,10 +112,11 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """The server's time, and the settings that held before, if any."""
+    """The server's time, the settings that held before, if any, and those that hold now."""
 
     now_ms: int
     before: str
+    settings: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ def put(
     until_ms: int,
     seen: int,
     again: bool,
-    ttl_ms: int,
+    ttl_ms: int | str,
     tier: Tier | None,
     token: str,
     origin: str,
@@ -190,7 +191,7 @@ def put(
         until_ms: server time after which no copy of the request does anything.
         seen: the newest version this process knew before it sent the request for the first time.
         again: the request was sent before.
-        ttl_ms: life; see `model.ttl_ms`.
+        ttl_ms: life; see `model.ttl_ms`; or one for each tier, ``hot/warm/cold``.
         tier: where to place it; None lets the policy.
         token: of the lease under which it was computed; empty for a plain put.
         origin: who writes.
@@ -345,18 +346,18 @@ def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_
     return Command(_RELEASE, (lease,), args, lambda reply: _held(lease, reply))
 
 
-def deploy(keys: CacheKeys, settings: Settings) -> Command[Deployed | NewerSchema]:
-    """Write the settings of a cache."""
+def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | NewerSchema]:
+    """Write the settings of a cache; see `model.Settings.fields` for what is given."""
 
     def decode(reply: Reply) -> Deployed | NewerSchema:
         match reply:
-            case [1, int(now_ms), bytes(before)]:
-                return Deployed(now_ms, before.decode(errors="replace"))
+            case [1, int(now_ms), bytes(before), bytes(now)]:
+                return Deployed(now_ms, before.decode(errors="replace"), now.decode(errors="replace"))
             case [-1, int(schema)]:
                 return NewerSchema(schema)
         raise _unexpected(keys.meta, reply)
 
-    return Command(_DEPLOY, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text), decode)
+    return Command(_DEPLOY, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text, given), decode)
 
 
 COUNTERS = ("bytes", "evicted", "expired", "hot", "warm", "cold", "misses", "saved_ms", "corrupt")

@@ -20,7 +20,17 @@ from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding, log
 from agentperf_redis.cache.commands import Await, Failed, Found, Hit, NoSettings, PutOutcome
 from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
 from agentperf_redis.cache.local import LONGEST_LIFE_S, Copy, LocalCopies, Ticket
-from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, Settings, Tier, TierStats, ttl_ms
+from agentperf_redis.cache.model import (
+    CACHES_OWN_TTLS_MS,
+    TIERS,
+    TIERS_OWN_TTL_MS,
+    CacheEntry,
+    CacheStats,
+    Settings,
+    Tier,
+    TierStats,
+    ttl_ms,
+)
 from agentperf_redis.cache.outbox import NO_REPORT
 from agentperf_redis.cache.turns import Turn
 from agentperf_redis.codec import Codec
@@ -75,15 +85,23 @@ class CacheFlows:
         binding: what it shares with other objects of the same cache.
         codec: turns values into bytes.
         strict: note each read at once.
+        own_ttls_ms: lives of entries put into hot, warm, cold by this object; below 0 is the cache's.
         local: copies within this process, if they are to be used.
     """
 
     def __init__(
-        self, binding: Binding, codec: Codec, *, strict: bool = False, local: LocalCopies | None = None
+        self,
+        binding: Binding,
+        codec: Codec,
+        *,
+        strict: bool = False,
+        own_ttls_ms: tuple[int, int, int] = CACHES_OWN_TTLS_MS,
+        local: LocalCopies | None = None,
     ) -> None:
         self.binding = binding
         self.codec = codec
         self.strict = strict
+        self._own_ttls = None if own_ttls_ms == CACHES_OWN_TTLS_MS else "/".join(map(str, own_ttls_ms))
         self.local = local
         self._known_gen: tuple[bytes | None, wire.Generation] = (None, wire.NOTHING_INVALIDATED)
 
@@ -277,9 +295,14 @@ class CacheFlows:
 
     # writing
 
+    def _life(self, ttl: float | None) -> int | str:
+        """Check a life given by a user; this object's own if he gave none."""
+        life = ttl_ms("ttl", ttl)
+        return self._own_ttls if life == TIERS_OWN_TTL_MS and self._own_ttls else life
+
     def put(self, key: str, value: Any, ttl: float | None, tags: Iterable[str], tier: Tier | None = None) -> Flow[bool]:
         """Store a value. Returns whether it was stored."""
-        life = ttl_ms("ttl", ttl)
+        life = self._life(ttl)
         names = stored_tags(tags)
         reply = yield from self._put(stored_name(key), self.codec.encode(value), life, names, tier)
         return reply is PutOutcome.STORED
@@ -288,7 +311,7 @@ class CacheFlows:
         self, values: Mapping[str, Any], ttl: float | None, tags: Iterable[str], tier: Tier | None = None
     ) -> Flow[int]:
         """Store several values. Returns how many were stored."""
-        life = ttl_ms("ttl", ttl)
+        life = self._life(ttl)
         names = stored_tags(tags)
         if not isinstance(values, Mapping):
             raise InvalidArgument("values", values, "a mapping of keys to values")
@@ -323,7 +346,7 @@ class CacheFlows:
         self,
         name: str,
         data: bytes,
-        life_ms: int,
+        life_ms: int | str,
         tags: tuple[str, ...],
         tier: Tier | None,
         *,
@@ -392,7 +415,7 @@ class CacheFlows:
                 yield from commands.bury(self.binding.keys, requests, until_ms)
 
     def _put_command(
-        self, name: str, data: bytes, life_ms: int, tags: tuple[str, ...], tier: Tier | None, until_ms: int
+        self, name: str, data: bytes, life_ms: int | str, tags: tuple[str, ...], tier: Tier | None, until_ms: int
     ) -> tuple[str, Command[commands.PutReply]]:
         binding = self.binding
         request = secrets.token_urlsafe(9)
@@ -631,7 +654,7 @@ class CacheFlows:
         self, turn: Turn, data: bytes, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None
     ) -> Flow[None]:
         cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
-        life, names = ttl_ms("ttl", ttl), stored_tags(tags)
+        life, names = self._life(ttl), stored_tags(tags)
         if turn.flight is not None:
             self.binding.flights.ask(turn.flight)
         try:
@@ -750,11 +773,12 @@ def ready(binding: Binding) -> Flow[None]:
         return
     yield from binding.backend.enter(binding.service, binding.name)
     asked_at = time.monotonic()
-    reply = yield from commands.deploy(binding.keys, binding.settings)
+    reply = yield from commands.deploy(binding.keys, binding.settings, binding.given)
     if isinstance(reply, commands.NewerSchema):
         raise SchemaMismatch(f"cache {binding.name}", str(reply.schema), f"schema {commands.SCHEMA} or lower")
-    if reply.before not in ("", binding.settings.text):
-        log.warning("cache %s: settings changed from %s to %s", binding.name, reply.before, binding.settings.text)
+    if reply.before not in ("", reply.settings):
+        log.warning("cache %s: settings changed from %s to %s", binding.name, reply.before, reply.settings)
+    binding.settings = Settings.parse(reply.settings) or binding.settings
     binding.set_clock(reply.now_ms, asked_at)
     binding.learn(reply.now_ms * wire.CLOCK_PER_S // 1000)
     binding.deployed = True
