@@ -597,6 +597,15 @@ class CacheFlows:
                         return self._turn_alone(name, key)
                     case Failed(error_type, message):
                         raise ComputeFailed(key, error_type, message)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # the lease may have been given to us all the same: nobody should wait for it to end
+            if not isinstance(error, AgentPerfError) or getattr(error, "outcome", None) == "unknown":
+                with suppress(AgentPerfError):
+                    turn = Turn(binding, name, key, token, LEASE_MS, None)
+                    yield from self._release(turn, None)
+            raise
         finally:
             if hint is not None:
                 binding.forget_hint(name, hint)
@@ -659,9 +668,9 @@ class CacheFlows:
             self.binding.flights.ask(turn.flight)
         try:
             outcome = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
-        except BackendUnavailable:
+        except (BackendUnavailable, GeneratorExit):
             raise
-        except AgentPerfError:  # the server is there, but full or spoilt: nobody should wait for the lease to end
+        except BaseException:  # also where the server is full or spoilt: nobody should wait for the lease to end
             yield from self._release(turn, None)
             raise
         vouched = outcome in (PutOutcome.STORED, PutOutcome.TOO_LARGE, PutOutcome.NO_ROOM)
