@@ -11,9 +11,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from agentperf_redis import arguments
@@ -202,7 +204,7 @@ class _Wrapped(Generic[R]):
         self.function = function
         ttl_ms("ttl", ttl)
         self.ttl = ttl
-        self.name = f"{function.__module__}.{function.__qualname__}" + (f"@{version}" if version else "")
+        self.name = f"{_module_of(function)}.{function.__qualname__}" + (f"@{version}" if version else "")
         # a tag for cache_clear; hashed where the name would be too long for a tag
         self.tag = _TAG + (self.name if len(self.name) <= _MOST_TAG_CHARACTERS else _digest(self.name.encode()))
         self.tags = (*arguments.names("tags", tags), self.tag)
@@ -338,6 +340,19 @@ class _Wrapped(Generic[R]):
             warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
+def _module_of(thing: Any) -> str:
+    """Return the name of the module of a function or class; of a script its file's, since each is called __main__."""
+    module: str = thing.__module__
+    if module not in _SCRIPTS:
+        return module
+    script = sys.modules.get(module)
+    spec = getattr(script, "__spec__", None)
+    path = getattr(script, "__file__", None)
+    return spec.name if spec else Path(path).stem if path else module
+
+
+_SCRIPTS = ("__main__", "__mp_main__")
+"""What the script is called in the process that runs it, and in those that multiprocessing has started."""
 _MOST_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
 
 
@@ -354,7 +369,7 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
     parts = []
     for argument, value in counted.items():
         # cls of a class method is known by its name
-        stands = f"class {value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
+        stands = f"class {_module_of(value)}.{value.__qualname__}" if isinstance(value, type) else value
         try:
             parts.append(canonical((argument, stands), registry))
         except InvalidArgument as error:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -23,6 +24,8 @@ from agentperf_redis.errors import BackendUnavailable, ComputeFailed, InvalidArg
 from tests.conftest import Call
 from tests.servers import Raw, Server, wait_until
 from tests.workers import Workers
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def where(namespace: str, part: str) -> str:
@@ -149,15 +152,23 @@ def test_a_lease_is_renewed_while_the_function_runs(
     assert elsewhere.get("k") is True
 
 
+def waiting(cache: LRUCache, key: str) -> int:
+    """How many threads of this process wait for the one that computes, or claims."""
+    flight = cache._binding.flights._flights.get(key)
+    return len(flight.ended._callbacks) if flight else 0
+
+
 def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
     backend: Backend, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     cache, elsewhere = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
     calls: list[str] = []
+    all_wait = threading.Event()
 
     def fail() -> None:
         calls.append("here")
         wait_until(lambda: raw.hget(where(namespace, "l:k"), "waited"), "the other process to wait")
+        assert all_wait.wait(20)  # a thread that came after the error would rightly compute anew
         raise KeyError("no such thing")
 
     def ask(which: LRUCache) -> Exception:
@@ -169,6 +180,8 @@ def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
         ours = [threads.submit(ask, cache) for _ in range(5)]
         wait_until(lambda: raw.exists(where(namespace, "l:k")), "the lease")
         theirs = [threads.submit(ask, elsewhere) for _ in range(5)]
+        wait_until(lambda: waiting(cache, "k") == waiting(elsewhere, "k") == 4, "everybody else to wait")
+        all_wait.set()
         assert {type(each.result()) for each in ours} == {KeyError}
         errors = [each.result() for each in theirs]
 
@@ -485,3 +498,27 @@ def test_asyncio_sees_a_coroutine_function(backend: Backend) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert inspect.unwrap(cached(LRUCache(backend=backend))(function)) is function
+
+
+def test_functions_of_two_scripts_do_not_share_their_results(server: Server, namespace: str, tmp_path: Path) -> None:
+    for name in ("bills", "offers"):
+        (tmp_path / f"{name}.py").write_text(
+            "import sys\n"
+            "from agentperf_redis import AgentPerf\n"
+            "perf = AgentPerf(sys.argv[1], namespace=sys.argv[2])\n"
+            "@perf.cache().cached()\n"
+            f"def total(x): return '{name}'\n"
+            "print(total.key(1).split(':')[0], total(1))\n"
+            "perf.close()\n"
+        )
+
+    def run(*script: str) -> str:
+        words = [sys.executable, *script, server.url, namespace]
+        paths = os.pathsep.join((str(ROOT), str(tmp_path)))
+        return subprocess.run(
+            words, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths}
+        ).stdout.strip()
+
+    assert run(str(tmp_path / "bills.py")) == "bills.total bills"
+    assert run(str(tmp_path / "offers.py")) == "offers.total offers"
+    assert run("-m", "offers") == "offers.total offers"
