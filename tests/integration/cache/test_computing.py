@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import subprocess
@@ -522,3 +523,34 @@ def test_functions_of_two_scripts_do_not_share_their_results(server: Server, nam
     assert run(str(tmp_path / "bills.py")) == "bills.total bills"
     assert run(str(tmp_path / "offers.py")) == "offers.total offers"
     assert run("-m", "offers") == "offers.total offers"
+
+
+def test_a_class_and_a_text_that_says_the_same_have_different_keys(backend: Backend) -> None:
+    @cached(LRUCache(backend=backend))
+    def function(x: Any) -> str:
+        return repr(x)
+
+    class Local:
+        pass
+
+    keys = {function.key(x) for x in (Point, f"class {__name__}.Point", f"{__name__}.Point", _Caller)}
+    assert len(keys) == 4
+    with pytest.raises(InvalidArgument, match="part of a cache key"):
+        function.key(Local)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda cache: cache.cached(lambda x: x), r"write @cache\.cached\(\)"),
+        (lambda cache: cached(cast("Any", "answers")), "cache is 'answers'; allowed: an LRUCache or TieredCache"),
+        (lambda cache: cached(cache, key="user:{uid}")(waiting), "of waiting: cache, key"),
+        (lambda cache: cached(cache, key="user:{")(waiting), "a template such as"),
+        (lambda cache: cached(cache)(cast("Any", functools.partial(len, "x"))), "with a name"),
+    ],
+)
+def test_what_cannot_be_decorated_is_refused_at_once(
+    backend: Backend, wrong: Callable[[Any], object], says: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        wrong(LRUCache(backend=backend))
