@@ -148,6 +148,11 @@ def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
     return Command("ZMSCORE", (keys.tags,), tags, decode)
 
 
+def generation(keys: CacheKeys) -> Command[bytes | None]:
+    """Read the generation."""
+    return Command("MGET", (keys.gen,), (), lambda reply: _texts(reply)[0])
+
+
 def read_strictly(keys: CacheKeys, name: str) -> Command[Found | NoSettings]:
     """Read an entry and note the read in the same step."""
 
@@ -438,9 +443,16 @@ def _held(lease: str, reply: Reply) -> bool:
 
 def _number(key: str, reply: Reply) -> float | None:
     try:
-        return None if reply is None else float(reply)
+        number = None if reply is None else float(reply)
     except (TypeError, ValueError):
         raise _unexpected(key, reply) from None
+    if number is not None and not 0 <= number < _EXACT:
+        raise _unexpected(key, reply)
+    return number
+
+
+_EXACT = 2.0**57
+"""Above any score: a clock until the year 2200, times 16."""
 
 
 def _unexpected(key: str, reply: Reply) -> CorruptState:

@@ -270,8 +270,15 @@ class CacheFlows:
 
     def _untouched_by_tags(self, stored: wire.Stored) -> Flow[wire.Stored | None]:
         """Return an entry older than the last invalidation of any tag, unless that was one of its own."""
-        newest = yield from commands.tag_marks(self.binding.keys, stored.tags)
-        return stored if stored.version > newest else None
+        # the generation once more, after the marks: what was merged into its tag floor is not among them any more
+        where = self.binding.keys
+        both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.generation(where)))
+        newest, gen = yield from both
+        try:
+            known = wire.NOTHING_INVALIDATED if gen is None else wire.parse_generation(gen)
+        except Undecodable:
+            raise CorruptState(where.gen, "no three versions") from None
+        return stored if stored.version > max(newest, known.floor, known.tag_floor) else None
 
     def _served(self, name: str, stored: wire.Stored | None, *, counted: bool = True) -> Any:
         """Return the value of what is stored, or MISSING, and note the read or the miss."""

@@ -50,7 +50,13 @@ def test_rates_of_an_unused_cache_are_zero() -> None:
     assert CacheStats("c", SETTINGS, unused, unused, unused, 0, 0, 0, 0, 0, 0, 0, 0.0).hit_rate == 0.0
 
 
-@given(st.integers(1, 2**53), st.integers(0, 2**53), st.integers(0, 2**31), st.lists(st.text(min_size=1)), st.binary())
+@given(
+    st.integers(1, 2**53),
+    st.integers(0, wire.LAST_MS),
+    st.integers(0, 2**31),
+    st.lists(st.text(min_size=1)),
+    st.binary(),
+)
 def test_what_is_stored_comes_back(version: int, expires: int, cost: int, tags: list[str], data: bytes) -> None:
     names = tuple(key_names.encoded(tag) for tag in tags if tag.isprintable())
     stored = wire.parse(f"{version} {expires} ".encode() + wire.payload("request", cost, names, data))
@@ -197,3 +203,9 @@ def test_one_flight_at_a_time() -> None:
     assert flights.join("k") == (second, 0), "the end of a detached flight leaves the next one alone"
     flights.detach_all()
     assert flights.join("k")[1] is None
+
+
+@pytest.mark.parametrize("facts", [b"-1 0", b"1 -5", b"1 9999999999999999"])
+def test_an_entry_of_an_impossible_time_is_none(facts: bytes) -> None:
+    with pytest.raises(Undecodable):
+        wire.parse(facts + b" r 0  m\x01")
