@@ -396,9 +396,12 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
     for argument, value in counted.items():
         try:
             if isinstance(value, type):  # such as cls of a class method: known by its name
-                if "<locals>" in value.__qualname__:
+                known = f"{_module_of(value)}.{value.__qualname__}"
+                if "<locals>" in known and not name.startswith(
+                    f"{known}."
+                ):  # the function's own class is as sure as it
                     raise InvalidArgument(argument, value, "a class that can be told by its name")
-                parts.append(_CLASS + canonical((argument, f"{_module_of(value)}.{value.__qualname__}"), registry))
+                parts.append(_CLASS + canonical((argument, known), registry))
             else:
                 parts.append(canonical((argument, value), registry))
         except InvalidArgument as error:
