@@ -17,9 +17,10 @@ from agentperf_redis.command import Hint
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """The computation brought a value: its bytes, from which everyone makes a copy of his own."""
+    """The computation brought a value: its bytes, from which everyone makes a copy of his own, and what it cost."""
 
     data: bytes
+    cost_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,9 +63,10 @@ _COMPUTE_ANYWAY = (ComputeFailed, InvalidArgument, SchemaMismatch)
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """There is a value, and no need to compute."""
+    """There is a value, and no need to compute; what that has saved, if another computed it meanwhile."""
 
     value: Any
+    saved_ms: int = 0
 
 
 Answer: TypeAlias = Served | Turn
@@ -180,8 +181,8 @@ class CacheFlows:
             compute_seconds=stored.cost_ms / 1000,
         )
 
-    def _look_up(self, name: str, key: str) -> Flow[Any]:
-        """Read one value and note the read, or the miss."""
+    def _look_up(self, name: str, key: str, *, miss: bool = True) -> Flow[Any]:
+        """Read one value and note the read, or the miss unless the caller does."""
         if self.strict:
             found = yield from self._read_strictly(name)
             value, _ = yield from self._value(name, found, counted=False)  # the script has counted
@@ -195,7 +196,7 @@ class CacheFlows:
         stored, doubtful = self._opened(name, entry, gen, counted=True)
         if stored is not None and doubtful:
             stored = yield from self._untouched_by_tags(stored)
-        value = self._served(name, stored)
+        value = self._served(name, stored, miss=miss)
         if ticket is not None:
             self._fill_local(key, name, stored, value, ticket)
         if self.binding.outbox.is_full:
@@ -280,7 +281,7 @@ class CacheFlows:
             raise CorruptState(where.gen, "no three versions") from None
         return stored if stored.version > max(newest, known.floor, known.tag_floor) else None
 
-    def _served(self, name: str, stored: wire.Stored | None, *, counted: bool = True) -> Any:
+    def _served(self, name: str, stored: wire.Stored | None, *, counted: bool = True, miss: bool = True) -> Any:
         """Return the value of what is stored, or MISSING, and note the read or the miss."""
         if stored is not None:
             try:
@@ -291,7 +292,7 @@ class CacheFlows:
                 if counted:
                     self.binding.outbox.read(name, stored.cost_ms)
                 return value
-        if counted:
+        if counted and miss:
             self.binding.outbox.missed()
         return MISSING
 
@@ -527,10 +528,18 @@ class CacheFlows:
         name = stored_name(key)
         try:
             if look:
-                value = yield from self._look_up(name, key)
+                value = yield from self._look_up(name, key, miss=False)
                 if value is not MISSING:
                     return Served(value)
-            answer = yield from self._turn(name, key, look=look)
+            answer: Answer | None = None
+            try:
+                answer = yield from self._turn(name, key, look=look)
+            finally:  # what another computes for us is a hit, the one that saves most
+                if look and not self.strict:  # whose script has counted
+                    if isinstance(answer, Served):
+                        self.binding.outbox.read(name, answer.saved_ms)
+                    else:
+                        self.binding.outbox.missed()
         except _COMPUTE_ANYWAY:
             raise
         except AgentPerfError as error:
@@ -559,8 +568,8 @@ class CacheFlows:
             while not (yield from Wait(flight.ended, _MOST_WAIT_S)):
                 pass
             match flight.outcome:
-                case Landed(data) if asked < flight.asked:
-                    return Served(self.codec.decode(data))
+                case Landed(data, cost_ms) if asked < flight.asked:
+                    return Served(self.codec.decode(data), cost_ms)
                 case Crashed(original):
                     raise original
                 case Uncacheable():
@@ -590,8 +599,8 @@ class CacheFlows:
                     case Hit(found):
                         value, stored = yield from self._value(name, found, counted=False)
                         if value is not MISSING and stored is not None:
-                            binding.flights.end(flight, Landed(stored.data))
-                            return Served(value)
+                            binding.flights.end(flight, Landed(stored.data, stored.cost_ms))
+                            return Served(value, stored.cost_ms)
                         ignore = version_text(found[0])
                     case Await(left_ms, held):
                         if hint is None:
@@ -681,7 +690,7 @@ class CacheFlows:
             yield from self._release(turn, None)
             raise
         vouched = outcome in (PutOutcome.STORED, PutOutcome.TOO_LARGE, PutOutcome.NO_ROOM)
-        self._end(turn, Landed(data) if vouched else GivenUp())
+        self._end(turn, Landed(data, cost_ms) if vouched else GivenUp())
         if outcome is PutOutcome.LATE:
             yield from self._release(turn, None)
         if outcome is PutOutcome.TOO_LARGE:

@@ -67,6 +67,9 @@ def test_threads_share_one_computation_and_nothing_else(backend: Backend) -> Non
 
     assert calls == [1]
     assert values == [[1]] * 20
+    stats = cache.stats()
+    assert (stats.hits, stats.misses) == (19, 1), "what another has computed for us is a hit"
+    assert stats.seconds_saved >= 19 * 0.09
     values[0].append(2)
     assert values[1:] == [[1]] * 19
     assert len({id(value) for value in values}) == 20
