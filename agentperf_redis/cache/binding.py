@@ -23,6 +23,11 @@ log = logging.getLogger("agentperf_redis")
 REST_AFTER_FAILURE_S = 1.0
 """How long computing does without the cache after the server could not be reached, so that not each call waits."""
 _COMPLAIN_EVERY_S = 10.0
+_ARGUMENTS = {
+    "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl"),
+    "tiered": ("policy", "hot_size", "warm_size", "cold_size", "max_bytes", "hot_ttl", "warm_ttl", "cold_ttl"),
+}
+"""What users call the fields of the settings."""
 
 
 class Binding:
@@ -33,17 +38,25 @@ class Binding:
         service: "cache" or "tiered".
         name: of the cache.
         settings: its limits.
+        given: which of them were chosen; see `Settings.fields`.
         filled: called when there is something to report.
     """
 
     def __init__(
-        self, backend: Backend, service: str, name: str, settings: Settings, filled: Callable[[Binding], None]
+        self,
+        backend: Backend,
+        service: str,
+        name: str,
+        settings: Settings,
+        given: str,
+        filled: Callable[[Binding], None],
     ) -> None:
         self.backend = backend
         self.service = service
         self.name = name
         self.keys = key_names.cache(backend.namespace, service, name)
         self.settings = settings
+        self.given = given
         self.deployed = False
         self.seen = 0
         """The newest version that a reply has brought to this process."""
@@ -63,22 +76,28 @@ class Binding:
         self._waiting: dict[str, list[Hint]] = {}
         self._listening = False  # a forked child's bus has no subscription yet
 
-    def adopt(self, user: object, settings: Settings) -> None:
-        """Count in one more object of this cache.
+    def adopt(self, user: object, settings: Settings, given: str) -> None:
+        """Count in one more object of this cache. Lives are no matter of dispute: each object applies its own.
 
         Raises:
-            InvalidArgument: another living object of this process has other settings.
+            InvalidArgument: another living object of this process has other limits.
         """
         with self._lock:
-            if settings != self.settings:
-                if len(self._users):
-                    raise InvalidArgument(
-                        "settings",
-                        settings.text,
-                        f"those of the object {self.name!r} in use here, {self.settings.text}",
-                    )
-                self.settings = settings
-                self.deployed = False
+            if not len(self._users):
+                if (settings, given) != (self.settings, self.given):
+                    self.settings, self.given, self.deployed = settings, given, False
+            elif (settings, given) != (self.settings, self.given):
+                held, marks = list(self.settings.fields), list(self.given)
+                for at, (argument, asked) in enumerate(zip(_ARGUMENTS[self.service], settings.fields, strict=True)):
+                    if given[at] == "0" or (marks[at] == "1" and (asked == held[at] or argument.endswith("_ttl"))):
+                        continue
+                    if marks[at] == "1":
+                        raise InvalidArgument(
+                            argument, asked, f"cache {self.name!r} is open here with {argument}={held[at]}"
+                        )
+                    held[at], marks[at] = asked, "1"
+                    self.deployed = False
+                self.settings, self.given = Settings.of(held), "".join(marks)
             self._users.add(user)
 
     def use_local(self, most_entries: int, most_bytes: int | None) -> LocalCopies:

@@ -12,11 +12,13 @@ from agentperf_redis.cache import commands, flows
 from agentperf_redis.cache.binding import Binding, log
 from agentperf_redis.cache.turns import Turn
 from agentperf_redis.command import Batch
-from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
 REPORT_AFTER_S = 0.2
 """How long reads wait to be reported. Other processes' evictions do not know of them until then."""
 _AFTER_FAILURE_S = 1.0
+_CLOSE_S = 1.0
+"""How long closing may take for all caches together, should the server not answer."""
 
 
 class Chores:
@@ -115,16 +117,20 @@ class Chores:
 
     def _finish(self) -> None:
         """Before the connections go: send what waits, end the thread."""
+        end = time.monotonic() + _CLOSE_S
         with self._changed:
             self._closed = True
             reports, self._reports = list(self._reports), {}
             thread = self._thread
             self._changed.notify()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=self._backend.deadline)
-        for binding in reports:
+            thread.join(timeout=_CLOSE_S / 2)
+        for done, binding in enumerate(reports):
             try:
-                self._backend.run(flows.flush(binding))
+                self._backend.run(flows.flush(binding), max(0.05, end - time.monotonic()))
+            except BackendUnavailable as error:  # the others would wait for the same
+                log.warning("%d caches: the last reads could not be reported: %s", len(reports) - done, error)
+                return
             except AgentPerfError as error:
                 log.warning("cache %s: the last reads could not be reported: %s", binding.name, error)
 

@@ -5,7 +5,8 @@ The twins have the same methods over the same state; the blocking one is documen
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from agentperf_redis import arguments
@@ -15,7 +16,18 @@ from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.chores import Chores
 from agentperf_redis.cache.computing import checked, compute, compute_async
 from agentperf_redis.cache.decorator import Decorator, cached, function_key
-from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Settings, Tier, default_ttl_ms
+from agentperf_redis.cache.model import (
+    TIERS_OWN_TTL_MS,
+    CacheEntry,
+    CacheStats,
+    DefaultCount,
+    DefaultSeconds,
+    Policy,
+    Settings,
+    Tier,
+    chosen,
+    default_ttl_ms,
+)
 from agentperf_redis.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 
@@ -30,6 +42,7 @@ class _Cache:
     def __init__(
         self,
         settings: Settings,
+        given: Sequence[object],
         name: str,
         backend: Backend | None,
         codec: Codec | None,
@@ -39,13 +52,14 @@ class _Cache:
         local_bytes: int | None,
     ) -> None:
         self.name = arguments.name("name", name)
+        marks = "".join("1" if chosen(option) else "0" for option in given)
         self._backend = default_backend() if backend is None else backend
         chores = self._backend.share("cache chores", lambda: Chores(self._backend))
         self._binding = self._backend.share(
             ("cache", self._service, name),
-            lambda: Binding(self._backend, self._service, name, settings, chores.report_soon),
+            lambda: Binding(self._backend, self._service, name, settings, marks, chores.report_soon),
         )
-        self._binding.adopt(self, settings)
+        self._binding.adopt(self, settings, marks)
         self._chores = chores
         local = None
         if local_size is not None or local_bytes is not None:
@@ -56,7 +70,11 @@ class _Cache:
                 None if local_bytes is None else arguments.count("local_bytes", local_bytes, most=_MOST_BYTES),
             )
         self._flows = flows.CacheFlows(
-            self._binding, codec or Codec(), strict=arguments.flag("strict", strict), local=local
+            self._binding,
+            codec or Codec(),
+            strict=arguments.flag("strict", strict),
+            own_ttls_ms=_own_ttls(settings, given),
+            local=local,
         )
         self._local = local
 
@@ -283,7 +301,8 @@ class LRUCache(_Cache):
 
     Args:
         max_size: entries it holds.
-        default_ttl: life of entries that are put without one, seconds; None is for ever.
+        default_ttl: life of entries that are put without one, seconds; None is the cache's, which is for ever if nobody
+            gave it one; `math.inf` is for ever.
         name: of the cache; every object of that name in any process is the same cache.
         backend: where it lies; by default the process-wide one.
         max_bytes: bytes of all keys and values together; None is no limit.
@@ -294,36 +313,43 @@ class LRUCache(_Cache):
         local_bytes: bytes of their keys and values together.
         codec: turns values into bytes.
 
+    Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
+    a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
+    but a TTL that is given applies to all puts of this object.
+
     Raises:
-        InvalidArgument: for a limit, TTL or name that cannot be, or settings other than those of a living object of
-            this cache in this process.
+        InvalidArgument: for a limit, TTL or name that cannot be, or limits other than those of a living object of this
+            cache in this process.
     """
 
     _service = "cache"
 
     def __init__(
         self,
-        max_size: int = 1000,
+        max_size: int = DefaultCount(1000),
         default_ttl: float | None = None,
         *,
         name: str = "default",
         backend: Backend | None = None,
         max_bytes: int | None = None,
-        policy: Policy | str = Policy.LRU,
+        policy: Policy | str | None = None,
         strict: bool = False,
         local_size: int | None = None,
         local_bytes: int | None = None,
         codec: Codec | None = None,
     ) -> None:
+        given = (policy, None, None, max_size, max_bytes, None, None, default_ttl)
         self.max_size = arguments.count("max_size", max_size)
         self.default_ttl = default_ttl
         settings = Settings(
-            arguments.choice("policy", policy, Policy),
+            Policy.LRU if policy is None else arguments.choice("policy", policy, Policy),
             (0, 0, self.max_size),
             0 if max_bytes is None else arguments.count("max_bytes", max_bytes, most=_MOST_BYTES),
             (0, 0, default_ttl_ms("default_ttl", default_ttl)),
         )
-        super().__init__(settings, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes)
+        super().__init__(
+            settings, given, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes
+        )
         self._aio = AsyncLRUCache(self._backend, self._flows, self._chores)
 
     @property
@@ -441,38 +467,45 @@ class TieredCache(_Cache):
         local_bytes: bytes of their keys and values together.
         codec: turns values into bytes.
 
+    Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
+    a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
+    but a TTL that is given applies to all puts of this object.
+
     Raises:
-        InvalidArgument: for a limit, TTL or name that cannot be, or settings other than those of a living object of
-            this cache in this process.
+        InvalidArgument: for a limit, TTL or name that cannot be, or limits other than those of a living object of this
+            cache in this process.
     """
 
     _service = "tiered"
 
     def __init__(
         self,
-        hot_size: int = 100,
-        warm_size: int = 500,
-        cold_size: int = 2000,
-        hot_ttl: float | None = 300,
-        warm_ttl: float | None = 1800,
-        cold_ttl: float | None = 3600,
+        hot_size: int = DefaultCount(100),
+        warm_size: int = DefaultCount(500),
+        cold_size: int = DefaultCount(2000),
+        hot_ttl: float | None = DefaultSeconds(300),
+        warm_ttl: float | None = DefaultSeconds(1800),
+        cold_ttl: float | None = DefaultSeconds(3600),
         *,
         name: str = "default",
         backend: Backend | None = None,
         max_bytes: int | None = None,
-        policy: Policy | str = Policy.TINYLFU,
+        policy: Policy | str | None = None,
         strict: bool = False,
         local_size: int | None = None,
         local_bytes: int | None = None,
         codec: Codec | None = None,
     ) -> None:
+        # here None is for ever, and so it is a choice
+        ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
+        given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls)
         rooms = (
             arguments.count("hot_size", hot_size),
             arguments.count("warm_size", warm_size),
             arguments.count("cold_size", cold_size),
         )
         settings = Settings(
-            arguments.choice("policy", policy, Policy),
+            Policy.TINYLFU if policy is None else arguments.choice("policy", policy, Policy),
             rooms,
             0 if max_bytes is None else arguments.count("max_bytes", max_bytes, most=_MOST_BYTES),
             (
@@ -481,7 +514,9 @@ class TieredCache(_Cache):
                 default_ttl_ms("cold_ttl", cold_ttl),
             ),
         )
-        super().__init__(settings, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes)
+        super().__init__(
+            settings, given, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes
+        )
         self.hot = TierView(self, Tier.HOT, rooms[0], hot_ttl)
         self.warm = TierView(self, Tier.WARM, rooms[1], warm_ttl)
         self.cold = TierView(self, Tier.COLD, rooms[2], cold_ttl)
@@ -575,6 +610,14 @@ _LOCAL_SIZE = 10_000
 """Entries copied when only their bytes are limited."""
 _MOST_BYTES = 10**15
 """More than any server has; sums of it stay exact in a double."""
+
+
+def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:
+    """Return the lives that one object applies to its puts: those it was made with."""
+    hot, warm, cold = (
+        ms if chosen(option) else TIERS_OWN_TTL_MS for ms, option in zip(settings.ttls_ms, given[-3:], strict=True)
+    )
+    return hot, warm, cold
 
 
 def _tier(priority: Tier | str | None) -> Tier | None:

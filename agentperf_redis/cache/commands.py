@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from agentperf_redis.cache.model import TIERS, Settings, Tier
+from agentperf_redis.cache.model import ALL_GIVEN, TIERS, Settings, Tier
 from agentperf_redis.cache.outbox import MAX_READS, Report
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState, shown
@@ -20,6 +20,7 @@ MAX_KEYS = 256
 MAX_TAG_MARKS = 10_000
 """Tags whose last invalidation is kept (about 1 MB); beyond, see the script invalidate_tags."""
 
+_BURY = Script("cache/bury")
 _CLAIM = Script("cache/claim")
 _CLEAR = Script("cache/clear")
 _DELETE = Script("cache/delete")
@@ -111,10 +112,11 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """The server's time, and the settings that held before, if any."""
+    """The server's time, the settings that held before, if any, and those that hold now."""
 
     now_ms: int
     before: str
+    settings: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,11 @@ def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
     return Command("ZMSCORE", (keys.tags,), tags, decode)
 
 
+def generation(keys: CacheKeys) -> Command[bytes | None]:
+    """Read the generation."""
+    return Command("MGET", (keys.gen,), (), lambda reply: _texts(reply)[0])
+
+
 def read_strictly(keys: CacheKeys, name: str) -> Command[Found | NoSettings]:
     """Read an entry and note the read in the same step."""
 
@@ -171,7 +178,7 @@ def put(
     until_ms: int,
     seen: int,
     again: bool,
-    ttl_ms: int,
+    ttl_ms: int | str,
     tier: Tier | None,
     token: str,
     origin: str,
@@ -189,7 +196,7 @@ def put(
         until_ms: server time after which no copy of the request does anything.
         seen: the newest version this process knew before it sent the request for the first time.
         again: the request was sent before.
-        ttl_ms: life; see `model.ttl_ms`.
+        ttl_ms: life; see `model.ttl_ms`; or one for each tier, ``hot/warm/cold``.
         tier: where to place it; None lets the policy.
         token: of the lease under which it was computed; empty for a plain put.
         origin: who writes.
@@ -217,6 +224,16 @@ def put(
         raise _unexpected(keys.meta, reply)
 
     return Command(_PUT, (*_index(keys), *beside), first, decode, repeated)
+
+
+def bury(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[None]:
+    """Have copies of puts that were given up do nothing from now on; see `put` for the arguments."""
+
+    def decode(reply: Reply) -> None:
+        if reply != [1]:
+            raise _unexpected(keys.meta, reply)
+
+    return Command(_BURY, (keys.meta, keys.resent), (until_ms, *requests), decode)
 
 
 def touch(keys: CacheKeys, writer: str, report: Report) -> Command[int | None]:
@@ -334,18 +351,18 @@ def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_
     return Command(_RELEASE, (lease,), args, lambda reply: _held(lease, reply))
 
 
-def deploy(keys: CacheKeys, settings: Settings) -> Command[Deployed | NewerSchema]:
-    """Write the settings of a cache."""
+def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | NewerSchema]:
+    """Write the settings of a cache; see `model.Settings.fields` for what is given."""
 
     def decode(reply: Reply) -> Deployed | NewerSchema:
         match reply:
-            case [1, int(now_ms), bytes(before)]:
-                return Deployed(now_ms, before.decode(errors="replace"))
+            case [1, int(now_ms), bytes(before), bytes(now)]:
+                return Deployed(now_ms, before.decode(errors="replace"), now.decode(errors="replace"))
             case [-1, int(schema)]:
                 return NewerSchema(schema)
         raise _unexpected(keys.meta, reply)
 
-    return Command(_DEPLOY, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text), decode)
+    return Command(_DEPLOY, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text, given), decode)
 
 
 def stored_settings(keys: CacheKeys) -> Command[Settings | NewerSchema | None]:
@@ -444,9 +461,16 @@ def _held(lease: str, reply: Reply) -> bool:
 
 def _number(key: str, reply: Reply) -> float | None:
     try:
-        return None if reply is None else float(reply)
+        number = None if reply is None else float(reply)
     except (TypeError, ValueError):
         raise _unexpected(key, reply) from None
+    if number is not None and not 0 <= number < _EXACT:
+        raise _unexpected(key, reply)
+    return number
+
+
+_EXACT = 2.0**57
+"""Above any score: a clock until the year 2200, times 16."""
 
 
 def _unexpected(key: str, reply: Reply) -> CorruptState:

@@ -67,9 +67,12 @@ def compute(
         chores.drop(answer)
         _finish(backend, flows, answer, flows.give_up(answer))
         raise
-    storable, rest = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
-    _finish(backend, flows, answer, rest)
-    chores.drop(answer)
+    try:
+        storable, rest = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
+        _finish(backend, flows, answer, rest)
+    finally:
+        chores.drop(answer)
+        flows.let_go(answer)
     if not storable:
         (unstorable or _warn)()
     return value
@@ -112,7 +115,12 @@ async def compute_async(
         chores.drop(answer)
         await asyncio.shield(_finish_async(backend, flows, answer, flows.give_up(answer)))
         raise
-    storable, rest = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
+    try:
+        storable, rest = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
+    except BaseException:
+        chores.drop(answer)
+        flows.let_go(answer)
+        raise
     await asyncio.shield(_finish_async(backend, flows, answer, rest))
     chores.drop(answer)
     if not storable:
@@ -146,6 +154,8 @@ async def _finish_async(backend: Backend, flows: CacheFlows, turn: Turn, rest: F
         await backend.arun(rest)
     except AgentPerfError as error:
         flows.binding.complain("cache %s: could not finish: %s", flows.binding.name, error)
+    finally:
+        flows.let_go(turn)
 
 
 def _warn() -> None:

@@ -11,9 +11,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import re
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from agentperf_redis import arguments
@@ -32,6 +36,10 @@ R_co = TypeVar("R_co", covariant=True)
 _DIGEST_BYTES = 16
 """128 bits: among 10^12 keys two collide with a probability of 10^-15."""
 _TAG = "function:"
+_CLASS = b"\xc1"
+"""Stands before a class: no canonical form begins with it, so a class differs from a text that says the same."""
+_ROOT = re.compile(r"[.\[]")
+"""Where the name of an argument ends in a field of a template."""
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
 """Types whose equal values have equal keys. Floats are not among them: 0.0 equals -0.0."""
 _MOST_KEYS = 1024
@@ -174,12 +182,18 @@ def cached(
     Raises:
         InvalidArgument: the function cannot be cached; when called: an argument has no value that identifies it.
     """
+    if not hasattr(cache, "_flows"):
+        raise InvalidArgument("cache", cache, "an LRUCache or TieredCache")
+    if callable(ttl):
+        raise InvalidArgument("ttl", ttl, "seconds; to decorate without options, write @cache.cached()")
 
     def decorate(function: Any) -> Any:
         if isinstance(function, (classmethod, staticmethod)):
             return type(function)(decorate(function.__func__))
-        if not callable(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise InvalidArgument("function", function, "a function or coroutine function, no generator")
+        generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        if not callable(function) or generates or not hasattr(function, "__qualname__"):
+            allowed = "a function or coroutine function with a name: no generator, partial or object"
+            raise InvalidArgument("function", function, allowed)
         return _Wrapped(cache, function, ttl, tuple(tags), key, frozenset(ignore), str(version)).wrapper()
 
     return cast("Decorator", decorate)
@@ -202,7 +216,7 @@ class _Wrapped(Generic[R]):
         self.function = function
         ttl_ms("ttl", ttl)
         self.ttl = ttl
-        self.name = f"{function.__module__}.{function.__qualname__}" + (f"@{version}" if version else "")
+        self.name = f"{_module_of(function)}.{function.__qualname__}" + (f"@{version}" if version else "")
         # a tag for cache_clear; hashed where the name would be too long for a tag
         self.tag = _TAG + (self.name if len(self.name) <= _MOST_TAG_CHARACTERS else _digest(self.name.encode()))
         self.tags = (*arguments.names("tags", tags), self.tag)
@@ -212,6 +226,8 @@ class _Wrapped(Generic[R]):
         if unknown:
             raise InvalidArgument("ignore", sorted(unknown), f"names of arguments of {function.__qualname__}")
         self.ignore = ignore
+        if isinstance(key, str):
+            self._check_template(key)
         self.calls = self.computed = self.uncacheable = 0
         self._keys: dict[object, str] = {}
 
@@ -228,6 +244,18 @@ class _Wrapped(Generic[R]):
                 self._keys.clear()
             self._keys[call] = key
         return key
+
+    def _check_template(self, template: str) -> None:
+        parameters = self.signature.parameters
+        try:
+            names = {
+                _ROOT.split(field, maxsplit=1)[0] for _, field, _, _ in Formatter().parse(template) if field is not None
+            }
+        except ValueError as error:
+            raise InvalidArgument("key", template, f"a template such as 'user:{{user_id}}' ({error})") from None
+        if not names <= set(parameters):
+            allowed = f"a template over the arguments of {self.function.__qualname__}: {', '.join(parameters)}"
+            raise InvalidArgument("key", template, allowed)
 
     def _make_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         rule = self.key_rule
@@ -338,6 +366,19 @@ class _Wrapped(Generic[R]):
             warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
+def _module_of(thing: Any) -> str:
+    """Return the name of the module of a function or class; of a script its file's, since each is called __main__."""
+    module: str = thing.__module__
+    if module not in _SCRIPTS:
+        return module
+    script = sys.modules.get(module)
+    spec = getattr(script, "__spec__", None)
+    path = getattr(script, "__file__", None)
+    return spec.name if spec else Path(path).stem if path else module
+
+
+_SCRIPTS = ("__main__", "__mp_main__")
+"""What the script is called in the process that runs it, and in those that multiprocessing has started."""
 _MOST_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
 
 
@@ -353,10 +394,16 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
         return f"{name}:{_digest(canonical(counted, registry))}"
     parts = []
     for argument, value in counted.items():
-        # cls of a class method is known by its name
-        stands = f"class {value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
         try:
-            parts.append(canonical((argument, stands), registry))
+            if isinstance(value, type):  # such as cls of a class method: known by its name
+                known = f"{_module_of(value)}.{value.__qualname__}"
+                if "<locals>" in known and not name.startswith(
+                    f"{known}."
+                ):  # the function's own class is as sure as it
+                    raise InvalidArgument(argument, value, "a class that can be told by its name")
+                parts.append(_CLASS + canonical((argument, known), registry))
+            else:
+                parts.append(canonical((argument, value), registry))
         except InvalidArgument as error:
             allowed = (
                 f"a value that can be part of a cache key; give its class a __cache_key__(), or ignore=({argument!r},)"

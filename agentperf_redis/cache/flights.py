@@ -1,4 +1,10 @@
-"""One computation at a time of each key within this process; other threads and tasks wait for what it brings."""
+"""One computation at a time of each key within this process; other threads and tasks wait for what it brings.
+
+Nobody may be handed a value that was invalidated before he asked. What this process invalidates takes the flight off
+the map at once, so who comes later begins another. Of what other processes invalidate only the server knows: it vouches
+for a value by answering a question, a claim or the put of what was computed, and only for those who had joined before
+that question was sent. Who joined later looks again.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +17,10 @@ from agentperf_redis.command import Hint
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """The computation brought a value: its bytes, from which everyone makes a copy of his own."""
+    """The computation brought a value: its bytes, from which everyone makes a copy of his own, and what it cost."""
 
     data: bytes
+    cost_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +46,13 @@ Outcome: TypeAlias = Landed | Crashed | Uncacheable | GivenUp
 class Flight:
     """One computation under way in this process."""
 
-    __slots__ = ("ended", "name", "outcome")
+    __slots__ = ("asked", "ended", "name", "open", "outcome")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.asked = 0
+        """Questions whose answer would vouch for the value, sent so far."""
+        self.open = True
         self.ended = Hint()
         self.outcome: Outcome = GivenUp()
 
@@ -58,20 +68,40 @@ class Flights:
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
 
-    def join(self, name: str) -> tuple[Flight, bool]:
-        """Return the flight of a key, and whether it was begun by this call, which must then end it."""
+    def join(self, name: str) -> tuple[Flight, int | None]:
+        """Return the flight of a key, and how often it had asked; None if it was begun by this call, which must end it.
+
+        A value it lands is for who joined when it had asked less often than at the end.
+        """
         with self._lock:
             flight = self._flights.get(name)
             if flight is not None:
-                return flight, False
+                return flight, flight.asked
             flight = self._flights[name] = Flight(name)
-            return flight, True
+            return flight, None
+
+    def ask(self, flight: Flight) -> None:
+        """Note that the server is about to be asked for something that vouches for the value."""
+        with self._lock:
+            flight.asked += 1
+
+    def detach(self, name: str) -> None:
+        """Let nobody join a flight any more: its key was invalidated. Who has joined still gets what it brings."""
+        with self._lock:
+            self._flights.pop(name, None)
+
+    def detach_all(self) -> None:
+        """Let nobody join the flights that are under way."""
+        with self._lock:
+            self._flights.clear()
 
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """End a flight. A second call changes nothing."""
         with self._lock:
-            if self._flights.get(flight.name) is not flight:
+            if not flight.open:
                 return
-            del self._flights[flight.name]
+            flight.open = False
+            if self._flights.get(flight.name) is flight:
+                del self._flights[flight.name]
             flight.outcome = outcome
         flight.ended.give()

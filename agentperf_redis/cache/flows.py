@@ -7,6 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
@@ -19,7 +20,17 @@ from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding, log
 from agentperf_redis.cache.commands import Await, Failed, Found, Hit, NoSettings, PutOutcome
 from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
 from agentperf_redis.cache.local import LONGEST_LIFE_S, Copy, LocalCopies, Ticket
-from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, Settings, Tier, TierStats, ttl_ms
+from agentperf_redis.cache.model import (
+    CACHES_OWN_TTLS_MS,
+    TIERS,
+    TIERS_OWN_TTL_MS,
+    CacheEntry,
+    CacheStats,
+    Settings,
+    Tier,
+    TierStats,
+    ttl_ms,
+)
 from agentperf_redis.cache.outbox import NO_REPORT
 from agentperf_redis.cache.turns import Turn
 from agentperf_redis.codec import Codec
@@ -52,9 +63,10 @@ _COMPUTE_ANYWAY = (ComputeFailed, InvalidArgument, SchemaMismatch)
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """There is a value, and no need to compute."""
+    """There is a value, and no need to compute; what that has saved, if another computed it meanwhile."""
 
     value: Any
+    saved_ms: int = 0
 
 
 Answer: TypeAlias = Served | Turn
@@ -74,15 +86,23 @@ class CacheFlows:
         binding: what it shares with other objects of the same cache.
         codec: turns values into bytes.
         strict: note each read at once.
+        own_ttls_ms: lives of entries put into hot, warm, cold by this object; below 0 is the cache's.
         local: copies within this process, if they are to be used.
     """
 
     def __init__(
-        self, binding: Binding, codec: Codec, *, strict: bool = False, local: LocalCopies | None = None
+        self,
+        binding: Binding,
+        codec: Codec,
+        *,
+        strict: bool = False,
+        own_ttls_ms: tuple[int, int, int] = CACHES_OWN_TTLS_MS,
+        local: LocalCopies | None = None,
     ) -> None:
         self.binding = binding
         self.codec = codec
         self.strict = strict
+        self._own_ttls = None if own_ttls_ms == CACHES_OWN_TTLS_MS else "/".join(map(str, own_ttls_ms))
         self.local = local
         self._known_gen: tuple[bytes | None, wire.Generation] = (None, wire.NOTHING_INVALIDATED)
 
@@ -161,8 +181,8 @@ class CacheFlows:
             compute_seconds=stored.cost_ms / 1000,
         )
 
-    def _look_up(self, name: str, key: str) -> Flow[Any]:
-        """Read one value and note the read, or the miss."""
+    def _look_up(self, name: str, key: str, *, miss: bool = True) -> Flow[Any]:
+        """Read one value and note the read, or the miss unless the caller does."""
         if self.strict:
             found = yield from self._read_strictly(name)
             value, _ = yield from self._value(name, found, counted=False)  # the script has counted
@@ -176,7 +196,7 @@ class CacheFlows:
         stored, doubtful = self._opened(name, entry, gen, counted=True)
         if stored is not None and doubtful:
             stored = yield from self._untouched_by_tags(stored)
-        value = self._served(name, stored)
+        value = self._served(name, stored, miss=miss)
         if ticket is not None:
             self._fill_local(key, name, stored, value, ticket)
         if self.binding.outbox.is_full:
@@ -200,8 +220,10 @@ class CacheFlows:
             life_s = (stored.expires_ms - self.binding.server_ms()) / 1000
         self.local.fill(key, name, stored, value, life_s, ticket)
 
-    def _changed(self, name: str) -> None:
-        """After a write of this process, also one of unknown fate: it must not see its own copies of before."""
+    def _changed(self, name: str, *, computed: bool = False) -> None:
+        """After a write of this process, also one of unknown fate: it must not see its own values of before."""
+        if not computed:  # what a flight brings needs not end the next one
+            self.binding.flights.detach(name)
         if self.binding.local is not None:
             self.binding.local.drop(name)
 
@@ -249,10 +271,17 @@ class CacheFlows:
 
     def _untouched_by_tags(self, stored: wire.Stored) -> Flow[wire.Stored | None]:
         """Return an entry older than the last invalidation of any tag, unless that was one of its own."""
-        newest = yield from commands.tag_marks(self.binding.keys, stored.tags)
-        return stored if stored.version > newest else None
+        # the generation once more, after the marks: what was merged into its tag floor is not among them any more
+        where = self.binding.keys
+        both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.generation(where)))
+        newest, gen = yield from both
+        try:
+            known = wire.NOTHING_INVALIDATED if gen is None else wire.parse_generation(gen)
+        except Undecodable:
+            raise CorruptState(where.gen, "no three versions") from None
+        return stored if stored.version > max(newest, known.floor, known.tag_floor) else None
 
-    def _served(self, name: str, stored: wire.Stored | None, *, counted: bool = True) -> Any:
+    def _served(self, name: str, stored: wire.Stored | None, *, counted: bool = True, miss: bool = True) -> Any:
         """Return the value of what is stored, or MISSING, and note the read or the miss."""
         if stored is not None:
             try:
@@ -263,7 +292,7 @@ class CacheFlows:
                 if counted:
                     self.binding.outbox.read(name, stored.cost_ms)
                 return value
-        if counted:
+        if counted and miss:
             self.binding.outbox.missed()
         return MISSING
 
@@ -274,9 +303,14 @@ class CacheFlows:
 
     # writing
 
+    def _life(self, ttl: float | None) -> int | str:
+        """Check a life given by a user; this object's own if he gave none."""
+        life = ttl_ms("ttl", ttl)
+        return self._own_ttls if life == TIERS_OWN_TTL_MS and self._own_ttls else life
+
     def put(self, key: str, value: Any, ttl: float | None, tags: Iterable[str], tier: Tier | None = None) -> Flow[bool]:
         """Store a value. Returns whether it was stored."""
-        life = ttl_ms("ttl", ttl)
+        life = self._life(ttl)
         names = stored_tags(tags)
         reply = yield from self._put(stored_name(key), self.codec.encode(value), life, names, tier)
         return reply is PutOutcome.STORED
@@ -285,7 +319,7 @@ class CacheFlows:
         self, values: Mapping[str, Any], ttl: float | None, tags: Iterable[str], tier: Tier | None = None
     ) -> Flow[int]:
         """Store several values. Returns how many were stored."""
-        life = ttl_ms("ttl", ttl)
+        life = self._life(ttl)
         names = stored_tags(tags)
         if not isinstance(values, Mapping):
             raise InvalidArgument("values", values, "a mapping of keys to values")
@@ -297,9 +331,14 @@ class CacheFlows:
         stored = int((yield from self._put(*first, life, names, tier)) is PutOutcome.STORED)
         for start in range(0, len(rest), commands.MAX_KEYS):
             chunk = rest[start : start + commands.MAX_KEYS]
-            batch = tuple(self._put_command(name, data, life, names, tier) for name, data in chunk)
+            until_ms = self._until_ms()
+            puts = [self._put_command(name, data, life, names, tier, until_ms) for name, data in chunk]
+            batch = tuple(command for _, command in puts)
             try:
                 replies = yield from Batch(batch)
+            except BaseException as error:
+                yield from self._bury(error, tuple(request for request, _ in puts), until_ms)
+                raise
             finally:
                 for name, _ in chunk:
                     self._changed(name)
@@ -315,7 +354,7 @@ class CacheFlows:
         self,
         name: str,
         data: bytes,
-        life_ms: int,
+        life_ms: int | str,
         tags: tuple[str, ...],
         tier: Tier | None,
         *,
@@ -331,14 +370,14 @@ class CacheFlows:
                 yield from Wait(flushing, _FLUSH_WAIT_S)
             if outbox.is_full:
                 yield from flush(binding)
-            report, asked_at, taken_in = outbox.take(), time.monotonic(), False
+            report, asked_at, taken_in, until_ms = outbox.take(), time.monotonic(), False, self._until_ms()
             try:
                 reply = yield from commands.put(
                     binding.keys,
                     name,
                     wire.payload(request, cost_ms, tags, data),
                     request,
-                    until_ms=binding.server_ms() + math.ceil(binding.backend.deadline * 1000),
+                    until_ms=until_ms,
                     seen=seen,
                     again=again,
                     ttl_ms=life_ms,
@@ -351,9 +390,13 @@ class CacheFlows:
                 )
                 # a report is sent again wherever that is not sure: the server recognises it
                 taken_in = reply.outcome is PutOutcome.STORED
+            except BaseException as error:
+                if not token:  # whoever writes the key makes an end of the lease, and so of late copies of a fill
+                    yield from self._bury(error, (request,), until_ms)
+                raise
             finally:
                 outbox.settle(report, taken_in=taken_in)
-                self._changed(name)
+                self._changed(name, computed=bool(token))
             if reply.outcome is PutOutcome.NO_SETTINGS:
                 binding.deployed = False
             elif reply.outcome is PutOutcome.LATE:
@@ -366,17 +409,30 @@ class CacheFlows:
                 return reply.outcome
         return PutOutcome.LATE
 
+    def _until_ms(self) -> int:
+        """Return the server's time after which a put that is sent now shall do nothing."""
+        return self.binding.server_ms() + math.ceil(self.binding.backend.deadline * 1000)
+
+    def _bury(self, error: BaseException, requests: tuple[str, ...], until_ms: int) -> Flow[None]:
+        """After an interruption (a cancelled task, Ctrl-C): copies of puts under way must not undo what comes next.
+
+        If the server cannot be told, it takes as long to find out as the copies are good for.
+        """
+        if not isinstance(error, (AgentPerfError, GeneratorExit)):
+            with suppress(AgentPerfError):
+                yield from commands.bury(self.binding.keys, requests, until_ms)
+
     def _put_command(
-        self, name: str, data: bytes, life_ms: int, tags: tuple[str, ...], tier: Tier | None
-    ) -> Command[commands.PutReply]:
+        self, name: str, data: bytes, life_ms: int | str, tags: tuple[str, ...], tier: Tier | None, until_ms: int
+    ) -> tuple[str, Command[commands.PutReply]]:
         binding = self.binding
         request = secrets.token_urlsafe(9)
-        return commands.put(
+        return request, commands.put(
             binding.keys,
             name,
             wire.payload(request, 0, tags, data),
             request,
-            until_ms=binding.server_ms() + math.ceil(binding.backend.deadline * 1000),
+            until_ms=until_ms,
             seen=binding.seen,
             again=False,
             ttl_ms=life_ms,
@@ -421,6 +477,7 @@ class CacheFlows:
         try:
             _, version = yield from commands.clear(self.binding.keys, self.binding.origin)
         finally:
+            self.binding.flights.detach_all()
             if self.binding.local is not None:
                 self.binding.local.flush()
         self.binding.learn(version)
@@ -434,6 +491,7 @@ class CacheFlows:
                 try:
                     version = yield from commands.invalidate_tags(self.binding.keys, tuple(chunk), self.binding.origin)
                 finally:
+                    self.binding.flights.detach_all()  # what tags their values will have is not known yet
                     for tag in chunk:
                         if self.binding.local is not None:
                             self.binding.local.drop_tag(tag)
@@ -470,10 +528,18 @@ class CacheFlows:
         name = stored_name(key)
         try:
             if look:
-                value = yield from self._look_up(name, key)
+                value = yield from self._look_up(name, key, miss=False)
                 if value is not MISSING:
                     return Served(value)
-            answer = yield from self._turn(name, key, look=look)
+            answer: Answer | None = None
+            try:
+                answer = yield from self._turn(name, key, look=look)
+            finally:  # what another computes for us is a hit, the one that saves most
+                if look and not self.strict:  # whose script has counted
+                    if isinstance(answer, Served):
+                        self.binding.outbox.read(name, answer.saved_ms)
+                    else:
+                        self.binding.outbox.missed()
         except _COMPUTE_ANYWAY:
             raise
         except AgentPerfError as error:
@@ -486,13 +552,15 @@ class CacheFlows:
     def _turn(self, name: str, key: str, *, look: bool) -> Flow[Answer]:
         flights = self.binding.flights
         while True:
-            flight, begun = flights.join(name)
-            if begun:
+            flight, asked = flights.join(name)
+            if asked is None:
                 try:
                     answer = yield from self._claim(name, key, flight, look=look)
+                except GeneratorExit:
+                    flights.end(flight, GivenUp())
+                    raise
                 except BaseException as error:
-                    failed = isinstance(error, ComputeFailed)
-                    flights.end(flight, Crashed(error) if isinstance(error, Exception) and failed else GivenUp())
+                    flights.end(flight, _outcome_of(error))
                     raise
                 if isinstance(answer, Turn) and answer.flight is None:
                     flights.end(flight, Uncacheable())
@@ -500,13 +568,13 @@ class CacheFlows:
             while not (yield from Wait(flight.ended, _MOST_WAIT_S)):
                 pass
             match flight.outcome:
-                case Landed(data):
-                    return Served(self.codec.decode(data))
+                case Landed(data, cost_ms) if asked < flight.asked:
+                    return Served(self.codec.decode(data), cost_ms)
                 case Crashed(original):
                     raise original
                 case Uncacheable():
                     return self._turn_alone(name, key)
-                case GivenUp():
+                case _:
                     look = True
 
     def _claim(self, name: str, key: str, flight: Flight, *, look: bool) -> Flow[Answer]:
@@ -521,6 +589,7 @@ class CacheFlows:
             while True:
                 if hint is not None:
                     hint.reset()
+                binding.flights.ask(flight)
                 reply = yield from commands.claim(
                     binding.keys, name, token, lease_ms=LEASE_MS, ignore=ignore, awaited=awaited
                 )
@@ -530,8 +599,8 @@ class CacheFlows:
                     case Hit(found):
                         value, stored = yield from self._value(name, found, counted=False)
                         if value is not MISSING and stored is not None:
-                            binding.flights.end(flight, Landed(stored.data))
-                            return Served(value)
+                            binding.flights.end(flight, Landed(stored.data, stored.cost_ms))
+                            return Served(value, stored.cost_ms)
                         ignore = version_text(found[0])
                     case Await(left_ms, held):
                         if hint is None:
@@ -544,6 +613,15 @@ class CacheFlows:
                         return self._turn_alone(name, key)
                     case Failed(error_type, message):
                         raise ComputeFailed(key, error_type, message)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # the lease may have been given to us all the same: nobody should wait for it to end
+            if not isinstance(error, AgentPerfError) or getattr(error, "outcome", None) == "unknown":
+                with suppress(AgentPerfError):
+                    turn = Turn(binding, name, key, token, LEASE_MS, None)
+                    yield from self._release(turn, None)
+            raise
         finally:
             if hint is not None:
                 binding.forget_hint(name, hint)
@@ -564,8 +642,8 @@ class CacheFlows:
         self.binding.complain("cache %s: computing without it: %s", self.binding.name, error)
         return self.turn_alone(key)
 
-    # A turn ends in two steps: at once for those who wait in this process, then, by the flow that is returned, for the
-    # others, unless its turn has no token. So nobody here waits for the server, and nothing is lost when it is away.
+    # The flow that is returned tells the server how the turn ended, unless the turn has no token. An error is for those
+    # who wait in this process at once; a value when the server has taken it, since it may be out of date by now.
 
     def land(
         self, turn: Turn, value: Any, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None = None
@@ -576,7 +654,6 @@ class CacheFlows:
         except InvalidArgument:
             self._end(turn, Uncacheable())
             return False, self._release(turn, " ")
-        self._end(turn, Landed(data))
         return True, self._store(turn, data, cost_s, ttl, tags, tier)
 
     def crash(self, turn: Turn, error: Exception) -> Flow[None]:
@@ -590,6 +667,10 @@ class CacheFlows:
         self._end(turn, GivenUp())
         return self._release(turn, None)
 
+    def let_go(self, turn: Turn) -> None:
+        """Make sure that nobody in this process waits for a turn any more. Changes nothing if it ended in order."""
+        self._end(turn, Uncacheable())
+
     def _end(self, turn: Turn, outcome: Outcome) -> None:
         if turn.flight is not None:
             self.binding.flights.end(turn.flight, outcome)
@@ -598,14 +679,18 @@ class CacheFlows:
         self, turn: Turn, data: bytes, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None
     ) -> Flow[None]:
         cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
-        life, names = ttl_ms("ttl", ttl), stored_tags(tags)
+        life, names = self._life(ttl), stored_tags(tags)
+        if turn.flight is not None:
+            self.binding.flights.ask(turn.flight)
         try:
             outcome = yield from self._put(turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms)
-        except BackendUnavailable:
+        except (BackendUnavailable, GeneratorExit):
             raise
-        except AgentPerfError:  # the server is there, but full or spoilt: nobody should wait for the lease to end
+        except BaseException:  # also where the server is full or spoilt: nobody should wait for the lease to end
             yield from self._release(turn, None)
             raise
+        vouched = outcome in (PutOutcome.STORED, PutOutcome.TOO_LARGE, PutOutcome.NO_ROOM)
+        self._end(turn, Landed(data, cost_ms) if vouched else GivenUp())
         if outcome is PutOutcome.LATE:
             yield from self._release(turn, None)
         if outcome is PutOutcome.TOO_LARGE:
@@ -713,11 +798,12 @@ def ready(binding: Binding) -> Flow[None]:
         return
     yield from binding.backend.enter(binding.service, binding.name)
     asked_at = time.monotonic()
-    reply = yield from commands.deploy(binding.keys, binding.settings)
+    reply = yield from commands.deploy(binding.keys, binding.settings, binding.given)
     if isinstance(reply, commands.NewerSchema):
         raise SchemaMismatch(f"cache {binding.name}", str(reply.schema), f"schema {commands.SCHEMA} or lower")
-    if reply.before not in ("", binding.settings.text):
-        log.warning("cache %s: settings changed from %s to %s", binding.name, reply.before, binding.settings.text)
+    if reply.before not in ("", reply.settings):
+        log.warning("cache %s: settings changed from %s to %s", binding.name, reply.before, reply.settings)
+    binding.settings = Settings.parse(reply.settings) or binding.settings
     binding.set_clock(reply.now_ms, asked_at)
     binding.learn(reply.now_ms * wire.CLOCK_PER_S // 1000)
     binding.deployed = True
@@ -744,6 +830,14 @@ def flush(binding: Binding) -> Flow[None]:
         if not taken_in:
             binding.deployed = False
             attempts += 1
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    """Return what others who wait make of an error met while claiming."""
+    if isinstance(error, ComputeFailed):
+        return Crashed(error)
+    # with the cache in trouble they would meet the same, one after the other
+    return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()
 
 
 def stored_name(key: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -54,15 +55,39 @@ class Settings:
         rooms, ttls = ("/".join(map(str, each)) for each in (self.rooms, self.ttls_ms))
         return f"{self.policy.value} room {rooms} bytes {self.max_bytes} ttl {ttls}"
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Its eight values in the order of `text`. Which of them somebody chose is noted as 1 or 0 for each."""
+        return (self.policy.value, *map(str, (*self.rooms, self.max_bytes, *self.ttls_ms)))
+
+    @classmethod
+    def of(cls, fields: Sequence[str]) -> Settings:
+        """Undo `fields`."""
+        policy, hot, warm, cold, most, *ttls = fields
+        hot_ms, warm_ms, cold_ms = map(int, ttls)
+        return cls(Policy(policy), (int(hot), int(warm), int(cold)), int(most), (hot_ms, warm_ms, cold_ms))
+
     @classmethod
     def parse(cls, text: str) -> Settings | None:
         """Undo `text`; None for what is no such form."""
         found = _SETTINGS.fullmatch(text)
-        if found is None:
-            return None
-        policy, hot, warm, cold, most, *ttls = found.groups()
-        hot_ms, warm_ms, cold_ms = map(int, ttls)
-        return cls(Policy(policy), (int(hot), int(warm), int(cold)), int(most), (hot_ms, warm_ms, cold_ms))
+        return None if found is None else cls.of(found.groups())
+
+
+ALL_GIVEN = "11111111"
+
+
+class DefaultCount(int):
+    """A number of entries that nobody chose: it is for a new cache, and gives way to what the cache has."""
+
+
+class DefaultSeconds(float):
+    """A life that nobody chose."""
+
+
+def chosen(value: object) -> bool:
+    """Return whether an option of a cache was given by the user."""
+    return value is not None and not isinstance(value, (DefaultCount, DefaultSeconds))
 
 
 _SETTINGS = re.compile(r"(lru|tinylfu) room (\d+)/(\d+)/(\d+) bytes (\d+) ttl (\d+)/(\d+)/(\d+)")
@@ -198,6 +223,7 @@ class CacheStats:
 
 TIERS_OWN_TTL_MS = -1
 """Stands for the TTL of the tier in which the entry is placed."""
+CACHES_OWN_TTLS_MS = (TIERS_OWN_TTL_MS,) * 3
 
 
 def ttl_ms(argument: str, ttl: object) -> int:

@@ -18,6 +18,8 @@ from agentperf_redis.errors import Undecodable
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
 
+LAST_MS = 253_402_300_799_000
+"""The end of the year 9999, ms: beyond, it is no time to Python."""
 _PARTS = 6
 _MOST_DIGITS = 3 * 16
 """Of three numbers; each stays exact in a double up to 2^53, which has 16 digits."""
@@ -74,8 +76,11 @@ def parse(entry: bytes) -> Stored:
         version, expires, _, cost, tags, data = entry.split(b" ", _PARTS - 1)
         if len(version) + len(expires) + len(cost) > _MOST_DIGITS:
             raise Undecodable("an entry whose numbers are too long")
+        written, until = int(version), int(expires)
+        if written < 0 or not 0 <= until <= LAST_MS:
+            raise Undecodable("an entry of an impossible time")
         names = tuple(tags.decode().split(",")) if tags else ()
-        return Stored(int(version), int(expires), int(cost), names, data)
+        return Stored(written, until, int(cost), names, data)
     except ValueError:  # also of a name that is no UTF-8
         raise Undecodable("an entry without its line of facts") from None
 

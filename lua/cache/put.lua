@@ -20,7 +20,7 @@
 --   id          text    the request id, random
 --   until_ms    int     server time, ms, after which this request is refused
 --   seen        text    empty on the first delivery; on a repeated one the newest version that was known before
---   ttl_ms      int     life, ms; 0 never expires, -1 takes the tier's own
+--   ttl_ms      text    life, ms; 0 never expires, -1 takes the tier's own; or three of these, for hot/warm/cold
 --   tier        int     1 hot, 2 warm, 3 cold; 0 lets the policy place it, or leaves it where it is
 --   token       text    of the lease under which the value was computed; empty for a plain put
 --   bus         text    channel of invalidations
@@ -39,20 +39,21 @@
 --   {-2, version}          larger than the cache's bytes; the old value is gone
 --   {-3}                   cleared or invalidated since the claim; nothing done but that the lease is given up
 --   {-4, version}          no room after 512 evictions; the old value is gone
---   {-5, version}          a copy of this request may have been executed and undone since; the key is a miss now
+--   {-5, version}          a copy of this request may have been executed and undone since, and then the key is a miss
+--                          now; or it was given up; nothing done
 --   {-6, now_ms}           too late; nothing done
 -- REPEAT   a copy that finds its id in the entry answers as the first did. Otherwise a repeated delivery writes only
 --          where nothing can have happened since the first was sent: the entry is no newer than `seen`, or it is absent
 --          and no entry was removed since. In doubt it makes the key a miss, which is never wrong. It leaves its id in
---          resent, so that a first copy which arrives after it does nothing; after until_ms every copy is refused. So
---          no copy, late or repeated, overwrites a newer value. A repeated fill finds its token spent, a report its
+--          resent, as `bury` does for a caller who gives up, so that a copy which arrives after it does nothing; after
+--          until_ms every copy is refused. So no copy, late or repeated, overwrites a newer value. A repeated fill finds its token spent, a report its
 --          seq.
 -- ERRORS   CORRUPT meta or gen is not ours
 -- COST     O((reads + evictions) log N); evictions <= 512
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, TRASH, ENTRY, LEASE, GEN, TAGS, RESENT = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local KEY, PAYLOAD, ID, UNTIL_MS, SEEN = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local TTL_MS, TIER, TOKEN, BUS, ORIGIN = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
+local TTL_MS, TIER, TOKEN, BUS, ORIGIN = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
 local WRITER, SEQ = ARGV[11], tonumber(ARGV[12])
 local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
 local TAG_COUNT, REST = tonumber(ARGV[16]), 17
@@ -63,10 +64,10 @@ if I.now_ms > UNTIL_MS then return {-6, I.now_ms} end
 -- Reads first: what may forbid the write.
 local doubt = false
 if SEEN ~= '' or I.resent >= I.now_ms then
-  if SEEN == '' and call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   local stored = call('MGET', ENTRY)[1]
   local version, id = string.match(stored or '', '^(%d+) %d+ (%S+)')
   if id == ID then return {1, tonumber(version), 0} end
+  if call('ZSCORE', RESENT, ID) then return {-5, I.clock} end
   if SEEN ~= '' and TOKEN == '' then
     call('ZCARD', RESENT)
     local seen = tonumber(SEEN)
@@ -142,7 +143,8 @@ else
   local added = call('ZADD', I.tier[tier], I.text(version * 16 + f), KEY)
   if tier == 4 then I.newcomers = I.newcomers + added end
   I.bytes = I.bytes + weight
-  local ttl_ms = TTL_MS < 0 and I.ttl_ms[tier] or TTL_MS
+  local ttl_ms = tonumber(TTL_MS) or tonumber(({string.match(TTL_MS, '^(%-?%d+)/(%-?%d+)/(%-?%d+)$')})[math.min(tier, 3)])
+  if ttl_ms < 0 then ttl_ms = I.ttl_ms[tier] end
   local expiry_ms = ttl_ms > 0 and I.now_ms + ttl_ms or 0
   if ttl_ms > 0 then
     call('ZADD', EXP, I.text(expiry_ms), KEY)

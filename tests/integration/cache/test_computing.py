@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import subprocess
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -23,6 +25,8 @@ from agentperf_redis.errors import BackendUnavailable, ComputeFailed, InvalidArg
 from tests.conftest import Call
 from tests.servers import Raw, Server, wait_until
 from tests.workers import Workers
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def where(namespace: str, part: str) -> str:
@@ -63,6 +67,9 @@ def test_threads_share_one_computation_and_nothing_else(backend: Backend) -> Non
 
     assert calls == [1]
     assert values == [[1]] * 20
+    stats = cache.stats()
+    assert (stats.hits, stats.misses) == (19, 1), "what another has computed for us is a hit"
+    assert stats.seconds_saved >= 19 * 0.09
     values[0].append(2)
     assert values[1:] == [[1]] * 19
     assert len({id(value) for value in values}) == 20
@@ -149,15 +156,23 @@ def test_a_lease_is_renewed_while_the_function_runs(
     assert elsewhere.get("k") is True
 
 
+def waiting(cache: LRUCache, key: str) -> int:
+    """How many threads of this process wait for the one that computes, or claims."""
+    flight = cache._binding.flights._flights.get(key)
+    return len(flight.ended._callbacks) if flight else 0
+
+
 def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
     backend: Backend, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     cache, elsewhere = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
     calls: list[str] = []
+    all_wait = threading.Event()
 
     def fail() -> None:
         calls.append("here")
         wait_until(lambda: raw.hget(where(namespace, "l:k"), "waited"), "the other process to wait")
+        assert all_wait.wait(20)  # a thread that came after the error would rightly compute anew
         raise KeyError("no such thing")
 
     def ask(which: LRUCache) -> Exception:
@@ -169,6 +184,8 @@ def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
         ours = [threads.submit(ask, cache) for _ in range(5)]
         wait_until(lambda: raw.exists(where(namespace, "l:k")), "the lease")
         theirs = [threads.submit(ask, elsewhere) for _ in range(5)]
+        wait_until(lambda: waiting(cache, "k") == waiting(elsewhere, "k") == 4, "everybody else to wait")
+        all_wait.set()
         assert {type(each.result()) for each in ours} == {KeyError}
         errors = [each.result() for each in theirs]
 
@@ -196,6 +213,41 @@ def test_a_value_begun_before_an_invalidation_never_lands(call: Call, backend: B
 
         assert call(cache, "get_or_compute", "k", work, tags=["t"]) == "old"
         assert call(cache, "get", "k") == ("newer" if number == 3 else None)
+
+
+FORGET: dict[str, Callable[[LRUCache], object]] = {
+    "delete": lambda cache: cache.delete("k"),
+    "clear": lambda cache: cache.clear(),
+    "invalidate_tags": lambda cache: cache.invalidate_tags("t"),
+    "put": lambda cache: cache.put("k", "new"),
+}
+
+
+@pytest.mark.parametrize("how", FORGET)
+@pytest.mark.parametrize("by", ["this process", "another process"])
+def test_who_asks_after_an_invalidation_is_not_handed_what_was_begun_before(
+    backend: Backend, server: Server, connect: Callable[..., Backend], how: str, by: str
+) -> None:
+    cache = LRUCache(backend=backend)
+    begun, go = threading.Event(), threading.Event()
+
+    def old() -> str:
+        begun.set()
+        assert go.wait(20)
+        return "old"
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(cache.get_or_compute, "k", old, tags=["t"])
+        assert begun.wait(10)
+        FORGET[how](cache if by == "this process" else LRUCache(backend=connect(server.url)))
+        second = threads.submit(cache.get_or_compute, "k", lambda: "new", tags=["t"])
+        if how not in ("clear", "invalidate_tags") and by == "this process":
+            assert second.result(10) == "new", "it need not even wait"
+        go.set()
+        assert first.result(10) == "old", "who asked before may have it"
+        assert second.result(10) == "new"
+
+    assert cache.get("k") == "new"
 
 
 def test_a_cancelled_leader_lets_another_compute(
@@ -464,3 +516,58 @@ def test_asyncio_sees_a_coroutine_function(backend: Backend) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert inspect.unwrap(cached(LRUCache(backend=backend))(function)) is function
+
+
+def test_functions_of_two_scripts_do_not_share_their_results(server: Server, namespace: str, tmp_path: Path) -> None:
+    for name in ("bills", "offers"):
+        (tmp_path / f"{name}.py").write_text(
+            "import sys\n"
+            "from agentperf_redis import AgentPerf\n"
+            "perf = AgentPerf(sys.argv[1], namespace=sys.argv[2])\n"
+            "@perf.cache().cached()\n"
+            f"def total(x): return '{name}'\n"
+            "print(total.key(1).split(':')[0], total(1))\n"
+            "perf.close()\n"
+        )
+
+    def run(*script: str) -> str:
+        words = [sys.executable, *script, server.url, namespace]
+        paths = os.pathsep.join((str(ROOT), str(tmp_path)))
+        return subprocess.run(
+            words, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths}
+        ).stdout.strip()
+
+    assert run(str(tmp_path / "bills.py")) == "bills.total bills"
+    assert run(str(tmp_path / "offers.py")) == "offers.total offers"
+    assert run("-m", "offers") == "offers.total offers"
+
+
+def test_a_class_and_a_text_that_says_the_same_have_different_keys(backend: Backend) -> None:
+    @cached(LRUCache(backend=backend))
+    def function(x: Any) -> str:
+        return repr(x)
+
+    class Local:
+        pass
+
+    keys = {function.key(x) for x in (Point, f"class {__name__}.Point", f"{__name__}.Point", _Caller)}
+    assert len(keys) == 4
+    with pytest.raises(InvalidArgument, match="part of a cache key"):
+        function.key(Local)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda cache: cache.cached(lambda x: x), r"write @cache\.cached\(\)"),
+        (lambda cache: cached(cast("Any", "answers")), "cache is 'answers'; allowed: an LRUCache or TieredCache"),
+        (lambda cache: cached(cache, key="user:{uid}")(waiting), "of waiting: cache, key"),
+        (lambda cache: cached(cache, key="user:{")(waiting), "a template such as"),
+        (lambda cache: cached(cache)(cast("Any", functools.partial(len, "x"))), "with a name"),
+    ],
+)
+def test_what_cannot_be_decorated_is_refused_at_once(
+    backend: Backend, wrong: Callable[[Any], object], says: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        wrong(LRUCache(backend=backend))

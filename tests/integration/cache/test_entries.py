@@ -283,7 +283,7 @@ def test_objects_of_one_process_must_agree_and_the_last_deployed_process_holds(
 ) -> None:
     cache = LRUCache(max_size=5, backend=backend)
     assert LRUCache(max_size=5, backend=backend).put("a", 1)
-    with pytest.raises(InvalidArgument, match="room 0/0/6"):
+    with pytest.raises(InvalidArgument, match="open here with max_size=5"):
         LRUCache(max_size=6, backend=backend)
 
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
@@ -296,6 +296,54 @@ def test_objects_of_one_process_must_agree_and_the_last_deployed_process_holds(
 
     del cache
     assert LRUCache(max_size=6, backend=backend).stats().max_size == 2, "not deployed before its first write"
+
+
+def test_options_that_are_not_given_are_those_of_the_cache(
+    call: Call,
+    server: Server,
+    backend: Backend,
+    connect: Callable[..., Backend],
+    caplog: pytest.LogCaptureFixture,
+    raw: Raw,
+    namespace: str,
+) -> None:
+    made = LRUCache(max_size=7, default_ttl=60, max_bytes=10**6, policy="tinylfu", backend=backend)
+    call(made, "put", "a", 1)
+    settings = raw.hget(f"{tag(namespace, 'cache')}:meta", "settings")
+
+    with caplog.at_level(logging.WARNING, "agentperf_redis"):
+        plain = LRUCache(backend=connect(server.url))
+        call(plain, "put", "b", 1)
+
+    assert raw.hget(f"{tag(namespace, 'cache')}:meta", "settings") == settings
+    assert caplog.text == ""
+    assert raw.ttl(f"{tag(namespace, 'cache')}:e:b") in (59, 60), "the cache's"
+    call(LRUCache(max_size=9, default_ttl=600, backend=connect(server.url)), "put", "c", 1)
+    assert raw.hget(f"{tag(namespace, 'cache')}:meta", "settings") == "tinylfu room 0/0/9 bytes 1000000 ttl 0/0/600000"
+    call(made, "put", "d", 1)
+    call(made, "put_many", {"e": 1, "f": 1})
+    assert [raw.ttl(f"{tag(namespace, 'cache')}:e:{key}") in (59, 60) for key in "def"] == [True] * 3, "its own"
+
+
+def test_each_object_of_a_tiered_cache_applies_its_own_lives(
+    call: Call, server: Server, backend: Backend, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
+    made = TieredCache(hot_ttl=50, cold_ttl=None, backend=backend)
+    call(made, "put", "k", 1)
+    call(TieredCache(hot_ttl=5, warm_ttl=500, cold_ttl=7, backend=connect(server.url)), "put", "other", 1)
+
+    for tier, lives in (("hot", (49, 50)), ("warm", (499, 500)), ("cold", (-1,)), (None, (-1,))):
+        call(made, "put", f"{tier}", 1, tier)
+        assert raw.ttl(f"{tag(namespace, 'tiered')}:e:{tier}") in lives
+
+
+def test_a_process_does_not_argue_with_itself(backend: Backend) -> None:
+    first = LRUCache(max_size=10, name="c", backend=backend)
+    with pytest.raises(InvalidArgument, match="cache 'c' is open here with max_size=10"):
+        LRUCache(max_size=20, name="c", backend=backend)
+    second = LRUCache(max_bytes=10**6, default_ttl=5, name="c", backend=backend)
+    second.put("k", 1)
+    assert (first.stats().max_size, first.stats().max_bytes) == (10, 10**6)
 
 
 def test_changing_the_policy_keeps_the_entries(

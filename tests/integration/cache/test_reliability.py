@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +69,69 @@ def test_a_put_that_never_arrived_is_sent_again(
 
     assert call(cache, "get", "k") == "new"
     assert faults(raw, namespace, "cache", "default") == []
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_put_that_was_cancelled_does_not_overwrite_a_newer_one(
+    through_proxy: Backend, proxy: Proxy, runner: asyncio.Runner, raw: Raw, namespace: str, *, many: bool
+) -> None:
+    cache = LRUCache(backend=through_proxy)
+    cache.put("k", "older")
+    names = ["j", "k"] if many else ["k"]  # the first of several is no part of the batch
+    held = proxy.hold(only=PUT, nth=len(names), reset=False)
+
+    async def scene() -> None:
+        if many:
+            old = asyncio.create_task(cache.aio.put_many(dict.fromkeys(names, "old")))
+        else:
+            old = asyncio.create_task(cache.aio.put("k", "old"))
+        await asyncio.to_thread(held.wait)
+        old.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await old
+        assert await cache.aio.put("k", "new")
+
+    runner.run(scene())
+    held.deliver()
+
+    assert cache.get("k") == "new"
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_closing_does_not_wait_for_a_lost_server_once_for_each_cache(
+    connect: Callable[..., Backend], server: Server
+) -> None:
+    backend = connect(server.url)
+    caches = [LRUCache(name=f"c{number}", backend=backend) for number in range(8)]
+    for cache in caches:
+        cache.put("k", 1)
+        cache.get("k")
+    server.pause()
+    try:
+        begun = time.monotonic()
+        backend.close()
+        assert time.monotonic() - begun < 2
+    finally:
+        server.resume()
+
+
+def test_who_is_cancelled_while_claiming_leaves_no_lease_behind(
+    through_proxy: Backend, proxy: Proxy, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
+    cache = LRUCache(backend=through_proxy)
+    cache.put("other", 1)
+    lost = proxy.swallow(only=Script("cache/claim"))  # granted, but the claimer does not hear of it
+
+    async def scene() -> None:
+        first = asyncio.create_task(cache.aio.get_or_compute("k", lambda: "never called"))
+        await asyncio.to_thread(lost.wait)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    runner.run(scene())
+
+    assert raw.exists(f"{namespace}:{{cache:default}}:l:k") == 0
 
 
 def test_a_report_whose_reply_is_lost_counts_once(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.cache import commands, wire
-from agentperf_redis.cache.flights import Crashed, Flights, GivenUp, Landed
+from agentperf_redis.cache.flights import Flights, GivenUp, Landed
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Settings, TierStats, default_ttl_ms, ttl_ms
 from agentperf_redis.cache.outbox import MAX_PENDING, MAX_READS, NO_REPORT, Outbox
 from agentperf_redis.command import Command
@@ -50,7 +50,13 @@ def test_rates_of_an_unused_cache_are_zero() -> None:
     assert CacheStats("c", SETTINGS, unused, unused, unused, 0, 0, 0, 0, 0, 0, 0, 0.0).hit_rate == 0.0
 
 
-@given(st.integers(1, 2**53), st.integers(0, 2**53), st.integers(0, 2**31), st.lists(st.text(min_size=1)), st.binary())
+@given(
+    st.integers(1, 2**53),
+    st.integers(0, wire.LAST_MS),
+    st.integers(0, 2**31),
+    st.lists(st.text(min_size=1)),
+    st.binary(),
+)
 def test_what_is_stored_comes_back(version: int, expires: int, cost: int, tags: list[str], data: bytes) -> None:
     names = tuple(key_names.encoded(tag) for tag in tags if tag.isprintable())
     stored = wire.parse(f"{version} {expires} ".encode() + wire.payload("request", cost, names, data))
@@ -184,13 +190,23 @@ def test_reports_and_waiting_reads_are_bounded() -> None:
 
 def test_one_flight_at_a_time() -> None:
     flights = Flights()
-    first, begun = flights.join("k")
-    same, again = flights.join("k")
-    assert (begun, again, same) == (True, False, first)
-    flights.end(first, Landed(b"m"))
-    flights.end(first, Crashed(ValueError()))
-    assert first.outcome == Landed(b"m")
-    second, begun = flights.join("k")
-    assert begun
+    first, asked = flights.join("k")
+    assert asked is None, "begun by this call"
+    flights.ask(first)
+    assert flights.join("k") == (first, 1)
+    flights.detach("k")
+    second, asked = flights.join("k")
     assert second is not first
-    assert isinstance(second.outcome, GivenUp)
+    assert asked is None
+    flights.end(first, Landed(b"m"))
+    flights.end(first, GivenUp())
+    assert first.outcome == Landed(b"m"), "who had joined it is told, once"
+    assert flights.join("k") == (second, 0), "the end of a detached flight leaves the next one alone"
+    flights.detach_all()
+    assert flights.join("k")[1] is None
+
+
+@pytest.mark.parametrize("facts", [b"-1 0", b"1 -5", b"1 9999999999999999"])
+def test_an_entry_of_an_impossible_time_is_none(facts: bytes) -> None:
+    with pytest.raises(Undecodable):
+        wire.parse(facts + b" r 0  m\x01")

@@ -47,6 +47,25 @@ def test_without_settings_nothing_is_done(fake: Fake) -> None:
     assert fake.client.keys() == []
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_buried_put_does_nothing_more(fake: Fake, *, again: bool) -> None:
+    deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
+    fake.run(commands.bury(KEYS, ("r",), FAR))
+    newer = fake.run(
+        commands.put(
+            *(KEYS, "k", b"other 0  m\x02", "other"),
+            until_ms=FAR, seen=0, again=False, ttl_ms=-1, tier=None, token="", origin="me", writer="me",
+            report=NO_REPORT, tags=(),
+        )
+    )  # fmt: skip
+    assert newer.outcome is PutOutcome.STORED
+    before = fake.client.get(KEYS.entry_prefix + "k")
+
+    assert put(fake, "k", seen=1, again=again).outcome is PutOutcome.IN_DOUBT
+
+    assert fake.client.get(KEYS.entry_prefix + "k") == before
+
+
 def test_put_evicts_as_a_textbook_lru(fake: Fake) -> None:
     deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
     chance, model, seq = random.Random(3), OrderedDict[str, None](), 0
