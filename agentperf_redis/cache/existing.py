@@ -85,9 +85,10 @@ class ExistingCache:
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return what is known of a key; its value may be `Opaque`. It does not count as a read."""
+        none_chosen = "0" * len(list(self.settings.fields))
         binding = self.backend.share(
             ("existing cache", self.service, self.name),
-            lambda: Binding(self.backend, self.service, self.name, self.settings, _nothing_to_report),
+            lambda: Binding(self.backend, self.service, self.name, self.settings, none_chosen, _nothing_to_report),
         )
         return CacheFlows(binding, _Lenient()).entry(key)
 
