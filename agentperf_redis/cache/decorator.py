@@ -397,9 +397,8 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
         try:
             if isinstance(value, type):  # such as cls of a class method: known by its name
                 known = f"{_module_of(value)}.{value.__qualname__}"
-                if "<locals>" in known and not name.startswith(
-                    f"{known}."
-                ):  # the function's own class is as sure as it
+                outer, local, _ = known.rpartition("<locals>")
+                if local and not name.startswith(outer + local):  # beside the function, it is as sure as that
                     raise InvalidArgument(argument, value, "a class that can be told by its name")
                 parts.append(_CLASS + canonical((argument, known), registry))
             else:

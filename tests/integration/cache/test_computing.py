@@ -542,18 +542,22 @@ def test_functions_of_two_scripts_do_not_share_their_results(server: Server, nam
     assert run("-m", "offers") == "offers.total offers"
 
 
+def local_class() -> type:
+    class Local:
+        pass
+
+    return Local
+
+
 def test_a_class_and_a_text_that_says_the_same_have_different_keys(backend: Backend) -> None:
     @cached(LRUCache(backend=backend))
     def function(x: Any) -> str:
         return repr(x)
 
-    class Local:
-        pass
-
     keys = {function.key(x) for x in (Point, f"class {__name__}.Point", f"{__name__}.Point", _Caller)}
     assert len(keys) == 4
     with pytest.raises(InvalidArgument, match="part of a cache key"):
-        function.key(Local)
+        function.key(local_class())
 
 
 @pytest.mark.parametrize(
