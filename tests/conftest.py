@@ -45,7 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_server: runs on every kind of server, also without --all-servers")
     config.addinivalue_line("markers", "servers(*kinds): runs on exactly these kinds of server, always")
     config.addinivalue_line("markers", "standalone: what it stands before or does to the server a Cluster would evade")
-    os.environ[_SESSION_MARK] = uuid.uuid4().hex
+    if not _is_worker(config):  # which has its session's mark already
+        os.environ[_SESSION_MARK] = uuid.uuid4().hex
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -305,6 +306,11 @@ def fake() -> Iterator[Fake]:
     pretended.close()
 
 
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this is one of the processes of a parallel session (pytest -n), and not the one that leads it."""
+    return hasattr(config, "workerinput")
+
+
 def _left_over(config: pytest.Config) -> dict[int, str]:
     """Return pid and command of every process that was started during this session, however indirectly, and still runs.
 
@@ -330,7 +336,9 @@ def _left_over(config: pytest.Config) -> dict[int, str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session if a process that it started is still there."""
+    """Fail the session if a process that it started is still there. Of a parallel session, the whole is judged."""
+    if _is_worker(session.config):
+        return
     try:
         wait_until(lambda: not _left_over(session.config), "the session's processes to end", patience=_END_PATIENCE_S)
     except TimeoutError:

@@ -111,7 +111,18 @@ def test_leak(tmp_path):
 
 def test_a_session_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> None:
     (tmp_path / "test_leak.py").write_text(_LEAK)
-    words = ["-m", "pytest", "-c", str(_ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    words = [
+        "-m",
+        "pytest",
+        "-c",
+        str(_ROOT / "pyproject.toml"),
+        "-p",
+        "tests.conftest",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+    ]
     done = subprocess.run(
         [sys.executable, *words, str(tmp_path)], cwd=_ROOT, capture_output=True, text=True, check=False
     )
