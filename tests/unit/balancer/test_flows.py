@@ -1,21 +1,17 @@
-"""The balancer without a server: values, decoders, and the order of steps in its flows."""
+"""The order of steps in the balancer's flows, without a server."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
-from hypothesis import given
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer import AgentInstance, Lease, LoadBalancingStrategy, Outcome, PoolStatus, commands, flows
-from agentperf_redis.balancer.commands import ANY, Choice, Pool
+from agentperf_redis.balancer import Lease, Outcome, commands, flows
+from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.keeper import Keeper
-from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.balancer.waiting import lines_of
 from agentperf_redis.command import Command, Wait
 from agentperf_redis.errors import (
@@ -50,105 +46,6 @@ def keeper() -> Iterator[SilentKeeper]:
     backend = Backend("redis://127.0.0.1:1/0")
     yield SilentKeeper(backend)
     backend.close()
-
-
-REPLIES = st.recursive(
-    st.integers() | st.binary(max_size=20) | st.none() | st.sampled_from([RECORD, b"least_loaded", b"p0"]),
-    lambda inner: st.lists(inner, max_size=9),
-    max_leaves=12,
-)
-COMMANDS: list[Command[Any]] = [
-    commands.acquire(POOL, "@t", 1000, ANY),
-    commands.acquire(POOL, "@t", 1000, Choice(LoadBalancingStrategy.RANDOM)),
-    commands.heartbeat(POOL, ["p0"], 1000),
-    commands.register(POOL, AgentInstance("p0", "t"), LoadBalancingStrategy.RANDOM, 0),
-    commands.leases(POOL, 0, 10),
-    commands.release(POOL, "@t"),
-    commands.remove(POOL, "p0"),
-    commands.renew(POOL, ["@t"], 1000),
-    commands.repair(POOL, 0, 10),
-    commands.select(POOL, ANY),
-    commands.status(POOL, 0, 10),
-    commands.update(POOL, "p0"),
-    commands.wait(POOL, "@t", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), place="-"),
-]
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.script.name)
-@given(reply=REPLIES | st.lists(st.integers(-5, 2) | REPLIES, min_size=1, max_size=9))
-def test_decoders_answer_every_reply(command: Command[Any], reply: Any) -> None:
-    with contextlib.suppress(AgentPerfError):
-        command.decode(reply)
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.script.name)
-@pytest.mark.parametrize("reply", [None, b"", [], [b"1"], [-4, b"p0"], [-9], [1, [b"x"], None], "text"])
-def test_an_unexpected_reply_is_corrupt_state(command: Command[Any], reply: Any) -> None:
-    with pytest.raises(CorruptState) as caught:
-        command.decode(reply)
-    assert caught.value.key == POOL.keys.state
-
-
-def test_a_record_becomes_a_snapshot() -> None:
-    status = commands.instance_status(POOL, b"p%201", RECORD)
-    labels = frozenset({"gpu", "fr"})
-    instance = AgentInstance("p 1", "t", 1, 5, 2.5, True, 1.5, labels=labels)
-    assert status == InstanceStatus(instance, peak_load=3, served=4, failed=2, failed_in_a_row=1, fence=1000)
-
-
-@pytest.mark.parametrize(
-    ("flags", "healthy", "draining"),
-    [("u", False, False), ("s", False, False), ("d", True, True), ("us", False, False)],
-)
-def test_flags_become_health(flags: str, healthy: bool, draining: bool) -> None:
-    instance = commands.instance_status(POOL, b"p", RECORD.replace(b" - ", f" {flags} ".encode())).instance
-    assert (instance.is_healthy, instance.is_draining) == (healthy, draining)
-
-
-def test_records_of_later_versions_may_be_longer() -> None:
-    assert commands.instance_status(POOL, b"p", RECORD + b" 17 x") == commands.instance_status(POOL, b"p", RECORD)
-
-
-@given(st.frozensets(st.text(st.characters(codec="utf-8", min_codepoint=0x20, max_codepoint=0x2FF), min_size=1)))
-def test_labels_survive_their_packing(labels: frozenset[str]) -> None:
-    labels = frozenset(label for label in labels if label.isprintable())
-    packed = commands.packed_labels(labels)
-    assert (packed == "-") == (not labels)
-    record = RECORD.replace(b"fr,gpu", packed.encode())
-    assert commands.instance_status(POOL, b"p", record).instance.labels == labels
-
-
-def test_an_affinity_always_has_the_same_point() -> None:
-    points = {Choice(affinity="alice").args()[2] for _ in range(5)}
-    assert len(points) == 1
-    assert Choice(affinity="bob").args()[2] not in points
-
-
-@pytest.mark.parametrize(
-    ("weight", "text"), [(1.0, "1"), (0.0, "0"), (2.5, "2.5"), (1e6, "1000000"), (1e-9, "0.000000001")]
-)
-def test_weights_are_sent_as_plain_decimals(weight: float, text: str) -> None:
-    command = commands.register(POOL, AgentInstance("p", "t", weight=weight), None, 0)
-    assert command.args[3] == text
-
-
-def test_load_is_a_share_of_capacity() -> None:
-    instance = AgentInstance("p", "t", current_load=3, max_capacity=4)
-    assert (instance.load_percentage, instance.available_capacity) == (75.0, 1)
-    over = AgentInstance("p", "t", current_load=5, max_capacity=4)
-    assert (over.load_percentage, over.available_capacity) == (125.0, 0)
-
-
-def test_a_pool_without_instances_renders_as_the_reference_does() -> None:
-    status = PoolStatus("t", LoadBalancingStrategy.RANDOM, (), waiting=0, granted=0, overdue=0)
-    assert status.render() == {
-        "instances": 0,
-        "healthy": 0,
-        "total_capacity": 0,
-        "current_load": 0,
-        "load_percentage": "0%",
-        "instances_detail": [],
-    }
 
 
 GRANTED = commands.Granted(commands.facts_of(POOL, b"p0", RECORD), 99, 1000)

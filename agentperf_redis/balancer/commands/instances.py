@@ -1,0 +1,152 @@
+"""Instances: registered, changed, taken out, alive."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import shake_128
+
+from agentperf_redis.balancer.commands.pool import Pool
+from agentperf_redis.balancer.commands.records import packed_labels
+from agentperf_redis.balancer.commands.replies import Status, opened, refusal, strategy_of, text_of
+from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
+from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.errors import CorruptState, shown
+from agentperf_redis.keys import decoded, encoded
+from agentperf_redis.script import Script
+
+HEARTBEAT = Script("balancer/heartbeat")
+REGISTER = Script("balancer/register")
+REMOVE = Script("balancer/remove")
+UPDATE = Script("balancer/update")
+
+RING_POINTS = 32
+"""Points of an instance on the ring; remove.lua counts on it."""
+
+_REMOVED = re.compile(rb"(?:\S+ ){7}\w*r")
+"""A record that is kept for its last leases only."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooLate:
+    """The request came after its limit and did nothing; the server's clock, ms."""
+
+    now_ms: int
+
+
+def register(
+    pool: Pool, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int, until_ms: int = 0
+) -> Command[tuple[LoadBalancingStrategy, int] | TooLate]:
+    """Add or change an instance. Returns the pool's strategy, and when it was founded, us."""
+    points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
+    numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
+    args: tuple[Arg, ...] = (
+        encoded(instance.id),
+        "-" if strategy is None else strategy.value,
+        instance.max_capacity,
+        decimal(instance.weight),
+        packed_labels(instance.labels),
+        "u" * (not instance.is_healthy) + "d" * instance.is_draining,
+        round(instance.response_time_ms * 1000),
+        silence_ms,
+        " ".join(map(str, numbers)),
+        until_ms,
+    )
+
+    def decode(reply: Reply) -> tuple[LoadBalancingStrategy, int] | TooLate:
+        match opened(pool, reply):
+            case ((Status.DONE | Status.NOTHING), [bytes() as taken, int() as born]):
+                return strategy_of(pool, taken), born
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case status, values:
+                raise refusal(pool, status, values, strategy)
+
+    return Command(REGISTER, pool.keys.all, args, decode)
+
+
+def look(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[int, list[bool]]]:
+    """Look when a pool was founded, 0 when it is not there, and for each instance whether it is registered."""
+
+    def decode(reply: Reply) -> tuple[int, list[bool]]:
+        match reply:
+            case [None | bytes() as born, *records] if len(records) == len(instance_ids):
+                number = int(born) if born and born.isdigit() else 0
+                return number, [record is not None and not _REMOVED.match(record) for record in records]
+            case _:
+                raise CorruptState(pool.keys.state, f"an unexpected reply {shown(reply)}")
+
+    return Command("HMGET", (pool.keys.state,), ("#born", *map(encoded, instance_ids)), decode)
+
+
+def update(
+    pool: Pool,
+    instance_id: str,
+    *,
+    max_capacity: int | None = None,
+    weight: float | None = None,
+    labels: frozenset[str] | None = None,
+    on: str = "",
+    off: str = "",
+    until_ms: int = 0,
+) -> Command[int | TooLate | None]:
+    """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
+    labels_arg = "-" if labels is None else packed_labels(labels) if labels else ""
+    args: tuple[Arg, ...] = (
+        encoded(instance_id),
+        "-" if max_capacity is None else max_capacity,
+        "-" if weight is None else decimal(weight),
+        labels_arg,
+        on,
+        off,
+        until_ms,
+    )
+
+    def decode(reply: Reply) -> int | TooLate | None:
+        match opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [int() as load]:
+                return load
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(UPDATE, pool.keys.core, args, decode)
+
+
+def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | TooLate]:
+    """Take an instance out. Returns whether it was there."""
+
+    def decode(reply: Reply) -> bool | TooLate:
+        match opened(pool, reply):
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(REMOVE, pool.keys.all, (encoded(instance_id), until_ms), decode)
+
+
+def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Command[list[str]]:
+    """Say that instances are alive. Returns those that are not registered."""
+
+    def decode(reply: Reply) -> list[str]:
+        match opened(pool, reply):
+            case Status.DONE, names:
+                return [decoded(text_of(pool, name)) for name in names]
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(HEARTBEAT, pool.keys.core, (silence_ms, *map(encoded, instance_ids)), decode)
+
+
+def decimal(value: float) -> str:
+    """Return a weight as the scripts and people read it: no exponent, no more digits than a score has."""
+    text = f"{value:.9f}".rstrip("0").rstrip(".")
+    return text if math.isfinite(value) else "0"

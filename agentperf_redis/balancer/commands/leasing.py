@@ -1,0 +1,225 @@
+"""Leases: granted, waited for, renewed and given back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from agentperf_redis.balancer.commands.pool import Pool
+from agentperf_redis.balancer.commands.records import facts_of, packed_labels
+from agentperf_redis.balancer.commands.replies import Status, opened, refusal, text_of
+from agentperf_redis.balancer.model import AgentInstance, Facts, LoadBalancingStrategy, Outcome, snapshot
+from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.keys import encoded
+from agentperf_redis.script import Script
+
+ACQUIRE = Script("balancer/acquire")
+RELEASE = Script("balancer/release")
+RENEW = Script("balancer/renew")
+SELECT = Script("balancer/select")
+WAIT = Script("balancer/wait")
+
+_OUTCOME_LETTERS = {
+    Outcome.OK: "o",
+    Outcome.ERROR: "e",
+    Outcome.TIMEOUT: "t",
+    Outcome.REJECTED: "j",
+    Outcome.NEUTRAL: "n",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a pick depends on.
+
+    Attributes:
+        strategy: what the pool must have; None takes its own.
+        require: labels the instance must have all of.
+        affinity: under CONSISTENT_HASH, what is to go to the same instance again.
+    """
+
+    strategy: LoadBalancingStrategy | None = None
+    require: frozenset[str] = frozenset()
+    affinity: str | None = None
+
+    def args(self) -> tuple[Arg, ...]:
+        """Return wanted, labels, point, random as the scripts take them."""
+        number = random.getrandbits(52)
+        if self.affinity is None:
+            point = number % 2**48
+        else:
+            point = int.from_bytes(blake2b(self.affinity.encode(), digest_size=6).digest())
+        wanted = "-" if self.strategy is None else self.strategy.value
+        return (wanted, packed_labels(self.require), point, number)
+
+
+ANY = Choice()
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease was granted.
+
+    Attributes:
+        facts: the instance, just after.
+        expiry_ms: end of the lease, ms of the server's clock.
+        fence: its fencing number.
+    """
+
+    facts: Facts
+    expiry_ms: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No lease was granted.
+
+    Attributes:
+        retry_after: seconds until something is due in the pool, at most 1.
+        registered: instances of the pool.
+        waiting: callers in line.
+    """
+
+    retry_after: float
+    registered: int
+    waiting: int
+
+    def reason(self, agent_type: str) -> str:
+        """Return why, in words."""
+        if self.registered == 0:
+            return f"no instance of {agent_type!r} is registered"
+        line = f", {self.waiting} waiting in line" if self.waiting else ""
+        return f"all {self.registered} instances that could take it are full, unhealthy or draining{line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """The token had its lease already: it ended, or another request holds its place."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """In line.
+
+    Attributes:
+        ahead: how many are before it.
+        poll_after: seconds until something is due in the pool, at most 1.
+        place: what keeps the place, should the server have taken it for dead.
+    """
+
+    ahead: int
+    poll_after: float
+    place: str
+
+
+def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice) -> Command[Granted | Refused | Spent]:
+    """Pick an instance and lease one unit of it under a token."""
+    chosen = choice.args()
+
+    def decode(reply: Reply) -> Granted | Refused | Spent:
+        match opened(pool, reply):
+            case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
+                return Granted(facts_of(pool, name, record), expiry_ms, fence)
+            case Status.NOTHING, [int() as retry_ms, int() as registered, int() as waiting]:
+                return Refused(retry_ms / 1000, registered, waiting)
+            case Status.SPENT, [bytes() as why]:
+                return Spent(text_of(pool, why))
+            case status, values:
+                raise refusal(pool, status, values, choice.strategy)
+
+    return Command(ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen))
+
+
+def wait(
+    pool: Pool, token: str, *, ttl_ms: int, live_ms: int, boost_ms: int, require: frozenset[str], place: str
+) -> Command[Granted | Queued | Spent]:
+    """Stand in line under a token, keep the place, or fetch what was handed over."""
+
+    def decode(reply: Reply) -> Granted | Queued | Spent:
+        match opened(pool, reply):
+            case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
+                return Granted(facts_of(pool, name, record), expiry_ms, fence)
+            case Status.NOTHING, [int() as ahead, int() as poll_ms, bytes() as place]:
+                return Queued(ahead, poll_ms / 1000, text_of(pool, place))
+            case Status.SPENT, [bytes() as why]:
+                return Spent(text_of(pool, why))
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(WAIT, pool.keys.core, (token, ttl_ms, live_ms, boost_ms, packed_labels(require), place), decode)
+
+
+def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
+    """Look which instance a lease would be granted on now."""
+
+    def decode(reply: Reply) -> AgentInstance | None:
+        match opened(pool, reply):
+            case Status.NOTHING, []:
+                return None
+            case Status.DONE, [bytes() as name, bytes() as record]:
+                return snapshot(facts_of(pool, name, record))
+            case status, values:
+                raise refusal(pool, status, values, choice.strategy)
+
+    return Command(SELECT, pool.keys.all, choice.args(), decode)
+
+
+def release(
+    pool: Pool,
+    token: str,
+    instance_id: str | None = None,
+    *,
+    outcome: Outcome = Outcome.NEUTRAL,
+    response_time: float | None = None,
+    bury_ms: int = 0,
+) -> Command[bool]:
+    """Give a lease back.
+
+    Args:
+        pool: its pool.
+        token: its token.
+        instance_id: its instance, when known: saves the server a look.
+        outcome: how the work went.
+        response_time: seconds it took, if measured.
+        bury_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
+
+    Returns:
+        Whether this freed the unit.
+    """
+    response_us = -1 if response_time is None else round(response_time * 1e6)
+    args: tuple[Arg, ...] = (
+        token,
+        "-" if instance_id is None else encoded(instance_id),
+        _OUTCOME_LETTERS[outcome],
+        response_us,
+        bury_ms,
+    )
+
+    def decode(reply: Reply) -> bool:
+        match opened(pool, reply):
+            case (Status.DONE | Status.NOTHING) as status, []:
+                return status == Status.DONE
+            case Status.SPENT, [bytes()]:
+                return False
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(RELEASE, pool.keys.core, (*args, 0), decode, resend_args=(*args, 1))
+
+
+def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:
+    """Prolong leases, at most `MANY`. Returns the tokens that are lost."""
+
+    def decode(reply: Reply) -> frozenset[str]:
+        match opened(pool, reply):
+            case Status.DONE, lost:
+                return frozenset(text_of(pool, token) for token in lost)
+            case status, values:
+                raise refusal(pool, status, values)
+
+    return Command(RENEW, (pool.keys.due,), (ttl_ms, *tokens), decode)

@@ -1,0 +1,26 @@
+"""A pool, and where it is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from agentperf_redis import keys
+from agentperf_redis.keys import PoolKeys
+
+MANY = 500
+"""Most names in one request: `unpack` takes some 7,000 values, and a long script stops the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One pool and where it is kept."""
+
+    agent_type: str
+    keys: PoolKeys
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(namespace: str, agent_type: str) -> Pool:
+        """Return the pool of an agent type."""
+        return Pool(agent_type, keys.pool(namespace, agent_type))
