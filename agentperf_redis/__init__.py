@@ -6,10 +6,10 @@ from agentperf_redis.backend import configure
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome
-from agentperf_redis.cache.client import LRUCache, TieredCache
 from agentperf_redis.cache.decorator import cached
+from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import CacheEntry
-from agentperf_redis.codec import storable
+from agentperf_redis.cache.tiered import TieredCache
 from agentperf_redis.errors import (
     AgentPerfError,
     BackendFull,
@@ -27,6 +27,7 @@ from agentperf_redis.metrics.comparison import RankBy
 from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
 from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
+from agentperf_redis.registry import storable
 from agentperf_redis.service import AgentPerf
 
 __all__ = [

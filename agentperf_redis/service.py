@@ -8,9 +8,10 @@ from typing import Self, TypedDict, Unpack
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import LoadBalancingStrategy
-from agentperf_redis.cache.client import LRUCache, TieredCache
-from agentperf_redis.cache.flows import read_all_stats
+from agentperf_redis.cache.inspection import read_all_stats
+from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import CacheStats, Policy
+from agentperf_redis.cache.tiered import TieredCache
 from agentperf_redis.codec import Codec
 from agentperf_redis.metrics.client import MetricsCollector
 

@@ -127,6 +127,13 @@ class Binding:
         """Take note of a version from a reply."""
         self.seen = max(self.seen, version)
 
+    def changed(self, name: str, *, computed: bool = False) -> None:
+        """After a write of this process, also one of unknown fate: it must not see its own values of before."""
+        if not computed:  # what a flight brings needs not end the next one
+            self.flights.detach(name)
+        if self.local is not None:
+            self.local.drop(name)
+
     def set_clock(self, server_ms: float, asked_at: float) -> None:
         """Take note of the server's time; `asked_at` is `time.monotonic()` before the question was sent."""
         self._server_ahead_ms = server_ms - asked_at * 1000

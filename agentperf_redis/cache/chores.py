@@ -8,8 +8,9 @@ import time
 import weakref
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import commands, flows
+from agentperf_redis.cache import commands
 from agentperf_redis.cache.binding import Binding, log
+from agentperf_redis.cache.reporting import flush
 from agentperf_redis.cache.turns import Turn
 from agentperf_redis.command import Batch
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
@@ -90,7 +91,7 @@ class Chores:
             try:
                 self._renew(turns)
                 for binding in reports:
-                    self._backend.run(flows.flush(binding))
+                    self._backend.run(flush(binding))
             except AgentPerfError as error:
                 if not failing:
                     log.warning("caches: reads cannot be reported, leases not renewed: %s", error)
@@ -127,7 +128,7 @@ class Chores:
             thread.join(timeout=_CLOSE_S / 2)
         for done, binding in enumerate(reports):
             try:
-                self._backend.run(flows.flush(binding), max(0.05, end - time.monotonic()))
+                self._backend.run(flush(binding), max(0.05, end - time.monotonic()))
             except BackendUnavailable as error:  # the others would wait for the same
                 log.warning("%d caches: the last reads could not be reported: %s", len(reports) - done, error)
                 return

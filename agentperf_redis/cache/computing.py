@@ -11,9 +11,12 @@ from typing import TypeVar, cast
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.chores import Chores
-from agentperf_redis.cache.flows import MISSING, CacheFlows, Served, stored_name, stored_tags
+from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.model import ttl_ms
-from agentperf_redis.cache.turns import Turn
+from agentperf_redis.cache.names import stored_name, stored_tags
+from agentperf_redis.cache.reading import MISSING
+from agentperf_redis.cache.single_flight import SingleFlight
+from agentperf_redis.cache.turns import Served, Turn
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
@@ -45,14 +48,15 @@ def compute(
         look: False computes although there is a value.
         unstorable: called if the value cannot be stored; by default a RuntimeWarning is given.
     """
-    if look and flows.local is not None:
-        copied = flows.copied(key)
+    if look and flows.reader.local is not None:
+        copied = flows.reader.copied(key)
         if copied is not MISSING:
             return cast("R", copied)
+    flight = flows.single_flight
     try:
-        answer = flows.turn_alone(key) if flows.rests else backend.run(flows.answer_or_turn(key, look=look))
+        answer = flight.turn_alone(key) if flight.rests else backend.run(flight.answer_or_turn(key, look=look))
     except BackendUnavailable as error:  # known before the flow began
-        answer = flows.without_it(key, error)
+        answer = flight.without_it(key, error)
     if isinstance(answer, Served):
         return cast("R", answer.value)
     begun = time.perf_counter()
@@ -61,18 +65,18 @@ def compute(
         value = function()
     except Exception as error:
         chores.drop(answer)
-        _finish(backend, flows, answer, flows.crash(answer, error))
+        _finish(backend, flight, answer, flight.crash(answer, error))
         raise
     except BaseException:
         chores.drop(answer)
-        _finish(backend, flows, answer, flows.give_up(answer))
+        _finish(backend, flight, answer, flight.give_up(answer))
         raise
     try:
-        storable, rest = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
-        _finish(backend, flows, answer, rest)
+        storable, rest = flight.land(answer, value, time.perf_counter() - begun, ttl, tags)
+        _finish(backend, flight, answer, rest)
     finally:
         chores.drop(answer)
-        flows.let_go(answer)
+        flight.let_go(answer)
     if not storable:
         (unstorable or _warn)()
     return value
@@ -91,14 +95,15 @@ async def compute_async(
     unstorable: Callable[[], None] | None = None,
 ) -> R:
     """Do as `compute`; what the function returns is awaited if need be."""
-    if look and flows.local is not None:
-        copied = flows.copied(key)
+    if look and flows.reader.local is not None:
+        copied = flows.reader.copied(key)
         if copied is not MISSING:
             return cast("R", copied)
+    flight = flows.single_flight
     try:
-        answer = flows.turn_alone(key) if flows.rests else await backend.arun(flows.answer_or_turn(key, look=look))
+        answer = flight.turn_alone(key) if flight.rests else await backend.arun(flight.answer_or_turn(key, look=look))
     except BackendUnavailable as error:
-        answer = flows.without_it(key, error)
+        answer = flight.without_it(key, error)
     if isinstance(answer, Served):
         return cast("R", answer.value)
     begun = time.perf_counter()
@@ -109,19 +114,19 @@ async def compute_async(
         value = cast("R", await result if inspect.isawaitable(result) else result)
     except Exception as error:
         chores.drop(answer)
-        await asyncio.shield(_finish_async(backend, flows, answer, flows.crash(answer, error)))
+        await asyncio.shield(_finish_async(backend, flight, answer, flight.crash(answer, error)))
         raise
     except BaseException:
         chores.drop(answer)
-        await asyncio.shield(_finish_async(backend, flows, answer, flows.give_up(answer)))
+        await asyncio.shield(_finish_async(backend, flight, answer, flight.give_up(answer)))
         raise
     try:
-        storable, rest = flows.land(answer, value, time.perf_counter() - begun, ttl, tags)
+        storable, rest = flight.land(answer, value, time.perf_counter() - begun, ttl, tags)
     except BaseException:
         chores.drop(answer)
-        flows.let_go(answer)
+        flight.let_go(answer)
         raise
-    await asyncio.shield(_finish_async(backend, flows, answer, rest))
+    await asyncio.shield(_finish_async(backend, flight, answer, rest))
     chores.drop(answer)
     if not storable:
         (unstorable or _warn)()
@@ -137,25 +142,25 @@ def checked(key: str, ttl: float | None, tags: Iterable[str]) -> tuple[str, ...]
     return cast("tuple[str, ...]", kept)
 
 
-def _finish(backend: Backend, flows: CacheFlows, turn: Turn, rest: Flow[None]) -> None:
+def _finish(backend: Backend, flight: SingleFlight, turn: Turn, rest: Flow[None]) -> None:
     """Tell the server how a turn ended. If it cannot be told, the lease ends by itself: the caller has his result."""
     if not turn.token:
         return
     try:
         backend.run(rest)
     except AgentPerfError as error:
-        flows.binding.complain("cache %s: could not finish: %s", flows.binding.name, error)
+        flight.binding.complain("cache %s: could not finish: %s", flight.binding.name, error)
 
 
-async def _finish_async(backend: Backend, flows: CacheFlows, turn: Turn, rest: Flow[None]) -> None:
+async def _finish_async(backend: Backend, flight: SingleFlight, turn: Turn, rest: Flow[None]) -> None:
     if not turn.token:
         return
     try:
         await backend.arun(rest)
     except AgentPerfError as error:
-        flows.binding.complain("cache %s: could not finish: %s", flows.binding.name, error)
+        flight.binding.complain("cache %s: could not finish: %s", flight.binding.name, error)
     finally:
-        flows.let_go(turn)
+        flight.let_go(turn)
 
 
 def _warn() -> None:

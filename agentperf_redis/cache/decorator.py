@@ -9,35 +9,27 @@ holds for ``self`` of a method as well.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import re
-import sys
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from agentperf_redis import arguments
+from agentperf_redis.cache.client import Cache
 from agentperf_redis.cache.computing import compute, compute_async
+from agentperf_redis.cache.function_keys import digest, function_key, module_of
 from agentperf_redis.cache.model import ttl_ms
-from agentperf_redis.codec import REGISTRY, Registry, canonical
 from agentperf_redis.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from agentperf_redis.cache.client import LRUCache, TieredCache, _Cache
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-_DIGEST_BYTES = 16
-"""128 bits: among 10^12 keys two collide with a probability of 10^-15."""
 _TAG = "function:"
-_CLASS = b"\xc1"
-"""Stands before a class: no canonical form begins with it, so a class differs from a text that says the same."""
+_MOST_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
 _ROOT = re.compile(r"[.\[]")
 """Where the name of an argument ends in a field of a template."""
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
@@ -80,7 +72,7 @@ class CachedFunction(Protocol[P, R_co]):
     def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R_co]: ...
 
     @property
-    def cache(self) -> LRUCache | TieredCache:
+    def cache(self) -> Cache:
         """The cache."""
         ...
 
@@ -118,7 +110,7 @@ class AsyncCachedFunction(Protocol[P, R_co]):
     def __get__(self, instance: object, owner: type | None = None) -> Callable[..., Coroutine[Any, Any, R_co]]: ...
 
     @property
-    def cache(self) -> LRUCache | TieredCache:
+    def cache(self) -> Cache:
         """The cache."""
         ...
 
@@ -155,7 +147,7 @@ class Decorator(Protocol):
 
 
 def cached(
-    cache: _Cache,
+    cache: Cache,
     ttl: float | None = None,
     *,
     tags: Iterable[str] = (),
@@ -182,7 +174,7 @@ def cached(
     Raises:
         InvalidArgument: the function cannot be cached; when called: an argument has no value that identifies it.
     """
-    if not hasattr(cache, "_flows"):
+    if not isinstance(cache, Cache):
         raise InvalidArgument("cache", cache, "an LRUCache or TieredCache")
     if callable(ttl):
         raise InvalidArgument("ttl", ttl, "seconds; to decorate without options, write @cache.cached()")
@@ -199,12 +191,32 @@ def cached(
     return cast("Decorator", decorate)
 
 
+class DecoratingCache(Cache):
+    """A cache with the decorator as a method."""
+
+    def cached(
+        self,
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        key: str | Callable[..., str] | None = None,
+        ignore: Iterable[str] = (),
+        version: str | int = "",
+    ) -> Decorator:
+        """Cache a function's results; see `agentperf_redis.cached`."""
+        return cached(self, ttl, tags=tags, key=key, ignore=ignore, version=version)
+
+    def _make_key(self, func_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return a key for a function's arguments, by their types and values."""
+        return function_key(func_name, (args, kwargs))
+
+
 class _Wrapped(Generic[R]):
     """One decorated function."""
 
     def __init__(
         self,
-        cache: _Cache,
+        cache: Cache,
         function: Callable[..., Any],
         ttl: float | None,
         tags: tuple[str, ...],
@@ -216,9 +228,9 @@ class _Wrapped(Generic[R]):
         self.function = function
         ttl_ms("ttl", ttl)
         self.ttl = ttl
-        self.name = f"{_module_of(function)}.{function.__qualname__}" + (f"@{version}" if version else "")
+        self.name = f"{module_of(function)}.{function.__qualname__}" + (f"@{version}" if version else "")
         # a tag for cache_clear; hashed where the name would be too long for a tag
-        self.tag = _TAG + (self.name if len(self.name) <= _MOST_TAG_CHARACTERS else _digest(self.name.encode()))
+        self.tag = _TAG + (self.name if len(self.name) <= _MOST_TAG_CHARACTERS else digest(self.name.encode()))
         self.tags = (*arguments.names("tags", tags), self.tag)
         self.key_rule = key
         self.signature = inspect.signature(function)
@@ -269,7 +281,7 @@ class _Wrapped(Generic[R]):
         if rule is not None:
             return f"{self.name}:{rule.format(**bound.arguments)}"
         counted = {name: value for name, value in bound.arguments.items() if name not in self.ignore}
-        return function_key(self.name, counted, self.cache._flows.codec.registry)  # noqa: SLF001  of one package
+        return function_key(self.name, counted, self.cache._flows.reader.codec.registry)  # noqa: SLF001  of one package
 
     def wrapper(self) -> Any:
         function = self.function
@@ -280,13 +292,13 @@ class _Wrapped(Generic[R]):
                 return await self.call_async(args, kwargs)
 
             async def invalidate_async(*args: Any, **kwargs: Any) -> bool:
-                return bool(await self._aio().delete(self.key(*args, **kwargs)))
+                return bool(await self.cache.aio.delete(self.key(*args, **kwargs)))
 
             async def refresh_async(*args: Any, **kwargs: Any) -> Any:
                 return await self.call_async(args, kwargs, look=False)
 
             async def clear_async() -> None:
-                await self._aio().invalidate_tags(self.tag)
+                await self.cache.aio.invalidate_tags(self.tag)
 
             return self._finish(call_async, invalidate_async, refresh_async, clear_async)
 
@@ -336,9 +348,6 @@ class _Wrapped(Generic[R]):
             unstorable=self._warn_once,
         )
 
-    def _aio(self) -> Any:
-        return cast("LRUCache", self.cache).aio
-
     def _finish(
         self,
         wrapper: Callable[..., Any],
@@ -364,52 +373,3 @@ class _Wrapped(Generic[R]):
                 f"{self.name} returned a value that cannot be stored: it is returned uncached, here and from now on"
             )
             warnings.warn(message, RuntimeWarning, stacklevel=5)
-
-
-def _module_of(thing: Any) -> str:
-    """Return the name of the module of a function or class; of a script its file's, since each is called __main__."""
-    module: str = thing.__module__
-    if module not in _SCRIPTS:
-        return module
-    script = sys.modules.get(module)
-    spec = getattr(script, "__spec__", None)
-    path = getattr(script, "__file__", None)
-    return spec.name if spec else Path(path).stem if path else module
-
-
-_SCRIPTS = ("__main__", "__mp_main__")
-"""What the script is called in the process that runs it, and in those that multiprocessing has started."""
-_MOST_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
-
-
-def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> str:
-    """Return the key of a function's arguments: its name and a digest of their canonical form.
-
-    Args:
-        name: of the function.
-        counted: the arguments that count; a dict by name is checked one by one, so that an error names the argument.
-        registry: the classes of users that have a value.
-    """
-    if not isinstance(counted, dict):
-        return f"{name}:{_digest(canonical(counted, registry))}"
-    parts = []
-    for argument, value in counted.items():
-        try:
-            if isinstance(value, type):  # such as cls of a class method: known by its name
-                known = f"{_module_of(value)}.{value.__qualname__}"
-                outer, local, _ = known.rpartition("<locals>")
-                if local and not name.startswith(outer + local):  # beside the function, it is as sure as that
-                    raise InvalidArgument(argument, value, "a class that can be told by its name")
-                parts.append(_CLASS + canonical((argument, known), registry))
-            else:
-                parts.append(canonical((argument, value), registry))
-        except InvalidArgument as error:
-            allowed = (
-                f"a value that can be part of a cache key; give its class a __cache_key__(), or ignore=({argument!r},)"
-            )
-            raise InvalidArgument(argument, value, allowed) from error
-    return f"{name}:{_digest(b''.join(parts))}"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()

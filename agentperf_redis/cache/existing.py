@@ -14,16 +14,10 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.commands import NewerSchema, NoSettings
-from agentperf_redis.cache.flows import (
-    CacheFlows,
-    chunks,
-    distinct_keys,
-    read_keys,
-    read_stats,
-    stored_name,
-    stored_tags,
-)
+from agentperf_redis.cache.inspection import read_keys, read_stats
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Settings
+from agentperf_redis.cache.names import chunks, distinct_keys, stored_name, stored_tags
+from agentperf_redis.cache.reading import Reader
 from agentperf_redis.codec import Codec
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import SchemaMismatch, Undecodable
@@ -90,7 +84,7 @@ class ExistingCache:
             ("existing cache", self.service, self.name),
             lambda: Binding(self.backend, self.service, self.name, self.settings, none_chosen, _nothing_to_report),
         )
-        return CacheFlows(binding, _Lenient()).entry(key)
+        return Reader(binding, _Lenient()).entry(key)
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int | None]:
         """Remove keys, and refuse the values of those who compute them now. Returns how many had a value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.flights import Flight
@@ -32,3 +33,14 @@ class Turn:
     def renew_every_s(self) -> float:
         """Renewed at a third of its life, so that two renewals may get lost."""
         return self.lease_ms / 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """There is a value, and no need to compute; what that has saved, if another computed it meanwhile."""
+
+    value: Any
+    saved_ms: int = 0
+
+
+Answer: TypeAlias = Served | Turn

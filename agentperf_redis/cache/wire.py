@@ -17,6 +17,8 @@ from agentperf_redis.errors import Undecodable
 
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
+HIT = 10**10
+"""One read, in the number that the index of sizes holds for an entry; the rest is bytes."""
 
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: beyond, it is no time to Python."""
@@ -83,6 +85,12 @@ def parse(entry: bytes) -> Stored:
         return Stored(written, until, int(cost), names, data)
     except ValueError:  # also of a name that is no UTF-8
         raise Undecodable("an entry without its line of facts") from None
+
+
+def version_text(entry: bytes | None) -> str:
+    """Return the version with which an entry begins, as text; empty for none."""
+    head = (entry or b"").split(b" ", 1)[0]
+    return head.decode() if head.isdigit() else ""
 
 
 def parse_generation(gen: bytes) -> Generation:

@@ -10,7 +10,8 @@ from math import ceil
 from typing import TypeVar
 
 from agentperf_redis.balancer.model import AgentInstance
-from agentperf_redis.cache.client import LRUCache, TieredCache
+from agentperf_redis.cache.lru import LRUCache
+from agentperf_redis.cache.tiered import TieredCache
 from agentperf_redis.demo import agents
 from agentperf_redis.demo.agents import Finding, Outline, Review
 from agentperf_redis.demo.journal import Journal

@@ -240,7 +240,7 @@ def many_tasks(bench: Bench) -> Row:
 
 def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any]:
     binding = cache._binding
-    data = cache._flows.codec.encode(VALUE)
+    data = cache._flows.writer.codec.encode(VALUE)
     return Batch(
         tuple(
             cache_commands.put(

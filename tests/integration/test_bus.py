@@ -17,7 +17,7 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.bus import Bus
-from agentperf_redis.cache.client import LRUCache
+from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.command import Command
 from agentperf_redis.line import Line
 from agentperf_redis.topology import SLOTS, key_slot

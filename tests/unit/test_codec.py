@@ -23,8 +23,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentperf_redis.codec import MAX_DEPTH, Codec, Registry, canonical
+from agentperf_redis.codec import MAX_DEPTH, Codec, canonical
 from agentperf_redis.errors import InvalidArgument, Undecodable
+from agentperf_redis.registry import Registry
 
 
 class Colour(enum.Enum):

@@ -12,7 +12,7 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, cached
-from agentperf_redis.cache.flows import LEASE_MS
+from agentperf_redis.cache.single_flight import LEASE_MS
 from agentperf_redis.errors import ComputeFailed
 from tests.servers import Raw, Server, wait_until
 from tests.workers import Workers

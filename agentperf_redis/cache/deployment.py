@@ -1,0 +1,32 @@
+"""Settings of a cache, written by the first use in each process, and again whenever the server has lost them."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from agentperf_redis.cache import commands, wire
+from agentperf_redis.cache.binding import Binding, log
+from agentperf_redis.cache.model import Settings
+from agentperf_redis.command import Flow
+from agentperf_redis.errors import SchemaMismatch
+
+ATTEMPTS: Final = 4
+"""How often an operation starts again because the server had lost the settings meanwhile."""
+
+
+def ready(binding: Binding) -> Flow[None]:
+    """Before the first write of a process: note that the cache is in use, and write its settings."""
+    if binding.deployed:
+        return
+    yield from binding.backend.enter(binding.service, binding.name)
+    asked_at = time.monotonic()
+    reply = yield from commands.deploy(binding.keys, binding.settings, binding.given)
+    if isinstance(reply, commands.NewerSchema):
+        raise SchemaMismatch(f"cache {binding.name}", str(reply.schema), f"schema {commands.SCHEMA} or lower")
+    if reply.before not in ("", reply.settings):
+        log.warning("cache %s: settings changed from %s to %s", binding.name, reply.before, reply.settings)
+    binding.settings = Settings.parse(reply.settings) or binding.settings
+    binding.set_clock(reply.now_ms, asked_at)
+    binding.learn(reply.now_ms * wire.CLOCK_PER_S // 1000)
+    binding.deployed = True

@@ -1,0 +1,136 @@
+"""`LRUCache`: one room, which the entry least recently used leaves first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agentperf_redis import arguments
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
+from agentperf_redis.cache.decorator import DecoratingCache
+from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, default_ttl_ms
+from agentperf_redis.codec import Codec
+
+
+class LRUCache(DecoratingCache):
+    """A cache shared by all processes, of bounded size: the entry least recently used leaves first.
+
+    A read costs one plain command. Reads are reported with the next put, or after 0.2 s: within one process entries
+    leave exactly in the order of a textbook LRU; with several it is exact to that delay, or to the read with `strict`.
+
+    Args:
+        max_size: entries it holds.
+        default_ttl: life of entries that are put without one, seconds; None is the cache's, which is for ever if nobody
+            gave it one; `math.inf` is for ever.
+        name: of the cache; every object of that name in any process is the same cache.
+        backend: where it lies; by default the process-wide one.
+        max_bytes: bytes of all keys and values together; None is no limit.
+        policy: who leaves when it is full.
+        strict: note each read at once, by one script call a read.
+        local_size: entries copied within this process, where a hit costs no round trip; None copies none. What other
+            processes change may be served from there for 0.25 s more.
+        local_bytes: bytes of their keys and values together.
+        codec: turns values into bytes.
+
+    Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
+    a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
+    but a TTL that is given applies to all puts of this object.
+
+    Raises:
+        InvalidArgument: for a limit, TTL or name that cannot be, or limits other than those of a living object of this
+            cache in this process.
+    """
+
+    _service = "cache"
+
+    def __init__(
+        self,
+        max_size: int = DefaultCount(1000),
+        default_ttl: float | None = None,
+        *,
+        name: str = "default",
+        backend: Backend | None = None,
+        max_bytes: int | None = None,
+        policy: Policy | str | None = None,
+        strict: bool = False,
+        local_size: int | None = None,
+        local_bytes: int | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        given = (policy, None, None, max_size, max_bytes, None, None, default_ttl)
+        self.max_size = arguments.count("max_size", max_size)
+        self.default_ttl = default_ttl
+        settings = Settings(
+            Policy.LRU if policy is None else arguments.choice("policy", policy, Policy),
+            (0, 0, self.max_size),
+            0 if max_bytes is None else arguments.count("max_bytes", max_bytes, most=MOST_BYTES),
+            (0, 0, default_ttl_ms("default_ttl", default_ttl)),
+        )
+        super().__init__(
+            settings, given, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes
+        )
+        self._aio = AsyncLRUCache(self._backend, self._flows, self._chores)
+
+    @property
+    def aio(self) -> AsyncLRUCache:
+        """The same methods for asyncio."""
+        return self._aio
+
+    def put(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+        """Store a value.
+
+        Args:
+            key: any string.
+            value: see `agentperf_redis.codec.Codec.encode`; it comes back equal and of the same type.
+            ttl: life, seconds; None is the cache's, `math.inf` for ever.
+            tags: names by which it can be invalidated.
+
+        Returns:
+            Whether it was stored: False if it is larger than the whole cache, or if in doubt after a lost connection.
+
+        Raises:
+            InvalidArgument: an argument cannot be; nothing was sent.
+            BackendUnavailable: the server did not answer.
+            BackendFull: the server is at its memory limit.
+        """
+        return self._backend.run(self._flows.writer.put(key, value, ttl, tags))
+
+    def put_many(self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()) -> int:
+        """Store several values, in one round trip for each 256 of them.
+
+        Returns:
+            How many were stored.
+        """
+        return self._backend.run(self._flows.writer.put_many(values, ttl, tags))
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return size, max_size, hits, misses, hit_rate (text) and total_requests; `stats` says more."""
+        return self.stats().render()
+
+    @property
+    def cache(self) -> dict[str, CacheEntry]:
+        """All entries as they are now, by key. For looking: it reads the whole cache."""
+        entries = ((key, self.entry(key)) for key in self.keys())
+        return {key: entry for key, entry in entries if entry is not None}
+
+    @property
+    def access_order(self) -> list[str]:
+        """All keys, the least recently used first."""
+        return self.keys()
+
+
+class AsyncLRUCache(AsyncCache):
+    """The asyncio twin of LRUCache, to be had as ``cache.aio``."""
+
+    async def put(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+        """See `LRUCache.put`."""
+        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags))
+
+    async def put_many(self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()) -> int:
+        """See `LRUCache.put_many`."""
+        return await self._backend.arun(self._flows.writer.put_many(values, ttl, tags))
+
+    async def get_stats(self) -> dict[str, Any]:
+        """See `LRUCache.get_stats`."""
+        return (await self.stats()).render()

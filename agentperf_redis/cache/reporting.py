@@ -1,0 +1,38 @@
+"""Telling the server of reads that were served without it; see `outbox`."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from agentperf_redis.cache import commands
+from agentperf_redis.cache.binding import Binding
+from agentperf_redis.cache.deployment import ATTEMPTS, ready
+from agentperf_redis.cache.outbox import NO_REPORT
+from agentperf_redis.command import Flow, Wait
+
+FLUSH_WAIT_S: Final = 0.25
+"""How long to wait for reads that another thread or task reports at this moment."""
+
+
+def flush(binding: Binding) -> Flow[None]:
+    """Report all reads that wait."""
+    outbox, attempts = binding.outbox, 0
+    if outbox.flushing is not None:
+        yield from Wait(outbox.flushing, FLUSH_WAIT_S)
+    while attempts < ATTEMPTS:
+        report, taken_in = outbox.take(flush=True), False
+        if report is NO_REPORT:
+            return
+        try:
+            yield from ready(binding)
+            asked_at = time.monotonic()
+            now_ms = yield from commands.touch(binding.keys, outbox.writer, report)
+            if now_ms is not None:
+                taken_in = True
+                binding.set_clock(now_ms, asked_at)
+        finally:
+            outbox.settle(report, taken_in=taken_in)
+        if not taken_in:
+            binding.deployed = False
+            attempts += 1

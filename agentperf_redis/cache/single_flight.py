@@ -1,0 +1,257 @@
+"""Single flight: of all processes, threads and tasks that miss a value, one computes it, the others wait for it.
+
+Within a process they meet in `flights`; among processes whoever computes holds a lease, by the script claim. Waiters
+hear of the end over the bus, and look by themselves should it bring no word.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from agentperf_redis import arguments
+from agentperf_redis.cache import commands, wire
+from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding
+from agentperf_redis.cache.commands import Await, Failed, Hit, PutOutcome
+from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
+from agentperf_redis.cache.model import Tier
+from agentperf_redis.cache.names import stored_name, stored_tags
+from agentperf_redis.cache.reading import MISSING, Reader
+from agentperf_redis.cache.turns import Answer, Served, Turn
+from agentperf_redis.cache.writing import Writer
+from agentperf_redis.command import Flow, Wait
+from agentperf_redis.errors import (
+    AgentPerfError,
+    BackendUnavailable,
+    ComputeFailed,
+    InvalidArgument,
+    SchemaMismatch,
+    shown,
+)
+
+LEASE_MS: Final = 5000
+"""How long a dead process keeps others from computing; the living renew."""
+ERROR_KEPT_MS: Final = 5000
+"""How long waiters have to learn of an error; they are told at once, and ask every 0.25 s at the latest."""
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.25
+"""How often a waiter looks by itself, should the bus bring no word."""
+_MOST_WAIT_S = 3600.0
+_MOST_ERROR_CHARACTERS = 500
+_COMPUTE_ANYWAY = (ComputeFailed, InvalidArgument, SchemaMismatch)
+"""Errors that are no trouble of the cache: they reach whoever wanted a value."""
+
+
+class SingleFlight:
+    """Computations of one cache object.
+
+    Args:
+        reader: reads, of the same object.
+        writer: puts what was computed, of the same object.
+    """
+
+    def __init__(self, reader: Reader, writer: Writer) -> None:
+        self.binding: Binding = reader.binding
+        self.reader = reader
+        self.writer = writer
+
+    def answer_or_turn(self, key: str, *, look: bool = True) -> Flow[Answer]:
+        """Return the value of a key, or the turn to compute it, which must end with `land`, `crash` or `give_up`.
+
+        Waits for whoever computes it already, in this process or another.
+
+        Args:
+            key: the key.
+            look: False computes anew although there is a value.
+
+        Raises:
+            ComputeFailed: another process computed, and failed.
+            Exception: another thread or task of this process computed, and failed with this.
+        """
+        name = stored_name(key)
+        try:
+            if look:
+                value = yield from self.reader.look_up(name, key, miss=False)
+                if value is not MISSING:
+                    return Served(value)
+            answer: Answer | None = None
+            try:
+                answer = yield from self._turn(name, key, look=look)
+            finally:  # what another computes for us is a hit, the one that saves most
+                if look and not self.reader.strict:  # whose script has counted
+                    if isinstance(answer, Served):
+                        self.binding.outbox.read(name, answer.saved_ms)
+                    else:
+                        self.binding.outbox.missed()
+        except _COMPUTE_ANYWAY:
+            raise
+        except AgentPerfError as error:
+            return self.without_it(key, error)
+        return answer
+
+    def _turn_alone(self, name: str, key: str) -> Turn:
+        return Turn(self.binding, name, key, "", LEASE_MS, None)
+
+    def _turn(self, name: str, key: str, *, look: bool) -> Flow[Answer]:
+        flights = self.binding.flights
+        while True:
+            flight, asked = flights.join(name)
+            if asked is None:
+                try:
+                    answer = yield from self._claim(name, key, flight, look=look)
+                except GeneratorExit:
+                    flights.end(flight, GivenUp())
+                    raise
+                except BaseException as error:
+                    flights.end(flight, _outcome_of(error))
+                    raise
+                if isinstance(answer, Turn) and answer.flight is None:
+                    flights.end(flight, Uncacheable())
+                return answer
+            while not (yield from Wait(flight.ended, _MOST_WAIT_S)):
+                pass
+            match flight.outcome:
+                case Landed(data, cost_ms) if asked < flight.asked:
+                    return Served(self.reader.codec.decode(data), cost_ms)
+                case Crashed(original):
+                    raise original
+                case Uncacheable():
+                    return self._turn_alone(name, key)
+                case _:
+                    look = True
+
+    def _claim(self, name: str, key: str, flight: Flight, *, look: bool) -> Flow[Answer]:
+        """Become the one who computes among all processes, or wait for what the one brings."""
+        binding = self.binding
+        token, ignore, awaited, look_again_s = secrets.token_hex(8), "", "", _FIRST_LOOK_S
+        hint = None
+        if not look:
+            entry, _ = yield commands.read(binding.keys, name)
+            ignore = wire.version_text(entry)
+        try:
+            while True:
+                if hint is not None:
+                    hint.reset()
+                binding.flights.ask(flight)
+                reply = yield from commands.claim(
+                    binding.keys, name, token, lease_ms=LEASE_MS, ignore=ignore, awaited=awaited
+                )
+                match reply:
+                    case commands.Lead():
+                        return Turn(binding, name, key, token, LEASE_MS, flight)
+                    case Hit(found):
+                        value, stored = yield from self.reader.value(name, found, counted=False)
+                        if value is not MISSING and stored is not None:
+                            binding.flights.end(flight, Landed(stored.data, stored.cost_ms))
+                            return Served(value, stored.cost_ms)
+                        ignore = wire.version_text(found[0])
+                    case Await(left_ms, held):
+                        if hint is None:
+                            hint = binding.hint_for(name)
+                        awaited = held
+                        pause = min(look_again_s * random.uniform(0.8, 1.2), left_ms / 1000 + 0.005)
+                        look_again_s = min(_LONGEST_LOOK_S, look_again_s * 1.5)
+                        yield from Wait(hint, pause)
+                    case Failed("", _):
+                        return self._turn_alone(name, key)
+                    case Failed(error_type, message):
+                        raise ComputeFailed(key, error_type, message)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # the lease may have been given to us all the same: nobody should wait for it to end
+            if not isinstance(error, AgentPerfError) or getattr(error, "outcome", None) == "unknown":
+                with suppress(AgentPerfError):
+                    turn = Turn(binding, name, key, token, LEASE_MS, None)
+                    yield from self._release(turn, None)
+            raise
+        finally:
+            if hint is not None:
+                binding.forget_hint(name, hint)
+
+    @property
+    def rests(self) -> bool:
+        """Whether the server was found away just now, so that asking it would only take time."""
+        return time.monotonic() < self.binding.rest_until
+
+    def turn_alone(self, key: str) -> Turn:
+        """Return the turn to compute a key by oneself."""
+        return self._turn_alone(stored_name(key), key)
+
+    def without_it(self, key: str, error: AgentPerfError) -> Turn:
+        """Return the turn to compute a key by oneself, because the cache is in trouble."""
+        if isinstance(error, BackendUnavailable):
+            self.binding.rest_until = time.monotonic() + REST_AFTER_FAILURE_S
+        self.binding.complain("cache %s: computing without it: %s", self.binding.name, error)
+        return self.turn_alone(key)
+
+    # The flow that is returned tells the server how the turn ended, unless the turn has no token. An error is for those
+    # who wait in this process at once; a value when the server has taken it, since it may be out of date by now.
+
+    def land(
+        self, turn: Turn, value: Any, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None = None
+    ) -> tuple[bool, Flow[None]]:
+        """End a turn with a value. Returns whether it is one that can be stored, and what is left to do."""
+        try:
+            data = self.reader.codec.encode(value)
+        except InvalidArgument:
+            self._end(turn, Uncacheable())
+            return False, self._release(turn, " ")
+        return True, self._store(turn, data, cost_s, ttl, tags, tier)
+
+    def crash(self, turn: Turn, error: Exception) -> Flow[None]:
+        """End a turn with an error: all who wait for it get it. Returns what is left to do."""
+        self._end(turn, Crashed(error))
+        text = str(error)[:_MOST_ERROR_CHARACTERS].encode(errors="replace").decode()
+        return self._release(turn, f"{type(error).__name__} {text}")
+
+    def give_up(self, turn: Turn) -> Flow[None]:
+        """End a turn without a result: whoever waits may try. Returns what is left to do."""
+        self._end(turn, GivenUp())
+        return self._release(turn, None)
+
+    def let_go(self, turn: Turn) -> None:
+        """Make sure that nobody in this process waits for a turn any more. Changes nothing if it ended in order."""
+        self._end(turn, Uncacheable())
+
+    def _end(self, turn: Turn, outcome: Outcome) -> None:
+        if turn.flight is not None:
+            self.binding.flights.end(turn.flight, outcome)
+
+    def _store(
+        self, turn: Turn, data: bytes, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None
+    ) -> Flow[None]:
+        cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
+        life, names = self.writer.life(ttl), stored_tags(tags)
+        if turn.flight is not None:
+            self.binding.flights.ask(turn.flight)
+        try:
+            outcome = yield from self.writer.store(
+                turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms
+            )
+        except (BackendUnavailable, GeneratorExit):
+            raise
+        except BaseException:  # also where the server is full or spoilt: nobody should wait for the lease to end
+            yield from self._release(turn, None)
+            raise
+        vouched = outcome in (PutOutcome.STORED, PutOutcome.TOO_LARGE, PutOutcome.NO_ROOM)
+        self._end(turn, Landed(data, cost_ms) if vouched else GivenUp())
+        if outcome is PutOutcome.LATE:
+            yield from self._release(turn, None)
+        if outcome is PutOutcome.TOO_LARGE:
+            self.binding.complain("cache %s: %s is larger than the cache", self.binding.name, shown(turn.key))
+
+    def _release(self, turn: Turn, error: str | None) -> Flow[None]:
+        where, origin = self.binding.keys, self.binding.origin
+        yield from commands.release(where, turn.name, turn.token, error=error, error_ms=ERROR_KEPT_MS, origin=origin)
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    """Return what others who wait make of an error met while claiming."""
+    if isinstance(error, ComputeFailed):
+        return Crashed(error)
+    # with the cache in trouble they would meet the same, one after the other
+    return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()

@@ -1,0 +1,208 @@
+"""`TieredCache`: hot, warm and cold entries, each with their own room and their own life."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agentperf_redis import arguments
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
+from agentperf_redis.cache.decorator import DecoratingCache
+from agentperf_redis.cache.model import DefaultCount, DefaultSeconds, Policy, Settings, Tier, default_ttl_ms
+from agentperf_redis.codec import Codec
+
+
+class TierView:
+    """One tier of a TieredCache, looked at."""
+
+    def __init__(self, cache: TieredCache, tier: Tier, max_size: int, default_ttl: float | None) -> None:
+        self._cache = cache
+        self.tier = tier
+        self.max_size = max_size
+        self.default_ttl = default_ttl
+
+    def __repr__(self) -> str:
+        return f"TierView({self._cache.name!r}, {self.tier.value!r})"
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return size, max_size, hits, misses, hit_rate (text) and total_requests of this tier."""
+        shown: dict[str, Any] = self._cache.get_stats()[self.tier.value]
+        return shown
+
+    @property
+    def hits(self) -> int:
+        """Reads that found their entry in this tier, in all processes."""
+        return int(self.get_stats()["hits"])
+
+    @property
+    def misses(self) -> int:
+        """Reads that came to this tier and had to go on."""
+        return int(self.get_stats()["misses"])
+
+
+class TieredCache(DecoratingCache):
+    """A cache shared by all processes, in three tiers, each with its own room and TTL.
+
+    A value lies in one place whatever its tier, and a read costs one plain command. A read moves an entry up by one
+    tier; a full tier moves its oldest down. What has moved keeps its time to live.
+
+    Args:
+        hot_size: entries that hot holds.
+        warm_size: entries that warm holds.
+        cold_size: entries that cold holds; it may use what the others leave free.
+        hot_ttl: life of entries put into hot without one, seconds; None is for ever.
+        warm_ttl: the same for warm.
+        cold_ttl: the same for cold, and for entries whose tier the policy chooses.
+        name: of the cache; every object of that name in any process is the same cache.
+        backend: where it lies; by default the process-wide one.
+        max_bytes: bytes of all keys and values together; None is no limit.
+        policy: who leaves when it is full. By default the less frequently used of a newcomer and an old entry.
+        strict: note each read at once, by one script call a read.
+        local_size: entries copied within this process, where a hit costs no round trip; None copies none. What other
+            processes change may be served from there for 0.25 s more.
+        local_bytes: bytes of their keys and values together.
+        codec: turns values into bytes.
+
+    Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
+    a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
+    but a TTL that is given applies to all puts of this object.
+
+    Raises:
+        InvalidArgument: for a limit, TTL or name that cannot be, or limits other than those of a living object of this
+            cache in this process.
+    """
+
+    _service = "tiered"
+
+    def __init__(
+        self,
+        hot_size: int = DefaultCount(100),
+        warm_size: int = DefaultCount(500),
+        cold_size: int = DefaultCount(2000),
+        hot_ttl: float | None = DefaultSeconds(300),
+        warm_ttl: float | None = DefaultSeconds(1800),
+        cold_ttl: float | None = DefaultSeconds(3600),
+        *,
+        name: str = "default",
+        backend: Backend | None = None,
+        max_bytes: int | None = None,
+        policy: Policy | str | None = None,
+        strict: bool = False,
+        local_size: int | None = None,
+        local_bytes: int | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        # here None is for ever, and so it is a choice
+        ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
+        given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls)
+        rooms = (
+            arguments.count("hot_size", hot_size),
+            arguments.count("warm_size", warm_size),
+            arguments.count("cold_size", cold_size),
+        )
+        settings = Settings(
+            Policy.TINYLFU if policy is None else arguments.choice("policy", policy, Policy),
+            rooms,
+            0 if max_bytes is None else arguments.count("max_bytes", max_bytes, most=MOST_BYTES),
+            (
+                default_ttl_ms("hot_ttl", hot_ttl),
+                default_ttl_ms("warm_ttl", warm_ttl),
+                default_ttl_ms("cold_ttl", cold_ttl),
+            ),
+        )
+        super().__init__(
+            settings, given, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes
+        )
+        self.hot = TierView(self, Tier.HOT, rooms[0], hot_ttl)
+        self.warm = TierView(self, Tier.WARM, rooms[1], warm_ttl)
+        self.cold = TierView(self, Tier.COLD, rooms[2], cold_ttl)
+        self._aio = AsyncTieredCache(self._backend, self._flows, self._chores)
+
+    @property
+    def aio(self) -> AsyncTieredCache:
+        """The same methods for asyncio."""
+        return self._aio
+
+    def put(
+        self,
+        key: str,
+        value: Any,
+        priority: Tier | str | None = None,
+        *,
+        ttl: float | None = None,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """Store a value.
+
+        Args:
+            key: any string.
+            value: see `agentperf_redis.codec.Codec.encode`; it comes back equal and of the same type.
+            priority: "hot", "warm" or "cold"; None lets the policy place it, or leaves it in its tier.
+            ttl: life, seconds; None is that of the tier it is placed in, `math.inf` for ever.
+            tags: names by which it can be invalidated.
+
+        Returns:
+            Whether it was stored: False if it is larger than the whole cache, or if in doubt after a lost connection.
+
+        Raises:
+            InvalidArgument: an argument cannot be; nothing was sent.
+            BackendUnavailable: the server did not answer.
+            BackendFull: the server is at its memory limit.
+        """
+        return self._backend.run(self._flows.writer.put(key, value, ttl, tags, _tier(priority)))
+
+    def put_many(
+        self,
+        values: Mapping[str, Any],
+        priority: Tier | str | None = None,
+        *,
+        ttl: float | None = None,
+        tags: Iterable[str] = (),
+    ) -> int:
+        """Store several values, in one round trip for each 256 of them.
+
+        Returns:
+            How many were stored.
+        """
+        return self._backend.run(self._flows.writer.put_many(values, ttl, tags, _tier(priority)))
+
+    def get_stats(self) -> dict[str, dict[str, Any]]:
+        """Return for hot, warm and cold what `LRUCache.get_stats` returns; `stats` says more."""
+        return self.stats().render_tiers()
+
+
+class AsyncTieredCache(AsyncCache):
+    """The asyncio twin of TieredCache, to be had as ``cache.aio``."""
+
+    async def put(
+        self,
+        key: str,
+        value: Any,
+        priority: Tier | str | None = None,
+        *,
+        ttl: float | None = None,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """See `TieredCache.put`."""
+        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags, _tier(priority)))
+
+    async def put_many(
+        self,
+        values: Mapping[str, Any],
+        priority: Tier | str | None = None,
+        *,
+        ttl: float | None = None,
+        tags: Iterable[str] = (),
+    ) -> int:
+        """See `TieredCache.put_many`."""
+        return await self._backend.arun(self._flows.writer.put_many(values, ttl, tags, _tier(priority)))
+
+    async def get_stats(self) -> dict[str, dict[str, Any]]:
+        """See `TieredCache.get_stats`."""
+        return (await self.stats()).render_tiers()
+
+
+def _tier(priority: Tier | str | None) -> Tier | None:
+    return None if priority is None else arguments.choice("priority", priority, Tier)
