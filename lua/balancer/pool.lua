@@ -70,7 +70,7 @@ end
 -- functions costs each call about 3 us. Rejects poisoned keys before the first write.
 local function upkeep(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, '4503599627370496'
-  local GRANTS, DEPTH = 16, 16
+  local GRANTS, FEW, MANY, LOOKS = 16, 4, 32, 5
   if not now_us then
     local clock = call('TIME')
     now_us = clock[1] * 1000000 + clock[2]
@@ -198,16 +198,19 @@ local function upkeep(now_us)
     end
   end
 
-  -- Hand what is free to those who wait, in order. A head that nothing fits does not block those behind it, DEPTH deep.
-  -- A grant is stored for CLAIM_MS to be fetched; the message is a hint. False when it stopped at its bound.
+  -- Hand what is free to those who wait, in order. Those whom nothing fits do not hold up those behind them, some 130
+  -- deep; what was looked for in vain is not looked for again, since nothing becomes free meanwhile. A grant is stored
+  -- for CLAIM_MS to be fetched; the message is a hint. False when it stopped at GRANTS.
   function self.pump()
     if call('ZCARD', WAITQ) == 0 then return true end
-    for _ = 1, GRANTS do
+    local at, granted, vain = 0, 0, {}
+    for look = 1, LOOKS do
       if call('ZCARD', READY) == 0 then return true end
-      local granted = false
-      for _, token in ipairs(call('ZRANGE', WAITQ, 0, DEPTH - 1)) do
-        local score, labels = match(call('HGET', STATE, token) or '', '^W (%S+) %d+ (%S+)$')
-        local id = score and self.best(labels)
+      local tokens = call('ZRANGE', WAITQ, at, at + (look == 1 and FEW or MANY) - 1)
+      if #tokens == 0 then return true end
+      for i, record in ipairs(call('HMGET', STATE, unpack(tokens))) do
+        local token, score, labels = tokens[i], match(record or '', '^W (%S+) %d+ (%S+)$')
+        local id = labels and not vain[labels] and self.best(labels)
         local r = id and self.read(id)
         if r and r.load < r.lim then
           call('ZREM', WAITQ, token)
@@ -219,13 +222,16 @@ local function upkeep(now_us)
           call('HSET', STATE, token, format('G %s %.0f %s', id, r.fence, score))
           self.store(r)
           call('SPUBLISH', WAITQ, token)
-          granted = true
-          break
+          granted = granted + 1
+          if granted == GRANTS then return false end
+        else
+          at = at + 1
+          if labels then vain[labels] = true end
+          if labels == '-' and not id then return true end
         end
       end
-      if not granted then return true end
     end
-    return false
+    return true
   end
 
   -- Note when the pool needs its next look.

@@ -227,11 +227,39 @@ def test_a_cancelled_wait_leaves_nothing_wherever_it_was(
 # The script itself: what happens to waiters that do not come back
 
 
-def ask(backend: Backend, token: str, place: str = "-", ttl_ms: int = 10_000, live_ms: int = 10_000) -> Any:
+def ask(
+    backend: Backend, token: str, place: str = "-", ttl_ms: int = 10_000, live_ms: int = 10_000, require: str = ""
+) -> Any:
     pool = Pool.of(backend.namespace, "planner")
+    needs = frozenset({require} if require else ())
     return backend.run(
-        commands.wait(pool, token, ttl_ms=ttl_ms, live_ms=live_ms, boost_ms=0, require=frozenset(), place=place)
+        commands.wait(pool, token, ttl_ms=ttl_ms, live_ms=live_ms, boost_ms=0, require=needs, place=place)
     )
+
+
+@pytest.mark.parametrize("ahead", [5, 40, 100])
+def test_many_who_need_what_is_rare_neither_hold_up_those_behind_nor_are_these_overtaken(
+    balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, ahead: int
+) -> None:
+    held = balancer.acquire("planner")
+    for number in range(ahead):
+        assert isinstance(ask(backend, f"@rare{number}", require="fr" if number % 7 else "gpu"), Queued)
+    assert ask(backend, "@first").ahead == ahead
+    assert ask(backend, "@second").ahead == ahead + 1
+    assert balancer.release(held)
+    assert balancer.acquire("planner") is None
+    assert isinstance(ask(backend, "@first"), Granted)
+    assert backend.run(commands.release(Pool.of(backend.namespace, "planner"), "@first"))
+    assert balancer.acquire("planner") is None
+    assert isinstance(ask(backend, "@second"), Granted)
+
+    balancer.register_instance(AgentInstance("french", "planner", max_capacity=ahead, labels=frozenset({"fr"})))
+    french = [f"@rare{number}" for number in range(ahead) if number % 7]
+    for _ in range(0, len(french), 16):  # so many are handed something by one script
+        assert isinstance(ask(backend, "@rare0", require="gpu"), Queued)
+    records = {token: raw.hget(pool.state, token).split(" ") for token in french}
+    assert {record[1] for record in records.values()} == {"french"}
+    assert sorted(french, key=lambda token: int(records[token][2])) == french
 
 
 def test_a_waiter_that_fell_silent_is_passed_over(

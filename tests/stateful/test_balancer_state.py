@@ -17,7 +17,7 @@ from tests.fake import Fake
 IDS = ("a", "b", "c", "d")
 LABELS = ("gpu", "fr")
 DAY_MS = 86_400_000
-DEPTH = 16
+DEPTH = 132
 """How deep the line is looked into for somebody whom what is free would suit (pool.lua)."""
 
 
