@@ -84,7 +84,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and repr(one) == repr(other) and bool(one == other)
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__} {str(value)[:20]}")
+@pytest.mark.parametrize("value", VALUES, ids=[f"{at} {type(value).__name__}" for at, value in enumerate(VALUES)])
 def test_a_value_is_the_same_on_miss_hit_and_local_copy(call: Call, backend: Backend, value: Any) -> None:
     cache = LRUCache(backend=backend, local_size=10, codec=Codec(registry=REGISTRY))
     calls: list[int] = []
