@@ -19,6 +19,7 @@ import struct
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from agentperf_redis.script import Script
@@ -135,9 +136,9 @@ class Proxy:
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._faults: list[Fault] = []
-        self._connections: set[Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: asyncio.Server | None = None
+        self._clients: dict[asyncio.Task[None], Connection | None] = {}
+        """What serves each client, and its connection, once its counterpart to the server is there."""
+        self._listener: socket.socket | None = None
         self._swallowing = False
         self.requests: list[Request] = []
         self.port = 0
@@ -264,9 +265,9 @@ class Proxy:
 
         async def end() -> None:
             await self._close_port()
-            for task in list(self._tasks):
+            for task in self._clients:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._clients, return_exceptions=True)
             await asyncio.sleep(0)  # lets the transports that were just closed say so to their protocols
 
         self._call(end())
@@ -287,45 +288,62 @@ class Proxy:
         if self._listener is None:
             from tests.servers import free_port
 
-            port = self.port or free_port()
-            self._listener = await asyncio.start_server(self._serve, "127.0.0.1", port, reuse_address=True)
-            self.port = port
+            self.port = self.port or free_port()
+            self._listener = socket.create_server(("127.0.0.1", self.port))
+            self._listener.setblocking(False)
+            self._loop.add_reader(self._listener, self._accept, self._listener)
 
     async def _close_port(self) -> None:
         if self._listener is not None:
+            self._loop.remove_reader(self._listener)
             self._listener.close()
             self._listener = None
         await self._cut()
 
     async def _cut(self) -> None:
-        for connection in list(self._connections):
-            connection.reset()
+        for task, connection in self._clients.items():
+            if connection is None:
+                task.cancel()
+            else:
+                connection.reset()
         await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next round
 
-    async def _serve(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accept(self, listener: socket.socket) -> None:
+        """Take a client. By hand: whom asyncio's own server has just taken when it is closed, nobody closes."""
         try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-        except OSError:
-            reset(client_writer)
-            self._tasks.discard(task)
+            client, _ = listener.accept()
+        except BlockingIOError:  # it went again
             return
-        connection = Connection((client_reader, client_writer), (server_reader, server_writer))
-        self._connections.add(connection)
+        client.setblocking(False)
+        task = self._loop.create_task(self._serve(client))
+        self._clients[task] = None
+        task.add_done_callback(partial(self._served, client))
+
+    def _served(self, client: socket.socket, task: asyncio.Task[None]) -> None:
+        del self._clients[task]
+        client.close()  # where the task was cancelled before it began, nobody else does
+
+    async def _serve(self, client: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=client)
         try:
-            while await self._handle_one(connection):
-                pass
+            try:
+                server = await asyncio.open_connection("127.0.0.1", self._target_port)
+            except OSError:
+                raise Reset from None
+            try:
+                task = asyncio.current_task()
+                assert task is not None
+                connection = self._clients[task] = Connection((reader, writer), server)
+                while await self._handle_one(connection):
+                    pass
+            finally:
+                server[1].close()
         except Reset:
-            connection.reset()
+            reset(writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # either side went; what is left to do is to close the other
         finally:
-            self._connections.discard(connection)
-            self._tasks.discard(task)
-            client_writer.close()
-            server_writer.close()
+            writer.close()
 
     async def _handle_one(self, connection: Connection) -> bool:
         raw = await read_value(connection.client_reader)
