@@ -19,15 +19,17 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys
 from agentperf_redis.address import parse_url, resolve_url, url_in_environment
+from agentperf_redis.breaker import PROBE_S, Breaker
 from agentperf_redis.bus import Bus
 from agentperf_redis.command import Command, Flow, Reply
 from agentperf_redis.connector import Connector
-from agentperf_redis.delivery import ExchangeFailed
+from agentperf_redis.delivery import ExchangeFailed, passing
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
 from agentperf_redis.executor import CLOSED, AsyncExecutor, Executor, Runnable
 from agentperf_redis.greeting import Greeting
+from agentperf_redis.resp import ServerError, pack
 from agentperf_redis.script import Script
-from agentperf_redis.topology import Topology
+from agentperf_redis.topology import Node, Topology
 
 T = TypeVar("T")
 
@@ -72,15 +74,17 @@ class Backend:
         self._entered: set[str] = set()
         self._inherited: list[object] = []
         self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._recovery_callbacks: list[Callable[[], None]] = []
         self._greeting = Greeting(self.address.masked, self.namespace, self._note_epoch)
-        self._make_drivers()
         topology = self._topology
         learn = None if topology.fixed else self._learn
+        self._breaker = Breaker(topology, self.deadline, self._answers, learn, self._note_recovery)
+        self._make_drivers()
         self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn, self._look_again)
         _backends.add(self)
 
     def _make_drivers(self) -> None:
-        self._executor = Executor(self._connector, self._topology, self.deadline, self._greeting)
+        self._executor = Executor(self._connector, self._topology, self._breaker, self.deadline, self._greeting)
         self._async_executors: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncExecutor] = (
             weakref.WeakKeyDictionary()
         )
@@ -125,7 +129,7 @@ class Backend:
             if gone is not None:
                 executors.pop(gone, None)
 
-        executor = AsyncExecutor(self._connector, self._topology, self.deadline, self._greeting, ended)
+        executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._greeting, ended)
         executors[loop] = executor
         await executor.start()
         return executor
@@ -159,6 +163,13 @@ class Backend:
         """
         self._epoch_callbacks.append(callback)
 
+    def on_recovery(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, on a thread of its own, when a server that did not answer for long does so again.
+
+        It may run commands; by then the server was greeted, so that `on_new_epoch` came before, if it came back empty.
+        """
+        self._recovery_callbacks.append(callback)
+
     def on_close(self, callback: Callable[[], None]) -> None:
         """Have `callback` called before the connections go, newest first. It may still run commands."""
         self._close_callbacks.append(callback)
@@ -167,6 +178,7 @@ class Backend:
         """Flush what is buffered and close the connections. A second call does nothing."""
         if self.closed:
             return
+        self._breaker.stop()
         self._run_close_callbacks()
         self.closed = True
         self.bus.close()
@@ -181,6 +193,7 @@ class Backend:
         """Do as `close`, without blocking the loop."""
         if self.closed:
             return
+        self._breaker.stop()
         await asyncio.to_thread(self._run_close_callbacks)
         executor = self._async_executors.pop(asyncio.get_running_loop(), None)
         if executor is not None:
@@ -204,11 +217,21 @@ class Backend:
                 self._entered.clear()
         if changed:
             _log.warning("%s came back without its data: registering again, leases are lost", self.address.masked)
-            for callback in list(self._epoch_callbacks):
-                try:
-                    callback()
-                except Exception:  # noqa: BLE001  as in _run_close_callbacks
-                    _log.exception("a service could not recover")
+            _tell(self._epoch_callbacks)
+
+    def _answers(self, node: Node) -> bool:
+        """Whether a node answers a command, if only with a refusal that its callers should see."""
+        try:
+            reply = self._connector.ask(node, pack(("PING",)), PROBE_S)
+        except ExchangeFailed as failed:
+            return failed.final
+        except BackendUnavailable:  # the embedded server could not be started: that is told at once anyway
+            return True
+        return not (isinstance(reply, ServerError) and passing(reply.text))
+
+    def _note_recovery(self) -> None:
+        self._look()
+        _tell(self._recovery_callbacks)
 
     def _learn(self) -> str:
         """Ask one node for the layout, another each time. Returns what went wrong, or an empty text."""
@@ -220,13 +243,13 @@ class Backend:
 
     def _look_again(self) -> None:
         """The bus lost its server: have the next one greeted now, not only when this process has something to say."""
-
-        def look() -> None:
-            with contextlib.suppress(AgentPerfError):
-                self._executor.run(Command("ECHO", (keys.meta(self.namespace),), (), lambda _: None))
-
         if not self.closed:
-            threading.Thread(target=look, name="agentperf-look", daemon=True).start()
+            threading.Thread(target=self._look, name="agentperf-look", daemon=True).start()
+
+    def _look(self) -> None:
+        """Say something, so that the server is greeted if its connections broke."""
+        with contextlib.suppress(AgentPerfError):
+            self._executor.run(Command("ECHO", (keys.meta(self.namespace),), (), lambda _: None))
 
     def _after_fork(self) -> None:
         """In the child: all that has a lock or a socket is made anew; the old stays referenced, so it is not closed."""
@@ -235,9 +258,18 @@ class Backend:
             self._foreign_loops.add(loop)
         self._lock = threading.RLock()
         self._connector.after_fork()
+        self._breaker.after_fork()
         self._make_drivers()
         self.process = _process_id()
         self.bus.after_fork()
+
+
+def _tell(callbacks: list[Callable[[], None]]) -> None:
+    for callback in list(callbacks):
+        try:
+            callback()
+        except Exception:  # noqa: BLE001  one service's trouble must not keep the next from recovering
+            _log.exception("a service could not recover")
 
 
 def resolve_namespace(namespace: str | None) -> str:

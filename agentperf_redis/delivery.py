@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from agentperf_redis.breaker import Breaker
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.errors import (
     AgentPerfError,
@@ -130,7 +131,7 @@ Settle: TypeAlias = Callable[[int, Any], None]
 class _Item:
     """One command under way."""
 
-    __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason")
+    __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason", "silent")
 
     def __init__(self, index: int, command: Command[Any]) -> None:
         self.index = index
@@ -143,6 +144,8 @@ class _Item:
         self.node: Node | None = None
         """Set by ASK: where to send it this once."""
         self.reason = ""
+        self.silent: Node | None = None
+        """The node that had no answer for it, the last time."""
 
 
 def deliver(
@@ -150,6 +153,7 @@ def deliver(
     topology: Topology,
     deadline_s: float,
     settle: Settle,
+    breaker: Breaker | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Delivery:
     """Deliver commands and decode their replies.
@@ -159,12 +163,15 @@ def deliver(
         topology: where to send them.
         deadline_s: seconds for all of it.
         settle: is told for each command what its decoder made of the reply, or the AgentPerfError it met.
+        breaker: knows which nodes are not worth asking; None asks all.
         now: the clock.
     """
     post = _Post(topology, now() + deadline_s, settle, now)
     waiting = [_Item(index, command) for index, command in enumerate(commands)]
+    if breaker is not None and breaker.open:
+        waiting = [item for item in waiting if not _refused(item, breaker, post)]
     rests = 0
-    if len(commands) == 1 and not topology.doubtful:
+    if len(waiting) == 1 and len(commands) == 1 and not topology.doubtful:
         # The usual case in a straight line; what comes of it otherwise goes the general way.
         command = commands[0]
         node = topology.node_for(command.keys[0] if command.keys else None)
@@ -186,6 +193,9 @@ def deliver(
         if post.left() <= 0:
             for item in waiting:
                 post.give_up(item, f"{item.reason or 'there was no time to ask'}; gave up after {deadline_s:g} s")
+            for node in {item.silent for item in waiting}:
+                if breaker is not None and node is not None:
+                    breaker.suspect(node, deadline_s)
             return
         waiting, rest = yield from _round(waiting, post)
         if rest and waiting:
@@ -193,6 +203,14 @@ def deliver(
             pause = random.uniform(0, min(_LONGEST_REST_S, _FIRST_REST_S * 2**rests))
             rests = min(rests + 1, 16)
             yield Rest(min(pause, max(0.0, post.left())))
+
+
+def _refused(item: _Item, breaker: Breaker, post: _Post) -> bool:
+    keys = item.command.keys
+    refusal = breaker.refusal(post.topology.node_for(keys[0] if keys else None))
+    if refusal is not None:
+        post.settle(item.index, refusal)
+    return refusal is not None
 
 
 class _Post:
@@ -332,6 +350,7 @@ def _take(
         for item in unanswered:
             item.maybe_applied |= broken.sent
             item.at_once = broken.stale
+            item.silent = None if broken.local else node
             if not (broken.silent and item.reason):  # the last attempt is often cut short
                 item.reason = broken.reason
             item.node = None
@@ -350,6 +369,7 @@ def _take(
         else:
             error = _read_error(item, reply.text, node, post.topology)
             if error is None:
+                item.silent = node  # an error until the deadline is no answer either; a probe will tell
                 waiting.append(item)
             else:
                 post.settle(item.index, error)

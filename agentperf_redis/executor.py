@@ -15,6 +15,7 @@ from redis.asyncio.connection import Connection as AsyncConnection
 from redis.connection import Connection
 from redis.exceptions import RedisError, ResponseError
 
+from agentperf_redis.breaker import Breaker
 from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Reply, Step, Wait
 from agentperf_redis.connector import Connector, aread, broken, drop, read, refused, send, unconnected
 from agentperf_redis.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver
@@ -38,13 +39,22 @@ class Executor:
     Args:
         connector: makes the connections.
         topology: knows which node serves which key.
+        breaker: knows which nodes are not worth asking; None asks all.
         deadline_s: seconds that one command may take in all.
         greeting: what is said first on a connection; None says nothing.
     """
 
-    def __init__(self, connector: Connector, topology: Topology, deadline_s: float, greeting: Greeting | None) -> None:
+    def __init__(
+        self,
+        connector: Connector,
+        topology: Topology,
+        breaker: Breaker | None,
+        deadline_s: float,
+        greeting: Greeting | None,
+    ) -> None:
         self._connector = connector
         self._topology = topology
+        self._breaker = breaker
         self._deadline_s = deadline_s
         self._greeting = greeting
         self._idle: dict[Node, deque[Connection]] = {}
@@ -116,7 +126,7 @@ class Executor:
 
     def _send(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
         results: list[Any] = [None] * len(commands)
-        delivery = deliver(commands, self._topology, deadline_s, results.__setitem__)
+        delivery = deliver(commands, self._topology, deadline_s, results.__setitem__, self._breaker)
         try:
             step = next(delivery)
             while True:
@@ -223,6 +233,7 @@ class AsyncExecutor:
     Args:
         connector: makes the connections.
         topology: knows which node serves which key.
+        breaker: knows which nodes are not worth asking.
         deadline_s: seconds that one command may take in all.
         greeting: what is said first on a connection.
         on_end: called when the loop ends, or this was closed.
@@ -234,12 +245,14 @@ class AsyncExecutor:
         self,
         connector: Connector,
         topology: Topology,
+        breaker: Breaker,
         deadline_s: float,
         greeting: Greeting,
         on_end: Callable[[], None],
     ) -> None:
         self._connector = connector
         self._topology = topology
+        self._breaker = breaker
         self._deadline_s = deadline_s
         self._greeting = greeting
         self._on_end = on_end
@@ -394,7 +407,7 @@ class AsyncExecutor:
                 raise
 
     async def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float, settle: Settle) -> None:
-        delivery = deliver(commands, self._topology, deadline_s, settle)
+        delivery = deliver(commands, self._topology, deadline_s, settle, self._breaker)
         try:
             step = next(delivery)
             while True:

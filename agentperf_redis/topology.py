@@ -76,6 +76,10 @@ class Topology:
             return next(iter(self._slots.values()), None)
         return self._slots.get(key_slot(key))
 
+    def uses(self, node: Node) -> bool:
+        """Whether a command may be sent to this node, as far as is known now."""
+        return node in self._slots.values() if self.scattered else node == self._primary
+
     def doubt(self) -> None:
         """It may be out of date."""
         self.doubtful = not self.fixed

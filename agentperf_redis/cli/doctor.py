@@ -183,7 +183,7 @@ def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
     address = backend.address
 
     def executor(place: Address) -> Executor:
-        return Executor(Connector(place), Topology(place), backend.deadline, None)
+        return Executor(Connector(place), Topology(place), None, backend.deadline, None)
 
     if address.kind is not Kind.CLUSTER:
         yield "", executor(address)

@@ -42,7 +42,7 @@ def drive(
 ) -> tuple[list[Any], list[Exchange]]:
     """Play the driver; returns the results and all exchanges asked for."""
     results: list[Any] = [None] * len(commands)
-    delivery: Delivery = deliver(commands, topology, 5.0, results.__setitem__, clock)
+    delivery: Delivery = deliver(commands, topology, 5.0, results.__setitem__, None, clock)
     asked: list[Exchange] = []
     try:
         step = next(delivery)
