@@ -21,49 +21,53 @@
 -- Lua 5.1 pays for each captured local (measured: 14 us against 4). Numbers are written as '%d': Redis 7.0 prints
 -- them with %.17g. The chunk ends early with {0} when the cache has no settings, and with an error before anything
 -- was written when a key is not what it should be.
-local I = {
-  call = redis.call, meta = META, size = SIZE, exp = EXP, ghost = GHOST, trash = TRASH,
-  tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
-  HITS = 1e10,            -- one hit, in the number a SIZE field holds
-  MOST = 9e15,            -- beyond, a double is not exact: a hit count stops at 900,000
-  MAX_EVICTIONS = 512,    -- in one call
-  dead = {}, evicted = 0, expired = 0,
-}
+local I
 do
-  local m = I.call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'trash', 'evicted', 'removed', 'resent',
-    'accesses', 'grow', 'halvings')
+  local call, number = redis.call, tonumber
+  local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'trash', 'resent', 'removed', 'evicted')
   if not m[1] then return {0} end
   local policy, hot, warm, cold, bytes, hot_ms, warm_ms, cold_ms =
     string.match(m[1], '^(%a+) room (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$')
-  local clock = tonumber(m[2] or 0)
-  I.bytes = tonumber(m[3] or 0)
-  if not policy or not clock or not I.bytes then
+  local clock, held = number(m[2] or 0), number(m[3] or 0)
+  if not policy or not clock or not held then
     return redis.error_reply('CORRUPT ' .. META .. ' settings, clock or bytes that are no numbers')
   end
-  I.lfu = policy == 'tinylfu'
-  I.room = {tonumber(hot), tonumber(warm), tonumber(cold)}
-  I.total = I.room[1] + I.room[2] + I.room[3]
-  I.top = I.room[1] > 0 and 1 or I.room[2] > 0 and 2 or 3
-  I.max_bytes = tonumber(bytes)
-  I.ttl_ms = {tonumber(hot_ms), tonumber(warm_ms), tonumber(cold_ms), tonumber(cold_ms)}
-  I.next, I.heaps, I.evictions = tonumber(m[4] or nil), tonumber(m[5] or 0), tonumber(m[6] or 0)
-  I.removed, I.resent = tonumber(m[7] or 0), tonumber(m[8] or 0)
-  I.accesses, I.grow, I.halvings = tonumber(m[9] or 0), tonumber(m[10] or 0), m[11] or '0 0 0 0'
-  I.before = {
-    next = I.next, heaps = I.heaps, grow = I.grow, halvings = I.halvings, removed = I.removed, resent = I.resent,
-  }
+  local lfu = policy == 'tinylfu'
+  hot, warm, cold = number(hot), number(warm), number(cold)
   -- a first read of every key that may be written: one of the wrong type is refused here
-  I.n = I.call('HLEN', SIZE)
-  I.call('ZCARD', EXP)
-  for i = I.top, 3 do if I.room[i] > 0 then I.call('ZCARD', I.tier[i]) end end
-  if I.lfu then
-    I.newcomers = I.call('ZCARD', NEW)
-    I.call('ZCARD', GHOST)
+  local n, newcomers, ageing = call('HLEN', SIZE), nil, nil
+  if hot > 0 then call('ZCARD', HOT) end
+  if warm > 0 then call('ZCARD', WARM) end
+  call('ZCARD', COLD)
+  if lfu then
+    ageing = call('HMGET', META, 'accesses', 'grow', 'halvings')
+    newcomers = call('ZCARD', NEW)
+    call('ZCARD', GHOST)
   end
-  if I.heaps > 0 then I.call('LLEN', TRASH) end
-  local time = I.call('TIME')
-  I.now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  I.clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock)
+  local next_ms, heaps = number(m[4] or nil), number(m[5] or 0)
+  if next_ms then call('ZCARD', EXP) end
+  if heaps > 0 then call('LLEN', TRASH) end
+  local time = call('TIME')
+  I = {                                  -- all at once: a table that grows is hashed anew each time it doubles
+    call = call, meta = META, size = SIZE, exp = EXP, ghost = GHOST, trash = TRASH,
+    tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
+    HITS = 1e10,            -- one hit, in the number a SIZE field holds
+    MOST = 9e15,            -- beyond, a double is not exact: a hit count stops at 900,000
+    MAX_EVICTIONS = 512,    -- in one call
+    lfu = lfu, room = {hot, warm, cold}, total = hot + warm + cold, top = hot > 0 and 1 or warm > 0 and 2 or 3,
+    max_bytes = number(bytes), ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
+    expires = cold_ms ~= '0' or hot_ms ~= '0' or warm_ms ~= '0',
+    n = n, newcomers = newcomers, bytes = held,
+    next = next_ms,         -- no later than the first expiry; nil if there is none, and EXP is empty
+    heaps = heaps, resent = number(m[6] or 0),
+    removed = m[7],         -- as it is stored until something is removed
+    now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
+    clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock),
+    accesses = lfu and number(ageing[1] or 0), grow = lfu and number(ageing[2] or 0),
+    halvings = lfu and (ageing[3] or '0 0 0 0'),
+    halved = false, tail = false, served = false, counters = false, writer = false, promoted = false,
+    dead = {}, evicted = 0, expired = 0, stored = m, ageing = ageing,
+  }
 end
 
 function I.text(number) return string.format('%d', number) end
@@ -190,12 +194,11 @@ function I.bury(lease)
   local dead, values = I.dead, {lease}
   if #dead > 0 then
     if I.max_bytes == 0 then
-      for _, size in ipairs(I.call('HMGET', I.size, unpack(dead))) do
-        I.bytes = I.bytes - (tonumber(size or nil) or 0) % I.HITS
-      end
+      local sizes = I.call('HMGET', I.size, unpack(dead))
+      for i = 1, #dead do I.bytes = I.bytes - (tonumber(sizes[i] or nil) or 0) % I.HITS end
     end
     I.call('HDEL', I.size, unpack(dead))
-    I.call('ZREM', I.exp, unpack(dead))
+    if I.next then I.call('ZREM', I.exp, unpack(dead)) end
     for i = 1, #dead do values[#values + 1] = I.prefix .. dead[i] end
     I.dead = {}
     I.removed = I.clock
@@ -316,16 +319,19 @@ end
 
 -- Write down what has changed in META. Last of all: everything that frees comes before.
 function I.save()
-  local f, before = {'clock', I.text(I.clock), 'bytes', I.text(I.bytes)}, I.before
+  local stored, evicted, removed = I.stored, I.stored[8] or '0', I.removed or '0'
+  if I.evicted > 0 then evicted = I.text((tonumber(evicted) or 0) + I.evicted) end
+  if removed ~= stored[7] then removed = I.text(removed) end
+  local f = {'clock', I.text(I.clock), 'bytes', I.text(I.bytes), 'evicted', evicted, 'removed', removed}
   local function note(name, value) f[#f + 1] = name; f[#f + 1] = value end
-  if I.lfu then note('accesses', I.text(I.accesses)) end
-  if I.evicted > 0 then note('evicted', I.text(I.evictions + I.evicted)) end
-  if I.removed ~= before.removed then note('removed', I.text(I.removed)) end
-  if I.resent ~= before.resent then note('resent', I.text(I.resent)) end
-  if I.next ~= before.next then note('next', I.next and I.text(I.next) or '') end
-  if I.heaps ~= before.heaps then note('trash', I.heaps) end
-  if I.grow ~= before.grow then note('grow', I.grow) end
-  if I.halvings ~= before.halvings then note('halvings', I.halvings) end
+  if I.next ~= tonumber(stored[4] or nil) then note('next', I.next and I.text(I.next) or '') end
+  if I.heaps ~= tonumber(stored[5] or 0) then note('trash', I.heaps) end
+  if I.resent ~= tonumber(stored[6] or 0) then note('resent', I.text(I.resent)) end
+  if I.lfu then
+    note('accesses', I.text(I.accesses))
+    if I.grow ~= tonumber(I.ageing[2] or 0) then note('grow', I.grow) end
+    if I.halvings ~= (I.ageing[3] or '0 0 0 0') then note('halvings', I.halvings) end
+  end
   if I.writer then note(I.writer[1], I.writer[2]) end
   if I.served or I.counters or I.expired > 0 then
     local s, c = I.served or {0, 0, 0, 0}, I.counters or {0, 0, 0}

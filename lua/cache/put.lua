@@ -72,7 +72,7 @@ if SEEN ~= '' or I.resent >= I.now_ms then
     call('ZCARD', RESENT)
     local seen = tonumber(SEEN)
     if stored then doubt = not version or tonumber(version) > seen
-    else doubt = I.removed > seen or call('HEXISTS', SIZE, KEY) == 1 end
+    else doubt = (tonumber(I.removed or nil) or 0) > seen or call('HEXISTS', SIZE, KEY) == 1 end
   end
 end
 if TOKEN ~= '' then
@@ -92,6 +92,8 @@ if TOKEN ~= '' then
   end
 end
 
+if not I.next and TTL_MS ~= '0' and (I.expires or TTL_MS ~= '-1') then call('ZCARD', EXP) end
+
 if SEQ > 0 then
   local keys, counts = {}, {}
   for i = REST + TAG_COUNT, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
@@ -101,6 +103,7 @@ I.reap(16)
 if I.heaps > 0 then I.empty_trash(16) end
 I.tick(1)
 local version, weight = I.clock, #KEY + #PAYLOAD
+local version_text = I.text(version)
 
 local refused = doubt and -5 or (I.max_bytes > 0 and weight > I.max_bytes) and -2 or 0
 if refused < 0 then                      -- what it was to replace is out of date all the same
@@ -144,12 +147,12 @@ else
   if tier == 4 then I.newcomers = I.newcomers + added end
   I.bytes = I.bytes + weight
   local ttl_ms = tonumber(TTL_MS) or tonumber(({string.match(TTL_MS, '^(%-?%d+)/(%-?%d+)/(%-?%d+)$')})[math.min(tier, 3)])
-  if ttl_ms < 0 then ttl_ms = I.ttl_ms[tier] end
+  if ttl_ms < 0 then ttl_ms = tonumber(I.ttl_ms[tier]) end
   local expiry_ms = ttl_ms > 0 and I.now_ms + ttl_ms or 0
   if ttl_ms > 0 then
     call('ZADD', EXP, I.text(expiry_ms), KEY)
     if not I.next or expiry_ms < I.next then I.next = expiry_ms end
-  elseif known then
+  elseif known and I.next then
     call('ZREM', EXP, KEY)
   end
   I.balance(KEY)
@@ -159,10 +162,10 @@ else
   end
   I.bury(LEASE)
   if refused == 0 then
-    local value = I.text(version) .. ' ' .. I.text(expiry_ms) .. ' ' .. PAYLOAD
+    local value = version_text .. ' ' .. I.text(expiry_ms) .. ' ' .. PAYLOAD
     if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
     -- also for a key that was absent: an evicted entry may live on as a copy within some process
-    call('SPUBLISH', BUS, 's ' .. I.text(version) .. ' ' .. ORIGIN .. ' ' .. KEY)
+    call('SPUBLISH', BUS, 's ' .. version_text .. ' ' .. ORIGIN .. ' ' .. KEY)
   end
 end
 if SEEN ~= '' and TOKEN == '' then
@@ -173,7 +176,7 @@ if SEEN ~= '' and TOKEN == '' then
 end
 I.save()
 if refused < 0 then
-  call('SPUBLISH', BUS, 'd ' .. I.text(version) .. ' ' .. ORIGIN .. ' ' .. KEY)
+  call('SPUBLISH', BUS, 'd ' .. version_text .. ' ' .. ORIGIN .. ' ' .. KEY)
   return {refused, version}
 end
 return {1, version, I.evicted}
