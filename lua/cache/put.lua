@@ -131,10 +131,10 @@ else
       local ghost = tonumber(call('ZSCORE', GHOST, KEY) or nil)
       if ghost then
         f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1
-        if ghost % 16 >= 8 then          -- it left from the window: would one wider by 5 % have kept it?
-          local rank = I.share(0.05)
+        if ghost % 16 >= 8 then          -- it left from the window: would one wider by 10 % have kept it?
+          local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
-          if not mark or ghost > mark then I.grow = math.min(math.max(0, I.room[3] - 2), I.grow + I.step()) end
+          if not mark or ghost > mark then I.grow = math.min(math.max(0, I.total - 2), I.grow + I.step()) end
         end
         call('ZREM', GHOST, KEY)
       end

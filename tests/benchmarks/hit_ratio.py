@@ -1,0 +1,204 @@
+"""Hit ratios: TieredCache as shipped, on the server, against a textbook LRU, W-TinyLFU and the optimum.
+
+    python -m tests.benchmarks --only hit-ratio --trace web.gz --size 500 1000 --trace search.txt --size 50
+
+A trace is a file with one key a line, plain or gzip; `--size` belongs to the `--trace` before it. Without any, traces are
+made here. One process asks for each key in turn and puts what it misses; eight share the trace between them, each taking
+the next few accesses when it is done with its last. W-TinyLFU is the library theine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import statistics
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache
+from tests.benchmarks.measure import Bench, Row
+from tests.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
+from tests.workers import Workers
+
+PROCESSES = 8
+SHARE = 4
+"""Accesses that one of several processes takes at a time."""
+BELOW_TINYLFU = 0.5
+"""Points by which the mean may lie below W-TinyLFU's."""
+BELOW_LRU = 4.0
+"""Points by which it may lie below an LRU's where popularity drifts."""
+HOT_PART, WARM_PART = 100 / 2600, 500 / 2600
+"""The tiers' parts of a TieredCache whose sizes nobody chose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A trace and the size of the cache; whether its popularity drifts."""
+
+    name: str
+    trace: Sequence[str]
+    size: int
+    drifts: bool = False
+
+
+def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
+    """Every trace at every size by one process, then by eight."""
+    scenes = list(chosen(rest)) or list(made(full=bench.full))
+    peers = [percents(scene, theine_hits(scene)) for scene in scenes]
+    beside = [
+        (percents(scene, lru_hits(scene.trace, scene.size)), percents(scene, optimal_hits(scene.trace, scene.size)))
+        for scene in scenes
+    ]
+    for processes in (1, PROCESSES):
+        by = f"{processes} process" + ("es" if processes > 1 else "")
+        ours = []
+        for scene, theirs, (lru, best) in zip(scenes, peers, beside, strict=True):
+            ours.append(percents(scene, hits(bench.url, scene, processes)))
+            goal, met = "", None
+            if scene.drifts:  # several processes ask out of turn, and know late of each other: so does an LRU of theirs
+                level = lru if processes == 1 else percents(scene, hits(bench.url, scene, processes, lru=True))
+                goal, met = f">= {level - BELOW_LRU:.1f} %", ours[-1] >= level - BELOW_LRU
+            name = f"hit ratio, {scene.name} {scene.size:,}, {by}"
+            yield Row(name, f"{ours[-1]:.1f} %", figures(lru, theirs, best), None, goal, met)
+        mean = statistics.fmean(ours)
+        lru, best = (statistics.fmean(column) for column in zip(*beside, strict=True))
+        known = [theirs for theirs in peers if theirs is not None]
+        theirs = statistics.fmean(known) if known else None
+        goal, met = (
+            ("", None) if theirs is None else (f">= {theirs - BELOW_TINYLFU:.1f} %", mean >= theirs - BELOW_TINYLFU)
+        )
+        yield Row(
+            f"hit ratio, mean of {len(scenes)}, {by}", f"{mean:.1f} %", figures(lru, theirs, best), None, goal, met
+        )
+
+
+def figures(lru: float, tinylfu: float | None, best: float) -> str:
+    theirs = "not installed" if tinylfu is None else f"{tinylfu:.1f}"
+    return f"LRU {lru:.1f}, W-TinyLFU {theirs}, best {best:.1f}"
+
+
+def percents(scene: Scene, count: int | None) -> Any:
+    return None if count is None else 100 * count / len(scene.trace)
+
+
+def chosen(arguments: Sequence[str]) -> Iterator[Scene]:
+    """The traces asked for on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks --only hit-ratio", allow_abbrev=False)
+    asked: list[tuple[Path, list[int]]] = []
+
+    class Trace(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            asked.append((values, []))
+
+    class Size(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            if not asked:
+                parser.error("--size belongs to the --trace before it")
+            asked[-1][1].extend(values)
+
+    parser.add_argument("--trace", action=Trace, type=existing, metavar="FILE", help="one key a line, plain or gzip")
+    parser.add_argument("--size", action=Size, type=positive, nargs="+", metavar="N", help="entries of the cache")
+    parser.parse_args(arguments)
+    for path, sizes in asked:
+        trace = read_trace(path)
+        distinct = len(set(trace))
+        for size in sizes or sorted({max(3, distinct // part) for part in (50, 10, 4)}):
+            yield Scene(path.name.split(".")[0], trace, size)
+
+
+def existing(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
+
+
+def positive(text: str) -> int:
+    size = int(text)
+    if size < 3:
+        raise argparse.ArgumentTypeError("a TieredCache has three tiers, so 3 at least")
+    return size
+
+
+def made(*, full: bool) -> Iterator[Scene]:
+    """Traces of all kinds: popularity that stays, that is disturbed, that drifts; and a loop."""
+    count = 60_000 if full else 12_000
+    keys = count // 8
+    yield Scene("zipf", zipf(count, keys, 0.9), keys // 10)
+    yield Scene("zipf, scan, loop", zipf_scan_loop(count, keys), keys // 10)
+    yield Scene("loop", loop(count, keys // 8), keys // 10)
+    yield Scene("drifting zipf", drift(count, keys, 4), keys // 10, drifts=True)
+    yield Scene("births", births(count, keys // 10), keys // 10, drifts=True)
+
+
+def theine_hits(scene: Scene) -> int | None:
+    """Hits of W-TinyLFU; None if theine is not installed."""
+    if importlib.util.find_spec("theine") is None:
+        return None
+    module: Any = importlib.import_module("theine")
+    cache = module.Cache(scene.size)
+    count = 0
+    for key in scene.trace:
+        if cache.get(key)[1]:
+            count += 1
+        else:
+            cache.set(key, 1)
+    cache.close()
+    return count
+
+
+def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
+    """Hits of a TieredCache as shipped, or of an LRUCache, on the server at `url`, asked by so many processes."""
+    namespace, text = uuid.uuid4().hex, "\n".join(scene.trace)
+    workers = Workers()
+    try:
+        args = (url, namespace, scene.size, text, SHARE if processes > 1 else 0, lru)
+        return sum(workers.run(play, [args] * processes, patience=300))
+    finally:
+        workers.close()
+
+
+def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool) -> int:
+    """One process: ask for what is next in the trace, put what is missed. Returns the hits.
+
+    Args:
+        url: the server.
+        namespace: of the cache.
+        size: its entries.
+        text: the trace, a key a line.
+        share: accesses to take at a time, where several processes share the trace; 0 takes all.
+        lru: ask an LRUCache.
+    """
+    trace = text.split("\n")
+    backend = Backend(url, namespace=namespace)
+    hot, warm = max(1, round(size * HOT_PART)), max(1, round(size * WARM_PART))
+    cache: LRUCache | TieredCache
+    cache = LRUCache(size, backend=backend) if lru else TieredCache(hot, warm, size - hot - warm, backend=backend)
+    count = 0
+    for start in shares(url, namespace, len(trace), share):
+        for key in trace[start : start + (share or len(trace))]:
+            if cache.get(key) is None:
+                cache.put(key, 1)
+            else:
+                count += 1
+    backend.close()
+    return count
+
+
+def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
+    """Where the next accesses of this process begin: wherever all processes together have come to."""
+    if not share:
+        yield 0
+        return
+    client = Bench(url).client()
+    while True:
+        start = int(client.incrby(f"{namespace}:next", share)) - share
+        if start >= length:
+            client.close()
+            return
+        yield start

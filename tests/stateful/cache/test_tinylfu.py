@@ -1,0 +1,154 @@
+"""Policy tinylfu against its model: the whole state in Redis after random operations, and mutants that must be caught."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache, chores
+from tests.integration.cache.scan import faults
+from tests.mutants import alter
+from tests.servers import Raw
+from tests.stateful.cache.tinylfu import HOT, TinyLFU
+
+TIERS = ("hot", "warm", "cold", "new")
+SMALL = [(2, 2, 1), (1, 2, 3), (0, 0, 6)]
+LARGE = [(8, 40, 160), (0, 0, 120)]
+
+
+class Both:
+    """A cache on the server and the model beside it, given the same operations."""
+
+    def __init__(self, backend: Backend, raw: Raw, rooms: tuple[int, int, int]) -> None:
+        self.raw = raw
+        self.cache: LRUCache | TieredCache
+        if rooms[HOT]:
+            self.cache = TieredCache(*rooms, backend=backend)
+        else:
+            self.cache = LRUCache(rooms[-1], policy="tinylfu", backend=backend)
+        self.model = TinyLFU(*rooms)
+        self.where = self.cache._binding.keys
+        self.reads: dict[str, int] = {}
+        self.missed = False
+
+    def get(self, key: str) -> None:
+        expected = key if key in self.model else None
+        assert self.cache.get(key) == expected, key
+        if expected is None:
+            self.missed = True
+        else:
+            self.reads[key] = self.reads.pop(key, 0) + 1
+
+    def put(self, key: str, tier: int | None = None) -> None:
+        if isinstance(self.cache, TieredCache) and tier is not None:
+            self.cache.put(key, key, TIERS[tier])
+        else:
+            tier = None
+            self.cache.put(key, key)
+        self.model.put(key, self.reads, tier)
+        self.reads, self.missed = {}, False
+        assert self.cache.get(key) == key, "a put is found by the next get"
+        self.reads[key] = 1
+
+    def flush(self) -> None:
+        self.cache.flush()
+        if self.reads or self.missed:
+            self.model.touch(self.reads)
+            self.model.balance()
+        self.reads, self.missed = {}, False
+
+    def delete(self, key: str) -> None:
+        assert self.cache.delete(key) is (key in self.model)
+        self.model.delete(key)
+
+    def differences(self) -> list[str]:
+        """What the server holds otherwise than the model."""
+        pairs: dict[str, tuple[Any, Any]] = {
+            name: (self.standing(name), [(key, tier[key] % 16) for key in tier.order()])
+            for name, tier in zip((*TIERS, "ghost"), (*self.model.tiers, self.model.ghosts), strict=True)
+        }
+        meta = self.raw.hgetall(self.where.meta)
+        pairs["accesses"] = int(meta.get("accesses", 0)), self.model.accesses
+        pairs["grow"] = pytest.approx(float(meta.get("grow", 0))), self.model.grow
+        pairs["halvings"] = (
+            [halving != "0" for halving in meta.get("halvings", "0 0 0 0").split()],
+            [halving != 0 for halving in self.model.halvings],
+        )
+        return [f"{name}: {here} where the model has {there}" for name, (here, there) in pairs.items() if here != there]
+
+    def standing(self, name: str) -> list[tuple[str, int]]:
+        members = self.raw.zrange(getattr(self.where, name), 0, -1, withscores=True)
+        return [(key, int(score) % 16) for key, score in members]
+
+
+def work(both: Both, seed: int, operations: int, look_every: int) -> list[str]:
+    """Do something random so many times; return the first differences found."""
+    chance = random.Random(seed)
+    keys = 3 * both.model.total
+    drifted = 0
+    for step in range(operations):
+        drifted += step % 7 == 0 and step % 600 > 300  # popularity that stays by turns, and drifts
+        key = f"k{(drifted + int(keys * chance.random() ** 3)) % (8 * keys)}"
+        match chance.randrange(24):
+            case 0:
+                both.delete(key)
+            case 1:
+                both.flush()
+            case 2:
+                both.put(key, chance.randrange(3))
+            case choice if choice < 9:
+                both.put(key)
+            case _:
+                both.get(key)
+                if key not in both.model:
+                    both.put(key)
+        if step % look_every == 0 and (found := both.differences()):
+            return [f"after operation {step}", *found]
+    return both.differences()
+
+
+@pytest.fixture(autouse=True)
+def _reports_go_when_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)
+
+
+@pytest.mark.parametrize(
+    ("rooms", "operations", "look_every"), [(r, 600, 1) for r in SMALL] + [(r, 2500, 50) for r in LARGE]
+)
+def test_the_whole_state_is_the_models_after_whatever_is_done(
+    backend: Backend, raw: Raw, namespace: str, rooms: tuple[int, int, int], operations: int, look_every: int
+) -> None:
+    both = Both(backend, raw, rooms)
+
+    assert work(both, 1, operations, look_every) == []
+
+    assert both.model.halvings[-1] or rooms in LARGE, "frequencies were halved often"
+    assert both.model.ghosts
+    service = "tiered" if rooms[HOT] else "cache"
+    assert faults(raw, namespace, service, "default") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        (
+            "if I.frequency(young_score) > I.frequency(score) then",
+            "if I.frequency(young_score) >= I.frequency(score) then",
+        ),
+        ("I.grow = math.max(0, I.grow - I.step())", "I.grow = I.grow"),
+        ("math.min(math.max(0, I.total - 2), I.grow + I.step())", "I.grow"),
+        ("f = math.floor(f / 2)", "f = math.max(0, f - 1)"),
+        ("f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1", "f = 1"),
+        ("(i == 4 and 8 or 0)", "0"),
+        ("-1 - math.max(16, I.share(2))", "-1 - math.max(16, I.share(1))"),
+    ],
+)
+def test_the_check_of_the_check_a_changed_policy_is_found(
+    backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch, line: str, instead: str
+) -> None:
+    alter(monkeypatch, "cache/put", line, instead)
+
+    assert work(Both(backend, raw, (8, 40, 160)), 1, 2500, 50) != []
