@@ -1,6 +1,7 @@
 """Fixtures for all layers. Every server is a real one (`tests/servers.py`) except `fake`, for the unit layer.
 
-Which server a test runs on: Valkey. A test marked `every_server` runs on every kind; `--all-servers` marks them all so.
+Which server a test runs on: Valkey. A test marked `every_server` runs on every kind; `--all-servers` marks them all so,
+and `--other-servers` runs just what `--all-servers` adds.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _SESSION_MARK = "AGENTPERF_TEST_SESSION"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-servers", action="store_true", help="run every test on every kind of server")
+    parser.addoption("--other-servers", action="store_true", help="run what --all-servers adds, and nothing else")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,13 +61,18 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server_kind" not in metafunc.fixturenames:
         return
+    option = metafunc.config.getoption
     chosen: tuple[Kind, ...] = ("valkey",)
     exact = metafunc.definition.get_closest_marker("servers")
     if exact is not None:
         unknown = set(exact.args) - set(get_args(Kind))
         assert not unknown, f"unknown servers: {unknown}"
         chosen = tuple(kind for kind in kinds() if kind in exact.args)
-    elif metafunc.config.getoption("--all-servers") or metafunc.definition.get_closest_marker("every_server"):
+    elif (
+        option("--all-servers")
+        or option("--other-servers")
+        or metafunc.definition.get_closest_marker("every_server") is not None
+    ):
         chosen = kinds()
         alone = metafunc.definition.get_closest_marker("standalone") is not None
         if alone or {"proxy", "own_server"} & set(metafunc.fixturenames):
@@ -73,6 +80,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             # concerns one process. What a Cluster adds has tests of its own.
             chosen = tuple(kind for kind in chosen if kind != "cluster")
     metafunc.parametrize("server_kind", chosen)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--other-servers`, leave out what runs without it: one run of each is one of everything."""
+    if not config.getoption("--other-servers"):
+        return
+
+    def added(item: pytest.Item) -> bool:
+        kind = (
+            item.callspec.params.get("server_kind")
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else None
+        )
+        always = item.get_closest_marker("every_server") or item.get_closest_marker("servers")
+        return kind not in (None, "valkey") and always is None
+
+    kept = [item for item in items if added(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)
