@@ -10,10 +10,9 @@ from typing import Annotated
 
 import typer
 
-from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.cli import balancer, cache, console
-from agentperf_redis.cli.console import Target
-from agentperf_redis.cli.options import Data, Json, Namespace, Timeout, Url, do
+from agentperf_redis.cli.console import Exit, Target
+from agentperf_redis.cli.options import Data, Json, do, on_server
 from agentperf_redis.metrics.comparison import RankBy
 
 app = typer.Typer(
@@ -99,97 +98,87 @@ def down(data: Data = None, as_json: Json = False) -> None:
 
 
 @app.command()
+@on_server
 def status(
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+    target: Target,
+) -> Exit | None:
     """Show all three services at a glance."""
     from agentperf_redis.cli.status import status as work
 
-    do(lambda: work(Target(url, namespace, timeout), as_json=as_json))
+    return work(target, as_json=target.as_json)
 
 
 @app.command()
+@on_server
 def agents(
+    target: Target,
     window: Window = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """List all agents: executions, success, durations, errors."""
     from agentperf_redis.cli.metrics import agents as work
 
-    do(lambda: work(Target(url, namespace, timeout), window, as_json=as_json))
+    return work(target, window, as_json=target.as_json)
 
 
 @app.command()
+@on_server
 def show(
+    target: Target,
     agent: Agent,
     window: Window = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Show all about one agent. Exit 4 if nothing was ever recorded of it."""
     from agentperf_redis.cli.metrics import show as work
 
-    do(lambda: work(Target(url, namespace, timeout), agent, window, as_json=as_json))
+    return work(target, agent, window, as_json=target.as_json)
 
 
 @app.command()
+@on_server
 def errors(
+    target: Target,
     agent: MaybeAgent = None,
     window: Window = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """List what fails, of whom and how often."""
     from agentperf_redis.cli.metrics import errors as work
 
-    do(lambda: work(Target(url, namespace, timeout), agent, window, as_json=as_json))
+    return work(target, agent, window, as_json=target.as_json)
 
 
 @app.command()
+@on_server
 def slow(
+    target: Target,
     agent: MaybeAgent = None,
     limit: Limit = 20,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """List the slowest executions; the server keeps fifty an agent for 8 days. For windows: rank --by p95."""
     from agentperf_redis.cli.metrics import slow as work
 
-    do(lambda: work(Target(url, namespace, timeout), agent, limit, as_json=as_json))
+    return work(target, agent, limit, as_json=target.as_json)
 
 
 @app.command()
+@on_server
 def rank(
+    target: Target,
     by: Annotated[RankBy, typer.Option("--by", help="What to rank by.")] = RankBy.SCORE,
     window: Window = None,
     least_tasks: Annotated[
         int, typer.Option("--least-tasks", help="Leave out agents with fewer executions.", min=0)
     ] = 1,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Rank the agents: best first by score, the one to look at first by all else."""
     from agentperf_redis.cli.metrics import rank as work
 
-    do(lambda: work(Target(url, namespace, timeout), by, window, least_tasks, as_json=as_json))
+    return work(target, by, window, least_tasks, as_json=target.as_json)
 
 
 @app.command()
+@on_server
 def compare(
+    target: Target,
     agent: Agent,
     other: Annotated[
         str | None,
@@ -198,43 +187,35 @@ def compare(
         ),
     ] = None,
     window: Window = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Compare an agent with another, or with itself in the time before the window."""
     from agentperf_redis.cli.metrics import compare as work
 
-    do(lambda: work(Target(url, namespace, timeout), agent, other, window, as_json=as_json))
+    return work(target, agent, other, window, as_json=target.as_json)
 
 
 @app.command()
+@on_server
 def spans(
+    target: Target,
     agent: Agent,
     window: Window = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Show where an agent's time goes, stage by stage."""
     from agentperf_redis.cli.metrics import spans as work
 
-    do(lambda: work(Target(url, namespace, timeout), agent, window, as_json=as_json))
+    return work(target, agent, window, as_json=target.as_json)
 
 
 @app.command()
+@on_server
 def doctor(
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+    target: Target,
+) -> Exit | None:
     """Examine the server and say what should be changed. Exit 1 if something is bad."""
     from agentperf_redis.cli.doctor import doctor as work
 
-    do(lambda: work(Target(url, namespace, timeout), as_json=as_json))
+    return work(target, as_json=target.as_json)
 
 
 @app.command()

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from agentperf_redis import arguments
-from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import InstanceStatus, LeaseStatus, PoolLeases, PoolStatus, WaiterStatus
-from agentperf_redis.cli.console import Exit, Target, confirmed, counted, err, new_table, not_found, out, print_json
-from agentperf_redis.cli.options import Json, Namespace, Timeout, Url, Yes, do
+from agentperf_redis.cli.console import (
+    Exit,
+    NotFound,
+    Target,
+    confirmed,
+    counted,
+    err,
+    new_table,
+    not_found,
+    out,
+    print_json,
+)
+from agentperf_redis.cli.options import Yes, on_server
 from agentperf_redis.cli.status import pools_table
 
 app = typer.Typer(
@@ -28,63 +39,52 @@ InstanceName = Annotated[str, typer.Argument(help="Name of the instance.", metav
 
 
 @app.command()
+@on_server
 def status(
+    target: Target,
     pool: Annotated[str | None, typer.Argument(help="Only the pool of this agent type.", metavar="[POOL]")] = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Show pools: how they pick, what their instances bear, how many wait."""
-
-    def work() -> Exit | None:
-        with Target(url, namespace, timeout).connect() as perf:
-            pools = perf.balancer().status(*(() if pool is None else (pool,)))
-        if pool is not None and not pools:
-            return not_found(f"pool {pool}, or any instance in it")
-        if as_json:
-            print_json("lb status", {"pools": [_plain_pool(each) for each in pools]})
-            return None
-        if not pools:
-            err.print("No instance is registered.")
-            return None
-        table = new_table(
-            "pools", ["pool", "strategy"], ["instances", "healthy", "load", "waiting", "granted", "overdue"]
-        )
-        for each in pools:
-            table.add_row(
-                each.agent_type,
-                each.strategy.value,
-                str(len(each.instances)),
-                str(each.healthy),
-                f"{each.current_load}/{each.total_capacity}",
-                str(each.waiting),
-                str(each.granted),
-                str(each.overdue),
-            )
-        out.print(table)
-        out.print()
-        instances = pools_table(pools)
-        instances.title = "instances"
-        out.print(instances)
+    with target.connect() as perf:
+        pools = perf.balancer().status(*(() if pool is None else (pool,)))
+    if pool is not None and not pools:
+        return not_found(f"pool {pool}, or any instance in it")
+    if target.as_json:
+        print_json("lb status", {"pools": [_plain_pool(each) for each in pools]})
         return None
-
-    do(work)
+    if not pools:
+        err.print("No instance is registered.")
+        return None
+    table = new_table("pools", ["pool", "strategy"], ["instances", "healthy", "load", "waiting", "granted", "overdue"])
+    for each in pools:
+        table.add_row(
+            each.agent_type,
+            each.strategy.value,
+            str(len(each.instances)),
+            str(each.healthy),
+            f"{each.current_load}/{each.total_capacity}",
+            str(each.waiting),
+            str(each.granted),
+            str(each.overdue),
+        )
+    out.print(table)
+    out.print()
+    instances = pools_table(pools)
+    instances.title = "instances"
+    out.print(instances)
+    return None
 
 
 @app.command()
+@on_server
 def leases(
+    target: Target,
     pool: PoolName,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
 ) -> None:
     """Show who holds what in a pool since when, and who waits; the tokens are what `release` takes."""
-
-    def work(lb: LoadBalancer) -> None:
+    with _in_pool(target, pool) as lb:
         found = lb.leases(pool)
-        if as_json:
+        if target.as_json:
             plain = {
                 "leases": [_plain_lease(each) for each in found.leases],
                 "waiters": [_plain_waiter(each) for each in found.waiters],
@@ -108,78 +108,63 @@ def leases(
                 table.add_row(one.process, ", ".join(sorted(one.require)), one.token, f"{one.waited:.1f}")
             out.print(table)
 
-    _do_in(work, pool, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def drain(
+    target: Target,
     pool: PoolName,
     instance: InstanceName,
     wait: Annotated[
         float | None,
         typer.Option("--wait", help="Wait so long for its last lease to end; inf: for ever.", metavar="SECONDS"),
     ] = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Let an instance finish what it has and take nothing new. With --wait, exit 1 if it is not idle in time."""
-
-    def work(lb: LoadBalancer) -> Exit | None:
+    with _in_pool(target, pool) as lb:
         limit = 0.0 if wait is None else arguments.seconds("--wait", wait, least=0.0, endless=True)
         if not lb.drain(pool, instance):
             return not_found(f"instance {instance} in pool {pool}")
-        if wait is not None and limit > 0 and not as_json:
+        if wait is not None and limit > 0 and not target.as_json:
             until = "" if limit == math.inf else f" for at most {limit:g} s"
             err.print(f"{instance} takes no new work; waiting{until} until it is idle.")
         idle = lb.wait_until_idle(pool, instance, wait=limit)
-        if as_json:
+        if target.as_json:
             print_json("lb drain", {"pool": pool, "instance": instance, "draining": True, "idle": idle})
         else:
             state = "idle: it can be stopped" if idle else "still at work"
             out.print(f"{instance} of {pool} takes no new work and is {state}.")
         return Exit.FAILURE if wait is not None and not idle else None
 
-    _do_in(work, pool, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def undrain(
+    target: Target,
     pool: PoolName,
     instance: InstanceName,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Let a drained instance take work again."""
-
-    def work(lb: LoadBalancer) -> Exit | None:
+    with _in_pool(target, pool) as lb:
         if not lb.undrain(pool, instance):
             return not_found(f"instance {instance} in pool {pool}")
-        if as_json:
+        if target.as_json:
             print_json("lb undrain", {"pool": pool, "instance": instance, "draining": False})
         else:
             out.print(f"{instance} of {pool} is not draining any more.")
         return None
 
-    _do_in(work, pool, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def remove(
+    target: Target,
     pool: PoolName,
     instance: InstanceName,
     yes: Yes = False,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Take an instance out of its pool. The leases it bears run on; a program that registers it brings it back."""
-
-    def work(lb: LoadBalancer) -> Exit | None:
+    with _in_pool(target, pool) as lb:
         found = _instance(lb, pool, instance)
         if found is None:
             return not_found(f"instance {instance} in pool {pool}")
@@ -189,31 +174,26 @@ def remove(
             return refused
         if not lb.remove_instance(pool, instance):
             return not_found(f"instance {instance} in pool {pool}: it has gone just now")
-        if as_json:
+        if target.as_json:
             print_json("lb remove", {"pool": pool, "instance": instance, "removed": True})
         else:
             out.print(f"Removed {instance} from {pool}; leases it bears run on until released.")
         return None
 
-    _do_in(work, pool, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def release(
+    target: Target,
     pool: PoolName,
     token: Annotated[str, typer.Argument(help="Token, as `agentperf lb leases` shows it.", metavar="TOKEN")],
     yes: Yes = False,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """End a lease of any process. Its holder learns that it is lost, but may still be at work.
 
     The token of somebody in line ends that place; a program that is alive stands in line again where it was.
     """
-
-    def work(lb: LoadBalancer) -> Exit | None:
+    with _in_pool(target, pool) as lb:
         what = _described(lb.leases(pool), token)
         if what is None:
             return not_found(f"token {token} in pool {pool}")
@@ -221,31 +201,26 @@ def release(
         if refused is not None:
             return refused
         freed = lb.release_token(pool, token)
-        if as_json:
+        if target.as_json:
             print_json("lb release", {"pool": pool, "token": token, "freed": freed})
         else:
             out.print(f"Ended {what}; " + ("its capacity is free." if freed else "it held no capacity."))
         return None
 
-    _do_in(work, pool, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def repair(
+    target: Target,
     pool: PoolName,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
 ) -> None:
     """Recompute the loads of a pool from its leases, after something was changed by hand. It may stay in use."""
-
-    def work(lb: LoadBalancer) -> None:
+    with _in_pool(target, pool) as lb:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
             task = bar.add_task("instances", total=None)
             found = lb.repair(pool, progress=lambda done, total: bar.update(task, completed=done, total=total))
-        if as_json:
+        if target.as_json:
             counts = {"instances": found.instances, "wrong": found.wrong, "orphans": found.orphans}
             print_json("lb repair", {"pool": pool, **counts})
         else:
@@ -254,20 +229,15 @@ def repair(
                 f"dropped {counted(found.orphans, 'lease')} that nothing would have ended."
             )
 
-    _do_in(work, pool, Target(url, namespace, timeout))
 
-
-def _do_in(work: Callable[[LoadBalancer], Exit | None], pool: str, target: Target) -> None:
-    """Do the work of a command in a pool, or leave with "not found" if it was never used."""
-
-    def in_the_pool() -> Exit | None:
-        arguments.name("POOL", pool)
-        with target.connect() as perf:
-            if pool not in perf.backend.run(perf.backend.entered("lb")):
-                return not_found(f"pool {pool}")
-            return work(perf.balancer())
-
-    do(in_the_pool)
+@contextlib.contextmanager
+def _in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
+    """Give a balancer for work in a pool that was used before."""
+    arguments.name("POOL", pool)
+    with target.connect() as perf:
+        if pool not in perf.backend.run(perf.backend.entered("lb")):
+            raise NotFound(f"pool {pool}")
+        yield perf.balancer()
 
 
 def _instance(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:

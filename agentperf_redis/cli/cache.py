@@ -5,8 +5,9 @@ No command here changes the settings of a cache.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -14,11 +15,11 @@ import typer
 from rich.table import Table
 
 from agentperf_redis import arguments
-from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.cache.existing import SERVICES, ExistingCache, Opaque, find, find_all
 from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, TierStats
 from agentperf_redis.cli.console import (
     Exit,
+    NotFound,
     Target,
     confirmed,
     counted,
@@ -29,7 +30,7 @@ from agentperf_redis.cli.console import (
     print_json,
     printable,
 )
-from agentperf_redis.cli.options import Json, Namespace, Timeout, Url, Yes, do
+from agentperf_redis.cli.options import Yes, on_server
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.service import AgentPerf
 
@@ -57,62 +58,56 @@ KindOption = Annotated[
 
 
 @app.command("list")
+@on_server
 def list_(
-    url: Url = None, namespace: Namespace = None, timeout: Timeout = DEFAULT_DEADLINE_S, as_json: Json = False
+    target: Target,
 ) -> None:
     """List all caches of the namespace."""
-
-    def work() -> None:
-        with Target(url, namespace, timeout).connect() as perf:
-            found = [(each, perf.backend.run(each.stats())) for each in perf.backend.run(find_all(perf.backend))]
-        caches = [(cache, stats) for cache, stats in found if stats is not None]
-        if as_json:
-            print_json("cache list", {"caches": [_plain_stats(cache, stats) for cache, stats in caches]})
-            return
-        if not caches:
-            err.print("No cache is in use.")
-            return
-        table = new_table(
-            "caches",
-            ["cache", "kind", "policy"],
-            ["entries", "limit", "MiB", "limit", "hits", "misses", "hit rate", "evicted", "seconds saved"],
+    with target.connect() as perf:
+        found = [(each, perf.backend.run(each.stats())) for each in perf.backend.run(find_all(perf.backend))]
+    caches = [(cache, stats) for cache, stats in found if stats is not None]
+    if target.as_json:
+        print_json("cache list", {"caches": [_plain_stats(cache, stats) for cache, stats in caches]})
+        return
+    if not caches:
+        err.print("No cache is in use.")
+        return
+    table = new_table(
+        "caches",
+        ["cache", "kind", "policy"],
+        ["entries", "limit", "MiB", "limit", "hits", "misses", "hit rate", "evicted", "seconds saved"],
+    )
+    for cache, stats in caches:
+        table.add_row(
+            cache.name,
+            _KINDS[cache.service],
+            stats.settings.policy.value,
+            str(stats.size),
+            str(stats.max_size),
+            f"{stats.bytes / _MIB:.2f}",
+            f"{stats.max_bytes / _MIB:.2f}" if stats.max_bytes else "",
+            str(stats.hits),
+            str(stats.misses),
+            f"{stats.hit_rate:.1%}",
+            str(stats.evictions),
+            f"{stats.seconds_saved:.1f}",
         )
-        for cache, stats in caches:
-            table.add_row(
-                cache.name,
-                _KINDS[cache.service],
-                stats.settings.policy.value,
-                str(stats.size),
-                str(stats.max_size),
-                f"{stats.bytes / _MIB:.2f}",
-                f"{stats.max_bytes / _MIB:.2f}" if stats.max_bytes else "",
-                str(stats.hits),
-                str(stats.misses),
-                f"{stats.hit_rate:.1%}",
-                str(stats.evictions),
-                f"{stats.seconds_saved:.1f}",
-            )
-        out.print(table)
-
-    do(work)
+    out.print(table)
 
 
 @app.command()
+@on_server
 def stats(
+    target: Target,
     name: Name,
     kind: KindOption = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Show one cache: its settings, its tiers, and what all processes have done with it."""
-
-    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+    with _on_cache(target, name, kind) as (perf, cache):
         found = perf.backend.run(cache.stats())
         if found is None:
             return _gone(cache)
-        if as_json:
+        if target.as_json:
             print_json("cache stats", _plain_stats(cache, found))
             return None
         room = f"{found.size} of {found.max_size} entries, {found.bytes / _MIB:.2f} MiB"
@@ -128,24 +123,19 @@ def stats(
         out.print(table)
         return None
 
-    _do_with(work, name, kind, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def keys(
+    target: Target,
     name: Name,
     kind: KindOption = None,
     most: Annotated[int, typer.Option("--limit", help="Print at most so many.", min=1, metavar="N")] = 1000,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
 ) -> None:
     """Print the keys of a cache, one a line, the least recently used first. Long keys appear with a hash in them."""
-
-    def work(perf: AgentPerf, cache: ExistingCache) -> None:
+    with _on_cache(target, name, kind) as (perf, cache):
         found = perf.backend.run(cache.keys(most + 1))
-        if as_json:
+        if target.as_json:
             print_json("cache keys", {**_plain_name(cache), "keys": found[:most], "complete": len(found) <= most})
             return
         for key in found[:most]:
@@ -153,27 +143,22 @@ def keys(
         if len(found) > most:
             err.print(f"There are more than {most}; --limit shows more.")
 
-    _do_with(work, name, kind, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def get(
+    target: Target,
     name: Name,
     key: Annotated[str, typer.Argument(help="Key of the entry.", metavar="KEY")],
     kind: KindOption = None,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Show an entry: its value and all that is known of it. It does not count as a read."""
-
-    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+    with _on_cache(target, name, kind) as (perf, cache):
         entry = perf.backend.run(cache.entry(key))
         if entry is None:
             return not_found(f"key {printable(key)} in cache {cache.name}")
         plain = _plain_entry(entry)
-        if as_json:
+        if target.as_json:
             print_json("cache get", {**_plain_name(cache), **plain})
             return None
         opaque = isinstance(entry.value, Opaque)
@@ -189,111 +174,89 @@ def get(
         out.print(table)
         return None
 
-    _do_with(work, name, kind, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def delete(
+    target: Target,
     name: Name,
     keys: Annotated[list[str], typer.Argument(help="Keys of entries.", metavar="KEY...")],
     kind: KindOption = None,
     yes: Yes = False,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Remove entries, and refuse the values of those who compute them at this moment."""
-
-    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+    with _on_cache(target, name, kind) as (perf, cache):
         refused = confirmed(f"Delete {counted(len(keys), 'key')} of cache {cache.name}?", yes=yes)
         if refused is not None:
             return refused
         removed = perf.backend.run(cache.delete_many(keys))
         if removed is None:
             return _gone(cache)
-        if as_json:
+        if target.as_json:
             print_json("cache delete", {**_plain_name(cache), "asked": len(keys), "removed": removed})
         elif removed:
             out.print(f"Removed {counted(removed, 'key')} of {len(keys)} from cache {cache.name}.")
         return Exit.OK if removed else not_found(f"any of {counted(len(keys), 'key')} in cache {cache.name}")
 
-    _do_with(work, name, kind, Target(url, namespace, timeout))
-
 
 @app.command()
+@on_server
 def clear(
+    target: Target,
     name: Name,
     kind: KindOption = None,
     yes: Yes = False,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Make every key of a cache a miss, at once. Its settings and its counters stay."""
-
-    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+    with _on_cache(target, name, kind) as (perf, cache):
         refused = confirmed(f"Make every key of cache {cache.name} a miss?", yes=yes)
         if refused is not None:
             return refused
         forgotten = perf.backend.run(cache.clear())
-        if as_json:
+        if target.as_json:
             print_json("cache clear", {**_plain_name(cache), "entries": forgotten})
         else:
             out.print(f"Cleared cache {cache.name}, which held {forgotten} {'entry' if forgotten == 1 else 'entries'}.")
         return None
 
-    _do_with(work, name, kind, Target(url, namespace, timeout))
-
 
 @app.command("invalidate-tag")
+@on_server
 def invalidate_tag(
+    target: Target,
     name: Name,
     tags: Annotated[list[str], typer.Argument(help="Tags that entries were stored with.", metavar="TAG...")],
     kind: KindOption = None,
     yes: Yes = False,
-    url: Url = None,
-    namespace: Namespace = None,
-    timeout: Timeout = DEFAULT_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+) -> Exit | None:
     """Make every entry that was stored with one of the tags a miss, at once and however many there are."""
-
-    def work(perf: AgentPerf, cache: ExistingCache) -> Exit | None:
+    with _on_cache(target, name, kind) as (perf, cache):
         invalidation = cache.invalidate_tags(tags)
         shown = ", ".join(sorted(set(tags)))
         refused = confirmed(f"Make every entry of cache {cache.name} with {printable(shown)} a miss?", yes=yes)
         if refused is not None:
             return refused
         perf.backend.run(invalidation)
-        if as_json:
+        if target.as_json:
             print_json("cache invalidate-tag", {**_plain_name(cache), "tags": sorted(set(tags))})
         else:
             out.print(f"Every entry of cache {cache.name} stored with {shown} until now is a miss.")
         return None
 
-    _do_with(work, name, kind, Target(url, namespace, timeout))
 
-
-def _do_with(
-    work: Callable[[AgentPerf, ExistingCache], Exit | None], name: str, kind: Kind | None, target: Target
-) -> None:
-    """Do the work of a command on the cache of a name, or leave with "not found"."""
-
-    def on_the_cache() -> Exit | None:
-        arguments.name("CACHE", name)
-        services = [service for service in SERVICES if kind is None or _KINDS[service] == kind.value]
-        with target.connect() as perf:
-            found = [perf.backend.run(find(perf.backend, service, name)) for service in services]
-            caches = [cache for cache in found if cache is not None]
-            if not caches:
-                return not_found(f"cache {name}")
-            if len(caches) > 1:
-                raise InvalidArgument("--kind", None, f"lru or tiered, since there are both of the name {name}")
-            return work(perf, caches[0])
-
-    do(on_the_cache)
+@contextlib.contextmanager
+def _on_cache(target: Target, name: str, kind: Kind | None) -> Iterator[tuple[AgentPerf, ExistingCache]]:
+    """Give the cache of a name, and the client it is reached by."""
+    arguments.name("CACHE", name)
+    services = [service for service in SERVICES if kind is None or _KINDS[service] == kind.value]
+    with target.connect() as perf:
+        found = [perf.backend.run(find(perf.backend, service, name)) for service in services]
+        caches = [cache for cache in found if cache is not None]
+        if not caches:
+            raise NotFound(f"cache {name}")
+        if len(caches) > 1:
+            raise InvalidArgument("--kind", None, f"lru or tiered, since there are both of the name {name}")
+        yield perf, caches[0]
 
 
 def _gone(cache: ExistingCache) -> Exit:

@@ -48,11 +48,12 @@ err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which server and namespace a command works on."""
+    """Which server and namespace a command works on, and how it answers."""
 
     url: str | None = None
     namespace: str | None = None
     timeout: float = DEFAULT_DEADLINE_S
+    as_json: bool = False
 
     def resolved(self) -> str | None:
         """Return the URL: given, of the environment, of a running embedded server; None stands for localhost."""
@@ -75,10 +76,16 @@ class Target:
         return AgentPerf(url, namespace=self.namespace, deadline=self.timeout)
 
 
+class NotFound(Exception):
+    """There is no such thing as the command was asked for; the text says which."""
+
+
 def guarded(work: Callable[[], Exit | None]) -> Exit:
     """Do the work of a command and turn the library's errors into a line on stderr and an exit code."""
     try:
         return work() or Exit.OK
+    except NotFound as missing:
+        return not_found(str(missing))
     except AgentPerfError as error:
         err.print(f"agentperf: {error}", style="red")
         if isinstance(error, InvalidArgument):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from agentperf_redis.cli.console import Exit, guarded
+from agentperf_redis.backend import DEFAULT_DEADLINE_S
+from agentperf_redis.cli.console import Exit, Target, guarded
 
 Url = Annotated[
     str | None,
@@ -34,3 +38,31 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask. Needed where nobod
 def do(work: Callable[[], Exit | None]) -> None:
     """Do the work of a command and leave with its exit code."""
     raise typer.Exit(guarded(work))
+
+
+_SERVER_OPTIONS = tuple(
+    Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, default, annotation in (
+        ("url", None, Url),
+        ("namespace", None, Namespace),
+        ("timeout", DEFAULT_DEADLINE_S, Timeout),
+        ("as_json", False, Json),
+    )
+)
+
+
+def on_server(body: Callable[..., Exit | None]) -> Callable[..., None]:
+    """Make a command of a function of a `Target`: it has the options --url, --namespace, --timeout and --json too."""
+    signature = inspect.signature(body, eval_str=True)
+    own = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in list(signature.parameters.values())[1:]]
+    parameters = [*own, *_SERVER_OPTIONS]
+
+    @functools.wraps(body)
+    def command(*, url: str | None, namespace: str | None, timeout: float, as_json: bool, **given: Any) -> None:
+        target = Target(url, namespace, timeout, as_json=as_json)
+        do(lambda: body(target, **given))
+
+    # Typer reads a command's options from both of these.
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # mypy knows no such attribute
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
