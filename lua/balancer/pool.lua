@@ -176,7 +176,9 @@ local function upkeep(now_us)
   end
 
   -- The best ready instance with all of these labels ('-' for none): the first in the order of its index, the last
-  -- under weighted. With several labels, look through the smallest of their indexes.
+  -- under weighted, any under random and peak_ewma, whose index has no order. With several labels, look through the
+  -- smallest of their indexes.
+  local turn = now_us
   function self.best(labels)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
     if labels ~= '-' then
@@ -185,17 +187,24 @@ local function upkeep(now_us)
         if not smallest or size < smallest then from, smallest = READY .. '@' .. label, size end
       end
     end
-    local order = strategy == 'weighted' and 'ZREVRANGE' or 'ZRANGE'
-    if not several then return call(order, from, 0, 0)[1] end
-    for at = 0, smallest - 1, 32 do
-      local some = call(order, from, at, at + 31)
-      for i, record in ipairs(call('HMGET', STATE, unpack(some))) do
-        local its = ',' .. (select(7, match(record or '', RECORD)) or '') .. ','
-        local fits = true
-        for label in string.gmatch(labels, '[^,]+') do fits = fits and string.find(its, ',' .. label .. ',', 1, true) end
-        if fits then return some[i] end
+    local order, first = strategy == 'weighted' and 'ZREVRANGE' or 'ZRANGE', 0
+    if strategy == 'random' or strategy == 'peak_ewma' then
+      turn = turn + 1
+      first = turn % math.max(1, smallest or call('ZCARD', from))
+    end
+    if not several then return call(order, from, first, first)[1] end
+    local function among(low, high)
+      for at = low, high, 32 do
+        local some = call(order, from, at, math.min(high, at + 31))
+        for i, record in ipairs(#some > 0 and call('HMGET', STATE, unpack(some)) or {}) do
+          local its = ',' .. (select(7, match(record or '', RECORD)) or '') .. ','
+          local fits = true
+          for label in string.gmatch(labels, '[^,]+') do fits = fits and string.find(its, ',' .. label .. ',', 1, true) end
+          if fits then return some[i] end
+        end
       end
     end
+    return among(first, smallest - 1) or among(0, first - 1)
   end
 
   -- Hand what is free to those who wait, in order. Those whom nothing fits do not hold up those behind them, some 130

@@ -14,7 +14,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, commands
 from agentperf_redis.balancer.commands import Choice, Granted, Pool
 from agentperf_redis.command import Batch, Command
-from tests.servers import Raw
+from tests.servers import Raw, wait_until
 
 RARE_Z = 3.72
 """A normal deviate beyond which lies a probability of 10^-4."""
@@ -166,3 +166,24 @@ def test_consistent_hash_never_passes_its_bound(backend: Backend, sessions: int)
         total = 50 * (number + 1)
         bound = math.ceil(1.25 * total / 100)
         assert max(load for load, _, _ in loads(backend, pool).values()) <= bound
+
+
+@pytest.mark.parametrize("require", [frozenset(), frozenset({"gpu"}), frozenset({"gpu", "fr"})])
+@pytest.mark.parametrize("strategy", LoadBalancingStrategy)
+def test_those_in_line_are_spread_over_what_becomes_free(
+    backend: Backend, strategy: LoadBalancingStrategy, require: frozenset[str]
+) -> None:
+    pool = Pool.of(backend.namespace, "t")
+    instances = fleet(40, max_capacity=100, labels=frozenset({"gpu", "fr"}))
+    run_all(backend, [commands.register(pool, instance, strategy, 1) for instance in instances])
+    wait_until(lambda: backend.run(commands.select(pool, commands.ANY)) is None, "all to be silent for too long")
+    ask = [
+        commands.wait(pool, f"@{number}", ttl_ms=60_000, live_ms=60_000, boost_ms=0, require=require, place="-")
+        for number in range(60)
+    ]
+    assert not [answer for answer in run_all(backend, ask) if isinstance(answer, Granted)]
+    awake = ["p7", "p23", "p31"]
+    assert backend.run(commands.heartbeat(pool, awake, 60_000)) == []
+    granted = [answer.facts[0] for answer in run_all(backend, ask)]
+    assert len(granted) == len(ask)
+    assert set(granted) == set(awake)
