@@ -262,7 +262,7 @@ class Repaired:
     Attributes:
         instances: looked at.
         wrong: of these, how many had a load that was not the number of their leases.
-        orphans: leases dropped because nothing would ever have ended them.
+        orphans: leases and places in line dropped because nothing would ever have ended them.
     """
 
     instances: int

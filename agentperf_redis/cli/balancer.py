@@ -226,7 +226,7 @@ def repair(
         else:
             out.print(
                 f"Looked at {counted(found.instances, 'instance')} of {pool}: corrected the load of {found.wrong}, "
-                f"dropped {counted(found.orphans, 'lease')} that nothing would have ended."
+                f"dropped {counted(found.orphans, 'lease')} or places in line that nothing would have ended."
             )
 
 

@@ -10,7 +10,7 @@
 --   count     int   instances per page
 -- RETURNS
 --   {1, next_rank, wrong, orphans, registered}   next_rank: 0 after the last page; wrong: instances whose load was not that of
---     their leases; orphans: leases dropped because nothing would have ended them, on the first page only
+--     their leases; orphans: leases and places in line dropped because nothing would have ended them, on the first page only
 --   {0}   no such pool
 --   {-3, fact}   other schema
 -- REPEAT  finds nothing wrong any more
@@ -32,7 +32,7 @@ end
 local all = upkeep()
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
-local held, orphans, instances, seen, cursor = {}, {}, {}, {}, '0'
+local held, waiting, orphans, instances, seen, cursor = {}, {}, {}, {}, {}, '0'
 for _ = 1, ROUNDS do
   local scan = call('HSCAN', STATE, cursor, 'COUNT', SCAN)
   cursor = scan[1]
@@ -40,10 +40,12 @@ for _ = 1, ROUNDS do
     local field, start = scan[2][i], string.sub(scan[2][i], 1, 1)
     if start == '@' and not seen[field] then
       seen[field] = true  -- a scan may bring a field twice
-      local id = match(scan[2][i + 1], '^[LG] (%S+)')
-      if id and not call('ZSCORE', DUE, field) then
+      local kind, id = match(scan[2][i + 1], '^([LGW]) (%S+)')
+      if kind and not call('ZSCORE', DUE, (kind == 'W' and 'W' or '') .. field) then
         orphans[#orphans + 1] = field
-      elseif id then
+      elseif kind == 'W' then
+        waiting[field] = true
+      elseif kind then
         held[id] = (held[id] or 0) + 1
       end
     elseif start ~= '@' and start ~= '#' then
@@ -57,6 +59,9 @@ local page = call('ZRANGE', IDS, first, first + count - 1)
 local next_rank = first + count < registered and first + count or 0
 if first == 0 then
   for _, token in ipairs(orphans) do call('HDEL', STATE, token) end
+  for _, token in ipairs(call('ZRANGE', WAITQ, 0, -1)) do
+    if not waiting[token] then call('ZREM', WAITQ, token) end
+  end
   for id in pairs(instances) do
     if not call('ZSCORE', IDS, id) then page[#page + 1] = id end  -- removed, but for its leases
   end
@@ -71,14 +76,25 @@ for _, id in ipairs(page) do
   end
 end
 if next_rank == 0 then
-  local load, cap = 0, 0
+  local load, cap, with = 0, 0, {}
   for id in pairs(instances) do
     local r = all.read(id)
-    if r then load, cap = load + r.load, cap + (r.lim > 0 and r.cap or 0) end
+    if r then
+      load, cap = load + r.load, cap + (r.lim > 0 and r.cap or 0)
+      for label in string.gmatch(r.labels == '-' and '' or r.labels, '[^,]+') do
+        with[label] = with[label] or {}
+        with[label][id] = true
+      end
+    end
   end
   call('HSET', STATE, '#load', format('%d', load), '#cap', format('%d', cap))
   for _, id in ipairs(call('ZRANGE', READY, 0, -1)) do
     if not instances[id] then call('ZREM', READY, id) end
+  end
+  for label, ids in pairs(with) do
+    for _, id in ipairs(call('ZRANGE', READY .. '@' .. label, 0, -1)) do
+      if not ids[id] then call('ZREM', READY .. '@' .. label, id) end
+    end
   end
 end
 all.pump()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,7 +20,7 @@ from agentperf_redis.balancer.commands import Granted, Pool, Queued, Spent
 from agentperf_redis.errors import NoCapacity
 from tests.conftest import Call
 from tests.proxy import Proxy
-from tests.servers import Raw, Server, wait_until
+from tests.servers import Raw, Server, gone, wait_until
 from tests.workers import Workers
 
 Connect = Callable[..., Backend]
@@ -307,8 +309,8 @@ def test_a_repeated_question_gets_the_same_lease(balancer: LoadBalancer, backend
 # Many processes
 
 
-def stand(url: str, namespace: str, count: int) -> Generator[list[str], list[str], list[tuple[str, float]]]:
-    """Stand in line `count` times at once when told to; return who was served when (its place) in this process."""
+def stand(url: str, namespace: str, count: int, dies_at: int) -> Generator[None, None, list[tuple[str, float]]]:
+    """Stand in line `count` times at once; return who was served when (its fence), or die holding lease `dies_at`."""
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
     served: list[tuple[str, float]] = []
@@ -318,12 +320,14 @@ def stand(url: str, namespace: str, count: int) -> Generator[list[str], list[str
         with balancer.lease("planner", wait=60, ttl=1.0) as lease:
             with lock:
                 served.append((lease.token, lease.fence))
+                if len(served) == dies_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.005)
 
     threads = [threading.Thread(target=take) for _ in range(count)]
     for thread in threads:
         thread.start()
-    yield []
+    yield
     for thread in threads:
         thread.join()
     backend.close()
@@ -341,7 +345,7 @@ def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
 ) -> None:
     first = balancer.acquire("planner")
     assert first is not None
-    crowd = [workers.start(stand, server.url, balancer._backend.namespace, 10) for _ in range(4)]
+    crowd = [workers.start(stand, server.url, balancer._backend.namespace, 10, dies_at) for dies_at in (0, 0, 3, 0)]
     for worker in crowd:
         worker.said()
     wait_until(lambda: raw.zcard(pool.waitq) == 40, "all to stand in line")
@@ -349,13 +353,15 @@ def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
 
     crowd[1].kill()
     assert balancer.release(first)
-    living = [worker for worker in crowd if worker is not crowd[1]]
+    living = [crowd[0], crowd[3]]
     for worker in living:
         worker.answer()
     served = sorted((fence, token) for worker in living for token, fence in worker.result())
 
-    dead = str(crowd[1].pid)
-    assert [token for _, token in served] == [token for token in line if token.split(":")[1] != dead]
+    pids = {str(worker.pid) for worker in living}
+    assert [token for _, token in served] == [token for token in line if token.split(":")[1] in pids]
+    assert len(served) == 20
+    assert gone(crowd[2].pid)
     wait_until(lambda: balancer.status("planner")[0].waiting == 0, "the dead to be gone")
     nothing_left(raw, pool)
 
@@ -416,23 +422,29 @@ def test_repair_puts_right_what_was_changed_by_hand(
 ) -> None:
     monkeypatch.setattr("agentperf_redis.balancer.flows.REPAIR_PAGE", 2)
     for number in range(5):
-        balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=3))
+        labels = frozenset({"gpu"} if number == 4 else ())
+        balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=3, labels=labels))
     kept += [balancer.acquire("planner") for _ in range(7)]
     sound = {name: record for name, record in raw.hgetall(pool.state).items() if name[0] != "@"}
     ready = raw.zrange(pool.ready, 0, -1, withscores=True)
     raw.hset(pool.state, "p1", sound["p1"].replace(sound["p1"][:2], "9 ", 1))
     raw.hset(pool.state, "p2", sound["p2"].replace(sound["p2"][:2], "0 ", 1))
-    raw.hset(pool.state, mapping={"#load": 77, "#cap": 3, "@orphan": "L p3 5 0"})
+    raw.hset(pool.state, mapping={"#load": 77, "#cap": 3, "@orphan": "L p3 5 0", "@silent": "W 4 1000 -"})
+    raw.zadd(pool.waitq, {"@silent": 4, "@nobody": 5})
+    raw.zadd(pool.ready_with("gpu"), {"p0": 0})
     raw.zrem(pool.ready, "p4")
     raw.zadd(pool.ready, {"ghost": 1})
     steps: list[tuple[int, int]] = []
 
     found = call(balancer, "repair", "planner", progress=lambda done, total: steps.append((done, total)))
 
-    assert (found.instances, found.wrong, found.orphans) == (5, 2, 1)
+    assert (found.instances, found.wrong, found.orphans) == (5, 2, 2)
     assert steps == [(2, 5), (4, 5), (5, 5)]
     assert {name: record for name, record in raw.hgetall(pool.state).items() if name[0] != "@"} == sound
     assert raw.zrange(pool.ready, 0, -1, withscores=True) == ready
+    assert raw.zrange(pool.ready_with("gpu"), 0, -1) == ["p4"]
+    assert raw.zrange(pool.waitq, 0, -1) == []
+    assert not raw.hexists(pool.state, "@silent")
     again = call(balancer, "repair", "planner")
     assert (again.wrong, again.orphans) == (0, 0)
     assert call(balancer, "repair", "nothing").instances == 0
