@@ -96,10 +96,13 @@ class Cache(ABC):
             InvalidArgument: the key is no string that can be encoded.
             BackendUnavailable: the server did not answer.
         """
-        if self._local is not None and not fresh:
-            copy = self._local.find(key)
+        local = self._local
+        if local is not None and not fresh:
+            copy = local.find(key)
             if copy is not None:
-                value = copy.value if copy.frozen else self._flows.reader.unpacked(copy)
+                if copy.frozen:
+                    return copy.value
+                value = self._flows.reader.unpacked(copy)
                 if value is not MISSING:
                     return value
         return self._backend.run(self._flows.reader.get(key, default))
@@ -214,10 +217,13 @@ class AsyncCache:
 
     async def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
         """See `LRUCache.get`."""
-        if self._local is not None and not fresh:
-            copy = self._local.find(key)
+        local = self._local
+        if local is not None and not fresh:
+            copy = local.find(key)
             if copy is not None:
-                value = copy.value if copy.frozen else self._flows.reader.unpacked(copy)
+                if copy.frozen:
+                    return copy.value
+                value = self._flows.reader.unpacked(copy)
                 if value is not MISSING:
                     return value
         return await self._backend.arun(self._flows.reader.get(key, default))
