@@ -35,6 +35,7 @@ from msgpack import ExtType, Timestamp
 from agentperf_redis import arguments
 from agentperf_redis.errors import InvalidArgument, Undecodable, shown
 from agentperf_redis.registry import REGISTRY, Registry
+from agentperf_redis.whereabouts import path_of
 
 MAX_DEPTH: Final = 100
 """Containers within containers. Three Python frames a level stay far from the interpreter's limit of 1,000."""
@@ -112,7 +113,8 @@ class Codec:
             Bytes that `decode` turns into an equal value of the same type.
 
         Raises:
-            InvalidArgument: the value, or something in it, cannot be stored, or it is too large.
+            InvalidArgument: the value, or something in it, cannot be stored, or it is too large. The message says
+                where that stands: ``value['files'][3]``.
         """
         if _is_plain(value, self.max_bytes):
             try:
@@ -246,6 +248,11 @@ class _Shaper:
         except (RecursionError, RuntimeError) as error:
             # the stack was nearly used up before, or the value was changed by another thread while it was read
             raise InvalidArgument("value", value, f"a value that can be walked through ({error})") from error
+        except InvalidArgument as error:
+            path = path_of(error.value, value)
+            if path == error.argument:
+                raise
+            raise InvalidArgument(error.argument, error.value, f"{error.allowed}; it stands at {path}") from None
         return packed
 
     def shape(self, value: Any, depth: int) -> Any:

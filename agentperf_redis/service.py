@@ -25,6 +25,7 @@ class CacheOptions(TypedDict, total=False):
     local_size: int | None
     local_bytes: int | None
     codec: Codec | None
+    lease: float
 
 
 class LRUOptions(CacheOptions, total=False):

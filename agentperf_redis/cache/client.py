@@ -19,6 +19,7 @@ from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, chosen
 from agentperf_redis.cache.reading import MISSING
 from agentperf_redis.cache.reporting import flush
+from agentperf_redis.cache.single_flight import LEAST_LEASE_S
 from agentperf_redis.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 
@@ -46,6 +47,7 @@ class Cache(ABC):
         strict: bool,
         local_size: int | None,
         local_bytes: int | None,
+        lease: float,
     ) -> None:
         self.name = arguments.name("name", name)
         marks = "".join("1" if chosen(option) else "0" for option in given)
@@ -71,6 +73,7 @@ class Cache(ABC):
             strict=arguments.flag("strict", strict),
             own_ttls_ms=_own_ttls(settings, given),
             local=local,
+            lease_ms=round(arguments.seconds("lease", lease, least=LEAST_LEASE_S) * 1000),
         )
         self._local = local
 

@@ -153,8 +153,8 @@ def generation(keys: CacheKeys) -> Command[bytes | None]:
     return Command("MGET", (keys.gen,), (), lambda reply: _texts(reply)[0])
 
 
-def read_strictly(keys: CacheKeys, name: str) -> Command[Found | NoSettings]:
-    """Read an entry and note the read in the same step."""
+def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[Found | NoSettings]:
+    """Read an entry and note the read, or the miss unless the caller does, in the same step."""
 
     def decode(reply: Reply) -> Found | NoSettings:
         match reply:
@@ -166,7 +166,7 @@ def read_strictly(keys: CacheKeys, name: str) -> Command[Found | NoSettings]:
                 return NO_SETTINGS
         raise _unexpected(keys.meta, reply)
 
-    return Command(_GET_STRICT, (*_index(keys), keys.entry_prefix + name, keys.gen), (name,), decode)
+    return Command(_GET_STRICT, (*_index(keys), keys.entry_prefix + name, keys.gen), (name, int(miss)), decode)
 
 
 def put(

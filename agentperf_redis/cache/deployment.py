@@ -8,7 +8,7 @@ from typing import Final
 from agentperf_redis.cache import commands, wire
 from agentperf_redis.cache.binding import Binding, log
 from agentperf_redis.cache.model import Settings
-from agentperf_redis.command import Flow
+from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import SchemaMismatch
 
 ATTEMPTS: Final = 4
@@ -27,6 +27,34 @@ def ready(binding: Binding) -> Flow[None]:
     if reply.before not in ("", reply.settings):
         log.warning("cache %s: settings changed from %s to %s", binding.name, reply.before, reply.settings)
     binding.settings = Settings.parse(reply.settings) or binding.settings
+    if _lowered(Settings.parse(reply.before), binding.settings):
+        yield from _shrink(binding)
     binding.set_clock(reply.now_ms, asked_at)
     binding.learn(reply.now_ms * wire.CLOCK_PER_S // 1000)
     binding.deployed = True
+
+
+def _lowered(before: Settings | None, now: Settings) -> bool:
+    if before is None:
+        return False
+    most = now.max_bytes and (not before.max_bytes or now.max_bytes < before.max_bytes)
+    return bool(most) or any(room < had for room, had in zip(now.rooms, before.rooms, strict=True))
+
+
+def _shrink(binding: Binding) -> Flow[None]:
+    """Bring a cache within limits that were lowered: each sweep moves and evicts 512 entries, so none holds up others.
+
+    Should this process end meanwhile, every put goes on by as many.
+    """
+    where, settings = binding.keys, binding.settings
+    while True:
+        total, hot, warm = yield from Batch(
+            (commands.members(where.size, of_hash=True), *map(commands.members, (where.hot, where.warm)))
+        )
+        _, count = yield from commands.counters(where)
+        rooms = settings.rooms
+        within = total <= sum(rooms) and hot <= rooms[0] and warm <= rooms[1]
+        if within and not 0 < settings.max_bytes < count["bytes"]:
+            return
+        if isinstance((yield from commands.sweep(where, "0")), commands.NoSettings):
+            return

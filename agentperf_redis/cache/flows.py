@@ -7,7 +7,7 @@ from agentperf_redis.cache.forgetting import Eraser
 from agentperf_redis.cache.local import LocalCopies
 from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS
 from agentperf_redis.cache.reading import Reader
-from agentperf_redis.cache.single_flight import SingleFlight
+from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S, SingleFlight
 from agentperf_redis.cache.writing import Writer
 from agentperf_redis.codec import Codec
 
@@ -21,6 +21,7 @@ class CacheFlows:
         strict: note each read at once.
         own_ttls_ms: lives of entries put into hot, warm, cold by this object; below 0 is the cache's.
         local: copies within this process, if they are to be used.
+        lease_ms: life of the leases under which it computes.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class CacheFlows:
         strict: bool = False,
         own_ttls_ms: tuple[int, int, int] = CACHES_OWN_TTLS_MS,
         local: LocalCopies | None = None,
+        lease_ms: int = round(DEFAULT_LEASE_S * 1000),
     ) -> None:
         self.binding = binding
         self.reader = Reader(binding, codec, strict=strict, local=local)
         self.writer = Writer(binding, codec, own_ttls_ms)
         self.eraser = Eraser(binding)
-        self.single_flight = SingleFlight(self.reader, self.writer)
+        self.single_flight = SingleFlight(self.reader, self.writer, lease_ms)

@@ -6,7 +6,7 @@ from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.binding import Binding
-from agentperf_redis.cache.model import TIERS, CacheStats, Settings, TierStats
+from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
 from agentperf_redis.cache.reporting import flush
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.keys import CacheKeys
@@ -19,7 +19,7 @@ def stats(binding: Binding) -> Flow[CacheStats]:
     """Return what all processes have done with a cache, this one's reads included."""
     yield from flush(binding)
     snapshot = yield from read_stats(binding.backend, binding.service, binding.name)
-    return snapshot or _no_stats(binding.name, binding.settings)
+    return snapshot or _no_stats(binding)
 
 
 def size(binding: Binding) -> Flow[int]:
@@ -72,6 +72,7 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
         come -= served
     return CacheStats(
         name,
+        KINDS[service],
         settings,
         tiers[0],
         tiers[1],
@@ -98,6 +99,7 @@ def read_all_stats(backend: Backend) -> Flow[list[CacheStats]]:
     return found
 
 
-def _no_stats(name: str, settings: Settings) -> CacheStats:
+def _no_stats(binding: Binding) -> CacheStats:
+    name, kind, settings = binding.name, KINDS[binding.service], binding.settings
     hot, warm, cold = (TierStats(0, room, 0, 0) for room in settings.rooms)
-    return CacheStats(name, settings, hot, warm, cold, 0, 0, 0, 0, 0, 0, 0, 0.0)
+    return CacheStats(name, kind, settings, hot, warm, cold, 0, 0, 0, 0, 0, 0, 0, 0.0)

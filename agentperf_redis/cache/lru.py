@@ -10,6 +10,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, default_ttl_ms
+from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.codec import Codec
 
 
@@ -32,6 +33,8 @@ class LRUCache(DecoratingCache):
             processes change may be served from there for 0.25 s more.
         local_bytes: bytes of their keys and values together.
         codec: turns values into bytes.
+        lease: seconds for which a process that dies while it computes a value holds up those who wait for it. The
+            living renew it, however long they compute.
 
     Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
     a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
@@ -57,6 +60,7 @@ class LRUCache(DecoratingCache):
         local_size: int | None = None,
         local_bytes: int | None = None,
         codec: Codec | None = None,
+        lease: float = DEFAULT_LEASE_S,
     ) -> None:
         given = (policy, None, None, max_size, max_bytes, None, None, default_ttl)
         self.max_size = arguments.count("max_size", max_size)
@@ -68,7 +72,11 @@ class LRUCache(DecoratingCache):
             (0, 0, default_ttl_ms("default_ttl", default_ttl)),
         )
         super().__init__(
-            settings, given, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes
+            *(settings, given, name, backend, codec),
+            strict=strict,
+            local_size=local_size,
+            local_bytes=local_bytes,
+            lease=lease,
         )
         self._aio = AsyncLRUCache(self._backend, self._flows, self._chores)
 

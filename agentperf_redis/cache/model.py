@@ -22,6 +22,10 @@ class Policy(Enum):
     """The less frequently read of the oldest newcomer and the oldest established entry; suits repeated scans."""
 
 
+KINDS = {"cache": "lru", "tiered": "tiered"}
+"""What users call the two kinds of caches, by what keys and the list of resources call them."""
+
+
 class Tier(Enum):
     """A keyspace of a TieredCache, with its own room and its own TTL. Values do not move when their tier changes."""
 
@@ -170,6 +174,7 @@ class CacheStats:
 
     Attributes:
         name: of the cache.
+        kind: "lru" for an LRUCache, "tiered" for a TieredCache; one of each may have the same name.
         settings: its limits, as last deployed.
         hot, warm, cold: its tiers; an LRUCache has all in cold.
         hits: reads served.
@@ -183,6 +188,7 @@ class CacheStats:
     """
 
     name: str
+    kind: str
     settings: Settings
     hot: TierStats
     warm: TierStats

@@ -127,7 +127,7 @@ class Reader:
     def look_up(self, name: str, key: str, *, miss: bool = True) -> Flow[Any]:
         """Read one value and note the read, or the miss unless the caller does."""
         if self.strict:
-            found = yield from self._read_strictly(name)
+            found = yield from self._read_strictly(name, miss=miss)
             value, _ = yield from self.value(name, found, counted=False)  # the script has counted
             return value
         ticket = None
@@ -163,10 +163,10 @@ class Reader:
             life_s = (stored.expires_ms - self.binding.server_ms()) / 1000
         self.local.fill(key, name, stored, value, life_s, ticket)
 
-    def _read_strictly(self, name: str) -> Flow[Found]:
+    def _read_strictly(self, name: str, *, miss: bool) -> Flow[Found]:
         for _ in range(ATTEMPTS):
             yield from ready(self.binding)
-            found = yield from commands.read_strictly(self.binding.keys, name)
+            found = yield from commands.read_strictly(self.binding.keys, name, miss=miss)
             if not isinstance(found, NoSettings):
                 return found
             self.binding.deployed = False

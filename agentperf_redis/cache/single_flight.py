@@ -21,6 +21,7 @@ from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outc
 from agentperf_redis.cache.model import Tier
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.reading import MISSING, Reader
+from agentperf_redis.cache.reporting import flush
 from agentperf_redis.cache.turns import Answer, Served, Turn
 from agentperf_redis.cache.writing import Writer
 from agentperf_redis.command import Flow, Wait
@@ -33,8 +34,10 @@ from agentperf_redis.errors import (
     shown,
 )
 
-LEASE_MS: Final = 5000
-"""How long a dead process keeps others from computing; the living renew."""
+DEFAULT_LEASE_S: Final = 5.0
+"""How long a dead process keeps others from computing; the living renew three times as often."""
+LEAST_LEASE_S: Final = 0.1
+"""A renewal must have time to arrive, also from a busy process."""
 ERROR_KEPT_MS: Final = 5000
 """How long waiters have to learn of an error; they are told at once, and ask every 0.25 s at the latest."""
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.25
@@ -51,12 +54,14 @@ class SingleFlight:
     Args:
         reader: reads, of the same object.
         writer: puts what was computed, of the same object.
+        lease_ms: how long a dead process keeps others from computing.
     """
 
-    def __init__(self, reader: Reader, writer: Writer) -> None:
+    def __init__(self, reader: Reader, writer: Writer, lease_ms: int) -> None:
         self.binding: Binding = reader.binding
         self.reader = reader
         self.writer = writer
+        self.lease_ms = lease_ms
 
     def answer_or_turn(self, key: str, *, look: bool = True) -> Flow[Answer]:
         """Return the value of a key, or the turn to compute it, which must end with `land`, `crash` or `give_up`.
@@ -81,11 +86,13 @@ class SingleFlight:
             try:
                 answer = yield from self._turn(name, key, look=look)
             finally:  # what another computes for us is a hit, the one that saves most
-                if look and not self.reader.strict:  # whose script has counted
+                if look:
                     if isinstance(answer, Served):
                         self.binding.outbox.read(name, answer.saved_ms)
                     else:
                         self.binding.outbox.missed()
+            if isinstance(answer, Served) and self.reader.strict:
+                yield from flush(self.binding)
         except _COMPUTE_ANYWAY:
             raise
         except AgentPerfError as error:
@@ -93,7 +100,7 @@ class SingleFlight:
         return answer
 
     def _turn_alone(self, name: str, key: str) -> Turn:
-        return Turn(self.binding, name, key, "", LEASE_MS, None)
+        return Turn(self.binding, name, key, "", self.lease_ms, None)
 
     def _turn(self, name: str, key: str, *, look: bool) -> Flow[Answer]:
         flights = self.binding.flights
@@ -137,11 +144,11 @@ class SingleFlight:
                     hint.reset()
                 binding.flights.ask(flight)
                 reply = yield from commands.claim(
-                    binding.keys, name, token, lease_ms=LEASE_MS, ignore=ignore, awaited=awaited
+                    binding.keys, name, token, lease_ms=self.lease_ms, ignore=ignore, awaited=awaited
                 )
                 match reply:
                     case commands.Lead():
-                        return Turn(binding, name, key, token, LEASE_MS, flight)
+                        return Turn(binding, name, key, token, self.lease_ms, flight)
                     case Hit(found):
                         value, stored = yield from self.reader.value(name, found, counted=False)
                         if value is not MISSING and stored is not None:
@@ -165,7 +172,7 @@ class SingleFlight:
             # the lease may have been given to us all the same: nobody should wait for it to end
             if not isinstance(error, AgentPerfError) or getattr(error, "outcome", None) == "unknown":
                 with suppress(AgentPerfError):
-                    turn = Turn(binding, name, key, token, LEASE_MS, None)
+                    turn = Turn(binding, name, key, token, self.lease_ms, None)
                     yield from self._release(turn, None)
             raise
         finally:

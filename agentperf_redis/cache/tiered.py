@@ -11,6 +11,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.model import DefaultCount, DefaultSeconds, Policy, Settings, Tier, default_ttl_ms
+from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.codec import Codec
 
 
@@ -64,6 +65,8 @@ class TieredCache(DecoratingCache):
             processes change may be served from there for 0.25 s more.
         local_bytes: bytes of their keys and values together.
         codec: turns values into bytes.
+        lease: seconds for which a process that dies while it computes a value holds up those who wait for it. The
+            living renew it, however long they compute.
 
     Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
     a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
@@ -93,6 +96,7 @@ class TieredCache(DecoratingCache):
         local_size: int | None = None,
         local_bytes: int | None = None,
         codec: Codec | None = None,
+        lease: float = DEFAULT_LEASE_S,
     ) -> None:
         # here None is for ever, and so it is a choice
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
@@ -113,7 +117,11 @@ class TieredCache(DecoratingCache):
             ),
         )
         super().__init__(
-            settings, given, name, backend, codec, strict=strict, local_size=local_size, local_bytes=local_bytes
+            *(settings, given, name, backend, codec),
+            strict=strict,
+            local_size=local_size,
+            local_bytes=local_bytes,
+            lease=lease,
         )
         self.hot = TierView(self, Tier.HOT, rooms[0], hot_ttl)
         self.warm = TierView(self, Tier.WARM, rooms[1], warm_ttl)

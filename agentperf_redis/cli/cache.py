@@ -16,7 +16,7 @@ from rich.table import Table
 
 from agentperf_redis import arguments
 from agentperf_redis.cache.existing import SERVICES, ExistingCache, Opaque, find, find_all
-from agentperf_redis.cache.model import TIERS, CacheEntry, CacheStats, TierStats
+from agentperf_redis.cache.model import KINDS, TIERS, CacheEntry, CacheStats, TierStats
 from agentperf_redis.cli.console import (
     Exit,
     NotFound,
@@ -41,7 +41,6 @@ app = typer.Typer(
 )
 
 _MIB = 2**20
-_KINDS = dict(zip(SERVICES, ("lru", "tiered"), strict=True))
 
 
 class Kind(StrEnum):
@@ -80,7 +79,7 @@ def list_(
     for cache, stats in caches:
         table.add_row(
             cache.name,
-            _KINDS[cache.service],
+            KINDS[cache.service],
             stats.settings.policy.value,
             str(stats.size),
             str(stats.max_size),
@@ -111,7 +110,7 @@ def stats(
             print_json("cache stats", _plain_stats(cache, found))
             return None
         room = f"{found.size} of {found.max_size} entries, {found.bytes / _MIB:.2f} MiB"
-        out.print(f"{cache.name} ({_KINDS[cache.service]}, policy {found.settings.policy.value})")
+        out.print(f"{cache.name} ({KINDS[cache.service]}, policy {found.settings.policy.value})")
         out.print(room + (f" of {found.max_bytes / _MIB:.2f}" if found.max_bytes else ""))
         out.print(f"{counted(found.hits, 'hit')}, {found.misses} misses, hit rate {found.hit_rate:.1%}")
         out.print(f"{found.evictions} evicted, {found.expirations} expired, {found.corrupt} reads of damaged entries")
@@ -248,7 +247,7 @@ def invalidate_tag(
 def _on_cache(target: Target, name: str, kind: Kind | None) -> Iterator[tuple[AgentPerf, ExistingCache]]:
     """Give the cache of a name, and the client it is reached by."""
     arguments.name("CACHE", name)
-    services = [service for service in SERVICES if kind is None or _KINDS[service] == kind.value]
+    services = [service for service in SERVICES if kind is None or KINDS[service] == kind.value]
     with target.connect() as perf:
         found = [perf.backend.run(find(perf.backend, service, name)) for service in services]
         caches = [cache for cache in found if cache is not None]
@@ -270,7 +269,7 @@ def _tiers(stats: CacheStats) -> list[tuple[str, int, TierStats]]:
 
 
 def _plain_name(cache: ExistingCache) -> dict[str, Any]:
-    return {"cache": cache.name, "cache_kind": _KINDS[cache.service]}
+    return {"cache": cache.name, "cache_kind": KINDS[cache.service]}
 
 
 def _plain_stats(cache: ExistingCache, stats: CacheStats) -> dict[str, Any]:

@@ -13,6 +13,7 @@
 --   gen         STRING  <tag>:gen
 -- ARGV
 --   key         text    its stored name
+--   misses      int     what to count where there is no value: 1, or 0 if the caller counts
 -- RETURNS
 --   {1, entry, gen}  a value, perhaps a dead one: the reader compares it with gen (empty: nothing was ever invalidated)
 --   {2}         no value
@@ -22,12 +23,15 @@
 -- COST     O(log N)
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, TRASH, ENTRY, GEN = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local KEY = ARGV[1]
+local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
 --@include index
 local found = I.call('MGET', ENTRY, GEN)
-if not found[1] then
-  I.counters = {1, 0, 0}
-  I.save()
+local version, floor = string.match(found[1] or '', '^%d+'), string.match(found[2] or '', '^%d+')
+if not found[1] or (version and floor and tonumber(version) <= tonumber(floor)) then
+  if MISSES > 0 then
+    I.counters = {MISSES, 0, 0}
+    I.save()
+  end
   return {2}
 end
 I.touch({KEY}, {1})

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -579,3 +580,37 @@ def test_the_public_decorator_is_the_process_registrys() -> None:
 
     codec = Codec()
     assert codec.decode(codec.encode([Finding(1, "x")])) == [Finding(1, "x")]
+
+
+@dataclass
+class Report:
+    words: dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (lambda odd: odd, "value"),
+        (lambda odd: {"a": [1, 2, 3, odd]}, "value['a'][3]"),
+        (lambda odd: [(1, {"b": odd})], "value[0][1]['b']"),
+        (lambda odd: {odd: 1}, "a key of value"),
+        (lambda odd: [{odd}], "an item of value[0]"),
+        (lambda odd: [Report({"w": (odd,)})], "value[0].words['w'][0]"),
+        (lambda odd: {"k" * 100: odd}, "value['" + "k" * 56 + "...]"),
+    ],
+)
+def test_a_refusal_says_where_in_the_value_it_lies(make: Callable[[object], object], path: str) -> None:
+    registry, odd = Registry(), object()
+    registry.add(Report)
+    with pytest.raises(InvalidArgument) as refused:
+        Codec(registry=registry).encode(make(odd))
+    assert (refused.value.argument, refused.value.value) == ("value", odd)
+    assert str(refused.value).endswith("not builtins.object" + (f"; it stands at {path}" if path != "value" else ""))
+
+
+def test_a_refusal_within_what_contains_itself_has_no_path() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(InvalidArgument) as refused:
+        Codec().encode(value)
+    assert "stands at" not in str(refused.value)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -261,6 +264,38 @@ def test_strict_reads_are_noted_at_once(call: Call, backend: Backend, raw: Raw, 
     assert (stats.hits, stats.misses) == (1, 1)
 
 
+def test_with_strict_what_another_process_computes_is_a_hit(
+    call: Call, backend: Backend, server: Server, connect: Callable[..., Backend]
+) -> None:
+    """Both miss; one computes, the other is served by it."""
+    cache, elsewhere = LRUCache(strict=True, backend=backend), LRUCache(strict=True, backend=connect(server.url))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compute() -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return 1
+
+    with ThreadPoolExecutor(2) as threads:
+        leading = threads.submit(elsewhere.get_or_compute, "k", compute)
+        assert begun.wait(10)
+        waiting = threads.submit(call, cache, "get_or_compute", "k", lambda: 2)
+        where = f"{tag(backend.namespace)}:l:k"
+        with contextlib.closing(server.client()) as raw:
+            wait_until(lambda: raw.hexists(where, "waited"), "the other to wait")
+        go_on.set()
+        assert (leading.result(10), waiting.result(10)) == (1, 1)
+
+    stats = call(cache, "stats")
+    assert (stats.hits, stats.misses) == (1, 1)
+    assert call(cache, "get", "other") is None
+    call(cache, "clear")
+    assert call(cache, "get", "k") is None
+    stats = call(cache, "stats")
+    assert (stats.hits, stats.misses) == (1, 3)
+    assert stats.kind == "lru"
+
+
 def test_what_a_process_read_is_told_to_the_others_by_itself(backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(backend=backend)
     cache.put("a", 1)
@@ -456,3 +491,29 @@ def test_a_newer_data_model_is_not_touched(call: Call, backend: Backend, raw: Ra
     with pytest.raises(SchemaMismatch):
         call(LRUCache(backend=backend), "put", "k", 1)
     assert raw.hgetall(f"{tag(namespace)}:meta") == {"schema": "2"}
+
+
+def test_limits_that_were_lowered_hold_when_the_first_call_returns(
+    call: Call, backend: Backend, connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
+) -> None:
+    values = {f"k{number}": "x" * 50 for number in range(3000)}
+    LRUCache(5000, name="lru", backend=backend).put_many(values)
+    LRUCache(5000, name="bytes", backend=backend).put_many(values)
+    tiered = TieredCache(1000, 1000, 3000, name="tiers", backend=backend)
+    tiered.put_many(values, "hot")
+    tiered.put_many({f"w{number}": 1 for number in range(1000)}, "warm")
+
+    elsewhere = connect(server.url)
+    lru = LRUCache(10, name="lru", backend=elsewhere)
+    in_bytes = LRUCache(5000, name="bytes", max_bytes=2000, backend=elsewhere)
+    tiers = TieredCache(2, 3, 5000, name="tiers", backend=elsewhere)
+    call(lru, "delete", "none")
+    call(in_bytes, "delete", "none")
+    call(tiers, "delete", "none")
+
+    assert call(lru, "keys") == [f"k{number}" for number in range(2990, 3000)], "the latest stay"
+    assert 0 < call(in_bytes, "stats").bytes <= 2000
+    stats = call(tiers, "stats")
+    assert (stats.hot.size, stats.warm.size, stats.size) == (2, 3, 4000)
+    for service, name in (("cache", "lru"), ("cache", "bytes"), ("tiered", "tiers")):
+        assert faults(raw, namespace, service, name) == []

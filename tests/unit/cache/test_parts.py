@@ -47,7 +47,7 @@ def test_an_entry_is_expired_when_its_time_is_over() -> None:
 def test_rates_of_an_unused_cache_are_zero() -> None:
     unused = TierStats(0, 5, 0, 0)
     assert (unused.hit_rate, unused.render()["hit_rate"]) == (0.0, "0.0%")
-    assert CacheStats("c", SETTINGS, unused, unused, unused, 0, 0, 0, 0, 0, 0, 0, 0.0).hit_rate == 0.0
+    assert CacheStats("c", "lru", SETTINGS, unused, unused, unused, 0, 0, 0, 0, 0, 0, 0, 0.0).hit_rate == 0.0
 
 
 @given(

@@ -1,0 +1,56 @@
+"""Where in a value something lies, as one would write it in Python: ``value['files'][3].lines``. For error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, Final
+
+_MOST_STEPS: Final = 100_000
+"""Items looked at. A message without a path is better than one that takes seconds."""
+_MOST_CHARACTERS: Final = 60
+"""Of one key in a path."""
+
+
+def path_of(item: object, value: object, name: str = "value") -> str:
+    """Return where in a value an item is, or the name alone if it is the value itself or was not found.
+
+    Args:
+        item: looked for by identity.
+        value: containers within containers: lists, tuples, dicts, sets, dataclasses, named tuples, models.
+        name: of the value.
+    """
+    waiting: list[tuple[str, Any]] = [(name, value)]
+    met: set[int] = set()
+    for _ in range(_MOST_STEPS):
+        if not waiting:
+            return name
+        path, found = waiting.pop()
+        if found is item:
+            return path
+        if id(found) not in met:
+            met.add(id(found))
+            waiting += _inside(path, found)
+    return name
+
+
+def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield f"a key of {path}", key
+            yield f"{path}[{_short(key)}]", item
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        yield from ((f"{path}.{field}", item) for field, item in zip(value._fields, value, strict=False))
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"{path}[{at}]", item) for at, item in enumerate(value))
+    elif isinstance(value, (set, frozenset)):
+        yield from ((f"an item of {path}", item) for item in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from ((f"{path}.{field.name}", getattr(value, field.name, None)) for field in fields(value))
+    elif hasattr(type(value), "model_fields"):
+        yield from ((f"{path}.{field}", getattr(value, field, None)) for field in type(value).model_fields)
+
+
+def _short(key: object) -> str:
+    text = repr(key)
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
