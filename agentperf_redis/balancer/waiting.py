@@ -115,7 +115,7 @@ class Turn:
         spent: whether the token's lease had come and gone before its answer came; ask again under another.
         ahead: how many were still before it.
         place: the place held to the end.
-        retry_after: seconds until something is due in the pool, at most 1.
+        retry_after: seconds until capacity may come back by itself, at most 1.
     """
 
     granted: Granted | None

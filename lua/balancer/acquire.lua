@@ -16,7 +16,7 @@
 --   random    int   0 to 2^52 - 1
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}    granted, or the same grant again
---   {0, retry_ms, registered, waiting}   nothing free; retry_ms: until something is due, at most 1000
+--   {0, retry_ms, registered, waiting}   nothing free; retry_ms: until capacity may come back, at most 1000
 --   {-1, why}                            the token is spent: r e u c as in pool.lua, or in line: W G
 --   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
 -- REPEAT  returns the same lease; after release (when late), cancellation or expiry it is refused
@@ -83,9 +83,7 @@ if id then
   if load >= lim then id = nil end
 end
 if not id then
-  local soonest = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2]
-  local retry_ms = soonest and math.max(0, math.min(1000, soonest - now_ms)) or 1000
-  return {NOTHING, retry_ms, call('ZCARD', IDS), call('ZCARD', WAITQ)}
+  return {NOTHING, respite(now_ms), call('ZCARD', IDS), call('ZCARD', WAITQ)}
 end
 
 if its ~= '-' then check(its) end

@@ -36,6 +36,19 @@ local function odd(next_ms, picks, load, cap)
     or not whole(cap) and '#cap' or nil
 end
 
+-- Until capacity may come back by itself, ms, at most 1000: when the first lease or grant ends. Tombstones, silent waiters and
+-- heartbeats bring none, and a busy line leaves many tombstones: at most AHEAD of these are looked past.
+local function respite(now_ms)
+  local AHEAD = 32
+  local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
+  for i = 1, #some, 2 do
+    if not match(some[i], '^[XWH]') or i > 2 * AHEAD - 2 then
+      return math.max(0, math.min(1000, some[i + 1] - now_ms))
+    end
+  end
+  return 1000
+end
+
 -- Put an instance where its record says it belongs. was: whether it was ready before, nil when that is not known.
 --   least_loaded, power_of_two, consistent_hash: relative load in 1/8192, then the least recently picked;
 --   exact for capacities up to 90 and 2^40 picks, and below 2^53 in all. round_robin: the least recently picked.

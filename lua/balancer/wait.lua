@@ -13,7 +13,7 @@
 --   place     text  the place held before, or - to take one at the end of the line
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}   granted, or the same grant again
---   {0, ahead, poll_ms, place}          in line; ahead: how many are before it; poll_ms: until something is due
+--   {0, ahead, poll_ms, place}          in line; ahead: how many are before it; poll_ms: until capacity may come back, at most 1000
 --   {-1, why}                           the token is spent: r e c as in pool.lua
 --   {-3, fact}  {-4, field}   other schema; a field we did not write
 -- REPEAT  the same place, or the same lease
@@ -63,8 +63,7 @@ end
 all.retime()
 if kind == 'X' then return {SPENT, id} end
 if kind == 'W' then
-  local soonest = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2]
-  return {NOTHING, call('ZRANK', WAITQ, TOKEN), math.max(0, math.min(1000, soonest - all.now_ms)), match(known, '^W (%S+)')}
+  return {NOTHING, call('ZRANK', WAITQ, TOKEN), respite(all.now_ms), match(known, '^W (%S+)')}
 end
 if expiry_ms <= all.now_ms then return {SPENT, 'e'} end
 return {DONE, id, expiry_ms, tonumber(fence), call('HGET', STATE, id) or ''}

@@ -277,6 +277,23 @@ def test_a_waiter_that_fell_silent_is_passed_over(
     assert not raw.hexists(pool.state, "@dead")
 
 
+@pytest.mark.parametrize("tombstones", [1, 31, 200])
+def test_tombstones_that_go_do_not_wake_the_line(
+    balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any], tombstones: int
+) -> None:
+    kept.append(balancer.acquire("planner", ttl=600.0))
+    seconds, microseconds = raw.time()
+    now_ms = seconds * 1000 + microseconds // 1000
+    for number in range(tombstones):
+        raw.hset(pool.state, f"@gone{number}", "X r")
+        raw.zadd(pool.due, {f"X@gone{number}": now_ms + 100 + 10 * number})
+    soonest = 1.0 if tombstones < 32 else 0.35
+    assert soonest - 0.2 < ask(backend, "@first").poll_after <= max(1.0, soonest)
+    with pytest.raises(NoCapacity) as caught, balancer.lease("planner"):
+        raise AssertionError
+    assert caught.value.retry_after > soonest - 0.2
+
+
 def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its_old_place(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
@@ -361,7 +378,7 @@ def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
     pids = {str(worker.pid) for worker in living}
     assert [token for _, token in served] == [token for token in line if token.split(":")[1] in pids]
     assert len(served) == 20
-    assert gone(crowd[2].pid)
+    wait_until(lambda: gone(crowd[2].pid), "the third to die of its third lease, however far behind it stood")
     wait_until(lambda: balancer.status("planner")[0].waiting == 0, "the dead to be gone")
     nothing_left(raw, pool)
 

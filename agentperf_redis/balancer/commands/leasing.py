@@ -78,7 +78,7 @@ class Refused:
     """No lease was granted.
 
     Attributes:
-        retry_after: seconds until something is due in the pool, at most 1.
+        retry_after: seconds until capacity may come back by itself, at most 1.
         registered: instances of the pool.
         waiting: callers in line.
     """
@@ -108,7 +108,7 @@ class Queued:
 
     Attributes:
         ahead: how many are before it.
-        poll_after: seconds until something is due in the pool, at most 1.
+        poll_after: seconds until capacity may come back by itself, at most 1.
         place: what keeps the place, should the server have taken it for dead.
     """
 
