@@ -14,7 +14,7 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  as ready, the instances with that label
 
-    agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <tags> <value>", ms; PX = TTL
+    agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <fresh> <tags> <value>"; PX
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last touch * 16 + frequency
     agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + what it leaves behind
     agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the membership of the cache
@@ -22,7 +22,7 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{cache:answers}:gen             STRING  "<floor> <tagver> <tagfloor>": left by clear, invalidation
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process> its last report
-    agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, error; PX = lease of who computes it
+    agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX = lease
     agentperf:{cache:answers}:resent          ZSET  request sent again -> until when a copy of it may come, ms
     agentperf:{cache:answers}:trash           LIST  cleared generations, each the HASH :trash:<version>
     agentperf:{cache:answers}:bus             channel of invalidations

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, default_backend
 from agentperf_redis.cache import inspection
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.chores import Chores
-from agentperf_redis.cache.computing import checked, compute, compute_async
+from agentperf_redis.cache.computing import compute, compute_async, wanted
 from agentperf_redis.cache.flows import CacheFlows
+from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, chosen
 from agentperf_redis.cache.reading import MISSING
 from agentperf_redis.cache.reporting import flush
@@ -173,14 +174,32 @@ class Cache(ABC):
 
     @overload
     def get_or_compute(
-        self, key: str, function: Callable[[], R], ttl: float | None = None, *, tags: Iterable[str] = ()
+        self,
+        key: str,
+        function: Callable[[], R],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        **freshness: Unpack[FreshnessOptions],
     ) -> R: ...
     @overload
     def get_or_compute(
-        self, key: str, function: Callable[[], Any], ttl: float | None = None, *, tags: Iterable[str] = ()
+        self,
+        key: str,
+        function: Callable[[], Any],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        **freshness: Unpack[FreshnessOptions],
     ) -> Any: ...
     def get_or_compute(
-        self, key: str, function: Callable[[], Any], ttl: float | None = None, *, tags: Iterable[str] = ()
+        self,
+        key: str,
+        function: Callable[[], Any],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        **freshness: Unpack[FreshnessOptions],
     ) -> Any:
         """Return the value of a key; if there is none, have one caller in all processes compute it, and wait for it.
 
@@ -191,12 +210,13 @@ class Cache(ABC):
             function: computes the value.
             ttl: life, seconds; None is the cache's, `math.inf` for ever.
             tags: names by which it can be invalidated.
+            freshness: when it is computed anew behind its readers; see `FreshnessOptions`.
 
         Raises:
             ComputeFailed: another process computed for us, and its function raised.
         """
-        tags = checked(key, ttl, tags)
-        return compute(self._backend, self._flows, self._chores, key, function, ttl, tags)
+        asked = wanted(key, function, ttl, tags, freshness)
+        return compute(self._backend, self._flows, self._chores, asked)
 
     @property
     def hits(self) -> int:
@@ -277,18 +297,36 @@ class AsyncCache:
 
     @overload
     async def get_or_compute(
-        self, key: str, function: Callable[[], Awaitable[R]], ttl: float | None = None, *, tags: Iterable[str] = ()
+        self,
+        key: str,
+        function: Callable[[], Awaitable[R]],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        **freshness: Unpack[FreshnessOptions],
     ) -> R: ...
     @overload
     async def get_or_compute(
-        self, key: str, function: Callable[[], R], ttl: float | None = None, *, tags: Iterable[str] = ()
+        self,
+        key: str,
+        function: Callable[[], R],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        **freshness: Unpack[FreshnessOptions],
     ) -> R: ...
     async def get_or_compute(
-        self, key: str, function: Callable[[], Any], ttl: float | None = None, *, tags: Iterable[str] = ()
+        self,
+        key: str,
+        function: Callable[[], Any],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        **freshness: Unpack[FreshnessOptions],
     ) -> Any:
         """See `LRUCache.get_or_compute`; the function may be a coroutine function."""
-        tags = checked(key, ttl, tags)
-        return await compute_async(self._backend, self._flows, self._chores, key, function, ttl, tags)
+        asked = wanted(key, function, ttl, tags, freshness)
+        return await compute_async(self._backend, self._flows, self._chores, asked)
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:

@@ -307,7 +307,16 @@ def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
     return Command(_SWEEP, _index(keys), (MAX_KEYS, cursor), decode)
 
 
-def claim(keys: CacheKeys, name: str, token: str, *, lease_ms: int, ignore: str, awaited: str) -> Command[ClaimReply]:
+def claim(
+    keys: CacheKeys,
+    name: str,
+    token: str,
+    *,
+    lease_ms: int,
+    ignore: str,
+    awaited: str = "",
+    retry_ms: int | None = None,
+) -> Command[ClaimReply]:
     """Ask to compute a missing value.
 
     Args:
@@ -317,6 +326,7 @@ def claim(keys: CacheKeys, name: str, token: str, *, lease_ms: int, ignore: str,
         lease_ms: how long the lease lasts unless it is renewed.
         ignore: version of an entry found dead; empty for none.
         awaited: token of the lease that was waited for; empty for none.
+        retry_ms: for who refreshes behind readers: how long after a failure nobody tries again; None for a reader.
     """
     lease = keys.lease_prefix + name
 
@@ -334,7 +344,7 @@ def claim(keys: CacheKeys, name: str, token: str, *, lease_ms: int, ignore: str,
         raise _unexpected(lease, reply)
 
     where = (keys.entry_prefix + name, lease, keys.meta, keys.gen)
-    return Command(_CLAIM, where, (token, lease_ms, ignore, awaited), decode)
+    return Command(_CLAIM, where, (token, lease_ms, ignore, awaited, "" if retry_ms is None else str(retry_ms)), decode)
 
 
 def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool]:
@@ -348,7 +358,13 @@ def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_
     lease = keys.lease_prefix + name
     outcome = "given_up" if error is None else "failed"
     args = (token, outcome, error or " ", error_ms, keys.bus, origin, name)
-    return Command(_RELEASE, (lease,), args, lambda reply: _held(lease, reply))
+    return Command(_RELEASE, (lease, keys.entry_prefix + name), args, lambda reply: _held(lease, reply))
+
+
+def computing_failed(keys: CacheKeys, name: str) -> Command[bool]:
+    """Return whether the last attempt to compute a key failed, as far as that is remembered."""
+    lease = keys.lease_prefix + name
+    return Command("HMGET", (lease,), ("failed",), lambda reply: _texts(reply) != [None])
 
 
 def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | NewerSchema]:

@@ -15,11 +15,12 @@ import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from agentperf_redis import arguments
 from agentperf_redis.cache.client import Cache
-from agentperf_redis.cache.computing import compute, compute_async
+from agentperf_redis.cache.computing import Wanted, compute, compute_async
+from agentperf_redis.cache.freshness import Freshness, FreshnessOptions
 from agentperf_redis.cache.function_keys import digest, function_key, module_of
 from agentperf_redis.cache.model import ttl_ms
 from agentperf_redis.errors import InvalidArgument
@@ -154,6 +155,7 @@ def cached(
     key: str | Callable[..., str] | None = None,
     ignore: Iterable[str] = (),
     version: str | int = "",
+    **freshness: Unpack[FreshnessOptions],
 ) -> Decorator:
     """Cache a function's results: blocking and coroutine functions, methods, static and class methods.
 
@@ -170,6 +172,7 @@ def cached(
             arguments count. The function's name always stands before it.
         ignore: names of arguments that do not count, such as ``("self",)``.
         version: change it to leave old results behind.
+        freshness: when results are computed anew behind who asks; see `FreshnessOptions`.
 
     Raises:
         InvalidArgument: the function cannot be cached; when called: an argument has no value that identifies it.
@@ -179,6 +182,9 @@ def cached(
     if callable(ttl):
         raise InvalidArgument("ttl", ttl, "seconds; to decorate without options, write @cache.cached()")
 
+    ttl_ms("ttl", ttl)
+    fresh = Freshness.of(freshness, ttl)
+
     def decorate(function: Any) -> Any:
         if isinstance(function, (classmethod, staticmethod)):
             return type(function)(decorate(function.__func__))
@@ -186,7 +192,7 @@ def cached(
         if not callable(function) or generates or not hasattr(function, "__qualname__"):
             allowed = "a function or coroutine function with a name: no generator, partial or object"
             raise InvalidArgument("function", function, allowed)
-        return _Wrapped(cache, function, ttl, tuple(tags), key, frozenset(ignore), str(version)).wrapper()
+        return _Wrapped(cache, function, ttl, tuple(tags), key, frozenset(ignore), str(version), fresh).wrapper()
 
     return cast("Decorator", decorate)
 
@@ -202,9 +208,10 @@ class DecoratingCache(Cache):
         key: str | Callable[..., str] | None = None,
         ignore: Iterable[str] = (),
         version: str | int = "",
+        **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:
         """Cache a function's results; see `agentperf_redis.cached`."""
-        return cached(self, ttl, tags=tags, key=key, ignore=ignore, version=version)
+        return cached(self, ttl, tags=tags, key=key, ignore=ignore, version=version, **freshness)
 
     def _make_key(self, func_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return a key for a function's arguments, by their types and values."""
@@ -223,11 +230,12 @@ class _Wrapped(Generic[R]):
         key: str | Callable[..., str] | None,
         ignore: frozenset[str],
         version: str,
+        freshness: Freshness,
     ) -> None:
         self.cache = cache
         self.function = function
-        ttl_ms("ttl", ttl)
         self.ttl = ttl
+        self.freshness = freshness
         self.name = f"{module_of(function)}.{function.__qualname__}" + (f"@{version}" if version else "")
         # a tag for cache_clear; hashed where the name would be too long for a tag
         self.tag = _TAG + (self.name if len(self.name) <= _MOST_TAG_CHARACTERS else digest(self.name.encode()))
@@ -326,11 +334,8 @@ class _Wrapped(Generic[R]):
 
         self.calls += 1
         key = self.key(*args, **kwargs)
-        return compute(
-            *(cache._backend, cache._flows, cache._chores, key, function, self.ttl, self.tags),  # noqa: SLF001  of one package
-            look=look,
-            unstorable=self._warn_once,
-        )
+        wanted = Wanted(key, function, self.ttl, self.tags, self.freshness, self._warn_once)
+        return compute(cache._backend, cache._flows, cache._chores, wanted, look=look)  # noqa: SLF001  of one package
 
     async def call_async(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True) -> Any:
         cache = self.cache
@@ -342,11 +347,8 @@ class _Wrapped(Generic[R]):
 
         self.calls += 1
         key = self.key(*args, **kwargs)
-        return await compute_async(
-            *(cache._backend, cache._flows, cache._chores, key, function, self.ttl, self.tags),  # noqa: SLF001  of one package
-            look=look,
-            unstorable=self._warn_once,
-        )
+        wanted = Wanted(key, function, self.ttl, self.tags, self.freshness, self._warn_once)
+        return await compute_async(cache._backend, cache._flows, cache._chores, wanted, look=look)  # noqa: SLF001  as above
 
     def _finish(
         self,

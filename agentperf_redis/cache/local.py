@@ -39,6 +39,8 @@ class Copy:
     __slots__ = (
         "cost_ms",
         "data",
+        "expires_ms",
+        "fresh_until_ms",
         "frozen",
         "key",
         "name",
@@ -58,6 +60,8 @@ class Copy:
         self.version = stored.version
         self.tags = stored.tags
         self.cost_ms = stored.cost_ms
+        self.expires_ms = stored.expires_ms
+        self.fresh_until_ms = stored.fresh_until_ms
         self.data = stored.data
         self.until = until
         self.frozen = type(value) in _UNCHANGEABLE

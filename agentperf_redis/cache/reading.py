@@ -53,7 +53,7 @@ class Reader:
 
     def get(self, key: str, default: Any) -> Flow[Any]:
         """Return the value of a key, or the default."""
-        value = yield from self.look_up(stored_name(key), key)
+        value, _ = yield from self.look_up(stored_name(key), key)
         return default if value is MISSING else value
 
     def copied(self, key: str) -> Any:
@@ -124,12 +124,11 @@ class Reader:
             compute_seconds=stored.cost_ms / 1000,
         )
 
-    def look_up(self, name: str, key: str, *, miss: bool = True) -> Flow[Any]:
-        """Read one value and note the read, or the miss unless the caller does."""
+    def look_up(self, name: str, key: str, *, miss: bool = True) -> Flow[tuple[Any, wire.Stored | None]]:
+        """Read one value, with what is stored for it, and note the read, or the miss unless the caller does."""
         if self.strict:
             found = yield from self._read_strictly(name, miss=miss)
-            value, _ = yield from self.value(name, found, counted=False)  # the script has counted
-            return value
+            return (yield from self.value(name, found, counted=False))  # the script has counted
         ticket = None
         if self.local is not None:
             yield from self._prepare_local()
@@ -144,7 +143,7 @@ class Reader:
             self._fill_local(key, name, stored, value, ticket)
         if self.binding.outbox.is_full:
             yield from flush(self.binding)
-        return value
+        return value, stored
 
     def _prepare_local(self) -> Flow[None]:
         """Before the first copy: hear of changes, and know the server's clock, by which entries expire."""

@@ -17,8 +17,9 @@ from agentperf_redis import arguments
 from agentperf_redis.cache import commands, wire
 from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding
 from agentperf_redis.cache.commands import Await, Failed, Hit, PutOutcome
+from agentperf_redis.cache.deployment import ready
 from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
-from agentperf_redis.cache.model import Tier
+from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.reading import MISSING, Reader
 from agentperf_redis.cache.reporting import flush
@@ -63,13 +64,14 @@ class SingleFlight:
         self.writer = writer
         self.lease_ms = lease_ms
 
-    def answer_or_turn(self, key: str, *, look: bool = True) -> Flow[Answer]:
+    def answer_or_turn(self, key: str, freshness: Freshness = UNTIL_EXPIRY, *, look: bool = True) -> Flow[Answer]:
         """Return the value of a key, or the turn to compute it, which must end with `land`, `crash` or `give_up`.
 
         Waits for whoever computes it already, in this process or another.
 
         Args:
             key: the key.
+            freshness: what to do with a value that is no longer fresh.
             look: False computes anew although there is a value.
 
         Raises:
@@ -79,9 +81,14 @@ class SingleFlight:
         name = stored_name(key)
         try:
             if look:
-                value = yield from self.reader.look_up(name, key, miss=False)
+                value, stored = yield from self.reader.look_up(name, key, miss=False)
                 if value is not MISSING:
-                    return Served(value)
+                    if stored is None or not freshness.concerns(stored):
+                        return Served(value)
+                    served = yield from self._served_as_it_is(name, value, stored, freshness)
+                    if served is not None:
+                        return served
+                    look = False
             answer: Answer | None = None
             try:
                 answer = yield from self._turn(name, key, look=look)
@@ -98,6 +105,47 @@ class SingleFlight:
         except AgentPerfError as error:
             return self.without_it(key, error)
         return answer
+
+    def _served_as_it_is(self, name: str, value: Any, stored: wire.Stored, freshness: Freshness) -> Flow[Served | None]:
+        """Serve a value by its age; None if it is too old to stand in for one that cannot be computed."""
+        yield from ready(self.binding)  # to know the server's clock
+        age = freshness.age(stored, self.binding.server_ms())
+        if age is Age.FRESH:
+            return Served(value)
+        if age is Age.OLD and (yield from commands.computing_failed(self.binding.keys, name)):
+            return None
+        return Served(value, stale=stored.version)
+
+    def turn_to_refresh(self, key: str, stale: int, freshness: Freshness) -> Flow[Turn | None]:
+        """Return the turn to compute a value anew while the old one is served, or None if it is not for this process.
+
+        Nobody else may be at it, in this process or another, nor may anybody have failed just now.
+
+        Args:
+            key: the key.
+            stale: version of the value that is served.
+            freshness: how long after a failure nobody tries again.
+        """
+        binding, name, token = self.binding, stored_name(key), secrets.token_hex(8)
+        flight, asked = binding.flights.join(name)
+        if asked is not None:
+            return None
+        turn = None
+        try:
+            binding.flights.ask(flight)
+            where, retry_ms = binding.keys, freshness.retry_ms
+            reply = yield from commands.claim(
+                where, name, token, lease_ms=self.lease_ms, ignore=str(stale), retry_ms=retry_ms
+            )
+            if isinstance(reply, commands.Lead):
+                turn = Turn(binding, name, key, token, self.lease_ms, flight)
+            return turn
+        except BaseException as error:
+            yield from self._let_lease_go(error, name, key, token)
+            raise
+        finally:
+            if turn is None:
+                binding.flights.end(flight, GivenUp())
 
     def _turn_alone(self, name: str, key: str) -> Turn:
         return Turn(self.binding, name, key, "", self.lease_ms, None)
@@ -166,18 +214,20 @@ class SingleFlight:
                         return self._turn_alone(name, key)
                     case Failed(error_type, message):
                         raise ComputeFailed(key, error_type, message)
-        except GeneratorExit:
-            raise
         except BaseException as error:
-            # the lease may have been given to us all the same: nobody should wait for it to end
-            if not isinstance(error, AgentPerfError) or getattr(error, "outcome", None) == "unknown":
-                with suppress(AgentPerfError):
-                    turn = Turn(binding, name, key, token, self.lease_ms, None)
-                    yield from self._release(turn, None)
+            yield from self._let_lease_go(error, name, key, token)
             raise
         finally:
             if hint is not None:
                 binding.forget_hint(name, hint)
+
+    def _let_lease_go(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
+        """After a claim that met an error: the lease may have been given all the same; nobody shall wait for it."""
+        if isinstance(error, GeneratorExit):
+            return
+        if not isinstance(error, AgentPerfError) or getattr(error, "outcome", None) == "unknown":
+            with suppress(AgentPerfError):
+                yield from self._release(Turn(self.binding, name, key, token, self.lease_ms, None), None)
 
     @property
     def rests(self) -> bool:
@@ -199,7 +249,13 @@ class SingleFlight:
     # who wait in this process at once; a value when the server has taken it, since it may be out of date by now.
 
     def land(
-        self, turn: Turn, value: Any, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None = None
+        self,
+        turn: Turn,
+        value: Any,
+        cost_s: float,
+        ttl: float | None,
+        tags: Iterable[str],
+        freshness: Freshness = UNTIL_EXPIRY,
     ) -> tuple[bool, Flow[None]]:
         """End a turn with a value. Returns whether it is one that can be stored, and what is left to do."""
         try:
@@ -207,7 +263,7 @@ class SingleFlight:
         except InvalidArgument:
             self._end(turn, Uncacheable())
             return False, self._release(turn, " ")
-        return True, self._store(turn, data, cost_s, ttl, tags, tier)
+        return True, self._store(turn, data, cost_s, ttl, tags, freshness)
 
     def crash(self, turn: Turn, error: Exception) -> Flow[None]:
         """End a turn with an error: all who wait for it get it. Returns what is left to do."""
@@ -229,15 +285,18 @@ class SingleFlight:
             self.binding.flights.end(turn.flight, outcome)
 
     def _store(
-        self, turn: Turn, data: bytes, cost_s: float, ttl: float | None, tags: Iterable[str], tier: Tier | None
+        self, turn: Turn, data: bytes, cost_s: float, ttl: float | None, tags: Iterable[str], freshness: Freshness
     ) -> Flow[None]:
         cost_ms = max(0, min(round(cost_s * 1000), arguments.MAX_COUNT))
         life, names = self.writer.life(ttl), stored_tags(tags)
+        if freshness.jitter and not freshness.soft_ms:
+            life = self.writer.spread(life, freshness)
+        fresh_ms = freshness.spread(freshness.soft_ms)
         if turn.flight is not None:
             self.binding.flights.ask(turn.flight)
         try:
             outcome = yield from self.writer.store(
-                turn.name, data, life, names, tier, token=turn.token, cost_ms=cost_ms
+                turn.name, data, life, names, None, token=turn.token, cost_ms=cost_ms, fresh_ms=fresh_ms
             )
         except (BackendUnavailable, GeneratorExit):
             raise

@@ -37,10 +37,17 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """There is a value, and no need to compute; what that has saved, if another computed it meanwhile."""
+    """There is a value, and no need to compute.
+
+    Attributes:
+        value: the value.
+        saved_ms: what that has saved, if another computed it meanwhile.
+        stale: its version if it is due to be computed anew, behind whoever is served; else 0.
+    """
 
     value: Any
     saved_ms: int = 0
+    stale: int = 0
 
 
 Answer: TypeAlias = Served | Turn

@@ -1,10 +1,11 @@
 """What is stored for an entry: one line of facts, then the value's bytes.
 
-    178463520012345 1784635500123 Yk3vPq0w 1250 news,team%201 m...
-    version         expiry, ms    request  cost tags          value
+    178463520012345 1784635500123 Yk3vPq0w 1250 60000 news,team%201 m...
+    version         expiry, ms    request  cost fresh tags          value
 
 The version is the cache's clock at the writing, in units of 10 us since 1970. The script `put` writes version and
-expiry, the client the rest. Whatever stands there is read without trust.
+expiry, the client the rest. Fresh is for how many ms after its writing the value is fresh; 0 is until it expires.
+Whatever stands there is read without trust.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ HIT = 10**10
 
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: beyond, it is no time to Python."""
-_PARTS = 6
-_MOST_DIGITS = 3 * 16
-"""Of three numbers; each stays exact in a double up to 2^53, which has 16 digits."""
+_PARTS = 7
+_MOST_DIGITS = 4 * 16
+"""Of four numbers; each stays exact in a double up to 2^53, which has 16 digits."""
 
 
 class Stored(NamedTuple):
@@ -34,6 +35,7 @@ class Stored(NamedTuple):
         version: clock of its writing.
         expires_ms: when it expires, ms since 1970; 0 for never.
         cost_ms: what computing it took, ms; 0 if it was put.
+        fresh_until_ms: when it is due to be computed anew, ms since 1970; 0 for never before it expires.
         tags: percent-encoded.
         data: the value.
     """
@@ -41,6 +43,7 @@ class Stored(NamedTuple):
     version: int
     expires_ms: int
     cost_ms: int
+    fresh_until_ms: int
     tags: tuple[str, ...]
     data: bytes
 
@@ -63,9 +66,9 @@ class Generation:
 NOTHING_INVALIDATED = Generation()
 
 
-def payload(request: str, cost_ms: int, tags: tuple[str, ...], data: bytes) -> bytes:
-    """Return the client's part of an entry; tags are percent-encoded."""
-    return f"{request} {cost_ms} {','.join(tags)} ".encode() + data
+def payload(request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes) -> bytes:
+    """Return the client's part of an entry; tags are percent-encoded, 0 ms fresh is until it expires."""
+    return f"{request} {cost_ms} {fresh_ms} {','.join(tags)} ".encode() + data
 
 
 def parse(entry: bytes) -> Stored:
@@ -75,14 +78,15 @@ def parse(entry: bytes) -> Stored:
         Undecodable: it is not one of ours.
     """
     try:
-        version, expires, _, cost, tags, data = entry.split(b" ", _PARTS - 1)
-        if len(version) + len(expires) + len(cost) > _MOST_DIGITS:
+        version, expires, _, cost, fresh, tags, data = entry.split(b" ", _PARTS - 1)
+        if len(version) + len(expires) + len(cost) + len(fresh) > _MOST_DIGITS:
             raise Undecodable("an entry whose numbers are too long")
         written, until = int(version), int(expires)
         if written < 0 or not 0 <= until <= LAST_MS:
             raise Undecodable("an entry of an impossible time")
+        stale_at = 0 if fresh == b"0" else written * 1000 // CLOCK_PER_S + int(fresh)
         names = tuple(tags.decode().split(",")) if tags else ()
-        return Stored(written, until, int(cost), names, data)
+        return Stored(written, until, int(cost), stale_at, names, data)
     except ValueError:  # also of a name that is no UTF-8
         raise Undecodable("an entry without its line of facts") from None
 

@@ -13,6 +13,7 @@ from agentperf_redis.cache import commands, wire
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.commands import PutOutcome
 from agentperf_redis.cache.deployment import ATTEMPTS, ready
+from agentperf_redis.cache.freshness import Freshness
 from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, TIERS_OWN_TTL_MS, Tier, ttl_ms
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.outbox import NO_REPORT
@@ -40,6 +41,12 @@ class Writer:
         """Check a life given by a user; this object's own if he gave none."""
         life = ttl_ms("ttl", ttl)
         return self._own_ttls if life == TIERS_OWN_TTL_MS and self._own_ttls else life
+
+    def spread(self, life: int | str, freshness: Freshness) -> str:
+        """Make lives longer or shorter at random; those that are the cache's are taken as they were last known here."""
+        lives = life.split("/") if isinstance(life, str) else [life] * 3
+        known = zip(map(int, lives), self.binding.settings.ttls_ms, strict=True)
+        return "/".join(str(freshness.spread(own if each == TIERS_OWN_TTL_MS else each)) for each, own in known)
 
     def put(self, key: str, value: Any, ttl: float | None, tags: Iterable[str], tier: Tier | None = None) -> Flow[bool]:
         """Store a value. Returns whether it was stored."""
@@ -93,6 +100,7 @@ class Writer:
         *,
         token: str = "",
         cost_ms: int = 0,
+        fresh_ms: int = 0,
     ) -> Flow[PutOutcome]:
         """Store the bytes of a value; with the token of a lease if it was computed under one, and what that took."""
         binding, outbox = self.binding, self.binding.outbox
@@ -109,7 +117,7 @@ class Writer:
                 reply = yield from commands.put(
                     binding.keys,
                     name,
-                    wire.payload(request, cost_ms, tags, data),
+                    wire.payload(request, cost_ms, fresh_ms, tags, data),
                     request,
                     until_ms=until_ms,
                     seen=seen,
@@ -164,7 +172,7 @@ class Writer:
         return request, commands.put(
             binding.keys,
             name,
-            wire.payload(request, 0, tags, data),
+            wire.payload(request, 0, 0, tags, data),
             request,
             until_ms=until_ms,
             seen=binding.seen,

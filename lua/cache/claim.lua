@@ -9,19 +9,22 @@
 --   lease_ms    int     its life unless renewed, ms
 --   ignore      text    version of the entry that the caller found dead or undecodable; empty for none
 --   awaited     text    token of the lease that the caller has been waiting for; empty for none
+--   retry_ms    text    empty for a caller who needs the value; for one who refreshes a stale value that is being served
+--               meanwhile, how long after a failure it is not tried again, ms
 -- RETURNS
 --   {1, entry, gen}       there is a value
 --   {2, version}          the caller computes; what is invalidated after that version refuses its value
 --   {3, lease_left_ms, token}  another computes
---   {4, error}            the awaited one failed: "<type> <message>", or a blank if its value cannot be stored
+--   {4, error}            the awaited one failed: "<type> <message>", or a blank if its value cannot be stored; to one
+--                         who refreshes: whoever tried failed just now
 -- REPEAT   a second delivery answers the same. A late one may hold the key for one lease that nobody serves
 -- ERRORS   none
 -- COST     O(1)
 local ENTRY, LEASE, META, GEN = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local TOKEN, LEASE_MS, IGNORE, AWAITED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local TOKEN, LEASE_MS, IGNORE, AWAITED, RETRY_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
 local call = redis.call
-local lease = call('HMGET', LEASE, 'token', 'version', 'failed', 'error')
+local lease = call('HMGET', LEASE, 'token', 'version', 'failed', 'error', 'failed_ms')
 local found = call('MGET', ENTRY, GEN)
 local clock = call('HGET', META, 'clock') or '0'
 local version = string.match(found[1] or '', '^(%d+) ')
@@ -31,8 +34,12 @@ if version and version ~= IGNORE then
 end
 if lease[3] and lease[3] == AWAITED then return {4, lease[4] or ''} end
 if lease[1] == TOKEN then return {2, tonumber(lease[2])} end
+if RETRY_MS and lease[5] and not lease[1] then
+  local time = call('TIME')
+  if time[1] * 1000 + math.floor(time[2] / 1000) < (tonumber(lease[5]) or 0) + RETRY_MS then return {4, lease[4] or ''} end
+end
 if lease[1] then
-  call('HSET', LEASE, 'waited', 1)
+  if not RETRY_MS then call('HSET', LEASE, 'waited', 1) end
   return {3, math.max(1, call('PTTL', LEASE)), lease[1]}
 end
 -- the version last given out, not the time: what is invalidated later gets a higher one even if the clock jumps back

@@ -136,8 +136,8 @@ end
 -- whatever the length. Reads of keys that are gone meanwhile are booked under cold. Returns how many keys were found.
 function I.touch(keys, counts)
   local sizes, where, scores = I.locate(keys)
-  if I.lfu and I.grow > 0 then                                         -- where the last 5 % of cold end
-    local rank = I.share(0.05)
+  if I.lfu and I.grow > 0 then                                         -- where the last 7.5 % of cold end
+    local rank = I.share(0.075)
     I.tail = tonumber(I.call('ZRANGE', I.tier[3], rank, rank, 'WITHSCORES')[2]) or math.huge
   end
   local leave, enter, hits, found = {{}, {}, {}, {}}, {{}, {}, {}, {}}, {}, 0

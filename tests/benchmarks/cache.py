@@ -244,7 +244,7 @@ def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any
     return Batch(
         tuple(
             cache_commands.put(
-                *(binding.keys, next(names), b"request 0  " + data, "request"),
+                *(binding.keys, next(names), b"request 0 0  " + data, "request"),
                 until_ms=10**14,
                 seen=0,
                 again=False,

@@ -13,7 +13,7 @@ from agentperf_redis.cache.wire import Stored
 
 
 def stored(version: int = 1, data: bytes = b"m\x01", tags: tuple[str, ...] = (), cost_ms: int = 0) -> Stored:
-    return Stored(version, 0, cost_ms, tags, data)
+    return Stored(version, 0, cost_ms, 0, tags, data)
 
 
 class Bus:

@@ -54,13 +54,17 @@ def test_rates_of_an_unused_cache_are_zero() -> None:
     st.integers(1, 2**53),
     st.integers(0, wire.LAST_MS),
     st.integers(0, 2**31),
+    st.integers(0, 2**31),
     st.lists(st.text(min_size=1)),
     st.binary(),
 )
-def test_what_is_stored_comes_back(version: int, expires: int, cost: int, tags: list[str], data: bytes) -> None:
+def test_what_is_stored_comes_back(
+    version: int, expires: int, cost: int, fresh: int, tags: list[str], data: bytes
+) -> None:
     names = tuple(key_names.encoded(tag) for tag in tags if tag.isprintable())
-    stored = wire.parse(f"{version} {expires} ".encode() + wire.payload("request", cost, names, data))
-    assert stored == wire.Stored(version, expires, cost, names, data)
+    stored = wire.parse(f"{version} {expires} ".encode() + wire.payload("request", cost, fresh, names, data))
+    stale_at = version // 100 + fresh if fresh else 0
+    assert stored == wire.Stored(version, expires, cost, stale_at, names, data)
 
 
 @given(st.binary())
@@ -209,4 +213,4 @@ def test_one_flight_at_a_time() -> None:
 @pytest.mark.parametrize("facts", [b"-1 0", b"1 -5", b"1 9999999999999999"])
 def test_an_entry_of_an_impossible_time_is_none(facts: bytes) -> None:
     with pytest.raises(Undecodable):
-        wire.parse(facts + b" r 0  m\x01")
+        wire.parse(facts + b" r 0 0  m\x01")

@@ -1,0 +1,157 @@
+"""How long a value is fresh, and what happens to it then: the rules, without I/O.
+
+A value is fresh for its soft TTL, stale until its hard TTL, and then gone. A stale value is served to everybody at once
+while one caller in all processes computes the next one behind (stale-while-revalidate, RFC 5861). If that fails, the
+stale value goes on being served, but for so long only (stale-if-error of that RFC, fail-safe elsewhere). What is
+invalidated or past its hard TTL is never served.
+
+Where values must not even become stale, each reader throws a die whether to refresh early, loaded so that the chance
+rises as the end comes near, and sooner the longer the value takes to compute: XFetch (Vattani, Chierichetti,
+Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB 8, 2015).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, TypedDict
+
+from agentperf_redis import arguments
+from agentperf_redis.errors import InvalidArgument
+
+MOST_JITTER = 0.5
+MOST_EARLY = 100.0
+_SHORTEST_RETRY_MS, _LONGEST_RETRY_MS = 1000, 30_000
+"""Bounds of how long a refresh that failed is not tried again, by anybody: else a tenth of the soft TTL."""
+
+
+class FreshnessOptions(TypedDict, total=False):
+    """Options of `get_or_compute` and `cached`, all of them off unless given.
+
+    Attributes:
+        soft_ttl: seconds for which a value is fresh. After that, and until its TTL, readers are served the stale value
+            at once while one caller in all processes computes the next one behind.
+        jitter: part by which the soft TTL (the TTL if there is none) is made longer or shorter at random, such as 0.1
+            for 10 %: what was stored together is not due together.
+        early_refresh: how eagerly to refresh before a value is stale (expires, without a soft TTL); 1.0 is XFetch as
+            published, more is earlier, 0 is off.
+        stale_if_error: seconds for which a stale value is served when computing the next one fails; then readers see
+            the error. None is until the TTL.
+    """
+
+    soft_ttl: float | None
+    jitter: float
+    early_refresh: float
+    stale_if_error: float | None
+
+
+class Aging(Protocol):
+    """What is known of an entry's age; a copy within this process knows it, too."""
+
+    @property
+    def expires_ms(self) -> int:
+        """When it expires, by the server's clock; 0 for never."""
+        ...
+
+    @property
+    def fresh_until_ms(self) -> int:
+        """When it is due to be computed anew; 0 for never before it expires."""
+        ...
+
+    @property
+    def cost_ms(self) -> int:
+        """What computing it took."""
+        ...
+
+
+class Age(Enum):
+    """What to do with a value that was found."""
+
+    FRESH = "serve it"
+    DUE = "serve it, and have it computed anew"
+    OLD = "as DUE, unless computing it anew is known to fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """The options of one call, checked; see `FreshnessOptions`.
+
+    Attributes:
+        soft_ms: how long a value is fresh; 0 is until it expires.
+        jitter: part by which that varies.
+        early: how eagerly to refresh early.
+        error_ms: how long a stale value stands in for one that cannot be computed; None is until it expires.
+    """
+
+    soft_ms: int = 0
+    jitter: float = 0.0
+    early: float = 0.0
+    error_ms: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], ttl: float | None) -> Freshness:
+        """Check what a user gave.
+
+        Raises:
+            InvalidArgument: for an option that there is not or that cannot be.
+        """
+        if not options:
+            return UNTIL_EXPIRY
+        unknown = set(options) - FreshnessOptions.__optional_keys__
+        if unknown:
+            allowed = ", ".join(sorted(FreshnessOptions.__optional_keys__))
+            raise InvalidArgument(min(unknown), options[min(unknown)], f"no such option; there are {allowed}")
+        soft, limit = options.get("soft_ttl"), options.get("stale_if_error")
+        soft_ms = 0 if soft is None else math.ceil(arguments.seconds("soft_ttl", soft) * 1000)
+        if soft is not None and ttl is not None and soft >= ttl:
+            raise InvalidArgument("soft_ttl", soft, f"less than the ttl of {ttl:g} s, after which there is no value")
+        if limit is not None and not soft_ms:
+            raise InvalidArgument(
+                "stale_if_error", limit, "nothing unless there is a soft_ttl, after which values are stale"
+            )
+        return cls(
+            soft_ms,
+            arguments.amount("jitter", options.get("jitter", 0.0), most=MOST_JITTER),
+            arguments.amount("early_refresh", options.get("early_refresh", 0.0), most=MOST_EARLY),
+            None if limit is None else round(arguments.seconds("stale_if_error", limit, least=0.0) * 1000),
+        )
+
+    @property
+    def retry_ms(self) -> int:
+        """How long a refresh that failed is not tried again."""
+        return max(_SHORTEST_RETRY_MS, min(_LONGEST_RETRY_MS, self.soft_ms // 10))
+
+    def spread(self, life_ms: int) -> int:
+        """Return a time, longer or shorter by the jitter; what is not above 0 is no time and stays."""
+        if not self.jitter or life_ms <= 0:
+            return life_ms
+        return max(1, round(life_ms * random.uniform(1 - self.jitter, 1 + self.jitter)))
+
+    def concerns(self, entry: Aging) -> bool:
+        """Return whether the age of an entry matters at all."""
+        return entry.fresh_until_ms > 0 or (self.early > 0 and entry.expires_ms > 0)
+
+    def age(self, entry: Aging, now_ms: int, chance: Callable[[], float] = random.random) -> Age:
+        """Judge an entry.
+
+        Args:
+            entry: one that was found and has not expired.
+            now_ms: the server's time.
+            chance: returns a random number from 0.0 up to, not including, 1.0.
+        """
+        due_ms = entry.fresh_until_ms or (entry.expires_ms if self.early else 0)
+        if not due_ms:
+            return Age.FRESH
+        ahead_ms = entry.cost_ms * self.early * -math.log(1.0 - chance()) if self.early else 0.0
+        if now_ms + ahead_ms < due_ms:
+            return Age.FRESH
+        if self.error_ms is not None and entry.fresh_until_ms and now_ms >= entry.fresh_until_ms + self.error_ms:
+            return Age.OLD
+        return Age.DUE
+
+
+UNTIL_EXPIRY = Freshness()
+"""Fresh as long as there is a value."""

@@ -1,0 +1,348 @@
+"""Stale values: served at once, computed anew by one behind; standing in where that fails; never beyond their end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.errors import InvalidArgument
+from tests.servers import Raw, Server, wait_until
+from tests.workers import Workers
+
+
+def where(namespace: str, part: str) -> str:
+    return f"{namespace}:{{cache:default}}:{part}"
+
+
+class Source:
+    """A function to be cached: counts its calls, and takes as long as, or fails when, it is told to."""
+
+    def __init__(self, takes_s: float = 0.0) -> None:
+        self.calls = 0
+        self.takes_s = takes_s
+        self.fails = False
+        self.threads: set[int] = set()
+
+    def __call__(self) -> list[int]:
+        self.calls += 1
+        self.threads.add(threading.get_ident())
+        time.sleep(self.takes_s)
+        if self.fails:
+            raise ValueError(f"call {self.calls}")
+        return [self.calls]
+
+
+class Reader:
+    """Asks a cache for one key over and over, blocking or in asyncio."""
+
+    def __init__(
+        self, cache: LRUCache | TieredCache, source: Source, runner: asyncio.Runner | None, **options: Any
+    ) -> None:
+        self.cache, self.source, self.runner, self.options = cache, source, runner, options
+
+    def ask(self) -> Any:
+        if self.runner is None:
+            return self.cache.get_or_compute("k", self.source, **self.options)
+
+        async def asked() -> Any:
+            async def function() -> list[int]:
+                return self.source()
+
+            value = await self.cache.aio.get_or_compute("k", function, **self.options)
+            await asyncio.sleep(0.002)  # what goes on behind is part of this loop
+            return value
+
+        return self.runner.run(asked())
+
+    def until(self, wanted: object, patience_s: float = 10) -> float:
+        """Ask until that is the answer, values or errors; return how long it took."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + patience_s:
+            try:
+                answer: object = self.ask()
+            except ValueError as error:
+                answer = type(error)
+            if answer == wanted:
+                return time.monotonic() - begun
+            time.sleep(0.005)
+        raise AssertionError(f"never {wanted!r}")
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def loop(request: pytest.FixtureRequest, runner: asyncio.Runner) -> asyncio.Runner | None:
+    return runner if request.param == "asyncio" else None
+
+
+@pytest.mark.parametrize("kind", ["redis", "local", "strict", "tiered"])
+def test_a_stale_value_is_served_at_once_and_computed_anew_behind(
+    backend: Backend, loop: asyncio.Runner | None, kind: str
+) -> None:
+    kinds: dict[str, Callable[[], LRUCache | TieredCache]] = {
+        "redis": lambda: LRUCache(backend=backend),
+        "local": lambda: LRUCache(local_size=10, backend=backend),
+        "strict": lambda: LRUCache(strict=True, backend=backend),
+        "tiered": lambda: TieredCache(backend=backend),
+    }
+    cache = kinds[kind]()
+    source = Source()
+    reader = Reader(cache, source, loop, ttl=60, soft_ttl=0.15)
+    assert reader.ask() == [1]
+    assert reader.ask() == [1]
+    cache.get("k")  # with a copy here: not only the one that computed has read it
+
+    source.takes_s = 0.0 if loop else 0.1  # a loop's own time is everybody's
+    time.sleep(0.16)
+    asked_at = time.monotonic()
+    assert reader.ask() == [1], "stale, and at once"
+    assert loop or time.monotonic() - asked_at < 0.1
+    reader.until([2])
+    assert source.calls == 2
+    if loop is None:
+        assert source.threads == {threading.get_ident(), *source.threads}
+        assert len(source.threads) == 2, "another thread has refreshed it"
+
+
+def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s: float) -> tuple[int, float, int]:
+    """A worker process: read one key all the time. Returns how often it computed, its longest wait, and its reads."""
+    cache = LRUCache(backend=Backend(url, namespace=namespace))
+    calls, longest, reads = [], 0.0, 0
+
+    def work() -> int:
+        calls.append(1)
+        time.sleep(takes_s)
+        return os.getpid()
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        begun = time.monotonic()
+        cache.get_or_compute("k", work, 60, soft_ttl=soft_ttl)
+        longest = max(longest, time.monotonic() - begun)
+        reads += 1
+    cache._backend.close()
+    return len(calls), longest, reads
+
+
+def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_reader_waits(
+    server: Server, namespace: str, workers: Workers, backend: Backend
+) -> None:
+    seconds, soft_ttl, takes_s = 3.0, 0.75, 0.25
+    LRUCache(backend=backend).get_or_compute("k", lambda: 0, 60, soft_ttl=0.001)  # soft-expired when they begin
+
+    results = workers.run(read_for, [(server.url, namespace, seconds, soft_ttl, takes_s)] * 4)
+
+    computed, reads = sum(calls for calls, _, _ in results), sum(count for _, _, count in results)
+    assert abs(computed - seconds / soft_ttl) <= 1, results
+    assert max(longest for _, longest, _ in results) < takes_s, results
+    assert reads > 1000
+
+
+def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_error_is_seen(
+    backend: Backend, loop: asyncio.Runner | None
+) -> None:
+    source = Source()
+    reader = Reader(LRUCache(backend=backend), source, loop, ttl=60, soft_ttl=0.1, stale_if_error=0.8)
+    assert reader.ask() == [1]
+    written = time.monotonic()
+    source.fails = True
+
+    lasted = reader.until(ValueError)
+
+    assert time.monotonic() - written > 0.85, "stale until 0.1 + 0.8 s after its writing"
+    assert lasted < 3
+    assert source.calls <= 4, "a refresh that failed rests for a second; then errors are seen"
+    for _ in range(3):
+        with pytest.raises(ValueError, match="call"):
+            reader.ask()
+    source.fails = False
+    assert reader.ask() == [source.calls], "who sees errors computes himself, and so learns first that it is over"
+
+
+def test_a_failed_refresh_rests_for_all_processes(
+    backend: Backend, server: Server, connect: Callable[..., Backend]
+) -> None:
+    source = Source()
+    readers = [
+        Reader(LRUCache(backend=each), source, None, ttl=60, soft_ttl=0.05) for each in (backend, connect(server.url))
+    ]
+    assert readers[0].ask() == [1]
+    source.fails = True
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        assert [reader.ask() for reader in readers] == [[1], [1]]
+        time.sleep(0.01)
+    assert source.calls in (2, 3), "after 0.05 s, and a second later"
+    source.fails = False
+    readers[1].until([source.calls + 1])
+
+
+def test_hard_expiry_wins_over_everything(backend: Backend, loop: asyncio.Runner | None) -> None:
+    source = Source()
+    reader = Reader(LRUCache(local_size=10, backend=backend), source, loop, ttl=0.4, soft_ttl=0.1, stale_if_error=60)
+    assert reader.ask() == [1]
+    written = time.monotonic()
+    source.fails = True
+    reader.until(ValueError, patience_s=2)
+    assert 0.35 < time.monotonic() - written < 1.5
+
+
+@pytest.mark.parametrize("forget", ["delete", "clear", "invalidate_tags", "put"])
+def test_what_a_refresh_brings_that_began_before_an_invalidation_never_lands(
+    backend: Backend, server: Server, connect: Callable[..., Backend], forget: str
+) -> None:
+    cache, elsewhere = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    begun, release = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        assert release.wait(20)
+        return "of before"
+
+    options: Any = {"ttl": 60, "soft_ttl": 0.05, "tags": ["t"]}
+    assert cache.get_or_compute("k", lambda: "old", **options) == "old"
+    time.sleep(0.06)
+    assert cache.get_or_compute("k", slow, **options) == "old"
+    assert begun.wait(10)
+
+    match forget:
+        case "delete":
+            elsewhere.delete("k")
+        case "clear":
+            elsewhere.clear()
+        case "invalidate_tags":
+            elsewhere.invalidate_tags("t")
+        case _:
+            elsewhere.put("k", "put")
+
+    expected = "put" if forget == "put" else None
+    assert elsewhere.get("k") == expected, "the stale value is gone as well"
+    release.set()
+    wait_until(lambda: not cache._binding.flights._flights, "the refresh to end")
+    assert cache.get("k") == elsewhere.get("k") == expected
+    assert elsewhere.get_or_compute("k", lambda: "new", **options) == (expected or "new")
+
+
+def refresh_for_ever(url: str, namespace: str) -> Iterator[str]:
+    cache = LRUCache(backend=Backend(url, namespace=namespace))
+    assert cache.get_or_compute("k", lambda: time.sleep(600), 60, soft_ttl=0.05) == "old"
+    yield "refreshing"
+
+
+def test_a_refresher_that_was_killed_is_replaced_and_nobody_waits_for_that(
+    backend: Backend, server: Server, namespace: str, workers: Workers, raw: Raw
+) -> None:
+    cache, source = LRUCache(backend=backend), Source()
+    cache.get_or_compute("k", lambda: "old", 60, soft_ttl=0.05)
+    time.sleep(0.06)
+    worker = workers.start(refresh_for_ever, server.url, namespace)
+    worker.said()
+    wait_until(lambda: raw.exists(where(namespace, "l:k")), "the refresher's lease")
+    worker.kill()
+
+    reader = Reader(cache, source, None, ttl=60, soft_ttl=0.05)
+    assert reader.ask() == "old"
+    assert source.calls == 0
+    raw.pexpire(where(namespace, "l:k"), 100)  # shortened: the test need not wait for all of it
+    reader.until([1])
+
+
+def test_a_value_is_refreshed_early_and_so_never_missing(backend: Backend, raw: Raw, namespace: str) -> None:
+    cache, source = LRUCache(backend=backend), Source(takes_s=0.05)
+    reader = Reader(cache, source, None, ttl=1.0, early_refresh=2.0)
+    reader.ask()
+    misses = cache.stats().misses
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        reader.ask()
+        time.sleep(0.001)
+    assert source.calls in range(3, 12)
+    assert cache.stats().misses == misses, "nobody found it missing, and so nobody waited"
+
+
+def test_what_was_stored_together_is_not_due_together(backend: Backend, raw: Raw, namespace: str) -> None:
+    lru, tiered = LRUCache(100, 50, backend=backend), TieredCache(backend=backend)
+    for number in range(20):
+        lru.get_or_compute(f"hard{number}", lambda: 1, jitter=0.1)
+        lru.get_or_compute(f"soft{number}", lambda: 1, 40, soft_ttl=20, jitter=0.1)
+        tiered.get_or_compute(f"tier{number}", lambda: 1, jitter=0.1)
+    hard = [raw.pttl(where(namespace, f"e:hard{number}")) for number in range(20)]
+    soft = [int(raw.get(where(namespace, f"e:soft{number}")).split(" ")[4]) for number in range(20)]
+    whole = [raw.pttl(where(namespace, f"e:soft{number}")) for number in range(20)]
+    tier = [raw.pttl(f"{namespace}:{{tiered:default}}:e:tier{number}") for number in range(20)]
+    for lives, middle in ((hard, 50_000), (soft, 20_000), (tier, 3_600_000)):
+        assert 0.85 * middle < min(lives) < 0.99 * middle
+        assert 1.01 * middle < max(lives) <= 1.1 * middle
+    assert max(whole) <= 40_000, "with a soft TTL the hard one is exact"
+
+
+def test_a_decorated_function_is_refreshed_with_its_own_arguments(backend: Backend) -> None:
+    cache = LRUCache(local_size=10, backend=backend)
+    calls: list[str] = []
+
+    @cache.cached(60, soft_ttl=0.1)
+    def ask(question: str) -> str:
+        calls.append(question)
+        return f"{question}{calls.count(question)}"
+
+    assert [ask("a"), ask("b")] == ["a1", "b1"]
+    time.sleep(0.11)
+    assert [ask("a"), ask("b")] == ["a1", "b1"]
+    wait_until(lambda: (ask("a"), ask("b")) == ("a2", "b2"), "both to be computed anew")
+    assert ask.cache_info().computed == len(calls)
+    ask.invalidate("a")
+    assert ask("a")[:-1] == "a"
+
+
+@pytest.mark.parametrize("options", [{"soft_ttl": 60}, {"jitter": 2}, {"stale_if_error": 1}, {"unknown": 1}])
+def test_bad_options_are_refused_before_anything_is_sent(
+    backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner, options: dict[str, Any]
+) -> None:
+    cache = LRUCache(backend=backend)
+    for refuse in (
+        lambda: cache.get_or_compute("k", lambda: 1, 30, **options),
+        lambda: runner.run(cache.aio.get_or_compute("k", lambda: 1, 30, **options)),
+        lambda: cache.cached(30, **options),
+    ):
+        with pytest.raises(InvalidArgument):
+            refuse()
+    assert not list(raw.scan_iter(match=f"{namespace}:*"))
+
+
+def test_closing_does_not_wait_for_a_slow_refresh_nor_does_a_forked_child(
+    server: Server, connect: Callable[..., Backend]
+) -> None:
+    backend = connect(server.url)
+    cache = LRUCache(backend=backend)
+    release, begun = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        release.wait(20)
+        return "late"
+
+    cache.get_or_compute("k", lambda: "old", 60, soft_ttl=0.02)
+    time.sleep(0.03)
+    assert cache.get_or_compute("k", slow, 60, soft_ttl=0.02) == "old"
+    assert begun.wait(10)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            assert cache.get_or_compute("k", slow, 60, soft_ttl=0.02) == "old"
+            assert cache.get_or_compute("child", lambda: 1, 60, soft_ttl=0.02) == 1
+            backend.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    closing = time.monotonic()
+    backend.close()
+    assert time.monotonic() - closing < 2
+    release.set()

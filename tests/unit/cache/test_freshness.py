@@ -1,0 +1,87 @@
+"""The rules of freshness, without a server."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+
+from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
+from agentperf_redis.cache.wire import Stored
+from agentperf_redis.errors import InvalidArgument
+
+NOW_MS = 1_784_635_500_000
+
+
+def entry(fresh_until_ms: int = 0, expires_ms: int = 0, cost_ms: int = 0) -> Stored:
+    return Stored(NOW_MS * 100, expires_ms, cost_ms, fresh_until_ms, (), b"")
+
+
+@pytest.mark.parametrize(
+    ("options", "stored", "age"),
+    [
+        ({}, entry(0, NOW_MS + 1), Age.FRESH),
+        ({}, entry(NOW_MS + 1), Age.FRESH),
+        ({}, entry(NOW_MS), Age.DUE),
+        ({"soft_ttl": 1}, entry(0), Age.FRESH),
+        ({"soft_ttl": 1}, entry(NOW_MS - 10**9), Age.DUE),
+        ({"soft_ttl": 1, "stale_if_error": 5}, entry(NOW_MS - 4999), Age.DUE),
+        ({"soft_ttl": 1, "stale_if_error": 5}, entry(NOW_MS - 5000), Age.OLD),
+        ({"soft_ttl": 1, "stale_if_error": 0}, entry(NOW_MS), Age.OLD),
+        ({"early_refresh": 1.0}, entry(0, NOW_MS + 1, 0), Age.FRESH),
+        ({"early_refresh": 1.0}, entry(0, 0, 1000), Age.FRESH),
+    ],
+)
+def test_an_entry_is_judged_by_what_it_says_and_what_the_reader_allows(
+    options: dict[str, Any], stored: Stored, age: Age
+) -> None:
+    freshness = Freshness.of(options, None)
+    assert freshness.age(stored, NOW_MS) is age
+    assert age is Age.FRESH or freshness.concerns(stored)
+
+
+@pytest.mark.parametrize("early", [0.5, 1.0, 3.0])
+def test_a_refresh_comes_early_by_the_law_of_xfetch(early: float) -> None:
+    """P(refresh) = P(-ln(u) >= gap / (cost * beta)) = exp(-gap / (cost * beta))."""
+    chance, draws, cost_ms = random.Random(1), 20_000, 200
+    freshness = Freshness.of({"early_refresh": early}, 60)
+    for gap_ms in (100, 400, 1000):
+        for stored in (entry(0, NOW_MS + gap_ms, cost_ms), entry(NOW_MS + gap_ms, 0, cost_ms)):
+            due = sum(freshness.age(stored, NOW_MS, chance.random) is Age.DUE for _ in range(draws))
+            assert due / draws == pytest.approx(math.exp(-gap_ms / (cost_ms * early)), abs=0.012)
+
+
+def test_the_jitter_spreads_evenly_and_nothing_else_is_touched() -> None:
+    freshness = Freshness.of({"soft_ttl": 10, "jitter": 0.1}, 60)
+    spread = [freshness.spread(freshness.soft_ms) for _ in range(2000)]
+    assert min(spread) in range(9000, 9100)
+    assert max(spread) in range(10_900, 11_001)
+    assert [freshness.spread(ms) for ms in (0, -1)] == [0, -1], "no life, and the cache's own"
+    assert UNTIL_EXPIRY.spread(1000) == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"soft_ttl": 0}, "soft_ttl"),
+        ({"soft_ttl": math.inf}, "soft_ttl"),
+        ({"soft_ttl": "5"}, "soft_ttl"),
+        ({"soft_ttl": 60}, "soft_ttl"),
+        ({"jitter": -0.1}, "jitter"),
+        ({"jitter": 0.6}, "jitter"),
+        ({"early_refresh": math.nan}, "early_refresh"),
+        ({"soft_ttl": 1, "stale_if_error": -1}, "stale_if_error"),
+        ({"stale_if_error": 5}, "stale_if_error"),
+        ({"softttl": 5}, "softttl"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], argument: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        Freshness.of(options, 60)
+    assert refused.value.argument == argument
+
+
+def test_how_long_a_failed_refresh_rests_goes_with_the_soft_ttl() -> None:
+    assert [Freshness.of({"soft_ttl": soft}, None).retry_ms for soft in (1, 60, 3600)] == [1000, 6000, 30_000]
