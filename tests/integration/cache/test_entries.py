@@ -36,11 +36,11 @@ def test_a_value_comes_back_and_lies_where_the_legend_says(
 
     assert call(cache, "get", "answer") == 42
     where = tag(namespace)
-    version, expiry, request, cost, tags, _ = raw.get(f"{where}:e:answer").split(" ", 5)
+    version, expiry, request, cost, fresh, tags, _ = raw.get(f"{where}:e:answer").split(" ", 6)
     assert int(version) == raw.zscore(f"{where}:cold", "answer") // 16
     assert raw.zscore(f"{where}:exp", "answer") == int(expiry)
     assert 0 < raw.pttl(f"{where}:e:answer") <= 60_000
-    assert (len(request), cost, tags) == (12, "0", "news")
+    assert (len(request), cost, fresh, tags) == (12, "0", "0", "news")
     assert raw.zscore(f"{namespace}:resources", "cache:default")
     assert faults(raw, namespace, "cache", "default") == []
 
