@@ -6,6 +6,7 @@ from agentperf_redis.backend import configure
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.cache.decorator import cached
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import CacheEntry
@@ -49,6 +50,7 @@ __all__ = [
     "NoCapacity",
     "Outcome",
     "PerformanceMetrics",
+    "PoolSettings",
     "RankBy",
     "Retention",
     "SchemaMismatch",

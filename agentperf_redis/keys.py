@@ -6,13 +6,16 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:meta                            HASH  schema, epoch (new when the server came back empty), created_ms
     agentperf:resources                       ZSET  <service>:<resource> -> when a process last opened it, ms
 
-    agentperf:{lb:planner}:state              HASH  <id> instance, @<token> lease | place in line | tombstone, #fact
+    agentperf:{lb:planner}:state              HASH  <id> instance, +<id> more, @<token> lease | place | tombstone, #fact
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; the instances that have room
-    agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, H:<id> -> ms
+    agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, E:<id> -> ms
     agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, less its priority; also the channel
     agentperf:{lb:planner}:ids                ZSET  <id> -> when it was registered, us: all instances, in order
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  as ready, the instances with that label
+    agentperf:{lb:planner}:away               ZSET  <id> -> when it comes back, ms; judged unfit, or no rate left
+    agentperf:{lb:planner}:checks             ZSET  <id> -> when its next active check is due, ms
+    agentperf:{lb:planner}:events             STREAM kind, id, ...: the last thousand or so
 
     agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <fresh> <tags> <value>"; PX
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last touch * 16 + frequency
@@ -109,6 +112,8 @@ class PoolKeys:
     waitq: str
     ids: str
     ring: str
+    checks: str
+    events: str
 
     @property
     def core(self) -> tuple[str, ...]:
@@ -125,10 +130,13 @@ class PoolKeys:
         return f"{self.ready}@{encoded(label)}"
 
 
+_POOL_PARTS = ("state", "ready", "due", "waitq", "ids", "ring", "checks", "events")
+
+
 def pool(namespace: str, agent_type: str) -> PoolKeys:
     """Return the keys of the pool of an agent type."""
     tag = f"{namespace}:{{lb:{encoded(agent_type)}}}"
-    return PoolKeys(tag, *(f"{tag}:{part}" for part in ("state", "ready", "due", "waitq", "ids", "ring")))
+    return PoolKeys(tag, *(f"{tag}:{part}" for part in _POOL_PARTS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 from agentperf_redis.balancer.client import LoadBalancer
 from agentperf_redis.balancer.model import LoadBalancingStrategy
+from agentperf_redis.balancer.requests import OnUnavailable
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.cache.inspection import read_all_stats
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import CacheStats, Policy
@@ -76,18 +79,30 @@ class AgentPerf:
         """The metrics of all agents of the namespace."""
         return self.backend.share("metrics", lambda: MetricsCollector(backend=self.backend))
 
-    def balancer(self, strategy: LoadBalancingStrategy | str | None = None) -> LoadBalancer:
+    def balancer(
+        self,
+        strategy: LoadBalancingStrategy | str | None = None,
+        *,
+        settings: PoolSettings | None = None,
+        on_unavailable: OnUnavailable = "raise",
+    ) -> LoadBalancer:
         """Return the load balancer.
 
         Args:
             strategy: how instances are picked; fixed for each pool when its first instance is registered. None takes
                 the pool's own, and LEAST_LOADED for a new one.
+            settings: how the pools in which it registers instances judge them; None leaves what they have.
+            on_unavailable: what callers get while the server cannot be reached: "raise" or "none".
 
         Returns:
-            One object for each strategy.
+            One object for each choice of these.
         """
         chosen = LoadBalancer.check_strategy(strategy)
-        return self.backend.share(("lb", chosen), lambda: LoadBalancer(chosen, backend=self.backend))
+        made = partial(LoadBalancer, chosen, settings=settings, on_unavailable=on_unavailable, backend=self.backend)
+        if settings is None and on_unavailable == "raise":
+            return self.backend.share(("lb", chosen), made)
+        made()  # refuses what cannot be, which may not even be a key
+        return self.backend.share(("lb", chosen, settings, on_unavailable), made)
 
     def cache(self, name: str = "default", **options: Unpack[LRUOptions]) -> LRUCache:
         """Return the LRU cache of a name: one object for each name.

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, default_backend
-from agentperf_redis.balancer import flows
-from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
+from agentperf_redis.balancer.aio import AsyncLoadBalancer
+from agentperf_redis.balancer.blocks import LeaseBlock
+from agentperf_redis.balancer.checks import Checks
+from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.keeper import keeper_of
-from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     AgentInstance,
     LeaseOnIt,
     LoadBalancingStrategy,
     Outcome,
+    PoolEvent,
     PoolLeases,
     PoolStatus,
     Repaired,
     rendered,
 )
-from agentperf_redis.balancer.requests import NO_WAIT, OnLost, Requests
+from agentperf_redis.balancer.requests import (
+    BETTER,
+    NO_WAIT,
+    OnLost,
+    OnUnavailable,
+    Requests,
+    checked_policy,
+    checked_settings,
+)
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.balancer.waiting import lines_of
-from agentperf_redis.errors import InvalidArgument
 
 
 class LoadBalancer:
@@ -36,13 +45,30 @@ class LoadBalancer:
     Args:
         strategy: how pools pick. Fixed per pool by its first registration, LEAST_LOADED when None; another one for a
             pool that is there is InvalidArgument. None takes each pool's own.
+        settings: how the pools it registers instances in judge them; those deployed last hold for all processes, and a
+            change is logged. None: what a pool has, and the defaults of `PoolSettings` for a new one.
+        on_unavailable: what `acquire`, `lease`, `select_instance` and `release` do when the server cannot be reached:
+            "raise" BackendUnavailable, or answer "none": None, NoCapacity, None, False.
         backend: the server and namespace; None for the process-wide default.
     """
 
-    def __init__(self, strategy: LoadBalancingStrategy | str | None = None, *, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        strategy: LoadBalancingStrategy | str | None = None,
+        *,
+        settings: PoolSettings | None = None,
+        on_unavailable: OnUnavailable = "raise",
+        backend: Backend | None = None,
+    ) -> None:
         self._backend = default_backend() if backend is None else backend
-        wanted = self.check_strategy(strategy)
-        self._requests = Requests(self._backend, keeper_of(self._backend), lines_of(self._backend), wanted)
+        self._requests = Requests(
+            self._backend,
+            keeper_of(self._backend),
+            lines_of(self._backend),
+            self.check_strategy(strategy),
+            checked_settings(settings),
+            checked_policy(on_unavailable),
+        )
         self._aio = AsyncLoadBalancer(self._requests)
 
     @staticmethod
@@ -68,8 +94,15 @@ class LoadBalancer:
         """A snapshot of all instances by agent type. Reads the server; changing it changes nothing."""
         return self._backend.run(self._requests.instances())
 
-    def register_instance(self, instance: AgentInstance, *, heartbeat: float | None = None) -> None:
-        """Add an instance to its pool, or change its capacity, weight and labels if it is there.
+    def register_instance(
+        self,
+        instance: AgentInstance,
+        *,
+        heartbeat: float | None = None,
+        requests_per_minute: float = math.inf,
+        tokens_per_minute: float = math.inf,
+    ) -> None:
+        """Add an instance to its pool, or change its capacity, weight, labels and rates if it is there.
 
         Its load, health and measurements stay. `is_healthy=False` marks it unhealthy; to undo that, `mark_healthy`.
         Likewise `is_draining=True` and `undrain`. While this process lives, it registers the instance again should the
@@ -78,11 +111,13 @@ class LoadBalancer:
         Args:
             instance: what to register; its current_load is ignored, since load follows from leases.
             heartbeat: seconds after which it counts as down unless `heartbeat` is called; None: none are expected.
+            requests_per_minute: leases it is granted, at most; the settings of the pool say how many may come at once.
+            tokens_per_minute: tokens of those leases, likewise, as they are told to `acquire` and `release`.
 
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
         """
-        self._backend.run(self._requests.register(instance, heartbeat))
+        self._backend.run(self._requests.register(instance, heartbeat, requests_per_minute, tokens_per_minute))
 
     def update_instance(
         self,
@@ -92,20 +127,25 @@ class LoadBalancer:
         max_capacity: int | None = None,
         weight: float | None = None,
         labels: Collection[str] | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
     ) -> bool:
         """Change facts of an instance; what is None stays. Leases beyond a smaller capacity run out by themselves.
 
         Args:
             agent_type: its pool.
             instance_id: its name.
-            max_capacity: leases it bears at once, at least 1.
+            max_capacity: leases it bears at once, at least 1. A limit that was learnt is forgotten.
             weight: its share under WEIGHTED, 0 to 10^6.
             labels: its capabilities, at most 16.
+            requests_per_minute: see `register_instance`; math.inf for any number.
+            tokens_per_minute: likewise.
 
         Returns:
             Whether it is registered.
         """
-        return self._backend.run(self._requests.update(agent_type, instance_id, max_capacity, weight, labels))
+        rates = (requests_per_minute, tokens_per_minute)
+        return self._backend.run(self._requests.update(agent_type, instance_id, max_capacity, weight, labels, rates))
 
     def remove_instance(self, agent_type: str, instance_id: str) -> bool:
         """Take an instance out of its pool: no new leases; those it has may still be renewed and released.
@@ -120,8 +160,8 @@ class LoadBalancer:
         return self._backend.run(self._requests.remove(agent_type, instance_id))
 
     def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
-        """Let an instance take work again. Returns whether it is registered."""
-        return self._backend.run(self._requests.mark(agent_type, instance_id, off="us"))
+        """Let an instance take work again, whatever was held against it. Returns whether it is registered."""
+        return self._backend.run(self._requests.mark(agent_type, instance_id, off=BETTER))
 
     def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance take no new work until it is marked healthy. Returns whether it is registered."""
@@ -174,6 +214,8 @@ class LoadBalancer:
         ttl: float = DEFAULT_TTL_S,
         max_hold: float = DEFAULT_MAX_HOLD_S,
         on_lost: OnLost | None = None,
+        tokens: int = 0,
+        fallback: Collection[str] = (),
     ) -> AgentInstance | None:
         """Pick an instance and lease one unit of its capacity. Give it back with `release`.
 
@@ -189,6 +231,9 @@ class LoadBalancer:
             ttl: seconds the lease lives without renewal, from 0.05.
             max_hold: seconds after which it is renewed no more; math.inf for no end.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
+            tokens: that the work will take, as far as is known: counted against the instance's tokens a minute.
+            fallback: other agent types, tried in this order for what is free when this one has no room: at once, and
+                again when the time to wait is over. The same labels and affinity hold; the strategy is each pool's own.
 
         Returns:
             A snapshot of the instance, carrying its lease; None when none has room, or had within `wait`.
@@ -196,7 +241,7 @@ class LoadBalancer:
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
         """
-        wish = self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost)
+        wish = self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
         return self._backend.run(self._requests.acquire(agent_type, wish))
 
     def release(
@@ -205,6 +250,7 @@ class LoadBalancer:
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
+        tokens: int | None = None,
     ) -> bool:
         """Give a lease back and say how the work went.
 
@@ -212,6 +258,7 @@ class LoadBalancer:
             instance: what `acquire` returned, None included, or its lease.
             outcome: "ok", "error", "timeout", "rejected", or "neutral" when it tells nothing about the instance.
             response_time: seconds the work took, if measured.
+            tokens: that it really took; None for as many as `acquire` was told.
 
         Returns:
             True when this call freed it; False when it had been released, or had expired, before.
@@ -219,7 +266,7 @@ class LoadBalancer:
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
         """
-        return self._backend.run(self._requests.release(instance, outcome, response_time))
+        return self._backend.run(self._requests.release(instance, outcome, response_time, tokens))
 
     def lease(
         self,
@@ -232,6 +279,8 @@ class LoadBalancer:
         ttl: float = DEFAULT_TTL_S,
         max_hold: float = DEFAULT_MAX_HOLD_S,
         on_lost: OnLost | None = None,
+        tokens: int = 0,
+        fallback: Collection[str] = (),
     ) -> LeaseBlock:
         """Hold a lease for a `with` block, which measures the response time and reports how it ended.
 
@@ -246,14 +295,56 @@ class LoadBalancer:
             ttl: seconds the lease lives without renewal, from 0.05.
             max_hold: seconds after which it is renewed no more; math.inf for no end.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before the block.
+            tokens: see `acquire`; set `lease.tokens_used` to what it really took.
+            fallback: see `acquire`; `lease.agent_type` says which it is.
 
         Returns:
             A context manager that yields a `Lease`. Entering raises NoCapacity when none has room; leaving raises
             LeaseLost when the block went well but its lease was lost while it ran.
         """
         return LeaseBlock(
-            self._requests, agent_type, self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost)
+            self._requests,
+            agent_type,
+            self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback),
         )
+
+    def configure(self, agent_type: str, settings: PoolSettings) -> None:
+        """Give a pool settings, which hold for all processes at once. What they replace is logged.
+
+        Args:
+            agent_type: the pool; it need not have instances yet.
+            settings: how it is to judge its instances.
+        """
+        self._backend.run(self._requests.configure(agent_type, settings))
+
+    def run_checks(
+        self, agent_type: str, check: Callable[[AgentInstance], object], *, interval: float = 5.0, timeout: float = 2.0
+    ) -> Checks:
+        """Check the instances of a pool, each once an interval, on background threads, until stopped.
+
+        Any number of processes may do this: they share the checks, and if one dies the others go on. How many in a row
+        take an instance out, or bring it back, is in the settings of the pool.
+
+        Args:
+            agent_type: the pool.
+            check: called with an instance; that it raises, returns False or takes too long says it is not well.
+            interval: seconds from one check of an instance to its next. Five: three failed ones take 15 s, or less.
+            timeout: seconds that one check may take.
+
+        Returns:
+            What stops it: `checks.stop()`, or the end of a `with` block. So does closing the client.
+        """
+        return Checks(self._requests.checking(agent_type, check, interval, timeout))
+
+    def events(self, agent_type: str, *, after: str | None = None, limit: int = 100) -> list[PoolEvent]:
+        """Return what happened in a pool, in order; the server keeps the last thousand or so.
+
+        Args:
+            agent_type: the pool.
+            after: the cursor of an event: only what came later, the first of it; None: the last.
+            limit: how many at most.
+        """
+        return self._backend.run(self._requests.events(agent_type, after, limit))
 
     def get_status(self) -> dict[str, Any]:
         """Return for each agent type its instances, capacity and load, in the shape of the in-memory version."""
@@ -316,192 +407,3 @@ class LoadBalancer:
             True when it bears none, or is not there; False when time was up.
         """
         return self._backend.run(self._requests.wait_until_idle(agent_type, instance_id, wait))
-
-
-class AsyncLoadBalancer:
-    """`LoadBalancer` for asyncio; each call does what the call of that name does there."""
-
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
-        self._backend = requests.backend
-
-    async def register_instance(self, instance: AgentInstance, *, heartbeat: float | None = None) -> None:
-        """See `LoadBalancer.register_instance`."""
-        await self._backend.arun(self._requests.register(instance, heartbeat))
-
-    async def update_instance(
-        self,
-        agent_type: str,
-        instance_id: str,
-        *,
-        max_capacity: int | None = None,
-        weight: float | None = None,
-        labels: Collection[str] | None = None,
-    ) -> bool:
-        """See `LoadBalancer.update_instance`."""
-        return await self._backend.arun(self._requests.update(agent_type, instance_id, max_capacity, weight, labels))
-
-    async def remove_instance(self, agent_type: str, instance_id: str) -> bool:
-        """See `LoadBalancer.remove_instance`."""
-        return await self._backend.arun(self._requests.remove(agent_type, instance_id))
-
-    async def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
-        """See `LoadBalancer.mark_healthy`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="us"))
-
-    async def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
-        """See `LoadBalancer.mark_unhealthy`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="u"))
-
-    async def drain(self, agent_type: str, instance_id: str) -> bool:
-        """See `LoadBalancer.drain`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="d"))
-
-    async def undrain(self, agent_type: str, instance_id: str) -> bool:
-        """See `LoadBalancer.undrain`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="d"))
-
-    async def heartbeat(self, agent_type: str, *instance_ids: str, within: float = 30.0) -> list[str]:
-        """See `LoadBalancer.heartbeat`."""
-        return await self._backend.arun(self._requests.heartbeat(agent_type, instance_ids, within))
-
-    async def select_instance(
-        self, agent_type: str, *, require: Collection[str] = (), affinity: str | None = None
-    ) -> AgentInstance | None:
-        """See `LoadBalancer.select_instance`."""
-        return await self._backend.arun(self._requests.select(agent_type, require, affinity))
-
-    async def acquire(
-        self,
-        agent_type: str,
-        *,
-        wait: float = NO_WAIT,
-        priority: int = 0,
-        require: Collection[str] = (),
-        affinity: str | None = None,
-        ttl: float = DEFAULT_TTL_S,
-        max_hold: float = DEFAULT_MAX_HOLD_S,
-        on_lost: OnLost | None = None,
-    ) -> AgentInstance | None:
-        """See `LoadBalancer.acquire`."""
-        wish = self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost)
-        return await self._backend.arun(self._requests.acquire(agent_type, wish))
-
-    async def release(
-        self,
-        instance: AgentInstance | LeaseOnIt | None,
-        *,
-        outcome: Outcome | str = Outcome.OK,
-        response_time: float | None = None,
-    ) -> bool:
-        """See `LoadBalancer.release`."""
-        return await self._backend.arun(self._requests.release(instance, outcome, response_time))
-
-    def lease(
-        self,
-        agent_type: str,
-        *,
-        wait: float = NO_WAIT,
-        priority: int = 0,
-        require: Collection[str] = (),
-        affinity: str | None = None,
-        ttl: float = DEFAULT_TTL_S,
-        max_hold: float = DEFAULT_MAX_HOLD_S,
-        on_lost: OnLost | None = None,
-    ) -> AsyncLeaseBlock:
-        """See `LoadBalancer.lease`; for `async with`."""
-        return AsyncLeaseBlock(
-            self._requests, agent_type, self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost)
-        )
-
-    async def get_status(self) -> dict[str, Any]:
-        """See `LoadBalancer.get_status`."""
-        return rendered(await self.status())
-
-    async def status(self, *agent_types: str) -> list[PoolStatus]:
-        """See `LoadBalancer.status`."""
-        return await self._backend.arun(self._requests.status(agent_types))
-
-    async def leases(self, agent_type: str) -> PoolLeases:
-        """See `LoadBalancer.leases`."""
-        return await self._backend.arun(self._requests.leases(agent_type))
-
-    async def release_token(self, agent_type: str, token: str) -> bool:
-        """See `LoadBalancer.release_token`."""
-        return await self._backend.arun(self._requests.free(agent_type, token))
-
-    async def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
-        """See `LoadBalancer.repair`."""
-        return await self._backend.arun(self._requests.repair(agent_type, progress))
-
-    async def wait_until_idle(self, agent_type: str, instance_id: str, *, wait: float = math.inf) -> bool:
-        """See `LoadBalancer.wait_until_idle`."""
-        return await self._backend.arun(self._requests.wait_until_idle(agent_type, instance_id, wait))
-
-
-class LeaseBlock:
-    """What `LoadBalancer.lease` returns: `with` it holds a lease. May be entered again, one block after the other."""
-
-    def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
-        self._backend = requests.backend
-        self._keeper = requests.keeper
-        self._lines = requests.lines
-        self._pool = requests.pool(agent_type)
-        self._wish = wish
-        self._lease: Lease | None = None
-
-    def __enter__(self) -> Lease:
-        if self._lease is not None:
-            raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
-        self._lease = self._backend.run(flows.enter(self._keeper, self._lines, self._pool, self._wish))
-        return self._lease
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            self._backend.run(flows.leave(self._keeper, lease, error))
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a lease block has no {name!r}; enter it first: `with lb.lease(...) as lease`")
-
-    async def __aenter__(self) -> NoReturn:
-        raise TypeError("in a coroutine it is `async with lb.aio.lease(...)`")
-
-    async def __aexit__(self, *_: object) -> None:
-        """Never reached: there only so that entering can tell."""
-
-
-class AsyncLeaseBlock:
-    """`LeaseBlock` for `async with`."""
-
-    def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
-        self._backend = requests.backend
-        self._keeper = requests.keeper
-        self._lines = requests.lines
-        self._pool = requests.pool(agent_type)
-        self._wish = wish
-        self._lease: Lease | None = None
-
-    async def __aenter__(self) -> Lease:
-        if self._lease is not None:
-            raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
-        self._lease = await self._backend.arun(flows.enter(self._keeper, self._lines, self._pool, self._wish))
-        return self._lease
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            await self._backend.arun(flows.leave(self._keeper, lease, error))
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")
-
-    def __enter__(self) -> NoReturn:
-        raise TypeError("it is `async with lb.aio.lease(...)`; outside of coroutines, `with lb.lease(...)`")
-
-    def __exit__(self, *_: object) -> None:
-        """Never reached: there only so that entering can tell."""

@@ -7,14 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TypeVar
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import ANY, Choice, Granted, Page, Pool, Refused, Spent
-from agentperf_redis.balancer.keeper import Keeper
+from agentperf_redis.balancer.keeper import Keeper, Registered, registration
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     AgentInstance,
@@ -26,6 +26,7 @@ from agentperf_redis.balancer.model import (
     Repaired,
     WaiterStatus,
 )
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.balancer.waiting import FIRST_PLACE, Lines, Place, stand_in_line
 from agentperf_redis.command import Batch, Flow, Pause
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
@@ -37,6 +38,7 @@ _log = logging.getLogger("agentperf_redis")
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
 STATUS_PAGE = 500
+SETTINGS_PAGE = 500
 REPAIR_PAGE = 500
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.02, 0.5
 _NEW_TOKENS = 3
@@ -54,6 +56,8 @@ class Wish:
         ttl: seconds the lease lives without renewal.
         max_hold: seconds after which it is renewed no more.
         on_lost: called, on the keeper's thread, when it is lost.
+        tokens: counted against the instance's tokens a minute.
+        fallback: pools to try, in this order, when this one has no room.
     """
 
     choice: Choice = ANY
@@ -62,22 +66,48 @@ class Wish:
     ttl: float = DEFAULT_TTL_S
     max_hold: float = DEFAULT_MAX_HOLD_S
     on_lost: Callable[[LeaseLost], None] | None = None
+    tokens: int = 0
+    fallback: tuple[Pool, ...] = ()
 
 
 def register(
     backend: Backend,
     keeper: Keeper,
-    instance: AgentInstance,
-    strategy: LoadBalancingStrategy | None,
-    silence_ms: int,
+    wanted: Registered,
 ) -> Flow[LoadBalancingStrategy]:
     """Add or change an instance, and remember it for the case that the server comes back empty."""
-    yield from backend.enter("lb", instance.agent_type)
-    pool = Pool.of(backend.namespace, instance.agent_type)
-    request = partial(commands.register, pool, instance, strategy, silence_ms)
-    taken, born = yield from keeper.timely(pool, request)
-    keeper.remember(instance, strategy, silence_ms, born)
-    return taken
+    agent_type = wanted.instance.agent_type
+    yield from backend.enter("lb", agent_type)
+    pool = Pool.of(backend.namespace, agent_type)
+    taken = yield from keeper.timely(pool, partial(registration, pool, wanted))
+    keeper.remember(replace(wanted, born=taken.born))
+    if taken.replaced and wanted.settings is not None:
+        _tell_of_change(pool, taken.replaced, wanted.settings)
+    return taken.strategy
+
+
+def configure(backend: Backend, keeper: Keeper, pool: Pool, settings: PoolSettings) -> Flow[None]:
+    """Give a pool settings, and have its instances follow them, page by page."""
+    yield from backend.enter("lb", pool.agent_type)
+    first, before = 0, None
+    while True:
+        done = yield from keeper.timely(pool, partial(commands.configure, pool, settings, first, SETTINGS_PAGE))
+        before = done.replaced if before is None else before
+        if not done.next_rank:
+            break
+        first = done.next_rank
+    keeper.configured(pool.agent_type, settings)
+    if before and before != settings.packed():
+        _tell_of_change(pool, before, settings)
+
+
+def _tell_of_change(pool: Pool, before: str, settings: PoolSettings) -> None:
+    """Log which settings of a pool another process had deployed otherwise: the last one has the say."""
+    old = commands.settings_of(pool, before.encode())
+    names = [each.name for each in fields(PoolSettings)]
+    changes = [f"{name}={getattr(old, name)} -> {getattr(settings, name)}" for name in names]
+    changed = [text for name, text in zip(names, changes, strict=True) if getattr(old, name) != getattr(settings, name)]
+    _log.warning("the settings of pool %r were changed: %s", pool.agent_type, ", ".join(changed))
 
 
 def remove(keeper: Keeper, pool: Pool, instance_id: str) -> Flow[bool]:
@@ -94,17 +124,34 @@ def update(
     max_capacity: int | None,
     weight: float | None,
     labels: frozenset[str] | None,
+    requests_per_minute: float | None,
+    tokens_per_minute: float | None,
 ) -> Flow[bool]:
     """Change what an instance was registered with."""
     load = yield from keeper.timely(
         pool,
         lambda until_ms: commands.update(
-            pool, instance_id, max_capacity=max_capacity, weight=weight, labels=labels, until_ms=until_ms
+            pool,
+            instance_id,
+            max_capacity=max_capacity,
+            weight=weight,
+            labels=labels,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            until_ms=until_ms,
         ),
     )
     if load is None:
         return False
-    keeper.amend(pool.agent_type, instance_id, max_capacity=max_capacity, weight=weight, labels=labels)
+    keeper.amend(
+        pool.agent_type,
+        instance_id,
+        max_capacity=max_capacity,
+        weight=weight,
+        labels=labels,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+    )
     return True
 
 
@@ -128,7 +175,38 @@ def heartbeat(pool: Pool, instance_ids: tuple[str, ...], silence_ms: int) -> Flo
 
 
 def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
-    """Lease one unit of an instance, in line if need be and wanted, or learn why not."""
+    """Lease one unit of an instance, in line if need be and wanted, or learn why not.
+
+    Of other pools, a unit is taken that is free when the first pool has none, or has had none within the time to wait.
+    """
+    if not wish.fallback:
+        return (yield from _acquire_in(keeper, lines, pool, wish))
+    answer = yield from _acquire_in(keeper, lines, pool, replace(wish, wait=0.0))
+    elsewhere = replace(wish, wait=0.0, choice=replace(wish.choice, strategy=None))
+    if isinstance(answer, Refused):
+        other = yield from _acquire_elsewhere(keeper, lines, elsewhere)
+        if other is not None:
+            return other
+        if wish.wait > 0:
+            answer = yield from _acquire_in(keeper, lines, pool, wish)
+            if isinstance(answer, Refused):
+                other = yield from _acquire_elsewhere(keeper, lines, elsewhere)
+                if other is not None:
+                    return other
+    return answer
+
+
+def _acquire_elsewhere(keeper: Keeper, lines: Lines, wish: Wish) -> Flow[Lease | None]:
+    """Lease what is free in the first of the other pools that has something."""
+    for pool in wish.fallback:
+        answer = yield from _acquire_in(keeper, lines, pool, wish)
+        if isinstance(answer, Lease):
+            return answer
+    return None
+
+
+def _acquire_in(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+    """Lease one unit of an instance of one pool."""
     until = time.monotonic() + wish.wait
     ttl_ms = math.ceil(wish.ttl * 1000)
     refused: Refused | None = None
@@ -136,7 +214,7 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
     for _ in range(_NEW_TOKENS):
         token = keeper.token()
         if refused is None:
-            asking = _ask(keeper, pool, token, ttl_ms, wish.choice)
+            asking = _ask(keeper, pool, token, ttl_ms, wish)
             answer, asked_at = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
             if isinstance(answer, Granted):
                 return (yield from _held(keeper, pool, token, wish, answer, asked_at))
@@ -145,7 +223,9 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
             refused = answer
         if wish.wait <= 0:
             return refused
-        line = Place(pool, token, ttl_ms, wish.priority, wish.choice.require, place, keeper.bury_ms(wish.ttl))
+        line = Place(
+            pool, token, ttl_ms, wish.priority, wish.choice.require, place, keeper.bury_ms(wish.ttl), wish.tokens
+        )
         standing = stand_in_line(lines, line, until)
         turn = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, standing, in_line=True)
         if turn.granted is not None:
@@ -157,7 +237,7 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
 
 
 def _ask(
-    keeper: Keeper, pool: Pool, token: str, ttl_ms: int, choice: Choice
+    keeper: Keeper, pool: Pool, token: str, ttl_ms: int, wish: Wish
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
     """Ask for a lease. A refusal is no answer yet while expired leases are left to clear, or instances were lost.
 
@@ -168,7 +248,7 @@ def _ask(
     looked = False
     while True:
         asked_at = time.monotonic()
-        answer = yield from commands.acquire(pool, token, ttl_ms, choice)
+        answer = yield from commands.acquire(pool, token, ttl_ms, wish.choice, wish.tokens)
         if not isinstance(answer, Refused) or asked_at > until:
             return answer, asked_at
         if answer.registered == 0 and not looked:
@@ -190,6 +270,7 @@ def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, 
         asked_at=asked_at,
         max_hold=wish.max_hold,
         on_lost=wish.on_lost,
+        tokens=wish.tokens,
     )
     if not keeper.hold(lease):
         lease.end()
@@ -245,7 +326,10 @@ def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float
     if not lease.end():
         return False
     keeper.drop(lease)
-    command = commands.release(lease.pool, lease.token, lease.instance_id, outcome=outcome, response_time=response_time)
+    more = 0 if lease.tokens_used is None else lease.tokens_used - lease.tokens
+    command = commands.release(
+        lease.pool, lease.token, lease.instance_id, outcome=outcome, response_time=response_time, tokens=more
+    )
     answered = False
     try:
         freed = yield from command
@@ -315,7 +399,16 @@ def status(backend: Backend, keeper: Keeper, agent_types: Iterable[str] | None =
             instances += more.instances if more else ()
             next_rank = more.next_rank if more else 0
         found.append(
-            PoolStatus(pool.agent_type, page.strategy, tuple(instances), page.waiting, page.granted, page.overdue)
+            PoolStatus(
+                pool.agent_type,
+                page.strategy,
+                tuple(instances),
+                page.waiting,
+                page.granted,
+                page.overdue,
+                page.panic_for,
+                page.settings,
+            )
         )
     return found
 

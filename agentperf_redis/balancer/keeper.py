@@ -23,9 +23,10 @@ from typing import Any, TypeVar
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import Pool, TooLate
+from agentperf_redis.balancer.commands import Pool, Rates, Taken, TooLate
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import AgentInstance, LeaseOnIt, LoadBalancingStrategy
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Batch, Command, Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
 from agentperf_redis.executor import CLOSED
@@ -59,12 +60,16 @@ class Registered:
         instance: as it is to be: with the changes that this process made since.
         strategy: wanted.
         silence_ms: after which it counts as down; 0 when no heartbeats are expected.
+        rates: what it takes a minute.
+        settings: chosen for its pool; None when the pool's own will do.
         born: when its pool was founded. Another number than the server's tells that the server lost it in between.
     """
 
     instance: AgentInstance
     strategy: LoadBalancingStrategy | None
     silence_ms: int
+    rates: Rates
+    settings: PoolSettings | None
     born: int
 
 
@@ -161,12 +166,10 @@ class Keeper:
             references = list(self._held.values())
         return [lease for reference in references if (lease := reference()) is not None and lease.held]
 
-    def remember(
-        self, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int, born: int
-    ) -> None:
+    def remember(self, known: Registered) -> None:
         """Register this instance again should the server lose it."""
-        known = Registered(replace(instance, lease=None), strategy, silence_ms, born)
-        self.registered[instance.agent_type, instance.id] = known
+        instance = known.instance
+        self.registered[instance.agent_type, instance.id] = replace(known, instance=replace(instance, lease=None))
         if self._look_at == math.inf:
             self.later(self._look_around)
 
@@ -202,12 +205,25 @@ class Keeper:
         max_capacity: int | None,
         weight: float | None,
         labels: frozenset[str] | None,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
     ) -> None:
         """Take a change of an instance into what is remembered of it."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
+            rates = Rates(
+                known.rates.requests_per_minute if requests_per_minute is None else requests_per_minute,
+                known.rates.tokens_per_minute if tokens_per_minute is None else tokens_per_minute,
+            )
+            known = replace(known, rates=rates)
             changes: dict[str, Any] = {"max_capacity": max_capacity, "weight": weight, "labels": labels}
             self._alter(known, **{name: value for name, value in changes.items() if value is not None})
+
+    def configured(self, agent_type: str, settings: PoolSettings) -> None:
+        """Found a pool with these settings, should the server lose it."""
+        for known in list(self.registered.values()):
+            if known.instance.agent_type == agent_type:
+                self.registered[agent_type, known.instance.id] = replace(known, settings=settings)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
         """Take flags that were set and cleared into what is remembered of an instance."""
@@ -422,10 +438,22 @@ class Keeper:
         known = self.registered.get((pool.agent_type, instance_id))
         if known is not None:
             yield from self._backend.enter("lb", pool.agent_type, again=True)
-            request = partial(commands.register, pool, known.instance, known.strategy, known.silence_ms)
-            _, born = yield from self.timely(pool, request)
+            taken = yield from self.timely(pool, partial(registration, pool, known))
             if (pool.agent_type, instance_id) in self.registered:
-                self.registered[pool.agent_type, instance_id] = replace(known, born=born)
+                self.registered[pool.agent_type, instance_id] = replace(known, born=taken.born)
+
+
+def registration(pool: Pool, known: Registered, until_ms: int) -> Command[Taken | TooLate]:
+    """Return the request that registers an instance."""
+    return commands.register(
+        pool,
+        known.instance,
+        known.strategy,
+        known.silence_ms,
+        until_ms,
+        rates=known.rates,
+        settings=known.settings,
+    )
 
 
 def keeper_of(backend: Backend) -> Keeper:

@@ -56,6 +56,8 @@ class Lease:
         fence: rises with every lease of the instance. A resource that remembers the highest it saw, and refuses lower
             ones, is safe from holders that were paused beyond their lease.
         ttl: seconds it lives without renewal.
+        tokens: counted against the instance's tokens a minute when it was granted.
+        tokens_used: how many it really took. Set it before the lease is released; None when `tokens` was right.
     """
 
     __slots__ = (
@@ -73,6 +75,8 @@ class Lease:
         "renew_at",
         "started",
         "token",
+        "tokens",
+        "tokens_used",
         "ttl",
         "valid_until",
     )
@@ -89,6 +93,7 @@ class Lease:
         asked_at: float,
         max_hold: float,
         on_lost: Callable[[LeaseLost], None] | None,
+        tokens: int = 0,
     ) -> None:
         self._keeper = keeper
         self._facts = facts
@@ -100,6 +105,8 @@ class Lease:
         self.token = token
         self.fence = fence
         self.ttl = ttl
+        self.tokens = tokens
+        self.tokens_used: int | None = None
         self._outcome: Outcome | None = None
         self.started = time.monotonic()
         # Counted from before the request was sent: this process never believes in a lease longer than the server does.

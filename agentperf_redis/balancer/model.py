@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from enum import Enum
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 from agentperf_redis import arguments
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.errors import LeaseLost
 
 MAX_WEIGHT = 1e6
@@ -57,6 +59,27 @@ class Outcome(Enum):
     """Nothing that tells about the instance: a cancellation, a fault of the caller."""
 
 
+class InstanceState(Enum):
+    """Whether an instance takes work, and if not, why."""
+
+    UP = "up"
+    DRAINING = "draining"
+    UNHEALTHY = "unhealthy"
+    """Marked so by hand."""
+    SILENT = "silent"
+    """Its heartbeat stayed away."""
+    DOWN = "down"
+    """It fails its active checks."""
+    EJECTED = "ejected"
+    """For its outcomes, for a time."""
+    PROBING = "probing"
+    """Half-open: after an ejection, it takes one lease at a time until one ends well."""
+    PARKED = "parked"
+    """Nothing is left of its requests or tokens a minute just now."""
+    WARMING = "warming"
+    """New, or back: its capacity grows."""
+
+
 class LeaseOnIt(Protocol):
     """The lease that an instance carries, as `Lease` has it: said here, since each of the two refers to the other."""
 
@@ -64,6 +87,8 @@ class LeaseOnIt(Protocol):
     token: str
     fence: int
     ttl: float
+    tokens: int
+    tokens_used: int | None
 
     @property
     def instance(self) -> AgentInstance:
@@ -188,8 +213,14 @@ class InstanceStatus:
         peak_load: the highest load it ever bore at once, as seen by the script that granted.
         served: leases released with the outcome ok.
         failed: leases released with a bad outcome.
-        failed_in_a_row: of these, how many since the last ok.
+        failed_in_a_row: bad outcomes since the last good one, slow ones included.
         fence: its last fencing number.
+        state: whether it takes work, and if not, why.
+        limit: leases it may bear at this moment: less than its capacity while it is limited, 0 while it takes no work.
+        ejections: how many it had in a row.
+        ejected_for: seconds until its ejection ends, 0.0 when it is not ejected.
+        requests_per_minute: it takes; math.inf for any number.
+        tokens_per_minute: it takes; math.inf for any number.
     """
 
     instance: AgentInstance
@@ -198,6 +229,12 @@ class InstanceStatus:
     failed: int
     failed_in_a_row: int
     fence: int
+    state: InstanceState = InstanceState.UP
+    limit: int = 0
+    ejections: int = 0
+    ejected_for: float = 0.0
+    requests_per_minute: float = math.inf
+    tokens_per_minute: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +292,61 @@ class PoolLeases:
     waiters: tuple[WaiterStatus, ...]
 
 
+class EventKind(Enum):
+    """What happened in a pool."""
+
+    REGISTERED = "registered"
+    REMOVED = "removed"
+    DRAINING = "draining"
+    UNDRAINED = "undrained"
+    UNHEALTHY = "unhealthy"
+    """Marked so by hand."""
+    HEALTHY = "healthy"
+    SILENT = "silent"
+    """A heartbeat stayed away."""
+    HEARD = "heard"
+    """A heartbeat came again."""
+    DOWN = "down"
+    """Active checks failed."""
+    UP = "up"
+    """Active checks passed again."""
+    EJECTED = "ejected"
+    """For its outcomes."""
+    PROBING = "probing"
+    """The ejection is over; a lease at a time is let through."""
+    RECOVERED = "recovered"
+    """The probe ended well."""
+    WARM = "warm"
+    """It has its whole capacity."""
+    PANIC = "panic"
+    """So many are unfit that these get work as well."""
+    CALM = "calm"
+    """They do not any more."""
+    EXPIRED = "expired"
+    """A lease ended that was neither renewed nor given back, or a grant that was not fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvent:
+    """Something that happened in a pool.
+
+    Attributes:
+        agent_type: the pool.
+        kind: what.
+        instance_id: to which instance; None when it concerns the pool.
+        at: when, seconds since the epoch, by the server's clock.
+        cursor: names the event: `events(..., after=cursor)` are those that came later.
+        details: what else there is to say, by name; times in ms.
+    """
+
+    agent_type: str
+    kind: EventKind
+    instance_id: str | None
+    at: float
+    cursor: str
+    details: dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Repaired:
     """What a repair found and put right.
@@ -281,6 +373,8 @@ class PoolStatus:
         waiting: callers in line.
         granted: leases granted so far.
         overdue: leases that have expired but are not cleared yet.
+        panic_for: seconds since so many were unfit that these take work as well; None when there is no panic.
+        settings: how it judges its instances; None of a pool that lost them.
     """
 
     agent_type: str
@@ -289,6 +383,8 @@ class PoolStatus:
     waiting: int
     granted: int
     overdue: int
+    panic_for: float | None = None
+    settings: PoolSettings | None = None
 
     @property
     def healthy(self) -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from operator import is_
+from typing import Literal, TypeVar
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands, flows
-from agentperf_redis.balancer.commands import Choice, Pool
+from agentperf_redis.balancer.checks import Checking
+from agentperf_redis.balancer.commands import Choice, Pool, Rates
 from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
-from agentperf_redis.balancer.keeper import Keeper
+from agentperf_redis.balancer.keeper import Keeper, Registered
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     MAX_WEIGHT,
@@ -20,23 +24,38 @@ from agentperf_redis.balancer.model import (
     LeaseOnIt,
     LoadBalancingStrategy,
     Outcome,
+    PoolEvent,
     PoolLeases,
     PoolStatus,
     Repaired,
     checked_labels,
 )
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.balancer.waiting import Lines
 from agentperf_redis.command import Flow
-from agentperf_redis.errors import InvalidArgument, LeaseLost
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLost, NoCapacity
+
+T = TypeVar("T")
+
+_log = logging.getLogger("agentperf_redis")
 
 OnLost = Callable[[LeaseLost], None]
 
 _LEAST_TTL_S = 0.05
 _LONGEST_TTL_S = 86_400.0
 MAX_PRIORITY = 1_000_000
+_CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 
 NO_WAIT = 0.0
-_UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None)
+_UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
+BETTER = "uscehw"
+"""Flags that are cleared when an instance is marked healthy by hand."""
+MOST_EVENTS = 1000
+_LEAST_RATE, _MOST_RATE = 0.001, 1e9
+_AWAY_RETRY_S = 1.0
+"""What NoCapacity tells who asks while the server cannot be reached."""
+
+OnUnavailable = Literal["raise", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +67,16 @@ class Requests:
         keeper: of this process's leases there.
         lines: in which this process stands there.
         wanted: the strategy pools must have; None takes each pool's own.
+        settings: those of the pools in which it registers instances; None leaves them.
+        on_unavailable: what it answers when the server cannot be reached.
     """
 
     backend: Backend
     keeper: Keeper
     lines: Lines
     wanted: LoadBalancingStrategy | None
+    settings: PoolSettings | None
+    on_unavailable: OnUnavailable
     plain: Wish = field(init=False)
     """What a caller wishes who asks for nothing special."""
 
@@ -73,9 +96,11 @@ class Requests:
         ttl: float,
         max_hold: float,
         on_lost: OnLost | None,
+        tokens: int,
+        fallback: Collection[str],
     ) -> Wish:
         """Return what `acquire` and `lease` were asked for."""
-        asked = (wait, priority, require, affinity, ttl, max_hold, on_lost)
+        asked = (wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
         if all(map(is_, asked, _UNASKED)):  # most callers ask for nothing special, which needs no check
             return self.plain
         if on_lost is not None and not callable(on_lost):
@@ -87,6 +112,8 @@ class Requests:
             arguments.seconds("ttl", ttl, least=_LEAST_TTL_S, most=_LONGEST_TTL_S),
             arguments.seconds("max_hold", max_hold, endless=True),
             on_lost,
+            arguments.count("tokens", tokens, least=0),
+            tuple(Pool.of(self.backend.namespace, name) for name in arguments.names("fallback", fallback)),
         )
 
     def choice(self, require: Collection[str], affinity: str | None) -> Choice:
@@ -94,12 +121,20 @@ class Requests:
         labels = checked_labels("require", require) if require != () else frozenset()
         return Choice(self.wanted, labels, None if affinity is None else arguments.cache_key("affinity", affinity))
 
-    def register(self, instance: AgentInstance, heartbeat: float | None) -> Flow[LoadBalancingStrategy]:
+    def register(
+        self,
+        instance: AgentInstance,
+        heartbeat: float | None,
+        requests_per_minute: float,
+        tokens_per_minute: float,
+    ) -> Flow[LoadBalancingStrategy]:
         """See `LoadBalancer.register_instance`."""
         if not isinstance(instance, AgentInstance):
             raise InvalidArgument("instance", instance, "an AgentInstance")
         silence_ms = 0 if heartbeat is None else _milliseconds("heartbeat", heartbeat)
-        return flows.register(self.backend, self.keeper, instance, self.wanted, silence_ms)
+        rates = Rates(_rate("requests_per_minute", requests_per_minute), _rate("tokens_per_minute", tokens_per_minute))
+        wanted = Registered(instance, self.wanted, silence_ms, rates, self.settings, 0)
+        return flows.register(self.backend, self.keeper, wanted)
 
     def update(
         self,
@@ -108,6 +143,7 @@ class Requests:
         max_capacity: int | None,
         weight: float | None,
         labels: Collection[str] | None,
+        rates: tuple[float | None, float | None],
     ) -> Flow[bool]:
         """See `LoadBalancer.update_instance`."""
         return flows.update(
@@ -117,7 +153,31 @@ class Requests:
             max_capacity=None if max_capacity is None else arguments.count("max_capacity", max_capacity),
             weight=None if weight is None else arguments.amount("weight", weight, most=MAX_WEIGHT),
             labels=None if labels is None else checked_labels("labels", labels),
+            requests_per_minute=None if rates[0] is None else _rate("requests_per_minute", rates[0]),
+            tokens_per_minute=None if rates[1] is None else _rate("tokens_per_minute", rates[1]),
         )
+
+    def configure(self, agent_type: str, settings: PoolSettings) -> Flow[None]:
+        """See `LoadBalancer.configure`."""
+        if not isinstance(settings, PoolSettings):
+            raise InvalidArgument("settings", settings, "a PoolSettings")
+        return flows.configure(self.backend, self.keeper, self.pool(agent_type), settings)
+
+    def checking(
+        self, agent_type: str, check: Callable[[AgentInstance], object], interval: float, timeout: float
+    ) -> Checking:
+        """See `LoadBalancer.run_checks`."""
+        if not callable(check):
+            raise InvalidArgument("check", check, "a function that takes an AgentInstance")
+        seconds = arguments.seconds("interval", interval, least=_LEAST_TTL_S, most=_LONGEST_TTL_S)
+        limit = arguments.seconds("timeout", timeout, least=_LEAST_TTL_S / 10, most=seconds)
+        return Checking(self.backend, self.keeper, self.pool(agent_type), check, seconds, limit)
+
+    def events(self, agent_type: str, after: str | None, limit: int) -> Flow[list[PoolEvent]]:
+        """See `LoadBalancer.events`."""
+        if after is not None and not _CURSOR.fullmatch(arguments.name("after", after)):
+            raise InvalidArgument("after", after, "the cursor of an event, or None")
+        return iter(commands.events(self.pool(agent_type), after, arguments.count("limit", limit, most=MOST_EVENTS)))
 
     def remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
         """See `LoadBalancer.remove_instance`."""
@@ -136,14 +196,28 @@ class Requests:
 
     def select(self, agent_type: str, require: Collection[str], affinity: str | None) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.select_instance`."""
-        return iter(commands.select(self.pool(agent_type), self.choice(require, affinity)))
+        found = iter(commands.select(self.pool(agent_type), self.choice(require, affinity)))
+        return self._or_none(found, None)
 
     def acquire(self, agent_type: str, wish: Wish) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.acquire`."""
-        return flows.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish)
+        return self._or_none(flows.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish), None)
+
+    def enter(self, pool: Pool, wish: Wish) -> Flow[Lease]:
+        """Lease one unit for a block, or raise NoCapacity."""
+        entering = flows.enter(self.keeper, self.lines, pool, wish)
+        return entering if self.on_unavailable == "raise" else _or_no_capacity(pool, entering)
+
+    def _or_none(self, asking: Flow[T], instead: T) -> Flow[T]:
+        """Ask; when the server cannot be reached, answer as the policy says."""
+        return asking if self.on_unavailable == "raise" else _or_else(asking, instead)
 
     def release(
-        self, instance: AgentInstance | LeaseOnIt | None, outcome: Outcome | str, response_time: float | None
+        self,
+        instance: AgentInstance | LeaseOnIt | None,
+        outcome: Outcome | str,
+        response_time: float | None,
+        tokens: int | None,
     ) -> Flow[bool]:
         """See `LoadBalancer.release`."""
         if instance is None:
@@ -155,7 +229,9 @@ class Requests:
             raise InvalidArgument("instance", instance, "a lease from this balancer's server and namespace")
         checked = arguments.choice("outcome", outcome, Outcome)
         took = None if response_time is None else arguments.seconds("response_time", response_time, least=0.0)
-        return flows.release(self.keeper, lease, checked, took)
+        if tokens is not None:
+            lease.tokens_used = arguments.count("tokens", tokens, least=0)
+        return self._or_none(flows.release(self.keeper, lease, checked, took), False)
 
     def leases(self, agent_type: str) -> Flow[PoolLeases]:
         """See `LoadBalancer.leases`."""
@@ -189,6 +265,44 @@ class Requests:
         """See `LoadBalancer.instances`."""
         pools = yield from flows.status(self.backend, self.keeper)
         return {pool.agent_type: [status.instance for status in pool.instances] for pool in pools}
+
+
+def checked_settings(settings: object) -> PoolSettings | None:
+    """Check settings of a pool, or None."""
+    if settings is None or isinstance(settings, PoolSettings):
+        return settings
+    raise InvalidArgument("settings", settings, "a PoolSettings, or None")
+
+
+def checked_policy(on_unavailable: object) -> OnUnavailable:
+    """Check what to do when the server cannot be reached."""
+    if on_unavailable == "raise" or on_unavailable == "none":  # noqa: PLR1714  each narrows the type
+        return on_unavailable
+    raise InvalidArgument("on_unavailable", on_unavailable, "'raise' or 'none'")
+
+
+def _or_else(asking: Flow[T], instead: T) -> Flow[T]:
+    try:
+        return (yield from asking)
+    except BackendUnavailable as away:
+        _log.debug("%s", away)
+        return instead
+
+
+def _or_no_capacity(pool: Pool, entering: Flow[Lease]) -> Flow[Lease]:
+    try:
+        return (yield from entering)
+    except BackendUnavailable as away:
+        raise NoCapacity(pool.agent_type, f"the server cannot be reached: {away}", _AWAY_RETRY_S) from away
+
+
+def _rate(argument: str, value: float) -> float:
+    """Check how many a minute; math.inf for any number."""
+    allowed = f"a number from {_LEAST_RATE:g} to {_MOST_RATE:g}, or math.inf"
+    rate = arguments.number(argument, value, allowed)
+    if rate != math.inf and not _LEAST_RATE <= rate <= _MOST_RATE:
+        raise InvalidArgument(argument, value, allowed)
+    return rate
 
 
 def _milliseconds(argument: str, value: float) -> int:

@@ -94,6 +94,7 @@ class Place:
         require: labels the instance must have.
         held: the place held before, or FIRST_PLACE.
         bury_ms: how long the token is refused after the line was left, ms.
+        tokens: counted against the instance's tokens a minute.
     """
 
     pool: Pool
@@ -103,6 +104,7 @@ class Place:
     require: frozenset[str]
     held: str
     bury_ms: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ def stand_in_line(lines: Lines, place: Place, until: float) -> Flow[Turn]:
                 boost_ms=place.priority * BOOST_MS_PER_POINT,
                 require=place.require,
                 place=held,
+                tokens=place.tokens,
             )
             if isinstance(answer, Granted):
                 return Turn(answer, asked_at, False, 0, held)

@@ -1,7 +1,7 @@
 -- acquire: pick an instance and lease one unit of its capacity, at most once per token.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 --   ids       ZSET  agentperf:{lb:<type>}:ids
@@ -14,9 +14,11 @@
 --   labels    text  a,b the instance must have all of; - for none
 --   point     int   of the affinity on the ring, 0 to 2^48 - 1
 --   random    int   0 to 2^52 - 1
+--   tokens    int   counted against the instance's tokens a minute
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}    granted, or the same grant again
---   {0, retry_ms, registered, waiting}   nothing free; retry_ms: until capacity may come back, at most 1000
+--   {0, retry_ms, registered, waiting}   nothing free; retry_ms: until capacity may come back, at most 1000; when all
+--                                        that is needed is time, until an instance comes back
 --   {-1, why}                            the token is spent: r e u c as in pool.lua, or in line: W G
 --   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
 -- REPEAT  returns the same lease; after release (when late), cancellation or expiry it is refused
@@ -24,8 +26,10 @@
 -- COST    O(log N + log L), and at most 64 expiries when some are due
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local LABELS, POINT, RANDOM = ARGV[5], ARGV[6], ARGV[7]
+local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 --@include pool
+--@include health
+--@include upkeep
 --@include pick
 
 local EXPIRIES, ROUNDS = 8, 8
@@ -67,11 +71,11 @@ for _ = 1, ROUNDS do
     reaped, open = upkeep(now_us).tidy(EXPIRIES)
     facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
   end
-  if open and several then
-    id = upkeep(now_us).best(LABELS)
-  elseif open then
-    id = pick(strategy, from, RANDOM, POINT, now_ms, 1.25 * ((facts[5] or 0) + 1) / math.max(1, facts[6] or 1))
+  if open and (not several or strategy == 'consistent_hash') then
+    local share = 1.25 * ((facts[5] or 0) + 1) / math.max(1, facts[6] or 1)
+    id = pick(strategy, from, RANDOM, POINT, now_ms, share, several and LABELS)
   end
+  if open and several and not id then id = upkeep(now_us).best(LABELS) end
   if id or reaped < EXPIRIES then break end
 end
 
@@ -83,10 +87,20 @@ if id then
   if load >= lim then id = nil end
 end
 if not id then
-  return {NOTHING, respite(now_ms), call('ZCARD', IDS), call('ZCARD', WAITQ)}
+  local retry_ms = respite(now_ms)
+  if call('ZCARD', string.sub(READY, 1, -6) .. 'away') > 0 then retry_ms = upkeep(now_us).back_after_ms() or retry_ms end
+  return {NOTHING, retry_ms, call('ZCARD', IDS), call('ZCARD', WAITQ)}
 end
 
 if its ~= '-' then check(its) end
+if match(rest, '^%a*l') then  -- it has rates to keep to
+  local all = upkeep(now_us)
+  local r = all.read(id)
+  if not r then return {CORRUPT, id} end
+  local fence_taken, text = all.grant(r, TOKEN, now_ms + TTL_MS, 'L', LATE, tonumber(TOKENS))
+  all.retime()
+  return {DONE, id, now_ms + TTL_MS, fence_taken, text}
+end
 load, fence, seq = load + 1, fence + 1, format('%.0f', (facts[4] or 0) + 1)
 fence = format('%.0f', fence < now_us and now_us or fence)
 if load > tonumber(peak) then peak = load end

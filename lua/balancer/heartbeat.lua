@@ -1,7 +1,7 @@
 -- heartbeat: say that instances are alive; one that was silent comes back.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
@@ -16,6 +16,8 @@
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local SILENCE_MS = ARGV[1]
 --@include pool
+--@include health
+--@include upkeep
 
 local pool = call('HGET', STATE, '#pool')
 if pool and not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
@@ -37,6 +39,7 @@ for i, name in ipairs(names) do
       reply[#reply + 1] = alive[i]
     else
       call('ZADD', DUE, till, name)
+      if all.has(r, 's') then all.tell('heard', alive[i]) end
       all.set(r, 's', false)
       all.store(r)
       revived = true

@@ -1,10 +1,11 @@
 -- How each strategy picks from the ready instances, in O(log N). Expects what pool.lua expects, and RING.
 --
--- pick(strategy, from, random, point, now_ms, share) returns an id or nil.
+-- pick(strategy, from, random, point, now_ms, share, labels) returns an id or nil.
 --   from    ready, or ready@<label>
 --   random  an integer below 2^52 drawn by the caller: two numbers of 26 bits
 --   point   of the affinity on the ring, 0 to 2^48 - 1
 --   share   1.25 * (load + 1) / capacity of the pool: what an instance may bear per unit under consistent_hash
+--   labels  several that it must have all of, under consistent_hash; nil when `from` sees to it
 
 -- Draw in proportion to the scores by rejection, which is exact under any bound on them. When the highest score is a
 -- poor bound, go on within classes of scores that differ by at most 4; a class is a range of ranks. Two streams of
@@ -68,7 +69,7 @@ end
 
 -- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded.
 -- Mostly one of the first few will do, so those are looked at before the others are read.
-local function clockwise(from, point, share)
+local function clockwise(from, point, share, labels)
   local FEW, POINTS = 4, 32
   for first = 0, FEW, FEW do
     local count = first == 0 and FEW or POINTS - FEW
@@ -79,21 +80,22 @@ local function clockwise(from, point, share)
     end
     for i, name in ipairs(names) do names[i] = match(name, '^[^#]*') end
     for i, record in ipairs(#names > 0 and call('HMGET', STATE, unpack(names)) or {}) do
-      local load, lim = match(record or '', '^(%d+) (%d+) ')
+      local load, lim, its = match(record or '', '^(%d+) (%d+) %d+ %d+ %d+ %S+ (%S+)')
       load, lim = tonumber(load), tonumber(lim)
-      if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, names[i])) then
+      if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, names[i]))
+        and (not labels or has_all(its, labels)) then
         return names[i]
       end
     end
   end
-  return call('ZRANGE', from, 0, 0)[1]
+  return not labels and call('ZRANGE', from, 0, 0)[1] or nil
 end
 
-local function pick(strategy, from, random, point, now_ms, share)
+local function pick(strategy, from, random, point, now_ms, share, labels)
   if strategy == 'least_loaded' or strategy == 'round_robin' then return call('ZRANGE', from, 0, 0)[1] end
   local n = call('ZCARD', from)
   if n == 0 then return nil end
-  if strategy == 'consistent_hash' then return clockwise(from, point, share) end
+  if strategy == 'consistent_hash' then return clockwise(from, point, share, labels) end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
   if strategy == 'weighted' then return draw(from, n, u1, u2) end
   local rank, second = floor(u1 * n), floor(u2 * n)

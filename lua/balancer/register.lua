@@ -1,7 +1,7 @@
 -- register: add an instance, or change one that is there; its load, health and measurements stay.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 --   ids       ZSET  agentperf:{lb:<type>}:ids
@@ -16,10 +16,15 @@
 --   ewma_us     int    response time to start from, us; 0 when not known
 --   silence_ms  int    missing heartbeats this long make it silent; 0: none are expected
 --   points      text   its points on the ring, numbers of 48 bits
+--   rpm         text   requests a minute it takes, decimal; 0: any number
+--   tpm         text   tokens a minute it takes, decimal; 0: any number
+--   settings    text   of the pool, as pool.lua has them: for a new pool, or when they are chosen
+--   chosen      int    1 when the pool is to have these settings, whatever it had
 --   until_ms    int    server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy, born}   added; born: when the pool was founded, us: another number tells that it was lost in between
---   {0, strategy, born}   changed
+--   {1, strategy, born, before}   added; born: when the pool was founded, us: another number tells that it was lost in
+--                                 between; before: the settings it had, empty unless they were replaced
+--   {0, strategy, born, before}   changed
 --   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
 --   {-6, now_ms}    too late; nothing done
 -- REPEAT  the same state; after until_ms nothing, so that no late copy undoes what was done since
@@ -27,14 +32,17 @@
 -- COST    O(log N + labels + points log ring), and the hand-offs to at most 16 waiters
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local ON, EWMA_US, SILENCE_MS, POINTS, UNTIL_MS = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local ON, EWMA_US, SILENCE_MS, POINTS, RPM, TPM = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 --@include pool
+--@include health
+--@include upkeep
 
 local EXPIRIES = 16
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
-local known = call('HMGET', STATE, '#pool', ID, '#born')
+local known = call('HMGET', STATE, '#pool', ID, '#born', '#settings')
 call('ZCARD', RING)
 check(LABELS)
 local strategy = match(known[1] or '', POOL)
@@ -52,18 +60,25 @@ if known[2] and not all.read(ID) then return {CORRUPT, ID} end
 all.reap(EXPIRIES)
 local r = all.read(ID)
 
-local pool = SCHEMA .. ' ' .. strategy
-if pool ~= known[1] then
+local before = ''
+local settings = known[4]
+if not settings or (CHOSEN == '1' and settings ~= SETTINGS) then
+  before, settings = settings or '', SETTINGS
+  call('HSET', STATE, '#settings', settings)
+end
+local pool = all.pool_fact(strategy, settings)
+if pool ~= known[1] or settings ~= known[4] then
   call('HSET', STATE, '#pool', pool)
   all = upkeep(now_us)
 end
 local born = known[3] or format('%.0f', all.now_us)
 if not known[3] then call('HSET', STATE, '#born', born) end
+local oldest = call('ZRANGE', IDS, 0, 0, 'WITHSCORES')[2]
 local added = call('ZADD', IDS, 'NX', format('%.0f', all.now_us), ID)
 if not r then
   r = {
     id = ID, load = 0, lim = 0, seq = '0', fence = 0, peak = 0, labels = '-', flags = '-', ewma_us = 0, ewma_ms = 0, served = 0,
-    failed = 0, fails = 0, old_load = 0, old_cap = 0,
+    failed = 0, fails = 0, old_load = 0, old_cap = 0, old_flags = 'r',
   }
 end
 all.relabel(r, LABELS)
@@ -72,7 +87,15 @@ if r.ewma_us == 0 then r.ewma_us, r.ewma_ms = tonumber(EWMA_US), all.now_ms end
 all.set(r, 'r', false)
 all.set(r, 's', false)
 for flag in string.gmatch(ON, '%a') do all.set(r, flag, true) end
+all.set(r, 'l', RPM ~= '0' or TPM ~= '0')
+if r.more or all.has(r, 'l') then
+  all.more(r).rpm, r.more.tpm = RPM, TPM
+  all.park(r)
+end
+-- A fleet that starts is not made up of newcomers: somebody has to be there for as long as warming up takes.
+if added == 1 and oldest and (all.now_us - oldest) / 1000 >= all.settings().ramp_ms then all.warm_up(r) end
 all.store(r)
+if added == 1 then all.tell('registered', ID) end
 if SILENCE_MS == '0' then
   call('ZREM', DUE, 'H:' .. ID)
 else
@@ -87,4 +110,4 @@ if strategy == 'consistent_hash' then
 end
 all.pump()
 all.retime()
-return {added, strategy, tonumber(born) or 0}
+return {added, strategy, tonumber(born) or 0, before}

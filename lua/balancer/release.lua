@@ -1,7 +1,7 @@
 -- release: give a lease back and note how the work went.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
@@ -11,6 +11,7 @@
 --   response_us int   how long the work took, us; -1 when not measured
 --   bury_ms     int   how long to refuse a late copy of the acquire, ms; 0 when there can be none
 --   again       int   1 when another copy of this release may have been executed, else 0
+--   tokens      int   how many more it took than were counted when it was acquired; below 0 for fewer
 -- RETURNS
 --   1   this call, or the copy before it, freed the unit
 --   0   nothing is known of the token
@@ -21,17 +22,19 @@
 -- COST    O(log N + log L), and the hand-offs to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, ID, OUTCOME = ARGV[1], ARGV[2], ARGV[3]
-local RESPONSE_US, BURY_MS, AGAIN = ARGV[4], ARGV[5], ARGV[6]
+local RESPONSE_US, BURY_MS, AGAIN, TOKENS = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 --@include pool
+--@include health
+--@include upkeep
 
 local LATE_MS = 120000
 local id, response_us, bury_ms, again = ID, tonumber(RESPONSE_US), tonumber(BURY_MS), AGAIN == '1'
 local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', id, '#load')
 if not facts[2] then facts[2] = SCHEMA .. ' none' end
-local strategy = match(facts[2], POOL)
+local strategy, slow_us = match(facts[2], POOL)
 if not strategy then return {OTHER_SCHEMA, facts[2]} end
 
-local kind, holder, marked = match(facts[1] or '', '^([LG]) (%S+) %d+ (%S+)$')
+local kind, holder, fence_held, marked = match(facts[1] or '', '^([LG]) (%S+) (%d+) (%S+)$')
 if not kind then
   local why = match(facts[1] or '', '^X (%a)')
   if why then return (again and why == 'r') and DONE or {SPENT, why} end
@@ -56,7 +59,9 @@ end
 local load, lim, seq, fence, peak, weight, labels, rest = match(record or '', RECORD)
 local flags, cap, ewma_us, ewma_ms, served, failed, fails = match(rest or '', REST)
 if not fails or load == '0' then return {CORRUPT, id} end
-local more = bury_ms > 0 or facts[3] == '0' or flags ~= '-'
+local slow = OUTCOME == 'o' and slow_us ~= '' and response_us > tonumber(slow_us)
+local plain = flags == '-' and not slow and (OUTCOME == 'o' or OUTCOME == 'n')
+local more = bury_ms > 0 or facts[3] == '0' or not plain
 local wrong = odd(not more and '0', '0', facts[5], '0')
 if wrong then return {CORRUPT, wrong} end
 check(labels)
@@ -79,26 +84,27 @@ if response_us >= 0 and OUTCOME ~= 'n' then
   end
   ewma_us = format('%.0f', math.max(1, ewma_us))
 end
-if OUTCOME == 'o' then
-  served, fails = format('%.0f', served + 1), '0'
-elseif OUTCOME ~= 'n' then
-  failed, fails = format('%.0f', failed + 1), format('%.0f', fails + 1)
-end
+if OUTCOME == 'o' and plain then served, fails = format('%.0f', served + 1), '0' end
 
 local all = more and upkeep()
+local r = not plain and all.read(id)
+if r == nil then return {CORRUPT, id} end
 call('ZREM', DUE, TOKEN)
 call('HDEL', STATE, TOKEN)
-local was = load + 0 < lim + 0
-load = load - 1
-rest = flags .. ' ' .. cap .. ' ' .. ewma_us .. ' ' .. ewma_ms .. ' ' .. served .. ' ' .. failed .. ' ' .. fails
-if load == 0 and string.find(flags, 'r', 1, true) then
-  call('HDEL', STATE, id)
-  call('HSET', STATE, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
-else
+if plain then
+  local was = load + 0 < lim + 0
+  load = load - 1
+  rest = flags .. ' ' .. cap .. ' ' .. ewma_us .. ' ' .. ewma_ms .. ' ' .. served .. ' ' .. failed .. ' ' .. fails
   record = load .. ' ' .. lim .. ' ' .. seq .. ' ' .. fence .. ' ' .. peak .. ' ' .. weight .. ' ' .. labels .. ' ' .. rest
   call('HSET', STATE, id, record, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
+  if not (was and strategy == 'round_robin') then index(strategy, id, load, tonumber(lim), seq, weight, labels, was) end
+else
+  r.ewma_us, r.ewma_ms = tonumber(ewma_us), tonumber(ewma_ms)
+  all.unload(r, tonumber(fence_held))
+  if OUTCOME ~= 'n' then all.judge(r, slow and 's' or OUTCOME, tonumber(fence_held)) end
+  if TOKENS ~= '0' then all.true_up(r, tonumber(TOKENS)) end
+  all.store(r)
 end
-if not (was and strategy == 'round_robin') then index(strategy, id, load, tonumber(lim), seq, weight, labels, was) end
 if all then
   if bury_ms > 0 then all.bury(TOKEN, 'r', bury_ms) end
   all.pump()

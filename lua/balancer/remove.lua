@@ -1,7 +1,7 @@
 -- remove: take an instance out: no new leases; its record goes with its last lease.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away, events and checks are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 --   ids       ZSET  agentperf:{lb:<type>}:ids
@@ -20,13 +20,17 @@
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, UNTIL_MS = ARGV[1], ARGV[2]
 --@include pool
+--@include health
+--@include upkeep
 
 local POINTS = 32
+local CHECKS = string.sub(READY, 1, -6) .. 'checks'
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
 local known = call('HMGET', STATE, '#pool', ID)
 call('ZCARD', RING)
+call('ZCARD', CHECKS)
 if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
 if not call('ZSCORE', IDS, ID) then return NOTHING end
 local wrong = odd()
@@ -35,11 +39,13 @@ local all = upkeep(now_us)
 local r = all.read(ID)
 if known[2] and not r then return {CORRUPT, ID} end
 call('ZREM', IDS, ID)
-call('ZREM', DUE, 'H:' .. ID)
+call('ZREM', CHECKS, ID)
+call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID)
 for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
 if r then
   r.flags = 'r'
   all.store(r)
 end
+all.tell('removed', ID)
 all.retime()
 return DONE

@@ -1,7 +1,7 @@
 -- repair: recompute the load of a page of instances from their leases, and write their records and indexes anew.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 --   ids       ZSET  agentperf:{lb:<type>}:ids
@@ -19,6 +19,8 @@
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include pool
+--@include health
+--@include upkeep
 
 local SCAN, ROUNDS = 1000, 100000
 local pool = call('HGET', STATE, '#pool')
@@ -48,7 +50,7 @@ for _ = 1, ROUNDS do
       elseif kind then
         held[id] = (held[id] or 0) + 1
       end
-    elseif start ~= '@' and start ~= '#' then
+    elseif start ~= '@' and start ~= '#' and start ~= '+' then
       instances[field] = true
     end
   end
@@ -76,7 +78,7 @@ for _, id in ipairs(page) do
   end
 end
 if next_rank == 0 then
-  local load, cap, with = 0, 0, {}
+  local load, cap, usable, out, with = 0, 0, 0, 0, {}
   for id in pairs(instances) do
     local r = all.read(id)
     if r then
@@ -85,9 +87,14 @@ if next_rank == 0 then
         with[label] = with[label] or {}
         with[label][id] = true
       end
+      if not string.find(r.flags, '[sudr]') then
+        usable = usable + 1
+        if string.find(r.flags, '[ech]') then out = out + 1 end
+      end
     end
   end
   call('HSET', STATE, '#load', format('%d', load), '#cap', format('%d', cap))
+  all.recount(usable, out)
   for _, id in ipairs(call('ZRANGE', READY, 0, -1)) do
     if not instances[id] then call('ZREM', READY, id) end
   end

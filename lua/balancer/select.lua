@@ -1,7 +1,7 @@
 -- select: look which instance a lease would be granted on now, without taking it.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 --   ids       ZSET  agentperf:{lb:<type>}:ids
@@ -21,6 +21,8 @@
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include pool
+--@include health
+--@include upkeep
 --@include pick
 
 local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
@@ -37,12 +39,13 @@ local EXPIRIES = 64
 local all = upkeep()
 all.tidy(EXPIRIES)
 local id
-if string.find(LABELS, ',', 1, true) then
-  id = all.best(LABELS)
-else
-  local from = LABELS == '-' and READY or READY .. '@' .. LABELS
-  id = pick(strategy, from, RANDOM, POINT, all.now_ms, 1.25 * ((facts[2] or 0) + 1) / math.max(1, facts[3] or 1))
+local several = string.find(LABELS, ',', 1, true)
+if not several or strategy == 'consistent_hash' then
+  local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
+  local share = 1.25 * ((facts[2] or 0) + 1) / math.max(1, facts[3] or 1)
+  id = pick(strategy, from, RANDOM, POINT, all.now_ms, share, several and LABELS)
 end
+if several and not id then id = all.best(LABELS) end
 if not id then return {NOTHING} end
 local record = call('HGET', STATE, id)
 if not match(record or '', RECORD) then return {CORRUPT, id} end

@@ -1,7 +1,7 @@
 -- status: one page of a pool's instances, in the order of their registration, after clearing what is due.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 --   ids       ZSET  agentperf:{lb:<type>}:ids
@@ -9,8 +9,9 @@
 --   first     int   rank of the first instance of the page
 --   count     int   instances per page
 -- RETURNS
---   {1, strategy, registered, waiting, late, picks, next_rank, id, record, id, record ...}
---     late: leases that are due but not cleared yet; next_rank: 0 after the last page
+--   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, more, id ...}
+--     late: leases that are due but not cleared yet; next_rank: 0 after the last page; panic_ms: since when there is panic,
+--     0 for none; more: what few instances have, empty for most
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   other schema; a field we did not write
 -- REPEAT  harmless: but for clearing what is due it changes nothing
@@ -19,6 +20,8 @@
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include pool
+--@include health
+--@include upkeep
 
 local EXPIRIES = 64
 local first, count = tonumber(FIRST), tonumber(COUNT)
@@ -31,15 +34,22 @@ if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
 all.tidy(EXPIRIES)
 local late = call('ZCOUNT', DUE, '-inf', format('%.0f', all.now_ms))
-local picks = tonumber(call('HGET', STATE, '#picks') or 0)
+local facts = call('HMGET', STATE, '#picks', '#panic', '#settings')
 local page = call('ZRANGE', IDS, first, first + count - 1)
 local next_rank = first + #page < registered and #page > 0 and first + #page or 0
-local reply = {DONE, all.strategy, registered, call('ZCARD', WAITQ), late, picks, next_rank}
+local reply = {
+  DONE, all.strategy, registered, call('ZCARD', WAITQ), late, tonumber(facts[1] or 0), next_rank, all.now_ms,
+  tonumber(facts[2] or 0) or 0, facts[3] or '',
+}
 for from = 1, #page, 1000 do
   local some = {unpack(page, from, math.min(#page, from + 999))}
+  local more = {}
+  for i, id in ipairs(some) do more[i] = '+' .. id end
+  more = call('HMGET', STATE, unpack(more))
   for i, record in ipairs(call('HMGET', STATE, unpack(some))) do
     reply[#reply + 1] = some[i]
     reply[#reply + 1] = record or ''
+    reply[#reply + 1] = more[i] or ''
   end
 end
 return reply

@@ -1,7 +1,7 @@
 -- update: change facts of an instance: capacity, weight, labels, health, draining.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
@@ -11,6 +11,8 @@
 --   labels    text   a,b; empty for none, or - to leave them
 --   on        text   flags to set, letters of pool.lua
 --   off       text   flags to clear
+--   rpm       text   requests a minute, decimal, 0: any number, or - to leave it
+--   tpm       text   tokens a minute likewise
 --   until_ms  int    server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, load}   done; the units leased now
@@ -21,8 +23,11 @@
 -- ERRORS  none
 -- COST    O(log N), and the hand-offs to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local ID, CAP, WEIGHT, LABELS, ON, OFF, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local ID, CAP, WEIGHT, LABELS, ON, OFF = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local RPM, TPM, UNTIL_MS = ARGV[7], ARGV[8], ARGV[9]
 --@include pool
+--@include health
+--@include upkeep
 
 local EXPIRIES = 16
 local clock = call('TIME')
@@ -42,7 +47,25 @@ if not r or all.has(r, 'r') then
   all.retime()
   return {NOTHING}
 end
-if CAP ~= '-' then r.cap = tonumber(CAP) end
+if CAP ~= '-' then
+  r.cap = tonumber(CAP)
+  all.set(r, 'a', false)  -- who sets it by hand knows better than what was learnt
+end
+if RPM ~= '-' then all.more(r).rpm = RPM end
+if TPM ~= '-' then all.more(r).tpm = TPM end
+if r.more then
+  all.set(r, 'l', r.more.rpm ~= '0' or r.more.tpm ~= '0')
+  all.park(r)
+end
+local events = {d = {'draining', 'undrained'}, u = {'unhealthy', 'healthy'}}
+for flag, kinds in pairs(events) do
+  if string.find(ON, flag, 1, true) and not all.has(r, flag) then all.tell(kinds[1], ID) end
+  if string.find(OFF, flag, 1, true) and all.has(r, flag) then all.tell(kinds[2], ID) end
+end
+if string.find(OFF, '[eh]') then
+  r.fails = 0
+  call('ZREM', DUE, 'E:' .. ID)
+end
 if WEIGHT ~= '-' then r.weight = WEIGHT end
 if LABELS ~= '-' then all.relabel(r, LABELS == '' and '-' or LABELS) end
 for flag in string.gmatch(ON, '%a') do all.set(r, flag, true) end

@@ -1,7 +1,7 @@
 -- wait: stand in line for a lease, keep the place, and fetch what was handed over. Called again and again.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label> is computed under the same tag
+--   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due       ZSET  agentperf:{lb:<type>}:due
 --   waitq     ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
@@ -11,6 +11,7 @@
 --   boost_ms  int   how much earlier than now it counts as having come, by its priority, ms
 --   labels    text  a,b the instance must have all of; - for none
 --   place     text  the place held before, or - to take one at the end of the line
+--   tokens    int   counted against the instance's tokens a minute
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}   granted, or the same grant again
 --   {0, ahead, poll_ms, place}          in line; ahead: how many are before it; poll_ms: until capacity may come back, at most 1000
@@ -21,8 +22,10 @@
 -- COST    O(log W + log N), at most 16 expiries and the hand-offs to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local LABELS, PLACE = ARGV[5], ARGV[6]
+local LABELS, PLACE, TOKENS = ARGV[5], ARGV[6], ARGV[7]
 --@include pool
+--@include health
+--@include upkeep
 
 local EXPIRIES = 16
 local pool = call('HGET', STATE, '#pool')
@@ -37,7 +40,7 @@ local known = call('HGET', STATE, TOKEN)
 if not known or known == 'X u' then
   -- New, or what it was granted was not fetched in time: then it has its old place again.
   local place = PLACE ~= '-' and PLACE or format('%.0f', all.now_us - BOOST_MS * 1000)
-  known = 'W ' .. place .. ' ' .. TTL_MS .. ' ' .. LABELS
+  known = 'W ' .. place .. ' ' .. TTL_MS .. ' ' .. LABELS .. ' ' .. TOKENS
   call('HSET', STATE, TOKEN, known)
   call('ZREM', DUE, 'X' .. TOKEN)
   call('ZADD', WAITQ, place, TOKEN)

@@ -9,7 +9,7 @@ import hashlib
 
 import pytest
 
-from agentperf_redis import AgentInstance, AgentPerf, LoadBalancingStrategy
+from agentperf_redis import AgentInstance, AgentPerf, LoadBalancingStrategy, PoolSettings
 from agentperf_redis import keys as names
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands as balancer_commands
@@ -43,6 +43,11 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
             instance = AgentInstance(id=id_, agent_type=agent, max_capacity=2, labels=frozenset({"gpu"}))
             balancer.register_instance(instance, heartbeat=60)
         balancer.update_instance(agent, "p1", max_capacity=3)
+        balancer.configure(agent, PoolSettings(slow_start=1.0))
+        pool = balancer_commands.Pool.of(namespace, agent)
+        claimed = backend.run(balancer_commands.claim_checks(pool, 1000, 8))
+        results = [(each.id, True) for each in claimed.instances]
+        assert backend.run(balancer_commands.report_checks(pool, claimed.at_ms, [*results, ("p9", False)])) == ["p9"]
         balancer.heartbeat(agent, "p1", "p2")
         leased = balancer.acquire(agent, require={"gpu"})
         assert leased is not None
@@ -52,7 +57,6 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         assert balancer.acquire(agent, wait=0.01, require={"nobody has this"}) is None
         assert balancer.leases(agent).leases
         assert balancer.repair(agent).wrong == 0
-        pool = balancer_commands.Pool.of(namespace, agent)
         assert not backend.run(balancer_commands.renew(pool, [leased.lease.token], 60_000))
         assert balancer.release(leased)
         assert balancer.remove_instance(agent, "p2")

@@ -100,7 +100,7 @@ def test_the_keys_are_those_that_are_listed(perf: AgentPerf, raw: Raw, namespace
         return re.sub(r":w:.*", ":w:<writer>", key)
 
     found = {(plain(key), raw.type(key).upper()) for key in raw.scan_iter(f"{namespace}:*")}
-    listed = re.findall(r"^(agentperf:\S+) +(HASH|ZSET|STRING|LIST)\b", TEXT, re.MULTILINE)
+    listed = re.findall(r"^(agentperf:\S+) +(HASH|ZSET|STRING|LIST|STREAM)\b", TEXT, re.MULTILINE)
     assert {(plain(key), kind) for key, kind in listed} == found
     state = raw.hgetall(f"{namespace}:{{lb:coder}}:state")
     shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:[#@c].*\n)+)", TEXT)

@@ -83,7 +83,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def register(self, name: str, capacity: int, weight: float, labels: frozenset[str], healthy: bool) -> None:
         instance = AgentInstance(name, "t", 0, capacity, weight, healthy, labels=labels)
-        assert self.fake.run(commands.register(self.pool, instance, self.strategy, 0))[0] is self.strategy
+        assert self.fake.run(commands.register(self.pool, instance, self.strategy, 0)).strategy is self.strategy
         known = self.instances.setdefault(name, Instance(capacity, weight, labels))
         known.capacity, known.weight, known.labels = capacity, weight, labels
         known.flags.discard("r")

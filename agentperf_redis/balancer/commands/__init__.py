@@ -1,5 +1,16 @@
 """The balancer's scripts as commands: what is sent, and what the replies mean."""
 
+from agentperf_redis.balancer.commands.health import (
+    CLAIM_CHECKS,
+    CONFIGURE,
+    REPORT_CHECKS,
+    Claimed,
+    Configured,
+    claim_checks,
+    configure,
+    events,
+    report_checks,
+)
 from agentperf_redis.balancer.commands.inspection import (
     LEASES,
     REPAIR,
@@ -16,7 +27,10 @@ from agentperf_redis.balancer.commands.instances import (
     REGISTER,
     REMOVE,
     RING_POINTS,
+    UNLIMITED,
     UPDATE,
+    Rates,
+    Taken,
     TooLate,
     heartbeat,
     look,
@@ -44,11 +58,13 @@ from agentperf_redis.balancer.commands.leasing import (
 )
 from agentperf_redis.balancer.commands.pool import MANY, Pool
 from agentperf_redis.balancer.commands.records import facts_of, instance_status, packed_labels
-from agentperf_redis.balancer.commands.replies import SCHEMA, Status
+from agentperf_redis.balancer.commands.replies import SCHEMA, Status, settings_of
 
 __all__ = [
     "ACQUIRE",
     "ANY",
+    "CLAIM_CHECKS",
+    "CONFIGURE",
     "HEARTBEAT",
     "LEASES",
     "MANY",
@@ -57,24 +73,33 @@ __all__ = [
     "REMOVE",
     "RENEW",
     "REPAIR",
+    "REPORT_CHECKS",
     "RING_POINTS",
     "SCHEMA",
     "SELECT",
     "STATUS",
+    "UNLIMITED",
     "UPDATE",
     "WAIT",
     "Choice",
+    "Claimed",
+    "Configured",
     "Granted",
     "LeasesPage",
     "Page",
     "Pool",
     "Queued",
+    "Rates",
     "Refused",
     "RepairedPage",
     "Spent",
     "Status",
+    "Taken",
     "TooLate",
     "acquire",
+    "claim_checks",
+    "configure",
+    "events",
     "facts_of",
     "heartbeat",
     "instance_status",
@@ -86,7 +111,9 @@ __all__ = [
     "remove",
     "renew",
     "repair",
+    "report_checks",
     "select",
+    "settings_of",
     "status",
     "update",
     "wait",

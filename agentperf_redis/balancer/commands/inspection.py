@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.records import holder, instance_status
-from agentperf_redis.balancer.commands.replies import Status, opened, refusal, strategy_of
+from agentperf_redis.balancer.commands.replies import Status, opened, refusal, settings_of, strategy_of
 from agentperf_redis.balancer.model import InstanceStatus, LeaseStatus, LoadBalancingStrategy, WaiterStatus
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.script import Script
 
@@ -26,6 +27,8 @@ class Page:
     overdue: int
     granted: int
     next_rank: int
+    panic_for: float | None
+    settings: PoolSettings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,23 @@ def status(pool: Pool, first: int, count: int) -> Command[Page | None]:
                     int() as overdue,
                     int() as granted,
                     int() as rank,
+                    int() as now_ms,
+                    int() as panic_ms,
+                    bytes() as packed,
                     *rest,
                 ],
             ):
-                pairs = zip(rest[::2], rest[1::2], strict=False)
-                instances = tuple(instance_status(pool, name, record) for name, record in pairs)
-                return Page(strategy_of(pool, strategy), instances, waiting, overdue, granted, rank)
+                found = zip(rest[::3], rest[1::3], rest[2::3], strict=False)
+                return Page(
+                    strategy_of(pool, strategy),
+                    tuple(instance_status(pool, now_ms, *each) for each in found),
+                    waiting,
+                    overdue,
+                    granted,
+                    rank,
+                    max(0.0, (now_ms - panic_ms) / 1000) if panic_ms else None,
+                    settings_of(pool, packed),
+                )
             case code, values:
                 raise refusal(pool, code, values)
 

@@ -12,6 +12,7 @@ from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.records import packed_labels
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal, strategy_of, text_of
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
+from agentperf_redis.balancer.settings import DEFAULT_SETTINGS, PoolSettings
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
@@ -36,10 +37,47 @@ class TooLate:
     now_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What an instance takes a minute; math.inf is any number."""
+
+    requests_per_minute: float = math.inf
+    tokens_per_minute: float = math.inf
+
+    def packed(self) -> tuple[str, str]:
+        """Return both as the scripts take them."""
+        return packed_rate(self.requests_per_minute), packed_rate(self.tokens_per_minute)
+
+
+UNLIMITED = Rates()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An instance was registered.
+
+    Attributes:
+        strategy: the pool's.
+        born: when it was founded, us.
+        replaced: settings the pool had, "" unless they were replaced.
+    """
+
+    strategy: LoadBalancingStrategy
+    born: int
+    replaced: str
+
+
 def register(
-    pool: Pool, instance: AgentInstance, strategy: LoadBalancingStrategy | None, silence_ms: int, until_ms: int = 0
-) -> Command[tuple[LoadBalancingStrategy, int] | TooLate]:
-    """Add or change an instance. Returns the pool's strategy, and when it was founded, us."""
+    pool: Pool,
+    instance: AgentInstance,
+    strategy: LoadBalancingStrategy | None,
+    silence_ms: int,
+    until_ms: int = 0,
+    *,
+    rates: Rates = UNLIMITED,
+    settings: PoolSettings | None = None,
+) -> Command[Taken | TooLate]:
+    """Add or change an instance. Settings that are None leave those of the pool; a new one has the defaults then."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
     args: tuple[Arg, ...] = (
@@ -52,13 +90,16 @@ def register(
         round(instance.response_time_ms * 1000),
         silence_ms,
         " ".join(map(str, numbers)),
+        *rates.packed(),
+        (settings or DEFAULT_SETTINGS).packed(),
+        int(settings is not None),
         until_ms,
     )
 
-    def decode(reply: Reply) -> tuple[LoadBalancingStrategy, int] | TooLate:
+    def decode(reply: Reply) -> Taken | TooLate:
         match opened(pool, reply):
-            case ((Status.DONE | Status.NOTHING), [bytes() as taken, int() as born]):
-                return strategy_of(pool, taken), born
+            case ((Status.DONE | Status.NOTHING), [bytes() as taken, int() as born, bytes() as before]):
+                return Taken(strategy_of(pool, taken), born, text_of(pool, before))
             case Status.TOO_LATE, [int() as now_ms]:
                 return TooLate(now_ms)
             case status, values:
@@ -90,6 +131,8 @@ def update(
     labels: frozenset[str] | None = None,
     on: str = "",
     off: str = "",
+    requests_per_minute: float | None = None,
+    tokens_per_minute: float | None = None,
     until_ms: int = 0,
 ) -> Command[int | TooLate | None]:
     """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
@@ -101,6 +144,8 @@ def update(
         labels_arg,
         on,
         off,
+        "-" if requests_per_minute is None else packed_rate(requests_per_minute),
+        "-" if tokens_per_minute is None else packed_rate(tokens_per_minute),
         until_ms,
     )
 
@@ -144,6 +189,11 @@ def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Comma
                 raise refusal(pool, status, values)
 
     return Command(HEARTBEAT, pool.keys.core, (silence_ms, *map(encoded, instance_ids)), decode)
+
+
+def packed_rate(rate: float) -> str:
+    """Return a rate as the scripts take it: 0 for any number."""
+    return "0" if rate == math.inf else decimal(rate)
 
 
 def decimal(value: float) -> str:

@@ -78,7 +78,7 @@ class Refused:
     """No lease was granted.
 
     Attributes:
-        retry_after: seconds until capacity may come back by itself, at most 1.
+        retry_after: seconds until capacity may come back by itself, at most 1; longer when nothing but time is needed.
         registered: instances of the pool.
         waiting: callers in line.
     """
@@ -117,7 +117,7 @@ class Queued:
     place: str
 
 
-def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice) -> Command[Granted | Refused | Spent]:
+def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0) -> Command[Granted | Refused | Spent]:
     """Pick an instance and lease one unit of it under a token."""
     chosen = choice.args()
 
@@ -132,11 +132,20 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice) -> Command[Gran
             case status, values:
                 raise refusal(pool, status, values, choice.strategy)
 
+    chosen = (*chosen, tokens)
     return Command(ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen))
 
 
 def wait(
-    pool: Pool, token: str, *, ttl_ms: int, live_ms: int, boost_ms: int, require: frozenset[str], place: str
+    pool: Pool,
+    token: str,
+    *,
+    ttl_ms: int,
+    live_ms: int,
+    boost_ms: int,
+    require: frozenset[str],
+    place: str,
+    tokens: int = 0,
 ) -> Command[Granted | Queued | Spent]:
     """Stand in line under a token, keep the place, or fetch what was handed over."""
 
@@ -151,7 +160,8 @@ def wait(
             case status, values:
                 raise refusal(pool, status, values)
 
-    return Command(WAIT, pool.keys.core, (token, ttl_ms, live_ms, boost_ms, packed_labels(require), place), decode)
+    args = (token, ttl_ms, live_ms, boost_ms, packed_labels(require), place, tokens)
+    return Command(WAIT, pool.keys.core, args, decode)
 
 
 def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
@@ -177,6 +187,7 @@ def release(
     outcome: Outcome = Outcome.NEUTRAL,
     response_time: float | None = None,
     bury_ms: int = 0,
+    tokens: int = 0,
 ) -> Command[bool]:
     """Give a lease back.
 
@@ -187,6 +198,7 @@ def release(
         outcome: how the work went.
         response_time: seconds it took, if measured.
         bury_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
+        tokens: how many more it took than were counted when it was acquired; below 0 for fewer.
 
     Returns:
         Whether this freed the unit.
@@ -209,7 +221,7 @@ def release(
             case status, values:
                 raise refusal(pool, status, values)
 
-    return Command(RELEASE, pool.keys.core, (*args, 0), decode, resend_args=(*args, 1))
+    return Command(RELEASE, pool.keys.core, (*args, 0, tokens), decode, resend_args=(*args, 1, tokens))
 
 
 def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.replies import text_of
-from agentperf_redis.balancer.model import Facts, InstanceStatus, LeaseStatus, WaiterStatus, snapshot
+from agentperf_redis.balancer.model import Facts, InstanceState, InstanceStatus, LeaseStatus, WaiterStatus, snapshot
 from agentperf_redis.command import Reply
 from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
 
 _RECORD_FIELDS = 14
+_MORE_FIELDS = 13
 _NO_LABELS: frozenset[str] = frozenset()
+_ILL = frozenset(b"usec")
+"""Flags of an instance that takes no work because of its health."""
+_STATES = (
+    (b"d", InstanceState.DRAINING),
+    (b"u", InstanceState.UNHEALTHY),
+    (b"s", InstanceState.SILENT),
+    (b"c", InstanceState.DOWN),
+    (b"e", InstanceState.EJECTED),
+    (b"h", InstanceState.PROBING),
+    (b"p", InstanceState.PARKED),
+    (b"w", InstanceState.WARMING),
+)
+"""What to call an instance with several flags: the first."""
 
 
 def packed_labels(labels: frozenset[str]) -> str:
@@ -38,7 +54,7 @@ def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
             int(load),
             int(cap),
             float(weight),
-            b"u" not in flags and b"s" not in flags,
+            flags == b"-" or _ILL.isdisjoint(flags),
             int(ewma_us) / 1000,
             _NO_LABELS if labels == b"-" else labels_of(labels.decode()),
             b"d" in flags,
@@ -47,16 +63,38 @@ def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
         raise CorruptState(pool.keys.state, f"the instance record {shown(record)}") from None
 
 
-def instance_status(pool: Pool, name: Reply, record: Reply) -> InstanceStatus:
-    """Decode an instance record with what was counted."""
+def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, more: Reply) -> InstanceStatus:
+    """Decode an instance record with what was counted, and with what only few instances have."""
     instance = snapshot(facts_of(pool, name, record))
     fields = record.split(b" ")
+    requests = tokens = math.inf
+    ejections, until_ms = 0, 0
     try:
-        fence, peak = map(int, fields[3:5])
+        limit, fence, peak = int(fields[1]), int(fields[3]), int(fields[4])
         served, failed, fails = map(int, fields[11:_RECORD_FIELDS])
-    except ValueError:
-        raise CorruptState(pool.keys.state, f"the instance record {shown(record)}") from None
-    return InstanceStatus(instance, peak, served, failed, fails, fence)
+        flags = fields[7]
+        if more:
+            others = more.split(b" ")
+            if len(others) < _MORE_FIELDS:
+                raise ValueError(len(others))
+            ejections, until_ms = int(others[0]), int(others[1])
+            requests, tokens = (float(rate) or math.inf for rate in others[9:11])
+    except (AttributeError, TypeError, ValueError):
+        raise CorruptState(pool.keys.state, f"the instance record {shown(record)} {shown(more)}") from None
+    return InstanceStatus(
+        instance,
+        peak,
+        served,
+        failed,
+        fails,
+        fence,
+        state=next((state for flag, state in _STATES if flag in flags), InstanceState.UP),
+        limit=limit,
+        ejections=ejections,
+        ejected_for=max(0.0, (until_ms - now_ms) / 1000) if b"e" in flags else 0.0,
+        requests_per_minute=requests,
+        tokens_per_minute=tokens,
+    )
 
 
 def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) -> LeaseStatus | WaiterStatus | None:
@@ -76,7 +114,7 @@ def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) 
                     expires_in=left,
                     fetched=kind == "L",
                 )
-            case ["W", place, _, labels]:
+            case ["W", place, _, labels, _]:
                 waited = max(0.0, now_ms / 1000 - int(place) / 1e6)
                 return WaiterStatus(name, process, waited, labels_of(labels))
             case _:

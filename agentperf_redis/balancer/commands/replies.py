@@ -6,6 +6,7 @@ from enum import IntEnum
 
 from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.model import LoadBalancingStrategy
+from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Reply
 from agentperf_redis.errors import AgentPerfError, CorruptState, InvalidArgument, SchemaMismatch, shown
 
@@ -66,3 +67,12 @@ def strategy_of(pool: Pool, value: Reply) -> LoadBalancingStrategy:
         return LoadBalancingStrategy(text)
     except ValueError:
         raise CorruptState(pool.keys.state, f"the strategy {shown(text)}") from None
+
+
+def settings_of(pool: Pool, value: Reply) -> PoolSettings | None:
+    """Return the settings a reply has; None for none."""
+    text = text_of(pool, value)
+    try:
+        return PoolSettings.unpacked(text) if text else None
+    except ValueError:
+        raise CorruptState(pool.keys.state, f"the settings {shown(text)}") from None

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, PoolStatus, commands
+from agentperf_redis.balancer import (
+    AgentInstance,
+    InstanceState,
+    LoadBalancingStrategy,
+    PoolSettings,
+    PoolStatus,
+    commands,
+)
 from agentperf_redis.balancer.commands import ANY, Choice, Pool
 from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.command import Command
@@ -24,6 +32,9 @@ REPLIES = st.recursive(
 )
 COMMANDS: list[Command[Any]] = [
     commands.acquire(POOL, "@t", 1000, ANY),
+    commands.configure(POOL, PoolSettings(), 0, 10),
+    commands.claim_checks(POOL, 1000, 8),
+    commands.report_checks(POOL, 1, [("p0", True)]),
     commands.acquire(POOL, "@t", 1000, Choice(LoadBalancingStrategy.RANDOM)),
     commands.heartbeat(POOL, ["p0"], 1000),
     commands.register(POOL, AgentInstance("p0", "t"), LoadBalancingStrategy.RANDOM, 0),
@@ -55,23 +66,40 @@ def test_an_unexpected_reply_is_corrupt_state(command: Command[Any], reply: Any)
 
 
 def test_a_record_becomes_a_snapshot() -> None:
-    status = commands.instance_status(POOL, b"p%201", RECORD)
+    status = commands.instance_status(POOL, 0, b"p%201", RECORD, b"")
     labels = frozenset({"gpu", "fr"})
     instance = AgentInstance("p 1", "t", 1, 5, 2.5, True, 1.5, labels=labels)
-    assert status == InstanceStatus(instance, peak_load=3, served=4, failed=2, failed_in_a_row=1, fence=1000)
+    assert status == InstanceStatus(instance, peak_load=3, served=4, failed=2, failed_in_a_row=1, fence=1000, limit=5)
+
+
+def test_what_few_instances_have_is_in_their_snapshot() -> None:
+    record = RECORD.replace(b" - ", b" el ")
+    status = commands.instance_status(POOL, 1000, b"p", record, b"2 3500 0 0 0 0 0 0 0 60 0 0 0")
+    assert status.state is InstanceState.EJECTED
+    assert (status.ejections, status.ejected_for) == (2, 2.5)
+    assert (status.requests_per_minute, status.tokens_per_minute) == (60, math.inf)
 
 
 @pytest.mark.parametrize(
     ("flags", "healthy", "draining"),
-    [("u", False, False), ("s", False, False), ("d", True, True), ("us", False, False)],
+    [
+        ("u", False, False),
+        ("s", False, False),
+        ("d", True, True),
+        ("us", False, False),
+        ("e", False, False),
+        ("cl", False, False),
+        ("hawlp", True, False),
+    ],
 )
 def test_flags_become_health(flags: str, healthy: bool, draining: bool) -> None:
-    instance = commands.instance_status(POOL, b"p", RECORD.replace(b" - ", f" {flags} ".encode())).instance
+    instance = commands.instance_status(POOL, 0, b"p", RECORD.replace(b" - ", f" {flags} ".encode()), b"").instance
     assert (instance.is_healthy, instance.is_draining) == (healthy, draining)
 
 
 def test_records_of_later_versions_may_be_longer() -> None:
-    assert commands.instance_status(POOL, b"p", RECORD + b" 17 x") == commands.instance_status(POOL, b"p", RECORD)
+    longer = commands.instance_status(POOL, 0, b"p", RECORD + b" 17 x", b"")
+    assert longer == commands.instance_status(POOL, 0, b"p", RECORD, b"")
 
 
 @given(st.frozensets(st.text(st.characters(codec="utf-8", min_codepoint=0x20, max_codepoint=0x2FF), min_size=1)))
@@ -80,7 +108,7 @@ def test_labels_survive_their_packing(labels: frozenset[str]) -> None:
     packed = commands.packed_labels(labels)
     assert (packed == "-") == (not labels)
     record = RECORD.replace(b"fr,gpu", packed.encode())
-    assert commands.instance_status(POOL, b"p", record).instance.labels == labels
+    assert commands.instance_status(POOL, 0, b"p", record, b"").instance.labels == labels
 
 
 def test_an_affinity_always_has_the_same_point() -> None:

@@ -1,0 +1,135 @@
+"""Health: the settings of a pool, its active checks, and what happened in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from agentperf_redis.balancer.commands.instances import TooLate
+from agentperf_redis.balancer.commands.pool import Pool
+from agentperf_redis.balancer.commands.records import facts_of
+from agentperf_redis.balancer.commands.replies import Status, opened, refusal, text_of
+from agentperf_redis.balancer.model import AgentInstance, EventKind, PoolEvent, snapshot
+from agentperf_redis.balancer.settings import PoolSettings
+from agentperf_redis.command import Command, Reply
+from agentperf_redis.errors import CorruptState, shown
+from agentperf_redis.keys import decoded, encoded
+from agentperf_redis.script import Script
+
+CONFIGURE = Script("balancer/configure")
+CLAIM_CHECKS = Script("balancer/claim_checks")
+REPORT_CHECKS = Script("balancer/report_checks")
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What one step of a change of settings did; see configure.lua."""
+
+    next_rank: int
+    replaced: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Active checks that were taken on.
+
+    Attributes:
+        at_ms: when, by the server's clock: what their results are reported under.
+        next_after: seconds until the next one is due.
+        instances: what to check.
+    """
+
+    at_ms: int
+    next_after: float
+    instances: tuple[AgentInstance, ...]
+
+
+def configure(
+    pool: Pool, settings: PoolSettings, first: int, count: int, until_ms: int = 0
+) -> Command[Configured | TooLate]:
+    """Give a pool settings, and have one page of its instances follow them."""
+
+    def decode(reply: Reply) -> Configured | TooLate:
+        match opened(pool, reply):
+            case Status.DONE, [int() as next_rank, bytes() as before]:
+                return Configured(next_rank, text_of(pool, before))
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case status, values:
+                raise refusal(pool, status, values)
+
+    args = (settings.packed(), first, count, until_ms)
+    return Command(CONFIGURE, (*pool.keys.core, pool.keys.ids), args, decode)
+
+
+def claim_checks(pool: Pool, interval_ms: int, count: int) -> Command[Claimed]:
+    """Take on active checks that are due."""
+
+    def decode(reply: Reply) -> Claimed:
+        match opened(pool, reply):
+            case Status.DONE, [int() as at_ms, int() as next_ms, *rest]:
+                # A record may be gone by now, but for its place in the order.
+                found = [pair for pair in zip(rest[::2], rest[1::2], strict=False) if pair[1] != b""]
+                return Claimed(at_ms, next_ms / 1000, tuple(snapshot(facts_of(pool, *pair)) for pair in found))
+            case status, values:
+                raise refusal(pool, status, values)
+
+    where = pool.keys
+    return Command(CLAIM_CHECKS, (where.state, where.ids, where.checks), (interval_ms, count), decode)
+
+
+def report_checks(
+    pool: Pool, claimed_ms: int, results: Iterable[tuple[str, bool]], until_ms: int = 0
+) -> Command[list[str] | TooLate]:
+    """Say how active checks went, at most `MANY`. Returns the instances that are not registered."""
+
+    def decode(reply: Reply) -> list[str] | TooLate:
+        match opened(pool, reply):
+            case Status.TOO_LATE, [int() as now_ms]:
+                return TooLate(now_ms)
+            case Status.DONE, names:
+                return [decoded(text_of(pool, name)) for name in names]
+            case status, values:
+                raise refusal(pool, status, values)
+
+    words = (("+" if good else "-") + encoded(name) for name, good in results)
+    return Command(REPORT_CHECKS, pool.keys.core, (claimed_ms, until_ms, *words), decode)
+
+
+def events(pool: Pool, after: str | None, count: int) -> Command[list[PoolEvent]]:
+    """Read what happened in a pool: what came after an event, the first `count` of it; or else the last `count`."""
+
+    def decode(reply: Reply) -> list[PoolEvent]:
+        if not isinstance(reply, list):
+            raise CorruptState(pool.keys.events, f"an unexpected reply {shown(reply)}")
+        found = [event for entry in reply for event in _event(pool, entry)]
+        return found[::-1] if after is None else found
+
+    if after is None:
+        return Command("XREVRANGE", (pool.keys.events,), ("+", "-", "COUNT", count), decode)
+    return Command("XRANGE", (pool.keys.events,), (f"({after}", "+", "COUNT", count), decode)
+
+
+def _event(pool: Pool, entry: Reply) -> Iterator[PoolEvent]:
+    """Decode an entry of the stream; nothing when it is of a kind that this version does not know."""
+    match entry:
+        case [bytes() as name, [*fields]] if len(fields) % 2 == 0:
+            said = {
+                text_of(pool, key): text_of(pool, value) for key, value in zip(fields[::2], fields[1::2], strict=True)
+            }
+            kind, instance = said.pop("kind", ""), said.pop("id", "-")
+            at_ms = name.partition(b"-")[0]
+            if kind in _KINDS and at_ms.isdigit():
+                yield PoolEvent(
+                    pool.agent_type,
+                    EventKind(kind),
+                    None if instance == "-" else decoded(instance),
+                    int(at_ms) / 1000,
+                    name.decode(),
+                    said,
+                )
+        case _:
+            raise CorruptState(pool.keys.events, f"an unexpected entry {shown(entry)}")
+
+
+_KINDS = {kind.value for kind in EventKind}

@@ -1,0 +1,116 @@
+"""How a pool judges its instances: the settings that lie with the pool, and the reason of each default."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from agentperf_redis import arguments
+
+_LEAST_S = 0.001
+_LONGEST_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """How a pool judges its instances. Kept with the pool: the ones deployed last hold for all processes.
+
+    Args:
+        eject_after: bad outcomes in a row (error, timeout, rejected, slow) after which an instance is ejected; None
+            never. Five, as in Envoy: one bad request that is tried again three times ejects nobody.
+        eject_for: seconds of the first ejection; each further one in a row is twice as long. Ten: long enough for a
+            restart, short enough not to matter when the judgement was wrong.
+        eject_for_most: seconds of the longest ejection; so long after one, the next is a first one again. Five minutes.
+        max_ejected: share of the instances that may be ejected, though always one. A half: by itself, ejection never
+            leads to panic, and of four instances two may be ill.
+        panic_above: when more than this share of the instances is unfit, ejected or failing checks, all of these get
+            work again, since the judgement is likelier wrong than they, and the rest could not bear the load. 1: never.
+        slow_after: seconds of response time from which an outcome is slow, which is a bad one; None never. None, for
+            how long a model takes follows from the length of its answer.
+        adaptive: whether the units that an instance may bear are learnt from outcomes, up to its max_capacity. False:
+            max_capacity is what was asked for.
+        slow_start: seconds over which a newcomer's capacity grows from a tenth to all of it, while others are there;
+            None for at once. None, for most agents have nothing to warm up.
+        rate_burst: seconds of an instance's rates that may be used at once. Six: a tenth of a minute, so that no minute
+            sees more than 1.1 of its rate.
+        checks_to_down: failed active checks in a row that take an instance out. Three: no lost packet does.
+        checks_to_up: passed ones in a row that bring it back. Two: no lucky one does.
+    """
+
+    eject_after: int | None = 5
+    eject_for: float = 10.0
+    eject_for_most: float = 300.0
+    max_ejected: float = 0.5
+    panic_above: float = 0.5
+    slow_after: float | None = None
+    adaptive: bool = False
+    slow_start: float | None = None
+    rate_burst: float = 6.0
+    checks_to_down: int = 3
+    checks_to_up: int = 2
+
+    def __post_init__(self) -> None:
+        if self.eject_after is not None:
+            arguments.count("eject_after", self.eject_after)
+        arguments.seconds("eject_for", self.eject_for, least=_LEAST_S, most=_LONGEST_S)
+        arguments.seconds("eject_for_most", self.eject_for_most, least=self.eject_for, most=_LONGEST_S)
+        arguments.amount("max_ejected", self.max_ejected, most=1.0)
+        arguments.amount("panic_above", self.panic_above, least=0.01, most=1.0)
+        if self.slow_after is not None:
+            arguments.seconds("slow_after", self.slow_after, least=_LEAST_S, most=_LONGEST_S)
+        arguments.flag("adaptive", self.adaptive)
+        if self.slow_start is not None:
+            arguments.seconds("slow_start", self.slow_start, least=_LEAST_S, most=_LONGEST_S)
+        arguments.seconds("rate_burst", self.rate_burst, least=0.0, most=3600.0)
+        arguments.count("checks_to_down", self.checks_to_down, most=1000)
+        arguments.count("checks_to_up", self.checks_to_up, most=1000)
+
+    def packed(self) -> str:
+        """Return the settings as the scripts take them; the order is in the legend of pool.lua."""
+        return " ".join(
+            str(number)
+            for number in (
+                self.eject_after or 0,
+                _ms(self.eject_for),
+                _ms(self.eject_for_most),
+                math.floor(self.max_ejected * 1000),
+                math.floor(self.panic_above * 1000),
+                0 if self.slow_after is None else round(self.slow_after * 1_000_000),
+                int(self.adaptive),
+                0 if self.slow_start is None else _ms(self.slow_start),
+                _ms(self.rate_burst),
+                self.checks_to_down,
+                self.checks_to_up,
+            )
+        )
+
+    @staticmethod
+    def unpacked(text: str) -> PoolSettings:
+        """Undo `packed`.
+
+        Raises:
+            ValueError: for a text that is none of `packed`.
+        """
+        eject_after, for_ms, most_ms, ejected, panic, slow_us, adaptive, ramp_ms, burst_ms, fall, rise = map(
+            int, text.split(" ")
+        )
+        return PoolSettings(
+            eject_after=eject_after or None,
+            eject_for=for_ms / 1000,
+            eject_for_most=most_ms / 1000,
+            max_ejected=ejected / 1000,
+            panic_above=panic / 1000,
+            slow_after=slow_us / 1_000_000 if slow_us else None,
+            adaptive=adaptive == 1,
+            slow_start=ramp_ms / 1000 if ramp_ms else None,
+            rate_burst=burst_ms / 1000,
+            checks_to_down=fall,
+            checks_to_up=rise,
+        )
+
+
+DEFAULT_SETTINGS = PoolSettings()
+
+
+def _ms(seconds: float) -> int:
+    return math.ceil(seconds * 1000)

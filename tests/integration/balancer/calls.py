@@ -1,0 +1,51 @@
+"""Calls at a steady load through a balancer, with instances that behave as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agentperf_redis.balancer import AgentInstance, LoadBalancer
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What became of a call.
+
+    Attributes:
+        number: its place in the order of their beginning.
+        instance: where it went; None when none had room.
+        outcome: how it ended; "none" when none had room.
+        seconds: it took, as the instance made it.
+    """
+
+    number: int
+    instance: str | None
+    outcome: str
+    seconds: float
+
+
+Behaviour = Callable[[int, AgentInstance], tuple[str, float]]
+"""Says, of a call's number and its instance, how it ends and how many seconds it takes."""
+
+
+async def steady(balancer: LoadBalancer, count: int, every: float, behave: Behaviour) -> list[Call]:
+    """Begin a call every so many seconds, whatever became of those before; return all, in the order of their beginning."""
+
+    async def one(number: int) -> Call:
+        instance = await balancer.aio.acquire("planner")
+        if instance is None:
+            return Call(number, None, "none", 0.0)
+        outcome, seconds = behave(number, instance)
+        await asyncio.sleep(seconds)
+        await balancer.aio.release(instance, outcome=outcome, response_time=seconds)
+        return Call(number, instance.id, outcome, seconds)
+
+    tasks = []
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    for number in range(count):
+        await asyncio.sleep(max(0.0, begin + number * every - loop.time()))
+        tasks.append(asyncio.create_task(one(number)))
+    return await asyncio.gather(*tasks)

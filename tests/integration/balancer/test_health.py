@@ -1,0 +1,356 @@
+"""A pool routes around what is ill: ejection by outcomes, probes, panic; each with its events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, PoolSettings, keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, PoolStatus
+from agentperf_redis.errors import InvalidArgument
+from tests.conftest import Call as Way
+from tests.integration.balancer.calls import Call, steady
+from tests.servers import Raw, wait_until
+
+INSTANCES, CALLS, EVERY_S, TAKES_S = 10, 1000, 0.003, 0.01
+ILL = range(100, 600)
+QUICK = PoolSettings(eject_for=0.1, eject_for_most=0.4)
+
+
+def register(balancer: LoadBalancer, count: int, **facts: Any) -> list[str]:
+    names = [f"p{number}" for number in range(count)]
+    for name in names:
+        balancer.register_instance(AgentInstance(name, "planner", **facts))
+    return names
+
+
+def pool_of(balancer: LoadBalancer) -> PoolStatus:
+    (pool,) = balancer.status("planner")
+    return pool
+
+
+def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
+    return next(each for each in pool_of(balancer).instances if each.instance.id == name)
+
+
+def kinds(balancer: LoadBalancer, name: str | None = None) -> list[EventKind]:
+    return [each.kind for each in balancer.events("planner", limit=1000) if name is None or each.instance_id == name]
+
+
+def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", **facts: Any) -> None:
+    """Have calls on one instance end badly; on the others, none is begun."""
+    for _ in range(times):
+        held = []
+        while True:
+            instance = balancer.acquire("planner")
+            assert instance is not None, f"{name} takes no work"
+            held.append(instance)
+            if instance.id == name:
+                break
+        for each in held:
+            balancer.release(
+                each, outcome=outcome if each.id == name else "neutral", **facts if each.id == name else {}
+            )
+
+
+# The runs of a thousand calls
+
+
+@pytest.mark.every_server
+def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
+    backend: Backend, runner: asyncio.Runner
+) -> None:
+    balancer = LoadBalancer(settings=QUICK, backend=backend)
+    register(balancer, INSTANCES)
+
+    def behave(number: int, instance: AgentInstance) -> tuple[str, float]:
+        return ("error" if instance.id == "p3" and number in ILL else "ok"), TAKES_S
+
+    calls = runner.run(steady(balancer, CALLS, EVERY_S, behave))
+    outcomes = Counter(call.outcome for call in calls)
+    assert outcomes["none"] == 0
+    assert 5 <= outcomes["error"] <= 20
+    history = kinds(balancer, "p3")
+    assert history[:3] == [EventKind.REGISTERED, EventKind.EJECTED, EventKind.PROBING]
+    assert history[-1] is EventKind.RECOVERED
+    assert set(kinds(balancer)) == {*history, EventKind.REGISTERED}
+    back = [call for call in calls[-100:] if call.instance == "p3"]
+    assert len(back) >= 5
+    assert status_of(balancer, "p3").state is InstanceState.UP
+    assert pool_of(balancer).current_load == 0
+
+
+@pytest.mark.every_server
+def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(backend: Backend, runner: asyncio.Runner) -> None:
+    slowly = 10 * TAKES_S
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_for=0.5, eject_for_most=1.0, slow_after=3 * TAKES_S), backend=backend
+    )
+    register(balancer, INSTANCES)
+
+    def behave(number: int, instance: AgentInstance) -> tuple[str, float]:
+        return "ok", (slowly if instance.id == "p3" and number in ILL else TAKES_S * (0.9 + number % 100 / 500))
+
+    def p99(calls: list[Call]) -> float:
+        return sorted(call.seconds for call in calls)[round(0.99 * len(calls)) - 1]
+
+    with_it = runner.run(steady(balancer, CALLS, EVERY_S, behave))
+    without_it = [TAKES_S * (0.9 + number % 100 / 500) for number in range(CALLS)]
+    assert all(call.instance for call in with_it)
+    assert any(call.seconds == slowly for call in with_it)
+    assert p99(with_it) <= 1.5 * sorted(without_it)[round(0.99 * CALLS) - 1]
+    assert EventKind.EJECTED in kinds(balancer, "p3")
+    wait_until(lambda: status_of(balancer, "p3").state is not InstanceState.EJECTED, "its ejection to end")
+    fail(balancer, "p3", 1, "ok")
+    assert status_of(balancer, "p3").state is InstanceState.UP
+    assert [status_of(balancer, name).ejections for name in ("p0", "p1")] == [0, 0]
+
+
+# Who is ejected, and who is not
+
+
+@pytest.mark.parametrize("outcome", ["error", "timeout", "rejected"])
+def test_so_many_bad_outcomes_in_a_row_eject(backend: Backend, outcome: str) -> None:
+    balancer = LoadBalancer(backend=backend)
+    register(balancer, 2)
+    fail(balancer, "p0", 4, outcome)
+    fail(balancer, "p0", 1, "ok")
+    fail(balancer, "p0", 4, outcome)
+    assert status_of(balancer, "p0").state is InstanceState.UP
+    fail(balancer, "p0", 1, outcome)
+    status = status_of(balancer, "p0")
+    assert (status.state, status.limit, status.ejections) == (InstanceState.EJECTED, 0, 1)
+    assert 9.0 < status.ejected_for <= 10.0
+    assert not status.instance.is_healthy
+    assert (status.served, status.failed) == (1, 9)
+    assert {balancer.acquire("planner").id for _ in range(9)} == {"p1"}  # type: ignore[union-attr]
+
+
+def test_nobody_is_ejected_where_the_settings_say_never(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=None), backend=backend)
+    register(balancer, 2)
+    fail(balancer, "p0", 20)
+    assert status_of(balancer, "p0").state is InstanceState.UP
+    assert status_of(balancer, "p0").failed_in_a_row == 20
+
+
+@pytest.mark.every_server
+def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend, raw: Raw) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=1.0, panic_above=1.0), backend=backend)
+    names = register(balancer, 5)
+    for name in names[1:]:
+        fail(balancer, name, 1)
+    fail(balancer, "p0", 10)
+    states = [status_of(balancer, name).state for name in names]
+    assert states == [InstanceState.UP] + [InstanceState.EJECTED] * 4
+    assert pool_of(balancer).panic_for is None
+    assert {balancer.acquire("planner").id for _ in range(5)} == {"p0"}  # type: ignore[union-attr]
+
+    balancer.configure("planner", PoolSettings(eject_after=1, max_ejected=1.0))
+    pool = pool_of(balancer)
+    assert pool.panic_for is not None
+    assert kinds(balancer)[-1] is EventKind.PANIC
+    assert balancer.events("planner", limit=1)[0].details == {"unfit": "4", "of": "5"}
+    held = [balancer.acquire("planner") for _ in range(20)]
+    assert {instance.id for instance in held if instance} == set(names)
+
+    for instance in held:  # those who do well in panic are fit again, and it ends when half of them are
+        balancer.release(instance)
+    assert [status_of(balancer, name).state for name in names] == [InstanceState.UP] * 5
+    assert pool_of(balancer).panic_for is None
+    assert EventKind.CALM in kinds(balancer)
+    assert raw.hget(keys.pool(backend.namespace, "planner").state, "#out") == "0"
+
+
+@pytest.mark.parametrize(("share", "ejected"), [(0.5, 5), (0.1, 1), (0.0, 1), (0.39, 3)])
+def test_the_share_of_the_ejected_is_bounded_but_one_always_may_be(
+    backend: Backend, share: float, ejected: int
+) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=share), backend=backend)
+    names = register(balancer, 10)
+    for name in names:
+        if status_of(balancer, name).state is InstanceState.UP:
+            fail(balancer, name, 1)
+    states = Counter(each.state for each in pool_of(balancer).instances)
+    assert states == {InstanceState.EJECTED: ejected, InstanceState.UP: 10 - ejected}
+    assert pool_of(balancer).panic_for is None
+
+
+def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5), backend=backend)
+    register(balancer, 5)
+    balancer.mark_unhealthy("planner", "p3")
+    balancer.drain("planner", "p4")
+    fail(balancer, "p0", 1)
+    assert pool_of(balancer).panic_for is None  # one of three
+    fail(balancer, "p1", 1)
+    assert pool_of(balancer).panic_for is not None
+    assert {each.id for each in (balancer.acquire("planner") for _ in range(30)) if each} == {"p0", "p1", "p2"}
+
+
+def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backend, raw: Raw) -> None:
+    settings = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.9)
+    balancer = LoadBalancer(settings=settings, backend=backend)
+    names = register(balancer, 200, max_capacity=1)
+    for _ in range(150):
+        balancer.release(balancer.acquire("planner"), outcome="error")
+    ready = keys.pool(backend.namespace, "planner").ready
+    assert raw.zcard(ready) == 50
+    balancer.configure("planner", PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5))
+    held = [balancer.acquire("planner") for _ in names]
+    assert {each.id for each in held if each} == set(names)
+    balancer.configure("planner", settings)
+    for each in held:
+        balancer.release(each, outcome="neutral")
+    wait_until(lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50, "all to be settled")
+
+
+# Ejection ends
+
+
+def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05, eject_for_most=0.15), backend=backend)
+    register(balancer, 2, max_capacity=2)
+    lengths = []
+    for _ in range(3):
+        fail(balancer, "p0", 1)
+        lengths.append(next(e for e in reversed(balancer.events("planner")) if e.kind is EventKind.EJECTED))
+        wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+        assert status_of(balancer, "p0").limit == 1
+    assert [event.details["for_ms"] for event in lengths] == ["50", "100", "150"]
+    held = [balancer.acquire("planner") for _ in range(4)]
+    assert Counter(each.id if each else None for each in held) == {"p0": 1, "p1": 2, None: 1}
+    for each in held:
+        balancer.release(each)
+    assert status_of(balancer, "p0").state is InstanceState.UP
+    assert kinds(balancer, "p0")[-1] is EventKind.RECOVERED
+
+
+def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.2), backend=backend)
+    register(balancer, 2, max_capacity=4)
+    held = [balancer.acquire("planner") for _ in range(8)]
+    old = [each for each in held if each and each.id == "p0"]
+    assert len(old) == 4
+    balancer.release(old[0], outcome="error")
+    ends = balancer.events("planner", limit=1)[0].at + 0.2
+    time.sleep(0.1)
+    balancer.release(old[1], outcome="error")
+    status = status_of(balancer, "p0")
+    assert (status.state, status.ejections) == (InstanceState.EJECTED, 1)
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    assert balancer.events("planner", limit=1)[0].at >= ends + 0.09
+    assert status_of(balancer, "p0").limit == 3  # two old ones, and a probe
+    balancer.release(old[2])
+    balancer.release(old[3], outcome="error")
+    status = status_of(balancer, "p0")
+    assert (status.state, status.limit, status.instance.current_load) == (InstanceState.PROBING, 1, 0)
+
+
+def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05), backend=backend)
+    register(balancer, 2)
+    fail(balancer, "p0", 1)
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    fail(balancer, "p0", 2, "neutral")
+    assert status_of(balancer, "p0").state is InstanceState.PROBING
+    fail(balancer, "p0", 1, "ok")
+    assert status_of(balancer, "p0").state is InstanceState.UP
+
+
+def test_marking_it_healthy_ends_an_ejection_and_what_led_to_it(call: Way, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=2), backend=backend)
+    register(balancer, 2)
+    fail(balancer, "p0", 2)
+    assert status_of(balancer, "p0").state is InstanceState.EJECTED
+    assert call(balancer, "mark_healthy", "planner", "p0")
+    assert status_of(balancer, "p0").state is InstanceState.UP
+    fail(balancer, "p0", 1)
+    assert status_of(balancer, "p0").state is InstanceState.UP
+
+
+def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.1), backend=backend)
+    register(balancer, 2, max_capacity=1)
+    other, held = balancer.acquire("planner"), balancer.acquire("planner")
+    assert other is not None
+    balancer.release(other, outcome="error")
+    assert status_of(balancer, other.id).state is InstanceState.EJECTED
+    begin = time.monotonic()
+    instance = balancer.acquire("planner", wait=3.0)
+    assert instance is not None
+    assert instance.id == other.id
+    assert time.monotonic() - begin < 1.0
+    assert balancer.release(held)
+
+
+# Settings
+
+
+def test_settings_last_deployed_hold_and_a_change_is_logged(
+    call: Way, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+    register(balancer, 1)
+    assert pool_of(balancer).settings == PoolSettings()
+    caplog.clear()
+    call(balancer, "configure", "planner", PoolSettings())
+    assert not caplog.messages
+    call(balancer, "configure", "planner", PoolSettings(eject_after=3, slow_after=0.25))
+    assert pool_of(balancer).settings == PoolSettings(eject_after=3, slow_after=0.25)
+    (message,) = caplog.messages
+    assert "eject_after=5 -> 3" in message
+    assert "slow_after=None -> 0.25" in message
+    register(LoadBalancer(backend=backend), 2)  # chooses none
+    assert pool_of(balancer).settings == PoolSettings(eject_after=3, slow_after=0.25)
+    caplog.clear()
+    register(LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend), 2)
+    assert pool_of(balancer).settings == PoolSettings(adaptive=True)
+    assert len(caplog.messages) == 1
+
+
+def test_settings_may_come_before_instances_and_survive_a_server_that_lost_them(
+    own_server: Any, connect: Any, namespace: str
+) -> None:
+    balancer = LoadBalancer(backend=connect(own_server.url))
+    chosen = PoolSettings(eject_after=7)
+    balancer.configure("planner", chosen)
+    register(balancer, 1)
+    assert pool_of(balancer).settings == chosen
+    balancer.configure("planner", PoolSettings(eject_after=8))
+    with own_server.client() as client:
+        client.flushall()
+    wait_until(lambda: balancer.status("planner") != [], "it to be registered again")
+    assert pool_of(balancer).settings == PoolSettings(eject_after=8)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"eject_after": 0},
+        {"eject_for": 0},
+        {"eject_for": 10, "eject_for_most": 5},
+        {"max_ejected": 1.1},
+        {"panic_above": 0},
+        {"slow_after": -1},
+        {"adaptive": 1},
+        {"slow_start": float("nan")},
+        {"rate_burst": -1},
+        {"checks_to_down": 0},
+        {"checks_to_up": True},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(facts: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        PoolSettings(**facts)
+    assert caught.value.argument in facts
+
+
+def test_settings_survive_their_packing() -> None:
+    for settings in (PoolSettings(), PoolSettings(eject_after=None, slow_after=0.5, adaptive=True, slow_start=3.0)):
+        assert PoolSettings.unpacked(settings.packed()) == settings
