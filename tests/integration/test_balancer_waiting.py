@@ -126,34 +126,59 @@ def test_a_plain_acquire_does_not_overtake(balancer: LoadBalancer, raw: Raw, poo
     nothing_left(raw, pool)
 
 
-def wait_in_order(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, priorities: list[int]) -> list[int]:
-    """Have callers come one after the other, each with its priority; return in which order they were served."""
-    first = balancer.acquire("planner")
-    assert first is not None
+@pytest.fixture
+def wait_in_order(
+    call: Call, runner: asyncio.Runner, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> Callable[[list[int]], list[int]]:
+    """Has callers come one after the other, each with its priority; returns in which order they were served."""
     served: list[int] = []
-    threads = []
 
-    def take(number: int, priority: int) -> None:
-        with balancer.lease("planner", wait=30, priority=priority):
-            served.append(number)
+    def by_threads(priorities: list[int]) -> list[int]:
+        def take(number: int, priority: int) -> None:
+            with balancer.lease("planner", wait=30, priority=priority):
+                served.append(number)
 
-    for number, priority in enumerate(priorities):
-        threads.append(threading.Thread(target=take, args=(number, priority)))
-        threads[-1].start()
-        wait_until(lambda: raw.zcard(pool.waitq) == len(threads), "the next waiter to stand in line")
-    assert balancer.release(first)
-    for thread in threads:
-        thread.join()
-    return served
+        first = balancer.acquire("planner")
+        threads = []
+        for number, priority in enumerate(priorities):
+            threads.append(threading.Thread(target=take, args=(number, priority)))
+            threads[-1].start()
+            wait_until(lambda: raw.zcard(pool.waitq) == len(threads), "the next waiter to stand in line")
+        assert balancer.release(first)
+        for thread in threads:
+            thread.join()
+        return served
+
+    async def by_tasks(priorities: list[int]) -> list[int]:
+        async def take(number: int, priority: int) -> None:
+            async with balancer.aio.lease("planner", wait=30, priority=priority):
+                served.append(number)
+
+        first = await balancer.aio.acquire("planner")
+        tasks = []
+        async with asyncio.timeout(30):
+            for number, priority in enumerate(priorities):
+                tasks.append(asyncio.create_task(take(number, priority)))
+                while raw.zcard(pool.waitq) != len(tasks):
+                    await asyncio.sleep(0.002)
+            assert await balancer.aio.release(first)
+            await asyncio.gather(*tasks)
+        return served
+
+    return (lambda priorities: runner.run(by_tasks(priorities))) if call.is_async else by_threads
 
 
-def test_first_come_first_served(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
-    assert wait_in_order(balancer, raw, pool, [0] * 12) == list(range(12))
+def test_first_come_first_served(
+    wait_in_order: Callable[[list[int]], list[int]], raw: Raw, pool: keys.PoolKeys
+) -> None:
+    assert wait_in_order([0] * 12) == list(range(12))
     nothing_left(raw, pool)
 
 
-def test_priority_counts_as_having_come_earlier(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
-    assert wait_in_order(balancer, raw, pool, [0, 0, 100, 200, -100, 100]) == [3, 2, 5, 0, 1, 4]
+def test_priority_counts_as_having_come_earlier(
+    wait_in_order: Callable[[list[int]], list[int]], raw: Raw, pool: keys.PoolKeys
+) -> None:
+    assert wait_in_order([0, 0, 100, 200, -100, 100]) == [3, 2, 5, 0, 1, 4]
     nothing_left(raw, pool)
 
 
@@ -230,13 +255,30 @@ def test_a_cancelled_wait_leaves_nothing_wherever_it_was(
 
 
 def ask(
-    backend: Backend, token: str, place: str = "-", ttl_ms: int = 10_000, live_ms: int = 10_000, require: str = ""
+    backend: Backend,
+    token: str,
+    place: str = "-",
+    *,
+    ttl_ms: int = 10_000,
+    live_ms: int = 10_000,
+    boost_ms: int = 0,
+    require: str = "",
 ) -> Any:
     pool = Pool.of(backend.namespace, "planner")
     needs = frozenset({require} if require else ())
     return backend.run(
-        commands.wait(pool, token, ttl_ms=ttl_ms, live_ms=live_ms, boost_ms=0, require=needs, place=place)
+        commands.wait(pool, token, ttl_ms=ttl_ms, live_ms=live_ms, boost_ms=boost_ms, require=needs, place=place)
     )
+
+
+def test_priority_starves_nobody(balancer: LoadBalancer, backend: Backend, kept: list[Any]) -> None:
+    kept.append(balancer.acquire("planner"))
+    assert isinstance(ask(backend, "@first"), Queued)
+    came = time.monotonic()
+    assert ask(backend, "@urgent", boost_ms=1000).ahead == 0
+    wait_until(lambda: time.monotonic() - came > 1.05, "the priority's worth of time to pass")
+    assert ask(backend, "@late and urgent", boost_ms=1000).ahead == 2
+    assert ask(backend, "@first").ahead == 1
 
 
 @pytest.mark.parametrize("ahead", [5, 40, 100])
