@@ -7,10 +7,11 @@ from typing import Any
 from agentperf_redis import keys as key_names
 from agentperf_redis.cache.model import Settings
 
-_PAYLOAD_BYTES = """
+_PAYLOAD_AND_LIFE = """
 local entry = redis.call('GET', KEYS[1])
-return entry and #entry - string.match(entry, '^%d+ %d+ ()') + 1 or -1
+return {entry and #entry - string.match(entry, '^%d+ %d+ ()') + 1 or -1, redis.call('PTTL', KEYS[1])}
 """
+"""Bytes, or -1 without a value; and ms. In one step, since an entry may expire while it is looked at."""
 TIERS = ("hot", "warm", "cold", "new")
 
 
@@ -51,20 +52,29 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
     if expiries and not (meta.get("next") and int(meta["next"]) <= min(expiries.values())):
         found.append(f"next is {meta.get('next')}, but an entry expires at {min(expiries.values())}")
     for key, number in size.items():
-        payload = raw.eval(_PAYLOAD_BYTES, 1, where.entry_prefix + key)
+        payload, left_ms = raw.eval(_PAYLOAD_AND_LIFE, 1, where.entry_prefix + key)
         if payload < 0:
             if key not in expiries:
                 found.append(f"{key} has no value, and does not expire")
             continue
         if number % 10**10 != payload + len(key.encode()):
             found.append(f"{key} counts {number % 10**10} bytes, and has {payload + len(key.encode())}")
-        if (raw.pttl(where.entry_prefix + key) >= 0) != (key in expiries):
+        if (left_ms >= 0) != (key in expiries):
             found.append(f"{key}: its expiry and its place in exp differ")
     cleared = {key for version in raw.lrange(where.trash, 0, -1) for key in raw.hkeys(f"{where.trash}:{version}")}
     stray = {key.removeprefix(where.entry_prefix) for key in raw.scan_iter(match=_literal(where.entry_prefix) + "*")}
     if not stray <= set(size) | cleared:
         found.append(f"values that belong to nobody: {sorted(stray - set(size) - cleared)}")
     return found
+
+
+def without_value(raw: Any, namespace: str, service: str, name: str) -> list[str]:
+    """Return the members of any index that have no value: expired, or dropped by the server."""
+    where = key_names.cache(namespace, service, name)
+    members = {*raw.hkeys(where.size), *raw.zrange(where.exp, 0, -1)}
+    for tier in TIERS:
+        members |= set(raw.zrange(getattr(where, tier), 0, -1))
+    return sorted(key for key in members if not raw.exists(where.entry_prefix + key))
 
 
 def _literal(text: str) -> str:

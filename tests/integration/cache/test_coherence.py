@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -116,8 +117,8 @@ def test_without_the_bus_copies_are_silent(proxy: Proxy, server: Server, connect
 def test_a_fill_begun_before_an_invalidation_never_lands(
     server: Server, proxy: Proxy, connect: Callable[..., Backend]
 ) -> None:
-    stale = interleaved(connect(proxy.url), connect(server.url), proxy)
-    assert stale == "new"
+    left = interleaved(connect(proxy.url), connect(server.url), proxy)
+    assert left == "new"
 
 
 def test_the_check_of_the_check_without_tickets_it_does(
@@ -172,34 +173,60 @@ def test_local_copies_are_one_per_cache_and_process(backend: Backend) -> None:
 # Writers and readers in processes of their own, with copies, while bus connections are cut.
 
 
-def write(url: str, namespace: str, seconds: float) -> list[tuple[str, int, float]]:
-    """A worker process: write rising numbers, and note when each was acknowledged. Reads of its own are never older."""
-    cache = with_copies(Backend(url, namespace=namespace))
-    acknowledged, number, end = [], 0, time.monotonic() + seconds
-    chance = random.Random(1)
-    while time.monotonic() < end:
-        key = f"k{chance.randrange(5)}"
-        number += 1
-        cache.put(key, number)
-        acknowledged.append((key, number, time.monotonic()))
-        seen = cache.get(key)
-        assert seen is None or seen == number, f"wrote {number}, read {seen}"
-        time.sleep(0.003)
-    return acknowledged
+@dataclass(frozen=True)
+class Write:
+    """An acknowledged write of a value that no other write has."""
+
+    key: str
+    value: tuple[int, int]
+    begun: float
+    acknowledged: float
 
 
-def read(url: str, namespace: str, seconds: float, fresh: bool) -> list[tuple[str, int, float]]:
-    """A worker process: read, and note what was seen by a read that began when."""
+@dataclass(frozen=True)
+class Read:
+    """A read that found something."""
+
+    key: str
+    value: tuple[int, int]
+    begun: float
+    fresh: bool
+
+
+def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[list[Write], list[Read]]:
+    """A worker process: write unique values to shared keys, read them with and without copies, note what and when."""
     cache = with_copies(Backend(url, namespace=namespace))
-    seen, end = [], time.monotonic() + seconds
-    chance = random.Random(2)
+    writes, reads, chance, end = list[Write](), list[Read](), random.Random(me), time.monotonic() + seconds
     while time.monotonic() < end:
-        key, begun = f"k{chance.randrange(5)}", time.monotonic()
-        number = cache.get(key, fresh=fresh)
-        if number is not None:
-            seen.append((key, number, begun))
+        key, choice, begun = f"k{chance.randrange(5)}", chance.random(), time.monotonic()
+        if choice < 0.05:
+            value = (me, len(writes))
+            cache.put(key, value)
+            writes.append(Write(key, value, begun, time.monotonic()))
+            choice, begun = 1.0, time.monotonic()  # what one has just written oneself is read at once
+        found = cache.get(key, fresh=choice < 0.15)
+        if found is not None:
+            reads.append(Read(key, found, begun, fresh=choice < 0.15))
         time.sleep(0.0005)
-    return seen
+    cache._backend.close()
+    return writes, reads
+
+
+def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
+    """Say of each read of one process whether a newer write was acknowledged before it began, or long enough before.
+
+    A write is newer than another if it began after that one was acknowledged; what overlapped may come in any order.
+    """
+    by_value = {write.value: write for write in writes}
+    faults = []
+    for read in reads:
+        found = by_value[read.value]
+        for write in writes:
+            allowed = 0.0 if read.fresh or write.value[0] == reader else STALE_S
+            if write.key == read.key and write.begun > found.acknowledged and write.acknowledged < read.begun - allowed:
+                faults.append(f"{reader} read {found} at {read.begun} after {write}")
+                break
+    return faults
 
 
 @pytest.mark.every_server
@@ -207,24 +234,28 @@ def test_no_process_reads_what_is_older_than_allowed(
     server: Server, namespace: str, workers: Workers, raw: Raw
 ) -> None:
     seconds = 2.0
-    writer = workers.start(write, server.url, namespace, seconds)
-    readers = [workers.start(read, server.url, namespace, seconds, fresh) for fresh in (False, False, True)]
+    processes = [workers.start(write_and_read, server.url, namespace, me, seconds) for me in range(4)]
     end, chance = time.monotonic() + seconds, random.Random(3)
     nodes = [node.client() for node in server.nodes]
     while time.monotonic() < end:  # cut the buses' connections at random
         chance.choice(nodes).client_kill_filter(_type="pubsub")
         time.sleep(chance.uniform(0.1, 0.6))
-    acknowledged = writer.result()
-    copies_served = 0
-    for reader, fresh in zip(readers, (False, False, True), strict=True):
-        observed = reader.result()
-        assert len(observed) > 200
-        for key, number, begun in observed:
-            newest = max(
-                (n for k, n, at in acknowledged if k == key and at < begun - (0 if fresh else STALE_S)), default=0
-            )
-            assert number >= newest, f"{key}: read {number}, {newest} was acknowledged"
-        copies_served += len(observed)
-    assert copies_served > len(acknowledged)
+    done = [process.result() for process in processes]
     for node in nodes:
         node.close()
+
+    writes = [write for written, _ in done for write in written]
+    assert min(len(written) for written, _ in done) > 10
+    assert min(len(read) for _, read in done) > 300
+    seen = {read.value[0] for _, reads in done for read in reads}
+    assert seen == {0, 1, 2, 3}, "each process's values were read"
+    assert [fault for me, (_, reads) in enumerate(done) for fault in stale(writes, reads, me)] == []
+
+
+def test_the_check_of_the_check_what_is_stale_is_found() -> None:
+    writes = [Write("k", (0, 0), 1.0, 1.1), Write("k", (0, 1), 2.0, 2.1), Write("other", (1, 0), 2.0, 2.1)]
+    late, early = 2.1 + STALE_S + 0.01, 2.1 + STALE_S - 0.01
+    assert stale(writes, [Read("k", (0, 0), late, fresh=False)], reader=1)
+    assert not stale(writes, [Read("k", (0, 0), early, fresh=False), Read("k", (0, 1), late, fresh=False)], reader=1)
+    assert stale(writes, [Read("k", (0, 0), early, fresh=True)], reader=1)
+    assert stale(writes, [Read("k", (0, 0), early, fresh=False)], reader=0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
 from tests.conftest import Call
 from tests.integration.cache.scan import faults
 from tests.servers import Raw, Server, wait_until
+from tests.traces import read_trace
 
 
 def tag(namespace: str, service: str = "cache", name: str = "default") -> str:
@@ -95,21 +96,32 @@ def test_the_least_recently_used_leaves_and_an_overwrite_evicts_nobody(
     assert cache.access_order == call(cache, "keys")
 
 
-def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: str) -> None:
-    cache, model = LRUCache(max_size=40, backend=backend), OrderedDict[str, int]()
-    chance = random.Random(7)
-    for step in range(3000):
-        key = f"k{int(chance.paretovariate(0.6)) % 150}"
+RECORDED = Path(__file__).with_name("calls.trace.gz")
+"""9,000 accesses to 262 keys: the functions that Python's standard library called, one after the other, while it parsed
+arguments, mail, configuration, source and XML; of every third function, without calls of the same one in a row."""
+
+
+@pytest.mark.every_server
+@pytest.mark.parametrize("size", [8, 50])
+def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: str, size: int) -> None:
+    """Access by access, over a recorded trace: a hit where a textbook LRU has one, and the same entries at the end."""
+    cache, model = LRUCache(max_size=size, backend=backend), OrderedDict[str, int]()
+    trace = read_trace(RECORDED)
+    assert len(trace) == 9000
+    hits = 0
+    for step, key in enumerate(trace):
         expected = model.get(key)
         assert cache.get(key) == expected, f"step {step}"
         if expected is None:
             cache.put(key, step)
             model[key] = step
-            if len(model) > 40:
+            if len(model) > size:
                 model.popitem(last=False)
         else:
+            hits += 1
             model.move_to_end(key)
     assert cache.keys() == list(model)
+    assert cache.stats().hits == hits
     assert faults(raw, namespace, "cache", "default") == []
 
 

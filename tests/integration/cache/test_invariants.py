@@ -11,8 +11,8 @@ import pytest
 from agentperf_redis import script
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from tests.integration.cache.scan import faults
-from tests.servers import Raw, Server
+from tests.integration.cache.scan import faults, without_value
+from tests.servers import Raw, Server, wait_until
 from tests.workers import Workers
 
 PROCESSES = 4
@@ -126,6 +126,15 @@ def test_limits_and_accounts_hold_whatever_four_processes_do(
         stats = cache.stats()
         assert stats.hits > 0
         assert stats.misses > 0
+
+        for key in list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:e:*"))[::2]:
+            raw.unlink(key)  # as a server does that evicts by itself
+        cache.put("soon over", 1, ttl=0.001)
+        wait_until(lambda cache=cache: cache.entry("soon over") is None, "the entry to expire")  # type: ignore[misc]
+        cache.sweep()
+        assert without_value(raw, namespace, service, cache.name) == [], "after one sweep"
+        assert faults(raw, namespace, service, cache.name) == [], cache
+
         cache.clear()
         cache.sweep()
         left = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*")}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -100,6 +102,59 @@ def test_a_value_is_the_same_on_miss_hit_and_local_copy(call: Call, backend: Bac
     assert same(call(cache, "get", "k"), value)
     assert same(call(cache, "get_or_compute", "k", compute), value)
     assert calls == [1]
+
+
+def spoil(value: Any) -> None:
+    value["list"][0].append("spoilt")
+    value["dict"]["inner"]["spoilt"] = True
+    value["set"].clear()
+    value["bytes"] += b"spoilt"
+    value["finding"].words.clear()
+    value["array"][:] = 9
+    value.clear()
+
+
+def test_changing_what_one_was_given_changes_nothing_for_others(call: Call, backend: Backend) -> None:
+    """Whoever computed it, waited for it, or read it from Redis or a local copy."""
+
+    def value() -> dict[str, Any]:
+        finding, array = Finding(1, ["a"]), np.zeros(3)
+        return {"list": [[1]], "dict": {"inner": {}}, "set": {1}, "bytes": bytearray(b"x"), "finding": finding} | {
+            "array": array
+        }
+
+    cache = LRUCache(backend=backend, local_size=10, codec=Codec(registry=REGISTRY))
+    go_on = threading.Event()
+
+    def compute() -> Any:
+        assert go_on.wait(10)
+        return value()
+
+    with ThreadPoolExecutor(4) as threads:
+        waiting = [threads.submit(cache.get_or_compute, "k", compute) for _ in range(4)]
+        go_on.set()
+        for computed in waiting:
+            got = computed.result(10)
+            assert repr(got) == repr(value())
+            spoil(got)
+    copied(cache, "k")
+    for method, args, options in (
+        ("get", ("k",), {"fresh": True}),
+        ("get", ("k",), {}),
+        ("get_or_compute", ("k", compute), {}),
+    ):
+        for _ in range(2):
+            got = call(cache, method, *args, **options)
+            assert repr(got) == repr(value()), method
+            spoil(got)
+    for _ in range(2):
+        got = call(cache, "get_many", ["k"])["k"]
+        assert repr(got) == repr(value())
+        spoil(got)
+    given = value()
+    call(cache, "put", "k2", given)
+    spoil(given)
+    assert repr(call(cache, "get", "k2")) == repr(value())
 
 
 class Planted:
