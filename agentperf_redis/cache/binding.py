@@ -7,7 +7,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import TypeAlias
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
@@ -20,9 +22,21 @@ from agentperf_redis.errors import InvalidArgument
 
 log = logging.getLogger("agentperf_redis")
 
-REST_AFTER_FAILURE_S = 1.0
-"""How long computing does without the cache after the server could not be reached, so that not each call waits."""
+MOST_OWED = 10_000
+"""Names of keys and tags kept while the server is away; beyond, the whole cache is cleared on its return."""
 _COMPLAIN_EVERY_S = 10.0
+
+
+class Owed(Enum):
+    """What the server could not be told to forget."""
+
+    KEY = "a key, by its stored name"
+    TAG = "a tag, percent-encoded"
+    ALL = "everything"
+
+
+Debt: TypeAlias = tuple[Owed, str]
+
 _ARGUMENTS = {
     "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl"),
     "tiered": ("policy", "hot_size", "warm_size", "cold_size", "max_bytes", "hot_ttl", "warm_ttl", "cold_ttl"),
@@ -60,19 +74,22 @@ class Binding:
         self.deployed = False
         self.seen = 0
         """The newest version that a reply has brought to this process."""
+        self._filled = filled
         self.outbox = Outbox(lambda: backend.process, lambda: filled(self))
         self.flights = Flights()
         self.local: LocalCopies | None = None
-        self.rest_until = 0.0
         self._server_ahead_ms = 0.0
         self._complained_at = -_COMPLAIN_EVERY_S
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._start_empty()
         backend.on_new_epoch(self._deploy_again)
+        backend.on_recovery(self._recovered)
         _bindings.add(self)
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
+        self.owed: dict[Debt, None] = {}
+        """Invalidations that the server was not told of, in order: sent again before anything is read or written."""
         self._waiting: dict[str, list[Hint]] = {}
         self._listening = False  # a forked child's bus has no subscription yet
 
@@ -134,6 +151,20 @@ class Binding:
         if self.local is not None:
             self.local.drop(name)
 
+    def owe(self, debts: Iterable[Debt]) -> None:
+        """Take note of invalidations that failed: their caller knows, but nobody should read what they were to end."""
+        with self._lock:
+            self.owed.update(dict.fromkeys(debts))
+            if len(self.owed) > MOST_OWED:
+                self.owed = {(Owed.ALL, ""): None}
+        self._filled(self)  # so that it is told also if nobody reads
+
+    def paid(self, debts: Iterable[Debt]) -> None:
+        """Take note that the server was told."""
+        with self._lock:
+            for debt in debts:
+                self.owed.pop(debt, None)
+
     def set_clock(self, server_ms: float, asked_at: float) -> None:
         """Take note of the server's time; `asked_at` is `time.monotonic()` before the question was sent."""
         self._server_ahead_ms = server_ms - asked_at * 1000
@@ -183,7 +214,9 @@ class Binding:
         except ValueError:  # whatever it was meant to say, something may have changed
             kind = "c"
         if kind == "c":
-            self._missed_some()
+            if self.local is not None:
+                self.local.flush()
+            self._look_all()
             return
         local = self.local
         if local is not None and kind in "sd":
@@ -197,7 +230,10 @@ class Binding:
 
     def _missed_some(self) -> None:
         if self.local is not None:
-            self.local.flush()
+            self.local.set_aside()
+        self._look_all()
+
+    def _look_all(self) -> None:
         with self._lock:
             hints = [hint for waiting in self._waiting.values() for hint in waiting]
         for hint in hints:
@@ -205,6 +241,12 @@ class Binding:
 
     def _deploy_again(self) -> None:
         self.deployed = False
+
+    def _recovered(self) -> None:
+        if self.local is not None:
+            self.local.flush()
+        if self.owed:
+            self._filled(self)
 
     def after_fork(self) -> None:
         """In the child: locks and buffers are made anew; what waits in them is the parent's business."""

@@ -17,7 +17,7 @@ from agentperf_redis.cache.chores import Chores
 from agentperf_redis.cache.computing import compute, compute_async, wanted
 from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.freshness import FreshnessOptions
-from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, chosen
+from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, OnUnavailable, Settings, chosen
 from agentperf_redis.cache.reading import MISSING
 from agentperf_redis.cache.reporting import flush
 from agentperf_redis.cache.single_flight import LEAST_LEASE_S
@@ -49,6 +49,7 @@ class Cache(ABC):
         local_size: int | None,
         local_bytes: int | None,
         lease: float,
+        on_unavailable: OnUnavailable | str,
     ) -> None:
         self.name = arguments.name("name", name)
         marks = "".join("1" if chosen(option) else "0" for option in given)
@@ -75,6 +76,7 @@ class Cache(ABC):
             own_ttls_ms=_own_ttls(settings, given),
             local=local,
             lease_ms=round(arguments.seconds("lease", lease, least=LEAST_LEASE_S) * 1000),
+            on_unavailable=arguments.choice("on_unavailable", on_unavailable, OnUnavailable),
         )
         self._local = local
 
@@ -203,7 +205,7 @@ class Cache(ABC):
     ) -> Any:
         """Return the value of a key; if there is none, have one caller in all processes compute it, and wait for it.
 
-        A value that cannot be stored is returned as it is. If the server is away, the function is called.
+        A value that cannot be stored is returned as it is. If the server is away, see `on_unavailable` of the cache.
 
         Args:
             key: any string.
@@ -214,6 +216,7 @@ class Cache(ABC):
 
         Raises:
             ComputeFailed: another process computed for us, and its function raised.
+            BackendUnavailable: the server does not answer, and the cache was made with on_unavailable="raise".
         """
         asked = wanted(key, function, ttl, tags, freshness)
         return compute(self._backend, self._flows, self._chores, asked)

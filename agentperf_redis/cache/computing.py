@@ -14,12 +14,12 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache.chores import Chores
 from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
-from agentperf_redis.cache.model import ttl_ms
+from agentperf_redis.cache.model import OnUnavailable, ttl_ms
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.reading import MISSING
 from agentperf_redis.cache.refreshing import Refresher, Subject
 from agentperf_redis.cache.single_flight import SingleFlight
-from agentperf_redis.cache.turns import Answer, Turn
+from agentperf_redis.cache.turns import Turn
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, shown
 
@@ -62,12 +62,11 @@ def compute(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[
     value, stale = _copied(flows, wanted) if look and flows.reader.local is not None else (MISSING, 0)
     if value is MISSING:
         try:
-            if flight.rests:
-                answer: Answer = flight.turn_alone(wanted.key)
-            else:
-                answer = backend.run(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
-        except BackendUnavailable as error:  # known before the flow began
-            answer = flight.without_it(wanted.key, error)
+            answer = backend.run(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
+        except BackendUnavailable:
+            if flight.on_unavailable is OnUnavailable.RAISE:
+                raise
+            answer = flight.turn_alone(wanted.key)  # closed: the flow did not begin
         if isinstance(answer, Turn):
             return _carry_out(backend, flows, chores, wanted, answer)
         value, stale = answer.value, answer.stale
@@ -84,12 +83,11 @@ async def compute_async(
     value, stale = _copied(flows, wanted) if look and flows.reader.local is not None else (MISSING, 0)
     if value is MISSING:
         try:
-            if flight.rests:
-                answer: Answer = flight.turn_alone(wanted.key)
-            else:
-                answer = await backend.arun(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
-        except BackendUnavailable as error:
-            answer = flight.without_it(wanted.key, error)
+            answer = await backend.arun(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
+        except BackendUnavailable:
+            if flight.on_unavailable is OnUnavailable.RAISE:
+                raise
+            answer = flight.turn_alone(wanted.key)
         if isinstance(answer, Turn):
             return await _carry_out_async(backend, flows, chores, wanted, answer)
         value, stale = answer.value, answer.stale

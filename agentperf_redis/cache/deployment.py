@@ -6,8 +6,9 @@ import time
 from typing import Final
 
 from agentperf_redis.cache import commands, wire
-from agentperf_redis.cache.binding import Binding, log
+from agentperf_redis.cache.binding import Binding, Owed, log
 from agentperf_redis.cache.model import Settings
+from agentperf_redis.cache.names import chunks
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import SchemaMismatch
 
@@ -16,7 +17,12 @@ ATTEMPTS: Final = 4
 
 
 def ready(binding: Binding) -> Flow[None]:
-    """Before the first write of a process: note that the cache is in use, and write its settings."""
+    """Before the first write of a process: note that the cache is in use, and write its settings.
+
+    Before anything at all after an outage: send the invalidations that failed meanwhile.
+    """
+    if binding.owed:
+        yield from _pay(binding)
     if binding.deployed:
         return
     yield from binding.backend.enter(binding.service, binding.name)
@@ -32,6 +38,20 @@ def ready(binding: Binding) -> Flow[None]:
     binding.set_clock(reply.now_ms, asked_at)
     binding.learn(reply.now_ms * wire.CLOCK_PER_S // 1000)
     binding.deployed = True
+
+
+def _pay(binding: Binding) -> Flow[None]:
+    """Tell the server what it was to forget. A miss is never wrong: others may do the same meanwhile."""
+    debts = list(binding.owed)
+    names = {kind: [name for owed, name in debts if owed is kind] for kind in Owed}
+    if names[Owed.ALL]:
+        yield from commands.clear(binding.keys, binding.origin)
+    for chunk in chunks(names[Owed.TAG]):
+        yield from commands.invalidate_tags(binding.keys, tuple(chunk), binding.origin)
+    for chunk in chunks(names[Owed.KEY]):
+        yield from commands.delete(binding.keys, chunk, binding.origin)  # nothing is there without settings
+    binding.paid(debts)
+    log.warning("cache %s: told the server of %d invalidations that had failed", binding.name, len(debts))
 
 
 def _lowered(before: Settings | None, now: Settings) -> bool:

@@ -3,7 +3,8 @@
 Nobody may be handed a value that was invalidated before he asked. What this process invalidates takes the flight off
 the map at once, so who comes later begins another. Of what other processes invalidate only the server knows: it vouches
 for a value by answering a question, a claim or the put of what was computed, and only for those who had joined before
-that question was sent. Who joined later looks again.
+that question was sent. Who joined later looks again. While the server is away nobody vouches, and what lands is only
+for those who found that out, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agentperf_redis.command import Hint
+from agentperf_redis.errors import BackendUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,18 @@ class Uncacheable:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreachable:
+    """The server does not answer: everyone looks for a value without it."""
+
+    error: BackendUnavailable
+
+
+@dataclass(frozen=True, slots=True)
 class GivenUp:
     """Whoever computed was cancelled: another may try."""
 
 
-Outcome: TypeAlias = Landed | Crashed | Uncacheable | GivenUp
+Outcome: TypeAlias = Landed | Crashed | Uncacheable | Unreachable | GivenUp
 
 
 class Flight:

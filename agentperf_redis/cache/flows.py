@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.forgetting import Eraser
 from agentperf_redis.cache.local import LocalCopies
-from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS
+from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, OnUnavailable
 from agentperf_redis.cache.reading import Reader
 from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S, SingleFlight
 from agentperf_redis.cache.writing import Writer
@@ -22,6 +22,7 @@ class CacheFlows:
         own_ttls_ms: lives of entries put into hot, warm, cold by this object; below 0 is the cache's.
         local: copies within this process, if they are to be used.
         lease_ms: life of the leases under which it computes.
+        on_unavailable: what becomes of who wants a value computed while the server is away.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class CacheFlows:
         own_ttls_ms: tuple[int, int, int] = CACHES_OWN_TTLS_MS,
         local: LocalCopies | None = None,
         lease_ms: int = round(DEFAULT_LEASE_S * 1000),
+        on_unavailable: OnUnavailable = OnUnavailable.COMPUTE,
     ) -> None:
         self.binding = binding
         self.reader = Reader(binding, codec, strict=strict, local=local)
         self.writer = Writer(binding, codec, own_ttls_ms)
         self.eraser = Eraser(binding)
-        self.single_flight = SingleFlight(self.reader, self.writer, lease_ms)
+        self.single_flight = SingleFlight(self.reader, self.writer, lease_ms, on_unavailable)

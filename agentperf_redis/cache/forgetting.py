@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agentperf_redis.cache import commands
-from agentperf_redis.cache.binding import Binding
+from agentperf_redis.cache.binding import Binding, Owed
 from agentperf_redis.cache.commands import NoSettings
 from agentperf_redis.cache.deployment import ATTEMPTS, ready
 from agentperf_redis.cache.names import chunks, distinct_keys, stored_name, stored_tags
 from agentperf_redis.command import Flow
+from agentperf_redis.errors import BackendUnavailable
 
 
 class Eraser:
     """Deletions and invalidations of one cache object.
+
+    What fails because the server does not answer is owed to it: this process tells it before it reads or writes again.
 
     Args:
         binding: what it shares with other objects of the same cache.
@@ -28,9 +31,12 @@ class Eraser:
         removed = 0
         for chunk in chunks(names):
             for _ in range(ATTEMPTS):
-                yield from ready(self.binding)
                 try:
+                    yield from ready(self.binding)
                     reply = yield from commands.delete(self.binding.keys, chunk, self.binding.origin)
+                except BackendUnavailable:
+                    self.binding.owe((Owed.KEY, name) for name in names)  # again what is done does no harm
+                    raise
                 finally:
                     for name in chunk:
                         self.binding.changed(name)
@@ -49,9 +55,12 @@ class Eraser:
 
     def clear(self) -> Flow[None]:
         """Make every entry a miss."""
-        yield from ready(self.binding)
         try:
+            yield from ready(self.binding)
             _, version = yield from commands.clear(self.binding.keys, self.binding.origin)
+        except BackendUnavailable:
+            self.binding.owe([(Owed.ALL, "")])
+            raise
         finally:
             self.binding.flights.detach_all()
             if self.binding.local is not None:
@@ -61,17 +70,19 @@ class Eraser:
     def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
         """Make every entry with one of the tags a miss."""
         names = stored_tags(tags)
-        if names:
-            yield from ready(self.binding)
-            for chunk in chunks(list(names)):
-                try:
-                    version = yield from commands.invalidate_tags(self.binding.keys, tuple(chunk), self.binding.origin)
-                finally:
-                    self.binding.flights.detach_all()  # what tags their values will have is not known yet
-                    for tag in chunk:
-                        if self.binding.local is not None:
-                            self.binding.local.drop_tag(tag)
-                self.binding.learn(version)
+        for chunk in chunks(list(names)):
+            try:
+                yield from ready(self.binding)
+                version = yield from commands.invalidate_tags(self.binding.keys, tuple(chunk), self.binding.origin)
+            except BackendUnavailable:
+                self.binding.owe((Owed.TAG, tag) for tag in names)
+                raise
+            finally:
+                self.binding.flights.detach_all()  # what tags their values will have is not known yet
+                for tag in chunk:
+                    if self.binding.local is not None:
+                        self.binding.local.drop_tag(tag)
+            self.binding.learn(version)
 
     def sweep(self) -> Flow[int]:
         """Clear away all that is expired, cleared or dropped. Returns how many entries and values that were."""

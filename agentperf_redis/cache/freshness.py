@@ -39,7 +39,8 @@ class FreshnessOptions(TypedDict, total=False):
         early_refresh: how eagerly to refresh before a value is stale (expires, without a soft TTL); 1.0 is XFetch as
             published, more is earlier, 0 is off.
         stale_if_error: seconds for which a stale value is served when computing the next one fails; then readers see
-            the error. None is until the TTL.
+            the error. None is until the TTL. While the server is away, copies within this process that were right when
+            it was last heard of are served as long, if there is a soft TTL or such a limit.
     """
 
     soft_ttl: float | None
@@ -108,10 +109,6 @@ class Freshness:
         soft_ms = 0 if soft is None else math.ceil(arguments.seconds("soft_ttl", soft) * 1000)
         if soft is not None and ttl is not None and soft >= ttl:
             raise InvalidArgument("soft_ttl", soft, f"less than the ttl of {ttl:g} s, after which there is no value")
-        if limit is not None and not soft_ms:
-            raise InvalidArgument(
-                "stale_if_error", limit, "nothing unless there is a soft_ttl, after which values are stale"
-            )
         return cls(
             soft_ms,
             arguments.amount("jitter", options.get("jitter", 0.0), most=MOST_JITTER),
@@ -123,6 +120,13 @@ class Freshness:
     def retry_ms(self) -> int:
         """How long a refresh that failed is not tried again."""
         return max(_SHORTEST_RETRY_MS, min(_LONGEST_RETRY_MS, self.soft_ms // 10))
+
+    @property
+    def stands_in_s(self) -> float:
+        """How long a copy within this process may stand in for a server that is away: not at all unless asked for."""
+        if self.error_ms is not None:
+            return self.error_ms / 1000
+        return math.inf if self.soft_ms else 0.0
 
     def spread(self, life_ms: int) -> int:
         """Return a time, longer or shorter by the jitter; what is not above 0 is no time and stays."""

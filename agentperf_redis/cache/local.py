@@ -114,6 +114,9 @@ class LocalCopies:
         self._stripes = [0] * _STRIPES
         self._trusted_until = 0.0
         self._read: list[Copy] = []
+        self._aside: dict[str, Copy] = {}
+        self._aside_long_names: dict[str, str] = {}
+        self._aside_at = self._aside_proven_at = 0.0
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -155,6 +158,8 @@ class LocalCopies:
         with self._lock:
             if ticket != (self._era, self._stripes[hash(name) % _STRIPES]):
                 return
+            if self._aside:  # the server answers
+                self._aside = {}
             known = self._copies.get(key)
             if known is not None:
                 self._remove(known)
@@ -186,6 +191,8 @@ class LocalCopies:
             copy = self._copies.get(self._long_names.get(name, name))
             if copy is not None and copy.name == name and (older_than is None or copy.version < older_than):
                 self._remove(copy)
+            if self._aside:
+                self._aside.pop(self._aside_long_names.get(name, name), None)
 
     def drop_tag(self, tag: str, older_than: int | None = None) -> None:
         """Forget all entries that carry a tag, and refuse all fills that are under way."""
@@ -194,16 +201,44 @@ class LocalCopies:
             for copy in list(self._copies.values()):
                 if tag in copy.tags and (older_than is None or copy.version < older_than):
                     self._remove(copy)
+            if self._aside:
+                self._aside = {key: copy for key, copy in self._aside.items() if tag not in copy.tags}
+
+    def stand_in(self, key: str, longest_s: float) -> Copy | None:
+        """Return a copy of which nobody can say that it is still right, because the server is away.
+
+        Args:
+            key: the key.
+            longest_s: how long ago it must have been known to be right at most.
+        """
+        now = monotonic()
+        with self._lock:
+            copy, known_at = self._copies.get(key), self._proven_at()
+            if copy is None and known_at <= self._aside_at:  # else the server was heard of, and of them it was not
+                copy, known_at = self._aside.get(key), self._aside_proven_at
+        return copy if copy is not None and now <= copy.until and now <= known_at + longest_s else None
+
+    def set_aside(self) -> None:
+        """Serve none of the copies any more, since changes may have been missed; but `stand_in` may."""
+        with self._lock:
+            if self._copies:
+                self._aside, self._aside_long_names = self._copies, self._long_names
+                self._aside_at, self._aside_proven_at = monotonic(), self._trusted_until - TRUSTED_FOR_S
+            self._forget_all()
 
     def flush(self) -> None:
         """Forget everything, and refuse all fills that are under way."""
         with self._lock:
-            self._era += 1
-            self._trusted_until = 0.0
-            self._copies = {}
-            self._long_names = {}
-            self._newest = self._oldest = self._hand = None
-            self._bytes = 0
+            self._aside = {}
+            self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._era += 1
+        self._trusted_until = 0.0
+        self._copies = {}
+        self._long_names = {}
+        self._newest = self._oldest = self._hand = None
+        self._bytes = 0
 
     def drain(self) -> list[tuple[str, int, int]]:
         """Return what was read since: stored name, count, computing time saved in ms."""

@@ -9,7 +9,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
 from agentperf_redis.cache.decorator import DecoratingCache
-from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, default_ttl_ms
+from agentperf_redis.cache.model import CacheEntry, DefaultCount, OnUnavailable, Policy, Settings, default_ttl_ms
 from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.codec import Codec
 
@@ -35,6 +35,9 @@ class LRUCache(DecoratingCache):
         codec: turns values into bytes.
         lease: seconds for which a process that dies while it computes a value holds up those who wait for it. The
             living renew it, however long they compute.
+        on_unavailable: "compute" calls the functions of `get_or_compute` and decorated ones while the server does not
+            answer, once a process at a time, unless a copy within this process may stand in (see `FreshnessOptions`);
+            "raise" raises BackendUnavailable there, as all other methods do.
 
     Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
     a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
@@ -61,6 +64,7 @@ class LRUCache(DecoratingCache):
         local_bytes: int | None = None,
         codec: Codec | None = None,
         lease: float = DEFAULT_LEASE_S,
+        on_unavailable: OnUnavailable | str = OnUnavailable.COMPUTE,
     ) -> None:
         given = (policy, None, None, max_size, max_bytes, None, None, default_ttl)
         self.max_size = arguments.count("max_size", max_size)
@@ -77,6 +81,7 @@ class LRUCache(DecoratingCache):
             local_size=local_size,
             local_bytes=local_bytes,
             lease=lease,
+            on_unavailable=on_unavailable,
         )
         self._aio = AsyncLRUCache(self._backend, self._flows, self._chores)
 

@@ -26,6 +26,15 @@ KINDS = {"cache": "lru", "tiered": "tiered"}
 """What users call the two kinds of caches, by what keys and the list of resources call them."""
 
 
+class OnUnavailable(Enum):
+    """What becomes of whoever wants a value to be computed while the server does not answer."""
+
+    COMPUTE = "compute"
+    """A copy within this process stands in, where `FreshnessOptions` allow; else the function runs, once a process."""
+    RAISE = "raise"
+    """BackendUnavailable."""
+
+
 class Tier(Enum):
     """A keyspace of a TieredCache, with its own room and its own TTL. Values do not move when their tier changes."""
 

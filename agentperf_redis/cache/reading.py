@@ -81,7 +81,7 @@ class Reader:
             else:
                 values[key] = value
         if names:
-            yield from self._prepare_local()
+            yield from self._prepare()
         for chunk in chunks(list(names)):
             tickets = [self._ticket(name) for name in chunk]
             *entries, gen = yield from commands.read_many(self.binding.keys, chunk)
@@ -130,9 +130,9 @@ class Reader:
             found = yield from self._read_strictly(name, miss=miss)
             return (yield from self.value(name, found, counted=False))  # the script has counted
         ticket = None
-        if self.local is not None:
-            yield from self._prepare_local()
-            ticket = self.local.ticket(name)
+        if self.local is not None or self.binding.owed:
+            yield from self._prepare()
+            ticket = self._ticket(name)
         entry, gen = yield commands.read(self.binding.keys, name)
         # as `value`, of which it is a copy without one more generator: this is the path of every hit
         stored, doubtful = self._opened(name, entry, gen, counted=True)
@@ -145,10 +145,14 @@ class Reader:
             yield from flush(self.binding)
         return value, stored
 
-    def _prepare_local(self) -> Flow[None]:
-        """Before the first copy: hear of changes, and know the server's clock, by which entries expire."""
+    def _prepare(self) -> Flow[None]:
+        """Before the first copy: hear of changes, and know the server's clock, by which entries expire.
+
+        After an outage: nothing is read that this process could not invalidate meanwhile.
+        """
         if self.local is not None:
             self.binding.listen()
+        if self.local is not None or self.binding.owed:
             yield from ready(self.binding)
 
     def _ticket(self, name: str) -> Ticket | None:

@@ -18,6 +18,8 @@ FLUSH_WAIT_S: Final = 0.25
 def flush(binding: Binding) -> Flow[None]:
     """Report all reads that wait."""
     outbox, attempts = binding.outbox, 0
+    if binding.owed:
+        yield from ready(binding)
     if outbox.flushing is not None:
         yield from Wait(outbox.flushing, FLUSH_WAIT_S)
     while attempts < ATTEMPTS:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import random
 import secrets
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
 from agentperf_redis import arguments
 from agentperf_redis.cache import commands, wire
-from agentperf_redis.cache.binding import REST_AFTER_FAILURE_S, Binding
+from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.commands import Await, Failed, Hit, PutOutcome
 from agentperf_redis.cache.deployment import ready
-from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable
+from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable, Unreachable
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
+from agentperf_redis.cache.model import OnUnavailable
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.reading import MISSING, Reader
 from agentperf_redis.cache.reporting import flush
@@ -56,13 +56,21 @@ class SingleFlight:
         reader: reads, of the same object.
         writer: puts what was computed, of the same object.
         lease_ms: how long a dead process keeps others from computing.
+        on_unavailable: what becomes of who wants a value while the server is away.
     """
 
-    def __init__(self, reader: Reader, writer: Writer, lease_ms: int) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        writer: Writer,
+        lease_ms: int,
+        on_unavailable: OnUnavailable = OnUnavailable.COMPUTE,
+    ) -> None:
         self.binding: Binding = reader.binding
         self.reader = reader
         self.writer = writer
         self.lease_ms = lease_ms
+        self.on_unavailable = on_unavailable
 
     def answer_or_turn(self, key: str, freshness: Freshness = UNTIL_EXPIRY, *, look: bool = True) -> Flow[Answer]:
         """Return the value of a key, or the turn to compute it, which must end with `land`, `crash` or `give_up`.
@@ -77,6 +85,7 @@ class SingleFlight:
         Raises:
             ComputeFailed: another process computed, and failed.
             Exception: another thread or task of this process computed, and failed with this.
+            BackendUnavailable: the server does not answer, and that is to be an error.
         """
         name = stored_name(key)
         try:
@@ -102,13 +111,49 @@ class SingleFlight:
                 yield from flush(self.binding)
         except _COMPUTE_ANYWAY:
             raise
+        except BackendUnavailable as error:
+            if self.on_unavailable is OnUnavailable.RAISE:
+                raise
+            self._complain(error)
         except AgentPerfError as error:
-            return self.without_it(key, error)
-        return answer
+            self._complain(error)
+            return self._turn_alone(name, key)
+        else:
+            return answer
+        return (yield from self._without_server(name, key, freshness, look=look))
+
+    def _without_server(self, name: str, key: str, freshness: Freshness, *, look: bool) -> Flow[Answer]:
+        """A copy that may stand in, the turn to compute, or what another thread or task of this process brings."""
+        local, flights = self.reader.local, self.binding.flights
+        copy = local.stand_in(key, freshness.stands_in_s) if look and local is not None else None
+        if copy is not None and freshness.age(copy, self.binding.server_ms()) is not Age.OLD:
+            value = copy.value if copy.frozen else self.reader.unpacked(copy)
+            if value is not MISSING:
+                self.binding.outbox.read(name, copy.cost_ms)
+                return Served(value)
+        while True:
+            flight, asked = flights.join(name)
+            if asked is None:
+                return Turn(self.binding, name, key, "", self.lease_ms, flight)
+            while not (yield from Wait(flight.ended, _MOST_WAIT_S)):
+                pass
+            match flight.outcome:
+                case Landed(data, cost_ms):
+                    return Served(self.reader.codec.decode(data), cost_ms)
+                case Crashed(original):
+                    raise original
+                case Uncacheable():
+                    return self._turn_alone(name, key)
+
+    def _complain(self, error: AgentPerfError) -> None:
+        self.binding.complain("cache %s: computing without it: %s", self.binding.name, error)
 
     def _served_as_it_is(self, name: str, value: Any, stored: wire.Stored, freshness: Freshness) -> Flow[Served | None]:
         """Serve a value by its age; None if it is too old to stand in for one that cannot be computed."""
-        yield from ready(self.binding)  # to know the server's clock
+        try:
+            yield from ready(self.binding)  # to know the server's clock
+        except BackendUnavailable:  # just now; the value is at hand
+            return Served(value)
         age = freshness.age(stored, self.binding.server_ms())
         if age is Age.FRESH:
             return Served(value)
@@ -173,6 +218,8 @@ class SingleFlight:
                     return Served(self.reader.codec.decode(data), cost_ms)
                 case Crashed(original):
                     raise original
+                case Unreachable(unavailable):
+                    raise unavailable
                 case Uncacheable():
                     return self._turn_alone(name, key)
                 case _:
@@ -229,21 +276,9 @@ class SingleFlight:
             with suppress(AgentPerfError):
                 yield from self._release(Turn(self.binding, name, key, token, self.lease_ms, None), None)
 
-    @property
-    def rests(self) -> bool:
-        """Whether the server was found away just now, so that asking it would only take time."""
-        return time.monotonic() < self.binding.rest_until
-
     def turn_alone(self, key: str) -> Turn:
         """Return the turn to compute a key by oneself."""
         return self._turn_alone(stored_name(key), key)
-
-    def without_it(self, key: str, error: AgentPerfError) -> Turn:
-        """Return the turn to compute a key by oneself, because the cache is in trouble."""
-        if isinstance(error, BackendUnavailable):
-            self.binding.rest_until = time.monotonic() + REST_AFTER_FAILURE_S
-        self.binding.complain("cache %s: computing without it: %s", self.binding.name, error)
-        return self.turn_alone(key)
 
     # The flow that is returned tells the server how the turn ended, unless the turn has no token. An error is for those
     # who wait in this process at once; a value when the server has taken it, since it may be out of date by now.
@@ -263,6 +298,8 @@ class SingleFlight:
         except InvalidArgument:
             self._end(turn, Uncacheable())
             return False, self._release(turn, " ")
+        if not turn.token:  # of which the server knows nothing
+            self._end(turn, Landed(data, round(cost_s * 1000)))
         return True, self._store(turn, data, cost_s, ttl, tags, freshness)
 
     def crash(self, turn: Turn, error: Exception) -> Flow[None]:
@@ -319,5 +356,7 @@ def _outcome_of(error: BaseException) -> Outcome:
     """Return what others who wait make of an error met while claiming."""
     if isinstance(error, ComputeFailed):
         return Crashed(error)
+    if isinstance(error, BackendUnavailable):
+        return Unreachable(error)
     # with the cache in trouble they would meet the same, one after the other
     return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()

@@ -10,7 +10,15 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
 from agentperf_redis.cache.decorator import DecoratingCache
-from agentperf_redis.cache.model import DefaultCount, DefaultSeconds, Policy, Settings, Tier, default_ttl_ms
+from agentperf_redis.cache.model import (
+    DefaultCount,
+    DefaultSeconds,
+    OnUnavailable,
+    Policy,
+    Settings,
+    Tier,
+    default_ttl_ms,
+)
 from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.codec import Codec
 
@@ -67,6 +75,9 @@ class TieredCache(DecoratingCache):
         codec: turns values into bytes.
         lease: seconds for which a process that dies while it computes a value holds up those who wait for it. The
             living renew it, however long they compute.
+        on_unavailable: "compute" calls the functions of `get_or_compute` and decorated ones while the server does not
+            answer, once a process at a time, unless a copy within this process may stand in (see `FreshnessOptions`);
+            "raise" raises BackendUnavailable there, as all other methods do.
 
     Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
     a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
@@ -97,6 +108,7 @@ class TieredCache(DecoratingCache):
         local_bytes: int | None = None,
         codec: Codec | None = None,
         lease: float = DEFAULT_LEASE_S,
+        on_unavailable: OnUnavailable | str = OnUnavailable.COMPUTE,
     ) -> None:
         # here None is for ever, and so it is a choice
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
@@ -122,6 +134,7 @@ class TieredCache(DecoratingCache):
             local_size=local_size,
             local_bytes=local_bytes,
             lease=lease,
+            on_unavailable=on_unavailable,
         )
         self.hot = TierView(self, Tier.HOT, rooms[0], hot_ttl)
         self.warm = TierView(self, Tier.WARM, rooms[1], warm_ttl)

@@ -30,6 +30,7 @@ def entry(fresh_until_ms: int = 0, expires_ms: int = 0, cost_ms: int = 0) -> Sto
         ({"soft_ttl": 1, "stale_if_error": 5}, entry(NOW_MS - 4999), Age.DUE),
         ({"soft_ttl": 1, "stale_if_error": 5}, entry(NOW_MS - 5000), Age.OLD),
         ({"soft_ttl": 1, "stale_if_error": 0}, entry(NOW_MS), Age.OLD),
+        ({"stale_if_error": 5}, entry(0), Age.FRESH),
         ({"early_refresh": 1.0}, entry(0, NOW_MS + 1, 0), Age.FRESH),
         ({"early_refresh": 1.0}, entry(0, 0, 1000), Age.FRESH),
     ],
@@ -73,7 +74,6 @@ def test_the_jitter_spreads_evenly_and_nothing_else_is_touched() -> None:
         ({"jitter": 0.6}, "jitter"),
         ({"early_refresh": math.nan}, "early_refresh"),
         ({"soft_ttl": 1, "stale_if_error": -1}, "stale_if_error"),
-        ({"stale_if_error": 5}, "stale_if_error"),
         ({"softttl": 5}, "softttl"),
     ],
 )
@@ -85,3 +85,17 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], argument: st
 
 def test_how_long_a_failed_refresh_rests_goes_with_the_soft_ttl() -> None:
     assert [Freshness.of({"soft_ttl": soft}, None).retry_ms for soft in (1, 60, 3600)] == [1000, 6000, 30_000]
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ({}, 0),
+        ({"jitter": 0.1}, 0),
+        ({"soft_ttl": 1}, math.inf),
+        ({"stale_if_error": 5}, 5),
+        ({"soft_ttl": 1, "stale_if_error": 5}, 5),
+    ],
+)
+def test_copies_stand_in_only_for_who_allows_it(options: dict[str, Any], seconds: float) -> None:
+    assert Freshness.of(options, None).stands_in_s == seconds

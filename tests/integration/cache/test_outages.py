@@ -1,0 +1,276 @@
+"""A cache whose server is away, and comes back: callers get results, and nothing that was invalidated meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache, deployment
+from agentperf_redis.cache.binding import MOST_OWED, Binding, Owed
+from agentperf_redis.command import Flow
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from tests.conftest import Call
+from tests.servers import Kind, Server, wait_until
+from tests.workers import Workers
+
+NOWHERE = "redis://127.0.0.1:1/0"
+STALE_S = 0.25
+NOTICED_S = 1.0
+"""A process notices within this time that the server is back."""
+
+
+def copied(cache: LRUCache, key: str) -> None:
+    assert cache._local is not None
+    local = cache._local
+
+    def answers() -> bool:
+        cache.get(key)
+        return local.find(key) is not None
+
+    wait_until(answers, "a local copy")
+
+
+def test_without_a_server_threads_share_one_computation(connect: Callable[..., Backend]) -> None:
+    cache = LRUCache(backend=connect(NOWHERE, deadline=0.2))
+    calls: list[int] = []
+
+    def work() -> list[int]:
+        calls.append(1)
+        time.sleep(0.6)  # longer than it takes any of them to find the server away
+        return [len(calls)]
+
+    with ThreadPoolExecutor(20) as threads:
+        values = list(threads.map(lambda _: cache.get_or_compute("k", work), range(20)))
+
+    assert values == [[1]] * 20
+    assert len({id(value) for value in values}) == 20, "each has a value of his own"
+    assert cache.get_or_compute("k", work) == [2], "nothing is kept"
+
+
+def test_without_a_server_tasks_share_one_computation_and_its_error(
+    connect: Callable[..., Backend], runner: asyncio.Runner
+) -> None:
+    cache = TieredCache(backend=connect(NOWHERE, deadline=0.2))
+    calls: list[int] = []
+
+    async def work() -> int:
+        calls.append(1)
+        await asyncio.sleep(0.6)
+        raise KeyError("no such thing")
+
+    async def many() -> list[Any]:
+        return await asyncio.gather(*(cache.aio.get_or_compute("k", work) for _ in range(50)), return_exceptions=True)
+
+    assert {type(error) for error in runner.run(many())} == {KeyError}
+    assert calls == [1]
+
+
+def test_it_may_be_an_error_that_the_server_is_away(call: Call, connect: Callable[..., Backend]) -> None:
+    cache = LRUCache(on_unavailable="raise", backend=connect(NOWHERE, deadline=0.2))
+    with pytest.raises(BackendUnavailable):
+        call(cache, "get_or_compute", "k", lambda: pytest.fail("it is not called"))
+    with pytest.raises(InvalidArgument) as refused:
+        LRUCache(on_unavailable="ignore", backend=cache._backend)
+    assert refused.value.argument == "on_unavailable"
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+def test_copies_stand_in_as_long_as_is_allowed_and_no_longer(
+    own_server: Server, connect: Callable[..., Backend], how: str
+) -> None:
+    cache = LRUCache(local_size=10, backend=connect(own_server.url, deadline=0.3))
+    for key in "ab":
+        cache.put(key, "of before", tags=[f"tag {key}"])
+        copied(cache, key)
+    own_server.kill() if how == "killed" else own_server.pause()
+    away = time.monotonic()
+    try:
+        wait_until(lambda: cache._local is not None and cache._local.find("a") is None, "the copies to be silent")
+
+        def ask(key: str, **options: Any) -> Any:
+            return cache.get_or_compute(key, lambda: "computed", 60, **options)
+
+        assert ask("a", stale_if_error=60) == ask("a", soft_ttl=30) == "of before"
+        assert ask("a") == "computed", "nobody allowed that it stands in"
+        assert ask("missing", stale_if_error=60) == "computed"
+        with pytest.raises(BackendUnavailable):
+            cache.get("a")
+        with pytest.raises(BackendUnavailable):
+            cache.delete("a") if how == "killed" else cache.invalidate_tags("tag a")
+        assert ask("a", stale_if_error=60) == "computed", "it was invalidated here"
+        assert ask("b", stale_if_error=60) == "of before"
+        wait_until(lambda: time.monotonic() > away + 1.1, "the limit")
+        assert ask("b", stale_if_error=1) == "computed"
+    finally:
+        own_server.restart() if how == "killed" else own_server.resume()
+    wait_until(lambda: answered(cache) is None, "it to be back")
+
+
+def answered(cache: LRUCache) -> Any:
+    """What the server holds for a key, or that it does not answer."""
+    try:
+        return cache.get("a", fresh=True)
+    except BackendUnavailable as error:
+        return error
+
+
+FORGET: dict[str, Callable[[LRUCache], object]] = {
+    "delete": lambda cache: cache.delete("k"),
+    "delete_many": lambda cache: cache.delete_many(["k", "other"]),
+    "invalidate_tags": lambda cache: cache.invalidate_tags("t"),
+    "clear": lambda cache: cache.clear(),
+}
+
+
+@pytest.mark.parametrize("forget", FORGET)
+def test_an_invalidation_that_failed_is_told_before_the_first_read_after_recovery(
+    start_server: Callable[..., Server], connect: Callable[..., Backend], forget: str
+) -> None:
+    assert invalidated_meanwhile(start_server(aof=True), connect, forget) == []
+
+
+def test_the_check_of_the_check_without_telling_the_old_value_is_read(
+    start_server: Callable[..., Server], connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget_it(binding: Binding) -> Flow[None]:
+        binding.owed.clear()
+        yield from ()
+
+    monkeypatch.setattr(deployment, "_pay", forget_it)
+    assert invalidated_meanwhile(start_server(aof=True), connect, "delete") == ["old"]
+
+
+def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
+    """Invalidate while the server is down; return the old values read once it is back with all it had."""
+    cache = LRUCache(backend=connect(server.url, deadline=0.3))
+    cache.put("k", "old", tags=["t"])
+    server.kill()
+    with pytest.raises(BackendUnavailable):
+        FORGET[forget](cache)
+    server.restart()
+    read: list[Any] = []
+    end = time.monotonic() + 10
+    while not read:
+        assert time.monotonic() < end
+        try:
+            read.append(cache.get("k"))
+        except BackendUnavailable:
+            time.sleep(0.02)
+    assert not cache._binding.owed
+    return [value for value in read if value is not None]
+
+
+def test_it_is_told_even_if_nobody_reads(start_server: Callable[..., Server], connect: Callable[..., Backend]) -> None:
+    server = start_server(aof=True)
+    cache = LRUCache(backend=connect(server.url, deadline=0.3))
+    cache.put("k", "old")
+    server.kill()
+    with pytest.raises(BackendUnavailable):
+        cache.delete("k")
+    server.restart()
+
+    elsewhere = LRUCache(backend=connect(server.url))
+    wait_until(lambda: elsewhere.get("k") is None, "the background thread to tell it", patience=5)
+
+
+def test_what_is_owed_is_bounded(connect: Callable[..., Backend]) -> None:
+    cache = LRUCache(backend=connect(NOWHERE, deadline=0.1))
+    with pytest.raises(BackendUnavailable):
+        cache.delete_many([f"k{number}" for number in range(MOST_OWED)])
+    assert len(cache._binding.owed) == MOST_OWED
+    with pytest.raises(BackendUnavailable):
+        cache.invalidate_tags("one more")
+    assert list(cache._binding.owed) == [(Owed.ALL, "")]
+
+
+# Processes at work while the server is killed and comes back. A value is the time at which its computing began.
+
+DEADLINE_S = 1.0
+KEYS = [f"k{number}" for number in range(4)]
+
+
+def use(url: str, namespace: str, seconds: float, **options: Any) -> list[tuple[str, float, float, float]]:
+    """A worker process: ask for values all the time. Returns key, value, begin and end of each call."""
+    backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
+    cache = LRUCache(local_size=50, backend=backend)
+    seen: list[tuple[str, float, float, float]] = []
+    begun = time.monotonic()
+    end = begun + seconds
+    while begun < end:
+        key = KEYS[len(seen) % len(KEYS)]
+        begun = time.monotonic()
+        value = cache.get_or_compute(key, time.monotonic, 60, tags=[f"tag of {key}"], **options)
+        seen.append((key, value, begun, time.monotonic()))
+        time.sleep(0.002)
+    backend.close()
+    return seen
+
+
+def use_with_stand_ins(url: str, namespace: str, seconds: float) -> list[tuple[str, float, float, float]]:
+    return use(url, namespace, seconds, soft_ttl=0.5, stale_if_error=30)
+
+
+def invalidate(url: str, namespace: str, seconds: float) -> list[tuple[str, float, float]]:
+    """A worker process: invalidate all the time. Returns key, begin and end of each that was acknowledged."""
+    backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
+    cache = LRUCache(backend=backend)
+    acknowledged: list[tuple[str, float, float]] = []
+    count, begun = 0, time.monotonic()
+    end = begun + seconds
+    while begun < end:
+        key, count = KEYS[count % len(KEYS)], count + 1
+        begun = time.monotonic()
+        try:
+            if count % 2:
+                cache.delete(key)
+            else:
+                cache.invalidate_tags(f"tag of {key}")
+            acknowledged.append((key, begun, time.monotonic()))
+        except BackendUnavailable:
+            pass
+        time.sleep(0.02)
+    backend.close()
+    return acknowledged
+
+
+@pytest.mark.servers("valkey", "redis82")
+@pytest.mark.parametrize("aof", [False, True], ids=["empty", "aof"])
+def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old_back(
+    start_server: Callable[..., Server], server_kind: Kind, workers: Workers, namespace: str, aof: bool
+) -> None:
+    server = start_server(server_kind, aof=aof)
+    seconds = 5.5
+    readers = [
+        workers.start(use, server.url, namespace, seconds),
+        workers.start(use_with_stand_ins, server.url, namespace, seconds),
+        workers.start(use_with_stand_ins, server.url, namespace, seconds),
+    ]
+    writer = workers.start(invalidate, server.url, namespace, seconds)
+    time.sleep(1)
+    server.kill()
+    killed = time.monotonic()
+    time.sleep(1.6)  # beyond the deadline: the outage is noticed
+    server.restart()
+    back = time.monotonic()
+
+    acknowledged = writer.result()
+    assert [end for _, _, end in acknowledged if end < killed]
+    late = [(key, begun, end) for key, begun, end in acknowledged if begun > back]
+    assert late
+    for reader in readers:
+        seen = reader.result()
+        assert max(end - begun for _, _, begun, end in seen) < DEADLINE_S + 0.75, "no call beyond its deadline"
+        without = [value for _, value, begun, end in seen if begun > killed + DEADLINE_S + 0.5 and end < back]
+        assert len(without) > 20, "results also while there was no server"
+        after = [read for read in seen if read[2] > back + NOTICED_S]
+        assert len(after) > 100
+        for key, value, begun, _ in after:
+            newest = max((at for k, at, end in acknowledged if k == key and end < begun - STALE_S), default=0.0)
+            assert value > newest, f"{key}: read what was computed {newest - value:.3f} s before it was invalidated"
+        assert len({value for _, value, _, _ in after}) < len(after) / 2, "the cache serves again"
