@@ -13,7 +13,7 @@ from agentperf_redis.balancer.requests import OnUnavailable
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.cache.inspection import read_all_stats
 from agentperf_redis.cache.lru import LRUCache
-from agentperf_redis.cache.model import CacheStats, OnUnavailable, Policy
+from agentperf_redis.cache.model import CacheStats, Policy, WithoutServer
 from agentperf_redis.cache.tiered import TieredCache
 from agentperf_redis.codec import Codec
 from agentperf_redis.metrics.client import MetricsCollector
@@ -29,7 +29,7 @@ class CacheOptions(TypedDict, total=False):
     local_bytes: int | None
     codec: Codec | None
     lease: float
-    on_unavailable: OnUnavailable | str
+    on_unavailable: WithoutServer | str
 
 
 class LRUOptions(CacheOptions, total=False):

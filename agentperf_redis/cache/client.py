@@ -17,7 +17,7 @@ from agentperf_redis.cache.chores import Chores
 from agentperf_redis.cache.computing import compute, compute_async, wanted
 from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.freshness import FreshnessOptions
-from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, OnUnavailable, Settings, chosen
+from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
 from agentperf_redis.cache.reading import MISSING
 from agentperf_redis.cache.reporting import flush
 from agentperf_redis.cache.single_flight import LEAST_LEASE_S
@@ -49,7 +49,7 @@ class Cache(ABC):
         local_size: int | None,
         local_bytes: int | None,
         lease: float,
-        on_unavailable: OnUnavailable | str,
+        on_unavailable: WithoutServer | str,
     ) -> None:
         self.name = arguments.name("name", name)
         marks = "".join("1" if chosen(option) else "0" for option in given)
@@ -76,7 +76,7 @@ class Cache(ABC):
             own_ttls_ms=_own_ttls(settings, given),
             local=local,
             lease_ms=round(arguments.seconds("lease", lease, least=LEAST_LEASE_S) * 1000),
-            on_unavailable=arguments.choice("on_unavailable", on_unavailable, OnUnavailable),
+            on_unavailable=arguments.choice("on_unavailable", on_unavailable, WithoutServer),
         )
         self._local = local
 

@@ -14,7 +14,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache.chores import Chores
 from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
-from agentperf_redis.cache.model import OnUnavailable, ttl_ms
+from agentperf_redis.cache.model import WithoutServer, ttl_ms
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.reading import MISSING
 from agentperf_redis.cache.refreshing import Refresher, Subject
@@ -64,7 +64,7 @@ def compute(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[
         try:
             answer = backend.run(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
         except BackendUnavailable:
-            if flight.on_unavailable is OnUnavailable.RAISE:
+            if flight.on_unavailable is WithoutServer.RAISE:
                 raise
             answer = flight.turn_alone(wanted.key)  # closed: the flow did not begin
         if isinstance(answer, Turn):
@@ -85,7 +85,7 @@ async def compute_async(
         try:
             answer = await backend.arun(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
         except BackendUnavailable:
-            if flight.on_unavailable is OnUnavailable.RAISE:
+            if flight.on_unavailable is WithoutServer.RAISE:
                 raise
             answer = flight.turn_alone(wanted.key)
         if isinstance(answer, Turn):

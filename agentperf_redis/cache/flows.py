@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.forgetting import Eraser
 from agentperf_redis.cache.local import LocalCopies
-from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, OnUnavailable
+from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, WithoutServer
 from agentperf_redis.cache.reading import Reader
 from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S, SingleFlight
 from agentperf_redis.cache.writing import Writer
@@ -34,7 +34,7 @@ class CacheFlows:
         own_ttls_ms: tuple[int, int, int] = CACHES_OWN_TTLS_MS,
         local: LocalCopies | None = None,
         lease_ms: int = round(DEFAULT_LEASE_S * 1000),
-        on_unavailable: OnUnavailable = OnUnavailable.COMPUTE,
+        on_unavailable: WithoutServer = WithoutServer.COMPUTE,
     ) -> None:
         self.binding = binding
         self.reader = Reader(binding, codec, strict=strict, local=local)

@@ -9,7 +9,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
 from agentperf_redis.cache.decorator import DecoratingCache
-from agentperf_redis.cache.model import CacheEntry, DefaultCount, OnUnavailable, Policy, Settings, default_ttl_ms
+from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, WithoutServer, default_ttl_ms
 from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.codec import Codec
 
@@ -64,7 +64,7 @@ class LRUCache(DecoratingCache):
         local_bytes: int | None = None,
         codec: Codec | None = None,
         lease: float = DEFAULT_LEASE_S,
-        on_unavailable: OnUnavailable | str = OnUnavailable.COMPUTE,
+        on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
         given = (policy, None, None, max_size, max_bytes, None, None, default_ttl)
         self.max_size = arguments.count("max_size", max_size)

@@ -26,7 +26,7 @@ KINDS = {"cache": "lru", "tiered": "tiered"}
 """What users call the two kinds of caches, by what keys and the list of resources call them."""
 
 
-class OnUnavailable(Enum):
+class WithoutServer(Enum):
     """What becomes of whoever wants a value to be computed while the server does not answer."""
 
     COMPUTE = "compute"

@@ -19,7 +19,7 @@ from agentperf_redis.cache.commands import Await, Failed, Hit, PutOutcome
 from agentperf_redis.cache.deployment import ready
 from agentperf_redis.cache.flights import Crashed, Flight, GivenUp, Landed, Outcome, Uncacheable, Unreachable
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
-from agentperf_redis.cache.model import OnUnavailable
+from agentperf_redis.cache.model import WithoutServer
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.reading import MISSING, Reader
 from agentperf_redis.cache.reporting import flush
@@ -64,7 +64,7 @@ class SingleFlight:
         reader: Reader,
         writer: Writer,
         lease_ms: int,
-        on_unavailable: OnUnavailable = OnUnavailable.COMPUTE,
+        on_unavailable: WithoutServer = WithoutServer.COMPUTE,
     ) -> None:
         self.binding: Binding = reader.binding
         self.reader = reader
@@ -112,7 +112,7 @@ class SingleFlight:
         except _COMPUTE_ANYWAY:
             raise
         except BackendUnavailable as error:
-            if self.on_unavailable is OnUnavailable.RAISE:
+            if self.on_unavailable is WithoutServer.RAISE:
                 raise
             self._complain(error)
         except AgentPerfError as error:

@@ -13,10 +13,10 @@ from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.model import (
     DefaultCount,
     DefaultSeconds,
-    OnUnavailable,
     Policy,
     Settings,
     Tier,
+    WithoutServer,
     default_ttl_ms,
 )
 from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S
@@ -108,7 +108,7 @@ class TieredCache(DecoratingCache):
         local_bytes: int | None = None,
         codec: Codec | None = None,
         lease: float = DEFAULT_LEASE_S,
-        on_unavailable: OnUnavailable | str = OnUnavailable.COMPUTE,
+        on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
         # here None is for ever, and so it is a choice
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
