@@ -15,6 +15,8 @@ from agentperf_redis.script import Script
 
 SCHEMA = 1
 """Major version of a cache's data model, repeated in its meta, since scripts cannot look into the namespace's."""
+MAX_EVICTIONS = 512
+"""Entries that one script call moves or evicts at most; the scripts' own limit."""
 MAX_KEYS = 256
 """Keys in one command."""
 MAX_TAG_MARKS = 10_000

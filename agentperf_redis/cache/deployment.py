@@ -66,7 +66,7 @@ def _shrink(binding: Binding) -> Flow[None]:
 
     Should this process end meanwhile, every put goes on by as many.
     """
-    where, settings = binding.keys, binding.settings
+    where, settings, steps = binding.keys, binding.settings, 0
     while True:
         total, hot, warm = yield from Batch(
             (commands.members(where.size, of_hash=True), *map(commands.members, (where.hot, where.warm)))
@@ -74,7 +74,9 @@ def _shrink(binding: Binding) -> Flow[None]:
         _, count = yield from commands.counters(where)
         rooms = settings.rooms
         within = total <= sum(rooms) and hot <= rooms[0] and warm <= rooms[1]
-        if within and not 0 < settings.max_bytes < count["bytes"]:
+        steps = steps or 3 + total // commands.MAX_EVICTIONS  # others may raise the limit meanwhile, and go on filling
+        if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:
             return
+        steps -= 1
         if isinstance((yield from commands.sweep(where, "0")), commands.NoSettings):
             return
