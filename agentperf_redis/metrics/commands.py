@@ -268,33 +268,51 @@ def _answer(key: str, reply: Reply) -> Answer:
         status, now_ms, from_ms, to_ms = map(int, reply[:4])
         if status != COUNTED:
             raise ValueError(status)
-        tallies = {
-            name.decode(): _tally(lines.decode(), durations, (from_ms, to_ms))
-            for name, lines, durations in zip(reply[4::3], reply[5::3], reply[6::3], strict=True)
-        }
+        tallies = {}
+        at = 4
+        while at < len(reply):
+            first, end = at + 2, at + 2 + 2 * reply[at + 1]
+            fields = zip(reply[first:end:2], reply[first + 1 : end : 2], strict=True)
+            tallies[reply[at].decode()] = _tally(fields, reply[end], (from_ms, to_ms))
+            at = end + 1
         return Answer(now_ms, tallies)
     except (AttributeError, IndexError, TypeError, ValueError):
         raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
 
 
-def _tally(lines: str, durations: bytes, interval_ms: tuple[int, int]) -> Tally:
+def _tally(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: tuple[int, int]) -> Tally:
     counts: dict[str, int] = {}
     errors: dict[str, int] = {}
     buckets: dict[int, int] = {}
     models: dict[str, dict[str, int]] = {}
-    for line in lines.split("\n") if lines else ():
-        digits, _, name = line.partition(" ")
-        value = int(digits)
-        kind, _, rest = name.partition(":")
-        if kind == "h" and rest != ZERO:
-            buckets[int(rest)] = value
-        elif kind == "err" and rest:
-            errors[rest] = value
-        elif kind == "mdl":
-            model, _, measure = rest.rpartition(":")
-            models.setdefault(keys.decoded(model), {})[measure] = value
-        else:
+    for field, value in fields:
+        kind, name, bucket = _field(field)
+        if kind == _BUCKET:
+            buckets[bucket] = value
+        elif kind == _COUNT:
             counts[name] = value
+        elif kind == _ERROR:
+            errors[name] = value
+        else:
+            model, _, measure = name.rpartition(":")
+            models.setdefault(keys.decoded(model), {})[measure] = value
     if interval_ms[0] == 0:  # all time
         interval_ms = (counts.get("first_ms", interval_ms[1]), interval_ms[1])
     return Tally(counts, errors, buckets, models, tuple(map(int, durations.split())), interval_ms)
+
+
+_COUNT, _ERROR, _BUCKET, _MODEL = range(4)
+
+
+@lru_cache(maxsize=4096)
+def _field(field: bytes) -> tuple[int, str, int]:
+    """Tell what a stored counter counts: its kind, its name without that of the kind, and of a bucket, which."""
+    name = field.decode()
+    kind, _, rest = name.partition(":")
+    if kind == "h" and rest != ZERO:
+        return _BUCKET, rest, int(rest)
+    if kind == "err" and rest:
+        return _ERROR, rest, 0
+    if kind == "mdl":
+        return _MODEL, rest, 0
+    return _COUNT, name, 0

@@ -33,6 +33,8 @@ MOST = frozenset({"max_us", "last_ms"})
 def added(tallies: Iterable[Tally]) -> Tally:
     """Add up the tallies of several series or windows. At least one."""
     parts = list(tallies)
+    if len(parts) == 1:
+        return parts[0]
     counts: dict[str, int] = {}
     errors: dict[str, int] = {}
     models: dict[str, dict[str, int]] = {}

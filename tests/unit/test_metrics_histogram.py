@@ -46,7 +46,7 @@ def test_a_duration_lies_within_its_bucket_and_near_its_middle(us: int) -> None:
 
 @given(st.lists(st.integers(0, YEAR_US), max_size=100))
 def test_counting_by_bucket_is_counting_one_by_one(times: list[int]) -> None:
-    assert bucket_counts(times) == (dict(Counter(bucket_index(us) for us in times if us)), times.count(0))
+    assert bucket_counts(sorted(times)) == (dict(Counter(bucket_index(us) for us in times if us)), times.count(0))
 
 
 def test_powers_of_two_close_their_bucket() -> None:
