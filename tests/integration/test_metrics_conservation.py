@@ -16,7 +16,7 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.errors import BackendUnavailable, CorruptState
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.histogram import bucket_index
@@ -59,12 +59,8 @@ def added(parts: Iterable[Expected]) -> Expected:
     return total
 
 
-def work(url: str, namespace: str, seed: int, count: int, mutant: bool = False) -> tuple[Expected, Delivery]:
-    """Record in several rounds, flushing now and then; fork once, and record in the child too."""
-    if mutant:
-        commands.FLUSH = without_sequence_check()
-    backend = Backend(url, namespace=namespace, deadline=2.0)
-    collector = MetricsCollector(backend=backend)
+def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expected:
+    """Record in several rounds, flushing now and then; fork once, and record in the child too. Until all is counted."""
     source = random.Random(seed)
     parts = []
     for turn in range(4):
@@ -85,15 +81,43 @@ def work(url: str, namespace: str, seed: int, count: int, mutant: bool = False) 
             with contextlib.suppress(BackendUnavailable):  # what failed stays pending
                 collector.flush(timeout=0.01)
     deliver_all(collector)
+    return added(parts)
+
+
+def work(url: str, namespace: str, seed: int, count: int, mutant: bool = False) -> tuple[Expected, Delivery]:
+    if mutant:
+        commands.FLUSH = without_sequence_check()
+    backend = Backend(url, namespace=namespace, deadline=2.0)
+    collector = MetricsCollector(backend=backend)
+    expected = record_rounds(collector, seed, count)
     backend.close()
-    return added(parts), collector.delivery()
+    return expected, collector.delivery()
+
+
+SPOILED, SPOILED_COUNT, LATE_COUNT = "spoiled", 30, 100
+
+
+def work_until_cut_off(
+    url: str, namespace: str, seed: int, count: int
+) -> Generator[tuple[Expected, Delivery], None, None]:
+    """As `work`, with an agent that cannot be counted; and when the test has cut the server off, go on recording."""
+    collector = MetricsCollector(backend=Backend(url, namespace=namespace, deadline=2.0))
+    for _ in range(SPOILED_COUNT):
+        collector.record_execution(SPOILED, 0.1, True)
+    expected = record_rounds(collector, seed, count)
+    yield expected, collector.delivery()
+    for number in range(LATE_COUNT):
+        collector.record_execution(AGENTS[number % len(AGENTS)], 0.1, True)
+    with contextlib.suppress(BackendUnavailable):
+        collector.flush()
+    yield expected, collector.delivery()
 
 
 def deliver_all(collector: MetricsCollector) -> None:
     """Flush until all is counted, for as long as a test may take."""
     deadline = time.monotonic() + 30
     while collector.delivery().pending and time.monotonic() < deadline:
-        with contextlib.suppress(BackendUnavailable):
+        with contextlib.suppress(BackendUnavailable, CorruptState):
             collector.flush()
 
 
@@ -181,16 +205,31 @@ FLUSHES_BETWEEN_FAULTS = (5, 40)
 def test_eight_processes_count_exactly_through_a_network_that_breaks_all_the_time(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers
 ) -> None:
+    """Recorded = counted + pending + dropped, and counted is what lies in Redis; of each of them there is some."""
+    raw.set(keys.metrics_total(namespace, keys.metrics_shard(SPOILED), SPOILED), "somebody else's")
     trouble = Trouble(proxy, 1)
+    crew = [workers.start(work_until_cut_off, proxy.url, namespace, seed, 20_000) for seed in range(8)]
     try:
-        results = workers.run(work, [(proxy.url, namespace, seed, 20_000) for seed in range(8)])
+        done = [worker.said() for worker in crew]
     finally:
         trouble.stop()
     assert trouble.happened["reset_after_reply"] + trouble.happened["half_reply"] >= 5, trouble.happened
-    for _, delivery in results:
-        assert delivery.recorded == delivery.counted == 16_000
-        assert (delivery.pending, delivery.dropped, delivery.uncertain) == (0, 0, 0)
-    assert_conserved(added(expected for expected, _ in results), raw, namespace, server.url)
+    own = 16_000  # of 20,000, the rest is the child's
+    for _, delivery in done:
+        assert (delivery.recorded, delivery.counted) == (own + SPOILED_COUNT, own)
+        assert (delivery.pending, delivery.dropped, delivery.uncertain) == (0, SPOILED_COUNT, 0)
+    expected = added(each for each, _ in done)
+    assert_conserved(expected, raw, namespace, server.url)
+
+    proxy.close_port()
+    for worker in crew:
+        worker.answer()
+    for _, delivery in (worker.said() for worker in crew):
+        assert (delivery.recorded, delivery.counted) == (own + SPOILED_COUNT + LATE_COUNT, own)
+        assert (delivery.pending, delivery.dropped, delivery.uncertain) == (LATE_COUNT, SPOILED_COUNT, 0)
+    for worker in crew:
+        worker.kill()
+    assert_conserved(expected, raw, namespace, server.url)
 
 
 def test_the_same_catches_a_flush_that_does_not_check_its_sequence(

@@ -8,9 +8,11 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agentperf_redis import keys
@@ -21,13 +23,14 @@ from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
-from agentperf_redis.metrics.histogram import RELATIVE_ERROR
+from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index, exact_quantile
 from agentperf_redis.metrics.model import OTHER, ModelUsage
 from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.conftest import Call
 from tests.servers import Raw, Server, wait_until
+from tests.unit.test_metrics_histogram import DISTRIBUTIONS
 
 
 @pytest.fixture
@@ -296,8 +299,13 @@ def test_an_agent_is_compared_with_itself_before(
 # -- windows
 
 
-def fill(raw: Raw, namespace: str, ages: dict[float, int]) -> float:
-    """Count executions as if they had been made so many seconds ago, and return the server's time."""
+def fill(
+    raw: Raw, namespace: str, ages: dict[float, int], agent: str = "research", times: Iterator[float] | None = None
+) -> float:
+    """Count executions as if they had been made so many seconds ago, and return the server's time.
+
+    They take 0.1 s and each a little more, or the times given.
+    """
     clock = [0.0]
     buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
     seconds, micros = raw.time()
@@ -306,7 +314,7 @@ def fill(raw: Raw, namespace: str, ages: dict[float, int]) -> float:
     for age in sorted(ages, reverse=True):
         clock[0] = -age
         for number in range(ages[age]):
-            buffer.record("research", (100_000 + number) / 1e6, OK)
+            buffer.record(agent, (100_000 + number) / 1e6 if times is None else next(times), OK)
     clock[0] = 0.0
     buffer.fold()
     buffer.coarsen(Retention().lives)
@@ -364,14 +372,53 @@ def test_a_window_needs_few_slices(collector: MetricsCollector, raw: Raw) -> Non
         assert 1 <= raw.info("commandstats")["cmdstat_hgetall"]["calls"] <= most, window
 
 
-def test_merged_windows_are_the_merge_of_the_data(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
-    fill(raw, namespace, {float(age): 50 for age in range(0, 7000, 250)})
-    found = collector.get_or_create_metrics("research", window="2h")
-    assert found.task_count == sum(found.buckets.values()) == 50 * 28
-    assert found.total_execution_time == pytest.approx(28 * sum(100_000 + number for number in range(50)) / 1e6)
-    assert (found.min_execution_time, found.max_execution_time) == (0.1, 0.100049)
-    for percentile in (found.p50_execution_time, found.p95_execution_time):
-        assert abs(percentile - 0.1000245) <= RELATIVE_ERROR * 0.1000245
+def test_merged_windows_are_the_merge_of_the_data(
+    collector: MetricsCollector, call: Call, raw: Raw, namespace: str
+) -> None:
+    source = random.Random(7)
+    ages = {float(age): 50 for age in range(0, 7000, 250)}
+    drawn = {
+        agent: [round(source.lognormvariate(0.7, 0.8) * 1e6) for _ in range(50 * len(ages))] for agent in ("one", "two")
+    }
+    for agent, times in drawn.items():
+        fill(raw, namespace, ages, agent, (us / 1e6 for us in times))
+    times = sorted(drawn["one"] + drawn["two"])
+
+    found = call(collector, "combined", "one", "two", window="2h")
+
+    assert found.task_count == len(times) == 2 * 50 * 28
+    assert found.buckets == Counter(map(bucket_index, times)), "of two agents and many slices, as of all the data"
+    assert found.total_execution_time == sum(times) / 1e6
+    assert (found.min_execution_time, found.max_execution_time) == (times[0] / 1e6, times[-1] / 1e6)
+    assert not found.exact
+    for share in (0.01, 0.5, 0.95, 0.99, 0.999):
+        exact = exact_quantile(times, share) / 1e6
+        assert abs(found.quantile(share) - exact) <= found.error_bound * exact * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_percentiles_of_a_hundred_to_a_million_samples(collector: MetricsCollector, name: str) -> None:
+    """Exact where the answer says so, else within the bound it states; held against all samples, sorted."""
+    drawn = DISTRIBUTIONS[name](np.random.default_rng(11), 1_000_000)
+    times = np.maximum(0, np.rint(drawn * 1e6)).astype(np.int64)
+    recorded = 0
+    for size in (100, 1_000, 10_000, 100_000, 1_000_000):
+        for us in times[recorded:size].tolist():
+            collector.record_execution(name, us / 1e6, True)
+        recorded = size
+        found = collector.get_or_create_metrics(name)
+        assert found.task_count == size
+        assert found.exact == (size <= 1_000)
+        assert found.error_bound == (0.0 if found.exact else RELATIVE_ERROR)
+        ordered = np.sort(times[:size])
+        for share, estimate in (
+            (0.5, found.p50_execution_time),
+            (0.95, found.p95_execution_time),
+            (0.99, found.p99_execution_time),
+            (0.999, found.quantile(0.999)),
+        ):
+            exact = int(ordered[int(size * share)]) / 1e6
+            assert abs(estimate - exact) <= found.error_bound * exact * (1 + 1e-9), (size, share)
 
 
 # -- outages
@@ -406,6 +453,35 @@ def test_an_outage_files_its_samples_where_they_belong(
     assert sum(slices.values()) == 301
     assert max(slices.values()) <= 111, "ten a second, and no burst at the end"
     assert len(slices) >= 3
+
+
+def test_an_outage_of_thirty_seconds_files_its_samples_where_they_belong(
+    own_server: Server, connect: Callable[..., Backend], request: pytest.FixtureRequest
+) -> None:
+    """As above in true time, with the clocks as they are; so only where every test runs on every server."""
+    if not request.config.getoption("--all-servers"):
+        pytest.skip("takes thirty seconds: runs with --all-servers")
+    collector = MetricsCollector(backend=connect(own_server.url, deadline=0.3))
+    collector.record_execution("research", 0.1, True)
+    assert collector.flush()
+    ended: list[float] = [time.time()]
+    own_server.pause()
+    end = time.monotonic() + 30.0
+    while time.monotonic() < end:
+        collector.record_execution("research", 0.1, True)
+        ended.append(time.time())
+        time.sleep(0.05)
+    assert collector.delivery().pending == len(ended) - 1
+    own_server.resume()
+    wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
+
+    for moment in range(int(min(ended)) // 10 * 10, int(max(ended)) + 11, 10):
+        found = collector.get_or_create_metrics("research", window=10, as_of=moment + 10)
+        assert (found.interval.start, found.interval.end) == (moment, moment + 10)
+        surely = sum(moment + 0.2 <= each < moment + 9.8 for each in ended)
+        perhaps = sum(moment - 0.2 <= each < moment + 10.2 for each in ended)
+        assert surely <= found.task_count <= perhaps, "no burst at the end, and no gap before"
+    assert collector.get_or_create_metrics("research", window="5m").task_count == len(ended)
 
 
 def test_a_fork_in_a_span_does_not_disturb_the_parent(collector: MetricsCollector) -> None:
