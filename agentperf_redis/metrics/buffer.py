@@ -108,6 +108,7 @@ class Buffer:
         self._series: dict[str | Part, Series] = {}
         self._announced = False
         self._offset = time.time() - self._clock()  # until the server told its time
+        self._synchronised = False
         # Reentrant, since a signal handler or a collected generator may record while this very thread folds.
         self._lock = threading.RLock()
         self._folding = False
@@ -373,6 +374,11 @@ class Buffer:
         """Learn the server's time: `server_s` at our clock's `at`. Used to cut steps where the server cuts slices."""
         with self._lock:
             self._offset = server_s - at
+            self._synchronised = True
+
+    def server_ms(self, at: float) -> int:
+        """Return the server's time at our clock's `at`, ms since 1970; -1 while it has not told it."""
+        return int((at + self._offset) * 1000) if self._synchronised else -1
 
     # -- looking
 

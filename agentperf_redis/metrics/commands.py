@@ -58,7 +58,9 @@ class Answer:
     tallies: dict[str, Tally]
 
 
-def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention, firm: bool = False) -> Command[Flushed]:
+def flush(
+    namespace: str, parcel: Parcel, *, now: float, retention: Retention, firm: bool = False, server_ms: int = -1
+) -> Command[Flushed]:
     """Count a parcel.
 
     Args:
@@ -67,6 +69,7 @@ def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention, f
         now: the buffer's clock, against which its samples have an age.
         retention: how long what is kept.
         firm: whether that is what the user asked for, or just a default for a namespace that has none yet.
+        server_ms: the server's time at `now`, ms since 1970; -1 when it is not known.
     """
     series: dict[Series, int] = {}
     cells: list[Arg] = []
@@ -107,6 +110,7 @@ def flush(namespace: str, parcel: Parcel, *, now: float, retention: Retention, f
             PARTS_MOST,
             ERRORS_MOST,
             f"{parcel.writer}-{parcel.seq}",
+            server_ms,
             *names,
             *cells,
         ),

@@ -33,6 +33,7 @@ CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
 _LAST_COMMAND_SHARE = 0.8
 """Of that, what a command may take: so that it is there to say why it failed."""
 _AS_LONG_AS_IT_TAKES_S = 3600.0
+_PROMPT_S = 0.5
 
 
 @dataclass(slots=True)
@@ -189,7 +190,14 @@ class Recorder:
         while parcels := [parcel for parcel in buffer.parcels() if parcel.shard not in failed]:
             sent = time.monotonic()
             flushes = tuple(
-                commands.flush(self.backend.namespace, parcel, now=sent, retention=self.retention, firm=self._firm)
+                commands.flush(
+                    self.backend.namespace,
+                    parcel,
+                    now=sent,
+                    retention=self.retention,
+                    firm=self._firm,
+                    server_ms=buffer.server_ms(sent),
+                )
                 for parcel in parcels
             )
             try:
@@ -198,20 +206,21 @@ class Recorder:
                 for parcel in parcels:
                     buffer.unanswered(parcel, sent)
                 raise
-            middle = (sent + time.monotonic()) / 2
+            answered = time.monotonic()
             for parcel, result in zip(parcels, results, strict=True):
                 if isinstance(result, AgentPerfError):
                     first = first or result
                     if not self._lightened(parcel, result, sent):
                         failed.add(parcel.shard)
                 else:
-                    self._settle(parcel, result, middle)
+                    self._settle(parcel, result, sent, answered)
         return first
 
-    def _settle(self, parcel: Parcel, flushed: Flushed, at: float) -> None:
+    def _settle(self, parcel: Parcel, flushed: Flushed, sent: float, answered: float) -> None:
         self.buffer.settled(parcel, flushed.other, flushed.outdated)
         self._settled += 1
-        self.buffer.synchronise(flushed.now, at)
+        if answered - sent < _PROMPT_S:  # an answer that was long on its way does not tell when the server gave it
+            self.buffer.synchronise(flushed.now, (sent + answered) / 2)
 
     def _lightened(self, parcel: Parcel, error: AgentPerfError, sent: float) -> bool:
         """Whether the rest of a refused parcel can be tried at once."""

@@ -23,6 +23,7 @@
 --   parts_most      int   spans of an agent; likewise
 --   errors_most     int   error types, and models, of a series; likewise
 --   sample_tag      text  makes the members of this flush unique
+--   sent_ms         int   the server's time when this was sent, as far as the writer knows it, ms; -1 when it does not
 --   names...        text  each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
 --   cells...        text  of each: series, age_ms of its oldest and its newest sample, width_ms of its slice, count of
 --                         fields, field and value of each, its slowest raw samples, its other ones; samples as
@@ -40,10 +41,14 @@ local seq, writer_keep_ms, firm = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 local keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local recent_most, recent_keep_ms, slow_most, slow_keep_ms = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 local agents_most, parts_most, errors_most, sample_tag = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
-local names, cells = 16, 16 + (#KEYS - 3) / 3
+local sent_ms = tonumber(ARGV[16])
+local names, cells = 17, 17 + (#KEYS - 3) / 3
 
 local call = redis.call
 local now = clock_ms()
+-- Ages count from the sending: a request may wait, as before a server that was stopped for a while. Beyond the writer's
+-- hour it is the clock that went ahead.
+local base = (sent_ms >= 0 and sent_ms < now and now - sent_ms < tonumber(writer_keep_ms)) and sent_ms or now
 local tag = string.sub(agents, 1, -7)
 local series_count = cells - names
 local KEEP = {keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms}
@@ -172,7 +177,7 @@ local sampled, outdated = 0, 0
 local function sample(one, texts, from, to, slow)
   local fresh, slowest = one.fresh, one.slowest
   for age, text in string.gmatch(texts, '(%d+) (%S+)') do
-    local ms = now - age
+    local ms = base - age
     if ms < from then ms = from elseif ms > to then ms = to end
     if ms <= now - recent_keep_ms then
       outdated = outdated + 1
@@ -192,7 +197,7 @@ end
 local at, last, redirected = cells, #ARGV, 0
 while at <= last do
   local one = series[tonumber(ARGV[at])]
-  local oldest, newest, width = now - ARGV[at + 1], now - ARGV[at + 2], tonumber(ARGV[at + 3])
+  local oldest, newest, width = base - ARGV[at + 1], base - ARGV[at + 2], tonumber(ARGV[at + 3])
   local centre = (oldest + newest) / 2
   local from = floor(centre / width) * width
   local to = from + width - 1

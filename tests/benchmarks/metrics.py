@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,63 +36,94 @@ def rows(bench: Bench) -> Iterator[Row]:
     yield memory(bench)
 
 
-def observe() -> Callable[[float], None] | None:
-    """Return prometheus_client's way to record a duration from one of several processes; None when not installed."""
-    import os
+def peers() -> dict[str, Callable[[float], object]]:
+    """Return the ways to record a duration with what is installed beside: one series, known by its labels."""
+    found: dict[str, Callable[[float], object]] = {}
+    if importlib.util.find_spec("prometheus_client"):
+        # Which kind of value it keeps is decided when the module is loaded, by the environment: so once for each.
+        for name, folder in ((PROMETHEUS, None), (PROMETHEUS_MULTI, tempfile.mkdtemp(prefix="agentperf-bench-"))):
+            os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+            if folder is not None:
+                os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+            for module in [each for each in sys.modules if each.split(".")[0] == "prometheus_client"]:
+                del sys.modules[module]
+            client = importlib.import_module("prometheus_client")
+            found[name] = client.Histogram("agent_seconds", "s", ["agent"]).labels("research").observe
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    if importlib.util.find_spec("opentelemetry") and importlib.util.find_spec("opentelemetry.sdk"):
+        sdk = importlib.import_module("opentelemetry.sdk.metrics")
+        export = importlib.import_module("opentelemetry.sdk.metrics.export")
+        provider = sdk.MeterProvider(metric_readers=[export.InMemoryMetricReader()])
+        record = provider.get_meter("agent").create_histogram("agent_seconds").record
+        attributes = {"agent": "research"}
+        found[OPENTELEMETRY] = lambda seconds: record(seconds, attributes)
+    return found
 
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="agentperf-bench-"))
-    try:
-        from prometheus_client import Histogram  # type: ignore[import-not-found]  # a peer, when installed
-    except ImportError:
-        return None
-    observed: Callable[[float], None] = Histogram("agent_seconds", "s", ["agent"]).labels("research").observe
-    return observed
+
+PROMETHEUS = "prometheus_client, one process"
+PROMETHEUS_MULTI = "prometheus_client, multi-process"
+OPENTELEMETRY = "OpenTelemetry"
 
 
 def recording(bench: Bench) -> Iterator[Row]:
     """The call that workers make, while the flushes go on."""
     backend = Backend(bench.url, namespace="recording")
     collector = MetricsCollector(backend=backend)
-    peer = observe()
-    held_against = "prometheus_client, multi-process"
+    beside = peers()
 
-    def theirs(times: int) -> None:
-        assert peer is not None
-        for _ in range(times):
-            peer(0.734)
-
-    def judged(work: str, ours: Work, goal: float) -> Row:
+    def judged(work: str, ours: Work, name: str, goal: float | None, less: Work | None = None) -> Row:
+        peer = beside.get(name)
         if peer is None:
-            return Row(work, micros(bench.single(ours, 20_000)), f"{held_against}: not installed", None, "", None)
-        pair = bench.pair(ours, theirs, 20_000)
-        reference = f"{held_against} {micros(pair.reference_s)}"
-        return Row(work, micros(pair.ours_s), reference, pair.ratio, f"<= {goal:g} x", pair.ratio <= goal)
+            return Row(work, micros(bench.single(ours, 20_000)), f"{name}: not installed", None, "", None)
 
-    for agents in (1, 50, 1000):
+        def theirs(times: int) -> None:
+            for _ in range(times):
+                peer(0.734)
+
+        pair = bench.pair(ours, theirs, 20_000)
+        ours_s, ratio = pair.ours_s, pair.ratio
+        if less is not None:
+            ours_s -= bench.single(less, 20_000)
+            ratio = ours_s / pair.reference_s
+        reference = f"{name} {micros(pair.reference_s)}"
+        met = None if goal is None else ratio <= goal
+        return Row(work, micros(ours_s), reference, ratio, "" if goal is None else f"<= {goal:g} x", met)
+
+    def recorded(agents: int) -> Work:
         names = [f"agent-{number}" for number in range(agents)]
 
-        def ours(times: int, names: list[str] = names) -> None:
+        def ours(times: int) -> None:
             record, count = collector.record_execution, len(names)
             for number in range(times):
                 record(names[number % count], 0.734, True)
 
-        yield judged(f"record_execution, {agents} agents", ours, 0.2)
+        return ours
 
-    @track_performance("research", collector)
-    def tracked() -> None:
+    for agents in (1, 50, 1000):
+        yield judged(f"record_execution, {agents} agents", recorded(agents), PROMETHEUS_MULTI, 0.2)
+    for name in (PROMETHEUS, OPENTELEMETRY):
+        yield judged("record_execution, 50 agents", recorded(50), name, None)
+
+    def plain() -> None:
         pass
 
-    def decorated(times: int) -> None:
-        for _ in range(times):
-            tracked()
+    tracked = track_performance("research", collector)(plain)
+
+    def called(function: Callable[[], None]) -> Work:
+        def work(times: int) -> None:
+            for _ in range(times):
+                function()
+
+        return work
 
     def spans(times: int) -> None:
         for _ in range(times):
             with collector.span("research", "stage"):
                 pass
 
-    yield judged("call of a function under track_performance", decorated, 3)
-    yield judged("an empty span", spans, 3)
+    yield judged("what track_performance adds to a call", called(tracked), PROMETHEUS, 3, less=called(plain))
+    yield judged("the same", called(tracked), PROMETHEUS_MULTI, None, less=called(plain))
+    yield judged("an empty span", spans, PROMETHEUS, None)
     backend.close()
 
 
@@ -211,7 +246,7 @@ DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {
 
 def quantiles(bench: Bench) -> Iterator[Row]:
     """The largest error of p50, p90, p95, p99 and p99.9, against the exact ones by the reference's index rule."""
-    sizes = (100, 10_000, 1_000_000) if bench.full else (100, 10_000, 100_000)
+    sizes = (100, 10_000, 1_000_000)
     for size in sizes:
         for name, draw in DISTRIBUTIONS.items():
             source = random.Random(size)

@@ -273,6 +273,29 @@ def test_samples_held_back_land_in_the_slices_where_they_belong(backend: Backend
     assert seen(30.0, 60.0) == 0, "no burst where nothing happened"
 
 
+def test_a_flush_that_waited_before_a_stopped_server_is_filed_by_when_it_was_sent(
+    backend: Backend, raw: Raw, namespace: str
+) -> None:
+    buffer = Buffer(on_first=lambda: None, clock=lambda: 1000.0)
+    assert buffer.server_ms(1000.0) == -1, "not known before the server told it"
+    seconds, micros = raw.time()
+    now = seconds + micros / 1e6
+    buffer.synchronise(now - 45.0, 1000.0)
+    buffer.record("research", 0.5, OK)
+    buffer.fold()
+    (parcel,) = buffer.parcels()
+    command = commands.flush(namespace, parcel, now=1000.0, retention=Retention(), server_ms=buffer.server_ms(1000.0))
+    assert isinstance(command.script, Script)
+
+    assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.args)[0] == 1
+
+    collector = MetricsCollector(backend=backend)
+    assert collector.get_or_create_metrics("research", window=20).task_count == 0, "no burst now"
+    assert collector.get_or_create_metrics("research", window=20, as_of=now - 35.0).task_count == 1
+    (sample,) = collector.recent("research")
+    assert abs(sample.ended.timestamp() - (now - 45.0)) < 0.01
+
+
 def test_the_check_of_the_sequence_is_where_the_mutant_takes_it_out() -> None:
     assert CHECK in (Path(__file__).parents[2] / "lua" / "metrics" / "flush.lua").read_text()
 
