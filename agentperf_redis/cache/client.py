@@ -6,7 +6,9 @@ The twins have the same methods over the same state; the blocking one is documen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, Unpack, overload
 
 from agentperf_redis import arguments
@@ -14,13 +16,14 @@ from agentperf_redis.backend import Backend, default_backend
 from agentperf_redis.cache import inspection
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.chores import Chores
-from agentperf_redis.cache.computing import compute, compute_async, wanted
+from agentperf_redis.cache.computing import Wanted, compute, compute_async, wanted
 from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
 from agentperf_redis.cache.reading import MISSING
 from agentperf_redis.cache.reporting import flush
 from agentperf_redis.cache.single_flight import LEAST_LEASE_S
+from agentperf_redis.cache.warming import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
 from agentperf_redis.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 
@@ -221,6 +224,37 @@ class Cache(ABC):
         asked = wanted(key, function, ttl, tags, freshness)
         return compute(self._backend, self._flows, self._chores, asked)
 
+    def warm_up(
+        self,
+        items: Iterable[str],
+        function: Callable[[str], Any],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        concurrency: int = DEFAULT_CONCURRENCY,
+        progress: Progress | None = None,
+        **freshness: Unpack[FreshnessOptions],
+    ) -> Warmed:
+        """Compute the values of those keys that have none, as `get_or_compute` does, several at a time.
+
+        Several processes may do so at once: no value is computed twice. What a function raises ends nothing but that
+        value; it is among the `errors` returned.
+
+        Args:
+            items: the keys, taken only as they are needed.
+            function: computes the value of a key; called from several threads at a time.
+            ttl: life of each value, seconds; None is the cache's, `math.inf` for ever.
+            tags: names by which they can be invalidated.
+            concurrency: values computed at a time.
+            progress: called after each value with a `Warmed`, one call at a time, on the thread that computed.
+            freshness: when they are computed anew; see `FreshnessOptions`.
+
+        Raises:
+            BackendUnavailable: the server does not answer, so that nothing would be kept.
+        """
+        asked = _each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
+        return warm(self._backend, self._flows, self._chores, *asked, progress)
+
     @property
     def hits(self) -> int:
         """Reads served, in all processes."""
@@ -330,6 +364,41 @@ class AsyncCache:
         """See `LRUCache.get_or_compute`; the function may be a coroutine function."""
         asked = wanted(key, function, ttl, tags, freshness)
         return await compute_async(self._backend, self._flows, self._chores, asked)
+
+    async def warm_up(
+        self,
+        items: Iterable[str],
+        function: Callable[[str], Any],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        concurrency: int = DEFAULT_CONCURRENCY,
+        progress: Progress | None = None,
+        **freshness: Unpack[FreshnessOptions],
+    ) -> Warmed:
+        """See `LRUCache.warm_up`; the function may be a coroutine function, and everything runs on this loop."""
+        asked = _each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
+        return await warm_async(self._backend, self._flows, self._chores, *asked, progress)
+
+
+def _each_wanted(
+    items: Iterable[str],
+    function: Callable[[str], Any],
+    ttl: float | None,
+    tags: Iterable[str],
+    concurrency: int,
+    progress: Progress | None,
+    freshness: FreshnessOptions,
+) -> tuple[Iterator[Wanted[Any]], int | None, int]:
+    """Check what `warm_up` was given; return what is wanted, how much that is, and how many at a time."""
+    keys, total, concurrency = checked(items, concurrency, progress)
+    pattern = wanted("", lambda: None, ttl, tags, freshness)
+    each = (replace(pattern, key=_checked_key(key), function=partial(function, key)) for key in keys)
+    return each, total, concurrency
+
+
+def _checked_key(key: object) -> str:
+    return arguments.cache_key("items", key)
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:

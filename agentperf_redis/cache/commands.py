@@ -435,6 +435,35 @@ def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
     return Command("HGET", (keys.size,), (name,), lambda reply: _number(keys.size, reply))
 
 
+def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, float]]]]:
+    """Return where to go on (0 at the end), and of about so many entries hits * 10^10 + bytes; some perhaps twice."""
+
+    def decode(reply: Reply) -> tuple[str, list[tuple[str, float]]]:
+        match reply:
+            case [bytes(after), list(fields)] if len(fields) % 2 == 0:
+                texts = _texts(fields)
+                pairs = zip(texts[::2], texts[1::2], strict=True)
+                return after.decode(errors="replace"), [
+                    ((name or b"").decode(errors="replace"), _number(keys.size, number) or 0.0)
+                    for name, number in pairs
+                ]
+        raise _unexpected(keys.size, reply)
+
+    return Command("HSCAN", (keys.size,), (cursor, "COUNT", count), decode)
+
+
+def beginning(keys: CacheKeys, name: str, count: int) -> Command[bytes]:
+    """Read the first bytes of an entry, none if it is gone."""
+    entry = keys.entry_prefix + name
+
+    def decode(reply: Reply) -> bytes:
+        if not isinstance(reply, bytes):
+            raise _unexpected(entry, reply)
+        return reply
+
+    return Command("GETRANGE", (entry,), (0, count - 1), decode)
+
+
 def score(key: str, name: str) -> Command[float | None]:
     """Return the score of a member of an index, or None."""
     return Command("ZSCORE", (key,), (name,), lambda reply: _number(key, reply))

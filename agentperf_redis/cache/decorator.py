@@ -12,7 +12,7 @@ import functools
 import inspect
 import re
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
@@ -23,6 +23,7 @@ from agentperf_redis.cache.computing import Wanted, compute, compute_async
 from agentperf_redis.cache.freshness import Freshness, FreshnessOptions
 from agentperf_redis.cache.function_keys import digest, function_key, module_of
 from agentperf_redis.cache.model import ttl_ms
+from agentperf_redis.cache.warming import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
 from agentperf_redis.errors import InvalidArgument
 
 P = ParamSpec("P")
@@ -89,6 +90,18 @@ class CachedFunction(Protocol[P, R_co]):
         """Compute the value for these arguments anew, and return it."""
         ...
 
+    def warm(
+        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
+    ) -> Warmed:
+        """Compute the values that are missing, several at a time; see `LRUCache.warm_up`.
+
+        Args:
+            items: the arguments of each call: a tuple of several, or the one.
+            concurrency: calls of the function at a time.
+            progress: called after each with a `Warmed`.
+        """
+        ...
+
     def cache_clear(self) -> None:
         """Forget all values of this function."""
         ...
@@ -127,6 +140,12 @@ class AsyncCachedFunction(Protocol[P, R_co]):
         """Compute the value for these arguments anew, and return it."""
         ...
 
+    async def warm(
+        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
+    ) -> Warmed:
+        """Compute the values that are missing, several at a time; see `CachedFunction.warm`."""
+        ...
+
     async def cache_clear(self) -> None:
         """Forget all values of this function."""
         ...
@@ -161,8 +180,8 @@ def cached(
 
     A missing value is computed by one caller while all others, in whatever process, wait for it. Results that cannot be
     stored are returned as they are, with one warning. The decorated function has ``.invalidate(*args)``,
-    ``.refresh(*args)``, ``.key(*args)``, ``.cache_clear()``, ``.cache_info()`` and ``.cache``; the first two and
-    ``cache_clear`` are coroutine functions if it is one.
+    ``.refresh(*args)``, ``.warm(items)``, ``.cache_clear()``, which are coroutine functions if it is one, and
+    ``.key(*args)``, ``.cache_info()`` and ``.cache``.
 
     Args:
         cache: an LRUCache or TieredCache.
@@ -249,6 +268,7 @@ class _Wrapped(Generic[R]):
         if isinstance(key, str):
             self._check_template(key)
         self.calls = self.computed = self.uncacheable = 0
+        self._where = (cache._backend, cache._flows, cache._chores)  # noqa: SLF001  of one package
         self._keys: dict[object, str] = {}
 
     def key(self, *args: Any, **kwargs: Any) -> str:
@@ -308,7 +328,13 @@ class _Wrapped(Generic[R]):
             async def clear_async() -> None:
                 await self.cache.aio.invalidate_tags(self.tag)
 
-            return self._finish(call_async, invalidate_async, refresh_async, clear_async)
+            async def warm_up_async(
+                items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
+            ) -> Warmed:
+                asked = self._each_wanted(items, concurrency, progress)
+                return await warm_async(*self._where, *asked, progress)
+
+            return self._finish(call_async, invalidate_async, refresh_async, clear_async, warm_up_async)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -323,32 +349,35 @@ class _Wrapped(Generic[R]):
         def clear() -> None:
             self.cache.invalidate_tags(self.tag)
 
-        return self._finish(call, invalidate, refresh, clear)
+        def warm_up(
+            items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
+        ) -> Warmed:
+            asked = self._each_wanted(items, concurrency, progress)
+            return warm(*self._where, *asked, progress)
 
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True) -> Any:
-        cache = self.cache
+        return self._finish(call, invalidate, refresh, clear, warm_up)
 
+    def _wanted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Wanted[Any]:
         def function() -> Any:
             self.computed += 1
             return self.function(*args, **kwargs)
 
         self.calls += 1
         key = self.key(*args, **kwargs)
-        wanted = Wanted(key, function, self.ttl, self.tags, self.freshness, self._warn_once)
-        return compute(cache._backend, cache._flows, cache._chores, wanted, look=look)  # noqa: SLF001  of one package
+        return Wanted(key, function, self.ttl, self.tags, self.freshness, self._warn_once)
+
+    def _each_wanted(
+        self, items: Iterable[Any], concurrency: int, progress: Progress | None
+    ) -> tuple[Iterator[Wanted[Any]], int | None, int]:
+        items, total, concurrency = checked(items, concurrency, progress)
+        each = (self._wanted(item if isinstance(item, tuple) else (item,), {}) for item in items)
+        return each, total, concurrency
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True) -> Any:
+        return compute(*self._where, self._wanted(args, kwargs), look=look)
 
     async def call_async(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True) -> Any:
-        cache = self.cache
-
-        def function() -> Awaitable[Any]:
-            self.computed += 1
-            result: Awaitable[Any] = self.function(*args, **kwargs)
-            return result
-
-        self.calls += 1
-        key = self.key(*args, **kwargs)
-        wanted = Wanted(key, function, self.ttl, self.tags, self.freshness, self._warn_once)
-        return await compute_async(cache._backend, cache._flows, cache._chores, wanted, look=look)  # noqa: SLF001  as above
+        return await compute_async(*self._where, self._wanted(args, kwargs), look=look)
 
     def _finish(
         self,
@@ -356,12 +385,14 @@ class _Wrapped(Generic[R]):
         invalidate: Callable[..., Any],
         refresh: Callable[..., Any],
         clear: Callable[..., Any],
+        warm_up: Callable[..., Any],
     ) -> Callable[..., Any]:
         given: dict[str, Any] = {
             "cache": self.cache,
             "key": self.key,
             "invalidate": invalidate,
             "refresh": refresh,
+            "warm": warm_up,
             "cache_clear": clear,
             "cache_info": lambda: CacheInfo(self.calls, self.computed, self.uncacheable),
         }

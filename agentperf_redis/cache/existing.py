@@ -17,6 +17,7 @@ from agentperf_redis.cache.commands import NewerSchema, NoSettings
 from agentperf_redis.cache.inspection import read_keys, read_stats
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Settings
 from agentperf_redis.cache.names import chunks, distinct_keys, stored_name, stored_tags
+from agentperf_redis.cache.ranking import RankBy, Standing, read_top
 from agentperf_redis.cache.reading import Reader
 from agentperf_redis.codec import Codec
 from agentperf_redis.command import Flow
@@ -76,6 +77,10 @@ class ExistingCache:
     def keys(self, most: int | None = None) -> Flow[list[str]]:
         """Return the stored names of at most `most` entries, the least recently touched first."""
         return read_keys(self._keys, most)
+
+    def top(self, most: int) -> Flow[dict[RankBy, list[Standing]]]:
+        """Return the `most` entries that stand out, in each ranking; see `ranking.read_top`."""
+        return read_top(self._keys, most)
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return what is known of a key; its value may be `Opaque`. It does not count as a read."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.forgetting import Eraser
 from agentperf_redis.cache.local import LocalCopies
@@ -41,3 +43,9 @@ class CacheFlows:
         self.writer = Writer(binding, codec, own_ttls_ms)
         self.eraser = Eraser(binding)
         self.single_flight = SingleFlight(self.reader, self.writer, lease_ms, on_unavailable)
+
+    def raising(self) -> CacheFlows:
+        """Return the same operations, but who computes while the server is away gets the error."""
+        flows, known = copy(self), self.single_flight
+        flows.single_flight = SingleFlight(self.reader, self.writer, known.lease_ms, WithoutServer.RAISE)
+        return flows

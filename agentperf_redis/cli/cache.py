@@ -17,6 +17,7 @@ from rich.table import Table
 from agentperf_redis import arguments
 from agentperf_redis.cache.existing import SERVICES, ExistingCache, Opaque, find, find_all
 from agentperf_redis.cache.model import KINDS, TIERS, CacheEntry, CacheStats, TierStats
+from agentperf_redis.cache.ranking import RankBy, Standing
 from agentperf_redis.cli.console import (
     Exit,
     NotFound,
@@ -141,6 +142,48 @@ def keys(
             out.print(printable(key), soft_wrap=True)
         if len(found) > most:
             err.print(f"There are more than {most}; --limit shows more.")
+
+
+class Ranking(StrEnum):
+    """What `top` ranks by."""
+
+    SIZE = "size"
+    READS = "reads"
+    COST = "cost"
+
+
+@app.command()
+@on_server
+def top(
+    target: Target,
+    name: Name,
+    kind: KindOption = None,
+    by: Annotated[Ranking | None, typer.Option("--by", help="Show this ranking only.", case_sensitive=False)] = None,
+    most: Annotated[int, typer.Option("--limit", help="Show at most so many in each.", min=1, metavar="N")] = 10,
+) -> None:
+    """Show the largest entries of a cache, the most read, and the most expensive to compute. Looks at every entry."""
+    with _on_cache(target, name, kind) as (perf, cache):
+        found = perf.backend.run(cache.top(most))
+        rankings = [each for each in RankBy if by is None or each.value == by.value]
+        if target.as_json:
+            plain = {each.value: [_plain_standing(entry) for entry in found[each]] for each in rankings}
+            print_json("cache top", {**_plain_name(cache), **plain})
+            return
+        titles = {RankBy.SIZE: "largest", RankBy.READS: "most read", RankBy.COST: "most expensive to compute"}
+        for each in rankings:
+            if not found[each]:
+                err.print(f"{titles[each]}: none")
+                continue
+            table = new_table(titles[each], ["key"], ["KiB", "reads", "computed in s", "seconds saved"])
+            for entry in found[each]:
+                table.add_row(
+                    printable(entry.name),
+                    f"{entry.size_bytes / 1024:.1f}",
+                    str(entry.reads),
+                    f"{entry.compute_seconds:.3f}" if entry.compute_seconds else "",
+                    f"{entry.saved_seconds:.1f}" if entry.compute_seconds else "",
+                )
+            out.print(table)
 
 
 @app.command()
@@ -312,6 +355,18 @@ def _plain_entry(entry: CacheEntry) -> dict[str, Any]:
         "tags": sorted(entry.tags),
         "size_bytes": entry.size_bytes,
         "compute_s": entry.compute_seconds,
+    }
+
+
+def _plain_standing(entry: Standing) -> dict[str, Any]:
+    return {
+        "key": entry.name,
+        "size_bytes": entry.size_bytes,
+        "access_count": entry.reads,
+        "compute_s": entry.compute_seconds,
+        "seconds_saved": entry.saved_seconds,
+        "created_at": entry.created_at.isoformat(),
+        "tags": sorted(entry.tags),
     }
 
 

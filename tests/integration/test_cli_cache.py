@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,35 @@ def test_keys_come_one_a_line_the_least_recently_used_first(cache: Run, perf: Ag
     cut = cache("keys", "answers", "--limit", "2")
     assert (cut.stdout, cut.stderr) == ("b\na\n", "There are more than 2; --limit shows more.\n")
     assert document(cache("keys", "answers", "--limit", "2", "--json"), "cache keys")["complete"] is False
+
+
+def test_top_ranks_by_size_reads_and_cost(cache: Run, perf: AgentPerf) -> None:
+    docs = perf.tiered_cache("both", hot_size=100, warm_size=500, cold_size=2000)
+    docs.put_many({f"small{number}": 1 for number in range(1200)})  # more than one page
+    docs.put("large", "x" * 3000)
+    docs.put("hidden", "y" * 4000, tags=["gone"])
+    docs.invalidate_tags("gone")
+    docs.get_or_compute("slow", lambda: time.sleep(0.05))
+    docs.get_or_compute("slower" + "r" * 200, lambda: time.sleep(0.1))
+    for _ in range(5):
+        docs.get("small7")
+    docs.get("slow")
+    docs.flush()
+
+    found = document(cache("top", "both", "--limit", "2", "--json"), "cache top")
+
+    assert found["size"][0]["key"] == "large"
+    assert 3000 < found["size"][0]["size_bytes"] < 3100
+    assert [(each["key"], each["access_count"]) for each in found["reads"]] == [("small7", 5), ("slow", 1)]
+    assert [each["key"][:6] for each in found["cost"]] == ["slower", "slow"]
+    assert found["cost"][1]["compute_s"] == found["cost"][1]["seconds_saved"] >= 0.05
+    text = shown(cache("top", "both", "--by", "reads"))
+    assert has_line(text, "small7", "5"), text
+    assert "large" not in text
+    assert docs.stats().hits == 6, "looking counts as no read"
+    assert cache("top", "nothing").returncode == NOT_FOUND
+    done = cache("top", "answers", "--by", "cost")
+    assert (done.returncode, done.stdout, done.stderr) == (OK, "", "most expensive to compute: none\n")
 
 
 def test_get_shows_an_entry_and_counts_no_read(cache: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:

@@ -1,0 +1,171 @@
+"""Warming up: what is missing is computed once, so many at a time, and the caller hears how far it has come."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.cache.warming import Warmed
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from tests.conftest import Call
+from tests.servers import Raw, Server
+from tests.workers import Workers
+
+
+class Busy:
+    """A function that notes how many of its calls run at a time."""
+
+    def __init__(self, takes_s: float = 0.02) -> None:
+        self.takes_s = takes_s
+        self.calls: list[str] = []
+        self.most = self._now = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, key: str) -> str:
+        with self._lock:
+            self.calls.append(key)
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(self.takes_s)
+        with self._lock:
+            self._now -= 1
+        return key.upper()
+
+    async def later(self, key: str) -> str:
+        self.calls.append(key)
+        self._now += 1
+        self.most = max(self.most, self._now)
+        await asyncio.sleep(self.takes_s)
+        self._now -= 1
+        return key.upper()
+
+
+def test_what_is_missing_is_computed_so_many_at_a_time(call: Call, backend: Backend) -> None:
+    cache, busy = TieredCache(backend=backend), Busy()
+    keys = [f"k{number}" for number in range(30)]
+    cache.put("k7", "there")
+    told: list[Warmed] = []
+
+    warmed = call(
+        cache, "warm_up", keys, busy.later if call.is_async else busy, 60, concurrency=5, progress=told.append
+    )
+
+    assert (warmed.done, warmed.total, warmed.computed, warmed.errors) == (30, 30, 29, {})
+    assert sorted(busy.calls) == sorted(set(keys) - {"k7"})
+    assert 2 <= busy.most <= 5
+    assert [each.done for each in told] == list(range(1, 31))
+    assert told[-1] == warmed
+    assert cache.get_many(keys) == {key: "there" if key == "k7" else key.upper() for key in keys}
+    entry = cache.entry("k0")
+    assert entry is not None
+    assert entry.expires_at is not None
+
+
+def warm_in_worker(url: str, namespace: str, count: int) -> tuple[int, int]:
+    cache, busy = LRUCache(backend=Backend(url, namespace=namespace)), Busy(0.01)
+    warmed = cache.warm_up([f"k{number}" for number in range(count)], busy)
+    assert warmed.done == count
+    return len(busy.calls), warmed.computed
+
+
+@pytest.mark.every_server
+def test_processes_that_warm_the_same_keys_compute_each_once(
+    server: Server, namespace: str, workers: Workers, backend: Backend
+) -> None:
+    results = workers.run(warm_in_worker, [(server.url, namespace, 100)] * 3)
+
+    assert sum(calls for calls, _ in results) == sum(computed for _, computed in results) == 100
+    assert LRUCache(backend=backend).size() == 100
+
+
+def test_what_a_function_raises_ends_only_its_own_value(call: Call, backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+
+    def work(key: str) -> str:
+        if key in "bd":
+            raise KeyError(key)
+        return key
+
+    warmed = call(cache, "warm_up", (key for key in "abcde"), work)
+
+    assert (warmed.done, warmed.total, warmed.computed) == (5, None, 3)
+    assert {key: type(error) for key, error in warmed.errors.items()} == {"b": KeyError, "d": KeyError}
+    assert sorted(cache.keys()) == ["a", "c", "e"]
+
+
+def test_keys_are_taken_only_as_they_are_needed(call: Call, backend: Backend) -> None:
+    cache, taken = LRUCache(backend=backend), []
+
+    def keys() -> Iterator[str]:
+        for number in range(1000):
+            taken.append(number)
+            yield f"k{number}"
+
+    def give_up(warmed: Warmed) -> None:
+        if warmed.done == 10:
+            raise TimeoutError("enough")
+
+    with pytest.raises(TimeoutError, match="enough"):
+        call(cache, "warm_up", keys(), str.upper, concurrency=4, progress=give_up)
+
+    assert 10 <= len(taken) <= 14
+
+
+def test_a_decorated_function_is_warmed_by_its_arguments(backend: Backend, runner: asyncio.Runner) -> None:
+    cache = LRUCache(backend=backend)
+    calls: list[Any] = []
+
+    @cache.cached(60)
+    def add(x: int, y: int = 1) -> int:
+        calls.append((x, y))
+        return x + y
+
+    @cache.cached(60)
+    async def double(x: int) -> int:
+        calls.append(x)
+        return 2 * x
+
+    warmed = add.warm([1, (2, 3), (2,), 1], concurrency=2)
+    assert (warmed.done, warmed.total, warmed.computed) == (4, 4, 3)
+    assert [add(1), add(2, 3), add(2)] == [2, 5, 3]
+    assert sorted(calls) == [(1, 1), (2, 1), (2, 3)]
+    assert runner.run(double.warm(range(5))).computed == 5
+    assert runner.run(double(4)) == 8
+    assert len(calls) == 8
+
+
+def test_without_a_server_nothing_is_computed_for_nothing(call: Call, connect: Callable[..., Backend]) -> None:
+    cache, busy = LRUCache(backend=connect("redis://127.0.0.1:1/0", deadline=0.2)), Busy()
+
+    with pytest.raises(BackendUnavailable):
+        call(cache, "warm_up", [f"k{number}" for number in range(100)], busy)
+
+    assert busy.calls == []
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"items": "abc"}, "items"),
+        ({"items": 5}, "items"),
+        ({"items": ["a", 5]}, "items"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": 1000}, "concurrency"),
+        ({"progress": 5}, "progress"),
+        ({"ttl": 0}, "ttl"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(
+    call: Call, backend: Backend, raw: Raw, options: dict[str, Any], argument: str
+) -> None:
+    given: dict[str, Any] = {"items": ["a"], "function": str.upper, "concurrency": 1, **options}
+    with pytest.raises(InvalidArgument) as refused:
+        call(LRUCache(backend=backend), "warm_up", **given)
+    assert refused.value.argument == argument
