@@ -92,7 +92,7 @@ class Refused:
         if self.registered == 0:
             return f"no instance of {agent_type!r} is registered"
         line = f", {self.waiting} waiting in line" if self.waiting else ""
-        return f"all {self.registered} instances that could take it are full, unhealthy or draining{line}"
+        return f"all {self.registered} instances that could take it are full, out of rate, unfit or draining{line}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,205 @@
+"""Active checks: shared by processes without a leader, and what they lead to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, PoolSettings, keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import EventKind, InstanceState, LoadBalancer, commands
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.errors import InvalidArgument
+from tests.conftest import Call
+from tests.servers import Raw, Server, wait_until
+from tests.workers import Workers
+
+INTERVAL_S, PROCESSES, FLEET = 0.5, 4, 30
+
+
+def states(balancer: LoadBalancer) -> dict[str, InstanceState]:
+    (pool,) = balancer.status("planner")
+    return {each.instance.id: each.state for each in pool.instances}
+
+
+def check_for_ever(url: str, namespace: str, file: str, is_async: bool) -> None:
+    """Check the fleet; write down each check, which survives SIGKILL."""
+    balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
+    seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(instance: AgentInstance) -> bool:
+        os.write(seen, f"{instance.id} {time.time()} {os.getpid()}\n".encode())
+        return True
+
+    if is_async:
+        asyncio.run(balancer.aio.run_checks("planner", note, interval=INTERVAL_S, timeout=0.3))
+    with balancer.run_checks("planner", note, interval=INTERVAL_S, timeout=0.3):
+        threading.Event().wait()
+
+
+@pytest.mark.every_server
+def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_killed(
+    server: Server, namespace: str, backend: Backend, workers: Workers, tmp_path: Path
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+    for number in range(FLEET):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner"))
+    file = tmp_path / "seen"
+    crowd = [
+        workers.start(check_for_ever, server.url, namespace, str(file), number % 2 == 1) for number in range(PROCESSES)
+    ]
+
+    def seen() -> list[tuple[str, float, int]]:
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [(name, float(at), int(pid)) for name, at, pid in map(str.split, lines)]
+
+    wait_until(lambda: len({pid for _, _, pid in seen()}) >= 3, "the processes to share the work", patience=10.0)
+    begin = time.time()
+    time.sleep(2.5 * INTERVAL_S)
+    crowd[0].kill()
+    intervals = 6
+    time.sleep(begin + intervals * INTERVAL_S - time.time())
+    times: dict[str, list[float]] = defaultdict(list)
+    for name, at, _ in seen():
+        if begin <= at < begin + intervals * INTERVAL_S:
+            times[name].append(at)
+    counts = Counter({name: len(found) for name, found in times.items()})
+    assert len(counts) == FLEET
+    assert all(intervals - 1 <= count <= intervals + 1 for count in counts.values()), counts
+
+
+def check_until(call: Call, balancer: LoadBalancer, check: Callable[..., object], done: Callable[[], object]) -> None:
+    """Run checks, the one way or the other, until something holds."""
+    if not call.is_async:
+        with balancer.run_checks("planner", check, interval=0.1, timeout=0.05) as checks:
+            assert "running" in repr(checks)
+            wait_until(done, "the checks to tell")
+        assert "stopped" in repr(checks)
+        return
+
+    async def run() -> None:
+        task = asyncio.create_task(balancer.aio.run_checks("planner", check, interval=0.1, timeout=0.05))
+        try:
+            await asyncio.to_thread(wait_until, done, "the checks to tell")
+        finally:
+            task.cancel()
+
+    call._runner.run(run())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("how", ["says so", "raises", "hangs"])
+def test_failed_checks_take_out_more_than_may_be_ejected_and_passed_ones_bring_back(
+    call: Call, backend: Backend, how: str
+) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(panic_above=1.0), backend=backend)
+    for number in range(4):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner"))
+    ill = {"p0", "p1", "p2"}
+    asked: Counter[str] = Counter()
+
+    def plain(instance: AgentInstance) -> bool:
+        asked[instance.id] += 1
+        if instance.id in ill and how == "raises":
+            raise ConnectionError("no route")
+        if instance.id in ill and how == "hangs":
+            time.sleep(0.2)
+        return not (instance.id in ill and how == "says so")
+
+    async def awaited(instance: AgentInstance) -> bool:
+        if instance.id in ill and how == "hangs":
+            await asyncio.sleep(30)
+        return plain(instance)
+
+    check = awaited if call.is_async and how == "hangs" else plain
+    down = dict.fromkeys(("p0", "p1", "p2"), InstanceState.DOWN) | {"p3": InstanceState.UP}
+    check_until(call, balancer, check, lambda: states(balancer) == down)
+    assert asked["p3"] >= 3
+    assert {balancer.acquire("planner").id for _ in range(5)} == {"p3"}  # type: ignore[union-attr]
+    ill.clear()
+    check_until(call, balancer, check, lambda: set(states(balancer).values()) == {InstanceState.UP})
+    kinds = [each.kind for each in balancer.events("planner") if each.instance_id == "p0"]
+    assert kinds == [EventKind.REGISTERED, EventKind.DOWN, EventKind.UP]
+
+
+def test_when_checks_fail_for_more_than_half_there_is_panic(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(checks_to_down=1), backend=backend)
+    for number in range(3):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner"))
+    pool = Pool.of(backend.namespace, "planner")
+    backend.run(commands.report_checks(pool, 1, [("p0", False)]))
+    assert {balancer.acquire("planner").id for _ in range(6)} == {"p1", "p2"}  # type: ignore[union-attr]
+    backend.run(commands.report_checks(pool, 2, [("p1", False), ("p2", False)]))
+    assert balancer.status("planner")[0].panic_for is not None
+    assert {balancer.acquire("planner").id for _ in range(6)} == {"p0", "p1", "p2"}  # type: ignore[union-attr]
+    backend.run(commands.report_checks(pool, 3, [(f"p{n}", True) for n in range(3)]))
+    backend.run(commands.report_checks(pool, 4, [(f"p{n}", True) for n in range(3)]))
+    assert balancer.status("planner")[0].panic_for is None
+
+
+def test_a_result_counts_once_and_a_late_one_not_at_all(backend: Backend) -> None:
+    balancer = LoadBalancer(backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner"))
+    pool = Pool.of(backend.namespace, "planner")
+    for _ in range(5):
+        backend.run(commands.report_checks(pool, 10, [("p0", False)]))
+    backend.run(commands.report_checks(pool, 9, [("p0", False)]))
+    backend.run(commands.report_checks(pool, 11, [("p0", False)]))
+    assert states(balancer) == {"p0": InstanceState.UP}
+    backend.run(commands.report_checks(pool, 12, [("p0", False)]))
+    assert states(balancer) == {"p0": InstanceState.DOWN}
+    assert backend.run(commands.report_checks(pool, 13, [("p9", True)])) == ["p9"]
+
+
+def test_instances_that_come_and_go_are_checked_and_are_not(backend: Backend, raw: Raw) -> None:
+    balancer = LoadBalancer(backend=backend)
+    pool = Pool.of(backend.namespace, "planner")
+    assert backend.run(commands.claim_checks(pool, 1000, 8)).instances == ()
+    balancer.register_instance(AgentInstance("p0", "planner"))
+    first = backend.run(commands.claim_checks(pool, 60_000, 8))
+    assert [each.id for each in first.instances] == ["p0"]
+    assert backend.run(commands.claim_checks(pool, 60_000, 8)).instances == ()
+    balancer.register_instance(AgentInstance("p1", "planner"))
+    assert [each.id for each in backend.run(commands.claim_checks(pool, 60_000, 8)).instances] == ["p1"]
+    balancer.remove_instance("planner", "p0")
+    assert raw.zrange(keys.pool(backend.namespace, "planner").checks, 0, -1) == ["p1"]
+
+
+def test_checks_go_on_after_the_server_was_away(own_server: Any, connect: Any) -> None:
+    backend = connect(own_server.url, deadline=0.3)
+    balancer = LoadBalancer(backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner"))
+    asked: Counter[str] = Counter()
+
+    def check(instance: AgentInstance) -> None:
+        asked[instance.id] += 1
+
+    with balancer.run_checks("planner", check, interval=0.1, timeout=0.1):
+        wait_until(lambda: asked["p0"] > 2, "checks")
+        own_server.pause()
+        time.sleep(0.5)
+        own_server.resume()
+        before = asked["p0"]
+        wait_until(lambda: asked["p0"] > before + 2, "checks again")
+
+
+def test_what_cannot_be_checked_with_is_refused(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(backend=backend)
+    for argument, given in (("check", {"check": 5}), ("interval", {"interval": 0}), ("timeout", {"timeout": 9.0})):
+        with pytest.raises(InvalidArgument) as caught:
+            call(balancer, "run_checks", "planner", **{"check": bool, **given})
+        assert caught.value.argument == argument
+
+
+def test_a_coroutine_function_is_told_where_it_belongs(backend: Backend) -> None:
+    async def check(instance: AgentInstance) -> None: ...
+
+    with pytest.raises(InvalidArgument, match=r"aio\.run_checks"):
+        LoadBalancer(backend=backend).run_checks("planner", check)

@@ -1,0 +1,289 @@
+"""What an instance may bear: limits that are learnt, capacity that grows by and by, rates."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, NoCapacity, PoolSettings, keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer
+from agentperf_redis.errors import InvalidArgument
+from tests.conftest import Call
+from tests.servers import Raw, Server, wait_until
+from tests.workers import Workers
+
+LONG_AGO_US = 1_000_000_000_000_000
+
+
+def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
+    (pool,) = balancer.status("planner")
+    return next(each for each in pool.instances if each.instance.id == name)
+
+
+# Limits that are learnt
+
+
+@pytest.mark.every_server
+def test_a_limit_settles_where_an_instance_slows_down_and_recovers(backend: Backend, runner: asyncio.Runner) -> None:
+    settings = PoolSettings(adaptive=True, slow_after=0.015, eject_after=None)
+    balancer = LoadBalancer(settings=settings, backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
+    bears = 3
+
+    async def caller(until: float) -> None:
+        while time.monotonic() < until:
+            instance = await balancer.aio.acquire("planner", wait=5)
+            assert instance is not None
+            slow = instance.current_load > bears
+            await asyncio.sleep(0.005)
+            await balancer.aio.release(instance, response_time=0.03 if slow else 0.005)
+
+    async def run(seconds: float) -> list[int]:
+        """Let 12 callers ask all the time; return the limits that were seen in the second half."""
+        begin, seen = time.monotonic(), []
+        callers = [asyncio.create_task(caller(begin + seconds)) for _ in range(12)]
+        while time.monotonic() < begin + seconds:
+            (pool,) = await balancer.aio.status("planner")
+            if time.monotonic() > begin + seconds / 2:
+                seen.append(pool.instances[0].limit)
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*callers)
+        return seen
+
+    settled = runner.run(run(2.0))
+    assert len(settled) > 10
+    assert set(settled) <= {2, 3, 4}
+    bears = 10
+    assert runner.run(run(2.0))[-1] == 10
+    assert status_of(balancer, "p0").state is InstanceState.UP
+
+
+def test_a_learnt_limit_is_seen_set_aside_by_hand_and_switched_off(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
+    for outcome in ("timeout", "rejected", "error", "neutral"):
+        balancer.release(balancer.acquire("planner"), outcome=outcome)
+    assert status_of(balancer, "p0").limit == 5  # 10 * 0.8 * 0.8 * 0.8
+    assert status_of(balancer, "p0").instance.max_capacity == 10
+    assert call(balancer, "update_instance", "planner", "p0", max_capacity=8)
+    assert status_of(balancer, "p0").limit == 8
+    balancer.release(balancer.acquire("planner"), outcome="timeout")
+    assert status_of(balancer, "p0").limit == 6
+    held = [balancer.acquire("planner") for _ in range(7)]
+    assert held[5] is not None
+    assert held[6] is None
+    call(balancer, "configure", "planner", PoolSettings())
+    assert status_of(balancer, "p0").limit == 8
+    balancer.release(held[0], outcome="timeout")
+    assert status_of(balancer, "p0").limit == 8
+
+
+def test_what_was_under_way_together_lowers_a_limit_once(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
+    for each in [balancer.acquire("planner") for _ in range(10)]:
+        balancer.release(each, outcome="timeout")
+    assert status_of(balancer, "p0").limit == 8
+
+
+def test_too_much_at_once_ejects_only_when_less_does_not_help(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(adaptive=True, eject_after=3), backend=backend)
+    for name in ("p0", "p1"):
+        balancer.register_instance(AgentInstance(name, "planner", max_capacity=4))
+    outcomes = 0
+    while status_of(balancer, "p0").state is InstanceState.UP:
+        first, second = balancer.acquire("planner"), balancer.acquire("planner")
+        for each in (first, second):
+            assert each is not None
+            balancer.release(each, outcome="timeout" if each.id == "p0" else "ok")
+        outcomes += 1
+        assert outcomes < 50
+        if outcomes == 4:
+            assert status_of(balancer, "p0").limit < 4
+    assert outcomes > 6  # 4, 3.2, 2.56, 2.04, 1.63, 1.31, 1.04, 1: then three in a row
+
+
+# Capacity that grows by and by
+
+
+def age(raw: Raw, namespace: str) -> None:
+    """Have the pool's instances be there since long ago."""
+    ids = keys.pool(namespace, "planner").ids
+    raw.zadd(ids, dict.fromkeys(raw.zrange(ids, 0, -1), LONG_AGO_US))
+
+
+@pytest.mark.every_server
+def test_a_newcomer_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(slow_start=2.0), backend=backend)
+    for name in ("p0", "p1"):
+        balancer.register_instance(AgentInstance(name, "planner", max_capacity=20))
+    age(raw, namespace)
+    balancer.register_instance(AgentInstance("new", "planner", max_capacity=20))
+    assert (status_of(balancer, "new").state, status_of(balancer, "new").limit) == (InstanceState.WARMING, 2)
+    thirds: list[Counter[str]] = [Counter(), Counter(), Counter()]
+    begin = time.monotonic()
+
+    async def caller() -> None:
+        while (at := int((time.monotonic() - begin) * 3 / 2.0)) < 3:
+            instance = await balancer.aio.acquire("planner")
+            if instance is not None:
+                thirds[at][instance.id] += 1
+                await asyncio.sleep(0.02)
+            await balancer.aio.release(instance)
+
+    async def run() -> None:
+        await asyncio.gather(*(caller() for _ in range(24)))
+
+    runner.run(run())
+    shares = [third["new"] / third.total() for third in thirds]
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[0] < 0.2
+    assert shares[2] > 0.25
+    wait_until(lambda: status_of(balancer, "new").state is InstanceState.UP, "it to be warm")
+    assert status_of(balancer, "new").limit == 20
+    kinds = [each.kind for each in balancer.events("planner") if each.instance_id == "new"]
+    assert kinds == [EventKind.REGISTERED, EventKind.WARM]
+
+
+def test_a_cold_fleet_takes_its_full_load_at_once(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(slow_start=30.0), backend=backend)
+    for name in ("p0", "p1", "p2"):
+        call(balancer, "register_instance", AgentInstance(name, "planner", max_capacity=4))
+    held = [balancer.acquire("planner") for _ in range(12)]
+    assert Counter(each.id for each in held if each) == {"p0": 4, "p1": 4, "p2": 4}
+
+
+def test_who_is_back_from_an_ejection_warms_up_and_who_is_alone_does_not(
+    backend: Backend, raw: Raw, namespace: str
+) -> None:
+    settings = PoolSettings(slow_start=0.5, eject_after=1, eject_for=0.05)
+    balancer = LoadBalancer(settings=settings, backend=backend)
+    for name in ("p0", "p1"):
+        balancer.register_instance(AgentInstance(name, "planner", max_capacity=10))
+    balancer.release(balancer.acquire("planner"), outcome="error")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    balancer.drain("planner", "p1")
+    balancer.release(balancer.acquire("planner"))
+    assert (status_of(balancer, "p0").state, status_of(balancer, "p0").limit) == (InstanceState.UP, 10)
+    balancer.undrain("planner", "p1")
+    held = [balancer.acquire("planner"), balancer.acquire("planner")]
+    for each in held:
+        balancer.release(each, outcome="error" if each and each.id == "p0" else "neutral")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    held = [balancer.acquire("planner"), balancer.acquire("planner")]
+    for each in held:
+        balancer.release(each)
+    assert (status_of(balancer, "p0").state, status_of(balancer, "p0").limit) == (InstanceState.WARMING, 1)
+
+
+# Rates
+
+
+def ask_all_the_time(url: str, namespace: str, times: int, tokens: int) -> list[int]:
+    """Ask for a lease so often; return when those that were granted were, by the server's clock, us: their fences."""
+    balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
+    held = []
+    for _ in range(times):
+        instance = balancer.acquire("planner", tokens=tokens)
+        if instance is not None and instance.lease is not None:
+            held.append(instance)
+        time.sleep(0.008)
+    return [each.lease.fence for each in held if each.lease is not None]
+
+
+@pytest.mark.every_server
+@pytest.mark.parametrize(("rates", "tokens"), [("requests", 0), ("tokens", 50)])
+def test_a_thousand_acquires_get_what_gcra_allows_and_not_one_more(
+    server: Server, backend: Backend, namespace: str, workers: Workers, rates: str, tokens: int
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+    every_us = {"requests": 1_000_000, "tokens": 500_000}[rates]
+    given = {"requests": {"requests_per_minute": 60.0}, "tokens": {"tokens_per_minute": 6000.0}}[rates]
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1000), **given)
+    grants = sorted(sum(workers.run(ask_all_the_time, [(server.url, namespace, 250, tokens)] * 4), start=list[int]()))
+    refused = balancer.acquire("planner", tokens=tokens)
+    arrival, burst_us = 0, 6_000_000
+    for at in grants:  # the algorithm by itself, over the times at which the server granted
+        assert at >= arrival - burst_us, "one more than the rate allows"
+        arrival = max(arrival, at) + every_us
+    at_once = burst_us // every_us + 1
+    assert len(grants) >= at_once + 1
+    # Somebody asked all the time, so none that was allowed is missing: each came within 50 ms of when it could.
+    late = [
+        at - (grants[0] + (number - at_once + 1) * every_us) for number, at in enumerate(grants) if number >= at_once
+    ]
+    assert all(0 <= each < 300_000 for each in late), late
+    assert refused is None or refused.lease is not None
+
+
+def test_a_refusal_says_when_to_come_back(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
+    instance = AgentInstance("p0", "planner")
+    call(balancer, "register_instance", instance, requests_per_minute=6)
+    assert status_of(balancer, "p0").requests_per_minute == 6
+    balancer.release(balancer.acquire("planner"))
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
+        pass
+    assert 9.5 < caught.value.retry_after <= 10.01
+    assert status_of(balancer, "p0").state is InstanceState.PARKED
+    assert status_of(balancer, "p0").instance.is_healthy
+    assert call(balancer, "update_instance", "planner", "p0", requests_per_minute=math.inf)
+    assert balancer.acquire("planner") is not None
+    assert status_of(balancer, "p0").requests_per_minute == math.inf
+
+
+def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_owed(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
+    call(balancer, "register_instance", AgentInstance("p0", "planner"), tokens_per_minute=60_000)
+    big = call(balancer, "acquire", "planner", tokens=30_000)  # half a minute's worth
+    assert balancer.acquire("planner") is None
+    assert call(balancer, "release", big, tokens=0)
+    with call.inside(balancer, "lease", "planner") as lease:
+        assert lease.tokens == 0
+        lease.tokens_used = 10_000
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner", tokens=5):
+        pass
+    assert 9.0 < caught.value.retry_after <= 10.01
+
+
+def test_who_waits_is_served_when_a_rate_comes_back(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=300, tokens_per_minute=60_000)
+    begin = time.monotonic()
+    for _ in range(4):
+        call(balancer, "release", call(balancer, "acquire", "planner", wait=5, tokens=100))
+    assert 0.55 <= time.monotonic() - begin < 2.0
+
+
+def test_an_instance_without_rate_leaves_the_others_to_be_picked(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=1)
+    balancer.register_instance(AgentInstance("p1", "planner"))
+    held = [call(balancer, "acquire", "planner") for _ in range(5)]
+    assert Counter(each.id for each in held) == {"p0": 1, "p1": 4}
+
+
+def test_rates_are_registered_again_with_their_instance(own_server: Any, connect: Any) -> None:
+    balancer = LoadBalancer(backend=connect(own_server.url))
+    balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=60)
+    balancer.update_instance("planner", "p0", tokens_per_minute=1000)
+    with own_server.client() as client:
+        client.flushall()
+    wait_until(lambda: balancer.status("planner") != [], "it to be registered again")
+    status = status_of(balancer, "p0")
+    assert (status.requests_per_minute, status.tokens_per_minute) == (60, 1000)
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), "60", True, 1e10])
+def test_rates_that_cannot_be_are_refused(call: Call, backend: Backend, rate: Any) -> None:
+    balancer = LoadBalancer(backend=backend)
+    for name in ("requests_per_minute", "tokens_per_minute"):
+        with pytest.raises(InvalidArgument) as caught:
+            call(balancer, "register_instance", AgentInstance("p0", "planner"), **{name: rate})
+        assert caught.value.argument == name
