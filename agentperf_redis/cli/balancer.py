@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from agentperf_redis import arguments
 from agentperf_redis.balancer.client import LoadBalancer
-from agentperf_redis.balancer.model import InstanceStatus, LeaseStatus, PoolLeases, PoolStatus, WaiterStatus
+from agentperf_redis.balancer.model import (
+    InstanceStatus,
+    LeaseStatus,
+    PoolEvent,
+    PoolLeases,
+    PoolStatus,
+    WaiterStatus,
+)
 from agentperf_redis.cli.console import (
     Exit,
     NotFound,
@@ -24,15 +35,19 @@ from agentperf_redis.cli.console import (
     not_found,
     out,
     print_json,
+    printable,
 )
 from agentperf_redis.cli.options import Yes, on_server
 from agentperf_redis.cli.status import pools_table
 
 app = typer.Typer(
-    help="Look at pools, their leases and lines; drain, remove, release and repair.",
+    help="Look at pools, their leases, lines and events; drain, remove, release and repair.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+_LOOK_S = 0.25
+"""How often to look for more events."""
 
 PoolName = Annotated[str, typer.Argument(help="Agent type whose pool it is.", metavar="POOL")]
 InstanceName = Annotated[str, typer.Argument(help="Name of the instance.", metavar="INSTANCE")]
@@ -55,7 +70,9 @@ def status(
     if not pools:
         err.print("No instance is registered.")
         return None
-    table = new_table("pools", ["pool", "strategy"], ["instances", "healthy", "load", "waiting", "granted", "overdue"])
+    table = new_table(
+        "pools", ["pool", "strategy"], ["instances", "healthy", "load", "waiting", "granted", "overdue", "panic s"]
+    )
     for each in pools:
         table.add_row(
             each.agent_type,
@@ -66,6 +83,7 @@ def status(
             str(each.waiting),
             str(each.granted),
             str(each.overdue),
+            "" if each.panic_for is None else f"{each.panic_for:.0f}",
         )
     out.print(table)
     out.print()
@@ -73,6 +91,40 @@ def status(
     instances.title = "instances"
     out.print(instances)
     return None
+
+
+@app.command()
+@on_server
+def events(
+    target: Target,
+    pool: PoolName,
+    limit: Annotated[int, typer.Option("--limit", help="How many of the last to begin with.", metavar="N")] = 20,
+    once: Annotated[bool, typer.Option("--once", help="Print what there is and end, instead of following.")] = False,
+) -> None:
+    """Show what happens in a pool as it happens: registrations, ejections, probes, panic, expiries, drains.
+
+    With --json, each event is a line of JSON; with --once too, all are in one document.
+    """
+    with _in_pool(target, pool) as lb:
+        found = lb.events(pool, limit=limit)
+        if once and target.as_json:
+            print_json("lb events", {"pool": pool, "events": [_plain_event(each) for each in found]})
+            return
+        after = "0-0"
+        while True:
+            for each in found:
+                if target.as_json:
+                    out.file.write(json.dumps(_plain_event(each), ensure_ascii=False) + "\n")
+                else:
+                    out.print(_event_line(each))
+            out.file.flush()
+            if once:
+                return
+            if found:
+                after = found[-1].cursor
+            else:
+                time.sleep(_LOOK_S)
+            found = lb.events(pool, after=after)
 
 
 @app.command()
@@ -256,6 +308,22 @@ def _described(found: PoolLeases, token: str) -> str | None:
     return None
 
 
+def _event_line(event: PoolEvent) -> str:
+    at = f"{datetime.fromtimestamp(event.at).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    details = " ".join(f"{name}={value}" for name, value in event.details.items())
+    return printable(f"{at}  {event.kind.value:<10} {event.instance_id or '':<20} {details}".rstrip())
+
+
+def _plain_event(event: PoolEvent) -> dict[str, Any]:
+    return {
+        "at": event.at,
+        "event": event.kind.value,
+        "instance": event.instance_id,
+        "details": event.details,
+        "cursor": event.cursor,
+    }
+
+
 def _plain_pool(pool: PoolStatus) -> dict[str, Any]:
     return {
         "pool": pool.agent_type,
@@ -265,6 +333,8 @@ def _plain_pool(pool: PoolStatus) -> dict[str, Any]:
         "waiting": pool.waiting,
         "granted": pool.granted,
         "overdue": pool.overdue,
+        "panic_s": pool.panic_for,
+        "settings": None if pool.settings is None else asdict(pool.settings),
         "instances": [_plain_instance(each) for each in pool.instances],
     }
 
@@ -285,7 +355,18 @@ def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
         "failed": status.failed,
         "failed_in_a_row": status.failed_in_a_row,
         "fence": status.fence,
+        "state": status.state.value,
+        "limit": status.limit,
+        "ejections": status.ejections,
+        "ejected_s": status.ejected_for,
+        "requests_per_minute": _finite(status.requests_per_minute),
+        "tokens_per_minute": _finite(status.tokens_per_minute),
     }
+
+
+def _finite(rate: float) -> float | None:
+    """Return a rate as JSON has it: null for any number."""
+    return None if rate == math.inf else rate
 
 
 def _plain_lease(lease: LeaseStatus) -> dict[str, Any]:

@@ -90,16 +90,16 @@ def caches_table(caches: list[CacheStats]) -> Table:
 
 def pools_table(pools: list[PoolStatus]) -> Table:
     """One line an instance."""
-    table = new_table("pools", ["pool", "instance", "state"], ["load", "peak", "served", "failed", "ms"])
+    table = new_table("pools", ["pool", "instance", "state"], ["load", "limit", "peak", "served", "failed", "ms"])
     for pool in pools:
         for each in pool.instances:
             instance = each.instance
-            state = "draining" if instance.is_draining else "up" if instance.is_healthy else "down"
             table.add_row(
                 f"{pool.agent_type} ({pool.strategy.value})",
                 instance.id,
-                state,
+                each.state.value,
                 f"{instance.current_load}/{instance.max_capacity}",
+                str(each.limit),
                 str(each.peak_load),
                 str(each.served),
                 str(each.failed),

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentperf_redis import AgentInstance, AgentPerf, keys
+from agentperf_redis import AgentInstance, AgentPerf, PoolSettings, keys
 from tests.commandline import FAILURE, NOT_FOUND, OK, USAGE, Run, document, has_line, shown
-from tests.servers import Raw, wait_until
+from tests.servers import Raw, Server, wait_until
 
 
 @pytest.fixture
@@ -173,3 +180,47 @@ def test_wrong_usage_is_exit_2(lb: Run, words: tuple[str, ...]) -> None:
     done = lb(*words)
     assert (done.returncode, done.stdout) == (USAGE, "")
     assert done.stderr
+
+
+@pytest.mark.every_server
+def test_events_are_shown_and_followed(
+    lb: Run, perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
+) -> None:
+    balancer = perf.balancer()
+    balancer.configure("planner", PoolSettings(eject_after=1))
+    for each in [balancer.acquire("planner") for _ in range(2)]:
+        balancer.release(each, outcome="error" if each and each.id == "p0" else "ok")
+    balancer.drain("planner", "p1")
+    text = shown(lb("events", "planner", "--once"))
+    assert [line.split()[2:4] for line in text.splitlines()] == [
+        ["registered", "p0"],
+        ["registered", "p1"],
+        ["ejected", "p0"],
+        ["draining", "p1"],
+        ["panic", "unfit=1"],  # nobody else is left to take work
+    ]
+    assert "for_ms=10000 in_a_row=1" in text
+    found = document(lb("events", "planner", "--once", "--limit", "2", "--json"), "lb events")["events"]
+    assert [(each["event"], each["instance"]) for each in found] == [("draining", "p1"), ("panic", None)]
+    assert abs(found[0]["at"] - time.time()) < 60
+
+    (pool,) = document(lb("status", "planner", "--json"), "lb status")["pools"]
+    assert [(each["state"], each["limit"]) for each in pool["instances"]] == [("ejected", 2), ("draining", 0)]
+    assert pool["settings"]["eject_after"] == 1
+    assert pool["panic_s"] is not None
+
+    seen = tmp_path / "seen"
+    program = [sys.executable, "-c", "from agentperf_redis.cli import main; main()", "lb", "events", "planner"]
+    place = {**os.environ, "AGENTPERF_REDIS_URL": server.url, "AGENTPERF_NAMESPACE": namespace}
+    with seen.open("w") as file, subprocess.Popen([*program, "--json"], stdout=file, env=place) as follower:
+        wait_until(lambda: len(seen.read_text().splitlines()) == 5, "what there is to be shown", patience=20.0)
+        balancer.undrain("planner", "p1")
+        wait_until(lambda: len(seen.read_text().splitlines()) == 7, "what happens to be shown")
+        lines = [json.loads(line)["event"] for line in seen.read_text().splitlines()]
+        assert lines[-2:] == ["undrained", "calm"]
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(10) == 130
+
+
+def test_events_of_a_pool_that_never_was_are_not_found(lb: Run) -> None:
+    assert lb("events", "nobody", "--once").returncode == NOT_FOUND
