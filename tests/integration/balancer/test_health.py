@@ -252,6 +252,15 @@ def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: 
     assert (status.state, status.limit, status.instance.current_load) == (InstanceState.PROBING, 1, 0)
 
 
+def test_the_last_that_is_not_on_probation_is_not_ejected(backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05, max_ejected=1.0), backend=backend)
+    register(balancer, 2)
+    fail(balancer, "p0", 1)
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    fail(balancer, "p1", 3)
+    assert status_of(balancer, "p1").state is InstanceState.UP
+
+
 def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05), backend=backend)
     register(balancer, 2)

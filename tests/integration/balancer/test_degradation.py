@@ -1,0 +1,203 @@
+"""What callers get when there is too little: other pools, and answers while the server is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf, BackendUnavailable, NoCapacity, keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import LoadBalancer, LoadBalancingStrategy
+from agentperf_redis.errors import InvalidArgument
+from tests.conftest import Call
+from tests.servers import Raw, Server, wait_until
+
+DEADLINE_S = 1.0
+
+
+@pytest.fixture
+def balancer(backend: Backend) -> LoadBalancer:
+    made = LoadBalancer(backend=backend)
+    for kind in ("planner", "generalist", "anybody"):
+        made.register_instance(AgentInstance(f"{kind}-1", kind, max_capacity=1, labels=frozenset({kind[0]})))
+    return made
+
+
+# Other pools
+
+
+@pytest.mark.every_server
+def test_other_pools_are_tried_in_their_order(call: Call, balancer: LoadBalancer) -> None:
+    others = ("generalist", "anybody")
+    held = [call(balancer, "acquire", "planner", fallback=others) for _ in range(4)]
+    assert [each.agent_type if each else None for each in held] == ["planner", *others, None]
+    for each in held[:3]:
+        assert call(balancer, "release", each)
+    assert [pool.current_load for pool in balancer.status()] == [0, 0, 0]
+    with call.inside(balancer, "lease", "nobody", fallback=["anybody"]) as lease:
+        assert (lease.agent_type, lease.instance_id) == ("anybody", "anybody-1")
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "nobody", fallback=["nobody else"]):
+        pass
+    assert caught.value.agent_type == "nobody"
+
+
+def test_labels_and_affinity_hold_in_other_pools_and_the_strategy_is_their_own(call: Call, backend: Backend) -> None:
+    sticky = LoadBalancer("consistent_hash", backend=backend)
+    for number in range(8):
+        labels = frozenset({"gpu", "fr"} if number < 4 else {"gpu"})
+        sticky.register_instance(AgentInstance(f"s{number}", "sticky", max_capacity=50, labels=labels))
+    busy = LoadBalancer("random", backend=backend)
+    busy.register_instance(AgentInstance("b", "busy", max_capacity=1))
+    wish: dict[str, Any] = {"require": {"gpu", "fr"}, "affinity": "session 7", "fallback": ("sticky",)}
+    seen = []
+    for _ in range(6):
+        instance = call(busy, "acquire", "busy", **wish)
+        seen.append(instance.id)
+        call(busy, "release", instance)
+    assert len(set(seen)) == 1
+    assert seen[0] in {"s0", "s1", "s2", "s3"}
+    assert call(sticky, "select_instance", "sticky", require={"gpu", "fr"}, affinity="session 7").id == seen[0]
+    homes = {
+        call(sticky, "select_instance", "sticky", require={"gpu", "fr"}, affinity=f"session {number}").id
+        for number in range(40)
+    }
+    assert homes == {"s0", "s1", "s2", "s3"}
+    assert busy.strategy is LoadBalancingStrategy.RANDOM
+
+
+def test_who_waits_gets_what_is_free_elsewhere_when_time_is_up(call: Call, balancer: LoadBalancer) -> None:
+    held = [call(balancer, "acquire", kind) for kind in ("planner", "generalist")]
+    freed = threading.Timer(0.1, balancer.release, [held[1]])
+    freed.start()
+    begin = time.monotonic()
+    instance = call(balancer, "acquire", "planner", wait=0.4, fallback=("generalist",))
+    assert instance.agent_type == "generalist"
+    assert time.monotonic() - begin >= 0.4
+    freed.join()
+    back = threading.Timer(0.1, balancer.release, [held[0]])
+    back.start()
+    mine = call(balancer, "acquire", "planner", wait=5.0, fallback=("generalist",))
+    assert mine.agent_type == "planner"
+    back.join()
+    for each in (instance, mine):
+        call(balancer, "release", each)
+
+
+@pytest.mark.parametrize("fallback", ["generalist", [""], 5, [None]])
+def test_other_pools_that_cannot_be_are_refused(call: Call, balancer: LoadBalancer, fallback: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        call(balancer, "acquire", "planner", fallback=fallback)
+    assert caught.value.argument == "fallback"
+
+
+# The server is away
+
+
+@pytest.fixture
+def nowhere(connect: Callable[..., Backend]) -> Backend:
+    return connect("redis://127.0.0.1:1/0", deadline=0.1)
+
+
+def test_by_default_callers_are_told(call: Call, nowhere: Backend) -> None:
+    balancer = LoadBalancer(backend=nowhere)
+    for method in ("acquire", "select_instance"):
+        with pytest.raises(BackendUnavailable):
+            call(balancer, method, "planner")
+    with pytest.raises(BackendUnavailable), call.inside(balancer, "lease", "planner"):
+        pass
+
+
+def test_or_they_get_nothing(call: Call, nowhere: Backend) -> None:
+    balancer = LoadBalancer(on_unavailable="none", backend=nowhere)
+    assert call(balancer, "acquire", "planner", wait=30, fallback=("generalist",)) is None
+    assert call(balancer, "select_instance", "planner") is None
+    assert call(balancer, "release", None) is False
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
+        pass
+    assert "cannot be reached" in caught.value.reason
+    assert caught.value.retry_after == 1.0
+    with pytest.raises(BackendUnavailable):  # what is no question of capacity is no different
+        call(balancer, "status")
+
+
+def test_a_policy_that_cannot_be_is_refused(perf: AgentPerf) -> None:
+    for given in ("local", None, True):
+        with pytest.raises(InvalidArgument) as caught:
+            perf.balancer(on_unavailable=given)  # type: ignore[arg-type]
+        assert caught.value.argument == "on_unavailable"
+    assert perf.balancer(on_unavailable="none") is perf.balancer(on_unavailable="none")
+    assert perf.balancer(on_unavailable="none") is not perf.balancer()
+
+
+@pytest.mark.servers("valkey", "redis70", "redis82")
+@pytest.mark.parametrize("policy", ["raise", "none"])
+def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_behind(
+    own_server: Server, connect: Callable[..., Backend], namespace: str, policy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "agentperf_redis")
+    balancer = LoadBalancer(on_unavailable=policy, backend=connect(own_server.url, deadline=DEADLINE_S))
+    for number in range(4):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=5))
+    kept = [balancer.acquire("planner") for _ in range(3)]
+    answers: list[tuple[float, float, str]] = []
+    over = threading.Event()
+
+    def caller() -> None:
+        while not over.is_set():
+            begin = time.monotonic()
+            try:
+                instance = balancer.acquire("planner")
+                what = "granted" if instance else "none"
+                balancer.release(instance)
+            except BackendUnavailable:
+                what = "raised"
+            answers.append((begin, time.monotonic() - begin, what))
+            time.sleep(0.005)
+
+    callers = [threading.Thread(target=caller) for _ in range(8)]
+    for each in callers:
+        each.start()
+    wait_until(lambda: len(answers) > 50, "calls")
+    stopped = time.monotonic()
+    own_server.pause()
+    time.sleep(5.0)
+    own_server.resume()
+    resumed = time.monotonic()
+    wait_until(lambda: any(what == "granted" and at > resumed for at, _, what in answers[-200:]), "calls to go through")
+    recovered = time.monotonic() - resumed
+    time.sleep(0.2)
+    over.set()
+    for each in callers:
+        each.join(DEADLINE_S * 3)
+        assert not each.is_alive()
+
+    meanwhile = [(took, what) for at, took, what in answers if stopped + 0.1 < at < resumed - DEADLINE_S]
+    # An acquire and the release of what it got are two commands, each with its deadline.
+    assert max(took for _, took, _ in answers) < 2 * DEADLINE_S + 0.5
+    assert {what for _, what in meanwhile} == {"raised" if policy == "raise" else "none"}
+    assert len(meanwhile) > 8
+    assert recovered < 1.0
+    with own_server.client() as raw:
+        judge_load(raw, namespace, len(kept))
+    for instance in kept:
+        assert instance is not None
+        assert balancer.release(instance)
+    assert any("unavailable" in text or "answer" in text for text in caplog.messages)
+
+
+def judge_load(raw: Raw, namespace: str, held: int) -> None:
+    """Wait until what is counted as load is what is held: what was asked for in vain is given back in the background."""
+    state = keys.pool(namespace, "planner").state
+
+    def counts() -> tuple[int, int, int]:
+        fields = raw.hgetall(state)
+        leases = sum(name[0] == "@" and record[0] in "LG" for name, record in fields.items())
+        loads = sum(int(record.split(" ")[0]) for name, record in fields.items() if name[0] not in "@#+")
+        return leases, loads, int(fields["#load"])
+
+    wait_until(lambda: counts() == (held, held, held), f"load to be the {held} live leases")
