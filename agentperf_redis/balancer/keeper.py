@@ -195,6 +195,8 @@ class Keeper:
                     del self.registered[pool.agent_type, name]
         for name in lost:
             yield from self._registration(pool, name)
+        if lost:
+            _log.warning("registered %d instances of %s again, which the server had lost", len(lost), pool.agent_type)
         return any(of == pool.agent_type for of, _ in list(self.registered))
 
     def amend(

@@ -201,3 +201,17 @@ def judge_load(raw: Raw, namespace: str, held: int) -> None:
         return leases, loads, int(fields["#load"])
 
     wait_until(lambda: counts() == (held, held, held), f"load to be the {held} live leases")
+
+
+def test_instances_that_a_server_lost_are_registered_again_and_that_is_logged(
+    own_server: Server, connect: Callable[..., Backend], caplog: pytest.LogCaptureFixture
+) -> None:
+    balancer = LoadBalancer(on_unavailable="none", backend=connect(own_server.url, deadline=DEADLINE_S))
+    for number in range(3):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner"))
+    with own_server.client() as client:
+        client.flushall()
+    wait_until(lambda: balancer.acquire("planner") is not None, "a lease again")
+    (pool,) = balancer.status("planner")
+    assert len(pool.instances) == 3
+    assert "registered 3 instances of planner again, which the server had lost" in caplog.messages

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -142,3 +145,12 @@ def test_a_pool_without_instances_renders_as_the_reference_does() -> None:
         "load_percentage": "0%",
         "instances_detail": [],
     }
+
+
+def test_the_readme_lists_the_default_settings() -> None:
+    text = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    table = re.findall(
+        r"^\| `(\w+)` \| ([\w.]+) \| \S", text[text.index("| setting | default | why |") :], re.MULTILINE
+    )
+    listed = {name: default for name, default in table if name in PoolSettings.__dataclass_fields__}
+    assert listed == {name: str(value) for name, value in asdict(PoolSettings()).items()}
