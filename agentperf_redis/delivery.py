@@ -105,7 +105,7 @@ class ExchangeFailed(Exception):
         self.error = error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each command, and that doubles what it takes
 class Exchange:
     """Send `payload` to `node` and return its `count` replies, all within `timeout_s` seconds."""
 
@@ -166,29 +166,31 @@ def deliver(
         breaker: knows which nodes are not worth asking; None asks all.
         now: the clock.
     """
-    post = _Post(topology, now() + deadline_s, settle, now)
-    waiting = [_Item(index, command) for index, command in enumerate(commands)]
-    if breaker is not None and breaker.open:
-        waiting = [item for item in waiting if not _refused(item, breaker, post)]
+    end = now() + deadline_s
+    waiting: list[_Item] = []
     rests = 0
-    if len(waiting) == 1 and len(commands) == 1 and not topology.doubtful:
+    alone = commands[0] if len(commands) == 1 and not topology.doubtful and not (breaker and breaker.open) else None
+    node = topology.node_for(alone.keys[0] if alone.keys else None) if alone is not None else None
+    if alone is not None and node is not None:
         # The usual case in a straight line; what comes of it otherwise goes the general way.
-        command = commands[0]
-        node = topology.node_for(command.keys[0] if command.keys else None)
-        if node is not None:
-            broken, replies = None, ()
-            try:
-                replies = yield Exchange(node, pack_call(command, by_source=False, again=False), 1, post.patience())
-            except ExchangeFailed as failed:
-                broken = failed
-            else:
-                if not isinstance(replies[0], ServerError):
-                    settle(0, _decoded(command, replies[0]))
-                    return
-            items, waiting = waiting, []
-            yield from _take(node, items, replies, broken, post, waiting)
-            if waiting and not waiting[0].at_once:
-                yield Rest(random.uniform(0, min(_FIRST_REST_S, max(0.0, post.left()))))
+        broken, replies = None, ()
+        try:
+            replies = yield Exchange(node, pack_call(alone, by_source=False, again=False), 1, _patience(deadline_s))
+        except ExchangeFailed as failed:
+            broken = failed
+        else:
+            if not isinstance(replies[0], ServerError):
+                settle(0, _decoded(alone, replies[0]))
+                return
+        post = _Post(topology, end, settle, now)
+        yield from _take(node, [_Item(0, alone)], replies, broken, post, waiting)
+        if waiting and not waiting[0].at_once:
+            yield Rest(random.uniform(0, min(_FIRST_REST_S, max(0.0, post.left()))))
+    else:
+        post = _Post(topology, end, settle, now)
+        waiting = [_Item(index, command) for index, command in enumerate(commands)]
+        if breaker and breaker.open:
+            waiting = [item for item in waiting if not _refused(item, breaker, post)]
     while waiting:
         if post.left() <= 0:
             for item in waiting:
@@ -213,6 +215,10 @@ def _refused(item: _Item, breaker: Breaker, post: _Post) -> bool:
     return refusal is not None
 
 
+def _patience(left_s: float) -> float:
+    return left_s / 2 if left_s > _SPLIT_ABOVE_S else left_s
+
+
 class _Post:
     """What one delivery has at hand."""
 
@@ -228,8 +234,7 @@ class _Post:
 
     def patience(self) -> float:
         """Seconds for the next attempt."""
-        left = max(0.001, self.left())
-        return left / 2 if left > _SPLIT_ABOVE_S else left
+        return _patience(max(0.001, self.left()))
 
     def give_up(self, item: _Item, reason: str, error: AgentPerfError | None = None) -> None:
         """Settle with what is known."""
