@@ -306,16 +306,16 @@ def test_a_busy_process_says_that_it_is_busy(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets that were just being opened
 def test_interrupts_at_any_moment_neither_crash_nor_lock(backend: Backend, namespace: str) -> None:
-    """A signal handler that raises, as Ctrl-C's does: hundreds of times, wherever it hits."""
+    """A signal handler that raises, as Ctrl-C's does: a hundred times, wherever it hits."""
 
     class Interrupted(BaseException):
         pass
 
-    armed = threading.Event()
+    armed = [False]  # no Event: an interruption within its own lock would be the test's trouble, not the library's
 
     def interrupt(*_: object) -> None:
-        if armed.is_set():
-            armed.clear()  # not while the interruption is being taken
+        if armed[0]:
+            armed[0] = False  # not while the interruption is being taken
             raise Interrupted
 
     other = [0]
@@ -330,15 +330,15 @@ def test_interrupts_at_any_moment_neither_crash_nor_lock(backend: Backend, names
     thread.start()
     before = signal.signal(signal.SIGALRM, interrupt)
     hits = 0
-    end = time.monotonic() + 2.0
+    end = time.monotonic() + 30.0
     signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
     try:
-        while time.monotonic() < end:
+        while hits < 100 and time.monotonic() < end:
             try:
-                armed.set()
-                while time.monotonic() < end:
+                while hits < 100 and time.monotonic() < end:
+                    armed[0] = True  # each time: one that hits a destructor is reported, not raised
                     backend.run(add(namespace))
-                armed.clear()
+                    armed[0] = False
             except Interrupted:
                 hits += 1
     finally:
@@ -348,7 +348,7 @@ def test_interrupts_at_any_moment_neither_crash_nor_lock(backend: Backend, names
     wait_until(lambda: other[0] > seen + 10, "the other thread to go on")
     stop.set()
     thread.join()
-    assert hits > 50
+    assert hits == 100
     for _ in range(100):
         backend.run(add(namespace))
 
