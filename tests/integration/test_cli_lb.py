@@ -210,16 +210,22 @@ def test_events_are_shown_and_followed(
     assert pool["panic_s"] is not None
 
     seen = tmp_path / "seen"
-    program = [sys.executable, "-c", "from agentperf_redis.cli import main; main()", "lb", "events", "planner"]
+    # A session that runs in the background of a shell has its children ignore interrupts.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from agentperf_redis.cli import main; main()"
+    program = [sys.executable, "-c", code, "lb", "events", "planner", "--json"]
     place = {**os.environ, "AGENTPERF_REDIS_URL": server.url, "AGENTPERF_NAMESPACE": namespace}
-    with seen.open("w") as file, subprocess.Popen([*program, "--json"], stdout=file, env=place) as follower:
-        wait_until(lambda: len(seen.read_text().splitlines()) == 5, "what there is to be shown", patience=20.0)
-        balancer.undrain("planner", "p1")
-        wait_until(lambda: len(seen.read_text().splitlines()) == 7, "what happens to be shown")
-        lines = [json.loads(line)["event"] for line in seen.read_text().splitlines()]
-        assert lines[-2:] == ["undrained", "calm"]
-        follower.send_signal(signal.SIGINT)
-        assert follower.wait(10) == 130
+    with seen.open("w") as file, subprocess.Popen(program, stdout=file, env=place) as follower:
+        try:
+            wait_until(lambda: len(seen.read_text().splitlines()) == 5, "what there is to be shown", patience=20.0)
+            balancer.undrain("planner", "p1")
+            wait_until(lambda: len(seen.read_text().splitlines()) == 7, "what happens to be shown")
+            lines = [json.loads(line)["event"] for line in seen.read_text().splitlines()]
+            assert lines[-2:] == ["undrained", "calm"]
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(10) == 130
+        finally:
+            follower.kill()
 
 
 def test_events_of_a_pool_that_never_was_are_not_found(lb: Run) -> None:
