@@ -70,7 +70,9 @@ class Refresher:
         self._tasks.add(task)  # the loop itself holds tasks weakly
 
         def ended(_: object) -> None:
-            self._tasks.discard(task)
+            with self._lock:
+                self._tasks.discard(task)
+                self._idle.notify_all()
             self._leave(subject)
 
         task.add_done_callback(ended)
@@ -104,15 +106,27 @@ class Refresher:
                 self._leave(subject)
 
     def _finish(self) -> None:
-        """Before the connections go: begin nothing more, and let what runs come to its end if it is short."""
+        """Before the connections go: begin nothing more, cancel tasks, and let functions end that are short."""
+        here = _running_loop()
         with self._lock:
             self._closed = True
             self._jobs.clear()
-            self._idle.wait_for(lambda: not self._threads, _CLOSE_S)
+            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # of this one nothing moves now
+            for task in self._tasks:
+                if not task.get_loop().is_closed():
+                    task.get_loop().call_soon_threadsafe(task.cancel)
+            self._idle.wait_for(lambda: not self._threads and all(task.done() for task in elsewhere), _CLOSE_S)
 
     def after_fork(self) -> None:
         """In the child: threads and tasks are the parent's."""
         self._start_empty()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 _refreshers: weakref.WeakSet[Refresher] = weakref.WeakSet()

@@ -74,7 +74,7 @@ end
 function I.text(number) return string.format('%d', number) end
 -- The part of the cache that `share` and `step` speak of: all of it, or what there is of it.
 function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
-function I.step() return math.max(1, math.min(I.total, I.n) * 0.01) end
+function I.step() return math.max(1, math.min(I.total, I.n) * 0.015) end
 
 -- Frequency now of an entry whose score was written at clock `at` with frequency f.
 function I.aged(f, at)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import os
+import random
 import statistics
 import threading
 import time
@@ -25,7 +27,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, cached
 from agentperf_redis.cache import commands as cache_commands
 from agentperf_redis.cache.model import Policy
-from agentperf_redis.cache.outbox import NO_REPORT
+from agentperf_redis.cache.outbox import NO_REPORT, Report
 from agentperf_redis.command import Batch
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
@@ -41,6 +43,9 @@ LAST_WAITER_GOAL_S = 0.05
 MEMORY_GOAL_BYTES = {"Valkey": 1.3 * 1360, "Redis": 1.3 * 1750}
 """Bytes per entry of 1 KB."""
 PROCESSES, TASKS, WORK_S = 8, 50, 0.2
+READS = 64
+TOUCH_GOAL = 2.1
+"""Times an LRU's, whose touches neither read nor write a frequency."""
 VALUE = "x" * 100
 
 
@@ -346,6 +351,7 @@ def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[R
                 pipe.execute_command("EVALSHA", bare_sha, 14, *["{b}"] * 14, *["x"] * 16)
             pipe.execute()
 
+    lru_touches: dict[int, float] = {}
     for policy in Policy:
         caches = {size: LRUCache(size, name=f"{policy.value}{size}", policy=policy, backend=backend) for size in sizes}
         names = {size: (f"key{number}" for number in range(10**9)) for size in sizes}
@@ -374,9 +380,35 @@ def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[R
                 reference, ratio = f"the same at {sizes[0]:,}: {smallest:.3g} us", mine / smallest
             work = f"put + 1 eviction, {server}, {policy.value}, {size:,}"
             yield Row(work, f"{mine:.3g} us", reference, ratio, limit, ratio <= goal)
+        work = f"touch, each of {READS} reads, {server}, {policy.value}"
+        yield from touches(bench, backend, client, caches, lru_touches, work)
         for cache in caches.values():
             cache.clear()
             cache.sweep()
+
+
+def touches(
+    bench: Bench, backend: Backend, client: Any, caches: dict[int, LRUCache], lru: dict[int, float], work: str
+) -> Iterator[Row]:
+    """Server time of each read in a report of 64, in full caches; `lru` takes, or has, an LRU's."""
+    chance, calls, seq = random.Random(1), 200 if bench.full else 50, itertools.count(1)
+    took: dict[int, list[float]] = {size: [] for size in caches}
+    held = {size: cache.keys() for size, cache in caches.items()}
+    for _ in range(bench.rounds):
+        for size, cache in caches.items():
+            reads = (tuple((name, 1) for name in chance.sample(held[size], READS)) for _ in range(calls))
+            reports = (Report(next(seq), 0, 0, 0, each) for each in reads)
+            batch = Batch(tuple(cache_commands.touch(cache._binding.keys, "bench", report) for report in reports))
+            took[size].append(server_us(client, Script("cache/touch"), lambda batch=batch: backend.run(batch)) / READS)  # type: ignore[misc]
+    for size, each in took.items():
+        mine = statistics.median(each)
+        if size in lru:
+            reference, ratio = f"lru {lru[size]:.3g} us", mine / lru[size]
+            goal, met = f"<= {TOUCH_GOAL} x", ratio <= TOUCH_GOAL
+            yield Row(f"{work}, {size:,}", f"{mine:.3g} us", reference, ratio, goal, met)
+        else:
+            lru[size] = mine
+            yield Row(f"{work}, {size:,}", f"{mine:.3g} us", "", None, "", None)
 
 
 def crowd(url: str, name: str) -> tuple[int, float, float]:

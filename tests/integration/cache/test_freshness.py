@@ -316,6 +316,34 @@ def test_bad_options_are_refused_before_anything_is_sent(
     assert not list(raw.scan_iter(match=f"{namespace}:*"))
 
 
+def test_closing_cancels_what_a_loop_refreshes(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = LRUCache(backend=backend)
+
+    async def scene() -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> str:
+            begun.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+            return "late"
+
+        await cache.aio.get_or_compute("k", lambda: "old", 60, soft_ttl=0.02)
+        await asyncio.sleep(0.03)
+        assert await cache.aio.get_or_compute("k", slow, 60, soft_ttl=0.02) == "old"
+        await asyncio.wait_for(begun.wait(), 10)
+        await backend.aclose()
+        await asyncio.wait_for(ended.wait(), 2)
+
+    runner.run(scene())
+    assert raw.exists(where(namespace, "l:k")) == 0, "the lease was given back while there was a connection"
+    assert caplog.records == []
+
+
 def test_closing_does_not_wait_for_a_slow_refresh_nor_does_a_forked_child(
     server: Server, connect: Callable[..., Backend]
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 HOT, WARM, COLD, NEW = range(4)
-WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.01, 0.1, 0.075
+WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.015, 0.1, 0.075
 GHOSTS, LEAST_GHOSTS = 2, 16
 SAMPLE = 10
 """Accesses, in times of the cache's size, after which frequencies are halved."""
