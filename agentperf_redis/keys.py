@@ -114,6 +114,7 @@ class PoolKeys:
     ring: str
     checks: str
     events: str
+    away: str
 
     @property
     def core(self) -> tuple[str, ...]:
@@ -130,7 +131,7 @@ class PoolKeys:
         return f"{self.ready}@{encoded(label)}"
 
 
-_POOL_PARTS = ("state", "ready", "due", "waitq", "ids", "ring", "checks", "events")
+_POOL_PARTS = ("state", "ready", "due", "waitq", "ids", "ring", "checks", "events", "away")
 
 
 def pool(namespace: str, agent_type: str) -> PoolKeys:

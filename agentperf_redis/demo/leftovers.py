@@ -35,7 +35,8 @@ def _keys(namespace: str) -> Iterator[str]:
     yield keys.meta(namespace)
     yield keys.resources(namespace)
     for agent in AGENTS:
-        yield from keys.pool(namespace, agent).all
+        pool = keys.pool(namespace, agent)
+        yield from (*pool.all, pool.checks, pool.events, pool.away)
         shard, series = keys.metrics_shard(agent), keys.metrics_series(agent)
         yield keys.metrics_agents(namespace, shard)
         yield keys.metrics_settings(namespace, shard)
