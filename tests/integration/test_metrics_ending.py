@@ -27,6 +27,8 @@ SLACK_S = 0.7
 """What a busy machine may add to a bound."""
 
 SCRIPT = """
+import time
+
 from agentperf_redis import AgentPerf, track_performance
 
 perf = AgentPerf({url!r}, namespace={namespace!r})
@@ -39,8 +41,10 @@ def plan():
 
 for _ in range(3):
     plan()
+print(time.monotonic())
 {rest}
 """
+"""Says when it begins to end, by a clock that the processes of a machine share."""
 
 
 def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess[str]:
@@ -56,10 +60,9 @@ def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("rest", ["", "perf.close()"])
 def test_a_program_with_a_wrong_url_says_so_and_ends_as_it_would(namespace: str, rest: str) -> None:
-    begin = time.monotonic()
     done = run("redis://me:hunter2@127.0.0.1:1/0", namespace, rest)
-    assert time.monotonic() - begin < 2.0 + 1.5, "two seconds, and what an interpreter takes to start"
-    assert (done.returncode, done.stdout) == (0, "")
+    assert time.monotonic() - float(done.stdout) < 2.0 + SLACK_S
+    assert done.returncode == 0
     assert re.search(r"RuntimeWarning: 3 executions were not counted: .*redis://me:\*+@127\.0\.0\.1:1/0", done.stderr)
     assert done.stderr.count("RuntimeWarning") == 1
     assert "hunter2" not in done.stderr
@@ -67,7 +70,7 @@ def test_a_program_with_a_wrong_url_says_so_and_ends_as_it_would(namespace: str,
 
 def test_a_program_whose_records_are_counted_says_nothing(server: Server, namespace: str, raw: Raw) -> None:
     done = run(server.url, namespace)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stderr) == (0, "")
     assert raw.keys(f"{namespace}:*:total:planner")
 
 
