@@ -20,7 +20,7 @@ from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingS
 from agentperf_redis.balancer.commands import ANY, Granted, Pool
 from agentperf_redis.command import Batch, Command
 from agentperf_redis.script import Script
-from tests.benchmarks import least_busy
+from tests.benchmarks import health, least_busy
 from tests.benchmarks.measure import Bench, Row, Work, micros
 from tests.servers import Server, program
 
@@ -58,6 +58,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     yield from memory(bench, backend)
     yield from hand_off(bench)
     yield saturated(bench)
+    yield from health.rows(bench, backend)
     backend.close()
 
 
