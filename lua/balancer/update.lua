@@ -64,7 +64,8 @@ for flag, kinds in pairs(events) do
 end
 if string.find(OFF, '[eh]') then
   r.fails = 0
-  call('ZREM', DUE, 'E:' .. ID)
+  if r.more then r.more.checks = 0 end
+  call('ZREM', DUE, 'E:' .. ID, 'V:' .. ID)
 end
 if WEIGHT ~= '-' then r.weight = WEIGHT end
 if LABELS ~= '-' then all.relabel(r, LABELS == '' and '-' or LABELS) end

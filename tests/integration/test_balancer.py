@@ -13,7 +13,14 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer import AgentInstance, LoadBalancer, LoadBalancingStrategy, Outcome, commands
+from agentperf_redis.balancer import (
+    AgentInstance,
+    LoadBalancer,
+    LoadBalancingStrategy,
+    Outcome,
+    PoolSettings,
+    commands,
+)
 from agentperf_redis.errors import CorruptState, InvalidArgument, LeaseLost, NoCapacity, SchemaMismatch
 from tests.conftest import Call
 from tests.servers import Raw, wait_until
@@ -410,21 +417,24 @@ def test_snapshots_say_how_to_change_what_they_show(call: Call, balancer: LoadBa
 # What something else wrote
 
 
-@pytest.mark.parametrize("part", ["state", "ready", "due", "waitq", "ids", "ring"])
+@pytest.mark.parametrize("part", ["state", "ready", "due", "waitq", "ids", "ring", "away", "checks", "events"])
 def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, part: str
 ) -> None:
     register(call, balancer, 2)
     held = acquire(call, balancer, "planner")
-    poisoned = getattr(pool, part)
+    poisoned = f"{pool.tag}:{part}"
     raw.delete(poisoned)
     raw.set(poisoned, "poison")
 
     def everything() -> dict[str, Any]:
-        return {key: raw.dump(key) if key == poisoned else repr(read(key)) for key in pool.all if raw.exists(key)}
+        return {key: raw.dump(key) if key == poisoned else repr(read(key)) for key in raw.scan_iter(f"{pool.tag}:*")}
 
     def read(key: str) -> Any:
-        return raw.hgetall(key) if raw.type(key) == "hash" else raw.zrange(key, 0, -1, withscores=True)
+        kind = raw.type(key)
+        if kind == "zset":
+            return raw.zrange(key, 0, -1, withscores=True)
+        return raw.hgetall(key) if kind == "hash" else raw.xrange(key)
 
     before = everything()
     attempts: list[tuple[str, tuple[Any, ...]]] = [
@@ -438,6 +448,7 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
         ("get_status", ()),
         ("leases", ("planner",)),
         ("repair", ("planner",)),
+        ("configure", ("planner", PoolSettings(eject_after=3))),
         ("wait_until_idle", ("planner", "p0")),
     ]
     failed, named = 0, set()
@@ -449,8 +460,9 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
             named.add(error.key)
             assert everything() == before
         before = everything()
-    assert named == {poisoned}
-    assert failed >= (1 if part == "ring" else 2)
+    # Of a key whose name the scripts compute, only the pool is known.
+    assert named == {poisoned if poisoned in pool.all else pool.state}
+    assert failed >= (1 if part in ("ring", "checks") else 2)
 
 
 @pytest.mark.parametrize(
@@ -519,6 +531,7 @@ def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: R
         ("get_status", ()),
         ("leases", ("planner",)),
         ("repair", ("planner",)),
+        ("configure", ("planner", PoolSettings(eject_after=3))),
         ("wait_until_idle", ("planner", "p0")),
     ):
         with pytest.raises(SchemaMismatch):

@@ -471,11 +471,12 @@ def test_a_full_server_still_takes_releases_and_renewals(
 ) -> None:
     balancer = balancer_with(connect(own_server.url))
     lost: list[LeaseLost] = []
-    held = [call(balancer, "acquire", "planner", ttl=1.0, on_lost=lost.append) for _ in range(2)]
+    held = [call(balancer, "acquire", "planner", ttl=1.0, on_lost=lost.append) for _ in range(3)]
     kept += held
     with own_server.client() as raw:
         before = {token: raw.zscore(pool.due, token) for token in leases(raw, pool)}
         raw.config_set("maxmemory", 1)
+        assert call(balancer, "release", held[2], outcome="error") is True
         with pytest.raises(BackendFull):
             call(balancer, "acquire", "planner")
         assert call(balancer, "release", held[0]) is True
