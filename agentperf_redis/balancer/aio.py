@@ -8,7 +8,7 @@ from typing import Any
 
 from agentperf_redis.balancer.blocks import AsyncLeaseBlock
 from agentperf_redis.balancer.checks import run_checks
-from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
+from agentperf_redis.balancer.leasing import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.model import (
     AgentInstance,
     LeaseOnIt,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import NoReturn
 
-from agentperf_redis.balancer import flows
-from agentperf_redis.balancer.flows import Wish
+from agentperf_redis.balancer import leasing
 from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.leasing import Wish
 from agentperf_redis.balancer.requests import Requests
 from agentperf_redis.errors import InvalidArgument
 
@@ -33,7 +33,7 @@ class LeaseBlock:
     ) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            self._backend.run(flows.leave(self._requests.keeper, lease, error))
+            self._backend.run(leasing.leave(self._requests.keeper, lease, error))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `with lb.lease(...) as lease`")
@@ -66,7 +66,7 @@ class AsyncLeaseBlock:
     ) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            await self._backend.arun(flows.leave(self._requests.keeper, lease, error))
+            await self._backend.arun(leasing.leave(self._requests.keeper, lease, error))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")

@@ -11,8 +11,8 @@ from agentperf_redis.backend import Backend, default_backend
 from agentperf_redis.balancer.aio import AsyncLoadBalancer
 from agentperf_redis.balancer.blocks import LeaseBlock
 from agentperf_redis.balancer.checks import Checks
-from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.keeper import keeper_of
+from agentperf_redis.balancer.leasing import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
 from agentperf_redis.balancer.model import (
     AgentInstance,
     LeaseOnIt,

@@ -16,16 +16,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import Pool, Rates, Taken, TooLate
+from agentperf_redis.balancer.commands import Pool, Rates, TooLate
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.model import AgentInstance, LeaseOnIt, LoadBalancingStrategy
+from agentperf_redis.balancer.model import LeaseOnIt
+from agentperf_redis.balancer.registered import Registered, registration
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Batch, Command, Flow
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
@@ -50,27 +51,6 @@ _LOOK_S = 3.0
 """How often to look whether the server still has what this process registered."""
 
 Job = Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """What this process registered, to do it again when the server lost it.
-
-    Attributes:
-        instance: as it is to be: with the changes that this process made since.
-        strategy: wanted.
-        silence_ms: after which it counts as down; 0 when no heartbeats are expected.
-        rates: what it takes a minute.
-        settings: chosen for its pool; None when the pool's own will do.
-        born: when its pool was founded. Another number than the server's tells that the server lost it in between.
-    """
-
-    instance: AgentInstance
-    strategy: LoadBalancingStrategy | None
-    silence_ms: int
-    rates: Rates
-    settings: PoolSettings | None
-    born: int
 
 
 class Keeper:
@@ -443,19 +423,6 @@ class Keeper:
             taken = yield from self.timely(pool, partial(registration, pool, known))
             if (pool.agent_type, instance_id) in self.registered:
                 self.registered[pool.agent_type, instance_id] = replace(known, born=taken.born)
-
-
-def registration(pool: Pool, known: Registered, until_ms: int) -> Command[Taken | TooLate]:
-    """Return the request that registers an instance."""
-    return commands.register(
-        pool,
-        known.instance,
-        known.strategy,
-        known.silence_ms,
-        until_ms,
-        rates=known.rates,
-        settings=known.settings,
-    )
 
 
 def keeper_of(backend: Backend) -> Keeper:

@@ -12,12 +12,12 @@ from typing import Literal, TypeVar
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer import commands, flows
+from agentperf_redis.balancer import commands, flows, leasing
 from agentperf_redis.balancer.checks import Checking
 from agentperf_redis.balancer.commands import Choice, Pool, Rates
-from agentperf_redis.balancer.flows import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
-from agentperf_redis.balancer.keeper import Keeper, Registered
+from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.leasing import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
 from agentperf_redis.balancer.model import (
     MAX_WEIGHT,
     AgentInstance,
@@ -30,6 +30,7 @@ from agentperf_redis.balancer.model import (
     Repaired,
     checked_labels,
 )
+from agentperf_redis.balancer.registered import Registered
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.balancer.waiting import Lines
 from agentperf_redis.command import Flow
@@ -201,11 +202,11 @@ class Requests:
 
     def acquire(self, agent_type: str, wish: Wish) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.acquire`."""
-        return self._or_none(flows.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish), None)
+        return self._or_none(leasing.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish), None)
 
     def enter(self, pool: Pool, wish: Wish) -> Flow[Lease]:
         """Lease one unit for a block, or raise NoCapacity."""
-        entering = flows.enter(self.keeper, self.lines, pool, wish)
+        entering = leasing.enter(self.keeper, self.lines, pool, wish)
         return entering if self.on_unavailable == "raise" else _or_no_capacity(pool, entering)
 
     def _or_none(self, asking: Flow[T], instead: T) -> Flow[T]:
@@ -221,7 +222,7 @@ class Requests:
     ) -> Flow[bool]:
         """See `LoadBalancer.release`."""
         if instance is None:
-            return flows.release_nothing()
+            return leasing.release_nothing()
         lease = instance.lease if isinstance(instance, AgentInstance) else instance
         if not isinstance(lease, Lease):
             raise InvalidArgument("instance", instance, "an instance from acquire, which carries its lease, or a Lease")
@@ -231,7 +232,7 @@ class Requests:
         took = None if response_time is None else arguments.seconds("response_time", response_time, least=0.0)
         if tokens is not None:
             lease.tokens_used = arguments.count("tokens", tokens, least=0)
-        return self._or_none(flows.release(self.keeper, lease, checked, took), False)
+        return self._or_none(leasing.release(self.keeper, lease, checked, took), False)
 
     def leases(self, agent_type: str) -> Flow[PoolLeases]:
         """See `LoadBalancer.leases`."""
