@@ -64,9 +64,9 @@ def compute(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[
         try:
             answer = backend.run(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
         except BackendUnavailable:
-            if flight.on_unavailable is WithoutServer.RAISE:
+            if flight.on_unavailable is WithoutServer.RAISE or not backend.closed:
                 raise
-            answer = flight.turn_alone(wanted.key)  # closed: the flow did not begin
+            answer = flight.turn_alone(wanted.key)  # the flow did not begin
         if isinstance(answer, Turn):
             return _carry_out(backend, flows, chores, wanted, answer)
         value, stale = answer.value, answer.stale
@@ -85,7 +85,7 @@ async def compute_async(
         try:
             answer = await backend.arun(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
         except BackendUnavailable:
-            if flight.on_unavailable is WithoutServer.RAISE:
+            if flight.on_unavailable is WithoutServer.RAISE or not backend.closed:
                 raise
             answer = flight.turn_alone(wanted.key)
         if isinstance(answer, Turn):

@@ -98,7 +98,7 @@ class SingleFlight:
                     if served is not None:
                         return served
                     look = False
-            answer: Answer | None = None
+            answer: Answer | Crashed | None = None
             try:
                 answer = yield from self._turn(name, key, look=look)
             finally:  # what another computes for us is a hit, the one that saves most
@@ -119,6 +119,8 @@ class SingleFlight:
             self._complain(error)
             return self._turn_alone(name, key)
         else:
+            if isinstance(answer, Crashed):  # here, since it may be of any class, ours included
+                raise answer.error
             return answer
         return (yield from self._without_server(name, key, freshness, look=look))
 
@@ -195,7 +197,7 @@ class SingleFlight:
     def _turn_alone(self, name: str, key: str) -> Turn:
         return Turn(self.binding, name, key, "", self.lease_ms, None)
 
-    def _turn(self, name: str, key: str, *, look: bool) -> Flow[Answer]:
+    def _turn(self, name: str, key: str, *, look: bool) -> Flow[Answer | Crashed]:
         flights = self.binding.flights
         while True:
             flight, asked = flights.join(name)
@@ -216,8 +218,8 @@ class SingleFlight:
             match flight.outcome:
                 case Landed(data, cost_ms) if asked < flight.asked:
                     return Served(self.reader.codec.decode(data), cost_ms)
-                case Crashed(original):
-                    raise original
+                case Crashed() as crashed:
+                    return crashed
                 case Unreachable(unavailable):
                     raise unavailable
                 case Uncacheable():

@@ -71,6 +71,29 @@ def test_without_a_server_tasks_share_one_computation_and_its_error(
     assert calls == [1]
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_an_error_of_the_function_is_told_to_all_also_if_it_is_of_our_classes(
+    connect: Callable[..., Backend], server: Server, away: bool
+) -> None:
+    """A function may ask another server, which is away: that is no reason for all to call it in turn."""
+    cache = LRUCache(backend=connect(NOWHERE, deadline=0.2) if away else connect(server.url))
+    calls: list[int] = []
+
+    def work() -> int:
+        calls.append(1)
+        time.sleep(0.6)
+        raise BackendUnavailable("another", "not_applied", "down")
+
+    def ask(_: int) -> str:
+        with pytest.raises(BackendUnavailable) as raised:
+            cache.get_or_compute("k", work)
+        return raised.value.address
+
+    with ThreadPoolExecutor(10) as threads:
+        assert list(threads.map(ask, range(10))) == ["another"] * 10
+    assert calls == [1]
+
+
 def test_it_may_be_an_error_that_the_server_is_away(call: Call, connect: Callable[..., Backend]) -> None:
     cache = LRUCache(on_unavailable="raise", backend=connect(NOWHERE, deadline=0.2))
     with pytest.raises(BackendUnavailable):
