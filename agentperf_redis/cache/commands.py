@@ -130,12 +130,12 @@ class NewerSchema:
 
 def read(keys: CacheKeys, name: str) -> Command[list[bytes | None]]:
     """Read an entry and the generation, in one round trip and without a write."""
-    return Command("MGET", (keys.entry_prefix + name, keys.gen), (), _texts)
+    return Command("MGET", (keys.entry_prefix + name, keys.gen), (), texts)
 
 
 def read_many(keys: CacheKeys, names: list[str]) -> Command[list[bytes | None]]:
     """Read at most MAX_KEYS entries and, last, the generation."""
-    return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.gen), (), _texts)
+    return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.gen), (), texts)
 
 
 def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
@@ -145,14 +145,14 @@ def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
         try:
             return max(int(float(mark)) for mark in (*reply, 0) if mark is not None)
         except (OverflowError, TypeError, ValueError):
-            raise _unexpected(keys.tags, reply) from None
+            raise unexpected(keys.tags, reply) from None
 
     return Command("ZMSCORE", (keys.tags,), tags, decode)
 
 
 def generation(keys: CacheKeys) -> Command[bytes | None]:
     """Read the generation."""
-    return Command("MGET", (keys.gen,), (), lambda reply: _texts(reply)[0])
+    return Command("MGET", (keys.gen,), (), lambda reply: texts(reply)[0])
 
 
 def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[Found | NoSettings]:
@@ -166,7 +166,7 @@ def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[F
                 return None, None
             case [0]:
                 return NO_SETTINGS
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     return Command(_GET_STRICT, (*_index(keys), keys.entry_prefix + name, keys.gen), (name, int(miss)), decode)
 
@@ -223,7 +223,7 @@ def put(
                 return PutReply(PutOutcome(status))
             case [1, int(version), int()] | [-2 | -4 | -5 | -6, int(version)]:
                 return PutReply(PutOutcome(reply[0]), version)
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     return Command(_PUT, (*_index(keys), *beside), first, decode, repeated)
 
@@ -233,7 +233,7 @@ def bury(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[N
 
     def decode(reply: Reply) -> None:
         if reply != [1]:
-            raise _unexpected(keys.meta, reply)
+            raise unexpected(keys.meta, reply)
 
     return Command(_BURY, (keys.meta, keys.resent), (until_ms, *requests), decode)
 
@@ -248,7 +248,7 @@ def touch(keys: CacheKeys, writer: str, report: Report) -> Command[int | None]:
                 return now_ms
             case [0]:
                 return None
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     return Command(_TOUCH, _index(keys), (writer, *counters, *_flat(report)), decode)
 
@@ -265,7 +265,7 @@ def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int,
                 return removed, version
             case [0]:
                 return NO_SETTINGS
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     return Command(_DELETE, (*_index(keys), *entries, *leases), args, decode)
 
@@ -277,7 +277,7 @@ def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
         match reply:
             case [1, int(forgotten), int(version)]:
                 return forgotten, version
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     return Command(_CLEAR, (*_index(keys), keys.gen, keys.tags), (keys.bus, origin), decode)
 
@@ -289,7 +289,7 @@ def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Comm
         match reply:
             case [1, int(version)]:
                 return version
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     args: tuple[Arg, ...] = (keys.bus, origin, MAX_TAG_MARKS, *tags)
     return Command(_INVALIDATE_TAGS, (keys.meta, keys.gen, keys.tags), args, decode)
@@ -304,7 +304,7 @@ def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
                 return Swept(expired, freed, orphans, evicted, bool(more), after.decode(errors="replace"))
             case [0]:
                 return NO_SETTINGS
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     return Command(_SWEEP, _index(keys), (MAX_KEYS, cursor), decode)
 
@@ -343,7 +343,7 @@ def claim(
             case [4, bytes(error)]:
                 error_type, _, message = error.decode(errors="replace").partition(" ")
                 return Failed(error_type, message)
-        raise _unexpected(lease, reply)
+        raise unexpected(lease, reply)
 
     where = (keys.entry_prefix + name, lease, keys.meta, keys.gen)
     return Command(_CLAIM, where, (token, lease_ms, ignore, awaited, "" if retry_ms is None else str(retry_ms)), decode)
@@ -366,7 +366,7 @@ def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_
 def computing_failed(keys: CacheKeys, name: str) -> Command[bool]:
     """Return whether the last attempt to compute a key failed, as far as that is remembered."""
     lease = keys.lease_prefix + name
-    return Command("HMGET", (lease,), ("failed",), lambda reply: _texts(reply) != [None])
+    return Command("HMGET", (lease,), ("failed",), lambda reply: texts(reply) != [None])
 
 
 def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | NewerSchema]:
@@ -378,7 +378,7 @@ def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Comma
                 return Deployed(now_ms, before.decode(errors="replace"), now.decode(errors="replace"))
             case [-1, int(schema)]:
                 return NewerSchema(schema)
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     return Command(_DEPLOY, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text, given), decode)
 
@@ -396,93 +396,9 @@ def stored_settings(keys: CacheKeys) -> Command[Settings | NewerSchema | None]:
                 settings = Settings.parse(text.decode(errors="replace"))
                 if settings is not None:
                     return settings
-        raise _unexpected(keys.meta, reply)
+        raise unexpected(keys.meta, reply)
 
     return Command("HMGET", (keys.meta,), ("settings", "schema"), decode)
-
-
-COUNTERS = ("bytes", "evicted", "expired", "hot", "warm", "cold", "misses", "saved_ms", "corrupt")
-
-
-def counters(keys: CacheKeys) -> Command[tuple[str, dict[str, int]]]:
-    """Read the settings' text and the counters."""
-
-    def decode(reply: Reply) -> tuple[str, dict[str, int]]:
-        try:
-            settings, *numbers = reply
-            return (settings or b"").decode(), {
-                counter: int(number or 0) for counter, number in zip(COUNTERS, numbers, strict=True)
-            }
-        except (AttributeError, TypeError, ValueError):
-            raise _unexpected(keys.meta, reply) from None
-
-    return Command("HMGET", (keys.meta,), ("settings", *COUNTERS), decode)
-
-
-def members(key: str, *, of_hash: bool = False) -> Command[int]:
-    """Count the members of an index."""
-
-    def decode(reply: Reply) -> int:
-        if not isinstance(reply, int):
-            raise _unexpected(key, reply)
-        return reply
-
-    return Command("HLEN" if of_hash else "ZCARD", (key,), (), decode)
-
-
-def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
-    """Return hits * 10^10 + bytes of an entry, or None."""
-    return Command("HGET", (keys.size,), (name,), lambda reply: _number(keys.size, reply))
-
-
-def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, float]]]]:
-    """Return where to go on (0 at the end), and of about so many entries hits * 10^10 + bytes; some perhaps twice."""
-
-    def decode(reply: Reply) -> tuple[str, list[tuple[str, float]]]:
-        match reply:
-            case [bytes(after), list(fields)] if len(fields) % 2 == 0:
-                texts = _texts(fields)
-                pairs = zip(texts[::2], texts[1::2], strict=True)
-                return after.decode(errors="replace"), [
-                    ((name or b"").decode(errors="replace"), _number(keys.size, number) or 0.0)
-                    for name, number in pairs
-                ]
-        raise _unexpected(keys.size, reply)
-
-    return Command("HSCAN", (keys.size,), (cursor, "COUNT", count), decode)
-
-
-def beginning(keys: CacheKeys, name: str, count: int) -> Command[bytes]:
-    """Read the first bytes of an entry, none if it is gone."""
-    entry = keys.entry_prefix + name
-
-    def decode(reply: Reply) -> bytes:
-        if not isinstance(reply, bytes):
-            raise _unexpected(entry, reply)
-        return reply
-
-    return Command("GETRANGE", (entry,), (0, count - 1), decode)
-
-
-def score(key: str, name: str) -> Command[float | None]:
-    """Return the score of a member of an index, or None."""
-    return Command("ZSCORE", (key,), (name,), lambda reply: _number(key, reply))
-
-
-def oldest_first(key: str, first: int, last: int) -> Command[list[tuple[str, float]]]:
-    """Return members of an index with their scores, by rank."""
-
-    def decode(reply: Reply) -> list[tuple[str, float]]:
-        texts = _texts(reply)
-        try:
-            return [
-                ((name or b"").decode(errors="replace"), float(at or 0))
-                for name, at in zip(texts[::2], texts[1::2], strict=True)
-            ]
-        except ValueError:
-            raise _unexpected(key, reply) from None
-
-    return Command("ZRANGE", (key,), (first, last, "WITHSCORES"), decode)
 
 
 def _index(keys: CacheKeys) -> tuple[str, ...]:
@@ -494,31 +410,19 @@ def _flat(report: Report) -> tuple[Arg, ...]:
     return tuple(part for pair in report.reads for part in pair)
 
 
-def _texts(reply: Reply) -> list[bytes | None]:
+def texts(reply: Reply) -> list[bytes | None]:
+    """Return a reply that is a list of texts, some perhaps missing."""
     if not isinstance(reply, list) or not all(part is None or isinstance(part, bytes) for part in reply):
-        raise _unexpected("a cache", reply)
+        raise unexpected("a cache", reply)
     return reply
 
 
 def _held(lease: str, reply: Reply) -> bool:
     if reply not in ([1], [-1]):
-        raise _unexpected(lease, reply)
+        raise unexpected(lease, reply)
     return bool(reply == [1])
 
 
-def _number(key: str, reply: Reply) -> float | None:
-    try:
-        number = None if reply is None else float(reply)
-    except (TypeError, ValueError):
-        raise _unexpected(key, reply) from None
-    if number is not None and not 0 <= number < _EXACT:
-        raise _unexpected(key, reply)
-    return number
-
-
-_EXACT = 2.0**57
-"""Above any score: a clock until the year 2200, times 16."""
-
-
-def _unexpected(key: str, reply: Reply) -> CorruptState:
+def unexpected(key: str, reply: Reply) -> CorruptState:
+    """Return the error for a reply that no script of ours gives."""
     return CorruptState(key, f"what makes a script answer {shown(reply)}")

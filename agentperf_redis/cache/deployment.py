@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from agentperf_redis.cache import commands, wire
+from agentperf_redis.cache import commands, queries, wire
 from agentperf_redis.cache.binding import Binding, Owed, log
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.names import chunks
@@ -69,9 +69,9 @@ def _shrink(binding: Binding) -> Flow[None]:
     where, settings, steps = binding.keys, binding.settings, 0
     while True:
         total, hot, warm = yield from Batch(
-            (commands.members(where.size, of_hash=True), *map(commands.members, (where.hot, where.warm)))
+            (queries.members(where.size, of_hash=True), *map(queries.members, (where.hot, where.warm)))
         )
-        _, count = yield from commands.counters(where)
+        _, count = yield from queries.counters(where)
         rooms = settings.rooms
         within = total <= sum(rooms) and hot <= rooms[0] and warm <= rooms[1]
         steps = steps or 3 + total // commands.MAX_EVICTIONS  # others may raise the limit meanwhile, and go on filling

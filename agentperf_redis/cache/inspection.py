@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import commands
+from agentperf_redis.cache import queries
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
 from agentperf_redis.cache.reporting import flush
@@ -24,7 +24,7 @@ def stats(binding: Binding) -> Flow[CacheStats]:
 
 def size(binding: Binding) -> Flow[int]:
     """Return how many entries there are."""
-    count = yield from commands.members(binding.keys.size, of_hash=True)
+    count = yield from queries.members(binding.keys.size, of_hash=True)
     return count
 
 
@@ -40,7 +40,7 @@ def read_keys(where: CacheKeys, most: int | None = None) -> Flow[list[str]]:
     for index in (where.cold, where.new, where.warm, where.hot):
         first = 0
         while most is None or len(scored) < most:
-            page = yield from commands.oldest_first(index, first, first + _PAGE - 1)
+            page = yield from queries.oldest_first(index, first, first + _PAGE - 1)
             scored += [(at, name) for name, at in page]
             first += len(page)
             if len(page) < _PAGE:
@@ -52,14 +52,14 @@ def read_keys(where: CacheKeys, most: int | None = None) -> Flow[list[str]]:
 def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | None]:
     """Return the statistics of any cache of a namespace, or None if it has no settings."""
     where = key_names.cache(backend.namespace, service, name)
-    text, count = yield from commands.counters(where)
+    text, count = yield from queries.counters(where)
     settings = Settings.parse(text)
     if settings is None:
         return None
     size, hot, warm, cold, new = yield from Batch(
         (
-            commands.members(where.size, of_hash=True),
-            *(commands.members(index) for index in (where.hot, where.warm, where.cold, where.new)),
+            queries.members(where.size, of_hash=True),
+            *(queries.members(index) for index in (where.hot, where.warm, where.cold, where.new)),
         )
     )
     hits = [count[tier.value] for tier in TIERS]

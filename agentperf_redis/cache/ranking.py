@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 
 from agentperf_redis import keys as key_names
-from agentperf_redis.cache import commands, wire
+from agentperf_redis.cache import commands, queries, wire
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import Undecodable
 from agentperf_redis.keys import CacheKeys
@@ -67,9 +67,9 @@ def read_top(where: CacheKeys, most: int) -> Flow[dict[RankBy, list[Standing]]]:
     best: dict[RankBy, dict[str, Standing]] = {by: {} for by in RankBy}
     cursor = "0"
     while True:
-        cursor, page = yield from commands.sizes_page(where, cursor, _PAGE)
+        cursor, page = yield from queries.sizes_page(where, cursor, _PAGE)
         names = dict(page)
-        heads = yield from Batch(tuple(commands.beginning(where, name, _HEAD_BYTES) for name in names))
+        heads = yield from Batch(tuple(queries.beginning(where, name, _HEAD_BYTES) for name in names))
         found = zip(names, map(_opened, heads), strict=True)
         alive = yield from _alive(where, generation, {name: stored for name, stored in found if stored is not None})
         standings = [_standing(name, names[name], stored) for name, stored in alive.items()]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from agentperf_redis import keys as key_names
-from agentperf_redis.cache import commands, wire
+from agentperf_redis.cache import commands, queries, wire
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.commands import Found, NoSettings
 from agentperf_redis.cache.deployment import ATTEMPTS, ready
@@ -105,7 +105,7 @@ class Reader:
             return None
         places = ((Tier.HOT, where.hot), (Tier.WARM, where.warm), (Tier.COLD, where.cold), (Tier.COLD, where.new))
         size, *scores = yield from Batch(
-            (commands.size_of(where, name), *(commands.score(index, name) for _, index in places))
+            (queries.size_of(where, name), *(queries.score(index, name) for _, index in places))
         )
         reads = int((size or 0) // wire.HIT)
         tier, touched = next(

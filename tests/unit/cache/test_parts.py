@@ -12,7 +12,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from agentperf_redis import keys as key_names
-from agentperf_redis.cache import commands, wire
+from agentperf_redis.cache import commands, queries, wire
 from agentperf_redis.cache.flights import Flights, GivenUp, Landed
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Settings, TierStats, default_ttl_ms, ttl_ms
 from agentperf_redis.cache.outbox import MAX_PENDING, MAX_READS, NO_REPORT, Outbox
@@ -95,11 +95,14 @@ ALL_COMMANDS: list[Command[Any]] = [
     commands.release(KEYS, "k", "t", error=None, error_ms=1, origin="o"),
     commands.deploy(KEYS, SETTINGS),
     commands.stored_settings(KEYS),
-    commands.counters(KEYS),
-    commands.members(KEYS.cold),
-    commands.size_of(KEYS, "k"),
-    commands.score(KEYS.cold, "k"),
-    commands.oldest_first(KEYS.cold, 0, 1),
+    queries.counters(KEYS),
+    queries.members(KEYS.cold),
+    queries.size_of(KEYS, "k"),
+    queries.score(KEYS.cold, "k"),
+    queries.oldest_first(KEYS.cold, 0, 1),
+    queries.sizes_page(KEYS, "0", 10),
+    queries.beginning(KEYS, "k", 10),
+    commands.computing_failed(KEYS, "k"),
     commands.put(
         *(KEYS, "k", b"r 0  m", "r"),
         until_ms=1,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis import keys as key_names
-from agentperf_redis.cache import commands
+from agentperf_redis.cache import commands, queries
 from agentperf_redis.cache.commands import PutOutcome
 from agentperf_redis.cache.model import Policy, Settings
 from agentperf_redis.cache.outbox import NO_REPORT, Report
@@ -90,7 +90,7 @@ def test_a_report_counts_once_whoever_brings_it(fake: Fake) -> None:
     for _ in range(2):
         assert put(fake, "b", report).outcome is PutOutcome.STORED
         assert fake.run(commands.touch(KEYS, "me", report))
-    _, counters = fake.run(commands.counters(KEYS))
+    _, counters = fake.run(queries.counters(KEYS))
     assert {name: counters[name] for name in ("cold", "misses", "saved_ms", "corrupt")} == {
         "cold": 3,
         "misses": 2,
