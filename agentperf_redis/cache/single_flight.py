@@ -271,10 +271,11 @@ class SingleFlight:
                 binding.forget_hint(name, hint)
 
     def _let_lease_go(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
-        """After a claim that met an error: the lease may have been given all the same; nobody shall wait for it."""
-        if isinstance(error, GeneratorExit):
-            return
-        if not isinstance(error, AgentPerfError) or getattr(error, "outcome", None) == "unknown":
+        """After a claim that was interrupted: the lease may have been given all the same; nobody shall wait for it.
+
+        Not where the server does not answer: who calls has waited for a whole deadline already, and the lease ends.
+        """
+        if not isinstance(error, (GeneratorExit, AgentPerfError)):
             with suppress(AgentPerfError):
                 yield from self._release(Turn(self.binding, name, key, token, self.lease_ms, None), None)
 
