@@ -63,6 +63,13 @@ class Reader:
             return MISSING
         return copy.value if copy.frozen else self.unpacked(copy)
 
+    def ageless_copy(self, key: str) -> Any:
+        """Return the value of a key from its local copy if that is fresh until it expires, else MISSING. No I/O."""
+        copy = None if self.local is None else self.local.find(key)
+        if copy is None or copy.fresh_until_ms:
+            return MISSING
+        return copy.value if copy.frozen else self.unpacked(copy)
+
     def unpacked(self, copy: Copy) -> Any:
         """Return a value of one's own, made from the bytes of a local copy; MISSING if they are of no known class."""
         try:
