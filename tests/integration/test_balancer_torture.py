@@ -23,7 +23,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, EventKind, LoadBalancer, PoolSettings, commands
 from agentperf_redis.script import Script
 from tests.proxy import Proxy
-from tests.servers import Raw, Server, wait_until
+from tests.servers import PATIENCE, Raw, Server, wait_until
 from tests.workers import Worker, Workers
 
 TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 2, 3, 8, 10.0
@@ -170,8 +170,15 @@ def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> 
 
 
 def torture(
-    server: Server, namespace: str, workers: Workers, folder: Path, mutant: str | None, seconds: float
+    server: Server,
+    namespace: str,
+    workers: Workers,
+    folder: Path,
+    mutant: str | None,
+    seconds: float,
+    enough: Callable[[], bool] = lambda: True,
 ) -> list[str]:
+    """Let a crowd work on one pool, killing and pausing its members, for so long, and longer until it is enough."""
     chance = random.Random(4)
     backend = Backend(server.url, namespace=namespace)
     # The mutant that does not look at the limit breaks off where that is 0.
@@ -188,7 +195,7 @@ def torture(
 
     crowd = [start(number) for number in range(PROCESSES)]
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or (time.monotonic() < end + PATIENCE and not enough()):
         victim = chance.randrange(PROCESSES)
         if chance.random() < 0.3:
             crowd[victim].kill()
@@ -211,9 +218,13 @@ def grants(raw: Raw, pool: keys.PoolKeys) -> list[str]:
 def test_no_crash_and_no_pause_spoils_the_pool(
     server: Server, namespace: str, raw: Raw, workers: Workers, tmp_path: Path
 ) -> None:
-    seen = torture(server, namespace, workers, tmp_path, None, SECONDS)
-
     pool = keys.pool(namespace, "planner")
+
+    def enough() -> bool:
+        return bool(sum(entry.startswith("grant ") for entry in raw.lrange(f"{pool.state}:log", 0, -1)) > 500)
+
+    seen = torture(server, namespace, workers, tmp_path, None, SECONDS, enough)
+
     backend = Backend(server.url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
     # Those who died in line lose their places after three seconds of silence, and what they were granted after three.
