@@ -109,8 +109,9 @@ class Binding:
                     if given[at] == "0" or (marks[at] == "1" and (asked == held[at] or argument.endswith("_ttl"))):
                         continue
                     if marks[at] == "1":
+                        value = int(asked) if asked.isdigit() else asked
                         raise InvalidArgument(
-                            argument, asked, f"cache {self.name!r} is open here with {argument}={held[at]}"
+                            argument, value, f"cache {self.name!r} is open here with {argument}={held[at]}"
                         )
                     held[at], marks[at] = asked, "1"
                     self.deployed = False

@@ -68,6 +68,21 @@ class PutReply:
 
 
 @dataclass(frozen=True, slots=True)
+class StrictRead:
+    """What a read that is noted at once has met.
+
+    Attributes:
+        found: the entry; with the generation only where the script could not read one of them.
+        counted: it is a hit by the script's account.
+        wrong_type: the entry's key is of a wrong type.
+    """
+
+    found: Found
+    counted: bool = False
+    wrong_type: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """A claim met a value."""
 
@@ -76,9 +91,15 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """The claimer computes; what is invalidated after `version` refuses its value."""
+    """The claimer computes; what is invalidated after `version` refuses its value.
+
+    Attributes:
+        version: the cache's clock.
+        wrong_type: the key of the entry or of the lease was of a wrong type.
+    """
 
     version: int
+    wrong_type: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +176,25 @@ def generation(keys: CacheKeys) -> Command[bytes | None]:
     return Command("MGET", (keys.gen,), (), lambda reply: texts(reply)[0])
 
 
-def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[Found | NoSettings]:
+def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[StrictRead | NoSettings]:
     """Read an entry and note the read, or the miss unless the caller does, in the same step."""
 
-    def decode(reply: Reply) -> Found | NoSettings:
+    def decode(reply: Reply) -> StrictRead | NoSettings:
         match reply:
-            case [1, bytes(entry), bytes(gen)]:
-                return entry, gen or None
+            case [1, bytes(entry)]:
+                return StrictRead((entry, None), counted=True)
             case [2]:
-                return None, None
+                return StrictRead((None, None))
+            case [3, bytes(entry), bytes(gen)]:
+                return StrictRead((entry, gen or None))
+            case [4]:
+                return StrictRead((None, None), wrong_type=True)
             case [0]:
                 return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    return Command(_GET_STRICT, (*_index(keys), keys.entry_prefix + name, keys.gen), (name, int(miss)), decode)
+    where = (*_index(keys), keys.entry_prefix + name, keys.gen, keys.tags)
+    return Command(_GET_STRICT, where, (name, int(miss)), decode)
 
 
 def put(
@@ -336,8 +362,8 @@ def claim(
         match reply:
             case [1, bytes(entry), bytes(gen)]:
                 return Hit((entry, gen or None))
-            case [2, int(version)]:
-                return Lead(version)
+            case [2, int(version), int(wrong_type)]:
+                return Lead(version, bool(wrong_type))
             case [3, int(left_ms), bytes(held)]:
                 return Await(left_ms, held.decode(errors="replace"))
             case [4, bytes(error)]:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.chores import Chores
+from agentperf_redis.cache.flights import enter, leave
 from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
 from agentperf_redis.cache.model import WithoutServer, ttl_ms
@@ -62,7 +63,7 @@ def compute(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[
     value, stale = _copied(flows, wanted) if look and flows.reader.local is not None else (MISSING, 0)
     if value is MISSING:
         try:
-            answer = backend.run(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
+            answer = backend.run(flight.answer_or_turn(wanted.key, wanted.freshness, look=look, blocking=True))
         except BackendUnavailable:
             if flight.on_unavailable is WithoutServer.RAISE or not backend.closed:
                 raise
@@ -117,6 +118,7 @@ def _carry_out(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Want
     flight = flows.single_flight
     begun = time.perf_counter()
     chores.keep(turn)
+    around = enter(turn.flight)
     try:
         value = cast("R", wanted.function())
     except Exception as error:
@@ -127,6 +129,8 @@ def _carry_out(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Want
         chores.drop(turn)
         _finish(backend, flight, turn, flight.give_up(turn))
         raise
+    finally:
+        leave(around)
     try:
         took_s = time.perf_counter() - begun
         storable, rest = flight.land(turn, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
@@ -143,6 +147,7 @@ async def _carry_out_async(backend: Backend, flows: CacheFlows, chores: Chores, 
     flight = flows.single_flight
     begun = time.perf_counter()
     chores.keep(turn)
+    around = enter(turn.flight)
     # shielded: neither the first cancellation nor a second one must keep others waiting
     try:
         result = wanted.function()
@@ -155,6 +160,8 @@ async def _carry_out_async(backend: Backend, flows: CacheFlows, chores: Chores, 
         chores.drop(turn)
         await asyncio.shield(_finish_async(backend, flight, turn, flight.give_up(turn)))
         raise
+    finally:
+        leave(around)
     try:
         took_s = time.perf_counter() - begun
         storable, rest = flight.land(turn, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)

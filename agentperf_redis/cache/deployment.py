@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Final
 
 from agentperf_redis.cache import commands, queries, wire
@@ -10,7 +11,7 @@ from agentperf_redis.cache.binding import Binding, Owed, log
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.names import chunks
 from agentperf_redis.command import Batch, Flow
-from agentperf_redis.errors import SchemaMismatch
+from agentperf_redis.errors import BackendFull, SchemaMismatch
 
 ATTEMPTS: Final = 4
 """How often an operation starts again because the server had lost the settings meanwhile."""
@@ -25,7 +26,8 @@ def ready(binding: Binding) -> Flow[None]:
         yield from _pay(binding)
     if binding.deployed:
         return
-    yield from binding.backend.enter(binding.service, binding.name)
+    with suppress(BackendFull):  # whoever made the cache has noted it; what is new cannot be deployed either
+        yield from binding.backend.enter(binding.service, binding.name)
     asked_at = time.monotonic()
     reply = yield from commands.deploy(binding.keys, binding.settings, binding.given)
     if isinstance(reply, commands.NewerSchema):

@@ -5,11 +5,15 @@ the map at once, so who comes later begins another. Of what other processes inva
 for a value by answering a question, a claim or the put of what was computed, and only for those who had joined before
 that question was sent. Who joined later looks again. While the server is away nobody vouches, and what lands is only
 for those who found that out, too.
+
+Who would wait for himself computes by himself: a function that asks for the very value it computes, and a blocking call
+on the thread of an event loop whose tasks compute it. Either would wait for ever.
 """
 
 from __future__ import annotations
 
 import threading
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -55,15 +59,34 @@ Outcome: TypeAlias = Landed | Crashed | Uncacheable | Unreachable | GivenUp
 class Flight:
     """One computation under way in this process."""
 
-    __slots__ = ("asked", "ended", "name", "open", "outcome")
+    __slots__ = ("asked", "ended", "life", "name", "open", "outcome", "thread")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, life: object, name: str) -> None:
+        self.life = life
         self.name = name
+        self.thread = threading.get_ident()
         self.asked = 0
         """Questions whose answer would vouch for the value, sent so far."""
         self.open = True
         self.ended = Hint()
         self.outcome: Outcome = GivenUp()
+
+
+_around: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
+"""The flights whose functions called what runs now: also in tasks they started, and in `asyncio.to_thread`."""
+
+
+def enter(flight: Flight | None) -> tuple[Flight, ...]:
+    """Note that the function of a flight is about to be called. Returns what `leave` wants."""
+    around = _around.get()
+    if flight is not None:
+        _around.set((*around, flight))
+    return around
+
+
+def leave(around: tuple[Flight, ...]) -> None:
+    """Note that the function has returned. No token: a coroutine may be closed in another context than it began in."""
+    _around.set(around)
 
 
 class Flights:
@@ -76,6 +99,7 @@ class Flights:
         """Begin anew: also what a forked child does, since it has none of the threads that compute."""
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
+        self._life = object()  # a child forked by a function does not compute for that function
 
     def join(self, name: str) -> tuple[Flight, int | None]:
         """Return the flight of a key, and how often it had asked; None if it was begun by this call, which must end it.
@@ -86,8 +110,20 @@ class Flights:
             flight = self._flights.get(name)
             if flight is not None:
                 return flight, flight.asked
-            flight = self._flights[name] = Flight(name)
+            flight = self._flights[name] = Flight(self._life, name)
             return flight, None
+
+    def waits_for_itself(self, name: str, *, blocking: bool) -> bool:
+        """Return whether whoever waits for a key now keeps it from being computed.
+
+        Args:
+            name: stored name of the key.
+            blocking: the calling thread does nothing else while it waits.
+        """
+        if any(flight.open and flight.name == name and flight.life is self._life for flight in _around.get()):
+            return True
+        flight = self._flights.get(name) if blocking else None
+        return flight is not None and flight.thread == threading.get_ident()
 
     def ask(self, flight: Flight) -> None:
         """Note that the server is about to be asked for something that vouches for the value."""

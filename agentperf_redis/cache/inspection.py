@@ -7,7 +7,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import queries
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
-from agentperf_redis.cache.reporting import flush
+from agentperf_redis.cache.reporting import flush_if_room
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.keys import CacheKeys
 
@@ -17,7 +17,7 @@ _PAGE = 1000
 
 def stats(binding: Binding) -> Flow[CacheStats]:
     """Return what all processes have done with a cache, this one's reads included."""
-    yield from flush(binding)
+    yield from flush_if_room(binding)
     snapshot = yield from read_stats(binding.backend, binding.service, binding.name)
     return snapshot or _no_stats(binding)
 
@@ -30,7 +30,7 @@ def size(binding: Binding) -> Flow[int]:
 
 def oldest_first(binding: Binding) -> Flow[list[str]]:
     """Return the stored names of all entries by last touch, the next to leave first."""
-    yield from flush(binding)
+    yield from flush_if_room(binding)
     return (yield from read_keys(binding.keys))
 
 

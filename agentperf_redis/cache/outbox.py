@@ -77,7 +77,7 @@ class Outbox:
     @property
     def waits(self) -> bool:
         """Whether there is anything to report."""
-        return bool(self._reads or self._misses or self._open)
+        return bool(self._reads or self._misses or self._corrupt or self._open)
 
     def read(self, name: str, saved_ms: int) -> None:
         """Note a read that was served."""
@@ -94,6 +94,8 @@ class Outbox:
         """Note that a read met something that is no value; it is a miss as well, and noted as such."""
         with self._lock:
             self._corrupt += 1
+        if not self._announced:
+            self._announce()
 
     def missed(self) -> None:
         """Note a read that was not served."""
@@ -115,7 +117,7 @@ class Outbox:
                 for name, count, saved_ms in self.drain():
                     self._reads[name] = self._reads.pop(name, 0) + count
                     self._saved_ms += saved_ms
-                if not (self._reads or self._misses):
+                if not (self._reads or self._misses or self._corrupt):
                     return NO_REPORT
                 self._seq += 1
                 reads = tuple(islice(self._reads.items(), MAX_READS))

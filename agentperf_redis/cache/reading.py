@@ -14,10 +14,10 @@ from agentperf_redis.cache.deployment import ATTEMPTS, ready
 from agentperf_redis.cache.local import LONGEST_LIFE_S, Copy, LocalCopies, Ticket
 from agentperf_redis.cache.model import CacheEntry, Tier
 from agentperf_redis.cache.names import chunks, distinct_keys, stored_name
-from agentperf_redis.cache.reporting import flush
+from agentperf_redis.cache.reporting import flush_if_room
 from agentperf_redis.codec import Codec
 from agentperf_redis.command import Batch, Flow
-from agentperf_redis.errors import CorruptState, Undecodable, shown
+from agentperf_redis.errors import BackendFull, CorruptState, Undecodable, shown
 
 
 class _Missing:
@@ -98,14 +98,14 @@ class Reader:
                     values[names[name]] = value
                 self._fill_local(names[name], name, stored, value, ticket)
             if self.binding.outbox.is_full:
-                yield from flush(self.binding)
+                yield from flush_if_room(self.binding)
         return values
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return what is known of a key without counting as a read."""
         name = stored_name(key)
         where = self.binding.keys
-        yield from flush(self.binding)
+        yield from flush_if_room(self.binding)
         entry, gen = yield from commands.read(where, name)
         value, stored = yield from self.value(name, (entry, gen), counted=False)
         if value is MISSING or stored is None:
@@ -134,8 +134,7 @@ class Reader:
     def look_up(self, name: str, key: str, *, miss: bool = True) -> Flow[tuple[Any, wire.Stored | None]]:
         """Read one value, with what is stored for it, and note the read, or the miss unless the caller does."""
         if self.strict:
-            found = yield from self._read_strictly(name, miss=miss)
-            return (yield from self.value(name, found, counted=False))  # the script has counted
+            return (yield from self._look_up_strictly(name, miss=miss))
         ticket = None
         if self.local is not None or self.binding.owed:
             yield from self._prepare()
@@ -149,7 +148,7 @@ class Reader:
         if ticket is not None:
             self._fill_local(key, name, stored, value, ticket)
         if self.binding.outbox.is_full:
-            yield from flush(self.binding)
+            yield from flush_if_room(self.binding)
         return value, stored
 
     def _prepare(self) -> Flow[None]:
@@ -173,12 +172,27 @@ class Reader:
             life_s = (stored.expires_ms - self.binding.server_ms()) / 1000
         self.local.fill(key, name, stored, value, life_s, ticket)
 
-    def _read_strictly(self, name: str, *, miss: bool) -> Flow[Found]:
+    def _look_up_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Any, wire.Stored | None]]:
+        """Do as `look_up` with `strict`: the script counts, and looks at the tags."""
+        try:
+            read = yield from self._read_strictly(name, miss=miss)
+        except BackendFull as error:  # where nothing can be noted there still is something to read
+            self.binding.complain("cache %s: reads cannot be noted: %s", self.binding.name, error)
+            entry, gen = yield from commands.read(self.binding.keys, name)
+            return (yield from self.value(name, (entry, gen), counted=False))
+        if read.wrong_type:
+            self.complain_of_type(name)
+        value, stored = yield from self.value(name, read.found, counted=False)
+        if read.counted and value is MISSING:  # only who decodes the value can tell
+            self.binding.outbox.found_corrupt()
+        return value, stored
+
+    def _read_strictly(self, name: str, *, miss: bool) -> Flow[commands.StrictRead]:
         for _ in range(ATTEMPTS):
             yield from ready(self.binding)
-            found = yield from commands.read_strictly(self.binding.keys, name, miss=miss)
-            if not isinstance(found, NoSettings):
-                return found
+            read = yield from commands.read_strictly(self.binding.keys, name, miss=miss)
+            if not isinstance(read, NoSettings):
+                return read
             self.binding.deployed = False
         raise CorruptState(self.binding.keys.meta, "settings that do not last")
 
@@ -241,6 +255,11 @@ class Reader:
         if counted and miss:
             self.binding.outbox.missed()
         return MISSING
+
+    def complain_of_type(self, name: str) -> None:
+        """Log that a key which is to hold an entry or a lease is of another type."""
+        name, cache = shown(name), self.binding.name
+        self.binding.complain("cache %s: entry %s counts as missing: a key of it is of a wrong type", cache, name)
 
     def _complain_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
         self.binding.complain("cache %s: entry %s counts as missing: %s", self.binding.name, shown(name), error)

@@ -10,6 +10,7 @@ from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.deployment import ATTEMPTS, ready
 from agentperf_redis.cache.outbox import NO_REPORT
 from agentperf_redis.command import Flow, Wait
+from agentperf_redis.errors import BackendFull
 
 FLUSH_WAIT_S: Final = 0.25
 """How long to wait for reads that another thread or task reports at this moment."""
@@ -38,3 +39,11 @@ def flush(binding: Binding) -> Flow[None]:
         if not taken_in:
             binding.deployed = False
             attempts += 1
+
+
+def flush_if_room(binding: Binding) -> Flow[None]:
+    """Report all reads that wait, on the way of a read, which a full server must not fail: then they wait on."""
+    try:
+        yield from flush(binding)
+    except BackendFull as error:
+        binding.complain("cache %s: reads cannot be reported: %s", binding.name, error)

@@ -22,7 +22,7 @@ from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
 from agentperf_redis.cache.model import WithoutServer
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.reading import MISSING, Reader
-from agentperf_redis.cache.reporting import flush
+from agentperf_redis.cache.reporting import flush_if_room
 from agentperf_redis.cache.turns import Answer, Served, Turn
 from agentperf_redis.cache.writing import Writer
 from agentperf_redis.command import Flow, Wait
@@ -72,7 +72,9 @@ class SingleFlight:
         self.lease_ms = lease_ms
         self.on_unavailable = on_unavailable
 
-    def answer_or_turn(self, key: str, freshness: Freshness = UNTIL_EXPIRY, *, look: bool = True) -> Flow[Answer]:
+    def answer_or_turn(
+        self, key: str, freshness: Freshness = UNTIL_EXPIRY, *, look: bool = True, blocking: bool = False
+    ) -> Flow[Answer]:
         """Return the value of a key, or the turn to compute it, which must end with `land`, `crash` or `give_up`.
 
         Waits for whoever computes it already, in this process or another.
@@ -81,6 +83,7 @@ class SingleFlight:
             key: the key.
             freshness: what to do with a value that is no longer fresh.
             look: False computes anew although there is a value.
+            blocking: the calling thread does nothing else while it waits.
 
         Raises:
             ComputeFailed: another process computed, and failed.
@@ -100,7 +103,7 @@ class SingleFlight:
                     look = False
             answer: Answer | Crashed | None = None
             try:
-                answer = yield from self._turn(name, key, look=look)
+                answer = yield from self._turn(name, key, look=look, blocking=blocking)
             finally:  # what another computes for us is a hit, the one that saves most
                 if look:
                     if isinstance(answer, Served):
@@ -108,7 +111,7 @@ class SingleFlight:
                     else:
                         self.binding.outbox.missed()
             if isinstance(answer, Served) and self.reader.strict:
-                yield from flush(self.binding)
+                yield from flush_if_room(self.binding)
         except _COMPUTE_ANYWAY:
             raise
         except BackendUnavailable as error:
@@ -122,9 +125,11 @@ class SingleFlight:
             if isinstance(answer, Crashed):  # here, since it may be of any class, ours included
                 raise answer.error
             return answer
-        return (yield from self._without_server(name, key, freshness, look=look))
+        return (yield from self._without_server(name, key, freshness, look=look, blocking=blocking))
 
-    def _without_server(self, name: str, key: str, freshness: Freshness, *, look: bool) -> Flow[Answer]:
+    def _without_server(
+        self, name: str, key: str, freshness: Freshness, *, look: bool, blocking: bool = False
+    ) -> Flow[Answer]:
         """A copy that may stand in, the turn to compute, or what another thread or task of this process brings."""
         local, flights = self.reader.local, self.binding.flights
         copy = local.stand_in(key, freshness.stands_in_s) if look and local is not None else None
@@ -134,6 +139,8 @@ class SingleFlight:
                 self.binding.outbox.read(name, copy.cost_ms)
                 return Served(value)
         while True:
+            if flights.waits_for_itself(name, blocking=blocking):
+                return self._turn_alone(name, key)
             flight, asked = flights.join(name)
             if asked is None:
                 return Turn(self.binding, name, key, "", self.lease_ms, flight)
@@ -185,6 +192,7 @@ class SingleFlight:
                 where, name, token, lease_ms=self.lease_ms, ignore=str(stale), retry_ms=retry_ms
             )
             if isinstance(reply, commands.Lead):
+                self._look_at_types(name, reply)
                 turn = Turn(binding, name, key, token, self.lease_ms, flight)
             return turn
         except BaseException as error:
@@ -197,9 +205,11 @@ class SingleFlight:
     def _turn_alone(self, name: str, key: str) -> Turn:
         return Turn(self.binding, name, key, "", self.lease_ms, None)
 
-    def _turn(self, name: str, key: str, *, look: bool) -> Flow[Answer | Crashed]:
+    def _turn(self, name: str, key: str, *, look: bool, blocking: bool) -> Flow[Answer | Crashed]:
         flights = self.binding.flights
         while True:
+            if flights.waits_for_itself(name, blocking=blocking):
+                return self._turn_alone(name, key)
             flight, asked = flights.join(name)
             if asked is None:
                 try:
@@ -245,6 +255,7 @@ class SingleFlight:
                 )
                 match reply:
                     case commands.Lead():
+                        self._look_at_types(name, reply)
                         return Turn(binding, name, key, token, self.lease_ms, flight)
                     case Hit(found):
                         value, stored = yield from self.reader.value(name, found, counted=False)
@@ -269,6 +280,11 @@ class SingleFlight:
         finally:
             if hint is not None:
                 binding.forget_hint(name, hint)
+
+    def _look_at_types(self, name: str, lead: commands.Lead) -> None:
+        if lead.wrong_type:
+            self.reader.complain_of_type(name)
+            self.binding.outbox.found_corrupt()
 
     def _let_lease_go(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
         """After a claim that was interrupted: the lease may have been given all the same; nobody shall wait for it.

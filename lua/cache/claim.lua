@@ -13,7 +13,8 @@
 --               meanwhile, how long after a failure it is not tried again, ms
 -- RETURNS
 --   {1, entry, gen}       there is a value
---   {2, version}          the caller computes; what is invalidated after that version refuses its value
+--   {2, version, wrong_type}  the caller computes; what is invalidated after that version refuses its value. 1 if the
+--                         entry's key or the lease's was of a wrong type, which the value or the lease replaces
 --   {3, lease_left_ms, token}  another computes
 --   {4, error}            the awaited one failed: "<type> <message>", or a blank if its value cannot be stored; to one
 --                         who refreshes: whoever tried failed just now
@@ -24,8 +25,14 @@ local ENTRY, LEASE, META, GEN = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, LEASE_MS, IGNORE, AWAITED, RETRY_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
 local call = redis.call
-local lease = call('HMGET', LEASE, 'token', 'version', 'failed', 'error', 'failed_ms')
+local lease, wrong_type = redis.pcall('HMGET', LEASE, 'token', 'version', 'failed', 'error', 'failed_ms'), 0
+if lease.err then
+  if not string.find(lease.err, 'WRONGTYPE', 1, true) then return lease end
+  call('UNLINK', LEASE)
+  lease, wrong_type = {}, 1
+end
 local found = call('MGET', ENTRY, GEN)
+if not found[1] and call('EXISTS', ENTRY) == 1 then wrong_type = 1 end
 local clock = call('HGET', META, 'clock') or '0'
 local version = string.match(found[1] or '', '^(%d+) ')
 if version and version ~= IGNORE then
@@ -33,7 +40,7 @@ if version and version ~= IGNORE then
   if floor and tonumber(version) > tonumber(floor) then return {1, found[1], found[2] or ''} end
 end
 if lease[3] and lease[3] == AWAITED then return {4, lease[4] or ''} end
-if lease[1] == TOKEN then return {2, tonumber(lease[2])} end
+if lease[1] == TOKEN then return {2, tonumber(lease[2]), wrong_type} end
 if RETRY_MS and lease[5] and not lease[1] then
   local time = call('TIME')
   if time[1] * 1000 + math.floor(time[2] / 1000) < (tonumber(lease[5]) or 0) + RETRY_MS then return {4, lease[4] or ''} end
@@ -45,4 +52,4 @@ end
 -- the version last given out, not the time: what is invalidated later gets a higher one even if the clock jumps back
 call('HSET', LEASE, 'token', TOKEN, 'version', clock)
 call('PEXPIRE', LEASE, LEASE_MS)
-return {2, tonumber(clock)}
+return {2, tonumber(clock), wrong_type}

@@ -11,31 +11,44 @@
 --   trash       LIST    <tag>:trash
 --   entry       STRING  <tag>:e:<key>
 --   gen         STRING  <tag>:gen
+--   tags        ZSET    <tag>:tags
 -- ARGV
 --   key         text    its stored name
 --   misses      int     what to count where there is no value: 1, or 0 if the caller counts
 -- RETURNS
---   {1, entry, gen}  a value, perhaps a dead one: the reader compares it with gen (empty: nothing was ever invalidated)
+--   {1, entry}  a value that nothing has invalidated
 --   {2}         no value
+--   {3, entry, gen}  one of them is not ours: a miss, counted as corrupt; the reader says what is wrong
+--   {4}         the same for an entry whose key is of a wrong type
 --   {0}         the cache has no settings; nothing done
 -- REPEAT   a second delivery counts the read twice
 -- ERRORS   CORRUPT meta is not ours
 -- COST     O(log N)
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, TRASH, ENTRY, GEN = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local GHOST, TRASH, ENTRY, GEN, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
 --@include index
 local found = I.call('MGET', ENTRY, GEN)
-local version, floor = string.match(found[1] or '', '^%d+'), string.match(found[2] or '', '^%d+')
-if not found[1] or (version and floor and tonumber(version) <= tonumber(floor)) then
-  if MISSES > 0 then
-    I.counters = {MISSES, 0, 0}
+local version, tags = string.match(found[1] or '', '^(%d+) %d+ %S+ %d+ %d+ (%S*) ')
+local floor, tagged, tag_floor = string.match(found[2] or '0 0 0', '^(%d+) (%d+) (%d+)$')
+local corrupt = (found[1] and not (version and floor)) or (not found[1] and I.call('EXISTS', ENTRY) == 1)
+local alive = found[1] and not corrupt and tonumber(version) > tonumber(floor)
+if alive and tags ~= '' and tonumber(version) <= tonumber(tagged) then
+  alive = tonumber(version) > tonumber(tag_floor)
+  for tag in string.gmatch(tags, '[^,]+') do
+    alive = alive and tonumber(version) > tonumber(I.call('ZSCORE', TAGS, tag) or 0)
+  end
+end
+if not alive then
+  if corrupt or MISSES > 0 then
+    I.counters = {MISSES, 0, corrupt and 1 or 0}
     I.save()
   end
-  return {2}
+  if not corrupt then return {2} end
+  return found[1] and {3, found[1], found[2] or ''} or {4}
 end
 I.touch({KEY}, {1})
 I.balance()
 I.bury()
 I.save()
-return {1, found[1], found[2] or ''}
+return {1, found[1]}

@@ -330,7 +330,7 @@ def test_objects_of_one_process_must_agree_and_the_last_deployed_process_holds(
 ) -> None:
     cache = LRUCache(max_size=5, backend=backend)
     assert LRUCache(max_size=5, backend=backend).put("a", 1)
-    with pytest.raises(InvalidArgument, match="open here with max_size=5"):
+    with pytest.raises(InvalidArgument, match=r"max_size is [0-9]+; allowed: cache .* open here with max_size=5"):
         LRUCache(max_size=6, backend=backend)
 
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
@@ -496,6 +496,43 @@ def test_hostile_bytes_are_misses_and_reported(
         assert call(cache, "get", f"k{number}") == "computed"
     assert "counts as missing" in caplog.text
     assert call(cache, "stats").corrupt == 10
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_key_of_the_wrong_type_where_an_entry_or_a_lease_belongs_is_reported_and_replaced(
+    call: Call, backend: Backend, raw: Raw, namespace: str, strict: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = LRUCache(backend=backend, strict=strict)
+    raw.lpush(f"{tag(namespace)}:e:k", "poison")
+    raw.set(f"{tag(namespace)}:l:l", "poison")
+    with caplog.at_level(logging.WARNING, "agentperf_redis"):
+        assert call(cache, "get", "k") is None
+        for key in "kl":
+            assert call(cache, "get_or_compute", key, lambda: "computed") == "computed"
+            assert call(cache, "get", key) == "computed", "and from now on it is kept"
+    stats = call(cache, "stats")
+    # who reads without a script cannot tell a wrong type from nothing; who is to compute can, and so can the script
+    assert stats.corrupt == (4 if strict else 2)
+    assert (stats.hits, stats.misses) == (2, 3)
+    assert "of a wrong type" in caplog.text
+    assert faults(raw, namespace, "cache", "default") == []
+
+
+def test_with_strict_what_counts_as_a_hit_is_one(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(backend=backend, strict=True)
+    call(cache, "put", "of t", 1, tags=["s", "t"])
+    call(cache, "put", "of u", 1, tags=["u"])
+    call(cache, "put", "of none", 1)
+    call(cache, "put", "garbage", 1)
+    raw.set(f"{tag(namespace)}:e:garbage", "poison")
+    call(cache, "invalidate_tags", "t")
+    assert [call(cache, "get", key) for key in ("of t", "of u", "of none", "garbage")] == [None, 1, 1, None]
+    assert call(cache, "get_or_compute", "of t", lambda: 2) == 2
+    stats = call(cache, "stats")
+    assert (stats.hits, stats.misses, stats.corrupt) == (2, 3, 1)
+    raw.set(f"{tag(namespace)}:gen", "poison")
+    assert call(cache, "get", "of u") is None
+    assert call(cache, "stats").corrupt == 2
 
 
 def test_a_newer_data_model_is_not_touched(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:

@@ -119,9 +119,9 @@ def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s:
     took: list[float] = []
     turn = SingleFlight._turn
 
-    def noted(self: SingleFlight, name: str, key: str, *, look: bool) -> Any:
+    def noted(self: SingleFlight, name: str, key: str, *, look: bool, blocking: bool) -> Any:
         waits.append(key)  # who comes here computes, or waits for who does
-        return turn(self, name, key, look=look)
+        return turn(self, name, key, look=look, blocking=blocking)
 
     def work() -> int:
         calls.append(1)

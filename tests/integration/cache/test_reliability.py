@@ -31,6 +31,10 @@ def state(raw: Raw, namespace: str) -> dict[str, Any]:
     return {"order": raw.zrange(f"{where}:cold", 0, -1), "size": raw.hgetall(f"{where}:size"), **counters}
 
 
+def everything(raw: Raw) -> dict[str, Any]:
+    return {key: raw.dump(key) for key in raw.scan_iter()}
+
+
 @pytest.fixture
 def through_proxy(proxy: Proxy, connect: Callable[..., Backend]) -> Backend:
     return connect(proxy.url)
@@ -266,20 +270,47 @@ def test_on_a_full_server_what_frees_still_works(
     call(cache, "put_many", {f"k{number}": "x" * 100 for number in range(50)})
     with own_server.client() as client:
         client.config_set("maxmemory", "1")
-        before = client.hgetall("*")
+        before = everything(client)
         with pytest.raises(BackendFull):
             call(cache, "put", "more", 1)
-        assert call(cache, "get", "more") is None
         assert call(cache, "get_or_compute", "more", lambda: "computed") == "computed"
+        assert call(cache, "get", "more") is None
+        assert everything(client) == before
         assert call(cache, "get", "k1") == "x" * 100
         assert call(cache, "delete", "k1") is True
         call(cache, "invalidate_tags", "t")
         call(cache, "clear")
         assert call(cache, "sweep") == 49
         client.config_set("maxmemory", "0")
-        assert before == client.hgetall("*")
     assert call(cache, "size") == 0
     assert call(cache, "put", "more", 1) is True
+
+
+@pytest.mark.parametrize("options", [{}, {"strict": True}, {"local_size": 10}])
+def test_on_a_full_server_reads_go_on_and_are_reported_later(
+    call: Call, own_server: Server, connect: Callable[..., Backend], options: dict[str, Any]
+) -> None:
+    cache = LRUCache(2000, backend=connect(own_server.url), **options)
+    call(cache, "put_many", {f"k{number}": number for number in range(600)}, 60, tags=["t"])
+    call(cache, "invalidate_tags", "u")
+    latecomer = LRUCache(2000, backend=connect(own_server.url), **options)
+    with own_server.client() as client:
+        client.config_set("maxmemory", "1")
+        assert [call(cache, "get", f"k{number}") for number in range(400)] == list(range(400))
+        assert call(latecomer, "get", "k1") == 1
+        assert call(latecomer, "get", "none") is None
+        assert len(call(latecomer, "get_many", [f"k{number}" for number in range(400)])) == 400
+        assert call(cache, "get_or_compute", "k2", lambda: "anew") == 2
+        assert call(cache, "entry", "k3").value == 3
+        assert len(call(cache, "keys")) == 600
+        assert call(cache, "stats").hits == 0, "of them the server knows nothing yet"
+        with pytest.raises(BackendFull):
+            call(cache, "put", "more", 1)
+        client.config_set("maxmemory", "0")
+    if "strict" not in options:
+        call(latecomer, "flush")
+        stats = call(cache, "stats")
+        assert (stats.hits, stats.misses) == (400 + 1 + 400 + 1, 1)
 
 
 def test_a_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, namespace: str) -> None:
