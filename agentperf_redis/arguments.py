@@ -38,9 +38,10 @@ def encodable(text: str) -> bool:
 
 def name(argument: str, value: object) -> str:
     """Check a name given by a user: of an agent, a cache, an instance, a tag."""
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARACTERS or not encodable(value):
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARACTERS:
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
-    if not value.isprintable() and any(map(_is_control, value)):
+    # What is printable holds neither; of the rest, a line separator, say, may be in a name.
+    if not value.isprintable() and (not encodable(value) or any(map(_is_control, value))):
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
     return value
 

@@ -134,7 +134,7 @@ class MetricsCollector:
         return Span(arguments.name("agent_name", agent_name), arguments.name("name", name), self._finish, parent)
 
     def _finish(self, span: Span, outcome: str) -> None:
-        self._record(span.part, span.seconds, outcome, span.self_seconds)
+        self._record(span.part if span.path else span.agent_name, span.seconds, outcome, span.self_seconds)
 
     def record_llm(
         self,

@@ -34,7 +34,7 @@ DEPTH_MOST = 16
 
 
 class _Tree:
-    """What the spans that began within one another share."""
+    """What the spans that began within one another share. The first one is at work as it begins."""
 
     __slots__ = ("at_work", "clock", "lock", "virtual")
 
@@ -42,12 +42,13 @@ class _Tree:
         self.lock = threading.RLock()
         self.clock = now
         self.virtual = 0.0
-        self.at_work = 0
+        self.at_work = 1
 
     def advance(self, now: float) -> None:
-        if self.at_work and now > self.clock:
-            self.virtual += (now - self.clock) / self.at_work
-        self.clock = max(self.clock, now)
+        if now > self.clock:
+            if self.at_work:
+                self.virtual += (now - self.clock) / self.at_work
+            self.clock = now
 
 
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
@@ -126,30 +127,35 @@ class Span:
     def __enter__(self) -> Self:
         if self.is_open or self.seconds:
             raise AgentPerfError("a span is entered once; make another for the next time")
-        parent = self._parent_given
-        if parent is None or not parent.is_open:
-            parent = current_span() if parent is None else parent.parent
-            while parent is not None and not parent.is_open:
-                parent = parent.parent
-        if parent is not None and parent.agent_name == self.agent_name and self.path:
+        outer = self._outer = _current.get()
+        parent = self._parent_around(outer) if self.path else None
+        if parent is None:
+            now = self._start = perf_counter()
+            self._tree = _Tree(now)
+            self._virtual_start = 0.0
+            self.is_open = True
+        else:
             self.parent = parent
             self.path = (parent.path + self.path)[:DEPTH_MOST]
             tree = self._tree = parent._tree  # noqa: SLF001  one of its own kind
-        else:  # an execution, or another agent's: its time is that agent's
-            self.parent = None
-            tree = self._tree = _Tree(perf_counter())
-        with tree.lock:
-            now = perf_counter()
-            tree.advance(now)
-            if self.parent is not None:
-                self.parent._child_opened()  # noqa: SLF001  as above
-            tree.at_work += 1
-            self._virtual_start = tree.virtual
-            self._start = now
-            self.is_open = True
-        self._outer = _current.get()
+            with tree.lock:
+                now = self._start = perf_counter()
+                tree.advance(now)
+                parent._child_opened()  # noqa: SLF001  as above
+                tree.at_work += 1
+                self._virtual_start = tree.virtual
+                self.is_open = True
         _current.set(self)
         return self
+
+    def _parent_around(self, outer: Span | None) -> Span | None:
+        """Return the open span that this one is part of. Another agent's is none: its time is that agent's."""
+        parent = self._parent_given
+        if parent is None or not parent.is_open:
+            parent = outer if parent is None else parent.parent
+            while parent is not None and not parent.is_open:
+                parent = parent.parent
+        return parent if parent is not None and parent.agent_name == self.agent_name else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -158,15 +164,17 @@ class Span:
         with tree.lock:
             now = perf_counter()
             tree.advance(now)
-            self._child_opened()  # no longer at work, as if a child took over
             self.is_open = False
+            if not self._children:
+                tree.at_work -= 1
+                self.self_seconds += tree.virtual - self._virtual_start
             if self.parent is not None:
-                self.parent._child_closed()  # noqa: SLF001  as above
+                self.parent._child_closed()  # noqa: SLF001  one of its own kind
             self.seconds = now - self._start
         if _current.get() is self:
             _current.set(self._outer)
         try:
-            self._finish(self, (error is None and self._failure) or outcome_of(error))
+            self._finish(self, (self._failure or OK) if error is None else outcome_of(error))
         except Exception:  # noqa: BLE001  what the block returns or raises is worth more than its record
             not_recorded(self.agent_name)
 
