@@ -88,6 +88,12 @@ local function give(item)
   size = size + 1
   reply[size] = item
 end
+-- A reply's integers have 64 bits; a sum beyond them, such as of cost in billionths, stands still at the end.
+local LARGEST = 9223372036854774784  -- the last double below 2^63
+local function give_count(field, value)
+  reply[size + 1], reply[size + 2] = field, value < LARGEST and value or LARGEST
+  size = size + 2
+end
 -- Text becomes a number by adding it: a third of the time that tonumber takes. What is none raises, see below.
 local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last_ms = math.max}
 local PLAIN = {'n', 'ok', 'err', 'cancelled', 'sum_us', 'tok_in', 'tok_out', 'cost_nano', 'llm_calls', 'tool_calls',
@@ -109,7 +115,7 @@ local function plain(name)
   local counted = size + 1
   give(0)
   for i = 1, ASKED do
-    if sums[i] then give(PLAIN[i]); give(sums[i]) end
+    if sums[i] then give_count(PLAIN[i], sums[i]) end
   end
   reply[counted] = (size - counted) / 2
   give('')
@@ -130,7 +136,7 @@ local function whole_of(name)
   end
   local counted = size + 1
   give(0)
-  for field, value in pairs(fields) do give(field); give(value) end
+  for field, value in pairs(fields) do give_count(field, value) end
   reply[counted] = (size - counted) / 2
   local n = fields.n or 0
   local durations = {}

@@ -232,6 +232,31 @@ def test_reading_a_key_of_a_wrong_type_names_it(backend: Backend, call: Call, ra
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize("percentiles", [True, False])
+def test_a_counter_that_is_no_number_is_named(
+    backend: Backend, call: Call, raw: Raw, namespace: str, percentiles: bool
+) -> None:
+    collector = MetricsCollector(backend=backend)
+    collector.record_execution("research", 0.5, True)
+    collector.flush()
+    key = keys.metrics_total(namespace, keys.metrics_shard("research"), "research")
+    raw.hset(key, "sum_us", "many")
+    with pytest.raises(CorruptState) as caught:
+        call(collector, "snapshots", percentiles=percentiles)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("window", [None, "5m"])
+def test_a_sum_larger_than_a_reply_can_say_stands_still(backend: Backend, call: Call, window: str | None) -> None:
+    collector = MetricsCollector(backend=backend)
+    for _ in range(20):
+        collector.record_llm("research", cost=1e9, model="gpt-x")
+    for percentiles in (True, False):
+        found = call(collector, "snapshots", window=window, percentiles=percentiles)["research"]
+        assert found.cost == 9223372036.854774784, "2^63 billionths, and not less than nothing"
+        assert found.llm_calls == 20
+
+
 def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
     """Count one execution for each age in seconds, in one flush that comes after an outage."""
     clock = [1000.0]
