@@ -392,6 +392,8 @@ def _each_wanted(
 ) -> tuple[Iterator[Wanted[Any]], int | None, int]:
     """Check what `warm_up` was given; return what is wanted, how much that is, and how many at a time."""
     keys, total, concurrency = checked(items, concurrency, progress)
+    if not callable(function):
+        raise InvalidArgument("function", function, "a function that computes the value of a key")
     pattern = wanted("", lambda: None, ttl, tags, freshness)
     each = (replace(pattern, key=_checked_key(key), function=partial(function, key)) for key in keys)
     return each, total, concurrency

@@ -22,7 +22,7 @@ from agentperf_redis.cache.refreshing import Refresher, Subject
 from agentperf_redis.cache.single_flight import SingleFlight
 from agentperf_redis.cache.turns import Turn
 from agentperf_redis.command import Flow
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, shown
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument, shown
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -219,6 +219,8 @@ def wanted(
 ) -> Wanted[R]:
     """Refuse bad arguments before the function is called; `options` are `FreshnessOptions`."""
     stored_name(key)
+    if not callable(function):
+        raise InvalidArgument("function", function, "a function without arguments that computes the value")
     ttl_ms("ttl", ttl)
     kept = tags if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable) else tuple(tags)
     stored_tags(kept)

@@ -203,6 +203,11 @@ def cached(
         raise InvalidArgument("ttl", ttl, "seconds; to decorate without options, write @cache.cached()")
 
     ttl_ms("ttl", ttl)
+    own_tags, ignored = arguments.names("tags", tags), frozenset(arguments.names("ignore", ignore))
+    if not (key is None or isinstance(key, str) or callable(key)):
+        raise InvalidArgument("key", key, "a template such as 'user:{user_id}', or a function of the arguments")
+    if isinstance(version, bool) or not isinstance(version, (str, int)):
+        raise InvalidArgument("version", version, "a string or a whole number")
     fresh = Freshness.of(freshness, ttl)
 
     def decorate(function: Any) -> Any:
@@ -212,7 +217,7 @@ def cached(
         if not callable(function) or generates or not hasattr(function, "__qualname__"):
             allowed = "a function or coroutine function with a name: no generator, partial or object"
             raise InvalidArgument("function", function, allowed)
-        return _Wrapped(cache, function, ttl, tuple(tags), key, frozenset(ignore), str(version), fresh).wrapper()
+        return _Wrapped(cache, function, ttl, own_tags, key, ignored, str(version), fresh).wrapper()
 
     return cast("Decorator", decorate)
 
@@ -259,7 +264,7 @@ class _Wrapped(Generic[R]):
         self.name = f"{module_of(function)}.{function.__qualname__}" + (f"@{version}" if version else "")
         # a tag for cache_clear; hashed where the name would be too long for a tag
         self.tag = _TAG + (self.name if len(self.name) <= _MOST_TAG_CHARACTERS else digest(self.name.encode()))
-        self.tags = (*arguments.names("tags", tags), self.tag)
+        self.tags = (*tags, self.tag)
         self.key_rule = key
         self.signature = inspect.signature(function)
         unknown = ignore - set(self.signature.parameters)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import rule
 
-from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, chores
+from agentperf_redis.cache import LRUCache
 from tests.integration.cache.scan import faults
-from tests.servers import Raw, Server
+from tests.servers import Server
+from tests.stateful.cache.machine import CacheMachine, run
 
 MAX_SIZE = 4
 KEYS = st.sampled_from("abcdefg")
@@ -35,36 +32,23 @@ class Held:
     dead: bool = False
     """A tag of it was invalidated; it keeps its place until it is overwritten or leaves."""
     expired: bool = False
-    """Its time is over; it keeps its place until a put, a report or a sweep."""
 
 
-class LRUMachine(RuleBasedStateMachine):
+class LRUMachine(CacheMachine):
     """The rules; the model is an OrderedDict, the oldest first."""
 
-    server: ClassVar[Server]
+    cache: LRUCache
 
     def __init__(self) -> None:
         super().__init__()
-        self.backend = Backend(self.server.url, namespace=uuid.uuid4().hex)
-        self.raw: Raw = self.server.client()
         self.cache = LRUCache(MAX_SIZE, name="m", backend=self.backend)
         self.model: OrderedDict[str, Held] = OrderedDict()
         self.hits = self.misses = self.evictions = 0
-        self.unreported = False
         self.where = self.cache._binding.keys
 
-    def teardown(self) -> None:
-        self.they_agree()
-        self.backend.close()
-        self.raw.close()
-
     def alive(self, key: str) -> Held | None:
-        held = self.model.get(key)
-        return None if held is None or held.dead or held.expired else held
-
-    def reaped(self) -> None:
-        for key in [key for key, held in self.model.items() if held.expired]:
-            del self.model[key]
+        held: Held | None = super().alive(key)
+        return None if held is None or held.dead else held
 
     def reported(self) -> None:
         if self.unreported:
@@ -133,33 +117,20 @@ class LRUMachine(RuleBasedStateMachine):
     )
     def forget(self, key: str, tag: str, how: str) -> None:
         if how == "delete":
-            held = self.model.pop(key, None)
-            assert self.cache.delete(key) is (held is not None and not held.expired)
+            self.deleted(key)
         elif how == "tag":
             self.cache.invalidate_tags(tag)
             for each in self.model.values():
                 each.dead |= tag in each.tags
         elif how == "sweep":
-            self.cache.sweep()
-            self.reaped()
+            self.swept()
         else:
-            self.cache.clear()
-            self.model.clear()
+            self.cleared()
 
     @rule(key=KEYS)
     def time_passes(self, key: str) -> None:
-        """The time of one entry is over, by the server's clock: the same as waiting, at once."""
         held = self.model.get(key)
-        if held is None or not held.expires or held.expired:
-            return
-        self.cache.flush()  # a read that was not reported before its entry expired is booked, but moves nothing
-        self.reported()
-        if key not in self.model:
-            return
-        held.expired = True
-        self.raw.delete(self.where.entry(key))
-        self.raw.zadd(self.where.exp, {key: 1})
-        self.raw.hset(self.where.meta, "next", 1)
+        self.time_is_over(key, expires=held is not None and held.expires)
 
     @rule(key=KEYS)
     def entry(self, key: str) -> None:
@@ -184,20 +155,5 @@ class LRUMachine(RuleBasedStateMachine):
         assert faults(self.raw, self.backend.namespace, "cache", "m") == []
 
 
-@pytest.fixture
-def machine(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[LRUMachine]]:
-    monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)  # reports go when the model says, not when a step took long
-    LRUMachine.server = server
-    yield LRUMachine
-    del LRUMachine.server
-
-
-def test_any_sequence_of_operations_agrees_with_the_model(machine: type[LRUMachine]) -> None:
-    effort = settings(
-        max_examples=40,
-        stateful_step_count=40,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate,),  # shrinking over a network takes minutes
-    )
-    run_state_machine_as_test(machine, settings=effort)
+def test_any_sequence_of_operations_agrees_with_the_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(LRUMachine, server, monkeypatch)

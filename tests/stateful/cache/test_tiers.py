@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import rule
 
-from agentperf_redis.backend import Backend
-from agentperf_redis.cache import TieredCache, chores
+from agentperf_redis.cache import TieredCache
 from tests.integration.cache.scan import faults
-from tests.servers import Raw, Server
+from tests.servers import Server
+from tests.stateful.cache.machine import CacheMachine, run
 
 TIERS = ("hot", "warm", "cold")
 ROOM = {"hot": 1, "warm": 2, "cold": 3}
@@ -39,29 +36,21 @@ class Held:
     expired: bool = False
 
 
-class TieredMachine(RuleBasedStateMachine):
+class TieredMachine(CacheMachine):
     """The rules; the model knows each entry's tier and the time of its last touch."""
 
-    server: ClassVar[Server]
+    cache: TieredCache
 
     def __init__(self) -> None:
         super().__init__()
-        self.backend = Backend(self.server.url, namespace=uuid.uuid4().hex)
-        self.raw: Raw = self.server.client()
         self.cache = TieredCache(*ROOM.values(), *LIFE_S.values(), policy="lru", name="m", backend=self.backend)
         self.where = self.cache._binding.keys
         self.model: dict[str, Held] = {}
         self.waiting: dict[str, int] = {}
         """Reads not reported yet, oldest first."""
-        self.unreported = False
         self.clock = 0
         self.hits = dict.fromkeys(TIERS, 0)
         self.misses = 0
-
-    def teardown(self) -> None:
-        self.they_agree()
-        self.backend.close()
-        self.raw.close()
 
     # the model
 
@@ -96,19 +85,11 @@ class TieredMachine(RuleBasedStateMachine):
             oldest = (self.standing(tier)[:1] for tier in reversed(TIERS))
             del self.model[next(key for keys in oldest for key in keys if key != keep)]
 
-    def reap(self) -> None:
-        for key in [key for key, held in self.model.items() if held.expired]:
-            del self.model[key]
-
-    def flush(self) -> None:
+    def reported(self) -> None:
         if self.unreported:
             self.report()
-            self.reap()
+            self.reaped()
             self.balance()
-
-    def alive(self, key: str) -> Held | None:
-        held = self.model.get(key)
-        return None if held is None or held.expired else held
 
     # what users do
 
@@ -128,7 +109,7 @@ class TieredMachine(RuleBasedStateMachine):
         for key, value, tier, ttl in puts:
             assert self.cache.put(key, value, tier, ttl=ttl) is True
             self.report()
-            self.reap()
+            self.reaped()
             known = self.model.get(key)
             place = tier or (known.tier if known else "cold")
             self.model[key] = Held(value, place, self.tick(), LIFE_S[place] if ttl is None else ttl)
@@ -137,33 +118,21 @@ class TieredMachine(RuleBasedStateMachine):
     @rule(key=KEYS, how=st.sampled_from(("delete", "delete", "delete", "sweep", "sweep", "clear")))
     def forget(self, key: str, how: str) -> None:
         if how == "delete":
-            held = self.model.pop(key, None)
-            assert self.cache.delete(key) is (held is not None and not held.expired)
+            self.deleted(key)
         elif how == "sweep":
-            self.cache.sweep()
-            self.reap()
+            self.swept()
         else:
-            self.cache.clear()
-            self.model.clear()
+            self.cleared()
 
     @rule(key=KEYS)
     def time_passes(self, key: str) -> None:
         held = self.model.get(key)
-        if held is None or held.life_s == math.inf or held.expired:
-            return
-        self.cache.flush()
-        self.flush()
-        if key not in self.model:
-            return
-        held.expired = True
-        self.raw.delete(self.where.entry(key))
-        self.raw.zadd(self.where.exp, {key: 1})
-        self.raw.hset(self.where.meta, "next", 1)
+        self.time_is_over(key, expires=held is not None and held.life_s != math.inf)
 
     @rule(key=KEYS)
     def entry(self, key: str) -> None:
         entry = self.cache.entry(key)
-        self.flush()
+        self.reported()
         held = self.alive(key)
         assert (entry is None) == (held is None)
         if entry is None or held is None:
@@ -177,7 +146,7 @@ class TieredMachine(RuleBasedStateMachine):
         if not self.raw.exists(self.where.meta):
             return
         stats = self.cache.get_stats()
-        self.flush()
+        self.reported()
         for tier in TIERS:
             assert self.raw.zrange(getattr(self.where, tier), 0, -1) == self.standing(tier), tier
             assert stats[tier]["hits"] == self.hits[tier]
@@ -185,20 +154,5 @@ class TieredMachine(RuleBasedStateMachine):
         assert faults(self.raw, self.backend.namespace, "tiered", "m") == []
 
 
-@pytest.fixture
-def machine(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[TieredMachine]]:
-    monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)  # reports go when the model says, not when a step took long
-    TieredMachine.server = server
-    yield TieredMachine
-    del TieredMachine.server
-
-
-def test_any_sequence_of_operations_agrees_with_the_model(machine: type[TieredMachine]) -> None:
-    effort = settings(
-        max_examples=40,
-        stateful_step_count=40,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate,),  # shrinking over a network takes minutes
-    )
-    run_state_machine_as_test(machine, settings=effort)
+def test_any_sequence_of_operations_agrees_with_the_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(TieredMachine, server, monkeypatch)
