@@ -107,11 +107,12 @@ class Breaker:
             if self._answers(node):
                 self._calm_until[node] = time.monotonic() + _CALM_S
                 return
-            if self._ended(node, off):
-                self._recovered()
+            recovered = self._ended(node, off)
         finally:
             with self._lock:
                 self._watched.discard(node)
+        if recovered:  # by now suspicion is heard again: what follows runs commands, and they may meet the next outage
+            self._recovered()
 
     def _ended(self, node: Node, off: threading.Event) -> bool:
         """Keep commands from a node until it answers, or is in use no more. Returns False if the client was closed."""

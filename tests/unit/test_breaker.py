@@ -160,3 +160,18 @@ def test_a_delivery_without_an_answer_opens_it_and_the_next_one_asks_nobody(flee
     fleet.up.set()
     wait_until(lambda: not fleet.breaker.open, "the breaker to close")
     assert drive(fleet, [echo()], [b"hello"]) == ([b"hello"], 1)
+
+
+def test_an_outage_while_others_recover_from_the_last_one_is_noticed(fleet: Fleet) -> None:
+    again = threading.Event()
+
+    def relapse() -> None:  # a service that recovers finds the server away once more
+        fleet.up.clear()
+        fleet.breaker.suspect(NODE, PATIENCE_S)
+        again.set()
+
+    fleet.breaker._recovered = relapse
+    fleet.open()
+    fleet.up.set()
+    assert again.wait(10)
+    wait_until(lambda: fleet.breaker.open, "the breaker to open again")
