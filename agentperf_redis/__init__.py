@@ -1,35 +1,42 @@
-"""Shared metrics, caches and load balancing for fleets of AI agents, through one Redis or Valkey."""
+"""Shared metrics, caches and load balancing for fleets of AI agents, through one Redis or Valkey.
 
+A name is imported from where it is defined when it is first asked for, so that who uses one service does not wait for
+the others to load.
+"""
+
+import importlib
 import logging
+from typing import TYPE_CHECKING
 
-from agentperf_redis.backend import configure
-from agentperf_redis.balancer.client import LoadBalancer
-from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome
-from agentperf_redis.balancer.settings import PoolSettings
-from agentperf_redis.cache.decorator import cached
-from agentperf_redis.cache.lru import LRUCache
-from agentperf_redis.cache.model import CacheEntry
-from agentperf_redis.cache.tiered import TieredCache
-from agentperf_redis.errors import (
-    AgentPerfError,
-    BackendFull,
-    BackendUnavailable,
-    ComputeFailed,
-    CorruptState,
-    InvalidArgument,
-    LeaseLost,
-    NoCapacity,
-    SchemaMismatch,
-    ScriptFailed,
-)
-from agentperf_redis.metrics.client import MetricsCollector
-from agentperf_redis.metrics.comparison import RankBy
-from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
-from agentperf_redis.metrics.retention import Retention, memory_forecast
-from agentperf_redis.metrics.tracking import track_performance
-from agentperf_redis.registry import storable
-from agentperf_redis.service import AgentPerf
+if TYPE_CHECKING:
+    from agentperf_redis.backend import configure
+    from agentperf_redis.balancer.client import LoadBalancer
+    from agentperf_redis.balancer.lease import Lease
+    from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome
+    from agentperf_redis.balancer.settings import PoolSettings
+    from agentperf_redis.cache.decorator import cached
+    from agentperf_redis.cache.lru import LRUCache
+    from agentperf_redis.cache.model import CacheEntry
+    from agentperf_redis.cache.tiered import TieredCache
+    from agentperf_redis.errors import (
+        AgentPerfError,
+        BackendFull,
+        BackendUnavailable,
+        ComputeFailed,
+        CorruptState,
+        InvalidArgument,
+        LeaseLost,
+        NoCapacity,
+        SchemaMismatch,
+        ScriptFailed,
+    )
+    from agentperf_redis.metrics.client import MetricsCollector
+    from agentperf_redis.metrics.comparison import RankBy
+    from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
+    from agentperf_redis.metrics.retention import Retention, memory_forecast
+    from agentperf_redis.metrics.tracking import track_performance
+    from agentperf_redis.registry import storable
+    from agentperf_redis.service import AgentPerf
 
 __all__ = [
     "AgentInstance",
@@ -65,3 +72,48 @@ __all__ = [
 ]
 
 logging.getLogger("agentperf_redis").addHandler(logging.NullHandler())
+
+_HOMES = {
+    "AgentInstance": "balancer.model",
+    "AgentPerf": "service",
+    "AgentPerfError": "errors",
+    "BackendFull": "errors",
+    "BackendUnavailable": "errors",
+    "CacheEntry": "cache.model",
+    "ComputeFailed": "errors",
+    "CorruptState": "errors",
+    "InvalidArgument": "errors",
+    "LRUCache": "cache.lru",
+    "Lease": "balancer.lease",
+    "LeaseLost": "errors",
+    "LoadBalancer": "balancer.client",
+    "LoadBalancingStrategy": "balancer.model",
+    "MetricsCollector": "metrics.client",
+    "NoCapacity": "errors",
+    "Outcome": "balancer.model",
+    "PerformanceMetrics": "metrics.model",
+    "PoolSettings": "balancer.settings",
+    "RankBy": "metrics.comparison",
+    "Retention": "metrics.retention",
+    "SchemaMismatch": "errors",
+    "ScriptFailed": "errors",
+    "SystemSummary": "metrics.model",
+    "TieredCache": "cache.tiered",
+    "cached": "cache.decorator",
+    "configure": "backend",
+    "memory_forecast": "metrics.retention",
+    "storable": "registry",
+    "track_performance": "metrics.tracking",
+}
+
+if not TYPE_CHECKING:  # where a type checker would take any name for one of this module's
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted(globals().keys() | _HOMES.keys())

