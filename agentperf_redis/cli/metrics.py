@@ -177,7 +177,9 @@ def compare(target: Target, agent: str, other: str | None, window: str | None, *
         if not any(map(_finite, (each.first, each.second))):
             continue  # neither has any
         ratio = None if each.ratio is None else _finite(each.ratio)
-        change = "–" if not ratio else f"{ratio - 1:+.1%}" if each.certain else "none for certain"
+        change = "equal" if each.first == each.second else "none for certain" if not each.certain else "–"
+        if each.certain and ratio:
+            change = f"{ratio - 1:+.1%}"
         table.add_row(each.name, _number(each.first), _number(each.second), change)
     if table.row_count:
         out.print(table)

@@ -73,8 +73,8 @@ class Change:
         name: of the figure: ``p95_execution_time``.
         first: its value there.
         second: its value there.
-        certain: whether they differ for sure: False when they are equal, or no further apart than the bound on
-            estimated percentiles.
+        certain: whether they differ for sure: False when they are equal, no further apart than the bound on
+            estimated percentiles, or when one of the two had no executions, of which there is no rate or duration.
     """
 
     name: str
@@ -115,9 +115,8 @@ class Comparison:
         raise KeyError(name)
 
 
+_COUNTED = ("task_count", "throughput")
 _EXACT = (
-    "task_count",
-    "throughput",
     "success_rate",
     "failure_rate",
     "avg_execution_time",
@@ -130,7 +129,9 @@ _PER_TASK = ("tokens_in", "tokens_out", "cost", "llm_calls", "tool_calls")
 
 def compared(first: PerformanceMetrics, second: PerformanceMetrics) -> Comparison:
     """Hold two against each other. Tokens, cost and calls are compared per execution, named ``cost_per_task``."""
-    changes = [_exact(name, getattr(first, name), getattr(second, name)) for name in _EXACT]
+    both = first.task_count > 0 and second.task_count > 0
+    changes = [_exact(name, getattr(first, name), getattr(second, name)) for name in _COUNTED]
+    changes += [_exact(name, getattr(first, name), getattr(second, name), both) for name in _EXACT]
     for name in _ESTIMATED:
         one, other = getattr(first, name), getattr(second, name)
         # Each may stand for any value that is off by the bound.
@@ -138,14 +139,14 @@ def compared(first: PerformanceMetrics, second: PerformanceMetrics) -> Compariso
         (low_bound, high_bound) = (
             (first.error_bound, second.error_bound) if one <= other else (second.error_bound, first.error_bound)
         )
-        certain = low * (1 + low_bound) < high * (1 - high_bound)
+        certain = both and low * (1 + low_bound) < high * (1 - high_bound)
         changes.append(Change(name, one, other, certain))
-    changes += [_exact(f"{name}_per_task", _per_task(first, name), _per_task(second, name)) for name in _PER_TASK]
+    changes += [_exact(f"{name}_per_task", _per_task(first, name), _per_task(second, name), both) for name in _PER_TASK]
     return Comparison(first, second, tuple(changes))
 
 
-def _exact(name: str, first: float, second: float) -> Change:
-    return Change(name, float(first), float(second), first != second)
+def _exact(name: str, first: float, second: float, known: bool = True) -> Change:
+    return Change(name, float(first), float(second), known and first != second)
 
 
 def _per_task(metrics: PerformanceMetrics, name: str) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from agentperf_redis import arguments
 from agentperf_redis.metrics.histogram import estimated_quantile, exact_quantile
 
 _TOP_ERRORS = 5
@@ -151,7 +152,11 @@ class PerformanceMetrics:
 
         Returns:
             Seconds: exact when `exact`, else within `error_bound`; 0.0 when there are no executions.
+
+        Raises:
+            InvalidArgument: for a share that is none, such as 95.
         """
+        share = arguments.amount("share", share, most=1.0)
         if self.execution_times:
             return exact_quantile(sorted(self.execution_times), share)
         return estimated_quantile(

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.metrics.comparison import compared
 from agentperf_redis.metrics.flows import Stretch, asked_time
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index
 from agentperf_redis.metrics.model import Interval, PerformanceMetrics, system_summary
@@ -194,3 +195,20 @@ def test_all_time_has_no_past() -> None:
 def test_bad_retention_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidArgument, match=field):
         Retention(**{field: value})  # type: ignore[arg-type]  # one of them is a whole number
+
+
+@pytest.mark.parametrize("share", [95, 1.5, -0.1, float("nan"), "p95", None, True])
+def test_a_share_that_is_none_is_refused(share: object) -> None:
+    metrics = performance("research", tally([1_000_000] * 20))
+    with pytest.raises(InvalidArgument, match="share .* a number from 0 to 1"):
+        metrics.quantile(share)  # type: ignore[arg-type]  # that is the point
+
+
+def test_nothing_is_certain_of_who_did_nothing_but_that() -> None:
+    busy, idle = (
+        performance("busy", tally([200_000] * 4, failures=1)),
+        performance("idle", Tally({}, {}, {}, {}, (), (0, 0))),
+    )
+    for first, second in ((busy, idle), (idle, busy)):
+        found = compared(first, second)
+        assert {change.name for change in found.changes if change.certain} == {"task_count", "throughput"}
