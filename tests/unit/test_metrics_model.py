@@ -200,7 +200,7 @@ def test_bad_retention_is_refused(field: str, value: float) -> None:
 @pytest.mark.parametrize("share", [95, 1.5, -0.1, float("nan"), "p95", None, True])
 def test_a_share_that_is_none_is_refused(share: object) -> None:
     metrics = performance("research", tally([1_000_000] * 20))
-    with pytest.raises(InvalidArgument, match="share .* a number from 0 to 1"):
+    with pytest.raises(InvalidArgument, match=r"share .* a number from 0 to 1"):
         metrics.quantile(share)  # type: ignore[arg-type]  # that is the point
 
 
