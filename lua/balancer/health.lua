@@ -9,7 +9,7 @@ local function health(self, facts)
   local TAG = string.sub(READY, 1, -6)
   local AWAY, EVENTS = TAG .. 'away', TAG .. 'events'
   local now_us, now_ms = self.now_us, self.now_ms
-  local usable, out = facts.usable, facts.out
+  local usable, out, warming = facts.usable, facts.out, facts.warming
   local settings
   self.panic = facts.panic
   call('ZCARD', AWAY)
@@ -87,9 +87,26 @@ local function health(self, facts)
     local panic = usable > 0 and out * 1000 > usable * self.settings().panic_share and self.settings().panic_share > 0
     if panic == self.panic then return false end
     self.panic = panic
-    if panic then call('HSET', STATE, '#panic', format('%.0f', now_ms)) else call('HDEL', STATE, '#panic') end
+    if panic then
+      call('HSET', STATE, '#panic', format('%.0f', now_ms))
+    else
+      facts.calm_ms = now_ms
+      call('HDEL', STATE, '#panic')
+      call('HSET', STATE, '#calm', format('%.0f', now_ms))
+    end
     self.tell(panic and 'panic' or 'calm', '-', 'unfit', format('%d', out), 'of', format('%d', usable))
     return true
+  end
+
+  local function write_counts()
+    call('HSET', STATE, '#usable', format('%d', usable), '#out', format('%d', out), '#warming', format('%d', warming))
+  end
+
+  -- What an instance counts as, by its flags: usable, judged unfit, or fit but warming up; 1 or 0 each.
+  function self.counts(flags)
+    if string.find(flags, '[sudr]') then return 0, 0, 0 end
+    if string.find(flags, '[ech]') then return 1, 1, 0 end
+    return 1, 0, string.find(flags, 'w', 1, true) and 1 or 0
   end
 
   -- Count an instance that is about to be stored. Returns whether panic turned.
@@ -97,13 +114,11 @@ local function health(self, facts)
     local was, is = r.old_flags, r.flags
     local turned = false
     if was ~= is then
-      local was_usable, is_usable = not string.find(was, '[sudr]'), not string.find(is, '[sudr]')
-      local was_out = was_usable and string.find(was, '[ech]')
-      local is_out = is_usable and string.find(is, '[ech]')
-      if was_usable ~= is_usable or not was_out ~= not is_out then
-        usable = usable + (is_usable and 1 or 0) - (was_usable and 1 or 0)
-        out = out + (is_out and 1 or 0) - (was_out and 1 or 0)
-        call('HSET', STATE, '#usable', format('%d', usable), '#out', format('%d', out))
+      local was_usable, was_out, was_warming = self.counts(was)
+      local is_usable, is_out, is_warming = self.counts(is)
+      if was_usable ~= is_usable or was_out ~= is_out or was_warming ~= is_warming then
+        usable, out, warming = usable + is_usable - was_usable, out + is_out - was_out, warming + is_warming - was_warming
+        write_counts()
         turned = self.weigh()
       end
     end
@@ -121,19 +136,25 @@ local function health(self, facts)
   end
 
   -- Write the counts anew, as `repair` found them.
-  function self.recount(of_usable, of_out)
-    usable, out = of_usable, of_out
-    call('HSET', STATE, '#usable', format('%d', usable), '#out', format('%d', out))
+  function self.recount(of_usable, of_out, of_warming)
+    usable, out, warming = of_usable, of_out, of_warming
+    write_counts()
     if self.weigh() then self.resettle(0) end
   end
 
-  -- Give it its capacity by and by, if others are there to bear the load meanwhile.
+  local function step(r)
+    call('ZADD', DUE, format('%.0f', now_ms + math.ceil(self.settings().ramp_ms / TENTHS)), 'V:' .. r.id)
+  end
+
+  -- Give it its capacity by and by, if others are there to bear the load meanwhile: those that are fit and warm themselves,
+  -- and no minority. A fleet that comes back together is needed whole: in panic, and for one step after it.
   function self.warm_up(r)
-    local ramp_ms = self.settings().ramp_ms
-    if ramp_ms == 0 or usable - out < 1 then return end
+    local ramp_ms, others = self.settings().ramp_ms, usable - out - warming
+    if ramp_ms == 0 or others < 1 or 2 * others < usable then return end
+    if self.panic or (now_ms - facts.calm_ms) * TENTHS <= ramp_ms then return end
     self.more(r).warm = 1
     self.set(r, 'w', true)
-    call('ZADD', DUE, format('%.0f', now_ms + math.ceil(ramp_ms / TENTHS)), 'V:' .. r.id)
+    step(r)
   end
 
   local function eject(r)
@@ -188,7 +209,7 @@ local function health(self, facts)
       end
       -- Too much at once is no illness, as long as less at once is an answer to it.
       overload = overload and limit > 1000
-      if limit < full then self.more(r).limit = floor(limit) end
+      if limit < full then self.more(r).limit = limit end
       self.set(r, 'a', limit < full)
     else
       self.set(r, 'a', false)
@@ -283,7 +304,7 @@ local function health(self, facts)
         self.set(r, 'w', false)
         self.tell('warm', id)
       else
-        call('ZADD', DUE, format('%.0f', now_ms + math.ceil(self.settings().ramp_ms / TENTHS)), 'V:' .. id)
+        step(r)
       end
     elseif kind == 'R' then
       self.park(r)

@@ -11,7 +11,7 @@
 --                 Limited:  a to a limit that was learnt  w while it warms up  l by rates  p none of its rate is left
 --     +<id>     what few instances have: ejects until_ms since_us old limit cut_us warm checks checked_ms rpm tpm rpm_us tpm_us
 --               ejects: ejections in a row   until_ms: end of the last one   since_us: leases from then on are on probation
---               old: leases from before that, while it is half-open   limit: learnt, in 1/1000   cut_us: when it was lowered
+--               old: leases from before that, while it is half-open   limit: learnt, in 1/1000, decimal   cut_us: when it was lowered
 --               warm: tenths of its capacity while it warms up   checks: passed in a row, failed ones below 0   checked_ms: when the last was taken on
 --               rpm tpm: requests and tokens a minute, 0 for no limit   rpm_us tpm_us: their theoretical arrival times
 --     @<token>  lease "L <id> <fence> <late>", late 1 when a copy of its request may still be under way
@@ -22,6 +22,7 @@
 --               shares in 1/1000
 --     #born     when it was founded, us    #picks  leases granted so far    #load #cap  sums over the instances
 --     #usable #out   instances that are not taken out, and of these those judged unfit    #panic  since when, ms
+--     #warming  those that are usable and fit, but not warm yet    #calm  when there was panic last, ms
 --     #next     when the pool needs a look, ms: a lower bound of due; 0 while somebody waits
 --   ready  ZSET   <id> -> score by strategy; ready@<label>, computed here under the same tag, likewise
 --   due    ZSET   @<token> lease or grant ends | W@<token> waiter fell silent | X@<token> tombstone goes -> ms
@@ -33,7 +34,7 @@ local call, match, format, floor = redis.call, string.match, string.format, math
 local SCHEMA, POOL = '1', '^1 (%S+) ?(%d*)$'
 local RECORD = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%S+) (%S+ %d+ %d+ %d+ %d+ %d+ %d+)$'
 local REST = '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
-local MORE, MORE_REST = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$', '^(%d+) (%-?%d+) (%d+) (%d+%.?%d*) (%d+%.?%d*) (%d+) (%d+)$'
+local MORE, MORE_REST = '^(%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%d+) (.*)$', '^(%d+) (%-?%d+) (%d+) (%d+%.?%d*) (%d+%.?%d*) (%d+) (%d+)$'
 local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT, TOO_LATE = 1, 0, -1, -2, -3, -4, -6
 
 -- Reject a poisoned index before the first write. What script text names no label for costs nothing.

@@ -29,7 +29,8 @@
 --   {-6, now_ms}    too late; nothing done
 -- REPEAT  the same state; after until_ms nothing, so that no late copy undoes what was done since
 -- ERRORS  none
--- COST    O(log N + labels + points log ring), and the hand-offs to at most 16 waiters
+-- COST    O(log N + labels + points log ring), and the hand-offs to at most 16 waiters; with a slow start, a look through at
+--         most 1024 records for one who is fit and warm, the longest registered first
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local ON, EWMA_US, SILENCE_MS, POINTS, RPM, TPM = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
@@ -38,7 +39,23 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 --@include health
 --@include upkeep
 
-local EXPIRIES = 16
+local EXPIRIES, LOOK, LOOKS = 16, 64, 16
+
+-- Whether somebody who is fit and warm has been there for as long as warming up takes. A fleet that starts is not made up of
+-- newcomers, whoever is left behind of the one before it, drained or dead.
+local function has_elders(all)
+  local before_us = format('%.0f', all.now_us - all.settings().ramp_ms * 1000)
+  for look = 0, LOOKS - 1 do
+    local some = call('ZRANGEBYSCORE', IDS, '-inf', before_us, 'LIMIT', look * LOOK, LOOK)
+    for _, record in ipairs(#some > 0 and call('HMGET', STATE, unpack(some)) or {}) do
+      local flags = match(select(8, match(record or '', RECORD)) or '', '^%S+')
+      if flags and not string.find(flags, '[sudrechw]') then return true end
+    end
+    if #some < LOOK then return false end
+  end
+  return false
+end
+
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
@@ -73,7 +90,7 @@ if pool ~= known[1] or settings ~= known[4] then
 end
 local born = known[3] or format('%.0f', all.now_us)
 if not known[3] then call('HSET', STATE, '#born', born) end
-local oldest = call('ZRANGE', IDS, 0, 0, 'WITHSCORES')[2]
+local newcomer = all.settings().ramp_ms > 0 and has_elders(all)
 local added = call('ZADD', IDS, 'NX', format('%.0f', all.now_us), ID)
 if not r then
   r = {
@@ -92,8 +109,7 @@ if r.more or all.has(r, 'l') then
   all.more(r).rpm, r.more.tpm = RPM, TPM
   all.park(r)
 end
--- A fleet that starts is not made up of newcomers: somebody has to be there for as long as warming up takes.
-if added == 1 and oldest and (all.now_us - oldest) / 1000 >= all.settings().ramp_ms then all.warm_up(r) end
+if newcomer and added == 1 then all.warm_up(r) end
 all.store(r)
 if added == 1 then all.tell('registered', ID) end
 if SILENCE_MS == '0' then

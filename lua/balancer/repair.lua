@@ -78,7 +78,7 @@ for _, id in ipairs(page) do
   end
 end
 if next_rank == 0 then
-  local load, cap, usable, out, with = 0, 0, 0, 0, {}
+  local load, cap, usable, out, warming, with = 0, 0, 0, 0, 0, {}
   for id in pairs(instances) do
     local r = all.read(id)
     if r then
@@ -87,14 +87,12 @@ if next_rank == 0 then
         with[label] = with[label] or {}
         with[label][id] = true
       end
-      if not string.find(r.flags, '[sudr]') then
-        usable = usable + 1
-        if string.find(r.flags, '[ech]') then out = out + 1 end
-      end
+      local is_usable, is_out, is_warming = all.counts(r.flags)
+      usable, out, warming = usable + is_usable, out + is_out, warming + is_warming
     end
   end
   call('HSET', STATE, '#load', format('%d', load), '#cap', format('%d', cap))
-  all.recount(usable, out)
+  all.recount(usable, out, warming)
   for _, id in ipairs(call('ZRANGE', READY, 0, -1)) do
     if not instances[id] then call('ZREM', READY, id) end
   end

@@ -9,7 +9,8 @@ local function upkeep(now_us)
     now_us = clock[1] * 1000000 + clock[2]
   end
   local now_ms = floor(now_us / 1000)
-  local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#out')
+  local function number(text) return whole(text) and tonumber(text or 0) or 0 end
+  local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#out', '#warming', '#calm')
   local strategy = match(known[1] or '', POOL)
   local self = {now_us = now_us, now_ms = now_ms, strategy = strategy}
   call('ZCARD', READY)
@@ -17,7 +18,7 @@ local function upkeep(now_us)
   call('ZCARD', WAITQ)
   health(self, {
     settings = known[2], panic = known[3] and true or false,
-    usable = whole(known[4]) and tonumber(known[4] or 0) or 0, out = whole(known[5]) and tonumber(known[5] or 0) or 0,
+    usable = number(known[4]), out = number(known[5]), warming = number(known[6]), calm_ms = number(known[7]),
   })
 
   -- The record of an instance; nil when there is none, or none that we wrote.
@@ -71,7 +72,7 @@ local function upkeep(now_us)
       call('HSET', STATE, r.id, text)
       local more = r.more
       if more then
-        call('HSET', STATE, '+' .. r.id, format('%d %.0f %.0f %d %d %.0f %d %d %.0f %s %s %.0f %.0f', more.ejects,
+        call('HSET', STATE, '+' .. r.id, format('%d %.0f %.0f %d %.15g %.0f %d %d %.0f %s %s %.0f %.0f', more.ejects,
           more.until_ms, more.since_us, more.old, more.limit, more.cut_us, more.warm, more.checks, more.checked_ms, more.rpm, more.tpm, more.rpm_us, more.tpm_us))
       end
     end

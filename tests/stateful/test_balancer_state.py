@@ -460,6 +460,8 @@ class PoolMachine(RuleBasedStateMachine):
         usable = [each for each in self.instances.values() if not each.flags & TAKEN_OUT]
         out = [each for each in usable if each.health & UNFIT]
         assert (int(state["#usable"]), int(state.get("#out", 0))) == (len(usable), len(out))
+        warming = [each for each in usable if "w" in each.health and not each.health & UNFIT]
+        assert int(state.get("#warming", 0)) == len(warming)
         assert ("#panic" in state) is (len(out) * 2 > len(usable))
 
     def compare_indexes(self) -> None:
