@@ -42,7 +42,9 @@ def test_a_program_runs(program: str, server: Server, tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # asyncio's debug mode also says when a step took 0.1 s, which on a busy machine any may
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.returncode, said) == (0, [])
     assert done.stdout
 
 

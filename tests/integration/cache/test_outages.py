@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,35 +219,41 @@ DEADLINE_S = 1.0
 KEYS = [f"k{number}" for number in range(4)]
 
 
-def use(url: str, namespace: str, seconds: float, **options: Any) -> list[tuple[str, float, float, float]]:
-    """A worker process: ask for values all the time. Returns key, value, begin and end of each call."""
+def use(url: str, namespace: str, progress: str, **options: Any) -> list[tuple[str, float, float, float]]:
+    """A worker process: ask for values until told to stop. Returns key, value, begin and end of each call.
+
+    It writes a byte into the file `progress` for each, and stops when a file ``progress.stop`` is there.
+    """
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
     seen: list[tuple[str, float, float, float]] = []
-    begun = time.monotonic()
-    end = begun + seconds
-    while begun < end:
-        key = KEYS[len(seen) % len(KEYS)]
-        begun = time.monotonic()
-        value = cache.get_or_compute(key, time.monotonic, 60, tags=[f"tag of {key}"], **options)
-        seen.append((key, value, begun, time.monotonic()))
-        time.sleep(0.002)
+    with Path(progress).open("ab", buffering=0) as written:
+        while goes_on(progress):
+            key = KEYS[len(seen) % len(KEYS)]
+            begun = time.monotonic()
+            value = cache.get_or_compute(key, time.monotonic, 60, tags=[f"tag of {key}"], **options)
+            seen.append((key, value, begun, time.monotonic()))
+            written.write(b".")
+            time.sleep(0.002)
     backend.close()
     return seen
 
 
-def use_with_stand_ins(url: str, namespace: str, seconds: float) -> list[tuple[str, float, float, float]]:
-    return use(url, namespace, seconds, soft_ttl=0.5, stale_if_error=30)
+def goes_on(progress: str) -> bool:
+    return not Path(f"{progress}.stop").exists()
 
 
-def invalidate(url: str, namespace: str, seconds: float) -> list[tuple[str, float, float]]:
-    """A worker process: invalidate all the time. Returns key, begin and end of each that was acknowledged."""
+def use_with_stand_ins(url: str, namespace: str, progress: str) -> list[tuple[str, float, float, float]]:
+    return use(url, namespace, progress, soft_ttl=0.5, stale_if_error=30)
+
+
+def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float, float]]:
+    """A worker process: invalidate until told to stop. Returns key, begin and end of each that was acknowledged."""
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(backend=backend)
     acknowledged: list[tuple[str, float, float]] = []
-    count, begun = 0, time.monotonic()
-    end = begun + seconds
-    while begun < end:
+    count = 0
+    while goes_on(progress):
         key, count = KEYS[count % len(KEYS)], count + 1
         begun = time.monotonic()
         try:
@@ -265,22 +272,42 @@ def invalidate(url: str, namespace: str, seconds: float) -> list[tuple[str, floa
 @pytest.mark.servers("valkey", "redis82")
 @pytest.mark.parametrize("aof", [False, True], ids=["empty", "aof"])
 def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old_back(
-    start_server: Callable[..., Server], server_kind: Kind, workers: Workers, namespace: str, aof: bool
+    start_server: Callable[..., Server],
+    server_kind: Kind,
+    workers: Workers,
+    namespace: str,
+    aof: bool,
+    tmp_path: Path,
 ) -> None:
     server = start_server(server_kind, aof=aof)
-    seconds = 6.0
+    files = [tmp_path / f"reader{number}" for number in range(3)]
+    for file in files:
+        file.touch()
+    functions = (use, use_with_stand_ins, use_with_stand_ins)
     readers = [
-        workers.start(use, server.url, namespace, seconds),
-        workers.start(use_with_stand_ins, server.url, namespace, seconds),
-        workers.start(use_with_stand_ins, server.url, namespace, seconds),
+        workers.start(function, server.url, namespace, str(file))
+        for function, file in zip(functions, files, strict=True)
     ]
-    writer = workers.start(invalidate, server.url, namespace, seconds)
-    time.sleep(1)
+    writer = workers.start(invalidate, server.url, namespace, str(tmp_path / "writer"))
+
+    def all_go_on(calls: int) -> None:
+        """Wait until each reader has made so many calls more."""
+        before = [file.stat().st_size for file in files]
+        wait_until(
+            lambda: all(file.stat().st_size >= at + calls for file, at in zip(files, before, strict=True)), "calls"
+        )
+
+    all_go_on(150)
     server.kill()
     killed = time.monotonic()
-    time.sleep(2.2)  # beyond the deadline: the outage is noticed
+    time.sleep(DEADLINE_S + 0.5)  # beyond the deadline: the outage is noticed
+    all_go_on(30)
     server.restart()
     back = time.monotonic()
+    time.sleep(NOTICED_S)
+    all_go_on(150)
+    for name in ("reader0", "reader1", "reader2", "writer"):
+        (tmp_path / f"{name}.stop").touch()
 
     acknowledged = writer.result()
     assert [end for _, _, end in acknowledged if end < killed]
