@@ -385,6 +385,8 @@ class LoadBalancer:
         """Recompute the load of all instances from their leases, and write indexes and sums anew.
 
         Nothing in normal operation needs it: it undoes what was changed by hand. The pool may stay in use.
+        An ejection, a rate or a slow start that lost what would end it ends again. When a heartbeat is due nobody else
+        knows: where that was lost, silence is noticed only once another heartbeat has come.
 
         Args:
             agent_type: the pool.

@@ -28,7 +28,6 @@ from agentperf_redis.command import Batch, Flow, Pause
 _log = logging.getLogger("agentperf_redis")
 
 STATUS_PAGE = 500
-SETTINGS_PAGE = 500
 REPAIR_PAGE = 500
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.02, 0.5
 
@@ -45,6 +44,7 @@ def register(
     taken = yield from keeper.timely(pool, partial(registration, pool, wanted))
     keeper.remember(replace(wanted, born=taken.born))
     if taken.replaced and wanted.settings is not None:
+        yield from keeper.deploy(pool, wanted.settings)
         _tell_of_change(pool, taken.replaced, wanted.settings)
     return taken.strategy
 
@@ -52,13 +52,7 @@ def register(
 def configure(backend: Backend, keeper: Keeper, pool: Pool, settings: PoolSettings) -> Flow[None]:
     """Give a pool settings, and have its instances follow them, page by page."""
     yield from backend.enter("lb", pool.agent_type)
-    first, before = 0, None
-    while True:
-        done = yield from keeper.timely(pool, partial(commands.configure, pool, settings, first, SETTINGS_PAGE))
-        before = done.replaced if before is None else before
-        if not done.next_rank:
-            break
-        first = done.next_rank
+    before = yield from keeper.deploy(pool, settings)
     keeper.configured(pool.agent_type, settings)
     if before and before != settings.packed():
         _tell_of_change(pool, before, settings)

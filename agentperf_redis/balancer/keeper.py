@@ -179,6 +179,19 @@ class Keeper:
             _log.warning("registered %d instances of %s again, which the server had lost", len(lost), pool.agent_type)
         return any(of == pool.agent_type for of, _ in list(self.registered))
 
+    def deploy(self, pool: Pool, settings: PoolSettings) -> Flow[str]:
+        """Give a pool settings, and have its instances follow them, page by page.
+
+        Returns:
+            The settings it had, packed; empty for none.
+        """
+        done = yield from self.timely(pool, partial(commands.configure, pool, settings, 0, commands.MANY))
+        before = done.replaced
+        while done.next_rank:
+            request = partial(commands.configure, pool, settings, done.next_rank, commands.MANY)
+            done = yield from self.timely(pool, request)
+        return before
+
     def amend(
         self,
         agent_type: str,
@@ -423,6 +436,8 @@ class Keeper:
             taken = yield from self.timely(pool, partial(registration, pool, known))
             if (pool.agent_type, instance_id) in self.registered:
                 self.registered[pool.agent_type, instance_id] = replace(known, born=taken.born)
+            if taken.replaced and known.settings is not None:
+                yield from self.deploy(pool, known.settings)
 
 
 def keeper_of(backend: Backend) -> Keeper:

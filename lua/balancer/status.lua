@@ -32,6 +32,7 @@ if not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
 local wrong = odd()
 if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
+call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
 all.tidy(EXPIRIES)
 local late = call('ZCOUNT', DUE, '-inf', format('%.0f', all.now_ms))
 local facts = call('HMGET', STATE, '#picks', '#panic', '#settings')

@@ -41,6 +41,7 @@ if wrong then return {CORRUPT, wrong} end
 local all = upkeep(now_us)
 if not all.read(ID) then return {CORRUPT, ID} end
 if LABELS ~= '-' and LABELS ~= '' then check(LABELS) end
+call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
 all.reap(EXPIRIES)
 local r = all.read(ID)
 if not r or all.has(r, 'r') then
@@ -57,10 +58,11 @@ if r.more then
   all.set(r, 'l', r.more.rpm ~= '0' or r.more.tpm ~= '0')
   all.park(r)
 end
-local events = {d = {'draining', 'undrained'}, u = {'unhealthy', 'healthy'}}
+-- What is marked healthy is so whatever was held against it, by others as well.
+local events = {d = {'draining', 'undrained', 'd'}, u = {'unhealthy', 'healthy', '[usech]'}}
 for flag, kinds in pairs(events) do
   if string.find(ON, flag, 1, true) and not all.has(r, flag) then all.tell(kinds[1], ID) end
-  if string.find(OFF, flag, 1, true) and all.has(r, flag) then all.tell(kinds[2], ID) end
+  if string.find(OFF, flag, 1, true) and string.find(r.flags, kinds[3]) then all.tell(kinds[2], ID) end
 end
 if string.find(OFF, '[eh]') then
   r.fails = 0

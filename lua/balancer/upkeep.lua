@@ -77,7 +77,7 @@ local function upkeep(now_us)
       end
     end
     index(strategy, r.id, r.load, r.lim, r.seq, r.weight, r.labels, nil)
-    if turned then self.resettle(0) end
+    if turned then self.resettle('0') end
     return text
   end
 
@@ -130,7 +130,7 @@ local function upkeep(now_us)
       elseif kind == 'X' then
         if string.sub(call('HGET', STATE, rest) or '', 1, 1) == 'X' then call('HDEL', STATE, rest) end
       elseif kind == 'P' then
-        self.resettle(tonumber(string.sub(rest, 2)) or 0)
+        self.resettle(string.sub(rest, 2))
       else
         self.timer(kind, string.sub(rest, 2))
       end

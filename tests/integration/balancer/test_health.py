@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import AgentInstance, PoolSettings, keys
+from agentperf_redis import AgentInstance, NoCapacity, PoolSettings, keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, PoolStatus
+from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, PoolStatus, commands
+from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.errors import InvalidArgument
 from tests.conftest import Call as Way
 from tests.integration.balancer.calls import Call, steady
@@ -210,7 +211,74 @@ def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backe
     wait_until(lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50, "all to be settled")
 
 
+def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
+    backend: Backend, raw: Raw, namespace: str
+) -> None:
+    calm = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.9)
+    hot = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5)
+    balancer = LoadBalancer(settings=calm, backend=backend)
+    pool = Pool.of(namespace, "planner")
+    register(balancer, 400, max_capacity=1)
+    for _ in range(300):
+        balancer.release(balancer.acquire("planner"), outcome="error")
+    away = pool.keys.tag + ":away"
+
+    def turn(settings: PoolSettings) -> None:
+        """Have panic turn for a first batch; then a part of those who are unfit is taken out."""
+        backend.run(commands.configure(pool, settings, 0, 1))
+        ill = raw.zrange(away, 0, -1)
+        waits = [name for name, record in zip(ill, raw.hmget(pool.keys.state, ill), strict=True) if record[2] == "0"]
+        assert 0 < len(waits) < len(ill)
+        for name in [name for name in ill[:120] if (name in waits) is (settings is calm)][:20]:
+            balancer.remove_instance("planner", name)
+
+    def limits() -> set[int]:
+        for _ in range(8):
+            balancer.status("planner")
+        return {status.limit for status in pool_of(balancer).instances if not status.instance.is_healthy}
+
+    turn(hot)
+    assert limits() == {1}
+    turn(calm)
+    assert limits() == {0}
+
+
+def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Way, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=100), backend=backend)
+    register(balancer, 2, max_capacity=1)
+    fail(balancer, "p0", 1)
+    balancer.drain("planner", "p1")
+    assert pool_of(balancer).panic_for is not None
+    held = balancer.acquire("planner")
+    assert held is not None
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
+        pass
+    assert caught.value.retry_after <= 1.0
+    assert balancer.release(held, outcome="neutral")
+
+
+def test_probation_binds_nobody_in_panic(backend: Backend, raw: Raw) -> None:
+    settings = PoolSettings(eject_after=1, eject_for=60, checks_to_down=1, checks_to_up=1)
+    balancer = LoadBalancer(settings=settings, backend=backend)
+    register(balancer, 3, max_capacity=4)
+    fail(balancer, "p0", 1)
+    end_ejection(balancer, raw, backend.namespace, "p0")
+    seen = [status_of(balancer, "p0").limit]
+    for number, good in enumerate((False, True)):
+        backend.run(commands.report_checks(Pool.of(backend.namespace, "planner"), number + 1, [("p1", good)]))
+        seen.append(status_of(balancer, "p0").limit)
+    assert seen == [1, 4, 1]
+
+
 # Ejection ends
+
+
+def end_ejection(balancer: LoadBalancer, raw: Raw, namespace: str, name: str) -> None:
+    """Have the time come at which an ejection ends."""
+    pool = keys.pool(namespace, "planner")
+    raw.zadd(pool.due, {"E:" + name: 1}, xx=True)
+    raw.hset(pool.state, "#next", 1)
+    assert status_of(balancer, name).state is InstanceState.PROBING
 
 
 def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Backend) -> None:
@@ -229,6 +297,37 @@ def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Bac
         balancer.release(each)
     assert status_of(balancer, "p0").state is InstanceState.UP
     assert kinds(balancer, "p0")[-1] is EventKind.RECOVERED
+
+
+def test_so_long_after_an_ejection_the_next_is_a_first_one_again(backend: Backend, raw: Raw) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=10, eject_for_most=40), backend=backend)
+    register(balancer, 2)
+    state = keys.pool(backend.namespace, "planner").state
+    lengths = []
+    for ended_before_ms in (0, 39_000, 41_000):
+        if ended_before_ms:
+            more = raw.hget(state, "+p0").split(" ")
+            more[1] = str(round(time.time() * 1000) - ended_before_ms)
+            raw.hset(state, "+p0", " ".join(more))
+        fail(balancer, "p0", 1)
+        lengths.append(balancer.events("planner", limit=1)[0].details["for_ms"])
+        end_ejection(balancer, raw, backend.namespace, "p0")
+        fail(balancer, "p0", 1, "ok")
+    assert lengths == ["10000", "20000", "10000"]
+
+
+def test_who_is_ejected_while_warming_up_is_on_probation_like_others(backend: Backend, raw: Raw) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, slow_start=30), backend=backend)
+    register(balancer, 2, max_capacity=10)
+    pool = keys.pool(backend.namespace, "planner")
+    raw.zadd(pool.ids, dict.fromkeys(("p0", "p1"), 10**15))
+    balancer.register_instance(AgentInstance("new", "planner", max_capacity=10))
+    assert status_of(balancer, "new").state is InstanceState.WARMING
+    fail(balancer, "new", 1)
+    assert raw.zrange(pool.due, 0, -1) == ["E:new"]
+    assert raw.hget(pool.state, "#warming") == "0"
+    end_ejection(balancer, raw, backend.namespace, "new")
+    assert raw.hget(pool.state, "new").split(" ")[7] == "h"
 
 
 def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: Backend) -> None:
@@ -272,15 +371,43 @@ def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> N
     assert status_of(balancer, "p0").state is InstanceState.UP
 
 
-def test_marking_it_healthy_ends_an_ejection_and_what_led_to_it(call: Way, backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=2), backend=backend)
+@pytest.mark.parametrize("state", [InstanceState.EJECTED, InstanceState.PROBING, InstanceState.DOWN])
+def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
+    call: Way, backend: Backend, raw: Raw, state: InstanceState
+) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=2, checks_to_down=2), backend=backend)
     register(balancer, 2)
-    fail(balancer, "p0", 2)
-    assert status_of(balancer, "p0").state is InstanceState.EJECTED
+    pool = Pool.of(backend.namespace, "planner")
+    if state is InstanceState.DOWN:
+        for at in (1, 2):
+            backend.run(commands.report_checks(pool, at, [("p0", False)]))
+    else:
+        fail(balancer, "p0", 2)
+    if state is InstanceState.PROBING:
+        end_ejection(balancer, raw, backend.namespace, "p0")
+    assert status_of(balancer, "p0").state is state
     assert call(balancer, "mark_healthy", "planner", "p0")
     assert status_of(balancer, "p0").state is InstanceState.UP
+    assert raw.zrange(pool.keys.due, 0, -1) == []
+    assert kinds(balancer, "p0")[-1] is EventKind.HEALTHY
+    told = len(kinds(balancer))
     fail(balancer, "p0", 1)
-    assert status_of(balancer, "p0").state is InstanceState.UP
+    backend.run(commands.report_checks(pool, 3, [("p0", False)]))
+    assert call(balancer, "mark_healthy", "planner", "p0")
+    assert (status_of(balancer, "p0").state, len(kinds(balancer))) == (InstanceState.UP, told)
+
+
+def test_instances_are_drained_and_marked_on_a_full_server(call: Way, own_server: Any, connect: Any) -> None:
+    balancer = LoadBalancer(backend=connect(own_server.url))
+    register(balancer, 2)
+    with own_server.client() as client:
+        client.config_set("maxmemory", 1)
+        seen = []
+        for what in ("drain", "undrain", "mark_unhealthy", "mark_healthy"):
+            assert call(balancer, what, "planner", "p0")
+            seen.append(status_of(balancer, "p0").state)
+        client.config_set("maxmemory", 0)
+    assert seen == [InstanceState.DRAINING, InstanceState.UP, InstanceState.UNHEALTHY, InstanceState.UP]
 
 
 def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend) -> None:
@@ -321,6 +448,26 @@ def test_settings_last_deployed_hold_and_a_change_is_logged(
     register(LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend), 2)
     assert pool_of(balancer).settings == PoolSettings(adaptive=True)
     assert len(caplog.messages) == 1
+
+
+def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Way, backend: Backend) -> None:
+    first = PoolSettings(eject_after=1, max_ejected=1.0, adaptive=True)
+    balancer = LoadBalancer(settings=first, backend=backend)
+    register(balancer, 4, max_capacity=10)
+    fail(balancer, "p3", 1, "timeout")
+    for name in ("p0", "p1", "p2"):
+        fail(balancer, name, 1)
+    assert pool_of(balancer).panic_for is not None
+    assert [each.limit for each in pool_of(balancer).instances] == [8] * 4
+    then = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=1.0)
+    call(
+        LoadBalancer(settings=then, backend=backend),
+        "register_instance",
+        AgentInstance("p4", "planner", max_capacity=10),
+    )
+    pool = pool_of(balancer)
+    assert (pool.settings, pool.panic_for) == (then, None)
+    assert [each.limit for each in pool.instances] == [0, 0, 0, 10, 10]
 
 
 def test_settings_may_come_before_instances_and_survive_a_server_that_lost_them(
