@@ -174,6 +174,11 @@ class Backend:
         """Have `callback` called before the connections go, newest first. It may still run commands."""
         self._close_callbacks.append(callback)
 
+    def off_close(self, callback: Callable[[], None]) -> None:
+        """Take back what `on_close` was told; nothing when it was not, or was called already."""
+        with contextlib.suppress(ValueError):
+            self._close_callbacks.remove(callback)
+
     def close(self) -> None:
         """Flush what is buffered and close the connections. A second call does nothing."""
         if self.closed:

@@ -71,7 +71,7 @@ class Checking:
 
 
 class Checks:
-    """Checks the instances of a pool on a background thread, until stopped.
+    """Checks the instances of a pool on a background thread, until stopped. Not in a process that forks off this one.
 
     Args:
         checking: what, and how.
@@ -91,8 +91,13 @@ class Checks:
         self._thread.start()
 
     def __repr__(self) -> str:
-        state = "stopped" if self._stopped.is_set() else "running"
+        state = "running" if self.running else "stopped"
         return f"Checks({self._checking.pool.agent_type!r}, {state})"
+
+    @property
+    def running(self) -> bool:
+        """Whether this process checks: not after `stop`, and not in a child that got this object by a fork."""
+        return not self._stopped.is_set() and self._thread.is_alive()
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +110,7 @@ class Checks:
     def stop(self) -> None:
         """Check no more; what is being checked is finished first, within its timeout."""
         self._stopped.set()
+        self._checking.backend.off_close(self.stop)
         if self._thread is not threading.current_thread():
             self._thread.join(self._checking.timeout + 1.0)
 

@@ -323,7 +323,11 @@ class LoadBalancer:
         """Check the instances of a pool, each once an interval, on background threads, until stopped.
 
         Any number of processes may do this: they share the checks, and if one dies the others go on. How many in a row
-        take an instance out, or bring it back, is in the settings of the pool.
+        take an instance out, or bring it back, is in the settings of the pool. A child process has to start its own.
+
+        Each check is handed out for one interval. One that is not finished when its process ends, or whose task is
+        cancelled, is left out that once. An interval that was made shorter holds from the next check of an instance on,
+        which is due when the longer one is over.
 
         Args:
             agent_type: the pool.

@@ -28,7 +28,7 @@ from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import LeaseOnIt
 from agentperf_redis.balancer.registered import Registered, registration
 from agentperf_redis.balancer.settings import PoolSettings
-from agentperf_redis.command import Batch, Command, Flow
+from agentperf_redis.command import Batch, Command, Flow, Hint
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
 from agentperf_redis.executor import CLOSED
 
@@ -252,11 +252,17 @@ class Keeper:
         self._inbox.put(partial(self._forget, pool, token, instance_id))
         return True
 
-    def compensate(self, pool: Pool, token: str, ttl: float) -> None:
-        """See to it that a request of unknown outcome leaves no lease behind, however long the server is away."""
-        self.insist(commands.release(pool, token, bury_ms=self.bury_ms(ttl)), ttl)
+    def compensate(self, pool: Pool, token: str, ttl: float) -> Hint:
+        """See to it that a request of unknown outcome leaves no lease behind, however long the server is away.
 
-    def insist(self, command: Command[Any], seconds: float) -> None:
+        Returns:
+            Given once that was tried.
+        """
+        tried = Hint()
+        self.insist(commands.release(pool, token, bury_ms=self.bury_ms(ttl)), ttl, tried)
+        return tried
+
+    def insist(self, command: Command[Any], seconds: float, tried: Hint | None = None) -> None:
         """Run a command on the keeper's thread until the server answers, or this time is over."""
         until = time.monotonic() + seconds
 
@@ -269,6 +275,9 @@ class Keeper:
                     heapq.heappush(self._delayed, (again_at, next(self._numbers), attempt))
             except AgentPerfError as error:
                 _log.warning("giving a lease back: %s", error)
+            finally:
+                if tried is not None:
+                    tried.give()
 
         self.later(attempt)
 

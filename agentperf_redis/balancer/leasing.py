@@ -16,7 +16,7 @@ from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import AgentInstance, Outcome
 from agentperf_redis.balancer.waiting import FIRST_PLACE, Lines, Place, stand_in_line
-from agentperf_redis.command import Flow
+from agentperf_redis.command import Flow, Wait
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
 
 T = TypeVar("T")
@@ -25,6 +25,8 @@ _log = logging.getLogger("agentperf_redis")
 
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
+_GIVING_BACK_S = 0.25
+"""How long who is cancelled waits for his lease to be given back; it is all the same, later."""
 _NEW_TOKENS = 3
 """A token is spent when its lease expired before the answer came, which a longer TTL prevents."""
 
@@ -178,6 +180,10 @@ def _or_leave_nothing(
     except GeneratorExit:  # the event loop is going down and can do nothing more
         interrupted = False
         keeper.compensate(pool, token, ttl)
+        raise
+    except asyncio.CancelledError:  # the caller's time may be up, and the server away: no second deadline for that
+        interrupted = False
+        yield from Wait(keeper.compensate(pool, token, ttl), _GIVING_BACK_S)
         raise
     finally:
         if interrupted:

@@ -29,8 +29,8 @@ class PoolSettings:
             how long a model takes follows from the length of its answer.
         adaptive: whether the units that an instance may bear are learnt from outcomes, up to its max_capacity. False:
             max_capacity is what was asked for.
-        slow_start: seconds over which a newcomer's capacity grows from a tenth to all of it, while others are there;
-            None for at once. None, for most agents have nothing to warm up.
+        slow_start: seconds over which a newcomer's capacity grows from a tenth to all of it, while others are there
+            that are fit and warm, and no minority; None for at once. None, for most agents have nothing to warm up.
         rate_burst: seconds of an instance's rates that may be used at once. Six: a tenth of a minute, so that no minute
             sees more than 1.1 of its rate.
         checks_to_down: failed active checks in a row that take an instance out. Three: no lost packet does.

@@ -30,8 +30,13 @@ Behaviour = Callable[[int, AgentInstance], tuple[str, float]]
 """Says, of a call's number and its instance, how it ends and how many seconds it takes."""
 
 
-async def steady(balancer: LoadBalancer, count: int, every: float, behave: Behaviour) -> list[Call]:
-    """Begin a call every so many seconds, whatever became of those before; return all, in the order of their beginning."""
+async def steady(
+    balancer: LoadBalancer, count: int, every: float, behave: Behaviour, before: Callable[[int], object]
+) -> list[Call]:
+    """Begin a call every so many seconds, whatever became of those before; return all, in the order of their beginning.
+
+    A machine that is held up begins them later, not all at once. `before` is called with the number of each.
+    """
 
     async def one(number: int) -> Call:
         instance = await balancer.aio.acquire("planner")
@@ -43,9 +48,8 @@ async def steady(balancer: LoadBalancer, count: int, every: float, behave: Behav
         return Call(number, instance.id, outcome, seconds)
 
     tasks = []
-    loop = asyncio.get_running_loop()
-    begin = loop.time()
     for number in range(count):
-        await asyncio.sleep(max(0.0, begin + number * every - loop.time()))
+        before(number)
+        await asyncio.sleep(every)
         tasks.append(asyncio.create_task(one(number)))
     return await asyncio.gather(*tasks)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +190,38 @@ def test_checks_go_on_after_the_server_was_away(own_server: Any, connect: Any) -
         own_server.resume()
         before = asked["p0"]
         wait_until(lambda: asked["p0"] > before + 2, "checks again")
+
+
+def test_checks_that_were_stopped_are_forgotten_and_those_that_run_end_with_the_client(backend: Backend) -> None:
+    balancer = LoadBalancer(backend=backend)
+    kept = weakref.ref(stopped := balancer.run_checks("planner", bool))
+    assert stopped.running
+    stopped.stop()
+    assert not stopped.running
+    del stopped
+    gc.collect()
+    assert kept() is None
+    checks = balancer.run_checks("planner", bool)
+    backend.close()
+    assert not checks.running
+
+
+def test_a_child_process_checks_nothing_until_it_says_so(backend: Backend) -> None:
+    balancer = LoadBalancer(backend=backend)
+    with balancer.run_checks("planner", bool) as checks:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                if not checks.running and "stopped" in repr(checks):
+                    checks.stop()
+                    with balancer.run_checks("planner", bool) as its_own:
+                        code = 0 if its_own.running else 1
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert checks.running
+        assert "running" in repr(checks)
 
 
 def test_what_cannot_be_checked_with_is_refused(call: Call, backend: Backend) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from agentperf_redis.balancer import Lease, Outcome, commands, leasing
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.keeper import Keeper
 from agentperf_redis.balancer.waiting import lines_of
-from agentperf_redis.command import Command, Wait
+from agentperf_redis.command import Command, Hint, Wait
 from agentperf_redis.errors import (
     AgentPerfError,
     BackendUnavailable,
@@ -34,7 +35,7 @@ class SilentKeeper(Keeper):
         super().__init__(backend)
         self.told: list[Any] = []
 
-    def insist(self, command: Command[Any], seconds: float) -> None:
+    def insist(self, command: Command[Any], seconds: float, tried: Hint | None = None) -> None:
         self.told.append((command, seconds))
 
     def _start(self) -> None:
@@ -62,6 +63,19 @@ def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentK
     with pytest.raises(KeyboardInterrupt):
         flow.send(True)
     assert keeper.told == []
+
+
+def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background(keeper: SilentKeeper) -> None:
+    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish(ttl=7.0))
+    first: Any = flow.send(None)
+    waits: Any = flow.throw(asyncio.CancelledError())
+    ((command, seconds),) = keeper.told
+    assert (command.script, command.args[0], seconds) == (commands.RELEASE, first.args[0], 7.0)
+    assert int(command.args[4]) >= 60_000
+    assert isinstance(waits, Wait)
+    assert waits.seconds < 0.5
+    with pytest.raises(asyncio.CancelledError):
+        flow.send(False)
 
 
 @pytest.mark.parametrize("error", [UNKNOWN, CorruptState("k", "x"), ScriptFailed("balancer/acquire", "ERR broken off")])
