@@ -9,15 +9,51 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentperf_redis.backend import configure
-    from agentperf_redis.balancer.client import LoadBalancer
-    from agentperf_redis.balancer.lease import Lease
-    from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy, Outcome
-    from agentperf_redis.balancer.settings import PoolSettings
-    from agentperf_redis.cache.decorator import cached
-    from agentperf_redis.cache.lru import LRUCache
-    from agentperf_redis.cache.model import CacheEntry
-    from agentperf_redis.cache.tiered import TieredCache
+    from agentperf_redis.backend import (
+        configure,
+    )
+    from agentperf_redis.balancer.client import (
+        LoadBalancer,
+    )
+    from agentperf_redis.balancer.lease import (
+        Lease,
+    )
+    from agentperf_redis.balancer.model import (
+        AgentInstance,
+        LoadBalancingStrategy,
+        Outcome,
+    )
+    from agentperf_redis.balancer.settings import (
+        PoolSettings,
+    )
+    from agentperf_redis.cache.decorator import (
+        AsyncCachedFunction,
+        CachedFunction,
+        CacheInfo,
+        cached,
+    )
+    from agentperf_redis.cache.freshness import (
+        FreshnessOptions,
+    )
+    from agentperf_redis.cache.lru import (
+        AsyncLRUCache,
+        LRUCache,
+    )
+    from agentperf_redis.cache.model import (
+        CacheEntry,
+        CacheStats,
+        Policy,
+        Tier,
+        TierStats,
+        WithoutServer,
+    )
+    from agentperf_redis.cache.tiered import (
+        AsyncTieredCache,
+        TieredCache,
+    )
+    from agentperf_redis.cache.warming import (
+        Warmed,
+    )
     from agentperf_redis.errors import (
         AgentPerfError,
         BackendFull,
@@ -30,23 +66,46 @@ if TYPE_CHECKING:
         SchemaMismatch,
         ScriptFailed,
     )
-    from agentperf_redis.metrics.client import MetricsCollector
-    from agentperf_redis.metrics.comparison import RankBy
-    from agentperf_redis.metrics.model import PerformanceMetrics, SystemSummary
-    from agentperf_redis.metrics.retention import Retention, memory_forecast
-    from agentperf_redis.metrics.tracking import track_performance
-    from agentperf_redis.registry import storable
-    from agentperf_redis.service import AgentPerf
+    from agentperf_redis.metrics.client import (
+        MetricsCollector,
+    )
+    from agentperf_redis.metrics.comparison import (
+        RankBy,
+    )
+    from agentperf_redis.metrics.model import (
+        PerformanceMetrics,
+        SystemSummary,
+    )
+    from agentperf_redis.metrics.retention import (
+        Retention,
+        memory_forecast,
+    )
+    from agentperf_redis.metrics.tracking import (
+        track_performance,
+    )
+    from agentperf_redis.registry import (
+        storable,
+    )
+    from agentperf_redis.service import (
+        AgentPerf,
+    )
 
 __all__ = [
     "AgentInstance",
     "AgentPerf",
     "AgentPerfError",
+    "AsyncCachedFunction",
+    "AsyncLRUCache",
+    "AsyncTieredCache",
     "BackendFull",
     "BackendUnavailable",
     "CacheEntry",
+    "CacheInfo",
+    "CacheStats",
+    "CachedFunction",
     "ComputeFailed",
     "CorruptState",
+    "FreshnessOptions",
     "InvalidArgument",
     "LRUCache",
     "Lease",
@@ -57,13 +116,18 @@ __all__ = [
     "NoCapacity",
     "Outcome",
     "PerformanceMetrics",
+    "Policy",
     "PoolSettings",
     "RankBy",
     "Retention",
     "SchemaMismatch",
     "ScriptFailed",
     "SystemSummary",
+    "Tier",
+    "TierStats",
     "TieredCache",
+    "Warmed",
+    "WithoutServer",
     "cached",
     "configure",
     "memory_forecast",
@@ -77,11 +141,18 @@ _HOMES = {
     "AgentInstance": "balancer.model",
     "AgentPerf": "service",
     "AgentPerfError": "errors",
+    "AsyncCachedFunction": "cache.decorator",
+    "AsyncLRUCache": "cache.lru",
+    "AsyncTieredCache": "cache.tiered",
     "BackendFull": "errors",
     "BackendUnavailable": "errors",
     "CacheEntry": "cache.model",
+    "CacheInfo": "cache.decorator",
+    "CacheStats": "cache.model",
+    "CachedFunction": "cache.decorator",
     "ComputeFailed": "errors",
     "CorruptState": "errors",
+    "FreshnessOptions": "cache.freshness",
     "InvalidArgument": "errors",
     "LRUCache": "cache.lru",
     "Lease": "balancer.lease",
@@ -92,13 +163,18 @@ _HOMES = {
     "NoCapacity": "errors",
     "Outcome": "balancer.model",
     "PerformanceMetrics": "metrics.model",
+    "Policy": "cache.model",
     "PoolSettings": "balancer.settings",
     "RankBy": "metrics.comparison",
     "Retention": "metrics.retention",
     "SchemaMismatch": "errors",
     "ScriptFailed": "errors",
     "SystemSummary": "metrics.model",
+    "Tier": "cache.model",
+    "TierStats": "cache.model",
     "TieredCache": "cache.tiered",
+    "Warmed": "cache.warming",
+    "WithoutServer": "cache.model",
     "cached": "cache.decorator",
     "configure": "backend",
     "memory_forecast": "metrics.retention",

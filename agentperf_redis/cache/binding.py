@@ -15,7 +15,7 @@ from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.flights import Flights
 from agentperf_redis.cache.local import LocalCopies
-from agentperf_redis.cache.model import Settings
+from agentperf_redis.cache.model import ARGUMENTS, Settings
 from agentperf_redis.cache.outbox import Outbox
 from agentperf_redis.command import Hint
 from agentperf_redis.errors import InvalidArgument
@@ -36,12 +36,6 @@ class Owed(Enum):
 
 
 Debt: TypeAlias = tuple[Owed, str]
-
-_ARGUMENTS = {
-    "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl"),
-    "tiered": ("policy", "hot_size", "warm_size", "cold_size", "max_bytes", "hot_ttl", "warm_ttl", "cold_ttl"),
-}
-"""What users call the fields of the settings."""
 
 
 class Binding:
@@ -105,7 +99,7 @@ class Binding:
                     self.settings, self.given, self.deployed = settings, given, False
             elif (settings, given) != (self.settings, self.given):
                 held, marks = list(self.settings.fields), list(self.given)
-                for at, (argument, asked) in enumerate(zip(_ARGUMENTS[self.service], settings.fields, strict=True)):
+                for at, (argument, asked) in enumerate(zip(ARGUMENTS[self.service], settings.fields, strict=True)):
                     if given[at] == "0" or (marks[at] == "1" and (asked == held[at] or argument.endswith("_ttl"))):
                         continue
                     if marks[at] == "1":

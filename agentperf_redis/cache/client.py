@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import CO_COROUTINE
 from typing import Any, TypeVar, Unpack, overload
 
 from agentperf_redis import arguments
@@ -84,13 +85,17 @@ class Cache(ABC):
         self._local = local
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self._binding.settings.text!r})"
+        return f"{type(self).__name__}({self.name!r}, {self._binding.settings.shown(self._service)})"
 
     def __len__(self) -> int:
         return self.size()
 
     def size(self) -> int:
-        """Return how many entries there are: what ``len(cache)`` is, which has no asyncio twin."""
+        """Return how many entries there are: what ``len(cache)`` is, which has no asyncio twin.
+
+        What is expired counts until it is swept; what an invalidated tag made a miss, until it is put anew, expires or
+        is evicted.
+        """
         return self._backend.run(inspection.size(self._flows.binding))
 
     def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
@@ -154,11 +159,17 @@ class Cache(ABC):
         self._backend.run(self._flows.eraser.clear())
 
     def invalidate_tags(self, *tags: str) -> None:
-        """Make every entry that was stored with one of the tags a miss, at once and however many there are."""
+        """Make every entry that was stored with one of the tags a miss, at once and however many there are.
+
+        None of them is looked at, so they take room, and count in `size` and `keys`, until each is put anew, expires or
+        is evicted.
+        """
         self._backend.run(self._flows.eraser.invalidate_tags(tags))
 
     def sweep(self) -> int:
         """Clear away what is expired, cleared or dropped by the server. Puts do so by and by; this does it now.
+
+        What an invalidated tag made a miss stays until it is put anew, expires or is evicted.
 
         Returns:
             How many entries and values were cleared away.
@@ -174,7 +185,10 @@ class Cache(ABC):
         return self._backend.run(inspection.stats(self._flows.binding))
 
     def keys(self) -> list[str]:
-        """Return all keys, the next to leave first. Keys beyond 120 bytes appear under their hashed names."""
+        """Return all keys that take room (see `size`), the next to leave first.
+
+        Keys beyond 120 bytes appear under their hashed names.
+        """
         return self._backend.run(inspection.oldest_first(self._flows.binding))
 
     @overload
@@ -221,6 +235,7 @@ class Cache(ABC):
             ComputeFailed: another process computed for us, and its function raised.
             BackendUnavailable: the server does not answer, and the cache was made with on_unavailable="raise".
         """
+        _refuse_coroutines("get_or_compute", function)
         asked = wanted(key, function, ttl, tags, freshness)
         return compute(self._backend, self._flows, self._chores, asked)
 
@@ -252,6 +267,7 @@ class Cache(ABC):
         Raises:
             BackendUnavailable: the server does not answer, so that nothing would be kept.
         """
+        _refuse_coroutines("warm_up", function)
         asked = _each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
         return warm(self._backend, self._flows, self._chores, *asked, progress)
 
@@ -379,6 +395,13 @@ class AsyncCache:
         """See `LRUCache.warm_up`; the function may be a coroutine function, and everything runs on this loop."""
         asked = _each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
         return await warm_async(self._backend, self._flows, self._chores, *asked, progress)
+
+
+def _refuse_coroutines(method: str, function: object) -> None:
+    """Refuse what a blocking call could not await. By the flag alone: `inspect` takes three times as long for it."""
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & CO_COROUTINE:
+        raise InvalidArgument("function", function, f"a blocking function; .aio.{method} takes coroutine functions")
 
 
 def _each_wanted(

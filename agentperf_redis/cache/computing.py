@@ -103,13 +103,16 @@ def _copied(flows: CacheFlows, wanted: Wanted[Any]) -> tuple[Any, int]:
     """Return the value of the copy within this process, or MISSING, and its version if it is due. No I/O."""
     local = flows.reader.local
     copy = None if local is None else local.find(wanted.key)
-    if copy is None:
+    if local is None or copy is None:
         return MISSING, 0
     value = copy.value if copy.frozen else flows.reader.unpacked(copy)
     if copy.fresh_until_ms or wanted.freshness.early:
         age = wanted.freshness.age(copy, flows.binding.server_ms())
-        if age is not Age.FRESH:  # of the failures that make an old one useless only the server knows
-            return (MISSING, 0) if age is Age.OLD else (value, copy.version)
+        if age is Age.OLD:  # of the failures that make it useless only the server knows
+            local.take_back(copy)
+            return MISSING, 0
+        if age is Age.DUE:
+            return value, copy.version
     return value, 0
 
 
@@ -139,6 +142,10 @@ def _carry_out(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Want
         chores.drop(turn)
         flight.let_go(turn)
     if not storable:
+        if inspect.iscoroutine(value) and wanted.unstorable is None:
+            value.close()
+            allowed = "a blocking function; what returns a coroutine is awaited by the same method under .aio"
+            raise InvalidArgument("function", wanted.function, allowed)
         (wanted.unstorable or _warn)()
     return value
 

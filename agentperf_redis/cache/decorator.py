@@ -328,17 +328,21 @@ class _Wrapped(Generic[R]):
                 return await self.call_async(args, kwargs)
 
             async def invalidate_async(*args: Any, **kwargs: Any) -> bool:
+                """Forget the value for these arguments. Returns whether there was one."""
                 return bool(await self.cache.aio.delete(self.key(*args, **kwargs)))
 
             async def refresh_async(*args: Any, **kwargs: Any) -> Any:
+                """Compute the value for these arguments anew, and return it."""
                 return await self.call_async(args, kwargs, look=False)
 
             async def clear_async() -> None:
+                """Forget all values of this function."""
                 await self.cache.aio.invalidate_tags(self.tag)
 
             async def warm_up_async(
                 items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
             ) -> Warmed:
+                """Compute the values that are missing; each item is the argument of a call, or a tuple of them."""
                 asked = self._each_wanted(items, concurrency, progress)
                 return await warm_async(*self._where, *asked, progress)
 
@@ -349,17 +353,21 @@ class _Wrapped(Generic[R]):
             return self.call(args, kwargs)
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
+            """Forget the value for these arguments. Returns whether there was one."""
             return self.cache.delete(self.key(*args, **kwargs))
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
+            """Compute the value for these arguments anew, and return it."""
             return self.call(args, kwargs, look=False)
 
         def clear() -> None:
+            """Forget all values of this function."""
             self.cache.invalidate_tags(self.tag)
 
         def warm_up(
             items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
         ) -> Warmed:
+            """Compute the values that are missing; each item is the argument of a call, or a tuple of them."""
             asked = self._each_wanted(items, concurrency, progress)
             return warm(*self._where, *asked, progress)
 
@@ -409,15 +417,26 @@ class _Wrapped(Generic[R]):
         clear: Callable[..., Any],
         warm_up: Callable[..., Any],
     ) -> Callable[..., Any]:
+        def key(*args: Any, **kwargs: Any) -> str:
+            """Return the key of these arguments."""
+            return self.key(*args, **kwargs)
+
+        def cache_info() -> CacheInfo:
+            """Return what this process has done with it."""
+            return CacheInfo(self.calls, self.computed, self.uncacheable)
+
         given: dict[str, Any] = {
             "cache": self.cache,
-            "key": self.key,
+            "key": key,
             "invalidate": invalidate,
             "refresh": refresh,
             "warm": warm_up,
             "cache_clear": clear,
-            "cache_info": lambda: CacheInfo(self.calls, self.computed, self.uncacheable),
+            "cache_info": cache_info,
         }
+        for name, made in given.items():
+            if name != "cache":  # what `help` calls them
+                made.__name__, made.__qualname__ = name, f"{wrapper.__qualname__}.{name}"
         vars(wrapper).update(given)
         return wrapper
 

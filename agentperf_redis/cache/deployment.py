@@ -33,13 +33,19 @@ def ready(binding: Binding) -> Flow[None]:
     if isinstance(reply, commands.NewerSchema):
         raise SchemaMismatch(f"cache {binding.name}", str(reply.schema), f"schema {commands.SCHEMA} or lower")
     if reply.before not in ("", reply.settings):
-        log.warning("cache %s: settings changed from %s to %s", binding.name, reply.before, reply.settings)
+        texts = (_in_words(binding, text) for text in (reply.before, reply.settings))
+        log.warning("cache %s: settings changed from %s to %s", binding.name, *texts)
     binding.settings = Settings.parse(reply.settings) or binding.settings
     if _lowered(Settings.parse(reply.before), binding.settings):
         yield from _shrink(binding)
     binding.set_clock(reply.now_ms, asked_at)
     binding.learn(reply.now_ms * wire.CLOCK_PER_S // 1000)
     binding.deployed = True
+
+
+def _in_words(binding: Binding, text: str) -> str:
+    settings = Settings.parse(text)
+    return text if settings is None else settings.shown(binding.service)
 
 
 def _pay(binding: Binding) -> Flow[None]:

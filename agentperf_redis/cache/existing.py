@@ -6,6 +6,7 @@ Nothing here writes settings: those that the programs have deployed stay in forc
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,8 +22,10 @@ from agentperf_redis.cache.ranking import RankBy, Standing, read_top
 from agentperf_redis.cache.reading import Reader
 from agentperf_redis.codec import Codec
 from agentperf_redis.command import Flow
-from agentperf_redis.errors import SchemaMismatch, Undecodable
+from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed, Undecodable
 
+MOST_SWEEPS: Final = 64
+"""Of 256 expired entries each."""
 SERVICES: Final = ("cache", "tiered")
 """What keys and the list of resources call an LRUCache and a TieredCache."""
 
@@ -69,6 +72,20 @@ class ExistingCache:
     @property
     def _keys(self) -> key_names.CacheKeys:
         return key_names.cache(self.backend.namespace, self.service, self.name)
+
+    def sweep_expired(self) -> Flow[None]:
+        """Clear away what has expired, so that it is not counted: so much of it that nobody else waits for long.
+
+        Where it cannot be, since the server is full or nothing may be written, what is there can be looked at all the
+        same.
+        """
+        cursor = "0"
+        with suppress(BackendFull, ScriptFailed, CorruptState):
+            for _ in range(MOST_SWEEPS):
+                swept = yield from commands.sweep(self._keys, cursor)
+                if isinstance(swept, NoSettings) or not swept.more:
+                    return
+                cursor = swept.cursor
 
     def stats(self) -> Flow[CacheStats | None]:
         """Return what all processes have done with it."""

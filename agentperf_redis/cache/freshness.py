@@ -38,8 +38,10 @@ class FreshnessOptions(TypedDict, total=False):
             for 10 %: what was stored together is not due together.
         early_refresh: how eagerly to refresh before a value is stale (expires, without a soft TTL); 1.0 is XFetch as
             published, more is earlier, 0 is off.
-        stale_if_error: seconds for which a stale value is served when computing the next one fails; then readers see
-            the error. None is until the TTL. While the server is away, copies within this process that were right when
+        stale_if_error: seconds, from the soft TTL on, for which a stale value is served when computing the next one
+            fails; never beyond the TTL, so that what exceeds ``ttl - soft_ttl`` has no effect. Then it is as if there
+            were no value: readers call the function, one at a time for all, and see its error. None is until the TTL.
+            While the server is away, copies within this process that were right when
             it was last heard of are served as long, if there is a soft TTL or such a limit.
     """
 

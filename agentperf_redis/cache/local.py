@@ -143,6 +143,10 @@ class LocalCopies:
             self._announce()
         return copy
 
+    def take_back(self, copy: Copy) -> None:
+        """Say that a copy which `find` returned was not served. A read that is reported already is made up for."""
+        copy.reads -= 1
+
     def ticket(self, name: str) -> Ticket:
         """Return what `fill` wants to see, before the entry is read from the server."""
         return self._era, self._stripes[hash(name) % _STRIPES]
@@ -246,7 +250,8 @@ class LocalCopies:
         reads = []
         for copy in read:
             count, copy.reads = copy.reads, 0
-            reads.append((copy.name, count, count * copy.cost_ms))
+            if count > 0:
+                reads.append((copy.name, count, count * copy.cost_ms))
         return reads
 
     def _evict(self) -> None:

@@ -26,6 +26,13 @@ KINDS = {"cache": "lru", "tiered": "tiered"}
 """What users call the two kinds of caches, by what keys and the list of resources call them."""
 
 
+ARGUMENTS = {
+    "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl"),
+    "tiered": ("policy", "hot_size", "warm_size", "cold_size", "max_bytes", "hot_ttl", "warm_ttl", "cold_ttl"),
+}
+"""What users call the fields of the settings, by kind; an LRUCache leaves some unused."""
+
+
 class WithoutServer(Enum):
     """What becomes of whoever wants a value to be computed while the server does not answer."""
 
@@ -67,6 +74,24 @@ class Settings:
         """The form in which it is stored: ``lru room 0/0/1000 bytes 0 ttl 0/0/300000``."""
         rooms, ttls = ("/".join(map(str, each)) for each in (self.rooms, self.ttls_ms))
         return f"{self.policy.value} room {rooms} bytes {self.max_bytes} ttl {ttls}"
+
+    def shown(self, service: str) -> str:
+        """The same as users wrote it: ``max_size=1000, default_ttl=300, policy='lru'``.
+
+        Args:
+            service: "cache" or "tiered", whose options have their own names.
+        """
+
+        def value(argument: str, field: str) -> str:
+            if argument == "policy":
+                return repr(field)
+            if field == "0":
+                return "None"
+            return f"{int(field) / 1000:.15g}" if argument.endswith("_ttl") else field
+
+        pairs = zip(ARGUMENTS[service], self.fields, strict=True)
+        policy, *limits = (f"{argument}={value(argument, field)}" for argument, field in pairs if argument)
+        return ", ".join((*limits, policy))
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -131,9 +131,11 @@ class Reader:
             compute_seconds=stored.cost_ms / 1000,
         )
 
-    def look_up(self, name: str, key: str, *, miss: bool = True) -> Flow[tuple[Any, wire.Stored | None]]:
-        """Read one value, with what is stored for it, and note the read, or the miss unless the caller does."""
-        if self.strict:
+    def look_up(
+        self, name: str, key: str, *, miss: bool = True, hit: bool = True
+    ) -> Flow[tuple[Any, wire.Stored | None]]:
+        """Read one value, with what is stored for it, and note the miss or the hit, unless the caller does."""
+        if self.strict and hit:
             return (yield from self._look_up_strictly(name, miss=miss))
         ticket = None
         if self.local is not None or self.binding.owed:
@@ -144,7 +146,7 @@ class Reader:
         stored, doubtful = self._opened(name, entry, gen, counted=True)
         if stored is not None and doubtful:
             stored = yield from self._untouched_by_tags(stored)
-        value = self._served(name, stored, miss=miss)
+        value = self._served(name, stored, miss=miss, hit=hit)
         if ticket is not None:
             self._fill_local(key, name, stored, value, ticket)
         if self.binding.outbox.is_full:
@@ -241,15 +243,17 @@ class Reader:
             raise CorruptState(where.gen, "no three versions") from None
         return stored if stored.version > max(newest, known.floor, known.tag_floor) else None
 
-    def _served(self, name: str, stored: wire.Stored | None, *, counted: bool = True, miss: bool = True) -> Any:
-        """Return the value of what is stored, or MISSING, and note the read or the miss."""
+    def _served(
+        self, name: str, stored: wire.Stored | None, *, counted: bool = True, miss: bool = True, hit: bool = True
+    ) -> Any:
+        """Return the value of what is stored, or MISSING, and note the hit or the miss."""
         if stored is not None:
             try:
                 value = self.codec.decode(stored.data)
             except Undecodable as error:
                 self._complain_of(name, error, counted=counted)
             else:
-                if counted:
+                if counted and hit:
                     self.binding.outbox.read(name, stored.cost_ms)
                 return value
         if counted and miss:

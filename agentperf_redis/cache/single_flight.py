@@ -90,22 +90,25 @@ class SingleFlight:
             Exception: another thread or task of this process computed, and failed with this.
             BackendUnavailable: the server does not answer, and that is to be an error.
         """
-        name = stored_name(key)
+        name, counts = stored_name(key), look
         try:
             if look:
-                value, stored = yield from self.reader.look_up(name, key, miss=False)
+                refusable = freshness.error_ms is not None  # only then the read may yet turn out to be a miss
+                value, stored = yield from self.reader.look_up(name, key, miss=False, hit=not refusable)
                 if value is not MISSING:
-                    if stored is None or not freshness.concerns(stored):
-                        return Served(value)
-                    served = yield from self._served_as_it_is(name, value, stored, freshness)
+                    served: Served | None = Served(value)
+                    if stored is not None and freshness.concerns(stored):
+                        served = yield from self._served_as_it_is(name, value, stored, freshness)
                     if served is not None:
+                        if refusable:
+                            yield from self._note_hit(name, 0 if stored is None else stored.cost_ms)
                         return served
                     look = False
             answer: Answer | Crashed | None = None
             try:
                 answer = yield from self._turn(name, key, look=look, blocking=blocking)
             finally:  # what another computes for us is a hit, the one that saves most
-                if look:
+                if counts:
                     if isinstance(answer, Served):
                         self.binding.outbox.read(name, answer.saved_ms)
                     else:
@@ -126,6 +129,11 @@ class SingleFlight:
                 raise answer.error
             return answer
         return (yield from self._without_server(name, key, freshness, look=look, blocking=blocking))
+
+    def _note_hit(self, name: str, saved_ms: int) -> Flow[None]:
+        self.binding.outbox.read(name, saved_ms)
+        if self.reader.strict:
+            yield from flush_if_room(self.binding)
 
     def _without_server(
         self, name: str, key: str, freshness: Freshness, *, look: bool, blocking: bool = False

@@ -64,7 +64,7 @@ def list_(
 ) -> None:
     """List all caches of the namespace."""
     with target.connect() as perf:
-        found = [(each, perf.backend.run(each.stats())) for each in perf.backend.run(find_all(perf.backend))]
+        found = [(each, _stats(perf, each)) for each in perf.backend.run(find_all(perf.backend))]
     caches = [(cache, stats) for cache, stats in found if stats is not None]
     if target.as_json:
         print_json("cache list", {"caches": [_plain_stats(cache, stats) for cache, stats in caches]})
@@ -104,7 +104,7 @@ def stats(
 ) -> Exit | None:
     """Show one cache: its settings, its tiers, and what all processes have done with it."""
     with _on_cache(target, name, kind) as (perf, cache):
-        found = perf.backend.run(cache.stats())
+        found = _stats(perf, cache)
         if found is None:
             return _gone(cache)
         if target.as_json:
@@ -134,6 +134,7 @@ def keys(
 ) -> None:
     """Print the keys of a cache, one a line, the least recently used first. Long keys appear with a hash in them."""
     with _on_cache(target, name, kind) as (perf, cache):
+        perf.backend.run(cache.sweep_expired())
         found = perf.backend.run(cache.keys(most + 1))
         if target.as_json:
             print_json("cache keys", {**_plain_name(cache), "keys": found[:most], "complete": len(found) <= most})
@@ -299,6 +300,12 @@ def _on_cache(target: Target, name: str, kind: Kind | None) -> Iterator[tuple[Ag
         if len(caches) > 1:
             raise InvalidArgument("--kind", None, f"lru or tiered, since there are both of the name {name}")
         yield perf, caches[0]
+
+
+def _stats(perf: AgentPerf, cache: ExistingCache) -> CacheStats | None:
+    """Return what there is to a cache now: what has expired is counted as such, not among the entries."""
+    perf.backend.run(cache.sweep_expired())
+    return perf.backend.run(cache.stats())
 
 
 def _gone(cache: ExistingCache) -> Exit:

@@ -29,7 +29,7 @@ local GHOST, TRASH, ENTRY, GEN, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEY
 local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
 --@include index
 local found = I.call('MGET', ENTRY, GEN)
-local version, tags = string.match(found[1] or '', '^(%d+) %d+ %S+ %d+ %d+ (%S*) ')
+local version, cost_ms, tags = string.match(found[1] or '', '^(%d+) %d+ %S+ (%d+) %d+ (%S*) ')
 local floor, tagged, tag_floor = string.match(found[2] or '0 0 0', '^(%d+) (%d+) (%d+)$')
 local corrupt = (found[1] and not (version and floor)) or (not found[1] and I.call('EXISTS', ENTRY) == 1)
 local alive = found[1] and not corrupt and tonumber(version) > tonumber(floor)
@@ -48,6 +48,7 @@ if not alive then
   return found[1] and {3, found[1], found[2] or ''} or {4}
 end
 I.touch({KEY}, {1})
+if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- a longer one is no time, as its reader will say
 I.balance()
 I.bury()
 I.save()

@@ -35,8 +35,11 @@ local expired, freed, orphans = I.reap(N), I.empty_trash(N), 0
 for i = 1, #page[2], 2 do
   local key = page[2][i]
   if I.call('EXISTS', I.prefix .. key) == 0 and I.call('HEXISTS', SIZE, key) == 1 then
-    I.remove(key)
-    orphans = orphans + 1
+    local due_ms = I.next and I.call('ZSCORE', EXP, key)
+    if not (due_ms and tonumber(due_ms) <= I.now_ms) then  -- else it has expired, and the next sweep counts it so
+      I.remove(key)
+      orphans = orphans + 1
+    end
   end
 end
 I.bury()

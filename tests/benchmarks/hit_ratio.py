@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from tests.benchmarks.measure import Bench, Row
@@ -197,12 +199,20 @@ def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool) 
     return count
 
 
+def client_at(url: str) -> Any:
+    """A plain client of one server, or of a Cluster by the first of its nodes that is named."""
+    cluster = "redis+cluster://"
+    if not url.startswith(cluster):
+        return Bench(url).client()
+    return redis.RedisCluster.from_url("redis://" + url.removeprefix(cluster).split(",")[0], protocol=2)
+
+
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
     """Where the next accesses of this process begin: wherever all processes together have come to."""
     if not share:
         yield 0
         return
-    client = Bench(url).client()
+    client = client_at(url)
     while True:
         start = int(client.incrby(f"{namespace}:next", share)) - share
         if start >= length:

@@ -111,6 +111,22 @@ def test_top_ranks_by_size_reads_and_cost(cache: Run, perf: AgentPerf) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (OK, "", "most expensive to compute: none\n")
 
 
+def test_what_has_expired_is_counted_as_expired_by_all_that_look(cache: Run, perf: AgentPerf) -> None:
+    brief = perf.cache("both", max_size=1000)
+    brief.put_many({f"k{number}": 1 for number in range(600)}, 0.05)  # more than one sweep clears away
+    brief.put("stays", 1)
+    wait_until(lambda: brief.get("k599") is None, "the entries to expire")
+
+    assert document(cache("keys", "both", "--json"), "cache keys")["keys"] == ["stays"]
+    found = document(cache("stats", "both", "--json"), "cache stats")
+    assert (found["entries"], found["expirations"], found["evictions"]) == (1, 600, 0)
+    brief.put("goes", 1, 0.05)
+    wait_until(lambda: brief.get("goes") is None, "the entry to expire")
+    listed = {each["cache"]: each["entries"] for each in document(cache("list", "--json"), "cache list")["caches"]}
+    assert listed["both"] == 1
+    assert [each["key"] for each in document(cache("top", "both", "--json"), "cache top")["size"]] == ["stays"]
+
+
 def test_get_shows_an_entry_and_counts_no_read(cache: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     found = document(cache("get", "answers", "a", "--json"), "cache get")
     assert (found["value"], found["tags"], found["access_count"], found["tier"]) == (

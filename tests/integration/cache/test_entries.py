@@ -336,7 +336,9 @@ def test_objects_of_one_process_must_agree_and_the_last_deployed_process_holds(
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
         elsewhere = LRUCache(max_size=2, backend=connect(server.url))
         elsewhere.put("b", 2)
-    assert "settings changed from lru room 0/0/5" in caplog.text
+    was, is_now = (f"max_size={size}, max_bytes=None, default_ttl=None, policy='lru'" for size in (5, 2))
+    assert f"settings changed from {was} to {is_now}" in caplog.text
+    assert repr(elsewhere) == f"LRUCache('default', {is_now})"
     cache.put("c", 3)
     assert len(cache) == 2, "the other process's limit holds here too"
     assert cache.stats().max_size == 2

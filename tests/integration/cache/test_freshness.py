@@ -177,6 +177,32 @@ def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_erro
     assert reader.ask() == [source.calls], "who sees errors computes himself, and so learns first that it is over"
 
 
+@pytest.mark.parametrize("options", [{}, {"strict": True}, {"local_size": 10}], ids=str)
+def test_a_read_that_ends_in_the_error_is_a_miss_and_saves_nothing(
+    backend: Backend, loop: asyncio.Runner | None, options: dict[str, Any]
+) -> None:
+    cache, source = LRUCache(backend=backend, **options), Source(takes_s=0.05)
+    reader = Reader(cache, source, loop, ttl=60, soft_ttl=0.05, stale_if_error=0.1)
+    served = failed = 0
+    reader.ask()
+    cache.get("k")
+    source.fails, source.takes_s = True, 0.0
+    end = time.monotonic() + 10
+    while failed < 20 and time.monotonic() < end:
+        try:
+            reader.ask()
+            served += 1
+        except ValueError:
+            failed += 1
+    assert failed == 20
+    wait_until(lambda: not cache._binding.flights._flights, "what goes on behind to end")
+
+    stats = cache.stats()
+
+    assert (stats.hits, stats.misses) == (served + 1, 1 + failed)
+    assert (served + 1) * 50 <= round(stats.seconds_saved * 1000) < (served + 1) * 100, "strict or not"
+
+
 def test_a_failed_refresh_rests_for_all_processes(
     backend: Backend, server: Server, connect: Callable[..., Backend]
 ) -> None:
