@@ -24,7 +24,7 @@ from agentperf_redis.bus import Bus
 from agentperf_redis.command import Command, Flow, Reply
 from agentperf_redis.connector import Connector
 from agentperf_redis.delivery import ExchangeFailed, passing
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.executor import CLOSED, AsyncExecutor, Executor, Runnable
 from agentperf_redis.greeting import Greeting
 from agentperf_redis.resp import ServerError, pack
@@ -316,6 +316,15 @@ def default_backend() -> Backend:
         if _default is None or _default.closed:
             _default = Backend()
         return _default
+
+
+def chosen_backend(backend: object) -> Backend:
+    """Check the backend that a client was given; None takes the process-wide default."""
+    if backend is None:
+        return default_backend()
+    if not isinstance(backend, Backend):
+        raise InvalidArgument("backend", backend, "a Backend, such as perf.backend, or None")
+    return backend
 
 
 def configure(url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S) -> Backend:

@@ -164,7 +164,7 @@ class ScriptFailed(AgentPerfError):
 
 
 class LeaseLost(AgentPerfError):
-    """A lease ended before its holder gave it back: it expired, or the server lost its data.
+    """A lease ended before its holder gave it back: it expired, another released it, or the server lost its data.
 
     Attributes:
         pool: the agent type.

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -54,6 +54,8 @@ class Checking:
     check: Callable[[AgentInstance], object]
     interval: float
     timeout: float
+    _raising: set[str] = field(default_factory=set, init=False, repr=False)
+    """Instances whose last check here raised."""
 
     def claim(self) -> Flow[Claimed]:
         """Take on what is due."""
@@ -68,6 +70,24 @@ class Checking:
     def failed(self, instance: AgentInstance, why: object) -> None:
         """Note why a check failed."""
         _log.debug("check of %s of %s failed: %s", instance.id, self.pool.agent_type, why)
+
+    def raised(self, instance: AgentInstance, error: Exception) -> None:
+        """Note that a check raised: aloud when no other does, since it may be the check that is broken."""
+        if self._raising:
+            self.failed(instance, error)
+        else:
+            _log.warning(
+                "the check of %s of %s raised, so it counts as not well; what else raises is told at DEBUG level until "
+                "nothing does",
+                instance.id,
+                self.pool.agent_type,
+                exc_info=error,
+            )
+        self._raising.add(instance.id)
+
+    def answered(self, instance: AgentInstance) -> None:
+        """Note that a check went through, whatever it said."""
+        self._raising.discard(instance.id)
 
 
 class Checks:
@@ -160,8 +180,9 @@ class Checks:
         good = False
         try:
             good = self._checking.check(instance) is not False
+            self._checking.answered(instance)
         except Exception as error:  # noqa: BLE001  whatever it is, it says that the instance is not well
-            self._checking.failed(instance, error)
+            self._checking.raised(instance, error)
         finally:
             self._hanging.discard(instance.id)
             answers.put((instance.id, good))
@@ -192,12 +213,14 @@ async def run_checks(checking: Checking) -> None:
 
 
 async def _check(checking: Checking, instance: AgentInstance) -> bool:
+    limit = asyncio.timeout(checking.timeout)
     try:
-        async with asyncio.timeout(checking.timeout):
+        async with limit:
             answer = checking.check(instance)
             if inspect.isawaitable(answer):
                 answer = await answer
-            return answer is not False
+        checking.answered(instance)
+        return answer is not False
     except Exception as error:  # noqa: BLE001  as in Checks
-        checking.failed(instance, error)
+        (checking.failed if limit.expired() else checking.raised)(instance, error)
         return False

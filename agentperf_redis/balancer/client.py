@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from agentperf_redis import arguments
-from agentperf_redis.backend import Backend, default_backend
+from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.balancer.aio import AsyncLoadBalancer
 from agentperf_redis.balancer.blocks import LeaseBlock
 from agentperf_redis.balancer.checks import Checks
@@ -60,7 +60,7 @@ class LoadBalancer:
         on_unavailable: OnUnavailable = "raise",
         backend: Backend | None = None,
     ) -> None:
-        self._backend = default_backend() if backend is None else backend
+        self._backend = chosen_backend(backend)
         self._requests = Requests(
             self._backend,
             keeper_of(self._backend),
@@ -318,7 +318,12 @@ class LoadBalancer:
         self._backend.run(self._requests.configure(agent_type, settings))
 
     def run_checks(
-        self, agent_type: str, check: Callable[[AgentInstance], object], *, interval: float = 5.0, timeout: float = 2.0
+        self,
+        agent_type: str,
+        check: Callable[[AgentInstance], object],
+        *,
+        interval: float = 5.0,
+        timeout: float | None = None,
     ) -> Checks:
         """Check the instances of a pool, each once an interval, on background threads, until stopped.
 
@@ -331,9 +336,10 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
-            check: called with an instance; that it raises, returns False or takes too long says it is not well.
+            check: called with an instance; that it raises, returns False or takes too long says it is not well. The
+                first exception is logged, and then again the first after all checks here went through.
             interval: seconds from one check of an instance to its next. Five: three failed ones take 15 s, or less.
-            timeout: seconds that one check may take.
+            timeout: seconds that one check may take, at most the interval. None: two, or the interval if that is less.
 
         Returns:
             What stops it: `checks.stop()`, or the end of a `with` block. So does closing the client.

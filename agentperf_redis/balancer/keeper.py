@@ -409,7 +409,7 @@ class Keeper:
                 continue
             for lease in leases:
                 if lease.token in answer:
-                    lease.lose("the server does not know it any more: it expired before it was renewed")
+                    lease.lose("it was released by another, or expired before it was renewed")
                     self._look_at = min(self._look_at, asked_at) if self.registered else math.inf
                 else:
                     lease.valid_until = asked_at + ttl

@@ -251,7 +251,9 @@ def leave(keeper: Keeper, lease: Lease, error: BaseException | None) -> Flow[Non
         if lease.lost is not None:
             raise lease.lost
         if was_held and not freed:
-            raise LeaseLost(lease.agent_type, lease.token, "it had expired before it was given back")
+            raise LeaseLost(
+                lease.agent_type, lease.token, "it was released by another, or expired, before it was given back"
+            )
 
 
 def _outcome(error: BaseException | None) -> Outcome:

@@ -60,10 +60,12 @@ class Outcome(Enum):
 
 
 class InstanceState(Enum):
-    """Whether an instance takes work, and if not, why."""
+    """Whether an instance takes work, and if not, why. Of several that hold, the first here after UP."""
 
     UP = "up"
+    """It takes work."""
     DRAINING = "draining"
+    """Told so by hand: it finishes what it has and takes nothing new."""
     UNHEALTHY = "unhealthy"
     """Marked so by hand."""
     SILENT = "silent"

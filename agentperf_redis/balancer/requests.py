@@ -53,6 +53,7 @@ BETTER = "uscehw"
 """Flags that are cleared when an instance is marked healthy by hand."""
 MOST_EVENTS = 1000
 _LEAST_RATE, _MOST_RATE = 0.001, 1e9
+_CHECK_TIMEOUT_S = 2.0
 _AWAY_RETRY_S = 1.0
 """What NoCapacity tells who asks while the server cannot be reached."""
 
@@ -165,13 +166,16 @@ class Requests:
         return flows.configure(self.backend, self.keeper, self.pool(agent_type), settings)
 
     def checking(
-        self, agent_type: str, check: Callable[[AgentInstance], object], interval: float, timeout: float
+        self, agent_type: str, check: Callable[[AgentInstance], object], interval: float, timeout: float | None
     ) -> Checking:
         """See `LoadBalancer.run_checks`."""
         if not callable(check):
             raise InvalidArgument("check", check, "a function that takes an AgentInstance")
         seconds = arguments.seconds("interval", interval, least=_LEAST_TTL_S, most=_LONGEST_TTL_S)
-        limit = arguments.seconds("timeout", timeout, least=_LEAST_TTL_S / 10, most=seconds)
+        if timeout is None:
+            limit = min(_CHECK_TIMEOUT_S, seconds)
+        else:
+            limit = arguments.seconds("timeout", timeout, least=_LEAST_TTL_S / 10, most=seconds)
         return Checking(self.backend, self.keeper, self.pool(agent_type), check, seconds, limit)
 
     def events(self, agent_type: str, after: str | None, limit: int) -> Flow[list[PoolEvent]]:

@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 
 from agentperf_redis import arguments
+from agentperf_redis.errors import InvalidArgument
 
 _LEAST_S = 0.001
 _LONGEST_S = 86_400.0
+_EJECT_FOR_MOST_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class PoolSettings:
 
     eject_after: int | None = 5
     eject_for: float = 10.0
-    eject_for_most: float = 300.0
+    eject_for_most: float = _EJECT_FOR_MOST_S
     max_ejected: float = 0.5
     panic_above: float = 0.5
     slow_after: float | None = None
@@ -53,7 +55,13 @@ class PoolSettings:
         if self.eject_after is not None:
             arguments.count("eject_after", self.eject_after)
         arguments.seconds("eject_for", self.eject_for, least=_LEAST_S, most=_LONGEST_S)
-        arguments.seconds("eject_for_most", self.eject_for_most, least=self.eject_for, most=_LONGEST_S)
+        longest = arguments.seconds("eject_for_most", self.eject_for_most, least=_LEAST_S, most=_LONGEST_S)
+        if self.eject_for > longest:
+            if longest == _EJECT_FOR_MOST_S:  # which nobody chose
+                allowed = f"seconds up to those of eject_for_most, {longest:g}; give that as well for more"
+                raise InvalidArgument("eject_for", self.eject_for, allowed)
+            allowed = f"seconds from those of eject_for, {self.eject_for:g}, to {_LONGEST_S:g}"
+            raise InvalidArgument("eject_for_most", self.eject_for_most, allowed)
         arguments.amount("max_ejected", self.max_ejected, most=1.0)
         arguments.amount("panic_above", self.panic_above, least=0.01, most=1.0)
         if self.slow_after is not None:

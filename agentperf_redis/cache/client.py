@@ -13,7 +13,7 @@ from inspect import CO_COROUTINE
 from typing import Any, TypeVar, Unpack, overload
 
 from agentperf_redis import arguments
-from agentperf_redis.backend import Backend, default_backend
+from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.cache import inspection
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.chores import Chores
@@ -57,7 +57,7 @@ class Cache(ABC):
     ) -> None:
         self.name = arguments.name("name", name)
         marks = "".join("1" if chosen(option) else "0" for option in given)
-        self._backend = default_backend() if backend is None else backend
+        self._backend = chosen_backend(backend)
         chores = self._backend.share("cache chores", lambda: Chores(self._backend))
         self._binding = self._backend.share(
             ("cache", self._service, name),

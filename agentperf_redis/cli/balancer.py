@@ -59,7 +59,11 @@ def status(
     target: Target,
     pool: Annotated[str | None, typer.Argument(help="Only the pool of this agent type.", metavar="[POOL]")] = None,
 ) -> Exit | None:
-    """Show pools: how they pick, what their instances bear, how many wait."""
+    """Show pools: how they pick, what their instances bear, how many wait.
+
+    overdue: leases that have expired and are cleared when somebody next asks. panic s: for how long so many instances
+    have been unfit that these get work as well. peak: the most leases an instance bore at once.
+    """
     with target.connect() as perf:
         pools = perf.balancer().status(*(() if pool is None else (pool,)))
     if pool is not None and not pools:

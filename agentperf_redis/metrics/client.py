@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.backend import Backend, default_backend
+from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.cell import CANCELLED, FAILED, OK, Part
@@ -52,7 +52,7 @@ class MetricsCollector:
     """
 
     def __init__(self, *, backend: Backend | None = None, retention: Retention | None = None) -> None:
-        self._backend = backend if backend is not None else default_backend()
+        self._backend = chosen_backend(backend)
         self._recorder = self._backend.share("metrics.recorder", lambda: Recorder(self._backend))
         if retention is not None:
             self._recorder.settle(retention)

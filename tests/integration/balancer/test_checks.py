@@ -237,3 +237,34 @@ def test_a_coroutine_function_is_told_where_it_belongs(backend: Backend) -> None
 
     with pytest.raises(InvalidArgument, match=r"aio\.run_checks"):
         LoadBalancer(backend=backend).run_checks("planner", check)
+
+
+def test_a_check_that_raises_is_logged_once_and_again_after_it_went_through(
+    call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner"))
+    asked: Counter[str] = Counter()
+    broken = True
+
+    def check(instance: AgentInstance) -> bool:
+        asked["broken" if broken else "well"] += 1
+        if broken:
+            raise NameError("no such name")
+        return True
+
+    def told() -> list[str]:
+        return [str(each.exc_info[1]) for each in caplog.records if each.exc_info and each.name == "agentperf_redis"]
+
+    def first_broken_then_well_then_broken() -> bool:
+        nonlocal broken
+        if asked["broken"] >= 3 and not asked["well"]:
+            assert told() == ["no such name"]
+            broken = False
+        elif asked["well"] >= 2 and not broken:
+            asked["broken"], broken = 0, True
+        return broken and asked["well"] >= 2 and asked["broken"] >= 3
+
+    check_until(call, balancer, check, first_broken_then_well_then_broken)
+    assert told() == ["no such name"] * 2
+    assert "the check of p0 of planner raised" in caplog.text

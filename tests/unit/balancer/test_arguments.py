@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agentperf_redis import LRUCache, MetricsCollector, PoolSettings, TieredCache
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
@@ -161,3 +162,37 @@ def test_an_instance_speaks_of_its_own_fields() -> None:
     instance: Any = AgentInstance("a", "t")
     with pytest.raises(AttributeError, match="no field 'foo'"):
         instance.foo = 1
+
+
+@pytest.mark.parametrize("client", [LoadBalancer, LRUCache, TieredCache, MetricsCollector])
+@pytest.mark.parametrize("backend", ["redis://localhost", object()])
+def test_what_is_no_backend_is_named(client: Any, backend: object) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        client(backend=backend)
+    assert (refused.value.argument, refused.value.value) == ("backend", backend)
+    assert "a Backend, such as perf.backend" in str(refused.value)
+
+
+def test_a_check_takes_two_seconds_or_its_interval_unless_told(balancer: LoadBalancer) -> None:
+    def limit(interval: float, timeout: float | None) -> float:
+        return balancer._requests.checking("planner", print, interval, timeout).timeout
+
+    assert [limit(0.5, None), limit(2.0, None), limit(60.0, None), limit(60.0, 30.0)] == [0.5, 2.0, 2.0, 30.0]
+    with pytest.raises(InvalidArgument, match=r"^timeout is 1\.0; allowed: seconds from 0\.005 to 0\.5$"):
+        limit(0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"eject_for": 400}, "eject_for is 400; allowed: seconds up to those of eject_for_most, 300"),
+        ({"eject_for_most": 5}, "eject_for_most is 5; allowed: seconds from those of eject_for, 10, to 86400"),
+        ({"eject_for": 40, "eject_for_most": 30}, "eject_for_most is 30; allowed: seconds from those of eject_for, 40"),
+        ({"eject_for_most": 0}, "eject_for_most is 0; allowed: seconds from 0.001 to 86400"),
+    ],
+)
+def test_an_ejection_longer_than_the_longest_names_what_was_given(given: dict[str, float], said: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        PoolSettings(**given)  # type: ignore[arg-type]
+    assert str(refused.value).startswith(said)
+    assert PoolSettings(eject_for=400, eject_for_most=400).eject_for == 400
