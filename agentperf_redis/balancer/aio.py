@@ -78,7 +78,7 @@ class AsyncLoadBalancer:
         """See `LoadBalancer.undrain`."""
         return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="d"))
 
-    async def heartbeat(self, agent_type: str, *instance_ids: str, within: float = 30.0) -> list[str]:
+    async def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """See `LoadBalancer.heartbeat`."""
         return await self._backend.arun(self._requests.heartbeat(agent_type, instance_ids, within))
 

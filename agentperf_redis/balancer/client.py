@@ -175,13 +175,13 @@ class LoadBalancer:
         """Undo `drain`. Returns whether it is registered."""
         return self._backend.run(self._requests.mark(agent_type, instance_id, off="d"))
 
-    def heartbeat(self, agent_type: str, *instance_ids: str, within: float = 30.0) -> list[str]:
+    def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """Say that instances are alive; those that were down for silence take work again.
 
         Args:
             agent_type: their pool.
             instance_ids: their names.
-            within: seconds until the next heartbeat is due.
+            within: seconds until the next heartbeat is due. None: what each was registered with, or 30.
 
         Returns:
             Those that are not registered, to be registered again.

@@ -187,7 +187,7 @@ def leases(pool: Pool) -> Flow[PoolLeases]:
 
 def free(keeper: Keeper, pool: Pool, token: str) -> Flow[bool]:
     """End somebody else's lease, or place in line."""
-    return (yield from commands.release(pool, token, bury_ms=keeper.bury_ms(DEFAULT_TTL_S)))
+    return (yield from commands.release(pool, token, bury_ms=keeper.bury_ms(DEFAULT_TTL_S), by_hand=True))
 
 
 def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -27,6 +28,8 @@ DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
 _GIVING_BACK_S = 0.25
 """How long who is cancelled waits for his lease to be given back; it is all the same, later."""
+_EXPLAINED = 100
+"""Instances that are looked through to tell why none with some labels can be had."""
 _NEW_TOKENS = 3
 """A token is spent when its lease expired before the answer came, which a longer TTL prevents."""
 
@@ -113,7 +116,7 @@ def _acquire_in(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Le
         if turn.granted is not None:
             return (yield from _held(keeper, pool, token, wish, turn.granted, turn.asked_at))
         if not turn.spent:
-            return Refused(turn.retry_after, refused.registered, turn.ahead)
+            return replace(refused, retry_after=turn.retry_after, waiting=turn.ahead)
         place = turn.place
     raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
 
@@ -203,8 +206,26 @@ def enter(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease]:
     """Lease one unit or raise NoCapacity."""
     answer = yield from acquire(keeper, lines, pool, wish)
     if isinstance(answer, Refused):
-        raise NoCapacity(pool.agent_type, answer.reason(pool.agent_type), answer.retry_after)
+        require = wish.choice.require
+        told = (yield from _reason_among(pool, require)) if require and answer.registered else None
+        raise NoCapacity(pool.agent_type, told or answer.reason(pool.agent_type), answer.retry_after)
     return answer
+
+
+def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
+    """Look up why none of the instances with some labels can be had, if the pool is small."""
+    labels = f"the labels {', '.join(sorted(require))}"
+    try:
+        page = yield from commands.status(pool, 0, _EXPLAINED)
+    except AgentPerfError:
+        page = None
+    if page is None or page.next_rank:
+        return f"all instances with {labels}, if any, are full, out of rate, unfit or taken out"
+    fitting = [each for each in page.instances if require <= each.instance.labels]
+    if not fitting:
+        return f"no instance of {pool.agent_type!r} has {labels}"
+    counts = Counter("full" if each.limit else each.state.value for each in fitting)
+    return f"of {len(fitting)} instances with {labels}, {', '.join(f'{n} {what}' for what, n in counts.items())}"
 
 
 def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:

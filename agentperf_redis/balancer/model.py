@@ -327,6 +327,8 @@ class EventKind(Enum):
     """They do not any more."""
     EXPIRED = "expired"
     """A lease ended that was neither renewed nor given back, or a grant that was not fetched."""
+    RELEASED = "released"
+    """An operator ended a lease of another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +377,7 @@ class PoolStatus:
         instances: in the order of their registration.
         waiting: callers in line.
         granted: leases granted so far.
-        overdue: leases that have expired but are not cleared yet.
+        overdue: leases that have expired but are not cleared yet, of the first 5000 things that are due.
         panic_for: seconds since so many were unfit that these take work as well; None when there is no panic.
         settings: how it judges its instances; None of a pool that lost them.
     """

@@ -194,10 +194,11 @@ class Requests:
             self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id), on=on, off=off
         )
 
-    def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float) -> Flow[list[str]]:
+    def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float | None) -> Flow[list[str]]:
         """See `LoadBalancer.heartbeat`."""
         names = arguments.names("instance_ids", instance_ids)
-        return flows.heartbeat(self.pool(agent_type), names, _milliseconds("within", within))
+        silence_ms = 0 if within is None else _milliseconds("within", within)
+        return flows.heartbeat(self.pool(agent_type), names, silence_ms)
 
     def select(self, agent_type: str, require: Collection[str], affinity: str | None) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.select_instance`."""

@@ -17,8 +17,10 @@
 --   tokens    int   counted against the instance's tokens a minute
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}    granted, or the same grant again
---   {0, retry_ms, registered, waiting}   nothing free; retry_ms: until capacity may come back, at most 1000; when all
---                                        that is needed is time, until an instance comes back
+--   {0, retry_ms, registered, waiting, taken_out, unfit, parked}
+--     nothing free; retry_ms: until capacity may come back, at most 1000; when all that is needed is time, until an
+--     instance comes back; taken_out: instances that drain, are silent or marked; unfit: by outcomes or checks; parked:
+--     out of rate
 --   {-1, why}                            the token is spent: r e u c as in pool.lua, or in line: W G
 --   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
 -- REPEAT  returns the same lease; after release (when late), cancellation or expiry it is refused
@@ -46,7 +48,7 @@ if facts[1] then
   if LATE == '1' and marked == '0' then call('HSET', STATE, TOKEN, 'L ' .. what .. ' ' .. fence .. ' 1') end
   return {DONE, what, expiry_ms, tonumber(fence), call('HGET', STATE, what) or ''}
 end
-if not facts[2] then return {NOTHING, 1000, 0, 0} end
+if not facts[2] then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 local strategy = match(facts[2], POOL)
 if not strategy then return {OTHER_SCHEMA, facts[2]} end
 if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
@@ -88,8 +90,13 @@ if id then
 end
 if not id then
   local retry_ms = respite(now_ms)
-  if call('ZCARD', string.sub(READY, 1, -6) .. 'away') > 0 then retry_ms = upkeep(now_us).back_after_ms() or retry_ms end
-  return {NOTHING, retry_ms, call('ZCARD', IDS), call('ZCARD', WAITQ)}
+  local away, registered = call('ZCARD', string.sub(READY, 1, -6) .. 'away'), call('ZCARD', IDS)
+  if away > 0 then retry_ms = upkeep(now_us).back_after_ms() or retry_ms end
+  local counts = call('HMGET', STATE, '#usable', '#out')
+  local usable, out = tonumber(counts[1]) or 0, tonumber(counts[2]) or 0
+  return {
+    NOTHING, retry_ms, registered, call('ZCARD', WAITQ), math.max(0, registered - usable), out, math.max(0, away - out),
+  }
 end
 
 if its ~= '-' then check(its) end

@@ -50,7 +50,7 @@ local function health(self, facts)
   function self.more(r)
     r.more = r.more or {
       ejects = 0, until_ms = 0, since_us = 0, old = 0, limit = 0, cut_us = 0, warm = 0, checks = 0, checked_ms = 0,
-      rpm = '0', tpm = '0', rpm_us = 0, tpm_us = 0,
+      rpm = '0', tpm = '0', rpm_us = 0, tpm_us = 0, beat_ms = 0,
     }
     return r.more
   end

@@ -9,11 +9,12 @@
 --               flags: - or letters. Taken out:  s silent (heartbeat missed)  u unhealthy  d draining  r removed
 --                 Judged unfit:  e ejected for its outcomes  c failing its checks  h half-open: on probation
 --                 Limited:  a to a limit that was learnt  w while it warms up  l by rates  p none of its rate is left
---     +<id>     what few instances have: ejects until_ms since_us old limit cut_us warm checks checked_ms rpm tpm rpm_us tpm_us
+--     +<id>     what few instances have: ejects until_ms since_us old limit cut_us warm checks checked_ms rpm tpm rpm_us tpm_us [beat_ms]
 --               ejects: ejections in a row   until_ms: end of the last one   since_us: leases from then on are on probation
 --               old: leases from before that, while it is half-open   limit: learnt, in 1/1000, decimal   cut_us: when it was lowered
 --               warm: tenths of its capacity while it warms up   checks: passed in a row, failed ones below 0   checked_ms: when the last was taken on
 --               rpm tpm: requests and tokens a minute, 0 for no limit   rpm_us tpm_us: their theoretical arrival times
+--               beat_ms: missing heartbeats this long make it silent, as it was registered; only where they are expected
 --     @<token>  lease "L <id> <fence> <late>", late 1 when a copy of its request may still be under way
 --               grant, not fetched yet "G <id> <fence> <score>" | in line "W <score> <ttl_ms> <labels> <tokens>"
 --               tombstone "X <why>": r released  e expired  u not fetched  c cancelled
@@ -34,7 +35,7 @@ local call, match, format, floor = redis.call, string.match, string.format, math
 local SCHEMA, POOL = '1', '^1 (%S+) ?(%d*)$'
 local RECORD = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%S+) (%S+ %d+ %d+ %d+ %d+ %d+ %d+)$'
 local REST = '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
-local MORE, MORE_REST = '^(%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%d+) (.*)$', '^(%d+) (%-?%d+) (%d+) (%d+%.?%d*) (%d+%.?%d*) (%d+) (%d+)$'
+local MORE, MORE_REST = '^(%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%d+) (.*)$', '^(%d+) (%-?%d+) (%d+) (%d+%.?%d*) (%d+%.?%d*) (%d+) (%d+) ?(%d*)$'
 local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT, TOO_LATE = 1, 0, -1, -2, -3, -4, -6
 
 -- Reject a poisoned index before the first write. What script text names no label for costs nothing.

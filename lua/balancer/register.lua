@@ -109,6 +109,7 @@ if r.more or all.has(r, 'l') then
   all.more(r).rpm, r.more.tpm = RPM, TPM
   all.park(r)
 end
+if r.more or SILENCE_MS ~= '0' then all.more(r).beat_ms = tonumber(SILENCE_MS) end
 if newcomer and added == 1 then all.warm_up(r) end
 all.store(r)
 if added == 1 then all.tell('registered', ID) end

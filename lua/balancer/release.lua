@@ -7,7 +7,7 @@
 -- ARGV
 --   token       text  @ and the lease's token
 --   id          text  the instance, or - when the answer of acquire was never seen
---   outcome     text  o ok, e error, t timeout, j rejected by the instance, n neutral
+--   outcome     text  o ok, e error, t timeout, j rejected by the instance, n neutral, f freed by hand
 --   response_us int   how long the work took, us; -1 when not measured
 --   bury_ms     int   how long to refuse a late copy of the acquire, ms; 0 when there can be none
 --   again       int   1 when another copy of this release may have been executed, else 0
@@ -101,12 +101,13 @@ if plain then
 else
   r.ewma_us, r.ewma_ms = tonumber(ewma_us), tonumber(ewma_ms)
   all.unload(r, tonumber(fence_held))
-  if OUTCOME ~= 'n' then all.judge(r, slow and 's' or OUTCOME, tonumber(fence_held)) end
+  if OUTCOME ~= 'n' and OUTCOME ~= 'f' then all.judge(r, slow and 's' or OUTCOME, tonumber(fence_held)) end
   if TOKENS ~= '0' then all.true_up(r, tonumber(TOKENS)) end
   all.store(r)
 end
 if all then
   if bury_ms > 0 then all.bury(TOKEN, 'r', bury_ms) end
+  if OUTCOME == 'f' then all.tell('released', id, 'lease', TOKEN) end
   all.pump()
   all.retime()
 end

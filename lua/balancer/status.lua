@@ -10,20 +10,20 @@
 --   count     int   instances per page
 -- RETURNS
 --   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, more, id ...}
---     late: leases that are due but not cleared yet; next_rank: 0 after the last page; panic_ms: since when there is panic,
+--     late: leases that have expired but are not cleared yet, on the first page; next_rank: 0 after the last page; panic_ms: since when there is panic,
 --     0 for none; more: what few instances have, empty for most
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   other schema; a field we did not write
 -- REPEAT  harmless: but for clearing what is due it changes nothing
 -- ERRORS  none
--- COST    O(log N + count), and at most 64 expiries
+-- COST    O(log N + count), at most 64 expiries, and a look at 5000 that are left
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include pool
 --@include health
 --@include upkeep
 
-local EXPIRIES = 64
+local EXPIRIES, OVERDUE, CHUNK = 64, 5000, 500
 local first, count = tonumber(FIRST), tonumber(COUNT)
 local pool = call('HGET', STATE, '#pool')
 local registered = call('ZCARD', IDS)
@@ -34,7 +34,14 @@ if wrong then return {CORRUPT, wrong} end
 local all = upkeep()
 call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
 all.tidy(EXPIRIES)
-local late = call('ZCOUNT', DUE, '-inf', format('%.0f', all.now_ms))
+local late = 0
+for at = 0, first == 0 and OVERDUE - CHUNK or -1, CHUNK do
+  local some = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', all.now_ms), 'LIMIT', at, CHUNK)
+  for _, name in ipairs(some) do
+    if string.sub(name, 1, 1) == '@' then late = late + 1 end
+  end
+  if #some < CHUNK then break end
+end
 local facts = call('HMGET', STATE, '#picks', '#panic', '#settings')
 local page = call('ZRANGE', IDS, first, first + count - 1)
 local next_rank = first + #page < registered and #page > 0 and first + #page or 0

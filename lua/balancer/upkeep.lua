@@ -30,12 +30,13 @@ local function upkeep(now_us)
     local more
     if found[2] then
       local ejects, until_ms, since_us, old, limit, cut_us, rest_of_it = match(found[2], MORE)
-      local warm, checks, checked_ms, rpm, tpm, rpm_us, tpm_us = match(rest_of_it or '', MORE_REST)
+      local warm, checks, checked_ms, rpm, tpm, rpm_us, tpm_us, beat_ms = match(rest_of_it or '', MORE_REST)
       if not tpm_us then return nil end
       more = {
         ejects = tonumber(ejects), until_ms = tonumber(until_ms), since_us = tonumber(since_us), old = tonumber(old),
         limit = tonumber(limit), cut_us = tonumber(cut_us), warm = tonumber(warm), checks = tonumber(checks),
         checked_ms = tonumber(checked_ms), rpm = rpm, tpm = tpm, rpm_us = tonumber(rpm_us), tpm_us = tonumber(tpm_us),
+        beat_ms = tonumber(beat_ms) or 0,
       }
     end
     check(labels)
@@ -72,8 +73,9 @@ local function upkeep(now_us)
       call('HSET', STATE, r.id, text)
       local more = r.more
       if more then
-        call('HSET', STATE, '+' .. r.id, format('%d %.0f %.0f %d %.15g %.0f %d %d %.0f %s %s %.0f %.0f', more.ejects,
-          more.until_ms, more.since_us, more.old, more.limit, more.cut_us, more.warm, more.checks, more.checked_ms, more.rpm, more.tpm, more.rpm_us, more.tpm_us))
+        call('HSET', STATE, '+' .. r.id, format('%d %.0f %.0f %d %.15g %.0f %d %d %.0f %s %s %.0f %.0f%s', more.ejects,
+          more.until_ms, more.since_us, more.old, more.limit, more.cut_us, more.warm, more.checks, more.checked_ms, more.rpm, more.tpm,
+          more.rpm_us, more.tpm_us, more.beat_ms > 0 and ' ' .. format('%.0f', more.beat_ms) or ''))
       end
     end
     index(strategy, r.id, r.load, r.lim, r.seq, r.weight, r.labels, nil)

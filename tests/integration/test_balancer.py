@@ -585,3 +585,78 @@ def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -
 def test_endless_hold_is_allowed(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     assert call(balancer, "release", acquire(call, balancer, "planner", max_hold=math.inf))
+
+
+def test_a_heartbeat_holds_as_long_as_was_registered_unless_told(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    def due_in() -> list[float]:
+        now_s, rest_us = raw.time()
+        return [(raw.zscore(pool.due, f"H:p{n}") - now_s * 1000 - rest_us / 1000) / 1000 for n in range(3)]
+
+    def beat(**how: float) -> None:
+        assert call(balancer, "heartbeat", "planner", "p0", "p1", "p2", **how) == []
+
+    for number, silence in enumerate((5, None, 2000)):
+        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat=silence)
+    for _ in range(2):  # the first and each further one
+        beat()
+        assert due_in() == pytest.approx([5, 30, 2000], abs=2)
+    beat(within=100)
+    assert due_in() == pytest.approx([100, 100, 100], abs=2)
+    call(balancer, "update_instance", "planner", "p0", max_capacity=3)
+    call(balancer, "register_instance", AgentInstance("p2", "planner"))
+    beat()
+    assert due_in() == pytest.approx([5, 30, 30], abs=2)
+    raw.zadd(pool.due, {"H:p0": 1})
+    assert not next(
+        each for each in call(balancer, "status")[0].instances if each.instance.id == "p0"
+    ).instance.is_healthy
+    beat()
+    assert due_in() == pytest.approx([5, 30, 30], abs=2)
+    assert call(balancer, "status")[0].healthy == 3
+
+
+def test_overdue_are_leases_and_no_tombstones(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 1, max_capacity=300)
+    raw.zadd(pool.due, {f"X@old:{number}": number + 1 for number in range(1000)})
+    assert call(balancer, "status")[0].overdue == 0
+    raw.zadd(pool.due, {f"@lost:{number}": 2000 + number for number in range(100)})
+    assert raw.zcard(pool.due) > 1000
+    assert call(balancer, "status")[0].overdue == 100
+
+
+def test_who_gets_nothing_is_told_what_the_instances_lack(call: Call, balancer: LoadBalancer) -> None:
+    def why(**wish: Any) -> str:
+        with pytest.raises(NoCapacity) as refused, call.inside(balancer, "lease", "planner", **wish):
+            pass
+        return refused.value.reason
+
+    assert why() == "no instance of 'planner' is registered"
+    for number in range(4):
+        labels = frozenset({"gpu"} if number < 2 else ())
+        instance = AgentInstance(f"p{number}", "planner", max_capacity=1, labels=labels)
+        call(balancer, "register_instance", instance, requests_per_minute=1 if number == 3 else math.inf)
+    assert why(require=("tpu", "gpu")) == "no instance of 'planner' has the labels gpu, tpu"
+    call(balancer, "drain", "planner", "p0")
+    assert acquire(call, balancer, "planner", require=("gpu",)).id == "p1"
+    assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
+    held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
+    assert call(balancer, "release", held["p3"]) is True  # which has nothing left of its rate
+    assert why() == "of 4 instances, 2 full, 1 out of rate, 1 taken out (draining, unhealthy or silent)"
+    call(balancer, "mark_unhealthy", "planner", "p2")
+    assert why(wait=0.01).startswith("of 4 instances, 1 full, 1 out of rate, 2 taken out")
+
+
+def test_a_lease_that_an_operator_ends_is_an_event(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    held = acquire(call, balancer, "planner")
+    assert held.lease is not None
+    assert call(balancer, "release_token", "planner", held.lease.token) is True
+    last = call(balancer, "events", "planner")[-1]
+    assert (last.kind.value, last.instance_id, last.details) == ("released", "p0", {"lease": held.lease.token})
+    (status,) = call(balancer, "status")[0].instances
+    assert (status.instance.current_load, status.served, status.failed) == (0, 0, 0)
+    assert call(balancer, "release", held) is False

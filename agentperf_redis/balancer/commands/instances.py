@@ -179,7 +179,7 @@ def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | To
 
 
 def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Command[list[str]]:
-    """Say that instances are alive. Returns those that are not registered."""
+    """Say that instances are alive, 0 ms: until what they registered with. Returns those that are not registered."""
 
     def decode(reply: Reply) -> list[str]:
         match opened(pool, reply):

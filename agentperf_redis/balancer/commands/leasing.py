@@ -81,18 +81,32 @@ class Refused:
         retry_after: seconds until capacity may come back by itself, at most 1; longer when nothing but time is needed.
         registered: instances of the pool.
         waiting: callers in line.
+        taken_out: instances that drain, are silent or marked unhealthy.
+        unfit: those ejected, on probation or failing checks.
+        parked: those that are out of rate.
     """
 
     retry_after: float
     registered: int
     waiting: int
+    taken_out: int = 0
+    unfit: int = 0
+    parked: int = 0
 
     def reason(self, agent_type: str) -> str:
         """Return why, in words."""
         if self.registered == 0:
             return f"no instance of {agent_type!r} is registered"
-        line = f", {self.waiting} waiting in line" if self.waiting else ""
-        return f"all {self.registered} instances that could take it are full, out of rate, unfit or draining{line}"
+        full = max(0, self.registered - self.taken_out - self.unfit - self.parked)
+        counts = {
+            "full": full,
+            "out of rate": self.parked,
+            "unfit (ejected or failing checks)": self.unfit,
+            "taken out (draining, unhealthy or silent)": self.taken_out,
+        }
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        line = f"; {self.waiting} waiting in line" if self.waiting else ""
+        return f"of {self.registered} instances, {told}{line}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +139,8 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0
         match opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
                 return Granted(facts_of(pool, name, record), expiry_ms, fence)
-            case Status.NOTHING, [int() as retry_ms, int() as registered, int() as waiting]:
-                return Refused(retry_ms / 1000, registered, waiting)
+            case Status.NOTHING, [int() as retry_ms, int() as registered, int() as waiting, *counts]:
+                return Refused(retry_ms / 1000, registered, waiting, *map(int, counts))
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:
@@ -188,6 +202,7 @@ def release(
     response_time: float | None = None,
     bury_ms: int = 0,
     tokens: int = 0,
+    by_hand: bool = False,
 ) -> Command[bool]:
     """Give a lease back.
 
@@ -199,6 +214,7 @@ def release(
         response_time: seconds it took, if measured.
         bury_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
         tokens: how many more it took than were counted when it was acquired; below 0 for fewer.
+        by_hand: whether an operator ends somebody else's lease, which is an event and no outcome.
 
     Returns:
         Whether this freed the unit.
@@ -207,7 +223,7 @@ def release(
     args: tuple[Arg, ...] = (
         token,
         "-" if instance_id is None else encoded(instance_id),
-        _OUTCOME_LETTERS[outcome],
+        "f" if by_hand else _OUTCOME_LETTERS[outcome],
         response_us,
         bury_ms,
     )

@@ -52,8 +52,8 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(
                     method, ("planner",), {argument: value}, argument, id=f"{method}-{argument}-{value!r}"
                 )
-        yield pytest.param("heartbeat", ("planner", "p"), {"within": value}, "within", id=f"within-{value!r}")
         if value is not None:
+            yield pytest.param("heartbeat", ("planner", "p"), {"within": value}, "within", id=f"within-{value!r}")
             instance = AgentInstance("p", "planner")
             yield pytest.param(
                 "register_instance", (instance,), {"heartbeat": value}, "heartbeat", id=f"beat-{value!r}"
