@@ -93,8 +93,8 @@ class Cache(ABC):
     def size(self) -> int:
         """Return how many entries there are: what ``len(cache)`` is, which has no asyncio twin.
 
-        What is expired counts until it is swept; what an invalidated tag made a miss, until it is put anew, expires or
-        is evicted.
+        What is expired counts until it is swept; what an invalidated tag made a miss, until it is put anew, expires, is
+        evicted or swept.
         """
         return self._backend.run(inspection.size(self._flows.binding))
 
@@ -161,15 +161,15 @@ class Cache(ABC):
     def invalidate_tags(self, *tags: str) -> None:
         """Make every entry that was stored with one of the tags a miss, at once and however many there are.
 
-        None of them is looked at, so they take room, and count in `size` and `keys`, until each is put anew, expires or
-        is evicted.
+        None of them is looked at, so they take room, and count in `size` and `keys`, until each is put anew, expires,
+        is evicted or swept; see `sweep`.
         """
         self._backend.run(self._flows.eraser.invalidate_tags(tags))
 
     def sweep(self) -> int:
-        """Clear away what is expired, cleared or dropped by the server. Puts do so by and by; this does it now.
+        """Clear away what is expired, cleared, dropped by the server, or a miss because a tag was invalidated.
 
-        What an invalidated tag made a miss stays until it is put anew, expires or is evicted.
+        Puts do the first two by and by; this does all of it now, in steps that hold up nobody else.
 
         Returns:
             How many entries and values were cleared away.

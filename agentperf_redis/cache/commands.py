@@ -322,7 +322,7 @@ def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Comm
 
 
 def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
-    """Clear away a bounded number of what is expired, cleared, or dropped by the server."""
+    """Clear away a bounded number of what is expired, cleared, invalidated by tag, or dropped by the server."""
 
     def decode(reply: Reply) -> Swept | NoSettings:
         match reply:
@@ -332,7 +332,7 @@ def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
                 return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    return Command(_SWEEP, _index(keys), (MAX_KEYS, cursor), decode)
+    return Command(_SWEEP, (*_index(keys), keys.gen, keys.tags), (MAX_KEYS, cursor), decode)
 
 
 def claim(

@@ -183,6 +183,38 @@ def test_deleting_clearing_and_tags_make_misses(call: Call, backend: Backend, ra
     assert left == {"meta", "gen"}
 
 
+@pytest.mark.parametrize("kind", [LRUCache, TieredCache])
+def test_a_sweep_clears_away_what_invalidated_tags_made_misses(
+    call: Call, backend: Backend, raw: Raw, namespace: str, kind: type[LRUCache | TieredCache]
+) -> None:
+    cache = kind(backend=backend)
+    service = "cache" if kind is LRUCache else "tiered"
+    for first in (0, 200, 400):
+        call(cache, "put_many", {f"dead{number}": "x" for number in range(first, first + 200)}, tags=["gone", "other"])
+    call(cache, "put_many", {"plain": 1, "short": 2})
+    call(cache, "put_many", {"kept": 3, "again": 4}, tags=["other"])
+    assert call(cache, "sweep") == 0
+    call(cache, "invalidate_tags", "gone")
+    call(cache, "put", "again", 5, tags=["gone"])
+    assert call(cache, "size") == 604, "no entry was looked at"
+
+    assert call(cache, "sweep") == 600
+
+    live = {"plain": 1, "short": 2, "kept": 3, "again": 5}
+    assert sorted(call(cache, "keys")) == sorted(live)
+    assert call(cache, "get_many", list(live)) == live
+    assert not list(raw.scan_iter(match=f"{tag(namespace, service)}:e:dead*".replace("{", "[{]").replace("}", "[}]")))
+    assert (call(cache, "stats").evictions, faults(raw, namespace, service, "default")) == (0, [])
+
+    raw.delete(f"{tag(namespace, service)}:tags")
+    raw.set(f"{tag(namespace, service)}:tags", "of a wrong type")
+    call(cache, "sweep")
+    raw.delete(f"{tag(namespace, service)}:gen")
+    raw.rpush(f"{tag(namespace, service)}:gen", "of a wrong type")
+    call(cache, "sweep")
+    assert (call(cache, "size"), faults(raw, namespace, service, "default")) == (4, [])
+
+
 def test_bytes_are_bounded_too(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(max_bytes=500, backend=backend)
     for number in range(20):
