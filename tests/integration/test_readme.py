@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.commands import Pool
 from tests.servers import Raw, Server
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -86,9 +88,18 @@ def test_an_instance_is_drained_as_the_tables_say(perf: AgentPerf) -> None:
 
 def test_the_keys_are_those_that_are_listed(perf: AgentPerf, raw: Raw, namespace: str) -> None:
     lb = perf.balancer()
-    for number in (1, 2):
-        lb.register_instance(AgentInstance(f"coder-{number}", "coder", max_capacity=5))
+    for number in (1, 2, 3):
+        labels = frozenset({"gpu"} if number == 2 else ())
+        lb.register_instance(AgentInstance(f"coder-{number}", "coder", max_capacity=5, labels=labels))
+    pool = Pool.of(namespace, "coder")
+    perf.backend.run(commands.claim_checks(pool, 60_000, 8))
+    for at_ms in (1, 2, 3):  # three in a row take it out
+        perf.backend.run(commands.report_checks(pool, at_ms, [("coder-3", False)]))
     held = lb.acquire("coder")
+    ended = lb.acquire("coder")
+    assert ended is not None
+    assert ended.lease is not None
+    assert lb.release_token("coder", ended.lease.token)
     perf.cache("answers", default_ttl=300).put("greeting", "hello")
     perf.tiered_cache("docs").put("page", {"title": "Agents"}, "hot")
     for took in (0.02, 0.0201, 0.0202):
@@ -105,7 +116,7 @@ def test_the_keys_are_those_that_are_listed(perf: AgentPerf, raw: Raw, namespace
     listed = re.findall(r"^(agentperf:\S+) +(HASH|ZSET|STRING|LIST|STREAM)\b", TEXT, re.MULTILINE)
     assert {(plain(key), kind) for key, kind in listed} == found
     state = raw.hgetall(f"{namespace}:{{lb:coder}}:state")
-    shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:[#@c].*\n)+)", TEXT)
+    shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:[#@+c].*\n)+)", TEXT)
     assert shown is not None
     lines = dict(line.split(maxsplit=1) for line in shown[1].splitlines())
     assert {name for name in lines if name[0] != "@"} == {name for name in state if name[0] != "@"}
@@ -113,6 +124,9 @@ def test_the_keys_are_those_that_are_listed(perf: AgentPerf, raw: Raw, namespace
     numbers = re.compile(r"\b\d{12,}\b")  # stamps
     assert numbers.sub("*", state["coder-1"]) in numbers.sub("*", lines["coder-1"])
     assert numbers.sub("*", state["coder-2"]) == numbers.sub("*", lines["coder-2"])
+    assert numbers.sub("*", state["coder-3"]) in numbers.sub("*", lines["coder-3"])
+    assert lines["+coder-3"].split()[:13] == state["+coder-3"].split()
+    assert [lines[name].split()[:2] for name in sorted(lines) if name[0] == "@"][1:] == [["X", "r"]]
     assert lb.release(held)
 
 
