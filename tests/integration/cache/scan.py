@@ -68,13 +68,15 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
     return found
 
 
-def without_value(raw: Any, namespace: str, service: str, name: str) -> list[str]:
-    """Return the members of any index that have no value: expired, or dropped by the server."""
+def without_value(raw: Any, namespace: str, service: str, name: str, since_ms: float) -> list[str]:
+    """Return the members of any index that have no value: dropped by the server, or expired before a moment."""
     where = key_names.cache(namespace, service, name)
     members = {*raw.hkeys(where.size), *raw.zrange(where.exp, 0, -1)}
     for tier in TIERS:
         members |= set(raw.zrange(getattr(where, tier), 0, -1))
-    return sorted(key for key in members if not raw.exists(where.entry_prefix + key))
+    gone = (key for key in members if not raw.exists(where.entry_prefix + key))
+    expiries = {key: raw.zscore(where.exp, key) for key in gone}
+    return sorted(key for key, expiry_ms in expiries.items() if expiry_ms is None or expiry_ms <= since_ms)
 
 
 def _literal(text: str) -> str:
