@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,7 +169,7 @@ def judge_replication(facts: Mapping[str, str]) -> Finding:
 def judge_latency(times_ms: list[float]) -> Finding:
     """How long does a round trip take from here?"""
     ordered = sorted(times_ms)
-    median, p99 = statistics.median(ordered), ordered[int(len(ordered) * 0.99)]
+    median, p99 = statistics.median(ordered), ordered[math.ceil(len(ordered) * 0.99) - 1]  # nearest rank
     found = f"median {median:.3f} ms, p99 {p99:.3f} ms over {len(ordered)} round trips"
     if p99 > _SLOW_P99_MS:
         return Finding("latency", "note", found, "slow: bring the workers nearer, or look for slow commands (SLOWLOG)")

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
-from agentperf_redis.cli.doctor import judge_version
 from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +140,8 @@ def test_doctor_finds_that_a_namespace_cannot_be_opened(agentperf: Run, server: 
     found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert found["scripts"]["level"] == "bad"
     assert "version 7" in found["scripts"]["found"]
-    assert found["version"]["level"] == found["latency"]["level"] == "ok"
+    assert found["version"]["level"] == "ok"
+    assert "over 100 round trips" in found["latency"]["found"]  # how slow they were is the machine's affair
 
 
 def test_doctor_helps_a_user_who_may_not_ask_for_facts(
@@ -157,19 +157,6 @@ def test_doctor_helps_a_user_who_may_not_ask_for_facts(
     assert set(found) == {"facts", "scripts", "latency"}
     assert found["facts"]["level"] == "note"
     assert "NOPERM" in found["facts"]["found"]
-
-
-@pytest.mark.parametrize(
-    ("facts", "level"),
-    [
-        ({"redis_version": "6.2.7"}, "bad"),
-        ({"redis_version": "7.0.0"}, "ok"),
-        ({"redis_version": "7.2.4", "valkey_version": "7.1.9"}, "bad"),
-        ({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, "ok"),
-    ],
-)
-def test_doctor_knows_which_servers_are_too_old(facts: dict[str, str], level: str) -> None:
-    assert judge_version(facts).level == level
 
 
 def test_up_status_and_down_find_one_another(agentperf: Run) -> None:
