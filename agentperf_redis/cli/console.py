@@ -80,16 +80,22 @@ class NotFound(Exception):
     """There is no such thing as the command was asked for; the text says which."""
 
 
+_OPTIONS = {"deadline": "--timeout", "url": "--url", "namespace": "--namespace", "window": "--window"}
+"""How arguments of the library are called on the command line."""
+
+
 def guarded(work: Callable[[], Exit | None]) -> Exit:
     """Do the work of a command and turn the library's errors into a line on stderr and an exit code."""
     try:
         return work() or Exit.OK
     except NotFound as missing:
         return not_found(str(missing))
+    except InvalidArgument as error:
+        option = _OPTIONS.get(error.argument, error.argument)
+        err.print(f"agentperf: {InvalidArgument(option, error.value, error.allowed)}", style="red")
+        return Exit.USAGE
     except AgentPerfError as error:
         err.print(f"agentperf: {error}", style="red")
-        if isinstance(error, InvalidArgument):
-            return Exit.USAGE
         return Exit.UNREACHABLE if isinstance(error, BackendUnavailable) else Exit.FAILURE
 
 

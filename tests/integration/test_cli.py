@@ -217,22 +217,24 @@ def test_no_server_is_exit_3_and_says_what_to_do(agentperf: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "told"),
     [
-        ("status", "--url", "nonsense"),
-        ("status", "--namespace", "a b"),
-        ("status", "--timeout", "nan"),
-        ("status", "--timeout", "soon"),
-        ("status", "--nonsense"),
-        ("nonsense",),
-        ("demo", "--workers", "0"),
+        (("status", "--url", "nonsense"), "--url is 'nonsense'; allowed: a URL"),
+        (("status", "--namespace", "a b"), "--namespace is 'a b'; allowed: 1 to 64"),
+        (("status", "--timeout", "nan"), "--timeout is nan; allowed: seconds from 0.01"),
+        (("status", "--timeout", "soon"), "--timeout"),
+        (("agents", "--window", "0s"), "--window is '0s'; allowed: one second"),
+        (("compare", "planner"), "--window is None; allowed: a duration, to compare with the time before it"),
+        (("status", "--nonsense"), "--nonsense"),
+        (("nonsense",), "nonsense"),
+        (("demo", "--workers", "0"), "--workers"),
     ],
 )
-def test_wrong_usage_is_exit_2(agentperf: Run, words: tuple[str, ...]) -> None:
+def test_wrong_usage_is_exit_2(agentperf: Run, words: tuple[str, ...], told: str) -> None:
     done = agentperf(*words)
     assert done.returncode == USAGE
     assert done.stdout == ""
-    assert done.stderr
+    assert told in done.stderr
 
 
 def test_a_namespace_of_a_newer_version_is_left_alone(agentperf: Run, server: Server, namespace: str) -> None:
