@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [--full] [--only NAME] [--json FILE]`: every claim of speed, measured here and now.
+"""`python -m tests.benchmarks [--full] [--only NAME] [--json FILE] [--save]`: every claim of speed, measured now.
 
 Starts a server of its own. Each module beside this one that has a function `rows(bench)` yielding `Row`s is a benchmark;
 its name is the module's.
@@ -19,6 +19,7 @@ from typing import Any
 
 from agentperf_redis.embedded import private
 from tests import benchmarks
+from tests.benchmarks import history
 from tests.benchmarks.measure import Bench, Row
 
 
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="take more rounds and larger sizes")
     parser.add_argument("--only", choices=sorted(modules), action="append", help="run this one; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.add_argument("--save", action="store_true", help=f"keep the run, in {history.PLACE.parent.name}/")
     options, rest = parser.parse_known_args()
     rows: list[Row] = []
     print(f"{'work':<58} {'ours':>12} {'held against':<34} {'ratio':>7}  {'goal':<10} met")
@@ -54,6 +56,11 @@ def main() -> int:
                 print(f"{row.work:<58} {row.ours:>12} {row.reference:<34} {ratio:>7}  {row.goal:<10} {met}", flush=True)
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    slower = list(history.regressions(rows, full=options.full))
+    if slower:
+        print("\nworse than in the runs that were kept:", *slower, sep="\n  ")
+    if options.save:
+        history.save(rows, full=options.full)
     return 0 if all(row.met is not False for row in rows) else 1
 
 
