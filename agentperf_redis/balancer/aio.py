@@ -34,12 +34,14 @@ class AsyncLoadBalancer:
         self,
         instance: AgentInstance,
         *,
-        heartbeat: float | None = None,
+        heartbeat_ttl: float | None = None,
         requests_per_minute: float = math.inf,
         tokens_per_minute: float = math.inf,
     ) -> None:
         """See `LoadBalancer.register_instance`."""
-        await self._backend.arun(self._requests.register(instance, heartbeat, requests_per_minute, tokens_per_minute))
+        await self._backend.arun(
+            self._requests.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute)
+        )
 
     async def update_instance(
         self,

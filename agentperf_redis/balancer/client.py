@@ -98,7 +98,7 @@ class LoadBalancer:
         self,
         instance: AgentInstance,
         *,
-        heartbeat: float | None = None,
+        heartbeat_ttl: float | None = None,
         requests_per_minute: float = math.inf,
         tokens_per_minute: float = math.inf,
     ) -> None:
@@ -110,14 +110,14 @@ class LoadBalancer:
 
         Args:
             instance: what to register; its current_load is ignored, since load follows from leases.
-            heartbeat: seconds after which it counts as down unless `heartbeat` is called; None: none are expected.
+            heartbeat_ttl: seconds after which it takes no work unless `heartbeat` is called; None: none are expected.
             requests_per_minute: leases it is granted, at most; the settings of the pool say how many may come at once.
             tokens_per_minute: tokens of those leases, likewise, as they are told to `acquire` and `release`.
 
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
         """
-        self._backend.run(self._requests.register(instance, heartbeat, requests_per_minute, tokens_per_minute))
+        self._backend.run(self._requests.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute))
 
     def update_instance(
         self,

@@ -163,10 +163,14 @@ class Lease:
         return max(0.0, self.valid_until - time.monotonic()) if self.held else 0.0
 
     def check(self) -> None:
-        """Make sure that the lease is still held, before doing something that cannot be undone.
+        """Raise if this process knows that the lease is lost. No I/O.
+
+        It knows what the last renewal told it, and the time: that a lease was ended on the server (by hand, or by a
+        server that lost its data) shows with the next renewal, up to a third of the TTL later. What must not happen
+        twice is safe only where the resource checks the `fence`.
 
         Raises:
-            LeaseLost: when it is not.
+            LeaseLost: when a renewal found it lost, or it could not be renewed in time.
         """
         if self._loss is not None:
             raise self._loss

@@ -126,14 +126,14 @@ class Requests:
     def register(
         self,
         instance: AgentInstance,
-        heartbeat: float | None,
+        heartbeat_ttl: float | None,
         requests_per_minute: float,
         tokens_per_minute: float,
     ) -> Flow[LoadBalancingStrategy]:
         """See `LoadBalancer.register_instance`."""
         if not isinstance(instance, AgentInstance):
             raise InvalidArgument("instance", instance, "an AgentInstance")
-        silence_ms = 0 if heartbeat is None else _milliseconds("heartbeat", heartbeat)
+        silence_ms = 0 if heartbeat_ttl is None else _milliseconds("heartbeat_ttl", heartbeat_ttl)
         rates = Rates(_rate("requests_per_minute", requests_per_minute), _rate("tokens_per_minute", tokens_per_minute))
         wanted = Registered(instance, self.wanted, silence_ms, rates, self.settings, 0)
         return flows.register(self.backend, self.keeper, wanted)

@@ -33,8 +33,9 @@ class PoolSettings:
             max_capacity is what was asked for.
         slow_start: seconds over which a newcomer's capacity grows from a tenth to all of it, while others are there
             that are fit and warm, and no minority; None for at once. None, for most agents have nothing to warm up.
-        rate_burst: seconds of an instance's rates that may be used at once. Six: a tenth of a minute, so that no minute
-            sees more than 1.1 of its rate.
+        rate_burst: seconds of an instance's rates that it may owe when it is granted a lease. Six: a tenth of a
+            minute, so that in no minute the leases before its last one take more than 1.1 of its rate. That last one
+            may take any number of tokens, and what follows waits the longer.
         checks_to_down: failed active checks in a row that take an instance out. Three: no lost packet does.
         checks_to_up: passed ones in a row that bring it back. Two: no lucky one does.
     """

@@ -41,7 +41,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         balancer = perf.balancer(strategy)
         for id_ in ("p1", "p2"):
             instance = AgentInstance(id=id_, agent_type=agent, max_capacity=2, labels=frozenset({"gpu"}))
-            balancer.register_instance(instance, heartbeat=60)
+            balancer.register_instance(instance, heartbeat_ttl=60)
         balancer.update_instance(agent, "p1", max_capacity=3)
         balancer.configure(agent, PoolSettings(slow_start=1.0))
         pool = balancer_commands.Pool.of(namespace, agent)

@@ -103,7 +103,7 @@ def use_balancer(perf: AgentPerf, strategy: str) -> None:
     lb = perf.balancer(strategy)
     for number in range(2):
         lb.register_instance(
-            AgentInstance(f"i{number}", strategy, max_capacity=1, labels=frozenset({"gpu"})), heartbeat=9
+            AgentInstance(f"i{number}", strategy, max_capacity=1, labels=frozenset({"gpu"})), heartbeat_ttl=9
         )
     with lb.lease(strategy, require=["gpu"], affinity="user 1") as lease:
         lease.check()

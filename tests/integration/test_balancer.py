@@ -260,7 +260,7 @@ def test_calls_about_an_unknown_instance_say_so(call: Call, balancer: LoadBalanc
 
 
 def test_an_instance_without_heartbeat_takes_no_work_until_the_next(call: Call, balancer: LoadBalancer) -> None:
-    call(balancer, "register_instance", AgentInstance("p0", "planner"), heartbeat=0.05)
+    call(balancer, "register_instance", AgentInstance("p0", "planner"), heartbeat_ttl=0.05)
     wait_until(lambda: not call(balancer, "select_instance", "planner"), "the silent instance to be left out")
     assert call(balancer, "get_status")["planner"]["healthy"] == 0
     assert call(balancer, "heartbeat", "planner", "p0") == []
@@ -598,7 +598,7 @@ def test_a_heartbeat_holds_as_long_as_was_registered_unless_told(
         assert call(balancer, "heartbeat", "planner", "p0", "p1", "p2", **how) == []
 
     for number, silence in enumerate((5, None, 2000)):
-        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat=silence)
+        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat_ttl=silence)
     for _ in range(2):  # the first and each further one
         beat()
         assert due_in() == pytest.approx([5, 30, 2000], abs=2)

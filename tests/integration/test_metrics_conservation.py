@@ -78,8 +78,8 @@ def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expecte
             parts.append(record_some(_Nowhere(), child_source, count // 5))
             assert os.waitpid(pid, 0)[1] == 0
         if turn == 2:
-            with contextlib.suppress(BackendUnavailable):  # what failed stays pending
-                collector.flush(timeout=0.01)
+            with contextlib.suppress(BackendUnavailable):
+                collector.flush(timeout=0.01)  # which waits no longer, and may find it done or under way
     deliver_all(collector)
     return added(parts)
 
@@ -100,17 +100,30 @@ SPOILED, SPOILED_COUNT, LATE_COUNT = "spoiled", 30, 100
 def work_until_cut_off(
     url: str, namespace: str, seed: int, count: int
 ) -> Generator[tuple[Expected, Delivery], None, None]:
-    """As `work`, with an agent that cannot be counted; and when the test has cut the server off, go on recording."""
+    """As `work`, with an agent that cannot be counted; and when the test has cut the server off, go on recording.
+
+    What is flushed then fails, by assertion; and is counted when the test lets the server be reached again.
+    """
     collector = MetricsCollector(backend=Backend(url, namespace=namespace, deadline=2.0))
     for _ in range(SPOILED_COUNT):
         collector.record_execution(SPOILED, 0.1, True)
     expected = record_rounds(collector, seed, count)
     yield expected, collector.delivery()
-    for number in range(LATE_COUNT):
-        collector.record_execution(AGENTS[number % len(AGENTS)], 0.1, True)
-    with contextlib.suppress(BackendUnavailable):
+    record_late(collector)
+    with pytest.raises(BackendUnavailable):
         collector.flush()
     yield expected, collector.delivery()
+    deliver_all(collector)
+    yield added([expected, record_late(_Nowhere())]), collector.delivery()
+
+
+def record_late(collector: MetricsCollector) -> Expected:
+    """Record an execution of each agent in turn; return what their counters must become by that."""
+    sums = Counter({"n": 1, "ok": 1, "sum_us": 100_000, f"h:{bucket_index(100_000)}": 1})
+    agents = [AGENTS[number % len(AGENTS)] for number in range(LATE_COUNT)]
+    for agent in agents:
+        collector.record_execution(agent, 0.1, True)
+    return added({agent: sums} for agent in agents)
 
 
 def deliver_all(collector: MetricsCollector) -> None:
@@ -205,7 +218,11 @@ FLUSHES_BETWEEN_FAULTS = (5, 40)
 def test_eight_processes_count_exactly_through_a_network_that_breaks_all_the_time(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers
 ) -> None:
-    """Recorded = counted + pending + dropped, and counted is what lies in Redis; of each of them there is some."""
+    """Recorded = counted + pending + dropped, and counted is what lies in Redis; of each of them there is some.
+
+    In the end the server cannot be reached, and each flush fails: of who is killed then, what was pending is lost, and
+    nothing else; of the others it is counted later.
+    """
     raw.set(keys.metrics_total(namespace, keys.metrics_shard(SPOILED), SPOILED), "somebody else's")
     trouble = Trouble(proxy, 1)
     crew = [workers.start(work_until_cut_off, proxy.url, namespace, seed, 20_000) for seed in range(8)]
@@ -227,8 +244,18 @@ def test_eight_processes_count_exactly_through_a_network_that_breaks_all_the_tim
     for _, delivery in (worker.said() for worker in crew):
         assert (delivery.recorded, delivery.counted) == (own + SPOILED_COUNT + LATE_COUNT, own)
         assert (delivery.pending, delivery.dropped, delivery.uncertain) == (LATE_COUNT, SPOILED_COUNT, 0)
-    for worker in crew:
+    killed, living = crew[:4], crew[4:]
+    for worker in killed:
         worker.kill()
+    assert_conserved(expected, raw, namespace, server.url)
+    proxy.open_port()
+    for worker in living:
+        worker.answer()
+    ended = [worker.said() for worker in living]
+    for _, delivery in ended:
+        assert (delivery.recorded, delivery.counted) == (own + SPOILED_COUNT + LATE_COUNT, own + LATE_COUNT)
+        assert (delivery.pending, delivery.dropped, delivery.uncertain) == (0, SPOILED_COUNT, 0)
+    expected = added([*(each for each, _ in done[:4]), *(each for each, _ in ended)])
     assert_conserved(expected, raw, namespace, server.url)
 
 

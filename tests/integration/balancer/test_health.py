@@ -14,6 +14,7 @@ from agentperf_redis import AgentInstance, NoCapacity, PoolSettings, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, PoolStatus, commands
 from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.command import Batch
 from agentperf_redis.errors import InvalidArgument
 from tests.conftest import Call as Way
 from tests.integration.balancer.calls import Call, steady
@@ -516,6 +517,22 @@ def test_settings_that_cannot_be_are_refused(facts: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument) as caught:
         PoolSettings(**facts)
     assert caught.value.argument in facts
+
+
+def test_the_events_of_a_pool_are_bounded_and_the_latest_are_kept(backend: Backend, raw: Raw) -> None:
+    balancer = LoadBalancer(backend=backend)
+    register(balancer, 1)
+    pool = Pool.of(backend.namespace, "planner")
+    balancer.drain("planner", "p0")
+    first = balancer.events("planner")
+    turns = [commands.update(pool, "p0", **{"on" if number % 2 else "off": "d"}) for number in range(300)]
+    for _ in range(5):
+        backend.run(Batch(tuple(turns)))
+    kept = raw.xlen(pool.keys.tag + ":events")
+    # The server drops whole nodes of the stream, of a hundred entries by default.
+    assert 1000 <= kept <= 1100 < len(first) + 5 * len(turns)
+    assert balancer.events("planner", limit=1)[0].kind is EventKind.DRAINING
+    assert first[0].cursor not in {event.cursor for event in balancer.events("planner", limit=1000)}
 
 
 def test_settings_survive_their_packing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections import Counter
 from typing import Any
@@ -288,6 +289,60 @@ def test_a_thousand_acquires_get_what_gcra_allows_and_not_one_more(
     ]
     assert all(0 <= each < 300_000 for each in late), late
     assert refused is None or refused.lease is not None
+
+
+def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
+    """Have the rates of an instance be so much older."""
+    pool = keys.pool(namespace, "planner")
+    more = raw.hget(pool.state, "+" + name).split(" ")
+    more[11:13] = (str(max(0, int(each) - us)) for each in more[11:13])
+    raw.hset(pool.state, mapping={"+" + name: " ".join(more), "#next": 1})
+    raw.zadd(pool.due, {"R:" + name: 1}, xx=True)
+
+
+@pytest.mark.parametrize("rates", ["requests", "tokens"])
+def test_in_no_minute_the_leases_before_the_last_take_more_than_rate_and_burst(
+    backend: Backend, raw: Raw, namespace: str, rates: str
+) -> None:
+    """What is promised of rates, for sizes far below and above the burst; time passes by ageing what is owed."""
+    chance = random.Random(6)
+    balancer = LoadBalancer(backend=backend)
+    rate = {"requests": 40, "tokens": 6000}[rates]
+    given: dict[str, Any] = {f"{rates}_per_minute": rate}
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10_000), **given)
+    passed_us, granted = 0, list[tuple[int, int]]()
+    for _ in range(600):
+        tokens = chance.choice([*[50] * 20, 500, 500, 5000]) if rates == "tokens" else 0
+        instance = balancer.acquire("planner", tokens=tokens)
+        if instance is None:
+            us = 30_000_000 if chance.random() < 0.01 else 500_000
+            pass_time(raw, namespace, "p0", us)
+            passed_us += us
+        else:
+            assert instance.lease is not None
+            granted.append((instance.lease.fence + passed_us, tokens if rates == "tokens" else 1))
+            balancer.release(instance)
+    assert len(granted) > 50
+    most = 0
+    for first, (begin, _) in enumerate(granted):
+        inside = [taken for at, taken in granted[first:] if at < begin + 60_000_000]
+        most = max(most, sum(inside[:-1]))
+        assert sum(inside[:-1]) <= rate * 1.1
+    assert most > rate * 0.9, "nothing was near the limit"
+
+
+def test_one_lease_may_take_any_number_of_tokens_and_what_follows_waits_for_it(backend: Backend) -> None:
+    balancer = LoadBalancer(backend=backend)
+    for name, rates in (("tokens", {"tokens_per_minute": 6000.0}), ("requests", {"requests_per_minute": 1.0})):
+        balancer.register_instance(AgentInstance("p0", name), **rates)
+    for kind, tokens, owed_s in (("tokens", 60_000, 600.0), ("requests", 0, 60.0)):
+        begin = time.monotonic()
+        held = balancer.acquire(kind, tokens=tokens)
+        with pytest.raises(NoCapacity) as caught, balancer.lease(kind, tokens=1):
+            pass
+        assert balancer.release(held)
+        # Six seconds of the rate may be owed: so a minute sees a second lease at one request a minute.
+        assert owed_s - 6.0 - (time.monotonic() - begin) - 0.002 <= caught.value.retry_after <= owed_s - 6.0 + 0.002
 
 
 def test_a_refusal_says_when_to_come_back(call: Call, backend: Backend) -> None:

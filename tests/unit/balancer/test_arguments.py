@@ -56,7 +56,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param("heartbeat", ("planner", "p"), {"within": value}, "within", id=f"within-{value!r}")
             instance = AgentInstance("p", "planner")
             yield pytest.param(
-                "register_instance", (instance,), {"heartbeat": value}, "heartbeat", id=f"beat-{value!r}"
+                "register_instance", (instance,), {"heartbeat_ttl": value}, "heartbeat_ttl", id=f"beat-{value!r}"
             )
     for value in NO_COUNTS:
         if value is not None:
