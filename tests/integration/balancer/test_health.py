@@ -525,7 +525,7 @@ def test_the_events_of_a_pool_are_bounded_and_the_latest_are_kept(backend: Backe
     pool = Pool.of(backend.namespace, "planner")
     balancer.drain("planner", "p0")
     first = balancer.events("planner")
-    turns = [commands.update(pool, "p0", **{"on" if number % 2 else "off": "d"}) for number in range(300)]
+    turns = [commands.update(pool, "p0", off="d"), commands.update(pool, "p0", on="d")] * 150
     for _ in range(5):
         backend.run(Batch(tuple(turns)))
     kept = raw.xlen(pool.keys.tag + ":events")
