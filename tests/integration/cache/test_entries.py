@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from tests.conftest import Call
 from tests.integration.cache.scan import faults
 from tests.servers import Raw, Server, wait_until
 from tests.traces import read_trace
+from tests.workers import Workers
 
 
 def tag(namespace: str, service: str = "cache", name: str = "default") -> str:
@@ -306,6 +307,56 @@ def test_strict_reads_are_noted_at_once(call: Call, backend: Backend, raw: Raw, 
     assert raw.zrange(f"{tag(namespace)}:cold", 0, -1) == ["b", "a"]
     stats = call(cache, "stats")
     assert (stats.hits, stats.misses) == (1, 1)
+
+
+def ask_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None]:
+    """A worker process: read a key when told to, and put the step's number if it is missing. Says what it found."""
+    backend = Backend(url, namespace=namespace)
+    cache = LRUCache(max_size=max_size, strict=True, backend=backend)
+    found: int | None = None
+    while True:
+        asked: tuple[str, int] | None = yield found
+        if asked is None:
+            break
+        key, step = asked
+        found = cache.get(key)
+        if found is None:
+            cache.put(key, step)
+    backend.close()
+
+
+@pytest.mark.every_server
+def test_with_strict_two_processes_share_one_textbook_lru(
+    server: Server, namespace: str, workers: Workers, raw: Raw
+) -> None:
+    """Reads of either count at once: the same hits as a textbook LRU, and after each access the same order."""
+    size, model = 8, OrderedDict[str, int]()
+    processes = [workers.start(ask_in_turn, server.url, namespace, size) for _ in range(2)]
+    for process in processes:
+        process.said()
+    hits = evicted = 0
+    for step, key in enumerate(read_trace(RECORDED)[4000:4600]):
+        process = processes[step % 2]
+        process.answer((key, step))
+        found = process.said()
+
+        assert found == model.get(key), f"step {step}"
+        if found is None:
+            model[key] = step
+            if len(model) > size:
+                model.popitem(last=False)
+                evicted += 1
+        else:
+            hits += 1
+            model.move_to_end(key)
+        assert raw.zrange(f"{tag(namespace)}:cold", 0, -1) == list(model), f"step {step}"
+    for process in processes:
+        process.answer(None)
+        process.result()
+    assert min(hits, evicted) > 50
+    meta = raw.hgetall(f"{tag(namespace)}:meta")
+    assert (int(meta["cold"]), int(meta["evicted"])) == (hits, evicted)
+    assert faults(raw, namespace, "cache", "default") == []
 
 
 def test_with_strict_what_another_process_computes_is_a_hit(

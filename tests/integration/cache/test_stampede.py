@@ -6,6 +6,8 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,50 +73,54 @@ def test_one_failing_call_is_an_error_for_all(server: Server, namespace: str, wo
     assert not list(raw.scan_iter(match=f"{namespace}*:e:*"))
 
 
-def lead_for_ever(url: str, namespace: str) -> Iterator[str]:
-    backend = Backend(url, namespace=namespace)
+def ask_until_served(url: str, namespace: str, calls: str, leads: bool) -> Iterator[Any]:
+    """A worker process: fifty tasks ask for one key. If it leads, its one call of the function never ends.
 
-    @cached(LRUCache(backend=backend, lease=LEASE_S))
-    def work(question: str) -> str:
-        time.sleep(600)
-        return question
-
-    yield work.key("why?")
-    work("why?")
-
-
-def wait_for_leader(url: str, namespace: str, key: str) -> tuple[int, Any, float]:
+    Says when all of its tasks wait, and then what they got, and when. Every call of the function is a byte in `calls`.
+    """
     cache = LRUCache(backend=Backend(url, namespace=namespace), lease=LEASE_S)
-    calls: list[int] = []
 
     async def work() -> int:
-        calls.append(1)
-        await asyncio.sleep(0.1)
+        written.write(b".")
+        await asyncio.sleep(600 if leads else 0.1)
         return os.getpid()
 
-    async def all_of_them() -> list[int]:
-        return await asyncio.gather(*(cache.aio.get_or_compute(key, work) for _ in range(TASKS)))
+    async def all_of_them() -> tuple[list[int], float]:
+        return await asyncio.gather(*(cache.aio.get_or_compute("k", work) for _ in range(TASKS))), time.monotonic()
 
-    got = asyncio.run(all_of_them())
-    assert len(set(got)) == 1
-    return len(calls), got[0], time.monotonic()
+    def waiting() -> int:
+        flight = cache._binding.flights._flights.get("k")
+        return 0 if flight is None else len(flight.ended._callbacks)
+
+    with Path(calls).open("ab", buffering=0) as written, ThreadPoolExecutor(1) as thread:
+        asking = thread.submit(asyncio.run, all_of_them())
+        wait_until(lambda: waiting() == TASKS - 1, "all tasks but one to wait for that one")
+        wait_until(
+            lambda: Path(calls).stat().st_size if leads else cache._binding._waiting, "that one to compute, or to wait"
+        )
+        yield "all wait"
+        yield asking.result()
 
 
 @pytest.mark.every_server
 def test_a_killed_leader_costs_one_more_call_and_its_lease(
-    server: Server, namespace: str, workers: Workers, raw: Raw
+    server: Server, namespace: str, workers: Workers, tmp_path: Path
 ) -> None:
-    leader = workers.start(lead_for_ever, server.url, namespace)
-    key = leader.said()
-    leader.answer()
-    wait_until(lambda: raw.exists(f"{namespace}:{{cache:default}}:l:{key}"), "the leader's lease")
-    waiting = [workers.start(wait_for_leader, server.url, namespace, key) for _ in range(PROCESSES - 1)]
-    wait_until(lambda: raw.hexists(f"{namespace}:{{cache:default}}:l:{key}", "waited"), "others to wait")
+    calls = tmp_path / "calls"
+    leader = workers.start(ask_until_served, server.url, namespace, str(calls), True)
+    leader.said()
+    waiting = [workers.start(ask_until_served, server.url, namespace, str(calls), False) for _ in range(PROCESSES - 1)]
+    for each in waiting:
+        each.said()
+    assert calls.read_bytes() == b".", "the leader's"
 
     leader.kill()
     killed = time.monotonic()
-    results = [worker.result() for worker in waiting]
+    for each in waiting:
+        each.answer()
+    served = [each.said() for each in waiting]
 
-    assert sum(calls for calls, _, _ in results) == 1, "with the leader's, two"
-    assert len({value for _, value, _ in results}) == 1
-    assert max(served for _, _, served in results) - killed < LEASE_S + 2
+    assert calls.read_bytes() == b"..", "the leader's and one more"
+    assert len({value for values, _ in served for value in values}) == 1
+    assert [len(values) for values, _ in served] == [TASKS] * (PROCESSES - 1)
+    assert max(at for _, at in served) - killed < LEASE_S + 2
