@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -101,17 +102,27 @@ def misfit(command: Command[object]) -> str | None:
     """Return how a command's keys and arguments differ in number from what its script's header says; None if they fit."""
     if not isinstance(command.script, Script) or command.script.name not in _known():
         return None
-    header = command.script.header
-    for what, slots, given in (
-        ("keys", header.keys, command.keys),
-        ("args", header.argv, command.args),
-        ("args when sent again", header.argv, command.args if command.resend_args is None else command.resend_args),
+    keys, argv = _numbers(command.script.source)
+    for what, (least, most, names), given in (
+        ("keys", keys, command.keys),
+        ("args", argv, command.args),
+        ("args when sent again", argv, command.args if command.resend_args is None else command.resend_args),
     ):
-        least = sum(not slot.many for slot in slots)
-        if len(given) < least or (len(given) > least and not any(slot.many for slot in slots)):
-            names = ", ".join(slot.name for slot in slots)
+        if not least <= len(given) <= most:
             return f"{command.script.name} takes the {what} {names or 'none'}, and was given {len(given)}"
     return None
+
+
+@cache
+def _numbers(source: str) -> tuple[tuple[int, float, str], ...]:
+    """Return how many keys and arguments a script takes, at least and at most, and their names. Every command asks."""
+    header = parse_header(source.removeprefix("#!lua\n"))
+    numbers = list[tuple[int, float, str]]()
+    for slots in (header.keys, header.argv):
+        least = sum(not slot.many for slot in slots)
+        most = math.inf if any(slot.many for slot in slots) else least
+        numbers.append((least, most, ", ".join(slot.name for slot in slots)))
+    return tuple(numbers)
 
 
 def _of_header(text: str, header: Header) -> Iterator[str]:

@@ -63,6 +63,19 @@ def chi_square_deviate(observed: Counter[str], shares: dict[str, float], draws: 
     return float(((chi / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / math.sqrt(2 / (9 * degrees)))
 
 
+def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str]:
+    """Lease a unit and give it back, so often, so that each draw meets the same loads; return how often each was it."""
+    work: list[Command[Any]] = []
+    for number in range(times + 1):
+        token = f"@draw{number}"
+        work += [commands.acquire(pool, token, 3_600_000, commands.ANY), commands.release(pool, token)]
+    for command in work[:2]:  # not in one batch: what a server does not know yet is sent once more, and so out of turn
+        backend.run(command)
+    answers = run_all(backend, work[2:])
+    assert all(answers[1::2]), "one was not given back"
+    return Counter(granted.facts[0] for granted in answers[::2])
+
+
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 2, 3, 4, 5), (100, 1, 1, 1, 0.01, 0), (5, 1) * 40])
 @pytest.mark.parametrize("leased", [0, 0.5])
 def test_weighted_draws_by_weight_and_free_share(backend: Backend, weights: tuple[float, ...], leased: float) -> None:
@@ -75,10 +88,10 @@ def test_weighted_draws_by_weight_and_free_share(backend: Backend, weights: tupl
     if leased:
         assert len({load for load, _, _ in loads(backend, pool).values()}) > 1, "the loads were to be unequal"
 
-    draws = 12_000
-    picked = run_all(backend, [commands.select(pool, commands.ANY) for _ in range(draws)])
-
-    assert chi_square_deviate(Counter(each.id for each in picked), shares, draws) < RARE_Z
+    draws = 6_000
+    assert chi_square_deviate(leased_and_released(backend, pool, draws), shares, draws) < RARE_Z
+    peeks = run_all(backend, [commands.select(pool, commands.ANY) for _ in range(draws)])
+    assert chi_square_deviate(Counter(each.id for each in peeks), shares, draws) < RARE_Z
 
 
 @pytest.mark.parametrize("strategy", [LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.WEIGHTED])
@@ -107,12 +120,12 @@ def test_least_loaded_fills_by_share_of_capacity(backend: Backend) -> None:
 
 
 # A Cluster cannot copy between slots; the strategy is the same there.
-@pytest.mark.servers("valkey")
+@pytest.mark.servers("valkey", "redis82", "redis70")
 def test_power_of_two_stays_low(backend: Backend, raw: Raw) -> None:
     empty = fill(backend, "t", LoadBalancingStrategy.POWER_OF_TWO, fleet(1000, max_capacity=100)).keys
     worst = []
     for seed in range(20):
-        random.seed(seed)
+        random.seed(seed)  # of the numbers that are sent along: the same on any server
         pool = Pool.of(backend.namespace, f"t{seed}")
         raw.copy(empty.state, pool.keys.state)
         raw.copy(empty.ready, pool.keys.ready)
