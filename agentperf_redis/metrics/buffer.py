@@ -1,6 +1,6 @@
 """What a process has recorded and the server has not confirmed yet. No I/O here.
 
-The way of a sample: `Buffer.record` appends it to the lane of its series, a plain list, without a lock. `Buffer.fold`
+The way of a sample: `Buffer.record` puts it at the end of the lane of its series, a plain list, without a lock. `Buffer.fold`
 takes what the lanes hold and adds it up in a `Cell` for each series and each ten seconds of server time, so that a
 sample held back by an outage still lands in the slice it belongs to. `Buffer.parcels` packs the cells of each shard
 into a `Parcel` with the next number of that shard. A parcel never changes until it is settled; what is recorded
@@ -22,7 +22,7 @@ from functools import partial
 from typing import NamedTuple
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.metrics.cell import RAW_MOST, Cell, Part, Sample, Series
+from agentperf_redis.metrics.cell import ITEMS, RAW_MOST, Cell, Part, Samples, Series
 from agentperf_redis.metrics.model import OTHER
 
 STEP_S = 10
@@ -37,6 +37,7 @@ RAW_WAITING_MOST = 100_000
 """Raw samples that wait through an outage, 13 MB; the newest stay."""
 LANE_MOST = 1000
 """Samples of a series that are not added up yet; the next second's flush does it, or else the thread that records."""
+_LANE_ITEMS_MOST = LANE_MOST * ITEMS
 PARCEL_CELLS = 32
 """Cells of one script call: about 3 ms of the server's time."""
 PARCEL_SAMPLES = 2000
@@ -98,7 +99,7 @@ class Buffer:
     def __init__(self, *, on_first: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._on_first = on_first
         self._clock = clock
-        self._lanes: dict[str | Part, list[Sample]] = {}
+        self._lanes: dict[str | Part, Samples] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -106,7 +107,8 @@ class Buffer:
         self.writer = uuid.uuid4().hex[:12]
         self._lanes.clear()
         self._series: dict[str | Part, Series] = {}
-        self._announced = False
+        self._room = 0
+        """Items of a lane at which who records has more to do: fold it, or with 0, announce that there is something."""
         self._offset = time.time() - self._clock()  # until the server told its time
         self._synchronised = False
         # Reentrant, since a signal handler or a collected generator may record while this very thread folds.
@@ -123,7 +125,7 @@ class Buffer:
     # -- recording
 
     def record(self, agent: str | Part, seconds: float, outcome: str, own: float = 0.0) -> None:
-        """Note an execution. Needs no lock: appending to a list is one step, and a fold leaves what comes after it.
+        """Note an execution. Needs no lock: extending a list is one step, and a fold leaves what comes after it.
 
         Args:
             agent: the agent, or a part of it.
@@ -135,23 +137,26 @@ class Buffer:
             lane = self._lanes[agent]
         except (KeyError, TypeError):
             lane = self._lane(agent)
-        lane.append((self._clock(), seconds, outcome, own))
-        if not self._announced:
-            self._announced = True
-            self._on_first()
-        if len(lane) >= LANE_MOST:
-            self.fold()
+        lane += (self._clock(), seconds, outcome, own)
+        if len(lane) >= self._room:
+            self._look_up(lane)
 
     def add(self, agent: str | Part, counts: Mapping[str, int]) -> None:
         """Add to further counters of a series, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
         now = self._clock()
         with self._lock:
             self._cell(self._known(agent), now).add(counts)
-        if not self._announced:
-            self._announced = True
-            self._on_first()
+        self._look_up([])
 
-    def _lane(self, given: object) -> list[Sample]:
+    def _look_up(self, lane: Samples) -> None:
+        """Do what is due now and then, after something was recorded."""
+        if not self._room:
+            self._room = _LANE_ITEMS_MOST
+            self._on_first()
+        if len(lane) >= _LANE_ITEMS_MOST:
+            self.fold()
+
+    def _lane(self, given: object) -> Samples:
         with self._lock:
             return self._lanes.setdefault(self._known(given), [])
 
@@ -170,7 +175,7 @@ class Buffer:
 
     def announce_next(self) -> None:
         """Call `on_first` again for what is recorded from now on."""
-        self._announced = False
+        self._room = 0
 
     def fold(self) -> None:
         """Add up everything recorded so far, to wait for being packed."""
@@ -185,17 +190,17 @@ class Buffer:
             finally:
                 self._folding = False
 
-    def _fold(self, key: str | Part, lane: list[Sample]) -> None:
+    def _fold(self, key: str | Part, lane: Samples) -> None:
         samples = lane[:]
         del lane[: len(samples)]  # others may have appended since
-        start = 0
-        while start < len(samples):
-            step = self._step(samples[start][0])
+        while samples:
+            step = self._step(samples[0])
             end = len(samples)
-            if self._step(samples[-1][0]) != step:
-                end = next((i for i in range(start, end) if self._step(samples[i][0]) != step), end)
-            self._cell(key, samples[start][0]).fold(samples[start:end])
-            start = end
+            if self._step(samples[-ITEMS]) != step:
+                ends = range(0, end, ITEMS)
+                end = next((at for at in ends if self._step(samples[at]) != step), end)
+            self._cell(key, samples[0]).fold(samples[:end] if end < len(samples) else samples)
+            del samples[:end]
 
     def _step(self, when: float) -> int:
         return int((when + self._offset) // STEP_S) * STEP_S
@@ -256,10 +261,10 @@ class Buffer:
         for packed in newest_first:
             cell, name = packed.cell, packed.series.name
             cell.thin(room.get(name, RAW_MOST))
-            room[name] = max(0, room.get(name, RAW_MOST) - len(cell.raw))
-            if total + len(cell.raw) > RAW_WAITING_MOST:
+            room[name] = max(0, room.get(name, RAW_MOST) - cell.raw_count)
+            if total + cell.raw_count > RAW_WAITING_MOST:
                 cell.drop_raw()
-            total += len(cell.raw)
+            total += cell.raw_count
 
     def _coarsen(self, shard: _Shard, due: Callable[[int, int], bool]) -> None:
         for place, packed in list(shard.waiting.items()):
@@ -303,7 +308,7 @@ class Buffer:
             packed = shard.waiting.pop(place)
             self._ration(packed, now)
             cells.append(packed)
-            samples += len(packed.cell.raw)
+            samples += packed.cell.raw_count
             if samples >= PARCEL_SAMPLES:
                 break
         return cells
@@ -314,7 +319,7 @@ class Buffer:
         allowance = min(RAW_MOST, allowance + (now - since) * RAW_REFILL_PER_S)
         cell = packed.cell
         cell.thin(int(allowance))
-        self._raw_allowance[packed.series] = (max(0.0, allowance - len(cell.raw)), now)
+        self._raw_allowance[packed.series] = (max(0.0, allowance - cell.raw_count), now)
         self._samples_dropped += cell.raw_dropped
         cell.raw_dropped = 0
 

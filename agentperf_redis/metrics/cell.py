@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from heapq import nlargest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from agentperf_redis.metrics.histogram import ZERO, bucket_counts
+from agentperf_redis.metrics.histogram import ZERO, bucket_counts, micros
 from agentperf_redis.metrics.model import OTHER
 
 RAW_MOST = 1000
@@ -53,13 +53,13 @@ def _fields_of_outcome(outcome: str) -> tuple[str, ...]:
     return (outcome,)
 
 
-Sample = tuple[float, float, str, float]
-"""When it ended by our clock, its duration in s, its outcome, and of a span, how much of the time was its own, s."""
-
-
-def micros(seconds: float) -> int:
-    """Round to whole microseconds."""
-    return int(seconds * 1e6 + 0.5)
+Samples = list[Any]
+"""Executions in order of their end, four items each, one after the other: when it ended by our clock, its duration in
+s, its outcome, and of a span, how much of the time was its own, s. Flat, so that a record leaves one list behind and
+nothing for the garbage collector to walk through, and a column of it is a slice.
+"""
+ITEMS = 4
+_ENDED, _SECONDS, _OUTCOME, _OWN = range(ITEMS)
 
 
 class Cell:
@@ -73,35 +73,36 @@ class Cell:
         self.max_us = 0
         self.oldest = now
         self.newest = now
-        self.raw: list[Sample] = []
+        self.raw: Samples = []
         self.raw_dropped = 0
 
-    def fold(self, samples: list[Sample]) -> None:
-        """Add samples up, at least one, in order of their end."""
-        _, durations, outcomes, own = zip(*samples, strict=True)
-        times = sorted([int(seconds * 1e6 + 0.5) for seconds in durations])
+    def fold(self, samples: Samples) -> None:
+        """Add samples up, at least one."""
+        durations = sorted(samples[_SECONDS::ITEMS])
         counts = self.counts
-        counts["n"] += len(times)
+        counts["n"] += len(durations)
+        outcomes = samples[_OUTCOME::ITEMS]
         if outcomes.count(OK) == len(outcomes):
             counts[OK] += len(outcomes)
         else:
             for outcome, count in Counter(outcomes).items():
                 for name in _fields_of_outcome(outcome):
                     counts[name if name in counts or len(counts) < COUNTS_MOST else _OTHER_ERROR] += count
-        counts["sum_us"] += sum(times)
-        own_s = sum(own)
+        counts["sum_us"] += micros(sum(durations))  # closer than a sum of rounded ones, and no work for each
+        own_s = sum(samples[_OWN::ITEMS])
         if own_s:
             counts["self_us"] += micros(own_s)
-        buckets, zeros = bucket_counts(times)
+        buckets, zeros = bucket_counts(durations)
         for bucket, count in buckets.items():
             name = _bucket_field(bucket)
             counts[name] = counts.get(name, 0) + count  # a Counter's += is slow where there is none yet
         if zeros:
             counts[_bucket_field(ZERO)] += zeros
-        self.min_us = times[0] if self.min_us is None else min(self.min_us, times[0])
-        self.max_us = max(self.max_us, times[-1])
-        self.oldest = min(self.oldest, samples[0][0])
-        self.newest = max(self.newest, samples[-1][0])
+        least, most = micros(durations[0]), micros(durations[-1])
+        self.min_us = least if self.min_us is None else min(self.min_us, least)
+        self.max_us = max(self.max_us, most)
+        self.oldest = min(self.oldest, samples[_ENDED])
+        self.newest = max(self.newest, samples[_ENDED - ITEMS])
         self._keep(samples)
 
     def merge(self, other: Cell) -> None:
@@ -123,21 +124,40 @@ class Cell:
                 name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted there instead
             own[name] += value
 
-    def _keep(self, samples: list[Sample]) -> None:
-        self.raw.extend(samples)
+    def _keep(self, samples: Samples) -> None:
+        self.raw += samples
         self.thin(RAW_MOST)
+
+    @property
+    def raw_count(self) -> int:
+        """How many raw samples it holds."""
+        return len(self.raw) // ITEMS
 
     def thin(self, allowed: int) -> None:
         """Keep the newest raw samples, as many as allowed, and the slowest."""
-        excess = len(self.raw) - allowed
+        excess = self.raw_count - allowed
         if excess <= 0:
             return
-        early = self.raw[:excess]
-        slowest = nlargest(SLOW_MOST, early, key=lambda sample: sample[1]) if allowed < RAW_MOST else []
-        self.raw = slowest + self.raw[excess:]
-        self.raw_dropped += excess - len(slowest)
+        kept = self.raw[excess * ITEMS :]
+        if allowed < RAW_MOST:
+            slowest = slowest_of(self.raw[: excess * ITEMS])
+            kept = [item for place in slowest for item in self.raw[place * ITEMS : place * ITEMS + ITEMS]] + kept
+            excess -= len(slowest)
+        self.raw = kept
+        self.raw_dropped += excess
 
     def drop_raw(self) -> None:
         """Keep no raw samples."""
-        self.raw_dropped += len(self.raw)
+        self.raw_dropped += self.raw_count
         self.raw = []
+
+
+def columns(samples: Samples) -> Iterator[tuple[float, float, str]]:
+    """Return of each sample when it ended, its duration and its outcome."""
+    return zip(samples[_ENDED::ITEMS], samples[_SECONDS::ITEMS], samples[_OUTCOME::ITEMS], strict=True)
+
+
+def slowest_of(samples: Samples) -> list[int]:
+    """Return the places of the slowest samples, the slowest first."""
+    durations = samples[_SECONDS::ITEMS]
+    return nlargest(SLOW_MOST, range(len(durations)), key=durations.__getitem__)

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from heapq import nlargest
 
 from agentperf_redis import keys
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.buffer import WRITER_KEEP_S, Parcel
-from agentperf_redis.metrics.cell import CANCELLED, OK, RAW_MOST, SLOW_MOST, Sample, Series
-from agentperf_redis.metrics.histogram import ZERO
+from agentperf_redis.metrics.cell import (
+    CANCELLED,
+    OK,
+    RAW_MOST,
+    SLOW_MOST,
+    Samples,
+    Series,
+    columns,
+    slowest_of,
+)
+from agentperf_redis.metrics.histogram import ZERO, micros
 from agentperf_redis.metrics.model import Execution, moment
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.tally import Tally
@@ -220,15 +228,15 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
     return tuple(found)
 
 
-def _samples(raw: list[Sample], now: float) -> tuple[str, str]:
+def _samples(raw: Samples, now: float) -> tuple[str, str]:
     """Write raw samples, the slowest first: only they can be among the slowest of all."""
     texts = [
-        f"{int((now - when) * 1000)} {int(seconds * 1e6 + 0.5)}us|{_shown_outcome(outcome)}"
-        for when, seconds, outcome, _ in raw
+        f"{int((now - when) * 1000)} {micros(seconds)}us|{_shown_outcome(outcome)}"
+        for when, seconds, outcome in columns(raw)
     ]
-    if len(raw) <= SLOW_MOST:
+    if len(texts) <= SLOW_MOST:
         return " ".join(texts), ""
-    slowest = set(nlargest(SLOW_MOST, range(len(raw)), key=lambda place: raw[place][1]))
+    slowest = set(slowest_of(raw))
     return (
         " ".join([texts[place] for place in slowest]),
         " ".join([text for place, text in enumerate(texts) if place not in slowest]),

@@ -26,33 +26,50 @@ ZERO = "zero"
 """The bucket of durations that round to 0 us, in place of a number."""
 
 
+def micros(seconds: float) -> int:
+    """Round a duration to whole microseconds, as it is counted."""
+    return int(seconds * 1e6 + 0.5)
+
+
 def bucket_index(us: int) -> int:
     """Return the bucket of a duration in microseconds, at least 1. Two seconds lie in bucket 15, just above in 16."""
     return math.ceil(math.log2(us / 1e6) * BUCKETS_PER_DOUBLING) - 1
 
 
 @lru_cache(maxsize=1024)
-def _last_us(index: int) -> int:
-    """Return the longest duration of a bucket, in whole microseconds, as `bucket_index` sees it."""
+def _longest(index: int) -> float:
+    """Return the longest duration, in seconds, that lies in a bucket once it is rounded to microseconds."""
     us = int(2.0 ** ((index + 1) / BUCKETS_PER_DOUBLING) * 1e6)
     while bucket_index(us + 1) <= index:
         us += 1
     while us > 1 and bucket_index(us) > index:
         us -= 1
-    return us
+    return _longest_rounded_to(us)
 
 
-def bucket_counts(ordered_us: Sequence[int]) -> tuple[dict[int, int], int]:
-    """Count sorted durations by bucket; those of 0 us apart.
+def _longest_rounded_to(us: int) -> float:
+    seconds = (us + 0.5) / 1e6
+    while micros(seconds) > us:
+        seconds = math.nextafter(seconds, 0.0)
+    while micros(after := math.nextafter(seconds, math.inf)) <= us:
+        seconds = after
+    return seconds
+
+
+_LONGEST_ZERO = _longest_rounded_to(0)
+
+
+def bucket_counts(ordered: Sequence[float]) -> tuple[dict[int, int], int]:
+    """Count sorted durations, in seconds, by bucket; those that round to 0 us apart.
 
     Goes from bucket to bucket, not from one to the next: 0.03 us for each of a thousand and as much for sorting them,
     where a logarithm of each takes 0.12.
     """
     counts: dict[int, int] = {}
-    zeros = at = bisect_right(ordered_us, 0)
-    while at < len(ordered_us):
-        index = bucket_index(ordered_us[at])
-        after = bisect_right(ordered_us, _last_us(index), at)
+    zeros = at = bisect_right(ordered, _LONGEST_ZERO)
+    while at < len(ordered):
+        index = bucket_index(micros(ordered[at]))
+        after = bisect_right(ordered, _longest(index), at)
         counts[index] = after - at
         at = after
     return counts, zeros

@@ -100,7 +100,7 @@ class Recorder:
             warnings.warn(
                 f"{self.backend!r} is closed: what its MetricsCollector records from now on is not counted",
                 RuntimeWarning,
-                stacklevel=5,  # who recorded: this, _wake, Buffer.record, MetricsCollector.record_execution
+                stacklevel=6,  # who recorded: this, _wake, Buffer._look_up, record, MetricsCollector.record_execution
             )
 
     def _running(self) -> bool:

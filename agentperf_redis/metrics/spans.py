@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,15 +35,26 @@ DEPTH_MOST = 16
 
 
 class _Tree:
-    """What the spans that began within one another share. The first one is at work as it begins."""
+    """What the spans that began within one another share.
 
-    __slots__ = ("at_work", "clock", "lock", "virtual")
+    Made when a first one begins within its root, for most executions never: who is alone is at work all the time.
 
-    def __init__(self, now: float) -> None:
+    Attributes:
+        lock: held while any of this, or what the spans count in it, is changed.
+        clock: up to when `virtual` has been advanced.
+        virtual: the virtual clock, see above.
+        at_work: how many of the spans are at work.
+        late: made while its root was leaving, which is not counted in it.
+    """
+
+    __slots__ = ("at_work", "clock", "late", "lock", "virtual")
+
+    def __init__(self, began: float) -> None:
         self.lock = threading.RLock()
-        self.clock = now
+        self.clock = began
         self.virtual = 0.0
-        self.at_work = 1
+        self.at_work = 0
+        self.late = False
 
     def advance(self, now: float) -> None:
         if now > self.clock:
@@ -50,6 +62,17 @@ class _Tree:
                 self.virtual += (now - self.clock) / self.at_work
             self.clock = now
 
+
+_planting = threading.RLock()
+"""Held while a tree is made: for no longer than that, and never while anything waits."""
+
+
+def _after_fork_in_child() -> None:
+    global _planting  # noqa: PLW0603  another thread may have held it
+    _planting = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
 
@@ -93,10 +116,8 @@ class Span:
         "self_seconds",
     )
 
-    _tree: _Tree
     _innermost: Span
     _start: float
-    _virtual_start: float
 
     def __init__(
         self, agent_name: str, name: str | None, finish: Callable[[Span, str], None], parent: Span | None = None
@@ -112,6 +133,9 @@ class Span:
         self._children = 0
         self._failure: str | None = None
         self._outer: Span | None = None
+        self._tree: _Tree | None = None
+        self._virtual_start: float | None = None
+        """Where the virtual clock stood when this one was put to work; None while the tree does not count it there."""
 
     def fail(self, error_type: str | None = None) -> None:
         """Record a failure, though the block is left without an exception.
@@ -130,23 +154,40 @@ class Span:
         outer = self._outer = _current.get()
         parent = self._parent_around(outer) if self.path else None
         if parent is None:
-            now = self._start = perf_counter()
-            self._tree = _Tree(now)
-            self._virtual_start = 0.0
+            self._start = perf_counter()
             self.is_open = True
         else:
-            self.parent = parent
-            self.path = (parent.path + self.path)[:DEPTH_MOST]
-            tree = self._tree = parent._tree  # noqa: SLF001  one of its own kind
-            with tree.lock:
-                now = self._start = perf_counter()
-                tree.advance(now)
-                parent._child_opened()  # noqa: SLF001  as above
-                tree.at_work += 1
-                self._virtual_start = tree.virtual
-                self.is_open = True
+            self._open_within(parent)
         _current.set(self)
         return self
+
+    def _open_within(self, parent: Span) -> None:
+        self.parent = parent
+        self.path = (parent.path + self.path)[:DEPTH_MOST]
+        tree = self._tree = parent._shared_tree()
+        with tree.lock:
+            now = self._start = perf_counter()
+            tree.advance(now)
+            parent._child_opened(tree)
+            self.is_open = True
+            self._put_to_work(tree)
+
+    def _shared_tree(self) -> _Tree:
+        """Return the tree, made if this is a root that was alone.
+
+        Leaving takes no lock while there is no tree: it first says that it is no longer open, then looks for a tree.
+        Here it is the other way round. So one of the two always sees what the other did; and under the tree's lock
+        both know whether the root is counted in it.
+        """
+        if self._tree is None:
+            tree = _Tree(self._start)
+            with _planting, tree.lock:
+                if self._tree is None:
+                    self._tree = tree
+                    tree.late = not self.is_open
+                    if not tree.late:
+                        self._put_to_work(tree)
+        return self._tree
 
     def _parent_around(self, outer: Span | None) -> Span | None:
         """Return the open span that this one is part of. Another agent's is none: its time is that agent's."""
@@ -160,17 +201,12 @@ class Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.is_open = False
         tree = self._tree
-        with tree.lock:
-            now = perf_counter()
-            tree.advance(now)
-            self.is_open = False
-            if not self._children:
-                tree.at_work -= 1
-                self.self_seconds += tree.virtual - self._virtual_start
-            if self.parent is not None:
-                self.parent._child_closed()  # noqa: SLF001  one of its own kind
-            self.seconds = now - self._start
+        if tree is None:
+            self.seconds = self.self_seconds = perf_counter() - self._start
+        else:
+            self._leave(tree)
         if _current.get() is self:
             _current.set(self._outer)
         try:
@@ -178,34 +214,54 @@ class Span:
         except Exception:  # noqa: BLE001  what the block returns or raises is worth more than its record
             not_recorded(self.agent_name)
 
+    def _leave(self, tree: _Tree) -> None:
+        with tree.lock:
+            now = perf_counter()
+            tree.advance(now)
+            self.seconds = now - self._start
+            if self.parent is None and tree.late:
+                self.self_seconds = self.seconds
+            self._stop_working(tree)
+            if self.parent is not None:
+                self.parent._child_closed(tree)  # noqa: SLF001  one of its own kind
+
     def suspend(self) -> None:
         """Leave it for a while, as a generator does at each ``yield``: what its consumer does is not its work."""
+        tree = self._shared_tree()
         inner = _current.get()
-        self._innermost = inner if inner is not None and inner.is_open and inner._tree is self._tree else self  # noqa: SLF001
-        with self._tree.lock:
-            self._tree.advance(perf_counter())
-            self._innermost._child_opened()  # noqa: SLF001  the consumer is like a child that this report leaves out
+        self._innermost = inner if inner is not None and inner.is_open and inner._tree is tree else self  # noqa: SLF001
+        with tree.lock:
+            tree.advance(perf_counter())
+            self._innermost._child_opened(tree)  # noqa: SLF001  the consumer is like a child that this report leaves out
         _current.set(self._outer)
 
     def resume(self) -> None:
         """Go on after `suspend`."""
-        with self._tree.lock:
-            self._tree.advance(perf_counter())
-            self._innermost._child_closed()  # noqa: SLF001  as above
+        tree = self._shared_tree()
+        with tree.lock:
+            tree.advance(perf_counter())
+            self._innermost._child_closed(tree)  # noqa: SLF001  as above
         self._outer = _current.get()
         _current.set(self._innermost)
 
-    def _child_opened(self) -> None:
+    def _child_opened(self, tree: _Tree) -> None:
         self._children += 1
-        if self._children == 1 and self.is_open:
-            self._tree.at_work -= 1
-            self.self_seconds += self._tree.virtual - self._virtual_start
+        self._stop_working(tree)
 
-    def _child_closed(self) -> None:
+    def _child_closed(self, tree: _Tree) -> None:
         self._children -= 1
         if self._children == 0 and self.is_open:
-            self._tree.at_work += 1
-            self._virtual_start = self._tree.virtual
+            self._put_to_work(tree)
+
+    def _put_to_work(self, tree: _Tree) -> None:
+        tree.at_work += 1
+        self._virtual_start = tree.virtual
+
+    def _stop_working(self, tree: _Tree) -> None:
+        if self._virtual_start is not None:
+            tree.at_work -= 1
+            self.self_seconds += tree.virtual - self._virtual_start
+            self._virtual_start = None
 
     @property
     def part(self) -> str | Part:

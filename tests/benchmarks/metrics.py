@@ -251,7 +251,7 @@ def quantiles(bench: Bench) -> Iterator[Row]:
         for name, draw in DISTRIBUTIONS.items():
             source = random.Random(size)
             times = sorted(max(0, round(draw(source) * 1e6)) for _ in range(size))
-            buckets, zeros = bucket_counts(times)
+            buckets, zeros = bucket_counts([us / 1e6 for us in times])
             worst = 0.0
             for share in (0.5, 0.9, 0.95, 0.99, 0.999):
                 exact = exact_quantile(times, share) / 1e6

@@ -8,7 +8,8 @@ from agentperf_redis import keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import buffer as module
 from agentperf_redis.metrics.buffer import PARCEL_CELLS, WRITER_KEEP_S, Buffer, Parcel
-from agentperf_redis.metrics.cell import CANCELLED, COUNTS_MOST, OK, RAW_MOST, Cell, Part, micros
+from agentperf_redis.metrics.cell import CANCELLED, COUNTS_MOST, OK, RAW_MOST, Cell, Part, columns
+from agentperf_redis.metrics.histogram import micros
 from agentperf_redis.metrics.model import OTHER
 from agentperf_redis.metrics.retention import Retention
 
@@ -40,7 +41,7 @@ def pack(buffer: Buffer) -> list[Parcel]:
 
 
 def raw_us(cell: Cell) -> list[int]:
-    return [micros(seconds) for _, seconds, _, _ in cell.raw]
+    return [micros(seconds) for _, seconds, _ in columns(cell.raw)]
 
 
 def counts(buffer: Buffer) -> dict[str, int]:
@@ -155,12 +156,12 @@ def test_raw_samples_that_wait_through_an_outage_are_bounded(
     buffer.fold()
     buffer.coarsen(Retention().lives)
     kept = [packed for shard in buffer._shards.values() for packed in shard.waiting.values()]
-    raw = sum(len(packed.cell.raw) for packed in kept)
+    raw = sum(packed.cell.raw_count for packed in kept)
     assert 2000 < raw <= 2500
     assert sum(packed.cell.counts["n"] for packed in kept) == 4 * 3 * 600
     assert buffer.tallies()[4] == 4 * 3 * 600 - raw, "what is dropped is counted"
     newest = max(packed.cell.newest for packed in kept)
-    assert all(len(packed.cell.raw) == 600 for packed in kept if packed.cell.newest == newest)
+    assert all(packed.cell.raw_count == 600 for packed in kept if packed.cell.newest == newest)
 
 
 def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) -> None:

@@ -18,6 +18,7 @@ from agentperf_redis.metrics.histogram import (
     estimated_quantile,
     exact_quantile,
     merged,
+    micros,
     middle,
     rank,
 )
@@ -44,9 +45,17 @@ def test_a_duration_lies_within_its_bucket_and_near_its_middle(us: int) -> None:
     assert abs(middle(index) - us / 1e6) <= RELATIVE_ERROR * (us / 1e6) * (1 + 1e-9)
 
 
-@given(st.lists(st.integers(0, YEAR_US), max_size=100))
-def test_counting_by_bucket_is_counting_one_by_one(times: list[int]) -> None:
-    assert bucket_counts(sorted(times)) == (dict(Counter(bucket_index(us) for us in times if us)), times.count(0))
+durations = st.floats(0, YEAR_US / 1e6) | st.integers(0, YEAR_US).map(lambda us: us / 1e6)
+# Where a bucket ends: at whole microseconds, to which what is half of one beside is rounded.
+ends = st.integers(-320, 395).flatmap(
+    lambda index: st.floats(-1.0, 1.0).map(lambda us: max(0.0, bucket_bounds(index)[1] + us / 1e6))
+)
+
+
+@given(st.lists(durations | ends, max_size=100))
+def test_counting_by_bucket_is_counting_one_by_one(seconds: list[float]) -> None:
+    times = [micros(each) for each in seconds]
+    assert bucket_counts(sorted(seconds)) == (dict(Counter(bucket_index(us) for us in times if us)), times.count(0))
 
 
 def test_powers_of_two_close_their_bucket() -> None:
@@ -82,7 +91,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], Any]] = {
 def test_every_quantile_is_within_the_bound(name: str, size: int) -> None:
     drawn = DISTRIBUTIONS[name](np.random.default_rng(size), size)
     times: list[int] = np.sort(np.maximum(0, np.rint(drawn * 1e6)).astype(np.int64)).tolist()
-    buckets, zeros = bucket_counts(times)
+    buckets, zeros = bucket_counts([us / 1e6 for us in times])
     for share in SHARES:
         exact = exact_quantile(times, share) / 1e6
         found = estimated_quantile(buckets, zeros, share, least=times[0] / 1e6, most=times[-1] / 1e6)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -151,6 +152,100 @@ def test_a_task_that_outlives_the_span_it_was_started_in(clock: Clock, book: Boo
     late.__exit__(None, None, None)
     assert book.ended["a/late"] == (6, 6, "ok")
     assert context.run(current_span) is None, "a span that is over is nobody's parent"
+
+
+def test_a_span_that_begins_when_its_root_has_just_left(
+    clock: Clock, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = book.track("a").__enter__()
+    around = Span._parent_around
+
+    def left_meanwhile(span: Span, outer: Span | None) -> Span | None:
+        parent = around(span, outer)
+        root.__exit__(None, None, None)  # by another thread, right after it was seen open
+        return parent
+
+    monkeypatch.setattr(Span, "_parent_around", left_meanwhile)
+    clock.now += 1
+    with book.span("a", "one", root) as late:
+        clock.now += 2
+    assert late.parent is root
+    assert book.ended == {"a": (1, 1, "ok"), "a/one": (2, 2, "ok")}, "the root is not at work any more"
+    assert root.self_seconds == 1
+
+
+def test_a_span_that_begins_while_its_root_is_leaving(clock: Clock, book: Book) -> None:
+    late = book.span("a", "one")
+
+    class Leaving(Span):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "is_open" and value is False and hasattr(self, "_start"):
+                super().__setattr__(name, value)
+                late._open_within(self)  # by another thread, which has seen it open
+            else:
+                super().__setattr__(name, value)
+
+    root = Leaving("a", None, book.finish).__enter__()
+    clock.now += 1
+    root.__exit__(None, None, None)
+    clock.now += 2
+    late.__exit__(None, None, None)
+    assert book.ended == {"a": (1, 1, "ok"), "a/one": (2, 2, "ok")}
+
+
+def test_two_spans_that_begin_at_once_are_of_one_tree(
+    clock: Clock, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = spans._Tree
+
+    def another_meanwhile(began: float) -> spans._Tree:
+        tree = made(began)
+        monkeypatch.setattr(spans, "_Tree", made)
+        other.__enter__()  # in another thread, or a signal handler
+        clock.now += 2
+        return tree
+
+    with book.track("a") as root:
+        other, one = book.span("a", "other", root), book.span("a", "one", root)
+        monkeypatch.setattr(spans, "_Tree", another_meanwhile)
+        with one:
+            clock.now += 4
+        other.__exit__(None, None, None)
+    assert one._tree is other._tree
+    assert book.ended == {"a/one": (4, 2, "ok"), "a/other": (6, 4, "ok"), "a": (6, 0, "ok")}
+
+
+def test_roots_left_while_spans_begin_in_other_threads(book: Book) -> None:
+    trees: list[spans._Tree | None] = []
+    source = random.Random(7)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(150):
+            root = book.track("a")
+            start = threading.Barrier(3)
+
+            def stages(root: Span = root, start: threading.Barrier = start) -> None:
+                start.wait()
+                for _ in range(5):
+                    with book.span("a", "stage", root) as stage:
+                        pass
+                    trees.append(stage._tree if stage.parent is root else None)
+
+            others = [threading.Thread(target=stages) for _ in range(2)]
+            with root:
+                for other in others:
+                    other.start()
+                start.wait()
+                for _ in range(source.randrange(1000)):
+                    current_span()
+            for other in others:
+                other.join()
+    finally:
+        sys.setswitchinterval(interval)
+    within = [tree for tree in trees if tree is not None]
+    assert 0 < len(within) < len(trees), "some began before their root was left, some after"
+    assert {tree.at_work for tree in within} == {0}
 
 
 def test_random_trees_add_up(clock: Clock, book: Book) -> None:
