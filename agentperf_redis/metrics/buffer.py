@@ -1,9 +1,9 @@
 """What a process has recorded and the server has not confirmed yet. No I/O here.
 
-The way of a sample: `Buffer.record` puts it at the end of the lane of its series, a plain list, without a lock. `Buffer.fold`
-takes what the lanes hold and adds it up in a `Cell` for each series and each ten seconds of server time, so that a
-sample held back by an outage still lands in the slice it belongs to. `Buffer.parcels` packs the cells of each shard
-into a `Parcel` with the next number of that shard. A parcel never changes until it is settled; what is recorded
+The way of a sample: `Buffer.record` puts it at the end of the lane of its series, a plain list, without a lock.
+`Buffer.fold` takes what the lanes hold and adds it up in a `Cell` for each series and each ten seconds of server time,
+so that a sample held back by an outage still lands in the slice it belongs to. `Buffer.parcels` packs the cells of each
+shard into a `Parcel` with the next number of that shard. A parcel never changes until it is settled; what is recorded
 meanwhile waits for the next one. So a parcel can be sent any number of times, and counts once.
 
 What is bounded: series (`SERIES_MOST`, then ``__other__``), samples in a lane (`LANE_MOST`, then the recording thread

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from agentperf_redis.backend import Backend
@@ -25,6 +27,8 @@ from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
 
 SAMPLES_PER_FLUSH = 500
+TIMES = 20_000
+SECONDS = 0.734
 
 
 def rows(bench: Bench) -> Iterator[Row]:
@@ -36,9 +40,25 @@ def rows(bench: Bench) -> Iterator[Row]:
     yield memory(bench)
 
 
-def peers() -> dict[str, Callable[[float], object]]:
-    """Return the ways to record a duration with what is installed beside: one series, known by its labels."""
-    found: dict[str, Callable[[float], object]] = {}
+Observe = Callable[[float], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another way to record a duration.
+
+    Attributes:
+        observe: in one series, which was looked up once.
+        of_agents: in the series of many agents, known by name at each call, as ours is: in turn, so many times.
+    """
+
+    observe: Observe
+    of_agents: Callable[[list[str]], Work]
+
+
+def peers() -> dict[str, Peer]:
+    """Return those that are installed."""
+    found: dict[str, Peer] = {}
     if importlib.util.find_spec("prometheus_client"):
         # Which kind of value it keeps is decided when the module is loaded, by the environment: so once for each.
         for name, folder in ((PROMETHEUS, None), (PROMETHEUS_MULTI, tempfile.mkdtemp(prefix="agentperf-bench-"))):
@@ -47,17 +67,45 @@ def peers() -> dict[str, Callable[[float], object]]:
                 os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             for module in [each for each in sys.modules if each.split(".")[0] == "prometheus_client"]:
                 del sys.modules[module]
-            client = importlib.import_module("prometheus_client")
-            found[name] = client.Histogram("agent_seconds", "s", ["agent"]).labels("research").observe
+            found[name] = prometheus()
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     if importlib.util.find_spec("opentelemetry") and importlib.util.find_spec("opentelemetry.sdk"):
-        sdk = importlib.import_module("opentelemetry.sdk.metrics")
-        export = importlib.import_module("opentelemetry.sdk.metrics.export")
-        provider = sdk.MeterProvider(metric_readers=[export.InMemoryMetricReader()])
-        record = provider.get_meter("agent").create_histogram("agent_seconds").record
-        attributes = {"agent": "research"}
-        found[OPENTELEMETRY] = lambda seconds: record(seconds, attributes)
+        found[OPENTELEMETRY] = opentelemetry()
     return found
+
+
+def prometheus() -> Peer:
+    """A histogram of prometheus_client as it is loaded now."""
+    labels = importlib.import_module("prometheus_client").Histogram("agent_seconds", "s", ["agent"]).labels
+
+    def of_agents(names: list[str]) -> Work:
+        def work(times: int) -> None:
+            count = len(names)
+            for number in range(times):
+                labels(names[number % count]).observe(SECONDS)
+
+        return work
+
+    return Peer(labels("research").observe, of_agents)
+
+
+def opentelemetry() -> Peer:
+    """A histogram of OpenTelemetry's SDK."""
+    sdk = importlib.import_module("opentelemetry.sdk.metrics")
+    export = importlib.import_module("opentelemetry.sdk.metrics.export")
+    provider = sdk.MeterProvider(metric_readers=[export.InMemoryMetricReader()])
+    record = provider.get_meter("agent").create_histogram("agent_seconds").record
+    attributes = {"agent": "research"}
+
+    def of_agents(names: list[str]) -> Work:
+        def work(times: int) -> None:
+            count = len(names)
+            for number in range(times):
+                record(SECONDS, {"agent": names[number % count]})
+
+        return work
+
+    return Peer(lambda seconds: record(seconds, attributes), of_agents)
 
 
 PROMETHEUS = "prometheus_client, one process"
@@ -71,60 +119,95 @@ def recording(bench: Bench) -> Iterator[Row]:
     collector = MetricsCollector(backend=backend)
     beside = peers()
 
-    def judged(work: str, ours: Work, name: str, goal: float | None, less: Work | None = None) -> Row:
+    def judged(
+        work: str,
+        ours: Work,
+        name: str,
+        theirs: Callable[[Peer], Work],
+        goal: float | None = None,
+        less: tuple[Work, Work] | None = None,
+    ) -> Row:
         peer = beside.get(name)
         if peer is None:
-            return Row(work, micros(bench.single(ours, 20_000)), f"{name}: not installed", None, "", None)
-
-        def theirs(times: int) -> None:
-            for _ in range(times):
-                peer(0.734)
-
-        pair = bench.pair(ours, theirs, 20_000)
-        ours_s, ratio = pair.ours_s, pair.ratio
+            return Row(work, micros(bench.single(ours, TIMES)), f"{name}: not installed", None, "", None)
+        pair = bench.pair(ours, theirs(peer), TIMES)
+        ours_s, reference_s, ratio = pair.ours_s, pair.reference_s, pair.ratio
         if less is not None:
-            ours_s -= bench.single(less, 20_000)
-            ratio = ours_s / pair.reference_s
-        reference = f"{name} {micros(pair.reference_s)}"
+            without = bench.pair(*less, TIMES)
+            ours_s, reference_s = ours_s - without.ours_s, reference_s - without.reference_s
+            ratio = ours_s / reference_s
         met = None if goal is None else ratio <= goal
+        reference = f"{name} {micros(reference_s)}"
         return Row(work, micros(ours_s), reference, ratio, "" if goal is None else f"<= {goal:g} x", met)
 
-    def recorded(agents: int) -> Work:
-        names = [f"agent-{number}" for number in range(agents)]
+    def one(times: int) -> None:
+        record = collector.record_execution
+        for _ in range(times):
+            record("research", SECONDS, True)
 
-        def ours(times: int) -> None:
+    def many(names: list[str]) -> Work:
+        def work(times: int) -> None:
             record, count = collector.record_execution, len(names)
             for number in range(times):
-                record(names[number % count], 0.734, True)
+                record(names[number % count], SECONDS, True)
 
-        return ours
+        return work
 
-    for agents in (1, 50, 1000):
-        yield judged(f"record_execution, {agents} agents", recorded(agents), PROMETHEUS_MULTI, 0.2)
+    yield judged("record_execution, 1 agent", one, PROMETHEUS_MULTI, observed, 0.2)
+    for agents in (50, 1000):
+        names = [f"agent-{number}" for number in range(agents)]
+        yield judged(
+            f"record_execution, {agents} agents", many(names), PROMETHEUS_MULTI, partial(named, names=names), 0.2
+        )
     for name in (PROMETHEUS, OPENTELEMETRY):
-        yield judged("record_execution, 50 agents", recorded(50), name, None)
+        yield judged("record_execution, 1 agent", one, name, observed)
 
     def plain() -> None:
         pass
-
-    tracked = track_performance("research", collector)(plain)
-
-    def called(function: Callable[[], None]) -> Work:
-        def work(times: int) -> None:
-            for _ in range(times):
-                function()
-
-        return work
 
     def spans(times: int) -> None:
         for _ in range(times):
             with collector.span("research", "stage"):
                 pass
 
-    yield judged("what track_performance adds to a call", called(tracked), PROMETHEUS, 3, less=called(plain))
-    yield judged("the same", called(tracked), PROMETHEUS_MULTI, None, less=called(plain))
-    yield judged("an empty span", spans, PROMETHEUS, None)
+    tracked = called(track_performance("research", collector)(plain))
+    less = (called(plain), nothing)
+    yield judged("what track_performance adds to a call", tracked, PROMETHEUS, observed, 3, less)
+    yield judged("the same", tracked, PROMETHEUS_MULTI, observed, None, less)
+    yield judged("an empty span", spans, PROMETHEUS, observed)
     backend.close()
+
+
+def observed(peer: Peer) -> Work:
+    """The peer's call, of one series."""
+
+    def work(times: int) -> None:
+        observe = peer.observe
+        for _ in range(times):
+            observe(SECONDS)
+
+    return work
+
+
+def named(peer: Peer, names: list[str]) -> Work:
+    """The peer's calls, of many series."""
+    return peer.of_agents(names)
+
+
+def called(function: Callable[[], None]) -> Work:
+    """A function, called."""
+
+    def work(times: int) -> None:
+        for _ in range(times):
+            function()
+
+    return work
+
+
+def nothing(times: int) -> None:
+    """What the loop itself takes."""
+    for _ in range(times):
+        pass
 
 
 def packed(namespace: str, buffer: Buffer, now: float, retention: Retention | None = None) -> list[tuple[Any, ...]]:
