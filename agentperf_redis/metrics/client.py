@@ -33,6 +33,8 @@ Moment = datetime | float | None
 _LONGEST_S = 366 * 86_400.0
 _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
 _KNOWN_ERRORS_MOST = 4096
+_NO_USE = dict.fromkeys(("llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"), 0)
+"""Written together, so that who reads sees from one of them whether there are the others."""
 
 
 class MetricsCollector:
@@ -163,7 +165,7 @@ class MetricsCollector:
             InvalidArgument: for anything else, or without an agent; nothing is recorded.
         """
         read = (read_usage(usage) if usage is not None else None) or Usage()
-        counts = {
+        counts = _NO_USE | {
             "llm_calls": arguments.count("calls", calls, least=0),
             "tok_in": _tokens("tokens_in", tokens_in, read.tokens_in),
             "tok_out": _tokens("tokens_out", tokens_out, read.tokens_out),
@@ -187,7 +189,7 @@ class MetricsCollector:
             agent_name: as for `record_llm`.
             calls: how often.
         """
-        self._add(agent_name, {"tool_calls": arguments.count("calls", calls, least=0)})
+        self._add(agent_name, _NO_USE | {"tool_calls": arguments.count("calls", calls, least=0)})
 
     def record_stream(self, agent_name: str, items: int, first: float, between: float | None = None) -> None:
         """Record how a stream of items came, beside its execution. `track_performance` does so for generators.

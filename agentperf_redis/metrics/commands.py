@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -126,16 +126,16 @@ def flush(
     )
 
 
-def agents(namespace: str, shard: int) -> Command[dict[str, int]]:
-    """Return the agents of a shard, encoded, and when each was last seen, ms."""
+def agents(namespace: str, shard: int) -> Command[list[str]]:
+    """Return the agents of a shard, encoded."""
     key = keys.metrics_agents(namespace, shard)
-    return Command("ZRANGE", (key,), (0, -1, "WITHSCORES"), lambda reply: _scores(key, reply))
+    return Command("ZRANGE", (key,), (0, -1), lambda reply: _names(key, reply))
 
 
-def parts(namespace: str, agent: str) -> Command[dict[str, int]]:
-    """Return the spans and measures of an agent, encoded (``/plan/search``, ``#ttft``), and when each was last seen."""
+def parts(namespace: str, agent: str) -> Command[list[str]]:
+    """Return the spans and measures of an agent, encoded: ``/plan/search``, ``#ttft``."""
     key = keys.metrics_parts(namespace, keys.metrics_shard(agent), agent)
-    return Command("ZRANGE", (key,), (0, -1, "WITHSCORES"), lambda reply: _scores(key, reply))
+    return Command("ZRANGE", (key,), (0, -1), lambda reply: _names(key, reply))
 
 
 def read(
@@ -162,7 +162,7 @@ def read(
         READ,
         (agents_key, keys.metrics_settings(namespace, shard)),
         (window_ms, as_of_ms, exact_most, *names),
-        lambda reply: _answer(agents_key, reply),
+        lambda reply: _answer(agents_key, reply, plain=exact_most < 0),
     )
 
 
@@ -266,30 +266,57 @@ def _flushed(key: str, reply: Reply) -> Flushed:
     raise CorruptState(key, f"an unexpected reply {reply!r}")
 
 
-def _scores(key: str, reply: Reply) -> dict[str, int]:
+def _names(key: str, reply: Reply) -> list[str]:
     try:
-        return {name.decode(): int(float(score)) for name, score in zip(reply[::2], reply[1::2], strict=True)}
+        return [name.decode() for name in reply]
     except (AttributeError, TypeError, ValueError):
         raise CorruptState(key, f"an unexpected reply {reply!r}") from None
 
 
-def _answer(key: str, reply: Reply) -> Answer:
+def _answer(key: str, reply: Reply, *, plain: bool) -> Answer:
     try:
         if reply[0] == CORRUPT:
             raise CorruptState(reply[1].decode(), f"something else ({reply[2].decode()})")
         status, now_ms, from_ms, to_ms = map(int, reply[:4])
         if status != COUNTED:
             raise ValueError(status)
-        tallies = {}
-        at = 4
-        while at < len(reply):
-            first, end = at + 2, at + 2 + 2 * reply[at + 1]
-            fields = zip(reply[first:end:2], reply[first + 1 : end : 2], strict=True)
-            tallies[reply[at].decode()] = _tally(fields, reply[end], (from_ms, to_ms))
-            at = end + 1
-        return Answer(now_ms, tallies)
+        return Answer(now_ms, (_plain_tallies if plain else _tallies)(reply, (from_ms, to_ms)))
     except (AttributeError, IndexError, TypeError, ValueError):
         raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
+
+
+def _tallies(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Tally]:
+    tallies = {}
+    at = 4
+    while at < len(reply):
+        first, end = at + 2, at + 2 + 2 * reply[at + 1]
+        fields = zip(reply[first:end:2], reply[first + 1 : end : 2], strict=True)
+        tallies[reply[at].decode()] = _tally(fields, reply[end], interval_ms)
+        at = end + 1
+    return tallies
+
+
+def _plain_tallies(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Tally]:
+    tallies = {}
+    for at in range(4, len(reply), 1 + len(_PLAIN)):
+        counts = dict(zip(_PLAIN, reply[at + 1 : at + 1 + len(_PLAIN)], strict=True))
+        counts["cancelled"] = counts["n"] - counts["ok"] - counts["err"]
+        for name in _EXTREMES:
+            if counts[name] < 0:
+                del counts[name]
+        tallies[reply[at].decode()] = Tally(counts, {}, {}, {}, (), _covered(counts, interval_ms))
+    return tallies
+
+
+_EXTREMES = ("min_us", "max_us", "last_ms", "first_ms")
+_PLAIN = ("n", "ok", "err", "sum_us", "llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano", *_EXTREMES)
+"""The plain counters, in the order in which the script says them."""
+
+
+def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[int, int]:
+    """Return the interval of a reading: all time begins with what was first recorded."""
+    start, end = interval_ms
+    return interval_ms if start else (counts.get("first_ms", end), end)
 
 
 def _tally(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: tuple[int, int]) -> Tally:
@@ -308,9 +335,8 @@ def _tally(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: t
         else:
             model, _, measure = name.rpartition(":")
             models.setdefault(keys.decoded(model), {})[measure] = value
-    if interval_ms[0] == 0:  # all time
-        interval_ms = (counts.get("first_ms", interval_ms[1]), interval_ms[1])
-    return Tally(counts, errors, buckets, models, tuple(map(int, durations.split())), interval_ms)
+    durations_us = tuple(map(int, durations.split()))
+    return Tally(counts, errors, buckets, models, durations_us, _covered(counts, interval_ms))
 
 
 _COUNT, _ERROR, _BUCKET, _MODEL = range(4)

@@ -15,6 +15,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 SCALE = 4
 BUCKETS_PER_DOUBLING = 1 << SCALE
@@ -80,6 +81,7 @@ def bucket_bounds(index: int) -> tuple[float, float]:
     return 2.0 ** (index / BUCKETS_PER_DOUBLING), 2.0 ** ((index + 1) / BUCKETS_PER_DOUBLING)
 
 
+@lru_cache(maxsize=1024)
 def middle(index: int) -> float:
     """Return the estimate for all samples of a bucket, in seconds."""
     low, high = bucket_bounds(index)
@@ -109,18 +111,24 @@ def estimated_quantile(buckets: Mapping[int, int], zeros: int, quantile: float, 
     Returns:
         Seconds, within `RELATIVE_ERROR` of the exact quantile; 0.0 when there is no sample.
     """
+    (found,) = estimated_quantiles(buckets, zeros, (quantile,), least=least, most=most)
+    return found
+
+
+def estimated_quantiles(
+    buckets: Mapping[int, int], zeros: int, quantiles: Sequence[float], *, least: float, most: float
+) -> list[float]:
+    """Estimate several quantiles at once. Arguments and values as for `estimated_quantile`."""
     count = zeros + sum(buckets.values())
     if count == 0:
-        return 0.0
-    wanted = rank(count, quantile)
-    passed = zeros
-    if wanted < passed:
-        return 0.0
-    for index in sorted(buckets):
-        passed += buckets[index]
-        if wanted < passed:
-            return min(max(middle(index), least), most)
-    return most
+        return [0.0] * len(quantiles)
+    indexes = sorted(buckets)
+    passed = list(accumulate((buckets[index] for index in indexes), initial=zeros))
+    found = []
+    for quantile in quantiles:
+        place = bisect_right(passed, rank(count, quantile))
+        found.append(min(max(middle(indexes[place - 1]), least), most) if place else 0.0)
+    return found
 
 
 def merged(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantile, exact_quantile, merged
+from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantiles, exact_quantile, merged
 from agentperf_redis.metrics.model import Interval, ModelUsage, PerformanceMetrics, moment, seconds
 
 
@@ -65,58 +66,69 @@ def added(tallies: Iterable[Tally]) -> Tally:
     )
 
 
+SHARES = (0.5, 0.95, 0.99)
+"""The percentiles of a snapshot."""
+_NOT_ASKED = (float("nan"),) * len(SHARES)
+
+
 def performance(agent_name: str, tally: Tally, *, plain: bool = False) -> PerformanceMetrics:
     """Make the snapshot of an agent from its counters; `plain` ones tell nothing of percentiles."""
     counts = tally.counts
-    n = tally.n
-    start_ms, end_ms = tally.interval_ms
+    get = counts.get
+    n = get("n", 0)
+    total_s = seconds(get("sum_us", 0))
     least = seconds(counts["min_us"]) if "min_us" in counts else float("inf")
-    most = seconds(counts.get("max_us", 0))
-    zeros = counts.get("h:zero", 0)
-    times = tuple(seconds(us) for us in tally.durations_us)
+    most = seconds(get("max_us", 0))
+    zeros = get("h:zero", 0)
+    times = tuple(map(seconds, tally.durations_us))
     exact = len(times) == n
-    ordered = sorted(times)
-
-    def percentile(share: float) -> float:
-        if plain and n:
-            return float("nan")
-        if ordered:
-            return exact_quantile(ordered, share)
-        return estimated_quantile(tally.buckets, zeros, share, least=least, most=most)
-
+    if plain and n:
+        p50, p95, p99 = _NOT_ASKED
+    elif times:
+        ordered = sorted(times)
+        p50, p95, p99 = (exact_quantile(ordered, share) for share in SHARES)
+    else:
+        p50, p95, p99 = estimated_quantiles(tally.buckets, zeros, SHARES, least=least, most=most)
     return PerformanceMetrics(
         agent_name=agent_name,
         task_count=n,
-        success_count=counts.get("ok", 0),
-        failure_count=counts.get("err", 0),
-        total_execution_time=seconds(counts.get("sum_us", 0)),
+        success_count=get("ok", 0),
+        failure_count=get("err", 0),
+        total_execution_time=total_s,
         min_execution_time=least,
         max_execution_time=most,
-        avg_execution_time=seconds(counts.get("sum_us", 0)) / n if n else 0.0,
-        p50_execution_time=percentile(0.5),
-        p95_execution_time=percentile(0.95),
-        p99_execution_time=percentile(0.99),
+        avg_execution_time=total_s / n if n else 0.0,
+        p50_execution_time=p50,
+        p95_execution_time=p95,
+        p99_execution_time=p99,
         execution_times=times,
-        error_types=dict(tally.errors),
+        error_types=tally.errors,
         last_execution=moment(counts["last_ms"]) if n and "last_ms" in counts else None,
-        cancelled_count=counts.get("cancelled", 0),
+        cancelled_count=get("cancelled", 0),
         exact=exact,
         error_bound=0.0 if exact else RELATIVE_ERROR,
-        buckets=dict(tally.buckets),
+        buckets=tally.buckets,
         zeros=zeros,
-        tokens_in=counts.get("tok_in", 0),
-        tokens_out=counts.get("tok_out", 0),
-        cost=counts.get("cost_nano", 0) / 1e9,
-        llm_calls=counts.get("llm_calls", 0),
-        tool_calls=counts.get("tool_calls", 0),
-        models={
-            name: ModelUsage(
-                calls=measures.get("n", 0),
-                tokens_in=measures.get("tok_in", 0),
-                tokens_out=measures.get("tok_out", 0),
-                cost=measures.get("cost_nano", 0) / 1e9,
-            )
-            for name, measures in tally.models.items()
-        },
-        interval=Interval(start_ms / 1000, end_ms / 1000),
+        tokens_in=get("tok_in", 0),
+        tokens_out=get("tok_out", 0),
+        cost=get("cost_nano", 0) / 1e9,
+        llm_calls=get("llm_calls", 0),
+        tool_calls=get("tool_calls", 0),
+        models={name: _usage(measures) for name, measures in tally.models.items()} if tally.models else {},
+        interval=_interval(*tally.interval_ms),
+    )
+
+
+@lru_cache(maxsize=64)
+def _interval(start_ms: int, end_ms: int) -> Interval:
+    """The same for all agents of a reading."""
+    return Interval(start_ms / 1000, end_ms / 1000)
+
+
+def _usage(measures: Mapping[str, int]) -> ModelUsage:
+    return ModelUsage(
+        calls=measures.get("n", 0),
+        tokens_in=measures.get("tok_in", 0),
+        tokens_out=measures.get("tok_out", 0),
+        cost=measures.get("cost_nano", 0) / 1e9,
     )

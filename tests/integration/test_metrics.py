@@ -360,6 +360,32 @@ def test_counters_alone_are_read_without_percentiles(collector: MetricsCollector
         call(collector, "snapshots", percentiles=1)
 
 
+def test_counters_alone_say_what_the_whole_reading_says(collector: MetricsCollector, call: Call) -> None:
+    collector.record_execution("fine", 0.25, True)
+    collector.record_execution("fine", 0.0, True)
+    collector.record_execution("failing", 0.5, False, "TimeoutError")
+    collector.record_execution("failing", 1.5, True)
+    collector.record_cancellation("cancelled", 0.75)
+    collector.record_llm("model", tokens_in=100, tokens_out=20, cost=0.0125, model="gpt-x", calls=2)
+    collector.record_tool_calls("tools", calls=3)
+    collector.record_stream("stream", 7, 0.1, 0.01)
+
+    told = [
+        "task_count", "success_count", "failure_count", "cancelled_count", "total_execution_time", "min_execution_time",
+        "max_execution_time", "avg_execution_time", "last_execution", "tokens_in", "tokens_out", "cost",
+        "llm_calls", "tool_calls",
+    ]  # fmt: skip
+    for window in (None, "5m"):
+        whole = call(collector, "snapshots", window=window)
+        plain = call(collector, "snapshots", window=window, percentiles=False)
+        assert sorted(plain) == ["cancelled", "failing", "fine", "model", "stream", "tools"]
+        for agent in plain:
+            for name in told:
+                assert getattr(plain[agent], name) == getattr(whole[agent], name), (agent, name)
+            assert plain[agent].interval.start == whole[agent].interval.start
+    assert (plain["model"].cost, plain["tools"].tool_calls, plain["failing"].failure_count) == (0.0125, 3, 1)
+
+
 def test_agents_are_combined_as_if_they_were_one(collector: MetricsCollector, call: Call) -> None:
     for number in range(30):
         collector.record_execution(f"agent-{number % 3}", number / 10, number % 10 != 0, "E")
