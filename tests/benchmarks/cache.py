@@ -45,7 +45,8 @@ MEMORY_GOAL_BYTES = {"Valkey": 1.3 * 1360, "Redis": 1.3 * 1750}
 PROCESSES, TASKS, WORK_S = 8, 50, 0.2
 READS = 64
 TOUCH_GOAL = 2.1
-"""Times an LRU's, whose touches neither read nor write a frequency."""
+"""Times an LRU's, whose touches neither read nor write a frequency: what the policy cost when it was chosen, 5.7 us a
+key against 2.7 us, in batches of 64 among 10,000 entries. So it holds that admission has not become dearer since."""
 VALUE = "x" * 100
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -219,15 +221,55 @@ DEADLINE_S = 1.0
 KEYS = [f"k{number}" for number in range(4)]
 
 
-def use(url: str, namespace: str, progress: str, **options: Any) -> list[tuple[str, float, float, float]]:
-    """A worker process: ask for values until told to stop. Returns key, value, begin and end of each call.
+@dataclass(frozen=True)
+class Answer:
+    """What one call brought, when it began and ended, and for how long of that the machine let this process wait."""
+
+    key: str
+    value: float
+    begun: float
+    ended: float
+    held_up: float
+
+
+class Delays:
+    """Measures, on a thread of its own, how late a process is woken: what is late for that reason is the machine's."""
+
+    NAP_S = 0.01
+
+    def __init__(self) -> None:
+        self._end = threading.Event()
+        self._naps: list[tuple[float, float]] = []
+        self._thread = threading.Thread(target=self._measure)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _measure(self) -> None:
+        while not self._end.is_set():
+            begun = time.monotonic()
+            time.sleep(self.NAP_S)
+            self._naps.append((begun, time.monotonic()))
+
+    def within(self, begun: float, ended: float) -> float:
+        """Seconds by which all naps that were under way between two moments were late."""
+        return sum(until - since - self.NAP_S for since, until in self._naps if since < ended and until > begun)
+
+
+def use(url: str, namespace: str, progress: str, **options: Any) -> list[Answer]:
+    """A worker process: ask for values until told to stop.
 
     It writes a byte into the file `progress` for each, and stops when a file ``progress.stop`` is there.
     """
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
     seen: list[tuple[str, float, float, float]] = []
-    with Path(progress).open("ab", buffering=0) as written:
+    with Delays() as delays, Path(progress).open("ab", buffering=0) as written:
         while goes_on(progress):
             key = KEYS[len(seen) % len(KEYS)]
             begun = time.monotonic()
@@ -236,14 +278,14 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> list[tuple[s
             written.write(b".")
             time.sleep(0.002)
     backend.close()
-    return seen
+    return [Answer(*each, delays.within(*each[2:]) if each[3] - each[2] > DEADLINE_S / 2 else 0.0) for each in seen]
 
 
 def goes_on(progress: str) -> bool:
     return not Path(f"{progress}.stop").exists()
 
 
-def use_with_stand_ins(url: str, namespace: str, progress: str) -> list[tuple[str, float, float, float]]:
+def use_with_stand_ins(url: str, namespace: str, progress: str) -> list[Answer]:
     return use(url, namespace, progress, soft_ttl=0.5, stale_if_error=30)
 
 
@@ -269,7 +311,7 @@ def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float
     return acknowledged
 
 
-@pytest.mark.servers("valkey", "redis82")
+@pytest.mark.servers("valkey", "redis82", "redis70")
 @pytest.mark.parametrize("aof", [False, True], ids=["empty", "aof"])
 def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old_back(
     start_server: Callable[..., Server],
@@ -279,7 +321,8 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     aof: bool,
     tmp_path: Path,
 ) -> None:
-    server = start_server(server_kind, aof=aof)
+    # under the default, everysec, a reply may go out before its write: a killed server may forget what it acknowledged
+    server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
     files = [tmp_path / f"reader{number}" for number in range(3)]
     for file in files:
         file.touch()
@@ -313,14 +356,19 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     assert [end for _, _, end in acknowledged if end < killed]
     late = [(key, begun, end) for key, begun, end in acknowledged if begun > back]
     assert late
-    for reader in readers:
-        seen = reader.result()
-        assert max(end - begun for _, _, begun, end in seen) < DEADLINE_S + 0.75, "no call beyond its deadline"
-        without = [value for _, value, begun, end in seen if begun > killed + DEADLINE_S + 0.5 and end < back]
+    for function, reader in zip(functions, readers, strict=True):
+        seen: list[Answer] = reader.result()
+        longest = max(seen, key=lambda call: call.ended - call.begun - call.held_up)
+        assert longest.ended - longest.begun - longest.held_up < DEADLINE_S + 0.05, "no call beyond its deadline"
+        without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
         assert len(without) > 20, "results also while there was no server"
-        after = [read for read in seen if read[2] > back + NOTICED_S]
+        after = [call for call in seen if call.begun > back + NOTICED_S]
         assert len(after) > 100
-        for key, value, begun, _ in after:
-            newest = max((at for k, at, end in acknowledged if k == key and end < begun - STALE_S), default=0.0)
-            assert value > newest, f"{key}: read what was computed {newest - value:.3f} s before it was invalidated"
-        assert len({value for _, value, _, _ in after}) < len(after) / 2, "the cache serves again"
+        # what may stand in for a server that is away does so until this process has noticed that it is back
+        for call in after if function is use_with_stand_ins else seen:
+            over = call.begun - STALE_S
+            newest = max((at for key, at, end in acknowledged if key == call.key and end < over), default=0.0)
+            assert call.value > newest, (
+                f"{call.key}: what was computed {newest - call.value:.3f} s before it was invalidated"
+            )
+        assert len({call.value for call in after}) < len(after) / 2, "the cache serves again"
