@@ -186,7 +186,7 @@ def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[S
             case [2]:
                 return StrictRead((None, None))
             case [3, bytes(entry), bytes(gen)]:
-                return StrictRead((entry, gen or None))
+                return StrictRead((entry, gen))
             case [4]:
                 return StrictRead((None, None), wrong_type=True)
             case [0]:

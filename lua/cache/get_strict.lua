@@ -45,7 +45,7 @@ if not alive then
     I.save()
   end
   if not corrupt then return {2} end
-  return found[1] and {3, found[1], found[2] or ''} or {4}
+  return found[1] and {3, found[1], found[2] or '0 0 0'} or {4}
 end
 I.touch({KEY}, {1})
 if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- a longer one is no time, as its reader will say

@@ -307,7 +307,11 @@ function I.empty_trash(n)
   local generation = I.call('LINDEX', I.trash, 0)
   if not generation then I.heaps = 0; return 0 end
   local heap = I.trash .. ':' .. generation
-  local keys = I.call('HRANDFIELD', heap, n)
+  local keys = redis.pcall('HRANDFIELD', heap, n)
+  if keys.err then                                                     -- no heap of ours: what lay in it is not known
+    I.call('UNLINK', heap)
+    keys = {}
+  end
   if #keys > 0 then
     local live, gone = I.call('HMGET', I.size, unpack(keys)), {}
     for i, key in ipairs(keys) do if not live[i] then gone[#gone + 1] = I.prefix .. key end end

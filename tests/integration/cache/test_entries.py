@@ -550,13 +550,17 @@ def test_a_tier_that_is_none_is_refused(backend: Backend) -> None:
         TieredCache(backend=backend).put("k", 1, "lukewarm")
 
 
-@pytest.mark.parametrize("part", ["meta", "size", "exp", "new", "hot", "warm", "cold", "ghost"])
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [(TieredCache, part) for part in ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost")]
+    + [(LRUCache, part) for part in ("meta", "size", "exp", "cold")],
+)
 def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
-    call: Call, backend: Backend, raw: Raw, namespace: str, part: str
+    call: Call, backend: Backend, raw: Raw, namespace: str, kind: type[LRUCache | TieredCache], part: str
 ) -> None:
-    cache = TieredCache(backend=backend)
-    call(cache, "put", "before", 1)
-    poisoned = f"{tag(namespace, 'tiered')}:{part}"
+    cache = kind(backend=backend)
+    call(cache, "put", "before", 1, ttl=60)
+    poisoned = f"{tag(namespace, 'tiered' if kind is TieredCache else 'cache')}:{part}"
     raw.delete(poisoned)
     raw.set(poisoned, "poison")
     before = {key: raw.dump(key) for key in raw.scan_iter(match=f"{namespace}*")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,11 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.codec import Codec
-from agentperf_redis.errors import AgentPerfError, CorruptState
+from agentperf_redis.errors import CorruptState
 from agentperf_redis.registry import Registry
 from tests.conftest import Call
 from tests.integration.cache.test_coherence import copied
-from tests.servers import Raw, Server
+from tests.servers import Raw
 
 REGISTRY = Registry()
 
@@ -181,33 +182,104 @@ class Planted:
         return self.seen.append, (1,)
 
 
-def test_bytes_planted_under_every_key_run_nothing(call: Call, backend: Backend, raw: Raw, server: Server) -> None:
+CACHES: dict[str, Callable[[Backend, str], LRUCache | TieredCache]] = {
+    "lru": lambda backend, name: LRUCache(name=name, backend=backend),
+    "strict": lambda backend, name: LRUCache(name=name, strict=True, backend=backend),
+    "tiered": lambda backend, name: TieredCache(name=name, backend=backend),
+}
+INDEXES = {
+    "lru": {"meta", "size", "cold"},
+    "strict": {"meta", "size", "cold"},
+    "tiered": {"meta", "size", "exp", "new", "hot", "warm", "cold", "ghost"},
+}
+"""Keys of fixed types that every script of such a cache looks at first; the others it does not use."""
+PARTS = (
+    "meta",
+    "size",
+    "exp",
+    "new",
+    "hot",
+    "warm",
+    "cold",
+    "ghost",
+    "gen",
+    "tags",
+    "e:k",
+    "l:k",
+    "resent",
+    "trash",
+    "trash:",
+)
+
+
+def refused(kind: str, part: str) -> set[str]:
+    """The methods that say which key is corrupt. All others answer: a miss, where the key itself tells what is read."""
+    if part in INDEXES[kind]:
+        reads = {"get"} if kind == "strict" else set()
+        return {"put", "delete", "sweep", "clear"} | ({"invalidate_tags"} if part == "meta" else set()) | reads
+    return {
+        "gen": {"invalidate_tags"},
+        "tags": {"get", "get_many", "invalidate_tags", "clear"},
+        "trash": {"sweep", "clear"},
+        "trash:": set(),
+        "resent": set(),
+        "e:k": set(),
+        "l:k": set(),
+    }.get(part, {"clear"})
+
+
+@pytest.mark.every_server
+@pytest.mark.parametrize("kind", CACHES)
+def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
+    call: Call, backend: Backend, raw: Raw, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever stands in any key: reads are misses or say which key is corrupt, and calls of functions go on."""
     import pickle
 
-    planted = pickle.dumps(Planted())
-    plain = TieredCache(name="pattern", backend=backend, local_size=10)
-    call(plain, "put", "k", 1, tags=["t"])
-    call(plain, "invalidate_tags", "u")
-    names = [key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{backend.namespace}:{{tiered:pattern}}:*")]
-    assert {"meta", "size", "exp", "gen", "tags", "e:k"} <= set(names)
-
-    for number, part in enumerate([*names, "l:k", "ghost", "new", "resent", "trash"]):
-        cache = TieredCache(name=f"c{number}", backend=backend)
+    hostile = [pickle.dumps(Planted()), b"", b"\xff" * 50, b"0 0 0 0 0 0", b"1 0 r 0  z\x00"]
+    cases = [(part, payload) for part in PARTS for payload in (hostile if part in ("e:k", "gen") else hostile[:1])]
+    for case, (part, payload) in enumerate(cases):
+        cache = CACHES[kind](backend, f"c{case}")
+        where = cache._binding.keys.tag + ":" + part
+        if part == "trash:":  # what was cleared, and waits to be swept
+            call(cache, "put_many", {f"k{number}": 1 for number in range(100)})
+            call(cache, "clear")
         call(cache, "put", "k", 1, tags=["t"])
         call(cache, "invalidate_tags", "u")
-        where = f"{backend.namespace}:{{tiered:c{number}}}:{part}"
-        for payload in (planted, b"", b"\xff" * 50, b"0 0 0 0 0 0", b"1 0 r 0  z\x00"):
-            raw.delete(where)
-            raw.set(where, payload)
-            for method, args in (("get", ("k",)), ("put", ("k2", 2)), ("delete", ("k2",)), ("entry", ("k",))):
-                try:
-                    got = call(cache, method, *args)
-                except CorruptState as corrupt:
-                    assert corrupt.key.startswith(f"{backend.namespace}:{{tiered:c{number}}}:"), part  # noqa: PT017
-                except AgentPerfError as error:
-                    pytest.fail(f"{part}, {method}: {error!r}")
-                else:
-                    assert got in (None, 1, True, False) or method == "entry"
-            assert call(cache, "get_or_compute", "k3", lambda: "computed") == "computed"
+        if part == "trash:":
+            (where,) = raw.scan_iter(match=f"{where}*")
+        if part == "l:k":
+            call(cache, "delete", "k")
+        raw.delete(where)
+        raw.set(where, payload)
+        caplog.clear()
+        refusing = refused(kind, part)
+        value = None if part in ("e:k", "gen", "l:k") else 1
+
+        for method, args, expected in (
+            ("get", ("k",), value),
+            ("get_many", (["k"],), {} if value is None else {"k": value}),
+            ("put", ("k2", 2), True),
+            ("delete", ("k2",), True),
+            ("invalidate_tags", ("w",), None),
+            ("get_or_compute", ("k3", lambda: "computed"), "computed"),
+            ("get_or_compute", ("k", lambda: "computed"), value if value and "get" not in refusing else "computed"),
+            ("sweep", (), 0),
+            ("clear", (), None),
+        ):
+            if method in refusing:
+                with pytest.raises(CorruptState) as corrupt:
+                    call(cache, method, *args)
+                assert corrupt.value.key == where, method
+            else:
+                assert call(cache, method, *args) == expected, (part, payload, method)
+
+        reported = [record for record in caplog.records if "counts as missing" in record.getMessage()]
+        assert bool(reported) == (part in ("e:k", "gen", "l:k")), part
+        if reported:
+            assert call(cache, "stats").corrupt > 0, part
+        elif part not in INDEXES[kind]:
+            assert refusing or part in ("resent", "trash:"), "of which no answer is made"
     assert Planted.seen == []
+    used = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{backend.namespace}:*}}:*")}
+    assert {re.sub("^(e|l):.*", r"\1:k", re.sub("^trash:.*", "trash:", part)) for part in used} <= set(PARTS)
