@@ -21,7 +21,8 @@ from agentperf_redis.metrics.cell import (
     slowest_of,
 )
 from agentperf_redis.metrics.histogram import ZERO, micros
-from agentperf_redis.metrics.model import Execution, moment
+from agentperf_redis.metrics.model import Execution
+from agentperf_redis.metrics.moments import local_moment
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.tally import Tally
 from agentperf_redis.script import Script
@@ -216,7 +217,7 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
             kind, _, error = outcome.partition(":")
             found.append(
                 Execution(
-                    ended=moment(int(end_ms)),
+                    ended=local_moment(int(end_ms)),
                     seconds=int(duration.removesuffix("us")) / 1e6,
                     success=kind == OK,
                     cancelled=kind == CANCELLED,

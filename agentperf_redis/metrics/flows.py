@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
 
 from agentperf_redis import arguments, keys
 from agentperf_redis.command import Batch, Command, Flow
@@ -13,6 +11,7 @@ from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.commands import Answer
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked, compared, ranked
 from agentperf_redis.metrics.model import BETWEEN, FIRST, Execution, PerformanceMetrics, StreamMetrics
+from agentperf_redis.metrics.moments import Moment, Stretch, Window, asked_time
 from agentperf_redis.metrics.recorder import Recorder
 from agentperf_redis.metrics.spans import SpanReport, span_report
 from agentperf_redis.metrics.tally import Tally, added, performance
@@ -23,66 +22,6 @@ EXACT_MOST = 1000
 EXACT_MOST_OF_MANY = 16
 """With many agents asked at once, raw durations are fetched only where they are few."""
 MANY_SERIES = 64
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_WINDOW_ALLOWED = 'None, seconds, or a text such as "30s", "5m", "1h", "3d"'
-_LATEST_S = 253_402_300_799.0
-"""The end of the year 9999, where names of slices end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """The time asked for.
-
-    Attributes:
-        window_ms: its length; 0 is all time.
-        as_of_ms: its end, ms since 1970; -1 is now.
-    """
-
-    window_ms: int = 0
-    as_of_ms: int = -1
-
-
-ALL_TIME = Stretch()
-
-
-def asked_time(window: str | float | None, as_of: datetime | float | None) -> Stretch:
-    """Check a window and the moment of its end.
-
-    Raises:
-        InvalidArgument: for anything else than what is documented; `as_of` without a window among it.
-    """
-    if window is None:
-        if as_of is not None:
-            raise InvalidArgument("as_of", as_of, "a moment together with a window; counts of all time have no past")
-        return ALL_TIME
-    return Stretch(round(window_seconds(window) * 1000), _moment_ms(as_of))
-
-
-def window_seconds(window: str | float) -> float:
-    """Turn ``"5m"`` or a number of seconds into seconds."""
-    number: object = window
-    scale = 1.0
-    if isinstance(window, str):
-        scale = _UNITS.get(window[-1:], 0.0)
-        digits = window[:-1]
-        if not scale or not digits.isascii() or not digits.replace(".", "", 1).isdigit():
-            raise InvalidArgument("window", window, _WINDOW_ALLOWED)
-        number = float(digits)
-    length = arguments.number("window", number, _WINDOW_ALLOWED) * scale
-    if not 1.0 <= length <= arguments.MAX_SECONDS:
-        raise InvalidArgument("window", window, "one second to ten years")
-    return length
-
-
-def _moment_ms(as_of: datetime | float | None) -> int:
-    if as_of is None:
-        return -1
-    allowed = "None, a datetime, or seconds since 1970"
-    seconds = as_of.timestamp() if isinstance(as_of, datetime) else arguments.number("as_of", as_of, allowed)
-    if not 0.0 <= seconds <= _LATEST_S:
-        raise InvalidArgument("as_of", as_of, "a moment between 1970 and 9999")
-    return round(seconds * 1000)
 
 
 def own_records_counted(recorder: Recorder) -> Flow[None]:
@@ -98,8 +37,8 @@ def own_records_counted(recorder: Recorder) -> Flow[None]:
 
 def agents(
     recorder: Recorder,
-    window: str | float | None = None,
-    as_of: datetime | float | None = None,
+    window: Window = None,
+    as_of: Moment = None,
     *,
     percentiles: bool = True,
 ) -> Flow[dict[str, PerformanceMetrics]]:
@@ -128,8 +67,8 @@ def _tallies(recorder: Recorder, time: Stretch, *, plain: bool) -> Flow[dict[str
 def combined(
     recorder: Recorder,
     agent_names: tuple[str, ...],
-    window: str | float | None = None,
-    as_of: datetime | float | None = None,
+    window: Window = None,
+    as_of: Moment = None,
 ) -> Flow[PerformanceMetrics]:
     """Read several agents, or all, as if they were one."""
     return _combined(recorder, arguments.names("agent_names", agent_names), asked_time(window, as_of))
@@ -180,8 +119,8 @@ def _executions(recorder: Recorder, command: Command[tuple[Execution, ...]]) -> 
 def agent(
     recorder: Recorder,
     agent_name: str,
-    window: str | float | None = None,
-    as_of: datetime | float | None = None,
+    window: Window = None,
+    as_of: Moment = None,
 ) -> Flow[PerformanceMetrics]:
     """Read one agent; one that is not known has counts of zero."""
     return _agent(recorder, arguments.name("agent_name", agent_name), asked_time(window, as_of))
@@ -196,8 +135,8 @@ def _agent(recorder: Recorder, agent_name: str, time: Stretch) -> Flow[Performan
 def spans(
     recorder: Recorder,
     agent_name: str,
-    window: str | float | None = None,
-    as_of: datetime | float | None = None,
+    window: Window = None,
+    as_of: Moment = None,
 ) -> Flow[SpanReport]:
     """Read all spans of an agent."""
     return _spans(recorder, arguments.name("agent_name", agent_name), asked_time(window, as_of))
@@ -219,8 +158,8 @@ def _spans(recorder: Recorder, agent_name: str, time: Stretch) -> Flow[SpanRepor
 def streams(
     recorder: Recorder,
     agent_name: str,
-    window: str | float | None = None,
-    as_of: datetime | float | None = None,
+    window: Window = None,
+    as_of: Moment = None,
 ) -> Flow[StreamMetrics]:
     """Read how the streams of an agent came."""
     return _streams(recorder, arguments.name("agent_name", agent_name), asked_time(window, as_of))
@@ -241,8 +180,8 @@ def _streams(recorder: Recorder, agent_name: str, time: Stretch) -> Flow[StreamM
 def rank(
     recorder: Recorder,
     by: RankBy | str,
-    window: str | float | None = None,
-    as_of: datetime | float | None = None,
+    window: Window = None,
+    as_of: Moment = None,
     least_tasks: int = 1,
 ) -> Flow[tuple[Ranked, ...]]:
     """Read all agents and rank them."""
@@ -256,7 +195,7 @@ def _rank(reading: Flow[dict[str, PerformanceMetrics]], by: RankBy, least_tasks:
     return ranked(found.values(), by, least_tasks)
 
 
-AskedAgent = tuple[str | None, str | float | None, datetime | float | None]
+AskedAgent = tuple[str | None, Window, Moment]
 """An agent's name, a window and its end."""
 
 

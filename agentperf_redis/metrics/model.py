@@ -24,11 +24,6 @@ def seconds(us: int) -> float:
     return us / 1e6
 
 
-def moment(ms: int) -> datetime:
-    """Turn the server's milliseconds into local time without a zone, as ``datetime.now()`` gives it."""
-    return datetime.fromtimestamp(ms / 1000)  # noqa: DTZ006  the reference's moments are naive local ones
-
-
 @dataclass(frozen=True, slots=True)
 class Interval:
     """The stretch of time an answer covers: whole slices, so it may begin a little before the window asked for.
@@ -326,6 +321,7 @@ class Delivery:
             server remembers its number.
         samples_dropped: raw samples that were counted, but not kept as samples.
         other: executions counted under ``__other__``.
+        usage_unread: calls of models recorded with a ``usage=`` that held no token counts, so without their tokens.
         last_error: what the last flush met, or None.
     """
 
@@ -336,4 +332,5 @@ class Delivery:
     uncertain: int
     samples_dropped: int
     other: int
+    usage_unread: int
     last_error: str | None

@@ -24,6 +24,7 @@ from agentperf_redis.metrics.buffer import Buffer, Parcel
 from agentperf_redis.metrics.commands import Flushed
 from agentperf_redis.metrics.model import Delivery
 from agentperf_redis.metrics.retention import Retention
+from agentperf_redis.metrics.usage import UnreadUsage
 
 _log = logging.getLogger("agentperf_redis")
 
@@ -58,6 +59,7 @@ class Recorder:
         self.retention = retention or Retention()
         self._firm = retention is not None
         self.buffer = Buffer(on_first=self._wake)
+        self.unread_usage = UnreadUsage()
         self._closed = False
         self._said_closed = False
         self._settled = 0
@@ -86,6 +88,7 @@ class Recorder:
     def after_fork(self) -> None:
         """In a forked child: begin empty, under another writer's name. The parent flushes what it has."""
         self.buffer.reset()
+        self.unread_usage = UnreadUsage()
         self._begin()
 
     def _wake(self) -> None:
@@ -299,6 +302,7 @@ class Recorder:
             uncertain=uncertain,
             samples_dropped=samples_dropped,
             other=other,
+            usage_unread=self.unread_usage.count,
             last_error=None if self._last_error is None else str(self._last_error),
         )
 

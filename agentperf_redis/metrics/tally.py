@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantiles, exact_quantile, merged
-from agentperf_redis.metrics.model import Interval, ModelUsage, PerformanceMetrics, moment, seconds
+from agentperf_redis.metrics.model import Interval, ModelUsage, PerformanceMetrics, seconds
+from agentperf_redis.metrics.moments import local_moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def performance(agent_name: str, tally: Tally, *, plain: bool = False) -> Perfor
         p99_execution_time=p99,
         execution_times=times,
         error_types=tally.errors,
-        last_execution=moment(counts["last_ms"]) if n and "last_ms" in counts else None,
+        last_execution=local_moment(counts["last_ms"]) if n and "last_ms" in counts else None,
         cancelled_count=get("cancelled", 0),
         exact=exact,
         error_bound=0.0 if exact else RELATIVE_ERROR,

@@ -8,9 +8,14 @@ Ollama; LangChain `usage_metadata`).
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+_log = logging.getLogger("agentperf_redis")
 
 _HOLDERS = ("usage", "usage_metadata", "usageMetadata", "meta", "response_metadata")
 """Where a response keeps its usage. Cohere's ``meta`` has ``billed_units`` or ``tokens`` inside."""
@@ -76,6 +81,38 @@ def read_usage(response: object) -> Usage | None:
         model=_text(response, _MODEL) or _text(usage, _MODEL),
         cost=_amount(usage) or _amount(response),
     )
+
+
+_KINDS_MOST = 100
+_NAMES_SHOWN = 8
+
+
+class UnreadUsage:
+    """What a process was given as usage and held no counts: the call is counted, its tokens cannot be."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def note(self, response: object) -> None:
+        """Count it, and say so in the log once for each kind of response."""
+        kind = _kind(response)
+        with self._lock:
+            self.count += 1
+            if kind in self._said or len(self._said) >= _KINDS_MOST:
+                return
+            self._said.add(kind)
+        _log.warning("record_llm found no token counts in usage=<%s>: such calls are counted without tokens", kind)
+
+
+def _kind(response: object) -> str:
+    """Describe without telling any content: the type, and of a mapping the names in it."""
+    name = f"{type(response).__module__}.{type(response).__qualname__}".removeprefix("builtins.")
+    if not isinstance(response, Mapping):
+        return name
+    names = sorted(str(key)[:40] for key in islice(response, _NAMES_SHOWN))
+    return f"{name} with {', '.join(names) or 'nothing'}"
 
 
 def _holder(source: object, depth: int) -> object:

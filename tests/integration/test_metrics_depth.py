@@ -203,6 +203,25 @@ def test_use_of_models_is_counted_for_the_agent_and_its_span(collector: MetricsC
     assert (stage.metrics.tokens_in, stage.metrics.tokens_out, stage.metrics.tool_calls) == (5, 7, 2)
 
 
+def test_a_usage_without_counts_loses_no_call_and_is_told(
+    collector: MetricsCollector, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        collector.record_llm("research", usage={"secret": "text", "tokens_used": 5}, tokens_in=3, model="gpt-x")
+    collector.record_llm("research", usage=object())
+    collector.record_llm("research", usage=None)
+    with pytest.raises(InvalidArgument, match="calls"):
+        collector.record_llm("research", usage=object(), calls=-1)
+
+    found = call(collector, "get_or_create_metrics", "research")
+    assert (found.llm_calls, found.tokens_in, found.models["gpt-x"].calls) == (4, 6, 2)
+    assert collector.delivery().usage_unread == 3
+    first, second = [record.getMessage() for record in caplog.records]
+    assert "secret, tokens_used" in first
+    assert "text" not in first, "what is in it may be private"
+    assert "object" in second
+
+
 def test_models_beyond_the_guard_are_counted_together(
     collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.comparison import compared
-from agentperf_redis.metrics.flows import Stretch, asked_time
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index
 from agentperf_redis.metrics.model import Interval, PerformanceMetrics, system_summary
+from agentperf_redis.metrics.moments import Stretch, asked_time, local_moment
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.tally import Tally, added, performance
 
@@ -170,10 +172,33 @@ def test_bad_windows_are_refused(window: str) -> None:
         asked_time(window, None)
 
 
-@pytest.mark.parametrize("as_of", ["now", True, float("nan"), float("inf"), -1, 1e300, []])
+@pytest.mark.parametrize(
+    "as_of",
+    ["now", True, float("nan"), float("inf"), -1, 1e300, [], date(2026, 1, 1), 1_764_100_000_000, datetime(1, 1, 1),  # noqa: DTZ001
+     datetime.max.replace(tzinfo=timezone(timedelta(hours=-14))), datetime(1969, 1, 1, tzinfo=UTC)],
+)  # fmt: skip
 def test_bad_moments_are_refused(as_of: float) -> None:
     with pytest.raises(InvalidArgument, match="as_of"):
         asked_time("5m", as_of)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
+def test_a_moment_of_each_kind_means_the_same(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        seconds = 1_793_509_200.125  # an hour before clocks go back in New York, and half an hour into that hour
+        for as_of in (seconds, seconds + 5400.0):
+            aware = datetime.fromtimestamp(as_of, timezone(timedelta(hours=9)))
+            local = datetime.fromtimestamp(as_of)  # noqa: DTZ006  the kind that is tested
+            ms = round(as_of * 1000)
+            for given in (as_of, aware, local):
+                assert asked_time("5m", given) == Stretch(300_000, ms)
+            assert local_moment(ms) == local
+            assert asked_time("5m", local_moment(ms)).as_of_ms == ms, "what an answer holds can be asked about"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_all_time_has_no_past() -> None:

@@ -1,0 +1,93 @@
+"""Windows and moments, as users give and get them.
+
+A moment is given in one of three kinds, whichever is at hand, and means the same in each:
+
+- a datetime with a zone;
+- a datetime without one: local time, as ``datetime.now()`` gives it, and as the answers hold it (`last_execution`,
+  `Execution.ended`), since the reference does so; in the hour that a change of the clocks repeats, its ``fold`` tells;
+- a number: seconds since 1970, as ``time.time()`` gives them, and as `Interval` holds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from agentperf_redis import arguments
+from agentperf_redis.errors import InvalidArgument
+
+Window = str | float | None
+Moment = datetime | float | None
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_WINDOW_ALLOWED = 'None, seconds, or a text such as "30s", "5m", "1h", "3d"'
+_MOMENT_ALLOWED = "None, a datetime (local time when it has no zone), or seconds since 1970; between 1970 and 9999"
+_LATEST_S = 253_402_300_799.0
+"""The end of the year 9999, where names of slices end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The time asked for.
+
+    Attributes:
+        window_ms: its length; 0 is all time.
+        as_of_ms: its end, ms since 1970; -1 is now.
+    """
+
+    window_ms: int = 0
+    as_of_ms: int = -1
+
+
+ALL_TIME = Stretch()
+
+
+def asked_time(window: Window, as_of: Moment) -> Stretch:
+    """Check a window and the moment of its end.
+
+    Raises:
+        InvalidArgument: for anything else than what is documented; `as_of` without a window among it.
+    """
+    if window is None:
+        if as_of is not None:
+            raise InvalidArgument("as_of", as_of, "a moment together with a window; counts of all time have no past")
+        return ALL_TIME
+    return Stretch(round(window_seconds(window) * 1000), -1 if as_of is None else moment_ms("as_of", as_of))
+
+
+def window_seconds(window: str | float) -> float:
+    """Turn ``"5m"`` or a number of seconds into seconds."""
+    number: object = window
+    scale = 1.0
+    if isinstance(window, str):
+        scale = _UNITS.get(window[-1:], 0.0)
+        digits = window[:-1]
+        if not scale or not digits.isascii() or not digits.replace(".", "", 1).isdigit():
+            raise InvalidArgument("window", window, _WINDOW_ALLOWED)
+        number = float(digits)
+    length = arguments.number("window", number, _WINDOW_ALLOWED) * scale
+    if not 1.0 <= length <= arguments.MAX_SECONDS:
+        raise InvalidArgument("window", window, "one second to ten years")
+    return length
+
+
+def moment_ms(argument: str, given: object) -> int:
+    """Turn a moment of any kind into milliseconds since 1970.
+
+    Raises:
+        InvalidArgument: for what is none, such as a date, a text, or milliseconds.
+    """
+    try:
+        seconds = given.timestamp() if isinstance(given, datetime) else None
+    except (OverflowError, ValueError, OSError):  # near the years 1 and 9999, where a zone leads out of the calendar
+        raise InvalidArgument(argument, given, _MOMENT_ALLOWED) from None
+    if seconds is None:
+        seconds = arguments.number(argument, given, _MOMENT_ALLOWED)
+    if not 0.0 <= seconds <= _LATEST_S:
+        raise InvalidArgument(argument, given, _MOMENT_ALLOWED)
+    return round(seconds * 1000)
+
+
+def local_moment(ms: int) -> datetime:
+    """Turn the server's milliseconds into local time without a zone, as ``datetime.now()`` gives it."""
+    return datetime.fromtimestamp(ms / 1000)  # noqa: DTZ006  the reference's moments are naive local ones
