@@ -169,9 +169,10 @@ local function upkeep(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
-  -- Hand what is free to those who wait, in order. Those whom nothing fits do not hold up those behind them, some 130
-  -- deep; what was looked for in vain is not looked for again, since nothing becomes free meanwhile. A grant is stored
-  -- for CLAIM_MS to be fetched; the message is a hint. False when it stopped at GRANTS.
+  -- Hand what is free to those who wait, in order, but to none who fell silent and was not cleared away yet. Those whom
+  -- nothing fits do not hold up those behind them, some 130 deep; what was looked for in vain is not looked for again,
+  -- since nothing becomes free meanwhile. A grant is stored for CLAIM_MS to be fetched; the message is a hint. False when
+  -- it stopped at GRANTS.
   function self.pump()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}
@@ -179,8 +180,12 @@ local function upkeep(now_us)
       if call('ZCARD', READY) == 0 then return true end
       local tokens = call('ZRANGE', WAITQ, at, at + (look == 1 and FEW or MANY) - 1)
       if #tokens == 0 then return true end
+      local marks = {}
+      for i, token in ipairs(tokens) do marks[i] = 'W' .. token end
+      local live_until = call('ZMSCORE', DUE, unpack(marks))
       for i, record in ipairs(call('HMGET', STATE, unpack(tokens))) do
         local token, score, labels, need = tokens[i], match(record or '', '^W (%S+) %d+ (%S+) (%d+)$')
+        if live_until[i] and tonumber(live_until[i]) <= now_ms then labels = nil end
         local id = labels and not vain[labels] and self.best(labels)
         local r = id and self.read(id)
         if r and r.load < r.lim then

@@ -16,7 +16,7 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, Lease, LoadBalancer, commands
-from agentperf_redis.balancer.commands import Granted, Pool, Queued, Spent
+from agentperf_redis.balancer.commands import ANY, Granted, Pool, Queued, Spent
 from agentperf_redis.errors import NoCapacity
 from tests.conftest import Call
 from tests.proxy import Proxy
@@ -317,6 +317,28 @@ def test_a_waiter_that_fell_silent_is_passed_over(
     assert balancer.release(first)
     assert isinstance(ask(backend, "@living"), Granted)
     assert not raw.hexists(pool.state, "@dead")
+
+
+@pytest.mark.parametrize("dead", [3, 20, 60])
+def test_what_comes_back_when_all_in_line_are_dead_goes_to_who_asks_next(
+    balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, dead: int
+) -> None:
+    """However many there are: that they fell silent is cleared away a few at a time."""
+    first = balancer.acquire("planner")
+    assert first is not None
+    assert first.lease is not None
+    for number in range(dead):
+        assert isinstance(ask(backend, f"@dead{number}"), Queued)
+    silence = {f"W@dead{number}": 2 + number for number in range(dead)}
+    raw.zadd(pool.due, {first.lease.token: 1, **silence}, xx=True)  # the lease ends first, and is dealt with first
+    raw.hset(pool.state, "#next", 0)
+
+    assert isinstance(
+        backend.run(commands.acquire(Pool.of(backend.namespace, "planner"), "@next", 10_000, ANY)), Granted
+    )
+
+    assert [record for record in raw.hvals(pool.state) if record[:2] == "G "] == []
+    assert not balancer.release(first)
 
 
 @pytest.mark.parametrize("tombstones", [1, 31, 200])
