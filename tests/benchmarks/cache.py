@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -38,7 +39,7 @@ LOCAL_GOAL, LOCAL_CALL_GOAL = 1 / 25, 1 / 5
 HIT_GOAL, CALL_GOAL, TASKS_GOAL = 1.25, 1 / 1.5, 1 / 2.5
 SIZE_GOAL = 1.3
 PUT_GOAL = {"Valkey": {Policy.LRU: 16.0, Policy.TINYLFU: 20.0}, "Redis": {Policy.LRU: 10.0, Policy.TINYLFU: 12.0}}
-"""Times a bare script with as many arguments, on the same server."""
+"""Times a script that is given the same keys and arguments and does nothing, on the same server."""
 LAST_WAITER_GOAL_S = 0.05
 MEMORY_GOAL_BYTES = {"Valkey": 1.3 * 1360, "Redis": 1.3 * 1750}
 """Bytes per entry of 1 KB."""
@@ -48,6 +49,7 @@ TOUCH_GOAL = 2.1
 """Times an LRU's, whose touches neither read nor write a frequency: what the policy cost when it was chosen, 5.7 us a
 key against 2.7 us, in batches of 64 among 10,000 entries. So it holds that admission has not become dearer since."""
 VALUE = "x" * 100
+BARE = Script("bare", "return 1")
 
 
 def rows(bench: Bench) -> Iterator[Row]:
@@ -331,7 +333,12 @@ def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any
     )
 
 
-def server_us(client: Any, script: Script, work: Callable[[], object]) -> float:
+def bare_commands(puts: Batch[Any]) -> Batch[Any]:
+    """The same keys and arguments, for a script that does nothing: what any script of such a call costs."""
+    return Batch(tuple(replace(put, script=BARE, decode=lambda reply: reply) for put in puts.commands))
+
+
+def server_us(client: Any, work: Callable[[], object]) -> float:
     """Microseconds per call that the server itself counts for EVALSHA while the work runs."""
     client.config_resetstat()
     work()
@@ -343,15 +350,6 @@ def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[R
     """Server time of a put that evicts one entry, in caches of three sizes."""
     sizes = (1000, 10_000, 100_000) if bench.full else (1000, 5000, 20_000)
     calls = 3000 if bench.full else 1000
-    bare_sha = client.script_load("return 1")
-
-    def bare() -> None:
-        for _ in range(calls // 100):
-            pipe = client.pipeline(transaction=False)
-            for _ in range(100):
-                pipe.execute_command("EVALSHA", bare_sha, 14, *["{b}"] * 14, *["x"] * 16)
-            pipe.execute()
-
     lru_touches: dict[int, float] = {}
     for policy in Policy:
         caches = {size: LRUCache(size, name=f"{policy.value}{size}", policy=policy, backend=backend) for size in sizes}
@@ -360,14 +358,14 @@ def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[R
             cache.put("first", 1)
             for _ in range(size // 500):
                 backend.run(put_commands(cache, names[size], 500))
-        script = Script("cache/put")
         took: dict[int, list[float]] = {size: [] for size in sizes}
         bares = []
         for _ in range(bench.rounds):
-            bares.append(server_us(client, script, bare))
+            idle = [bare_commands(put_commands(caches[sizes[0]], names[sizes[0]], 100)) for _ in range(calls // 100)]
+            bares.append(server_us(client, lambda idle=idle: [backend.run(b) for b in idle]))  # type: ignore[misc]
             for size, cache in caches.items():
                 batches = [put_commands(cache, names[size], 100) for _ in range(calls // 100)]
-                took[size].append(server_us(client, script, lambda batches=batches: [backend.run(b) for b in batches]))  # type: ignore[misc]
+                took[size].append(server_us(client, lambda batches=batches: [backend.run(b) for b in batches]))  # type: ignore[misc]
         bare_us = statistics.median(bares)
         smallest = statistics.median(took[sizes[0]])
         for size in sizes:
@@ -400,7 +398,7 @@ def touches(
             reads = (tuple((name, 1) for name in chance.sample(held[size], READS)) for _ in range(calls))
             reports = (Report(next(seq), 0, 0, 0, each) for each in reads)
             batch = Batch(tuple(cache_commands.touch(cache._binding.keys, "bench", report) for report in reports))
-            took[size].append(server_us(client, Script("cache/touch"), lambda batch=batch: backend.run(batch)) / READS)  # type: ignore[misc]
+            took[size].append(server_us(client, lambda batch=batch: backend.run(batch)) / READS)  # type: ignore[misc]
     for size, each in took.items():
         mine = statistics.median(each)
         if size in lru:
