@@ -20,6 +20,8 @@ class Entry(Protocol):
 
     expired: bool
     """Its time is over; it keeps its place until a put, a report or a sweep."""
+    dead: bool
+    """A tag of it was invalidated; it keeps its place until it is overwritten, leaves, or is swept."""
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -48,13 +50,17 @@ class CacheMachine(RuleBasedStateMachine):
         """Have the model follow what a report of the reads that wait does to the cache."""
         raise NotImplementedError
 
+    def removed(self, key: str) -> None:
+        """Have the model follow what takes an entry out, wherever it stands, and evicts nobody."""
+        del self.model[key]
+
     def reaped(self) -> None:
         for key in [key for key, held in self.model.items() if held.expired]:
-            del self.model[key]
+            self.removed(key)
 
     def alive(self, key: str) -> Any:
         held = self.model.get(key)
-        return None if held is None or held.expired else held
+        return None if held is None or held.expired or held.dead else held
 
     def deleted(self, key: str) -> None:
         held: Entry | None = self.model.pop(key, None)
@@ -63,6 +69,8 @@ class CacheMachine(RuleBasedStateMachine):
     def swept(self) -> None:
         self.cache.sweep()
         self.reaped()
+        for key in [key for key, held in self.model.items() if held.dead]:
+            self.removed(key)
 
     def cleared(self) -> None:
         self.cache.clear()

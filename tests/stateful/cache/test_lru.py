@@ -30,7 +30,6 @@ class Held:
     expires: bool
     reads: int = 0
     dead: bool = False
-    """A tag of it was invalidated; it keeps its place until it is overwritten or leaves."""
     expired: bool = False
 
 
@@ -45,10 +44,6 @@ class LRUMachine(CacheMachine):
         self.model: OrderedDict[str, Held] = OrderedDict()
         self.hits = self.misses = self.evictions = 0
         self.where = self.cache._binding.keys
-
-    def alive(self, key: str) -> Held | None:
-        held: Held | None = super().alive(key)
-        return None if held is None or held.dead else held
 
     def reported(self) -> None:
         if self.unreported:

@@ -34,6 +34,7 @@ class Held:
     at: int
     life_s: float
     expired: bool = False
+    dead: bool = False
 
 
 class TieredMachine(CacheMachine):

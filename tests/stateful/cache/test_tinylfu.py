@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 
@@ -12,9 +11,8 @@ from agentperf_redis.cache import LRUCache, TieredCache, chores
 from tests.integration.cache.scan import faults
 from tests.mutants import alter
 from tests.servers import Raw
-from tests.stateful.cache.tinylfu import HOT, TinyLFU
+from tests.stateful.cache.tinylfu import HOT, TIERS, TinyLFU, differences
 
-TIERS = ("hot", "warm", "cold", "new")
 SMALL = [(2, 2, 1), (1, 2, 3), (0, 0, 6)]
 LARGE = [(8, 40, 160), (0, 0, 120)]
 
@@ -65,23 +63,7 @@ class Both:
         self.model.delete(key)
 
     def differences(self) -> list[str]:
-        """What the server holds otherwise than the model."""
-        pairs: dict[str, tuple[Any, Any]] = {
-            name: (self.standing(name), [(key, tier[key] % 16) for key in tier.order()])
-            for name, tier in zip((*TIERS, "ghost"), (*self.model.tiers, self.model.ghosts), strict=True)
-        }
-        meta = self.raw.hgetall(self.where.meta)
-        pairs["accesses"] = int(meta.get("accesses", 0)), self.model.accesses
-        pairs["grow"] = pytest.approx(float(meta.get("grow", 0))), self.model.grow
-        pairs["halvings"] = (
-            [halving != "0" for halving in meta.get("halvings", "0 0 0 0").split()],
-            [halving != 0 for halving in self.model.halvings],
-        )
-        return [f"{name}: {here} where the model has {there}" for name, (here, there) in pairs.items() if here != there]
-
-    def standing(self, name: str) -> list[tuple[str, int]]:
-        members = self.raw.zrange(getattr(self.where, name), 0, -1, withscores=True)
-        return [(key, int(score) % 16) for key, score in members]
+        return differences(self.raw, self.where, self.model)
 
 
 def work(both: Both, seed: int, operations: int, look_every: int) -> list[str]:

@@ -7,8 +7,15 @@ Source: Einziger, Friedman, Manes, "TinyLFU: A Highly Efficient Cache Admission 
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import pytest
+
+from agentperf_redis.keys import CacheKeys
+from tests.servers import Raw
 
 HOT, WARM, COLD, NEW = range(4)
+TIERS = ("hot", "warm", "cold", "new")
 WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.015, 0.1, 0.075
 GHOSTS, LEAST_GHOSTS = 2, 16
 SAMPLE = 10
@@ -132,6 +139,17 @@ class TinyLFU:
             del self.tiers[tier][key]
         self.clock += 1
 
+    def remove(self, key: str) -> None:
+        """Take an entry out that has expired or was swept: no ghost stays, and no time passes."""
+        tier = self.find(key)
+        assert tier is not None
+        del self.tiers[tier][key]
+
+    def clear(self) -> None:
+        for tier in (*self.tiers, self.ghosts):
+            tier.clear()
+        self.accesses, self.grow, self.halvings = 0, 0.0, [0, 0, 0, 0]
+
     def balance(self, keep: str | None = None) -> None:
         """Bring hot, warm, the window and the whole within their rooms."""
         for tier in (HOT, WARM):
@@ -173,3 +191,24 @@ class TinyLFU:
     def evict(self, tier: int, key: str) -> None:
         frequency = min(GHOSTS_MOST, self.frequency(self.tiers[tier].pop(key)))
         self.ghosts[key] = self.clock * 16 + (FROM_WINDOW if tier == NEW else 0) + frequency
+
+
+def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
+    """What the server holds otherwise than the model."""
+
+    def standing(name: str) -> list[tuple[str, int]]:
+        members = raw.zrange(getattr(where, name), 0, -1, withscores=True)
+        return [(key, int(score) % 16) for key, score in members]
+
+    pairs: dict[str, tuple[Any, Any]] = {
+        name: (standing(name), [(key, tier[key] % 16) for key in tier.order()])
+        for name, tier in zip((*TIERS, "ghost"), (*model.tiers, model.ghosts), strict=True)
+    }
+    meta = raw.hgetall(where.meta)
+    pairs["accesses"] = int(meta.get("accesses", 0)), model.accesses
+    pairs["grow"] = pytest.approx(float(meta.get("grow", 0))), model.grow
+    pairs["halvings"] = (
+        [halving != "0" for halving in meta.get("halvings", "0 0 0 0").split()],
+        [halving != 0 for halving in model.halvings],
+    )
+    return [f"{name}: {here} where the model has {there}" for name, (here, there) in pairs.items() if here != there]

@@ -1,0 +1,203 @@
+"""TieredCache as shipped, under policy tinylfu, against its model: any sequence of operations, with lives and tags."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from agentperf_redis.cache import TieredCache
+from tests.integration.cache.scan import faults
+from tests.mutants import alter
+from tests.servers import Server
+from tests.stateful.cache.machine import CacheMachine, run
+from tests.stateful.cache.tinylfu import COLD, NEW, TIERS, TinyLFU, differences
+
+ROOMS = (1, 2, 3)
+LIVES_S = (100, 200, 300)
+KEYS = st.sampled_from("abcdefghijk")
+TAGS = st.sets(st.sampled_from("tu"))
+PUTS = st.tuples(
+    KEYS,
+    st.integers(0, 9),
+    st.sampled_from((None, None, None, None, *TIERS[:NEW])),
+    st.sampled_from((None, math.inf, 50)),
+    TAGS,
+)
+
+
+@dataclass
+class Held:
+    """What the model holds for a key; where it stands is the policy's."""
+
+    value: int
+    tags: frozenset[str]
+    life_s: float
+    reads: int = 0
+    dead: bool = False
+    expired: bool = False
+
+
+class TinyLFUMachine(CacheMachine):
+    """The rules; what is held is the model's, and who stays is `TinyLFU`'s."""
+
+    cache: TieredCache
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = TieredCache(*ROOMS, *LIVES_S, name="m", backend=self.backend)
+        self.where = self.cache._binding.keys
+        self.model: dict[str, Held] = {}
+        self.policy = TinyLFU(*ROOMS)
+        self.waiting: dict[str, int] = {}
+        """Reads not reported yet, oldest first."""
+        self.hits = self.misses = self.evictions = 0
+
+    # the model
+
+    def read(self, key: str) -> Held | None:
+        held: Held | None = self.alive(key)
+        self.unreported = True
+        if held is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+            held.reads += 1
+            self.waiting[key] = self.waiting.pop(key, 0) + 1
+        return held
+
+    def take_in_reads(self) -> None:
+        self.policy.touch(self.waiting)
+        self.waiting.clear()
+        self.unreported = False
+        self.reaped()
+
+    def removed(self, key: str) -> None:
+        super().removed(key)
+        self.policy.remove(key)
+
+    def evicted(self) -> None:
+        """Take those out of the model whom the policy did not keep."""
+        for key in [key for key in self.model if key not in self.policy]:
+            del self.model[key]
+            self.evictions += 1
+
+    def reported(self) -> None:
+        if self.unreported:
+            self.take_in_reads()
+            self.policy.balance()
+            self.evicted()
+
+    def stored(self, key: str, value: int, tier: str | None, ttl: float | None, tags: set[str]) -> None:
+        self.take_in_reads()
+        known = self.policy.find(key)
+        place = TIERS.index(tier) if tier else NEW if known is None else known
+        self.policy.put(key, {}, TIERS.index(tier) if tier else None)
+        self.model[key] = Held(value, frozenset(tags), LIVES_S[min(place, COLD)] if ttl is None else ttl)
+        self.evicted()
+
+    # what users do
+
+    @rule(keys=st.lists(st.tuples(KEYS, st.integers(1, 3)), min_size=2, max_size=8))
+    def get(self, keys: list[tuple[str, int]]) -> None:
+        for key, times in keys:
+            for _ in range(times):
+                held = self.read(key)
+                assert self.cache.get(key) == (held and held.value)
+
+    @rule(keys=st.lists(KEYS, unique=True, max_size=5))
+    def get_many(self, keys: list[str]) -> None:
+        found = {key: held.value for key in keys if (held := self.read(key)) is not None}
+        assert self.cache.get_many(keys) == found
+
+    @rule(puts=st.lists(PUTS, min_size=1, max_size=8))
+    def put(self, puts: list[tuple[str, int, str | None, float | None, set[str]]]) -> None:
+        for key, value, tier, ttl, tags in puts:
+            assert self.cache.put(key, value, tier, ttl=ttl, tags=tags) is True
+            self.stored(key, value, tier, ttl, tags)
+            self.read(key)
+            assert self.cache.get(key) == value, "a put is found by the next get"
+
+    @rule(key=KEYS, value=st.integers(0, 9))
+    def get_or_compute(self, key: str, value: int) -> None:
+        held = self.read(key)
+        assert self.cache.get_or_compute(key, lambda: value) == (value if held is None else held.value)
+        if held is None:
+            self.stored(key, value, None, None, set())
+
+    @rule(key=KEYS)
+    def delete(self, key: str) -> None:
+        if key in self.model or self.raw.exists(self.where.meta):
+            self.policy.delete(key)
+        self.deleted(key)
+
+    @rule(tag=st.sampled_from("tu"))
+    def invalidate_tag(self, tag: str) -> None:
+        self.cache.invalidate_tags(tag)
+        for held in self.model.values():
+            held.dead |= tag in held.tags
+
+    @rule(clear=st.sampled_from((False, False, True)))
+    def clear_away(self, clear: bool) -> None:
+        if clear:
+            self.cleared()
+            self.policy.clear()
+        else:
+            self.swept()
+            self.policy.balance()
+
+    @rule(keys=st.sets(KEYS, max_size=3))
+    def time_passes(self, keys: set[str]) -> None:
+        for key in sorted(keys):
+            held = self.model.get(key)
+            self.time_is_over(key, expires=held is not None and held.life_s != math.inf)
+
+    @rule(key=KEYS)
+    def entry(self, key: str) -> None:
+        entry = self.cache.entry(key)
+        self.reported()
+        held: Held | None = self.alive(key)
+        assert (entry is None) == (held is None)
+        if entry is None or held is None:
+            return
+        place = self.policy.find(key)
+        assert place is not None
+        assert (entry.value, entry.tags, entry.access_count) == (held.value, held.tags, held.reads)
+        assert entry.tier.value == TIERS[min(place, COLD)]
+        life: Any = math.inf if entry.expires_at is None else (entry.expires_at - entry.created_at).total_seconds()
+        assert life == pytest.approx(held.life_s, abs=0.002)
+
+    @rule()
+    def they_agree(self) -> None:
+        if not self.raw.exists(self.where.meta):
+            return
+        stats = self.cache.stats()
+        self.reported()
+        assert (stats.size, stats.hits, stats.misses) == (len(self.model), self.hits, self.misses)
+        assert stats.evictions == self.evictions
+        assert differences(self.raw, self.where, self.policy) == []
+        assert faults(self.raw, self.backend.namespace, "tiered", "m") == []
+
+
+def test_any_sequence_of_operations_agrees_with_the_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(TinyLFUMachine, server, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "instead"),
+    [
+        ("put", "for j = 1, #gone do I.remove(gone[j]) end", "for j = 1, #gone do I.drop(gone[j]) end"),
+        ("put", "f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1", "f = 1"),
+        ("sweep", "  return tonumber(version) <= newest", "  return false"),
+    ],
+)
+def test_the_check_of_the_check_a_fault_in_a_script_is_found(
+    server: Server, monkeypatch: pytest.MonkeyPatch, name: str, line: str, instead: str
+) -> None:
+    alter(monkeypatch, f"cache/{name}", line, instead)
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        run(TinyLFUMachine, server, monkeypatch)
