@@ -92,11 +92,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.raw.hset(where.meta, "next", 1)
 
 
-def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a machine on a server."""
+def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int = 40) -> None:
+    """Run a machine on a server, through so many sequences, or to the first at which it disagrees."""
     monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)  # reports go when the model says, not when a step took long
     effort = settings(
-        max_examples=40,
+        max_examples=examples,
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -200,4 +200,4 @@ def test_the_check_of_the_check_a_fault_in_a_script_is_found(
 ) -> None:
     alter(monkeypatch, f"cache/{name}", line, instead)
     with pytest.raises((AssertionError, ExceptionGroup)):
-        run(TinyLFUMachine, server, monkeypatch)
+        run(TinyLFUMachine, server, monkeypatch, examples=500)  # it takes some thirty
