@@ -46,6 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_server: runs on every kind of server, also without --all-servers")
     config.addinivalue_line("markers", "servers(*kinds): runs on exactly these kinds of server, always")
+    config.addinivalue_line(
+        "markers", "waits: mostly waits, for half a minute: begun first, while others have work to do"
+    )
     config.addinivalue_line("markers", "standalone: what it stands before or does to the server a Cluster would evade")
     if not _is_worker(config):  # which has its session's mark already
         os.environ[_SESSION_MARK] = uuid.uuid4().hex
@@ -83,7 +86,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--other-servers`, leave out what runs without it: one run of each is one of everything."""
+    """Begin with what waits. With `--other-servers`, leave out what runs without it: one run of each is one of everything."""
+    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
     if not config.getoption("--other-servers"):
         return
 

@@ -25,6 +25,7 @@ from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
+from tests.filled import fill_slices
 
 SAMPLES_PER_FLUSH = 500
 TIMES = 20_000
@@ -361,27 +362,10 @@ def quantiles(bench: Bench) -> Iterator[Row]:
 
 
 def memory(bench: Bench) -> Row:
-    """A busy agent's memory with the default lives of slices, from the sizes of what 15 minutes leave."""
+    """A busy agent's memory with the default lives of slices, all of these being there and full."""
     client = bench.client()
-    client.script_load(commands.FLUSH.source)
-    clock = [0.0]
-    buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
-    seconds, micro = client.time()
-    buffer.synchronise(seconds + micro / 1e6, 0.0)
-    source = random.Random(1)
-    for step in range(89):
-        clock[0] = step * 10.0 - 890.0
-        for _ in range(10):
-            buffer.record("busy", source.lognormvariate(0.7, 0.8), OK)
-    clock[0] = 0.0
-    for call in packed("memory", buffer, 0.0):
-        client.execute_command("EVALSHA", *call)
-    sizes: dict[str, list[int]] = {}
-    for key in client.scan_iter("memory:*:busy", count=1000):
-        kind = key.decode().split(":")[3]
-        sizes.setdefault(kind, []).append(int(client.execute_command("MEMORY", "USAGE", key, "SAMPLES", 0)))
-    lives = {"10s": 91, "1m": 181, "1h": 193, "1d": 91, "total": 1, "recent": 1, "slow": 1}
-    taken = sum(statistics.mean(each) * lives[kind] for kind, each in sizes.items())
+    agents = 10
+    taken = fill_slices(client, "memory", Retention(), agents=agents, per_second=1) / agents
     forecast = memory_forecast(Retention(), agents=1, per_second=1.0).total
     client.close()
     ratio = taken / 0.6e6

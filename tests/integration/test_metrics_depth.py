@@ -17,7 +17,7 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.cell import OK
@@ -29,6 +29,7 @@ from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.conftest import Call
+from tests.filled import fill_slices
 from tests.servers import Raw, Server, wait_until
 from tests.unit.test_metrics_histogram import DISTRIBUTIONS
 
@@ -443,44 +444,11 @@ def test_percentiles_of_a_hundred_to_a_million_samples(collector: MetricsCollect
 # -- outages
 
 
-def test_an_outage_files_its_samples_where_they_belong(
-    own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server is stopped and continued; in between lie 30 s, for which the buffer's clock stands in."""
-    collector = MetricsCollector(backend=connect(own_server.url, deadline=0.3))
-    buffer = collector._recorder.buffer
-    lag = [30.0]
-    monkeypatch.setattr(buffer, "_clock", lambda: time.monotonic() - lag[0])
-    collector.record_execution("research", 0.1, True)
-    assert collector.flush()
-    own_server.pause()
-    for number in range(30):
-        lag[0] = 30.0 - number
-        for _ in range(10):
-            collector.record_execution("research", 0.1, True)
-    monkeypatch.setattr(buffer, "_clock", time.monotonic)
-    with pytest.raises(BackendUnavailable):
-        collector.flush()
-    assert collector.delivery().pending == 300
-    own_server.resume()
-    wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
-
-    with own_server.client() as raw:
-        slices = {
-            key.split(":10s:")[1].rpartition(":")[0]: int(raw.hget(key, "n")) for key in raw.keys("*:10s:*research")
-        }
-    assert sum(slices.values()) == 301
-    assert max(slices.values()) <= 111, "ten a second, and no burst at the end"
-    assert len(slices) >= 3
-
-
+@pytest.mark.waits
 def test_an_outage_of_thirty_seconds_files_its_samples_where_they_belong(
-    own_server: Server, connect: Callable[..., Backend], request: pytest.FixtureRequest
+    own_server: Server, connect: Callable[..., Backend]
 ) -> None:
-    """As above in true time, with the clocks as they are; so not in every run."""
-    option = request.config.getoption
-    if not (option("--all-servers") or (option("--other-servers") and own_server.kind == "redis82")):
-        pytest.skip("takes thirty seconds: runs with --all-servers, and with --other-servers on Redis 8.2")
+    """The server is stopped and continued, in true time, with the clocks as they are."""
     collector = MetricsCollector(backend=connect(own_server.url, deadline=0.3))
     collector.record_execution("research", 0.1, True)
     assert collector.flush()
@@ -522,6 +490,8 @@ def test_a_fork_in_a_span_does_not_disturb_the_parent(collector: MetricsCollecto
 
 
 # -- retention
+
+FRUGAL = Retention(slices_10s=300.0, slices_1m=900.0, slices_1h=0.0, slices_1d=0.0, recent_count=100)
 
 
 def test_retention_is_kept_by_the_namespace(
@@ -570,30 +540,13 @@ def test_two_retentions_in_one_process_are_refused(backend: Backend) -> None:
         MetricsCollector(backend=backend, retention=Retention())
 
 
-def test_the_memory_forecast_is_near_the_truth(own_server: Server, namespace: str) -> None:
+@pytest.mark.parametrize(("retention", "per_second"), [(Retention(), 1), (Retention(), 5), (FRUGAL, 1)])
+def test_the_memory_forecast_is_near_the_truth(
+    own_server: Server, namespace: str, retention: Retention, per_second: int
+) -> None:
     with own_server.client() as raw:
-        source = random.Random(1)
-        before = raw.info("memory")["used_memory"]
-        clock = [0.0]
-        buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
-        seconds, micros = raw.time()
-        buffer.synchronise(seconds + micros / 1e6, 0.0)
-        retention = Retention(slices_10s=900.0, slices_1m=900.0, slices_1h=0.0, slices_1d=0.0)
-        for step in range(90):
-            clock[0] = step * 10.0 - 900
-            for agent in range(10):
-                for _ in range(10):
-                    buffer.record(f"agent-{agent}", source.lognormvariate(0.7, 0.8), OK)
-        clock[0] = 0.0
-        buffer.fold()
-        while parcels := buffer.parcels():
-            for parcel in parcels:
-                command = commands.flush(namespace, parcel, now=0.0, retention=retention, firm=True)
-                assert isinstance(command.script, Script)
-                raw.eval(command.script.source, len(command.keys), *command.keys, *command.args)
-                buffer.settled(parcel, 0)
-        taken = raw.info("memory")["used_memory"] - before
-    forecast = memory_forecast(retention, agents=10, per_second=1.0)
+        taken = fill_slices(raw, namespace, retention, agents=5, per_second=per_second)
+    forecast = memory_forecast(retention, agents=5, per_second=per_second)
     assert forecast.total == forecast.slices + forecast.totals + forecast.samples
     assert taken / 1.5 < forecast.total < taken * 1.5, (taken, forecast)
 
