@@ -138,6 +138,45 @@ def test_copies_stand_in_as_long_as_is_allowed_and_no_longer(
     wait_until(lambda: answered(cache) is None, "it to be back")
 
 
+def test_copies_of_before_an_outage_are_gone_after_it(own_server: Server, connect: Callable[..., Backend]) -> None:
+    assert copies_after_recovery(own_server, connect) == (0, "computed")
+
+
+def test_the_check_of_the_check_without_a_flush_they_are_not(
+    own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Binding, "_recovered", lambda binding: None)
+    assert copies_after_recovery(own_server, connect) == (1, "of before")
+
+
+def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tuple[int, Any]:
+    """Have the server not answer for a while, though no connection breaks, so that only its answering tells of it.
+
+    Returns how many copies there are when it is known to be back, and what one of them stands in for in the next outage.
+    """
+    backend = connect(server.url, deadline=0.3)
+    cache = LRUCache(local_size=10, backend=backend)
+    cache.put("k", "of before")
+    copied(cache, "k")
+    known: list[int] = []
+    backend.on_recovery(lambda: known.append(len(cache._local or ())))  # called after the cache's own
+
+    def outage() -> None:
+        server.pause()
+        wait_until(
+            lambda: isinstance(answered(cache), BackendUnavailable) and backend._breaker.open, "it to be noticed"
+        )
+
+    outage()
+    server.resume()
+    wait_until(lambda: known, "its return to be noticed")
+    outage()
+    try:
+        return known[0], cache.get_or_compute("k", lambda: "computed", stale_if_error=60)
+    finally:
+        server.resume()
+
+
 def answered(cache: LRUCache) -> Any:
     """What the server holds for a key, or that it does not answer."""
     try:
