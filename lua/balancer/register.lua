@@ -100,7 +100,7 @@ if not r then
 end
 all.relabel(r, LABELS)
 r.cap, r.weight = tonumber(CAP), WEIGHT
-if r.ewma_us == 0 then r.ewma_us, r.ewma_ms = tonumber(EWMA_US), all.now_ms end
+if r.ewma_us == 0 and EWMA_US ~= '0' then r.ewma_us, r.ewma_ms = tonumber(EWMA_US), all.now_ms end
 all.set(r, 'r', false)
 all.set(r, 's', false)
 for flag in string.gmatch(ON, '%a') do all.set(r, flag, true) end
