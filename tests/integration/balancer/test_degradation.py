@@ -139,17 +139,30 @@ def test_a_policy_that_cannot_be_is_refused(perf: AgentPerf) -> None:
 @pytest.mark.servers("valkey", "redis70", "redis82")
 @pytest.mark.parametrize("policy", ["raise", "none"])
 def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_behind(
-    own_server: Server, connect: Callable[..., Backend], namespace: str, policy: Any, caplog: pytest.LogCaptureFixture
+    own_server: Server,
+    connect: Callable[..., Backend],
+    namespace: str,
+    policy: Any,
+    caplog: pytest.LogCaptureFixture,
+    runner: asyncio.Runner,
 ) -> None:
+    """Four threads and four tasks ask all the time; each is judged by itself."""
     caplog.set_level(logging.WARNING, "agentperf_redis")
     balancer = LoadBalancer(on_unavailable=policy, backend=connect(own_server.url, deadline=DEADLINE_S))
     for number in range(4):
         balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=5))
     kept = [balancer.acquire("planner") for _ in range(3)]
     answers: list[tuple[float, float, str]] = []
+    granted_at: list[list[float]] = [[] for _ in range(8)]
     over = threading.Event()
 
-    def caller() -> None:
+    def note(number: int, begin: float, what: str) -> None:
+        end = time.monotonic()
+        answers.append((begin, end - begin, what))
+        if what == "granted":
+            granted_at[number].append(end)
+
+    def caller(number: int) -> None:
         while not over.is_set():
             begin = time.monotonic()
             try:
@@ -157,12 +170,29 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
                 what = "granted" if instance else "none"
             except BackendUnavailable:
                 instance, what = None, "raised"
-            answers.append((begin, time.monotonic() - begin, what))
+            note(number, begin, what)
             with contextlib.suppress(BackendUnavailable):
                 balancer.release(instance)
             time.sleep(0.005)
 
-    callers = [threading.Thread(target=caller) for _ in range(8)]
+    async def task(number: int) -> None:
+        while not over.is_set():
+            begin = time.monotonic()
+            try:
+                instance = await balancer.aio.acquire("planner")
+                what = "granted" if instance else "none"
+            except BackendUnavailable:
+                instance, what = None, "raised"
+            note(number, begin, what)
+            with contextlib.suppress(BackendUnavailable):
+                await balancer.aio.release(instance)
+            await asyncio.sleep(0.005)
+
+    async def tasks() -> None:
+        await asyncio.gather(*(task(number) for number in range(4, 8)))
+
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
+    callers.append(threading.Thread(target=lambda: runner.run(tasks())))
     for each in callers:
         each.start()
     wait_until(lambda: len(answers) > 50, "calls")
@@ -171,19 +201,19 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
     time.sleep(5.0)
     own_server.resume()
     resumed = time.monotonic()
-    wait_until(lambda: any(what == "granted" and at > resumed for at, _, what in answers[-200:]), "calls to go through")
-    recovered = time.monotonic() - resumed
-    time.sleep(0.2)
+    wait_until(lambda: all(times and times[-1] > resumed for times in granted_at), "each caller to be granted again")
     over.set()
     for each in callers:
         each.join(DEADLINE_S * 3)
         assert not each.is_alive()
 
     meanwhile = [(took, what) for at, took, what in answers if stopped + 0.1 < at < resumed - DEADLINE_S]
+    # The deadline is that of the command. Beyond it a caller is only to be run again, in turn with seven others, the
+    # server and whatever else the machine does: what that takes is the machine's, hence the 0.3 s.
     assert max(took for _, took, _ in answers) < DEADLINE_S + 0.3
     assert {what for _, what in meanwhile} == {"raised" if policy == "raise" else "none"}
     assert len(meanwhile) > 8
-    assert recovered < 1.0
+    assert max(next(at for at in times if at > resumed) - resumed for times in granted_at) < 1.0
     with own_server.client() as raw:
         judge_load(raw, namespace, len(kept))
     for instance in kept:
