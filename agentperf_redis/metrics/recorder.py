@@ -1,4 +1,4 @@
-"""Brings what the buffer holds to the server: once a second, when asked, and at the end.
+"""Brings what the buffer holds to the server: once a second or as often as asked for, when asked, and at the end.
 
 All sending is done by one thread of the process, started when something was first recorded. It is woken through a
 `SimpleQueue`, which may be put into from anywhere, also from a signal handler or while objects are being collected.
@@ -29,6 +29,8 @@ from agentperf_redis.metrics.usage import UnreadUsage
 _log = logging.getLogger("agentperf_redis")
 
 FLUSH_EVERY_S = 1.0
+"""By default, and after a flush that failed: what waits is tried again soon, however rarely it is flushed otherwise."""
+FLUSH_EVERY_MOST_S = 60.0
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
 """How long the last flush may go on without anything being counted; and where the one before it failed."""
 _LAST_COMMAND_SHARE = 0.8
@@ -58,6 +60,7 @@ class Recorder:
         self.backend = backend
         self.retention = retention or Retention()
         self._firm = retention is not None
+        self._flush_every: float | None = None
         self.buffer = Buffer(on_first=self._wake)
         self.unread_usage = UnreadUsage()
         self._closed = False
@@ -77,6 +80,21 @@ class Recorder:
         if self._firm and retention != self.retention:
             raise InvalidArgument("retention", retention, f"that of this namespace's other collector, {self.retention}")
         self.retention, self._firm = retention, True
+
+    def settle_rhythm(self, flush_every: float) -> None:
+        """Make this the time between two flushes, s.
+
+        Raises:
+            InvalidArgument: if another was asked for in this process.
+        """
+        if self._flush_every not in (None, flush_every):
+            raise InvalidArgument(
+                "flush_every", flush_every, f"that of this namespace's other collector, {self._flush_every:g}"
+            )
+        self._flush_every = flush_every
+
+    def _rhythm(self) -> float:
+        return FLUSH_EVERY_S if self._flush_every is None or self._last_error is not None else self._flush_every
 
     def _begin(self) -> None:
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -133,7 +151,7 @@ class Recorder:
     def _work(self, requests: queue.SimpleQueue[_Request | None]) -> None:
         waiting = False
         while True:
-            due = time.monotonic() + FLUSH_EVERY_S
+            due = time.monotonic() + self._rhythm()
             asked: list[_Request] = []
             while not asked:
                 try:
@@ -143,7 +161,7 @@ class Recorder:
                 if item is not None:
                     asked.append(item)
                 elif not waiting:
-                    waiting, due = True, time.monotonic() + FLUSH_EVERY_S
+                    waiting, due = True, time.monotonic() + self._rhythm()
             while True:
                 try:
                     item = requests.get_nowait()

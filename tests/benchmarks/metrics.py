@@ -36,6 +36,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     """All rows of the metrics."""
     yield from recording(bench)
     yield from flushing(bench)
+    yield from rhythms(bench)
     yield from overviews(bench)
     yield from quantiles(bench)
     yield memory(bench)
@@ -211,13 +212,17 @@ def nothing(times: int) -> None:
         pass
 
 
-def packed(namespace: str, buffer: Buffer, now: float, retention: Retention | None = None) -> list[tuple[Any, ...]]:
+def packed(
+    namespace: str, buffer: Buffer, now: float, retention: Retention | None = None, server_ms: int = -1
+) -> list[tuple[Any, ...]]:
     """Return the EVALSHA arguments of all that the buffer holds."""
     calls: list[tuple[Any, ...]] = []
     buffer.fold()
     while parcels := buffer.parcels():
         for parcel in parcels:
-            command = commands.flush(namespace, parcel, now=now, retention=retention or Retention(), firm=True)
+            command = commands.flush(
+                namespace, parcel, now=now, retention=retention or Retention(), firm=True, server_ms=server_ms
+            )
             assert isinstance(command.script, Script)
             calls.append((command.script.sha, len(command.keys), *command.keys, *command.args))
             buffer.settled(parcel, 0)
@@ -257,6 +262,41 @@ def flushing(bench: Bench) -> Iterator[Row]:
             None,
             "<= 2 us" if last else "",
             per_sample <= 2e-6 if last else None,
+        )
+    client.close()
+
+
+RHYTHM_AGENTS = 50
+
+
+def rhythms(bench: Bench) -> Iterator[Row]:
+    """The server's time for a second of a process with many agents, each with one execution a second."""
+    client = bench.client()
+    client.script_load(commands.FLUSH.source)
+    found = {}
+    for every_s in (1, 2, 5, 10):
+        clock = [0.0]
+        buffer = Buffer(on_first=lambda: None, clock=partial(clock.__getitem__, 0))
+        seconds, micro = client.time()
+        buffer.synchronise(seconds + micro / 1e6 - 60.0, 0.0)
+        source = random.Random(every_s)
+        client.config_resetstat()
+        for second in range(1, 61):
+            clock[0] = float(second)
+            for agent in range(RHYTHM_AGENTS):
+                buffer.record(f"agent-{agent}", source.lognormvariate(0.7, 0.8), OK)
+            if second % every_s == 0:
+                for call in packed(f"rhythm.{every_s}", buffer, clock[0], server_ms=buffer.server_ms(clock[0])):
+                    client.execute_command("EVALSHA", *call)
+        spent: Any = client.info("commandstats")
+        found[every_s] = spent["cmdstat_evalsha"]["usec"] / 1e6 / 60 / RHYTHM_AGENTS
+        yield Row(
+            f"flushed every {every_s} s, server time a second and agent",
+            micros(found[every_s]),
+            "" if every_s == 1 else f"every second {micros(found[1])}",
+            None if every_s == 1 else found[every_s] / found[1],
+            "",
+            None,
         )
     client.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import queue
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.cell import OK
@@ -25,6 +26,7 @@ from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index, exact_quantile
 from agentperf_redis.metrics.model import OTHER, ModelUsage
+from agentperf_redis.metrics.recorder import _Request
 from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
@@ -538,6 +540,76 @@ def test_two_retentions_in_one_process_are_refused(backend: Backend) -> None:
     MetricsCollector(backend=backend, retention=Retention(recent=60.0))
     with pytest.raises(InvalidArgument, match="retention"):
         MetricsCollector(backend=backend, retention=Retention())
+
+
+# -- the rhythm of flushes
+
+
+class Requests(queue.SimpleQueue[Any]):
+    """What the flushing thread waits on: notes how long it would, and lets that time pass at once, three times."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if timeout is not None:
+            self.waits.append(timeout)
+        if len(self.waits) == 3:
+            return _Request(last=True)
+        if timeout is not None:
+            raise queue.Empty
+        return None  # something was recorded
+
+    def get_nowait(self) -> Any:
+        raise queue.Empty
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 1.0), (0.2, 0.2), (30.0, 30.0)])
+def test_flushes_come_as_often_as_asked_for(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, asked: float | None, expected: float
+) -> None:
+    collector = MetricsCollector(backend=backend, flush_every=asked)
+    recorder = collector._recorder
+    requests = Requests()
+    monkeypatch.setattr(recorder, "_running", lambda: False)  # the test is the thread
+    collector.record_execution("research", 0.5, True)
+    fails = iter([True, False, True])
+    run = backend.run
+
+    def sometimes(flow: Any, deadline: float | None = None) -> Any:
+        if next(fails):
+            raise BackendUnavailable("here", "not_applied", "by the test")
+        try:
+            return run(flow, deadline)
+        finally:
+            collector.record_execution("research", 0.5, True)
+
+    monkeypatch.setattr(backend, "run", sometimes)
+    recorder._work(requests)
+    monkeypatch.undo()
+    assert [round(wait, 1) for wait in requests.waits] == [expected, 1.0, expected], "sooner again after a failure"
+    assert collector.delivery().counted == 1
+
+
+def test_a_reader_need_not_wait_for_the_next_flush(backend: Backend, call: Call) -> None:
+    collector = MetricsCollector(backend=backend, flush_every=60)
+    for count in (1, 2):
+        collector.record_execution("research", 0.5, True)
+        for window in (None, "5m", "1d"):
+            assert call(collector, "get_or_create_metrics", "research", window=window).task_count == count
+
+
+@pytest.mark.parametrize("flush_every", [0, 0.01, 61, math.nan, "1s", True])
+def test_a_rhythm_that_cannot_be_is_refused(backend: Backend, flush_every: Any) -> None:
+    with pytest.raises(InvalidArgument, match="flush_every"):
+        MetricsCollector(backend=backend, flush_every=flush_every)
+
+
+def test_two_rhythms_in_one_process_are_refused(backend: Backend) -> None:
+    MetricsCollector(backend=backend, flush_every=5)
+    MetricsCollector(backend=backend)
+    with pytest.raises(InvalidArgument, match="flush_every"):
+        MetricsCollector(backend=backend, flush_every=2)
 
 
 @pytest.mark.parametrize(("retention", "per_second"), [(Retention(), 1), (Retention(), 5), (FRUGAL, 1)])
