@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,12 +19,14 @@ class Call:
         instance: where it went; None when none had room.
         outcome: how it ended; "none" when none had room.
         seconds: it took, as the instance made it.
+        waited: seconds for which its caller waited: for the lease, for the instance, and for giving the lease back.
     """
 
     number: int
     instance: str | None
     outcome: str
     seconds: float
+    waited: float
 
 
 Behaviour = Callable[[int, AgentInstance], tuple[str, float]]
@@ -39,13 +42,14 @@ async def steady(
     """
 
     async def one(number: int) -> Call:
+        begin = time.monotonic()
         instance = await balancer.aio.acquire("planner")
         if instance is None:
-            return Call(number, None, "none", 0.0)
+            return Call(number, None, "none", 0.0, 0.0)
         outcome, seconds = behave(number, instance)
         await asyncio.sleep(seconds)
         await balancer.aio.release(instance, outcome=outcome, response_time=seconds)
-        return Call(number, instance.id, outcome, seconds)
+        return Call(number, instance.id, outcome, seconds, time.monotonic() - begin)
 
     tasks = []
     for number in range(count):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from agentperf_redis.command import Batch
 from agentperf_redis.errors import InvalidArgument
 from tests.conftest import Call as Way
 from tests.integration.balancer.calls import Call, steady
-from tests.servers import Raw, wait_until
+from tests.servers import Raw, Server, wait_until
 
 INSTANCES, CALLS, EVERY_S, TAKES_S = 10, 1000, 0.003, 0.01
 ILL = range(100, 600)
@@ -100,28 +101,47 @@ def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
 
 @pytest.mark.every_server
 def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
-    backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner
+    server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
-    slowly = 10 * TAKES_S
-    balancer = LoadBalancer(settings=PoolSettings(eject_for=60, slow_after=3 * TAKES_S), backend=backend)
-    register(balancer, INSTANCES)
+    """Of two runs side by side, one has the slow instance: whatever holds up the machine holds up both.
 
-    def behave(number: int, instance: AgentInstance) -> tuple[str, float]:
-        return "ok", (slowly if instance.id == "p3" and number in ILL else TAKES_S * (0.9 + number % 100 / 500))
+    What moves the slowest percent of only one of them all the same is chance, so one attempt of three is to be within the
+    bound. Without ejection all are at three to five times the other.
+    """
+    every, takes = 2 * EVERY_S, 2 * TAKES_S
+    slowly = 10 * takes
+    ratios = []
+    for attempt in range(3):
+        names = (f"{namespace}.{attempt}a", f"{namespace}.{attempt}b")
+        settings = PoolSettings(eject_for=60, slow_after=3 * takes)
+        balancer, beside = (LoadBalancer(settings=settings, backend=connect(server.url, namespace=n)) for n in names)
+        for each in (balancer, beside):
+            register(each, INSTANCES)
 
-    def p99(calls: list[Call]) -> float:
-        return sorted(call.seconds for call in calls)[round(0.99 * len(calls)) - 1]
+        def behave(number: int, instance: AgentInstance, slow: str) -> tuple[str, float]:
+            return "ok", (slowly if instance.id == slow and number in ILL else takes * (0.9 + number % 100 / 500))
 
-    with_it = runner.run(steady(balancer, CALLS, EVERY_S, behave, ending(raw, namespace, "p3", 200)))
-    without_it = [TAKES_S * (0.9 + number % 100 / 500) for number in range(CALLS)]
-    assert all(call.instance for call in with_it)
-    assert any(call.seconds == slowly for call in with_it)
-    assert p99(with_it) <= 1.5 * sorted(without_it)[round(0.99 * CALLS) - 1]
-    assert EventKind.EJECTED in kinds(balancer, "p3")
-    wait_until(lambda: status_of(balancer, "p3").state is not InstanceState.EJECTED, "its ejection to end")
-    fail(balancer, "p3", 1, "ok")
-    assert status_of(balancer, "p3").state is InstanceState.UP
-    assert [status_of(balancer, name).ejections for name in ("p0", "p1")] == [0, 0]
+        def run(of: LoadBalancer, name: str, slow: str) -> Coroutine[Any, Any, list[Call]]:
+            return steady(of, CALLS, every, partial(behave, slow=slow), ending(raw, name, "p3", 200))
+
+        async def both(
+            first: Coroutine[Any, Any, list[Call]], second: Coroutine[Any, Any, list[Call]]
+        ) -> tuple[list[Call], list[Call]]:
+            return await asyncio.gather(first, second)
+
+        with_it, without_it = runner.run(both(run(balancer, names[0], "p3"), run(beside, names[1], "none")))
+        assert all(call.instance for call in with_it)
+        assert 5 <= sum(call.seconds == slowly for call in with_it) < CALLS // 100
+        assert EventKind.EJECTED in kinds(balancer, "p3")
+        wait_until(lambda of=balancer: status_of(of, "p3").state is not InstanceState.EJECTED, "its ejection to end")  # type: ignore[misc]
+        fail(balancer, "p3", 1, "ok")
+        assert status_of(balancer, "p3").state is InstanceState.UP
+        assert [status_of(balancer, name).ejections for name in ("p0", "p1")] == [0, 0]
+        p99 = [sorted(call.waited for call in calls)[round(0.99 * CALLS) - 1] for calls in (with_it, without_it)]
+        ratios.append(p99[0] / p99[1])
+        if ratios[-1] <= 1.5:
+            return
+    pytest.fail(f"the slowest percent was moved by {ratios}")
 
 
 # Who is ejected, and who is not
