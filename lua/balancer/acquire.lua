@@ -30,8 +30,6 @@ local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 
 local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 --@include pool
---@include health
---@include upkeep
 --@include pick
 
 local EXPIRIES, ROUNDS = 8, 8
@@ -52,70 +50,75 @@ if not facts[2] then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 local strategy = match(facts[2], POOL)
 if not strategy then return {OTHER_SCHEMA, facts[2]} end
 if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
-
 local wrong = odd(facts[3], facts[4], facts[5], facts[6])
 if wrong then return {CORRUPT, wrong} end
 
+local id, record
+local expiry_ms, next_ms = now_ms + TTL_MS, tonumber(facts[3] or 0)
+local look, several = next_ms <= now_ms, string.find(LABELS, ',', 1, true)
+local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
+
+-- The usual case in a straight line: nothing is due, nobody waits, the instance has no rates to keep to. What the others need
+-- is included below it, so that it costs them alone.
+if not look and not several then
+  id, record = pick(strategy, from, RANDOM, POINT, now_ms, facts[5], facts[6])
+  local load, lim, fence, peak, rest, its, flags = match(id and (record or call('HGET', STATE, id)) or '', LEASED)
+  if id and not load then return {CORRUPT, id} end
+  load, lim = tonumber(load), tonumber(lim)
+  if id and load >= lim then id = nil end
+  if id and not string.find(flags, 'l', 1, true) then
+    if its ~= '-' then check(its) end
+    load, fence = load + 1, fence + 1
+    if fence < now_us then fence = now_us end
+    if load > tonumber(peak) then peak = load end
+    local seq = format('%d', (facts[4] or 0) + 1)
+    record = format('%d %d %s %d %s %s', load, lim, seq, fence, peak, rest)
+    call('ZADD', DUE, format('%d', expiry_ms), TOKEN)
+    call('HSET', STATE, id, record, TOKEN, format('L %s %d %s', id, fence, LATE),
+      '#picks', seq, '#load', format('%d', (facts[5] or 0) + 1))
+    if expiry_ms < next_ms then call('HSET', STATE, '#next', format('%d', expiry_ms)) end
+    index(strategy, id, load, lim, seq, strategy == 'weighted' and match(rest, '^%S+'), its, true)
+    return {DONE, id, expiry_ms, fence, record}
+  end
+end
+--@include health
+--@include upkeep
+
 -- First whatever is due, then whoever waits: a new caller takes neither's place. Nothing is full while expiries are
 -- left to clear.
-local id
-local several = string.find(LABELS, ',', 1, true)
-local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
-local look, open = tonumber(facts[3] or 0) <= now_ms, true
+local all = (look or several or id) and upkeep(now_us)
 if look then  -- what is read after the first write has its type checked before it
   call('ZCARD', IDS)
   call('ZCARD', RING)
   if LABELS ~= '-' then check(LABELS) end
 end
-for _ = 1, ROUNDS do
-  local reaped = 0
+for _ = 1, (look or several) and ROUNDS or 0 do
+  local reaped, open = 0, true
   if look then
-    reaped, open = upkeep(now_us).tidy(EXPIRIES)
+    reaped, open = all.tidy(EXPIRIES)
     facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
   end
   if open and (not several or strategy == 'consistent_hash') then
-    local share = 1.25 * ((facts[5] or 0) + 1) / math.max(1, facts[6] or 1)
-    id = pick(strategy, from, RANDOM, POINT, now_ms, share, several and LABELS)
+    id = pick(strategy, from, RANDOM, POINT, now_ms, facts[5], facts[6], several and LABELS)
   end
-  if open and several and not id then id = upkeep(now_us).best(LABELS) end
+  if open and several and not id then id = all.best(LABELS) end
   if id or reaped < EXPIRIES then break end
 end
-
-local load, lim, seq, fence, peak, weight, its, rest
 if id then
-  load, lim, seq, fence, peak, weight, its, rest = match(call('HGET', STATE, id) or '', RECORD)
-  if not rest then return {CORRUPT, id} end
-  load, lim = tonumber(load), tonumber(lim)
-  if load >= lim then id = nil end
-end
-if not id then
-  local retry_ms = respite(now_ms)
-  local away, registered = call('ZCARD', string.sub(READY, 1, -6) .. 'away'), call('ZCARD', IDS)
-  if away > 0 then retry_ms = upkeep(now_us).back_after_ms() or retry_ms end
-  local counts = call('HMGET', STATE, '#usable', '#out')
-  local usable, out = tonumber(counts[1]) or 0, tonumber(counts[2]) or 0
-  return {
-    NOTHING, retry_ms, registered, call('ZCARD', WAITQ), math.max(0, registered - usable), out, math.max(0, away - out),
-  }
-end
-
-if its ~= '-' then check(its) end
-if match(rest, '^%a*l') then  -- it has rates to keep to
-  local all = upkeep(now_us)
   local r = all.read(id)
   if not r then return {CORRUPT, id} end
-  local fence_taken, text = all.grant(r, TOKEN, now_ms + TTL_MS, 'L', LATE, tonumber(TOKENS))
-  all.retime()
-  return {DONE, id, now_ms + TTL_MS, fence_taken, text}
+  if r.load < r.lim then
+    local fence, text = all.grant(r, TOKEN, expiry_ms, 'L', LATE, tonumber(TOKENS))
+    all.retime()
+    return {DONE, id, expiry_ms, fence, text}
+  end
 end
-load, fence, seq = load + 1, fence + 1, format('%.0f', (facts[4] or 0) + 1)
-fence = format('%.0f', fence < now_us and now_us or fence)
-if load > tonumber(peak) then peak = load end
-local expiry_ms = now_ms + TTL_MS
-local record = load .. ' ' .. lim .. ' ' .. seq .. ' ' .. fence .. ' ' .. peak .. ' ' .. weight .. ' ' .. its .. ' ' .. rest
-call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)
-call('HSET', STATE, id, record, TOKEN, 'L ' .. id .. ' ' .. fence .. ' ' .. LATE,
-  '#picks', seq, '#load', format('%d', (facts[5] or 0) + 1))
-if expiry_ms < tonumber(facts[3] or 0) then call('HSET', STATE, '#next', format('%.0f', expiry_ms)) end
-index(strategy, id, load, lim, seq, weight, its, true)
-return {DONE, id, expiry_ms, tonumber(fence), record}
+
+local retry_ms = respite(now_ms)
+local away, registered = call('ZCARD', string.sub(READY, 1, -6) .. 'away'), call('ZCARD', IDS)
+if away > 0 then retry_ms = (all or upkeep(now_us)).back_after_ms() or retry_ms end
+local counts = call('HMGET', STATE, '#usable', '#out')
+local usable, out = tonumber(counts[1]) or 0, tonumber(counts[2]) or 0
+return {
+  NOTHING, retry_ms, registered, call('ZCARD', WAITQ), math.max(0, registered - usable), out, math.max(0, away - out),
+}

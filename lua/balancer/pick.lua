@@ -1,10 +1,10 @@
 -- How each strategy picks from the ready instances, in O(log N). Expects what pool.lua expects, and RING.
 --
--- pick(strategy, from, random, point, now_ms, share, labels) returns an id or nil.
+-- pick(strategy, from, random, point, now_ms, load, cap, labels) returns an id or nil, and its record where it was read.
 --   from    ready, or ready@<label>
 --   random  an integer below 2^52 drawn by the caller: two numbers of 26 bits
 --   point   of the affinity on the ring, 0 to 2^48 - 1
---   share   1.25 * (load + 1) / capacity of the pool: what an instance may bear per unit under consistent_hash
+--   load    and cap: the sums over the pool, from which follows what an instance may bear under consistent_hash
 --   labels  several that it must have all of, under consistent_hash; nil when `from` sees to it
 
 -- Draw in proportion to the scores by rejection, which is exact under any bound on them. When the highest score is a
@@ -14,14 +14,14 @@
 local function draw(from, n, u1, u2)
   local M = 2147483647
   local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
-  local high = tonumber(call('ZRANGE', from, -1, -1, 'WITHSCORES')[2])
-  local rank = floor(u1 * n)
+  local high = tonumber(call('ZRANGE', from, '-1', '-1', 'WITHSCORES')[2])
+  local rank = format('%d', u1 * n)
   for _ = 1, 6 do
     local one = call('ZRANGE', from, rank, rank, 'WITHSCORES')
     y = y * 16807 % M
     if y * high <= one[2] * M then return one[1] end
     x = x * 48271 % M
-    rank = floor(x / M * n)
+    rank = format('%d', x / M * n)
   end
   local classes, total, left = {}, 0, n
   for k = 1, 16 do
@@ -53,55 +53,60 @@ end
 -- Peak EWMA: the cheaper of two, its price being its latency, decayed towards now, times what would be pending.
 -- Busy but never measured is dear, as in Finagle.
 local function cheaper(one, other, now_ms)
-  if one == other then return one end
-  local best, least
+  local best, least, its
   for i, record in ipairs(call('HMGET', STATE, one, other)) do
     local load, rest = match(record or '', '^(%d+) %d+ %d+ %d+ %d+ %S+ %S+ (.+)$')
     local ewma_us, ewma_ms = match(rest or '', '^%S+ %d+ (%d+) (%d+)')
     if ewma_ms then
       local price = load == '0' and 0 or 1e15 + load
       if ewma_us ~= '0' then price = ewma_us * math.exp((ewma_ms - now_ms) / 10000) * (load + 1) end
-      if not least or price < least then best, least = i == 1 and one or other, price end
+      if not least or price < least then best, least, its = i == 1 and one or other, price, record end
     end
   end
-  return best
+  return best, its
 end
 
 -- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded.
--- Mostly one of the first few will do, so those are looked at before the others are read.
+-- Mostly one of the first few will do, so those are looked at, one by one, before the others are read.
 local function clockwise(from, point, share, labels)
-  local FEW, POINTS = 4, 32
-  for first = 0, FEW, FEW do
-    local count = first == 0 and FEW or POINTS - FEW
+  local FEW, POINTS = '4', '28'
+  for _, first in ipairs({'0', FEW}) do
+    local count = first == '0' and FEW or POINTS
     local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)
-    if #names < count then
+    local missing = count - #names
+    if missing > 0 then
       -- Round the end. What the first look took from the beginning is looked at twice, which does no harm.
-      for _, name in ipairs(call('ZRANGE', RING, 0, count - #names - 1)) do names[#names + 1] = name end
+      for _, name in ipairs(call('ZRANGE', RING, 0, missing - 1)) do names[#names + 1] = name end
     end
-    for i, name in ipairs(names) do names[i] = match(name, '^[^#]*') end
-    for i, record in ipairs(#names > 0 and call('HMGET', STATE, unpack(names)) or {}) do
-      local load, lim, its = match(record or '', '^(%d+) (%d+) %d+ %d+ %d+ %S+ (%S+)')
+    for _, name in ipairs(names) do
+      local id = match(name, '^[^#]*')
+      local record = call('HGET', STATE, id)
+      local load, lim = match(record or '', '^(%d+) (%d+) ')
       load, lim = tonumber(load), tonumber(lim)
-      if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, names[i]))
-        and (not labels or has_all(its, labels)) then
-        return names[i]
+      if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, id))
+        and (not labels or has_all(match(record, '^%d+ %d+ %d+ %d+ %d+ %S+ (%S+)') or '', labels)) then
+        return id, record
       end
     end
   end
-  return not labels and call('ZRANGE', from, 0, 0)[1] or nil
+  return not labels and call('ZRANGE', from, '0', '0')[1] or nil
 end
 
-local function pick(strategy, from, random, point, now_ms, share, labels)
-  if strategy == 'least_loaded' or strategy == 'round_robin' then return call('ZRANGE', from, 0, 0)[1] end
+local function pick(strategy, from, random, point, now_ms, load, cap, labels)
+  if strategy == 'least_loaded' or strategy == 'round_robin' then return call('ZRANGE', from, '0', '0')[1] end
   local n = call('ZCARD', from)
   if n == 0 then return nil end
-  if strategy == 'consistent_hash' then return clockwise(from, point, share, labels) end
+  if strategy == 'consistent_hash' then
+    return clockwise(from, point, 1.25 * ((load or 0) + 1) / math.max(1, cap or 1), labels)
+  end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
   if strategy == 'weighted' then return draw(from, n, u1, u2) end
-  local rank, second = floor(u1 * n), floor(u2 * n)
   -- Under power_of_two ready is in order of load: the lower of two random ranks is the less loaded of two at random.
-  if strategy == 'power_of_two' then rank = math.min(rank, second) end
+  local rank = format('%d', (strategy == 'power_of_two' and math.min(u1, u2) or u1) * n)
   local id = call('ZRANGE', from, rank, rank)[1]
-  if strategy == 'peak_ewma' then return cheaper(id, call('ZRANGE', from, second, second)[1], now_ms) end
+  if strategy == 'peak_ewma' then
+    rank = format('%d', u2 * n)
+    return cheaper(id, call('ZRANGE', from, rank, rank)[1], now_ms)
+  end
   return id
 end

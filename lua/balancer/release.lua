@@ -24,8 +24,6 @@ local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, ID, OUTCOME = ARGV[1], ARGV[2], ARGV[3]
 local RESPONSE_US, BURY_MS, AGAIN, TOKENS = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 --@include pool
---@include health
---@include upkeep
 
 local LATE_MS = 120000
 local id, response_us, bury_ms, again = ID, tonumber(RESPONSE_US), tonumber(BURY_MS), AGAIN == '1'
@@ -38,77 +36,80 @@ local kind, holder, fence_held, marked = match(facts[1] or '', '^([LG]) (%S+) (%
 if not kind then
   local why = match(facts[1] or '', '^X (%a)')
   if why then return (again and why == 'r') and DONE or {SPENT, why} end
-  if bury_ms > 0 then
-    local wrong = odd()
-    if wrong then return {CORRUPT, wrong} end
-    local all = upkeep()
-    all.bury(TOKEN, 'c', bury_ms)
-    call('ZREM', WAITQ, TOKEN)
-    call('ZREM', DUE, 'W' .. TOKEN)
-    all.retime()
+  if bury_ms == 0 then return again and DONE or NOTHING end
+end
+local slow, ewma_us, ewma_ms
+if kind then
+  if marked == '1' then bury_ms = math.max(bury_ms, LATE_MS) end
+  local record = facts[4]
+  if holder ~= id then
+    id = holder
+    record = call('HGET', STATE, id)
   end
-  return again and bury_ms == 0 and DONE or NOTHING
-end
-if marked == '1' then bury_ms = math.max(bury_ms, LATE_MS) end
-local record = facts[4]
-if holder ~= id then
-  id = holder
-  record = call('HGET', STATE, id)
-end
-
-local load, lim, seq, fence, peak, weight, labels, rest = match(record or '', RECORD)
-local flags, cap, ewma_us, ewma_ms, served, failed, fails = match(rest or '', REST)
-if not fails or load == '0' then return {CORRUPT, id} end
-local slow = OUTCOME == 'o' and slow_us ~= '' and response_us > tonumber(slow_us)
-local plain = flags == '-' and not slow and (OUTCOME == 'o' or OUTCOME == 'n')
-local more = bury_ms > 0 or facts[3] == '0' or not plain
-local wrong = odd(not more and '0', '0', facts[5], '0')
-if wrong then return {CORRUPT, wrong} end
-check(labels)
-
-if response_us >= 0 and OUTCOME ~= 'n' then
-  ewma_us = tonumber(ewma_us)
-  if strategy == 'peak_ewma' then
-    -- A higher latency counts at once, a lower one with the time that has passed: decay over 10 s.
-    local clock = call('TIME')
-    local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
-    if response_us < ewma_us then
-      local keep = math.exp((ewma_ms - now_ms) / 10000)
-      response_us = ewma_us * keep + response_us * (1 - keep)
+  local load, same, lim, seq, weight, labels, flags, served, failed, fails
+  load, same, lim, seq, weight, labels, flags, ewma_us, ewma_ms, served, failed, fails = match(record or '', RETURNED)
+  if not fails or load == '0' then return {CORRUPT, id} end
+  slow = OUTCOME == 'o' and slow_us ~= '' and response_us > tonumber(slow_us)
+  if response_us >= 0 and OUTCOME ~= 'n' then
+    ewma_us = tonumber(ewma_us)
+    if strategy == 'peak_ewma' then
+      -- A higher latency counts at once, a lower one with the time that has passed: decay over 10 s.
+      local clock = call('TIME')
+      local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
+      if response_us < ewma_us then
+        local keep = math.exp((ewma_ms - now_ms) / 10000)
+        response_us = ewma_us * keep + response_us * (1 - keep)
+      end
+      ewma_us, ewma_ms = response_us, format('%d', now_ms)
+    elseif ewma_us == 0 then
+      ewma_us = response_us
+    else
+      ewma_us = ewma_us + 0.2 * (response_us - ewma_us)
     end
-    ewma_us, ewma_ms = response_us, format('%.0f', now_ms)
-  elseif ewma_us == 0 then
-    ewma_us = response_us
-  else
-    ewma_us = ewma_us + 0.2 * (response_us - ewma_us)
+    ewma_us = format('%.0f', math.max(1, ewma_us))
   end
-  ewma_us = format('%.0f', math.max(1, ewma_us))
-end
-if OUTCOME == 'o' and plain then served, fails = format('%.0f', served + 1), '0' end
 
-local all = more and upkeep()
-local r = not plain and all.read(id)
-if r == nil then return {CORRUPT, id} end
+  -- The usual case in a straight line: it went well or tells nothing, the instance is in its plain state, nobody waits and no
+  -- copy of the acquire can come late. What the others need is included below it, so that it costs them alone.
+  if flags == '-' and (OUTCOME == 'o' or OUTCOME == 'n') and not slow and bury_ms == 0 and facts[3] ~= '0' then
+    if not whole(facts[5]) then return {CORRUPT, '#load'} end
+    check(labels)
+    load, lim = tonumber(load), tonumber(lim)
+    local was = load < lim
+    load = load - 1
+    if OUTCOME == 'o' then served, fails = format('%d', served + 1), '0' end
+    call('ZREM', DUE, TOKEN)
+    call('HDEL', STATE, TOKEN)
+    call('HSET', STATE, id, format('%d %s %s %s %s %s %s', load, same, ewma_us, ewma_ms, served, failed, fails),
+      '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
+    if not (was and strategy == 'round_robin') then index(strategy, id, load, lim, seq, weight, labels, was) end
+    return DONE
+  end
+end
+--@include health
+--@include upkeep
+
+local wrong = odd()
+if wrong then return {CORRUPT, wrong} end
+local all = upkeep()
+if not kind then
+  all.bury(TOKEN, 'c', bury_ms)
+  call('ZREM', WAITQ, TOKEN)
+  call('ZREM', DUE, 'W' .. TOKEN)
+  all.retime()
+  return NOTHING
+end
+local r = all.read(id)
+if not r then return {CORRUPT, id} end
 call('ZREM', DUE, TOKEN)
 call('HDEL', STATE, TOKEN)
-if plain then
-  local was = load + 0 < lim + 0
-  load = load - 1
-  rest = flags .. ' ' .. cap .. ' ' .. ewma_us .. ' ' .. ewma_ms .. ' ' .. served .. ' ' .. failed .. ' ' .. fails
-  record = load .. ' ' .. lim .. ' ' .. seq .. ' ' .. fence .. ' ' .. peak .. ' ' .. weight .. ' ' .. labels .. ' ' .. rest
-  call('HSET', STATE, id, record, '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
-  if not (was and strategy == 'round_robin') then index(strategy, id, load, tonumber(lim), seq, weight, labels, was) end
-else
-  r.ewma_us, r.ewma_ms = tonumber(ewma_us), tonumber(ewma_ms)
-  all.unload(r, tonumber(fence_held))
-  if OUTCOME ~= 'n' and OUTCOME ~= 'f' then all.judge(r, slow and 's' or OUTCOME, tonumber(fence_held)) end
-  if TOKENS ~= '0' then all.true_up(r, tonumber(TOKENS)) end
-  all.store(r)
-end
-if all then
-  if bury_ms > 0 then all.bury(TOKEN, 'r', bury_ms) end
-  if OUTCOME == 'f' then all.tell('released', id, 'lease', TOKEN) end
-  all.pump()
-  all.retime()
-end
+r.ewma_us, r.ewma_ms = tonumber(ewma_us), tonumber(ewma_ms)
+all.unload(r, tonumber(fence_held))
+if OUTCOME ~= 'n' and OUTCOME ~= 'f' then all.judge(r, slow and 's' or OUTCOME, tonumber(fence_held)) end
+if TOKENS ~= '0' then all.true_up(r, tonumber(TOKENS)) end
+all.store(r)
+if bury_ms > 0 then all.bury(TOKEN, 'r', bury_ms) end
+if OUTCOME == 'f' then all.tell('released', id, 'lease', TOKEN) end
+all.pump()
+all.retime()
 return DONE

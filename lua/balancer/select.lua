@@ -43,8 +43,7 @@ local id
 local several = string.find(LABELS, ',', 1, true)
 if not several or strategy == 'consistent_hash' then
   local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
-  local share = 1.25 * ((facts[2] or 0) + 1) / math.max(1, facts[3] or 1)
-  id = pick(strategy, from, RANDOM, POINT, all.now_ms, share, several and LABELS)
+  id = pick(strategy, from, RANDOM, POINT, all.now_ms, facts[2], facts[3], several and LABELS)
 end
 if several and not id then id = all.best(LABELS) end
 if not id then return {NOTHING} end

@@ -1,6 +1,20 @@
 -- What is needed seldom: whole records, expiries, handing over. Expects what pool.lua expects, and health.lua before it.
--- Built only when asked for, since building these functions costs each call some microseconds. Rejects poisoned keys before
--- the first write.
+
+-- Until capacity may come back by itself, ms, at most 1000: when the first lease or grant ends. Tombstones, silent waiters and
+-- heartbeats bring none, and a busy line leaves many tombstones: at most AHEAD of these are looked past.
+local function respite(now_ms)
+  local AHEAD = 32
+  local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
+  for i = 1, #some, 2 do
+    if not match(some[i], '^[XWH]') or i > 2 * AHEAD - 2 then
+      return math.max(0, math.min(1000, some[i + 1] - now_ms))
+    end
+  end
+  return 1000
+end
+
+-- Built only when asked for, since building these functions costs some microseconds. Rejects poisoned keys before the first
+-- write.
 local function upkeep(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, '4503599627370496'
   local GRANTS, FEW, MANY, LOOKS = 16, 4, 32, 5

@@ -20,7 +20,8 @@ HELD_S = 0.01  # long against a call, so that many hold at once also where cores
 # Without these the index offers what is full, and the record does not refuse it.
 MUTATIONS = (
     ("  if load < lim then\n    if strategy", "  if true then\n    if strategy"),
-    ("if load >= lim then id = nil end", ""),
+    ("if id and load >= lim then id = nil end", ""),
+    ("if r.load < r.lim then", "do"),
 )
 
 

@@ -40,7 +40,7 @@ SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
 LOG = "call('RPUSH', STATE .. ':log', {})\n"
 HISTORY = (
     # (where, what is written down)
-    ("local record = load .. ' '", "'grant ' .. TOKEN .. ' ' .. id .. ' ' .. fence .. ' ' .. lim", "before"),
+    ("    record = format('%d %d", "format('grant %s %s %.0f %d', TOKEN, id, fence, lim)", "before"),
     (
         "call('HSET', STATE, token, format('%s %s",
         "format('grant %s %s %.0f %d', token, r.id, r.fence, r.lim)",
@@ -52,7 +52,8 @@ HISTORY = (
 MUTANTS = {
     "no capacity check": (
         ("  if load < lim then\n    if strategy", "  if true then\n    if strategy"),
-        ("if load >= lim then id = nil end", ""),
+        ("if id and load >= lim then id = nil end", ""),
+        ("if r.load < r.lim then", "do"),
     ),
     "no tombstone": (
         ("  function self.bury(token, why, keep_ms)\n", "  function self.bury() if true then return end\n"),
