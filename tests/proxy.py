@@ -85,6 +85,22 @@ class Held(Fault):
         return self.replies[0]
 
 
+class Kept(Fault):
+    """A reply that the proxy keeps until it is let go.
+
+    Attributes:
+        answered: set once the server has executed the request.
+    """
+
+    release: asyncio.Event
+    answered: threading.Event
+    loop: asyncio.AbstractEventLoop
+
+    def let_go(self) -> None:
+        """Let the client have it now."""
+        self.loop.call_soon_threadsafe(self.release.set)
+
+
 class Connection:
     """One client's connection and its counterpart to the server."""
 
@@ -198,6 +214,20 @@ class Proxy:
             await connection.answer(reply)
 
         return self._add(Fault(act, only, nth, times))
+
+    def keep_reply(self, *, only: Only = None, nth: int = 1) -> Kept:
+        """The server executes the request; its reply comes when the test says so."""
+
+        async def act(connection: Connection, request: Request, raw: bytes) -> None:
+            reply = await connection.ask(raw)
+            kept.answered.set()
+            await kept.release.wait()
+            await connection.answer(reply)
+
+        kept = Kept(act, only, nth, 1)
+        kept.release, kept.answered, kept.loop = asyncio.Event(), threading.Event(), self._loop
+        self._add(kept)
+        return kept
 
     def hold(self, *, only: Only = None, nth: int = 1, after: float | None = None, reset: bool = True) -> Held:
         """The request stays under way until `deliver()`, or for `after` seconds, whatever its client does meanwhile.

@@ -39,10 +39,12 @@ class ServerFailed(Exception):
 def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Look again and again until the condition holds, or fail saying what was waited for."""
     deadline = time.monotonic() + patience
+    late = False
     while not condition():
-        if time.monotonic() > deadline:
+        if late:
             raise TimeoutError(f"waited {patience:g} s for {what}")
         time.sleep(0.005)
+        late = time.monotonic() > deadline  # by now, so what is looked at next is what there is after all that time
 
 
 def gone(pid: int) -> bool:

@@ -263,7 +263,7 @@ def test_an_instance_without_heartbeat_takes_no_work_until_the_next(call: Call, 
     call(balancer, "register_instance", AgentInstance("p0", "planner"), heartbeat_ttl=0.05)
     wait_until(lambda: not call(balancer, "select_instance", "planner"), "the silent instance to be left out")
     assert call(balancer, "get_status")["planner"]["healthy"] == 0
-    assert call(balancer, "heartbeat", "planner", "p0") == []
+    assert call(balancer, "heartbeat", "planner", "p0", within=60) == []
     assert acquire(call, balancer, "planner").id == "p0"
 
 
@@ -383,11 +383,11 @@ def test_a_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBal
     ):
         raise AssertionError
     register(call, balancer, 1, max_capacity=1)
-    held = acquire(call, balancer, "planner", ttl=0.8)
+    held = acquire(call, balancer, "planner", ttl=8.0)
     with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
         raise AssertionError
     assert caught.value.agent_type == "planner"
-    assert 0 < caught.value.retry_after <= 0.8
+    assert 0 < caught.value.retry_after <= 8.0
     assert call(balancer, "release", held)
 
 
@@ -554,7 +554,7 @@ def test_a_lease_lost_inside_a_block_is_raised_at_its_end(
     told: list[LeaseLost] = []
     with (  # noqa: PT012
         pytest.raises(LeaseLost) as caught,
-        call.inside(balancer, "lease", "planner", ttl=0.15, on_lost=told.append) as lease,
+        call.inside(balancer, "lease", "planner", ttl=2.0, on_lost=told.append) as lease,
     ):
         raw.zrem(pool.due, lease.token)
         wait_until(lambda: told, "the keeper to notice")
@@ -571,9 +571,9 @@ def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -
     told: list[float] = []
     begin = time.monotonic()
     held = call(
-        balancer, "acquire", "planner", ttl=0.6, max_hold=1.5, on_lost=lambda _: told.append(time.monotonic() - begin)
+        balancer, "acquire", "planner", ttl=1.2, max_hold=1.5, on_lost=lambda _: told.append(time.monotonic() - begin)
     )
-    wait_until(lambda: time.monotonic() - begin > 1.3, "two lives of the lease to pass")
+    wait_until(lambda: time.monotonic() - begin > 1.3, "a life of the lease to pass")
     assert acquire(call, balancer, "planner") is None
     wait_until(lambda: told, "max_hold to end it")
     assert 1.5 <= told[0] < 4.0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 
 from agentperf_redis import AgentPerf
+from agentperf_redis.metrics import spans
 from tests.commandline import NOT_FOUND, OK, UNREACHABLE, USAGE, Run, document, has_line, shown
 from tests.servers import Raw
 
@@ -140,11 +140,13 @@ def test_an_agent_is_compared_with_itself_before(agentperf: Run, used: AgentPerf
     assert found["changes"]["min_execution_time"]["first"] is None
 
 
-def test_spans_show_where_the_time_goes(agentperf: Run, perf: AgentPerf) -> None:
-    metrics = perf.metrics
+def test_spans_show_where_the_time_goes(agentperf: Run, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, now = perf.metrics, [100.0]
+    monkeypatch.setattr(spans, "perf_counter", lambda: now[0])
     with metrics.track("planner"), metrics.span("planner", "think"):
+        now[0] += 0.01
         with metrics.span("planner", "tool:search"):
-            time.sleep(0.05)
+            now[0] += 0.05
         with pytest.raises(KeyError), metrics.span("planner", "tool:read"):
             raise KeyError
     metrics.flush()

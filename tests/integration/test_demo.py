@@ -69,13 +69,15 @@ def reviewed_here(tree: Tree) -> Any:
 
 @pytest.mark.every_server
 def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: str, raw: Raw) -> None:
-    watcher = Watcher()
-
-    report = run_demo(DemoOptions(url=server.url, files=FILES, workers=3, namespace=namespace, lease_ttl=1.0), watcher)
+    for attempt in range(3):
+        watcher, place = Watcher(), f"{namespace}.{attempt}"
+        report = run_demo(DemoOptions(url=server.url, files=FILES, workers=3, namespace=place, lease_ttl=1.0), watcher)
+        if report.casualty is not None:
+            break  # else a machine that held the demo up let the worker get away
 
     assert report.failures == []
     assert report.ok
-    assert (report.files, report.workers, report.namespace) == (FILES, 3, namespace)
+    assert (report.files, report.workers, report.namespace) == (FILES, 3, place)
     expected = reviewed_here(find_tree(None, FILES))
     assert len(report.worst) == 10
     assert json.loads(report.to_json())["worst"] == expected["worst"]
@@ -95,7 +97,7 @@ def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: st
     assert all(cache.hits > 0 and cache.seconds_saved > 0 for cache in report.caches)
     # what the server holds agrees
     for agent in AGENTS:
-        due = raw.zrange(f"{namespace}:{{lb:{agent}}}:due", 0, -1)
+        due = raw.zrange(f"{place}:{{lb:{agent}}}:due", 0, -1)
         assert not [member for member in due if member.startswith("@")]
     # and it was to be seen
     assert watcher.start is not None

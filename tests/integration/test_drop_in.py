@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commandline import said
 from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +169,7 @@ def execute(start_server: Callable[..., Server], tmp_path: Path) -> Callable[[st
             timeout=60,
             check=False,
         )
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, said(done.stderr)) == (0, [])
         return done.stdout.splitlines()
 
     return run

@@ -17,6 +17,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.command import Command
 from agentperf_redis.embedded import EmbeddedServer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from tests.heldup import hurry
 from tests.servers import Raw, gone, wait_until
 from tests.workers import Workers
 
@@ -135,7 +136,7 @@ def test_eight_processes_at_once_replace_a_killed_server(folder: Path, workers: 
 def test_the_library_starts_and_joins_it_by_its_url(
     folder: Path, connect: Callable[..., Backend], namespace: str
 ) -> None:
-    first, second = connect(f"embedded://{folder}", deadline=0.5), connect(f"embedded://{folder}")
+    first, second = connect(f"embedded://{folder}"), connect(f"embedded://{folder}")
     assert embedded.running(folder) is None  # until the first command
     first.run(Command("PING", (), (), bytes))
     assert first.run(first.entered("lb")) == []
@@ -146,6 +147,7 @@ def test_the_library_starts_and_joins_it_by_its_url(
         assert client.hget(f"{namespace}:meta", "schema") == "1"
 
     embedded.stop(folder)
+    hurry(first, 0.5)
     with pytest.raises(BackendUnavailable):
         connect(f"embedded://{folder}/server.lock/below-a-file", deadline=0.5).run(Command("PING", (), (), bytes))
     with pytest.raises(BackendUnavailable):
@@ -188,20 +190,21 @@ def test_a_server_whose_folder_was_moved_away_is_replaced(folder: Path) -> None:
         assert client.get("moved") == "away"
 
 
-def test_a_server_that_does_not_answer_is_named_and_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_ANSWER_S", 0.1)
+def test_a_server_that_does_not_answer_is_named_and_left_alone(folder: Path) -> None:
     embedded.ensure(folder)
     pid = _found(folder).pid
     os.kill(pid, signal.SIGSTOP)
     try:
-        for ask in (
-            lambda: embedded.ensure(folder, 0.2),
-            lambda: embedded.running(folder),
-            lambda: embedded.stop(folder),
-        ):
-            with pytest.raises(BackendUnavailable, match=f"process {pid}, runs but does not answer") as caught:
-                ask()
-            assert caught.value.outcome == "not_applied"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(embedded, "_ANSWER_S", 0.1)
+            for ask in (
+                lambda: embedded.ensure(folder, 0.2),
+                lambda: embedded.running(folder),
+                lambda: embedded.stop(folder),
+            ):
+                with pytest.raises(BackendUnavailable, match=f"process {pid}, runs but does not answer") as caught:
+                    ask()
+                assert caught.value.outcome == "not_applied"
     finally:
         os.kill(pid, signal.SIGCONT)
     assert _found(folder).pid == pid

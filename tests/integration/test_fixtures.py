@@ -64,12 +64,13 @@ def test_a_server_with_an_aof_keeps_its_data_when_killed(start_server: Callable[
 
 
 def test_a_paused_server_answers_nothing_until_it_goes_on(own_server: Server) -> None:
-    with own_server.client(socket_timeout=0.1) as client:
+    with own_server.client() as patient, own_server.client(socket_timeout=0.1) as client:
+        assert patient.ping()
         own_server.pause()
         with pytest.raises(redis.TimeoutError):
             client.ping()
         own_server.resume()
-        assert client.ping()
+        assert patient.ping()
 
 
 def test_a_server_left_dead_or_paused_recovers(servers: Servers) -> None:
@@ -223,15 +224,22 @@ def test_half_a_reply_arrives(proxy: Proxy, raw: Raw, namespace: str) -> None:
 
 
 def test_a_reply_is_swallowed_or_late(proxy: Proxy, raw: Raw, namespace: str) -> None:
-    proxy.swallow(only="INCRBY")
-    proxy.delay(0.15, only="GET")
-    with _client(proxy.url, socket_timeout=0.1) as client:
+    swallowed = proxy.swallow(only="INCRBY")
+    proxy.delay(0.3, only="GET")
+    kept = proxy.keep_reply(only="STRLEN")
+    with _client(proxy.url, socket_timeout=0.1) as client, _client(proxy.url) as patient:
         with pytest.raises(redis.TimeoutError):
             client.incr(namespace)
-        assert raw.get(namespace) == "1"
+        swallowed.wait()
+        wait_until(lambda: raw.get(namespace) == "1", "the request to be executed")
         with pytest.raises(redis.TimeoutError):
             client.get(namespace)
-        assert client.get(namespace) == "1"
+        assert patient.get(namespace) == "1"
+        with pytest.raises(redis.TimeoutError):
+            client.strlen(namespace)
+        assert kept.answered.wait(10)
+        kept.let_go()
+        assert patient.strlen(namespace) == 1
 
 
 def test_a_held_request_arrives_after_its_client_has_gone(proxy: Proxy, raw: Raw, namespace: str) -> None:
@@ -260,7 +268,7 @@ def test_a_held_request_ends_with_the_proxy(server: Server, raw: Raw, namespace:
 
 
 def test_connections_are_cut_refused_and_taken_again(proxy: Proxy) -> None:
-    with _client(proxy.url, socket_timeout=0.1) as client:
+    with _client(proxy.url) as client, _client(proxy.url, socket_timeout=0.1) as hurried:
         assert client.ping()
         (before,) = client.connection_pool._available_connections
         proxy.cut()
@@ -275,7 +283,7 @@ def test_connections_are_cut_refused_and_taken_again(proxy: Proxy) -> None:
         assert client.ping()
         proxy.go_silent()
         with pytest.raises(redis.TimeoutError):
-            client.ping()
+            hurried.ping()
         proxy.speak_again()
         assert client.ping()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import queue
@@ -32,6 +33,7 @@ from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.conftest import Call
 from tests.filled import fill_slices
+from tests.heldup import HeldUp, hurry
 from tests.servers import Raw, Server, wait_until
 from tests.unit.test_metrics_histogram import DISTRIBUTIONS
 
@@ -76,18 +78,31 @@ def test_every_kind_of_callable_gives_its_count_outcome_duration_and_error_type(
         await asyncio.sleep(step)
         raise TimeoutError
 
+    took: dict[str, float] = {}
+    """How long each was under way, seen from outside."""
+
+    @contextlib.contextmanager
+    def noted(name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        took[name] = time.perf_counter() - begin
+
     async def main() -> None:
-        assert [number async for number in async_generator()] == [0, 1, 2]
-        task = asyncio.create_task(endless())
-        await asyncio.sleep(step)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        with pytest.raises(TimeoutError):
+        with noted("async generator"):
+            assert [number async for number in async_generator()] == [0, 1, 2]
+        with noted("cancelled"):
+            task = asyncio.create_task(endless())
+            await asyncio.sleep(step)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        with noted("failing"), pytest.raises(TimeoutError):
             await failing()
 
-    assert Agent().work() == 1
-    assert list(generator()) == [0, 1, 2]
+    with noted("method"):
+        assert Agent().work() == 1
+    with noted("generator"):
+        assert list(generator()) == [0, 1, 2]
     asyncio.run(main())
 
     found = call(collector, "snapshots")
@@ -103,33 +118,48 @@ def test_every_kind_of_callable_gives_its_count_outcome_duration_and_error_type(
     }
     assert found["failing"].error_types == {"TimeoutError": 1}
     for name, least in (("method", 1), ("generator", 3), ("async generator", 3), ("cancelled", 0.5), ("failing", 1)):
-        assert least * step <= found[name].avg_execution_time < least * step + 1, name
+        assert least * step <= found[name].avg_execution_time < took[name] + 1e-6, name
     for name in ("generator", "async generator"):
         streams = call(collector, "streams", name)
         assert (streams.items, streams.first.task_count, streams.between.task_count) == (3, 1, 1)
-        assert step <= streams.first.max_execution_time < step + 0.5
-        assert step * 0.9 <= streams.between.max_execution_time < step + 0.5
+        assert step <= streams.first.max_execution_time < took[name] - 1.9 * step
+        assert step * 0.9 <= streams.between.max_execution_time < (took[name] - 0.9 * step) / 2
     assert call(collector, "streams", "method").items == 0
 
 
 def test_a_tree_of_spans_over_tasks_and_threads_names_its_bottleneck(collector: MetricsCollector, call: Call) -> None:
-    @track_performance("reviewer", collector)
+    for attempt in range(5):
+        agent = f"reviewer-{attempt}"
+        with HeldUp() as held_up:
+            begin = time.monotonic()
+            review_three_times(collector, agent)
+            undisturbed = held_up.within(begin, time.monotonic()) < 0.15
+        judge_review(collector, call, agent, undisturbed=undisturbed)
+        if undisturbed:
+            return
+    pytest.fail("the machine was held up each time")
+
+
+def review_three_times(collector: MetricsCollector, agent: str) -> None:
+    """Work in spans over tasks and threads, of which one takes most of the time."""
+
+    @track_performance(agent, collector)
     async def review() -> None:
-        with collector.span("reviewer", "read"):
+        with collector.span(agent, "read"):
             await asyncio.sleep(0.01)
 
         async def ask(number: int) -> None:
-            with collector.span("reviewer", f"model-{number}"):
+            with collector.span(agent, f"model-{number}"):
                 await asyncio.sleep(0.02)
-                with collector.span("reviewer", "parse"):
+                with collector.span(agent, "parse"):
                     await asyncio.sleep(0.005)
 
-        with collector.span("reviewer", "think"):
+        with collector.span(agent, "think"):
             await asyncio.gather(ask(1), ask(2))
-        with collector.span("reviewer", "check") as around:
+        with collector.span(agent, "check") as around:
 
             def check() -> None:
-                with collector.span("reviewer", "slow rule", parent=around):
+                with collector.span(agent, "slow rule", parent=around):
                     time.sleep(0.12)
 
             thread = threading.Thread(target=check)
@@ -139,7 +169,9 @@ def test_a_tree_of_spans_over_tasks_and_threads_names_its_bottleneck(collector: 
     for _ in range(3):
         asyncio.run(review())
 
-    report = call(collector, "spans", "reviewer")
+
+def judge_review(collector: MetricsCollector, call: Call, agent: str, *, undisturbed: bool) -> None:
+    report = call(collector, "spans", agent)
     assert {span.name: span.metrics.task_count for span in report.spans} == dict.fromkeys(
         (
             "", "read", "think", "think/model-1", "think/model-1/parse", "think/model-2", "think/model-2/parse",
@@ -147,15 +179,16 @@ def test_a_tree_of_spans_over_tasks_and_threads_names_its_bottleneck(collector: 
         ),
         3,
     )  # fmt: skip
-    assert report.bottleneck.name == "check/slow rule"
-    assert report.bottleneck.share > 0.5
-    total = call(collector, "get_or_create_metrics", "reviewer").total_execution_time
+    total = call(collector, "get_or_create_metrics", agent).total_execution_time
     assert math.isclose(report.total, total, abs_tol=1e-6 * 3 * len(report.spans)), "own times add up to the total"
     assert math.isclose(sum(span.share for span in report.spans), 1.0)
-    assert [span.name for span in report.tree][:3] == ["", "check", "check/slow rule"]
-    recent = call(collector, "spans", "reviewer", window="5m")
+    recent = call(collector, "spans", agent, window="5m")
     assert {span.name for span in recent.spans} == {span.name for span in report.spans}
-    assert set(call(collector, "snapshots")) == {"reviewer"}, "spans are no agents"
+    assert all(name.startswith("reviewer-") for name in call(collector, "snapshots")), "spans are no agents"
+    if undisturbed:
+        assert report.bottleneck.name == "check/slow rule"
+        assert report.bottleneck.share > 0.5
+        assert [span.name for span in report.tree][:3] == ["", "check", "check/slow rule"]
 
 
 def test_spans_beyond_the_guard_are_counted_together(
@@ -451,26 +484,35 @@ def test_an_outage_of_thirty_seconds_files_its_samples_where_they_belong(
     own_server: Server, connect: Callable[..., Backend]
 ) -> None:
     """The server is stopped and continued, in true time, with the clocks as they are."""
-    collector = MetricsCollector(backend=connect(own_server.url, deadline=0.3))
-    collector.record_execution("research", 0.1, True)
+    backend = connect(own_server.url)
+    collector = MetricsCollector(backend=backend)
+    ended: list[tuple[float, float]] = []
+    """Each between two moments, which on a busy machine may lie apart."""
+
+    def record() -> None:
+        begin = time.time()
+        collector.record_execution("research", 0.1, True)
+        ended.append((begin, time.time()))
+
+    record()
     assert collector.flush()
-    ended: list[float] = [time.time()]
+    hurry(backend, 0.3)
     own_server.pause()
     end = time.monotonic() + 30.0
     while time.monotonic() < end:
-        collector.record_execution("research", 0.1, True)
-        ended.append(time.time())
+        record()
         time.sleep(0.05)
     assert collector.delivery().pending == len(ended) - 1
     own_server.resume()
     wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
+    hurry(backend, 5.0)
 
-    for moment in range(int(min(ended)) // 10 * 10, int(max(ended)) + 1, 10):
+    for moment in range(int(ended[0][0]) // 10 * 10, int(ended[-1][1]) + 1, 10):
         found = collector.get_or_create_metrics("research", window=10, as_of=moment + 10)
         assert found.interval.start == moment
         assert found.interval.end <= moment + 10, "the last one reaches to now"
-        surely = sum(moment + 0.2 <= each < moment + 9.8 for each in ended)
-        perhaps = sum(moment - 0.2 <= each < moment + 10.2 for each in ended)
+        surely = sum(moment + 0.2 <= before and after < moment + 9.8 for before, after in ended)
+        perhaps = sum(moment - 0.2 <= after and before < moment + 10.2 for before, after in ended)
         assert surely <= found.task_count <= perhaps, "no burst at the end, and no gap before"
     assert collector.get_or_create_metrics("research", window="5m").task_count == len(ended)
 

@@ -20,6 +20,7 @@ from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.script import Script
 from tests.conftest import Call
+from tests.heldup import HeldUp, hurry
 from tests.proxy import Proxy
 from tests.servers import Raw, Server, wait_until
 
@@ -76,8 +77,10 @@ def test_the_same_with_a_flush_that_does_not_check_its_sequence_counts_twice(
 def test_an_answer_that_never_comes_leaves_the_batch_to_be_sent_again(
     proxy: Proxy, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
-    collector = MetricsCollector(backend=connect(proxy.url, deadline=0.3))
+    backend = connect(proxy.url)
+    collector = MetricsCollector(backend=backend)
     warm(collector)
+    hurry(backend, 0.3)
     lost = proxy.swallow(only=commands.FLUSH, times=100)
     collector.record_execution("research", 0.5, True)
     with pytest.raises(BackendUnavailable) as caught:
@@ -87,6 +90,7 @@ def test_an_answer_that_never_comes_leaves_the_batch_to_be_sent_again(
     collector.record_execution("research", 0.5, True)  # joins the next batch
     assert collector.delivery().pending == 2
     proxy.clear()
+    hurry(backend, 5.0)
 
     assert collector.flush()
 
@@ -113,8 +117,10 @@ def test_a_late_copy_of_a_batch_changes_nothing(
 def test_an_outage_delays_and_loses_nothing(
     proxy: Proxy, connect: Callable[..., Backend], call: Call, raw: Raw, caplog: pytest.LogCaptureFixture
 ) -> None:
-    collector = MetricsCollector(backend=connect(proxy.url, deadline=0.2))
+    backend = connect(proxy.url)
+    collector = MetricsCollector(backend=backend)
     warm(collector)
+    hurry(backend, 0.2)
     proxy.close_port()
     for _ in range(5):
         collector.record_execution("research", 0.5, True)
@@ -129,6 +135,7 @@ def test_an_outage_delays_and_loses_nothing(
 
     proxy.open_port()
     wait_until(lambda: collector.delivery().pending == 0, "the flush that comes by itself")
+    hurry(backend, 5.0)
     assert call(collector, "get_or_create_metrics", "research").task_count == 5
     held_back = [record for record in caplog.records if "held back" in record.message]
     assert len(held_back) == 1, "said once, when it began"
@@ -136,13 +143,16 @@ def test_an_outage_delays_and_loses_nothing(
 
 
 def test_a_flush_in_an_outage_gives_up_after_its_timeout(proxy: Proxy, connect: Callable[..., Backend]) -> None:
-    collector = MetricsCollector(backend=connect(proxy.url, deadline=1.0))
+    backend = connect(proxy.url)
+    collector = MetricsCollector(backend=backend)
     warm(collector)
+    hurry(backend, 1.0)
     proxy.go_silent()
     collector.record_execution("research", 0.5, True)
-    start = time.monotonic()
-    assert not collector.flush(timeout=0.1)
-    assert time.monotonic() - start < 0.9
+    with HeldUp() as held_up:
+        start = time.monotonic()
+        assert not collector.flush(timeout=0.1)
+        assert held_up.own(start, time.monotonic()) < 0.9
     proxy.speak_again()
     wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
 
@@ -150,7 +160,7 @@ def test_a_flush_in_an_outage_gives_up_after_its_timeout(proxy: Proxy, connect: 
 def test_a_full_server_refuses_a_flush_whole_and_takes_it_later(
     own_server: Server, connect: Callable[..., Backend]
 ) -> None:
-    collector = MetricsCollector(backend=connect(own_server.url, deadline=0.5))
+    collector = MetricsCollector(backend=connect(own_server.url))
     warm(collector)
     with own_server.client() as raw:
         before = raw.dbsize()

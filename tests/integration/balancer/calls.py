@@ -29,6 +29,8 @@ class Call:
     waited: float
 
 
+MOST_AT_ONCE = 10
+
 Behaviour = Callable[[int, AgentInstance], tuple[str, float]]
 """Says, of a call's number and its instance, how it ends and how many seconds it takes."""
 
@@ -38,10 +40,18 @@ async def steady(
 ) -> list[Call]:
     """Begin a call every so many seconds, whatever became of those before; return all, in the order of their beginning.
 
-    A machine that is held up begins them later, not all at once. `before` is called with the number of each.
+    A machine that is held up begins them later, not all at once: no more than `MOST_AT_ONCE` are ever under way, which
+    are two to three times as many as there are at that load. `before` is called with the number of each.
     """
+    free = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def one(number: int) -> Call:
+        try:
+            return await made(number)
+        finally:
+            free.release()
+
+    async def made(number: int) -> Call:
         begin = time.monotonic()
         instance = await balancer.aio.acquire("planner")
         if instance is None:
@@ -55,5 +65,6 @@ async def steady(
     for number in range(count):
         before(number)
         await asyncio.sleep(every)
+        await free.acquire()
         tasks.append(asyncio.create_task(one(number)))
     return await asyncio.gather(*tasks)

@@ -17,6 +17,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancer, LoadBalancingStrategy
 from agentperf_redis.errors import InvalidArgument
 from tests.conftest import Call
+from tests.heldup import HeldUp
 from tests.servers import Raw, Server, wait_until
 
 DEADLINE_S = 1.0
@@ -74,13 +75,17 @@ def test_labels_and_affinity_hold_in_other_pools_and_the_strategy_is_their_own(c
 
 def test_who_waits_gets_what_is_free_elsewhere_when_time_is_up(call: Call, balancer: LoadBalancer) -> None:
     held = [call(balancer, "acquire", kind) for kind in ("planner", "generalist")]
-    freed = threading.Timer(0.1, balancer.release, [held[1]])
-    freed.start()
-    begin = time.monotonic()
-    instance = call(balancer, "acquire", "planner", wait=0.4, fallback=("generalist",))
+    for _ in range(5):  # on a machine that is held up, time may be up before anything was freed
+        freed = threading.Timer(0.1, balancer.release, [held[1]])
+        freed.start()
+        begin = time.monotonic()
+        instance = call(balancer, "acquire", "planner", wait=0.4, fallback=("generalist",))
+        assert time.monotonic() - begin >= 0.4
+        freed.join()
+        if instance is not None:
+            break
+        held[1] = call(balancer, "acquire", "generalist")
     assert instance.agent_type == "generalist"
-    assert time.monotonic() - begin >= 0.4
-    freed.join()
     back = threading.Timer(0.1, balancer.release, [held[0]])
     back.start()
     mine = call(balancer, "acquire", "planner", wait=5.0, fallback=("generalist",))
@@ -193,27 +198,30 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
 
     callers = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
     callers.append(threading.Thread(target=lambda: runner.run(tasks())))
-    for each in callers:
-        each.start()
-    wait_until(lambda: len(answers) > 50, "calls")
-    stopped = time.monotonic()
-    own_server.pause()
-    time.sleep(5.0)
-    own_server.resume()
-    resumed = time.monotonic()
-    wait_until(lambda: all(times and times[-1] > resumed for times in granted_at), "each caller to be granted again")
-    over.set()
-    for each in callers:
-        each.join(DEADLINE_S * 3)
-        assert not each.is_alive()
+    with HeldUp() as held_up:
+        for each in callers:
+            each.start()
+        wait_until(lambda: len(answers) > 50, "calls")
+        own_server.pause()
+        stopped = time.monotonic()
+        time.sleep(5.0)
+        resumed = time.monotonic()
+        own_server.resume()
+        wait_until(
+            lambda: all(times and times[-1] > resumed for times in granted_at), "each caller to be granted again"
+        )
+        over.set()
+        for each in callers:
+            each.join(DEADLINE_S * 3)
+            assert not each.is_alive()
 
-    meanwhile = [(took, what) for at, took, what in answers if stopped + 0.1 < at < resumed - DEADLINE_S]
+    meanwhile = {what for at, took, what in answers if stopped + 0.1 < at and at + took < resumed}
     # The deadline is that of the command. Beyond it a caller is only to be run again, in turn with seven others, the
     # server and whatever else the machine does: what that takes is the machine's, hence the 0.3 s.
-    assert max(took for _, took, _ in answers) < DEADLINE_S + 0.3
-    assert {what for _, what in meanwhile} == {"raised" if policy == "raise" else "none"}
-    assert len(meanwhile) > 8
-    assert max(next(at for at in times if at > resumed) - resumed for times in granted_at) < 1.0
+    assert max(held_up.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
+    assert meanwhile == {"raised" if policy == "raise" else "none"}
+    assert sum(stopped + 0.1 < at < resumed - DEADLINE_S for at, _, _ in answers) > 8
+    assert max(held_up.own(resumed, next(at for at in times if at > resumed)) for times in granted_at) < 1.0
     with own_server.client() as raw:
         judge_load(raw, namespace, len(kept))
     for instance in kept:
@@ -231,14 +239,15 @@ def test_who_gives_up_while_the_server_is_away_waits_no_longer_for_giving_back(
     async def give_up() -> float:
         await balancer.aio.release(await balancer.aio.acquire("planner"))
         own_server.pause()
-        begin = time.monotonic()
-        try:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.3):
-                    await balancer.aio.acquire("planner")
-            return time.monotonic() - begin
-        finally:
-            own_server.resume()
+        with HeldUp() as held_up:
+            begin = time.monotonic()
+            try:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.3):
+                        await balancer.aio.acquire("planner")
+                return held_up.own(begin, time.monotonic())
+            finally:
+                own_server.resume()
 
     assert runner.run(give_up()) < 0.9
     assert balancer.acquire("planner") is not None

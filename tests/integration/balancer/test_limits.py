@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import math
 import random
 import time
@@ -17,10 +18,13 @@ from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, L
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.errors import InvalidArgument
 from tests.conftest import Call
+from tests.heldup import HeldUp
 from tests.servers import Raw, Server, wait_until
 from tests.workers import Workers
 
 LONG_AGO_US = 1_000_000_000_000_000
+GRAIN_US = 2000
+"""What is to become of an instance by itself is due at a millisecond."""
 
 
 def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
@@ -38,31 +42,31 @@ def test_a_limit_settles_where_an_instance_slows_down_and_recovers(backend: Back
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
     bears = 3
 
-    async def caller(until: float) -> None:
-        while time.monotonic() < until:
-            instance = await balancer.aio.acquire("planner", wait=5)
-            assert instance is not None
-            slow = instance.current_load > bears
-            await asyncio.sleep(0.005)
-            await balancer.aio.release(instance, response_time=0.03 if slow else 0.005)
+    async def run(calls: int) -> list[int]:
+        """Let 12 callers make so many calls; return the limits that were seen in the second half of these."""
+        begun, seen = 0, []
 
-    async def run(seconds: float) -> list[int]:
-        """Let 12 callers ask all the time; return the limits that were seen in the second half."""
-        begin, seen = time.monotonic(), []
-        callers = [asyncio.create_task(caller(begin + seconds)) for _ in range(12)]
-        while time.monotonic() < begin + seconds:
-            (pool,) = await balancer.aio.status("planner")
-            if time.monotonic() > begin + seconds / 2:
-                seen.append(pool.instances[0].limit)
-            await asyncio.sleep(0.01)
-        await asyncio.gather(*callers)
+        async def caller() -> None:
+            nonlocal begun
+            while begun < calls:
+                begun += 1
+                instance = await balancer.aio.acquire("planner", wait=20)
+                assert instance is not None
+                slow = instance.current_load > bears
+                await asyncio.sleep(0.005)
+                await balancer.aio.release(instance, response_time=0.03 if slow else 0.005)
+                if begun > calls / 2:
+                    (pool,) = await balancer.aio.status("planner")
+                    seen.append(pool.instances[0].limit)
+
+        await asyncio.gather(*(caller() for _ in range(12)))
         return seen
 
-    settled = runner.run(run(2.0))
-    assert len(settled) > 3
+    settled = runner.run(run(600))
+    assert len(settled) > 250
     assert set(settled) <= {2, 3, 4}
     bears = 10
-    assert any(runner.run(run(2.0))[-1] == 10 for _ in range(3))  # a busy machine does less in that time
+    assert 10 in runner.run(run(600))
     assert status_of(balancer, "p0").state is InstanceState.UP
 
 
@@ -155,30 +159,47 @@ def test_a_newcomer_takes_a_growing_share(backend: Backend, raw: Raw, namespace:
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=20))
     age(raw, namespace)
-    balancer.register_instance(AgentInstance("new", "planner", max_capacity=20))
-    assert (status_of(balancer, "new").state, status_of(balancer, "new").limit) == (InstanceState.WARMING, 2)
-    thirds: list[Counter[str]] = [Counter(), Counter(), Counter()]
-    begin = time.monotonic()
+    for attempt in range(5):
+        name = f"new{attempt}"
+        balancer.register_instance(AgentInstance(name, "planner", max_capacity=20))
+        registered_us = raw.zscore(keys.pool(namespace, "planner").ids, name)
+        status = status_of(balancer, name)
+        seconds, micros = raw.time()
+        steps = (seconds * 1_000_000 + micros - registered_us) // 200_000  # of a tenth of the two seconds
+        assert status.state is InstanceState.WARMING
+        assert 2 <= status.limit <= 2 + 2 * steps
+        # A grant belongs to a third by when the server gave it: its fence.
+        thirds: list[Counter[str]] = [Counter(), Counter(), Counter()]
 
-    async def caller() -> None:
-        while (at := int((time.monotonic() - begin) * 3 / 2.0)) < 3:
-            instance = await balancer.aio.acquire("planner")
-            if instance is not None:
-                thirds[at][instance.id] += 1
-                await asyncio.sleep(0.02)
-            await balancer.aio.release(instance)
+        async def caller(
+            registered_us: float = registered_us,
+            thirds: list[Counter[str]] = thirds,
+        ) -> None:
+            at = 0
+            while at < 3:
+                instance = await balancer.aio.acquire("planner")
+                if instance is not None and instance.lease is not None:
+                    at = int((instance.lease.fence - registered_us) * 3 / 2e6)
+                    if at < 3:
+                        thirds[at][instance.id] += 1
+                    await asyncio.sleep(0.02)
+                await balancer.aio.release(instance)
 
-    async def run() -> None:
-        await asyncio.gather(*(caller() for _ in range(24)))
+        async def run(caller: Any = caller) -> None:
+            await asyncio.gather(*(caller() for _ in range(24)))
 
-    runner.run(run())
-    shares = [third["new"] / third.total() for third in thirds]
+        runner.run(run())
+        if min(third.total() for third in thirds) > 150:
+            break
+        balancer.remove_instance("planner", name)  # the machine was held up for most of a third: once more
+        age(raw, namespace)
+    shares = [third[name] / third.total() for third in thirds]
     assert shares[0] < shares[1] < shares[2]
     assert shares[0] < 0.2
     assert shares[2] > 0.25
-    wait_until(lambda: status_of(balancer, "new").state is InstanceState.UP, "it to be warm")
-    assert status_of(balancer, "new").limit == 20
-    kinds = [each.kind for each in balancer.events("planner") if each.instance_id == "new"]
+    wait_until(lambda: status_of(balancer, name).state is InstanceState.UP, "it to be warm")
+    assert status_of(balancer, name).limit == 20
+    kinds = [each.kind for each in balancer.events("planner") if each.instance_id == name]
     assert kinds == [EventKind.REGISTERED, EventKind.WARM]
 
 
@@ -231,7 +252,7 @@ def test_a_fleet_that_comes_back_together_takes_its_load_at_once(
 def test_who_is_back_from_an_ejection_warms_up_and_who_is_alone_does_not(
     backend: Backend, raw: Raw, namespace: str
 ) -> None:
-    settings = PoolSettings(slow_start=0.5, eject_after=1, eject_for=0.05)
+    settings = PoolSettings(slow_start=60, eject_after=1, eject_for=0.05)
     balancer = LoadBalancer(settings=settings, backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=10))
@@ -241,6 +262,8 @@ def test_who_is_back_from_an_ejection_warms_up_and_who_is_alone_does_not(
     balancer.release(balancer.acquire("planner"))
     assert (status_of(balancer, "p0").state, status_of(balancer, "p0").limit) == (InstanceState.UP, 10)
     balancer.undrain("planner", "p1")
+    age(raw, namespace)
+    raw.hset(keys.pool(namespace, "planner").state, "#calm", 1)
     held = [balancer.acquire("planner"), balancer.acquire("planner")]
     for each in held:
         balancer.release(each, outcome="error" if each and each.id == "p0" else "neutral")
@@ -254,16 +277,23 @@ def test_who_is_back_from_an_ejection_warms_up_and_who_is_alone_does_not(
 # Rates
 
 
-def ask_all_the_time(url: str, namespace: str, times: int, tokens: int) -> list[int]:
-    """Ask for a lease so often; return when those that were granted were, by the server's clock, us: their fences."""
+def ask_all_the_time(url: str, namespace: str, times: int, tokens: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ask for a lease so often; return when those that were granted were, by the server's clock, us: their fences.
+
+    Of those that were refused, return when they were asked for and when the refusal was there, by the same clock: it is
+    the machine's.
+    """
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
-    held = []
+    held, refused = [], []
     for _ in range(times):
+        asked = time.time_ns() // 1000
         instance = balancer.acquire("planner", tokens=tokens)
         if instance is not None and instance.lease is not None:
             held.append(instance)
+        else:
+            refused.append((asked, time.time_ns() // 1000))
         time.sleep(0.008)
-    return [each.lease.fence for each in held if each.lease is not None]
+    return [each.lease.fence for each in held if each.lease is not None], refused
 
 
 @pytest.mark.every_server
@@ -275,20 +305,20 @@ def test_a_thousand_acquires_get_what_gcra_allows_and_not_one_more(
     every_us = {"requests": 1_000_000, "tokens": 500_000}[rates]
     given = {"requests": {"requests_per_minute": 60.0}, "tokens": {"tokens_per_minute": 6000.0}}[rates]
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1000), **given)
-    grants = sorted(sum(workers.run(ask_all_the_time, [(server.url, namespace, 250, tokens)] * 4), start=list[int]()))
-    refused = balancer.acquire("planner", tokens=tokens)
-    arrival, burst_us = 0, 6_000_000
+    results = workers.run(ask_all_the_time, [(server.url, namespace, 250, tokens)] * 4)
+    grants = sorted(at for granted, _ in results for at in granted)
+    refusals = sorted(each for _, refused in results for each in refused)
+    assert len(grants) + len(refusals) == 1000
+    arrivals, burst_us = [0], 6_000_000
     for at in grants:  # the algorithm by itself, over the times at which the server granted
-        assert at >= arrival - burst_us, "one more than the rate allows"
-        arrival = max(arrival, at) + every_us
+        assert at >= arrivals[-1] - burst_us, "one more than the rate allows"
+        arrivals.append(max(arrivals[-1], at) + every_us)
     at_once = burst_us // every_us + 1
     assert len(grants) >= at_once + 1
-    # Somebody asked all the time, so none that was allowed is missing: each came within 300 ms of when it could.
-    late = [
-        at - (grants[0] + (number - at_once + 1) * every_us) for number, at in enumerate(grants) if number >= at_once
-    ]
-    assert all(0 <= each < 300_000 for each in late), late
-    assert refused is None or refused.lease is not None
+    # None that was allowed is missing: whoever was refused had asked before the rate allowed it, whatever had been granted
+    # when the refusal was there.
+    early = [arrivals[bisect.bisect(grants, there)] - burst_us - asked for asked, there in refusals]
+    assert all(each > -GRAIN_US for each in early), min(early)
 
 
 def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
@@ -350,10 +380,11 @@ def test_a_refusal_says_when_to_come_back(call: Call, backend: Backend) -> None:
     instance = AgentInstance("p0", "planner")
     call(balancer, "register_instance", instance, requests_per_minute=6)
     assert status_of(balancer, "p0").requests_per_minute == 6
+    begin = time.monotonic()
     balancer.release(balancer.acquire("planner"))
     with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
         pass
-    assert 9.5 < caught.value.retry_after <= 10.01
+    assert 9.99 - (time.monotonic() - begin) < caught.value.retry_after <= 10.01
     assert status_of(balancer, "p0").state is InstanceState.PARKED
     assert status_of(balancer, "p0").instance.is_healthy
     assert call(balancer, "update_instance", "planner", "p0", requests_per_minute=math.inf)
@@ -370,18 +401,22 @@ def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_owed(call: 
     with call.inside(balancer, "lease", "planner") as lease:
         assert lease.tokens == 0
         lease.tokens_used = 10_000
+        begin = time.monotonic()
     with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner", tokens=5):
         pass
-    assert 9.0 < caught.value.retry_after <= 10.01
+    assert 9.9 - (time.monotonic() - begin) < caught.value.retry_after <= 10.01
 
 
-def test_who_waits_is_served_when_a_rate_comes_back(call: Call, backend: Backend) -> None:
+def test_who_waits_is_served_when_a_rate_comes_back(call: Call, backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=3000, tokens_per_minute=30_000)
-    begin = time.monotonic()
-    for _ in range(4):  # 0.2 s by its tokens, also for who was handed it in line; 0.02 s by the requests
-        call(balancer, "release", call(balancer, "acquire", "planner", wait=5, tokens=100))
-    assert 0.55 <= time.monotonic() - begin < 2.0
+    with HeldUp(raw.ping) as held_up:
+        begin = time.monotonic()
+        for _ in range(4):  # 0.2 s by its tokens, also for who was handed it in line; 0.02 s by the requests
+            call(balancer, "release", call(balancer, "acquire", "planner", wait=20, tokens=100))
+        end = time.monotonic()
+        assert end - begin >= 0.55
+        assert held_up.own(begin, end) < 2.0
 
 
 def test_an_instance_without_rate_leaves_the_others_to_be_picked(call: Call, backend: Backend) -> None:

@@ -19,6 +19,7 @@ from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.local import LocalCopies
 from agentperf_redis.errors import InvalidArgument
 from tests.conftest import Call
+from tests.heldup import HeldUp
 from tests.proxy import Proxy
 from tests.servers import Raw, Server, wait_until
 from tests.workers import Workers
@@ -42,17 +43,25 @@ def test_a_copied_value_costs_no_command(
 ) -> None:
     cache = with_copies(connect(proxy.url))
     call(cache, "put_many", {"k": [1], "none": None})
-    copied(cache, "k")
-    copied(cache, "none")
-    before = proxy.count("MGET")
+    for _ in range(10):
+        with HeldUp() as held_up:
+            begin = time.monotonic()
+            copied(cache, "k")
+            copied(cache, "none")
+            before = proxy.count("MGET")
 
-    values = [call(cache, "get", "k") for _ in range(10)]
-    values[0].append(2)
-    assert values[1:] == [[1]] * 9, "each has a list of his own"
-    assert call(cache, "get", "none", "default") is None
-    assert call(cache, "get_many", ["k", "none"]) == {"k": [1], "none": None}
-    assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
-    assert proxy.count("MGET") == before
+            values = [call(cache, "get", "k") for _ in range(10)]
+            values[0].append(2)
+            assert values[1:] == [[1]] * 9, "each has a list of his own"
+            assert call(cache, "get", "none", "default") is None
+            assert call(cache, "get_many", ["k", "none"]) == {"k": [1], "none": None}
+            assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
+            cost = proxy.count("MGET") - before
+            # Copies are silent when the bus has not been heard of for 250 ms, as on a machine that is held up.
+            if cost == 0 or held_up.within(begin, time.monotonic()) < 0.1:
+                break
+    assert cost == 0
+    before = proxy.count("MGET")
     assert call(cache, "get", "k", fresh=True) == [1]
     assert call(cache, "get_many", ["k"], fresh=True) == {"k": [1]}
     assert proxy.count("MGET") == before + 2
@@ -102,11 +111,23 @@ def assert_seen_in_time(cache: LRUCache, left: object, acknowledged: float) -> N
 
 def test_a_copy_lives_no_longer_than_its_entry(backend: Backend) -> None:
     cache = with_copies(backend)
-    cache.put("k", 1, ttl=0.4)
-    copied(cache, "k")
-    expires = cache.entry("k")
-    assert expires is not None
-    wait_until(lambda: cache.get("k") is None, "the copy to expire", patience=1)
+    local = cache._binding.local
+    assert local is not None
+    expires_at = []
+
+    def copied_while_it_lives() -> bool:
+        cache.put("k", 1, ttl=0.4)
+        entry, value = cache.entry("k"), cache.get("k")
+        if entry is None or entry.expires_at is None or value is None:
+            return False
+        expires_at.append(entry.expires_at.timestamp())
+        return local.find("k") is not None
+
+    wait_until(copied_while_it_lives, "a copy of k")
+    begun = time.time()
+    while cache.get("k") is not None:
+        assert begun < expires_at[-1] + 0.002
+        begun = time.time()
 
 
 def test_without_the_bus_copies_are_silent(proxy: Proxy, server: Server, connect: Callable[..., Backend]) -> None:
@@ -144,26 +165,33 @@ def test_the_check_of_the_check_without_tickets_it_does(
         return Anything()
 
     monkeypatch.setattr(LocalCopies, "ticket", ticket)
-    assert interleaved(connect(proxy.url), connect(server.url), proxy) == "old"
+    backend, other = connect(proxy.url), connect(server.url)
+    # On a machine that is held up, copies are silent for a while: then it is the server that says what is new.
+    assert "old" in (interleaved(backend, other, proxy) for _ in range(5))
 
 
 def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
-    """Delay the reply of a read until another process's write has been heard of; return what is then copied."""
+    """Keep the reply of a read until another process's write has been heard of; return what is then copied."""
     cache, elsewhere = with_copies(backend), LRUCache(backend=other)
     elsewhere.put("k", "old")
     elsewhere.put("warm", 1)
     copied(cache, "warm")
     heard = threading.Event()
-    backend.bus.subscribe(
+    cache._binding.local.drop("k")  # type: ignore[union-attr]  # with copies there are some
+    subscription = backend.bus.subscribe(
         cache._binding.keys.bus, lambda message: heard.set() if message.endswith(b" k") else None, lambda: None
     )
-    read = proxy.delay(0.3, only=lambda request: request[0] == b"MGET" and request[1].endswith(b":e:k"))
+    read = proxy.keep_reply(only=lambda request: request[0] == b"MGET" and request[1].endswith(b":e:k"))
     with ThreadPoolExecutor(1) as thread:
         reading = thread.submit(cache.get, "k")
-        wait_until(lambda: read.requests, "the read to be under way")
+        read.wait()
+        assert read.answered.wait(10)
+        heard.clear()  # that was word of the old one
         elsewhere.put("k", "new")
-        assert heard.wait(5)
+        assert heard.wait(10)
+        read.let_go()
         assert reading.result() in ("old", "new"), "the read itself was concurrent with the write"
+    subscription.close()
     return cache.get("k")
 
 
@@ -224,12 +252,17 @@ def change(cache: LRUCache, me: int, count: int, chance: random.Random) -> list[
     return [Write(each, (me, count), begun, acknowledged, how) for each in concerned]
 
 
+def enough(writes: list[Write], reads: list[Read]) -> bool:
+    """Whether one process has done enough for its part, which on a busy machine takes longer."""
+    return len(writes) > 10 and len(reads) > 300
+
+
 def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[list[Write], list[Read]]:
     """A worker process: write unique values to shared keys and invalidate them, read them, note what and when."""
     cache = with_copies(Backend(url, namespace=namespace))
     writes, reads, chance, end = list[Write](), list[Read](), random.Random(me), time.monotonic() + seconds
     count = 0
-    while time.monotonic() < end or len(reads) <= 300 or len(writes) <= 10:  # a busy machine takes longer
+    while time.monotonic() < end or not enough(writes, reads):
         key, choice = chance.choice(KEYS), chance.random()
         if choice < 0.06:
             writes += change(cache, me, count, chance)
@@ -279,8 +312,7 @@ def test_no_process_reads_what_is_older_than_allowed(
         node.close()
 
     writes = [write for written, _ in done for write in written]
-    assert min(len(written) for written, _ in done) > 10
-    assert min(len(read) for _, read in done) > 300
+    assert all(enough(written, read) for written, read in done)
     seen = {read.value[0] for _, reads in done for read in reads}
     assert seen == {0, 1, 2, 3}, "each process's values were read"
     assert {write.how for write in writes} == {"put", "delete", "tag", "clear"}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,12 +19,20 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, chores
 from agentperf_redis.cache.single_flight import SingleFlight
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.keys import stored_name
+from tests.heldup import HeldUp
 from tests.servers import Raw, Server, wait_until
 from tests.workers import Workers
+
+HELD_UP_S = 0.2
+"""A machine that lets nothing be done for so long is asked once more."""
 
 
 def where(namespace: str, part: str) -> str:
     return f"{namespace}:{{cache:default}}:{part}"
+
+
+COST_MS = "return string.match(redis.call('GET', KEYS[1]), '^%d+ %d+ %S+ (%d+) ')"
 
 
 class Source:
@@ -32,11 +43,14 @@ class Source:
         self.takes_s = takes_s
         self.fails = False
         self.threads: set[int] = set()
+        self.may_return = threading.Event()
+        self.may_return.set()
 
     def __call__(self) -> list[int]:
         self.calls += 1
         self.threads.add(threading.get_ident())
         time.sleep(self.takes_s)
+        assert self.may_return.wait(20)
         if self.fails:
             raise ValueError(f"call {self.calls}")
         return [self.calls]
@@ -66,8 +80,9 @@ class Reader:
 
     def until(self, wanted: object, patience_s: float = 10) -> float:
         """Ask until that is the answer, values or errors; return how long it took."""
-        begun = time.monotonic()
-        while time.monotonic() < begun + patience_s:
+        begun = asked = time.monotonic()
+        while asked < begun + patience_s:
+            asked = time.monotonic()
             try:
                 answer: object = self.ask()
             except ValueError as error:
@@ -78,6 +93,21 @@ class Reader:
         raise AssertionError(f"never {wanted!r}")
 
 
+NO_LONGER_FRESH = """
+local before, fresh, after = string.match(redis.call('GET', KEYS[1]), '^(%d+ %d+ %S+ %d+ )(%d+)( .*)$')
+redis.call('SET', KEYS[1], before .. string.rep('0', #fresh - 1) .. '1' .. after, 'KEEPTTL')
+"""
+"""Has an entry be fresh for one millisecond from its writing."""
+
+
+def no_longer_fresh(cache: LRUCache | TieredCache, raw: Raw, key: str) -> None:
+    """The soft TTL of an entry is over: the same as waiting, at once. Local copies of it are gone."""
+    raw.eval(NO_LONGER_FRESH, 1, cache._binding.keys.entry(key))
+    if cache._binding.local is not None:
+        cache._binding.local.drop(stored_name(key))
+    time.sleep(0.002)
+
+
 @pytest.fixture(params=["blocking", "asyncio"])
 def loop(request: pytest.FixtureRequest, runner: asyncio.Runner) -> asyncio.Runner | None:
     return runner if request.param == "asyncio" else None
@@ -85,7 +115,7 @@ def loop(request: pytest.FixtureRequest, runner: asyncio.Runner) -> asyncio.Runn
 
 @pytest.mark.parametrize("kind", ["redis", "local", "strict", "tiered"])
 def test_a_stale_value_is_served_at_once_and_computed_anew_behind(
-    backend: Backend, loop: asyncio.Runner | None, kind: str
+    backend: Backend, raw: Raw, loop: asyncio.Runner | None, kind: str
 ) -> None:
     kinds: dict[str, Callable[[], LRUCache | TieredCache]] = {
         "redis": lambda: LRUCache(backend=backend),
@@ -95,16 +125,16 @@ def test_a_stale_value_is_served_at_once_and_computed_anew_behind(
     }
     cache = kinds[kind]()
     source = Source()
-    reader = Reader(cache, source, loop, ttl=60, soft_ttl=0.15)
+    reader = Reader(cache, source, loop, ttl=60, soft_ttl=30)
     assert reader.ask() == [1]
     assert reader.ask() == [1]
+    no_longer_fresh(cache, raw, "k")
     cache.get("k")  # with a copy here: not only the one that computed has read it
 
-    source.takes_s = 0.0 if loop else 0.1  # a loop's own time is everybody's
-    time.sleep(0.16)
-    asked_at = time.monotonic()
-    assert reader.ask() == [1], "stale, and at once"
-    assert loop or time.monotonic() - asked_at < 0.1
+    if loop is None:  # a loop's own time is everybody's
+        source.may_return.clear()
+    assert reader.ask() == [1], "stale, and at once: the function has not returned"
+    source.may_return.set()
     reader.until([2])
     assert source.calls == 2
     if loop is None:
@@ -112,12 +142,27 @@ def test_a_stale_value_is_served_at_once_and_computed_anew_behind(
         assert len(source.threads) == 2, "another thread has refreshed it"
 
 
-def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s: float) -> tuple[int, int, list[float]]:
-    """A worker process: read one key all the time. Returns how often it computed, how often it waited, its reads' times."""
+@dataclass(frozen=True)
+class Reading:
+    """What one process saw that read one key all the time.
+
+    Attributes:
+        computed: when it computed, from when to when.
+        waits: how often it waited for who computes.
+        reads: when each read began, and how long it took.
+    """
+
+    computed: list[tuple[float, float]]
+    waits: int
+    reads: list[tuple[float, float]]
+
+
+def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s: float) -> Reading:
+    """A worker process: read one key all the time."""
     cache = LRUCache(backend=Backend(url, namespace=namespace))
-    calls: list[int] = []
+    computed: list[tuple[float, float]] = []
     waits: list[str] = []
-    took: list[float] = []
+    reads: list[tuple[float, float]] = []
     turn = SingleFlight._turn
 
     def noted(self: SingleFlight, name: str, key: str, *, look: bool, blocking: bool) -> Any:
@@ -125,8 +170,9 @@ def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s:
         return turn(self, name, key, look=look, blocking=blocking)
 
     def work() -> int:
-        calls.append(1)
+        begun = time.monotonic()
         time.sleep(takes_s)
+        computed.append((begun, time.monotonic()))
         return os.getpid()
 
     cache.get("k")
@@ -135,26 +181,37 @@ def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s:
         end = time.monotonic() + seconds
         while (begun := time.monotonic()) < end:
             cache.get_or_compute("k", work, 60, soft_ttl=soft_ttl)
-            took.append(time.monotonic() - begun)
+            reads.append((begun, time.monotonic() - begun))
+    wait_until(lambda: not cache._binding.flights._flights, "what goes on behind to end")
     cache._backend.close()
-    return len(calls), len(waits), took
+    return Reading(computed, len(waits), reads)
 
 
 @pytest.mark.every_server
 def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_reader_waits(
-    server: Server, namespace: str, workers: Workers, backend: Backend
+    server: Server, namespace: str, workers: Workers, connect: Callable[..., Backend]
 ) -> None:
     seconds, soft_ttl, takes_s = 3.0, 0.75, 0.25
-    LRUCache(backend=backend).get_or_compute("k", lambda: 0, 60, soft_ttl=0.001)  # soft-expired when they begin
+    for attempt in range(4):
+        place = f"{namespace}.{attempt}"
+        LRUCache(backend=connect(server.url, namespace=place)).get_or_compute("k", lambda: 0, 60, soft_ttl=0.001)
+        results = workers.run(read_for, [(server.url, place, seconds, soft_ttl, takes_s)] * 4)
 
-    results = workers.run(read_for, [(server.url, namespace, seconds, soft_ttl, takes_s)] * 4)
-
-    computed = sum(calls for calls, _, _ in results)
-    assert abs(computed - seconds / soft_ttl) <= 1
-    assert [waits for _, waits, _ in results] == [0] * 4
-    took = sorted(each for _, _, times in results for each in times)
-    assert len(took) > 1000
-    assert took[-len(took) // 500] < takes_s, "but for what a busy machine holds up"
+        computed = sorted(each for result in results for each in result.computed)
+        reads = sorted(each for result in results for each in result.reads)
+        assert [result.waits for result in results] == [0] * 4
+        assert len(reads) > 1000
+        assert all(later >= ended for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
+        times = sorted(took for _, took in reads)
+        gap = max(later - sooner for (sooner, _), (later, _) in pairwise(reads))
+        if gap < HELD_UP_S and max(ended - begun for begun, ended in computed) < takes_s + HELD_UP_S:
+            assert abs(len(computed) - seconds / soft_ttl) <= 1
+            assert times[-len(times) // 500] < takes_s
+            return
+    # A machine that holds up who computes, or all who read, lets less be done: what there was time for was done.
+    held_up = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > HELD_UP_S / 4)
+    late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
+    assert (seconds - held_up - late) / soft_ttl - 1 <= len(computed) <= seconds / soft_ttl + 1
 
 
 def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_error_is_seen(
@@ -194,13 +251,15 @@ def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_erro
 
 @pytest.mark.parametrize("options", [{}, {"strict": True}, {"local_size": 10}], ids=str)
 def test_a_read_that_ends_in_the_error_is_a_miss_and_saves_nothing(
-    backend: Backend, loop: asyncio.Runner | None, options: dict[str, Any]
+    backend: Backend, raw: Raw, namespace: str, loop: asyncio.Runner | None, options: dict[str, Any]
 ) -> None:
     cache, source = LRUCache(backend=backend, **options), Source(takes_s=0.05)
     reader = Reader(cache, source, loop, ttl=60, soft_ttl=0.05, stale_if_error=0.1)
     served = failed = 0
     reader.ask()
     cache.get("k")
+    cost_ms = int(raw.eval(COST_MS, 1, where(namespace, "e:k")))
+    assert cost_ms >= 50
     source.fails, source.takes_s = True, 0.0
     end = time.monotonic() + 10
     while failed < 20 and time.monotonic() < end:
@@ -215,7 +274,7 @@ def test_a_read_that_ends_in_the_error_is_a_miss_and_saves_nothing(
     stats = cache.stats()
 
     assert (stats.hits, stats.misses) == (served + 1, 1 + failed)
-    assert (served + 1) * 50 <= round(stats.seconds_saved * 1000) < (served + 1) * 100, "strict or not"
+    assert round(stats.seconds_saved * 1000) == (served + 1) * cost_ms, "strict or not"
 
 
 def test_a_failed_refresh_rests_for_all_processes(
@@ -227,23 +286,26 @@ def test_a_failed_refresh_rests_for_all_processes(
     ]
     assert readers[0].ask() == [1]
     source.fails = True
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
+    begin = time.monotonic()
+    while time.monotonic() < begin + 1.5 or source.calls < 2:
         assert [reader.ask() for reader in readers] == [[1], [1]]
         time.sleep(0.01)
-    assert source.calls in (2, 3), "after 0.05 s, and a second later"
+    assert source.calls <= 2 + (time.monotonic() - begin), "after 0.05 s, and a second later"
     source.fails = False
     readers[1].until([source.calls + 1])
 
 
-def test_hard_expiry_wins_over_everything(backend: Backend, loop: asyncio.Runner | None) -> None:
+def test_hard_expiry_wins_over_everything(backend: Backend, raw: Raw, loop: asyncio.Runner | None) -> None:
     source = Source()
     reader = Reader(LRUCache(local_size=10, backend=backend), source, loop, ttl=0.4, soft_ttl=0.1, stale_if_error=60)
-    assert reader.ask() == [1]
-    written = time.monotonic()
-    source.fails = True
-    reader.until(ValueError, patience_s=2)
-    assert 0.35 < time.monotonic() - written < 1.5
+    with HeldUp(raw.ping) as held_up:
+        begun = time.monotonic()
+        assert reader.ask() == [1]
+        source.fails = True
+        reader.until(ValueError)
+        ended = time.monotonic()
+        assert ended - begun >= 0.4
+        assert held_up.own(begun, ended) < 1.5
 
 
 @pytest.mark.parametrize("forget", ["delete", "clear", "invalidate_tags", "put"])
@@ -306,21 +368,29 @@ def test_a_refresher_that_was_killed_is_replaced_and_nobody_waits_for_that(
     reader.until([1])
 
 
-def test_a_value_is_refreshed_early_and_so_never_missing(backend: Backend, raw: Raw, namespace: str) -> None:
-    cache, source = LRUCache(backend=backend), Source(takes_s=0.05)
-    reader = Reader(cache, source, None, ttl=1.0, early_refresh=2.0)
-    reader.ask()
-    misses = cache.stats().misses
-    end = time.monotonic() + 3
-    while time.monotonic() < end:
-        reader.ask()
-        time.sleep(0.001)
-    assert source.calls in range(3, 12)
-    assert cache.stats().misses == misses, "nobody found it missing, and so nobody waited"
+def test_a_value_is_refreshed_early_and_so_never_missing(backend: Backend, raw: Raw) -> None:
+    for attempt in range(10):
+        cache, source = LRUCache(name=f"c{attempt}", backend=backend), Source(takes_s=0.05)
+        reader = Reader(cache, source, None, ttl=1.0, early_refresh=2.0)
+        with HeldUp(raw.ping) as held_up:
+            reader.ask()
+            misses = cache.stats().misses
+            begin = time.monotonic()
+            while source.calls < 4:
+                reader.ask()
+                time.sleep(0.001)
+            end = time.monotonic()
+            missed = cache.stats().misses - misses
+            # Nobody can refresh a value early while the machine is held up.
+            if not missed or held_up.within(begin, end) < 0.2:
+                break
+    assert missed == 0, "nobody found it missing, and so nobody waited"
+    assert end - begin > 0.75, "and it was not computed anew all the time"
 
 
 def test_what_was_stored_together_is_not_due_together(backend: Backend, raw: Raw, namespace: str) -> None:
     lru, tiered = LRUCache(100, 50, backend=backend), TieredCache(backend=backend)
+    random.seed(20)
     for number in range(20):
         lru.get_or_compute(f"hard{number}", lambda: 1, jitter=0.1)
         lru.get_or_compute(f"soft{number}", lambda: 1, 40, soft_ttl=20, jitter=0.1)
@@ -335,17 +405,18 @@ def test_what_was_stored_together_is_not_due_together(backend: Backend, raw: Raw
     assert max(whole) <= 40_000, "with a soft TTL the hard one is exact"
 
 
-def test_a_decorated_function_is_refreshed_with_its_own_arguments(backend: Backend) -> None:
+def test_a_decorated_function_is_refreshed_with_its_own_arguments(backend: Backend, raw: Raw) -> None:
     cache = LRUCache(local_size=10, backend=backend)
     calls: list[str] = []
 
-    @cache.cached(60, soft_ttl=0.1)
+    @cache.cached(60, soft_ttl=30)
     def ask(question: str) -> str:
         calls.append(question)
         return f"{question}{calls.count(question)}"
 
     assert [ask("a"), ask("b")] == ["a1", "b1"]
-    time.sleep(0.11)
+    for question in "ab":
+        no_longer_fresh(cache, raw, ask.key(question))
     assert [ask("a"), ask("b")] == ["a1", "b1"]
     wait_until(lambda: (ask("a"), ask("b")) == ("a2", "b2"), "both to be computed anew")
     assert ask.cache_info().computed == len(calls)
@@ -389,7 +460,7 @@ def test_closing_cancels_what_a_loop_refreshes(
         assert await cache.aio.get_or_compute("k", slow, 60, soft_ttl=0.02) == "old"
         await asyncio.wait_for(begun.wait(), 10)
         await backend.aclose()
-        await asyncio.wait_for(ended.wait(), 2)
+        await asyncio.wait_for(ended.wait(), 20)
 
     runner.run(scene())
     assert raw.exists(where(namespace, "l:k")) == 0, "the lease was given back while there was a connection"
@@ -423,7 +494,8 @@ def test_closing_does_not_wait_for_a_slow_refresh_nor_does_a_forked_child(
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    closing = time.monotonic()
-    backend.close()
-    assert time.monotonic() - closing < 2
+    with HeldUp() as held_up:
+        closing = time.monotonic()
+        backend.close()
+        assert held_up.own(closing, time.monotonic()) < 2
     release.set()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -20,6 +19,8 @@ from agentperf_redis.cache.binding import MOST_OWED, Binding, Owed
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from tests.conftest import Call
+from tests.heldup import HeldUp, hurry, overlap
+from tests.integration.cache.test_computing import waiting
 from tests.servers import Kind, Server, wait_until
 from tests.workers import Workers
 
@@ -46,7 +47,8 @@ def test_without_a_server_threads_share_one_computation(connect: Callable[..., B
 
     def work() -> list[int]:
         calls.append(1)
-        time.sleep(0.6)  # longer than it takes any of them to find the server away
+        if len(calls) == 1:
+            wait_until(lambda: waiting(cache, "k") == 19, "all others to find the server away, and wait")
         return [len(calls)]
 
     with ThreadPoolExecutor(20) as threads:
@@ -65,7 +67,8 @@ def test_without_a_server_tasks_share_one_computation_and_its_error(
 
     async def work() -> int:
         calls.append(1)
-        await asyncio.sleep(0.6)
+        while len(calls) == 1 and waiting(cache, "k") < 49:
+            await asyncio.sleep(0.01)
         raise KeyError("no such thing")
 
     async def many() -> list[Any]:
@@ -85,7 +88,7 @@ def test_an_error_of_the_function_is_told_to_all_also_if_it_is_of_our_classes(
 
     def work() -> int:
         calls.append(1)
-        time.sleep(0.6)
+        wait_until(lambda: waiting(cache, "k") == 9, "all others to wait")
         raise BackendUnavailable("another", "not_applied", "down")
 
     def ask(_: int) -> str:
@@ -111,10 +114,12 @@ def test_it_may_be_an_error_that_the_server_is_away(call: Call, connect: Callabl
 def test_copies_stand_in_as_long_as_is_allowed_and_no_longer(
     own_server: Server, connect: Callable[..., Backend], how: str
 ) -> None:
-    cache = LRUCache(local_size=10, backend=connect(own_server.url, deadline=0.3))
+    backend = connect(own_server.url)
+    cache = LRUCache(local_size=10, backend=backend)
     for key in "ab":
         cache.put(key, "of before", tags=[f"tag {key}"])
         copied(cache, key)
+    hurry(backend, 0.3)
     own_server.kill() if how == "killed" else own_server.pause()
     away = time.monotonic()
     try:
@@ -218,14 +223,16 @@ def test_the_check_of_the_check_without_telling_the_old_value_is_read(
 
 def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
     """Invalidate while the server is down; return the old values read once it is back with all it had."""
-    cache = LRUCache(backend=connect(server.url, deadline=0.3))
+    backend = connect(server.url)
+    cache = LRUCache(backend=backend)
     cache.put("k", "old", tags=["t"])
+    hurry(backend, 0.3)
     server.kill()
     with pytest.raises(BackendUnavailable):
         FORGET[forget](cache)
     server.restart()
     read: list[Any] = []
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not read:
         assert time.monotonic() < end
         try:
@@ -238,15 +245,17 @@ def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forge
 
 def test_it_is_told_even_if_nobody_reads(start_server: Callable[..., Server], connect: Callable[..., Backend]) -> None:
     server = start_server(aof=True)
-    cache = LRUCache(backend=connect(server.url, deadline=0.3))
+    backend = connect(server.url)
+    cache = LRUCache(backend=backend)
     cache.put("k", "old")
+    hurry(backend, 0.3)
     server.kill()
     with pytest.raises(BackendUnavailable):
         cache.delete("k")
     server.restart()
 
     elsewhere = LRUCache(backend=connect(server.url))
-    wait_until(lambda: elsewhere.get("k") is None, "the background thread to tell it", patience=5)
+    wait_until(lambda: elsewhere.get("k") is None, "the background thread to tell it")
 
 
 def test_what_is_owed_is_bounded(connect: Callable[..., Backend]) -> None:
@@ -265,6 +274,9 @@ DEADLINE_S = 1.0
 KEYS = [f"k{number}" for number in range(4)]
 
 
+Spans = list[tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class Answer:
     """What one call brought, when it began and ended, and for how long of that the machine let this process wait."""
@@ -276,44 +288,15 @@ class Answer:
     held_up: float
 
 
-class Delays:
-    """Measures, on a thread of its own, how late a process is woken: what is late for that reason is the machine's."""
-
-    NAP_S = 0.01
-
-    def __init__(self) -> None:
-        self._end = threading.Event()
-        self._naps: list[tuple[float, float]] = []
-        self._thread = threading.Thread(target=self._measure)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _measure(self) -> None:
-        while not self._end.is_set():
-            begun = time.monotonic()
-            time.sleep(self.NAP_S)
-            self._naps.append((begun, time.monotonic()))
-
-    def within(self, begun: float, ended: float) -> float:
-        """Seconds by which all naps that were under way between two moments were late."""
-        return sum(until - since - self.NAP_S for since, until in self._naps if since < ended and until > begun)
-
-
-def use(url: str, namespace: str, progress: str, **options: Any) -> list[Answer]:
-    """A worker process: ask for values until told to stop.
+def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[Answer], Spans]:
+    """A worker process: ask for values until told to stop. Returns what it saw, and when the machine held it up.
 
     It writes a byte into the file `progress` for each, and stops when a file ``progress.stop`` is there.
     """
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
     seen: list[tuple[str, float, float, float]] = []
-    with Delays() as delays, Path(progress).open("ab", buffering=0) as written:
+    with HeldUp() as held_up, Path(progress).open("ab", buffering=0) as written:
         while goes_on(progress):
             key = KEYS[len(seen) % len(KEYS)]
             begun = time.monotonic()
@@ -322,14 +305,16 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> list[Answer]
             written.write(b".")
             time.sleep(0.002)
     backend.close()
-    return [Answer(*each, delays.within(*each[2:]) if each[3] - each[2] > DEADLINE_S / 2 else 0.0) for each in seen]
+    return [
+        Answer(*each, held_up.within(*each[2:]) if each[3] - each[2] > DEADLINE_S / 2 else 0.0) for each in seen
+    ], held_up.spans
 
 
 def goes_on(progress: str) -> bool:
     return not Path(f"{progress}.stop").exists()
 
 
-def use_with_stand_ins(url: str, namespace: str, progress: str) -> list[Answer]:
+def use_with_stand_ins(url: str, namespace: str, progress: str) -> tuple[list[Answer], Spans]:
     return use(url, namespace, progress, soft_ttl=0.5, stale_if_error=30)
 
 
@@ -339,18 +324,20 @@ def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float
     cache = LRUCache(backend=backend)
     acknowledged: list[tuple[str, float, float]] = []
     count = 0
-    while goes_on(progress):
-        key, count = KEYS[count % len(KEYS)], count + 1
-        begun = time.monotonic()
-        try:
-            if count % 2:
-                cache.delete(key)
-            else:
-                cache.invalidate_tags(f"tag of {key}")
-            acknowledged.append((key, begun, time.monotonic()))
-        except BackendUnavailable:
-            pass
-        time.sleep(0.02)
+    with Path(progress).open("ab", buffering=0) as written:
+        while goes_on(progress):
+            key, count = KEYS[count % len(KEYS)], count + 1
+            begun = time.monotonic()
+            try:
+                if count % 2:
+                    cache.delete(key)
+                else:
+                    cache.invalidate_tags(f"tag of {key}")
+                acknowledged.append((key, begun, time.monotonic()))
+                written.write(b".")
+            except BackendUnavailable:
+                pass
+            time.sleep(0.02)
     backend.close()
     return acknowledged
 
@@ -367,8 +354,8 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
 ) -> None:
     # under the default, everysec, a reply may go out before its write: a killed server may forget what it acknowledged
     server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
-    files = [tmp_path / f"reader{number}" for number in range(3)]
-    for file in files:
+    files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
+    for file in (*files, written):
         file.touch()
     functions = (use, use_with_stand_ins, use_with_stand_ins)
     readers = [
@@ -391,8 +378,10 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     all_go_on(30)
     server.restart()
     back = time.monotonic()
+    acknowledged_before = written.stat().st_size
     time.sleep(NOTICED_S)
-    all_go_on(150)
+    wait_until(lambda: written.stat().st_size > acknowledged_before + 5, "invalidations")
+    all_go_on(200)
     for name in ("reader0", "reader1", "reader2", "writer"):
         (tmp_path / f"{name}.stop").touch()
 
@@ -401,12 +390,12 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     late = [(key, begun, end) for key, begun, end in acknowledged if begun > back]
     assert late
     for function, reader in zip(functions, readers, strict=True):
-        seen: list[Answer] = reader.result()
+        seen, spans = reader.result()
         longest = max(seen, key=lambda call: call.ended - call.begun - call.held_up)
         assert longest.ended - longest.begun - longest.held_up < DEADLINE_S + 0.05, "no call beyond its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
         assert len(without) > 20, "results also while there was no server"
-        after = [call for call in seen if call.begun > back + NOTICED_S]
+        after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
         assert len(after) > 100
         # what may stand in for a server that is away does so until this process has noticed that it is back
         for call in after if function is use_with_stand_ins else seen:

@@ -27,12 +27,17 @@ class Busy:
         self.calls: list[str] = []
         self.most = self._now = 0
         self._lock = threading.Lock()
+        self.met = threading.Event()
+        """Two ran at a time. Set it where nobody is waited for."""
 
     def __call__(self, key: str) -> str:
         with self._lock:
             self.calls.append(key)
             self._now += 1
             self.most = max(self.most, self._now)
+            if self._now > 1:
+                self.met.set()
+        self.met.wait(10)
         time.sleep(self.takes_s)
         with self._lock:
             self._now -= 1
@@ -42,6 +47,9 @@ class Busy:
         self.calls.append(key)
         self._now += 1
         self.most = max(self.most, self._now)
+        end = time.monotonic() + 10
+        while self.most < 2 and time.monotonic() < end:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(self.takes_s)
         self._now -= 1
         return key.upper()
@@ -70,6 +78,7 @@ def test_what_is_missing_is_computed_so_many_at_a_time(call: Call, backend: Back
 
 def warm_in_worker(url: str, namespace: str, count: int) -> tuple[int, int]:
     cache, busy = LRUCache(backend=Backend(url, namespace=namespace)), Busy(0.01)
+    busy.met.set()
     warmed = cache.warm_up([f"k{number}" for number in range(count)], busy)
     assert warmed.done == count
     return len(busy.calls), warmed.computed
