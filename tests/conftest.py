@@ -52,6 +52,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "standalone: what it stands before or does to the server a Cluster would evade")
     if not _is_worker(config):  # which has its session's mark already
         os.environ[_SESSION_MARK] = uuid.uuid4().hex
+    _have_hypothesis_be_steady(config)
+
+
+def _have_hypothesis_be_steady(config: pytest.Config) -> None:
+    """Try the same examples in each run, and judge none by how long a busy machine takes to make or to run it.
+
+    To look for new ones: `pytest --hypothesis-profile explore`.
+    """
+    import hypothesis
+
+    patient: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+    hypothesis.settings.register_profile("explore", **patient)
+    hypothesis.settings.register_profile("steady", derandomize=True, database=None, **patient)
+    hypothesis.settings.load_profile(config.getoption("--hypothesis-profile", None) or "steady")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

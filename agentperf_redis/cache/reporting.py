@@ -12,8 +12,16 @@ from agentperf_redis.cache.outbox import NO_REPORT
 from agentperf_redis.command import Flow, Wait
 from agentperf_redis.errors import BackendFull
 
-FLUSH_WAIT_S: Final = 0.25
-"""How long to wait for reads that another thread or task reports at this moment."""
+_PATIENCE: Final = 0.25
+"""How long to wait for reads that another thread or task reports at this moment, as a part of a command's deadline. A
+server that is held up for a second must not turn the order round; one that is away must not cost a call much more."""
+
+
+def under_way(binding: Binding) -> Flow[None]:
+    """Wait for reads that another thread or task reports at this moment: they come before what is sent next."""
+    flushing = binding.outbox.flushing
+    if flushing is not None:
+        yield from Wait(flushing, _PATIENCE * binding.backend.deadline)
 
 
 def flush(binding: Binding) -> Flow[None]:
@@ -21,8 +29,7 @@ def flush(binding: Binding) -> Flow[None]:
     outbox, attempts = binding.outbox, 0
     if binding.owed:
         yield from ready(binding)
-    if outbox.flushing is not None:
-        yield from Wait(outbox.flushing, FLUSH_WAIT_S)
+    yield from under_way(binding)
     while attempts < ATTEMPTS:
         report, taken_in = outbox.take(flush=True), False
         if report is NO_REPORT:

@@ -17,9 +17,9 @@ from agentperf_redis.cache.freshness import Freshness
 from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, TIERS_OWN_TTL_MS, Tier, ttl_ms
 from agentperf_redis.cache.names import stored_name, stored_tags
 from agentperf_redis.cache.outbox import NO_REPORT
-from agentperf_redis.cache.reporting import FLUSH_WAIT_S, flush
+from agentperf_redis.cache.reporting import flush, under_way
 from agentperf_redis.codec import Codec
-from agentperf_redis.command import Batch, Command, Flow, Wait
+from agentperf_redis.command import Batch, Command, Flow
 from agentperf_redis.errors import AgentPerfError, InvalidArgument
 
 
@@ -107,12 +107,14 @@ class Writer:
         request, seen, again = secrets.token_urlsafe(9), binding.seen, False
         for _ in range(ATTEMPTS):
             yield from ready(binding)
-            flushing = outbox.flushing
-            if flushing is not None:  # touches that are under way come before this put, so that the order is exact
-                yield from Wait(flushing, FLUSH_WAIT_S)
+            yield from under_way(binding)  # touches come before this put, so that the order is exact
             if outbox.is_full:
                 yield from flush(binding)
-            report, asked_at, taken_in, until_ms = outbox.take(), time.monotonic(), False, self._until_ms()
+            report = outbox.take()
+            if report is NO_REPORT and outbox.flushing is not None:  # begun just now
+                yield from under_way(binding)
+                report = outbox.take()
+            asked_at, taken_in, until_ms = time.monotonic(), False, self._until_ms()
             try:
                 reply = yield from commands.put(
                     binding.keys,

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.cache import LRUCache, TieredCache, chores
+from agentperf_redis.cache.outbox import Outbox, Report
 from agentperf_redis.errors import BackendFull, BackendUnavailable
 from agentperf_redis.script import Script
 from tests.conftest import Call
@@ -156,6 +157,44 @@ def test_a_report_whose_reply_is_lost_counts_once(
     stats = call(cache, "stats")
     assert (stats.hits, stats.misses) == (3, 1)
     assert [number[:-10] for number in raw.hmget(f"{namespace}:{{cache:default}}:size", "a", "b")] == ["2", "1"]
+
+
+@pytest.mark.parametrize("begins", ["before the put looks", "after the put looked"])
+def test_a_put_comes_after_the_reads_that_are_being_reported(
+    proxy: Proxy,
+    connect: Callable[..., Backend],
+    raw: Raw,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    begins: str,
+) -> None:
+    monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)
+    cache = LRUCache(backend=connect(proxy.url, deadline=20.0))
+    cache.put_many({"a": 1, "b": 2})
+    cache.flush()
+    cache.get("a")
+    held = proxy.hold(only=TOUCH, reset=False, after=0.6)
+    flushing = threading.Thread(target=cache.flush)
+    take = Outbox.take
+
+    def begin() -> None:
+        flushing.start()
+        held.wait()
+
+    def take_when_that_has_begun(self: Outbox, *, flush: bool = False) -> Report:
+        if not flush and begins == "after the put looked" and not held.caught.is_set():
+            begin()
+        return take(self, flush=flush)
+
+    monkeypatch.setattr(Outbox, "take", take_when_that_has_begun)
+    if begins == "before the put looks":
+        begin()
+
+    assert cache.put("c", 3) is True
+
+    flushing.join()
+    assert held.caught.is_set()
+    assert state(raw, namespace)["order"] == ["b", "a", "c"]
 
 
 def test_a_late_put_does_not_overwrite_a_newer_one(
