@@ -139,8 +139,15 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0
         match opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
                 return Granted(facts_of(pool, name, record), expiry_ms, fence)
-            case Status.NOTHING, [int() as retry_ms, int() as registered, int() as waiting, *counts]:
-                return Refused(retry_ms / 1000, registered, waiting, *map(int, counts))
+            case Status.NOTHING, [
+                int() as retry_ms,
+                int() as registered,
+                int() as waiting,
+                int() as taken_out,
+                int() as unfit,
+                int() as parked,
+            ]:
+                return Refused(retry_ms / 1000, registered, waiting, taken_out, unfit, parked)
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:

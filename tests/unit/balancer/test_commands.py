@@ -68,6 +68,12 @@ def test_an_unexpected_reply_is_corrupt_state(command: Command[Any], reply: Any)
     assert caught.value.key == POOL.keys.state
 
 
+@pytest.mark.parametrize("reply", [[0, 0, 0, 0, b""], [0, 0, 0, 0, 0, 0, []], [0, 1, 2, 3], [0] * 8])
+def test_a_refusal_that_nobody_sends_is_corrupt_state(reply: Any) -> None:
+    with pytest.raises(CorruptState):
+        commands.acquire(POOL, "@t", 1000, ANY).decode(reply)
+
+
 def test_a_record_becomes_a_snapshot() -> None:
     status = commands.instance_status(POOL, 0, b"p%201", RECORD, b"")
     labels = frozenset({"gpu", "fr"})
