@@ -165,6 +165,12 @@ class AgentPerf:
 
         return self.backend.run(read_all_stats(self.backend))
 
+    async def acaches(self) -> list[CacheStats]:
+        """Do as `caches`, without blocking the event loop."""
+        from agentperf_redis.cache.inspection import read_all_stats
+
+        return await self.backend.arun(read_all_stats(self.backend))
+
     def close(self) -> None:
         """Flush what is buffered and close the connections. A second call does nothing."""
         self.backend.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from agentperf_redis import keys
+from agentperf_redis import AgentPerf, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache.existing import ExistingCache, Opaque, find, find_all
@@ -123,3 +124,13 @@ def test_what_is_not_ours_is_refused(cache: LRUCache, operator: Backend, raw: Ra
     bad: Any = "odd"
     with pytest.raises(InvalidArgument, match="tags"):
         operator.run(found(operator).invalidate_tags(bad))
+
+
+@pytest.mark.every_server
+def test_all_caches_of_a_namespace_are_told_blocking_and_in_a_loop(perf: AgentPerf, runner: asyncio.Runner) -> None:
+    assert perf.caches() == runner.run(perf.acaches()) == []
+    perf.cache("answers", max_size=7).put("a", 1)
+    perf.tiered_cache("answers").put("a", 1)
+    found = perf.caches()
+    assert [(each.name, each.kind, each.size) for each in found] == [("answers", "lru", 1), ("answers", "tiered", 1)]
+    assert runner.run(perf.acaches()) == found
