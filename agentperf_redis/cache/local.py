@@ -129,7 +129,8 @@ class LocalCopies:
             return None
         now = monotonic()
         if now > self._trusted_until:
-            self._trusted_until = self._proven_at() + TRUSTED_FOR_S
+            # never back: a bus that has just been lost proves nothing, but what it proved stands; see `stand_in`
+            self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
             if now > self._trusted_until:
                 return None
         if now > copy.until:
@@ -218,7 +219,9 @@ class LocalCopies:
         now = monotonic()
         with self._lock:
             copy, known_at = self._copies.get(key), self._proven_at()
-            if copy is None and known_at <= self._aside_at:  # else the server was heard of, and of them it was not
+            if copy is not None:  # a bus that has just been lost proves nothing, and has yet to say so
+                known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
+            elif known_at <= self._aside_at:  # else the server was heard of, and of them it was not
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + longest_s else None
 

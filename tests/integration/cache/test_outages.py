@@ -30,15 +30,17 @@ NOTICED_S = 1.0
 """A process notices within this time that the server is back."""
 
 
-def copied(cache: LRUCache, key: str) -> None:
+def copied(cache: LRUCache, *keys: str) -> None:
+    """Wait until there are copies of all keys at once: a gap of the bus takes those that were there."""
     assert cache._local is not None
     local = cache._local
 
     def answers() -> bool:
-        cache.get(key)
-        return local.find(key) is not None
+        for key in keys:
+            cache.get(key)
+        return all(local.find(key) is not None for key in keys)
 
-    wait_until(answers, "a local copy")
+    wait_until(answers, "local copies")
 
 
 def test_without_a_server_threads_share_one_computation(connect: Callable[..., Backend]) -> None:
@@ -118,7 +120,7 @@ def test_copies_stand_in_as_long_as_is_allowed_and_no_longer(
     cache = LRUCache(local_size=10, backend=backend)
     for key in "ab":
         cache.put(key, "of before", tags=[f"tag {key}"])
-        copied(cache, key)
+    copied(cache, *"ab")
     hurry(backend, 0.3)
     own_server.kill() if how == "killed" else own_server.pause()
     away = time.monotonic()

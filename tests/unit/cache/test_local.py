@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from agentperf_redis.cache import local as local_copies
 from agentperf_redis.cache.local import LocalCopies
 from agentperf_redis.cache.wire import Stored
 
@@ -121,6 +122,24 @@ def test_nothing_is_served_while_the_bus_is_in_doubt(bus: Bus) -> None:
     assert local.find("k") is None
     bus.at = time.monotonic()
     assert local.find("k") is not None
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["before its gap is told", "after"])
+def test_what_a_lost_bus_had_proven_stands(bus: Bus, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    """Whoever looks at the very moment at which the bus is lost does not make it one that never worked."""
+    now = [1000.0]
+    monkeypatch.setattr(local_copies, "monotonic", lambda: now[0])
+    local = copies(bus)
+    bus.at = now[0]
+    fill(local, "k")
+    assert held(local, "k") == ["k"]
+    now[0] += 1.0
+    bus.at = 0.0  # lost
+    assert held(local, "k") == []
+    if told:
+        local.set_aside()
+    assert local.stand_in("k", 2.0) is not None
+    assert local.stand_in("k", 0.5) is None, "that was longer ago"
 
 
 def test_a_copy_expires(bus: Bus) -> None:
