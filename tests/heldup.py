@@ -74,6 +74,17 @@ def overlap(spans: list[tuple[float, float]], begin: float, end: float) -> float
     return sum(max(0.0, min(end, until) - max(begin, since)) for since, until in spans)
 
 
+def union(*witnesses: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return when any of several witnesses was held up, as spans that do not overlap."""
+    merged: list[tuple[float, float]] = []
+    for since, until in sorted(span for spans in witnesses for span in spans):
+        if merged and since <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(until, merged[-1][1])
+        else:
+            merged.append((since, until))
+    return merged
+
+
 def hurry(backend: Backend, deadline: float) -> Backend:
     """Give a backend's commands so little time from here on: what came before had what a busy machine may need."""
     backend.deadline = deadline
