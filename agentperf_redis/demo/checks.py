@@ -24,7 +24,7 @@ class Evidence:
         accounts: of all workers.
         failed: what the log of each worker says that failed.
         victim: account of the worker that was to be killed; None if none was.
-        killed_at: when it was, s by the monotonic clock; None if it could not be.
+        killed_at: when it was stopped to be killed, s by the monotonic clock; None if it could not be.
         casualty: what is known of its death.
         left: agent type of each lease that is left.
         pools: all pools, before `regained`.

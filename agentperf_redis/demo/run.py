@@ -39,7 +39,7 @@ _LOOK_EVERY_S = 0.25
 _HUNTING_TICK_S = 0.003
 """While the victim is to be caught holding a lease. A step, and with it a lease, takes some ms."""
 SMALLEST_TO_KILL_IN = 20
-"""Files. In a smaller tree a worker may be through before it is caught."""
+"""Files. A smaller tree has no middle to speak of."""
 _PATIENCE_S = 600.0
 _TAIL_CHARACTERS = 2000
 
@@ -137,6 +137,8 @@ class _Worker:
     process: subprocess.Popen[bytes]
     account: Account
     log: Path
+    stopped_at: float | None = None
+    """When it was last seen at work, before it was killed."""
     killed_at: float | None = None
     held: dict[str, str] = field(default_factory=dict)
     """Leases held when it was killed: token -> agent type."""
@@ -173,6 +175,16 @@ class _Demo:
         enough = self._options.workers > 1 and len(self._tree.files) >= SMALLEST_TO_KILL_IN
         return self._options.kill and enough
 
+    @property
+    def _half(self) -> int:
+        """Files after which the victim is hunted."""
+        return len(self._tree.files) // 2
+
+    @property
+    def _last(self) -> int:
+        """Files after which the victim waits for its end: whatever holds this process up, it does not get away."""
+        return self._half + len(self._tree.files) // 4
+
     def look_before(self) -> None:
         """Contact the server and note what an earlier demo counted there."""
         self._granted_before = {status.agent_type: status.granted for status in self._balancer.status(*AGENTS)}
@@ -203,7 +215,7 @@ class _Demo:
             granted={pool.agent_type: pool.granted - self._granted_before.get(pool.agent_type, 0) for pool in pools},
             tried=self._tried,
             recorded={agent: each.task_count - self._recorded_before.get(agent, 0) for agent, each in metrics.items()},
-            killed_at=victim.killed_at if victim is not None else None,
+            killed_at=victim.stopped_at if victim is not None and victim.killed_at is not None else None,
         )
         return self._report(evidence, metrics, seconds)
 
@@ -236,6 +248,7 @@ class _Demo:
             files=list(self._tree.files),
             journal=str(journal),
             lease_ttl=self._options.lease_ttl,
+            last=self._last if self.kills and number == self._options.workers - 1 else None,
         )
         library = str(Path(agentperf_redis.__file__).resolve().parent.parent)
         paths = [library, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -256,7 +269,7 @@ class _Demo:
 
     def _watch(self, workers: list[_Worker], victim: _Worker | None, began: float) -> None:
         """Stay until every worker is through, and kill the victim half-way."""
-        half = len(self._tree.files) // 2
+        half = self._half
         give_up_at = began + _PATIENCE_S
         next_show = next_look = 0.0
         leases: dict[str, int] = {}
@@ -283,6 +296,7 @@ class _Demo:
 
     def _try_to_kill(self, victim: _Worker) -> None:
         """Kill the victim if it holds a lease at this very moment, which cannot pass while it is stopped."""
+        victim.stopped_at = time.monotonic()
         victim.process.send_signal(signal.SIGSTOP)
         held = self._leases_of(victim)
         # A release may have been under way when the victim stopped; by the second look the server has read it.
@@ -327,7 +341,9 @@ class _Demo:
     def _await_recovery(self, victim: _Worker) -> None:
         """Wait for the killed worker's leases to expire. Expiries are cleared by whoever uses the pool next."""
         give_up_at = time.monotonic() + 2 * self._options.lease_ttl + 2.0
-        while not self._look_for_recovery(victim) and time.monotonic() < give_up_at:
+        late = False
+        while not self._look_for_recovery(victim) and not late:
+            late = time.monotonic() > give_up_at  # by now: the next look is at what there is after that
             for agent in set(victim.held.values()):
                 self._touch(agent)
             time.sleep(_TICK_S)

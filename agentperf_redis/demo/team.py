@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from math import ceil
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from agentperf_redis.balancer.model import AgentInstance
 from agentperf_redis.cache.lru import LRUCache
@@ -28,6 +29,7 @@ EDITION = "1"
 """Part of every cache key: what other versions of the agents have made must not be found."""
 WAIT_S = 60.0
 """How long a step stands in line for an instance: longer than any lease of a dead worker lives."""
+_LOOK_EVERY_S = 0.05
 KEEP_S = 3600.0
 """Life of cached results: nothing of a demo stays on a server for long."""
 
@@ -110,6 +112,18 @@ class Team:
         review = self._step(SUMMARISER, lambda: agents.summarise(file, outline, findings, libraries))
         self._journal.reviewed(file)
         return review
+
+    def hold(self, look: Callable[[], None]) -> NoReturn:
+        """Keep an instance leased until this process is killed.
+
+        Args:
+            look: called meanwhile; may end the process.
+        """
+        while True:
+            with suppress(LeaseLost), self._balancer.lease(READER, wait=WAIT_S, ttl=self._lease_ttl) as lease:
+                while lease.held:
+                    look()
+                    time.sleep(_LOOK_EVERY_S)
 
     def _step(self, agent: str, work: Callable[[], T]) -> T:
         """Do the work of an agent on an instance leased for it."""
