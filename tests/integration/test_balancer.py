@@ -23,6 +23,7 @@ from agentperf_redis.balancer import (
 )
 from agentperf_redis.errors import CorruptState, InvalidArgument, LeaseLost, NoCapacity, SchemaMismatch
 from tests.conftest import Call
+from tests.heldup import HeldUp
 from tests.servers import Raw, wait_until
 
 STRATEGIES = list(LoadBalancingStrategy)
@@ -554,7 +555,7 @@ def test_a_lease_lost_inside_a_block_is_raised_at_its_end(
     told: list[LeaseLost] = []
     with (  # noqa: PT012
         pytest.raises(LeaseLost) as caught,
-        call.inside(balancer, "lease", "planner", ttl=2.0, on_lost=told.append) as lease,
+        call.inside(balancer, "lease", "planner", ttl=4.0, on_lost=told.append) as lease,
     ):
         raw.zrem(pool.due, lease.token)
         wait_until(lambda: told, "the keeper to notice")
@@ -569,17 +570,19 @@ def test_a_lease_lost_inside_a_block_is_raised_at_its_end(
 def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1, max_capacity=1)
     told: list[float] = []
-    begin = time.monotonic()
-    held = call(
-        balancer, "acquire", "planner", ttl=1.2, max_hold=1.5, on_lost=lambda _: told.append(time.monotonic() - begin)
-    )
-    wait_until(lambda: time.monotonic() - begin > 1.3, "a life of the lease to pass")
-    assert acquire(call, balancer, "planner") is None
-    wait_until(lambda: told, "max_hold to end it")
-    assert 1.5 <= told[0] < 4.0
+    ttl, most = 2.0, 2.5
+    with HeldUp() as held_up:
+        begin = time.monotonic()
+        held = call(
+            *(balancer, "acquire", "planner"), ttl=ttl, max_hold=most, on_lost=lambda _: told.append(time.monotonic())
+        )
+        wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to come back")
+        assert time.monotonic() - begin >= most, "longer than a life of the lease"
+        wait_until(lambda: told, "max_hold to be told")
+        assert told[0] - begin >= most
+        assert held_up.own(begin, told[0]) < most + 2.5
     assert "max_hold" in str(held.lease.lost)
     assert call(balancer, "release", held) is False
-    wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to come back")
 
 
 def test_endless_hold_is_allowed(call: Call, balancer: LoadBalancer) -> None:

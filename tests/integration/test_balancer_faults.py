@@ -332,6 +332,11 @@ def test_a_lease_that_is_granted_while_closing_goes_back(
     assert leases(raw, pool) == []
 
 
+def server_ms(raw: Raw) -> int:
+    seconds, micros = raw.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 def hold_one(url: str, namespace: str, ttl: float) -> Generator[str, None, bool]:
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
@@ -348,11 +353,12 @@ def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
     workers: Workers, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     balancer = balancer_with(connect(server.url), max_capacity=1)
-    ttl = 1.5
+    ttl = 2.4
     worker = workers.start(hold_one, server.url, balancer._backend.namespace, ttl)
     token = worker.said()
     assert token.split(":")[1] == str(worker.pid)
-    time.sleep(ttl + 0.1)  # longer than the TTL: the process lives, so its lease does
+    first_end = raw.zscore(pool.due, token)
+    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process lives, so its lease does
     assert balancer.acquire("planner") is None
 
     with HeldUp(raw.ping) as held_up:
@@ -518,7 +524,7 @@ def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(server.url))
-    instance = balancer.acquire("planner", ttl=3.0)
+    instance = balancer.acquire("planner", ttl=6.0)
     assert instance is not None
     child = os.fork()
     if child == 0:
@@ -526,8 +532,8 @@ def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
         try:
             del instance
             gc.collect()
-            own = balancer.acquire("planner", ttl=1.5)
-            time.sleep(1.6)  # longer than its TTL: it is renewed
+            own = balancer.acquire("planner", ttl=2.4)
+            time.sleep(2.5)  # longer than its TTL: it is renewed
             if own is not None and balancer.release(own):
                 status = 0
         finally:

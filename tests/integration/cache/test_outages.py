@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
 from agentperf_redis import line
 from agentperf_redis.backend import Backend
@@ -19,7 +21,7 @@ from agentperf_redis.cache.binding import MOST_OWED, Binding, Owed
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from tests.conftest import Call
-from tests.heldup import HeldUp, hurry, overlap
+from tests.heldup import HeldUp, hurry, overlap, union
 from tests.integration.cache.test_computing import waiting
 from tests.servers import Kind, Server, wait_until
 from tests.workers import Workers
@@ -281,13 +283,12 @@ Spans = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call brought, when it began and ended, and for how long of that the machine let this process wait."""
+    """What one call brought, and when it began and ended."""
 
     key: str
     value: float
     begun: float
     ended: float
-    held_up: float
 
 
 def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[Answer], Spans]:
@@ -297,19 +298,17 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[A
     """
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
-    seen: list[tuple[str, float, float, float]] = []
+    seen: list[Answer] = []
     with HeldUp() as held_up, Path(progress).open("ab", buffering=0) as written:
         while goes_on(progress):
             key = KEYS[len(seen) % len(KEYS)]
             begun = time.monotonic()
             value = cache.get_or_compute(key, time.monotonic, 60, tags=[f"tag of {key}"], **options)
-            seen.append((key, value, begun, time.monotonic()))
+            seen.append(Answer(key, value, begun, time.monotonic()))
             written.write(b".")
             time.sleep(0.002)
     backend.close()
-    return [
-        Answer(*each, held_up.within(*each[2:]) if each[3] - each[2] > DEADLINE_S / 2 else 0.0) for each in seen
-    ], held_up.spans
+    return seen, held_up.spans
 
 
 def goes_on(progress: str) -> bool:
@@ -373,17 +372,23 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
             lambda: all(file.stat().st_size >= at + calls for file, at in zip(files, before, strict=True)), "calls"
         )
 
-    all_go_on(150)
-    server.kill()
-    killed = time.monotonic()
-    time.sleep(DEADLINE_S + 0.5)  # beyond the deadline: the outage is noticed
-    all_go_on(30)
-    server.restart()
-    back = time.monotonic()
-    acknowledged_before = written.stat().st_size
-    time.sleep(NOTICED_S)
-    wait_until(lambda: written.stat().st_size > acknowledged_before + 5, "invalidations")
-    all_go_on(200)
+    def ask() -> None:
+        if server.nodes[0].alive:  # else it is no machine that holds the readers up
+            with contextlib.suppress(RedisError):  # it loads its data
+                client.ping()
+
+    with server.client() as client, HeldUp(ask) as server_held_up:
+        all_go_on(150)
+        server.kill()
+        killed = time.monotonic()
+        time.sleep(DEADLINE_S + 0.5)  # beyond the deadline: the outage is noticed
+        all_go_on(30)
+        server.restart()
+        back = time.monotonic()
+        acknowledged_before = written.stat().st_size
+        time.sleep(NOTICED_S)
+        wait_until(lambda: written.stat().st_size > acknowledged_before + 5, "invalidations")
+        all_go_on(300)
     for name in ("reader0", "reader1", "reader2", "writer"):
         (tmp_path / f"{name}.stop").touch()
 
@@ -393,8 +398,11 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     assert late
     for function, reader in zip(functions, readers, strict=True):
         seen, spans = reader.result()
-        longest = max(seen, key=lambda call: call.ended - call.begun - call.held_up)
-        assert longest.ended - longest.begun - longest.held_up < DEADLINE_S + 0.05, "no call beyond its deadline"
+        held_up = union(spans, server_held_up.spans)  # each of a call's commands has to wait for a server that is slow
+        for call in seen:
+            if call.ended - call.begun > DEADLINE_S / 2:
+                own = call.ended - call.begun - overlap(held_up, call.begun, call.ended)
+                assert own < DEADLINE_S + 0.05, "no call beyond its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
         assert len(without) > 20, "results also while there was no server"
         after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
