@@ -1,7 +1,7 @@
 """Fixtures for all layers. Every server is a real one (`tests/servers.py`) except `fake`, for the unit layer.
 
 Which server a test runs on: Valkey. A test marked `every_server` runs on every kind; `--all-servers` marks them all so,
-and `--other-servers` runs just what `--all-servers` adds.
+and `--other-servers` runs just what `--all-servers` adds. One marked `servers` keeps to the kinds it names.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_server: runs on every kind of server, also without --all-servers")
-    config.addinivalue_line("markers", "servers(*kinds): runs on exactly these kinds of server, always")
+    config.addinivalue_line(
+        "markers", "servers(*kinds): as if there were just these kinds of server, the first for Valkey"
+    )
     config.addinivalue_line(
         "markers", "waits: mostly waits, for half a minute: begun first, while others have work to do"
     )
@@ -78,24 +80,19 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server_kind" not in metafunc.fixturenames:
         return
-    option = metafunc.config.getoption
-    chosen: tuple[Kind, ...] = ("valkey",)
-    exact = metafunc.definition.get_closest_marker("servers")
-    if exact is not None:
-        unknown = set(exact.args) - set(get_args(Kind))
+    option, marker = metafunc.config.getoption, metafunc.definition.get_closest_marker
+    chosen: tuple[Kind, ...] = kinds()
+    only = marker("servers")
+    if only is not None:
+        unknown = set(only.args) - set(get_args(Kind))
         assert not unknown, f"unknown servers: {unknown}"
-        chosen = tuple(kind for kind in kinds() if kind in exact.args)
-    elif (
-        option("--all-servers")
-        or option("--other-servers")
-        or metafunc.definition.get_closest_marker("every_server") is not None
-    ):
-        chosen = kinds()
-        alone = metafunc.definition.get_closest_marker("standalone") is not None
-        if alone or {"proxy", "own_server"} & set(metafunc.fixturenames):
-            # A Cluster's nodes tell clients their own addresses, past any proxy; and what these tests do to a server
-            # concerns one process. What a Cluster adds has tests of its own.
-            chosen = tuple(kind for kind in chosen if kind != "cluster")
+        chosen = tuple(kind for kind in only.args if kind in chosen)
+    elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
+        # A Cluster's nodes tell clients their own addresses, past any proxy; and what these tests do to a server
+        # concerns one process. What a Cluster adds has tests of its own.
+        chosen = tuple(kind for kind in chosen if kind != "cluster")
+    if not (option("--all-servers") or option("--other-servers") or marker("every_server") is not None):
+        chosen = chosen[:1]
     metafunc.parametrize("server_kind", chosen)
 
 
@@ -111,8 +108,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if isinstance(item, pytest.Function) and hasattr(item, "callspec")
             else None
         )
-        always = item.get_closest_marker("every_server") or item.get_closest_marker("servers")
-        return kind not in (None, "valkey") and always is None
+        only = item.get_closest_marker("servers")
+        usual = only.args[0] if only is not None else "valkey"
+        return kind not in (None, usual) and item.get_closest_marker("every_server") is None
 
     kept = [item for item in items if added(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
