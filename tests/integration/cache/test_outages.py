@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from agentperf_redis import line
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, deployment
+from agentperf_redis.cache import LRUCache, TieredCache, deployment, reporting
 from agentperf_redis.cache.binding import MOST_OWED, Binding, Owed
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
@@ -402,7 +402,9 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
         for call in seen:
             if call.ended - call.begun > DEADLINE_S / 2:
                 own = call.ended - call.begun - overlap(held_up, call.begun, call.ended)
-                assert own < DEADLINE_S + 0.05, "no call beyond its deadline"
+                # what was computed when the server died may first have waited for the reads being reported just then
+                waited_s = reporting._PATIENCE * DEADLINE_S if call.begun < killed else 0.0
+                assert own < DEADLINE_S + waited_s + 0.05, "no call beyond its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
         assert len(without) > 20, "results also while there was no server"
         after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
