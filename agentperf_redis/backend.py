@@ -21,7 +21,7 @@ from agentperf_redis import arguments, keys
 from agentperf_redis.address import parse_url, resolve_url, url_in_environment
 from agentperf_redis.breaker import PROBE_S, Breaker
 from agentperf_redis.bus import Bus
-from agentperf_redis.command import Command, Flow, Reply
+from agentperf_redis.command import Command, Flow, Reply, running_loop
 from agentperf_redis.connector import Connector
 from agentperf_redis.delivery import ExchangeFailed, passing
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
@@ -188,7 +188,7 @@ class Backend:
         self.closed = True
         self.bus.close()
         for loop, executor in list(self._async_executors.items()):
-            if loop.is_running() and loop is not _running_loop():
+            if loop.is_running() and loop is not running_loop():
                 loop.call_soon_threadsafe(executor.close_now)
             else:
                 executor.close_now()
@@ -280,13 +280,6 @@ def _tell(callbacks: list[Callable[[], None]]) -> None:
 def resolve_namespace(namespace: str | None) -> str:
     """Return the namespace given, else the one in AGENTPERF_NAMESPACE, else "agentperf"."""
     return os.environ.get(NAMESPACE_VARIABLE) or DEFAULT_NAMESPACE if namespace is None else namespace
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _process_id() -> str:

@@ -13,6 +13,7 @@ so nothing is written twice and a flow is tested with ``send()`` alone.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -91,12 +92,25 @@ class Wait:
         return (yield self)
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs on this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 class Hint:
-    """A word from another thread that it may be worth looking again. Sticky until `reset`; never the truth itself."""
+    """A word from another thread or task that it may be worth looking again. Sticky until `reset`; never the truth.
 
-    __slots__ = ("_callbacks", "_given", "_lock")
+    Attributes:
+        giver: the event loop one of whose tasks will give it; None when that is not known, or a thread will.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_callbacks", "_given", "_lock", "giver")
+
+    def __init__(self, giver: asyncio.AbstractEventLoop | None = None) -> None:
+        self.giver = giver
         self._lock = threading.Lock()
         self._given = False
         self._callbacks: list[Callable[[], None]] = []

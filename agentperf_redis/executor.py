@@ -16,7 +16,7 @@ from redis.connection import Connection
 from redis.exceptions import RedisError, ResponseError
 
 from agentperf_redis.breaker import Breaker
-from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Reply, Step, Wait
+from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Reply, Step, Wait, running_loop
 from agentperf_redis.connector import Connector, aread, broken, drop, read, refused, send, unconnected
 from agentperf_redis.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
@@ -219,6 +219,8 @@ class Executor:
 
 
 def _wait(step: Wait) -> bool:
+    if step.hint.giver is not None and step.hint.giver is running_loop():
+        return False  # it stands still for as long as this thread waits
     event = threading.Event()
     step.hint.call_when_given(event.set)
     try:

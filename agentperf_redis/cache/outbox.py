@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from agentperf_redis.command import Hint
+from agentperf_redis.command import Hint, running_loop
 
 MAX_READS = 256
 """Distinct keys in one report: a longer script call would hold up the server (about 1 ms at 3-6 us each)."""
@@ -128,7 +128,7 @@ class Outbox:
             self._under_way = True
             self._announced = False
             if flush:
-                self.flushing = Hint()
+                self.flushing = Hint(running_loop())
             return self._open
 
     def settle(self, report: Report, *, taken_in: bool) -> None:

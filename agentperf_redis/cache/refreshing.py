@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.binding import log
+from agentperf_redis.command import running_loop
 
 MOST_THREADS: Final = 4
 """Functions that run at a time behind blocking callers of one process; a slow one must not hold up all others."""
@@ -107,7 +108,7 @@ class Refresher:
 
     def _finish(self) -> None:
         """Before the connections go: begin nothing more, cancel tasks, and let functions end that are short."""
-        here = _running_loop()
+        here = running_loop()
         with self._lock:
             self._closed = True
             self._jobs.clear()
@@ -120,13 +121,6 @@ class Refresher:
     def after_fork(self) -> None:
         """In the child: threads and tasks are the parent's."""
         self._start_empty()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 _refreshers: weakref.WeakSet[Refresher] = weakref.WeakSet()

@@ -9,7 +9,7 @@ from agentperf_redis.cache import commands
 from agentperf_redis.cache.binding import Binding
 from agentperf_redis.cache.deployment import ATTEMPTS, ready
 from agentperf_redis.cache.outbox import NO_REPORT
-from agentperf_redis.command import Flow, Wait
+from agentperf_redis.command import Flow, Hint, Wait
 from agentperf_redis.errors import BackendFull
 
 _PATIENCE: Final = 0.25
@@ -17,19 +17,29 @@ _PATIENCE: Final = 0.25
 server that is held up for a second must not turn the order round; one that is away must not cost a call much more."""
 
 
-def under_way(binding: Binding) -> Flow[None]:
-    """Wait for reads that another thread or task reports at this moment: they come before what is sent next."""
+def under_way(binding: Binding, waited: Hint | None = None) -> Flow[Hint | None]:
+    """Wait for reads that another thread or task reports at this moment: they come before what is sent next.
+
+    Args:
+        binding: of the cache.
+        waited: what was waited for before: it is not waited for again.
+
+    Returns:
+        What was waited for last.
+    """
     flushing = binding.outbox.flushing
-    if flushing is not None:
-        yield from Wait(flushing, _PATIENCE * binding.backend.deadline)
+    if flushing is None or flushing is waited:
+        return waited
+    yield from Wait(flushing, _PATIENCE * binding.backend.deadline)
+    return flushing
 
 
-def flush(binding: Binding) -> Flow[None]:
-    """Report all reads that wait."""
+def flush(binding: Binding, waited: Hint | None = None) -> Flow[None]:
+    """Report all reads that wait; `waited` as for `under_way`."""
     outbox, attempts = binding.outbox, 0
     if binding.owed:
         yield from ready(binding)
-    yield from under_way(binding)
+    yield from under_way(binding, waited)
     while attempts < ATTEMPTS:
         report, taken_in = outbox.take(flush=True), False
         if report is NO_REPORT:

@@ -104,15 +104,15 @@ class Writer:
     ) -> Flow[PutOutcome]:
         """Store the bytes of a value; with the token of a lease if it was computed under one, and what that took."""
         binding, outbox = self.binding, self.binding.outbox
-        request, seen, again = secrets.token_urlsafe(9), binding.seen, False
+        request, seen, again, waited = secrets.token_urlsafe(9), binding.seen, False, None
         for _ in range(ATTEMPTS):
             yield from ready(binding)
-            yield from under_way(binding)  # touches come before this put, so that the order is exact
+            waited = yield from under_way(binding, waited)  # touches come before this put, so that the order is exact
             if outbox.is_full:
-                yield from flush(binding)
+                yield from flush(binding, waited)
             report = outbox.take()
-            if report is NO_REPORT and outbox.flushing is not None:  # begun just now
-                yield from under_way(binding)
+            if report is NO_REPORT and outbox.flushing not in (None, waited):  # begun just now
+                waited = yield from under_way(binding, waited)
                 report = outbox.take()
             asked_at, taken_in, until_ms = time.monotonic(), False, self._until_ms()
             try:

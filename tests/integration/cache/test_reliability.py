@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, chores
+from agentperf_redis.cache import LRUCache, TieredCache, chores, commands, reporting
 from agentperf_redis.cache.outbox import Outbox, Report
+from agentperf_redis.command import Command, Wait
 from agentperf_redis.errors import BackendFull, BackendUnavailable
 from agentperf_redis.script import Script
 from tests.conftest import Call
@@ -386,3 +387,37 @@ def test_a_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, na
     leader.join()
     assert cache.stats().hits == 4, "three here, one in the child"
     assert (cache.get("child"), cache.get("slow")) == (2, "parent's")
+
+
+def test_a_put_waits_for_the_same_report_once(backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+    cache.put("a", 1)
+    cache.flush()
+    cache._binding.outbox.missed()
+    cache._binding.outbox.take(flush=True)  # and nobody sends it
+    steps: Any = cache._flows.writer.put("b", 2, None, ())
+    waits, step = 0, next(steps)
+    while not (isinstance(step, Command) and step.script == commands._PUT):
+        if isinstance(step, Wait):
+            waits += 1
+            step = steps.send(False)
+        else:
+            step = steps.send(backend.run(step))
+    steps.close()
+    assert waits == 1
+
+
+def test_a_blocking_put_does_not_wait_for_a_task_of_the_loop_it_holds_up(backend: Backend) -> None:
+    cache = LRUCache(backend=backend)
+    cache.put("a", 1)
+
+    async def main() -> float:
+        cache._binding.outbox.missed()
+        report = cache._binding.outbox.take(flush=True)  # as a task of this loop that is sending it
+        begin = time.monotonic()
+        assert cache.put("b", 2)
+        took = time.monotonic() - begin
+        cache._binding.outbox.settle(report, taken_in=False)
+        return took
+
+    assert asyncio.run(main()) < reporting._PATIENCE * backend.deadline
