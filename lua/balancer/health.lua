@@ -275,8 +275,8 @@ local function health(self, facts)
 
   -- It took so many tokens more, or fewer, than were counted.
   function self.true_up(r, tokens)
-    local more = self.more(r)
-    if more.tpm == '0' then return end
+    local more = r.more
+    if not more or more.tpm == '0' then return end
     more.tpm_us = math.max(0, math.max(more.tpm_us, now_us) + math.ceil(tokens * 60000000 / more.tpm))
     self.park(r)
   end

@@ -63,7 +63,7 @@ local function cheaper(one, other, now_ms)
       if not least or price < least then best, least, its = i == 1 and one or other, price, record end
     end
   end
-  return best, its
+  return best or one, its               -- of one that is no record of ours the caller says so
 end
 
 -- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded.

@@ -466,6 +466,7 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
     assert failed >= (1 if part in ("ring", "checks") else 2)
 
 
+@pytest.mark.parametrize("strategy", ["least_loaded", "peak_ewma", "consistent_hash"])  # they read it in different ways
 @pytest.mark.parametrize(
     "record",
     [
@@ -474,8 +475,9 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
     ],
 )
 def test_a_record_that_nobody_wrote_is_named(
-    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, record: str
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, record: str, strategy: str
 ) -> None:
+    balancer = LoadBalancer(strategy, backend=balancer._backend)
     register(call, balancer, 1)
     raw.hset(pool.state, "p0", record)
     for method, args in (("acquire", ("planner",)), ("select_instance", ("planner",)), ("get_status", ())):

@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import math
 import random
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -445,3 +446,19 @@ def test_rates_that_cannot_be_are_refused(call: Call, backend: Backend, rate: An
         with pytest.raises(InvalidArgument) as caught:
             call(balancer, "register_instance", AgentInstance("p0", "planner"), **{name: rate})
         assert caught.value.argument == name
+
+
+def test_tokens_of_an_instance_without_rates_leave_nothing_behind(
+    call: Call, backend: Backend, raw: Raw, namespace: str
+) -> None:
+    balancer = LoadBalancer(backend=backend)
+    call(balancer, "register_instance", AgentInstance("p0", "planner", max_capacity=1))
+    state = keys.pool(namespace, "planner").state
+    for outcome in ("ok", "error"):
+        instance = call(balancer, "acquire", "planner")
+        waiter = threading.Thread(target=lambda: balancer.release(balancer.acquire("planner", wait=20.0)))
+        waiter.start()
+        wait_until(lambda: raw.zcard(keys.pool(namespace, "planner").waitq) == 1, "somebody to wait")
+        call(balancer, "release", instance, outcome=outcome, tokens=5000)
+        waiter.join()
+        assert not raw.hexists(state, "+p0")
