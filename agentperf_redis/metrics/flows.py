@@ -209,8 +209,9 @@ def compare(recorder: Recorder, asked: AskedAgent, other: AskedAgent) -> Flow[Co
         raise InvalidArgument(
             "other", None, "an agent to compare with; None only with a window, for the time before it"
         )
+    names = ("window" if other_window is None else "other_window", "as_of" if other_as_of is None else "other_as_of")
     other_time = asked_time(
-        window if other_window is None else other_window, as_of if other_as_of is None else other_as_of
+        window if other_window is None else other_window, as_of if other_as_of is None else other_as_of, names=names
     )
     before = other_name is None and other_as_of is None and other_window is None
     other_agent = name if other_name is None else arguments.name("other", other_name)

@@ -42,20 +42,25 @@ class Stretch:
 ALL_TIME = Stretch()
 
 
-def asked_time(window: Window, as_of: Moment) -> Stretch:
+def asked_time(window: Window, as_of: Moment, *, names: tuple[str, str] = ("window", "as_of")) -> Stretch:
     """Check a window and the moment of its end.
+
+    Args:
+        window: its length.
+        as_of: its end.
+        names: of the two arguments, for errors.
 
     Raises:
         InvalidArgument: for anything else than what is documented; `as_of` without a window among it.
     """
     if window is None:
         if as_of is not None:
-            raise InvalidArgument("as_of", as_of, "a moment together with a window; counts of all time have no past")
+            raise InvalidArgument(names[1], as_of, "a moment together with a window; counts of all time have no past")
         return ALL_TIME
-    return Stretch(round(window_seconds(window) * 1000), -1 if as_of is None else moment_ms("as_of", as_of))
+    return Stretch(round(window_seconds(window, names[0]) * 1000), -1 if as_of is None else moment_ms(names[1], as_of))
 
 
-def window_seconds(window: str | float) -> float:
+def window_seconds(window: str | float, argument: str = "window") -> float:
     """Turn ``"5m"`` or a number of seconds into seconds."""
     number: object = window
     scale = 1.0
@@ -63,11 +68,11 @@ def window_seconds(window: str | float) -> float:
         scale = _UNITS.get(window[-1:], 0.0)
         digits = window[:-1]
         if not scale or not digits.isascii() or not digits.replace(".", "", 1).isdigit():
-            raise InvalidArgument("window", window, _WINDOW_ALLOWED)
+            raise InvalidArgument(argument, window, _WINDOW_ALLOWED)
         number = float(digits)
-    length = arguments.number("window", number, _WINDOW_ALLOWED) * scale
+    length = arguments.number(argument, number, _WINDOW_ALLOWED) * scale
     if not 1.0 <= length <= arguments.MAX_SECONDS:
-        raise InvalidArgument("window", window, "one second to ten years")
+        raise InvalidArgument(argument, window, "one second to ten years")
     return length
 
 

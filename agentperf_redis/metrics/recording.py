@@ -144,7 +144,7 @@ class Recording:
                 f"{start}:cost_nano": counts["cost_nano"],
             }
         self._add(agent_name, counts)
-        if usage is not None and found is None:
+        if usage is not None and found is None and tokens_in is None and tokens_out is None:
             self._recorder.unread_usage.note(usage)
 
     def record_tool_calls(self, agent_name: str | None = None, *, calls: int = 1) -> None:

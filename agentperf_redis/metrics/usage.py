@@ -93,7 +93,7 @@ class UnreadUsage:
     def __init__(self) -> None:
         self.count = 0
         self._said: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may record while the thread it interrupts does
 
     def note(self, response: object) -> None:
         """Count it, and say so in the log once for each kind of response."""
@@ -111,7 +111,7 @@ def _kind(response: object) -> str:
     name = f"{type(response).__module__}.{type(response).__qualname__}".removeprefix("builtins.")
     if not isinstance(response, Mapping):
         return name
-    names = sorted(str(key)[:40] for key in islice(response, _NAMES_SHOWN))
+    names = sorted(key[:40] if isinstance(key, str) else type(key).__name__ for key in islice(response, _NAMES_SHOWN))
     return f"{name} with {', '.join(names) or 'nothing'}"
 
 

@@ -242,18 +242,23 @@ def test_use_of_models_is_counted_for_the_agent_and_its_span(collector: MetricsC
 def test_a_usage_without_counts_loses_no_call_and_is_told(
     collector: MetricsCollector, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise RuntimeError
+
     for _ in range(2):
-        collector.record_llm("research", usage={"secret": "text", "tokens_used": 5}, tokens_in=3, model="gpt-x")
+        collector.record_llm("research", usage={"secret": "text", "tokens_used": 5, Odd(): 1}, model="gpt-x")
     collector.record_llm("research", usage=object())
+    collector.record_llm("research", usage={"tokens_used": 5}, tokens_in=6)  # its tokens are told beside
     collector.record_llm("research", usage=None)
     with pytest.raises(InvalidArgument, match="calls"):
         collector.record_llm("research", usage=object(), calls=-1)
 
     found = call(collector, "get_or_create_metrics", "research")
-    assert (found.llm_calls, found.tokens_in, found.models["gpt-x"].calls) == (4, 6, 2)
+    assert (found.llm_calls, found.tokens_in, found.models["gpt-x"].calls) == (5, 6, 2)
     assert collector.delivery().usage_unread == 3
     first, second = [record.getMessage() for record in caplog.records]
-    assert "secret, tokens_used" in first
+    assert "Odd, secret, tokens_used" in first
     assert "text" not in first, "what is in it may be private"
     assert "object" in second
 
