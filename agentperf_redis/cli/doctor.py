@@ -107,6 +107,8 @@ def judge_version(facts: Mapping[str, str]) -> Finding:
     if version and version < OLDEST[name]:
         oldest = ".".join(map(str, OLDEST[name]))
         return Finding("version", "bad", f"{name} {text}", f"{oldest} is the oldest that works")
+    if facts.get("arch_bits", "64") != "64":  # scripts print microseconds as whole numbers of the machine
+        return Finding("version", "bad", f"{name} {text}, {facts['arch_bits']} bits", "64 bits are needed")
     mode = facts.get("redis_mode", facts.get("server_mode", ""))
     return Finding("version", "ok", f"{name} {text}" + (f", {mode}" if mode else ""))
 

@@ -32,6 +32,8 @@ def test_more_than_one_round_trip_in_a_hundred_over_ten_milliseconds_is_slow(
         ({"redis_version": "7.0.0"}, "ok"),
         ({"redis_version": "7.2.4", "valkey_version": "7.1.9"}, "bad"),
         ({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, "ok"),
+        ({"redis_version": "7.2.4", "arch_bits": "64"}, "ok"),
+        ({"redis_version": "7.2.4", "arch_bits": "32"}, "bad"),
     ],
 )
 def test_doctor_knows_which_servers_are_too_old(facts: dict[str, str], level: str) -> None:
