@@ -389,10 +389,13 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
         time.sleep(NOTICED_S)
         wait_until(lambda: written.stat().st_size > acknowledged_before + 5, "invalidations")
         all_go_on(300)
-    for name in ("reader0", "reader1", "reader2", "writer"):
-        (tmp_path / f"{name}.stop").touch()
+        (tmp_path / "writer.stop").touch()
+        acknowledged = writer.result()
+        unchanged = time.monotonic()
+        all_go_on(100)
+    for file in files:
+        Path(f"{file}.stop").touch()
 
-    acknowledged = writer.result()
     assert [end for _, _, end in acknowledged if end < killed]
     late = [(key, begun, end) for key, begun, end in acknowledged if begun > back]
     assert late
@@ -416,4 +419,6 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
             assert call.value > newest, (
                 f"{call.key}: what was computed {newest - call.value:.3f} s before it was invalidated"
             )
-        assert len({call.value for call in after}) < len(after) / 2, "the cache serves again"
+        quiet = [call for call in seen if call.begun > unchanged]
+        assert len(quiet) > 90
+        assert len([call for call in quiet if call.value > call.begun]) < len(quiet) / 4, "the cache serves again"
