@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -187,7 +188,10 @@ def test_the_metrics_demo(execute: Callable[[str], list[str]]) -> None:
     lines = execute(METRICS_DEMO)
     assert lines[0:4] == ["Agent Metrics:", "ml-engineer:", "  agent_name: ml-engineer", "  task_count: 10"]
     assert "  success_rate: 90.0%" in lines
-    assert "  p50_execution_time: 0.02s" in lines
+    (half,) = [line for line in lines if line.startswith("  p50_execution_time: ")]
+    shown = re.fullmatch(r"  p50_execution_time: (\d+\.\d\d)s", half)
+    assert shown is not None
+    assert float(shown[1]) >= 0.02, "as long as it slept, or longer on a busy machine"
     assert "  top_errors: {'ValueError': 1}" in lines
     assert "  total_tasks: 10" in lines
     assert "  overall_success_rate: 90.0%" in lines
