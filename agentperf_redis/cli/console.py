@@ -80,7 +80,13 @@ class NotFound(Exception):
     """There is no such thing as the command was asked for; the text says which."""
 
 
-_OPTIONS = {"deadline": "--timeout", "url": "--url", "namespace": "--namespace", "window": "--window"}
+_OPTIONS = {
+    "deadline": "--timeout",
+    "namespace": "--namespace",
+    "other": "OTHER",
+    "url": "--url",
+    "window": "--window",
+}
 """How arguments of the library are called on the command line."""
 
 

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from agentperf_redis.cli.console import Exit, Target, counted, err, new_table, not_found, out, print_json
 from agentperf_redis.cli.status import agents_table, plain_agent
-from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
 from agentperf_redis.metrics.model import Execution, Interval, ModelUsage, PerformanceMetrics
@@ -151,8 +150,6 @@ def rank(target: Target, by: RankBy, window: str | None, least_tasks: int, *, as
 
 def compare(target: Target, agent: str, other: str | None, window: str | None, *, as_json: bool) -> Exit:
     """Print two agents, or two times of one, figure by figure."""
-    if other is None and window is None:
-        raise InvalidArgument("window", window, "a duration, to compare with the time before it; or give another agent")
     with target.connect() as perf:
         found = perf.metrics.compare(agent, other, window=_asked(window))
         for name in dict.fromkeys((agent, other or agent)):

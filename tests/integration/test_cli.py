@@ -224,7 +224,7 @@ def test_no_server_is_exit_3_and_says_what_to_do(agentperf: Run) -> None:
         (("status", "--timeout", "nan"), "--timeout is nan; allowed: seconds from 0.01"),
         (("status", "--timeout", "soon"), "--timeout"),
         (("agents", "--window", "0s"), "--window is '0s'; allowed: one second"),
-        (("compare", "planner"), "--window is None; allowed: a duration, to compare with the time before it"),
+        (("compare", "planner"), "OTHER is None; allowed: an agent to compare with; None only with a window"),
         (("status", "--nonsense"), "--nonsense"),
         (("nonsense",), "nonsense"),
         (("demo", "--workers", "0"), "--workers"),

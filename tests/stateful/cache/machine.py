@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import MutableMapping
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -12,15 +13,17 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, chores
+from agentperf_redis.keys import CacheKeys
 from tests.servers import Raw, Server
 
 
-class Entry(Protocol):
+@dataclass(kw_only=True)
+class Entry:
     """What every model holds for a key."""
 
-    expired: bool
+    expired: bool = False
     """Its time is over; it keeps its place until a put, a report or a sweep."""
-    dead: bool
+    dead: bool = False
     """A tag of it was invalidated; it keeps its place until it is overwritten, leaves, or is swept."""
 
 
@@ -37,6 +40,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.raw: Raw = self.server.client()
         self.unreported = False
         """Reads wait to be reported."""
+
+    @property
+    def where(self) -> CacheKeys:
+        """The names of its keys."""
+        return self.cache._binding.keys
 
     def teardown(self) -> None:
         self.they_agree()
@@ -86,10 +94,9 @@ class CacheMachine(RuleBasedStateMachine):
         if key not in self.model:
             return
         held.expired = True
-        where = self.cache._binding.keys
-        self.raw.delete(where.entry(key))
-        self.raw.zadd(where.exp, {key: 1})
-        self.raw.hset(where.meta, "next", 1)
+        self.raw.delete(self.where.entry(key))
+        self.raw.zadd(self.where.exp, {key: 1})
+        self.raw.hset(self.where.meta, "next", 1)
 
 
 def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int = 40) -> None:

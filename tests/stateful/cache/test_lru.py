@@ -13,7 +13,7 @@ from hypothesis.stateful import rule
 from agentperf_redis.cache import LRUCache
 from tests.integration.cache.scan import faults
 from tests.servers import Server
-from tests.stateful.cache.machine import CacheMachine, run
+from tests.stateful.cache.machine import CacheMachine, Entry, run
 
 MAX_SIZE = 4
 KEYS = st.sampled_from("abcdefg")
@@ -22,15 +22,13 @@ VALUES = st.one_of(st.none(), st.integers(), st.lists(st.integers(), max_size=3)
 
 
 @dataclass
-class Held:
+class Held(Entry):
     """What the model holds for a key."""
 
     value: Any
     tags: frozenset[str]
     expires: bool
     reads: int = 0
-    dead: bool = False
-    expired: bool = False
 
 
 class LRUMachine(CacheMachine):
@@ -43,7 +41,6 @@ class LRUMachine(CacheMachine):
         self.cache = LRUCache(MAX_SIZE, name="m", backend=self.backend)
         self.model: OrderedDict[str, Held] = OrderedDict()
         self.hits = self.misses = self.evictions = 0
-        self.where = self.cache._binding.keys
 
     def reported(self) -> None:
         if self.unreported:

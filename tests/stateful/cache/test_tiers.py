@@ -13,7 +13,7 @@ from hypothesis.stateful import rule
 from agentperf_redis.cache import TieredCache
 from tests.integration.cache.scan import faults
 from tests.servers import Server
-from tests.stateful.cache.machine import CacheMachine, run
+from tests.stateful.cache.machine import CacheMachine, Entry, run
 
 TIERS = ("hot", "warm", "cold")
 ROOM = {"hot": 1, "warm": 2, "cold": 3}
@@ -26,15 +26,13 @@ PUTS = st.tuples(
 
 
 @dataclass
-class Held:
+class Held(Entry):
     """What the model holds for a key."""
 
     value: int
     tier: str
     at: int
     life_s: float
-    expired: bool = False
-    dead: bool = False
 
 
 class TieredMachine(CacheMachine):
@@ -45,7 +43,6 @@ class TieredMachine(CacheMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = TieredCache(*ROOM.values(), *LIFE_S.values(), policy="lru", name="m", backend=self.backend)
-        self.where = self.cache._binding.keys
         self.model: dict[str, Held] = {}
         self.waiting: dict[str, int] = {}
         """Reads not reported yet, oldest first."""

@@ -14,7 +14,7 @@ from agentperf_redis.cache import TieredCache
 from tests.integration.cache.scan import faults
 from tests.mutants import alter
 from tests.servers import Server
-from tests.stateful.cache.machine import CacheMachine, run
+from tests.stateful.cache.machine import CacheMachine, Entry, run
 from tests.stateful.cache.tinylfu import COLD, NEW, TIERS, TinyLFU, differences
 
 ROOMS = (1, 2, 3)
@@ -31,15 +31,13 @@ PUTS = st.tuples(
 
 
 @dataclass
-class Held:
+class Held(Entry):
     """What the model holds for a key; where it stands is the policy's."""
 
     value: int
     tags: frozenset[str]
     life_s: float
     reads: int = 0
-    dead: bool = False
-    expired: bool = False
 
 
 class TinyLFUMachine(CacheMachine):
@@ -50,7 +48,6 @@ class TinyLFUMachine(CacheMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = TieredCache(*ROOMS, *LIVES_S, name="m", backend=self.backend)
-        self.where = self.cache._binding.keys
         self.model: dict[str, Held] = {}
         self.policy = TinyLFU(*ROOMS)
         self.waiting: dict[str, int] = {}
