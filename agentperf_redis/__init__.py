@@ -9,6 +9,9 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agentperf_redis.agentperf import (
+        AgentPerf,
+    )
     from agentperf_redis.backend import (
         configure,
     )
@@ -51,8 +54,11 @@ if TYPE_CHECKING:
         AsyncTieredCache,
         TieredCache,
     )
-    from agentperf_redis.cache.warming import (
+    from agentperf_redis.cache.warm_up import (
         Warmed,
+    )
+    from agentperf_redis.codec.storable import (
+        storable,
     )
     from agentperf_redis.errors import (
         AgentPerfError,
@@ -82,12 +88,6 @@ if TYPE_CHECKING:
     )
     from agentperf_redis.metrics.tracking import (
         track_performance,
-    )
-    from agentperf_redis.registry import (
-        storable,
-    )
-    from agentperf_redis.service import (
-        AgentPerf,
     )
 
 __all__ = [
@@ -139,7 +139,7 @@ logging.getLogger("agentperf_redis").addHandler(logging.NullHandler())
 
 _HOMES = {
     "AgentInstance": "balancer.model",
-    "AgentPerf": "service",
+    "AgentPerf": "agentperf",
     "AgentPerfError": "errors",
     "AsyncCachedFunction": "cache.decorator",
     "AsyncLRUCache": "cache.lru",
@@ -173,12 +173,12 @@ _HOMES = {
     "Tier": "cache.model",
     "TierStats": "cache.model",
     "TieredCache": "cache.tiered",
-    "Warmed": "cache.warming",
+    "Warmed": "cache.warm_up",
     "WithoutServer": "cache.model",
     "cached": "cache.decorator",
     "configure": "backend",
     "memory_forecast": "metrics.retention",
-    "storable": "registry",
+    "storable": "codec.storable",
     "track_performance": "metrics.tracking",
 }
 

@@ -18,18 +18,19 @@ from collections.abc import Callable, Hashable
 from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.address import parse_url, resolve_url, url_in_environment
-from agentperf_redis.breaker import PROBE_S, Breaker
-from agentperf_redis.bus import Bus
 from agentperf_redis.command import Command, Flow, Reply, running_loop
-from agentperf_redis.connector import Connector
-from agentperf_redis.delivery import ExchangeFailed, passing
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
-from agentperf_redis.executor import CLOSED, AsyncExecutor, Executor, Runnable
-from agentperf_redis.greeting import Greeting
-from agentperf_redis.resp import ServerError, pack
 from agentperf_redis.script import Script
-from agentperf_redis.topology import Node, Topology
+from agentperf_redis.transport.address import parse_url, resolve_url, url_in_environment
+from agentperf_redis.transport.async_executor import AsyncExecutor
+from agentperf_redis.transport.breaker import PROBE_S, Breaker
+from agentperf_redis.transport.connector import Connector
+from agentperf_redis.transport.delivery import ExchangeFailed, passing
+from agentperf_redis.transport.executor import CLOSED, Executor, Runnable
+from agentperf_redis.transport.handshake import Greeting
+from agentperf_redis.transport.pubsub.bus import Bus
+from agentperf_redis.transport.resp import ServerError, pack
+from agentperf_redis.transport.topology import Node, Topology
 
 T = TypeVar("T")
 
@@ -48,7 +49,8 @@ class Backend:
     """A namespace on a server. Makes no connection before the first command.
 
     Args:
-        url: where the server is; see `agentperf_redis.address`. None: AGENTPERF_REDIS_URL, REDIS_URL, localhost.
+        url: where the server is; see `agentperf_redis.transport.address`. None: AGENTPERF_REDIS_URL, REDIS_URL,
+            localhost.
         namespace: prefix of all keys. None: AGENTPERF_NAMESPACE, "agentperf".
         deadline: seconds that one command may take in all, retries included.
 

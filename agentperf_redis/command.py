@@ -1,8 +1,8 @@
 """I/O described, not done.
 
 Whatever the library does to the server is a `Command`, or a `Flow` of several: a generator that yields what it needs
-and is sent the answers. Two thin drivers (`agentperf_redis.executor`) perform them, one blocking and one for asyncio,
-so nothing is written twice and a flow is tested with ``send()`` alone.
+and is sent the answers. Two thin drivers (`transport.executor`, `transport.async_executor`) perform them, one blocking
+and one for asyncio, so nothing is written twice and a flow is tested with ``send()`` alone.
 
     def acquire_or_wait(...) -> Flow[Lease]:
         lease = yield from acquire(...)          # a Command: typed exactly

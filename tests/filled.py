@@ -8,8 +8,8 @@ from typing import Any
 
 from agentperf_redis import keys
 from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
-from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.script import Script
 

@@ -1,8 +1,8 @@
 """Pools of agent instances, shared by all processes."""
 
-from agentperf_redis.balancer.aio import AsyncLoadBalancer
-from agentperf_redis.balancer.checks import Checks
+from agentperf_redis.balancer.async_client import AsyncLoadBalancer
 from agentperf_redis.balancer.client import LoadBalancer
+from agentperf_redis.balancer.health_checks import Checks
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.model import (
     AgentInstance,

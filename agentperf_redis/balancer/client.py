@@ -8,11 +8,12 @@ from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
-from agentperf_redis.balancer.aio import AsyncLoadBalancer
-from agentperf_redis.balancer.blocks import LeaseBlock
-from agentperf_redis.balancer.checks import Checks
-from agentperf_redis.balancer.keeper import keeper_of
-from agentperf_redis.balancer.leasing import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
+from agentperf_redis.balancer.async_client import AsyncLoadBalancer
+from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
+from agentperf_redis.balancer.flows.queue import lines_of
+from agentperf_redis.balancer.health_checks import Checks
+from agentperf_redis.balancer.lease_block import LeaseBlock
+from agentperf_redis.balancer.lease_keeper import keeper_of
 from agentperf_redis.balancer.model import (
     AgentInstance,
     LeaseOnIt,
@@ -24,7 +25,7 @@ from agentperf_redis.balancer.model import (
     Repaired,
     rendered,
 )
-from agentperf_redis.balancer.requests import (
+from agentperf_redis.balancer.operations import (
     BETTER,
     NO_WAIT,
     OnLost,
@@ -34,7 +35,6 @@ from agentperf_redis.balancer.requests import (
     checked_settings,
 )
 from agentperf_redis.balancer.settings import PoolSettings
-from agentperf_redis.balancer.waiting import lines_of
 
 
 class LoadBalancer:

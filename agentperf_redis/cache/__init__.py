@@ -5,7 +5,7 @@ from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.lru import AsyncLRUCache, LRUCache
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Tier, TierStats, WithoutServer
 from agentperf_redis.cache.tiered import AsyncTieredCache, TieredCache
-from agentperf_redis.cache.warming import Warmed
+from agentperf_redis.cache.warm_up import Warmed
 
 __all__ = [
     "AsyncLRUCache",

@@ -14,18 +14,17 @@ from typing import Any, TypeVar, Unpack, overload
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
-from agentperf_redis.cache import inspection
-from agentperf_redis.cache.binding import Binding
-from agentperf_redis.cache.chores import Chores
-from agentperf_redis.cache.computing import Wanted, compute, compute_async, wanted
-from agentperf_redis.cache.flows import CacheFlows
+from agentperf_redis.cache.compute import Wanted, compute, compute_async, wanted
+from agentperf_redis.cache.flows import CacheFlows, inspection
+from agentperf_redis.cache.flows.access_reports import flush
+from agentperf_redis.cache.flows.reads import MISSING
+from agentperf_redis.cache.flows.single_flight import LEAST_LEASE_S
 from agentperf_redis.cache.freshness import FreshnessOptions
+from agentperf_redis.cache.maintenance import Chores
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
-from agentperf_redis.cache.reading import MISSING
-from agentperf_redis.cache.reporting import flush
-from agentperf_redis.cache.single_flight import LEAST_LEASE_S
-from agentperf_redis.cache.warming import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
-from agentperf_redis.codec import Codec
+from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
+from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 
 R = TypeVar("R")

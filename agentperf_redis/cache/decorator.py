@@ -19,12 +19,12 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, ove
 
 from agentperf_redis import arguments
 from agentperf_redis.cache.client import Cache
-from agentperf_redis.cache.computing import Wanted, compute, compute_async
+from agentperf_redis.cache.compute import Wanted, compute, compute_async
+from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Freshness, FreshnessOptions
 from agentperf_redis.cache.function_keys import digest, function_key, module_of
 from agentperf_redis.cache.model import ttl_ms
-from agentperf_redis.cache.reading import MISSING
-from agentperf_redis.cache.warming import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
+from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
 from agentperf_redis.errors import InvalidArgument
 
 P = ParamSpec("P")

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from agentperf_redis.codec import canonical
+from agentperf_redis.codec.codec import canonical
+from agentperf_redis.codec.storable import REGISTRY, Registry
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.registry import REGISTRY, Registry
 
 _DIGEST_BYTES: Final = 16
 """128 bits: among 10^12 keys two collide with a probability of 10^-15."""

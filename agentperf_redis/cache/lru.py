@@ -9,9 +9,9 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
 from agentperf_redis.cache.decorator import DecoratingCache
+from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, WithoutServer, default_ttl_ms
-from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S
-from agentperf_redis.codec import Codec
+from agentperf_redis.codec.codec import Codec
 
 
 class LRUCache(DecoratingCache):
@@ -95,7 +95,7 @@ class LRUCache(DecoratingCache):
 
         Args:
             key: any string.
-            value: see `agentperf_redis.codec.Codec.encode`; it comes back equal and of the same type.
+            value: see `agentperf_redis.codec.codec.Codec.encode`; it comes back equal and of the same type.
             ttl: life, seconds; None is the cache's, `math.inf` for ever.
             tags: names by which it can be invalidated.
 

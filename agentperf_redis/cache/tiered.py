@@ -10,6 +10,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
 from agentperf_redis.cache.decorator import DecoratingCache
+from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.cache.model import (
     DefaultCount,
     DefaultSeconds,
@@ -19,8 +20,7 @@ from agentperf_redis.cache.model import (
     WithoutServer,
     default_ttl_ms,
 )
-from agentperf_redis.cache.single_flight import DEFAULT_LEASE_S
-from agentperf_redis.codec import Codec
+from agentperf_redis.codec.codec import Codec
 
 
 class TierView:
@@ -159,7 +159,7 @@ class TieredCache(DecoratingCache):
 
         Args:
             key: any string.
-            value: see `agentperf_redis.codec.Codec.encode`; it comes back equal and of the same type.
+            value: see `agentperf_redis.codec.codec.Codec.encode`; it comes back equal and of the same type.
             priority: "hot", "warm" or "cold"; None lets the policy place it, or leaves it in its tier.
             ttl: life, seconds; None is that of the tier it is placed in, `math.inf` for ever.
             tags: names by which it can be invalidated.

@@ -15,9 +15,10 @@ import typer
 from rich.table import Table
 
 from agentperf_redis import arguments
-from agentperf_redis.cache.existing import SERVICES, ExistingCache, Opaque, find, find_all
+from agentperf_redis.agentperf import AgentPerf
+from agentperf_redis.cache.flows.ranking import RankBy, Standing
 from agentperf_redis.cache.model import KINDS, TIERS, CacheEntry, CacheStats, TierStats
-from agentperf_redis.cache.ranking import RankBy, Standing
+from agentperf_redis.cache.operator import SERVICES, ExistingCache, Opaque, find, find_all
 from agentperf_redis.cli.console import (
     Exit,
     NotFound,
@@ -33,7 +34,6 @@ from agentperf_redis.cli.console import (
 )
 from agentperf_redis.cli.options import Yes, on_server
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.service import AgentPerf
 
 app = typer.Typer(
     help="Look at caches, and make misses of what is wrong in them. No command changes a cache's settings.",

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from agentperf_redis.address import URL_VARIABLES, Kind, parse_url, resolve_url
+from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.embedded import data_folder, running
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument
-from agentperf_redis.service import AgentPerf
+from agentperf_redis.transport.address import URL_VARIABLES, Kind, parse_url, resolve_url
 
 T = TypeVar("T")
 

@@ -14,15 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from agentperf_redis import keys
-from agentperf_redis.address import Address, Kind
 from agentperf_redis.backend import Backend
 from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
 from agentperf_redis.command import Command, Reply
-from agentperf_redis.connector import Connector
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, shown
-from agentperf_redis.executor import Executor
-from agentperf_redis.greeting import OLDEST
-from agentperf_redis.topology import Topology
+from agentperf_redis.transport.address import Address, Kind
+from agentperf_redis.transport.connector import Connector
+from agentperf_redis.transport.executor import Executor
+from agentperf_redis.transport.handshake import OLDEST
+from agentperf_redis.transport.topology import Topology
 
 PROBES = 100
 _SLOW_P99_MS = 10.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.machinery import BuiltinImporter, PathFinder
 from pathlib import Path
 
-from agentperf_redis.registry import REGISTRY
+from agentperf_redis.codec.storable import REGISTRY
 
 COMPLEX_FROM = 11
 """McCabe's own limit is 10."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import agentperf_redis
 from agentperf_redis import arguments, embedded, keys
+from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer.model import PoolStatus
 from agentperf_redis.command import Command, Reply
@@ -31,7 +32,6 @@ from agentperf_redis.demo.tree import Tree, find_tree
 from agentperf_redis.demo.worker import Task
 from agentperf_redis.errors import AgentPerfError, CorruptState, shown
 from agentperf_redis.metrics.model import PerformanceMetrics
-from agentperf_redis.service import AgentPerf
 
 MAX_WORKERS = 64
 _TICK_S = 0.05

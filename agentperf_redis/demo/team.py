@@ -10,6 +10,7 @@ from hashlib import sha256
 from math import ceil
 from typing import NoReturn, TypeVar
 
+from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.balancer.model import AgentInstance
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.tiered import TieredCache
@@ -18,7 +19,6 @@ from agentperf_redis.demo.agents import Finding, Outline, Review
 from agentperf_redis.demo.journal import Journal
 from agentperf_redis.demo.tree import Tree
 from agentperf_redis.errors import LeaseLost
-from agentperf_redis.service import AgentPerf
 
 T = TypeVar("T")
 Names = tuple[str, ...] | None

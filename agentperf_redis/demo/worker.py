@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.demo.agents import Review
 from agentperf_redis.demo.journal import Journal
 from agentperf_redis.demo.team import Team
 from agentperf_redis.demo.tree import Tree
-from agentperf_redis.service import AgentPerf
 
 WORST = 10
 """Files in the list of the worst."""

@@ -22,7 +22,7 @@ from functools import partial
 from typing import NamedTuple
 
 from agentperf_redis import arguments, keys
-from agentperf_redis.metrics.cell import ITEMS, RAW_MOST, Cell, Part, Samples, Series
+from agentperf_redis.metrics.accumulator import ITEMS, RAW_MOST, Cell, Part, Samples, Series
 from agentperf_redis.metrics.model import OTHER
 
 STEP_S = 10

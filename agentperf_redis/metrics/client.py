@@ -10,6 +10,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
+from agentperf_redis.metrics.flusher import FLUSH_EVERY_MOST_S, Recorder
 from agentperf_redis.metrics.model import (
     Delivery,
     Execution,
@@ -18,11 +19,10 @@ from agentperf_redis.metrics.model import (
     SystemSummary,
     system_summary,
 )
-from agentperf_redis.metrics.moments import Moment, Window
-from agentperf_redis.metrics.recorder import FLUSH_EVERY_MOST_S, Recorder
 from agentperf_redis.metrics.recording import Recording
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.spans import SpanReport
+from agentperf_redis.metrics.windows import Moment, Window
 
 
 class MetricsCollector(Recording):

@@ -9,8 +9,7 @@ from functools import lru_cache
 from agentperf_redis import keys
 from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
-from agentperf_redis.metrics.buffer import WRITER_KEEP_S, Parcel
-from agentperf_redis.metrics.cell import (
+from agentperf_redis.metrics.accumulator import (
     CANCELLED,
     OK,
     RAW_MOST,
@@ -20,11 +19,12 @@ from agentperf_redis.metrics.cell import (
     columns,
     slowest_of,
 )
+from agentperf_redis.metrics.buffer import WRITER_KEEP_S, Parcel
+from agentperf_redis.metrics.counters import Tally
 from agentperf_redis.metrics.histogram import ZERO, micros
 from agentperf_redis.metrics.model import Execution
-from agentperf_redis.metrics.moments import local_moment
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.tally import Tally
+from agentperf_redis.metrics.windows import local_moment
 from agentperf_redis.script import Script
 
 FLUSH = Script("metrics/flush")

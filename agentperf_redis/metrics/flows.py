@@ -10,11 +10,11 @@ from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.commands import Answer
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked, compared, ranked
+from agentperf_redis.metrics.counters import Tally, added, performance
+from agentperf_redis.metrics.flusher import Recorder
 from agentperf_redis.metrics.model import BETWEEN, FIRST, Execution, PerformanceMetrics, StreamMetrics
-from agentperf_redis.metrics.moments import Moment, Stretch, Window, asked_time
-from agentperf_redis.metrics.recorder import Recorder
 from agentperf_redis.metrics.spans import SpanReport, span_report
-from agentperf_redis.metrics.tally import Tally, added, performance
+from agentperf_redis.metrics.windows import Moment, Stretch, Window, asked_time
 
 READ_SERIES, READ_SERIES_PLAIN = 16, 48
 """Series of one script call, whole or plain: 1 to 2 ms of the server's time with eight slices each."""

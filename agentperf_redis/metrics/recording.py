@@ -6,11 +6,11 @@ from typing import cast
 
 from agentperf_redis import arguments, keys
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.metrics.cell import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.flusher import Recorder
+from agentperf_redis.metrics.llm_usage import Usage, read_usage
 from agentperf_redis.metrics.model import BETWEEN, FIRST
-from agentperf_redis.metrics.recorder import Recorder
 from agentperf_redis.metrics.spans import Span, current_span
-from agentperf_redis.metrics.usage import Usage, read_usage
 
 _LONGEST_S = 366 * 86_400.0
 _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
@@ -119,8 +119,8 @@ class Recording:
             cost: in any one unit; kept to 10^-9.
             model: its name, 1 to 200 characters.
             usage: a response or usage as model clients return it, to read from it what is not given; see
-                `agentperf_redis.metrics.usage`. Of one that holds no token counts the call is counted all the same: it
-                is said in the log, and in `delivery().usage_unread`.
+                `agentperf_redis.metrics.llm_usage`. Of one that holds no token counts the call is counted all the
+                same: it is said in the log, and in `delivery().usage_unread`.
             calls: how many calls these were.
 
         Raises:

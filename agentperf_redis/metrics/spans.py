@@ -25,7 +25,7 @@ from typing import Self
 
 from agentperf_redis import arguments
 from agentperf_redis.errors import AgentPerfError
-from agentperf_redis.metrics.cell import CANCELLED, FAILED, OK, Part
+from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 
 _log = logging.getLogger("agentperf_redis")

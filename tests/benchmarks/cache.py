@@ -28,7 +28,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, cached
 from agentperf_redis.cache import commands as cache_commands
 from agentperf_redis.cache.model import Policy
-from agentperf_redis.cache.outbox import NO_REPORT, Report
+from agentperf_redis.cache.process.access_buffer import NO_REPORT, Report
 from agentperf_redis.command import Batch
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
@@ -397,7 +397,9 @@ def touches(
         for size, cache in caches.items():
             reads = (tuple((name, 1) for name in chance.sample(held[size], READS)) for _ in range(calls))
             reports = (Report(next(seq), 0, 0, 0, each) for each in reads)
-            batch = Batch(tuple(cache_commands.touch(cache._binding.keys, "bench", report) for report in reports))
+            batch = Batch(
+                tuple(cache_commands.report_reads(cache._binding.keys, "bench", report) for report in reports)
+            )
             took[size].append(server_us(client, lambda batch=batch: backend.run(batch)) / READS)  # type: ignore[misc]
     for size, each in took.items():
         mine = statistics.median(each)

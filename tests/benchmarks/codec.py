@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 
-from agentperf_redis.codec import Codec, canonical
+from agentperf_redis.codec.codec import Codec, canonical
 from tests.benchmarks.measure import Bench, Row, micros
 
 SMALL = {"id": 17, "name": "planner", "ok": True, "score": 0.5, "tags": ["a", "b"]}

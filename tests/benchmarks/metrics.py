@@ -17,8 +17,8 @@ from typing import Any
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
-from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_counts, estimated_quantile, exact_quantile
 from agentperf_redis.metrics.retention import Retention, memory_forecast

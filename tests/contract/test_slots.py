@@ -77,7 +77,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
     claim = cache_commands.claim(where, "claimed", "token", lease_ms=60_000, ignore="", awaited="")
     assert isinstance(backend.run(claim), cache_commands.Lead)
     assert backend.run(cache_commands.renew(where, "claimed", "token", 60_000))
-    backend.run(cache_commands.bury(where, ("request",), 0))
+    backend.run(cache_commands.cancel_puts(where, ("request",), 0))
     assert backend.run(cache_commands.release(where, "claimed", "token", error=None, error_ms=0, origin="test"))
 
     for number in range(4):

@@ -271,7 +271,7 @@ def test_an_instance_without_heartbeat_takes_no_work_until_the_next(call: Call, 
 def test_status_reads_many_instances_in_the_order_of_registration(
     call: Call, balancer: LoadBalancer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentperf_redis.balancer.flows.STATUS_PAGE", 7)
+    monkeypatch.setattr("agentperf_redis.balancer.flows.instances.STATUS_PAGE", 7)
     names = [f"p{number}" for number in range(20)]
     for name in names:
         call(balancer, "register_instance", AgentInstance(name, "planner", max_capacity=1))

@@ -18,7 +18,7 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
-from agentperf_redis.balancer.keeper import keeper_of
+from agentperf_redis.balancer.lease_keeper import keeper_of
 from agentperf_redis.errors import BackendFull, BackendUnavailable, LeaseLost
 from tests.conftest import Call
 from tests.heldup import HeldUp, hurry

@@ -520,7 +520,7 @@ def test_drain_and_wait_until_idle(call: Call, balancer: LoadBalancer, kept: lis
 def test_repair_puts_right_what_was_changed_by_hand(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentperf_redis.balancer.flows.REPAIR_PAGE", 2)
+    monkeypatch.setattr("agentperf_redis.balancer.flows.instances.REPAIR_PAGE", 2)
     for number in range(5):
         labels = frozenset({"gpu"} if number == 4 else ())
         balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=3, labels=labels))

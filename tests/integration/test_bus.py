@@ -16,11 +16,11 @@ import hiredis
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.bus import Bus
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.command import Command
-from agentperf_redis.line import Line
-from agentperf_redis.topology import SLOTS, key_slot
+from agentperf_redis.transport.pubsub.bus import Bus
+from agentperf_redis.transport.pubsub.connection import Line
+from agentperf_redis.transport.topology import SLOTS, key_slot
 from tests.heldup import HeldUp
 from tests.proxy import Proxy
 from tests.servers import Node, Raw, Server, wait_until

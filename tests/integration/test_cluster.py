@@ -11,7 +11,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.command import Command
 from agentperf_redis.errors import ScriptFailed
 from agentperf_redis.script import Script, parse_header
-from agentperf_redis.topology import SLOTS, key_slot
+from agentperf_redis.transport.topology import SLOTS, key_slot
 from tests.integration.test_executor import Run, add, run
 from tests.servers import Node, Server, wait_until
 

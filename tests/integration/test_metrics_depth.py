@@ -21,13 +21,13 @@ from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
-from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
+from agentperf_redis.metrics.flusher import _Request
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index, exact_quantile
 from agentperf_redis.metrics.model import OTHER, ModelUsage
-from agentperf_redis.metrics.recorder import _Request
 from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script

@@ -14,8 +14,8 @@ from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.errors import AgentPerfError, BackendFull, BackendUnavailable, CorruptState
 from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
-from agentperf_redis.metrics.cell import OK
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.script import Script

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from agentperf_redis.address import Address, Kind, hidden, parse_url, resolve_url
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.transport.address import Address, Kind, hidden, parse_url, resolve_url
 
 
 @pytest.mark.parametrize(

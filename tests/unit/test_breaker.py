@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis.address import parse_url
-from agentperf_redis.breaker import Breaker
 from agentperf_redis.command import Command
-from agentperf_redis.delivery import Exchange, ExchangeFailed, Rest, deliver
 from agentperf_redis.errors import BackendUnavailable
-from agentperf_redis.topology import Node, Topology
+from agentperf_redis.transport.address import parse_url
+from agentperf_redis.transport.breaker import Breaker
+from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver
+from agentperf_redis.transport.topology import Node, Topology
 from tests.servers import wait_until
 
 NODE = Node("localhost", 6379)

@@ -24,9 +24,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentperf_redis.codec import MAX_DEPTH, Codec, canonical
+from agentperf_redis.codec.codec import MAX_DEPTH, Codec, canonical
+from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import InvalidArgument, Undecodable
-from agentperf_redis.registry import Registry
 
 
 class Colour(enum.Enum):
@@ -493,7 +493,7 @@ def test_settings_are_checked(argument: str, value: Any) -> None:
 
 def test_numpy_is_not_imported_for_plain_values() -> None:
     program = (
-        "import sys; from agentperf_redis.codec import Codec; c = Codec(); c.decode(c.encode([1, (2,)]));"
+        "import sys; from agentperf_redis.codec.codec import Codec; c = Codec(); c.decode(c.encode([1, (2,)]));"
         "assert 'numpy' not in sys.modules and 'pydantic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -528,7 +528,7 @@ def test_a_shuffled_dict_has_the_same_key(value: dict[Any, Any], random: Any) ->
 
 def test_a_key_is_the_same_in_another_process_with_another_hash_seed() -> None:
     program = (
-        "from agentperf_redis.codec import canonical; from decimal import Decimal;"
+        "from agentperf_redis.codec.codec import canonical; from decimal import Decimal;"
         "print(canonical((({'b', 'a', 'c'}, {'z': 1, 'y': (Decimal('1.1'), 2**70)}), None)).hex())"
     )
     seen = {

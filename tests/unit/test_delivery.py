@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis.address import parse_url
 from agentperf_redis.command import Command
-from agentperf_redis.delivery import Delivery, Exchange, ExchangeFailed, Rest, deliver
 from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, ScriptFailed
-from agentperf_redis.resp import ServerError
 from agentperf_redis.script import Script
-from agentperf_redis.topology import Node, Topology, key_slot
+from agentperf_redis.transport.address import parse_url
+from agentperf_redis.transport.delivery import Delivery, Exchange, ExchangeFailed, Rest, deliver
+from agentperf_redis.transport.resp import ServerError
+from agentperf_redis.transport.topology import Node, Topology, key_slot
 
 SCRIPT = Script("namespace/open")
 Answer = list[Any] | ExchangeFailed

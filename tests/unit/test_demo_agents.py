@@ -9,7 +9,7 @@ from textwrap import dedent
 
 import pytest
 
-from agentperf_redis.codec import Codec
+from agentperf_redis.codec.codec import Codec
 from agentperf_redis.demo import agents
 from agentperf_redis.demo.agents import Finding, Import, Outline
 from agentperf_redis.demo.tree import find_tree, standard_library

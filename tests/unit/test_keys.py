@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from agentperf_redis import keys
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.topology import key_slot
+from agentperf_redis.transport.topology import key_slot
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=200)
 

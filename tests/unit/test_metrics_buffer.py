@@ -7,8 +7,8 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import buffer as module
+from agentperf_redis.metrics.accumulator import CANCELLED, COUNTS_MOST, OK, RAW_MOST, Cell, Part, columns
 from agentperf_redis.metrics.buffer import PARCEL_CELLS, WRITER_KEEP_S, Buffer, Parcel
-from agentperf_redis.metrics.cell import CANCELLED, COUNTS_MOST, OK, RAW_MOST, Cell, Part, columns
 from agentperf_redis.metrics.histogram import micros
 from agentperf_redis.metrics.model import OTHER
 from agentperf_redis.metrics.retention import Retention

@@ -9,11 +9,11 @@ import pytest
 
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.comparison import compared
+from agentperf_redis.metrics.counters import Tally, added, performance
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index
 from agentperf_redis.metrics.model import Interval, PerformanceMetrics, system_summary
-from agentperf_redis.metrics.moments import Stretch, asked_time, local_moment
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.tally import Tally, added, performance
+from agentperf_redis.metrics.windows import Stretch, asked_time, local_moment
 
 
 def tally(times_us: list[int], failures: int = 0, *, whole: bool = True, end_ms: int = 11_000) -> Tally:

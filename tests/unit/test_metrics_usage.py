@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis.metrics.usage import Usage, read_usage
+from agentperf_redis.metrics.llm_usage import Usage, read_usage
 
 
 @dataclass

@@ -11,10 +11,10 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
-from agentperf_redis.metrics.cell import OK
+from agentperf_redis.metrics.counters import Tally
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.tally import Tally
 from tests.fake import Fake
 
 NAMESPACE = "windows"

@@ -38,7 +38,7 @@ from agentperf_redis.balancer.commands.instances import (
     remove,
     update,
 )
-from agentperf_redis.balancer.commands.leasing import (
+from agentperf_redis.balancer.commands.leases import (
     ACQUIRE,
     ANY,
     RELEASE,

@@ -26,7 +26,7 @@ def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
 def test_what_was_to_become_of_instances_by_itself_is_due_again(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentperf_redis.balancer.flows.REPAIR_PAGE", 2)
+    monkeypatch.setattr("agentperf_redis.balancer.flows.instances.REPAIR_PAGE", 2)
     settings = PoolSettings(eject_after=1, eject_for=60, slow_start=600, rate_burst=0)
     balancer = LoadBalancer(settings=settings, backend=backend)
     for name in ("ill", "well"):

@@ -16,7 +16,7 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
-from agentperf_redis.cache.local import LocalCopies
+from agentperf_redis.cache.process.local_copies import LocalCopies
 from agentperf_redis.errors import InvalidArgument
 from tests.conftest import Call
 from tests.heldup import HeldUp

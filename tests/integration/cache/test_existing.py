@@ -12,10 +12,10 @@ import pytest
 from agentperf_redis import AgentPerf, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from agentperf_redis.cache.existing import ExistingCache, Opaque, find, find_all
-from agentperf_redis.codec import Codec
+from agentperf_redis.cache.operator import ExistingCache, Opaque, find, find_all
+from agentperf_redis.codec.codec import Codec
+from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
-from agentperf_redis.registry import Registry
 from tests.servers import Raw, Server
 
 

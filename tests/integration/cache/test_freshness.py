@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, chores
-from agentperf_redis.cache.single_flight import SingleFlight
+from agentperf_redis.cache import LRUCache, TieredCache, maintenance
+from agentperf_redis.cache.flows.single_flight import SingleFlight
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.keys import stored_name
 from tests.heldup import HeldUp
@@ -217,7 +217,7 @@ def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_read
 def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_error_is_seen(
     backend: Backend, loop: asyncio.Runner | None, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)  # each report learns the server's time anew
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report learns the server's time anew
     soft_ttl, limit = 0.1, 0.8
     source = Source()
     reader = Reader(LRUCache(backend=backend), source, loop, ttl=60, soft_ttl=soft_ttl, stale_if_error=limit)

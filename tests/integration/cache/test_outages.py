@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
-from agentperf_redis import line
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, deployment, reporting
-from agentperf_redis.cache.binding import MOST_OWED, Binding, Owed
+from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.cache.flows import access_reports
+from agentperf_redis.cache.flows import settings as settings_flows
+from agentperf_redis.cache.process.shared_state import MOST_OWED, Binding, Owed
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from agentperf_redis.transport.pubsub import connection as pubsub_connection
 from tests.conftest import Call
 from tests.heldup import HeldUp, hurry, overlap, union
 from tests.integration.cache.test_computing import waiting
@@ -151,14 +153,15 @@ def test_copies_stand_in_as_long_as_is_allowed_and_no_longer(
 def test_copies_of_before_an_outage_are_gone_after_it(
     own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line, "LOST_AFTER_S", 60)  # the bus's connection outlasts the outage, however slow the machine
+    # the bus's connection outlasts the outage, however slow the machine
+    monkeypatch.setattr(pubsub_connection, "LOST_AFTER_S", 60)
     assert copies_after_recovery(own_server, connect) == (0, "computed")
 
 
 def test_the_check_of_the_check_without_a_flush_they_are_not(
     own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line, "LOST_AFTER_S", 60)
+    monkeypatch.setattr(pubsub_connection, "LOST_AFTER_S", 60)
     monkeypatch.setattr(Binding, "_recovered", lambda binding: None)
     assert copies_after_recovery(own_server, connect) == (1, "of before")
 
@@ -221,7 +224,7 @@ def test_the_check_of_the_check_without_telling_the_old_value_is_read(
         binding.owed.clear()
         yield from ()
 
-    monkeypatch.setattr(deployment, "_pay", forget_it)
+    monkeypatch.setattr(settings_flows, "_pay", forget_it)
     assert invalidated_meanwhile(start_server(aof=True), connect, "delete") == ["old"]
 
 
@@ -406,7 +409,7 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
             if call.ended - call.begun > DEADLINE_S / 2:
                 own = call.ended - call.begun - overlap(held_up, call.begun, call.ended)
                 # what was computed when the server died may first have waited for the reads being reported just then
-                waited_s = reporting._PATIENCE * DEADLINE_S if call.begun < killed else 0.0
+                waited_s = access_reports._PATIENCE * DEADLINE_S if call.begun < killed else 0.0
                 assert own < DEADLINE_S + waited_s + 0.05, "no call beyond its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
         assert len(without) > 20, "results also while there was no server"

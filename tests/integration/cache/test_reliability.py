@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, chores, commands, reporting
-from agentperf_redis.cache.outbox import Outbox, Report
+from agentperf_redis.cache import LRUCache, TieredCache, maintenance
+from agentperf_redis.cache.commands import entries
+from agentperf_redis.cache.flows import access_reports
+from agentperf_redis.cache.process.access_buffer import Outbox, Report
 from agentperf_redis.command import Command, Wait
 from agentperf_redis.errors import BackendFull, BackendUnavailable
 from agentperf_redis.script import Script
@@ -23,7 +25,7 @@ from tests.integration.cache.scan import faults
 from tests.proxy import Proxy
 from tests.servers import Raw, Server, wait_until
 
-PUT, TOUCH = Script("cache/put"), Script("cache/touch")
+PUT, TOUCH = Script("cache/put"), Script("cache/report_reads")
 
 
 def state(raw: Raw, namespace: str) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def test_a_put_comes_after_the_reads_that_are_being_reported(
     monkeypatch: pytest.MonkeyPatch,
     begins: str,
 ) -> None:
-    monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
     cache = LRUCache(backend=connect(proxy.url, deadline=20.0))
     cache.put_many({"a": 1, "b": 2})
     cache.flush()
@@ -397,7 +399,7 @@ def test_a_put_waits_for_the_same_report_once(backend: Backend) -> None:
     cache._binding.outbox.take(flush=True)  # and nobody sends it
     steps: Any = cache._flows.writer.put("b", 2, None, ())
     waits, step = 0, next(steps)
-    while not (isinstance(step, Command) and step.script == commands._PUT):
+    while not (isinstance(step, Command) and step.script == entries._PUT):
         if isinstance(step, Wait):
             waits += 1
             step = steps.send(False)
@@ -420,4 +422,4 @@ def test_a_blocking_put_does_not_wait_for_a_task_of_the_loop_it_holds_up(backend
         cache._binding.outbox.settle(report, taken_in=False)
         return took
 
-    assert asyncio.run(main()) < reporting._PATIENCE * backend.deadline
+    assert asyncio.run(main()) < access_reports._PATIENCE * backend.deadline

@@ -20,9 +20,9 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from agentperf_redis.codec import Codec
+from agentperf_redis.codec.codec import Codec
+from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import CorruptState
-from agentperf_redis.registry import Registry
 from tests.conftest import Call
 from tests.integration.cache.test_coherence import copied
 from tests.servers import Raw

@@ -12,7 +12,7 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from agentperf_redis.cache.warming import Warmed
+from agentperf_redis.cache.warm_up import Warmed
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from tests.conftest import Call
 from tests.servers import Raw, Server

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, chores
+from agentperf_redis.cache import LRUCache, TieredCache, maintenance
 from agentperf_redis.keys import CacheKeys
 from tests.servers import Raw, Server
 
@@ -101,7 +101,9 @@ class CacheMachine(RuleBasedStateMachine):
 
 def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int = 40) -> None:
     """Run a machine on a server, through so many sequences, or to the first at which it disagrees."""
-    monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)  # reports go when the model says, not when a step took long
+    monkeypatch.setattr(
+        maintenance, "REPORT_AFTER_S", 3600
+    )  # reports go when the model says, not when a step took long
     effort = settings(
         max_examples=examples,
         stateful_step_count=40,

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, chores
+from agentperf_redis.cache import LRUCache, TieredCache, maintenance
 from tests.integration.cache.scan import faults
 from tests.mutants import alter
 from tests.servers import Raw
@@ -94,7 +94,7 @@ def work(both: Both, seed: int, operations: int, look_every: int) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _reports_go_when_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chores, "REPORT_AFTER_S", 3600)
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
 
 
 @pytest.mark.parametrize(

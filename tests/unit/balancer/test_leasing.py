@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.balancer import Lease, Outcome, commands, leasing
+from agentperf_redis.balancer import Lease, Outcome, commands
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.keeper import Keeper
-from agentperf_redis.balancer.waiting import lines_of
+from agentperf_redis.balancer.flows import leases
+from agentperf_redis.balancer.flows.queue import lines_of
+from agentperf_redis.balancer.lease_keeper import Keeper
 from agentperf_redis.command import Command, Hint, Wait
 from agentperf_redis.errors import (
     AgentPerfError,
@@ -54,7 +55,7 @@ UNKNOWN = BackendUnavailable("here", "unknown", "late")
 
 
 def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentKeeper) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish())
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
     first: Any = flow.send(None)
     second: Any = flow.throw(KeyboardInterrupt())
     assert second.script is commands.RELEASE
@@ -66,7 +67,7 @@ def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentK
 
 
 def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background(keeper: SilentKeeper) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish(ttl=7.0))
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(ttl=7.0))
     first: Any = flow.send(None)
     waits: Any = flow.throw(asyncio.CancelledError())
     ((command, seconds),) = keeper.told
@@ -82,7 +83,7 @@ def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background
 def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
     keeper: SilentKeeper, error: AgentPerfError
 ) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish(ttl=7.0))
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(ttl=7.0))
     first: Any = flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
@@ -92,7 +93,7 @@ def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
 
 @pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), SchemaMismatch("k", "2", "1")])
 def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: SilentKeeper, error: AgentPerfError) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish())
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
     flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
@@ -104,7 +105,7 @@ def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
 ) -> None:
     held = []
     for name in ("gone", "also gone", "well"):
-        flow = leasing.acquire(keeper, lines_of(keeper._backend), Pool.of("n", name), leasing.Wish(ttl=1.2))
+        flow = leases.acquire(keeper, lines_of(keeper._backend), Pool.of("n", name), leases.Wish(ttl=1.2))
         flow.send(None)
         with pytest.raises(StopIteration) as end:
             flow.send(GRANTED)
@@ -132,14 +133,14 @@ def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
 
 
 def test_a_closed_flow_asks_for_nothing_more(keeper: SilentKeeper) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish())
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
     flow.send(None)
     flow.close()
     assert len(keeper.told) == 1
 
 
 def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish())
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
     step: Any = flow.send(None)
     second: Any = flow.send(commands.Spent("e"))
     assert step.args[0] != second.args[0]
@@ -157,7 +158,7 @@ REFUSED = commands.Refused(1.0, 2, 0)
 
 
 def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish(wait=0.001))
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(wait=0.001))
     asked: Any = flow.send(None)
     waited: Any = flow.send(REFUSED)
     assert (waited.script, waited.args[0], waited.args[5]) == (commands.WAIT, asked.args[0], "-")
@@ -170,7 +171,7 @@ def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
 
 
 def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: SilentKeeper) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish(wait=100.0, priority=2))
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(wait=100.0, priority=2))
     flow.send(None)
     flow.send(REFUSED)
     pause: Any = flow.send(commands.Queued(3, 0.5, "17"))
@@ -191,7 +192,7 @@ def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: 
 def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
     keeper: SilentKeeper, outcome: Any
 ) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish(wait=100.0))
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(wait=100.0))
     asked: Any = flow.send(None)
     flow.send(REFUSED)
     with pytest.raises(BackendUnavailable):
@@ -200,7 +201,7 @@ def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
 
 
 def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper) -> None:
-    flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish())
+    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
     flow.send(None)
     with pytest.raises(StopIteration) as end:
         flow.send(GRANTED)
@@ -224,13 +225,13 @@ def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper
 )
 def test_how_a_block_ends_is_the_outcome(keeper: SilentKeeper, error: BaseException | None, outcome: str) -> None:
     for stated, expected in ((None, outcome), ("rejected", "j"), (Outcome.NEUTRAL, "n")):
-        flow = leasing.acquire(keeper, lines_of(keeper._backend), POOL, leasing.Wish())
+        flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
         flow.send(None)
         with pytest.raises(StopIteration) as end:
             flow.send(GRANTED)
         lease = end.value.value
         lease.outcome = stated
-        leaving = leasing.leave(keeper, lease, error)
+        leaving = leases.leave(keeper, lease, error)
         step: Any = leaving.send(None)
         assert step.args[2] == expected
         assert int(step.args[3]) >= 0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from agentperf_redis.cache.entry_format import Stored
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
-from agentperf_redis.cache.wire import Stored
 from agentperf_redis.errors import InvalidArgument
 
 NOW_MS = 1_784_635_500_000

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from agentperf_redis.cache import local as local_copies
-from agentperf_redis.cache.local import LocalCopies
-from agentperf_redis.cache.wire import Stored
+from agentperf_redis.cache.entry_format import Stored
+from agentperf_redis.cache.process import local_copies
+from agentperf_redis.cache.process.local_copies import LocalCopies
 
 
 def stored(version: int = 1, data: bytes = b"m\x01", tags: tuple[str, ...] = (), cost_ms: int = 0) -> Stored:

@@ -12,10 +12,11 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from agentperf_redis import keys as key_names
-from agentperf_redis.cache import commands, queries, wire
-from agentperf_redis.cache.flights import Flights, GivenUp, Landed
+from agentperf_redis.cache import commands, entry_format
+from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Settings, TierStats, default_ttl_ms, ttl_ms
-from agentperf_redis.cache.outbox import MAX_PENDING, MAX_READS, NO_REPORT, Outbox
+from agentperf_redis.cache.process.access_buffer import MAX_PENDING, MAX_READS, NO_REPORT, Outbox
+from agentperf_redis.cache.process.flights import Flights, GivenUp, Landed
 from agentperf_redis.command import Command
 from agentperf_redis.errors import CorruptState, InvalidArgument, Undecodable
 
@@ -55,7 +56,7 @@ def test_rates_of_an_unused_cache_are_zero() -> None:
 
 @given(
     st.integers(1, 2**53),
-    st.integers(0, wire.LAST_MS),
+    st.integers(0, entry_format.LAST_MS),
     st.integers(0, 2**31),
     st.integers(0, 2**31),
     st.lists(st.text(min_size=1)),
@@ -65,14 +66,16 @@ def test_what_is_stored_comes_back(
     version: int, expires: int, cost: int, fresh: int, tags: list[str], data: bytes
 ) -> None:
     names = tuple(key_names.encoded(tag) for tag in tags if tag.isprintable())
-    stored = wire.parse(f"{version} {expires} ".encode() + wire.payload("request", cost, fresh, names, data))
+    stored = entry_format.parse(
+        f"{version} {expires} ".encode() + entry_format.payload("request", cost, fresh, names, data)
+    )
     stale_at = version // 100 + fresh if fresh else 0
-    assert stored == wire.Stored(version, expires, cost, stale_at, names, data)
+    assert stored == entry_format.Stored(version, expires, cost, stale_at, names, data)
 
 
 @given(st.binary())
 def test_any_bytes_are_an_entry_or_undecodable(data: bytes) -> None:
-    for parse in (wire.parse, wire.parse_generation):
+    for parse in (entry_format.parse, entry_format.parse_generation):
         try:
             parse(data)
         except Undecodable:
@@ -80,7 +83,7 @@ def test_any_bytes_are_an_entry_or_undecodable(data: bytes) -> None:
 
 
 def test_a_moment_is_that_of_the_servers_clock() -> None:
-    assert wire.moment(178_000_000_012_345) == datetime.fromtimestamp(1_780_000_000.12345, UTC)
+    assert entry_format.moment(178_000_000_012_345) == datetime.fromtimestamp(1_780_000_000.12345, UTC)
 
 
 ALL_COMMANDS: list[Command[Any]] = [
@@ -88,7 +91,7 @@ ALL_COMMANDS: list[Command[Any]] = [
     commands.read_many(KEYS, ["k"]),
     commands.tag_marks(KEYS, ("t",)),
     commands.read_strictly(KEYS, "k"),
-    commands.touch(KEYS, "w", NO_REPORT),
+    commands.report_reads(KEYS, "w", NO_REPORT),
     commands.delete(KEYS, ["k"], "o"),
     commands.clear(KEYS, "o"),
     commands.invalidate_tags(KEYS, ("t",), "o"),
@@ -98,13 +101,13 @@ ALL_COMMANDS: list[Command[Any]] = [
     commands.release(KEYS, "k", "t", error=None, error_ms=1, origin="o"),
     commands.deploy(KEYS, SETTINGS),
     commands.stored_settings(KEYS),
-    queries.counters(KEYS),
-    queries.members(KEYS.cold),
-    queries.size_of(KEYS, "k"),
-    queries.score(KEYS.cold, "k"),
-    queries.oldest_first(KEYS.cold, 0, 1),
-    queries.sizes_page(KEYS, "0", 10),
-    queries.beginning(KEYS, "k", 10),
+    inspection.counters(KEYS),
+    inspection.members(KEYS.cold),
+    inspection.size_of(KEYS, "k"),
+    inspection.score(KEYS.cold, "k"),
+    inspection.oldest_first(KEYS.cold, 0, 1),
+    inspection.sizes_page(KEYS, "0", 10),
+    inspection.beginning(KEYS, "k", 10),
     commands.computing_failed(KEYS, "k"),
     commands.put(
         *(KEYS, "k", b"r 0  m", "r"),
@@ -219,4 +222,4 @@ def test_one_flight_at_a_time() -> None:
 @pytest.mark.parametrize("facts", [b"-1 0", b"1 -5", b"1 9999999999999999"])
 def test_an_entry_of_an_impossible_time_is_none(facts: bytes) -> None:
     with pytest.raises(Undecodable):
-        wire.parse(facts + b" r 0 0  m\x01")
+        entry_format.parse(facts + b" r 0 0  m\x01")

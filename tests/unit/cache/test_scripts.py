@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from agentperf_redis import keys as key_names
-from agentperf_redis.cache import commands, queries
-from agentperf_redis.cache.commands import PutOutcome
+from agentperf_redis.cache import commands
+from agentperf_redis.cache.commands import inspection
+from agentperf_redis.cache.commands.entries import PutOutcome
 from agentperf_redis.cache.model import Policy, Settings
-from agentperf_redis.cache.outbox import NO_REPORT, Report
+from agentperf_redis.cache.process.access_buffer import NO_REPORT, Report
 from tests.fake import Fake
 
 KEYS = key_names.cache("ns", "cache", "c")
@@ -42,7 +43,7 @@ def put(fake: Fake, name: str, report: Report = NO_REPORT, **options: Any) -> co
 
 def test_without_settings_nothing_is_done(fake: Fake) -> None:
     assert put(fake, "k").outcome is PutOutcome.NO_SETTINGS
-    assert fake.run(commands.touch(KEYS, "me", Report(1, 1, 0, 0, ()))) is None
+    assert fake.run(commands.report_reads(KEYS, "me", Report(1, 1, 0, 0, ()))) is None
     assert fake.run(commands.delete(KEYS, ["k"], "me")) is commands.NO_SETTINGS
     assert fake.client.keys() == []
 
@@ -50,7 +51,7 @@ def test_without_settings_nothing_is_done(fake: Fake) -> None:
 @pytest.mark.parametrize("again", [False, True])
 def test_a_buried_put_does_nothing_more(fake: Fake, *, again: bool) -> None:
     deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
-    fake.run(commands.bury(KEYS, ("r",), FAR))
+    fake.run(commands.cancel_puts(KEYS, ("r",), FAR))
     newer = fake.run(
         commands.put(
             *(KEYS, "k", b"other 0  m\x02", "other"),
@@ -73,7 +74,7 @@ def test_put_evicts_as_a_textbook_lru(fake: Fake) -> None:
         name = f"k{chance.randrange(9)}"
         if name in model and chance.random() < 0.5:
             seq += 1
-            assert fake.run(commands.touch(KEYS, "me", Report(seq, 0, 0, 0, ((name, 1),))))
+            assert fake.run(commands.report_reads(KEYS, "me", Report(seq, 0, 0, 0, ((name, 1),))))
         else:
             assert put(fake, name).outcome is PutOutcome.STORED
         model[name] = None
@@ -89,8 +90,8 @@ def test_a_report_counts_once_whoever_brings_it(fake: Fake) -> None:
     report = Report(1, 2, 30, 1, (("a", 2), ("gone", 1)))
     for _ in range(2):
         assert put(fake, "b", report).outcome is PutOutcome.STORED
-        assert fake.run(commands.touch(KEYS, "me", report))
-    _, counters = fake.run(queries.counters(KEYS))
+        assert fake.run(commands.report_reads(KEYS, "me", report))
+    _, counters = fake.run(inspection.counters(KEYS))
     assert {name: counters[name] for name in ("cold", "misses", "saved_ms", "corrupt")} == {
         "cold": 3,
         "misses": 2,

@@ -1,0 +1,184 @@
+"""`LoadBalancer` for asyncio: the same requests, awaited."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
+from agentperf_redis.balancer.health_checks import run_checks
+from agentperf_redis.balancer.lease_block import AsyncLeaseBlock
+from agentperf_redis.balancer.model import (
+    AgentInstance,
+    LeaseOnIt,
+    Outcome,
+    PoolEvent,
+    PoolLeases,
+    PoolStatus,
+    Repaired,
+    rendered,
+)
+from agentperf_redis.balancer.operations import BETTER, NO_WAIT, OnLost, Requests
+from agentperf_redis.balancer.settings import PoolSettings
+
+
+class AsyncLoadBalancer:
+    """`LoadBalancer` for asyncio; each call does what the call of that name does there."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._backend = requests.backend
+
+    async def register_instance(
+        self,
+        instance: AgentInstance,
+        *,
+        heartbeat_ttl: float | None = None,
+        requests_per_minute: float = math.inf,
+        tokens_per_minute: float = math.inf,
+    ) -> None:
+        """See `LoadBalancer.register_instance`."""
+        await self._backend.arun(
+            self._requests.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute)
+        )
+
+    async def update_instance(
+        self,
+        agent_type: str,
+        instance_id: str,
+        *,
+        max_capacity: int | None = None,
+        weight: float | None = None,
+        labels: Collection[str] | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+    ) -> bool:
+        """See `LoadBalancer.update_instance`."""
+        rates = (requests_per_minute, tokens_per_minute)
+        return await self._backend.arun(
+            self._requests.update(agent_type, instance_id, max_capacity, weight, labels, rates)
+        )
+
+    async def remove_instance(self, agent_type: str, instance_id: str) -> bool:
+        """See `LoadBalancer.remove_instance`."""
+        return await self._backend.arun(self._requests.remove(agent_type, instance_id))
+
+    async def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
+        """See `LoadBalancer.mark_healthy`."""
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off=BETTER))
+
+    async def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
+        """See `LoadBalancer.mark_unhealthy`."""
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="u"))
+
+    async def drain(self, agent_type: str, instance_id: str) -> bool:
+        """See `LoadBalancer.drain`."""
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="d"))
+
+    async def undrain(self, agent_type: str, instance_id: str) -> bool:
+        """See `LoadBalancer.undrain`."""
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="d"))
+
+    async def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
+        """See `LoadBalancer.heartbeat`."""
+        return await self._backend.arun(self._requests.heartbeat(agent_type, instance_ids, within))
+
+    async def select_instance(
+        self, agent_type: str, *, require: Collection[str] = (), affinity: str | None = None
+    ) -> AgentInstance | None:
+        """See `LoadBalancer.select_instance`."""
+        return await self._backend.arun(self._requests.select(agent_type, require, affinity))
+
+    async def acquire(
+        self,
+        agent_type: str,
+        *,
+        wait: float = NO_WAIT,
+        priority: int = 0,
+        require: Collection[str] = (),
+        affinity: str | None = None,
+        ttl: float = DEFAULT_TTL_S,
+        max_hold: float = DEFAULT_MAX_HOLD_S,
+        on_lost: OnLost | None = None,
+        tokens: int = 0,
+        fallback: Collection[str] = (),
+    ) -> AgentInstance | None:
+        """See `LoadBalancer.acquire`."""
+        wish = self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
+        return await self._backend.arun(self._requests.acquire(agent_type, wish))
+
+    async def release(
+        self,
+        instance: AgentInstance | LeaseOnIt | None,
+        *,
+        outcome: Outcome | str = Outcome.OK,
+        response_time: float | None = None,
+        tokens: int | None = None,
+    ) -> bool:
+        """See `LoadBalancer.release`."""
+        return await self._backend.arun(self._requests.release(instance, outcome, response_time, tokens))
+
+    def lease(
+        self,
+        agent_type: str,
+        *,
+        wait: float = NO_WAIT,
+        priority: int = 0,
+        require: Collection[str] = (),
+        affinity: str | None = None,
+        ttl: float = DEFAULT_TTL_S,
+        max_hold: float = DEFAULT_MAX_HOLD_S,
+        on_lost: OnLost | None = None,
+        tokens: int = 0,
+        fallback: Collection[str] = (),
+    ) -> AsyncLeaseBlock:
+        """See `LoadBalancer.lease`; for `async with`."""
+        return AsyncLeaseBlock(
+            self._requests,
+            agent_type,
+            self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback),
+        )
+
+    async def configure(self, agent_type: str, settings: PoolSettings) -> None:
+        """See `LoadBalancer.configure`."""
+        await self._backend.arun(self._requests.configure(agent_type, settings))
+
+    async def run_checks(
+        self,
+        agent_type: str,
+        check: Callable[[AgentInstance], object],
+        *,
+        interval: float = 5.0,
+        timeout: float | None = None,  # noqa: ASYNC109  of each check, not of this call
+    ) -> None:
+        """See `LoadBalancer.run_checks`; `check` may be a coroutine function. Runs until its task is cancelled."""
+        await run_checks(self._requests.checking(agent_type, check, interval, timeout))
+
+    async def events(self, agent_type: str, *, after: str | None = None, limit: int = 100) -> list[PoolEvent]:
+        """See `LoadBalancer.events`."""
+        return await self._backend.arun(self._requests.events(agent_type, after, limit))
+
+    async def get_status(self) -> dict[str, Any]:
+        """See `LoadBalancer.get_status`."""
+        return rendered(await self.status())
+
+    async def status(self, *agent_types: str) -> list[PoolStatus]:
+        """See `LoadBalancer.status`."""
+        return await self._backend.arun(self._requests.status(agent_types))
+
+    async def leases(self, agent_type: str) -> PoolLeases:
+        """See `LoadBalancer.leases`."""
+        return await self._backend.arun(self._requests.leases(agent_type))
+
+    async def release_token(self, agent_type: str, token: str) -> bool:
+        """See `LoadBalancer.release_token`."""
+        return await self._backend.arun(self._requests.free(agent_type, token))
+
+    async def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
+        """See `LoadBalancer.repair`."""
+        return await self._backend.arun(self._requests.repair(agent_type, progress))
+
+    async def wait_until_idle(self, agent_type: str, instance_id: str, *, wait: float = math.inf) -> bool:
+        """See `LoadBalancer.wait_until_idle`."""
+        return await self._backend.arun(self._requests.wait_until_idle(agent_type, instance_id, wait))

@@ -1,0 +1,221 @@
+"""What is done to pools and their instances in several steps, described without doing it; leases are in leases.py."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from functools import partial
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.commands import Page, Pool
+from agentperf_redis.balancer.flows.leases import DEFAULT_TTL_S
+from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.model import (
+    LeaseStatus,
+    LoadBalancingStrategy,
+    PoolLeases,
+    PoolStatus,
+    Repaired,
+    WaiterStatus,
+)
+from agentperf_redis.balancer.registrations import Registered, registration
+from agentperf_redis.balancer.settings import PoolSettings
+from agentperf_redis.command import Batch, Flow, Pause
+
+_log = logging.getLogger("agentperf_redis")
+
+STATUS_PAGE = 500
+REPAIR_PAGE = 500
+_FIRST_LOOK_S, _LAST_LOOK_S = 0.02, 0.5
+
+
+def register(
+    backend: Backend,
+    keeper: Keeper,
+    wanted: Registered,
+) -> Flow[LoadBalancingStrategy]:
+    """Add or change an instance, and remember it for the case that the server comes back empty."""
+    agent_type = wanted.instance.agent_type
+    yield from backend.enter("lb", agent_type)
+    pool = Pool.of(backend.namespace, agent_type)
+    taken = yield from keeper.timely(pool, partial(registration, pool, wanted))
+    keeper.remember(replace(wanted, born=taken.born))
+    if taken.replaced and wanted.settings is not None:
+        yield from keeper.deploy(pool, wanted.settings)
+        _tell_of_change(pool, taken.replaced, wanted.settings)
+    return taken.strategy
+
+
+def configure(backend: Backend, keeper: Keeper, pool: Pool, settings: PoolSettings) -> Flow[None]:
+    """Give a pool settings, and have its instances follow them, page by page."""
+    yield from backend.enter("lb", pool.agent_type)
+    before = yield from keeper.deploy(pool, settings)
+    keeper.configured(pool.agent_type, settings)
+    if before and before != settings.packed():
+        _tell_of_change(pool, before, settings)
+
+
+def _tell_of_change(pool: Pool, before: str, settings: PoolSettings) -> None:
+    """Log which settings of a pool another process had deployed otherwise: the last one has the say."""
+    old = commands.settings_of(pool, before.encode())
+    names = [each.name for each in fields(PoolSettings)]
+    changes = [f"{name}={getattr(old, name)} -> {getattr(settings, name)}" for name in names]
+    changed = [text for name, text in zip(names, changes, strict=True) if getattr(old, name) != getattr(settings, name)]
+    _log.warning("the settings of pool %r were changed: %s", pool.agent_type, ", ".join(changed))
+
+
+def remove(keeper: Keeper, pool: Pool, instance_id: str) -> Flow[bool]:
+    """Take an instance out, and register it no more."""
+    keeper.registered.pop((pool.agent_type, instance_id), None)
+    return (yield from keeper.timely(pool, partial(commands.remove, pool, instance_id)))
+
+
+def update(
+    keeper: Keeper,
+    pool: Pool,
+    instance_id: str,
+    *,
+    max_capacity: int | None,
+    weight: float | None,
+    labels: frozenset[str] | None,
+    requests_per_minute: float | None,
+    tokens_per_minute: float | None,
+) -> Flow[bool]:
+    """Change what an instance was registered with."""
+    load = yield from keeper.timely(
+        pool,
+        lambda until_ms: commands.update(
+            pool,
+            instance_id,
+            max_capacity=max_capacity,
+            weight=weight,
+            labels=labels,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            until_ms=until_ms,
+        ),
+    )
+    if load is None:
+        return False
+    keeper.amend(
+        pool.agent_type,
+        instance_id,
+        max_capacity=max_capacity,
+        weight=weight,
+        labels=labels,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+    )
+    return True
+
+
+def mark(keeper: Keeper, pool: Pool, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
+    """Set and clear flags of an instance. Returns whether it is there."""
+    load = yield from keeper.timely(
+        pool, lambda until_ms: commands.update(pool, instance_id, on=on, off=off, until_ms=until_ms)
+    )
+    if load is None:
+        return False
+    keeper.mark(pool.agent_type, instance_id, on=on, off=off)
+    return True
+
+
+def heartbeat(pool: Pool, instance_ids: tuple[str, ...], silence_ms: int) -> Flow[list[str]]:
+    """Say that instances are alive. Returns those that are not registered."""
+    unknown: list[str] = []
+    for at in range(0, len(instance_ids), commands.MANY):
+        unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], silence_ms)
+    return unknown
+
+
+def status(backend: Backend, keeper: Keeper, agent_types: Iterable[str] | None = None) -> Flow[list[PoolStatus]]:
+    """Read pools, all that were ever used when none are named; pools without instances are left out."""
+    if agent_types is None:
+        used = yield from backend.entered("lb")
+        agent_types = sorted({*used, *(of for of, _ in list(keeper.registered))})
+    pools = [Pool.of(backend.namespace, name) for name in agent_types]
+    first: list[Page | None] = yield from Batch(tuple(commands.status(pool, 0, STATUS_PAGE) for pool in pools))
+    found = []
+    for pool, seen in zip(pools, first, strict=True):
+        page = seen
+        if (page is None or not page.instances) and (yield from keeper.look(pool)):
+            page = yield from commands.status(pool, 0, STATUS_PAGE)
+        if page is None or not page.instances:
+            continue
+        instances = list(page.instances)
+        next_rank = page.next_rank
+        while next_rank:
+            more = yield from commands.status(pool, next_rank, STATUS_PAGE)
+            instances += more.instances if more else ()
+            next_rank = more.next_rank if more else 0
+        found.append(
+            PoolStatus(
+                pool.agent_type,
+                page.strategy,
+                tuple(instances),
+                page.waiting,
+                page.granted,
+                page.overdue,
+                page.panic_for,
+                page.settings,
+            )
+        )
+    return found
+
+
+def leases(pool: Pool) -> Flow[PoolLeases]:
+    """Read who holds what in a pool, and who waits."""
+    held: list[LeaseStatus] = []
+    waiters: list[WaiterStatus] = []
+    rank, going = 0, True
+    while going:
+        page = yield from commands.leases(pool, rank, STATUS_PAGE)
+        if page is None:
+            break
+        held += page.leases
+        waiters += page.waiters
+        rank, going = page.next_rank, page.next_rank > 0
+    return PoolLeases(
+        pool.agent_type,
+        tuple({lease.token: lease for lease in held}.values()),  # a renewal may move one to a later page
+        tuple(sorted({each.token: each for each in waiters}.values(), key=lambda each: -each.waited)),
+    )
+
+
+def free(keeper: Keeper, pool: Pool, token: str) -> Flow[bool]:
+    """End somebody else's lease, or place in line."""
+    return (yield from commands.release(pool, token, bury_ms=keeper.bury_ms(DEFAULT_TTL_S), by_hand=True))
+
+
+def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:
+    """Recompute all loads of a pool from its leases, page by page."""
+    first = wrong = orphans = done = 0
+    while True:
+        page = yield from commands.repair(pool, first, REPAIR_PAGE)
+        if page is None:
+            return Repaired(0, 0, 0)
+        wrong, orphans = wrong + page.wrong, orphans + page.orphans
+        done = page.next_rank or page.registered
+        if progress is not None:
+            progress(done, page.registered)
+        if not page.next_rank:
+            return Repaired(page.registered, wrong, orphans)
+        first = page.next_rank
+
+
+def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
+    """Wait until an instance bears no lease. True when it does not, or is gone; False when time was up."""
+    until = time.monotonic() + wait
+    pause = _FIRST_LOOK_S
+    while True:
+        load = yield from commands.update(pool, instance_id)  # changes nothing, so it is never too late
+        if not load:
+            return True
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        yield from Pause(min(pause, left))
+        pause = min(2 * pause, _LAST_LOOK_S)

@@ -1,0 +1,287 @@
+"""Leases as their holders see them, described without doing it: asked for, waited for, held for a block, given back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.commands import ANY, Choice, Granted, Pool, Refused, Spent
+from agentperf_redis.balancer.flows.queue import FIRST_PLACE, Lines, Place, stand_in_line
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.model import AgentInstance, Outcome
+from agentperf_redis.command import Flow, Wait
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
+
+T = TypeVar("T")
+
+_log = logging.getLogger("agentperf_redis")
+
+DEFAULT_TTL_S = 30.0
+DEFAULT_MAX_HOLD_S = 3600.0
+_GIVING_BACK_S = 0.25
+"""How long who is cancelled waits for his lease to be given back; it is all the same, later."""
+_EXPLAINED = 100
+"""Instances that are looked through to tell why none with some labels can be had."""
+_NEW_TOKENS = 3
+"""A token is spent when its lease expired before the answer came, which a longer TTL prevents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks of a pool.
+
+    Attributes:
+        choice: which instance it may be.
+        wait: seconds to stand in line when none has room.
+        priority: seconds earlier than it came that it counts as having come.
+        ttl: seconds the lease lives without renewal.
+        max_hold: seconds after which it is renewed no more.
+        on_lost: called, on the keeper's thread, when it is lost.
+        tokens: counted against the instance's tokens a minute.
+        fallback: pools to try, in this order, when this one has no room.
+    """
+
+    choice: Choice = ANY
+    wait: float = 0.0
+    priority: int = 0
+    ttl: float = DEFAULT_TTL_S
+    max_hold: float = DEFAULT_MAX_HOLD_S
+    on_lost: Callable[[LeaseLost], None] | None = None
+    tokens: int = 0
+    fallback: tuple[Pool, ...] = ()
+
+
+def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+    """Lease one unit of an instance, in line if need be and wanted, or learn why not.
+
+    Of other pools, a unit is taken that is free when the first pool has none, or has had none within the time to wait.
+    """
+    if not wish.fallback:
+        return (yield from _acquire_in(keeper, lines, pool, wish))
+    answer = yield from _acquire_in(keeper, lines, pool, replace(wish, wait=0.0))
+    elsewhere = replace(wish, wait=0.0, choice=replace(wish.choice, strategy=None))
+    if isinstance(answer, Refused):
+        other = yield from _acquire_elsewhere(keeper, lines, elsewhere)
+        if other is not None:
+            return other
+        if wish.wait > 0:
+            answer = yield from _acquire_in(keeper, lines, pool, wish)
+            if isinstance(answer, Refused):
+                other = yield from _acquire_elsewhere(keeper, lines, elsewhere)
+                if other is not None:
+                    return other
+    return answer
+
+
+def _acquire_elsewhere(keeper: Keeper, lines: Lines, wish: Wish) -> Flow[Lease | None]:
+    """Lease what is free in the first of the other pools that has something."""
+    for pool in wish.fallback:
+        answer = yield from _acquire_in(keeper, lines, pool, wish)
+        if isinstance(answer, Lease):
+            return answer
+    return None
+
+
+def _acquire_in(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+    """Lease one unit of an instance of one pool."""
+    until = time.monotonic() + wish.wait
+    ttl_ms = math.ceil(wish.ttl * 1000)
+    refused: Refused | None = None
+    place = FIRST_PLACE
+    for _ in range(_NEW_TOKENS):
+        token = keeper.token()
+        if refused is None:
+            asking = _ask(keeper, pool, token, ttl_ms, wish)
+            answer, asked_at = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
+            if isinstance(answer, Granted):
+                return (yield from _held(keeper, pool, token, wish, answer, asked_at))
+            if isinstance(answer, Spent):
+                continue
+            refused = answer
+        if wish.wait <= 0:
+            return refused
+        line = Place(
+            pool, token, ttl_ms, wish.priority, wish.choice.require, place, keeper.bury_ms(wish.ttl), wish.tokens
+        )
+        standing = stand_in_line(lines, line, until)
+        turn = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, standing, in_line=True)
+        if turn.granted is not None:
+            return (yield from _held(keeper, pool, token, wish, turn.granted, turn.asked_at))
+        if not turn.spent:
+            return replace(refused, retry_after=turn.retry_after, waiting=turn.ahead)
+        place = turn.place
+    raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
+
+
+def _ask(
+    keeper: Keeper, pool: Pool, token: str, ttl_ms: int, wish: Wish
+) -> Flow[tuple[Granted | Refused | Spent, float]]:
+    """Ask for a lease. A refusal is no answer yet while expired leases are left to clear, or instances were lost.
+
+    Returns:
+        The answer, and when it was asked for.
+    """
+    until = time.monotonic() + keeper.deadline
+    looked = False
+    while True:
+        asked_at = time.monotonic()
+        answer = yield from commands.acquire(pool, token, ttl_ms, wish.choice, wish.tokens)
+        if not isinstance(answer, Refused) or asked_at > until:
+            return answer, asked_at
+        if answer.registered == 0 and not looked:
+            looked = True
+            if not (yield from keeper.look(pool)):
+                return answer, asked_at
+        elif answer.retry_after > 0:
+            return answer, asked_at
+
+
+def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Flow[Lease]:
+    lease = Lease(
+        keeper,
+        pool,
+        token,
+        granted.fence,
+        granted.facts,
+        ttl=wish.ttl,
+        asked_at=asked_at,
+        max_hold=wish.max_hold,
+        on_lost=wish.on_lost,
+        tokens=wish.tokens,
+    )
+    if not keeper.hold(lease):
+        lease.end()
+        yield from commands.release(pool, token, lease.instance_id)
+        raise keeper.closed_error()
+    return lease
+
+
+def _or_leave_nothing(
+    keeper: Keeper, pool: Pool, token: str, ttl: float, asking: Flow[T], *, in_line: bool = False
+) -> Flow[T]:
+    """Ask under a token; whatever breaks in between, leave no lease and no place in line that nobody knows of."""
+    interrupted = True
+    try:
+        answer = yield from asking
+        interrupted = False
+        return answer
+    except AgentPerfError as error:
+        interrupted = False
+        # A script that broke off, or whose reply was not understood, may have granted all the same.
+        known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
+        if in_line or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
+            keeper.compensate(pool, token, ttl)
+        raise
+    except GeneratorExit:  # the event loop is going down and can do nothing more
+        interrupted = False
+        keeper.compensate(pool, token, ttl)
+        raise
+    except asyncio.CancelledError:  # the caller's time may be up, and the server away: no second deadline for that
+        interrupted = False
+        yield from Wait(keeper.compensate(pool, token, ttl), _GIVING_BACK_S)
+        raise
+    finally:
+        if interrupted:
+            try:
+                yield from commands.release(pool, token, bury_ms=keeper.bury_ms(ttl))
+            except AgentPerfError:
+                keeper.compensate(pool, token, ttl)
+
+
+def acquire_instance(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[AgentInstance | None]:
+    """Lease one unit and return the instance that carries its lease, or None."""
+    answer = yield from acquire(keeper, lines, pool, wish)
+    return answer.instance if isinstance(answer, Lease) else None
+
+
+def enter(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease]:
+    """Lease one unit or raise NoCapacity."""
+    answer = yield from acquire(keeper, lines, pool, wish)
+    if isinstance(answer, Refused):
+        require = wish.choice.require
+        told = (yield from _reason_among(pool, require)) if require and answer.registered else None
+        raise NoCapacity(pool.agent_type, told or answer.reason(pool.agent_type), answer.retry_after)
+    return answer
+
+
+def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
+    """Look up why none of the instances with some labels can be had, if the pool is small."""
+    labels = f"the labels {', '.join(sorted(require))}"
+    try:
+        page = yield from commands.status(pool, 0, _EXPLAINED)
+    except AgentPerfError:
+        page = None
+    if page is None or page.next_rank:
+        return f"all instances with {labels}, if any, are full, out of rate, unfit or taken out"
+    fitting = [each for each in page.instances if require <= each.instance.labels]
+    if not fitting:
+        return f"no instance of {pool.agent_type!r} has {labels}"
+    counts = Counter("full" if each.limit else each.state.value for each in fitting)
+    return f"of {len(fitting)} instances with {labels}, {', '.join(f'{n} {what}' for what, n in counts.items())}"
+
+
+def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
+    """Give a lease back. Returns whether this freed it now."""
+    if not lease.end():
+        return False
+    keeper.drop(lease)
+    more = 0 if lease.tokens_used is None else lease.tokens_used - lease.tokens
+    command = commands.release(
+        lease.pool, lease.token, lease.instance_id, outcome=outcome, response_time=response_time, tokens=more
+    )
+    answered = False
+    try:
+        freed = yield from command
+        answered = True
+        return freed
+    finally:
+        if not answered:  # nobody will ask again, so the keeper does; a repeat is harmless
+            keeper.insist(command, lease.ttl)
+
+
+def release_nothing() -> Flow[bool]:
+    """Release the None that `acquire` returned: callers may do so without asking."""
+    yield from ()
+    return False
+
+
+def leave(keeper: Keeper, lease: Lease, error: BaseException | None) -> Flow[None]:
+    """End a block that held a lease.
+
+    Raises:
+        LeaseLost: when the block went well, but the lease was lost while it ran.
+    """
+    response_time = time.monotonic() - lease.started
+    outcome = _outcome(error) if lease.outcome is None else Outcome(lease.outcome)
+    was_held = lease.held
+    try:
+        freed = yield from release(keeper, lease, outcome, response_time)
+    except BackendUnavailable as unavailable:
+        # The work is done, and the capacity comes back by itself at the latest when the lease expires.
+        _log.warning("giving back %r: %s", lease, unavailable)
+        return
+    if error is None:
+        if lease.lost is not None:
+            raise lease.lost
+        if was_held and not freed:
+            raise LeaseLost(
+                lease.agent_type, lease.token, "it was released by another, or expired, before it was given back"
+            )
+
+
+def _outcome(error: BaseException | None) -> Outcome:
+    if error is None:
+        return Outcome.OK
+    if isinstance(error, TimeoutError):
+        return Outcome.TIMEOUT
+    if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
+        return Outcome.NEUTRAL
+    return Outcome.ERROR

@@ -1,0 +1,78 @@
+"""`with lb.lease(...)` and `async with lb.aio.lease(...)`: a lease held for a block."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NoReturn
+
+from agentperf_redis.balancer.flows import leases
+from agentperf_redis.balancer.flows.leases import Wish
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.operations import Requests
+from agentperf_redis.errors import InvalidArgument
+
+
+class LeaseBlock:
+    """What `LoadBalancer.lease` returns: `with` it holds a lease. May be entered again, one block after the other."""
+
+    def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
+        self._backend = requests.backend
+        self._requests = requests
+        self._pool = requests.pool(agent_type)
+        self._wish = wish
+        self._lease: Lease | None = None
+
+    def __enter__(self) -> Lease:
+        if self._lease is not None:
+            raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
+        self._lease = self._backend.run(self._requests.enter(self._pool, self._wish))
+        return self._lease
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            self._backend.run(leases.leave(self._requests.keeper, lease, error))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a lease block has no {name!r}; enter it first: `with lb.lease(...) as lease`")
+
+    async def __aenter__(self) -> NoReturn:
+        raise TypeError("in a coroutine it is `async with lb.aio.lease(...)`")
+
+    async def __aexit__(self, *_: object) -> None:
+        """Never reached: there only so that entering can tell."""
+
+
+class AsyncLeaseBlock:
+    """`LeaseBlock` for `async with`."""
+
+    def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
+        self._backend = requests.backend
+        self._requests = requests
+        self._pool = requests.pool(agent_type)
+        self._wish = wish
+        self._lease: Lease | None = None
+
+    async def __aenter__(self) -> Lease:
+        if self._lease is not None:
+            raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
+        self._lease = await self._backend.arun(self._requests.enter(self._pool, self._wish))
+        return self._lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            await self._backend.arun(leases.leave(self._requests.keeper, lease, error))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("it is `async with lb.aio.lease(...)`; outside of coroutines, `with lb.lease(...)`")
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached: there only so that entering can tell."""

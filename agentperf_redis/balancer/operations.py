@@ -1,0 +1,316 @@
+"""What callers ask of the balancer, checked: arguments are refused here, before anything is sent, and become flows."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Literal, TypeVar
+
+from agentperf_redis import arguments
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.commands import Choice, Pool, Rates
+from agentperf_redis.balancer.flows import instances, leases
+from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
+from agentperf_redis.balancer.flows.queue import Lines
+from agentperf_redis.balancer.health_checks import Checking
+from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.model import (
+    MAX_WEIGHT,
+    AgentInstance,
+    LeaseOnIt,
+    LoadBalancingStrategy,
+    Outcome,
+    PoolEvent,
+    PoolLeases,
+    PoolStatus,
+    Repaired,
+    checked_labels,
+)
+from agentperf_redis.balancer.registrations import Registered
+from agentperf_redis.balancer.settings import PoolSettings
+from agentperf_redis.command import Flow
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLost, NoCapacity
+
+T = TypeVar("T")
+
+_log = logging.getLogger("agentperf_redis")
+
+OnLost = Callable[[LeaseLost], None]
+
+_LEAST_TTL_S = 0.05
+_LONGEST_TTL_S = 86_400.0
+MAX_PRIORITY = 1_000_000
+_CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
+
+NO_WAIT = 0.0
+_UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
+BETTER = "uscehw"
+"""Flags that are cleared when an instance is marked healthy by hand."""
+MOST_EVENTS = 1000
+_LEAST_RATE, _MOST_RATE = 0.001, 1e9
+_CHECK_TIMEOUT_S = 2.0
+_AWAY_RETRY_S = 1.0
+"""What NoCapacity tells who asks while the server cannot be reached."""
+
+OnUnavailable = Literal["raise", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What the two faces of one balancer have in common.
+
+    Attributes:
+        backend: the server and namespace.
+        keeper: of this process's leases there.
+        lines: in which this process stands there.
+        wanted: the strategy pools must have; None takes each pool's own.
+        settings: those of the pools in which it registers instances; None leaves them.
+        on_unavailable: what it answers when the server cannot be reached.
+    """
+
+    backend: Backend
+    keeper: Keeper
+    lines: Lines
+    wanted: LoadBalancingStrategy | None
+    settings: PoolSettings | None
+    on_unavailable: OnUnavailable
+    plain: Wish = field(init=False)
+    """What a caller wishes who asks for nothing special."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", Wish(Choice(self.wanted)))
+
+    def pool(self, agent_type: str) -> Pool:
+        """Return a pool, its name checked."""
+        return Pool.of(self.backend.namespace, arguments.name("agent_type", agent_type))
+
+    def wish(
+        self,
+        wait: float,
+        priority: int,
+        require: Collection[str],
+        affinity: str | None,
+        ttl: float,
+        max_hold: float,
+        on_lost: OnLost | None,
+        tokens: int,
+        fallback: Collection[str],
+    ) -> Wish:
+        """Return what `acquire` and `lease` were asked for."""
+        asked = (wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
+        if all(map(is_, asked, _UNASKED)):  # most callers ask for nothing special, which needs no check
+            return self.plain
+        if on_lost is not None and not callable(on_lost):
+            raise InvalidArgument("on_lost", on_lost, "a function that takes a LeaseLost, or None")
+        return Wish(
+            self.choice(require, affinity),
+            arguments.seconds("wait", wait, least=0.0, endless=True),
+            arguments.count("priority", priority, least=-MAX_PRIORITY, most=MAX_PRIORITY),
+            arguments.seconds("ttl", ttl, least=_LEAST_TTL_S, most=_LONGEST_TTL_S),
+            arguments.seconds("max_hold", max_hold, endless=True),
+            on_lost,
+            arguments.count("tokens", tokens, least=0),
+            tuple(Pool.of(self.backend.namespace, name) for name in arguments.names("fallback", fallback)),
+        )
+
+    def choice(self, require: Collection[str], affinity: str | None) -> Choice:
+        """Return what a pick depends on."""
+        labels = checked_labels("require", require) if require != () else frozenset()
+        return Choice(self.wanted, labels, None if affinity is None else arguments.cache_key("affinity", affinity))
+
+    def register(
+        self,
+        instance: AgentInstance,
+        heartbeat_ttl: float | None,
+        requests_per_minute: float,
+        tokens_per_minute: float,
+    ) -> Flow[LoadBalancingStrategy]:
+        """See `LoadBalancer.register_instance`."""
+        if not isinstance(instance, AgentInstance):
+            raise InvalidArgument("instance", instance, "an AgentInstance")
+        silence_ms = 0 if heartbeat_ttl is None else _milliseconds("heartbeat_ttl", heartbeat_ttl)
+        rates = Rates(_rate("requests_per_minute", requests_per_minute), _rate("tokens_per_minute", tokens_per_minute))
+        wanted = Registered(instance, self.wanted, silence_ms, rates, self.settings, 0)
+        return instances.register(self.backend, self.keeper, wanted)
+
+    def update(
+        self,
+        agent_type: str,
+        instance_id: str,
+        max_capacity: int | None,
+        weight: float | None,
+        labels: Collection[str] | None,
+        rates: tuple[float | None, float | None],
+    ) -> Flow[bool]:
+        """See `LoadBalancer.update_instance`."""
+        return instances.update(
+            self.keeper,
+            self.pool(agent_type),
+            arguments.name("instance_id", instance_id),
+            max_capacity=None if max_capacity is None else arguments.count("max_capacity", max_capacity),
+            weight=None if weight is None else arguments.amount("weight", weight, most=MAX_WEIGHT),
+            labels=None if labels is None else checked_labels("labels", labels),
+            requests_per_minute=None if rates[0] is None else _rate("requests_per_minute", rates[0]),
+            tokens_per_minute=None if rates[1] is None else _rate("tokens_per_minute", rates[1]),
+        )
+
+    def configure(self, agent_type: str, settings: PoolSettings) -> Flow[None]:
+        """See `LoadBalancer.configure`."""
+        if not isinstance(settings, PoolSettings):
+            raise InvalidArgument("settings", settings, "a PoolSettings")
+        return instances.configure(self.backend, self.keeper, self.pool(agent_type), settings)
+
+    def checking(
+        self, agent_type: str, check: Callable[[AgentInstance], object], interval: float, timeout: float | None
+    ) -> Checking:
+        """See `LoadBalancer.run_checks`."""
+        if not callable(check):
+            raise InvalidArgument("check", check, "a function that takes an AgentInstance")
+        seconds = arguments.seconds("interval", interval, least=_LEAST_TTL_S, most=_LONGEST_TTL_S)
+        if timeout is None:
+            limit = min(_CHECK_TIMEOUT_S, seconds)
+        else:
+            limit = arguments.seconds("timeout", timeout, least=_LEAST_TTL_S / 10, most=seconds)
+        return Checking(self.backend, self.keeper, self.pool(agent_type), check, seconds, limit)
+
+    def events(self, agent_type: str, after: str | None, limit: int) -> Flow[list[PoolEvent]]:
+        """See `LoadBalancer.events`."""
+        if after is not None and not _CURSOR.fullmatch(arguments.name("after", after)):
+            raise InvalidArgument("after", after, "the cursor of an event, or None")
+        return iter(commands.events(self.pool(agent_type), after, arguments.count("limit", limit, most=MOST_EVENTS)))
+
+    def remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
+        """See `LoadBalancer.remove_instance`."""
+        return instances.remove(self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id))
+
+    def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
+        """Set or clear flags of an instance: the letters of pool.lua."""
+        return instances.mark(
+            self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id), on=on, off=off
+        )
+
+    def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float | None) -> Flow[list[str]]:
+        """See `LoadBalancer.heartbeat`."""
+        names = arguments.names("instance_ids", instance_ids)
+        silence_ms = 0 if within is None else _milliseconds("within", within)
+        return instances.heartbeat(self.pool(agent_type), names, silence_ms)
+
+    def select(self, agent_type: str, require: Collection[str], affinity: str | None) -> Flow[AgentInstance | None]:
+        """See `LoadBalancer.select_instance`."""
+        found = iter(commands.select(self.pool(agent_type), self.choice(require, affinity)))
+        return self._or_none(found, None)
+
+    def acquire(self, agent_type: str, wish: Wish) -> Flow[AgentInstance | None]:
+        """See `LoadBalancer.acquire`."""
+        return self._or_none(leases.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish), None)
+
+    def enter(self, pool: Pool, wish: Wish) -> Flow[Lease]:
+        """Lease one unit for a block, or raise NoCapacity."""
+        entering = leases.enter(self.keeper, self.lines, pool, wish)
+        return entering if self.on_unavailable == "raise" else _or_no_capacity(pool, entering)
+
+    def _or_none(self, asking: Flow[T], instead: T) -> Flow[T]:
+        """Ask; when the server cannot be reached, answer as the policy says."""
+        return asking if self.on_unavailable == "raise" else _or_else(asking, instead)
+
+    def release(
+        self,
+        instance: AgentInstance | LeaseOnIt | None,
+        outcome: Outcome | str,
+        response_time: float | None,
+        tokens: int | None,
+    ) -> Flow[bool]:
+        """See `LoadBalancer.release`."""
+        if instance is None:
+            return leases.release_nothing()
+        lease = instance.lease if isinstance(instance, AgentInstance) else instance
+        if not isinstance(lease, Lease):
+            raise InvalidArgument("instance", instance, "an instance from acquire, which carries its lease, or a Lease")
+        if not lease.kept_by(self.keeper):
+            raise InvalidArgument("instance", instance, "a lease from this balancer's server and namespace")
+        checked = arguments.choice("outcome", outcome, Outcome)
+        took = None if response_time is None else arguments.seconds("response_time", response_time, least=0.0)
+        if tokens is not None:
+            lease.tokens_used = arguments.count("tokens", tokens, least=0)
+        return self._or_none(leases.release(self.keeper, lease, checked, took), False)
+
+    def leases(self, agent_type: str) -> Flow[PoolLeases]:
+        """See `LoadBalancer.leases`."""
+        return instances.leases(self.pool(agent_type))
+
+    def free(self, agent_type: str, token: str) -> Flow[bool]:
+        """See `LoadBalancer.release_token`."""
+        pool = self.pool(agent_type)
+        if not arguments.name("token", token).startswith("@"):
+            raise InvalidArgument("token", token, "the token of a lease, as `leases` shows it: @host:pid:...")
+        return instances.free(self.keeper, pool, token)
+
+    def repair(self, agent_type: str, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:
+        """See `LoadBalancer.repair`."""
+        if progress is not None and not callable(progress):
+            raise InvalidArgument("progress", progress, "a function that takes two numbers, or None")
+        return instances.repair(self.pool(agent_type), progress)
+
+    def wait_until_idle(self, agent_type: str, instance_id: str, wait: float) -> Flow[bool]:
+        """See `LoadBalancer.wait_until_idle`."""
+        limit = arguments.seconds("wait", wait, least=0.0, endless=True)
+        return instances.wait_until_idle(self.pool(agent_type), arguments.name("instance_id", instance_id), limit)
+
+    def status(self, agent_types: tuple[str, ...]) -> Flow[list[PoolStatus]]:
+        """See `LoadBalancer.status`."""
+        return instances.status(
+            self.backend, self.keeper, arguments.names("agent_types", agent_types) if agent_types else None
+        )
+
+    def instances(self) -> Flow[dict[str, list[AgentInstance]]]:
+        """See `LoadBalancer.instances`."""
+        pools = yield from instances.status(self.backend, self.keeper)
+        return {pool.agent_type: [status.instance for status in pool.instances] for pool in pools}
+
+
+def checked_settings(settings: object) -> PoolSettings | None:
+    """Check settings of a pool, or None."""
+    if settings is None or isinstance(settings, PoolSettings):
+        return settings
+    raise InvalidArgument("settings", settings, "a PoolSettings, or None")
+
+
+def checked_policy(on_unavailable: object) -> OnUnavailable:
+    """Check what to do when the server cannot be reached."""
+    if on_unavailable == "raise" or on_unavailable == "none":  # noqa: PLR1714  each narrows the type
+        return on_unavailable
+    raise InvalidArgument("on_unavailable", on_unavailable, "'raise' or 'none'")
+
+
+def _or_else(asking: Flow[T], instead: T) -> Flow[T]:
+    try:
+        return (yield from asking)
+    except BackendUnavailable as away:
+        _log.debug("%s", away)
+        return instead
+
+
+def _or_no_capacity(pool: Pool, entering: Flow[Lease]) -> Flow[Lease]:
+    try:
+        return (yield from entering)
+    except BackendUnavailable as away:
+        raise NoCapacity(pool.agent_type, f"the server cannot be reached: {away}", _AWAY_RETRY_S) from away
+
+
+def _rate(argument: str, value: float) -> float:
+    """Check how many a minute; math.inf for any number."""
+    allowed = f"a number from {_LEAST_RATE:g} to {_MOST_RATE:g}, or math.inf"
+    rate = arguments.number(argument, value, allowed)
+    if rate != math.inf and not _LEAST_RATE <= rate <= _MOST_RATE:
+        raise InvalidArgument(argument, value, allowed)
+    return rate
+
+
+def _milliseconds(argument: str, value: float) -> int:
+    return math.ceil(arguments.seconds(argument, value, least=_LEAST_TTL_S) * 1000)

@@ -1,0 +1,120 @@
+"""The lease under which a missing value is computed: claimed, renewed, released."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from agentperf_redis.cache.commands.replies import Found, texts, unexpected
+from agentperf_redis.command import Command, Reply
+from agentperf_redis.keys import CacheKeys
+from agentperf_redis.script import Script
+
+_CLAIM = Script("cache/claim")
+_RELEASE = Script("cache/release_claim")
+_RENEW = Script("cache/renew_claim")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A claim met a value."""
+
+    found: Found
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The claimer computes; what is invalidated after `version` refuses its value.
+
+    Attributes:
+        version: the cache's clock.
+        wrong_type: the key of the entry or of the lease was of a wrong type.
+    """
+
+    version: int
+    wrong_type: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Another computes, under the lease `token` which lasts `left_ms` unless it is renewed."""
+
+    left_ms: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What the claimer waited for has failed: error type and message; both empty if the value cannot be stored."""
+
+    error_type: str
+    message: str
+
+
+ClaimReply: TypeAlias = Hit | Lead | Await | Failed
+
+
+def claim(
+    keys: CacheKeys,
+    name: str,
+    token: str,
+    *,
+    lease_ms: int,
+    ignore: str,
+    awaited: str = "",
+    retry_ms: int | None = None,
+) -> Command[ClaimReply]:
+    """Ask to compute a missing value.
+
+    Args:
+        keys: of the cache.
+        name: stored name of the key.
+        token: random, of the lease if it is given.
+        lease_ms: how long the lease lasts unless it is renewed.
+        ignore: version of an entry found dead; empty for none.
+        awaited: token of the lease that was waited for; empty for none.
+        retry_ms: for who refreshes behind readers: how long after a failure nobody tries again; None for a reader.
+    """
+    lease = keys.lease_prefix + name
+
+    def decode(reply: Reply) -> ClaimReply:
+        match reply:
+            case [1, bytes(entry), bytes(gen)]:
+                return Hit((entry, gen or None))
+            case [2, int(version), int(wrong_type)]:
+                return Lead(version, bool(wrong_type))
+            case [3, int(left_ms), bytes(held)]:
+                return Await(left_ms, held.decode(errors="replace"))
+            case [4, bytes(error)]:
+                error_type, _, message = error.decode(errors="replace").partition(" ")
+                return Failed(error_type, message)
+        raise unexpected(lease, reply)
+
+    where = (keys.entry_prefix + name, lease, keys.meta, keys.gen)
+    return Command(_CLAIM, where, (token, lease_ms, ignore, awaited, "" if retry_ms is None else str(retry_ms)), decode)
+
+
+def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool]:
+    """Keep a lease. Returns whether it was still held."""
+    lease = keys.lease_prefix + name
+    return Command(_RENEW, (lease,), (token, lease_ms), lambda reply: _held(lease, reply))
+
+
+def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str) -> Command[bool]:
+    """Give a lease back without a value; None is no error. Returns whether it was still held."""
+    lease = keys.lease_prefix + name
+    outcome = "given_up" if error is None else "failed"
+    args = (token, outcome, error or " ", error_ms, keys.bus, origin, name)
+    return Command(_RELEASE, (lease, keys.entry_prefix + name), args, lambda reply: _held(lease, reply))
+
+
+def computing_failed(keys: CacheKeys, name: str) -> Command[bool]:
+    """Return whether the last attempt to compute a key failed, as far as that is remembered."""
+    lease = keys.lease_prefix + name
+    return Command("HMGET", (lease,), ("failed",), lambda reply: texts(reply) != [None])
+
+
+def _held(lease: str, reply: Reply) -> bool:
+    if reply not in ([1], [-1]):
+        raise unexpected(lease, reply)
+    return bool(reply == [1])

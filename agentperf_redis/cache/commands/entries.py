@@ -1,0 +1,271 @@
+"""Each operation on the entries of a cache as a Command: its script, its keys and arguments, what its reply means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from agentperf_redis.cache.commands.replies import NO_SETTINGS, Found, NoSettings, texts, unexpected
+from agentperf_redis.cache.model import TIERS, Tier
+from agentperf_redis.cache.process.access_buffer import MAX_READS, Report
+from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.keys import CacheKeys
+from agentperf_redis.script import Script
+
+MAX_EVICTIONS = 512
+"""Entries that one script call moves or evicts at most; the scripts' own limit."""
+MAX_KEYS = 256
+"""Keys in one command."""
+MAX_TAG_MARKS = 10_000
+"""Tags whose last invalidation is kept (about 1 MB); beyond, see the script invalidate_tags."""
+_CANCEL_PUTS = Script("cache/cancel_puts")
+_CLEAR = Script("cache/clear")
+_DELETE = Script("cache/delete")
+_GET_STRICT = Script("cache/get_strict")
+_INVALIDATE_TAGS = Script("cache/invalidate_tags")
+_PUT = Script("cache/put")
+_REPORT_READS = Script("cache/report_reads")
+_SWEEP = Script("cache/sweep")
+
+
+class PutOutcome(Enum):
+    """What became of a put; the values are the script's."""
+
+    STORED = 1
+    NO_SETTINGS = 0
+    LEASE_LOST = -1
+    TOO_LARGE = -2
+    INVALIDATED = -3
+    NO_ROOM = -4
+    IN_DOUBT = -5
+    LATE = -6
+
+
+@dataclass(frozen=True, slots=True)
+class PutReply:
+    """What became of a put, with the version (or the server's time in ms, if it was late)."""
+
+    outcome: PutOutcome
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StrictRead:
+    """What a read that is noted at once has met.
+
+    Attributes:
+        found: the entry; with the generation only where the script could not read one of them.
+        counted: it is a hit by the script's account.
+        wrong_type: the entry's key is of a wrong type.
+    """
+
+    found: Found
+    counted: bool = False
+    wrong_type: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep has cleared away, and where to go on."""
+
+    expired: int
+    freed: int
+    orphans: int
+    evicted: int
+    more: bool
+    cursor: str
+
+
+def read(keys: CacheKeys, name: str) -> Command[list[bytes | None]]:
+    """Read an entry and the generation, in one round trip and without a write."""
+    return Command("MGET", (keys.entry_prefix + name, keys.gen), (), texts)
+
+
+def read_many(keys: CacheKeys, names: list[str]) -> Command[list[bytes | None]]:
+    """Read at most MAX_KEYS entries and, last, the generation."""
+    return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.gen), (), texts)
+
+
+def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
+    """Return the newest version of an invalidation of any of the tags."""
+
+    def decode(reply: Reply) -> int:
+        try:
+            return max(int(float(mark)) for mark in (*reply, 0) if mark is not None)
+        except (OverflowError, TypeError, ValueError):
+            raise unexpected(keys.tags, reply) from None
+
+    return Command("ZMSCORE", (keys.tags,), tags, decode)
+
+
+def generation(keys: CacheKeys) -> Command[bytes | None]:
+    """Read the generation."""
+    return Command("MGET", (keys.gen,), (), lambda reply: texts(reply)[0])
+
+
+def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[StrictRead | NoSettings]:
+    """Read an entry and note the read, or the miss unless the caller does, in the same step."""
+
+    def decode(reply: Reply) -> StrictRead | NoSettings:
+        match reply:
+            case [1, bytes(entry)]:
+                return StrictRead((entry, None), counted=True)
+            case [2]:
+                return StrictRead((None, None))
+            case [3, bytes(entry), bytes(gen)]:
+                return StrictRead((entry, gen))
+            case [4]:
+                return StrictRead((None, None), wrong_type=True)
+            case [0]:
+                return NO_SETTINGS
+        raise unexpected(keys.meta, reply)
+
+    where = (*_index(keys), keys.entry_prefix + name, keys.gen, keys.tags)
+    return Command(_GET_STRICT, where, (name, int(miss)), decode)
+
+
+def put(
+    keys: CacheKeys,
+    name: str,
+    payload: bytes,
+    request: str,
+    *,
+    until_ms: int,
+    seen: int,
+    again: bool,
+    ttl_ms: int | str,
+    tier: Tier | None,
+    token: str,
+    origin: str,
+    writer: str,
+    report: Report,
+    tags: tuple[str, ...],
+) -> Command[PutReply]:
+    """Store one value.
+
+    Args:
+        keys: of the cache.
+        name: stored name of the key.
+        payload: see `entry_format.payload`; begins with the request.
+        request: random, the same for each delivery.
+        until_ms: server time after which no copy of the request does anything.
+        seen: the newest version this process knew before it sent the request for the first time.
+        again: the request was sent before.
+        ttl_ms: life; see `model.ttl_ms`; or one for each tier, ``hot/warm/cold``.
+        tier: where to place it; None lets the policy.
+        token: of the lease under which it was computed; empty for a plain put.
+        origin: who writes.
+        writer: who reports.
+        report: reads to report on the way.
+        tags: percent-encoded.
+    """
+    place = 0 if tier is None else TIERS.index(tier) + 1
+    head: tuple[Arg, ...] = (name, payload, request, until_ms)
+    tail: tuple[Arg, ...] = (
+        *(ttl_ms, place, token, keys.bus, origin, writer),
+        *(report.seq, report.misses, report.saved_ms, report.corrupt),
+        *(len(tags), *tags, *_flat(report)),
+    )
+    beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.gen, keys.tags, keys.resent)
+    repeated = (*head, str(seen), *tail)
+    first = repeated if again else (*head, "", *tail)
+
+    def decode(reply: Reply) -> PutReply:
+        match reply:
+            case [0 | -1 | -3 as status]:
+                return PutReply(PutOutcome(status))
+            case [1, int(version), int()] | [-2 | -4 | -5 | -6, int(version)]:
+                return PutReply(PutOutcome(reply[0]), version)
+        raise unexpected(keys.meta, reply)
+
+    return Command(_PUT, (*_index(keys), *beside), first, decode, repeated)
+
+
+def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[None]:
+    """Have copies of puts that were given up do nothing from now on; see `put` for the arguments."""
+
+    def decode(reply: Reply) -> None:
+        if reply != [1]:
+            raise unexpected(keys.meta, reply)
+
+    return Command(_CANCEL_PUTS, (keys.meta, keys.resent), (until_ms, *requests), decode)
+
+
+def report_reads(keys: CacheKeys, writer: str, report: Report) -> Command[int | None]:
+    """Send a report on its own. Returns the server's time in ms; None if the cache has no settings: not taken in."""
+    counters = (report.seq, report.misses, report.saved_ms, report.corrupt)
+
+    def decode(reply: Reply) -> int | None:
+        match reply:
+            case [1, int(now_ms)]:
+                return now_ms
+            case [0]:
+                return None
+        raise unexpected(keys.meta, reply)
+
+    return Command(_REPORT_READS, _index(keys), (writer, *counters, *_flat(report)), decode)
+
+
+def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int, int] | NoSettings]:
+    """Remove at most MAX_KEYS entries. Returns how many were there, and the version."""
+    entries = (keys.entry_prefix + name for name in names)
+    leases = (keys.lease_prefix + name for name in names)
+    args: tuple[Arg, ...] = (keys.bus, origin, *names)
+
+    def decode(reply: Reply) -> tuple[int, int] | NoSettings:
+        match reply:
+            case [1, int(removed), int(version)]:
+                return removed, version
+            case [0]:
+                return NO_SETTINGS
+        raise unexpected(keys.meta, reply)
+
+    return Command(_DELETE, (*_index(keys), *entries, *leases), args, decode)
+
+
+def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
+    """Make every entry a miss. Returns how many there were, and the version."""
+
+    def decode(reply: Reply) -> tuple[int, int]:
+        match reply:
+            case [1, int(forgotten), int(version)]:
+                return forgotten, version
+        raise unexpected(keys.meta, reply)
+
+    return Command(_CLEAR, (*_index(keys), keys.gen, keys.tags), (keys.bus, origin), decode)
+
+
+def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int]:
+    """Make every entry that has one of the tags a miss. Returns the version."""
+
+    def decode(reply: Reply) -> int:
+        match reply:
+            case [1, int(version)]:
+                return version
+        raise unexpected(keys.meta, reply)
+
+    args: tuple[Arg, ...] = (keys.bus, origin, MAX_TAG_MARKS, *tags)
+    return Command(_INVALIDATE_TAGS, (keys.meta, keys.gen, keys.tags), args, decode)
+
+
+def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
+    """Clear away a bounded number of what is expired, cleared, invalidated by tag, or dropped by the server."""
+
+    def decode(reply: Reply) -> Swept | NoSettings:
+        match reply:
+            case [1, int(expired), int(freed), int(orphans), int(evicted), int(more), bytes(after)]:
+                return Swept(expired, freed, orphans, evicted, bool(more), after.decode(errors="replace"))
+            case [0]:
+                return NO_SETTINGS
+        raise unexpected(keys.meta, reply)
+
+    return Command(_SWEEP, (*_index(keys), keys.gen, keys.tags), (MAX_KEYS, cursor), decode)
+
+
+def _index(keys: CacheKeys) -> tuple[str, ...]:
+    return (keys.meta, keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost, keys.trash)
+
+
+def _flat(report: Report) -> tuple[Arg, ...]:
+    assert len(report.reads) <= MAX_READS  # noqa: S101  the scripts unpack them
+    return tuple(part for pair in report.reads for part in pair)

@@ -1,0 +1,104 @@
+"""Plain reads for who looks at a cache as a whole; what its users read stands in `entries`."""
+
+from __future__ import annotations
+
+from agentperf_redis.cache.commands.replies import texts, unexpected
+from agentperf_redis.command import Command, Reply
+from agentperf_redis.keys import CacheKeys
+
+COUNTERS = ("bytes", "evicted", "expired", "hot", "warm", "cold", "misses", "saved_ms", "corrupt")
+
+
+def counters(keys: CacheKeys) -> Command[tuple[str, dict[str, int]]]:
+    """Read the settings' text and the counters."""
+
+    def decode(reply: Reply) -> tuple[str, dict[str, int]]:
+        try:
+            settings, *numbers = reply
+            return (settings or b"").decode(), {
+                counter: int(number or 0) for counter, number in zip(COUNTERS, numbers, strict=True)
+            }
+        except (AttributeError, TypeError, ValueError):
+            raise unexpected(keys.meta, reply) from None
+
+    return Command("HMGET", (keys.meta,), ("settings", *COUNTERS), decode)
+
+
+def members(key: str, *, of_hash: bool = False) -> Command[int]:
+    """Count the members of an index."""
+
+    def decode(reply: Reply) -> int:
+        if not isinstance(reply, int):
+            raise unexpected(key, reply)
+        return reply
+
+    return Command("HLEN" if of_hash else "ZCARD", (key,), (), decode)
+
+
+def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
+    """Return hits * 10^10 + bytes of an entry, or None."""
+    return Command("HGET", (keys.size,), (name,), lambda reply: _number(keys.size, reply))
+
+
+def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, float]]]]:
+    """Return where to go on (0 at the end), and of about so many entries hits * 10^10 + bytes; some perhaps twice."""
+
+    def decode(reply: Reply) -> tuple[str, list[tuple[str, float]]]:
+        match reply:
+            case [bytes(after), list(fields)] if len(fields) % 2 == 0:
+                found = texts(fields)
+                pairs = zip(found[::2], found[1::2], strict=True)
+                return after.decode(errors="replace"), [
+                    ((name or b"").decode(errors="replace"), _number(keys.size, number) or 0.0)
+                    for name, number in pairs
+                ]
+        raise unexpected(keys.size, reply)
+
+    return Command("HSCAN", (keys.size,), (cursor, "COUNT", count), decode)
+
+
+def beginning(keys: CacheKeys, name: str, count: int) -> Command[bytes]:
+    """Read the first bytes of an entry, none if it is gone."""
+    entry = keys.entry_prefix + name
+
+    def decode(reply: Reply) -> bytes:
+        if not isinstance(reply, bytes):
+            raise unexpected(entry, reply)
+        return reply
+
+    return Command("GETRANGE", (entry,), (0, count - 1), decode)
+
+
+def score(key: str, name: str) -> Command[float | None]:
+    """Return the score of a member of an index, or None."""
+    return Command("ZSCORE", (key,), (name,), lambda reply: _number(key, reply))
+
+
+def oldest_first(key: str, first: int, last: int) -> Command[list[tuple[str, float]]]:
+    """Return members of an index with their scores, by rank."""
+
+    def decode(reply: Reply) -> list[tuple[str, float]]:
+        found = texts(reply)
+        try:
+            return [
+                ((name or b"").decode(errors="replace"), float(at or 0))
+                for name, at in zip(found[::2], found[1::2], strict=True)
+            ]
+        except ValueError:
+            raise unexpected(key, reply) from None
+
+    return Command("ZRANGE", (key,), (first, last, "WITHSCORES"), decode)
+
+
+def _number(key: str, reply: Reply) -> float | None:
+    try:
+        number = None if reply is None else float(reply)
+    except (TypeError, ValueError):
+        raise unexpected(key, reply) from None
+    if number is not None and not 0 <= number < _EXACT:
+        raise unexpected(key, reply)
+    return number
+
+
+_EXACT = 2.0**57
+"""Above any score: a clock until the year 2200, times 16."""

@@ -1,0 +1,30 @@
+"""What several replies of a cache's scripts have in common."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from agentperf_redis.command import Reply
+from agentperf_redis.errors import CorruptState, shown
+
+Found: TypeAlias = tuple[bytes | None, bytes | None]
+"""An entry and the cache's generation, as stored; None where there is none."""
+
+
+class NoSettings:
+    """The cache has no settings, because nobody has used it yet or the server lost its data: deploy them, try again."""
+
+
+NO_SETTINGS = NoSettings()
+
+
+def texts(reply: Reply) -> list[bytes | None]:
+    """Return a reply that is a list of texts, some perhaps missing."""
+    if not isinstance(reply, list) or not all(part is None or isinstance(part, bytes) for part in reply):
+        raise unexpected("a cache", reply)
+    return reply
+
+
+def unexpected(key: str, reply: Reply) -> CorruptState:
+    """Return the error for a reply that no script of ours gives."""
+    return CorruptState(key, f"what makes a script answer {shown(reply)}")

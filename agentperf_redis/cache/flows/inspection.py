@@ -1,0 +1,105 @@
+"""Looking at a cache as a whole: its statistics, its size, the names of its entries."""
+
+from __future__ import annotations
+
+from agentperf_redis import keys as key_names
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache.commands import inspection
+from agentperf_redis.cache.flows.access_reports import flush_if_room
+from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
+from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.command import Batch, Flow
+from agentperf_redis.keys import CacheKeys
+
+_PAGE = 1000
+"""Members of an index read in one command."""
+
+
+def stats(binding: Binding) -> Flow[CacheStats]:
+    """Return what all processes have done with a cache, this one's reads included."""
+    yield from flush_if_room(binding)
+    snapshot = yield from read_stats(binding.backend, binding.service, binding.name)
+    return snapshot or _no_stats(binding)
+
+
+def size(binding: Binding) -> Flow[int]:
+    """Return how many entries there are."""
+    count = yield from inspection.members(binding.keys.size, of_hash=True)
+    return count
+
+
+def oldest_first(binding: Binding) -> Flow[list[str]]:
+    """Return the stored names of all entries by last touch, the next to leave first."""
+    yield from flush_if_room(binding)
+    return (yield from read_keys(binding.keys))
+
+
+def read_keys(where: CacheKeys, most: int | None = None) -> Flow[list[str]]:
+    """Return the stored names of at most `most` entries, oldest touch first."""
+    scored: list[tuple[float, str]] = []
+    for index in (where.cold, where.new, where.warm, where.hot):
+        first = 0
+        while most is None or len(scored) < most:
+            page = yield from inspection.oldest_first(index, first, first + _PAGE - 1)
+            scored += [(at, name) for name, at in page]
+            first += len(page)
+            if len(page) < _PAGE:
+                break
+    names = [name for _, name in sorted(scored)]
+    return names if most is None else names[:most]
+
+
+def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | None]:
+    """Return the statistics of any cache of a namespace, or None if it has no settings."""
+    where = key_names.cache(backend.namespace, service, name)
+    text, count = yield from inspection.counters(where)
+    settings = Settings.parse(text)
+    if settings is None:
+        return None
+    size, hot, warm, cold, new = yield from Batch(
+        (
+            inspection.members(where.size, of_hash=True),
+            *(inspection.members(index) for index in (where.hot, where.warm, where.cold, where.new)),
+        )
+    )
+    hits = [count[tier.value] for tier in TIERS]
+    misses = count["misses"]
+    come = sum(hits) + misses
+    tiers = []
+    for room, entries, served in zip(settings.rooms, (hot, warm, cold + new), hits, strict=True):
+        # a read comes to hot first, and goes on to the next tier where it is not served
+        tiers.append(TierStats(entries, room, served, come - served))
+        come -= served
+    return CacheStats(
+        name,
+        KINDS[service],
+        settings,
+        tiers[0],
+        tiers[1],
+        tiers[2],
+        hits=sum(hits),
+        misses=misses,
+        size=size,
+        bytes=count["bytes"],
+        evictions=count["evicted"],
+        expirations=count["expired"],
+        corrupt=count["corrupt"],
+        seconds_saved=count["saved_ms"] / 1000,
+    )
+
+
+def read_all_stats(backend: Backend) -> Flow[list[CacheStats]]:
+    """Return the statistics of every cache of a namespace, by service and name."""
+    found = []
+    for service in ("cache", "tiered"):
+        for name in (yield from backend.entered(service)):
+            snapshot = yield from read_stats(backend, service, name)
+            if snapshot is not None:
+                found.append(snapshot)
+    return found
+
+
+def _no_stats(binding: Binding) -> CacheStats:
+    name, kind, settings = binding.name, KINDS[binding.service], binding.settings
+    hot, warm, cold = (TierStats(0, room, 0, 0) for room in settings.rooms)
+    return CacheStats(name, kind, settings, hot, warm, cold, 0, 0, 0, 0, 0, 0, 0, 0.0)

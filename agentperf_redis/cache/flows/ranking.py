@@ -1,0 +1,111 @@
+"""Which entries of a cache stand out: the largest, the most read, the most expensive to compute."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from agentperf_redis import keys as key_names
+from agentperf_redis.cache import commands, entry_format
+from agentperf_redis.cache.commands import inspection
+from agentperf_redis.command import Batch, Flow
+from agentperf_redis.errors import Undecodable
+from agentperf_redis.keys import CacheKeys
+
+_PAGE = 1000
+"""Entries looked at in one command: about a millisecond of the server's time."""
+_HEAD_BYTES = 4096
+"""As much of an entry is read as holds its line of facts, also with many tags."""
+
+
+class RankBy(Enum):
+    """What entries are ranked by."""
+
+    SIZE = "size"
+    READS = "reads"
+    COST = "cost"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of an entry without reading its value.
+
+    Attributes:
+        name: its stored name: the key itself up to 120 bytes.
+        size_bytes: bytes of its key and value as stored.
+        reads: counted so far.
+        compute_seconds: what computing it took, 0.0 if it was put.
+        created_at: when it was stored, by the server's clock.
+        tags: what it can be invalidated by.
+    """
+
+    name: str
+    size_bytes: int
+    reads: int
+    compute_seconds: float
+    created_at: datetime
+    tags: frozenset[str]
+
+    @property
+    def saved_seconds(self) -> float:
+        """Computing time that its reads have saved."""
+        return self.reads * self.compute_seconds
+
+    def measure(self, by: RankBy) -> float:
+        """What counts in a ranking."""
+        return {RankBy.SIZE: self.size_bytes, RankBy.READS: self.reads, RankBy.COST: self.compute_seconds}[by]
+
+
+def read_top(where: CacheKeys, most: int) -> Flow[dict[RankBy, list[Standing]]]:
+    """Return for each ranking at most `most` entries, the first one first; entries of measure 0 are in none.
+
+    Looks at every entry, a page of them at a time, so it takes longer the larger the cache is, but holds up nobody.
+    """
+    gen = yield from commands.generation(where)
+    generation = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_generation(gen)
+    best: dict[RankBy, dict[str, Standing]] = {by: {} for by in RankBy}
+    cursor = "0"
+    while True:
+        cursor, page = yield from inspection.sizes_page(where, cursor, _PAGE)
+        names = dict(page)
+        heads = yield from Batch(tuple(inspection.beginning(where, name, _HEAD_BYTES) for name in names))
+        found = zip(names, map(_opened, heads), strict=True)
+        alive = yield from _alive(where, generation, {name: stored for name, stored in found if stored is not None})
+        standings = [_standing(name, names[name], stored) for name, stored in alive.items()]
+        for by, leaders in best.items():
+            candidates = {each.name: each for each in (*leaders.values(), *standings) if each.measure(by) > 0}
+            best[by] = {
+                each.name: each
+                for each in heapq.nlargest(most, candidates.values(), key=lambda each: (each.measure(by), each.name))
+            }
+        if cursor == "0":
+            return {by: list(leaders.values()) for by, leaders in best.items()}
+
+
+def _opened(head: bytes) -> entry_format.Stored | None:
+    """Return what the beginning of an entry says; None if it is gone, or none of ours."""
+    try:
+        return entry_format.parse(head)
+    except Undecodable:
+        return None
+
+
+def _alive(
+    where: CacheKeys, generation: entry_format.Generation, page: dict[str, entry_format.Stored]
+) -> Flow[dict[str, entry_format.Stored]]:
+    """Leave out what was cleared or invalidated."""
+    tagged = {name: stored for name, stored in page.items() if stored.tags and stored.version <= generation.tagged}
+    marks: dict[str, int] = {}
+    if tagged:
+        newest = yield from Batch(tuple(commands.tag_marks(where, stored.tags) for stored in tagged.values()))
+        marks = dict(zip(tagged, newest, strict=True))
+    floors = {name: max(generation.floor, generation.tag_floor if stored.tags else 0) for name, stored in page.items()}
+    return {name: stored for name, stored in page.items() if stored.version > max(floors[name], marks.get(name, 0))}
+
+
+def _standing(name: str, number: float, stored: entry_format.Stored) -> Standing:
+    reads, size_bytes = divmod(int(number), entry_format.HIT)
+    tags = frozenset(map(key_names.decoded, stored.tags))
+    return Standing(name, size_bytes, reads, stored.cost_ms / 1000, entry_format.moment(stored.version), tags)

@@ -1,0 +1,280 @@
+"""Reads of a cache: one plain command for a hit, whatever its tier, and none for a copy within this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from agentperf_redis import keys as key_names
+from agentperf_redis.cache import commands, entry_format
+from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name
+from agentperf_redis.cache.commands import inspection
+from agentperf_redis.cache.commands.replies import Found, NoSettings
+from agentperf_redis.cache.flows.access_reports import flush_if_room
+from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
+from agentperf_redis.cache.model import CacheEntry, Tier
+from agentperf_redis.cache.process.local_copies import LONGEST_LIFE_S, Copy, LocalCopies, Ticket
+from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.codec.codec import Codec
+from agentperf_redis.command import Batch, Flow
+from agentperf_redis.errors import BackendFull, CorruptState, Undecodable, shown
+
+
+class _Missing:
+    pass
+
+
+MISSING: Final = _Missing()
+
+
+class Reader:
+    """Reads of one cache object.
+
+    Args:
+        binding: what it shares with other objects of the same cache.
+        codec: turns values into bytes.
+        strict: note each read at once.
+        local: copies within this process, if they are to be used.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        codec: Codec,
+        *,
+        strict: bool = False,
+        local: LocalCopies | None = None,
+    ) -> None:
+        self.binding = binding
+        self.codec = codec
+        self.strict = strict
+        self.local = local
+        self._known_gen: tuple[bytes | None, entry_format.Generation] = (None, entry_format.NOTHING_INVALIDATED)
+
+    def get(self, key: str, default: Any) -> Flow[Any]:
+        """Return the value of a key, or the default."""
+        value, _ = yield from self.look_up(stored_name(key), key)
+        return default if value is MISSING else value
+
+    def copied(self, key: str) -> Any:
+        """Return the value of a key from its local copy, or MISSING. No I/O."""
+        copy = None if self.local is None else self.local.find(key)
+        if copy is None:
+            return MISSING
+        return copy.value if copy.frozen else self.unpacked(copy)
+
+    def ageless_copy(self, key: str) -> Any:
+        """Return the value of a key from its local copy if that is fresh until it expires, else MISSING. No I/O."""
+        copy = None if self.local is None else self.local.find(key)
+        if copy is None or copy.fresh_until_ms:
+            return MISSING
+        return copy.value if copy.frozen else self.unpacked(copy)
+
+    def unpacked(self, copy: Copy) -> Any:
+        """Return a value of one's own, made from the bytes of a local copy; MISSING if they are of no known class."""
+        try:
+            return self.codec.decode(copy.data)
+        except Undecodable:  # copied by an object of this cache that has another registry
+            return MISSING
+
+    def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> Flow[dict[str, Any]]:
+        """Return the values of those keys that have one."""
+        values: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        for key in distinct_keys(keys):
+            value = MISSING if fresh else self.copied(key)
+            if value is MISSING:
+                names[stored_name(key)] = key
+            else:
+                values[key] = value
+        if names:
+            yield from self._prepare()
+        for chunk in chunks(list(names)):
+            tickets = [self._ticket(name) for name in chunk]
+            *entries, gen = yield from commands.read_many(self.binding.keys, chunk)
+            for name, entry, ticket in zip(chunk, entries, tickets, strict=True):
+                value, stored = yield from self.value(name, (entry, gen), counted=True)
+                if value is not MISSING:
+                    values[names[name]] = value
+                self._fill_local(names[name], name, stored, value, ticket)
+            if self.binding.outbox.is_full:
+                yield from flush_if_room(self.binding)
+        return values
+
+    def entry(self, key: str) -> Flow[CacheEntry | None]:
+        """Return what is known of a key without counting as a read."""
+        name = stored_name(key)
+        where = self.binding.keys
+        yield from flush_if_room(self.binding)
+        entry, gen = yield from commands.read(where, name)
+        value, stored = yield from self.value(name, (entry, gen), counted=False)
+        if value is MISSING or stored is None:
+            return None
+        places = ((Tier.HOT, where.hot), (Tier.WARM, where.warm), (Tier.COLD, where.cold), (Tier.COLD, where.new))
+        size, *scores = yield from Batch(
+            (inspection.size_of(where, name), *(inspection.score(index, name) for _, index in places))
+        )
+        reads = int((size or 0) // entry_format.HIT)
+        tier, touched = next(
+            ((tier, at) for (tier, _), at in zip(places, scores, strict=True) if at is not None), (Tier.COLD, None)
+        )
+        return CacheEntry(
+            key=key,
+            value=value,
+            created_at=entry_format.moment(stored.version),
+            expires_at=datetime.fromtimestamp(stored.expires_ms / 1000, UTC) if stored.expires_ms else None,
+            access_count=reads,
+            last_accessed=entry_format.moment(int(touched // 16)) if reads and touched is not None else None,
+            tier=tier,
+            tags=frozenset(map(key_names.decoded, stored.tags)),
+            size_bytes=int((size or 0) % entry_format.HIT),
+            compute_seconds=stored.cost_ms / 1000,
+        )
+
+    def look_up(
+        self, name: str, key: str, *, miss: bool = True, hit: bool = True
+    ) -> Flow[tuple[Any, entry_format.Stored | None]]:
+        """Read one value, with what is stored for it, and note the miss or the hit, unless the caller does."""
+        if self.strict and hit:
+            return (yield from self._look_up_strictly(name, miss=miss))
+        ticket = None
+        if self.local is not None or self.binding.owed:
+            yield from self._prepare()
+            ticket = self._ticket(name)
+        entry, gen = yield commands.read(self.binding.keys, name)
+        # as `value`, of which it is a copy without one more generator: this is the path of every hit
+        stored, doubtful = self._opened(name, entry, gen, counted=True)
+        if stored is not None and doubtful:
+            stored = yield from self._untouched_by_tags(stored)
+        value = self._served(name, stored, miss=miss, hit=hit)
+        if ticket is not None:
+            self._fill_local(key, name, stored, value, ticket)
+        if self.binding.outbox.is_full:
+            yield from flush_if_room(self.binding)
+        return value, stored
+
+    def _prepare(self) -> Flow[None]:
+        """Before the first copy: hear of changes, and know the server's clock, by which entries expire.
+
+        After an outage: nothing is read that this process could not invalidate meanwhile.
+        """
+        if self.local is not None:
+            self.binding.listen()
+        if self.local is not None or self.binding.owed:
+            yield from ready(self.binding)
+
+    def _ticket(self, name: str) -> Ticket | None:
+        return None if self.local is None else self.local.ticket(name)
+
+    def _fill_local(
+        self, key: str, name: str, stored: entry_format.Stored | None, value: Any, ticket: Ticket | None
+    ) -> None:
+        if self.local is None or ticket is None or stored is None or value is MISSING:
+            return
+        life_s = LONGEST_LIFE_S
+        if stored.expires_ms:
+            life_s = (stored.expires_ms - self.binding.server_ms()) / 1000
+        self.local.fill(key, name, stored, value, life_s, ticket)
+
+    def _look_up_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
+        """Do as `look_up` with `strict`: the script counts, and looks at the tags."""
+        try:
+            read = yield from self._read_strictly(name, miss=miss)
+        except BackendFull as error:  # where nothing can be noted there still is something to read
+            self.binding.complain("cache %s: reads cannot be noted: %s", self.binding.name, error)
+            entry, gen = yield from commands.read(self.binding.keys, name)
+            return (yield from self.value(name, (entry, gen), counted=False))
+        if read.wrong_type:
+            self.complain_of_type(name)
+        value, stored = yield from self.value(name, read.found, counted=False)
+        if read.counted and value is MISSING:  # only who decodes the value can tell
+            self.binding.outbox.found_corrupt()
+        return value, stored
+
+    def _read_strictly(self, name: str, *, miss: bool) -> Flow[commands.StrictRead]:
+        for _ in range(ATTEMPTS):
+            yield from ready(self.binding)
+            read = yield from commands.read_strictly(self.binding.keys, name, miss=miss)
+            if not isinstance(read, NoSettings):
+                return read
+            self.binding.deployed = False
+        raise CorruptState(self.binding.keys.meta, "settings that do not last")
+
+    def value(self, name: str, found: Found, *, counted: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
+        """Return the value of an entry with what is stored for it, or MISSING.
+
+        Args:
+            name: stored name of the key.
+            found: the entry and the generation.
+            counted: note a read, or a miss.
+        """
+        stored, doubtful = self._opened(name, *found, counted=counted)
+        if stored is not None and doubtful:
+            stored = yield from self._untouched_by_tags(stored)
+        return self._served(name, stored, counted=counted), stored
+
+    def _opened(
+        self, name: str, entry: bytes | None, gen: bytes | None, *, counted: bool
+    ) -> tuple[entry_format.Stored | None, bool]:
+        """Return an entry unless it was cleared or is none of ours, and whether its tags have to be looked at."""
+        if entry is None:
+            return None, False
+        try:
+            stored = entry_format.parse(entry)
+            known = self._known_gen  # parsed once, since it seldom changes; replaced whole, for other threads' sake
+            if gen != known[0]:
+                known = gen, entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_generation(gen)
+                self._known_gen = known
+        except Undecodable as error:
+            self._complain_of(name, error, counted=counted)
+            return None, False
+        version, generation = stored.version, known[1]
+        if version <= generation.floor or (stored.tags and version <= generation.tag_floor):
+            return None, False
+        return stored, bool(stored.tags) and version <= generation.tagged
+
+    def _untouched_by_tags(self, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
+        """Return an entry older than the last invalidation of any tag, unless that was one of its own."""
+        # the generation once more, after the marks: what was merged into its tag floor is not among them any more
+        where = self.binding.keys
+        both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.generation(where)))
+        newest, gen = yield from both
+        try:
+            known = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_generation(gen)
+        except Undecodable:
+            raise CorruptState(where.gen, "no three versions") from None
+        return stored if stored.version > max(newest, known.floor, known.tag_floor) else None
+
+    def _served(
+        self,
+        name: str,
+        stored: entry_format.Stored | None,
+        *,
+        counted: bool = True,
+        miss: bool = True,
+        hit: bool = True,
+    ) -> Any:
+        """Return the value of what is stored, or MISSING, and note the hit or the miss."""
+        if stored is not None:
+            try:
+                value = self.codec.decode(stored.data)
+            except Undecodable as error:
+                self._complain_of(name, error, counted=counted)
+            else:
+                if counted and hit:
+                    self.binding.outbox.read(name, stored.cost_ms)
+                return value
+        if counted and miss:
+            self.binding.outbox.missed()
+        return MISSING
+
+    def complain_of_type(self, name: str) -> None:
+        """Log that a key which is to hold an entry or a lease is of another type."""
+        name, cache = shown(name), self.binding.name
+        self.binding.complain("cache %s: entry %s counts as missing: a key of it is of a wrong type", cache, name)
+
+    def _complain_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
+        self.binding.complain("cache %s: entry %s counts as missing: %s", self.binding.name, shown(name), error)
+        if counted:
+            self.binding.outbox.found_corrupt()

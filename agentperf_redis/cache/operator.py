@@ -1,0 +1,163 @@
+"""A cache met by its name alone, as operators do: they know neither its limits nor who uses it.
+
+Nothing here writes settings: those that the programs have deployed stay in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentperf_redis import keys as key_names
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import commands
+from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name, stored_tags
+from agentperf_redis.cache.commands.replies import NoSettings
+from agentperf_redis.cache.commands.settings import NewerSchema
+from agentperf_redis.cache.flows.inspection import read_keys, read_stats
+from agentperf_redis.cache.flows.ranking import RankBy, Standing, read_top
+from agentperf_redis.cache.flows.reads import Reader
+from agentperf_redis.cache.model import CacheEntry, CacheStats, Settings
+from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.codec.codec import Codec
+from agentperf_redis.command import Flow
+from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed, Undecodable
+
+MOST_SWEEPS: Final = 64
+"""Of 256 expired entries each."""
+SERVICES: Final = ("cache", "tiered")
+"""What keys and the list of resources call an LRUCache and a TieredCache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """Stands for a value that is stored but cannot be decoded here.
+
+    Attributes:
+        reason: why: damaged, larger than the cap, or of a class that this process does not know.
+    """
+
+    reason: str
+
+
+class _Lenient(Codec):
+    """Shows what it cannot decode as `Opaque`, since an operator's process knows none of the users' classes."""
+
+    __slots__ = ()
+
+    def decode(self, data: bytes) -> Any:
+        try:
+            return super().decode(data)
+        except Undecodable as error:
+            return Opaque(error.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class ExistingCache:
+    """A cache that had settings when it was found. Its methods return flows, None where it has gone since.
+
+    Attributes:
+        backend: the server and namespace.
+        service: one of SERVICES.
+        name: of the cache.
+        settings: those in force when it was found.
+    """
+
+    backend: Backend
+    service: str
+    name: str
+    settings: Settings
+
+    @property
+    def _keys(self) -> key_names.CacheKeys:
+        return key_names.cache(self.backend.namespace, self.service, self.name)
+
+    def sweep_expired(self) -> Flow[None]:
+        """Clear away what has expired, so that it is not counted: so much of it that nobody else waits for long.
+
+        Where it cannot be, since the server is full or nothing may be written, what is there can be looked at all the
+        same.
+        """
+        cursor = "0"
+        with suppress(BackendFull, ScriptFailed, CorruptState):
+            for _ in range(MOST_SWEEPS):
+                swept = yield from commands.sweep(self._keys, cursor)
+                if isinstance(swept, NoSettings) or not swept.more:
+                    return
+                cursor = swept.cursor
+
+    def stats(self) -> Flow[CacheStats | None]:
+        """Return what all processes have done with it."""
+        return read_stats(self.backend, self.service, self.name)
+
+    def keys(self, most: int | None = None) -> Flow[list[str]]:
+        """Return the stored names of at most `most` entries, the least recently touched first."""
+        return read_keys(self._keys, most)
+
+    def top(self, most: int) -> Flow[dict[RankBy, list[Standing]]]:
+        """Return the `most` entries that stand out, in each ranking; see `ranking.read_top`."""
+        return read_top(self._keys, most)
+
+    def entry(self, key: str) -> Flow[CacheEntry | None]:
+        """Return what is known of a key; its value may be `Opaque`. It does not count as a read."""
+        none_chosen = "0" * len(list(self.settings.fields))
+        binding = self.backend.share(
+            ("existing cache", self.service, self.name),
+            lambda: Binding(self.backend, self.service, self.name, self.settings, none_chosen, _nothing_to_report),
+        )
+        return Reader(binding, _Lenient()).entry(key)
+
+    def delete_many(self, keys: Iterable[str]) -> Flow[int | None]:
+        """Remove keys, and refuse the values of those who compute them now. Returns how many had a value."""
+        names = list(dict.fromkeys(map(stored_name, distinct_keys(keys))))
+        removed = 0
+        for chunk in chunks(names):
+            reply = yield from commands.delete(self._keys, chunk, self.backend.process)
+            if isinstance(reply, NoSettings):
+                return None
+            removed += reply[0]
+        return removed
+
+    def clear(self) -> Flow[int]:
+        """Make every key a miss. Returns how many entries there were."""
+        forgotten, _ = yield from commands.clear(self._keys, self.backend.process)
+        return forgotten
+
+    def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
+        """Make every entry that was stored with one of the tags a miss."""
+        for chunk in chunks(stored_tags(tags)):
+            yield from commands.invalidate_tags(self._keys, tuple(chunk), self.backend.process)
+
+
+def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None]:
+    """Return a cache, or None if none of this name was ever used, or its server lost it.
+
+    Args:
+        backend: the server and namespace.
+        service: one of SERVICES.
+        name: of the cache.
+
+    Raises:
+        SchemaMismatch: a newer version of the library wrote it.
+    """
+    settings = yield from commands.stored_settings(key_names.cache(backend.namespace, service, name))
+    if isinstance(settings, NewerSchema):
+        raise SchemaMismatch(f"cache {name}", str(settings.schema), f"schema {commands.SCHEMA} or lower")
+    return None if settings is None else ExistingCache(backend, service, name, settings)
+
+
+def find_all(backend: Backend) -> Flow[list[ExistingCache]]:
+    """Return every cache of a namespace, by service and name."""
+    found = []
+    for service in SERVICES:
+        for name in (yield from backend.entered(service)):
+            cache = yield from find(backend, service, name)
+            if cache is not None:
+                found.append(cache)
+    return found
+
+
+def _nothing_to_report(_: Binding) -> None:
+    """Looking at an entry counts as no read."""

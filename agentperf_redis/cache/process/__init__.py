@@ -1,0 +1,1 @@
+"""What the caches of one process share: local copies, buffers of reads, leases, flights."""

@@ -1,0 +1,134 @@
+"""Where values are computed anew behind the backs of readers: a few threads for blocking callers, tasks for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeAlias
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache.process.shared_state import log
+from agentperf_redis.command import running_loop
+
+MOST_THREADS: Final = 4
+"""Functions that run at a time behind blocking callers of one process; a slow one must not hold up all others."""
+MOST_WAITING: Final = 256
+"""Refreshes that wait for a thread; those beyond are left to the next reader."""
+_PAUSE_S = 0.25
+"""After a refresh, or an attempt at one that is another's, this process tries that key no sooner than this."""
+_CLOSE_S = 0.5
+"""How long closing waits for functions that run. Their leases end by themselves."""
+
+Subject: TypeAlias = tuple[str, str]
+"""A cache and a key."""
+
+
+class Refresher:
+    """Runs refreshes, one at a time of each key. Its threads start when there is work, and end when there is none.
+
+    Args:
+        backend: whose closing ends it.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._start_empty()
+        backend.on_close(self._finish)
+        _refreshers.add(self)
+
+    def _start_empty(self) -> None:
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._jobs: deque[tuple[Subject, Callable[[], object]]] = deque()
+        self._taken: dict[Subject, float] = {}
+        """What is under way (for ever), or was just now (until when it is left alone)."""
+        self._threads = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def submit(self, subject: Subject, job: Callable[[], object]) -> None:
+        """Have `job` run by a thread soon, in the context of the caller, unless that key is being refreshed already."""
+        with self._lock:
+            if len(self._jobs) >= MOST_WAITING or not self._take(subject):
+                return
+            context = contextvars.copy_context()
+            self._jobs.append((subject, lambda: context.run(job)))
+            if self._threads < MOST_THREADS:
+                self._threads += 1
+                threading.Thread(target=self._work, name="agentperf-refresh", daemon=True).start()
+
+    def spawn(self, subject: Subject, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Have a coroutine run as a task of the running loop, unless that key is being refreshed already."""
+        with self._lock:
+            if not self._take(subject):
+                return
+        task = asyncio.get_running_loop().create_task(make(), name="agentperf-refresh")
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+
+        def ended(_: object) -> None:
+            with self._lock:
+                self._tasks.discard(task)
+                self._idle.notify_all()
+            self._leave(subject)
+
+        task.add_done_callback(ended)
+
+    def _take(self, subject: Subject) -> bool:
+        now = time.monotonic()
+        if self._closed or self._taken.get(subject, 0.0) > now:
+            return False
+        if len(self._taken) > 2 * MOST_WAITING:
+            self._taken = {other: until for other, until in self._taken.items() if until > now}
+        self._taken[subject] = float("inf")
+        return True
+
+    def _leave(self, subject: Subject) -> None:
+        with self._lock:
+            self._taken[subject] = time.monotonic() + _PAUSE_S
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._threads -= 1
+                    self._idle.notify_all()
+                    return
+                subject, job = self._jobs.popleft()
+            try:
+                job()
+            except BaseException:  # noqa: BLE001  SystemExit of a user's function included: the thread serves others, too
+                log.exception("caches: a refresh failed")
+            finally:
+                self._leave(subject)
+
+    def _finish(self) -> None:
+        """Before the connections go: begin nothing more, cancel tasks, and let functions end that are short."""
+        here = running_loop()
+        with self._lock:
+            self._closed = True
+            self._jobs.clear()
+            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # of this one nothing moves now
+            for task in self._tasks:
+                if not task.get_loop().is_closed():
+                    task.get_loop().call_soon_threadsafe(task.cancel)
+            self._idle.wait_for(lambda: not self._threads and all(task.done() for task in elsewhere), _CLOSE_S)
+
+    def after_fork(self) -> None:
+        """In the child: threads and tasks are the parent's."""
+        self._start_empty()
+
+
+_refreshers: weakref.WeakSet[Refresher] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for refresher in list(_refreshers):
+        refresher.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

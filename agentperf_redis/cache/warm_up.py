@@ -1,0 +1,198 @@
+"""Warming up: computing many values before anybody asks for them, a bounded number at a time.
+
+Each value is computed under the lease under which it would be computed for a reader. So several processes may warm the
+same keys at once, and readers may ask meanwhile: nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from agentperf_redis import arguments
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache.compute import Wanted, compute, compute_async
+from agentperf_redis.cache.flows import CacheFlows
+from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+
+DEFAULT_CONCURRENCY = 8
+MOST_CONCURRENCY = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """How far a warm-up has come.
+
+    Attributes:
+        done: values that are there now, or could not be computed.
+        total: how many were asked for; None if that cannot be known beforehand, as of a generator.
+        computed: those that this call has computed; the others were there, or another computed them.
+        errors: by key, what functions have raised.
+    """
+
+    done: int = 0
+    total: int | None = None
+    computed: int = 0
+    errors: Mapping[str, Exception] = field(default_factory=dict)
+
+
+Progress: TypeAlias = Callable[[Warmed], object]
+
+
+class _Count:
+    """What is done so far. Hands out what is next, and tells the user, one at a time."""
+
+    def __init__(self, wanted: Iterator[Wanted[Any]], total: int | None, progress: Progress | None) -> None:
+        self._wanted = wanted
+        self._total = total
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._done = self._computed = 0
+        self._errors: dict[str, Exception] = {}
+        self.fatal: BaseException | None = None
+
+    def next(self) -> tuple[Wanted[Any], list[bool]] | None:
+        """Return what is next, which notes in the list that it was computed; None if there is nothing more to do."""
+        with self._lock:
+            if self.fatal is not None:
+                return None
+            wanted = next(self._wanted, None)
+        if wanted is None:
+            return None
+        computed: list[bool] = []
+
+        def function() -> Any:
+            computed.append(True)
+            return wanted.function()
+
+        return replace(wanted, function=function), computed
+
+    def finished(self, key: str, computed: list[bool], error: Exception | None = None) -> None:
+        with self._lock:
+            self._done += 1
+            if error is not None:
+                self._errors[key] = error
+            else:
+                self._computed += bool(computed)
+            if self._progress is not None:
+                self._progress(self.report())
+
+    def stop(self, error: BaseException) -> None:
+        """Begin nothing more; the caller is to get this error."""
+        with self._lock:
+            self.fatal = self.fatal or error
+
+    def report(self) -> Warmed:
+        return Warmed(self._done, self._total, self._computed, dict(self._errors))
+
+
+def warm(
+    backend: Backend,
+    flows: CacheFlows,
+    chores: Chores,
+    wanted: Iterator[Wanted[Any]],
+    total: int | None,
+    concurrency: int,
+    progress: Progress | None,
+) -> Warmed:
+    """Compute what is missing, on so many threads.
+
+    Args:
+        backend: where flows run.
+        flows: of the cache.
+        chores: renews leases meanwhile.
+        wanted: what to have; taken from only as it is needed.
+        total: how much that is, if known.
+        concurrency: values at a time; checked.
+        progress: called after each.
+
+    Raises:
+        BackendUnavailable: the server does not answer, so that nothing would be kept.
+        Exception: taking the next one, or telling of progress, has failed.
+    """
+    count, flows = _Count(wanted, total, progress), flows.raising()
+
+    def work() -> None:
+        try:
+            while (step := count.next()) is not None:
+                each, computed = step
+                try:
+                    compute(backend, flows, chores, each)
+                except BackendUnavailable:
+                    raise
+                except Exception as error:  # noqa: BLE001  whatever the user's function raises
+                    count.finished(each.key, computed, error)
+                else:
+                    count.finished(each.key, computed)
+        except BaseException as error:  # noqa: BLE001  raised by the caller's thread
+            count.stop(error)
+
+    context = contextvars.copy_context
+    threads = [
+        threading.Thread(target=context().run, args=(work,), name="agentperf-warm", daemon=True)
+        for _ in range(concurrency)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # Ctrl-C: what runs comes to its end behind, and nothing new begins
+        count.stop(error)
+        raise
+    if count.fatal is not None:
+        raise count.fatal
+    return count.report()
+
+
+async def warm_async(
+    backend: Backend,
+    flows: CacheFlows,
+    chores: Chores,
+    wanted: Iterator[Wanted[Any]],
+    total: int | None,
+    concurrency: int,
+    progress: Progress | None,
+) -> Warmed:
+    """Do as `warm`, in so many tasks."""
+    count, flows = _Count(wanted, total, progress), flows.raising()
+
+    async def work() -> None:
+        try:
+            while (step := count.next()) is not None:
+                each, computed = step
+                try:
+                    await compute_async(backend, flows, chores, each)
+                except BackendUnavailable:
+                    raise
+                except Exception as error:  # noqa: BLE001  as above
+                    count.finished(each.key, computed, error)
+                else:
+                    count.finished(each.key, computed)
+        except BaseException as error:
+            count.stop(error)
+            raise
+
+    tasks = [asyncio.create_task(work(), name="agentperf-warm") for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return count.report()
+
+
+def checked(items: object, concurrency: object, progress: object) -> tuple[Iterable[Any], int | None, int]:
+    """Check what a user gave; return the items, how many they are if that is known, and the concurrency."""
+    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
+        raise InvalidArgument("items", items, "an iterable, such as a list")
+    if progress is not None and not callable(progress):
+        raise InvalidArgument("progress", progress, "a function that takes a Warmed, or None")
+    total = len(items) if isinstance(items, Sized) else None
+    return items, total, arguments.count("concurrency", concurrency, most=MOST_CONCURRENCY)

@@ -1,0 +1,1 @@
+"""Values as bytes, and the classes that can be stored."""

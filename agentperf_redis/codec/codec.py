@@ -1,0 +1,497 @@
+"""Values <-> bytes: what goes in comes out equal and of the same type, and hostile bytes come out as an error.
+
+The bytes are one letter that names the form, then msgpack: ``m`` as it is, ``z`` deflated. So a small value can be read
+with redis-cli. Types that msgpack does not know travel in two ways:
+
+- a scalar (Decimal, UUID, datetime ...) is one extension with its text or bytes;
+- a container (tuple, set, dict with unusual keys, numpy array, a user's class) is a list whose first item is an empty
+  extension, the *mark*, and whose other items lie there in plain sight. Nothing is packed within something packed, so
+  neither depth nor size multiplies. No value of a user's can forge a mark.
+
+There is no pickle, and nothing is imported by a name found in data: classes of users are known by an explicit
+`Registry`. What the library would not give back as it was is refused before anything is sent.
+
+`canonical` makes cache keys of arguments: the same extensions, with dicts and sets in the order of their bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import re
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum, Flag
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import msgpack
+from msgpack import ExtType, Timestamp
+
+from agentperf_redis import arguments
+from agentperf_redis.codec.storable import REGISTRY, Registry
+from agentperf_redis.codec.value_path import path_of
+from agentperf_redis.errors import InvalidArgument, Undecodable, shown
+
+MAX_DEPTH: Final = 100
+"""Containers within containers. Three Python frames a level stay far from the interpreter's limit of 1,000."""
+MAX_BYTES: Final = 1 << 20
+"""Default cap of a value, packed. Ten hostile megabytes were measured to grow a process by 712 MB while unpacked."""
+COMPRESS_ABOVE: Final = 4096
+"""Packed bytes from which to deflate. At this size it was measured to take 19 us, inflating 10 us."""
+_KEY_BUDGET: Final = 16 << 20
+"""Cap of the arguments that make a cache key, bytes."""
+_ZLIB_LEVEL: Final = 1
+"""Source text shrank to 30 % at 77 MB/s; at zlib's default of 6, to 25 % at 40 MB/s."""
+
+_PLAIN, _DEFLATED = b"m", b"z"
+
+_ALLOWED: Final = (
+    "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, datetime, date, time, "
+    "timedelta, Decimal, UUID, numpy arrays and scalars without objects, and classes added to the registry"
+)
+
+# Codes of the extensions. They are stored: a number is never given another meaning.
+_TEXT, _BIG_INT, _BYTEARRAY, _COMPLEX, _DECIMAL, _UUID, _DATETIME, _DATE, _TIME, _TIMEDELTA = range(1, 11)
+_TUPLE, _SET, _FROZENSET, _DICT, _ARRAY, _NUMPY_SCALAR, _OBJECT, _KEY_OF_OBJECT = range(32, 40)
+
+_MARKS = {code: ExtType(code, b"") for code in range(_TUPLE, _KEY_OF_OBJECT + 1)}
+_SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+_CONTAINERS = frozenset({list, dict})
+_PLAIN_TYPES = _SCALARS | _CONTAINERS
+_LEAST_INT, _MOST_INT = -(2**63), 2**64 - 1
+
+_SECOND_TIME = "~"
+"""Behind a moment that a clock set back shows for the second time (fold=1), which ISO 8601 cannot say."""
+_DTYPE = re.compile(r"[<>|][biufcSUmM][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
+_LARGEST_FLOAT: Final = {"f": 8, "c": 16}
+"""Bytes; long doubles are laid out differently from machine to machine."""
+_PERHAPS_TIMESTAMP = re.compile(rb"[\xd6\xd7]\xff|\xc7.\xff|\xc8..\xff|\xc9....\xff", re.DOTALL)
+_COMPLEX_PARTS = struct.Struct(">dd")
+
+M = TypeVar("M", datetime, time)
+
+_first = operator.itemgetter(0)
+
+
+class Codec:
+    """Turns values into bytes and back.
+
+    Args:
+        max_bytes: cap of a value, packed and before deflating, bytes. Refused beyond when encoding, and when decoding.
+        compress_above: packed size from which to deflate, bytes; None never does. What does not shrink stays as it is.
+        registry: the classes of users to take; by default those of the process.
+    """
+
+    __slots__ = ("compress_above", "max_bytes", "registry")
+
+    def __init__(
+        self,
+        max_bytes: int = MAX_BYTES,
+        compress_above: int | None = COMPRESS_ABOVE,
+        registry: Registry = REGISTRY,
+    ) -> None:
+        self.max_bytes = arguments.count("max_bytes", max_bytes)
+        self.compress_above = None if compress_above is None else arguments.count("compress_above", compress_above)
+        self.registry = registry
+
+    def encode(self, value: object) -> bytes:
+        """Encode a value.
+
+        Aware datetimes keep their offset and their instant, not the name of their zone.
+
+        Args:
+            value: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, datetime,
+                date, time, timedelta, Decimal, UUID, numpy arrays and scalars, instances of registered classes; at
+                most `MAX_DEPTH` containers deep.
+
+        Returns:
+            Bytes that `decode` turns into an equal value of the same type.
+
+        Raises:
+            InvalidArgument: the value, or something in it, cannot be stored, or it is too large. The message says
+                where that stands: ``value['files'][3]``.
+        """
+        if _is_plain(value, self.max_bytes):
+            try:
+                packed: bytes = msgpack.packb(value)
+            except (OverflowError, UnicodeEncodeError, RuntimeError):
+                packed = _Shaper(self.registry, self.max_bytes).pack(value)
+        else:
+            packed = _Shaper(self.registry, self.max_bytes).pack(value)
+        if len(packed) > self.max_bytes:
+            raise InvalidArgument("value", value, f"at most {self.max_bytes} bytes when packed, not {len(packed)}")
+        if self.compress_above is not None and len(packed) >= self.compress_above:
+            deflated = zlib.compress(packed, _ZLIB_LEVEL)
+            if len(deflated) < len(packed):
+                return _DEFLATED + deflated
+        return _PLAIN + packed
+
+    def decode(self, data: bytes) -> Any:
+        """Decode what `encode` made.
+
+        Args:
+            data: the bytes, of whatever origin.
+
+        Returns:
+            The value.
+
+        Raises:
+            Undecodable: these are not bytes that `encode` makes, or of a class that is not registered here.
+        """
+        packed = self._unwrapped(data)
+        reader = _Reader(self.registry)
+        try:
+            value = msgpack.unpackb(packed, ext_hook=reader.extension, list_hook=reader.container, strict_map_key=False)
+        except Undecodable:
+            raise
+        except Exception as error:  # whatever the parser, or a class being loaded, makes of foreign bytes
+            raise Undecodable(f"{type(error).__name__}: {shown(str(error))}") from error
+        if reader.open_marks:
+            raise Undecodable("a mark of a container stands alone")
+        if b"\xff" in packed and _PERHAPS_TIMESTAMP.search(packed) and _holds_timestamp(packed):
+            raise Undecodable("extension -1 is not one of ours")
+        return value
+
+    def _unwrapped(self, data: bytes) -> bytes:
+        if len(data) > self.max_bytes + 1:
+            raise Undecodable(f"{len(data)} bytes are more than the cap of {self.max_bytes}")
+        form = data[:1]
+        if form == _PLAIN:
+            return data[1:]
+        if form != _DEFLATED:
+            raise Undecodable(f"unknown form {form!r}")
+        inflater = zlib.decompressobj()
+        try:
+            packed = inflater.decompress(data[1:], self.max_bytes + 1)
+        except zlib.error as error:
+            raise Undecodable(f"zlib: {error}") from error
+        if len(packed) > self.max_bytes:
+            raise Undecodable(f"inflates to more than the cap of {self.max_bytes} bytes")
+        if not inflater.eof or inflater.unused_data:
+            raise Undecodable("deflated data is cut off, or has something behind it")
+        return packed
+
+
+def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
+    """Encode arguments as the key of what is computed from them: equal arguments of equal types, equal bytes.
+
+    The order of dicts and sets does not matter; types do: 1, 1.0, True and "1" differ, and so do a list and a tuple.
+    The bytes are the same in every process and on every machine. Members of an Enum, and dataclasses that compare by
+    their fields, need no registration here, since nothing is rebuilt from a key. Any object may say what stands for it
+    by a method ``__cache_key__()``.
+
+    Args:
+        value: as for `Codec.encode`.
+        registry: the classes of users to take.
+
+    Returns:
+        The key as bytes; hash it where it may be long.
+
+    Raises:
+        InvalidArgument: something in it has no value that identifies it, such as an object of an unregistered class.
+    """
+    return _Shaper(registry, _KEY_BUDGET, canonical=True).pack(value)
+
+
+def _is_plain(value: object, budget: int) -> bool:
+    """Whether a value is made of nothing but what msgpack returns as it was. Looks level by level, at C speed in each.
+
+    A value that is too deep, or larger than the budget, is not plain: the shaper then says so.
+    """
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    if kind not in _CONTAINERS:
+        return False
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for container in level:
+            items: Iterable[Any] = container
+            if type(container) is dict:
+                if not _SCALARS.issuperset(map(type, container)):
+                    return False
+                items = container.values()
+            kinds = set(map(type, items))
+            if kinds <= _SCALARS:
+                continue
+            if not kinds <= _PLAIN_TYPES:
+                return False
+            below += [item for item in items if type(item) in _CONTAINERS]
+            if len(below) > budget:
+                return False
+        if not below:
+            return True
+        level = below
+    return False
+
+
+class _Shaper:
+    """Turns one value into what msgpack packs, extensions and marks included."""
+
+    __slots__ = ("_budget", "_canonical", "_registry", "_whole")
+
+    def __init__(self, registry: Registry, budget: int, *, canonical: bool = False) -> None:
+        self._registry = registry
+        self._budget = budget
+        self._canonical = canonical
+
+    def pack(self, value: object) -> bytes:
+        self._whole = value
+        try:
+            packed: bytes = msgpack.packb(self.shape(value, 0))
+        except (RecursionError, RuntimeError) as error:
+            # the stack was nearly used up before, or the value was changed by another thread while it was read
+            raise InvalidArgument("value", value, f"a value that can be walked through ({error})") from error
+        except InvalidArgument as error:
+            path = path_of(error.value, value)
+            if path == error.argument:
+                raise
+            raise InvalidArgument(error.argument, error.value, f"{error.allowed}; it stands at {path}") from None
+        return packed
+
+    def shape(self, value: Any, depth: int) -> Any:
+        self._budget -= 1
+        if self._budget < 0:
+            raise InvalidArgument("value", self._whole, "a value of fewer items")
+        kind = type(value)
+        shaper = _SHAPERS.get(kind)
+        if shaper is not None:
+            return shaper(value)
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} containers within one another")
+        if kind is list:
+            return [self.shape(item, depth) for item in value]
+        if kind is tuple:
+            return [_MARKS[_TUPLE], *[self.shape(item, depth) for item in value]]
+        if kind is dict:
+            return self._dict(value, depth)
+        if kind is set or kind is frozenset:
+            return self._set(value, depth)
+        return self._object(value, kind, depth)
+
+    def _dict(self, value: dict[Any, Any], depth: int) -> Any:
+        texts = all(type(key) is str for key in value)
+        if texts and not self._canonical and all(map(arguments.encodable, value)):
+            return {key: self.shape(item, depth) for key, item in value.items()}
+        items = sorted(value.items(), key=_first) if texts and self._canonical else value.items()
+        pairs = [(self.shape(key, depth), self.shape(item, depth)) for key, item in items]
+        if self._canonical and not texts:
+            pairs.sort(key=lambda pair: msgpack.packb(pair[0]))
+        return [_MARKS[_DICT], *[part for pair in pairs for part in pair]]
+
+    def _set(self, value: set[Any] | frozenset[Any], depth: int) -> Any:
+        items = [self.shape(item, depth) for item in value]
+        if self._canonical:
+            items.sort(key=msgpack.packb)
+        return [_MARKS[_SET if type(value) is set else _FROZENSET], *items]
+
+    def _object(self, value: Any, kind: type, depth: int) -> Any:
+        storable = self._registry.of_class(kind)
+        if storable is not None:
+            return [_MARKS[_OBJECT], storable.name, self.shape(storable.dump(value), depth)]
+        if kind.__module__ == "numpy":
+            return _shape_numpy(value, kind)
+        if self._canonical and (identity := _identity_of(value, kind)) is not None:
+            return [_MARKS[_KEY_OF_OBJECT], f"{kind.__module__}.{kind.__qualname__}", self.shape(identity[0], depth)]
+        raise InvalidArgument("value", value, f"{_ALLOWED}; not {kind.__module__}.{kind.__qualname__}")
+
+
+def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
+    """Return, in a tuple, what an object is as an argument; None for one that is only itself."""
+    if hasattr(kind, "__cache_key__"):
+        return (value.__cache_key__(),)
+    if isinstance(value, Enum):
+        return (value.value if isinstance(value, Flag) else value.name,)
+    if dataclasses.is_dataclass(kind) and kind.__eq__ is not object.__eq__:
+        return ({field.name: getattr(value, field.name) for field in dataclasses.fields(kind) if field.compare},)
+    return None
+
+
+def _shape_text(value: str) -> str | ExtType:
+    return value if arguments.encodable(value) else ExtType(_TEXT, value.encode("utf-8", "surrogatepass"))
+
+
+def _shape_int(value: int) -> int | ExtType:
+    if _LEAST_INT <= value <= _MOST_INT:
+        return value
+    return ExtType(_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+
+
+def _shape_moment(value: datetime | time) -> ExtType:
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise InvalidArgument("value", value, "a time whose zone knows its offset")
+    text = value.isoformat() + _SECOND_TIME * value.fold
+    return ExtType(_DATETIME if isinstance(value, datetime) else _TIME, text.encode())
+
+
+def _shape_timedelta(value: timedelta) -> ExtType:
+    return ExtType(_TIMEDELTA, f"{value.days}:{value.seconds}:{value.microseconds}".encode())
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+_SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
+    type(None): _as_it_is,
+    bool: _as_it_is,
+    float: _as_it_is,
+    bytes: _as_it_is,
+    int: _shape_int,
+    str: _shape_text,
+    bytearray: lambda value: ExtType(_BYTEARRAY, bytes(value)),
+    complex: lambda value: ExtType(_COMPLEX, _COMPLEX_PARTS.pack(value.real, value.imag)),
+    Decimal: lambda value: ExtType(_DECIMAL, str(value).encode()),
+    UUID: lambda value: ExtType(_UUID, value.bytes),
+    datetime: _shape_moment,
+    date: lambda value: ExtType(_DATE, value.isoformat().encode()),
+    time: _shape_moment,
+    timedelta: _shape_timedelta,
+}
+
+
+def _shape_numpy(value: Any, kind: type) -> Any:
+    """Shape an array or a scalar of numpy, which is imported already where such a value exists."""
+    numpy: Any = sys.modules["numpy"]
+    if kind is not numpy.ndarray and not isinstance(value, numpy.generic):
+        raise InvalidArgument("value", value, f"{_ALLOWED}; not numpy.{kind.__qualname__}")
+    dtype = value.dtype
+    if not _is_storable_dtype(dtype):
+        raise InvalidArgument("value", value, f"numpy values of plain numbers, times or text; not of dtype {dtype}")
+    if kind is numpy.ndarray:
+        return [_MARKS[_ARRAY], dtype.str, list(value.shape), value.tobytes()]
+    return [_MARKS[_NUMPY_SCALAR], dtype.str, value.tobytes()]
+
+
+def _is_storable_dtype(dtype: Any) -> bool:
+    return (
+        not dtype.hasobject
+        and _DTYPE.fullmatch(dtype.str) is not None
+        and 0 < dtype.itemsize <= _LARGEST_FLOAT.get(dtype.kind, dtype.itemsize)
+    )
+
+
+class _Mark:
+    """The head of a container, met while decoding."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+class _Reader:
+    """What msgpack calls back while it decodes one value."""
+
+    __slots__ = ("_registry", "open_marks")
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.open_marks = 0
+        """Marks met that have not yet headed a list; any left over was forged."""
+
+    def extension(self, code: int, data: bytes) -> Any:
+        load = _LOADERS.get(code)
+        if load is not None:
+            return load(data)
+        if code not in _MARKS or code == _KEY_OF_OBJECT or data:
+            raise Undecodable(f"extension {code} is not one of ours")
+        self.open_marks += 1
+        return _Mark(code)
+
+    def container(self, items: list[Any]) -> Any:
+        if not items or type(items[0]) is not _Mark:
+            return items
+        self.open_marks -= 1
+        code = items.pop(0).code
+        if code == _TUPLE:
+            return tuple(items)
+        if code == _SET:
+            return set(items)
+        if code == _FROZENSET:
+            return frozenset(items)
+        if code == _DICT:
+            return dict(zip(items[::2], items[1::2], strict=True))
+        if code == _OBJECT:
+            name, state = items
+            storable = self._registry.of_name(name)
+            if storable is None:
+                raise Undecodable(f"no class is registered as {shown(name)}")
+            return storable.load(state)
+        if code == _ARRAY:
+            dtype, shape, data = items
+            return _load_array(dtype, shape, data)
+        dtype, data = items
+        return _load_array(dtype, [], data)[()]
+
+
+def _load_int(data: bytes) -> int:
+    return int.from_bytes(data, "big", signed=True)
+
+
+def _load_moment(kind: type[M], data: bytes) -> M:
+    text = data.decode()
+    moment = kind.fromisoformat(text.removesuffix(_SECOND_TIME))
+    return moment.replace(fold=1) if text.endswith(_SECOND_TIME) else moment
+
+
+def _load_timedelta(data: bytes) -> timedelta:
+    days, seconds, microseconds = map(int, data.split(b":"))
+    return timedelta(days, seconds, microseconds)
+
+
+_LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
+    _TEXT: lambda data: data.decode("utf-8", "surrogatepass"),
+    _BIG_INT: _load_int,
+    _BYTEARRAY: bytearray,
+    _COMPLEX: lambda data: complex(*_COMPLEX_PARTS.unpack(data)),
+    _DECIMAL: lambda data: Decimal(data.decode()),
+    _UUID: lambda data: UUID(bytes=data),
+    _DATETIME: lambda data: _load_moment(datetime, data),
+    _DATE: lambda data: date.fromisoformat(data.decode()),
+    _TIME: lambda data: _load_moment(time, data),
+    _TIMEDELTA: _load_timedelta,
+}
+
+
+def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
+    """Rebuild an array in memory of its own; numpy is imported only here, when a stored value needs it."""
+    if not _DTYPE.fullmatch(dtype_text) or not isinstance(data, bytes):
+        raise Undecodable("not a numpy array of ours")
+    import numpy as np
+
+    dtype = np.dtype(dtype_text)
+    if not _is_storable_dtype(dtype):
+        raise Undecodable(f"dtype {dtype_text} is not stored")
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if size != len(data):
+        raise Undecodable("the bytes do not fill the shape of the array")
+    return np.ndarray(tuple(shape), dtype, buffer=data).copy() if data else np.empty(tuple(shape), dtype)
+
+
+def _holds_timestamp(packed: bytes) -> bool:
+    """Whether msgpack's own timestamp, which it decodes without asking, is anywhere in these bytes."""
+    try:
+        level: list[Any] = [msgpack.unpackb(packed, use_list=False, strict_map_key=False)]
+    except TypeError:  # a dict as the key of a dict: cannot have been decoded before either
+        return True
+    while level:
+        if any(type(item) is Timestamp for item in level):
+            return True
+        below: list[Any] = []
+        for item in level:
+            if type(item) is tuple:
+                below += item
+            elif type(item) is dict:
+                below += [*item, *item.values()]
+        level = below
+    return False

@@ -1,0 +1,135 @@
+"""The counters of a series as stored, added up, and made into what users read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantiles, exact_quantile, merged
+from agentperf_redis.metrics.model import Interval, ModelUsage, PerformanceMetrics, seconds
+from agentperf_redis.metrics.windows import local_moment
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The counters of one series, as stored: whole microseconds, milliseconds and 10^-9 of a cost."""
+
+    counts: Mapping[str, int]
+    errors: Mapping[str, int]
+    buckets: Mapping[int, int]
+    models: Mapping[str, Mapping[str, int]]
+    durations_us: tuple[int, ...]
+    interval_ms: tuple[int, int]
+
+    @property
+    def n(self) -> int:
+        """Executions."""
+        return self.counts.get("n", 0)
+
+
+LEAST = frozenset({"min_us", "first_ms"})
+MOST = frozenset({"max_us", "last_ms"})
+
+
+def added(tallies: Iterable[Tally]) -> Tally:
+    """Add up the tallies of several series or windows. At least one."""
+    parts = list(tallies)
+    if len(parts) == 1:
+        return parts[0]
+    counts: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    models: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for name, value in part.counts.items():
+            if name not in counts:
+                counts[name] = value
+            elif name in LEAST:
+                counts[name] = min(counts[name], value)
+            elif name in MOST:
+                counts[name] = max(counts[name], value)
+            else:
+                counts[name] += value
+        for name, value in part.errors.items():
+            errors[name] = errors.get(name, 0) + value
+        for name, measures in part.models.items():
+            model = models.setdefault(name, {})
+            for measure, value in measures.items():
+                model[measure] = model.get(measure, 0) + value
+    durations = [us for part in parts for us in part.durations_us]
+    return Tally(
+        counts=counts,
+        errors=errors,
+        buckets=merged(part.buckets for part in parts),
+        models=models,
+        durations_us=tuple(durations) if len(durations) == counts.get("n", 0) else (),
+        interval_ms=(min(part.interval_ms[0] for part in parts), max(part.interval_ms[1] for part in parts)),
+    )
+
+
+SHARES = (0.5, 0.95, 0.99)
+"""The percentiles of a snapshot."""
+_NOT_ASKED = (float("nan"),) * len(SHARES)
+
+
+def performance(agent_name: str, tally: Tally, *, plain: bool = False) -> PerformanceMetrics:
+    """Make the snapshot of an agent from its counters; `plain` ones tell nothing of percentiles."""
+    counts = tally.counts
+    get = counts.get
+    n = get("n", 0)
+    total_s = seconds(get("sum_us", 0))
+    least = seconds(counts["min_us"]) if "min_us" in counts else float("inf")
+    most = seconds(get("max_us", 0))
+    zeros = get("h:zero", 0)
+    times = tuple(map(seconds, tally.durations_us))
+    exact = len(times) == n
+    if plain and n:
+        p50, p95, p99 = _NOT_ASKED
+    elif times:
+        ordered = sorted(times)
+        p50, p95, p99 = (exact_quantile(ordered, share) for share in SHARES)
+    else:
+        p50, p95, p99 = estimated_quantiles(tally.buckets, zeros, SHARES, least=least, most=most)
+    return PerformanceMetrics(
+        agent_name=agent_name,
+        task_count=n,
+        success_count=get("ok", 0),
+        failure_count=get("err", 0),
+        total_execution_time=total_s,
+        min_execution_time=least,
+        max_execution_time=most,
+        avg_execution_time=total_s / n if n else 0.0,
+        p50_execution_time=p50,
+        p95_execution_time=p95,
+        p99_execution_time=p99,
+        execution_times=times,
+        error_types=tally.errors,
+        last_execution=local_moment(counts["last_ms"]) if n and "last_ms" in counts else None,
+        cancelled_count=get("cancelled", 0),
+        exact=exact,
+        error_bound=0.0 if exact else RELATIVE_ERROR,
+        buckets=tally.buckets,
+        zeros=zeros,
+        tokens_in=get("tok_in", 0),
+        tokens_out=get("tok_out", 0),
+        cost=get("cost_nano", 0) / 1e9,
+        llm_calls=get("llm_calls", 0),
+        tool_calls=get("tool_calls", 0),
+        models={name: _usage(measures) for name, measures in tally.models.items()} if tally.models else {},
+        interval=_interval(*tally.interval_ms),
+    )
+
+
+@lru_cache(maxsize=64)
+def _interval(start_ms: int, end_ms: int) -> Interval:
+    """The same for all agents of a reading."""
+    return Interval(start_ms / 1000, end_ms / 1000)
+
+
+def _usage(measures: Mapping[str, int]) -> ModelUsage:
+    return ModelUsage(
+        calls=measures.get("n", 0),
+        tokens_in=measures.get("tok_in", 0),
+        tokens_out=measures.get("tok_out", 0),
+        cost=measures.get("cost_nano", 0) / 1e9,
+    )

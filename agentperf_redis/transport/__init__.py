@@ -1,0 +1,1 @@
+"""Connections to the server: addresses, handshake, delivery, and the two drivers of flows."""

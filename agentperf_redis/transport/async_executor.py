@@ -1,0 +1,309 @@
+"""The driver of flows on an asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar, cast
+
+from redis.asyncio.connection import Connection as AsyncConnection
+from redis.exceptions import RedisError, ResponseError
+
+from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Reply, Step
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.transport.breaker import Breaker
+from agentperf_redis.transport.connector import Connector, aread, broken, drop, refused, unconnected
+from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver
+from agentperf_redis.transport.executor import BUSY, CLOSED, MAX_CONNECTIONS, Runnable
+from agentperf_redis.transport.handshake import REPLIES, Greeting
+from agentperf_redis.transport.topology import Node, Topology
+
+T = TypeVar("T")
+
+
+class AsyncExecutor:
+    """Runs flows on one asyncio loop. Commands issued in the same tick travel as one pipeline.
+
+    Args:
+        connector: makes the connections.
+        topology: knows which node serves which key.
+        breaker: knows which nodes are not worth asking.
+        deadline_s: seconds that one command may take in all.
+        greeting: what is said first on a connection.
+        on_end: called when the loop ends, or this was closed.
+    """
+
+    # It holds no reference to its loop, which would keep both alive for ever in the backend's map of loops.
+
+    def __init__(
+        self,
+        connector: Connector,
+        topology: Topology,
+        breaker: Breaker,
+        deadline_s: float,
+        greeting: Greeting,
+        on_end: Callable[[], None],
+    ) -> None:
+        self._connector = connector
+        self._topology = topology
+        self._breaker = breaker
+        self._deadline_s = deadline_s
+        self._greeting = greeting
+        self._on_end = on_end
+        self._idle: dict[Node, deque[AsyncConnection]] = {}
+        self._greeted: dict[Node, set[AsyncConnection]] = {}
+        """Connections that are up, idle or in use, and whose server was looked at."""
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._opened = not topology.scattered
+        self._closed = False
+        self._lifeline: AsyncGenerator[None, None] | None = None
+
+    async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
+        """Run a flow to its end and return what it returns.
+
+        A cancelled task throws the cancellation into the flow; what the flow still does then, such as giving a lease
+        back, is done in a task of its own that a second cancellation does not reach.
+
+        Args:
+            flow: a command, a batch or a flow.
+            deadline_s: seconds for each of its commands; None is the executor's.
+
+        Raises:
+            AgentPerfError: what the flow lets pass.
+        """
+        limit = self._deadline_s if deadline_s is None else deadline_s
+        if isinstance(flow, Command):
+            return cast("T", await self._submit(flow, limit))
+        if isinstance(flow, Batch):
+            flow = cast("Flow[T]", iter(flow))
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    answer = await self._perform(step, limit)
+                except asyncio.CancelledError as error:
+                    step = flow.throw(error)
+                    return await asyncio.shield(self._spawn(self._rest_of(flow, step, limit)))
+                except BaseException as error:  # noqa: BLE001  the flow decides
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as done:
+            return cast("T", done.value)
+
+    async def _rest_of(self, flow: Flow[T], step: Step, deadline_s: float) -> T:
+        try:
+            while True:
+                try:
+                    answer = await self._perform(step, deadline_s)
+                except BaseException as error:  # noqa: BLE001  the flow decides
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as done:
+            return cast("T", done.value)
+
+    def close_now(self) -> None:
+        """Close the connections without waiting. On the loop's thread, or when the loop has ended."""
+        self._closed = True
+        for node in self._idle:
+            self._drop_idle(node)
+        self._on_end()
+
+    async def aclose(self) -> None:
+        """Finish what is under way, then close the connections."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self.close_now()
+        if self._lifeline is not None:
+            lifeline, self._lifeline = self._lifeline, None
+            await lifeline.aclose()
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next round
+
+    async def start(self) -> None:
+        """Have `asyncio.run` close the connections at its end: it closes what asynchronous generators are left."""
+        self._lifeline = self._live()
+        await anext(self._lifeline)
+
+    async def _live(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self.close_now()
+            await asyncio.sleep(0)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _perform(self, step: Step, deadline_s: float) -> Any:
+        if isinstance(step, Command):
+            return await self._submit(step, deadline_s)
+        if isinstance(step, Batch):
+            futures = [self._submit(command, deadline_s) for command in step.commands]
+            return await asyncio.gather(*futures, return_exceptions=True)
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        return await _await_hint(step.hint, step.seconds)
+
+    def _submit(self, command: Command[Any], deadline_s: float) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        if not self._gathered:
+            loop.call_soon(self._send_gathered)
+        self._gathered.append((command, deadline_s, future))
+        return future
+
+    def _send_gathered(self) -> None:
+        """Send what this tick has gathered: one pipeline a node, so that nodes do not wait for each other."""
+        gathered, self._gathered = self._gathered, []
+        groups: dict[tuple[Node | None, float], list[tuple[Command[Any], asyncio.Future[Any]]]] = {}
+        for command, deadline_s, future in gathered:
+            if not future.cancelled():  # not sent yet: a cancelled one never will be
+                node = self._topology.node_for(command.keys[0] if command.keys else None)
+                groups.setdefault((node, deadline_s), []).append((command, future))
+        for (_, deadline_s), group in groups.items():
+            self._spawn(self._serve(group, deadline_s))
+
+    async def _serve(self, group: list[tuple[Command[Any], asyncio.Future[Any]]], deadline_s: float) -> None:
+        """Deliver a group; each caller has its answer as soon as it is there."""
+        futures = [future for _, future in group]
+
+        def settle(index: int, result: Any) -> None:
+            future = futures[index]
+            if future.done():
+                return
+            if isinstance(result, AgentPerfError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        try:
+            if not self._opened:
+                opening: list[Any] = [None]
+                await self._deliver([self._greeting.opening()], deadline_s, opening.__setitem__)
+                if isinstance(opening[0], AgentPerfError):
+                    for index in range(len(futures)):
+                        settle(index, opening[0])
+                    return
+                self._opened = True
+            await self._deliver([command for command, _ in group], deadline_s, settle)
+        except BaseException as error:
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            if not isinstance(error, Exception):
+                raise
+
+    async def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float, settle: Settle) -> None:
+        delivery = deliver(commands, self._topology, deadline_s, settle, self._breaker)
+        try:
+            step = next(delivery)
+            while True:
+                if isinstance(step, Rest):
+                    await asyncio.sleep(step.seconds)
+                    step = delivery.send(None)
+                    continue
+                try:
+                    replies = await self._exchange(step)
+                except ExchangeFailed as failed:
+                    step = delivery.throw(failed)
+                else:
+                    step = delivery.send(replies)
+        except StopIteration:
+            return
+
+    async def _exchange(self, step: Exchange) -> list[Reply]:
+        if self._closed:
+            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
+        placed = sent = fresh = False
+        replies: list[Reply] = []
+        connection: AsyncConnection | None = None
+        stack = self._idle.setdefault(step.node, deque())
+        try:
+            async with asyncio.timeout(step.timeout_s), self._places:
+                placed = True
+                if stack:
+                    connection = stack.pop()
+                else:
+                    fresh = True
+                    connection = await self._connector.async_connection(step.node)
+                    await self._connect(step.node, connection)
+                sent = True
+                await connection.send_packed_command((step.payload,), check_health=False)
+                for _ in range(step.count):
+                    replies.append(await aread(connection))  # noqa: PERF401  those before a failure count
+        except ResponseError as error:
+            self._drop(step.node, connection)
+            raise refused(error) from None
+        except TimeoutError:
+            self._drop(step.node, connection)
+            if not placed:
+                raise ExchangeFailed(BUSY, sent=False, local=True) from None
+            reason = f"no answer for {step.timeout_s:.3g} s"
+            raise ExchangeFailed(reason, sent=sent, silent=True, replies=replies) from None
+        except (RedisError, OSError) as error:
+            self._drop(step.node, connection)
+            if not fresh:
+                self._drop_idle(step.node)
+            if sent:
+                raise broken(error, replies, fresh=fresh) from None
+            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
+        except BackendUnavailable as error:
+            raise ExchangeFailed(error.reason, sent=False, final=True) from None
+        except BaseException:
+            self._drop(step.node, connection)
+            raise
+        if self._closed:
+            self._drop(step.node, connection)
+        else:
+            stack.append(connection)
+        return replies
+
+    async def _connect(self, node: Node, connection: AsyncConnection) -> None:
+        await connection.connect()
+        if not (node.sentinel or self._greeted.get(node)):
+            await connection.send_packed_command((self._greeting.words(),), check_health=False)
+            refusal = self._greeting.heard([await aread(connection) for _ in range(REPLIES)])
+            if refusal is not None:
+                raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
+        self._greeted.setdefault(node, set()).add(connection)
+
+    def _drop(self, node: Node, connection: AsyncConnection | None) -> None:
+        if connection is not None:
+            self._greeted.get(node, set()).discard(connection)
+            drop(connection)
+
+    def _drop_idle(self, node: Node) -> None:
+        stack = self._idle.get(node)
+        while stack:
+            self._drop(node, stack.pop())
+
+
+async def _await_hint(hint: Hint, seconds: float) -> bool:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def given() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(wake)
+
+    hint.call_when_given(given)
+    try:
+        await asyncio.wait_for(future, seconds)
+    except TimeoutError:
+        return False
+    finally:
+        hint.forget(given)
+    return True

@@ -1,0 +1,145 @@
+"""A circuit breaker: while a node is known not to answer, commands for it fail at once and do not take their deadline.
+
+A shorter outage is ridden out by retries, as ever. The breaker opens when a command had no answer within a whole
+deadline and a probe made then has none either; so one slow command, or one lost connection, opens nothing. While it is
+open, one thread of the process probes the node a few times a second, and the first answer closes it: no caller's
+command is the guinea pig. Commands already under way when it opens go on trying until their deadline.
+
+Source: M. Nygard, "Release It!" (2007), chapter 5, with a probe of our own in place of the half-open state.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.transport.topology import Node, Topology
+
+_log = logging.getLogger("agentperf_redis")
+
+PROBE_S = 0.5
+"""How long a probe waits. A server that answers slower than this has answered nobody for a whole deadline."""
+_SHORTEST_REST_S, _LONGEST_REST_S = 0.15, 0.3
+"""Between probes: recovery is noticed within a second, and a thousand processes do not come back in step."""
+_CALM_S = 1.0
+"""After a probe that was answered, further suspicion of that node is ignored for this long."""
+
+
+class _Outage:
+    """A node that does not answer."""
+
+    __slots__ = ("refused", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.refused = 0
+
+
+class Breaker:
+    """Knows which nodes do not answer. Shared by all drivers of a backend, and safe under threads.
+
+    Args:
+        topology: the layout that commands are sent by.
+        patience_s: seconds without an answer after which a command gives rise to suspicion: the usual deadline.
+        answers: probes a node, within `PROBE_S`.
+        learn: finds out the layout anew; None where there is nothing to find out.
+        recovered: called on the probing thread when a node answers again, and commands pass.
+
+    Attributes:
+        open: the nodes that do not answer. Empty in good times, which is all that a command's way looks at.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        patience_s: float,
+        answers: Callable[[Node], bool],
+        learn: Callable[[], object] | None,
+        recovered: Callable[[], None],
+    ) -> None:
+        self._topology = topology
+        self._patience_s = patience_s
+        self._answers = answers
+        self._learn = learn
+        self._recovered = recovered
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: the thread stayed with the parent, and its lock may have been held."""
+        self.open: dict[Node, _Outage] = {}
+        self._lock = threading.Lock()
+        self._watched: set[Node] = set()
+        self._calm_until: dict[Node, float] = {}
+        self._off = threading.Event()
+
+    def refusal(self, node: Node | None) -> BackendUnavailable | None:
+        """Return what to tell the caller of a command for this node, or None to let it pass."""
+        outage = self.open.get(node) if node is not None else None
+        if outage is None:
+            return None
+        outage.refused += 1  # not locked: a count for the log
+        silent_s = time.monotonic() - outage.since
+        reason = f"it has not answered for {silent_s:.1f} s; commands fail at once until it does"
+        return BackendUnavailable(self._topology.address.masked, "not_applied", reason)
+
+    def suspect(self, node: Node, deadline_s: float) -> None:
+        """Take note of a command that had no answer from this node within its deadline. Does not block."""
+        if deadline_s < self._patience_s:  # a caller in a hurry is no reason to refuse patient ones
+            return
+        with self._lock:
+            if self._off.is_set() or node in self._watched or self._calm_until.get(node, 0.0) > time.monotonic():
+                return
+            self._watched.add(node)
+        threading.Thread(target=self._watch, args=(node, self._off), name="agentperf-breaker", daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse nothing from here on: what a closing client still has to say is tried once more, whatever is known."""
+        with self._lock:
+            self._off.set()
+            self.open.clear()
+
+    def _watch(self, node: Node, off: threading.Event) -> None:
+        try:
+            if self._answers(node):
+                self._calm_until[node] = time.monotonic() + _CALM_S
+                return
+            recovered = self._ended(node, off)
+        finally:
+            with self._lock:
+                self._watched.discard(node)
+        if recovered:  # by now suspicion is heard again: what follows runs commands, and they may meet the next outage
+            self._recovered()
+
+    def _ended(self, node: Node, off: threading.Event) -> bool:
+        """Keep commands from a node until it answers, or is in use no more. Returns False if the client was closed."""
+        with self._lock:
+            if off.is_set():
+                return False
+            outage = self.open[node] = _Outage(time.monotonic() - self._patience_s)
+        address = self._topology.address.masked
+        where = address if self._topology.fixed else f"{node.host}:{node.port} of {address}"
+        _log.warning("%s does not answer: commands for it fail at once until it does", where)
+        try:
+            what = ""
+            while not what:
+                if off.wait(random.uniform(_SHORTEST_REST_S, _LONGEST_REST_S)):
+                    return False
+                what = self._change(node)
+        finally:
+            with self._lock:
+                self.open.pop(node, None)
+        seconds = time.monotonic() - outage.since
+        _log.warning("%s %s, after %.1f s; commands that failed at once: %d", where, what, seconds, outage.refused)
+        return True
+
+    def _change(self, node: Node) -> str:
+        """Return why the breaker may close, in words; an empty text if it may not."""
+        if self._answers(node):
+            return "answers again"
+        if self._learn is not None:
+            self._learn()  # commands that fail at once learn nothing, and another node may serve by now
+        return "" if self._topology.uses(node) else "is in use no more"

@@ -1,0 +1,227 @@
+"""The driver of flows that blocks the calling thread."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar, cast
+
+from redis.connection import Connection
+from redis.exceptions import RedisError, ResponseError
+
+from agentperf_redis.command import Batch, Command, Flow, Pause, Reply, Step, Wait, running_loop
+from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.transport.breaker import Breaker
+from agentperf_redis.transport.connector import Connector, broken, read, refused, send, unconnected
+from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver
+from agentperf_redis.transport.handshake import REPLIES, Greeting
+from agentperf_redis.transport.topology import Node, Topology
+
+T = TypeVar("T")
+
+Runnable = Command[T] | Batch[T] | Flow[T]
+
+CLOSED = "this client was closed"
+MAX_CONNECTIONS = 32
+"""Exchanges under way at once per driver and process; the usual maxclients of 10,000 then serves 300 processes."""
+BUSY = f"all {MAX_CONNECTIONS} connections of this process were busy"
+
+
+class Executor:
+    """Runs flows, blocking the calling thread. Safe to share between threads.
+
+    Args:
+        connector: makes the connections.
+        topology: knows which node serves which key.
+        breaker: knows which nodes are not worth asking; None asks all.
+        deadline_s: seconds that one command may take in all.
+        greeting: what is said first on a connection; None says nothing.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        topology: Topology,
+        breaker: Breaker | None,
+        deadline_s: float,
+        greeting: Greeting | None,
+    ) -> None:
+        self._connector = connector
+        self._topology = topology
+        self._breaker = breaker
+        self._deadline_s = deadline_s
+        self._greeting = greeting
+        self._idle: dict[Node, deque[Connection]] = {}
+        self._greeted: dict[Node, set[Connection]] = {}
+        """Connections that are up, idle or in use, and whose server was looked at."""
+        # A queue of tokens and no semaphore: that is Python code, and an interrupt between two of its steps (Ctrl-C)
+        # would leave its lock held, and every thread waiting for ever.
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(MAX_CONNECTIONS):
+            self._places.put(None)
+        self._opened = greeting is None or not topology.scattered
+        self._closed = False
+
+    def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
+        """Run a flow to its end and return what it returns.
+
+        Args:
+            flow: a command, a batch or a flow.
+            deadline_s: seconds for each of its commands; None is the executor's.
+
+        Raises:
+            AgentPerfError: what the flow lets pass.
+        """
+        limit = self._deadline_s if deadline_s is None else deadline_s
+        if isinstance(flow, Command):
+            return self._perform_command(flow, limit)
+        if isinstance(flow, Batch):
+            flow = cast("Flow[T]", iter(flow))
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    answer = self._perform(step, limit)
+                except BaseException as error:  # noqa: BLE001  an interrupted flow still gives back what it holds
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as done:
+            return cast("T", done.value)
+
+    def close(self) -> None:
+        """Close idle connections; those in use close as their exchange ends."""
+        self._closed = True
+        for node in list(self._idle):
+            self._drop_idle(node)
+
+    def _perform(self, step: Step, deadline_s: float) -> Any:
+        if isinstance(step, Command):
+            return self._perform_command(step, deadline_s)
+        if isinstance(step, Batch):
+            return self._deliver(step.commands, deadline_s)
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        return _wait(step)
+
+    def _perform_command(self, command: Command[T], deadline_s: float) -> T:
+        (result,) = self._deliver((command,), deadline_s)
+        if isinstance(result, AgentPerfError):
+            raise result
+        return cast("T", result)
+
+    def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
+        if not self._opened and self._greeting is not None:
+            (refusal,) = self._send((self._greeting.opening(),), deadline_s)
+            if isinstance(refusal, AgentPerfError):
+                return [refusal] * len(commands)
+            self._opened = True
+        return self._send(commands, deadline_s)
+
+    def _send(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
+        results: list[Any] = [None] * len(commands)
+        delivery = deliver(commands, self._topology, deadline_s, results.__setitem__, self._breaker)
+        try:
+            step = next(delivery)
+            while True:
+                if isinstance(step, Rest):
+                    time.sleep(step.seconds)
+                    step = delivery.send(None)
+                    continue
+                try:
+                    replies = self._exchange(step)
+                except ExchangeFailed as failed:
+                    step = delivery.throw(failed)
+                else:
+                    step = delivery.send(replies)
+        except StopIteration:
+            return results
+
+    def _exchange(self, step: Exchange) -> list[Reply]:
+        end = time.monotonic() + step.timeout_s
+        if self._closed:
+            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
+        replies: list[Reply] = []
+        placed = False
+        try:
+            try:
+                placed = self._places.get(timeout=step.timeout_s) is None
+            except Empty:
+                raise ExchangeFailed(BUSY, sent=False, local=True) from None
+            stack = self._idle.get(step.node)
+            if stack is None:
+                stack = self._idle.setdefault(step.node, deque())
+            fresh = False
+            try:
+                connection = stack.pop()
+            except IndexError:
+                connection = self._connect(step.node, end)
+                fresh = True
+            try:
+                send(connection, step.payload, end)
+                for _ in range(step.count):
+                    replies.append(read(connection, end))  # noqa: PERF401  those before a failure count
+            except (RedisError, OSError) as error:
+                self._drop(step.node, connection)
+                if not fresh:  # the others were opened to the same server before; they are as dead
+                    self._drop_idle(step.node)
+                raise broken(error, replies, fresh=fresh) from None
+            except BaseException:
+                self._drop(step.node, connection)
+                raise
+            if self._closed:
+                self._drop(step.node, connection)
+            else:
+                stack.append(connection)
+            return replies
+        finally:
+            if placed:
+                self._places.put(None)
+
+    def _connect(self, node: Node, end: float) -> Connection:
+        try:
+            connection = self._connector.connection(node, max(0.001, end - time.monotonic()))
+        except BackendUnavailable as error:  # the embedded server could not be started
+            raise ExchangeFailed(error.reason, sent=False, final=True) from None
+        try:
+            connection.connect()
+            if self._greeting is not None and not (node.sentinel or self._greeted.get(node)):
+                send(connection, self._greeting.words(), end)
+                refusal = self._greeting.heard([read(connection, end) for _ in range(REPLIES)])
+                if refusal is not None:
+                    raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            if isinstance(error, ResponseError):
+                raise refused(error) from None
+            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
+        except BaseException:
+            connection.disconnect()
+            raise
+        self._greeted.setdefault(node, set()).add(connection)
+        return connection
+
+    def _drop(self, node: Node, connection: Connection) -> None:
+        self._greeted.get(node, set()).discard(connection)
+        connection.disconnect()
+
+    def _drop_idle(self, node: Node) -> None:
+        stack = self._idle.get(node)
+        while stack:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                self._drop(node, stack.pop())
+
+
+def _wait(step: Wait) -> bool:
+    if step.hint.giver is not None and step.hint.giver is running_loop():
+        return False  # it stands still for as long as this thread waits
+    event = threading.Event()
+    step.hint.call_when_given(event.set)
+    try:
+        return event.wait(step.seconds)
+    finally:
+        step.hint.forget(event.set)

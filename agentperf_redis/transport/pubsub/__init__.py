@@ -1,0 +1,1 @@
+"""One subscription connection a process, and who listens on it."""

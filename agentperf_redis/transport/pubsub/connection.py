@@ -1,0 +1,218 @@
+"""A line of the bus: the connection on which one node brings the messages of its channels, while there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from redis.connection import Connection
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.transport.connector import Connector, broken, refused, unconnected
+from agentperf_redis.transport.delivery import ExchangeFailed
+from agentperf_redis.transport.resp import pack
+from agentperf_redis.transport.topology import Node
+
+LOST_AFTER_S = 1.5
+"""A ping unanswered for so long means that the line is lost."""
+
+_FIRST_REST_S, _LONGEST_REST_S = 0.02, 1.0
+_REFUSED_REST_S = 10.0
+"""Rest after a refusal that only somebody's hand will change: an ACL, a password, a certificate."""
+_MOST_UNANSWERED = 128
+"""Requests under way on a line: so few always fit into the socket's buffer, and sending never blocks."""
+_MOST_AT_ONCE = 512
+"""Replies read from one line before the others have their turn."""
+
+
+class Heard(NamedTuple):
+    """What a node said.
+
+    Attributes:
+        kind: "smessage", "ssubscribe", "sunsubscribe", or "refused" with the kind of request in `request`.
+        channel: which one it is about.
+        payload: the message, or the text of the refusal.
+        request: which kind of request was refused.
+    """
+
+    kind: str
+    channel: str
+    payload: bytes = b""
+    request: str = ""
+
+
+class Line:
+    """The way to one node: open, being dialled, or resting after a failure. Belongs to the bus's thread.
+
+    Attributes:
+        node: where it leads.
+        dialling: whether a connection is being made.
+        failures: in a row.
+        retry_at: when to dial again, by `time.monotonic`.
+        channels: those that belong here, whatever their state.
+        confirmed: when the newest answered ping was sent; 0.0 if none.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.dialling = False
+        self.failures = 0
+        self.retry_at = 0.0
+        self.channels: set[str] = set()
+        self.confirmed = 0.0
+        self._connection: Connection | None = None
+        self._fresh: Connection | None = None
+        self._proven_at = 0.0
+        self._unanswered: deque[tuple[str, str]] = deque()
+        """What the next replies answer: kind of request and channel. Messages come between them."""
+        self._ping_sent = 0.0
+        self._ping_open = self._ping_soon = False
+
+    def __str__(self) -> str:
+        return f"{self.node.host}:{self.node.port}" if self.node.port else self.node.host or "the embedded server"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a connection."""
+        return self._connection is not None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request may be sent now. Answers make room."""
+        return self._connection is not None and len(self._unanswered) < _MOST_UNANSWERED
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """What becomes readable when something arrives."""
+        return None if self._connection is None else self._connection._sock  # noqa: SLF001  redis-py hands out none
+
+    def dial(self, connector: Connector) -> None:
+        """Make a connection, to be taken into use by `open`. May block for seconds, so it is done on another thread.
+
+        Raises:
+            ExchangeFailed: there is none to be had.
+        """
+        try:
+            fresh = connector.connection(self.node)
+        except AgentPerfError as error:  # the embedded server could not be started
+            raise ExchangeFailed(str(error), sent=False, final=True) from None
+        try:
+            fresh.connect()
+        except (RedisError, OSError) as error:
+            fresh.disconnect()
+            if isinstance(error, ResponseError):
+                raise refused(error) from None
+            raise unconnected(error, connector.hint, tls=connector.address.tls) from None
+        self._fresh = fresh
+
+    def open(self) -> None:
+        """Begin with the connection that was dialled."""
+        self._connection, self._fresh = self._fresh, None
+        self._unanswered.clear()
+        self._proven_at = self.confirmed = 0.0
+        self._ping_open, self._ping_soon = False, True
+
+    def close(self) -> bool:
+        """End the connection. Returns whether there was one."""
+        was_open = self.is_open
+        for connection in (self._connection, self._fresh):
+            if connection is not None:
+                with contextlib.suppress(RedisError, OSError):
+                    connection.disconnect()
+        self._connection = self._fresh = None
+        return was_open
+
+    def prove(self) -> bool:
+        """Note that the node brings a channel's messages. Returns whether it is the first that this connection has."""
+        first = not self._proven_at
+        self._proven_at = self._proven_at or time.monotonic()
+        self._ping_soon = True
+        return first
+
+    def rest(self, *, final: bool) -> None:
+        """After a failure: rest, the longer the more often it failed.
+
+        To have connected is no success, nor is a connection that soon broke: no server is to be stormed.
+        """
+        now = time.monotonic()
+        lasted = self._proven_at and now - self._proven_at > _LONGEST_REST_S
+        self.failures = 1 if lasted else self.failures + 1
+        self.retry_at = now + rest_s(self.failures, final=final)
+
+    def request(self, kind: str, channel: str = "") -> None:
+        """Send a request.
+
+        Raises:
+            ExchangeFailed: the connection broke.
+        """
+        if self._connection is None:
+            raise ExchangeFailed("not connected", sent=False)
+        self._unanswered.append((kind, channel))
+        try:
+            self._connection.send_packed_command((pack((kind, channel) if channel else (kind,)),), check_health=False)
+        except (RedisError, OSError) as error:
+            raise broken(error, (), fresh=False) from None
+
+    def ping(self, every_s: float) -> float:
+        """Send a ping when one is due. Returns when there is the next to do.
+
+        Raises:
+            ExchangeFailed: the last one was not answered, or the connection broke.
+        """
+        now = time.monotonic()
+        if not self._ping_open:
+            due = now if self._ping_soon else self._ping_sent + every_s
+            if now < due:
+                return due
+            self._ping_sent, self._ping_open, self._ping_soon = now, True, False
+            self.request("ping")
+        elif now > self._ping_sent + LOST_AFTER_S:
+            raise ExchangeFailed(f"a ping was not answered for {LOST_AFTER_S:g} s", sent=True)
+        return self._ping_sent + LOST_AFTER_S
+
+    def read(self) -> Iterator[Heard | None]:
+        """Take in what has arrived, without waiting. A last None: there may be more, but it is the others' turn.
+
+        Raises:
+            ExchangeFailed: the connection broke.
+        """
+        for _ in range(_MOST_AT_ONCE):
+            connection = self._connection
+            try:
+                if connection is None:
+                    return
+                reply = connection.read_response(disable_decoding=True, timeout=0, disconnect_on_error=False)
+            except RedisTimeoutError:  # nothing, half a reply, or what TLS has to say for itself: the rest will come
+                return
+            except ResponseError as error:
+                request, channel = self._unanswered.popleft() if self._unanswered else ("", "")
+                if not channel:
+                    raise refused(error) from None
+                yield Heard("refused", channel, str(error).encode(), request)
+                continue
+            except (RedisError, OSError) as error:
+                raise broken(error, (), fresh=False) from None
+            # a connection without a channel is in no subscriber's mode, and answers a ping plainly
+            first, name, payload = (*(reply if isinstance(reply, list) else (reply.lower(), b"")), b"")[:3]
+            kind, channel = first.decode(), name.decode()
+            if kind == "pong":
+                self._ping_open, self.confirmed = False, self._ping_sent
+                kind = "ping"
+            if self._unanswered and self._unanswered[0] == (kind, channel):
+                self._unanswered.popleft()
+            if kind != "ping":
+                yield Heard(kind, channel, payload if kind == "smessage" else b"")
+        yield None
+
+
+def rest_s(failures: int, *, final: bool = False) -> float:
+    """Return how long to rest after so many failures in a row; of random length, so that many do not keep step."""
+    longest = _REFUSED_REST_S if final else min(_LONGEST_REST_S, _FIRST_REST_S * 2 ** min(failures - 1, 16))
+    return random.uniform(longest / 2, longest)

@@ -1,0 +1,397 @@
+"""The bus's thread. Callers note what they want and wake it; the state of channels and lines belongs to it alone.
+
+It looks at what is not yet as it is wanted and takes each such channel one step nearer, whenever something arrives or
+is due. What may block, connecting and asking for the layout of a Cluster, is done on short-lived threads beside it: a
+node that does not answer must not keep the messages of the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from agentperf_redis.transport.connector import Connector
+from agentperf_redis.transport.delivery import ExchangeFailed
+from agentperf_redis.transport.pubsub.connection import LOST_AFTER_S, Heard, Line, rest_s
+from agentperf_redis.transport.pubsub.subscriptions import Subscribers, Subscription, guarded
+from agentperf_redis.transport.topology import Node
+
+_log = logging.getLogger("agentperf_redis")
+
+PING_EVERY_S = 0.1
+"""How often a line is asked whether it still brings messages. See `Bus.confirmed_at`."""
+_IDLE_PING_EVERY_S = 2.0
+"""The same while nobody wants to know."""
+_ASKED_RECENTLY_S = 5.0
+_FAULT_REST_S = 1.0
+_FOR_GOOD = ("NOPERM", "NOAUTH", "DENIED", "ERR unknown")
+"""Beginnings of refusals that no repetition will change."""
+_REFUSED, _LAYOUT = "channels that were refused", "the layout of the Cluster"
+
+
+class _State(enum.Enum):
+    """How far a channel is subscribed."""
+
+    MISSING = enum.auto()
+    ASKED = enum.auto()
+    LIVE = enum.auto()
+    LEAVING = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Channel:
+    """A channel that somebody wants, or wanted a moment ago."""
+
+    name: str
+    state: _State = _State.MISSING
+    line: Line | None = None
+    """Where it belongs, as far as was known when it was last looked at."""
+    refusals: int = 0
+    retry_at: float = 0.0
+
+
+class Listener:
+    """The thread of one process, and all it knows. Arguments as for `Bus`."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        locate: Callable[[str], Node | None],
+        doubt: Callable[[], None],
+        learn: Callable[[], str] | None,
+        on_trouble: Callable[[], None],
+    ) -> None:
+        self._connector = connector
+        self._locate = locate
+        self._doubt = doubt
+        self._learn = learn
+        self._on_trouble = on_trouble
+        self._thread = threading.Thread(target=self._listen, name="agentperf-bus", daemon=True)
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._subscribers = Subscribers()
+        self._lock = threading.Lock()
+        self._arrivals: deque[Callable[[], None]] = deque()
+        self._stopping = self._ended = False
+        self._asked_at = 0.0
+        # From here on, the thread's own.
+        self._channels: dict[str, _Channel] = {}
+        self._unsettled: set[str] = set()
+        """Channels that are not yet as they are wanted."""
+        self._lines: dict[Node, Line] = {}
+        self._layout_wanted = self._layout_asked = False
+        self._layout_questions = 0
+        self._layout_retry_at = 0.0
+        self._troubles: dict[str, set[str]] = {}
+        self._due = 0.0
+        """When there is something to do, though nothing arrives."""
+
+    # What callers use.
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def add(self, subscription: Subscription) -> None:
+        """Bring a channel's messages."""
+        self._subscribers.add(subscription)
+        self._wake()
+
+    def remove(self, subscription: Subscription) -> None:
+        """Bring them no more."""
+        self._subscribers.remove(subscription)
+        self._wake()
+
+    def confirmed_at(self, name: str) -> float:
+        """See `Bus.confirmed_at`. Takes no lock."""
+        now = time.monotonic()
+        idle, self._asked_at = now - self._asked_at > _ASKED_RECENTLY_S, now
+        if idle:
+            self._wake()  # the thread sleeps until the next idle ping
+        channel = self._channels.get(name)
+        line = None if channel is None or channel.state is not _State.LIVE else channel.line
+        return 0.0 if line is None else line.confirmed
+
+    def stop(self) -> None:
+        """End the thread and its connections."""
+        self._stopping = True
+        self._wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=2 * LOST_AFTER_S)
+
+    def abandon(self) -> None:
+        """In a forked child: give back the descriptors. Closing them here does not end what the parent has open."""
+        sockets = [self._wake_read, self._wake_write, *(line.socket for line in self._lines.values())]
+        for each in sockets:
+            if each is not None:
+                with contextlib.suppress(OSError):
+                    each.close()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is awake already; closed: it has ended
+            self._wake_write.send(b"!")
+
+    # What may block, on threads of their own.
+
+    def _dial(self, line: Line) -> None:
+        failed = None
+        try:
+            line.dial(self._connector)
+        except ExchangeFailed as error:
+            failed = error
+        except Exception as error:  # noqa: BLE001  the line must not be taken to be dialling for ever
+            failed = ExchangeFailed(repr(error), sent=False)
+        if not self._post(partial(self._dialled, line, failed)):
+            line.close()
+
+    def _ask_layout(self, learn: Callable[[], str]) -> None:
+        try:
+            trouble = learn()
+        except Exception as error:  # noqa: BLE001  as above
+            trouble = repr(error)
+        self._post(partial(self._learned, trouble))
+
+    def _post(self, arrival: Callable[[], None]) -> bool:
+        """Have the thread do something. False: it has ended."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._arrivals.append(arrival)
+        self._wake()
+        return True
+
+    # Everything below runs on the bus's thread.
+
+    def _listen(self) -> None:
+        while not self._stopping:
+            try:
+                self._round()
+            except BaseException:  # noqa: BLE001  it ends by `stop` only: else messages would stay out unnoticed
+                _log.exception("bus: a fault of its own; starting over")
+                with contextlib.suppress(Exception):
+                    for line in list(self._lines.values()):
+                        self._fail(line, "starting over")
+                time.sleep(_FAULT_REST_S)
+        with self._lock:
+            self._ended = True
+        for line in self._lines.values():
+            line.close()
+        self._wake_write.close()
+        self._wake_read.close()
+
+    def _round(self) -> None:
+        self._await_something()
+        now = time.monotonic()
+        self._due = now + _IDLE_PING_EVERY_S
+        while self._arrivals:
+            self._arrivals.popleft()()
+        self._each_open_line(self._read)
+        self._unsettled |= self._subscribers.take_touched()
+        for name in list(self._unsettled):
+            self._settle(name, now)
+        if self._layout_wanted:
+            self._find_layout(now)
+        self._each_open_line(self._ping)
+        for line in [line for line in self._lines.values() if not (line.channels or line.dialling)]:
+            del self._lines[line.node]
+            line.close()
+            self._leave(f"the line to {line}", "", "is needed no more")
+
+    def _await_something(self) -> None:
+        with selectors.PollSelector() as selector:  # unlike epoll it has no descriptor, which a fork would leak
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            for line in self._lines.values():
+                if line.socket is not None:
+                    selector.register(line.socket, selectors.EVENT_READ)
+            selector.select(max(0.0, self._due - time.monotonic()))
+        with contextlib.suppress(BlockingIOError):
+            self._wake_read.recv(4096)
+
+    def _each_open_line(self, work: Callable[[Line], None]) -> None:
+        for line in list(self._lines.values()):
+            if line.is_open:
+                try:
+                    work(line)
+                except ExchangeFailed as failed:
+                    self._fail(line, failed.reason, final=failed.final)
+                except Exception as error:  # noqa: BLE001  the other lines go on
+                    _log.exception("bus: a fault on the line to %s", line)
+                    self._fail(line, repr(error))
+
+    # Channels
+
+    def _settle(self, name: str, now: float) -> None:
+        """Take a channel a step nearer to what is wanted of it."""
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = _Channel(name)
+        wanted = self._subscribers.want(name)
+        if channel.state is _State.LIVE and wanted:
+            self._unsettled.discard(name)
+            self._subscribers.tell_gap(name, only_untold=True)
+        elif channel.state is _State.LIVE:
+            self._request(channel, "sunsubscribe", _State.LEAVING)
+        elif channel.state is _State.MISSING and wanted:
+            self._ask_for(channel, now)
+        elif channel.state is _State.MISSING:
+            self._assign(channel, None)
+            self._unsettled.discard(name)
+            del self._channels[name]
+            self._leave(_REFUSED, name, "are wanted no more")
+
+    def _ask_for(self, channel: _Channel, now: float) -> None:
+        if now < channel.retry_at:
+            self._due = min(self._due, channel.retry_at)
+            return
+        node = self._locate(channel.name)
+        if node is None:
+            self._layout_wanted = True
+            return
+        line = self._lines.get(node)
+        if line is None:
+            line = self._lines[node] = Line(node)
+        self._assign(channel, line)
+        if line.is_open:
+            self._request(channel, "ssubscribe", _State.ASKED)
+        elif not line.dialling:
+            if now < line.retry_at:
+                self._due = min(self._due, line.retry_at)
+            else:
+                self._start(partial(self._dial, line))
+                line.dialling = True
+
+    def _assign(self, channel: _Channel, line: Line | None) -> None:
+        if channel.line is not line:
+            if channel.line is not None:
+                channel.line.channels.discard(channel.name)
+            if line is not None:
+                line.channels.add(channel.name)
+            channel.line = line
+
+    def _request(self, channel: _Channel, kind: str, then: _State) -> None:
+        line = channel.line
+        if line is None or not line.has_room:
+            return  # answers make room, and wake the thread
+        try:
+            line.request(kind, channel.name)
+            channel.state = then
+        except ExchangeFailed as failed:
+            self._fail(line, failed.reason)
+
+    def _lose(self, channel: _Channel) -> None:
+        was, channel.state = channel.state, _State.MISSING
+        self._unsettled.add(channel.name)
+        if was is _State.LIVE:
+            self._subscribers.tell_gap(channel.name)
+
+    # Lines
+
+    def _start(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, name="agentperf-bus-aside", daemon=True).start()
+
+    def _dialled(self, line: Line, failed: ExchangeFailed | None) -> None:
+        line.dialling = False
+        if failed is None:
+            line.open()
+        else:
+            self._fail(line, failed.reason, final=failed.final)
+
+    def _fail(self, line: Line, reason: str, *, final: bool = False) -> None:
+        """A line broke, or could not be made."""
+        broke = line.close()
+        line.rest(final=final)
+        self._due = min(self._due, line.retry_at)
+        self._layout_wanted = True  # another node may have taken its place
+        self._enter(f"the line to {line}", "", reason)
+        for name in list(line.channels):
+            self._lose(self._channels[name])
+        if broke:
+            guarded(self._on_trouble)
+
+    def _find_layout(self, now: float) -> None:
+        if self._learn is None or not self._unsettled:
+            self._layout_wanted = False
+        elif not self._layout_asked:
+            if now < self._layout_retry_at:
+                self._due = min(self._due, self._layout_retry_at)
+            else:
+                self._start(partial(self._ask_layout, self._learn))
+                self._layout_wanted, self._layout_asked = False, True
+
+    def _learned(self, trouble: str) -> None:
+        self._layout_asked = False
+        self._layout_questions += 1  # in a row, until a line is proven: what was learned may not help
+        self._layout_retry_at = time.monotonic() + rest_s(self._layout_questions)
+        if trouble:
+            self._layout_wanted = True
+            self._enter(_LAYOUT, "", trouble)
+        else:
+            self._leave(_LAYOUT, "", "is known again")
+
+    def _ping(self, line: Line) -> None:
+        asked = time.monotonic() - self._asked_at < _ASKED_RECENTLY_S
+        self._due = min(self._due, line.ping(PING_EVERY_S if asked else _IDLE_PING_EVERY_S))
+
+    # What the nodes say
+
+    def _read(self, line: Line) -> None:
+        for heard in line.read():
+            if heard is None:
+                self._due = 0.0
+            elif heard.kind == "smessage":
+                self._subscribers.tell(heard.channel, heard.payload)
+            else:
+                channel = self._channels.get(heard.channel)
+                if channel is not None and channel.line is line:
+                    self._answered(channel, line, heard)
+
+    def _answered(self, channel: _Channel, line: Line, heard: Heard) -> None:
+        if heard.kind == "ssubscribe":
+            if line.prove():
+                self._layout_questions = 0
+                self._leave(f"the line to {line}", "", "is back")
+            channel.refusals, channel.retry_at = 0, 0.0
+            self._leave(_REFUSED, channel.name, "are brought now")
+            self._unsettled.add(channel.name)  # it may be wanted no more
+            self._subscribers.tell_gap(channel.name)
+            channel.state = _State.LIVE
+            return
+        moved = heard.kind == "sunsubscribe" and channel.state is not _State.LEAVING
+        if heard.request == "ssubscribe":
+            text = heard.payload.decode(errors="replace")
+            moved = text.startswith("MOVED")
+            channel.refusals += 1
+            channel.retry_at = time.monotonic() + rest_s(channel.refusals, final=text.startswith(_FOR_GOOD))
+            if not moved:
+                self._enter(_REFUSED, channel.name, text)
+        if moved:
+            self._doubt()
+            self._layout_wanted = True
+        self._lose(channel)
+
+    # What is logged
+
+    def _enter(self, what: str, which: str, reason: str) -> None:
+        """Log a trouble once, when it begins."""
+        if what not in self._troubles:
+            _log.warning("bus: %s: %s; messages are missed, and local copies off, until that is over", what, reason)
+        self._troubles.setdefault(what, set()).add(which)
+
+    def _leave(self, what: str, which: str, how: str) -> None:
+        """Log its end."""
+        entered = self._troubles.get(what)
+        if entered is not None:
+            entered.discard(which)
+            if not entered:
+                del self._troubles[what]
+                _log.warning("bus: %s %s", what, how)

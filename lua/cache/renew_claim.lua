@@ -1,0 +1,18 @@
+-- renew_claim: keep a lease while the value is being computed.
+-- KEYS
+--   lease       HASH    <tag>:l:<key>
+-- ARGV
+--   token       text    of the lease
+--   lease_ms    int     its life from now, ms
+-- RETURNS
+--   {1}         renewed
+--   {-1}        lost
+-- REPEAT   a second delivery renews again
+-- ERRORS   none
+-- COST     O(1)
+local LEASE = KEYS[1]
+local TOKEN, LEASE_MS = ARGV[1], ARGV[2]
+
+if redis.call('HGET', LEASE, 'token') ~= TOKEN then return {-1} end
+redis.call('PEXPIRE', LEASE, LEASE_MS)
+return {1}
