@@ -18,7 +18,7 @@ from agentperf_redis.balancer.commands.inspection import (
     LeasesPage,
     Page,
     RepairedPage,
-    leases,
+    leases_page,
     repair,
     status,
 )
@@ -103,7 +103,7 @@ __all__ = [
     "facts_of",
     "heartbeat",
     "instance_status",
-    "leases",
+    "leases_page",
     "look",
     "packed_labels",
     "register",

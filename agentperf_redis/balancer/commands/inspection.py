@@ -89,7 +89,7 @@ def status(pool: Pool, first: int, count: int) -> Command[Page | None]:
     return Command(STATUS, (*pool.keys.core, pool.keys.ids), (first, count), decode)
 
 
-def leases(pool: Pool, first: int, count: int) -> Command[LeasesPage | None]:
+def leases_page(pool: Pool, first: int, count: int) -> Command[LeasesPage | None]:
     """Read one page of leases and waiters. None when there is no such pool."""
 
     def decode(reply: Reply) -> LeasesPage | None:

@@ -172,7 +172,7 @@ def leases(pool: Pool) -> Flow[PoolLeases]:
     waiters: list[WaiterStatus] = []
     rank, going = 0, True
     while going:
-        page = yield from commands.leases(pool, rank, STATUS_PAGE)
+        page = yield from commands.leases_page(pool, rank, STATUS_PAGE)
         if page is None:
             break
         held += page.leases

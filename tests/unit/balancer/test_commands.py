@@ -41,7 +41,7 @@ COMMANDS: list[Command[Any]] = [
     commands.acquire(POOL, "@t", 1000, Choice(LoadBalancingStrategy.RANDOM)),
     commands.heartbeat(POOL, ["p0"], 1000),
     commands.register(POOL, AgentInstance("p0", "t"), LoadBalancingStrategy.RANDOM, 0),
-    commands.leases(POOL, 0, 10),
+    commands.leases_page(POOL, 0, 10),
     commands.release(POOL, "@t"),
     commands.remove(POOL, "p0"),
     commands.renew(POOL, ["@t"], 1000),

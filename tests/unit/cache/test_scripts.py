@@ -10,7 +10,7 @@ import pytest
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.cache import commands
-from agentperf_redis.cache.commands import inspection
+from agentperf_redis.cache.commands import entries, inspection
 from agentperf_redis.cache.commands.entries import PutOutcome
 from agentperf_redis.cache.model import Policy, Settings
 from agentperf_redis.cache.process.access_buffer import NO_REPORT, Report
@@ -143,7 +143,7 @@ def test_what_was_begun_before_an_invalidation_is_refused(fake: Fake, forget: st
 
 
 def test_too_many_tag_marks_merge_on_the_safe_side(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "MAX_TAG_MARKS", 3)
+    monkeypatch.setattr(entries, "MAX_TAG_MARKS", 3)
     versions = [fake.run(commands.invalidate_tags(KEYS, (f"t{number}",), "me")) for number in range(5)]
     assert fake.client.zcard(KEYS.tags) == 3
     floor, tagged, tag_floor = fake.client.get(KEYS.gen).split()
