@@ -19,7 +19,7 @@ that ends in ``...`` stands for any number of values. A line that is not of this
 a remark. Contract tests compare the header with the names that the script gives to KEYS and ARGV in its first lines,
 and with the calls from Python.
 
-A line ``--@include NAME`` takes in the fragment ``NAME.lua`` of the same folder, one level deep.
+A line ``--@include NAME`` takes in the fragment ``includes/NAME.lua`` of the same folder, one level deep.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Script:
             folder, _, base = self.name.partition("/")
             directory = lua_folder() / folder
             text = (directory / f"{base}.lua").read_text(encoding="utf-8")
-            self._source = _INCLUDE.sub(lambda found: (directory / f"{found[1]}.lua").read_text(encoding="utf-8"), text)
+            fragments = directory / "includes"
+            self._source = _INCLUDE.sub(lambda found: (fragments / f"{found[1]}.lua").read_text(encoding="utf-8"), text)
         return self._source
 
     @property

@@ -46,13 +46,17 @@ _BANNED_COMMANDS = {
 
 
 def fragments() -> set[Path]:
-    """Return the files that others include: they are no scripts."""
-    return {file.parent / f"{name}.lua" for file in LUA.glob("*/*.lua") for name in _INCLUDE.findall(file.read_text())}
+    """Return the files that scripts include."""
+    return {
+        file.parent / "includes" / f"{name}.lua"
+        for file in LUA.glob("*/*.lua")
+        for name in _INCLUDE.findall(file.read_text())
+    }
 
 
 def scripts() -> list[str]:
     """Return the names of all scripts, such as "balancer/acquire"."""
-    return sorted(str(file.relative_to(LUA).with_suffix("")) for file in set(LUA.glob("*/*.lua")) - fragments())
+    return sorted(str(file.relative_to(LUA).with_suffix("")) for file in LUA.glob("*/*.lua"))
 
 
 @cache
@@ -63,7 +67,7 @@ def _known() -> frozenset[str]:
 def fragments_of(name: str) -> dict[str, str]:
     """Return the texts of the fragments that a script includes, by name."""
     text = (LUA / f"{name}.lua").read_text()
-    return {found: (LUA / name).with_name(f"{found}.lua").read_text() for found in _INCLUDE.findall(text)}
+    return {found: ((LUA / name).parent / "includes" / f"{found}.lua").read_text() for found in _INCLUDE.findall(text)}
 
 
 def problems(text: str, included: Mapping[str, str]) -> list[str]:

@@ -82,7 +82,7 @@ if not look and not several then
   end
 end
 --@include health
---@include upkeep
+--@include maintenance
 
 -- First whatever is due, then whoever waits: a new caller takes neither's place. Nothing is full while expiries are
 -- left to clear.

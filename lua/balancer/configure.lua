@@ -21,7 +21,7 @@ local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5
 local SETTINGS, FIRST, COUNT, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]

@@ -17,7 +17,7 @@ local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local SILENCE_MS = tonumber(ARGV[1])
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 
 local DEFAULT_MS = 30000
 local pool = call('HGET', STATE, '#pool')

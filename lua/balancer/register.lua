@@ -37,7 +37,7 @@ local ON, EWMA_US, SILENCE_MS, POINTS, RPM, TPM = ARGV[6], ARGV[7], ARGV[8], ARG
 local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 
 local EXPIRIES, LOOK, LOOKS = 16, 64, 16
 

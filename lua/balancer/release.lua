@@ -87,7 +87,7 @@ if kind then
   end
 end
 --@include health
---@include upkeep
+--@include maintenance
 
 local wrong = odd()
 if wrong then return {CORRUPT, wrong} end

@@ -21,7 +21,7 @@ local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 
 local ID, UNTIL_MS = ARGV[1], ARGV[2]
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 
 local POINTS = 32
 local CHECKS = string.sub(READY, 1, -6) .. 'checks'

@@ -19,7 +19,7 @@ local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local CLAIMED_MS, UNTIL_MS = ARGV[1], ARGV[2]
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]

@@ -22,7 +22,7 @@ local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 
 local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 --@include pick
 
 local facts = call('HMGET', STATE, '#pool', '#load', '#cap')

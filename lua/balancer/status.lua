@@ -21,7 +21,7 @@ local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 
 local EXPIRIES, OVERDUE, CHUNK = 64, 5000, 500
 local first, count = tonumber(FIRST), tonumber(COUNT)

@@ -27,7 +27,7 @@ local ID, CAP, WEIGHT, LABELS, ON, OFF = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARG
 local RPM, TPM, UNTIL_MS = ARGV[7], ARGV[8], ARGV[9]
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 
 local EXPIRIES = 16
 local clock = call('TIME')

@@ -25,7 +25,7 @@ local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, PLACE, TOKENS = ARGV[5], ARGV[6], ARGV[7]
 --@include pool
 --@include health
---@include upkeep
+--@include maintenance
 
 local EXPIRIES = 16
 local pool = call('HGET', STATE, '#pool')

@@ -1,4 +1,4 @@
--- The pool: what its keys hold, and what every script needs of it. With health.lua and upkeep.lua, this is the only code
+-- The pool: what its keys hold, and what every script needs of it. With health.lua and maintenance.lua, this is the only code
 -- that writes its indexes (ready, ready@<label>, due, waitq, away) and its events.
 -- A script that includes these has named its KEYS STATE, READY, DUE and WAITQ.
 --
