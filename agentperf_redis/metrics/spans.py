@@ -16,6 +16,7 @@ import asyncio
 import contextvars
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class Span:
         "_failure",
         "_finish",
         "_innermost",
+        "_not_failures",
         "_outer",
         "_parent_given",
         "_start",
@@ -120,7 +122,12 @@ class Span:
     _start: float
 
     def __init__(
-        self, agent_name: str, name: str | None, finish: Callable[[Span, str], None], parent: Span | None = None
+        self,
+        agent_name: str,
+        name: str | None,
+        finish: Callable[[Span, str], None],
+        parent: Span | None = None,
+        not_failures: tuple[type[BaseException], ...] = (),
     ) -> None:
         self.agent_name = agent_name
         self.path: tuple[str, ...] = () if name is None else (name,)
@@ -132,6 +139,7 @@ class Span:
         self._finish = finish
         self._children = 0
         self._failure: str | None = None
+        self._not_failures = not_failures
         self._outer: Span | None = None
         self._tree: _Tree | None = None
         self._virtual_start: float | None = None
@@ -210,7 +218,8 @@ class Span:
         if _current.get() is self:
             _current.set(self._outer)
         try:
-            self._finish(self, (self._failure or OK) if error is None else outcome_of(error))
+            normal = error is None or isinstance(error, self._not_failures)
+            self._finish(self, (self._failure or OK) if normal else outcome_of(error))
         except Exception:  # noqa: BLE001  what the block returns or raises is worth more than its record
             not_recorded(self.agent_name)
 
@@ -273,9 +282,18 @@ def outcome_of(error: BaseException | None) -> str:
     """Return how a block that was left so has ended."""
     if error is None:
         return OK
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+    if _is_cancellation(error):
         return CANCELLED
     return f"{FAILED}:{arguments.nearest_name(_class_name(type(error)))}"
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, error.exceptions))
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return True
+    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio over trio raises trio's, too
+    return trio is not None and isinstance(error, trio.Cancelled)
 
 
 _class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
