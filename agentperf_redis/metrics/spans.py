@@ -66,11 +66,14 @@ class _Tree:
 
 _planting = threading.RLock()
 """Held while a tree is made: for no longer than that, and never while anything waits."""
+_forks = 0
+"""Forks between the first process and this one: tells spans of this process from those it inherited."""
 
 
 def _after_fork_in_child() -> None:
-    global _planting  # noqa: PLW0603  another thread may have held it
+    global _planting, _forks  # noqa: PLW0603  another thread may have held the lock
     _planting = threading.RLock()
+    _forks += 1
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -103,6 +106,7 @@ class Span:
         "_children",
         "_failure",
         "_finish",
+        "_forks",
         "_innermost",
         "_not_failures",
         "_outer",
@@ -138,6 +142,7 @@ class Span:
         self._parent_given = parent
         self._finish = finish
         self._children = 0
+        self._forks = _forks
         self._failure: str | None = None
         self._not_failures = not_failures
         self._outer: Span | None = None
@@ -217,6 +222,8 @@ class Span:
             self._leave(tree)
         if _current.get() is self:
             _current.set(self._outer)
+        if self._forks != _forks:  # a child forked within the block leaves it too: the execution is its parent's
+            return
         try:
             normal = error is None or isinstance(error, self._not_failures)
             self._finish(self, (self._failure or OK) if normal else outcome_of(error))
