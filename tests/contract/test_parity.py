@@ -125,8 +125,12 @@ def test_every_public_name_with_io_has_an_async_counterpart(name: str) -> None:
 def test_names_without_io_never_run_a_flow(name: str) -> None:
     for method in WITHOUT_IO[name]:
         value = inspect.getattr_static(CLIENTS[name], method)
-        if isinstance(value, (property, cached_property, staticmethod)):
-            value = getattr(value, "fget", None) or getattr(value, "func", None) or value.__func__
+        if isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, cached_property):
+            value = value.func
+        elif isinstance(value, staticmethod):
+            value = value.__func__
         assert "_backend.run(" not in inspect.getsource(value), method
 
 
