@@ -1,10 +1,11 @@
 """Caches shared by all processes: bounded, in tiers, and computing each missing value once."""
 
+from agentperf_redis.cache.async_client import AsyncLRUCache, AsyncTieredCache
 from agentperf_redis.cache.decorator import cached
 from agentperf_redis.cache.freshness import FreshnessOptions
-from agentperf_redis.cache.lru import AsyncLRUCache, LRUCache
+from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Tier, TierStats, WithoutServer
-from agentperf_redis.cache.tiered import AsyncTieredCache, TieredCache
+from agentperf_redis.cache.tiered import TieredCache
 from agentperf_redis.cache.warm_up import Warmed
 
 __all__ = [

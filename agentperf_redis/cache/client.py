@@ -1,20 +1,16 @@
-"""What LRUCache and TieredCache have in common: a blocking class, and its asyncio twin, which is to be had as ``.aio``.
-
-The twins have the same methods over the same state; the blocking one is documented.
-"""
+"""What `LRUCache` and `TieredCache` have in common; `async_client` has the same methods for asyncio."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from inspect import CO_COROUTINE
 from typing import Any, TypeVar, Unpack, overload
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
-from agentperf_redis.cache.compute import Wanted, compute, compute_async, wanted
+from agentperf_redis.cache.async_client import AsyncCache
+from agentperf_redis.cache.compute import compute, wanted
 from agentperf_redis.cache.flows import CacheFlows, inspection
 from agentperf_redis.cache.flows.access_reports import flush
 from agentperf_redis.cache.flows.reads import MISSING
@@ -23,7 +19,7 @@ from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.maintenance import Chores
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
 from agentperf_redis.cache.process.shared_state import Binding
-from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
+from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, each_wanted, warm
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 
@@ -90,7 +86,7 @@ class Cache(ABC):
         return self.size()
 
     def size(self) -> int:
-        """Return how many entries there are: what ``len(cache)`` is, which has no asyncio twin.
+        """Return how many entries there are: what ``len(cache)`` is, which asyncio cannot have.
 
         What is expired counts until it is swept; what an invalidated tag made a miss, until it is put anew, expires, is
         evicted or swept.
@@ -177,7 +173,7 @@ class Cache(ABC):
 
     def flush(self) -> None:
         """Report the reads that this process has served since; done by itself within 0.2 s."""
-        self._backend.run(flush(self._binding))
+        self._backend.run(flush(self._flows.binding))
 
     def stats(self) -> CacheStats:
         """Return what all processes together have done with the cache, this one's latest reads included."""
@@ -267,7 +263,7 @@ class Cache(ABC):
             BackendUnavailable: the server does not answer, so that nothing would be kept.
         """
         _refuse_coroutines("warm_up", function)
-        asked = _each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
+        asked = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
         return warm(self._backend, self._flows, self._chores, *asked, progress)
 
     @property
@@ -281,148 +277,11 @@ class Cache(ABC):
         return self.stats().misses
 
 
-class AsyncCache:
-    """The asyncio twin of `Cache`."""
-
-    def __init__(self, backend: Backend, its_flows: CacheFlows, chores: Chores) -> None:
-        self._backend = backend
-        self._flows = its_flows
-        self._local = its_flows.reader.local
-        self._chores = chores
-
-    async def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
-        """See `LRUCache.get`."""
-        local = self._local
-        if local is not None and not fresh:
-            copy = local.find(key)
-            if copy is not None:
-                if copy.frozen:
-                    return copy.value
-                value = self._flows.reader.unpacked(copy)
-                if value is not MISSING:
-                    return value
-        return await self._backend.arun(self._flows.reader.get(key, default))
-
-    async def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
-        """See `LRUCache.get_many`."""
-        return await self._backend.arun(self._flows.reader.get_many(keys, fresh=fresh))
-
-    async def entry(self, key: str) -> CacheEntry | None:
-        """See `LRUCache.entry`."""
-        return await self._backend.arun(self._flows.reader.entry(key))
-
-    async def delete(self, key: str) -> bool:
-        """See `LRUCache.delete`."""
-        return await self._backend.arun(self._flows.eraser.delete(key))
-
-    async def delete_many(self, keys: Iterable[str]) -> int:
-        """See `LRUCache.delete_many`."""
-        return await self._backend.arun(self._flows.eraser.delete_many(keys))
-
-    async def clear(self) -> None:
-        """See `LRUCache.clear`."""
-        await self._backend.arun(self._flows.eraser.clear())
-
-    async def invalidate_tags(self, *tags: str) -> None:
-        """See `LRUCache.invalidate_tags`."""
-        await self._backend.arun(self._flows.eraser.invalidate_tags(tags))
-
-    async def sweep(self) -> int:
-        """See `LRUCache.sweep`."""
-        return await self._backend.arun(self._flows.eraser.sweep())
-
-    async def flush(self) -> None:
-        """See `LRUCache.flush`."""
-        await self._backend.arun(flush(self._flows.binding))
-
-    async def stats(self) -> CacheStats:
-        """See `LRUCache.stats`."""
-        return await self._backend.arun(inspection.stats(self._flows.binding))
-
-    async def size(self) -> int:
-        """See `LRUCache.size`."""
-        return await self._backend.arun(inspection.size(self._flows.binding))
-
-    async def keys(self) -> list[str]:
-        """See `LRUCache.keys`."""
-        return await self._backend.arun(inspection.oldest_first(self._flows.binding))
-
-    @overload
-    async def get_or_compute(
-        self,
-        key: str,
-        function: Callable[[], Awaitable[R]],
-        ttl: float | None = None,
-        *,
-        tags: Iterable[str] = (),
-        **freshness: Unpack[FreshnessOptions],
-    ) -> R: ...
-    @overload
-    async def get_or_compute(
-        self,
-        key: str,
-        function: Callable[[], R],
-        ttl: float | None = None,
-        *,
-        tags: Iterable[str] = (),
-        **freshness: Unpack[FreshnessOptions],
-    ) -> R: ...
-    async def get_or_compute(
-        self,
-        key: str,
-        function: Callable[[], Any],
-        ttl: float | None = None,
-        *,
-        tags: Iterable[str] = (),
-        **freshness: Unpack[FreshnessOptions],
-    ) -> Any:
-        """See `LRUCache.get_or_compute`; the function may be a coroutine function."""
-        asked = wanted(key, function, ttl, tags, freshness)
-        return await compute_async(self._backend, self._flows, self._chores, asked)
-
-    async def warm_up(
-        self,
-        items: Iterable[str],
-        function: Callable[[str], Any],
-        ttl: float | None = None,
-        *,
-        tags: Iterable[str] = (),
-        concurrency: int = DEFAULT_CONCURRENCY,
-        progress: Progress | None = None,
-        **freshness: Unpack[FreshnessOptions],
-    ) -> Warmed:
-        """See `LRUCache.warm_up`; the function may be a coroutine function, and everything runs on this loop."""
-        asked = _each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return await warm_async(self._backend, self._flows, self._chores, *asked, progress)
-
-
 def _refuse_coroutines(method: str, function: object) -> None:
     """Refuse what a blocking call could not await. By the flag alone: `inspect` takes three times as long for it."""
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
         raise InvalidArgument("function", function, f"a blocking function; .aio.{method} takes coroutine functions")
-
-
-def _each_wanted(
-    items: Iterable[str],
-    function: Callable[[str], Any],
-    ttl: float | None,
-    tags: Iterable[str],
-    concurrency: int,
-    progress: Progress | None,
-    freshness: FreshnessOptions,
-) -> tuple[Iterator[Wanted[Any]], int | None, int]:
-    """Check what `warm_up` was given; return what is wanted, how much that is, and how many at a time."""
-    keys, total, concurrency = checked(items, concurrency, progress)
-    if not callable(function):
-        raise InvalidArgument("function", function, "a function that computes the value of a key")
-    pattern = wanted("", lambda: None, ttl, tags, freshness)
-    each = (replace(pattern, key=_checked_key(key), function=partial(function, key)) for key in keys)
-    return each, total, concurrency
-
-
-def _checked_key(key: object) -> str:
-    return arguments.cache_key("items", key)
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:

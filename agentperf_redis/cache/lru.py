@@ -7,7 +7,8 @@ from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
+from agentperf_redis.cache.async_client import AsyncLRUCache
+from agentperf_redis.cache.client import MOST_BYTES
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, WithoutServer, default_ttl_ms
@@ -131,19 +132,3 @@ class LRUCache(DecoratingCache):
     def access_order(self) -> list[str]:
         """All keys, the least recently used first."""
         return self.keys()
-
-
-class AsyncLRUCache(AsyncCache):
-    """The asyncio twin of LRUCache, to be had as ``cache.aio``."""
-
-    async def put(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
-        """See `LRUCache.put`."""
-        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags))
-
-    async def put_many(self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()) -> int:
-        """See `LRUCache.put_many`."""
-        return await self._backend.arun(self._flows.writer.put_many(values, ttl, tags))
-
-    async def get_stats(self) -> dict[str, Any]:
-        """See `LRUCache.get_stats`."""
-        return (await self.stats()).render()

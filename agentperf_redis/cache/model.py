@@ -277,3 +277,8 @@ def ttl_ms(argument: str, ttl: object) -> int:
 def default_ttl_ms(argument: str, ttl: object) -> int:
     """Check a tier's life given by a user; None and `math.inf` are 0: for ever."""
     return 0 if ttl is None else max(0, ttl_ms(argument, ttl))
+
+
+def chosen_tier(priority: Tier | str | None) -> Tier | None:
+    """Check the tier that a put names; None lets the policy place the entry."""
+    return None if priority is None else arguments.choice("priority", priority, Tier)

@@ -11,12 +11,14 @@ import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache.compute import Wanted, compute, compute_async
+from agentperf_redis.cache.compute import Wanted, compute, compute_async, wanted
 from agentperf_redis.cache.flows import CacheFlows
+from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.maintenance import Chores
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
@@ -188,6 +190,24 @@ async def warm_async(
     return count.report()
 
 
+def each_wanted(
+    items: Iterable[str],
+    function: Callable[[str], Any],
+    ttl: float | None,
+    tags: Iterable[str],
+    concurrency: int,
+    progress: Progress | None,
+    freshness: FreshnessOptions,
+) -> tuple[Iterator[Wanted[Any]], int | None, int]:
+    """Check what `warm_up` was given; return what is wanted, how much that is, and how many at a time."""
+    keys, total, concurrency = checked(items, concurrency, progress)
+    if not callable(function):
+        raise InvalidArgument("function", function, "a function that computes the value of a key")
+    pattern = wanted("", lambda: None, ttl, tags, freshness)
+    each = (replace(pattern, key=_checked_key(key), function=partial(function, key)) for key in keys)
+    return each, total, concurrency
+
+
 def checked(items: object, concurrency: object, progress: object) -> tuple[Iterable[Any], int | None, int]:
     """Check what a user gave; return the items, how many they are if that is known, and the concurrency."""
     if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
@@ -196,3 +216,7 @@ def checked(items: object, concurrency: object, progress: object) -> tuple[Itera
         raise InvalidArgument("progress", progress, "a function that takes a Warmed, or None")
     total = len(items) if isinstance(items, Sized) else None
     return items, total, arguments.count("concurrency", concurrency, most=MOST_CONCURRENCY)
+
+
+def _checked_key(key: object) -> str:
+    return arguments.cache_key("items", key)

@@ -145,27 +145,19 @@ def keys(
             err.print(f"There are more than {most}; --limit shows more.")
 
 
-class Ranking(StrEnum):
-    """What `top` ranks by."""
-
-    SIZE = "size"
-    READS = "reads"
-    COST = "cost"
-
-
 @app.command()
 @on_server
 def top(
     target: Target,
     name: Name,
     kind: KindOption = None,
-    by: Annotated[Ranking | None, typer.Option("--by", help="Show this ranking only.", case_sensitive=False)] = None,
+    by: Annotated[RankBy | None, typer.Option("--by", help="Show this ranking only.", case_sensitive=False)] = None,
     most: Annotated[int, typer.Option("--limit", help="Show at most so many in each.", min=1, metavar="N")] = 10,
 ) -> None:
     """Show the largest entries of a cache, the most read, and the most expensive to compute. Looks at every entry."""
     with _on_cache(target, name, kind) as (perf, cache):
         found = perf.backend.run(cache.top(most))
-        rankings = [each for each in RankBy if by is None or each.value == by.value]
+        rankings = list(RankBy) if by is None else [by]
         if target.as_json:
             plain = {each.value: [_plain_standing(entry) for entry in found[each]] for each in rankings}
             print_json("cache top", {**_plain_name(cache), **plain})

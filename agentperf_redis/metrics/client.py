@@ -1,4 +1,4 @@
-"""`MetricsCollector`: what users meet, blocking and asyncio side by side."""
+"""The public API of metrics: `MetricsCollector`; its methods for asyncio are in `MetricsCollector.aio`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.metrics import flows
+from agentperf_redis.metrics.async_client import AsyncMetricsCollector
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
 from agentperf_redis.metrics.flusher import FLUSH_EVERY_MOST_S, Recorder
 from agentperf_redis.metrics.model import (
@@ -17,6 +18,7 @@ from agentperf_redis.metrics.model import (
     PerformanceMetrics,
     StreamMetrics,
     SystemSummary,
+    summaries,
     system_summary,
 )
 from agentperf_redis.metrics.recording import Recording
@@ -67,7 +69,7 @@ class MetricsCollector(Recording):
 
     @cached_property
     def aio(self) -> AsyncMetricsCollector:
-        """The asyncio twin, over the same state."""
+        """The same collector for asyncio: every call that does I/O is awaited."""
         return AsyncMetricsCollector(self._recorder)
 
     def get_or_create_metrics(
@@ -141,12 +143,11 @@ class MetricsCollector(Recording):
 
     def get_all_metrics(self, window: Window = None, as_of: Moment = None) -> dict[str, dict[str, Any]]:
         """Return the summary of each agent, as the reference renders it. Arguments as for `get_or_create_metrics`."""
-        return _rendered(self._backend.run(flows.agents(self._recorder, window, as_of)))
+        return summaries(self.snapshots(window=window, as_of=as_of))
 
     def summary(self, *, window: Window = None, as_of: Moment = None) -> SystemSummary:
         """Return all agents at a glance. Arguments as for `get_or_create_metrics`."""
-        found = self._backend.run(flows.agents(self._recorder, window, as_of, percentiles=False))
-        return system_summary(found.values())
+        return system_summary(self.snapshots(window=window, as_of=as_of, percentiles=False).values())
 
     def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
         """Return all agents at a glance, as the reference renders it. Uptime counts from the first sample."""
@@ -248,93 +249,3 @@ class MetricsCollector(Recording):
     def delivery(self) -> Delivery:
         """Return how this process's records fare on their way to the server. No I/O."""
         return self._recorder.delivery_state()
-
-
-class AsyncMetricsCollector:
-    """The asyncio twin of `MetricsCollector`, over the same state: ``await collector.aio.get_all_metrics()``."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._backend = recorder.backend
-
-    async def get_or_create_metrics(
-        self, agent_name: str, *, window: Window = None, as_of: Moment = None
-    ) -> PerformanceMetrics:
-        """Do as `MetricsCollector.get_or_create_metrics`."""
-        return await self._backend.arun(flows.agent(self._recorder, agent_name, window, as_of))
-
-    async def snapshots(
-        self, *, window: Window = None, as_of: Moment = None, percentiles: bool = True
-    ) -> dict[str, PerformanceMetrics]:
-        """Do as `MetricsCollector.snapshots`."""
-        return await self._backend.arun(flows.agents(self._recorder, window, as_of, percentiles=percentiles))
-
-    async def combined(self, *agent_names: str, window: Window = None, as_of: Moment = None) -> PerformanceMetrics:
-        """Do as `MetricsCollector.combined`."""
-        return await self._backend.arun(flows.combined(self._recorder, agent_names, window, as_of))
-
-    async def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Do as `MetricsCollector.recent`."""
-        return await self._backend.arun(flows.recent(self._recorder, agent_name, limit))
-
-    async def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Do as `MetricsCollector.slowest`."""
-        return await self._backend.arun(flows.slowest(self._recorder, agent_name, limit))
-
-    async def get_all_metrics(self, window: Window = None, as_of: Moment = None) -> dict[str, dict[str, Any]]:
-        """Do as `MetricsCollector.get_all_metrics`."""
-        return _rendered(await self.snapshots(window=window, as_of=as_of))
-
-    async def summary(self, *, window: Window = None, as_of: Moment = None) -> SystemSummary:
-        """Do as `MetricsCollector.summary`."""
-        return system_summary((await self.snapshots(window=window, as_of=as_of, percentiles=False)).values())
-
-    async def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
-        """Do as `MetricsCollector.get_system_summary`."""
-        return (await self.summary(window=window, as_of=as_of)).rendered()
-
-    async def spans(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> SpanReport:
-        """Do as `MetricsCollector.spans`."""
-        return await self._backend.arun(flows.spans(self._recorder, agent_name, window, as_of))
-
-    async def streams(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> StreamMetrics:
-        """Do as `MetricsCollector.streams`."""
-        return await self._backend.arun(flows.streams(self._recorder, agent_name, window, as_of))
-
-    async def rank(
-        self,
-        by: RankBy | str = RankBy.SCORE,
-        *,
-        window: Window = None,
-        as_of: Moment = None,
-        least_tasks: int = 1,
-    ) -> tuple[Ranked, ...]:
-        """Do as `MetricsCollector.rank`."""
-        return await self._backend.arun(flows.rank(self._recorder, by, window, as_of, least_tasks))
-
-    async def compare(
-        self,
-        agent_name: str,
-        other: str | None = None,
-        *,
-        window: Window = None,
-        as_of: Moment = None,
-        other_window: Window = None,
-        other_as_of: Moment = None,
-    ) -> Comparison:
-        """Do as `MetricsCollector.compare`."""
-        return await self._backend.arun(
-            flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
-        )
-
-    async def forget(self, agent_name: str) -> bool:
-        """Do as `MetricsCollector.forget`."""
-        return await self._backend.arun(flows.forget(self._recorder, agent_name))
-
-    async def flush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  the blocking twin's argument
-        """Do as `MetricsCollector.flush`."""
-        return await self._backend.arun(flows.flush(self._recorder, timeout))
-
-
-def _rendered(agents: dict[str, PerformanceMetrics]) -> dict[str, dict[str, Any]]:
-    return {name: agent.get_summary() for name, agent in agents.items()}

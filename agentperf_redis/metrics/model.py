@@ -283,6 +283,11 @@ class SystemSummary:
         }
 
 
+def summaries(agents: Mapping[str, PerformanceMetrics]) -> dict[str, dict[str, Any]]:
+    """Return the summary of each agent, by name."""
+    return {name: agent.get_summary() for name, agent in agents.items()}
+
+
 def system_summary(agents: Iterable[PerformanceMetrics]) -> SystemSummary:
     """Sum up all agents."""
     active = [agent for agent in agents if agent.task_count > 0]
