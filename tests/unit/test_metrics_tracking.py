@@ -486,7 +486,12 @@ class Plain:
     name = "search"
 
 
-@pytest.mark.parametrize("thing", [Plain(), Tool(), Tool, None, "text", 3, property(len), asyncio, [len]], ids=repr)
+REFUSED = [Plain(), Tool(), Tool, None, "text", 3, property(len), asyncio, [len]]
+
+
+@pytest.mark.parametrize(
+    "thing", REFUSED, ids=[f"{number}-{type(each).__name__}" for number, each in enumerate(REFUSED)]
+)
 def test_what_is_no_function_is_refused_at_decoration(track: Callable[[Any], Any], thing: object) -> None:
     with pytest.raises(InvalidArgument, match="decorate the method"):
         track(thing)
