@@ -45,7 +45,7 @@ CALLS = re.findall(
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
-def test_a_program_runs(program: str, server: Server, tmp_path: Path) -> None:
+def test_programs_run_as_written(program: str, server: Server, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", program],
         env={**os.environ, "AGENTPERF_REDIS_URL": server.url, "PYTHONPATH": str(README.parent)},
@@ -59,14 +59,14 @@ def test_a_program_runs(program: str, server: Server, tmp_path: Path) -> None:
     assert done.stdout
 
 
-def test_there_are_calls_of_each_service() -> None:
+def test_tables_have_calls_of_each_service() -> None:
     for start, least in (("m.", 8), ("answers.", 4), ("perf.", 4), ("lb.", 7), ("lease.", 1)):
         assert sum(call.startswith(start) for call in CALLS) >= least
 
 
 @pytest.fixture
 def names(perf: AgentPerf) -> Iterator[dict[str, Any]]:
-    """What the calls find: a pool with room, an agent with a record, an instance and a lease that are held."""
+    """The names in the calls: a pool with free capacity, an agent with a record, an instance and a lease that are held."""
     lb = perf.balancer("consistent_hash")  # the one strategy that all the calls are allowed under
     instance = AgentInstance("coder-1", "coder", max_capacity=9, labels=frozenset({"gpu"}))
     lb.register_instance(instance)
@@ -89,13 +89,13 @@ def names(perf: AgentPerf) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if "wait_until_idle" not in call])
-def test_a_call_in_the_tables_runs(call: str, names: dict[str, Any]) -> None:
+def test_calls_in_tables_run_as_written(call: str, names: dict[str, Any]) -> None:
     exec(call, names)
     for unreleased in [each for each in names["lb"].leases("coder").leases if each.token != names["lease"].token]:
         names["lb"].release_token("coder", unreleased.token)
 
 
-def test_an_instance_is_drained_as_the_tables_say(perf: AgentPerf) -> None:
+def test_draining_call_in_tables_stops_new_leases(perf: AgentPerf) -> None:
     (call,) = (call for call in CALLS if "wait_until_idle" in call)
     lb = perf.balancer()
     lb.register_instance(AgentInstance("coder-1", "coder"))
@@ -186,7 +186,7 @@ def named_commands(row: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
             yield words, re.findall(r"--[\w-]+", span)
 
 
-def test_the_table_of_commands_is_complete() -> None:
+def test_table_of_commands_is_complete() -> None:
     assert {words for row in ROWS for words, _ in named_commands(row)} == set(COMMANDS)
 
 
@@ -199,7 +199,7 @@ def test_named_options_of_commands_exist(row: str) -> None:
         assert set(options) <= known
 
 
-def test_links_within_the_page_lead_somewhere() -> None:
+def test_links_within_the_page_resolve() -> None:
     headings = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     links = set(re.findall(r"\]\(#(.*?)\)", TEXT))
@@ -222,7 +222,7 @@ def test_files_and_steps_named_for_contributors_exist() -> None:
     assert {name for name in re.findall(r"`(\w+)`", steps[1]) if not hasattr(command, name)} == set()
 
 
-def test_the_tests_that_are_named_exist() -> None:
+def test_cited_tests_exist() -> None:
     named = set(re.findall(r"`(test_\w+)`", TEXT))
     defined = {
         name
@@ -234,13 +234,13 @@ def test_the_tests_that_are_named_exist() -> None:
 
 
 def record(url: str, namespace: str) -> bool:
-    """A task of a pool; the AgentPerf is the process's, and is not closed."""
+    """A task of a pool. The AgentPerf belongs to the process and is not closed."""
     perf = AgentPerf(url, namespace=namespace)
     perf.metrics.record_execution("planner", 0.1, success=True)
     return perf.metrics.flush()
 
 
-def test_a_task_of_a_pool_that_flushes_is_counted(server: Server, namespace: str, perf: AgentPerf) -> None:
+def test_flush_at_end_of_pool_task_counts_it(server: Server, namespace: str, perf: AgentPerf) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.starmap(record, [(server.url, namespace)] * 4) == [True] * 4
     assert perf.metrics.snapshots()["planner"].task_count == 4
