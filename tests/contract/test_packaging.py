@@ -16,14 +16,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import agentperf_redis
-from tests.servers import Server
+from tests.support.places import ROOT
+from tests.support.servers import Server
 
-_ROOT = Path(__file__).resolve().parents[2]
 _CORE = {"redis", "hiredis", "msgpack"}
 
 
 def _build(out: Path, *options: str) -> None:
-    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), *options, str(_ROOT)]
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), *options, str(ROOT)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -88,13 +88,11 @@ def test_the_wheel_holds_the_package_its_scripts_and_its_types(wheel: Path) -> N
         inside = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
         (entry_points,) = (archive.read(name) for name in archive.namelist() if name.endswith("entry_points.txt"))
     package = {
-        str(file.relative_to(_ROOT)): file.read_bytes()
-        for file in (_ROOT / "agentperf_redis").rglob("*")
+        str(file.relative_to(ROOT)): file.read_bytes()
+        for file in (ROOT / "agentperf_redis").rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    scripts = {
-        f"agentperf_redis/{file.relative_to(_ROOT)}": file.read_bytes() for file in (_ROOT / "lua").rglob("*.lua")
-    }
+    scripts = {f"agentperf_redis/{file.relative_to(ROOT)}": file.read_bytes() for file in (ROOT / "lua").rglob("*.lua")}
     assert inside == package | scripts
     assert "agentperf_redis/py.typed" in inside
     assert b"agentperf = agentperf_redis.cli:main" in entry_points

@@ -17,9 +17,9 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.command import Command
 from agentperf_redis.embedded import EmbeddedServer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
-from tests.heldup import hurry
-from tests.servers import Raw, gone, wait_until
-from tests.workers import Workers
+from tests.support.servers import Raw, gone, wait_until
+from tests.support.stalls import hurry
+from tests.support.workers import Workers
 
 
 @pytest.fixture

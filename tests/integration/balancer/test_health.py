@@ -17,10 +17,10 @@ from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, L
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.command import Batch
 from agentperf_redis.errors import InvalidArgument
-from tests.conftest import Call as Way
-from tests.heldup import HeldUp
-from tests.integration.balancer.calls import Call, steady
-from tests.servers import Raw, Server, wait_until
+from tests.support.calls import Call
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
+from tests.support.steady_load import CallRecord, steady
 
 INSTANCES, CALLS, EVERY_S, TAKES_S = 10, 1000, 0.003, 0.01
 ILL = range(100, 600)
@@ -122,12 +122,12 @@ def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
         def behave(number: int, instance: AgentInstance, slow: str) -> tuple[str, float]:
             return "ok", (slowly if instance.id == slow and number in ILL else takes * (0.9 + number % 100 / 500))
 
-        def run(of: LoadBalancer, name: str, slow: str) -> Coroutine[Any, Any, list[Call]]:
+        def run(of: LoadBalancer, name: str, slow: str) -> Coroutine[Any, Any, list[CallRecord]]:
             return steady(of, CALLS, every, partial(behave, slow=slow), ending(raw, name, "p3", 200))
 
         async def both(
-            first: Coroutine[Any, Any, list[Call]], second: Coroutine[Any, Any, list[Call]]
-        ) -> tuple[list[Call], list[Call]]:
+            first: Coroutine[Any, Any, list[CallRecord]], second: Coroutine[Any, Any, list[CallRecord]]
+        ) -> tuple[list[CallRecord], list[CallRecord]]:
             return await asyncio.gather(first, second)
 
         with_it, without_it = runner.run(both(run(balancer, names[0], "p3"), run(beside, names[1], "none")))
@@ -277,7 +277,7 @@ def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
     assert limits() == {0}
 
 
-def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Way, backend: Backend) -> None:
+def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=100), backend=backend)
     register(balancer, 2, max_capacity=1)
     fail(balancer, "p0", 1)
@@ -412,7 +412,7 @@ def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> N
 
 @pytest.mark.parametrize("state", [InstanceState.EJECTED, InstanceState.PROBING, InstanceState.DOWN])
 def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
-    call: Way, backend: Backend, raw: Raw, state: InstanceState
+    call: Call, backend: Backend, raw: Raw, state: InstanceState
 ) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=2, checks_to_down=2), backend=backend)
     register(balancer, 2)
@@ -436,7 +436,7 @@ def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
     assert (status_of(balancer, "p0").state, len(kinds(balancer))) == (InstanceState.UP, told)
 
 
-def test_instances_are_drained_and_marked_on_a_full_server(call: Way, own_server: Any, connect: Any) -> None:
+def test_instances_are_drained_and_marked_on_a_full_server(call: Call, own_server: Any, connect: Any) -> None:
     balancer = LoadBalancer(backend=connect(own_server.url))
     register(balancer, 2)
     with own_server.client() as client:
@@ -456,7 +456,7 @@ def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, ra
     assert other is not None
     balancer.release(other, outcome="error")
     assert kinds(balancer, other.id)[-1] is EventKind.EJECTED
-    with HeldUp(raw.ping) as held_up:
+    with StallDetector(raw.ping) as held_up:
         begin = time.monotonic()
         instance = balancer.acquire("planner", wait=20.0)
         assert held_up.own(begin, time.monotonic()) < 1.2
@@ -469,7 +469,7 @@ def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, ra
 
 
 def test_settings_last_deployed_hold_and_a_change_is_logged(
-    call: Way, backend: Backend, caplog: pytest.LogCaptureFixture
+    call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     balancer = LoadBalancer(backend=backend)
     register(balancer, 1)
@@ -490,7 +490,7 @@ def test_settings_last_deployed_hold_and_a_change_is_logged(
     assert len(caplog.messages) == 1
 
 
-def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Way, backend: Backend) -> None:
+def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Call, backend: Backend) -> None:
     first = PoolSettings(eject_after=1, max_ejected=1.0, adaptive=True)
     balancer = LoadBalancer(settings=first, backend=backend)
     register(balancer, 4, max_capacity=10)

@@ -18,10 +18,10 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.errors import InvalidArgument
-from tests.conftest import Call
-from tests.heldup import HeldUp
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
+from tests.support.calls import Call
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
+from tests.support.workers import Workers
 
 LONG_AGO_US = 1_000_000_000_000_000
 GRAIN_US = 2000
@@ -411,7 +411,7 @@ def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_owed(call: 
 def test_who_waits_is_served_when_a_rate_comes_back(call: Call, backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=3000, tokens_per_minute=30_000)
-    with HeldUp(raw.ping) as held_up:
+    with StallDetector(raw.ping) as held_up:
         begin = time.monotonic()
         for _ in range(4):  # 0.2 s by its tokens, also for who was handed it in line; 0.02 s by the requests
             call(balancer, "release", call(balancer, "acquire", "planner", wait=20, tokens=100))

@@ -9,9 +9,9 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from tests.benchmarks.hit_ratio import BELOW_LRU, BELOW_TINYLFU, Scene, hits, play, theine_hits
-from tests.mutants import alter
-from tests.servers import Server
-from tests.traces import births, drift, lru_hits, optimal_hits, zipf_scan_loop
+from tests.support.mutants import alter
+from tests.support.servers import Server
+from tests.support.traces import births, drift, lru_hits, optimal_hits, zipf_scan_loop
 
 COUNT, KEYS = 8000, 800
 ABOVE_LRU = 4.0

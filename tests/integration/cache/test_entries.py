@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +17,12 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, Policy, Tier, TieredCache
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
-from tests.conftest import Call
-from tests.integration.cache.scan import faults
-from tests.servers import Raw, Server, wait_until
-from tests.traces import read_trace
-from tests.workers import Workers
+from tests.support.cache_scan import faults
+from tests.support.calls import Call
+from tests.support.places import DATA
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.traces import read_trace
+from tests.support.workers import Workers
 
 
 def tag(namespace: str, service: str = "cache", name: str = "default") -> str:
@@ -97,7 +97,7 @@ def test_the_least_recently_used_leaves_and_an_overwrite_evicts_nobody(
     assert cache.access_order == call(cache, "keys")
 
 
-RECORDED = Path(__file__).with_name("calls.trace.gz")
+RECORDED = DATA / "calls.trace.gz"
 """9,000 accesses to 262 keys: the functions that Python's standard library called, one after the other, while it parsed
 arguments, mail, configuration, source and XML; of every third function, without calls of the same one in a row."""
 

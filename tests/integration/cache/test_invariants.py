@@ -12,9 +12,9 @@ import pytest
 from agentperf_redis import script
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from tests.integration.cache.scan import faults, without_value
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
+from tests.support.cache_scan import faults, without_value
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.workers import Workers
 
 PROCESSES = 4
 _CACHES = {

@@ -23,9 +23,9 @@ from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import CorruptState
-from tests.conftest import Call
-from tests.integration.cache.test_coherence import copied
-from tests.servers import Raw
+from tests.support.caches import copied
+from tests.support.calls import Call
+from tests.support.servers import Raw
 
 REGISTRY = Registry()
 

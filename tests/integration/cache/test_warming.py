@@ -14,9 +14,9 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache.warm_up import Warmed
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
-from tests.conftest import Call
-from tests.servers import Raw, Server
-from tests.workers import Workers
+from tests.support.calls import Call
+from tests.support.servers import Raw, Server
+from tests.support.workers import Workers
 
 
 class Busy:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from agentperf_redis.cache import LRUCache
-from tests.integration.cache.scan import faults
-from tests.servers import Server
-from tests.stateful.cache.machine import CacheMachine, Entry, run
+from tests.support.cache_machine import CacheMachine, Entry, run
+from tests.support.cache_scan import faults
+from tests.support.servers import Server
 
 MAX_SIZE = 4
 KEYS = st.sampled_from("abcdefg")

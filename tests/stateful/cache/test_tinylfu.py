@@ -8,10 +8,10 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, maintenance
-from tests.integration.cache.scan import faults
-from tests.mutants import alter
-from tests.servers import Raw
-from tests.stateful.cache.tinylfu import HOT, TIERS, TinyLFU, differences
+from tests.support.cache_scan import faults
+from tests.support.mutants import alter
+from tests.support.servers import Raw
+from tests.support.tinylfu import HOT, TIERS, TinyLFU, differences
 
 SMALL = [(2, 2, 1), (1, 2, 3), (0, 0, 6)]
 LARGE = [(8, 40, 160), (0, 0, 120)]

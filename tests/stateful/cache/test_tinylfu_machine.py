@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from agentperf_redis.cache import TieredCache
-from tests.integration.cache.scan import faults
-from tests.mutants import alter
-from tests.servers import Server
-from tests.stateful.cache.machine import CacheMachine, Entry, run
-from tests.stateful.cache.tinylfu import COLD, NEW, TIERS, TinyLFU, differences
+from tests.support.cache_machine import CacheMachine, Entry, run
+from tests.support.cache_scan import faults
+from tests.support.mutants import alter
+from tests.support.servers import Server
+from tests.support.tinylfu import COLD, NEW, TIERS, TinyLFU, differences
 
 ROOMS = (1, 2, 3)
 LIVES_S = (100, 200, 300)

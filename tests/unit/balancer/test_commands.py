@@ -6,7 +6,6 @@ import contextlib
 import math
 import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -25,6 +24,7 @@ from agentperf_redis.balancer.commands import ANY, Choice, Pool
 from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.command import Command
 from agentperf_redis.errors import AgentPerfError, CorruptState
+from tests.support.places import README
 
 POOL = Pool.of("n", "t")
 RECORD = b"1 5 7 1000 3 2.5 fr,gpu - 5 1500 0 4 2 1"
@@ -154,7 +154,7 @@ def test_a_pool_without_instances_renders_as_the_reference_does() -> None:
 
 
 def test_the_readme_lists_the_default_settings() -> None:
-    text = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
     table = re.findall(
         r"^\| `(\w+)` \| ([\w.]+) \| \S", text[text.index("| setting | default | why |") :], re.MULTILINE
     )

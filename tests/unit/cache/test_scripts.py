@@ -14,7 +14,7 @@ from agentperf_redis.cache.commands import entries, inspection
 from agentperf_redis.cache.commands.entries import PutOutcome
 from agentperf_redis.cache.model import Policy, Settings
 from agentperf_redis.cache.process.access_buffer import NO_REPORT, Report
-from tests.fake import Fake
+from tests.support.fake import Fake
 
 KEYS = key_names.cache("ns", "cache", "c")
 FAR = 10**14
