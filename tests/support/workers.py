@@ -182,6 +182,12 @@ def _work(pipe: Connection, environment: dict[str, str], function: Callable[...,
 
 def _end_with_parent() -> None:
     """End this process when the one that forked it does, which ends with the test process, even if that is killed."""
+    # The server that forks lives as long as anybody holds the other end of its pipe, and Python gives one to each worker.
+    # A worker that kept it would keep its own parent alive, and with it itself.
+    server: Any = multiprocessing.forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
