@@ -1,7 +1,8 @@
 """Fixtures for all layers. Every server is a real one (`tests/support/servers.py`) except `fake`, for the unit layer.
 
-Which server a test runs on: Valkey. A test marked `every_server` runs on every kind; `--all-servers` marks them all so,
-and `--other-servers` runs just what `--all-servers` adds. One marked `servers` keeps to the kinds it names.
+Which tests run: plain `pytest` runs the quick ones, on Valkey. `--thorough` runs the rest: the tests marked `thorough`,
+and every test on the other kinds of server. `--everything` runs both. A file that is named on the command line runs
+whole. A test marked `every_server` is quick on every kind of server. One marked `servers` keeps to the kinds it names.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-servers", action="store_true", help="run every test on every kind of server")
-    parser.addoption("--other-servers", action="store_true", help="run what --all-servers adds, and nothing else")
+    parser.addoption("--thorough", action="store_true", help="run what plain pytest leaves out, and nothing else")
+    parser.addoption("--everything", action="store_true", help="run what plain pytest runs and what it leaves out")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "every_server: runs on every kind of server, also without --all-servers")
-    config.addinivalue_line(
-        "markers", "servers(*kinds): as if there were just these kinds of server, the first for Valkey"
-    )
-    config.addinivalue_line(
-        "markers", "waits: mostly waits, for half a minute: begun first, while others have work to do"
-    )
-    config.addinivalue_line("markers", "standalone: what it stands before or does to the server a Cluster would evade")
+    for marker in (
+        "thorough: takes long, in real time or in computing; left out by plain pytest",
+        "every_server: plain pytest runs it on every kind of server",
+        "servers(*kinds): as if there were just these kinds of server, the first for Valkey",
+        "waits: mostly waits, for half a minute: begun first, while others have work to do",
+        "standalone: a Cluster would evade what stands between it and the test, or what the test does to the server",
+    ):
+        config.addinivalue_line("markers", marker)
     if not _is_worker(config):  # which has its session's mark already
         leftovers.mark_session()
     _have_hypothesis_be_steady(config)
@@ -65,7 +66,8 @@ def _have_hypothesis_be_steady(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    lines = [f"servers: {', '.join(kinds())}" + ("" if config.getoption("--all-servers") else "; default: valkey")]
+    chosen = [option for option in ("--thorough", "--everything") if config.getoption(option)] or ["quick, on valkey"]
+    lines = [f"servers: {', '.join(kinds())}; tests: {' '.join(chosen)}"]
     if program("redis70") is None:
         lines.append("servers: no redis-server 7.x on this machine, so the variant redis70 is left out")
     return lines
@@ -85,30 +87,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # A Cluster's nodes tell clients their own addresses, past any proxy; and what these tests do to a server
         # concerns one process. What a Cluster adds has tests of its own.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
-    if not (option("--all-servers") or option("--other-servers") or marker("every_server") is not None):
+    if not (option("--thorough") or option("--everything") or marker("every_server") is not None):
         chosen = chosen[:1]
     metafunc.parametrize("server_kind", chosen)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with what waits. With `--other-servers`, leave out what runs without it: one run of each is one of everything."""
+    """Begin with what waits; leave out what was not asked for. Plain and `--thorough` have no test in common."""
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)
-    if not config.getoption("--other-servers"):
+    if config.getoption("--everything"):
         return
-
-    def added(item: pytest.Item) -> bool:
-        kind = (
-            item.callspec.params.get("server_kind")
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else None
-        )
-        only = item.get_closest_marker("servers")
-        usual = only.args[0] if only is not None else "valkey"
-        return kind not in (None, usual) and item.get_closest_marker("every_server") is None
-
-    kept = [item for item in items if added(item)]
+    if config.getoption("--thorough"):
+        kept = [item for item in items if not _is_quick(item)]
+    else:
+        named = {config.invocation_params.dir / argument.partition("::")[0] for argument in config.args}
+        kept = [item for item in items if _is_quick(item) or item.path in named]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    """Whether plain pytest runs it."""
+    if item.get_closest_marker("thorough") is not None:
+        return False
+    callspec = getattr(item, "callspec", None)
+    kind = None if callspec is None else callspec.params.get("server_kind")
+    only = item.get_closest_marker("servers")
+    usual = "valkey" if only is None else only.args[0]
+    return kind in (None, usual) or item.get_closest_marker("every_server") is not None
 
 
 @pytest.fixture(scope="session", autouse=True)
