@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -494,63 +493,6 @@ def test_changing_the_policy_keeps_the_entries(
         assert len(other.get_many(list(held))) >= len(held) - 1
         other.flush()
         assert faults(raw, namespace, "tiered", "default") == []
-
-
-BAD_KEYS: list[Any] = [None, 5, b"k", "\ud800"]
-BAD_TTLS: list[Any] = [0, -1, 1e-9, math.nan, -math.inf, 1e300, True, "5"]
-
-
-@pytest.mark.parametrize(
-    ("method", "args", "kwargs", "argument"),
-    [
-        *(("get", (key,), {}, "key") for key in BAD_KEYS),
-        *(("put", (key, 1), {}, "key") for key in BAD_KEYS),
-        *(("delete", (key,), {}, "key") for key in BAD_KEYS),
-        *(("entry", (key,), {}, "key") for key in BAD_KEYS),
-        *(("put", ("k", 1, ttl), {}, "ttl") for ttl in BAD_TTLS),
-        *(("get_or_compute", ("k", int, ttl), {}, "ttl") for ttl in BAD_TTLS),
-        *(("put", ("k", 1), {"tags": tags}, "tags") for tags in ("news", [""], ["\n"], [5], ["x" * 201], 5)),
-        ("get_many", ("abc",), {}, "keys"),
-        ("get_many", ([5],), {}, "keys"),
-        ("delete_many", ("abc",), {}, "keys"),
-        ("put_many", (["a"],), {}, "values"),
-        ("invalidate_tags", ("",), {}, "tags"),
-        ("put", ("k", object()), {}, "value"),
-        ("put", ("k", "x" * 2_000_000), {}, "value"),
-        ("get_or_compute", (5, int), {}, "key"),
-    ],
-)
-def test_bad_arguments_are_refused_and_nothing_is_sent(
-    call: Call, backend: Backend, raw: Raw, namespace: str, method: str, args: Any, kwargs: Any, argument: str
-) -> None:
-    cache = LRUCache(backend=backend)
-    with pytest.raises(InvalidArgument) as refused:
-        call(cache, method, *args, **kwargs)
-    assert refused.value.argument == argument
-    assert list(raw.scan_iter(match=f"{namespace}*cache*")) == []
-
-
-@pytest.mark.parametrize(
-    ("kind", "kwargs", "argument"),
-    [
-        *((LRUCache, {"max_size": size}, "max_size") for size in (0, -1, 2**53, True, "5", 1.5, None)),
-        *((LRUCache, {"default_ttl": ttl}, "default_ttl") for ttl in BAD_TTLS),
-        *((LRUCache, {"name": name}, "name") for name in ("", "\x00", "\ud800", "x" * 201, 5)),
-        *((LRUCache, {"max_bytes": size}, "max_bytes") for size in (0, -1, True)),
-        (LRUCache, {"policy": "lfu"}, "policy"),
-        (LRUCache, {"strict": 1}, "strict"),
-        *((TieredCache, {argument: 0}, argument) for argument in ("hot_size", "warm_size", "cold_size", "warm_ttl")),
-    ],
-)
-def test_bad_settings_are_refused(backend: Backend, kind: Any, kwargs: Any, argument: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
-        kind(**kwargs, backend=backend)
-    assert refused.value.argument == argument
-
-
-def test_a_tier_that_is_none_is_refused(backend: Backend) -> None:
-    with pytest.raises(InvalidArgument, match="'hot', 'warm', 'cold'"):
-        TieredCache(backend=backend).put("k", 1, "lukewarm")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache.warm_up import Warmed
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument
+from agentperf_redis.errors import BackendUnavailable
 from tests.support.calls import Call
-from tests.support.servers import Raw, Server
+from tests.support.servers import Server
 from tests.support.workers import Workers
 
 
@@ -157,24 +157,3 @@ def test_without_a_server_nothing_is_computed_for_nothing(call: Call, connect: C
         call(cache, "warm_up", [f"k{number}" for number in range(100)], busy)
 
     assert busy.calls == []
-
-
-@pytest.mark.parametrize(
-    ("options", "argument"),
-    [
-        ({"items": "abc"}, "items"),
-        ({"items": 5}, "items"),
-        ({"items": ["a", 5]}, "items"),
-        ({"concurrency": 0}, "concurrency"),
-        ({"concurrency": 1000}, "concurrency"),
-        ({"progress": 5}, "progress"),
-        ({"ttl": 0}, "ttl"),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(
-    call: Call, backend: Backend, raw: Raw, options: dict[str, Any], argument: str
-) -> None:
-    given: dict[str, Any] = {"items": ["a"], "function": str.upper, "concurrency": 1, **options}
-    with pytest.raises(InvalidArgument) as refused:
-        call(LRUCache(backend=backend), "warm_up", **given)
-    assert refused.value.argument == argument
