@@ -121,7 +121,6 @@ def use_balancer(perf: AgentPerf, strategy: str) -> None:
     assert status.current_load == 0
 
 
-@pytest.mark.every_server
 def test_the_readmes_user_may_do_all_that_the_library_does(user: User, namespace: str) -> None:
     with AgentPerf(user.url, namespace=namespace) as perf, AgentPerf(user.url, namespace=namespace) as other:
         use_metrics(perf)
@@ -140,7 +139,6 @@ def test_the_readmes_user_may_do_all_that_the_library_does(user: User, namespace
     assert user.refused() == []
 
 
-@pytest.mark.every_server
 def test_the_readmes_user_may_do_nothing_else(user: User, server: Server, namespace: str) -> None:
     host, _, port = user.url.rpartition("@")[2].partition(",")[0].partition("/")[0].partition(":")
     with redis.Redis(host=host, port=int(port), username=user.name, password="secret") as client:

@@ -10,6 +10,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from tests.support.places import ROOT
 
 _COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -22,6 +24,7 @@ def _dockerfile() -> list[list[str]]:
     return [shlex.split(line) for line in textwrap.dedent(found[1]).splitlines()]
 
 
+@pytest.mark.thorough
 def test_the_image_is_given_all_that_its_wheel_is_built_of(tmp_path: Path) -> None:
     context = tmp_path / "app"
     context.mkdir()

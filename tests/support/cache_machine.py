@@ -99,7 +99,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.raw.hset(self.where.meta, "next", 1)
 
 
-def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int = 40) -> None:
+def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Run a machine on a server, through so many sequences, or to the first at which it disagrees."""
     monkeypatch.setattr(
         maintenance, "REPORT_AFTER_S", 3600

@@ -69,7 +69,7 @@ def contention(server: Server, namespace: str, workers: Workers, *, mutant: bool
     return workers.run(contend, args)
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_processes_that_contend_never_exceed_capacity(
     server: Server, raw: Raw, namespace: str, workers: Workers
 ) -> None:
@@ -86,6 +86,7 @@ def test_processes_that_contend_never_exceed_capacity(
     assert raw.hget(pool.state, "#picks") == str(granted)
 
 
+@pytest.mark.thorough
 def test_the_test_above_fails_without_the_capacity_check(
     server: Server, raw: Raw, namespace: str, workers: Workers
 ) -> None:

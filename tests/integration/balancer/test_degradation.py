@@ -141,6 +141,7 @@ def test_a_policy_that_cannot_be_is_refused(perf: AgentPerf) -> None:
     assert perf.balancer(on_unavailable="none") is not perf.balancer()
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis70", "redis82")
 @pytest.mark.parametrize("policy", ["raise", "none"])
 def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_behind(

@@ -76,6 +76,7 @@ def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str
     return Counter(granted.facts[0] for granted in answers[::2])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 2, 3, 4, 5), (100, 1, 1, 1, 0.01, 0), (5, 1) * 40])
 @pytest.mark.parametrize("leased", [0, 0.5])
 def test_weighted_draws_by_weight_and_free_share(backend: Backend, weights: tuple[float, ...], leased: float) -> None:
@@ -94,6 +95,7 @@ def test_weighted_draws_by_weight_and_free_share(backend: Backend, weights: tupl
     assert chi_square_deviate(Counter(each.id for each in peeks), shares, draws) < RARE_Z
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", [LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.WEIGHTED])
 def test_draws_from_many_instances_are_even(backend: Backend, strategy: LoadBalancingStrategy) -> None:
     random.seed(7)
@@ -119,6 +121,7 @@ def test_least_loaded_fills_by_share_of_capacity(backend: Backend) -> None:
     assert Counter(acquire(backend, pool, 11, "a")) == {"small": 1, "large": 10}
 
 
+@pytest.mark.thorough
 # A Cluster cannot copy between slots; the strategy is the same there.
 @pytest.mark.servers("valkey", "redis82", "redis70")
 def test_power_of_two_stays_low(backend: Backend, raw: Raw) -> None:

@@ -284,6 +284,7 @@ def test_closing_gives_back_what_is_held(
     assert not instance.lease.held
 
 
+@pytest.mark.thorough
 def test_closing_first_does_what_the_keeper_had_put_off(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:
@@ -415,6 +416,7 @@ def there(server: Server, pool: keys.PoolKeys) -> set[str]:
         return set(raw.zrange(pool.ids, 0, -1))
 
 
+@pytest.mark.thorough
 def test_who_only_registers_notices_that_the_server_came_back_empty(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
@@ -446,6 +448,7 @@ def test_after_a_flush_a_pool_is_back_with_the_first_question(
         assert call(LoadBalancer(backend=connect(own_server.url)), "get_status")["planner"]["instances"] == 1
 
 
+@pytest.mark.thorough
 def test_each_process_brings_its_instances_back_whoever_was_first(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:

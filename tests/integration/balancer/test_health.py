@@ -75,7 +75,6 @@ def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], N
     return look
 
 
-@pytest.mark.every_server
 def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
@@ -99,7 +98,7 @@ def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     assert pool_of(balancer).current_load == 0
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
@@ -173,7 +172,6 @@ def test_nobody_is_ejected_where_the_settings_say_never(backend: Backend) -> Non
     assert status_of(balancer, "p0").failed_in_a_row == 20
 
 
-@pytest.mark.every_server
 def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=1.0, panic_above=1.0), backend=backend)
     names = register(balancer, 5)
@@ -227,6 +225,7 @@ def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
     assert {each.id for each in (balancer.acquire("planner") for _ in range(30)) if each} == {"p0", "p1", "p2"}
 
 
+@pytest.mark.thorough
 def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backend, raw: Raw) -> None:
     settings = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.9)
     balancer = LoadBalancer(settings=settings, backend=backend)
@@ -244,6 +243,7 @@ def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backe
     wait_until(lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50, "all to be settled")
 
 
+@pytest.mark.thorough
 def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
     backend: Backend, raw: Raw, namespace: str
 ) -> None:

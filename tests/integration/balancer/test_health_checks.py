@@ -62,7 +62,7 @@ def check_for_ever(url: str, namespace: str, file: str, is_async: bool) -> None:
         threading.Event().wait()
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_killed(
     server: Server, namespace: str, backend: Backend, raw: Raw, workers: Workers, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
 # Limits that are learnt
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_a_limit_settles_where_an_instance_slows_down_and_recovers(backend: Backend, runner: asyncio.Runner) -> None:
     settings = PoolSettings(adaptive=True, slow_after=0.015, eject_after=None)
     balancer = LoadBalancer(settings=settings, backend=backend)
@@ -153,7 +153,6 @@ def age(raw: Raw, namespace: str) -> None:
     raw.zadd(ids, dict.fromkeys(raw.zrange(ids, 0, -1), LONG_AGO_US))
 
 
-@pytest.mark.every_server
 def test_a_newcomer_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
     balancer = LoadBalancer(settings=PoolSettings(slow_start=2.0), backend=backend)
     for name in ("p0", "p1"):
@@ -296,7 +295,7 @@ def ask_all_the_time(url: str, namespace: str, times: int, tokens: int) -> tuple
     return [each.lease.fence for each in held if each.lease is not None], refused
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rates", "tokens"), [("requests", 0), ("tokens", 50)])
 def test_a_thousand_acquires_get_what_gcra_allows_and_not_one_more(
     server: Server, backend: Backend, namespace: str, workers: Workers, rates: str, tokens: int
@@ -330,6 +329,7 @@ def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
     raw.zadd(pool.due, {"R:" + name: 1}, xx=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rates", ["requests", "tokens"])
 def test_in_no_minute_the_leases_before_the_last_take_more_than_rate_and_burst(
     backend: Backend, raw: Raw, namespace: str, rates: str

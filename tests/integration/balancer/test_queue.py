@@ -435,6 +435,7 @@ def hold(url: str, namespace: str) -> Generator[str, None, None]:
     yield instance.id
 
 
+@pytest.mark.thorough
 def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
     server: Server, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, workers: Workers
 ) -> None:

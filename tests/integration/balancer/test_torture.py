@@ -279,6 +279,7 @@ def test_after_the_ttl_and_one_operation_all_units_of_a_killed_process_are_back(
     assert set(judge(raw.lrange(f"{pool.state}:log", 0, -1))) == {instance.lease.token}
 
 
+@pytest.mark.thorough
 def test_no_crash_and_no_pause_spoils_the_pool(
     server: Server,
     make_proxy: Callable[[Server], Proxy],
@@ -321,6 +322,7 @@ def test_no_crash_and_no_pause_spoils_the_pool(
     backend.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("mutant", "expected"),
     [

@@ -78,7 +78,6 @@ def test_one_sees_ones_own_writes_at_once(call: Call, backend: Backend) -> None:
             assert call(cache, "get", "k") == left, forget
 
 
-@pytest.mark.every_server
 def test_others_writes_are_seen_within_their_time(server: Server, connect: Callable[..., Backend]) -> None:
     cache, elsewhere = with_copies(connect(server.url)), LRUCache(backend=connect(server.url))
     for forget, left in (
@@ -290,7 +289,7 @@ def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
     return faults
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_no_process_reads_what_is_older_than_allowed(
     server: Server, namespace: str, workers: Workers, raw: Raw
 ) -> None:

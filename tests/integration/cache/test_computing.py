@@ -108,7 +108,6 @@ def count_and_work(url: str, namespace: str, key: str, seconds: float) -> tuple[
     return len(calls), values[0], time.monotonic()
 
 
-@pytest.mark.every_server
 def test_processes_share_one_computation(server: Server, namespace: str, workers: Workers, raw: Raw) -> None:
     results = workers.run(count_and_work, [(server.url, namespace, "k", 0.3)] * 4)
 

@@ -101,7 +101,6 @@ RECORDED = DATA / "calls.trace.gz"
 arguments, mail, configuration, source and XML; of every third function, without calls of the same one in a row."""
 
 
-@pytest.mark.every_server
 @pytest.mark.parametrize("size", [8, 50])
 def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: str, size: int) -> None:
     """Access by access, over a recorded trace: a hit where a textbook LRU has one, and the same entries at the end."""
@@ -327,7 +326,6 @@ def ask_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None]
     backend.close()
 
 
-@pytest.mark.every_server
 def test_with_strict_two_processes_share_one_textbook_lru(
     server: Server, namespace: str, workers: Workers, raw: Raw
 ) -> None:
@@ -576,6 +574,7 @@ def test_a_newer_data_model_is_not_touched(call: Call, backend: Backend, raw: Ra
     assert raw.hgetall(f"{tag(namespace)}:meta") == {"schema": "2"}
 
 
+@pytest.mark.thorough
 def test_limits_that_were_lowered_hold_when_the_first_call_returns(
     call: Call, backend: Backend, connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
 ) -> None:

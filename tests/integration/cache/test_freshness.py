@@ -187,7 +187,7 @@ def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s:
     return Reading(computed, len(waits), reads)
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_reader_waits(
     server: Server, namespace: str, workers: Workers, connect: Callable[..., Backend]
 ) -> None:

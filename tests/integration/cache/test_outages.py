@@ -346,6 +346,7 @@ def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float
     return acknowledged
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis82", "redis70")
 @pytest.mark.parametrize("aof", [False, True], ids=["empty", "aof"])
 def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old_back(

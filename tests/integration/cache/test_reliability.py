@@ -332,7 +332,10 @@ def test_on_a_full_server_what_frees_still_works(
     assert call(cache, "put", "more", 1) is True
 
 
-@pytest.mark.parametrize("options", [{}, {"strict": True}, {"local_size": 10}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(more, marks=pytest.mark.thorough) for more in ({"strict": True}, {"local_size": 10}))],
+)
 def test_on_a_full_server_reads_go_on_and_are_reported_later(
     call: Call, own_server: Server, connect: Callable[..., Backend], options: dict[str, Any]
 ) -> None:

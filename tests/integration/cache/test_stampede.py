@@ -68,7 +68,6 @@ def crowd(url: str, namespace: str, waiting: str, failing: bool) -> tuple[int, l
     return len(calls), got
 
 
-@pytest.mark.every_server
 def test_one_call_serves_all(server: Server, namespace: str, workers: Workers, tmp_path: Path) -> None:
     (tmp_path / "waiting").touch()
     results = workers.run(crowd, [(server.url, namespace, str(tmp_path / "waiting"), False)] * PROCESSES)
@@ -79,7 +78,7 @@ def test_one_call_serves_all(server: Server, namespace: str, workers: Workers, t
     assert [len(got) for _, got in results] == [TASKS] * PROCESSES
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_one_failing_call_is_an_error_for_all(
     server: Server, namespace: str, workers: Workers, raw: Raw, tmp_path: Path
 ) -> None:
@@ -121,7 +120,7 @@ def ask_until_served(url: str, namespace: str, calls: str, leads: bool) -> Itera
         yield os.getpid(), values, at, held_up.spans
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_a_killed_leader_costs_one_more_call_and_its_lease(
     server: Server, namespace: str, workers: Workers, tmp_path: Path, raw: Raw
 ) -> None:

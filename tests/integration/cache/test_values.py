@@ -228,7 +228,6 @@ def refused(kind: str, part: str) -> set[str]:
     }.get(part, {"clear"})
 
 
-@pytest.mark.every_server
 @pytest.mark.parametrize("kind", CACHES)
 def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
     call: Call, backend: Backend, raw: Raw, kind: str, caplog: pytest.LogCaptureFixture

@@ -84,7 +84,7 @@ def warm_in_worker(url: str, namespace: str, count: int) -> tuple[int, int]:
     return len(busy.calls), warmed.computed
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_processes_that_warm_the_same_keys_compute_each_once(
     server: Server, namespace: str, workers: Workers, backend: Backend
 ) -> None:

@@ -52,7 +52,6 @@ def used(perf: AgentPerf) -> AgentInstance | None:
     return lb.acquire("planner")
 
 
-@pytest.mark.every_server
 def test_status_shows_all_three_services(agentperf: Run, server: Server, perf: AgentPerf, namespace: str) -> None:
     held = used(perf)
     assert held is not None
@@ -77,7 +76,6 @@ def test_status_of_nothing_says_so(agentperf: Run, server: Server, namespace: st
     assert "Nothing here yet" in done.stdout
 
 
-@pytest.mark.every_server
 def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: str) -> None:
     done = agentperf("doctor", "--url", server.url, "--namespace", namespace, "--json")
     document: dict[str, Any] = json.loads(done.stdout)

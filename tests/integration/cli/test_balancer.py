@@ -29,7 +29,6 @@ def lb(agentperf: Run, perf: AgentPerf) -> Run:
     return partial(agentperf, "lb")
 
 
-@pytest.mark.every_server
 def test_status_shows_pools_and_their_instances(lb: Run, perf: AgentPerf) -> None:
     held = perf.balancer().acquire("planner")
     perf.balancer().register_instance(AgentInstance("[red]", "odd"))
@@ -182,7 +181,6 @@ def test_wrong_usage_is_exit_2(lb: Run, words: tuple[str, ...]) -> None:
     assert done.stderr
 
 
-@pytest.mark.every_server
 def test_events_are_shown_and_followed(
     lb: Run, perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
 ) -> None:

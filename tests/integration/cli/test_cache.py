@@ -44,7 +44,6 @@ def _settings_stay(cache: Run, raw: Raw, namespace: str) -> Any:
     assert {each for each in raw.zrange(keys.resources(namespace), 0, -1) if "both" not in each} == resources
 
 
-@pytest.mark.every_server
 def test_list_shows_all_caches_with_their_own_limits(cache: Run) -> None:
     found = {each["cache"]: each for each in document(cache("list", "--json"), "cache list")["caches"]}
     assert (found["answers"]["cache_kind"], found["docs"]["cache_kind"]) == ("lru", "tiered")

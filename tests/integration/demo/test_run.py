@@ -69,7 +69,7 @@ def reviewed_here(tree: Tree) -> Any:
     return json.loads(json.dumps(conclude(reviews)))
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: str, raw: Raw) -> None:
     watcher = Watcher()
     report = run_demo(DemoOptions(url=server.url, files=FILES, workers=3, namespace=namespace, lease_ttl=1.0), watcher)
@@ -109,6 +109,7 @@ def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: st
     assert "NOT" not in text
 
 
+@pytest.mark.thorough
 def test_who_is_to_be_killed_does_not_get_away_while_the_demo_is_held_up(server: Server, namespace: str) -> None:
     held_up: list[int] = []
 
@@ -193,6 +194,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("promise", BROKEN)
 def test_a_broken_promise_is_found_out(promise: str, server: Server, namespace: str, tmp_path: Path) -> None:
     """The checks must be able to fail: each of these workers breaks one promise."""
@@ -210,6 +212,7 @@ def test_a_broken_promise_is_found_out(promise: str, server: Server, namespace: 
     assert any(failure.startswith(promise) for failure in report.failures), report.failures
 
 
+@pytest.mark.thorough
 def test_no_worker_outlives_a_demo_that_was_killed(server: Server, namespace: str, tmp_path: Path) -> None:
     program = f"""
 from agentperf_redis.demo import DemoOptions, run_demo

@@ -171,7 +171,6 @@ def assert_conserved(expected: Expected, raw: Raw, namespace: str, url: str) -> 
         backend.close()
 
 
-@pytest.mark.every_server
 def test_what_processes_record_is_what_is_counted(server: Server, namespace: str, raw: Raw, workers: Workers) -> None:
     results = workers.run(work, [(server.url, namespace, seed, 2_000) for seed in range(4)])
     for _, delivery in results:
@@ -215,6 +214,7 @@ class Trouble:
 FLUSHES_BETWEEN_FAULTS = (5, 40)
 
 
+@pytest.mark.thorough
 def test_eight_processes_count_exactly_through_a_network_that_breaks_all_the_time(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers
 ) -> None:

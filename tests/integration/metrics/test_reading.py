@@ -459,6 +459,7 @@ def test_percentiles_of_a_hundred_to_a_million_samples(collector: MetricsCollect
 # -- outages
 
 
+@pytest.mark.thorough
 @pytest.mark.waits
 def test_an_outage_of_thirty_seconds_files_its_samples_where_they_belong(
     own_server: Server, connect: Callable[..., Backend]

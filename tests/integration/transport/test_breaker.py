@@ -25,8 +25,8 @@ def tripped(backend: Backend, run: Run, namespace: str) -> None:
     wait_until(lambda: backend._breaker.open, "the breaker to open")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("away", ["paused", "killed"])
-@pytest.mark.every_server
 def test_callers_do_not_queue_on_a_server_that_is_away_and_go_on_when_it_is_back(
     own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str, away: str
 ) -> None:
@@ -84,6 +84,7 @@ def test_who_was_under_way_when_it_opened_still_gets_an_answer(
     assert answers == [1]
 
 
+@pytest.mark.thorough
 def test_the_other_nodes_of_a_cluster_are_not_refused(
     start_server: Callable[..., Server], connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:

@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, PoolSettings, commands
 from agentperf_redis.balancer.commands import Choice, Granted, Pool, Queued, Refused, Spent
+from tests.support.examples import examples
 from tests.support.fake import Fake
 
 IDS = ("a", "b", "c", "d")
@@ -508,19 +517,14 @@ class PoolMachine(RuleBasedStateMachine):
         return load * 8192 // limit * 2**40 + seq
 
 
-PoolMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, phases=[Phase.generate]
-)
-TestPool = PoolMachine.TestCase
-
-
 class JumpyPoolMachine(PoolMachine):
     """The same with all that a pool does by itself."""
 
     settings = JUMPY
 
 
-JumpyPoolMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=50, deadline=None, phases=[Phase.generate]
-)
-TestJumpyPool = JumpyPoolMachine.TestCase
+@pytest.mark.parametrize("machine", [PoolMachine, JumpyPoolMachine])
+@examples(8, 100)
+def test_any_sequence_of_operations_agrees_with_the_model(machine: type[PoolMachine], examples: int) -> None:
+    effort = settings(max_examples=examples, stateful_step_count=45, deadline=None, phases=[Phase.generate])
+    run_state_machine_as_test(machine, settings=effort)

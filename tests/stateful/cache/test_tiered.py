@@ -13,6 +13,7 @@ from hypothesis.stateful import rule
 from agentperf_redis.cache import TieredCache
 from tests.support.cache_machine import CacheMachine, Entry, run
 from tests.support.cache_scan import faults
+from tests.support.examples import examples
 from tests.support.servers import Server
 
 TIERS = ("hot", "warm", "cold")
@@ -152,5 +153,8 @@ class TieredMachine(CacheMachine):
         assert faults(self.raw, self.backend.namespace, "tiered", "m") == []
 
 
-def test_any_sequence_of_operations_agrees_with_the_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(TieredMachine, server, monkeypatch)
+@examples(10, 100)
+def test_any_sequence_of_operations_agrees_with_the_model(
+    server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
+    run(TieredMachine, server, monkeypatch, examples)

@@ -98,7 +98,9 @@ def _reports_go_when_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rooms", "operations", "look_every"), [(r, 600, 1) for r in SMALL] + [(r, 2500, 50) for r in LARGE]
+    ("rooms", "operations", "look_every"),
+    [(rooms, 600, 1) for rooms in SMALL]
+    + [pytest.param(rooms, 2500, 50, marks=pytest.mark.thorough) for rooms in LARGE],
 )
 def test_the_whole_state_is_the_models_after_whatever_is_done(
     backend: Backend, raw: Raw, namespace: str, rooms: tuple[int, int, int], operations: int, look_every: int
@@ -113,6 +115,7 @@ def test_the_whole_state_is_the_models_after_whatever_is_done(
     assert faults(raw, namespace, service, "default") == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("line", "instead"),
     [

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.metrics.client import MetricsCollector
+from tests.support.examples import examples
 from tests.support.servers import Server
 
 AGENTS = st.sampled_from(["research", "writer", "a b{1}", "x/y#z"])
@@ -124,11 +125,12 @@ class Metrics(RuleBasedStateMachine):
             backend.close()
 
 
-def test_random_histories_agree_with_the_reference(server: Server) -> None:
+@examples(8, 60)
+def test_random_histories_agree_with_the_reference(server: Server, examples: int) -> None:
     machine = type("Machine", (Metrics,), {"url": server.url})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from agentperf_redis.balancer import (
     AgentInstance,
@@ -24,6 +24,7 @@ from agentperf_redis.balancer.commands import ANY, Choice, Pool
 from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.command import Command
 from agentperf_redis.errors import AgentPerfError, CorruptState
+from tests.support.examples import examples
 from tests.support.places import README
 
 POOL = Pool.of("n", "t")
@@ -53,11 +54,15 @@ COMMANDS: list[Command[Any]] = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.script.name)
-@given(reply=REPLIES | st.lists(st.integers(-5, 2) | REPLIES, min_size=1, max_size=9))
-def test_decoders_answer_every_reply(command: Command[Any], reply: Any) -> None:
-    with contextlib.suppress(AgentPerfError):
-        command.decode(reply)
+@examples(250, 1500)
+def test_decoders_answer_every_reply(examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(st.sampled_from(COMMANDS), REPLIES | st.lists(st.integers(-5, 2) | REPLIES, min_size=1, max_size=9))
+    def decode(command: Command[Any], reply: Any) -> None:
+        with contextlib.suppress(AgentPerfError):
+            command.decode(reply)
+
+    decode()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.script.name)

@@ -19,6 +19,7 @@ from agentperf_redis.cache.process.access_buffer import MAX_PENDING, MAX_READS, 
 from agentperf_redis.cache.process.flights import Flights, GivenUp, Landed
 from agentperf_redis.command import Command
 from agentperf_redis.errors import CorruptState, InvalidArgument, Undecodable
+from tests.support.examples import examples
 
 KEYS = key_names.cache("ns", "cache", "c")
 SETTINGS = Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 60_000))
@@ -128,13 +129,17 @@ REPLIES = st.recursive(
 )
 
 
-@effort(max_examples=500)
-@given(st.sampled_from(ALL_COMMANDS), REPLIES)
-def test_every_reply_is_understood_or_corrupt(command: Command[Any], reply: Any) -> None:
-    try:
-        command.decode(reply)
-    except CorruptState as corrupt:
-        assert corrupt.key  # noqa: PT017  any other reply is fine
+@examples(250, 1500)
+def test_every_reply_is_understood_or_corrupt(examples: int) -> None:
+    @effort(max_examples=examples)
+    @given(st.sampled_from(ALL_COMMANDS), REPLIES)
+    def decode(command: Command[Any], reply: Any) -> None:
+        try:
+            command.decode(reply)
+        except CorruptState as corrupt:
+            assert corrupt.key  # noqa: PT017  any other reply is fine
+
+    decode()
 
 
 def test_all_keys_of_a_command_lie_in_one_slot() -> None:

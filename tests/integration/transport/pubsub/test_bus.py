@@ -347,6 +347,7 @@ def channel_of(server: Server, namespace: str, node: Node) -> str:
     return next(name for name in names if owner(server, name) is node)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["killed", "paused"])
 def test_a_dead_node_does_not_keep_the_messages_of_the_others(
     start_server: Callable[..., Server], connect: Callable[..., Backend], namespace: str, how: str
