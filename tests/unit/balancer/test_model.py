@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis.balancer.model import MAX_LABELS, AgentInstance, checked_labels
+from agentperf_redis.balancer.model import (
+    MAX_LABELS,
+    AgentInstance,
+    LoadBalancingStrategy,
+    PoolStatus,
+    checked_labels,
+)
 from agentperf_redis.errors import InvalidArgument
 
 
@@ -53,3 +59,22 @@ def test_instance_errors_name_its_own_fields() -> None:
     instance: Any = AgentInstance("a", "t")
     with pytest.raises(AttributeError, match="no field 'foo'"):
         instance.foo = 1
+
+
+def test_load_is_a_share_of_capacity() -> None:
+    instance = AgentInstance("p", "t", current_load=3, max_capacity=4)
+    assert (instance.load_percentage, instance.available_capacity) == (75.0, 1)
+    over = AgentInstance("p", "t", current_load=5, max_capacity=4)
+    assert (over.load_percentage, over.available_capacity) == (125.0, 0)
+
+
+def test_a_pool_without_instances_renders_as_the_reference_does() -> None:
+    status = PoolStatus("t", LoadBalancingStrategy.RANDOM, (), waiting=0, granted=0, overdue=0)
+    assert status.render() == {
+        "instances": 0,
+        "healthy": 0,
+        "total_capacity": 0,
+        "current_load": 0,
+        "load_percentage": "0%",
+        "instances_detail": [],
+    }

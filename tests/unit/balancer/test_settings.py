@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.errors import InvalidArgument
+from tests.support.places import README
 
 
 @pytest.mark.parametrize(
@@ -46,3 +49,12 @@ def test_ejection_beyond_its_maximum_names_the_given_argument(given: dict[str, f
         PoolSettings(**given)  # type: ignore[arg-type]
     assert str(refused.value).startswith(said)
     assert PoolSettings(eject_for=400, eject_for_most=400).eject_for == 400
+
+
+def test_the_readme_lists_the_default_settings() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = re.findall(
+        r"^\| `(\w+)` \| ([\w.]+) \| \S", text[text.index("| setting | default | why |") :], re.MULTILINE
+    )
+    listed = {name: default for name, default in table if name in PoolSettings.__dataclass_fields__}
+    assert listed == {name: str(value) for name, value in asdict(PoolSettings()).items()}

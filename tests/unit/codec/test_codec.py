@@ -8,7 +8,6 @@ import pickle
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -464,26 +463,6 @@ def test_damaged_bytes_are_a_value_or_undecodable(value: Any, data: st.DataObjec
         codec.decode(bytes(damaged))
 
 
-def test_a_class_unknown_to_this_process_is_undecodable() -> None:
-    with pytest.raises(Undecodable, match="no class is registered"):
-        Codec(registry=Registry()).decode(codec.encode(Point(1)))
-
-
-def test_a_registry_tells_what_it_does_not_take() -> None:
-    own = Registry()
-    with pytest.raises(InvalidArgument, match="dataclass"):
-        own.add(object)
-    with pytest.raises(InvalidArgument, match="a class"):
-        own.add("Point")  # type: ignore[type-var]  # wrong on purpose
-    with pytest.raises(InvalidArgument, match="dump and load together"):
-        own.add(Money, dump=lambda money: money.cents)
-    own.add(Point, name="point")
-    with pytest.raises(InvalidArgument, match="other than that of Point"):
-        own.add(Pair, name="point")
-    assert own.add(Point, name="point") is Point
-    assert b"point" in Codec(registry=own).encode(Point(1))
-
-
 @pytest.mark.parametrize("argument", ["max_bytes", "compress_above"])
 @pytest.mark.parametrize("value", [0, -1, True, "5", 1.5])
 def test_settings_are_checked(argument: str, value: Any) -> None:
@@ -567,50 +546,3 @@ def test_a_dataclass_is_keyed_by_the_fields_it_compares_by() -> None:
 def test_what_has_no_identity_cannot_be_keyed(value: Any) -> None:
     with pytest.raises(InvalidArgument):
         canonical({"argument": value})
-
-
-def test_the_public_decorator_is_the_process_registrys() -> None:
-    import agentperf_redis
-
-    @agentperf_redis.storable
-    @dataclass(frozen=True)
-    class Finding:
-        line: int
-        text: str
-
-    codec = Codec()
-    assert codec.decode(codec.encode([Finding(1, "x")])) == [Finding(1, "x")]
-
-
-@dataclass
-class Report:
-    words: dict[str, Any]
-
-
-@pytest.mark.parametrize(
-    ("make", "path"),
-    [
-        (lambda odd: odd, "value"),
-        (lambda odd: {"a": [1, 2, 3, odd]}, "value['a'][3]"),
-        (lambda odd: [(1, {"b": odd})], "value[0][1]['b']"),
-        (lambda odd: {odd: 1}, "a key of value"),
-        (lambda odd: [{odd}], "an item of value[0]"),
-        (lambda odd: [Report({"w": (odd,)})], "value[0].words['w'][0]"),
-        (lambda odd: {"k" * 100: odd}, "value['" + "k" * 56 + "...]"),
-    ],
-)
-def test_a_refusal_says_where_in_the_value_it_lies(make: Callable[[object], object], path: str) -> None:
-    registry, odd = Registry(), object()
-    registry.add(Report)
-    with pytest.raises(InvalidArgument) as refused:
-        Codec(registry=registry).encode(make(odd))
-    assert (refused.value.argument, refused.value.value) == ("value", odd)
-    assert str(refused.value).endswith("not builtins.object" + (f"; it stands at {path}" if path != "value" else ""))
-
-
-def test_a_refusal_within_what_contains_itself_has_no_path() -> None:
-    value: list[Any] = []
-    value.append(value)
-    with pytest.raises(InvalidArgument) as refused:
-        Codec().encode(value)
-    assert "stands at" not in str(refused.value)

@@ -1,4 +1,7 @@
-"""The scripts on a pretended server: fast, and nearly as on a real one. The integration layer has the last word."""
+"""The commands of a cache: replies are decoded or corrupt, and the scripts run on a pretended server.
+
+That server is nearly a real one. The integration layer has the last word.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from collections import OrderedDict
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.cache import commands
@@ -14,9 +20,77 @@ from agentperf_redis.cache.commands import entries, inspection
 from agentperf_redis.cache.commands.entries import PutOutcome
 from agentperf_redis.cache.model import Policy, Settings
 from agentperf_redis.cache.process.access_buffer import NO_REPORT, Report
+from agentperf_redis.command import Command
+from agentperf_redis.errors import CorruptState
+from tests.support.examples import examples
 from tests.support.fake import Fake
 
 KEYS = key_names.cache("ns", "cache", "c")
+SETTINGS = Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 60_000))
+
+
+ALL_COMMANDS: list[Command[Any]] = [
+    commands.read(KEYS, "k"),
+    commands.read_many(KEYS, ["k"]),
+    commands.tag_marks(KEYS, ("t",)),
+    commands.read_strictly(KEYS, "k"),
+    commands.report_reads(KEYS, "w", NO_REPORT),
+    commands.delete(KEYS, ["k"], "o"),
+    commands.clear(KEYS, "o"),
+    commands.invalidate_tags(KEYS, ("t",), "o"),
+    commands.sweep(KEYS, "0"),
+    commands.claim(KEYS, "k", "t", lease_ms=1, ignore="", awaited=""),
+    commands.renew(KEYS, "k", "t", 1),
+    commands.release(KEYS, "k", "t", error=None, error_ms=1, origin="o"),
+    commands.deploy(KEYS, SETTINGS),
+    commands.stored_settings(KEYS),
+    inspection.counters(KEYS),
+    inspection.members(KEYS.cold),
+    inspection.size_of(KEYS, "k"),
+    inspection.score(KEYS.cold, "k"),
+    inspection.oldest_first(KEYS.cold, 0, 1),
+    inspection.sizes_page(KEYS, "0", 10),
+    inspection.beginning(KEYS, "k", 10),
+    commands.computing_failed(KEYS, "k"),
+    commands.put(
+        *(KEYS, "k", b"r 0  m", "r"),
+        until_ms=1,
+        seen=0,
+        again=False,
+        ttl_ms=0,
+        tier=None,
+        token="",
+        origin="o",
+        writer="w",
+        report=NO_REPORT,
+        tags=("t",),
+    ),
+]
+REPLIES = st.recursive(
+    st.one_of(st.none(), st.integers(-7, 7), st.binary(max_size=3)), lambda items: st.lists(items, max_size=4)
+)
+
+
+@examples(250, 1500)
+def test_every_reply_is_understood_or_corrupt(examples: int) -> None:
+    @effort(max_examples=examples)
+    @given(st.sampled_from(ALL_COMMANDS), REPLIES)
+    def decode(command: Command[Any], reply: Any) -> None:
+        try:
+            command.decode(reply)
+        except CorruptState as corrupt:
+            assert corrupt.key  # noqa: PT017  any other reply is fine
+
+    decode()
+
+
+def test_all_keys_of_a_command_lie_in_one_slot() -> None:
+    for command in ALL_COMMANDS:
+        assert all(key.startswith("ns:{cache:c}:") for key in command.keys)
+
+
+# The scripts on a pretended server
+
 FAR = 10**14
 
 
