@@ -124,6 +124,7 @@ def test_eight_processes_at_once_start_one_server(folder: Path, workers: Workers
     assert starts == 1
 
 
+@pytest.mark.thorough
 def test_eight_processes_at_once_replace_a_killed_server(folder: Path, workers: Workers) -> None:
     _, before = _ensure(folder)
     os.kill(before, signal.SIGKILL)

@@ -1,8 +1,9 @@
-"""The command line run within the tests' own process; `integration/cli/test_app.py` runs the real program."""
+"""The command line run within the tests' own process. The fixture `program` of its tests runs the real program."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ class Done(NamedTuple):
 
 
 Run = Callable[..., Done]
+Program = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def runner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:

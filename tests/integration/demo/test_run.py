@@ -129,6 +129,7 @@ def test_who_is_to_be_killed_does_not_get_away_while_the_demo_is_held_up(server:
     assert 10 <= report.casualty.files <= 15
 
 
+@pytest.mark.thorough
 def test_without_a_url_it_runs_on_a_private_server_whose_keys_can_be_read_meanwhile(tmp_path: Path) -> None:
     for name in ("a.py", "b.py", "pack/__init__.py", "pack/c.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -261,6 +262,7 @@ class Interrupted(Watcher):
             raise KeyboardInterrupt
 
 
+@pytest.mark.thorough
 def test_what_an_interrupted_demo_leaves_goes_after_a_day_too(server: Server, raw: Raw) -> None:
     watcher = Interrupted()
     with pytest.raises(KeyboardInterrupt):
@@ -280,6 +282,7 @@ def test_nothing_is_announced_before_the_server_has_answered(server: Server, tmp
     assert (watcher.start, watcher.events) == (None, [])
 
 
+@pytest.mark.thorough
 def test_a_namespace_that_holds_all_results_already_shows_nothing(
     server: Server, namespace: str, tmp_path: Path
 ) -> None:

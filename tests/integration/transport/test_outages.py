@@ -211,6 +211,7 @@ def _has(node: object, key: str) -> bool:
             return False
 
 
+@pytest.mark.thorough
 def test_a_slot_that_nobody_serves_says_so_and_holds_nobody_up(
     start_server: Callable[..., Server], connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:

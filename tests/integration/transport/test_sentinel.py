@@ -70,6 +70,7 @@ def group(tmp_path: Path) -> Iterator[tuple[Node, Node, list[int]]]:
         yield primary, replica, ports
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("valkey")
 def test_a_failover_is_followed(
     group: tuple[Node, Node, list[int]], connect: Callable[..., Backend], run: Run, namespace: str, server_kind: str
