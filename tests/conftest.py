@@ -95,6 +95,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with what waits; leave out what was not asked for. Plain and `--thorough` have no test in common."""
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)
+    unsteady = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6,}", item.nodeid)]
+    assert unsteady == [], "their names differ from process to process, so that several cannot share the tests"
     if config.getoption("--everything"):
         return
     if config.getoption("--thorough"):

@@ -486,7 +486,11 @@ class Plain:
     name = "search"
 
 
-@pytest.mark.parametrize("thing", [Plain(), Tool(), Tool, None, "text", 3, property(len), asyncio, [len]], ids=repr)
+@pytest.mark.parametrize(
+    "thing",
+    [Plain(), Tool(), Tool, None, "text", 3, property(len), asyncio, [len]],
+    ids=["instance", "tool", "class", "none", "text", "number", "property", "module", "list"],
+)
 def test_what_is_no_function_is_refused_at_decoration(track: Callable[[Any], Any], thing: object) -> None:
     with pytest.raises(InvalidArgument, match="decorate the method"):
         track(thing)
