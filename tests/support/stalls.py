@@ -1,12 +1,12 @@
-"""Time as a process has it: what a busy machine took from it is told apart from what was tested.
+"""A stall detector: it tells the time that a busy machine took from a process apart from the time under test.
 
-A test that says "within a second" is about the library. A machine that did not let the process run for a second says
-nothing about that, so what is measured is the time that passed less the time for which a witness was held up:
+A test that says "within a second" is about the library. A machine that did not run the process for a second says nothing
+about the library, so tests measure the time that passed less the time for which the detector was stalled:
 
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         begin = time.monotonic()
         ...
-        assert held_up.own(begin, time.monotonic()) < 1.0
+        assert stalls.own(begin, time.monotonic()) < 1.0
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from agentperf_redis.backend import Backend
 
 _EVERY_S = 0.005
 _LATE_S = 0.0005
-"""What a witness that sleeps for 5 ms is late by on a machine at rest; it is not noted."""
+"""How late a thread that sleeps for 5 ms wakes up on a quiet machine. This much is not noted."""
 
 
 class StallDetector:
-    """A witness: a thread that wants to run every few milliseconds, and notes when it could not.
+    """A thread that runs every few milliseconds, and notes when it could not.
 
     Args:
-        ask: called each time, such as a server's `ping`: then it is also noted when that is held up.
+        ask: called each time, such as a server's `ping`. Then stalls of the server are noted as well.
 
     Attributes:
-        spans: when it was held up, by `time.monotonic`, which the processes of a machine share.
+        spans: when it was stalled, by `time.monotonic`, which the processes of a machine share.
     """
 
     def __init__(self, ask: Callable[[], object] = lambda: None) -> None:
@@ -39,7 +39,7 @@ class StallDetector:
         self._ask = ask
         self._ended = threading.Event()
         self._last = time.monotonic()
-        self._thread = threading.Thread(target=self._watch, name="witness", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="stall-detector", daemon=True)
 
     def __enter__(self) -> Self:
         self._last = time.monotonic()
@@ -60,24 +60,24 @@ class StallDetector:
             self._last = now
 
     def within(self, begin: float, end: float) -> float:
-        """Return for how many seconds of a stretch of time it was held up."""
+        """Return for how many seconds of a time range it was stalled."""
         still = [] if self._ended.is_set() else [(self._last + _EVERY_S, time.monotonic())]  # it may not run yet
         return overlap([*self.spans, *still], begin, end)
 
     def own(self, begin: float, end: float) -> float:
-        """Return how long a stretch of time was, without what it was held up for."""
+        """Return the length of a time range without the stalls in it."""
         return end - begin - self.within(begin, end)
 
 
 def overlap(spans: list[tuple[float, float]], begin: float, end: float) -> float:
-    """Return how many seconds of a stretch of time lie in spans that do not overlap."""
+    """Return how many seconds of a time range lie in spans that do not overlap."""
     return sum(max(0.0, min(end, until) - max(begin, since)) for since, until in spans)
 
 
-def union(*witnesses: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return when any of several witnesses was held up, as spans that do not overlap."""
+def union(*detectors: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return when any of several detectors was stalled, as spans that do not overlap."""
     merged: list[tuple[float, float]] = []
-    for since, until in sorted(span for spans in witnesses for span in spans):
+    for since, until in sorted(span for spans in detectors for span in spans):
         if merged and since <= merged[-1][1]:
             merged[-1] = merged[-1][0], max(until, merged[-1][1])
         else:
@@ -86,7 +86,7 @@ def union(*witnesses: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def hurry(backend: Backend, deadline: float) -> Backend:
-    """Give a backend's commands so little time from here on: what came before had what a busy machine may need."""
+    """Shorten the deadline of a backend's commands from here on. Its preparation had the time that a busy machine needs."""
     backend.deadline = deadline
     backend._breaker._patience_s = deadline
     drivers: list[Any] = [backend._executor, *backend._async_executors.values()]
