@@ -22,7 +22,7 @@ from agentperf_redis.command import Batch, Command
 from agentperf_redis.script import Script
 from tests.benchmarks import health, least_busy
 from tests.benchmarks.measure import Bench, Row, Work, micros
-from tests.servers import Server, program
+from tests.support.servers import Server, program
 
 SIZES = (10, 1000, 10_000)
 LIVE_LEASES = 10_000

@@ -32,8 +32,8 @@ from agentperf_redis.cache.process.access_buffer import NO_REPORT, Report
 from agentperf_redis.command import Batch
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
-from tests.servers import Server
-from tests.workers import Workers
+from tests.support.servers import Server
+from tests.support.workers import Workers
 
 LOCAL_GOAL, LOCAL_CALL_GOAL = 1 / 25, 1 / 5
 HIT_GOAL, CALL_GOAL, TASKS_GOAL = 1.25, 1 / 1.5, 1 / 2.5

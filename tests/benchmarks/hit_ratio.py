@@ -24,8 +24,8 @@ import redis
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from tests.benchmarks.measure import Bench, Row
-from tests.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
-from tests.workers import Workers
+from tests.support.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
+from tests.support.workers import Workers
 
 PROCESSES = 8
 SHARE = 4

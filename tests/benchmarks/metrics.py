@@ -25,7 +25,7 @@ from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
-from tests.filled import fill_slices
+from tests.support.filled import fill_slices
 
 SAMPLES_PER_FLUSH = 500
 TIMES = 20_000

@@ -1,22 +1,22 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentperf_redis.command import Command
 from agentperf_redis.script import Script
-from tests import headers
-from tests.servers import Server
+from tests.support import headers
+from tests.support.places import LUA, ROOT
+from tests.support.servers import Server
 
-_PACKAGE = Path(__file__).resolve().parents[2] / "agentperf_redis"
+_PACKAGE = ROOT / "agentperf_redis"
 
 
 @pytest.mark.parametrize("name", headers.scripts())
 def test_a_script_keeps_to_its_header(name: str) -> None:
-    text = (headers.LUA / f"{name}.lua").read_text()
+    text = (LUA / f"{name}.lua").read_text()
     assert headers.problems(text, headers.fragments_of(name)) == []
     assert text.startswith(f"-- {name.split('/')[1]}: "), "the header names another script"
 

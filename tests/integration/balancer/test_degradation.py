@@ -16,9 +16,9 @@ from agentperf_redis import AgentInstance, AgentPerf, BackendUnavailable, NoCapa
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancer, LoadBalancingStrategy
 from agentperf_redis.errors import InvalidArgument
-from tests.conftest import Call
-from tests.heldup import HeldUp
-from tests.servers import Raw, Server, wait_until
+from tests.support.calls import Call
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
 
 DEADLINE_S = 1.0
 
@@ -141,6 +141,7 @@ def test_a_policy_that_cannot_be_is_refused(perf: AgentPerf) -> None:
     assert perf.balancer(on_unavailable="none") is not perf.balancer()
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis70", "redis82")
 @pytest.mark.parametrize("policy", ["raise", "none"])
 def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_behind(
@@ -198,7 +199,7 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
 
     callers = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
     callers.append(threading.Thread(target=lambda: runner.run(tasks())))
-    with HeldUp() as held_up:
+    with StallDetector() as held_up:
         for each in callers:
             each.start()
         wait_until(lambda: len(answers) > 50, "calls")
@@ -239,7 +240,7 @@ def test_who_gives_up_while_the_server_is_away_waits_no_longer_for_giving_back(
     async def give_up() -> float:
         await balancer.aio.release(await balancer.aio.acquire("planner"))
         own_server.pause()
-        with HeldUp() as held_up:
+        with StallDetector() as held_up:
             begin = time.monotonic()
             try:
                 with pytest.raises(TimeoutError):

@@ -16,11 +16,10 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, PoolStatus, commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.command import Batch
-from agentperf_redis.errors import InvalidArgument
-from tests.conftest import Call as Way
-from tests.heldup import HeldUp
-from tests.integration.balancer.calls import Call, steady
-from tests.servers import Raw, Server, wait_until
+from tests.support.calls import Call
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
+from tests.support.steady_load import CallRecord, steady
 
 INSTANCES, CALLS, EVERY_S, TAKES_S = 10, 1000, 0.003, 0.01
 ILL = range(100, 600)
@@ -76,7 +75,6 @@ def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], N
     return look
 
 
-@pytest.mark.every_server
 def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
@@ -100,7 +98,7 @@ def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     assert pool_of(balancer).current_load == 0
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
@@ -122,12 +120,12 @@ def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
         def behave(number: int, instance: AgentInstance, slow: str) -> tuple[str, float]:
             return "ok", (slowly if instance.id == slow and number in ILL else takes * (0.9 + number % 100 / 500))
 
-        def run(of: LoadBalancer, name: str, slow: str) -> Coroutine[Any, Any, list[Call]]:
+        def run(of: LoadBalancer, name: str, slow: str) -> Coroutine[Any, Any, list[CallRecord]]:
             return steady(of, CALLS, every, partial(behave, slow=slow), ending(raw, name, "p3", 200))
 
         async def both(
-            first: Coroutine[Any, Any, list[Call]], second: Coroutine[Any, Any, list[Call]]
-        ) -> tuple[list[Call], list[Call]]:
+            first: Coroutine[Any, Any, list[CallRecord]], second: Coroutine[Any, Any, list[CallRecord]]
+        ) -> tuple[list[CallRecord], list[CallRecord]]:
             return await asyncio.gather(first, second)
 
         with_it, without_it = runner.run(both(run(balancer, names[0], "p3"), run(beside, names[1], "none")))
@@ -174,7 +172,6 @@ def test_nobody_is_ejected_where_the_settings_say_never(backend: Backend) -> Non
     assert status_of(balancer, "p0").failed_in_a_row == 20
 
 
-@pytest.mark.every_server
 def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=1.0, panic_above=1.0), backend=backend)
     names = register(balancer, 5)
@@ -228,6 +225,7 @@ def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
     assert {each.id for each in (balancer.acquire("planner") for _ in range(30)) if each} == {"p0", "p1", "p2"}
 
 
+@pytest.mark.thorough
 def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backend, raw: Raw) -> None:
     settings = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.9)
     balancer = LoadBalancer(settings=settings, backend=backend)
@@ -245,6 +243,7 @@ def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backe
     wait_until(lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50, "all to be settled")
 
 
+@pytest.mark.thorough
 def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
     backend: Backend, raw: Raw, namespace: str
 ) -> None:
@@ -277,7 +276,7 @@ def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
     assert limits() == {0}
 
 
-def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Way, backend: Backend) -> None:
+def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=100), backend=backend)
     register(balancer, 2, max_capacity=1)
     fail(balancer, "p0", 1)
@@ -412,7 +411,7 @@ def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> N
 
 @pytest.mark.parametrize("state", [InstanceState.EJECTED, InstanceState.PROBING, InstanceState.DOWN])
 def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
-    call: Way, backend: Backend, raw: Raw, state: InstanceState
+    call: Call, backend: Backend, raw: Raw, state: InstanceState
 ) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=2, checks_to_down=2), backend=backend)
     register(balancer, 2)
@@ -436,7 +435,7 @@ def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
     assert (status_of(balancer, "p0").state, len(kinds(balancer))) == (InstanceState.UP, told)
 
 
-def test_instances_are_drained_and_marked_on_a_full_server(call: Way, own_server: Any, connect: Any) -> None:
+def test_instances_are_drained_and_marked_on_a_full_server(call: Call, own_server: Any, connect: Any) -> None:
     balancer = LoadBalancer(backend=connect(own_server.url))
     register(balancer, 2)
     with own_server.client() as client:
@@ -456,7 +455,7 @@ def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, ra
     assert other is not None
     balancer.release(other, outcome="error")
     assert kinds(balancer, other.id)[-1] is EventKind.EJECTED
-    with HeldUp(raw.ping) as held_up:
+    with StallDetector(raw.ping) as held_up:
         begin = time.monotonic()
         instance = balancer.acquire("planner", wait=20.0)
         assert held_up.own(begin, time.monotonic()) < 1.2
@@ -469,7 +468,7 @@ def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, ra
 
 
 def test_settings_last_deployed_hold_and_a_change_is_logged(
-    call: Way, backend: Backend, caplog: pytest.LogCaptureFixture
+    call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     balancer = LoadBalancer(backend=backend)
     register(balancer, 1)
@@ -490,7 +489,7 @@ def test_settings_last_deployed_hold_and_a_change_is_logged(
     assert len(caplog.messages) == 1
 
 
-def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Way, backend: Backend) -> None:
+def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Call, backend: Backend) -> None:
     first = PoolSettings(eject_after=1, max_ejected=1.0, adaptive=True)
     balancer = LoadBalancer(settings=first, backend=backend)
     register(balancer, 4, max_capacity=10)
@@ -523,28 +522,6 @@ def test_settings_may_come_before_instances_and_survive_a_server_that_lost_them(
         client.flushall()
     wait_until(lambda: balancer.status("planner") != [], "it to be registered again")
     assert pool_of(balancer).settings == PoolSettings(eject_after=8)
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {"eject_after": 0},
-        {"eject_for": 0},
-        {"eject_for": 10, "eject_for_most": 5},
-        {"max_ejected": 1.1},
-        {"panic_above": 0},
-        {"slow_after": -1},
-        {"adaptive": 1},
-        {"slow_start": float("nan")},
-        {"rate_burst": -1},
-        {"checks_to_down": 0},
-        {"checks_to_up": True},
-    ],
-)
-def test_settings_that_cannot_be_are_refused(facts: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        PoolSettings(**facts)
-    assert caught.value.argument in facts
 
 
 def test_the_events_of_a_pool_are_bounded_and_the_latest_are_kept(backend: Backend, raw: Raw) -> None:

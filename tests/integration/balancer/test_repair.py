@@ -7,8 +7,8 @@ import pytest
 from agentperf_redis import AgentInstance, PoolSettings, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import InstanceState, InstanceStatus, LoadBalancer
-from tests.conftest import Call
-from tests.servers import Raw, wait_until
+from tests.support.calls import Call
+from tests.support.servers import Raw, wait_until
 
 LONG_AGO_US = 1_000_000_000_000_000
 

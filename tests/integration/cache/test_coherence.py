@@ -18,11 +18,12 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.process.local_copies import LocalCopies
 from agentperf_redis.errors import InvalidArgument
-from tests.conftest import Call
-from tests.heldup import HeldUp
-from tests.proxy import Proxy
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
+from tests.support.caches import copied
+from tests.support.calls import Call
+from tests.support.proxy import Proxy
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
+from tests.support.workers import Workers
 
 STALE_S = 0.25
 
@@ -31,20 +32,13 @@ def with_copies(backend: Backend, **options: Any) -> LRUCache:
     return LRUCache(backend=backend, local_size=100, **options)
 
 
-def copied(cache: LRUCache, key: str) -> None:
-    """Read until a copy answers."""
-    local = cache._binding.local
-    assert local is not None
-    wait_until(lambda: (cache.get(key), local.find(key))[1], f"a copy of {key}")
-
-
 def test_a_copied_value_costs_no_command(
     call: Call, proxy: Proxy, connect: Callable[..., Backend], namespace: str
 ) -> None:
     cache = with_copies(connect(proxy.url))
     call(cache, "put_many", {"k": [1], "none": None})
     for _ in range(10):
-        with HeldUp() as held_up:
+        with StallDetector() as held_up:
             begin = time.monotonic()
             copied(cache, "k")
             copied(cache, "none")
@@ -84,7 +78,6 @@ def test_one_sees_ones_own_writes_at_once(call: Call, backend: Backend) -> None:
             assert call(cache, "get", "k") == left, forget
 
 
-@pytest.mark.every_server
 def test_others_writes_are_seen_within_their_time(server: Server, connect: Callable[..., Backend]) -> None:
     cache, elsewhere = with_copies(connect(server.url)), LRUCache(backend=connect(server.url))
     for forget, left in (
@@ -296,7 +289,7 @@ def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
     return faults
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_no_process_reads_what_is_older_than_allowed(
     server: Server, namespace: str, workers: Workers, raw: Raw
 ) -> None:

@@ -10,19 +10,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, Policy, Tier, TieredCache
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
-from tests.conftest import Call
-from tests.integration.cache.scan import faults
-from tests.servers import Raw, Server, wait_until
-from tests.traces import read_trace
-from tests.workers import Workers
+from tests.support.cache_scan import faults
+from tests.support.calls import Call
+from tests.support.places import DATA
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.traces import read_trace
+from tests.support.workers import Workers
 
 
 def tag(namespace: str, service: str = "cache", name: str = "default") -> str:
@@ -97,12 +96,11 @@ def test_the_least_recently_used_leaves_and_an_overwrite_evicts_nobody(
     assert cache.access_order == call(cache, "keys")
 
 
-RECORDED = Path(__file__).with_name("calls.trace.gz")
+RECORDED = DATA / "calls.trace.gz"
 """9,000 accesses to 262 keys: the functions that Python's standard library called, one after the other, while it parsed
 arguments, mail, configuration, source and XML; of every third function, without calls of the same one in a row."""
 
 
-@pytest.mark.every_server
 @pytest.mark.parametrize("size", [8, 50])
 def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: str, size: int) -> None:
     """Access by access, over a recorded trace: a hit where a textbook LRU has one, and the same entries at the end."""
@@ -328,7 +326,6 @@ def ask_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None]
     backend.close()
 
 
-@pytest.mark.every_server
 def test_with_strict_two_processes_share_one_textbook_lru(
     server: Server, namespace: str, workers: Workers, raw: Raw
 ) -> None:
@@ -496,63 +493,6 @@ def test_changing_the_policy_keeps_the_entries(
         assert faults(raw, namespace, "tiered", "default") == []
 
 
-BAD_KEYS: list[Any] = [None, 5, b"k", "\ud800"]
-BAD_TTLS: list[Any] = [0, -1, 1e-9, math.nan, -math.inf, 1e300, True, "5"]
-
-
-@pytest.mark.parametrize(
-    ("method", "args", "kwargs", "argument"),
-    [
-        *(("get", (key,), {}, "key") for key in BAD_KEYS),
-        *(("put", (key, 1), {}, "key") for key in BAD_KEYS),
-        *(("delete", (key,), {}, "key") for key in BAD_KEYS),
-        *(("entry", (key,), {}, "key") for key in BAD_KEYS),
-        *(("put", ("k", 1, ttl), {}, "ttl") for ttl in BAD_TTLS),
-        *(("get_or_compute", ("k", int, ttl), {}, "ttl") for ttl in BAD_TTLS),
-        *(("put", ("k", 1), {"tags": tags}, "tags") for tags in ("news", [""], ["\n"], [5], ["x" * 201], 5)),
-        ("get_many", ("abc",), {}, "keys"),
-        ("get_many", ([5],), {}, "keys"),
-        ("delete_many", ("abc",), {}, "keys"),
-        ("put_many", (["a"],), {}, "values"),
-        ("invalidate_tags", ("",), {}, "tags"),
-        ("put", ("k", object()), {}, "value"),
-        ("put", ("k", "x" * 2_000_000), {}, "value"),
-        ("get_or_compute", (5, int), {}, "key"),
-    ],
-)
-def test_bad_arguments_are_refused_and_nothing_is_sent(
-    call: Call, backend: Backend, raw: Raw, namespace: str, method: str, args: Any, kwargs: Any, argument: str
-) -> None:
-    cache = LRUCache(backend=backend)
-    with pytest.raises(InvalidArgument) as refused:
-        call(cache, method, *args, **kwargs)
-    assert refused.value.argument == argument
-    assert list(raw.scan_iter(match=f"{namespace}*cache*")) == []
-
-
-@pytest.mark.parametrize(
-    ("kind", "kwargs", "argument"),
-    [
-        *((LRUCache, {"max_size": size}, "max_size") for size in (0, -1, 2**53, True, "5", 1.5, None)),
-        *((LRUCache, {"default_ttl": ttl}, "default_ttl") for ttl in BAD_TTLS),
-        *((LRUCache, {"name": name}, "name") for name in ("", "\x00", "\ud800", "x" * 201, 5)),
-        *((LRUCache, {"max_bytes": size}, "max_bytes") for size in (0, -1, True)),
-        (LRUCache, {"policy": "lfu"}, "policy"),
-        (LRUCache, {"strict": 1}, "strict"),
-        *((TieredCache, {argument: 0}, argument) for argument in ("hot_size", "warm_size", "cold_size", "warm_ttl")),
-    ],
-)
-def test_bad_settings_are_refused(backend: Backend, kind: Any, kwargs: Any, argument: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
-        kind(**kwargs, backend=backend)
-    assert refused.value.argument == argument
-
-
-def test_a_tier_that_is_none_is_refused(backend: Backend) -> None:
-    with pytest.raises(InvalidArgument, match="'hot', 'warm', 'cold'"):
-        TieredCache(backend=backend).put("k", 1, "lukewarm")
-
-
 @pytest.mark.parametrize(
     ("kind", "part"),
     [(TieredCache, part) for part in ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost")]
@@ -634,6 +574,7 @@ def test_a_newer_data_model_is_not_touched(call: Call, backend: Backend, raw: Ra
     assert raw.hgetall(f"{tag(namespace)}:meta") == {"schema": "2"}
 
 
+@pytest.mark.thorough
 def test_limits_that_were_lowered_hold_when_the_first_call_returns(
     call: Call, backend: Backend, connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
 ) -> None:

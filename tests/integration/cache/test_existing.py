@@ -16,7 +16,7 @@ from agentperf_redis.cache.operator import ExistingCache, Opaque, find, find_all
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
-from tests.servers import Raw, Server
+from tests.support.servers import Raw, Server
 
 
 @dataclass

@@ -20,9 +20,9 @@ from agentperf_redis.cache import LRUCache, TieredCache, maintenance
 from agentperf_redis.cache.flows.single_flight import SingleFlight
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.keys import stored_name
-from tests.heldup import HeldUp
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
+from tests.support.workers import Workers
 
 HELD_UP_S = 0.2
 """A machine that lets nothing be done for so long is asked once more."""
@@ -187,7 +187,7 @@ def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s:
     return Reading(computed, len(waits), reads)
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_reader_waits(
     server: Server, namespace: str, workers: Workers, connect: Callable[..., Backend]
 ) -> None:
@@ -298,7 +298,7 @@ def test_a_failed_refresh_rests_for_all_processes(
 def test_hard_expiry_wins_over_everything(backend: Backend, raw: Raw, loop: asyncio.Runner | None) -> None:
     source = Source()
     reader = Reader(LRUCache(local_size=10, backend=backend), source, loop, ttl=0.4, soft_ttl=0.1, stale_if_error=60)
-    with HeldUp(raw.ping) as held_up:
+    with StallDetector(raw.ping) as held_up:
         begun = time.monotonic()
         assert reader.ask() == [1]
         source.fails = True
@@ -372,7 +372,7 @@ def test_a_value_is_refreshed_early_and_so_never_missing(backend: Backend, raw: 
     for attempt in range(10):
         cache, source = LRUCache(name=f"c{attempt}", backend=backend), Source(takes_s=0.05)
         reader = Reader(cache, source, None, ttl=1.0, early_refresh=2.0)
-        with HeldUp(raw.ping) as held_up:
+        with StallDetector(raw.ping) as held_up:
             reader.ask()
             misses = cache.stats().misses
             begin = time.monotonic()
@@ -494,7 +494,7 @@ def test_closing_does_not_wait_for_a_slow_refresh_nor_does_a_forked_child(
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    with HeldUp() as held_up:
+    with StallDetector() as held_up:
         closing = time.monotonic()
         backend.close()
         assert held_up.own(closing, time.monotonic()) < 2

@@ -12,9 +12,9 @@ import pytest
 from agentperf_redis import script
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from tests.integration.cache.scan import faults, without_value
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
+from tests.support.cache_scan import faults, without_value
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.workers import Workers
 
 PROCESSES = 4
 _CACHES = {
@@ -114,7 +114,6 @@ def wreak(url: str, namespace: str, seed: int, operations: int, without: str | N
     return wrong
 
 
-@pytest.mark.every_server
 def test_limits_and_accounts_hold_whatever_four_processes_do(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
@@ -149,6 +148,7 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
         assert left <= {"meta", "gen", "checks"}, cache
 
 
+@pytest.mark.thorough
 def test_limits_and_accounts_hold_after_every_script(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
@@ -162,6 +162,7 @@ def test_limits_and_accounts_hold_after_every_script(
     agree_and_leave_nothing(backend, raw)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "without",
     [

@@ -22,11 +22,11 @@ from agentperf_redis.cache.process.shared_state import MOST_OWED, Binding, Owed
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.transport.pubsub import connection as pubsub_connection
-from tests.conftest import Call
-from tests.heldup import HeldUp, hurry, overlap, union
-from tests.integration.cache.test_computing import waiting
-from tests.servers import Kind, Server, wait_until
-from tests.workers import Workers
+from tests.support.caches import waiting
+from tests.support.calls import Call
+from tests.support.servers import Kind, Server, wait_until
+from tests.support.stalls import StallDetector, hurry, overlap, union
+from tests.support.workers import Workers
 
 NOWHERE = "redis://127.0.0.1:1/0"
 STALE_S = 0.25
@@ -302,7 +302,7 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[A
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
     seen: list[Answer] = []
-    with HeldUp() as held_up, Path(progress).open("ab", buffering=0) as written:
+    with StallDetector() as held_up, Path(progress).open("ab", buffering=0) as written:
         while goes_on(progress):
             key = KEYS[len(seen) % len(KEYS)]
             begun = time.monotonic()
@@ -346,6 +346,7 @@ def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float
     return acknowledged
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis82", "redis70")
 @pytest.mark.parametrize("aof", [False, True], ids=["empty", "aof"])
 def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old_back(
@@ -380,7 +381,7 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
             with contextlib.suppress(RedisError):  # it loads its data
                 client.ping()
 
-    with server.client() as client, HeldUp(ask) as server_held_up:
+    with server.client() as client, StallDetector(ask) as server_held_up:
         all_go_on(150)
         server.kill()
         killed = time.monotonic()

@@ -11,8 +11,8 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
-from tests.conftest import Call
-from tests.servers import Raw
+from tests.support.calls import Call
+from tests.support.servers import Raw
 
 PATIENCE_S = 10.0
 

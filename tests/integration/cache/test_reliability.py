@@ -19,11 +19,11 @@ from agentperf_redis.cache.process.access_buffer import Outbox, Report
 from agentperf_redis.command import Command, Wait
 from agentperf_redis.errors import BackendFull, BackendUnavailable
 from agentperf_redis.script import Script
-from tests.conftest import Call
-from tests.heldup import HeldUp, hurry
-from tests.integration.cache.scan import faults
-from tests.proxy import Proxy
-from tests.servers import Raw, Server, wait_until
+from tests.support.cache_scan import faults
+from tests.support.calls import Call
+from tests.support.proxy import Proxy
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector, hurry
 
 PUT, TOUCH = Script("cache/put"), Script("cache/report_reads")
 
@@ -117,7 +117,7 @@ def test_closing_does_not_wait_for_a_lost_server_once_for_each_cache(
         cache.get("k")
     server.pause()
     try:
-        with HeldUp() as held_up:
+        with StallDetector() as held_up:
             begun = time.monotonic()
             backend.close()
             assert held_up.own(begun, time.monotonic()) < 2
@@ -332,7 +332,10 @@ def test_on_a_full_server_what_frees_still_works(
     assert call(cache, "put", "more", 1) is True
 
 
-@pytest.mark.parametrize("options", [{}, {"strict": True}, {"local_size": 10}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(more, marks=pytest.mark.thorough) for more in ({"strict": True}, {"local_size": 10}))],
+)
 def test_on_a_full_server_reads_go_on_and_are_reported_later(
     call: Call, own_server: Server, connect: Callable[..., Backend], options: dict[str, Any]
 ) -> None:

@@ -23,9 +23,9 @@ from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import CorruptState
-from tests.conftest import Call
-from tests.integration.cache.test_coherence import copied
-from tests.servers import Raw
+from tests.support.caches import copied
+from tests.support.calls import Call
+from tests.support.servers import Raw
 
 REGISTRY = Registry()
 
@@ -228,7 +228,6 @@ def refused(kind: str, part: str) -> set[str]:
     }.get(part, {"clear"})
 
 
-@pytest.mark.every_server
 @pytest.mark.parametrize("kind", CACHES)
 def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
     call: Call, backend: Backend, raw: Raw, kind: str, caplog: pytest.LogCaptureFixture

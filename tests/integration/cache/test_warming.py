@@ -13,10 +13,10 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache.warm_up import Warmed
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument
-from tests.conftest import Call
-from tests.servers import Raw, Server
-from tests.workers import Workers
+from agentperf_redis.errors import BackendUnavailable
+from tests.support.calls import Call
+from tests.support.servers import Server
+from tests.support.workers import Workers
 
 
 class Busy:
@@ -84,7 +84,7 @@ def warm_in_worker(url: str, namespace: str, count: int) -> tuple[int, int]:
     return len(busy.calls), warmed.computed
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_processes_that_warm_the_same_keys_compute_each_once(
     server: Server, namespace: str, workers: Workers, backend: Backend
 ) -> None:
@@ -157,24 +157,3 @@ def test_without_a_server_nothing_is_computed_for_nothing(call: Call, connect: C
         call(cache, "warm_up", [f"k{number}" for number in range(100)], busy)
 
     assert busy.calls == []
-
-
-@pytest.mark.parametrize(
-    ("options", "argument"),
-    [
-        ({"items": "abc"}, "items"),
-        ({"items": 5}, "items"),
-        ({"items": ["a", 5]}, "items"),
-        ({"concurrency": 0}, "concurrency"),
-        ({"concurrency": 1000}, "concurrency"),
-        ({"progress": 5}, "progress"),
-        ({"ttl": 0}, "ttl"),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(
-    call: Call, backend: Backend, raw: Raw, options: dict[str, Any], argument: str
-) -> None:
-    given: dict[str, Any] = {"items": ["a"], "function": str.upper, "concurrency": 1, **options}
-    with pytest.raises(InvalidArgument) as refused:
-        call(LRUCache(backend=backend), "warm_up", **given)
-    assert refused.value.argument == argument

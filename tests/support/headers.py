@@ -1,0 +1,256 @@
+"""What is demanded of every Lua script, and of every call of one from Python. Used by the contract tests and the conftest."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from agentperf_redis.command import Command
+from agentperf_redis.script import Header, Script, Slot, parse_header
+from tests.support.places import LUA
+
+_SECTIONS = ("KEYS", "ARGV", "RETURNS", "REPEAT", "ERRORS", "COST")
+_INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
+_TOKEN = re.compile(
+    r"""(?P<comment>--\[(=*)\[.*?\]\2\]|--[^\n]*)|(?P<string>'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|\[(=*)\[.*?\]\4\])""",
+    re.DOTALL | re.VERBOSE,
+)
+_CONSTANT_INDEX = re.compile(r"\b(KEYS|ARGV)\[\s*(\d+)\s*\]")
+_BINDING = re.compile(r"local\s+([\w\s,]+?)\s*=\s*(.+)", re.DOTALL)
+
+_BANNED_NAMES = {
+    r"\btostring\b": "tostring loses digits from 2^47 up: string.format('%.0f', n)",
+    r"\bmath\.random": "randomness comes in ARGV",
+    r"\bos\.": "time is the server's: redis.call('TIME')",
+    r"\b(?:loadstring|dofile|require|io|print|setmetatable|getfenv|setfenv)\b": "not in a script",
+    r"\b(?:cmsgpack|struct|bit)\.": "fakeredis has no such library, and nor have we need of it",
+    r"\bredis\.(?:replicate_commands|set_repl|breakpoint|sha1hex|setresp)\b": "not in a script",
+}
+_KEYWORDS = {
+    *("and", "break", "do", "else", "elseif", "end", "false", "for", "function"),
+    *("if", "in", "local", "nil", "not", "or", "repeat", "return", "then"),
+    *("true", "until", "while"),
+}
+_GLOBALS = {
+    *("redis", "KEYS", "ARGV", "string", "math", "table", "cjson", "tonumber", "type"),
+    *("ipairs", "pairs", "next", "select", "unpack", "error", "pcall", "assert"),
+}
+_BANNED_COMMANDS = {
+    *("KEYS", "SCAN", "RANDOMKEY", "FLUSHALL", "FLUSHDB", "CONFIG", "SCRIPT", "EVAL", "EVALSHA", "SELECT", "SWAPDB"),
+    *("MOVE", "MIGRATE", "SUBSCRIBE", "PSUBSCRIBE", "WAIT", "BLPOP", "BRPOP", "BZPOPMIN", "SHUTDOWN", "MONITOR"),
+}
+
+
+def fragments() -> set[Path]:
+    """Return the files that scripts include."""
+    return {
+        file.parent / "includes" / f"{name}.lua"
+        for file in LUA.glob("*/*.lua")
+        for name in _INCLUDE.findall(file.read_text())
+    }
+
+
+def scripts() -> list[str]:
+    """Return the names of all scripts, such as "balancer/acquire"."""
+    return sorted(str(file.relative_to(LUA).with_suffix("")) for file in LUA.glob("*/*.lua"))
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(scripts())  # tests may make scripts of their own
+
+
+def fragments_of(name: str) -> dict[str, str]:
+    """Return the texts of the fragments that a script includes, by name."""
+    text = (LUA / f"{name}.lua").read_text()
+    return {found: ((LUA / name).parent / "includes" / f"{found}.lua").read_text() for found in _INCLUDE.findall(text)}
+
+
+def problems(text: str, included: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with a script.
+
+    Args:
+        text: of its file.
+        included: its fragments' texts, by name.
+    """
+    header = parse_header(text)
+    found = [*_of_header(text, header)]
+    bound: dict[tuple[str, int], str] = {}
+    indexed: set[str] = set()
+    for where, part in (("", text), *((f"fragment {name}: ", body) for name, body in included.items())):
+        bindings, rest = _split(_without(part, "comment"))
+        for statement in bindings:
+            found += [where + problem for problem in _bind(statement, bound)]
+        bare = {f"{kind}[{index}]" for kind, index in _CONSTANT_INDEX.findall(rest)}
+        found += [f"{where}bare {name} below the first lines" for name in sorted(bare)]
+        indexed |= set(re.findall(r"#\s*(KEYS|ARGV)\b", part)) | set(re.findall(r"\b(KEYS|ARGV)\[\s*[A-Za-z_]", part))
+        indexed |= set(re.findall(r"\bunpack\(\s*(KEYS|ARGV)\b", part))
+        found += [where + problem for problem in _banned(part)]
+        if len(re.findall(r"""['"]TIME['"]""", _without(part, "comment"))) > 1:
+            found.append(f"{where}asks for TIME in more than one place: read it once")
+        found += [where + problem for problem in _undeclared(part, "\n".join((text, *included.values())))]
+        if where and _INCLUDE.search(part):
+            found.append(f"{where}includes another: one level only")
+    for kind, slots in (("KEYS", header.keys), ("ARGV", header.argv)):
+        found += _compare(
+            kind, slots, {index: name for (of, index), name in bound.items() if of == kind}, kind in indexed
+        )
+    return found
+
+
+def misfit(command: Command[object]) -> str | None:
+    """Return how a command's keys and arguments differ in number from what its script's header says; None if they fit."""
+    if not isinstance(command.script, Script) or command.script.name not in _known():
+        return None
+    keys, argv = _numbers(command.script.source)
+    for what, (least, most, names), given in (
+        ("keys", keys, command.keys),
+        ("args", argv, command.args),
+        ("args when sent again", argv, command.args if command.resend_args is None else command.resend_args),
+    ):
+        if not least <= len(given) <= most:
+            return f"{command.script.name} takes the {what} {names or 'none'}, and was given {len(given)}"
+    return None
+
+
+@cache
+def _numbers(source: str) -> tuple[tuple[int, float, str], ...]:
+    """Return how many keys and arguments a script takes, at least and at most, and their names. Every command asks."""
+    header = parse_header(source.removeprefix("#!lua\n"))
+    numbers = list[tuple[int, float, str]]()
+    for slots in (header.keys, header.argv):
+        least = sum(not slot.many for slot in slots)
+        most = math.inf if any(slot.many for slot in slots) else least
+        numbers.append((least, most, ", ".join(slot.name for slot in slots)))
+    return tuple(numbers)
+
+
+def _of_header(text: str, header: Header) -> Iterator[str]:
+    if not re.match(r"^-- \w+: .+", text):
+        yield "the first line is not `-- name: purpose`"
+    top = text[: re.search(r"^(?!--)|^--@|\Z", text, re.MULTILINE).start()]  # type: ignore[union-attr]  # \Z always is
+    for section in _SECTIONS:
+        if not re.search(rf"^-- {section}\b", top, re.MULTILINE):
+            yield f"the header has no {section}"
+        elif section not in ("KEYS", "ARGV") and not header.notes.get(section, "").strip():
+            yield f"the header says nothing under {section}"
+    if not header.keys:
+        yield "no key: KEYS[1] carries the hash tag"
+
+
+def _without(text: str, *kinds: str) -> str:
+    """Blank out comments, or comments and strings, keeping the lines."""
+
+    def blank(found: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", found[0]) if found.lastgroup in kinds or found["comment"] else found[0]
+
+    return _TOKEN.sub(blank, text)
+
+
+def _split(code: str) -> tuple[list[str], str]:
+    """Return the leading statements that give names to KEYS and ARGV, and the code after them."""
+    lines = code.splitlines()
+    statements: list[str] = []
+    for at, line in enumerate(lines):
+        if not line.strip():
+            continue
+        if line.startswith("local ") and "function" not in line and (_refers(line) or (statements and _plain(line))):
+            statements.append(line)
+            continue
+        if statements and line.startswith(" ") and statements[-1].rstrip().endswith(","):
+            statements[-1] += line
+            continue
+        return statements, "\n".join(lines[at:])
+    return statements, ""
+
+
+def _refers(line: str) -> bool:
+    return re.search(r"\b(KEYS|ARGV)\b", line) is not None
+
+
+def _plain(line: str) -> bool:
+    """Whether a line names constants only, such as limits."""
+    return re.fullmatch(r"local [\w\s,]+=[\s\d,.]+", line) is not None
+
+
+def _bind(statement: str, bound: dict[tuple[str, int], str]) -> Iterator[str]:
+    match = _BINDING.fullmatch(statement.strip())
+    if match is None:
+        if _refers(statement):
+            yield f"cannot read the names in: {statement.strip()}"
+        return
+    names = [name.strip() for name in match[1].split(",")]
+    values = _apart(match[2])
+    if len(names) != len(values):
+        yield f"{len(names)} names for {len(values)} values: {statement.strip()}"
+        return
+    for name, value in zip(names, values, strict=True):
+        slots = _CONSTANT_INDEX.findall(value)
+        if len(slots) > 1:
+            yield f"{name} is made of several values: {value}"
+        for kind, index in slots:
+            if (kind, int(index)) in bound:
+                yield f"{kind}[{index}] is named twice"
+            bound[kind, int(index)] = name
+
+
+def _apart(values: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in values:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _compare(kind: str, slots: tuple[Slot, ...], bound: dict[int, str], indexed: bool) -> Iterator[str]:
+    single = [slot.name for slot in slots if not slot.many]
+    many = [slot.name for slot in slots if slot.many]
+    if [slot.many for slot in slots] != [False] * len(single) + [True] * len(many):
+        yield f"{kind}: what may be many comes last"
+    for index, name in enumerate(single, 1):
+        if index not in bound:
+            yield f"{kind}[{index}], {name} in the header, has no name in the first lines"
+        elif bound[index].upper() != name.upper():
+            yield f"{kind}[{index}] is {name} in the header and {bound[index]} in the code"
+    for index in sorted(set(bound) - set(range(1, len(single) + 1))):
+        yield f"{kind}[{index}], {bound[index]} in the code, is not in the header"
+    if indexed and not many:
+        yield f"{kind} is indexed or counted, but the header has no name... for any number of values"
+    if many and not indexed:
+        yield f"{kind}: the header has {', '.join(many)}, which the code does not use"
+
+
+def _undeclared(part: str, whole: str) -> Iterator[str]:
+    """Find names that are declared nowhere: a slip of the pen, which Lua takes for a global when it gets there."""
+    everything = _without(whole, "comment", "string")
+    declared = _KEYWORDS | _GLOBALS
+    for names in re.findall(r"\blocal\s+(?!function\b)([\w\s,]+?)(?=\s*(?:=|\n|;|$))", everything):
+        declared |= set(re.findall(r"\w+", names))
+    declared |= set(re.findall(r"\blocal\s+function\s+(\w+)", everything))
+    for names in re.findall(r"\bfunction\b[\s\w.:]*\(([^)]*)\)", everything):
+        declared |= set(re.findall(r"\w+", names))
+    for names in re.findall(r"\bfor\s+([\w\s,]+?)\s*(?:=|\bin\b)", everything):
+        declared |= set(re.findall(r"\w+", names))
+    braces = 0
+    for token in re.finditer(r"[{}]|(?<![\w.:])[A-Za-z_]\w*|\.\.\s*[A-Za-z_]\w*", _without(part, "comment", "string")):
+        name = token[0].lstrip(". ")
+        braces += (name == "{") - (name == "}")
+        is_field = braces and re.match(r"\s*=[^=]", token.string[token.end() :])
+        if name.isidentifier() and name not in declared and not is_field:
+            yield f"{name} is declared nowhere"
+
+
+def _banned(text: str) -> Iterator[str]:
+    code = _without(text, "comment", "string")
+    for pattern, why in _BANNED_NAMES.items():
+        if re.search(pattern, code):
+            yield f"{pattern}: {why}"
+    for command in re.findall(r"""\bp?call\(\s*['"](\w+)['"]""", _without(text, "comment")):
+        if command.upper() in _BANNED_COMMANDS:
+            yield f"calls {command}"
