@@ -17,7 +17,7 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.compute import Wanted, compute, compute_async
 from agentperf_redis.cache.flows import CacheFlows
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
 DEFAULT_CONCURRENCY = 8
@@ -94,7 +94,7 @@ class _Count:
 def warm(
     backend: Backend,
     flows: CacheFlows,
-    chores: Chores,
+    chores: Maintenance,
     wanted: Iterator[Wanted[Any]],
     total: int | None,
     concurrency: int,
@@ -153,7 +153,7 @@ def warm(
 async def warm_async(
     backend: Backend,
     flows: CacheFlows,
-    chores: Chores,
+    chores: Maintenance,
     wanted: Iterator[Wanted[Any]],
     total: int | None,
     concurrency: int,

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from agentperf_redis import arguments
+from agentperf_redis.background import ModuleLock
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
@@ -63,16 +63,8 @@ class _Tree:
             self.clock = now
 
 
-_planting = threading.RLock()
+_planting = ModuleLock(threading.RLock)
 """Held while a tree is made: for no longer than that, and never while anything waits."""
-
-
-def _after_fork_in_child() -> None:
-    global _planting  # noqa: PLW0603  another thread may have held it
-    _planting = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
 
@@ -181,7 +173,7 @@ class Span:
         """
         if self._tree is None:
             tree = _Tree(self._start)
-            with _planting, tree.lock:
+            with _planting.lock, tree.lock:
                 if self._tree is None:
                     self._tree = tree
                     tree.late = not self.is_open
