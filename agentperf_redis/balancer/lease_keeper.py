@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import logging
 import math
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -64,7 +63,7 @@ class LeaseKeeper:
 
     def after_fork(self) -> None:
         """In a forked child: begin with nothing. The parent keeps renewing what it holds."""
-        self._lock = threading.Lock()
+        # Needs no lock: each step is one operation of the dict, which a signal handler or `__del__` may interleave.
         self._held: dict[str, weakref.ref[Lease]] = {}
         self._closed = False
         self._numbers = itertools.count(1)
@@ -84,10 +83,10 @@ class LeaseKeeper:
 
     def hold(self, lease: Lease) -> bool:
         """Keep a lease alive from now on. Returns False when all was closed meanwhile."""
-        with self._lock:
-            if self._closed:
-                return False
-            self._held[lease.token] = weakref.ref(lease)
+        self._held[lease.token] = weakref.ref(lease)
+        if self._closed:  # looked at last: so either this sees that all is closed, or `close` sees the lease
+            self._held.pop(lease.token, None)
+            return False
         self.jobs.at(lease.renew_at, self._renew_due)
         return True
 
@@ -97,14 +96,11 @@ class LeaseKeeper:
 
     def drop(self, lease: LeaseOnIt) -> None:
         """Stop renewing a lease."""
-        with self._lock:
-            self._held.pop(lease.token, None)
+        self._held.pop(lease.token, None)
 
     def held(self) -> list[Lease]:
         """Return the leases this process holds."""
-        with self._lock:
-            references = list(self._held.values())
-        return [lease for reference in references if (lease := reference()) is not None and lease.held]
+        return [lease for reference in list(self._held.values()) if (lease := reference()) is not None and lease.held]
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
         """Give back a lease whose object is gone. Takes no lock, and so may be called from `__del__`.
@@ -143,8 +139,7 @@ class LeaseKeeper:
         """Give back what is still held, retry once what was put off, and end the thread."""
         if self._closed:
             return
-        with self._lock:
-            self._closed = True  # no lease is taken in from here on
+        self._closed = True  # no lease is taken in from here on
         leases = [lease for lease in self.held() if lease.end()]
         with contextlib.suppress(AgentPerfError):
             if leases:
@@ -158,8 +153,7 @@ class LeaseKeeper:
     # Everything below runs on the background thread.
 
     def _forget(self, pool: Pool, token: str, instance_id: str) -> None:
-        with self._lock:
-            self._held.pop(token, None)
+        self._held.pop(token, None)
         _log.warning(
             "the lease on %r of %r was given back because nothing refers to it any more; keep what acquire returned, "
             "or use `with lb.lease(...)`",
