@@ -20,10 +20,11 @@ from types import TracebackType
 from typing import Self
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Claimed, Pool
-from agentperf_redis.balancer.lease_keeper import Keeper
 from agentperf_redis.balancer.model import AgentInstance
+from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import AgentPerfError, InvalidArgument
 
@@ -41,7 +42,7 @@ class Checking:
 
     Attributes:
         backend: the server and namespace.
-        keeper: of this process.
+        clock: of the servers.
         pool: whose instances.
         check: says how an instance is, by what it returns or raises.
         interval: seconds from one check of an instance to its next.
@@ -49,7 +50,7 @@ class Checking:
     """
 
     backend: Backend
-    keeper: Keeper
+    clock: ServerClock
     pool: Pool
     check: Callable[[AgentInstance], object]
     interval: float
@@ -65,7 +66,7 @@ class Checking:
         """Say how it went."""
         told = list(results.items())
         request = partial(commands.report_checks, self.pool, claimed.at_ms, told)
-        yield from self.keeper.timely(self.pool, request)
+        yield from self.clock.before_deadline(self.pool, request)
 
     def failed(self, instance: AgentInstance, why: object) -> None:
         """Note why a check failed."""
@@ -103,12 +104,11 @@ class Checks:
                 "check", checking.check, "a plain function here; in a coroutine, lb.aio.run_checks(...)"
             )
         self._checking = checking
-        self._stopped = threading.Event()
+        self._jobs = Background("agentperf-checks")
         self._hanging: set[str] = set()
         self._troubled = False
         checking.backend.on_close(self.stop)
-        self._thread = threading.Thread(target=self._work, name="agentperf-checks", daemon=True)
-        self._thread.start()
+        self._jobs.put(self._round)
 
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
@@ -117,7 +117,7 @@ class Checks:
     @property
     def running(self) -> bool:
         """Whether this process checks: not after `stop`, and not in a child that got this object by a fork."""
-        return not self._stopped.is_set() and self._thread.is_alive()
+        return self._jobs.running and not self._jobs.closing
 
     def __enter__(self) -> Self:
         return self
@@ -129,16 +129,19 @@ class Checks:
 
     def stop(self) -> None:
         """Check no more; what is being checked is finished first, within its timeout."""
-        self._stopped.set()
         self._checking.backend.off_close(self.stop)
-        if self._thread is not threading.current_thread():
-            self._thread.join(self._checking.timeout + 1.0)
+        self._jobs.close(self._checking.timeout + 1.0)
 
-    def _work(self) -> None:
-        while not self._stopped.is_set():
-            self._stopped.wait(self._round())
+    def _round(self) -> None:
+        if self._jobs.closing:
+            return
+        pause = _RETRY_S
+        try:
+            pause = self._check_due()
+        finally:
+            self._jobs.at(time.monotonic() + pause, self._round)
 
-    def _round(self) -> float:
+    def _check_due(self) -> float:
         """Check what is due. Returns after how many seconds to ask again."""
         checking = self._checking
         try:
@@ -146,7 +149,7 @@ class Checks:
             if claimed.instances:
                 checking.backend.run(checking.report(claimed, self._check_all(claimed.instances)))
         except AgentPerfError as error:
-            if not self._troubled and not self._stopped.is_set():
+            if not self._troubled and not self._jobs.closing:
                 _log.warning("checks of %s are interrupted: %s", checking.pool.agent_type, error)
             self._troubled = True
             return _RETRY_S
@@ -156,7 +159,10 @@ class Checks:
         return 0.0 if len(claimed.instances) == AT_ONCE else max(_LEAST_PAUSE_S, claimed.next_after)
 
     def _check_all(self, instances: tuple[AgentInstance, ...]) -> dict[str, bool]:
-        """Check all at once, each on a thread of its own: one that hangs holds up no other."""
+        """Check all at once, each on a thread of its own: one that hangs holds up no other.
+
+        They are not background jobs: each may hang for good, and then its thread stays behind.
+        """
         results = {instance.id: False for instance in instances}
         answers: SimpleQueue[tuple[str, bool]] = SimpleQueue()
         asked = 0

@@ -19,7 +19,7 @@ from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TT
 from agentperf_redis.balancer.flows.queue import Lines
 from agentperf_redis.balancer.health_checks import Checking
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import (
     MAX_WEIGHT,
     AgentInstance,
@@ -32,7 +32,8 @@ from agentperf_redis.balancer.model import (
     Repaired,
     checked_labels,
 )
-from agentperf_redis.balancer.registrations import Registered
+from agentperf_redis.balancer.registrations import Registered, Registrations
+from agentperf_redis.balancer.server_clock import ServerClock, clock_of
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLost, NoCapacity
@@ -75,16 +76,20 @@ class Requests:
     """
 
     backend: Backend
-    keeper: Keeper
+    keeper: LeaseKeeper
     lines: Lines
     wanted: LoadBalancingStrategy | None
     settings: PoolSettings | None
     on_unavailable: OnUnavailable
     plain: Wish = field(init=False)
     """What a caller wishes who asks for nothing special."""
+    clock: ServerClock = field(init=False)
+    registrations: Registrations = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plain", Wish(Choice(self.wanted)))
+        object.__setattr__(self, "clock", clock_of(self.backend))
+        object.__setattr__(self, "registrations", self.keeper.registrations)
 
     def pool(self, agent_type: str) -> Pool:
         """Return a pool, its name checked."""
@@ -137,7 +142,7 @@ class Requests:
         silence_ms = 0 if heartbeat_ttl is None else _milliseconds("heartbeat_ttl", heartbeat_ttl)
         rates = Rates(_rate("requests_per_minute", requests_per_minute), _rate("tokens_per_minute", tokens_per_minute))
         wanted = Registered(instance, self.wanted, silence_ms, rates, self.settings, 0)
-        return instances.register(self.backend, self.keeper, wanted)
+        return instances.register(self.backend, self.clock, self.registrations, wanted)
 
     def update(
         self,
@@ -150,7 +155,8 @@ class Requests:
     ) -> Flow[bool]:
         """See `LoadBalancer.update_instance`."""
         return instances.update(
-            self.keeper,
+            self.clock,
+            self.registrations,
             self.pool(agent_type),
             arguments.name("instance_id", instance_id),
             max_capacity=None if max_capacity is None else arguments.count("max_capacity", max_capacity),
@@ -164,7 +170,7 @@ class Requests:
         """See `LoadBalancer.configure`."""
         if not isinstance(settings, PoolSettings):
             raise InvalidArgument("settings", settings, "a PoolSettings")
-        return instances.configure(self.backend, self.keeper, self.pool(agent_type), settings)
+        return instances.configure(self.backend, self.registrations, self.pool(agent_type), settings)
 
     def checking(
         self, agent_type: str, check: Callable[[AgentInstance], object], interval: float, timeout: float | None
@@ -177,7 +183,7 @@ class Requests:
             limit = min(_CHECK_TIMEOUT_S, seconds)
         else:
             limit = arguments.seconds("timeout", timeout, least=_LEAST_TTL_S / 10, most=seconds)
-        return Checking(self.backend, self.keeper, self.pool(agent_type), check, seconds, limit)
+        return Checking(self.backend, self.clock, self.pool(agent_type), check, seconds, limit)
 
     def events(self, agent_type: str, after: str | None, limit: int) -> Flow[list[PoolEvent]]:
         """See `LoadBalancer.events`."""
@@ -187,13 +193,13 @@ class Requests:
 
     def remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
         """See `LoadBalancer.remove_instance`."""
-        return instances.remove(self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id))
+        name = arguments.name("instance_id", instance_id)
+        return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
         """Set or clear flags of an instance: the letters of pool.lua."""
-        return instances.mark(
-            self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id), on=on, off=off
-        )
+        name = arguments.name("instance_id", instance_id)
+        return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
 
     def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float | None) -> Flow[list[str]]:
         """See `LoadBalancer.heartbeat`."""
@@ -265,12 +271,12 @@ class Requests:
     def status(self, agent_types: tuple[str, ...]) -> Flow[list[PoolStatus]]:
         """See `LoadBalancer.status`."""
         return instances.status(
-            self.backend, self.keeper, arguments.names("agent_types", agent_types) if agent_types else None
+            self.backend, self.registrations, arguments.names("agent_types", agent_types) if agent_types else None
         )
 
     def instances(self) -> Flow[dict[str, list[AgentInstance]]]:
         """See `LoadBalancer.instances`."""
-        pools = yield from instances.status(self.backend, self.keeper)
+        pools = yield from instances.status(self.backend, self.registrations)
         return {pool.agent_type: [status.instance for status in pool.instances] for pool in pools}
 
 

@@ -11,7 +11,7 @@ from agentperf_redis.cache.flows import CacheFlows, inspection
 from agentperf_redis.cache.flows.access_reports import flush
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.freshness import FreshnessOptions
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Tier, chosen_tier
 from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, each_wanted, warm_async
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 class AsyncCache:
     """What `AsyncLRUCache` and `AsyncTieredCache` have in common."""
 
-    def __init__(self, backend: Backend, flows: CacheFlows, chores: Chores) -> None:
+    def __init__(self, backend: Backend, flows: CacheFlows, chores: Maintenance) -> None:
         self._backend = backend
         self._flows = flows
         self._local = flows.reader.local

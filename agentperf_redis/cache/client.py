@@ -16,7 +16,7 @@ from agentperf_redis.cache.flows.access_reports import flush
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.flows.single_flight import LEAST_LEASE_S
 from agentperf_redis.cache.freshness import FreshnessOptions
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
 from agentperf_redis.cache.process.shared_state import Binding
 from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, each_wanted, warm
@@ -53,7 +53,7 @@ class Cache(ABC):
         self.name = arguments.name("name", name)
         marks = "".join("1" if chosen(option) else "0" for option in given)
         self._backend = chosen_backend(backend)
-        chores = self._backend.share("cache chores", lambda: Chores(self._backend))
+        chores = self._backend.share("cache chores", lambda: Maintenance(self._backend))
         self._binding = self._backend.share(
             ("cache", self._service, name),
             lambda: Binding(self._backend, self._service, name, settings, marks, chores.report_soon),

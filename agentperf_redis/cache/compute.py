@@ -16,7 +16,7 @@ from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.flows.single_flight import SingleFlight
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import WithoutServer, ttl_ms
 from agentperf_redis.cache.process.compute_lease import Turn
 from agentperf_redis.cache.process.flights import enter, leave
@@ -49,7 +49,7 @@ class Wanted(Generic[R_co]):
     unstorable: Callable[[], None] | None = None
 
 
-def compute(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], *, look: bool = True) -> R:
+def compute(backend: Backend, flows: CacheFlows, chores: Maintenance, wanted: Wanted[R], *, look: bool = True) -> R:
     """Return a value, computing it if it is this caller's turn.
 
     Args:
@@ -77,7 +77,7 @@ def compute(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[
 
 
 async def compute_async(
-    backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], *, look: bool = True
+    backend: Backend, flows: CacheFlows, chores: Maintenance, wanted: Wanted[R], *, look: bool = True
 ) -> R:
     """Do as `compute`; what the function returns is awaited if need be."""
     flight = flows.single_flight
@@ -116,7 +116,7 @@ def _copied(flows: CacheFlows, wanted: Wanted[Any]) -> tuple[Any, int]:
     return value, 0
 
 
-def _carry_out(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], turn: Turn) -> R:
+def _carry_out(backend: Backend, flows: CacheFlows, chores: Maintenance, wanted: Wanted[R], turn: Turn) -> R:
     """Call the function, tell all who wait and the server what it brought, and return it."""
     flight = flows.single_flight
     begun = time.perf_counter()
@@ -150,7 +150,9 @@ def _carry_out(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Want
     return value
 
 
-async def _carry_out_async(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], turn: Turn) -> R:
+async def _carry_out_async(
+    backend: Backend, flows: CacheFlows, chores: Maintenance, wanted: Wanted[R], turn: Turn
+) -> R:
     flight = flows.single_flight
     begun = time.perf_counter()
     chores.keep(turn)
@@ -191,7 +193,7 @@ def _subject(flows: CacheFlows, wanted: Wanted[Any]) -> Subject:
     return flows.binding.keys.tag, wanted.key
 
 
-def _refresh(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[Any], stale: int) -> None:
+def _refresh(backend: Backend, flows: CacheFlows, chores: Maintenance, wanted: Wanted[Any], stale: int) -> None:
     """Compute a value anew, if that falls to this process. Readers are served the old one and hear of no errors."""
     try:
         turn = backend.run(flows.single_flight.turn_to_refresh(wanted.key, stale, wanted.freshness))
@@ -201,7 +203,9 @@ def _refresh(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted
         _complain(flows, wanted, error)
 
 
-async def _refresh_async(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[Any], stale: int) -> None:
+async def _refresh_async(
+    backend: Backend, flows: CacheFlows, chores: Maintenance, wanted: Wanted[Any], stale: int
+) -> None:
     try:
         turn = await backend.arun(flows.single_flight.turn_to_refresh(wanted.key, stale, wanted.freshness))
         if turn is not None:

@@ -19,7 +19,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache.compute import Wanted, compute, compute_async, wanted
 from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.freshness import FreshnessOptions
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
 DEFAULT_CONCURRENCY = 8
@@ -96,7 +96,7 @@ class _Count:
 def warm(
     backend: Backend,
     flows: CacheFlows,
-    chores: Chores,
+    chores: Maintenance,
     wanted: Iterator[Wanted[Any]],
     total: int | None,
     concurrency: int,
@@ -155,7 +155,7 @@ def warm(
 async def warm_async(
     backend: Backend,
     flows: CacheFlows,
-    chores: Chores,
+    chores: Maintenance,
     wanted: Iterator[Wanted[Any]],
     total: int | None,
     concurrency: int,

@@ -1,22 +1,21 @@
 """Brings what the buffer holds to the server: once a second or as often as asked for, when asked, and at the end.
 
-All sending is done by one thread of the process, started when something was first recorded. It is woken through a
-`SimpleQueue`, which may be put into from anywhere, also from a signal handler or while objects are being collected.
+All sending is done by one background thread of the process, started when something was first recorded. Requests reach
+it through a `SimpleQueue`, which may be put into from anywhere, also from a signal handler or from `__del__`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import queue
 import sys
-import threading
 import time
 import warnings
-import weakref
 from dataclasses import dataclass, field
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.command import Batch, Flow, Hint, Wait
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.metrics import commands
@@ -45,7 +44,6 @@ class _Request:
 
     hint: Hint = field(default_factory=Hint)
     error: AgentPerfError | None = None
-    last: bool = False
 
 
 class Recorder:
@@ -67,9 +65,10 @@ class Recorder:
         self._said_closed = False
         self._settled = 0
         """Parcels confirmed, by which it is seen that the last flush gets on."""
+        self._jobs = Background("agentperf-metrics")
         self._begin()
         backend.on_close(self.close)
-        _recorders.add(self)
+        register_for_fork(self)
 
     def settle(self, retention: Retention) -> None:
         """Make a retention the one asked for.
@@ -96,24 +95,24 @@ class Recorder:
     def _rhythm(self) -> float:
         return FLUSH_EVERY_S if self._flush_every is None or self._last_error is not None else self._flush_every
 
-    def _begin(self) -> None:
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        # Reentrant: while a thread is being started, a collected generator may record, and want it started.
-        self._starting = threading.RLock()
-        self._thread: threading.Thread | None = None
-        self._last_error: AgentPerfError | None = None
-
     def after_fork(self) -> None:
         """In a forked child: begin empty, under another writer's name. The parent flushes what it has."""
         self.buffer.reset()
         self.unread_usage = UnreadUsage()
         self._begin()
 
+    def _begin(self) -> None:
+        self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
+        self._last_error: AgentPerfError | None = None
+        self._ends_with_worker = False
+        self._tried_last = False
+
     def _wake(self) -> None:
         if self._closed:
             self._say_closed()
-        elif self._running():
-            self._queue.put(None)
+            return
+        self._end_with_worker()
+        self._jobs.at(time.monotonic() + self._rhythm(), self._flush_due)
 
     def _say_closed(self) -> None:
         if not self._said_closed:
@@ -124,58 +123,48 @@ class Recorder:
                 stacklevel=6,  # who recorded: this, _wake, Buffer._look_up, record, MetricsCollector.record_execution
             )
 
-    def _running(self) -> bool:
-        """Whether the thread runs, after starting it if need be."""
-        if self._thread is not None:
-            return True
-        with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._work, args=(self._queue,), name="agentperf-metrics", daemon=True)
-                self._thread = thread
-                try:
-                    thread.start()
-                except RuntimeError:  # the interpreter is shutting down; the flush at exit comes without a thread
-                    self._thread = None
-                    return False
-                self._flush_at_end_of_worker()
-        return True
-
-    def _flush_at_end_of_worker(self) -> None:
+    def _end_with_worker(self) -> None:
         """Processes of multiprocessing end without atexit; they have finalizers of their own."""
+        if self._ends_with_worker:
+            return
+        self._ends_with_worker = True
         process = sys.modules.get("multiprocessing.process")
         if process is not None and process.parent_process() is not None:
             from multiprocessing.util import Finalize
 
             Finalize(None, self.close, exitpriority=10)
 
-    def _work(self, requests: queue.SimpleQueue[_Request | None]) -> None:
-        waiting = False
-        while True:
-            due = time.monotonic() + self._rhythm()
-            asked: list[_Request] = []
-            while not asked:
-                try:
-                    item = requests.get(timeout=max(0.0, due - time.monotonic()) if waiting else None)
-                except queue.Empty:
-                    break
-                if item is not None:
-                    asked.append(item)
-                elif not waiting:
-                    waiting, due = True, time.monotonic() + self._rhythm()
+    def _flush_due(self) -> None:
+        if self._closed:  # the last flush follows
+            return
+        self._flush(self._asked())
+        if not self.buffer.empty:
+            self._jobs.at(time.monotonic() + self._rhythm(), self._flush_due)
+
+    def _flush_asked(self) -> None:
+        asked = self._asked()
+        if asked:  # else another flush, begun after the request, has served it
+            self._flush(asked)
+
+    def _flush_last(self) -> None:
+        if not self._tried_last:  # one deadline is enough for a server that does not answer
+            self._flush(self._asked())
+
+    def _asked(self) -> list[_Request]:
+        """Take the requests that wait; the flush that begins now serves them all."""
+        asked = []
+        with contextlib.suppress(queue.Empty):
             while True:
-                try:
-                    item = requests.get_nowait()
-                except queue.Empty:
-                    break
-                if item is not None:
-                    asked.append(item)
-            error = self._deliver(_LAST_COMMAND_SHARE * self._patience() if self._closed else None)
-            waiting = not self.buffer.empty
-            for request in asked:
-                request.error = error
-                request.hint.give()
-            if any(request.last for request in asked):
-                return
+                asked.append(self._requests.get_nowait())
+        return asked
+
+    def _flush(self, asked: list[_Request]) -> None:
+        last = self._closed
+        error = self._deliver(_LAST_COMMAND_SHARE * self._patience() if last else None)
+        self._tried_last |= last
+        for request in asked:
+            request.error = error
+            request.hint.give()
 
     def _deliver(self, deadline: float | None = None) -> AgentPerfError | None:
         try:
@@ -266,9 +255,11 @@ class Recorder:
         if self.buffer.empty:
             return True, None
         request = _Request()
-        if self._closed or not self._running():
+        if not self._closed:
+            self._end_with_worker()
+            self._requests.put(request)
+        if self._closed or not self._jobs.put(self._flush_asked):
             return True, (yield from self.delivery())
-        self._queue.put(request)
         ended = yield from Wait(request.hint, _AS_LONG_AS_IT_TAKES_S if timeout is None else timeout)
         return ended, request.error
 
@@ -281,26 +272,23 @@ class Recorder:
             return
         self._closed = True
         patience = self._patience()
-        self.buffer.announce_next()  # so that who records after the end is told
-        thread = self._thread
-        if thread is not None and thread.is_alive():
-            self._queue.put(_Request(last=True))
-            settled = -1
-            while thread.is_alive() and settled < (settled := self._settled):
-                thread.join(patience)
-        elif not self.buffer.empty:
-            self._deliver(_LAST_COMMAND_SHARE * patience)
+        self.buffer.announce_next()  # so that a record after the end is noticed
         if not self.buffer.empty:
-            self._say_lost(patience)
+            self._jobs.put(self._flush_last)
+        settled, ended = -1, False
+        while not ended and settled < (settled := self._settled):
+            ended = self._jobs.close(patience)
+        if not self.buffer.empty:
+            self._say_lost(patience, under_way=not ended)
 
     def _patience(self) -> float:
         most = CLOSE_S if self._last_error is None else CLOSE_AFTER_FAILURE_S
         return min(most, self.backend.deadline)
 
-    def _say_lost(self, patience: float) -> None:
+    def _say_lost(self, patience: float, *, under_way: bool) -> None:
         pending = self.delivery_state().pending
         what = "1 execution" if pending == 1 else f"{pending} executions" if pending else "some use of models or tools"
-        unknown = self.buffer.doubtful or (self._thread is not None and self._thread.is_alive())
+        unknown = self.buffer.doubtful or under_way
         verb = "may not have been" if unknown else "was not" if pending <= 1 else "were not"
         error = self._last_error
         if isinstance(error, BackendUnavailable):  # what it says of being applied is true of the last attempt only
@@ -323,14 +311,3 @@ class Recorder:
             usage_unread=self.unread_usage.count,
             last_error=None if self._last_error is None else str(self._last_error),
         )
-
-
-_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for recorder in list(_recorders):
-        recorder.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -15,7 +15,7 @@ from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import ANY, Choice, Granted, Pool, Refused, Spent
 from agentperf_redis.balancer.flows.queue import FIRST_PLACE, Lines, Place, stand_in_line
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import AgentInstance, Outcome
 from agentperf_redis.command import Flow, Wait
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
@@ -44,7 +44,7 @@ class Wish:
         priority: seconds earlier than it came that it counts as having come.
         ttl: seconds the lease lives without renewal.
         max_hold: seconds after which it is renewed no more.
-        on_lost: called, on the keeper's thread, when it is lost.
+        on_lost: called, on a background thread, when it is lost.
         tokens: counted against the instance's tokens a minute.
         fallback: pools to try, in this order, when this one has no room.
     """
@@ -59,7 +59,7 @@ class Wish:
     fallback: tuple[Pool, ...] = ()
 
 
-def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+def acquire(keeper: LeaseKeeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
     """Lease one unit of an instance, in line if need be and wanted, or learn why not.
 
     Of other pools, a unit is taken that is free when the first pool has none, or has had none within the time to wait.
@@ -81,7 +81,7 @@ def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease 
     return answer
 
 
-def _acquire_elsewhere(keeper: Keeper, lines: Lines, wish: Wish) -> Flow[Lease | None]:
+def _acquire_elsewhere(keeper: LeaseKeeper, lines: Lines, wish: Wish) -> Flow[Lease | None]:
     """Lease what is free in the first of the other pools that has something."""
     for pool in wish.fallback:
         answer = yield from _acquire_in(keeper, lines, pool, wish)
@@ -90,7 +90,7 @@ def _acquire_elsewhere(keeper: Keeper, lines: Lines, wish: Wish) -> Flow[Lease |
     return None
 
 
-def _acquire_in(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+def _acquire_in(keeper: LeaseKeeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
     """Lease one unit of an instance of one pool."""
     until = time.monotonic() + wish.wait
     ttl_ms = math.ceil(wish.ttl * 1000)
@@ -109,7 +109,7 @@ def _acquire_in(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Le
         if wish.wait <= 0:
             return refused
         line = Place(
-            pool, token, ttl_ms, wish.priority, wish.choice.require, place, keeper.bury_ms(wish.ttl), wish.tokens
+            pool, token, ttl_ms, wish.priority, wish.choice.require, place, keeper.tombstone_ms(wish.ttl), wish.tokens
         )
         standing = stand_in_line(lines, line, until)
         turn = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, standing, in_line=True)
@@ -122,7 +122,7 @@ def _acquire_in(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Le
 
 
 def _ask(
-    keeper: Keeper, pool: Pool, token: str, ttl_ms: int, wish: Wish
+    keeper: LeaseKeeper, pool: Pool, token: str, ttl_ms: int, wish: Wish
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
     """Ask for a lease. A refusal is no answer yet while expired leases are left to clear, or instances were lost.
 
@@ -138,13 +138,13 @@ def _ask(
             return answer, asked_at
         if answer.registered == 0 and not looked:
             looked = True
-            if not (yield from keeper.look(pool)):
+            if not (yield from keeper.registrations.look(pool)):
                 return answer, asked_at
         elif answer.retry_after > 0:
             return answer, asked_at
 
 
-def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Flow[Lease]:
+def _held(keeper: LeaseKeeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Flow[Lease]:
     lease = Lease(
         keeper,
         pool,
@@ -165,7 +165,7 @@ def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, 
 
 
 def _or_leave_nothing(
-    keeper: Keeper, pool: Pool, token: str, ttl: float, asking: Flow[T], *, in_line: bool = False
+    keeper: LeaseKeeper, pool: Pool, token: str, ttl: float, asking: Flow[T], *, in_line: bool = False
 ) -> Flow[T]:
     """Ask under a token; whatever breaks in between, leave no lease and no place in line that nobody knows of."""
     interrupted = True
@@ -178,31 +178,31 @@ def _or_leave_nothing(
         # A script that broke off, or whose reply was not understood, may have granted all the same.
         known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
         if in_line or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
-            keeper.compensate(pool, token, ttl)
+            keeper.undo(pool, token, ttl)
         raise
     except GeneratorExit:  # the event loop is going down and can do nothing more
         interrupted = False
-        keeper.compensate(pool, token, ttl)
+        keeper.undo(pool, token, ttl)
         raise
     except asyncio.CancelledError:  # the caller's time may be up, and the server away: no second deadline for that
         interrupted = False
-        yield from Wait(keeper.compensate(pool, token, ttl), _GIVING_BACK_S)
+        yield from Wait(keeper.undo(pool, token, ttl), _GIVING_BACK_S)
         raise
     finally:
         if interrupted:
             try:
-                yield from commands.release(pool, token, bury_ms=keeper.bury_ms(ttl))
+                yield from commands.release(pool, token, bury_ms=keeper.tombstone_ms(ttl))
             except AgentPerfError:
-                keeper.compensate(pool, token, ttl)
+                keeper.undo(pool, token, ttl)
 
 
-def acquire_instance(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[AgentInstance | None]:
+def acquire_instance(keeper: LeaseKeeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[AgentInstance | None]:
     """Lease one unit and return the instance that carries its lease, or None."""
     answer = yield from acquire(keeper, lines, pool, wish)
     return answer.instance if isinstance(answer, Lease) else None
 
 
-def enter(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease]:
+def enter(keeper: LeaseKeeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease]:
     """Lease one unit or raise NoCapacity."""
     answer = yield from acquire(keeper, lines, pool, wish)
     if isinstance(answer, Refused):
@@ -228,7 +228,7 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
     return f"of {len(fitting)} instances with {labels}, {', '.join(f'{n} {what}' for what, n in counts.items())}"
 
 
-def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
+def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
     """Give a lease back. Returns whether this freed it now."""
     if not lease.end():
         return False
@@ -244,7 +244,7 @@ def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float
         return freed
     finally:
         if not answered:  # nobody will ask again, so the keeper does; a repeat is harmless
-            keeper.insist(command, lease.ttl)
+            keeper.retry_in_background(command, lease.ttl)
 
 
 def release_nothing() -> Flow[bool]:
@@ -253,7 +253,7 @@ def release_nothing() -> Flow[bool]:
     return False
 
 
-def leave(keeper: Keeper, lease: Lease, error: BaseException | None) -> Flow[None]:
+def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flow[None]:
     """End a block that held a lease.
 
     Raises:

@@ -9,12 +9,12 @@ hands over what is free. So no wake-up is ever lost, a dead waiter is passed ove
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from dataclasses import dataclass
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import register_for_fork
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Granted, Pool, Queued
 from agentperf_redis.command import Flow, Hint, Wait
@@ -37,19 +37,18 @@ class Lines:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._reset()
+        self.after_fork()
         backend.on_close(self._close)
+        register_for_fork(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def after_fork(self) -> None:
+        """In a forked child: the parent's waiters wait there, and this process's bus has no subscription yet."""
         self._lock = threading.Lock()
         self._hints: dict[str, Hint] = {}
         self._channels: dict[str, Subscription] = {}
 
     def join(self, pool: Pool, token: str) -> Hint:
         """Return what is given a hint when a grant for this token is announced."""
-        if self._pid != os.getpid():
-            self._reset()  # the parent's waiters wait there, and this process's bus has no subscription yet
         hint = Hint()
         channel = pool.keys.waitq
         with self._lock:

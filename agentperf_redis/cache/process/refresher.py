@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import register_for_fork
 from agentperf_redis.cache.process.shared_state import log
 from agentperf_redis.command import running_loop
 
@@ -32,6 +31,9 @@ Subject: TypeAlias = tuple[str, str]
 class Refresher:
     """Runs refreshes, one at a time of each key. Its threads start when there is work, and end when there is none.
 
+    They are not a `Background`, which does one job after the other: here several functions of users run at a time, and
+    share what waits.
+
     Args:
         backend: whose closing ends it.
     """
@@ -39,7 +41,7 @@ class Refresher:
     def __init__(self, backend: Backend) -> None:
         self._start_empty()
         backend.on_close(self._finish)
-        _refreshers.add(self)
+        register_for_fork(self)
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
@@ -121,14 +123,3 @@ class Refresher:
     def after_fork(self) -> None:
         """In the child: threads and tasks are the parent's."""
         self._start_empty()
-
-
-_refreshers: weakref.WeakSet[Refresher] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for refresher in list(_refreshers):
-        refresher.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

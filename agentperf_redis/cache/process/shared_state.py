@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -13,6 +12,7 @@ from typing import TypeAlias
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import register_for_fork
 from agentperf_redis.cache.model import ARGUMENTS, Settings
 from agentperf_redis.cache.process.access_buffer import Outbox
 from agentperf_redis.cache.process.flights import Flights
@@ -78,7 +78,7 @@ class Binding:
         self._start_empty()
         backend.on_new_epoch(self._deploy_again)
         backend.on_recovery(self._recovered)
-        _bindings.add(self)
+        register_for_fork(self)
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
@@ -250,14 +250,3 @@ class Binding:
         self.flights.start_empty()
         if self.local is not None:
             self.local.start_empty()
-
-
-_bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for binding in list(_bindings):
-        binding.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -297,7 +298,10 @@ def test_closing_first_does_what_the_keeper_had_put_off(
     with pytest.raises(BackendUnavailable):
         call(balancer, "release", instance)
     keeper = keeper_of(backend)
-    wait_until(lambda: keeper._delayed, "the keeper to have tried in vain")
+    wait_until(
+        lambda: any(isinstance(job, partial) for job in list(keeper.jobs._due_times)),
+        "the keeper to have tried in vain",
+    )
     proxy.open_port()
     hurry(backend, 5.0)
     backend.close()
@@ -313,7 +317,7 @@ def test_a_lease_that_is_dropped_at_the_very_end_is_given_back(
     keeper = keeper_of(backend)
     told = threading.Event()
     held = [balancer.acquire("planner")]
-    keeper.later(told.wait)  # so that what comes next stays in the inbox
+    keeper.jobs.put(told.wait)  # so that what comes next stays in the inbox
     with pytest.warns(ResourceWarning):
         held.clear()
     threading.Timer(0.1, told.set).start()
@@ -470,7 +474,7 @@ def test_what_another_process_removed_does_not_come_back(
     assert call(other, "remove_instance", "planner", "p0")
     assert call(balancer, "acquire", "planner") is None
     assert call(balancer, "get_status") == {}
-    assert keeper_of(backend).registered == {}
+    assert keeper_of(backend).registrations.registered == {}
     assert there(own_server, pool) == set()
 
 

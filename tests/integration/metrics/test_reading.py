@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 import os
-import queue
 import random
 import threading
 import time
@@ -19,13 +18,13 @@ import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background, Job
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
-from agentperf_redis.metrics.flusher import _Request
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index, exact_quantile
 from agentperf_redis.metrics.model import OTHER, ModelUsage
 from agentperf_redis.metrics.retention import Retention, memory_forecast
@@ -568,23 +567,24 @@ def test_two_retentions_in_one_process_are_refused(backend: Backend) -> None:
 # -- the rhythm of flushes
 
 
-class Requests(queue.SimpleQueue[Any]):
-    """What the flushing thread waits on: notes how long it would, and lets that time pass at once, three times."""
+class Jobs(Background):
+    """Notes how long the flushing thread would sleep, and has the test do what it would do then."""
 
     def __init__(self) -> None:
+        super().__init__("none")
         self.waits: list[float] = []
+        self._job: Job | None = None
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        if timeout is not None:
-            self.waits.append(timeout)
-        if len(self.waits) == 3:
-            return _Request(last=True)
-        if timeout is not None:
-            raise queue.Empty
-        return None  # something was recorded
+    def at(self, due: float, job: Job) -> bool:
+        if self._job is None:
+            self.waits.append(due - time.monotonic())
+            self._job = job
+        return True
 
-    def get_nowait(self) -> Any:
-        raise queue.Empty
+    def let_time_pass(self) -> None:
+        job, self._job = self._job, None
+        assert job is not None, "the thread would sleep for good"
+        job()
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 1.0), (0.2, 0.2), (30.0, 30.0)])
@@ -592,9 +592,8 @@ def test_flushes_come_as_often_as_asked_for(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, asked: float | None, expected: float
 ) -> None:
     collector = MetricsCollector(backend=backend, flush_every=asked)
-    recorder = collector._recorder
-    requests = Requests()
-    monkeypatch.setattr(recorder, "_running", lambda: False)  # the test is the thread
+    jobs = Jobs()
+    monkeypatch.setattr(collector._recorder, "_jobs", jobs)
     collector.record_execution("research", 0.5, True)
     fails = iter([True, False, True])
     run = backend.run
@@ -602,15 +601,15 @@ def test_flushes_come_as_often_as_asked_for(
     def sometimes(flow: Any, deadline: float | None = None) -> Any:
         if next(fails):
             raise BackendUnavailable("here", "not_applied", "by the test")
-        try:
-            return run(flow, deadline)
-        finally:
-            collector.record_execution("research", 0.5, True)
+        return run(flow, deadline)
 
     monkeypatch.setattr(backend, "run", sometimes)
-    recorder._work(requests)
+    jobs.let_time_pass()
+    jobs.let_time_pass()
+    collector.record_execution("research", 0.5, True)
+    jobs.let_time_pass()
+    assert [round(wait, 1) for wait in jobs.waits] == [expected, 1.0, expected, 1.0], "sooner again after a failure"
     monkeypatch.undo()
-    assert [round(wait, 1) for wait in requests.waits] == [expected, 1.0, expected], "sooner again after a failure"
     assert collector.delivery().counted == 1
 
 

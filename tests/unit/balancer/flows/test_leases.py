@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background, Job
 from agentperf_redis.balancer import Lease, Outcome, commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.flows import leases
 from agentperf_redis.balancer.flows.queue import lines_of
-from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.command import Command, Hint, Wait
 from agentperf_redis.errors import (
     AgentPerfError,
@@ -29,18 +30,26 @@ POOL = Pool.of("n", "t")
 RECORD = b"1 5 7 1000 3 2.5 fr,gpu - 5 1500 0 4 2 1"
 
 
-class SilentKeeper(Keeper):
+class NoThread(Background):
+    """Does nothing of what it is given."""
+
+    def put(self, job: Job) -> bool:
+        return True
+
+    def at(self, due: float, job: Job) -> bool:
+        return True
+
+
+class SilentKeeper(LeaseKeeper):
     """Notes what it is told to do in the background, and does nothing."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
+        self.jobs = NoThread("none")
         self.told: list[Any] = []
 
-    def insist(self, command: Command[Any], seconds: float, tried: Hint | None = None) -> None:
+    def retry_in_background(self, command: Command[Any], seconds: float, tried: Hint | None = None) -> None:
         self.told.append((command, seconds))
-
-    def _start(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -112,7 +121,6 @@ def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
         held.append(end.value.value)
     for lease in held:
         lease.renew_at = 0.0
-    keeper._wake_at = 0.0
     patience = []
 
     def run(command: Command[Any], deadline: float) -> frozenset[str]:
