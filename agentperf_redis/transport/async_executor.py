@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar, cast
@@ -11,7 +12,7 @@ from typing import Any, TypeVar, cast
 from redis.asyncio.connection import Connection as AsyncConnection
 from redis.exceptions import RedisError, ResponseError
 
-from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Reply, Step
+from agentperf_redis.command import Batch, Call, Command, Flow, Hint, Pause, Reply, Shielded, Step, Together, Wait
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, aread, broken, drop, refused, unconnected
@@ -87,13 +88,24 @@ class AsyncExecutor:
                     answer = await self._perform(step, limit)
                 except asyncio.CancelledError as error:
                     step = flow.throw(error)
-                    return await asyncio.shield(self._spawn(self._rest_of(flow, step, limit)))
+                    return await self._shielded(flow, step, limit, error)
                 except BaseException as error:  # noqa: BLE001  the flow decides
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
         except StopIteration as done:
             return cast("T", done.value)
+
+    async def _shielded(
+        self, flow: Flow[T], step: Step, deadline_s: float, cause: asyncio.CancelledError | None = None
+    ) -> T:
+        """Do the rest of a flow in a task of its own. If it lets its cause pass, that itself is raised."""
+        try:
+            return await asyncio.shield(self._spawn(self._rest_of(flow, step, deadline_s)))
+        except asyncio.CancelledError:
+            if cause is not None:  # the shield raises one of its own, without the message and the frames
+                raise cause from None
+            raise
 
     async def _rest_of(self, flow: Flow[T], step: Step, deadline_s: float) -> T:
         try:
@@ -151,7 +163,27 @@ class AsyncExecutor:
             return await asyncio.gather(*futures, return_exceptions=True)
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        return await _await_hint(step.hint, step.seconds)
+        if isinstance(step, Wait):
+            return await _await_hint(step.hint, step.seconds)
+        if isinstance(step, Call):
+            result = step.function()
+            return await result if inspect.isawaitable(result) else result
+        if isinstance(step, Shielded):
+            try:
+                first = next(step.flow)  # here: a flow whose task ends before it begins would not even run its finally
+            except StopIteration as done:
+                return done.value
+            return await self._shielded(step.flow, first, deadline_s)
+        return await self._run_together(step, deadline_s)
+
+    async def _run_together(self, step: Together, deadline_s: float) -> None:
+        tasks = [asyncio.create_task(self.run(flow, deadline_s), name=step.name) for flow in step.flows]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _submit(self, command: Command[Any], deadline_s: float) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 import time
 from collections import deque
@@ -13,7 +14,19 @@ from typing import Any, TypeVar, cast
 from redis.connection import Connection
 from redis.exceptions import RedisError, ResponseError
 
-from agentperf_redis.command import Batch, Command, Flow, Pause, Reply, Step, Wait, running_loop
+from agentperf_redis.command import (
+    Batch,
+    Call,
+    Command,
+    Flow,
+    Pause,
+    Reply,
+    Shielded,
+    Step,
+    Together,
+    Wait,
+    running_loop,
+)
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, broken, read, refused, send, unconnected
@@ -106,7 +119,33 @@ class Executor:
             return self._deliver(step.commands, deadline_s)
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
-        return _wait(step)
+        if isinstance(step, Wait):
+            return _wait(step)
+        if isinstance(step, Call):
+            return step.function()
+        if isinstance(step, Shielded):
+            return self.run(step.flow, deadline_s)
+        return self._run_together(step, deadline_s)
+
+    def _run_together(self, step: Together, deadline_s: float) -> None:
+        errors: list[BaseException] = []
+
+        def work(flow: Flow[object]) -> None:
+            try:
+                self.run(flow, deadline_s)
+            except BaseException as error:  # noqa: BLE001  raised by the thread that waits
+                errors.append(error)
+
+        threads = [
+            threading.Thread(target=contextvars.copy_context().run, args=(work, flow), name=step.name, daemon=True)
+            for flow in step.flows
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
 
     def _perform_command(self, command: Command[T], deadline_s: float) -> T:
         (result,) = self._deliver((command,), deadline_s)
