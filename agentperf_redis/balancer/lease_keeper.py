@@ -30,7 +30,7 @@ from agentperf_redis.balancer.registrations import Registered, registration
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Batch, Command, Flow, Hint
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
-from agentperf_redis.transport.executor import CLOSED
+from agentperf_redis.transport.exchange import CLOSED
 
 T = TypeVar("T")
 

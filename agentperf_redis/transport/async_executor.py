@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar, cast
 
 from redis.asyncio.connection import Connection as AsyncConnection
-from redis.exceptions import RedisError, ResponseError
 
 from agentperf_redis.command import Batch, Call, Command, Flow, Hint, Pause, Reply, Shielded, Step, Together, Wait
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
-from agentperf_redis.transport.connector import Connector, aread, broken, drop, refused, unconnected
+from agentperf_redis.transport.connector import Connector, aread, drop
 from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver
-from agentperf_redis.transport.executor import BUSY, CLOSED, MAX_CONNECTIONS, Runnable
-from agentperf_redis.transport.handshake import REPLIES, Greeting
+from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
+from agentperf_redis.transport.executor import Runnable
+from agentperf_redis.transport.handshake import Greeting
 from agentperf_redis.transport.topology import Node, Topology
 
 T = TypeVar("T")
@@ -53,14 +52,11 @@ class AsyncExecutor:
         self._deadline_s = deadline_s
         self._greeting = greeting
         self._on_end = on_end
-        self._idle: dict[Node, deque[AsyncConnection]] = {}
-        self._greeted: dict[Node, set[AsyncConnection]] = {}
-        """Connections that are up, idle or in use, and whose server was looked at."""
+        self._connections = Connections[AsyncConnection](connector, greeting, drop)
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opened = not topology.scattered
-        self._closed = False
         self._lifeline: AsyncGenerator[None, None] | None = None
 
     async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
@@ -121,9 +117,7 @@ class AsyncExecutor:
 
     def close_now(self) -> None:
         """Close the connections without waiting. On the loop's thread, or when the loop has ended."""
-        self._closed = True
-        for node in self._idle:
-            self._drop_idle(node)
+        self._connections.close()
         self._on_end()
 
     async def aclose(self) -> None:
@@ -253,70 +247,42 @@ class AsyncExecutor:
             return
 
     async def _exchange(self, step: Exchange) -> list[Reply]:
-        if self._closed:
-            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
-        placed = sent = fresh = False
-        replies: list[Reply] = []
-        connection: AsyncConnection | None = None
-        stack = self._idle.setdefault(step.node, deque())
-        try:
-            async with asyncio.timeout(step.timeout_s), self._places:
-                placed = True
-                if stack:
-                    connection = stack.pop()
-                else:
-                    fresh = True
-                    connection = await self._connector.async_connection(step.node)
-                    await self._connect(step.node, connection)
-                sent = True
-                await connection.send_packed_command((step.payload,), check_health=False)
-                for _ in range(step.count):
-                    replies.append(await aread(connection))  # noqa: PERF401  those before a failure count
-        except ResponseError as error:
-            self._drop(step.node, connection)
-            raise refused(error) from None
-        except TimeoutError:
-            self._drop(step.node, connection)
-            if not placed:
+        end = asyncio.get_running_loop().time() + step.timeout_s
+        if self._places.locked():
+            try:
+                async with asyncio.timeout_at(end):
+                    await self._places.acquire()
+            except TimeoutError:
                 raise ExchangeFailed(BUSY, sent=False, local=True) from None
-            reason = f"no answer for {step.timeout_s:.3g} s"
-            raise ExchangeFailed(reason, sent=sent, silent=True, replies=replies) from None
-        except (RedisError, OSError) as error:
-            self._drop(step.node, connection)
-            if not fresh:
-                self._drop_idle(step.node)
-            if sent:
-                raise broken(error, replies, fresh=fresh) from None
-            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
-        except BackendUnavailable as error:
-            raise ExchangeFailed(error.reason, sent=False, final=True) from None
-        except BaseException:
-            self._drop(step.node, connection)
-            raise
-        if self._closed:
-            self._drop(step.node, connection)
         else:
-            stack.append(connection)
-        return replies
+            await self._places.acquire()
+        try:
+            return await self._carry(self._connections.exchange(step), end)
+        finally:
+            self._places.release()
 
-    async def _connect(self, node: Node, connection: AsyncConnection) -> None:
-        await connection.connect()
-        if not (node.sentinel or self._greeted.get(node)):
-            await connection.send_packed_command((self._greeting.words(),), check_health=False)
-            refusal = self._greeting.heard([await aread(connection) for _ in range(REPLIES)])
-            if refusal is not None:
-                raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
-        self._greeted.setdefault(node, set()).add(connection)
-
-    def _drop(self, node: Node, connection: AsyncConnection | None) -> None:
-        if connection is not None:
-            self._greeted.get(node, set()).discard(connection)
-            drop(connection)
-
-    def _drop_idle(self, node: Node) -> None:
-        stack = self._idle.get(node)
-        while stack:
-            self._drop(node, stack.pop())
+    async def _carry(self, exchange: ExchangeFlow[AsyncConnection], end: float) -> list[Reply]:
+        try:
+            step = next(exchange)
+            while True:
+                connection = None
+                try:
+                    async with asyncio.timeout_at(end):
+                        if isinstance(step, Talk):
+                            await step.connection.send_packed_command((step.payload,), check_health=False)
+                            for _ in range(step.count):
+                                step.replies.append(await aread(step.connection))
+                        elif isinstance(step, Open):
+                            connection = await self._connector.async_connection(step.node)
+                        else:
+                            await step.connection.connect()
+                except BaseException as error:  # noqa: BLE001  the exchange says what it means
+                    step = exchange.throw(error)
+                else:
+                    step = exchange.send(connection)
+        except StopIteration as done:
+            replies: list[Reply] = done.value
+            return replies
 
 
 async def _await_hint(hint: Hint, seconds: float) -> bool:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
 from redis.connection import Connection
-from redis.exceptions import RedisError, ResponseError
 
 from agentperf_redis.command import (
     Batch,
@@ -27,21 +24,17 @@ from agentperf_redis.command import (
     Wait,
     running_loop,
 )
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
-from agentperf_redis.transport.connector import Connector, broken, read, refused, send, unconnected
+from agentperf_redis.transport.connector import Connector, read, send
 from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver
-from agentperf_redis.transport.handshake import REPLIES, Greeting
-from agentperf_redis.transport.topology import Node, Topology
+from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
+from agentperf_redis.transport.handshake import Greeting
+from agentperf_redis.transport.topology import Topology
 
 T = TypeVar("T")
 
 Runnable = Command[T] | Batch[T] | Flow[T]
-
-CLOSED = "this client was closed"
-MAX_CONNECTIONS = 32
-"""Exchanges under way at once per driver and process; the usual maxclients of 10,000 then serves 300 processes."""
-BUSY = f"all {MAX_CONNECTIONS} connections of this process were busy"
 
 
 class Executor:
@@ -68,16 +61,13 @@ class Executor:
         self._breaker = breaker
         self._deadline_s = deadline_s
         self._greeting = greeting
-        self._idle: dict[Node, deque[Connection]] = {}
-        self._greeted: dict[Node, set[Connection]] = {}
-        """Connections that are up, idle or in use, and whose server was looked at."""
+        self._connections = Connections[Connection](connector, greeting, Connection.disconnect)
         # A queue of tokens and no semaphore: that is Python code, and an interrupt between two of its steps (Ctrl-C)
         # would leave its lock held, and every thread waiting for ever.
         self._places: SimpleQueue[None] = SimpleQueue()
         for _ in range(MAX_CONNECTIONS):
             self._places.put(None)
         self._opened = greeting is None or not topology.scattered
-        self._closed = False
 
     def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
         """Run a flow to its end and return what it returns.
@@ -108,9 +98,7 @@ class Executor:
 
     def close(self) -> None:
         """Close idle connections; those in use close as their exchange ends."""
-        self._closed = True
-        for node in list(self._idle):
-            self._drop_idle(node)
+        self._connections.close()
 
     def _perform(self, step: Step, deadline_s: float) -> Any:
         if isinstance(step, Command):
@@ -182,77 +170,38 @@ class Executor:
 
     def _exchange(self, step: Exchange) -> list[Reply]:
         end = time.monotonic() + step.timeout_s
-        if self._closed:
-            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
-        replies: list[Reply] = []
         placed = False
         try:
             try:
                 placed = self._places.get(timeout=step.timeout_s) is None
             except Empty:
                 raise ExchangeFailed(BUSY, sent=False, local=True) from None
-            stack = self._idle.get(step.node)
-            if stack is None:
-                stack = self._idle.setdefault(step.node, deque())
-            fresh = False
-            try:
-                connection = stack.pop()
-            except IndexError:
-                connection = self._connect(step.node, end)
-                fresh = True
-            try:
-                send(connection, step.payload, end)
-                for _ in range(step.count):
-                    replies.append(read(connection, end))  # noqa: PERF401  those before a failure count
-            except (RedisError, OSError) as error:
-                self._drop(step.node, connection)
-                if not fresh:  # the others were opened to the same server before; they are as dead
-                    self._drop_idle(step.node)
-                raise broken(error, replies, fresh=fresh) from None
-            except BaseException:
-                self._drop(step.node, connection)
-                raise
-            if self._closed:
-                self._drop(step.node, connection)
-            else:
-                stack.append(connection)
-            return replies
+            return self._carry(self._connections.exchange(step), end)
         finally:
             if placed:
                 self._places.put(None)
 
-    def _connect(self, node: Node, end: float) -> Connection:
+    def _carry(self, exchange: ExchangeFlow[Connection], end: float) -> list[Reply]:
         try:
-            connection = self._connector.connection(node, max(0.001, end - time.monotonic()))
-        except BackendUnavailable as error:  # the embedded server could not be started
-            raise ExchangeFailed(error.reason, sent=False, final=True) from None
-        try:
-            connection.connect()
-            if self._greeting is not None and not (node.sentinel or self._greeted.get(node)):
-                send(connection, self._greeting.words(), end)
-                refusal = self._greeting.heard([read(connection, end) for _ in range(REPLIES)])
-                if refusal is not None:
-                    raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
-        except (RedisError, OSError) as error:
-            connection.disconnect()
-            if isinstance(error, ResponseError):
-                raise refused(error) from None
-            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
-        except BaseException:
-            connection.disconnect()
-            raise
-        self._greeted.setdefault(node, set()).add(connection)
-        return connection
-
-    def _drop(self, node: Node, connection: Connection) -> None:
-        self._greeted.get(node, set()).discard(connection)
-        connection.disconnect()
-
-    def _drop_idle(self, node: Node) -> None:
-        stack = self._idle.get(node)
-        while stack:
-            with contextlib.suppress(IndexError):  # another thread took the last one
-                self._drop(node, stack.pop())
+            step = next(exchange)
+            while True:
+                connection = None
+                try:
+                    if isinstance(step, Talk):
+                        send(step.connection, step.payload, end)
+                        for _ in range(step.count):
+                            step.replies.append(read(step.connection, end))
+                    elif isinstance(step, Open):
+                        connection = self._connector.connection(step.node, max(0.001, end - time.monotonic()))
+                    else:
+                        step.connection.connect()
+                except BaseException as error:  # noqa: BLE001  the exchange says what it means
+                    step = exchange.throw(error)
+                else:
+                    step = exchange.send(connection)
+        except StopIteration as done:
+            replies: list[Reply] = done.value
+            return replies
 
 
 def _wait(step: Wait) -> bool:
