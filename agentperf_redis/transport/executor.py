@@ -28,7 +28,7 @@ from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, read, send
 from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver
-from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
+from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, Open, Talk
 from agentperf_redis.transport.handshake import Greeting
 from agentperf_redis.transport.topology import Topology
 
@@ -139,7 +139,8 @@ class Executor:
         (result,) = self._deliver((command,), deadline_s)
         if isinstance(result, AgentPerfError):
             raise result
-        return cast("T", result)
+        answer: T = result
+        return answer
 
     def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
         if not self._opened and self._greeting is not None:
@@ -168,21 +169,15 @@ class Executor:
         except StopIteration:
             return results
 
-    def _exchange(self, step: Exchange) -> list[Reply]:
-        end = time.monotonic() + step.timeout_s
+    def _exchange(self, asked: Exchange) -> list[Reply]:
+        end = time.monotonic() + asked.timeout_s
         placed = False
         try:
             try:
-                placed = self._places.get(timeout=step.timeout_s) is None
+                placed = self._places.get(timeout=asked.timeout_s) is None
             except Empty:
                 raise ExchangeFailed(BUSY, sent=False, local=True) from None
-            return self._carry(self._connections.exchange(step), end)
-        finally:
-            if placed:
-                self._places.put(None)
-
-    def _carry(self, exchange: ExchangeFlow[Connection], end: float) -> list[Reply]:
-        try:
+            exchange = self._connections.exchange(asked)
             step = next(exchange)
             while True:
                 connection = None
@@ -202,6 +197,9 @@ class Executor:
         except StopIteration as done:
             replies: list[Reply] = done.value
             return replies
+        finally:
+            if placed:
+                self._places.put(None)
 
 
 def _wait(step: Wait) -> bool:
