@@ -14,7 +14,7 @@ from agentperf_redis.command import Batch, Call, Command, Flow, Hint, Pause, Rep
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, aread, drop
-from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver
+from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver, deliver_opened
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
 from agentperf_redis.transport.executor import Runnable
 from agentperf_redis.transport.handshake import Greeting
@@ -50,13 +50,12 @@ class AsyncExecutor:
         self._topology = topology
         self._breaker = breaker
         self._deadline_s = deadline_s
-        self._greeting = greeting
         self._on_end = on_end
         self._connections = Connections[AsyncConnection](connector, greeting, drop)
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._opened = not topology.scattered
+        self._opening = greeting.opening if topology.scattered else None
         self._lifeline: AsyncGenerator[None, None] | None = None
 
     async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
@@ -212,14 +211,6 @@ class AsyncExecutor:
                 future.set_result(result)
 
         try:
-            if not self._opened:
-                opening: list[Any] = [None]
-                await self._deliver([self._greeting.opening()], deadline_s, opening.__setitem__)
-                if isinstance(opening[0], AgentPerfError):
-                    for index in range(len(futures)):
-                        settle(index, opening[0])
-                    return
-                self._opened = True
             await self._deliver([command for command, _ in group], deadline_s, settle)
         except BaseException as error:
             for future in futures:
@@ -229,7 +220,13 @@ class AsyncExecutor:
                 raise
 
     async def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float, settle: Settle) -> None:
-        delivery = deliver(commands, self._topology, deadline_s, settle, self._breaker)
+        opening = self._opening
+        if opening is None:
+            delivery = deliver(commands, self._topology, deadline_s, settle, self._breaker)
+        else:
+            delivery = deliver_opened(
+                opening(), commands, self._topology, deadline_s, settle, self._breaker, self._note_opened
+            )
         try:
             step = next(delivery)
             while True:
@@ -245,6 +242,9 @@ class AsyncExecutor:
                     step = delivery.send(replies)
         except StopIteration:
             return
+
+    def _note_opened(self) -> None:
+        self._opening = None
 
     async def _exchange(self, step: Exchange) -> list[Reply]:
         end = asyncio.get_running_loop().time() + step.timeout_s

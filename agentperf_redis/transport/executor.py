@@ -27,7 +27,7 @@ from agentperf_redis.command import (
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, read, send
-from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver
+from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver, deliver_opened
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, Open, Talk
 from agentperf_redis.transport.handshake import Greeting
 from agentperf_redis.transport.topology import Topology
@@ -60,14 +60,13 @@ class Executor:
         self._topology = topology
         self._breaker = breaker
         self._deadline_s = deadline_s
-        self._greeting = greeting
         self._connections = Connections[Connection](connector, greeting, Connection.disconnect)
         # A queue of tokens and no semaphore: that is Python code, and an interrupt between two of its steps (Ctrl-C)
         # would leave its lock held, and every thread waiting for ever.
         self._places: SimpleQueue[None] = SimpleQueue()
         for _ in range(MAX_CONNECTIONS):
             self._places.put(None)
-        self._opened = greeting is None or not topology.scattered
+        self._opening = greeting.opening if greeting is not None and topology.scattered else None
 
     def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
         """Run a flow to its end and return what it returns.
@@ -143,16 +142,14 @@ class Executor:
         return answer
 
     def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
-        if not self._opened and self._greeting is not None:
-            (refusal,) = self._send((self._greeting.opening(),), deadline_s)
-            if isinstance(refusal, AgentPerfError):
-                return [refusal] * len(commands)
-            self._opened = True
-        return self._send(commands, deadline_s)
-
-    def _send(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
         results: list[Any] = [None] * len(commands)
-        delivery = deliver(commands, self._topology, deadline_s, results.__setitem__, self._breaker)
+        opening = self._opening  # read once: another thread may note meanwhile that it was said
+        if opening is None:
+            delivery = deliver(commands, self._topology, deadline_s, results.__setitem__, self._breaker)
+        else:
+            delivery = deliver_opened(
+                opening(), commands, self._topology, deadline_s, results.__setitem__, self._breaker, self._note_opened
+            )
         try:
             step = next(delivery)
             while True:
@@ -168,6 +165,9 @@ class Executor:
                     step = delivery.send(replies)
         except StopIteration:
             return results
+
+    def _note_opened(self) -> None:
+        self._opening = None
 
     def _exchange(self, asked: Exchange) -> list[Reply]:
         end = time.monotonic() + asked.timeout_s
