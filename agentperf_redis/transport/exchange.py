@@ -82,37 +82,68 @@ class Connections(Generic[C]):
         Raises:
             ExchangeFailed: there is no connection to be had, it broke, or it was too late.
         """
-        node = asked.node
-        if self.closed:
-            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
-        stack = self._idle.get(node)
-        if stack is None:
-            stack = self._idle.setdefault(node, deque())
-        connection: C | None = None
-        fresh = sent = False
         replies: list[Reply] = []
+        connection = self.idle(asked.node)
+        fresh, sent = connection is None, False
         try:
-            try:
-                connection = stack.pop()
-            except IndexError:
-                fresh = True
-                connection = yield from self._connected(node)
+            if connection is None:
+                connection = yield from self._connected(asked.node)
             sent = True
             yield Talk(connection, asked.payload, asked.count, replies)
         except BaseException as error:
-            if connection is not None:
-                self._drop(node, connection)
-            failure = self._connector.failure(error, asked.timeout_s, replies, sent=sent, fresh=fresh)
+            failure = self.failure(error, asked, connection, replies, sent=sent, fresh=fresh)
             if failure is None:
                 raise
-            if not fresh:  # the others were opened to the same server before; they are as dead
-                self._drop_idle(node)
             raise failure from None
+        self.keep(asked.node, connection)
+        return replies
+
+    def idle(self, node: Node) -> C | None:
+        """Take an idle connection, if there is one."""
+        if self.closed:
+            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
+        stack = self._idle.get(node)
+        try:
+            return stack.pop() if stack else None
+        except IndexError:  # another thread took the last one
+            return None
+
+    def keep(self, node: Node, connection: C) -> None:
+        """Have a connection, whose replies were all read, for the next exchange."""
         if self.closed:
             self._drop(node, connection)
-        else:
-            stack.append(connection)
-        return replies
+            return
+        stack = self._idle.get(node)
+        if stack is None:
+            stack = self._idle.setdefault(node, deque())
+        stack.append(connection)
+
+    def failure(
+        self,
+        error: BaseException,
+        asked: Exchange,
+        connection: C | None,
+        replies: list[Reply],
+        *,
+        sent: bool = True,
+        fresh: bool = False,
+    ) -> ExchangeFailed | None:
+        """Drop what an error has ended; return what it means, or None if it is no trouble of the connection.
+
+        Args:
+            error: what the driver met.
+            asked: the exchange.
+            connection: what carried it; None if there was none yet.
+            replies: those that had arrived before.
+            sent: whether the payload may have reached the server.
+            fresh: whether the connection was made for this exchange.
+        """
+        if connection is not None:
+            self._drop(asked.node, connection)
+        failure = self._connector.failure(error, asked.timeout_s, replies, sent=sent, fresh=fresh)
+        if failure is not None and not fresh:  # the others were opened to the same server before; they are as dead
+            self._drop_idle(asked.node)
+        return failure
 
     def _connected(self, node: Node) -> Generator[Open | Connect[C] | Talk[C], Any, C]:
         """Return a new connection on which the server was looked at."""

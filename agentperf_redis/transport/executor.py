@@ -28,7 +28,7 @@ from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, read, send
 from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver, deliver_opened
-from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, Open, Talk
+from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
 from agentperf_redis.transport.handshake import Greeting
 from agentperf_redis.transport.topology import Topology
 
@@ -177,7 +177,29 @@ class Executor:
                 placed = self._places.get(timeout=asked.timeout_s) is None
             except Empty:
                 raise ExchangeFailed(BUSY, sent=False, local=True) from None
-            exchange = self._connections.exchange(asked)
+            connection = self._connections.idle(asked.node)
+            if connection is None:
+                return self._carry(self._connections.exchange(asked), end)
+            # The usual case in a straight line, by the same rules: as a generator it would take 0.4 us more of the 15 us
+            # of CPU time that a blocking command takes. An asyncio command takes longer, and shares its exchange.
+            replies: list[Reply] = []
+            try:
+                send(connection, asked.payload, end)
+                for _ in range(asked.count):
+                    replies.append(read(connection, end))  # noqa: PERF401  those before a failure count
+            except BaseException as error:
+                failure = self._connections.failure(error, asked, connection, replies)
+                if failure is None:
+                    raise
+                raise failure from None
+            self._connections.keep(asked.node, connection)
+            return replies
+        finally:
+            if placed:
+                self._places.put(None)
+
+    def _carry(self, exchange: ExchangeFlow[Connection], end: float) -> list[Reply]:
+        try:
             step = next(exchange)
             while True:
                 connection = None
@@ -197,9 +219,6 @@ class Executor:
         except StopIteration as done:
             replies: list[Reply] = done.value
             return replies
-        finally:
-            if placed:
-                self._places.put(None)
 
 
 def _wait(step: Wait) -> bool:
