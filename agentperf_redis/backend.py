@@ -28,7 +28,7 @@ from agentperf_redis.transport.async_executor import AsyncExecutor
 from agentperf_redis.transport.breaker import PROBE_S, Breaker
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import ExchangeFailed, passing
-from agentperf_redis.transport.executor import CLOSED, Executor, Runnable
+from agentperf_redis.transport.executor import Executor, Runnable
 from agentperf_redis.transport.handshake import Greeting
 from agentperf_redis.transport.pubsub.bus import Bus
 from agentperf_redis.transport.resp import ServerError, pack
@@ -122,8 +122,6 @@ class Backend:
         return await executor.run(flow, deadline)
 
     async def _start_async(self, loop: asyncio.AbstractEventLoop) -> AsyncExecutor:
-        if self.closed:
-            raise BackendUnavailable(self.address.masked, "not_applied", CLOSED)
         if loop in self._foreign_loops:
             raise AgentPerfError(
                 "this event loop was inherited by a fork and still belongs to the parent; use a new one"
@@ -136,6 +134,9 @@ class Backend:
                 executors.pop(gone, None)
 
         executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._greeting, ended)
+        if self.closed:  # a flow runs all the same, as in a blocking call: each of its commands is refused
+            executor.close_now()
+            return executor
         executors[loop] = executor
         await executor.start()
         return executor

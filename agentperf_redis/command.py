@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -92,6 +92,49 @@ class Wait:
         return (yield self)
 
 
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """Call code of the user's, and return what it returns; under asyncio, what it returns is awaited if it can be.
+
+    The flow gets whatever the function raises, and so does a task's cancellation while the function runs. Its `yield`
+    must be the flow's own: a StopIteration, which a function may raise as well, does not get through a `yield from`.
+    """
+
+    function: Callable[[], T | Awaitable[T]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shielded(Generic[T]):
+    """Run a flow to its end, even if the task that waits for it is cancelled meanwhile. Returns what the flow returns.
+
+    The cancellation reaches the waiting flow at once; the shielded one hears of it only when its event loop ends.
+    """
+
+    flow: Flow[T]
+
+    def __iter__(self) -> Generator[Shielded[T], T, T]:
+        return (yield self)
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Run flows at the same time, each on a thread or task of its own, and wait for all of them.
+
+    The first error is raised. Under asyncio it cancels the other flows; threads cannot be cancelled, so the flows of a
+    blocking caller are waited for. An interrupted caller (Ctrl-C) does not wait: its threads run on.
+
+    Attributes:
+        flows: what to run.
+        name: of the threads or tasks.
+    """
+
+    flows: tuple[Flow[object], ...]
+    name: str
+
+    def __iter__(self) -> Generator[Together, None, None]:
+        yield self
+
+
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """Return the event loop that runs on this thread, if one does."""
     try:
@@ -143,5 +186,5 @@ class Hint:
                 self._callbacks.remove(callback)
 
 
-Step: TypeAlias = Command[Any] | Batch[Any] | Pause | Wait
+Step: TypeAlias = "Command[Any] | Batch[Any] | Pause | Wait | Call[Any] | Shielded[Any] | Together"
 Flow: TypeAlias = Generator[Step, Any, T]

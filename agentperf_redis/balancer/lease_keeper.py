@@ -26,7 +26,7 @@ from agentperf_redis.balancer.registrations import Registrations
 from agentperf_redis.balancer.server_clock import clock_of
 from agentperf_redis.command import Batch, Command, Hint
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
-from agentperf_redis.transport.executor import CLOSED
+from agentperf_redis.transport.exchange import CLOSED
 
 _log = logging.getLogger("agentperf_redis")
 

@@ -6,8 +6,6 @@ same keys at once, and readers may ask meanwhile: nothing is computed twice.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
@@ -16,10 +14,11 @@ from typing import Any, TypeAlias
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache.compute import Wanted, compute, compute_async, wanted
+from agentperf_redis.cache.compute import Wanted, accepted, computing, copied, wanted
 from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.maintenance import Maintenance
+from agentperf_redis.command import Flow, Together
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
 DEFAULT_CONCURRENCY = 8
@@ -89,6 +88,12 @@ class _Count:
         with self._lock:
             self.fatal = self.fatal or error
 
+    def result(self) -> Warmed:
+        """Return what was done, or raise what ended it before its time."""
+        if self.fatal is not None:
+            raise self.fatal
+        return self.report()
+
     def report(self) -> Warmed:
         return Warmed(self._done, self._total, self._computed, dict(self._errors))
 
@@ -117,39 +122,9 @@ def warm(
         BackendUnavailable: the server does not answer, so that nothing would be kept.
         Exception: taking the next one, or telling of progress, has failed.
     """
-    count, flows = _Count(wanted, total, progress), flows.raising()
-
-    def work() -> None:
-        try:
-            while (step := count.next()) is not None:
-                each, computed = step
-                try:
-                    compute(backend, flows, chores, each)
-                except BackendUnavailable:
-                    raise
-                except Exception as error:  # noqa: BLE001  whatever the user's function raises
-                    count.finished(each.key, computed, error)
-                else:
-                    count.finished(each.key, computed)
-        except BaseException as error:  # noqa: BLE001  raised by the caller's thread
-            count.stop(error)
-
-    context = contextvars.copy_context
-    threads = [
-        threading.Thread(target=context().run, args=(work,), name="agentperf-warm", daemon=True)
-        for _ in range(concurrency)
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException as error:  # Ctrl-C: what runs comes to its end behind, and nothing new begins
-        count.stop(error)
-        raise
-    if count.fatal is not None:
-        raise count.fatal
-    return count.report()
+    count = _Count(wanted, total, progress)
+    backend.run(warming(count, flows, chores, concurrency, blocking=True))
+    return count.result()
 
 
 async def warm_async(
@@ -162,32 +137,40 @@ async def warm_async(
     progress: Progress | None,
 ) -> Warmed:
     """Do as `warm`, in so many tasks."""
-    count, flows = _Count(wanted, total, progress), flows.raising()
+    count = _Count(wanted, total, progress)
+    await backend.arun(warming(count, flows, chores, concurrency, blocking=False))
+    return count.result()
 
-    async def work() -> None:
-        try:
-            while (step := count.next()) is not None:
-                each, computed = step
-                try:
-                    await compute_async(backend, flows, chores, each)
-                except BackendUnavailable:
-                    raise
-                except Exception as error:  # noqa: BLE001  as above
-                    count.finished(each.key, computed, error)
-                else:
-                    count.finished(each.key, computed)
-        except BaseException as error:
-            count.stop(error)
+
+def warming(count: _Count, flows: CacheFlows, chores: Maintenance, concurrency: int, *, blocking: bool) -> Flow[None]:
+    """Compute what is missing, so many values at a time. What ended it before its time is kept in the count."""
+    raising = flows.raising()
+    try:
+        work = tuple(_working(count, raising, chores, blocking=blocking) for _ in range(concurrency))
+        yield from Together(work, "agentperf-warm")
+    except BaseException as error:  # Ctrl-C included: what runs comes to its end behind, and nothing new begins
+        count.stop(error)
+        if not isinstance(error, Exception):
             raise
 
-    tasks = [asyncio.create_task(work(), name="agentperf-warm") for _ in range(concurrency)]
+
+def _working(count: _Count, flows: CacheFlows, chores: Maintenance, *, blocking: bool) -> Flow[None]:
+    """Compute one value after the other, as long as there are any."""
     try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return count.report()
+        while (step := count.next()) is not None:
+            each, computed = step
+            try:
+                copy = copied(flows, each)
+                accepted(each, (yield from computing(flows, chores, each, copy, look=True, blocking=blocking)))
+            except BackendUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001  whatever the user's function raises
+                count.finished(each.key, computed, error)
+            else:
+                count.finished(each.key, computed)
+    except BaseException as error:
+        count.stop(error)
+        raise
 
 
 def each_wanted(

@@ -1,7 +1,6 @@
 """redis-py as the maker of connections: TLS, handshake, parsing. What its errors mean to a delivery is said here, too.
 
-Its pools and retries are not used: a connection is held by one exchange at a time, and dropped on any exception before
-its reply was fully read, so that no reply can reach the wrong caller.
+Its pools and retries are not used; see `transport.exchange`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from agentperf_redis.command import Reply
+from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.transport.address import Address, Kind
 from agentperf_redis.transport.delivery import ExchangeFailed, passing
 from agentperf_redis.transport.resp import ServerError
@@ -92,12 +92,46 @@ class Connector:
             connection.connect()
             send(connection, question, end)
             return read(connection, end)
-        except ResponseError as error:
-            raise refused(error) from None
         except (RedisError, OSError) as error:
-            raise unconnected(error, self.hint, tls=self.address.tls) from None
+            raise self.unconnected(error) from None
         finally:
             connection.disconnect()
+
+    def failure(
+        self, error: BaseException, timeout_s: float, replies: Sequence[Reply], *, sent: bool, fresh: bool
+    ) -> ExchangeFailed | None:
+        """Return what an error means that ended an exchange; None if it is no trouble of the connection.
+
+        Args:
+            error: what the driver met.
+            timeout_s: seconds that the exchange was given.
+            replies: those that had arrived before.
+            sent: whether the connection was made, and the payload may have reached the server.
+            fresh: whether the connection was made for this exchange.
+        """
+        if isinstance(error, ExchangeFailed):
+            return error
+        if isinstance(error, BackendUnavailable):  # the embedded server could not be started
+            return ExchangeFailed(error.reason, sent=False, final=True)
+        if not isinstance(error, (RedisError, OSError)):
+            return None
+        if isinstance(error, TimeoutError) and not str(error):  # asyncio's
+            error = TimeoutError(f"no answer for {timeout_s:.3g} s")
+        return broken(error, replies, fresh=fresh) if sent else self.unconnected(error)
+
+    def unconnected(self, error: RedisError | OSError) -> ExchangeFailed:
+        """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong."""
+        if isinstance(error, ResponseError):
+            return refused(error)
+        text, late, tls = _words(error), isinstance(error, (RedisTimeoutError, TimeoutError)), self.address.tls
+        if tls and "No such file" in text:
+            return ExchangeFailed("a file that the URL names (ssl_ca_certs, ...) is not there", sent=False, final=True)
+        if "certificate" in text.lower():
+            return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
+        if tls and ("ssl" in text.lower() or late):
+            text += "; there was no TLS handshake: is it a plain redis:// server?"
+            return ExchangeFailed(text, sent=False, silent=late)
+        return ExchangeFailed(f"{text}; {self.hint}", sent=False, silent=late)
 
     async def async_connection(self, node: Node) -> AsyncConnection:
         """Return a new asyncio connection, not yet connected."""
@@ -187,10 +221,8 @@ async def aread(connection: AsyncConnection) -> Reply:
         return ServerError(str(error))
 
 
-def drop(connection: AsyncConnection | None) -> None:
+def drop(connection: AsyncConnection) -> None:
     """Close a connection at once, on its loop's thread or when its loop is closed."""
-    if connection is None:
-        return
     writer = connection._writer  # noqa: SLF001  redis-py offers no close that neither waits nor needs a running loop
     connection._reader = connection._writer = None  # noqa: SLF001
     if writer is None:
@@ -212,25 +244,6 @@ def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool
 
 def _words(error: BaseException) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
-
-
-def unconnected(error: RedisError | OSError, hint: str, *, tls: bool) -> ExchangeFailed:
-    """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong.
-
-    Args:
-        error: what redis-py said.
-        hint: what the user may do.
-        tls: whether a TLS handshake was wanted.
-    """
-    text, late = _words(error), isinstance(error, (RedisTimeoutError, TimeoutError))
-    if tls and "No such file" in text:
-        return ExchangeFailed("a file that the URL names (ssl_ca_certs, ...) is not there", sent=False, final=True)
-    if "certificate" in text.lower():
-        return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
-    if tls and ("ssl" in text.lower() or late):
-        text += "; there was no TLS handshake: is it a plain redis:// server?"
-        return ExchangeFailed(text, sent=False, silent=late)
-    return ExchangeFailed(f"{text}; {hint}", sent=False, silent=late)
 
 
 def refused(error: ResponseError) -> ExchangeFailed:

@@ -207,6 +207,36 @@ def deliver(
             yield Rest(min(pause, max(0.0, post.left())))
 
 
+def deliver_opened(
+    opening: Command[None],
+    commands: Sequence[Command[Any]],
+    topology: Topology,
+    deadline_s: float,
+    settle: Settle,
+    breaker: Breaker | None,
+    opened: Callable[[], None],
+) -> Delivery:
+    """Deliver a command before all others; where it meets an error, they meet the same and are not sent.
+
+    Args:
+        opening: what comes first, with a deadline of its own.
+        commands: as for `deliver`, like what follows.
+        topology: as above.
+        deadline_s: as above.
+        settle: as above.
+        breaker: as above.
+        opened: called once the opening has succeeded.
+    """
+    results: list[Any] = [None]
+    yield from deliver((opening,), topology, deadline_s, results.__setitem__, breaker)
+    if isinstance(results[0], AgentPerfError):
+        for index in range(len(commands)):
+            settle(index, results[0])
+        return
+    opened()
+    yield from deliver(commands, topology, deadline_s, settle, breaker)
+
+
 def _refused(item: _Item, breaker: Breaker, post: _Post) -> bool:
     keys = item.command.keys
     refusal = breaker.refusal(post.topology.node_for(keys[0] if keys else None))

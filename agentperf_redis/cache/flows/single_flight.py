@@ -75,10 +75,11 @@ class SingleFlight:
 
     def answer_or_turn(
         self, key: str, freshness: Freshness = UNTIL_EXPIRY, *, look: bool = True, blocking: bool = False
-    ) -> Flow[Answer]:
+    ) -> Flow[Answer | Crashed]:
         """Return the value of a key, or the turn to compute it, which must end with `land`, `crash` or `give_up`.
 
-        Waits for whoever computes it already, in this process or another.
+        Waits for whoever computes it already, in this process or another. What the function raised for another thread
+        or task of this process is returned as it is, since it may be a StopIteration.
 
         Args:
             key: the key.
@@ -88,7 +89,6 @@ class SingleFlight:
 
         Raises:
             ComputeFailed: another process computed, and failed.
-            Exception: another thread or task of this process computed, and failed with this.
             BackendUnavailable: the server does not answer, and that is to be an error.
         """
         name, counts = stored_name(key), look
@@ -126,8 +126,6 @@ class SingleFlight:
             self._complain(error)
             return self._turn_alone(name, key)
         else:
-            if isinstance(answer, Crashed):  # here, since it may be of any class, ours included
-                raise answer.error
             return answer
         return (yield from self._without_server(name, key, freshness, look=look, blocking=blocking))
 
@@ -138,7 +136,7 @@ class SingleFlight:
 
     def _without_server(
         self, name: str, key: str, freshness: Freshness, *, look: bool, blocking: bool = False
-    ) -> Flow[Answer]:
+    ) -> Flow[Answer | Crashed]:
         """A copy that may stand in, the turn to compute, or what another thread or task of this process brings."""
         local, flights = self.reader.local, self.binding.flights
         copy = local.stand_in(key, freshness.stands_in_s) if look and local is not None else None
@@ -158,8 +156,8 @@ class SingleFlight:
             match flight.outcome:
                 case Landed(data, cost_ms):
                     return Served(self.reader.codec.decode(data), cost_ms)
-                case Crashed(original):
-                    raise original
+                case Crashed() as crashed:
+                    return crashed
                 case Uncacheable():
                     return self._turn_alone(name, key)
 
@@ -305,10 +303,6 @@ class SingleFlight:
         if not isinstance(error, (GeneratorExit, AgentPerfError)):
             with suppress(AgentPerfError):
                 yield from self._release(Turn(self.binding, name, key, token, self.lease_ms, None), None)
-
-    def turn_alone(self, key: str) -> Turn:
-        """Return the turn to compute a key by oneself."""
-        return self._turn_alone(stored_name(key), key)
 
     # The flow that is returned tells the server how the turn ended, unless the turn has no token. An error is for those
     # who wait in this process at once; a value when the server has taken it, since it may be out of date by now.

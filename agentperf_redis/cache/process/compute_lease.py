@@ -37,17 +37,19 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """There is a value, and no need to compute.
+    """There is a value, and no need to compute any more.
 
     Attributes:
         value: the value.
         saved_ms: what that has saved, if another computed it meanwhile.
         stale: its version if it is due to be computed anew, behind whoever is served; else 0.
+        storable: whether it is one that a cache can hold.
     """
 
     value: Any
     saved_ms: int = 0
     stale: int = 0
+    storable: bool = True
 
 
 Answer: TypeAlias = Served | Turn

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentperf_redis.errors import AgentPerfError
-from agentperf_redis.transport.connector import Connector, broken, refused, unconnected
+from agentperf_redis.transport.connector import Connector, broken, refused
 from agentperf_redis.transport.delivery import ExchangeFailed
 from agentperf_redis.transport.resp import pack
 from agentperf_redis.transport.topology import Node
@@ -107,9 +107,7 @@ class Line:
             fresh.connect()
         except (RedisError, OSError) as error:
             fresh.disconnect()
-            if isinstance(error, ResponseError):
-                raise refused(error) from None
-            raise unconnected(error, connector.hint, tls=connector.address.tls) from None
+            raise connector.unconnected(error) from None
         self._fresh = fresh
 
     def open(self) -> None:

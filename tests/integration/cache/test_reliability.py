@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, maintenance
+from agentperf_redis.cache import LRUCache, TieredCache, compute, maintenance
 from agentperf_redis.cache.commands import entries
 from agentperf_redis.cache.flows import access_reports
+from agentperf_redis.cache.maintenance import Chores
 from agentperf_redis.cache.process.access_buffer import Outbox, Report
+from agentperf_redis.cache.process.compute_lease import Turn
 from agentperf_redis.command import Command, Wait
 from agentperf_redis.errors import BackendFull, BackendUnavailable
 from agentperf_redis.script import Script
@@ -25,7 +29,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector, hurry
 
-PUT, TOUCH = Script("cache/put"), Script("cache/report_reads")
+PUT, TOUCH, RENEW = Script("cache/put"), Script("cache/report_reads"), Script("cache/renew_claim")
 
 
 def state(raw: Raw, namespace: str) -> dict[str, Any]:
@@ -426,3 +430,60 @@ def test_a_blocking_put_does_not_wait_for_a_task_of_the_loop_it_holds_up(backend
         return took
 
     assert asyncio.run(main()) < access_reports._PATIENCE * backend.deadline
+
+
+class _Forgetful:
+    """Renewals that are not ended where the value is stored, but by the caller, which a cancellation does not reach."""
+
+    def drop(self, turn: Turn) -> None: ...
+
+
+@pytest.mark.parametrize("sound", [True, False], ids=["sound", "renewed though cancelled"])
+def test_who_is_cancelled_while_his_value_is_stored_leaves_the_key_to_others(
+    proxy: Proxy,
+    connect: Callable[..., Backend],
+    server: Server,
+    runner: asyncio.Runner,
+    raw: Raw,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    sound: bool,
+) -> None:
+    if not sound:
+        end = compute._end
+        forgetful = cast("Chores", _Forgetful())
+        monkeypatch.setattr(compute, "_end", lambda flight, chores, turn, rest: end(flight, forgetful, turn, rest))
+    assert other_computes(proxy, connect, server, runner) is sound
+
+
+def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server, runner: asyncio.Runner) -> bool:
+    """Cancel a task whose value never arrives at the server; return whether another process then computes its own.
+
+    It does not, if the lease is still renewed long after the last attempt to store the value.
+    """
+    deadline_s, lease_s = 0.4, 0.3
+    cache = LRUCache(backend=connect(proxy.url, deadline=deadline_s), lease=lease_s)
+    elsewhere = LRUCache(backend=connect(server.url), lease=lease_s)
+    runner.run(cache.aio.put("warm", 1))
+    lost = proxy.reset_before_request(only=PUT, times=math.inf)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(cache.aio.get_or_compute("k", lambda: "never stored"))
+        await asyncio.to_thread(lost.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(deadline_s)  # the loop goes on, and so does the put, until it gives up
+
+    with ThreadPoolExecutor(1) as threads:
+        runner.run(cancelled())
+        other = threads.submit(elsewhere.get_or_compute, "k", lambda: "other")
+        before = proxy.count(RENEW)
+        # a lease is renewed three times in its life; ten lives are ten times what the put may still take at most
+        wait_until(
+            lambda: other.done() or proxy.count(RENEW) > before + 30, "the other to compute, or the lease to last"
+        )
+        computes = other.done()
+        cache._backend.close()  # what still renews ends with it, and so does the lease
+        assert other.result(20) == "other"
+    return computes

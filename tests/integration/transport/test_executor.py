@@ -8,12 +8,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
 
 import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
-from agentperf_redis.command import Batch, Command, Flow, Pause
+from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Shielded, Together
 from agentperf_redis.errors import (
     AgentPerfError,
     BackendFull,
@@ -321,3 +323,199 @@ def test_a_flow_sees_the_errors_of_its_commands(backend: Backend, run: Run, raw:
         return "none"
 
     assert run(backend, flow()) == "CorruptState"
+
+
+around: ContextVar[str] = ContextVar("around", default="nothing")
+
+
+def test_a_call_runs_in_the_context_of_its_flow(backend: Backend, run: Run) -> None:
+    def flow() -> Flow[tuple[str, str]]:
+        around.set("the flow")
+        seen = yield Call(around.get)
+        around.set("nothing")
+        return seen, (yield Call(around.get))
+
+    assert run(backend, flow()) == ("the flow", "nothing")
+
+
+def test_what_a_call_raises_reaches_the_flow_with_its_own_frames(backend: Backend, run: Run) -> None:
+    def fail() -> None:
+        raise KeyError("no such thing")
+
+    def flow() -> Flow[None]:
+        yield Call(fail)
+
+    with pytest.raises(KeyError) as raised:
+        run(backend, flow())
+    assert raised.traceback[-1].name == "fail"
+    assert raised.value.__context__ is None
+
+
+def test_a_blocking_call_may_raise_stop_iteration(backend: Backend) -> None:
+    def flow() -> Flow[str]:
+        try:
+            yield Call(iter(()).__next__)
+        except StopIteration:
+            return "seen"
+        return "nothing"
+
+    assert backend.run(flow()) == "seen"
+
+
+def test_what_is_called_is_awaited_by_asyncio_alone(backend: Backend, runner: asyncio.Runner) -> None:
+    async def later() -> int:
+        return 5
+
+    def flow() -> Flow[Any]:
+        return (yield Call(later))
+
+    assert runner.run(backend.arun(flow())) == 5
+    unawaited = backend.run(flow())
+    assert asyncio.iscoroutine(unawaited)
+    unawaited.close()
+
+
+def test_a_call_may_use_the_same_backend(backend: Backend, run: Run, namespace: str) -> None:
+    is_async = run(backend, _is_async())
+
+    def flow() -> Flow[int]:
+        total: int = yield Call(lambda: (backend.arun if is_async else backend.run)(add(namespace, 3)))
+        return total
+
+    assert run(backend, flow()) == 3
+
+
+def _is_async() -> Flow[bool]:
+    async def asked() -> bool:
+        return True
+
+    answer = yield Call(asked)
+    if answer is not True:
+        answer.close()
+    return answer is True
+
+
+def test_a_call_that_is_cancelled_leaves_the_flow_its_end(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
+    seen: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield Call(lambda: asyncio.sleep(60))
+        except asyncio.CancelledError as error:
+            seen.append(str(error))
+            yield from add(namespace)
+            raise
+
+    async def main() -> None:
+        await backend.arun(add(namespace, 0))
+        task = asyncio.ensure_future(backend.arun(flow()))
+        await asyncio.sleep(0)
+        task.cancel("enough")
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await task
+        assert task.cancelled()
+
+    runner.run(main())
+    assert seen == ["enough"]
+    wait_until(lambda: raw.get(f"{namespace}:counter") == "1", "the flow's end")
+
+
+def test_a_shielded_flow_outlasts_its_caller(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
+    holds, ended = asyncio.Event(), asyncio.Event()
+
+    def shielded() -> Flow[str]:
+        yield from add(namespace)
+        yield Call(holds.wait)
+        yield from add(namespace)
+        ended.set()
+        return "not for the caller"
+
+    def flow() -> Flow[str]:
+        return (yield from Shielded(shielded()))
+
+    async def main() -> None:
+        task = asyncio.ensure_future(backend.arun(flow()))
+        while (await backend.arun(add(namespace, 0))) != 1:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        holds.set()
+        await asyncio.wait_for(ended.wait(), 20)
+
+    runner.run(main())
+    assert raw.get(f"{namespace}:counter") == "2"
+
+
+def test_a_shielded_flow_returns_and_raises_as_any(backend: Backend, run: Run, namespace: str) -> None:
+    def inner(amount: int) -> Flow[int]:
+        total = yield from add(namespace, amount)
+        if total > 5:
+            raise ValueError(total)
+        return total
+
+    def flow() -> Flow[tuple[int, str]]:
+        first = yield from Shielded(inner(5))
+        try:
+            yield from Shielded(inner(1))
+        except ValueError as error:
+            return first, str(error)
+        return first, "nothing"
+
+    assert run(backend, flow()) == (5, "6")
+
+
+def test_flows_run_together_each_in_a_context_of_its_own(backend: Backend, run: Run, namespace: str) -> None:
+    seen: list[str] = []
+
+    def each(number: int) -> Flow[None]:
+        seen.append(around.get())
+        around.set(f"{number}")
+        yield from add(namespace)
+        while (yield from add(namespace, 0)) < 10:  # until all others have added, too
+            yield from Pause(0.001)
+        assert around.get() == f"{number}"
+
+    def flow() -> Flow[str]:
+        around.set("outside")
+        yield from Together(tuple(each(number) for number in range(10)), "test")
+        return around.get()
+
+    assert run(backend, flow()) == "outside"
+    assert seen == ["outside"] * 10
+
+
+def test_the_first_error_of_flows_that_run_together_is_raised(backend: Backend, run: Run) -> None:
+    def fail() -> Flow[None]:
+        yield from Pause(0.0)
+        raise KeyError("no such thing")
+
+    def idle() -> Flow[None]:
+        yield from Pause(0.01)
+
+    def flow() -> Flow[None]:
+        yield from Together((idle(), fail(), idle()), "test")
+
+    with pytest.raises(KeyError):
+        run(backend, flow())
+
+
+def test_a_closed_backend_still_runs_what_needs_no_server(
+    connect: Callable[..., Backend], server: Server, run: Run, namespace: str
+) -> None:
+    backend = connect(server.url)
+    backend.close()
+
+    def flow() -> Flow[int]:
+        with pytest.raises(BackendUnavailable, match="closed"):
+            yield from add(namespace)
+        total: int = yield Call(lambda: 5)
+        return total
+
+    assert run(backend, flow()) == 5

@@ -11,7 +11,7 @@ from agentperf_redis.command import Command
 from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, ScriptFailed
 from agentperf_redis.script import Script
 from agentperf_redis.transport.address import parse_url
-from agentperf_redis.transport.delivery import Delivery, Exchange, ExchangeFailed, Rest, deliver
+from agentperf_redis.transport.delivery import Delivery, Exchange, ExchangeFailed, Rest, deliver, deliver_opened
 from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node, Topology, key_slot
 
@@ -248,3 +248,46 @@ def test_slots_follow_the_cluster_specification() -> None:
     assert key_slot("foo{}{bar}") != key_slot("bar")
     assert key_slot("foo{{bar}}zap") == key_slot("{bar")
     assert key_slot("foo{bar}{zap}") == key_slot("bar")
+
+
+def opened(opening_says: Answer) -> tuple[list[Any], list[bytes], int]:
+    """Deliver two commands after an opening; return their results, what was sent, and how often it was opened."""
+    topology = Topology(parse_url("redis://server"))
+    results: list[Any] = [None, None]
+    sent: list[bytes] = []
+    times: list[int] = []
+    flow = deliver_opened(
+        Command("ECHO", ("opening",), (), _accepted),
+        [echo("a"), echo("b")],
+        topology,
+        1.0,
+        results.__setitem__,
+        None,
+        lambda: times.append(1),
+    )
+    try:
+        step = next(flow)
+        while True:
+            assert isinstance(step, Exchange)
+            sent.append(step.payload)
+            first = len(sent) == 1
+            step = flow.send(opening_says if first else [b"answer"] * step.count)
+    except StopIteration:
+        return results, sent, len(times)
+
+
+def _accepted(reply: Any) -> None:
+    if reply != b"welcome":
+        raise CorruptState("n:meta", "something else")
+
+
+def test_what_opens_comes_first_and_once() -> None:
+    results, sent, times = opened([b"welcome"])
+    assert (results, len(sent), times) == ([b"answer", b"answer"], 2, 1)
+    assert b"opening" in sent[0]
+
+
+def test_where_it_is_refused_nothing_else_is_sent() -> None:
+    results, sent, times = opened([b"go away"])
+    assert [type(result) for result in results] == [CorruptState, CorruptState]
+    assert (len(sent), times) == (1, 0)

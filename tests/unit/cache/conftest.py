@@ -1,0 +1,48 @@
+"""What the unit tests of the cache's flows share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache
+from agentperf_redis.cache.process.compute_lease import Turn
+
+
+class Renewed:
+    """Stands in for the thread that renews leases.
+
+    Attributes:
+        turns: those that are renewed.
+    """
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+
+    def keep(self, turn: Turn) -> None:
+        """Note that it is renewed from now on."""
+        self.turns.append(turn)
+
+    def drop(self, turn: Turn) -> None:
+        """Note that it is renewed no more."""
+        if turn in self.turns:
+            self.turns.remove(turn)
+
+
+@pytest.fixture
+def renewed() -> Renewed:
+    """What renews leases."""
+    return Renewed()
+
+
+@pytest.fixture
+def deployed() -> Iterator[LRUCache]:
+    """A cache without a server. It takes its settings for written, and reports no reads."""
+    backend = Backend("redis://127.0.0.1:1", deadline=0.05)
+    made = LRUCache(backend=backend)
+    made._binding.deployed = True
+    made._binding.outbox._filled = lambda: None
+    yield made
+    backend.close()
