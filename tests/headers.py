@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -103,30 +103,72 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
 
 
 def misfit(command: Command[object]) -> str | None:
-    """Return how a command's keys and arguments differ in number from what its script's header says; None if they fit."""
+    """Return how a command's keys and arguments differ from its script's header; None if they fit.
+
+    Arguments are compared by name, order and type; keys by number, and by shape where the header states it.
+    """
     if not isinstance(command.script, Script) or command.script.name not in _known():
         return None
-    keys, argv = _numbers(command.script.source)
-    for what, (least, most, names), given in (
-        ("keys", keys, command.keys),
-        ("args", argv, command.args),
-        ("args when sent again", argv, command.args if command.resend_args is None else command.resend_args),
-    ):
-        if not least <= len(given) <= most:
-            return f"{command.script.name} takes the {what} {names or 'none'}, and was given {len(given)}"
-    return None
+    wanted, name, args = _wanted(command.script.source), command.script.name, command.args
+    if not isinstance(args, Mapping):
+        return f"{name} takes its arguments by name: {', '.join(wanted.types) or 'none'}"
+    if tuple(args) != tuple(wanted.types):
+        return f"{name} takes the args {', '.join(wanted.types) or 'none'}, and was given {', '.join(args) or 'none'}"
+    resent = command.resend_args or {}
+    if unknown := set(resent) - set(args):
+        return f"{name} takes no argument {', '.join(sorted(unknown))}, which was given to be sent again"
+    for each, value in (*args.items(), *resent.items()):
+        many = each.endswith("...")
+        if isinstance(value, tuple) != many:
+            return f"{name} takes {'a tuple' if many else 'one value'} for {each}, and was given {value!r}"
+        if not many and not isinstance(value, wanted.types[each]):
+            return f"{name} takes {each} as {wanted.types[each]}, and was given {value!r}"
+    return _misfit_of_keys(name, wanted.keys, command.keys)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the calls of a script are compared with: every command asks.
+
+    Attributes:
+        types: of each argument, by name, in order.
+        keys: name and pattern of each key.
+    """
+
+    types: dict[str, tuple[type, ...]]
+    keys: tuple[tuple[str, re.Pattern[str]], ...]
+
+
+_TYPES = {"int": (int,), "float": (int, float), "text": (str, int), "bytes": (bytes,), "any": (str, bytes, int)}
+"""A text may be sent as a number, such as "-" or a capacity."""
 
 
 @cache
-def _numbers(source: str) -> tuple[tuple[int, float, str], ...]:
-    """Return how many keys and arguments a script takes, at least and at most, and their names. Every command asks."""
+def _wanted(source: str) -> _Wanted:
     header = parse_header(source.removeprefix("#!lua\n"))
-    numbers = list[tuple[int, float, str]]()
-    for slots in (header.keys, header.argv):
-        least = sum(not slot.many for slot in slots)
-        most = math.inf if any(slot.many for slot in slots) else least
-        numbers.append((least, most, ", ".join(slot.name for slot in slots)))
-    return tuple(numbers)
+    return _Wanted(
+        {slot.name: _TYPES[slot.type] for slot in header.argv},
+        tuple((slot.name, _pattern(slot.shape)) for slot in header.keys),
+    )
+
+
+def _pattern(shape: str) -> re.Pattern[str]:
+    """Return what a key of a shape looks like. `agentperf` stands for any namespace, `<...>` for any name."""
+    parts = re.split(r"(<\w+>|^agentperf(?=:))", re.split(r"[;,]? ", shape, maxsplit=1)[0].rstrip(",;"))
+    return re.compile("".join(".*" if at % 2 else re.escape(part) for at, part in enumerate(parts)), re.DOTALL)
+
+
+def _misfit_of_keys(name: str, wanted: tuple[tuple[str, re.Pattern[str]], ...], given: tuple[str, ...]) -> str | None:
+    single = [each for each in wanted if not each[0].endswith("...")]
+    many = wanted[len(single) :]
+    rest = len(given) - len(single)
+    if rest < 0 or (rest % len(many) if many else rest):
+        return f"{name} takes the keys {', '.join(each for each, _ in wanted)}, and was given {len(given)}"
+    each_many = rest // len(many) if many else 0
+    for key, (slot, pattern) in zip(given, (*single, *(each for each in many for _ in range(each_many))), strict=True):
+        if not pattern.fullmatch(key):
+            return f"{name} takes {slot} of the form {pattern.pattern}, and was given {key}"
+    return None
 
 
 def _of_header(text: str, header: Header) -> Iterator[str]:

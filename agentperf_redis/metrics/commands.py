@@ -96,6 +96,7 @@ def flush(
     shard = parcel.shard
     names = [each.name for each in series]
     agents = keys.metrics_agents(namespace, shard)
+    keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = retention.slices_ms
     return Command(
         FLUSH,
         (
@@ -106,23 +107,26 @@ def flush(
             *(keys.metrics_recent(namespace, shard, name) for name in names),
             *(keys.metrics_slow(namespace, shard, name) for name in names),
         ),
-        (
-            parcel.seq,
-            _ms(WRITER_KEEP_S),
-            1 if firm else 0,
-            *retention.slices_ms,
-            min(RAW_MOST, retention.recent_count),
-            _ms(retention.recent),
-            SLOW_MOST,
-            _ms(retention.slow),
-            AGENTS_MOST,
-            PARTS_MOST,
-            ERRORS_MOST,
-            f"{parcel.writer}-{parcel.seq}",
-            server_ms,
-            *names,
-            *cells,
-        ),
+        {
+            "seq": parcel.seq,
+            "writer_keep_ms": _ms(WRITER_KEEP_S),
+            "firm": 1 if firm else 0,
+            "keep_10s_ms": keep_10s_ms,
+            "keep_1m_ms": keep_1m_ms,
+            "keep_1h_ms": keep_1h_ms,
+            "keep_1d_ms": keep_1d_ms,
+            "recent_most": min(RAW_MOST, retention.recent_count),
+            "recent_keep_ms": _ms(retention.recent),
+            "slow_most": SLOW_MOST,
+            "slow_keep_ms": _ms(retention.slow),
+            "agents_most": AGENTS_MOST,
+            "parts_most": PARTS_MOST,
+            "errors_most": ERRORS_MOST,
+            "sample_tag": f"{parcel.writer}-{parcel.seq}",
+            "sent_ms": server_ms,
+            "names...": tuple(names),
+            "cells...": tuple(cells),
+        },
         lambda reply: _flushed(agents, reply),
     )
 
@@ -162,7 +166,7 @@ def read(
     return Command(
         READ,
         (agents_key, keys.metrics_settings(namespace, shard)),
-        (window_ms, as_of_ms, exact_most, *names),
+        {"window_ms": window_ms, "as_of_ms": as_of_ms, "exact_most": exact_most, "names...": tuple(names)},
         lambda reply: _answer(agents_key, reply, plain=exact_most < 0),
     )
 
@@ -180,7 +184,7 @@ def forget(namespace: str, agent: str) -> Command[bool]:
             keys.metrics_recent(namespace, shard, series),
             keys.metrics_slow(namespace, shard, series),
         ),
-        (series,),
+        {"agent": series},
         lambda reply: _forgotten(agents_key, reply),
     )
 

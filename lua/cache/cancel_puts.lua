@@ -4,14 +4,14 @@
 --   resent      ZSET    <tag>:resent
 -- ARGV
 --   until_ms    int     server time, ms, after which put refuses those requests by itself
---   rest...     text    the request ids; the caller bounds them (256)
+--   ids...      text    the request ids; the caller bounds them (256)
 -- RETURNS
 --   {1}         buried; one that was executed before stays so
 -- REPEAT   a second delivery finds them buried
 -- ERRORS   CORRUPT meta is not ours
 -- COST     O(ids log N)
 local META, RESENT = KEYS[1], KEYS[2]
-local UNTIL_MS, REST = tonumber(ARGV[1]), 2
+local UNTIL_MS, IDS = tonumber(ARGV[1]), 2
 
 local call = redis.call
 local resent = tonumber(call('HGET', META, 'resent') or 0)
@@ -20,7 +20,7 @@ call('ZCARD', RESENT)
 resent = string.format('%d', math.max(resent, UNTIL_MS))
 local time = call('TIME')
 call('ZREMRANGEBYSCORE', RESENT, '-inf', time[1] * 1000 + math.floor(time[2] / 1000))
-for i = REST, #ARGV do call('ZADD', RESENT, UNTIL_MS, ARGV[i]) end
+for i = IDS, #ARGV do call('ZADD', RESENT, UNTIL_MS, ARGV[i]) end
 call('PEXPIREAT', RESENT, resent + 1)
 call('HSET', META, 'resent', resent)
 return {1}

@@ -9,11 +9,12 @@
 --   cold        ZSET    <tag>:cold
 --   ghost       ZSET    <tag>:ghost
 --   trash       LIST    <tag>:trash
---   rest...     any     <tag>:e:<key> of each, then <tag>:l:<key> of each
+--   entries...  STRING  <tag>:e:<key>, one for each name
+--   leases...   HASH    <tag>:l:<key>, one for each name
 -- ARGV
 --   bus         text    channel of invalidations
 --   origin      text    who deletes, for its own ears
---   rest...     text    the stored names
+--   names...    text    the stored names
 -- RETURNS
 --   {1, removed, version}  removed counts the values that were there
 --   {0}         the cache has no settings; nothing done

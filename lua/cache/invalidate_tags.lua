@@ -6,15 +6,15 @@
 -- ARGV
 --   bus         text    channel of invalidations
 --   origin      text    who invalidates, for its own ears
---   most        int     marks to keep; beyond, the oldest merge into tagfloor, and tagged entries up to it are misses
---   rest...     text    the tags
+--   max_marks   int     marks to keep; beyond, the oldest merge into tagfloor, and tagged entries up to it are misses
+--   tags...     text    the tags
 -- RETURNS
 --   {1, version}
 -- REPEAT   a second or late delivery invalidates again: a miss is never wrong
 -- ERRORS   CORRUPT gen is not ours
 -- COST     O(tags log T)
 local META, GEN, TAGS = KEYS[1], KEYS[2], KEYS[3]
-local BUS, ORIGIN, MOST, REST = ARGV[1], ARGV[2], tonumber(ARGV[3]), 4
+local BUS, ORIGIN, MAX_MARKS, FIRST_TAG = ARGV[1], ARGV[2], tonumber(ARGV[3]), 4
 
 local call = redis.call
 local clock = tonumber(call('HGET', META, 'clock') or 0) or 0
@@ -24,16 +24,16 @@ call('ZCARD', TAGS)
 local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
 local version = string.format('%d', clock)
-for i = REST, #ARGV do
+for i = FIRST_TAG, #ARGV do
   call('ZREM', TAGS, ARGV[i])            -- what frees comes first: after it a full server lets the others pass
   call('ZADD', TAGS, version, ARGV[i])
 end
-local over = call('ZCARD', TAGS) - MOST
+local over = call('ZCARD', TAGS) - MAX_MARKS
 if over > 0 then
   local gone = call('ZPOPMIN', TAGS, over)
   tag_floor = string.format('%d', math.max(tonumber(gone[#gone]), tonumber(tag_floor)))
 end
 call('SET', GEN, floor .. ' ' .. version .. ' ' .. tag_floor)
 call('HSET', META, 'clock', version)
-for i = REST, #ARGV do call('SPUBLISH', BUS, 't ' .. version .. ' ' .. ORIGIN .. ' ' .. ARGV[i]) end
+for i = FIRST_TAG, #ARGV do call('SPUBLISH', BUS, 't ' .. version .. ' ' .. ORIGIN .. ' ' .. ARGV[i]) end
 return {1, clock}

@@ -31,7 +31,8 @@
 --   saved_ms    int     computing time that hits have saved since, ms
 --   corrupt     int     entries found undecodable since
 --   tag_count   int     how many tags follow
---   rest...     text    the tags; then key, count of each reported read, oldest first
+--   tags...     text    percent-encoded
+--   reads...    text    key, count of each reported read, distinct keys, oldest first
 -- RETURNS
 --   {1, version, evicted}  stored
 --   {0}                    the cache has no settings; nothing done
@@ -56,7 +57,7 @@ local KEY, PAYLOAD, ID, UNTIL_MS, SEEN = ARGV[1], ARGV[2], ARGV[3], tonumber(ARG
 local TTL_MS, TIER, TOKEN, BUS, ORIGIN = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
 local WRITER, SEQ = ARGV[11], tonumber(ARGV[12])
 local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
-local TAG_COUNT, REST = tonumber(ARGV[16]), 17
+local TAG_COUNT, FIRST_TAG = tonumber(ARGV[16]), 17
 --@include index
 local call = I.call
 if I.now_ms > UNTIL_MS then return {-6, I.now_ms} end
@@ -83,7 +84,7 @@ if TOKEN ~= '' then
     local floor, tag_floor = string.match(gen, '^(%d+) %d+ (%d+)$')
     if not floor then return redis.error_reply('CORRUPT ' .. GEN .. ' no three versions') end
     local stale = tonumber(floor) > claimed or (TAG_COUNT > 0 and tonumber(tag_floor) > claimed)
-    for i = REST, REST + TAG_COUNT - 1 do stale = stale or tonumber(call('ZSCORE', TAGS, ARGV[i]) or 0) > claimed end
+    for i = FIRST_TAG, FIRST_TAG + TAG_COUNT - 1 do stale = stale or tonumber(call('ZSCORE', TAGS, ARGV[i]) or 0) > claimed end
     if stale then
       call('UNLINK', LEASE)
       if lease[3] then call('SPUBLISH', BUS, 'r 0 ' .. ORIGIN .. ' ' .. KEY) end
@@ -96,7 +97,7 @@ if not I.next and TTL_MS ~= '0' and (I.expires or TTL_MS ~= '-1') then call('ZCA
 
 if SEQ > 0 then
   local keys, counts = {}, {}
-  for i = REST + TAG_COUNT, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
+  for i = FIRST_TAG + TAG_COUNT, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
   I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
 end
 I.reap(16)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agentperf_redis.cache.commands.replies import Found, texts, unexpected
-from agentperf_redis.command import Command, Reply
+from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
@@ -91,20 +91,34 @@ def claim(
         raise unexpected(lease, reply)
 
     where = (keys.entry_prefix + name, lease, keys.meta, keys.gen)
-    return Command(_CLAIM, where, (token, lease_ms, ignore, awaited, "" if retry_ms is None else str(retry_ms)), decode)
+    args: NamedArgs = {
+        "token": token,
+        "lease_ms": lease_ms,
+        "ignore": ignore,
+        "awaited": awaited,
+        "retry_ms": "" if retry_ms is None else str(retry_ms),
+    }
+    return Command(_CLAIM, where, args, decode)
 
 
 def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool]:
     """Keep a lease. Returns whether it was still held."""
     lease = keys.lease_prefix + name
-    return Command(_RENEW, (lease,), (token, lease_ms), lambda reply: _held(lease, reply))
+    return Command(_RENEW, (lease,), {"token": token, "lease_ms": lease_ms}, lambda reply: _held(lease, reply))
 
 
 def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str) -> Command[bool]:
     """Give a lease back without a value; None is no error. Returns whether it was still held."""
     lease = keys.lease_prefix + name
-    outcome = "given_up" if error is None else "failed"
-    args = (token, outcome, error or " ", error_ms, keys.bus, origin, name)
+    args: NamedArgs = {
+        "token": token,
+        "outcome": "given_up" if error is None else "failed",
+        "error": error or " ",
+        "error_ms": error_ms,
+        "bus": keys.bus,
+        "origin": origin,
+        "key": name,
+    }
     return Command(_RELEASE, (lease, keys.entry_prefix + name), args, lambda reply: _held(lease, reply))
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 from agentperf_redis.cache.commands.replies import NO_SETTINGS, Found, NoSettings, texts, unexpected
 from agentperf_redis.cache.model import TIERS, Tier
 from agentperf_redis.cache.process.access_buffer import MAX_READS, Report
-from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.command import Arg, Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
@@ -121,7 +121,7 @@ def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[S
         raise unexpected(keys.meta, reply)
 
     where = (*_index(keys), keys.entry_prefix + name, keys.gen, keys.tags)
-    return Command(_GET_STRICT, where, (name, int(miss)), decode)
+    return Command(_GET_STRICT, where, {"key": name, "misses": int(miss)}, decode)
 
 
 def put(
@@ -159,16 +159,27 @@ def put(
         report: reads to report on the way.
         tags: percent-encoded.
     """
-    place = 0 if tier is None else TIERS.index(tier) + 1
-    head: tuple[Arg, ...] = (name, payload, request, until_ms)
-    tail: tuple[Arg, ...] = (
-        *(ttl_ms, place, token, keys.bus, origin, writer),
-        *(report.seq, report.misses, report.saved_ms, report.corrupt),
-        *(len(tags), *tags, *_flat(report)),
-    )
     beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.gen, keys.tags, keys.resent)
-    repeated = (*head, str(seen), *tail)
-    first = repeated if again else (*head, "", *tail)
+    args: NamedArgs = {
+        "key": name,
+        "payload": payload,
+        "id": request,
+        "until_ms": until_ms,
+        "seen": str(seen) if again else "",
+        "ttl_ms": ttl_ms,
+        "tier": 0 if tier is None else TIERS.index(tier) + 1,
+        "token": token,
+        "bus": keys.bus,
+        "origin": origin,
+        "writer": writer,
+        "seq": report.seq,
+        "misses": report.misses,
+        "saved_ms": report.saved_ms,
+        "corrupt": report.corrupt,
+        "tag_count": len(tags),
+        "tags...": tags,
+        "reads...": _flat(report),
+    }
 
     def decode(reply: Reply) -> PutReply:
         match reply:
@@ -178,7 +189,7 @@ def put(
                 return PutReply(PutOutcome(reply[0]), version)
         raise unexpected(keys.meta, reply)
 
-    return Command(_PUT, (*_index(keys), *beside), first, decode, repeated)
+    return Command(_PUT, (*_index(keys), *beside), args, decode, {"seen": str(seen)})
 
 
 def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[None]:
@@ -188,12 +199,19 @@ def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Co
         if reply != [1]:
             raise unexpected(keys.meta, reply)
 
-    return Command(_CANCEL_PUTS, (keys.meta, keys.resent), (until_ms, *requests), decode)
+    return Command(_CANCEL_PUTS, (keys.meta, keys.resent), {"until_ms": until_ms, "ids...": requests}, decode)
 
 
 def report_reads(keys: CacheKeys, writer: str, report: Report) -> Command[int | None]:
     """Send a report on its own. Returns the server's time in ms; None if the cache has no settings: not taken in."""
-    counters = (report.seq, report.misses, report.saved_ms, report.corrupt)
+    args: NamedArgs = {
+        "writer": writer,
+        "seq": report.seq,
+        "misses": report.misses,
+        "saved_ms": report.saved_ms,
+        "corrupt": report.corrupt,
+        "reads...": _flat(report),
+    }
 
     def decode(reply: Reply) -> int | None:
         match reply:
@@ -203,14 +221,14 @@ def report_reads(keys: CacheKeys, writer: str, report: Report) -> Command[int | 
                 return None
         raise unexpected(keys.meta, reply)
 
-    return Command(_REPORT_READS, _index(keys), (writer, *counters, *_flat(report)), decode)
+    return Command(_REPORT_READS, _index(keys), args, decode)
 
 
 def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int, int] | NoSettings]:
     """Remove at most MAX_KEYS entries. Returns how many were there, and the version."""
     entries = (keys.entry_prefix + name for name in names)
     leases = (keys.lease_prefix + name for name in names)
-    args: tuple[Arg, ...] = (keys.bus, origin, *names)
+    args: NamedArgs = {"bus": keys.bus, "origin": origin, "names...": tuple(names)}
 
     def decode(reply: Reply) -> tuple[int, int] | NoSettings:
         match reply:
@@ -232,7 +250,7 @@ def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
                 return forgotten, version
         raise unexpected(keys.meta, reply)
 
-    return Command(_CLEAR, (*_index(keys), keys.gen, keys.tags), (keys.bus, origin), decode)
+    return Command(_CLEAR, (*_index(keys), keys.gen, keys.tags), {"bus": keys.bus, "origin": origin}, decode)
 
 
 def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int]:
@@ -244,7 +262,7 @@ def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Comm
                 return version
         raise unexpected(keys.meta, reply)
 
-    args: tuple[Arg, ...] = (keys.bus, origin, MAX_TAG_MARKS, *tags)
+    args: NamedArgs = {"bus": keys.bus, "origin": origin, "max_marks": MAX_TAG_MARKS, "tags...": tags}
     return Command(_INVALIDATE_TAGS, (keys.meta, keys.gen, keys.tags), args, decode)
 
 
@@ -259,7 +277,7 @@ def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
                 return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    return Command(_SWEEP, (*_index(keys), keys.gen, keys.tags), (MAX_KEYS, cursor), decode)
+    return Command(_SWEEP, (*_index(keys), keys.gen, keys.tags), {"n": MAX_KEYS, "cursor": cursor}, decode)
 
 
 def _index(keys: CacheKeys) -> tuple[str, ...]:

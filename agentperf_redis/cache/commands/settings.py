@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from agentperf_redis.cache.commands.replies import unexpected
 from agentperf_redis.cache.model import ALL_GIVEN, Settings
-from agentperf_redis.command import Command, Reply
+from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
@@ -43,7 +43,8 @@ def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Comma
                 return NewerSchema(schema)
         raise unexpected(keys.meta, reply)
 
-    return Command(_CONFIGURE, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text, given), decode)
+    args: NamedArgs = {"schema": SCHEMA, "settings": settings.text, "given": given}
+    return Command(_CONFIGURE, (keys.meta, keys.new, keys.cold, keys.ghost), args, decode)
 
 
 def stored_settings(keys: CacheKeys) -> Command[Settings | NewerSchema | None]:
