@@ -19,6 +19,10 @@ _TOKEN = re.compile(
     r"""(?P<comment>--\[(=*)\[.*?\]\2\]|--[^\n]*)|(?P<string>'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|\[(=*)\[.*?\]\4\])""",
     re.DOTALL | re.VERBOSE,
 )
+_COLUMNS = 120
+_SLOT = re.compile(
+    r"-- +([a-z]\w*(?:\.\.\.)?) +(STRING|HASH|ZSET|LIST|SET|STREAM|any|int|float|text|bytes)\b(?: +(\S.*))?"
+)
 _CONSTANT_INDEX = re.compile(r"\b(KEYS|ARGV)\[\s*(\d+)\s*\]")
 _BINDING = re.compile(r"local\s+([\w\s,]+?)\s*=\s*(.+)", re.DOTALL)
 
@@ -47,16 +51,21 @@ _BANNED_COMMANDS = {
 
 def fragments() -> set[Path]:
     """Return the files that scripts include."""
-    return {
-        file.parent / "includes" / f"{name}.lua"
-        for file in LUA.glob("*/*.lua")
-        for name in _INCLUDE.findall(file.read_text())
-    }
+    return {file for name in scripts() for file in _included(LUA / f"{name}.lua").values()}
+
+
+def _included(script: Path) -> dict[str, Path]:
+    found = {}
+    for name in _INCLUDE.findall(script.read_text()):
+        own = script.parent / "includes" / f"{name}.lua"
+        found[name] = own if own.is_file() else LUA / "includes" / f"{name}.lua"
+    return found
 
 
 def scripts() -> list[str]:
     """Return the names of all scripts, such as "balancer/acquire"."""
-    return sorted(str(file.relative_to(LUA).with_suffix("")) for file in LUA.glob("*/*.lua"))
+    files = (file for file in LUA.glob("*/*.lua") if file.parent.name != "includes")
+    return sorted(str(file.relative_to(LUA).with_suffix("")) for file in files)
 
 
 @cache
@@ -66,8 +75,7 @@ def _known() -> frozenset[str]:
 
 def fragments_of(name: str) -> dict[str, str]:
     """Return the texts of the fragments that a script includes, by name."""
-    text = (LUA / f"{name}.lua").read_text()
-    return {found: ((LUA / name).parent / "includes" / f"{found}.lua").read_text() for found in _INCLUDE.findall(text)}
+    return {fragment: file.read_text() for fragment, file in _included(LUA / f"{name}.lua").items()}
 
 
 def problems(text: str, included: Mapping[str, str]) -> list[str]:
@@ -100,6 +108,50 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
             kind, slots, {index: name for (of, index), name in bound.items() if of == kind}, kind in indexed
         )
     return found
+
+
+def layout_problems(text: str) -> list[str]:
+    """Return where the text of a script or a fragment departs from the one layout of Lua files.
+
+    No line is longer than 120 columns. In the header, names under KEYS and ARGV begin in column 6, their types and
+    their texts in one column each, two spaces after the longest, and what REPEAT, ERRORS and COST say in column 12.
+    """
+    lines = text.splitlines()
+    found = [f"line {at} has {len(line)} columns" for at, line in enumerate(lines, 1) if len(line) > _COLUMNS]
+    slots, section = list[tuple[int, int, int, int, int, int]](), ""
+    for at, line in enumerate(lines, 1):
+        if not line.startswith("--") or line.startswith("--@"):
+            break
+        if start := re.match(r"-- (KEYS|ARGV|RETURNS|REPEAT|ERRORS|COST)\b", line):
+            section = start[1]
+            if section in ("REPEAT", "ERRORS", "COST") and not re.match(r"-- (?:REPEAT  |ERRORS  |COST    )\S", line):
+                found.append(f"line {at}: what {section} says begins in column 12")
+        elif section in ("KEYS", "ARGV") and (slot := _SLOT.match(line)):
+            slots.append((at, slot.start(1), slot.end(1), slot.start(2), slot.start(3), len(slot[2])))
+        elif section in ("REPEAT", "ERRORS", "COST") and not re.match(r"--         \S", line):
+            found.append(f"line {at}: what {section} says goes on in column 12")
+    if slots:
+        types = max(slot[2] for slot in slots) + 2
+        texts = types + max(longest for *_, longest in slots) + 2
+        for at, name, _, type_, shape, _ in slots:
+            if (name, type_) != (5, types):
+                found.append(f"line {at}: the name begins in column 6, the type in column {types + 1}")
+            if shape != texts and shape >= 0:
+                found.append(f"line {at}: the text begins in column {texts + 1}")
+    return found
+
+
+def returns_from_script(fragment: str) -> bool:
+    """Whether a fragment has a `return` outside any function, which would end the script that includes it."""
+    blocks = list[str]()
+    for word in re.findall(r"\b(function|if|do|repeat|end|until|return)\b", _without(fragment, "comment", "string")):
+        if word in ("end", "until"):
+            blocks.pop()
+        elif word != "return":
+            blocks.append(word)
+        elif "function" not in blocks:
+            return True
+    return False
 
 
 def misfit(command: Command[object]) -> str | None:
@@ -259,8 +311,8 @@ def _compare(kind: str, slots: tuple[Slot, ...], bound: dict[int, str], indexed:
     for index, name in enumerate(single, 1):
         if index not in bound:
             yield f"{kind}[{index}], {name} in the header, has no name in the first lines"
-        elif bound[index].upper() != name.upper():
-            yield f"{kind}[{index}] is {name} in the header and {bound[index]} in the code"
+        elif bound[index] != name.upper():
+            yield f"{kind}[{index}] is {name} in the header and {bound[index]} in the code, not {name.upper()}"
     for index in sorted(set(bound) - set(range(1, len(single) + 1))):
         yield f"{kind}[{index}], {bound[index]} in the code, is not in the header"
     if indexed and not many:

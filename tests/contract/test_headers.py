@@ -23,6 +23,79 @@ def test_a_script_keeps_to_its_header(name: str) -> None:
     assert text.startswith(f"-- {name.split('/')[1]}: "), "the header names another script"
 
 
+LAID_OUT = [
+    str(file.relative_to(headers.LUA))
+    for folder in ("cache", "metrics", "namespace", "includes")
+    for file in sorted((headers.LUA / folder).rglob("*.lua"))
+]
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_lua_files_have_one_layout(name: str) -> None:
+    assert headers.layout_problems((headers.LUA / name).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaint"),
+    [
+        ("return 1\n", f"return 1 -- {'x' * 120}\n", "line 18 has 132 columns"),
+        ("--   entries...  STRING  <tag>", "--   entries... STRING  <tag>", "line 4: the name"),
+        ("--   ttl_ms      int     life", "--    ttl_ms     int     life", "line 6: the name"),
+        ("--   ttl_ms      int     life", "--   ttl_ms      int    life", "line 6: the text"),
+        ("-- COST    O(1)", "-- COST   O(1)", "line 12: what COST says begins"),
+        ("--         harmless", "--   harmless", "line 11: what REPEAT says goes on"),
+    ],
+)
+def test_files_of_another_layout_are_caught(right: str, wrong: str, complaint: str) -> None:
+    assert headers.layout_problems(_LAID_OUT) == []
+    assert _LAID_OUT.count(right) == 1
+    assert any(complaint in problem for problem in headers.layout_problems(_LAID_OUT.replace(right, wrong)))
+
+
+_LAID_OUT = """\
+-- take: take one.
+-- KEYS
+--   state       HASH    agentperf:{x:<name>}:state
+--   entries...  STRING  <tag>:e:<key>, one for each
+-- ARGV
+--   ttl_ms      int     life, ms
+-- RETURNS
+--   1   taken
+-- ERRORS  none
+-- REPEAT  a second delivery is
+--         harmless
+-- COST    O(1)
+local STATE, ENTRIES = KEYS[1], 2
+local TTL_MS = tonumber(ARGV[1])
+--@include pool
+
+for i = ENTRIES, #KEYS do redis.call('DEL', KEYS[i]) end
+return 1
+"""
+
+
+def test_every_fragment_is_included_by_a_script() -> None:
+    assert headers.fragments() == {file for file in headers.LUA.rglob("*.lua") if file.parent.name == "includes"}
+
+
+@pytest.mark.parametrize("name", [name for name in LAID_OUT if "includes/" in name])
+def test_fragments_do_not_end_their_script(name: str) -> None:
+    assert not headers.returns_from_script((headers.LUA / name).read_text())
+
+
+@pytest.mark.parametrize(
+    ("fragment", "ends"),
+    [
+        ("local function f(n) if n then return 1 end return 2 end\n", False),
+        ("local x\ndo\n  if not x then return {0} end\nend\n", True),
+        ("local function f() for i = 1, 2 do end end\nrepeat\n  return 1\nuntil true\n", True),
+        ("-- return\nlocal text = 'return'\n", False),
+    ],
+)
+def test_a_return_outside_functions_is_seen(fragment: str, ends: bool) -> None:
+    assert headers.returns_from_script(fragment) == ends
+
+
 @pytest.mark.every_server
 def test_every_script_compiles(server: Server) -> None:
     with server.nodes[0].client() as client:
@@ -123,7 +196,7 @@ def test_a_wrong_fragment_is_caught() -> None:
 
 _OPEN, _DELETE = Script("namespace/open"), Script("cache/delete")
 _OPEN_ARGS: NamedArgs = {"schema": 1, "epoch": "x"}
-_INDEX_PARTS = ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost", "trash")
+_INDEX_PARTS = ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost", "deferred")
 _INDEX = tuple(f"ns:{{cache:c}}:{part}" for part in _INDEX_PARTS)
 _BESIDE = ("ns:{cache:c}:e:a", "ns:{cache:c}:e:b", "ns:{cache:c}:l:a", "ns:{cache:c}:l:b")
 _NAMES: NamedArgs = {"bus": "x", "origin": "y", "names...": ("a", "b")}

@@ -24,7 +24,7 @@ from tests.heldup import HeldUp, hurry
 from tests.proxy import Proxy
 from tests.servers import Raw, Server, wait_until
 
-CHECK = "if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0, 0} end"
+CHECK = "if holds(WRITER, 'string') and SEQ <= (tonumber(call('GET', WRITER)) or 0) then return {0, now, 0, 0} end"
 
 
 def without_sequence_check() -> Script:
