@@ -146,7 +146,7 @@ class Backend:
         name = f"{service}:{keys.encoded(resource)}"
         if again or name not in self._entered:
             where = keys.resources(self.namespace)
-            yield from Command(_ENTER, (where,), (name,), lambda reply: _noted(where, reply))
+            yield from Command(_ENTER, (where,), {"resource": name}, lambda reply: _noted(where, reply))
             self._entered.add(name)
 
     def entered(self, service: str) -> Flow[list[str]]:

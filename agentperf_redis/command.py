@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -25,6 +25,12 @@ from agentperf_redis.script import Script
 T = TypeVar("T")
 
 Arg: TypeAlias = str | bytes | int
+NamedArgs: TypeAlias = Mapping[str, Arg | tuple[Arg, ...]]
+"""A script's arguments by the names in its header, in the header's order.
+
+A name that ends in ``...`` has a tuple of values. The order is the wire order. While tests run, every command is
+compared with its header, so the order cannot drift between Python and Lua (tests/headers.py).
+"""
 Reply: TypeAlias = Any
 """What the server answered: int, bytes, None or a list of these. Decoders take it from there."""
 
@@ -36,20 +42,37 @@ class Command(Generic[T]):
     Attributes:
         script: a Script, or the name of a plain command such as "MGET" that changes nothing.
         keys: its keys, all in one hash slot; at least one.
-        args: its further arguments.
+        args: its further arguments: of a script by name, of a plain command in order.
         decode: turns the reply into T; must answer every reply, an unexpected one with CorruptState.
-        resend_args: what to send instead of args from the second delivery on, for scripts that want to know that a copy
-            of the request may still be under way.
+        resend_args: the arguments of a script that differ from the second delivery on, by name. With them a script
+            learns that a copy of the request may still be under way.
     """
 
     script: Script | str
     keys: tuple[str, ...]
-    args: tuple[Arg, ...]
+    args: NamedArgs | tuple[Arg, ...]
     decode: Callable[[Reply], T]
-    resend_args: tuple[Arg, ...] | None = None
+    resend_args: Mapping[str, Arg] | None = None
 
     def __iter__(self) -> Generator[Command[T], T, T]:
         return (yield self)
+
+    def wire_args(self, *, again: bool = False) -> Sequence[Arg]:
+        """Return the arguments in the order in which they are sent.
+
+        Args:
+            again: the command was sent before.
+        """
+        args = self.args
+        if isinstance(args, tuple):
+            return args
+        flat: list[Any] = list(({**args, **self.resend_args} if again and self.resend_args else args).values())
+        many = 0  # names with any number of values come last: unpacking only those saves 1 us a command
+        while many < len(flat) and isinstance(flat[-1 - many], tuple):
+            many += 1
+        if many:
+            flat[-many:] = [value for values in flat[-many:] for value in values]
+        return flat
 
 
 @dataclass(frozen=True, slots=True)

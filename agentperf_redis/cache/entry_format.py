@@ -18,8 +18,10 @@ from agentperf_redis.errors import Undecodable
 
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
-HIT = 10**10
-"""One read, in the number that the index of sizes holds for an entry; the rest is bytes."""
+_HIT = 10**10
+"""One read in the number that the index of sizes holds for an entry; the rest is bytes."""
+_FREQUENCIES = 16
+"""A score is the clock of the last access times this, plus the frequency."""
 
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: beyond, it is no time to Python."""
@@ -113,3 +115,23 @@ def parse_generation(gen: bytes) -> Generation:
 def moment(clock: int) -> datetime:
     """Return the time of a clock reading."""
     return datetime.fromtimestamp(clock / CLOCK_PER_S, UTC)
+
+
+def pack_size(hits: int, size_bytes: int) -> int:
+    """Return what the index of sizes holds for an entry; the counterpart of pack_size in index.lua."""
+    return hits * _HIT + size_bytes
+
+
+def unpack_size(packed: float) -> tuple[int, int]:
+    """Return hits and bytes of what the index of sizes holds; the counterpart of unpack_size in index.lua."""
+    return divmod(int(packed), _HIT)
+
+
+def pack_score(clock: int, frequency: int) -> int:
+    """Return the score of an entry in its tier; the counterpart of pack_score in index.lua."""
+    return clock * _FREQUENCIES + frequency
+
+
+def unpack_score(score: float) -> tuple[int, int]:
+    """Return clock and frequency of a score in a tier; the counterpart of unpack_score in index.lua."""
+    return divmod(int(score), _FREQUENCIES)

@@ -71,9 +71,9 @@ class Settings:
 
     @property
     def text(self) -> str:
-        """The form in which it is stored: ``lru room 0/0/1000 bytes 0 ttl 0/0/300000``."""
+        """The form in which it is stored: ``lru capacity 0/0/1000 bytes 0 ttl 0/0/300000``."""
         rooms, ttls = ("/".join(map(str, each)) for each in (self.rooms, self.ttls_ms))
-        return f"{self.policy.value} room {rooms} bytes {self.max_bytes} ttl {ttls}"
+        return f"{self.policy.value} capacity {rooms} bytes {self.max_bytes} ttl {ttls}"
 
     def shown(self, service: str) -> str:
         """The same as users wrote it: ``max_size=1000, default_ttl=300, policy='lru'``.
@@ -128,7 +128,7 @@ def chosen(value: object) -> bool:
     return value is not None and not isinstance(value, (DefaultCount, DefaultSeconds))
 
 
-_SETTINGS = re.compile(r"(lru|tinylfu) room (\d+)/(\d+)/(\d+) bytes (\d+) ttl (\d+)/(\d+)/(\d+)")
+_SETTINGS = re.compile(r"(lru|tinylfu) capacity (\d+)/(\d+)/(\d+) bytes (\d+) ttl (\d+)/(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name, stored_tags
 from agentperf_redis.cache.commands.replies import NoSettings
-from agentperf_redis.cache.commands.settings import NewerSchema
+from agentperf_redis.cache.commands.settings import OtherSchema
 from agentperf_redis.cache.flows.inspection import read_keys, read_stats
 from agentperf_redis.cache.flows.ranking import RankBy, Standing, read_top
 from agentperf_redis.cache.flows.reads import Reader
@@ -140,11 +140,11 @@ def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None
         name: of the cache.
 
     Raises:
-        SchemaMismatch: a newer version of the library wrote it.
+        SchemaMismatch: another major version of its data model.
     """
     settings = yield from commands.stored_settings(key_names.cache(backend.namespace, service, name))
-    if isinstance(settings, NewerSchema):
-        raise SchemaMismatch(f"cache {name}", str(settings.schema), f"schema {commands.SCHEMA} or lower")
+    if isinstance(settings, OtherSchema):
+        raise SchemaMismatch(f"cache {name}", str(settings.schema), f"schema {commands.SCHEMA}")
     return None if settings is None else ExistingCache(backend, service, name, settings)
 
 

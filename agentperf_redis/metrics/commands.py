@@ -1,4 +1,4 @@
-"""The commands of the metrics service: what is sent, and what the replies mean."""
+"""The commands of the metrics service: their arguments, and the meaning of their replies."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ READ = Script("metrics/read")
 FORGET = Script("metrics/forget")
 
 AGENTS_MOST = 160
-"""Agents of one shard: 2000 in all, and room for an uneven spread over 16 shards (mean 125, deviation 11)."""
+"""Limit for the agents of one shard: 2000 in all, with a margin for an uneven spread over 16 shards (mean 125,
+deviation 11)."""
 PARTS_MOST = 200
 ERRORS_MOST = 64
 
-COUNTED, REPEATED, CORRUPT = 1, 0, -1
+COUNTED, REPEATED = 1, 0
 
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What became of a parcel.
+    """The result of flushing a batch.
 
     Attributes:
         now: the server's time, s since 1970.
@@ -70,15 +71,15 @@ class Answer:
 def flush(
     namespace: str, parcel: Parcel, *, now: float, retention: Retention, firm: bool = False, server_ms: int = -1
 ) -> Command[Flushed]:
-    """Count a parcel.
+    """Count a batch.
 
     Args:
         namespace: of the installation.
-        parcel: what to count.
-        now: the buffer's clock, against which its samples have an age.
-        retention: how long what is kept.
-        firm: whether that is what the user asked for, or just a default for a namespace that has none yet.
-        server_ms: the server's time at `now`, ms since 1970; -1 when it is not known.
+        parcel: the batch.
+        now: reading of the buffer's clock, from which the ages of its samples count.
+        retention: how long slices and samples are kept.
+        firm: whether the user chose the retention; else it is the default for a namespace that has none yet.
+        server_ms: the server's time at `now`, ms since 1970; -1 if it is not known.
     """
     series: dict[Series, int] = {}
     cells: list[Arg] = []
@@ -96,6 +97,7 @@ def flush(
     shard = parcel.shard
     names = [each.name for each in series]
     agents = keys.metrics_agents(namespace, shard)
+    keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = retention.slices_ms
     return Command(
         FLUSH,
         (
@@ -106,23 +108,26 @@ def flush(
             *(keys.metrics_recent(namespace, shard, name) for name in names),
             *(keys.metrics_slow(namespace, shard, name) for name in names),
         ),
-        (
-            parcel.seq,
-            _ms(WRITER_KEEP_S),
-            1 if firm else 0,
-            *retention.slices_ms,
-            min(RAW_MOST, retention.recent_count),
-            _ms(retention.recent),
-            SLOW_MOST,
-            _ms(retention.slow),
-            AGENTS_MOST,
-            PARTS_MOST,
-            ERRORS_MOST,
-            f"{parcel.writer}-{parcel.seq}",
-            server_ms,
-            *names,
-            *cells,
-        ),
+        {
+            "seq": parcel.seq,
+            "writer_keep_ms": _ms(WRITER_KEEP_S),
+            "firm": 1 if firm else 0,
+            "keep_10s_ms": keep_10s_ms,
+            "keep_1m_ms": keep_1m_ms,
+            "keep_1h_ms": keep_1h_ms,
+            "keep_1d_ms": keep_1d_ms,
+            "max_recent": min(RAW_MOST, retention.recent_count),
+            "recent_keep_ms": _ms(retention.recent),
+            "max_slow": SLOW_MOST,
+            "slow_keep_ms": _ms(retention.slow),
+            "max_agents": AGENTS_MOST,
+            "max_parts": PARTS_MOST,
+            "max_errors": ERRORS_MOST,
+            "sample_tag": f"{parcel.writer}-{parcel.seq}",
+            "sent_ms": server_ms,
+            "names...": tuple(names),
+            "cells...": tuple(cells),
+        },
         lambda reply: _flushed(agents, reply),
     )
 
@@ -154,15 +159,15 @@ def read(
         namespace: of the installation.
         shard: of the series.
         names: of the series, encoded.
-        window_ms: length of the window; 0 for all time.
-        as_of_ms: its end; -1 for now.
-        exact_most: ask for all durations of a series when there are no more than this; -1 asks for plain counters only.
+        window_ms: length of the window, ms; 0 for all time.
+        as_of_ms: its end, ms since 1970; -1 for now.
+        exact_most: read all durations of a series if there are no more than this; -1 reads plain counters only.
     """
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
         READ,
         (agents_key, keys.metrics_settings(namespace, shard)),
-        (window_ms, as_of_ms, exact_most, *names),
+        {"window_ms": window_ms, "as_of_ms": as_of_ms, "max_exact": exact_most, "names...": tuple(names)},
         lambda reply: _answer(agents_key, reply, plain=exact_most < 0),
     )
 
@@ -180,25 +185,23 @@ def forget(namespace: str, agent: str) -> Command[bool]:
             keys.metrics_recent(namespace, shard, series),
             keys.metrics_slow(namespace, shard, series),
         ),
-        (series,),
+        {"agent": series},
         lambda reply: _forgotten(agents_key, reply),
     )
 
 
 def _forgotten(key: str, reply: Reply) -> bool:
     try:
-        status, first, second = reply
+        status, _ = reply
         if status in (0, 1):
             return bool(status)
-        if status == CORRUPT:
-            raise CorruptState(first.decode(), f"a {second.decode()}")
-    except (AttributeError, TypeError, ValueError):
+    except (TypeError, ValueError):
         pass
     raise CorruptState(key, f"an unexpected reply {reply!r}")
 
 
 def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:
-    """Return the latest raw samples of an agent, the last first."""
+    """Return the latest raw samples of an agent, the newest first."""
     key = keys.metrics_recent(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
     return Command("ZRANGE", (key,), (0, limit - 1, "REV"), lambda reply: _executions(key, reply))
 
@@ -230,7 +233,7 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
 
 
 def _samples(raw: Samples, now: float) -> tuple[str, str]:
-    """Write raw samples, the slowest first: only they can be among the slowest of all."""
+    """Return raw samples as flush.lua takes them: those that may be among the slowest of all, and the others."""
     texts = [
         f"{int((now - when) * 1000)} {micros(seconds)}us|{_shown_outcome(outcome)}"
         for when, seconds, outcome in columns(raw)
@@ -246,7 +249,7 @@ def _samples(raw: Samples, now: float) -> tuple[str, str]:
 
 @lru_cache(maxsize=1024)
 def _shown_outcome(outcome: str) -> str:
-    """``err:TimeoutError``; what would end the field in a raw sample is encoded."""
+    """Return ``err:TimeoutError``; characters that would end the field in a raw sample are encoded."""
     kind, colon, error = outcome.partition(":")
     return kind + colon + keys.encoded(error)
 
@@ -257,12 +260,10 @@ def _ms(seconds: float) -> int:
 
 def _flushed(key: str, reply: Reply) -> Flushed:
     try:
-        status, first, second, third = reply
+        status, now_ms, other, outdated = reply
         if status in (COUNTED, REPEATED):
-            return Flushed(int(first) / 1000, int(second), int(third))
-        if status == CORRUPT:
-            raise CorruptState(first.decode(), f"a {second.decode()}")
-    except (AttributeError, TypeError, ValueError):
+            return Flushed(int(now_ms) / 1000, int(other), int(outdated))
+    except (TypeError, ValueError):
         pass
     raise CorruptState(key, f"an unexpected reply {reply!r}")
 
@@ -276,8 +277,6 @@ def _names(key: str, reply: Reply) -> list[str]:
 
 def _answer(key: str, reply: Reply, *, plain: bool) -> Answer:
     try:
-        if reply[0] == CORRUPT:
-            raise CorruptState(reply[1].decode(), f"something else ({reply[2].decode()})")
         status, now_ms, from_ms, to_ms = map(int, reply[:4])
         if status != COUNTED:
             raise ValueError(status)
@@ -311,11 +310,11 @@ def _plain_tallies(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Tall
 
 _EXTREMES = ("min_us", "max_us", "last_ms", "first_ms")
 _PLAIN = ("n", "ok", "err", "sum_us", "llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano", *_EXTREMES)
-"""The plain counters, in the order in which the script says them."""
+"""The plain counters, in the order of the reply of read.lua."""
 
 
 def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[int, int]:
-    """Return the interval of a reading: all time begins with what was first recorded."""
+    """Return the time range of a reading: all time starts with the first sample."""
     start, end = interval_ms
     return interval_ms if start else (counts.get("first_ms", end), end)
 
@@ -345,7 +344,7 @@ _COUNT, _ERROR, _BUCKET, _MODEL = range(4)
 
 @lru_cache(maxsize=4096)
 def _field(field: bytes) -> tuple[int, str, int]:
-    """Tell what a stored counter counts: its kind, its name without that of the kind, and of a bucket, which."""
+    """Return the kind of a stored counter, its name without that of the kind, and the number of a bucket."""
     name = field.decode()
     kind, _, rest = name.partition(":")
     if kind == "h" and rest != ZERO:

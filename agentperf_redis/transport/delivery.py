@@ -345,9 +345,12 @@ def _grouped(items: list[_Item], post: _Post, waiting: list[_Item]) -> dict[Node
 
 def _cut(group: list[_Item]) -> Iterator[tuple[int, int]]:
     """Cut a pipeline where it grows too long, so that neither side buffers without bound."""
+    if len(group) == 1:  # the usual case, which needs no measuring
+        yield 0, 1
+        return
     start = size = 0
     for at, item in enumerate(group):
-        size += sum(len(arg) for arg in item.command.args if isinstance(arg, (str, bytes)))
+        size += sum(len(arg) for arg in item.command.wire_args() if isinstance(arg, (str, bytes)))
         if at > start and (at - start >= PIPELINE_COMMANDS or size > PIPELINE_BYTES):
             yield start, at
             start, size = at, 0

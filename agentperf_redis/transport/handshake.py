@@ -43,7 +43,7 @@ class Greeting:
 
     def opening(self) -> Command[None]:
         """Return the command that founds or checks the namespace, on the node that has it."""
-        return Command(_OPEN, (self._meta,), (SCHEMA, secrets.token_hex(8)), self._opened)
+        return Command(_OPEN, (self._meta,), {"schema": SCHEMA, "epoch": secrets.token_hex(8)}, self._opened)
 
     def words(self) -> bytes:
         """Return what to send; `REPLIES` replies come back. The script is sent whole: the server may not know it."""

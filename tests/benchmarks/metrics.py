@@ -224,7 +224,7 @@ def packed(
                 namespace, parcel, now=now, retention=retention or Retention(), firm=True, server_ms=server_ms
             )
             assert isinstance(command.script, Script)
-            calls.append((command.script.sha, len(command.keys), *command.keys, *command.args))
+            calls.append((command.script.sha, len(command.keys), *command.keys, *command.wire_args()))
             buffer.settled(parcel, 0)
     return calls
 

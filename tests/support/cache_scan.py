@@ -1,10 +1,11 @@
-"""Look at a whole cache with plain commands and say what is wrong with it, by the invariants of `lua/cache/index.lua`."""
+"""Look at a whole cache with plain commands and say what is wrong with it, by the invariants of `lua/cache/includes/index.lua`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from agentperf_redis import keys as key_names
+from agentperf_redis.cache import entry_format
 from agentperf_redis.cache.model import Settings
 
 _PAYLOAD_AND_LIFE = """
@@ -41,7 +42,7 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
     for tier, room in zip(("hot", "warm"), settings.rooms, strict=False):
         if len(tiers[tier]) > room:
             found.append(f"{len(tiers[tier])} entries in {tier}, which has room for {room}")
-    accounted, total = int(meta.get("bytes", 0)), sum(number % 10**10 for number in size.values())
+    accounted, total = int(meta.get("bytes", 0)), sum(entry_format.unpack_size(number)[1] for number in size.values())
     if accounted != total:
         found.append(f"bytes says {accounted}, the entries sum to {total}")
     if settings.max_bytes and total > settings.max_bytes:
@@ -57,11 +58,12 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
             if key not in expiries:
                 found.append(f"{key} has no value, and does not expire")
             continue
-        if number % 10**10 != payload + len(key.encode()):
-            found.append(f"{key} counts {number % 10**10} bytes, and has {payload + len(key.encode())}")
+        _, counted = entry_format.unpack_size(number)
+        if counted != payload + len(key.encode()):
+            found.append(f"{key} counts {counted} bytes, and has {payload + len(key.encode())}")
         if (left_ms >= 0) != (key in expiries):
             found.append(f"{key}: its expiry and its place in exp differ")
-    cleared = {key for version in raw.lrange(where.trash, 0, -1) for key in raw.hkeys(f"{where.trash}:{version}")}
+    cleared = {key for version in raw.lrange(where.deferred, 0, -1) for key in raw.hkeys(f"{where.deferred}:{version}")}
     stray = {key.removeprefix(where.entry_prefix) for key in raw.scan_iter(match=_literal(where.entry_prefix) + "*")}
     if not stray <= set(size) | cleared:
         found.append(f"values that belong to nobody: {sorted(stray - set(size) - cleared)}")

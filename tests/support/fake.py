@@ -65,8 +65,8 @@ class Fake:
 
     def _reply(self, command: Command[Any]) -> Reply:
         if isinstance(command.script, Script):
-            return self._bytes.eval(command.script.source, len(command.keys), *command.keys, *command.args)
-        return self._bytes.execute_command(command.script, *command.keys, *command.args)
+            return self._bytes.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())
+        return self._bytes.execute_command(command.script, *command.keys, *command.wire_args())
 
     def close(self) -> None:
         """Close both clients."""

@@ -71,5 +71,5 @@ def flush(client: Any, namespace: str, buffer: Buffer, retention: Retention) -> 
         for parcel in parcels:
             command = commands.flush(namespace, parcel, now=0.0, retention=retention, firm=True)
             assert isinstance(command.script, Script)
-            client.eval(command.script.source, len(command.keys), *command.keys, *command.args)
+            client.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())
             buffer.settled(parcel, 0)

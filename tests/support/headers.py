@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,10 @@ _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 _TOKEN = re.compile(
     r"""(?P<comment>--\[(=*)\[.*?\]\2\]|--[^\n]*)|(?P<string>'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|\[(=*)\[.*?\]\4\])""",
     re.DOTALL | re.VERBOSE,
+)
+_COLUMNS = 120
+_SLOT = re.compile(
+    r"-- +([a-z]\w*(?:\.\.\.)?) +(STRING|HASH|ZSET|LIST|SET|STREAM|any|int|float|text|bytes)\b(?: +(\S.*))?"
 )
 _CONSTANT_INDEX = re.compile(r"\b(KEYS|ARGV)\[\s*(\d+)\s*\]")
 _BINDING = re.compile(r"local\s+([\w\s,]+?)\s*=\s*(.+)", re.DOTALL)
@@ -46,16 +50,21 @@ _BANNED_COMMANDS = {
 
 def fragments() -> set[Path]:
     """Return the files that scripts include."""
-    return {
-        file.parent / "includes" / f"{name}.lua"
-        for file in LUA.glob("*/*.lua")
-        for name in _INCLUDE.findall(file.read_text())
-    }
+    return {file for name in scripts() for file in _included(LUA / f"{name}.lua").values()}
+
+
+def _included(script: Path) -> dict[str, Path]:
+    found = {}
+    for name in _INCLUDE.findall(script.read_text()):
+        own = script.parent / "includes" / f"{name}.lua"
+        found[name] = own if own.is_file() else LUA / "includes" / f"{name}.lua"
+    return found
 
 
 def scripts() -> list[str]:
     """Return the names of all scripts, such as "balancer/acquire"."""
-    return sorted(str(file.relative_to(LUA).with_suffix("")) for file in LUA.glob("*/*.lua"))
+    files = (file for file in LUA.glob("*/*.lua") if file.parent.name != "includes")
+    return sorted(str(file.relative_to(LUA).with_suffix("")) for file in files)
 
 
 @cache
@@ -65,8 +74,7 @@ def _known() -> frozenset[str]:
 
 def fragments_of(name: str) -> dict[str, str]:
     """Return the texts of the fragments that a script includes, by name."""
-    text = (LUA / f"{name}.lua").read_text()
-    return {found: ((LUA / name).parent / "includes" / f"{found}.lua").read_text() for found in _INCLUDE.findall(text)}
+    return {fragment: file.read_text() for fragment, file in _included(LUA / f"{name}.lua").items()}
 
 
 def problems(text: str, included: Mapping[str, str]) -> list[str]:
@@ -101,31 +109,117 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
     return found
 
 
+def layout_problems(text: str) -> list[str]:
+    """Return where the text of a script or a fragment departs from the one layout of Lua files.
+
+    No line is longer than 120 columns. In the header, names under KEYS and ARGV begin in column 6, their types and
+    their texts in one column each, two spaces after the longest, and what REPEAT, ERRORS and COST say in column 12.
+    """
+    lines = text.splitlines()
+    found = [f"line {at} has {len(line)} columns" for at, line in enumerate(lines, 1) if len(line) > _COLUMNS]
+    slots, section = list[tuple[int, int, int, int, int, int]](), ""
+    for at, line in enumerate(lines, 1):
+        if not line.startswith("--") or line.startswith("--@"):
+            break
+        if start := re.match(r"-- (KEYS|ARGV|RETURNS|REPEAT|ERRORS|COST)\b", line):
+            section = start[1]
+            if section in ("REPEAT", "ERRORS", "COST") and not re.match(r"-- (?:REPEAT  |ERRORS  |COST    )\S", line):
+                found.append(f"line {at}: what {section} says begins in column 12")
+        elif section in ("KEYS", "ARGV") and (slot := _SLOT.match(line)):
+            slots.append((at, slot.start(1), slot.end(1), slot.start(2), slot.start(3), len(slot[2])))
+        elif section in ("REPEAT", "ERRORS", "COST") and not re.match(r"--         \S", line):
+            found.append(f"line {at}: what {section} says goes on in column 12")
+    if slots:
+        types = max(slot[2] for slot in slots) + 2
+        texts = types + max(longest for *_, longest in slots) + 2
+        for at, name, _, type_, shape, _ in slots:
+            if (name, type_) != (5, types):
+                found.append(f"line {at}: the name begins in column 6, the type in column {types + 1}")
+            if shape != texts and shape >= 0:
+                found.append(f"line {at}: the text begins in column {texts + 1}")
+    return found
+
+
+def returns_from_script(fragment: str) -> bool:
+    """Whether a fragment has a `return` outside any function, which would end the script that includes it."""
+    blocks = list[str]()
+    for word in re.findall(r"\b(function|if|do|repeat|end|until|return)\b", _without(fragment, "comment", "string")):
+        if word in ("end", "until"):
+            blocks.pop()
+        elif word != "return":
+            blocks.append(word)
+        elif "function" not in blocks:
+            return True
+    return False
+
+
 def misfit(command: Command[object]) -> str | None:
-    """Return how a command's keys and arguments differ in number from what its script's header says; None if they fit."""
+    """Return how a command's keys and arguments differ from its script's header; None if they fit.
+
+    Arguments are compared by name, order and type; keys by number, and by shape where the header states it.
+    """
     if not isinstance(command.script, Script) or command.script.name not in _known():
         return None
-    keys, argv = _numbers(command.script.source)
-    for what, (least, most, names), given in (
-        ("keys", keys, command.keys),
-        ("args", argv, command.args),
-        ("args when sent again", argv, command.args if command.resend_args is None else command.resend_args),
-    ):
-        if not least <= len(given) <= most:
-            return f"{command.script.name} takes the {what} {names or 'none'}, and was given {len(given)}"
-    return None
+    wanted, name, args = _wanted(command.script.source), command.script.name, command.args
+    if not isinstance(args, Mapping):
+        return f"{name} takes its arguments by name: {', '.join(wanted.types) or 'none'}"
+    if tuple(args) != tuple(wanted.types):
+        return f"{name} takes the args {', '.join(wanted.types) or 'none'}, and was given {', '.join(args) or 'none'}"
+    resent = command.resend_args or {}
+    if unknown := set(resent) - set(args):
+        return f"{name} takes no argument {', '.join(sorted(unknown))}, which was given to be sent again"
+    for each, value in (*args.items(), *resent.items()):
+        many = each.endswith("...")
+        if isinstance(value, tuple) != many:
+            return f"{name} takes {'a tuple' if many else 'one value'} for {each}, and was given {value!r}"
+        if not many and not isinstance(value, wanted.types[each]):
+            return f"{name} takes {each} as {wanted.types[each]}, and was given {value!r}"
+    return _misfit_of_keys(name, wanted.keys, command.keys)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the calls of a script are compared with: every command asks.
+
+    Attributes:
+        types: of each argument, by name, in order.
+        keys: name and pattern of each key.
+    """
+
+    types: dict[str, tuple[type, ...]]
+    keys: tuple[tuple[str, re.Pattern[str]], ...]
+
+
+_TYPES = {"int": (int,), "float": (int, float), "text": (str, int), "bytes": (bytes,), "any": (str, bytes, int)}
+"""A text may be sent as a number, such as "-" or a capacity."""
 
 
 @cache
-def _numbers(source: str) -> tuple[tuple[int, float, str], ...]:
-    """Return how many keys and arguments a script takes, at least and at most, and their names. Every command asks."""
+def _wanted(source: str) -> _Wanted:
     header = parse_header(source.removeprefix("#!lua\n"))
-    numbers = list[tuple[int, float, str]]()
-    for slots in (header.keys, header.argv):
-        least = sum(not slot.many for slot in slots)
-        most = math.inf if any(slot.many for slot in slots) else least
-        numbers.append((least, most, ", ".join(slot.name for slot in slots)))
-    return tuple(numbers)
+    return _Wanted(
+        {slot.name: _TYPES[slot.type] for slot in header.argv},
+        tuple((slot.name, _pattern(slot.shape)) for slot in header.keys),
+    )
+
+
+def _pattern(shape: str) -> re.Pattern[str]:
+    """Return what a key of a shape looks like. `agentperf` stands for any namespace, `<...>` for any name."""
+    parts = re.split(r"(<\w+>|^agentperf(?=:))", re.split(r"[;,]? ", shape, maxsplit=1)[0].rstrip(",;"))
+    return re.compile("".join(".*" if at % 2 else re.escape(part) for at, part in enumerate(parts)), re.DOTALL)
+
+
+def _misfit_of_keys(name: str, wanted: tuple[tuple[str, re.Pattern[str]], ...], given: tuple[str, ...]) -> str | None:
+    single = [each for each in wanted if not each[0].endswith("...")]
+    many = wanted[len(single) :]
+    rest = len(given) - len(single)
+    if rest < 0 or (rest % len(many) if many else rest):
+        return f"{name} takes the keys {', '.join(each for each, _ in wanted)}, and was given {len(given)}"
+    each_many = rest // len(many) if many else 0
+    for key, (slot, pattern) in zip(given, (*single, *(each for each in many for _ in range(each_many))), strict=True):
+        if not pattern.fullmatch(key):
+            return f"{name} takes {slot} of the form {pattern.pattern}, and was given {key}"
+    return None
 
 
 def _of_header(text: str, header: Header) -> Iterator[str]:
@@ -216,8 +310,8 @@ def _compare(kind: str, slots: tuple[Slot, ...], bound: dict[int, str], indexed:
     for index, name in enumerate(single, 1):
         if index not in bound:
             yield f"{kind}[{index}], {name} in the header, has no name in the first lines"
-        elif bound[index].upper() != name.upper():
-            yield f"{kind}[{index}] is {name} in the header and {bound[index]} in the code"
+        elif bound[index] != name.upper():
+            yield f"{kind}[{index}] is {name} in the header and {bound[index]} in the code, not {name.upper()}"
     for index in sorted(set(bound) - set(range(1, len(single) + 1))):
         yield f"{kind}[{index}], {bound[index]} in the code, is not in the header"
     if indexed and not many:

@@ -1,4 +1,4 @@
-"""The policy of `lua/cache/index.lua` and `put.lua` once more, in plain Python: what a cache under tinylfu must hold.
+"""The policy of `lua/cache/includes/index.lua` and `put.lua` once more, in plain Python: what a cache under tinylfu must hold.
 
 Source: Einziger, Friedman, Manes, "TinyLFU: A Highly Efficient Cache Admission Policy", ACM Transactions on Storage 13
 (2017), for admission and ageing; the window that adapts by ghosts follows ARC (Megiddo, Modha, FAST 2003) in spirit.
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agentperf_redis.cache.entry_format import pack_score, unpack_score
 from agentperf_redis.keys import CacheKeys
 from tests.support.servers import Raw
 
@@ -24,7 +25,7 @@ MOST, GHOSTS_MOST, FROM_WINDOW = 15, 7, 8
 
 
 class Ranked(dict[str, int]):
-    """Members by score, as a sorted set holds them: clock of last touch * 16 + frequency."""
+    """Members by score, as a sorted set holds them."""
 
     def order(self) -> list[str]:
         """From the lowest score to the highest."""
@@ -69,7 +70,8 @@ class TinyLFU:
         return frequency >> sum(written < halving for halving in self.halvings)
 
     def frequency(self, score: int) -> int:
-        return self.aged(score % 16, score // 16)
+        written, frequency = unpack_score(score)
+        return self.aged(frequency, written)
 
     def tick(self, accesses: int) -> None:
         self.clock += 1
@@ -97,7 +99,7 @@ class TinyLFU:
                 to = max(self.top, tier - count)
                 while to < COLD and not self.rooms[to]:
                     to += 1
-            self.tiers[to][key] = self.clock * 16 + min(MOST, self.frequency(score) + count)
+            self.tiers[to][key] = pack_score(self.clock, min(MOST, self.frequency(score) + count))
 
     def step_with(self, missing: int) -> float:
         """The step while so many entries are taken out for a moment."""
@@ -115,14 +117,15 @@ class TinyLFU:
             frequency = 1
             ghost = self.ghosts.get(key)
             if ghost is not None:
-                frequency = self.aged(ghost % 8, ghost // 16) + 1
-                if ghost % 16 >= FROM_WINDOW:
+                evicted, remembered = unpack_score(ghost)
+                frequency = self.aged(remembered % FROM_WINDOW, evicted) + 1
+                if remembered >= FROM_WINDOW:
                     self.missed(ghost)
                 del self.ghosts[key]
             tier = NEW if tier is None else tier
         if tier != NEW and not self.rooms[tier]:
             tier = COLD
-        self.tiers[tier][key] = self.clock * 16 + frequency
+        self.tiers[tier][key] = pack_score(self.clock, frequency)
         self.balance(key)
 
     def missed(self, ghost: int) -> None:
@@ -190,7 +193,7 @@ class TinyLFU:
 
     def evict(self, tier: int, key: str) -> None:
         frequency = min(GHOSTS_MOST, self.frequency(self.tiers[tier].pop(key)))
-        self.ghosts[key] = self.clock * 16 + (FROM_WINDOW if tier == NEW else 0) + frequency
+        self.ghosts[key] = pack_score(self.clock, (FROM_WINDOW if tier == NEW else 0) + frequency)
 
 
 def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
@@ -198,10 +201,10 @@ def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
 
     def standing(name: str) -> list[tuple[str, int]]:
         members = raw.zrange(getattr(where, name), 0, -1, withscores=True)
-        return [(key, int(score) % 16) for key, score in members]
+        return [(key, unpack_score(score)[1]) for key, score in members]
 
     pairs: dict[str, tuple[Any, Any]] = {
-        name: (standing(name), [(key, tier[key] % 16) for key in tier.order()])
+        name: (standing(name), [(key, unpack_score(tier[key])[1]) for key in tier.order()])
         for name, tier in zip((*TIERS, "ghost"), (*model.tiers, model.ghosts), strict=True)
     }
     meta = raw.hgetall(where.meta)

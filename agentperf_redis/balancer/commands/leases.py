@@ -11,7 +11,7 @@ from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.records import facts_of, packed_labels
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal, text_of
 from agentperf_redis.balancer.model import AgentInstance, Facts, LoadBalancingStrategy, Outcome, snapshot
-from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.command import Arg, Command, NamedArgs, Reply
 from agentperf_redis.keys import encoded
 from agentperf_redis.script import Script
 
@@ -44,18 +44,20 @@ class Choice:
     require: frozenset[str] = frozenset()
     affinity: str | None = None
 
-    def args(self) -> tuple[Arg, ...]:
-        """Return wanted, labels, point, random as the scripts take them."""
+    def args(self) -> dict[str, Arg]:
+        """Return the choice as the scripts take it."""
         number = random.getrandbits(52)
         if self.affinity is None:
             point = number % 2**48
         else:
             point = int.from_bytes(blake2b(self.affinity.encode(), digest_size=6).digest())
         wanted = "-" if self.strategy is None else self.strategy.value
-        return (wanted, packed_labels(self.require), point, number)
+        return {"wanted": wanted, "labels": packed_labels(self.require), "point": point, "random": number}
 
 
 ANY = Choice()
+_LATE = {"late": 1}
+_AGAIN = {"again": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,6 @@ class Queued:
 
 def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0) -> Command[Granted | Refused | Spent]:
     """Pick an instance and lease one unit of it under a token."""
-    chosen = choice.args()
 
     def decode(reply: Reply) -> Granted | Refused | Spent:
         match opened(pool, reply):
@@ -153,8 +154,8 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0
             case status, values:
                 raise refusal(pool, status, values, choice.strategy)
 
-    chosen = (*chosen, tokens)
-    return Command(ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen))
+    args = {"token": token, "ttl_ms": ttl_ms, "late": 0, **choice.args(), "tokens": tokens}
+    return Command(ACQUIRE, pool.keys.all, args, decode, resend_args=_LATE)
 
 
 def wait(
@@ -181,7 +182,15 @@ def wait(
             case status, values:
                 raise refusal(pool, status, values)
 
-    args = (token, ttl_ms, live_ms, boost_ms, packed_labels(require), place, tokens)
+    args: NamedArgs = {
+        "token": token,
+        "ttl_ms": ttl_ms,
+        "live_ms": live_ms,
+        "boost_ms": boost_ms,
+        "labels": packed_labels(require),
+        "place": place,
+        "tokens": tokens,
+    }
     return Command(WAIT, pool.keys.core, args, decode)
 
 
@@ -197,7 +206,7 @@ def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
             case status, values:
                 raise refusal(pool, status, values, choice.strategy)
 
-    return Command(SELECT, pool.keys.all, choice.args(), decode)
+    return Command(SELECT, pool.keys.all, {**choice.args()}, decode)
 
 
 def release(
@@ -227,13 +236,15 @@ def release(
         Whether this freed the unit.
     """
     response_us = -1 if response_time is None else round(response_time * 1e6)
-    args: tuple[Arg, ...] = (
-        token,
-        "-" if instance_id is None else encoded(instance_id),
-        "f" if by_hand else _OUTCOME_LETTERS[outcome],
-        response_us,
-        bury_ms,
-    )
+    args: NamedArgs = {
+        "token": token,
+        "id": "-" if instance_id is None else encoded(instance_id),
+        "outcome": "f" if by_hand else _OUTCOME_LETTERS[outcome],
+        "response_us": response_us,
+        "bury_ms": bury_ms,
+        "again": 0,
+        "tokens": tokens,
+    }
 
     def decode(reply: Reply) -> bool:
         match opened(pool, reply):
@@ -244,7 +255,7 @@ def release(
             case status, values:
                 raise refusal(pool, status, values)
 
-    return Command(RELEASE, pool.keys.core, (*args, 0, tokens), decode, resend_args=(*args, 1, tokens))
+    return Command(RELEASE, pool.keys.core, args, decode, resend_args=_AGAIN)
 
 
 def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:
@@ -257,4 +268,4 @@ def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[s
             case status, values:
                 raise refusal(pool, status, values)
 
-    return Command(RENEW, (pool.keys.due,), (ttl_ms, *tokens), decode)
+    return Command(RENEW, (pool.keys.due,), {"ttl_ms": ttl_ms, "tokens...": tuple(tokens)}, decode)

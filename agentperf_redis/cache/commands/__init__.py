@@ -1,4 +1,4 @@
-"""The cache's scripts as commands: what is sent, and what the replies mean."""
+"""The cache's scripts as commands: their arguments, and the meaning of their replies."""
 
 from agentperf_redis.cache.commands.claims import (
     Await,
@@ -42,7 +42,7 @@ from agentperf_redis.cache.commands.replies import (
 from agentperf_redis.cache.commands.settings import (
     SCHEMA,
     Deployed,
-    NewerSchema,
+    OtherSchema,
     deploy,
     stored_settings,
 )
@@ -60,8 +60,8 @@ __all__ = [
     "Found",
     "Hit",
     "Lead",
-    "NewerSchema",
     "NoSettings",
+    "OtherSchema",
     "PutOutcome",
     "PutReply",
     "StrictRead",

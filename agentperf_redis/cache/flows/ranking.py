@@ -106,6 +106,6 @@ def _alive(
 
 
 def _standing(name: str, number: float, stored: entry_format.Stored) -> Standing:
-    reads, size_bytes = divmod(int(number), entry_format.HIT)
+    reads, size_bytes = entry_format.unpack_size(number)
     tags = frozenset(map(key_names.decoded, stored.tags))
     return Standing(name, size_bytes, reads, stored.cost_ms / 1000, entry_format.moment(stored.version), tags)

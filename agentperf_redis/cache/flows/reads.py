@@ -115,20 +115,21 @@ class Reader:
         size, *scores = yield from Batch(
             (inspection.size_of(where, name), *(inspection.score(index, name) for _, index in places))
         )
-        reads = int((size or 0) // entry_format.HIT)
+        reads, size_bytes = entry_format.unpack_size(size or 0)
         tier, touched = next(
             ((tier, at) for (tier, _), at in zip(places, scores, strict=True) if at is not None), (Tier.COLD, None)
         )
+        accessed = None if touched is None else entry_format.unpack_score(touched)[0]
         return CacheEntry(
             key=key,
             value=value,
             created_at=entry_format.moment(stored.version),
             expires_at=datetime.fromtimestamp(stored.expires_ms / 1000, UTC) if stored.expires_ms else None,
             access_count=reads,
-            last_accessed=entry_format.moment(int(touched // 16)) if reads and touched is not None else None,
+            last_accessed=entry_format.moment(accessed) if reads and accessed is not None else None,
             tier=tier,
             tags=frozenset(map(key_names.decoded, stored.tags)),
-            size_bytes=int((size or 0) % entry_format.HIT),
+            size_bytes=size_bytes,
             compute_seconds=stored.cost_ms / 1000,
         )
 
@@ -243,7 +244,7 @@ class Reader:
         try:
             known = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_generation(gen)
         except Undecodable:
-            raise CorruptState(where.gen, "no three versions") from None
+            raise CorruptState(where.epochs, "no three versions") from None
         return stored if stored.version > max(newest, known.floor, known.tag_floor) else None
 
     def _served(

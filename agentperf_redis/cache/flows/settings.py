@@ -31,8 +31,8 @@ def ready(binding: Binding) -> Flow[None]:
         yield from binding.backend.enter(binding.service, binding.name)
     asked_at = time.monotonic()
     reply = yield from commands.deploy(binding.keys, binding.settings, binding.given)
-    if isinstance(reply, commands.NewerSchema):
-        raise SchemaMismatch(f"cache {binding.name}", str(reply.schema), f"schema {commands.SCHEMA} or lower")
+    if isinstance(reply, commands.OtherSchema):
+        raise SchemaMismatch(f"cache {binding.name}", str(reply.schema), f"schema {commands.SCHEMA}")
     if reply.before not in ("", reply.settings):
         texts = (_in_words(binding, text) for text in (reply.before, reply.settings))
         log.warning("cache %s: settings changed from %s to %s", binding.name, *texts)

@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, Policy, Tier, TieredCache
+from agentperf_redis.cache import LRUCache, Policy, Tier, TieredCache, entry_format
+from agentperf_redis.cache.commands import SCHEMA
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
 from tests.support.cache_scan import faults
 from tests.support.calls import Call
@@ -38,7 +39,7 @@ def test_a_value_comes_back_and_lies_where_the_legend_says(
     assert call(cache, "get", "answer") == 42
     where = tag(namespace)
     version, expiry, request, cost, fresh, tags, _ = raw.get(f"{where}:e:answer").split(" ", 6)
-    assert int(version) == raw.zscore(f"{where}:cold", "answer") // 16
+    assert int(version) == entry_format.unpack_score(raw.zscore(f"{where}:cold", "answer"))[0]
     assert raw.zscore(f"{where}:exp", "answer") == int(expiry)
     assert 0 < raw.pttl(f"{where}:e:answer") <= 60_000
     assert (len(request), cost, fresh, tags) == (12, "0", "0", "news")
@@ -179,7 +180,7 @@ def test_deleting_clearing_and_tags_make_misses(call: Call, backend: Backend, ra
     assert faults(raw, namespace, "cache", "default") == []
     call(cache, "sweep")
     left = {key.removeprefix(tag(namespace) + ":") for key in raw.scan_iter(match=f"{namespace}:*default*")}
-    assert left == {"meta", "gen"}
+    assert left == {"meta", "epochs"}
 
 
 @pytest.mark.parametrize("kind", [LRUCache, TieredCache])
@@ -208,8 +209,8 @@ def test_a_sweep_clears_away_what_invalidated_tags_made_misses(
     raw.delete(f"{tag(namespace, service)}:tags")
     raw.set(f"{tag(namespace, service)}:tags", "of a wrong type")
     call(cache, "sweep")
-    raw.delete(f"{tag(namespace, service)}:gen")
-    raw.rpush(f"{tag(namespace, service)}:gen", "of a wrong type")
+    raw.delete(f"{tag(namespace, service)}:epochs")
+    raw.rpush(f"{tag(namespace, service)}:epochs", "of a wrong type")
     call(cache, "sweep")
     assert (call(cache, "size"), faults(raw, namespace, service, "default")) == (4, [])
 
@@ -451,7 +452,9 @@ def test_options_that_are_not_given_are_those_of_the_cache(
     assert caplog.text == ""
     assert raw.ttl(f"{tag(namespace, 'cache')}:e:b") in range(50, 61), "the cache's"
     call(LRUCache(max_size=9, default_ttl=600, backend=connect(server.url)), "put", "c", 1)
-    assert raw.hget(f"{tag(namespace, 'cache')}:meta", "settings") == "tinylfu room 0/0/9 bytes 1000000 ttl 0/0/600000"
+    assert (
+        raw.hget(f"{tag(namespace, 'cache')}:meta", "settings") == "tinylfu capacity 0/0/9 bytes 1000000 ttl 0/0/600000"
+    )
     call(made, "put", "d", 1)
     call(made, "put_many", {"e": 1, "f": 1})
     assert [raw.ttl(f"{tag(namespace, 'cache')}:e:{key}") in range(50, 61) for key in "def"] == [True] * 3, "its own"
@@ -562,16 +565,18 @@ def test_with_strict_what_counts_as_a_hit_is_one(call: Call, backend: Backend, r
     assert call(cache, "get_or_compute", "of t", lambda: 2) == 2
     stats = call(cache, "stats")
     assert (stats.hits, stats.misses, stats.corrupt) == (2, 3, 1)
-    raw.set(f"{tag(namespace)}:gen", "poison")
+    raw.set(f"{tag(namespace)}:epochs", "poison")
     assert call(cache, "get", "of u") is None
     assert call(cache, "stats").corrupt == 2
 
 
-def test_a_newer_data_model_is_not_touched(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    raw.hset(f"{tag(namespace)}:meta", "schema", "2")
-    with pytest.raises(SchemaMismatch):
+@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA + 1])
+def test_another_data_model_is_not_touched(call: Call, backend: Backend, raw: Raw, namespace: str, schema: int) -> None:
+    stored = {"schema": str(schema), "settings": "of another form"}
+    raw.hset(f"{tag(namespace)}:meta", mapping=stored)
+    with pytest.raises(SchemaMismatch, match=f"version {schema}"):
         call(LRUCache(backend=backend), "put", "k", 1)
-    assert raw.hgetall(f"{tag(namespace)}:meta") == {"schema": "2"}
+    assert raw.hgetall(f"{tag(namespace)}:meta") == stored
 
 
 @pytest.mark.thorough

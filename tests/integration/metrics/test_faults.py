@@ -272,7 +272,7 @@ def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
     (parcel,) = buffer.parcels()
     command = commands.flush(namespace, parcel, now=clock[0], retention=Retention())
     assert isinstance(command.script, Script)
-    assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.args)[0] == 1
+    assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())[0] == 1
 
 
 def test_samples_held_back_land_in_the_slices_where_they_belong(backend: Backend, raw: Raw, namespace: str) -> None:
@@ -313,7 +313,7 @@ def test_a_flush_that_waited_before_a_stopped_server_is_filed_by_when_it_was_sen
     command = commands.flush(namespace, parcel, now=1000.0, retention=Retention(), server_ms=buffer.server_ms(1000.0))
     assert isinstance(command.script, Script)
 
-    assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.args)[0] == 1
+    assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())[0] == 1
 
     collector = MetricsCollector(backend=backend)
     assert collector.get_or_create_metrics("research", window=20).task_count == 0, "no burst now"

@@ -356,7 +356,7 @@ def fill(
         (parcel,) = parcels
         command = commands.flush(namespace, parcel, now=0.0, retention=Retention())
         assert isinstance(command.script, Script)
-        assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.args)[0] == 1
+        assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())[0] == 1
         buffer.settled(parcel, 0)
     return now
 

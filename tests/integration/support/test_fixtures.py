@@ -139,7 +139,7 @@ def test_a_session_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> N
 def _noted() -> Flow[list[object]]:
     """A flow of every kind of step, one of which fails and is survived."""
     meta = "fake:meta"
-    opened = Command(Script("namespace/open"), (meta,), (1, "epoch"), _second)
+    opened = Command(Script("namespace/open"), (meta,), {"schema": 1, "epoch": "epoch"}, _second)
     try:
         yield from Command("HGET", (meta,), ("no such field",), _refuse)
     except CorruptState as error:

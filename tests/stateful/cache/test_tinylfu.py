@@ -126,7 +126,7 @@ def test_the_whole_state_is_the_models_after_whatever_is_done(
         ("I.grow = math.max(0, I.grow - I.step())", "I.grow = I.grow"),
         ("math.min(math.max(0, I.total - 2), I.grow + I.step())", "I.grow"),
         ("f = math.floor(f / 2)", "f = math.max(0, f - 1)"),
-        ("f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1", "f = 1"),
+        ("f = I.aged(at, remembered % 8) + 1", "f = 1"),
         ("(i == 4 and 8 or 0)", "0"),
         ("-1 - math.max(16, I.share(2))", "-1 - math.max(16, I.share(1))"),
     ],

@@ -193,8 +193,12 @@ def test_any_sequence_of_operations_agrees_with_the_model(
     ("name", "line", "instead"),
     [
         ("put", "for j = 1, #gone do I.remove(gone[j]) end", "for j = 1, #gone do I.drop(gone[j]) end"),
-        ("put", "f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1", "f = 1"),
-        ("invalidate_tags", "call('SET', GEN, floor .. ' ' .. version", "call('SET', GEN, floor .. ' ' .. floor"),
+        ("put", "f = I.aged(at, remembered % 8) + 1", "f = 1"),
+        (
+            "invalidate_tags",
+            "call('SET', EPOCHS, cleared .. ' ' .. version",
+            "call('SET', EPOCHS, cleared .. ' ' .. cleared",
+        ),
     ],
 )
 def test_the_check_of_the_check_a_fault_in_a_script_is_found(

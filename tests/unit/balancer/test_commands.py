@@ -122,9 +122,9 @@ def test_labels_survive_their_packing(labels: frozenset[str]) -> None:
 
 
 def test_an_affinity_always_has_the_same_point() -> None:
-    points = {Choice(affinity="alice").args()[2] for _ in range(5)}
+    points = {Choice(affinity="alice").args()["point"] for _ in range(5)}
     assert len(points) == 1
-    assert Choice(affinity="bob").args()[2] not in points
+    assert Choice(affinity="bob").args()["point"] not in points
 
 
 @pytest.mark.parametrize(
@@ -132,4 +132,5 @@ def test_an_affinity_always_has_the_same_point() -> None:
 )
 def test_weights_are_sent_as_plain_decimals(weight: float, text: str) -> None:
     command = commands.register(POOL, AgentInstance("p", "t", weight=weight), None, 0)
-    assert command.args[3] == text
+    assert isinstance(command.args, dict)
+    assert command.args["weight"] == text

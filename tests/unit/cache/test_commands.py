@@ -15,7 +15,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from agentperf_redis import keys as key_names
-from agentperf_redis.cache import commands
+from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.commands import entries, inspection
 from agentperf_redis.cache.commands.entries import PutOutcome
 from agentperf_redis.cache.model import Policy, Settings
@@ -122,8 +122,29 @@ def test_without_settings_nothing_is_done(fake: Fake) -> None:
     assert fake.client.keys() == []
 
 
+@pytest.mark.parametrize("policy", list(Policy))
+def test_packed_numbers_are_the_same_in_lua_and_python(fake: Fake, policy: Policy) -> None:
+    deployed(fake, Settings(policy, (0, 0, 5), 0, (0, 0, 0)))
+    put(fake, "name")
+    put(fake, "other", report=Report(1, 0, 0, 0, (("name", 3),)))
+    size_bytes = len("name") + len(b"r 0  m\x01")
+    size = fake.run(inspection.size_of(KEYS, "name"))
+    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the put of the other one has the last reading
+    score = fake.run(
+        inspection.score(KEYS.cold, "name")
+    )  # under tinylfu the other one has taken its place in the window
+
+    assert size is not None
+    assert score is not None
+    assert size == entry_format.pack_size(3, size_bytes)
+    assert entry_format.unpack_size(size) == (3, size_bytes)
+    frequency = 4 if policy is Policy.TINYLFU else 0
+    assert score == entry_format.pack_score(clock, frequency)
+    assert entry_format.unpack_score(score) == (clock, frequency)
+
+
 @pytest.mark.parametrize("again", [False, True])
-def test_a_buried_put_does_nothing_more(fake: Fake, *, again: bool) -> None:
+def test_a_cancelled_put_does_nothing_more(fake: Fake, *, again: bool) -> None:
     deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
     fake.run(commands.cancel_puts(KEYS, ("r",), FAR))
     newer = fake.run(
@@ -220,5 +241,5 @@ def test_too_many_tag_marks_merge_on_the_safe_side(fake: Fake, monkeypatch: pyte
     monkeypatch.setattr(entries, "MAX_TAG_MARKS", 3)
     versions = [fake.run(commands.invalidate_tags(KEYS, (f"t{number}",), "me")) for number in range(5)]
     assert fake.client.zcard(KEYS.tags) == 3
-    floor, tagged, tag_floor = fake.client.get(KEYS.gen).split()
+    floor, tagged, tag_floor = fake.client.get(KEYS.epochs).split()
     assert (int(floor), int(tagged), int(tag_floor)) == (0, versions[4], versions[1])

@@ -16,11 +16,11 @@ SETTINGS = Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 60_000))
 def test_settings_survive_their_text() -> None:
     for settings in (SETTINGS, Settings(Policy.TINYLFU, (1, 2, 3), 2**50, (1, 2, 3))):
         assert Settings.parse(settings.text) == settings
-    assert SETTINGS.text == "lru room 0/0/5 bytes 0 ttl 0/0/60000"
+    assert SETTINGS.text == "lru capacity 0/0/5 bytes 0 ttl 0/0/60000"
     assert SETTINGS.shown("cache") == "max_size=5, max_bytes=None, default_ttl=60, policy='lru'"
     tiers = "hot_size=1, warm_size=2, cold_size=3, max_bytes=9, hot_ttl=0.5, warm_ttl=None, cold_ttl=60"
     assert Settings(Policy.LRU, (1, 2, 3), 9, (500, 0, 60_000)).shown("tiered") == f"{tiers}, policy='lru'"
-    assert Settings.parse("mru room 1/2/3 bytes 0 ttl 0/0/0") is None
+    assert Settings.parse("mru capacity 1/2/3 bytes 0 ttl 0/0/0") is None
 
 
 def test_lives_are_milliseconds_rounded_up() -> None:

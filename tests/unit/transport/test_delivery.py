@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis.command import Command
+from agentperf_redis.command import Arg, Command
 from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, ScriptFailed
 from agentperf_redis.script import Script
 from agentperf_redis.transport.address import parse_url
@@ -19,12 +19,12 @@ SCRIPT = Script("namespace/open")
 Answer = list[Any] | ExchangeFailed
 
 
-def echo(key: str, resend: tuple[str, ...] | None = None) -> Command[bytes]:
-    return Command("ECHO", (key,), ("first",), lambda reply: reply, resend)
+def echo(key: str) -> Command[bytes]:
+    return Command("ECHO", (key,), ("first",), lambda reply: reply)
 
 
-def scripted(key: str) -> Command[int]:
-    return Command(SCRIPT, (key,), (1, "epoch"), lambda reply: reply)
+def scripted(key: str, resend: dict[str, Arg] | None = None) -> Command[int]:
+    return Command(SCRIPT, (f"{key}:meta",), {"schema": 1, "epoch": "first"}, lambda reply: reply, resend)
 
 
 class Clock:
@@ -81,7 +81,7 @@ def test_an_unknown_script_is_sent_whole_and_only_that_one() -> None:
 
 
 def test_a_lost_reply_is_asked_for_again_with_the_arguments_for_a_repeat() -> None:
-    results, asked = run([echo("a", ("again",))], [ExchangeFailed("reset", sent=True), [b"late"]])
+    results, asked = run([scripted("a", {"epoch": "again"})], [ExchangeFailed("reset", sent=True), [b"late"]])
     assert results == [b"late"]
     assert b"first" in asked[0].payload
     assert b"again" in asked[1].payload
@@ -89,7 +89,7 @@ def test_a_lost_reply_is_asked_for_again_with_the_arguments_for_a_repeat() -> No
 
 
 def test_what_was_never_sent_is_sent_with_its_first_arguments() -> None:
-    _, asked = run([echo("a", ("again",))], [ExchangeFailed("refused", sent=False), [b"1"]])
+    _, asked = run([scripted("a", {"epoch": "again"})], [ExchangeFailed("refused", sent=False), [b"1"]])
     assert b"first" in asked[1].payload
 
 
@@ -160,7 +160,7 @@ def test_an_error_that_stays_is_told_at_once() -> None:
 
 
 def test_a_wrong_type_names_the_key() -> None:
-    (error,), asked = run([scripted("ns:meta")], [[ServerError("WRONGTYPE Operation")], [b"string"]])
+    (error,), asked = run([scripted("ns")], [[ServerError("WRONGTYPE Operation")], [b"string"]])
     assert isinstance(error, CorruptState)
     assert error.key == "ns:meta"
     assert "a string where a hash belongs" in str(error)

@@ -68,8 +68,8 @@ def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentK
     first: Any = flow.send(None)
     second: Any = flow.throw(KeyboardInterrupt())
     assert second.script is commands.RELEASE
-    assert second.args[0] == first.args[0]
-    assert int(second.args[4]) >= 90_000
+    assert second.args["token"] == first.args["token"]
+    assert int(second.args["bury_ms"]) >= 90_000
     with pytest.raises(KeyboardInterrupt):
         flow.send(True)
     assert keeper.told == []
@@ -80,8 +80,8 @@ def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background
     first: Any = flow.send(None)
     waits: Any = flow.throw(asyncio.CancelledError())
     ((command, seconds),) = keeper.told
-    assert (command.script, command.args[0], seconds) == (commands.RELEASE, first.args[0], 7.0)
-    assert int(command.args[4]) >= 60_000
+    assert (command.script, command.args["token"], seconds) == (commands.RELEASE, first.args["token"], 7.0)
+    assert int(command.args["bury_ms"]) >= 60_000
     assert isinstance(waits, Wait)
     assert waits.seconds < 0.5
     with pytest.raises(asyncio.CancelledError):
@@ -97,7 +97,7 @@ def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
     with pytest.raises(type(error)):
         flow.throw(error)
     ((command, seconds),) = keeper.told
-    assert (command.script, command.args[0], seconds) == (commands.RELEASE, first.args[0], 7.0)
+    assert (command.script, command.args["token"], seconds) == (commands.RELEASE, first.args["token"], 7.0)
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), SchemaMismatch("k", "2", "1")])
@@ -151,12 +151,12 @@ def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
     step: Any = flow.send(None)
     second: Any = flow.send(commands.Spent("e"))
-    assert step.args[0] != second.args[0]
+    assert step.args["token"] != second.args["token"]
     with pytest.raises(StopIteration) as end:
         flow.send(GRANTED)
     lease = end.value.value
     assert isinstance(lease, Lease)
-    assert lease.token == second.args[0]
+    assert lease.token == second.args["token"]
     assert keeper.held() == [lease]
     assert lease.end()
     assert not lease.end()
@@ -169,10 +169,10 @@ def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(wait=0.001))
     asked: Any = flow.send(None)
     waited: Any = flow.send(REFUSED)
-    assert (waited.script, waited.args[0], waited.args[5]) == (commands.WAIT, asked.args[0], "-")
+    assert (waited.script, waited.args["token"], waited.args["place"]) == (commands.WAIT, asked.args["token"], "-")
     time.sleep(0.002)
     left: Any = flow.send(commands.Queued(3, 0.5, "17"))
-    assert (left.script, left.args[0]) == (commands.RELEASE, asked.args[0])
+    assert (left.script, left.args["token"]) == (commands.RELEASE, asked.args["token"])
     with pytest.raises(StopIteration) as end:
         flow.send(False)
     assert end.value.value == commands.Refused(0.5, 2, 3)
@@ -186,13 +186,13 @@ def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: 
     assert isinstance(pause, Wait)
     assert pause.seconds == 0.5
     again: Any = flow.send(False)
-    assert (again.args[3], again.args[5]) == (2000, "17")
+    assert (again.args["boost_ms"], again.args["place"]) == (2000, "17")
     spent: Any = flow.send(commands.Spent("e"))
     assert spent.script is commands.WAIT
-    assert spent.args[0] != again.args[0]
+    assert spent.args["token"] != again.args["token"]
     with pytest.raises(StopIteration) as end:
         flow.send(GRANTED)
-    assert end.value.value.token == spent.args[0]
+    assert end.value.value.token == spent.args["token"]
     end.value.value.end()
 
 
@@ -205,7 +205,7 @@ def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
     flow.send(REFUSED)
     with pytest.raises(BackendUnavailable):
         flow.throw(BackendUnavailable("here", outcome, "gone"))
-    assert keeper.told[0][0].args[0] == asked.args[0]
+    assert keeper.told[0][0].args["token"] == asked.args["token"]
 
 
 def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper) -> None:
@@ -241,8 +241,8 @@ def test_how_a_block_ends_is_the_outcome(keeper: SilentKeeper, error: BaseExcept
         lease.outcome = stated
         leaving = leases.leave(keeper, lease, error)
         step: Any = leaving.send(None)
-        assert step.args[2] == expected
-        assert int(step.args[3]) >= 0
+        assert step.args["outcome"] == expected
+        assert int(step.args["response_us"]) >= 0
         with pytest.raises(StopIteration):
             leaving.send(True)
         assert not lease.held
