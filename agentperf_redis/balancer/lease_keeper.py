@@ -224,10 +224,11 @@ class Keeper:
         """Take flags that were set and cleared into what is remembered of an instance."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
-            if "u" in on + off:
-                known = self._alter(known, is_healthy="u" not in on)
-            if "d" in on + off:
-                self._alter(known, is_draining="d" in on)
+            set_flags, flags = on.split(","), f"{on},{off}".split(",")
+            if "unhealthy" in flags:
+                known = self._alter(known, is_healthy="unhealthy" not in set_flags)
+            if "draining" in flags:
+                self._alter(known, is_draining="draining" in set_flags)
 
     def _alter(self, known: Registered, **changes: Any) -> Registered:
         changed = replace(known, instance=replace(known.instance, **changes))

@@ -50,7 +50,7 @@ _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 
 NO_WAIT = 0.0
 _UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
-BETTER = "uscehw"
+BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming"
 """Flags that are cleared when an instance is marked healthy by hand."""
 MOST_EVENTS = 1000
 _LEAST_RATE, _MOST_RATE = 0.001, 1e9
@@ -190,7 +190,7 @@ class Requests:
         return instances.remove(self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id))
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
-        """Set or clear flags of an instance: the letters of pool.lua."""
+        """Set or clear flags of an instance, comma-separated: the words of pool.lua."""
         return instances.mark(
             self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id), on=on, off=off
         )

@@ -1,4 +1,4 @@
--- renew: prolong many leases at once; never shortens one.
+-- renew: prolong many leases at once; never shorten one.
 -- KEYS
 --   due       ZSET  agentperf:{lb:<type>}:due
 -- ARGV

@@ -26,7 +26,7 @@ UPDATE = Script("balancer/update")
 RING_POINTS = 32
 """Points of an instance on the ring; remove.lua counts on it."""
 
-_REMOVED = re.compile(rb"(?:\S+ ){7}\w*r")
+_REMOVED = re.compile(rb"(?:.* )?flags=(?:\S+,)?removed(?:[ ,]|$)")
 """A record that is kept for its last leases only."""
 
 
@@ -86,7 +86,7 @@ def register(
         instance.max_capacity,
         decimal(instance.weight),
         packed_labels(instance.labels),
-        "u" * (not instance.is_healthy) + "d" * instance.is_draining,
+        ",".join(["unhealthy"] * (not instance.is_healthy) + ["draining"] * instance.is_draining),
         round(instance.response_time_ms * 1000),
         silence_ms,
         " ".join(map(str, numbers)),
