@@ -41,7 +41,7 @@ local now_us = clock[1] * 1000000 + clock[2]
 local now_ms = floor(now_us / 1000)
 local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
 
-if WANTED ~= '-' and not STRATEGIES[WANTED] then return {UNKNOWN_STRATEGY, WANTED} end
+if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 if facts[1] then
   local instance, fence, late = match(facts[1], LEASE)
   if not instance then return {SPENT, match(facts[1], TOMBSTONE) or match(facts[1], '^%S*')} end
@@ -69,8 +69,11 @@ if not look and not several then
   id, record = pick(how, from, RANDOM, POINT, now_ms, facts[5], facts[6])
   record = id and (record or call('HGET', STATE, id))
   if id and not record then return corrupt(id) end
-  local load, limit, fence, peak, rest, weight, labels, flags = match(record or '', GRANT)
-  if load then
+  local load, limit, fence, peak, rest = match(record or '', GRANT)
+  local labels, flags = '-', '-'
+  if load and not string.find(rest, PLAIN, 1, true) then labels, flags = field(rest, 'labels'), field(rest, 'flags') end
+  local weight = (score ~= 'free_share' or not load) and '0' or match(rest, ' weight=(%d+%.?%d*) ')
+  if load and labels and flags and weight then
     load, limit = tonumber(load), tonumber(limit)
     if load >= limit then
       id = nil
@@ -90,6 +93,7 @@ if not look and not several then
     end
   end
 end
+--@include whole_records
 --@include health
 --@include maintenance
 

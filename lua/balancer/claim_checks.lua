@@ -16,6 +16,7 @@ local STATE, IDS, CHECKS = KEYS[1], KEYS[2], KEYS[3]
 local INTERVAL_MS, COUNT = ARGV[1], ARGV[2]
 --@include strategies
 --@include records
+--@include whole_records
 
 local fact = call('HGET', STATE, '#pool')
 local refused = opened(fact)

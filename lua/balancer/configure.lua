@@ -22,6 +22,7 @@ local SETTINGS, FIRST, COUNT, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies
 --@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 

@@ -18,6 +18,7 @@ local SILENCE_MS = ARGV[1]
 --@include strategies
 --@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 

@@ -39,6 +39,7 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 --@include strategies
 --@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 
@@ -70,7 +71,7 @@ call('ZCARD', RING)
 check_types(LABELS)
 local refused, strategy = opened(known[1])
 if refused then return refused end
-if WANTED ~= '-' and not STRATEGIES[WANTED] then return {UNKNOWN_STRATEGY, WANTED} end
+if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 if call('ZCARD', IDS) > 0 then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then

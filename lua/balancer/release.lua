@@ -48,10 +48,9 @@ if holder then
     id = holder
     record = call('HGET', STATE, id)
   end
-  local score, _, _, response = rules(strategy)
-  local load, same, limit, seq, weight, labels, flags, served, failed, bad_streak, later
-  load, same, limit, seq, weight, labels, flags, ewma_us, ewma_at_ms, served, failed, bad_streak, later =
-    match(record or '', RELEASE)
+  local score, _, _, response = rules(strategy or DEFAULT_STRATEGY)
+  local load, same, limit, seq, served, failed, streak, rest
+  load, same, limit, seq, ewma_us, ewma_at_ms, served, failed, streak, rest = match(record or '', RELEASE)
   if load == '0' then return corrupt(id) end
   if not load then  -- in another order than it is written in, or not written by the library, which `read` finds out
     ewma_us, ewma_at_ms = field(record or '', 'ewma_us'), field(record or '', 'ewma_at_ms')
@@ -81,21 +80,26 @@ if holder then
   -- The usual case in a straight line: a good or neutral outcome of an instance without flags, an empty queue, and no copy
   -- of the acquire that can come late. The other cases need what is included below, and not above: it costs a call 1.3 us,
   -- which the usual case saves.
-  if flags == '-' and (OUTCOME == 'o' or OUTCOME == 'n') and not slow and bury_ms == 0 and facts[3] ~= '0' then
+  local labels, flags = '-', '-'
+  if load and not string.find(rest, PLAIN, 1, true) then labels, flags = field(rest, 'labels'), field(rest, 'flags') end
+  local weight = (score ~= 'free_share' or not load) and '0' or match(rest, ' weight=(%d+%.?%d*) ')
+  local is_plain = load and labels and weight and flags == '-'
+  if is_plain and (OUTCOME == 'o' or OUTCOME == 'n') and not slow and bury_ms == 0 and facts[3] ~= '0' then
     if not whole(facts[5]) then return corrupt('#load') end
     check_types(labels)
     load, limit = tonumber(load), tonumber(limit)
     local was = load < limit
     load = load - 1
-    if OUTCOME == 'o' then served, bad_streak = format('%d', served + 1), '0' end
+    if OUTCOME == 'o' then served, streak = format('%d', served + 1), '0' end
     call('ZREM', DUE, TOKEN)
     call('HDEL', STATE, TOKEN)
-    call('HSET', STATE, id, format(RELEASE_WRITTEN, load, same, ewma_us, ewma_at_ms, served, failed, bad_streak, later),
+    call('HSET', STATE, id, format(RELEASE_WRITTEN, load, same, ewma_us, ewma_at_ms, served, failed, streak, rest),
       '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
     if not (was and score == 'last_pick') then index(score, id, load, limit, seq, weight, labels, was) end
     return DONE
   end
 end
+--@include whole_records
 --@include health
 --@include maintenance
 

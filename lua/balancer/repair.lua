@@ -24,6 +24,7 @@ local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
 --@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 

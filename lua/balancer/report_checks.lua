@@ -21,6 +21,7 @@ local CLAIMED_MS, UNTIL_MS = ARGV[1], ARGV[2]
 --@include strategies
 --@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 

@@ -24,13 +24,14 @@ local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies
 --@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 --@include pick
 
 local EXPIRIES = 64
 local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
-if WANTED ~= '-' and not STRATEGIES[WANTED] then return {UNKNOWN_STRATEGY, WANTED} end
+if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 if not facts[1] then return {NOTHING} end
 local refused, strategy = opened(facts[1])
 if refused then return refused end

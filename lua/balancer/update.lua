@@ -28,6 +28,7 @@ local RPM, TPM, UNTIL_MS = ARGV[7], ARGV[8], ARGV[9]
 --@include strategies
 --@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 
@@ -72,7 +73,7 @@ if off.draining and r.flags.draining then pool.add_event('undrained', ID) end
 if on.unhealthy and not r.flags.unhealthy then pool.add_event('unhealthy', ID) end
 if off.unhealthy and is_cleared then pool.add_event('healthy', ID) end
 if off.ejected or off.half_open then
-  r.bad_streak = 0
+  r.streak = 0
   if r.extra then r.extra.checks = 0 end
   call('ZREM', DUE, 'E:' .. ID, 'V:' .. ID)
 end

@@ -27,6 +27,7 @@ local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
 --@include strategies
 --@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 

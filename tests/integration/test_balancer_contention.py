@@ -10,6 +10,7 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
+from tests import records
 from tests.servers import Raw, Server
 from tests.workers import Workers
 
@@ -55,8 +56,8 @@ def take_out_the_capacity_check() -> None:
 
 def peaks(raw: Raw, namespace: str) -> dict[str, int]:
     """Return the highest load each instance ever bore, as the scripts recorded it."""
-    records: dict[str, Any] = raw.hgetall(keys.pool(namespace, "planner").state)
-    return {name: int(record.split(" ")[4]) for name, record in records.items() if name[0] not in "#@"}
+    found = records.instances(raw.hgetall(keys.pool(namespace, "planner").state))
+    return {name: int(record["peak"]) for name, record in found.items()}
 
 
 def contention(server: Server, namespace: str, workers: Workers, *, mutant: bool) -> list[tuple[int, int]]:

@@ -13,13 +13,13 @@ from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
 
 _RECORD = re.compile(
-    rb"load=(\d+) limit=(\d+) seq=\d+ fence=(\d+) peak=(\d+) weight=(\d+\.?\d*) labels=(\S+) flags=(\S+) cap=(\d+) "
-    rb"ewma_us=(\d+) ewma_at_ms=\d+ served=(\d+) failed=(\d+) bad_streak=(\d+)(?: |$)"
+    rb"load=(\d+) limit=(\d+) seq=\d+ fence=(\d+) peak=(\d+) ewma_us=(\d+) ewma_at_ms=\d+ served=(\d+) failed=(\d+) "
+    rb"streak=(\d+) weight=(\d+\.?\d*) labels=(\S+) flags=(\S+) cap=(\d+)(?: |$)"
 )
 """An instance record in the order in which the scripts write it, which every `acquire` decodes."""
 _NAMES = (
-    *("load", "limit", "seq", "fence", "peak", "weight", "labels", "flags", "cap"),
-    *("ewma_us", "ewma_at_ms", "served", "failed", "bad_streak"),
+    *("load", "limit", "seq", "fence", "peak", "ewma_us", "ewma_at_ms"),
+    *("served", "failed", "streak", "weight", "labels", "flags", "cap"),
 )
 _NO_LABELS: frozenset[str] = frozenset()
 _ILL = frozenset((b"unhealthy", b"heartbeat_missed", b"ejected", b"down"))
@@ -77,7 +77,7 @@ def _matched(record: Reply) -> re.Match[bytes]:
 def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
     """Decode an instance record."""
     try:
-        load, _limit, _fence, _peak, weight, labels, flags, cap, ewma_us, *_counts = _matched(record).groups()
+        load, _, _, _, ewma_us, _, _, _, weight, labels, flags, cap = _matched(record).groups()
         return (
             decoded(name.decode()),
             pool.agent_type,
@@ -97,8 +97,7 @@ def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: 
     """Decode an instance record with what was counted, and the extra record that few instances have."""
     instance = snapshot(facts_of(pool, name, record))
     try:
-        _load, limit, fence, peak, _weight, _labels, words, _cap, _ewma_us, *counts = _matched(record).groups()
-        served, failed, bad_streak = map(int, counts)
+        _, limit, fence, peak, _, served, failed, streak, _, _, words, _ = _matched(record).groups()
         flags = words.split(b",")
         more = fields_of(extra.decode()) if extra else {}
         ejections, until_ms = int(more.get("ejections", 0)), int(more.get("ejected_until_ms", 0))
@@ -108,9 +107,9 @@ def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: 
     return InstanceStatus(
         instance,
         int(peak),
-        served,
-        failed,
-        bad_streak,
+        int(served),
+        int(failed),
+        int(streak),
         int(fence),
         state=next((state for flag, state in _STATES if flag in flags), InstanceState.UP),
         limit=int(limit),

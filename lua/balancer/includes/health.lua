@@ -40,7 +40,7 @@ local function health(self, facts)
   -- The text of #pool: what each acquire and release reads.
   function self.pool_fact(strategy, of_settings)
     local slow_after_us = field(of_settings, 'slow_after_us') or '0'
-    return format(POOL_WRITTEN, strategy) .. (slow_after_us ~= '0' and ' slow_after_us=' .. slow_after_us or '')
+    return POOL_START .. strategy .. (slow_after_us ~= '0' and ' slow_after_us=' .. slow_after_us or '')
   end
 
   -- Flags of a record, as a set by name.
@@ -197,7 +197,7 @@ local function health(self, facts)
     local for_ms = math.min(of.base_ejection_ms * 2 ^ extra.ejections, of.max_ejection_ms)
     extra.ejections, extra.probe_since_us = math.min(extra.ejections + 1, 30), now_us
     extra.ejected_until_ms = math.max(extra.ejected_until_ms, now_ms + for_ms)
-    r.bad_streak = 0
+    r.streak = 0
     self.set(r, 'half_open', false)
     self.set(r, 'warming', false)
     self.set(r, 'ejected', true)
@@ -210,7 +210,7 @@ local function health(self, facts)
   function self.recover(r)
     self.set(r, 'ejected', false)
     self.set(r, 'half_open', false)
-    r.bad_streak = 0
+    r.streak = 0
     call('ZREM', DUE, 'E:' .. r.id)
     self.warm_up(r)
     self.add_event('recovered', r.id)
@@ -252,7 +252,7 @@ local function health(self, facts)
       self.set(r, 'adaptive', false)
       overload = false
     end
-    if good then r.bad_streak = 0 elseif not overload then r.bad_streak = r.bad_streak + 1 end
+    if good then r.streak = 0 elseif not overload then r.streak = r.streak + 1 end
     local is_probe = r.extra and fence >= r.extra.probe_since_us
     if r.flags.half_open then
       if is_probe and good then self.recover(r) elseif is_probe then eject(r) end
@@ -264,7 +264,7 @@ local function health(self, facts)
         r.extra.ejected_until_ms = math.max(r.extra.ejected_until_ms, now_ms + for_ms)
         call('ZADD', DUE, format('%.0f', r.extra.ejected_until_ms), 'E:' .. r.id)
       end
-    elseif not good and of.eject_after > 0 and r.bad_streak >= of.eject_after then
+    elseif not good and of.eject_after > 0 and r.streak >= of.eject_after then
       if not any(r.flags, DISABLED) and not r.flags.down and may_eject() then eject(r) end
     end
   end

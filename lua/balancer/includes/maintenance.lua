@@ -1,4 +1,4 @@
--- What is needed seldom: whole records, expiries, grants to waiters. Expects strategies.lua, records.lua, pool.lua and health.lua.
+-- What is needed seldom: whole records, expiries, grants to waiters. Expects strategies, records, whole_records, pool and health.
 
 -- Milliseconds until capacity may come back without a call, at most 1000: until the first lease or grant ends. Tombstones,
 -- waiters and heartbeats bring none, and a busy queue leaves many tombstones: at most AHEAD of these are looked past.
@@ -32,7 +32,7 @@ local function maintenance(now_us)
   local function number(text) return whole(text) and tonumber(text or 0) or 0 end
   local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#unhealthy', '#warming', '#calm')
   local _, strategy = opened(known[1])
-  local score, _, waiter = rules(strategy)
+  local score, _, waiter = rules(strategy or DEFAULT_STRATEGY)
   local self = {now_us = now_us, now_ms = now_ms, strategy = strategy}
   call('ZCARD', READY)
   call('ZCARD', DUE)
@@ -81,7 +81,7 @@ local function maintenance(now_us)
   function self.read(id)
     local found = call('HMGET', STATE, id, '+' .. id)
     if not found[1] then return nil, false end
-    local load, limit, seq, fence, peak, weight, labels, flags, cap, ewma_us, ewma_at_ms, served, failed, bad_streak,
+    local load, limit, seq, fence, peak, ewma_us, ewma_at_ms, served, failed, streak, weight, labels, flags, cap,
       later = read_record(found[1])
     local extra = found[2] and read_extra(found[2]) or nil
     if not load or (found[2] and not extra) then return nil, true end
@@ -90,7 +90,7 @@ local function maintenance(now_us)
       id = id, load = tonumber(load), limit = tonumber(limit), seq = seq, fence = tonumber(fence), peak = tonumber(peak),
       weight = weight, labels = labels, flags = self.flags_of(flags), cap = tonumber(cap), ewma_us = tonumber(ewma_us),
       ewma_at_ms = tonumber(ewma_at_ms), served = tonumber(served), failed = tonumber(failed),
-      bad_streak = tonumber(bad_streak), later = later, extra = extra,
+      streak = tonumber(streak), later = later, extra = extra,
       old_flags = flags, old_load = tonumber(load), old_cap = tonumber(limit) > 0 and tonumber(cap) or 0,
     }
   end
@@ -99,7 +99,7 @@ local function maintenance(now_us)
   function self.new(id)
     return {
       id = id, load = 0, limit = 0, seq = '0', fence = 0, peak = 0, weight = '1', labels = '-', flags = {}, cap = 0,
-      ewma_us = 0, ewma_at_ms = 0, served = 0, failed = 0, bad_streak = 0, later = '',
+      ewma_us = 0, ewma_at_ms = 0, served = 0, failed = 0, streak = 0, later = '',
       old_flags = 'removed', old_load = 0, old_cap = 0,
     }
   end

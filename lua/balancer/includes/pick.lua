@@ -1,7 +1,7 @@
 -- How each strategy picks from the ready instances, in O(log N). Expects strategies.lua, pool.lua, and the key RING.
 --
 -- pick(how, from, random, point, now_ms, load, cap, labels) returns an id or nil, and its record where it was read.
---   how     the strategy's pick, as in STRATEGIES
+--   how     the strategy's pick, as in strategies.lua
 --   from    ready, or ready@<label>
 --   random  an integer below 2^52 drawn by the caller: two numbers of 26 bits
 --   point   of the affinity on the ring, 0 to 2^48 - 1

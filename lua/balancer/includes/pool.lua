@@ -11,6 +11,11 @@
 --       seq            number of its last pick, of those counted in #picks
 --       fence          its last fencing token: microseconds, or one more than the one before
 --       peak           highest load so far
+--       ewma_us        smoothed response time, us; 0 when none was measured
+--       ewma_at_ms     when it was measured last, ms; written under PEAK_EWMA
+--       served         leases released with the outcome ok
+--       failed         leases released with a bad outcome
+--       streak     bad outcomes since the last good one
 --       weight         share under WEIGHTED, decimal
 --       labels         names, comma-separated
 --       flags          names, comma-separated and sorted:
@@ -18,11 +23,6 @@
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rates), rate_limited (none is left)
 --       cap            leases that it bears at once, as registered
---       ewma_us        smoothed response time, us; 0 when none was measured
---       ewma_at_ms     when it was measured last, ms; written under PEAK_EWMA
---       served         leases released with the outcome ok
---       failed         leases released with a bad outcome
---       bad_streak     bad outcomes since the last good one
 --     +<id>      what few instances have. A field that is 0 is left out; a record without fields is "-".
 --       ejections            in a row
 --       ejected_until_ms     end of the last ejection
@@ -60,7 +60,7 @@
 --   <tag>:away           ZSET    <id> -> when it comes back, ms, 0 for unknown: usable, but unhealthy or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT
 --
--- Fields that a later minor version adds to the record of an instance are kept. records.lua reads and writes all records.
+-- Fields that a later minor version adds to the record of an instance are kept. records.lua and whole_records.lua read and write all records.
 -- Reject a key of the wrong type before the first write. The script's text names no label, so no label costs nothing.
 local function check_types(labels)
   call('ZCARD', READY)
@@ -82,7 +82,7 @@ end
 local function pack_load(load, limit, seq) return floor(load * 8192 / limit) * 1099511627776 + seq end
 
 -- Add an instance to the indexes of ready instances, or remove it from them, as its record says.
---   score: of its strategy, as in STRATEGIES. was: whether it was ready before, nil when that is not known.
+--   score: of its strategy, as in strategies.lua. was: whether it was ready before, nil when that is not known.
 local function index(score, id, load, limit, seq, weight, labels, was)
   local value = '0'
   if load < limit then
