@@ -31,7 +31,7 @@ _CHANGED_THROUGH = {
 class LoadBalancingStrategy(Enum):
     """How a pool picks among its instances that have room. The first registration fixes it for the pool.
 
-    To add a strategy: a member here; a row of STRATEGIES in `lua/balancer/includes/strategies.lua`, and code for a value
+    To add a strategy: a member here; a row of `rules` in `lua/balancer/includes/strategies.lua`, and code for a value
     in that row that no other strategy has (a score in pool.lua, a pick in pick.lua, an order for waiters in
     maintenance.lua, a response in release.lua); a line in the README's table of strategies; and its distribution in
     `tests/integration/test_balancer_distribution.py`. All other tests run for every member.

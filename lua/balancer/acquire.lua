@@ -1,26 +1,26 @@
 -- acquire: pick an instance and lease one unit of its capacity, at most once per token.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
---   ring      ZSET  agentperf:{lb:<type>}:ring
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
+--   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   token     text  @ and the client's token
---   ttl_ms    int   life of the lease, ms
---   late      int   1 when another copy of this request may be under way, else 0
---   wanted    text  strategy the pool must have, or - for its own
---   labels    text  a,b the instance must have all of; - for none
---   point     int   of the affinity on the ring, 0 to 2^48 - 1
---   random    int   0 to 2^52 - 1
---   tokens    int   counted against the instance's tokens a minute
+--   token       text  @ and the client's token
+--   ttl_ms      int   life of the lease, ms
+--   late        int   1 when another copy of this request may be under way, else 0
+--   wanted      text  strategy the pool must have, or - for its own
+--   labels      text  a,b the instance must have all of; - for none
+--   point       int   of the affinity on the ring, 0 to 2^48 - 1
+--   random      int   0 to 2^52 - 1
+--   tokens      int   counted against the instance's tokens a minute
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}    granted, or the same grant again
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
 --     nothing free; retry_ms: until capacity may come back, at most 1000; when only time is needed, until an instance
---     comes back; disabled: instances that drain, missed their heartbeat or are marked unhealthy; unhealthy: by outcomes
---     or checks
+--     comes back; disabled: instances that drain, missed their heartbeat or are marked unhealthy; unhealthy: by
+--     outcomes or checks
 --   {-1, why}                            the token is spent: why of its tombstone, or waiting, grant
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in pool.lua
@@ -41,19 +41,21 @@ local now_us = clock[1] * 1000000 + clock[2]
 local now_ms = floor(now_us / 1000)
 local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', '#picks', '#load', '#cap')
 
-if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 if facts[1] then
   local instance, fence, late = match(facts[1], LEASE)
   if not instance then return {SPENT, match(facts[1], TOMBSTONE) or match(facts[1], '^%S*')} end
   local expiry_ms = tonumber(call('ZSCORE', DUE, TOKEN) or 0)
   if expiry_ms <= now_ms then return {SPENT, 'expired'} end
-  if LATE == '1' and late == '0' then call('HSET', STATE, TOKEN, format(LEASE_WRITTEN, instance, fence, '1')) end
+  if LATE == '1' and late == '0' then call('HSET', STATE, TOKEN, write_lease(instance, fence, '1')) end
   return {DONE, instance, expiry_ms, tonumber(fence), call('HGET', STATE, instance) or ''}
 end
-if not facts[2] then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 local refused, strategy = opened(facts[2])
 if refused then return refused end
-if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
+if WANTED ~= '-' and WANTED ~= strategy then
+  if not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
+  if call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
+end
+if not strategy then return {NOTHING, 1000, 0, 0, 0, 0, 0} end
 local invalid = invalid_counter(facts[3], facts[4], facts[5], facts[6])
 if invalid then return corrupt(invalid) end
 
@@ -63,17 +65,14 @@ local expiry_ms, next_ms = now_ms + TTL_MS, tonumber(facts[3] or 0)
 local look, several = next_ms <= now_ms, string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
--- The usual case in a straight line: nothing is due, the queue is empty, and the instance has no rates. The other cases need
--- what is included below, and not above: it costs a call 1.3 us, which the usual case saves.
+-- The usual case in a straight line: nothing is due, the queue is empty, and the instance has no rates. The other cases
+-- need what is included below, and not above: it costs a call 1.3 us, which the usual case saves.
 if not look and not several then
   id, record = pick(how, from, RANDOM, POINT, now_ms, facts[5], facts[6])
   record = id and (record or call('HGET', STATE, id))
   if id and not record then return corrupt(id) end
-  local load, limit, fence, peak, rest = match(record or '', GRANT)
-  local labels, flags = '-', '-'
-  if load and not string.find(rest, PLAIN, 1, true) then labels, flags = field(rest, 'labels'), field(rest, 'flags') end
-  local weight = (score ~= 'free_share' or not load) and '0' or match(rest, ' weight=(%d+%.?%d*) ')
-  if load and labels and flags and weight then
+  local load, limit, fence, peak, rest, weight, labels, flags = match(record or '', GRANT)
+  if load then
     load, limit = tonumber(load), tonumber(limit)
     if load >= limit then
       id = nil
@@ -83,9 +82,10 @@ if not look and not several then
       if fence < now_us then fence = now_us end
       if load > tonumber(peak) then peak = load end
       local seq = format('%d', (facts[4] or 0) + 1)
-      record = format(GRANT_WRITTEN, load, limit, seq, fence, peak, rest)
+      local fence_text = format('%d', fence)
+      record = write_grant(load, limit, seq, fence_text, peak, rest)
       call('ZADD', DUE, format('%d', expiry_ms), TOKEN)
-      call('HSET', STATE, id, record, TOKEN, format(LEASE_WRITTEN, id, fence, LATE),
+      call('HSET', STATE, id, record, TOKEN, write_lease(id, fence_text, LATE),
         '#picks', seq, '#load', format('%d', (facts[5] or 0) + 1))
       if expiry_ms < next_ms then call('HSET', STATE, '#next', format('%d', expiry_ms)) end
       index(score, id, load, limit, seq, weight, labels, true)
@@ -97,7 +97,8 @@ end
 --@include health
 --@include maintenance
 
--- Expiries first, then waiters, so that a new caller takes the place of neither. The pool is not full while expiries are left.
+-- Expiries first, then waiters, so that a new caller takes the place of neither. The pool is not full while expiries
+-- are left.
 local pool = (look or several or id) and maintenance(now_us)
 if look then  -- a key that is read after the first write has its type checked before it
   call('ZCARD', IDS)
@@ -120,7 +121,7 @@ if id then
   local r = pool.read(id)
   if not r then return corrupt(id) end
   if r.load < r.limit then
-    local fence, text = pool.grant(r, TOKEN, expiry_ms, LEASE_WRITTEN, LATE, tonumber(TOKENS))
+    local fence, text = pool.grant(r, TOKEN, expiry_ms, write_lease, LATE, tonumber(TOKENS))
     pool.reschedule()
     return {DONE, id, expiry_ms, fence, text}
   end

@@ -1,11 +1,11 @@
 -- claim_checks: claim the active checks that are due. The first caller gets them, so processes share the work.
 -- KEYS
---   state        HASH  agentperf:{lb:<type>}:state
---   ids          ZSET  agentperf:{lb:<type>}:ids
---   checks       ZSET  agentperf:{lb:<type>}:checks
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ids         ZSET  agentperf:{lb:<type>}:ids
+--   checks      ZSET  agentperf:{lb:<type>}:checks
 -- ARGV
---   interval_ms  int   from one check of an instance to its next, ms
---   count        int   most to claim now
+--   interval_ms int   from one check of an instance to its next, ms
+--   count       int   most to claim now
 -- RETURNS
 --   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: until the next one is due, ms, at most the interval
 --   {-3, fact}  {-4, field}   as in pool.lua

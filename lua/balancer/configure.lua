@@ -1,15 +1,15 @@
 -- configure: replace the settings of a pool, and apply them to a page of its instances.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   settings  text  #settings, see pool.lua
---   first     int   rank of the first instance of the page
---   count     int   instances per page
---   until_ms  int   server time after which this request is refused, ms; 0: never
+--   settings    text  #settings, see pool.lua
+--   first       int   rank of the first instance of the page
+--   count       int   instances per page
+--   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, next_rank, before}   next_rank: 0 after the last page; before: the settings that were replaced, empty for none
 --   {-3, fact}  {-4, field}   as in pool.lua

@@ -1,10 +1,10 @@
 -- leases: one page of a pool's leases and waiters, as they are.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   due       ZSET  agentperf:{lb:<type>}:due
+--   state       HASH  agentperf:{lb:<type>}:state
+--   due         ZSET  agentperf:{lb:<type>}:due
 -- ARGV
---   first     int   rank of the first entry of the page
---   count     int   entries per page, at most 1000
+--   first       int   rank of the first entry of the page
+--   count       int   entries per page, at most 1000
 -- RETURNS
 --   {1, now_ms, next_rank, token, record, due_ms, token, record, due_ms ...}
 --     next_rank: 0 after the last page; the order is that of due_ms: when a lease ends, or a waiter is gone

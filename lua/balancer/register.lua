@@ -1,26 +1,26 @@
 -- register: add an instance, or change one that is registered; its load, health and measurements stay.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
---   ring      ZSET  agentperf:{lb:<type>}:ring
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
+--   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   id          text   the instance
---   wanted      text   strategy, or - for the pool's own (least_loaded for a new pool)
---   cap         int    units that may be leased at once
---   weight      text   decimal, at least 0
---   labels      text   a,b or - for none
---   on          text   flags to set, comma-separated, or - for none; the others stay
---   ewma_us     int    response time to start from, us; 0 when not known
---   silence_ms  int    after this time without a heartbeat it is disabled, ms; 0: none is expected
---   points      text   its points on the ring, numbers of 48 bits
---   rpm         text   requests a minute, decimal; 0: any number
---   tpm         text   tokens a minute, decimal; 0: any number
---   settings    text   #settings of a new pool, or of any when chosen is 1
---   chosen      int    1 when these settings replace those of the pool
---   until_ms    int    server time after which this request is refused, ms; 0: never
+--   id          text  the instance
+--   wanted      text  strategy, or - for the pool's own (least_loaded for a new pool)
+--   cap         int   units that may be leased at once
+--   weight      text  decimal, at least 0
+--   labels      text  a,b or - for none
+--   on          text  flags to set, comma-separated, or - for none; the others stay
+--   ewma_us     int   response time to start from, us; 0 when not known
+--   silence_ms  int   after this time without a heartbeat it is disabled, ms; 0: none is expected
+--   points      text  its points on the ring, numbers of 48 bits
+--   rpm         text  requests a minute, decimal; 0: any number
+--   tpm         text  tokens a minute, decimal; 0: any number
+--   settings    text  #settings of a new pool, or of any when chosen is 1
+--   chosen      int   1 when these settings replace those of the pool
+--   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, strategy, born, before}   added; born: when the pool was founded, us; another number than before
 --     tells that the pool was lost meanwhile; before: the settings that were replaced, empty when none were
@@ -45,8 +45,8 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 
 local EXPIRIES, LOOK, LOOKS = 16, 64, 16
 
--- Whether a healthy, warm instance has been registered for as long as a warm-up takes. Without one the fleet starts, and
--- its instances do not warm up, whatever drained or dead instances are left of the fleet before it.
+-- Whether a healthy, warm instance has been registered for as long as a warm-up takes. Without one the fleet starts,
+-- and its instances do not warm up, whatever drained or dead instances are left of the fleet before it.
 local function has_warm_instance(pool)
   local before_us = format('%.0f', pool.now_us - pool.settings().slow_start_ms * 1000)
   for look = 0, LOOKS - 1 do

@@ -1,9 +1,9 @@
 -- release: end a lease, and record how the work went.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
 --   token       text  @ and the lease's token
 --   id          text  the instance, or - when no reply of acquire arrived
@@ -77,9 +77,9 @@ if holder then
     ewma_us = format('%.0f', math.max(1, ewma_us))
   end
 
-  -- The usual case in a straight line: a good or neutral outcome of an instance without flags, an empty queue, and no copy
-  -- of the acquire that can come late. The other cases need what is included below, and not above: it costs a call 1.3 us,
-  -- which the usual case saves.
+  -- The usual case in a straight line: a good or neutral outcome of an instance without flags, an empty queue, and no
+  -- copy of the acquire that can come late. The other cases need what is included below, and not above: it costs a call
+  -- 1.3 us, which the usual case saves.
   local labels, flags = '-', '-'
   if load and not string.find(rest, PLAIN, 1, true) then labels, flags = field(rest, 'labels'), field(rest, 'flags') end
   local weight = (score ~= 'free_share' or not load) and '0' or match(rest, ' weight=(%d+%.?%d*) ')
@@ -93,7 +93,7 @@ if holder then
     if OUTCOME == 'o' then served, streak = format('%d', served + 1), '0' end
     call('ZREM', DUE, TOKEN)
     call('HDEL', STATE, TOKEN)
-    call('HSET', STATE, id, format(RELEASE_WRITTEN, load, same, ewma_us, ewma_at_ms, served, failed, streak, rest),
+    call('HSET', STATE, id, write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest),
       '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
     if not (was and score == 'last_pick') then index(score, id, load, limit, seq, weight, labels, was) end
     return DONE

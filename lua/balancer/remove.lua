@@ -1,14 +1,15 @@
 -- remove: remove an instance: it gets no new leases, and its record is deleted with its last lease.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away, events and checks are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
---   ring      ZSET  agentperf:{lb:<type>}:ring
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away, events and checks are computed under
+--               the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
+--   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   id        text  the instance
---   until_ms  int   server time after which this request is refused, ms; 0: never
+--   id          text  the instance
+--   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   1   done
 --   0   no such instance

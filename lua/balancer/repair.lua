@@ -2,14 +2,14 @@
 -- No other key tells when a heartbeat is due: where that was lost, the next heartbeat sets it again. An instance whose
 -- record the library did not write is left as it is.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   first     int   rank of the first instance of the page
---   count     int   instances per page
+--   first       int   rank of the first instance of the page
+--   count       int   instances per page
 -- RETURNS
 --   {1, next_rank, wrong, orphans, registered}   next_rank: 0 after the last page; wrong: instances whose load was
 --     not the number of their leases; orphans: leases and waiters deleted because nothing would have ended them, on the

@@ -1,14 +1,14 @@
 -- report_checks: record results of active checks. So many failed ones in a row disable an instance, so many passed ones
 -- enable it.
 -- KEYS
---   state        HASH  agentperf:{lb:<type>}:state
---   ready        ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due          ZSET  agentperf:{lb:<type>}:due
---   waitq        ZSET  agentperf:{lb:<type>}:waitq
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   claimed_ms   int   when they were claimed, as claim_checks replied
---   until_ms     int   server time after which this request is refused, ms; 0: never
---   results...   text  + or - and an instance that passed or failed, at most 500
+--   claimed_ms  int   when they were claimed, as claim_checks replied
+--   until_ms    int   server time after which this request is refused, ms; 0: never
+--   results...  text  + or - and an instance that passed or failed, at most 500
 -- RETURNS
 --   {1, id...}   done, but for these: not registered
 --   {-3, fact}  {-4, field}   as in pool.lua

@@ -1,16 +1,16 @@
 -- select: tell which instance a lease would be granted on now, without granting it.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
---   ring      ZSET  agentperf:{lb:<type>}:ring
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
+--   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   wanted    text  strategy the pool must have, or - for its own
---   labels    text  a,b the instance must have all of; - for none
---   point     int   of the affinity on the ring, 0 to 2^48 - 1
---   random    int   0 to 2^52 - 1
+--   wanted      text  strategy the pool must have, or - for its own
+--   labels      text  a,b the instance must have all of; - for none
+--   point       int   of the affinity on the ring, 0 to 2^48 - 1
+--   random      int   0 to 2^52 - 1
 -- RETURNS
 --   {1, id, record}   the instance
 --   {0}               nothing free

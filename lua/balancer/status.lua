@@ -1,13 +1,13 @@
 -- status: one page of a pool's instances, in the order of their registration, after clearing what is due.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   first     int   rank of the first instance of the page
---   count     int   instances per page
+--   first       int   rank of the first instance of the page
+--   count       int   instances per page
 -- RETURNS
 --   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, extra, id ...}
 --     late: leases that have expired but are not ended yet, on the first page; next_rank: 0 after the last page;

@@ -1,19 +1,19 @@
 -- update: change what an instance was registered with, and its flags.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   id        text   the instance
---   cap       text   units, or - to leave it
---   weight    text   decimal, or - to leave it
---   labels    text   a,b; empty for none, or - to leave them
---   on        text   flags to set, comma-separated, or - for none
---   off       text   flags to clear, the same
---   rpm       text   requests a minute, decimal, 0: any number, or - to leave it
---   tpm       text   tokens a minute, the same
---   until_ms  int    server time after which this request is refused, ms; 0: never
+--   id          text  the instance
+--   cap         text  units, or - to leave it
+--   weight      text  decimal, or - to leave it
+--   labels      text  a,b; empty for none, or - to leave them
+--   on          text  flags to set, comma-separated, or - for none
+--   off         text  flags to clear, the same
+--   rpm         text  requests a minute, decimal, 0: any number, or - to leave it
+--   tpm         text  tokens a minute, the same
+--   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   {1, load}   done; the units leased now
 --   {0}         no such instance

@@ -1,21 +1,21 @@
 -- wait: queue for a lease, keep the ticket, and fetch the grant. A waiter calls it again and again.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   token     text  @ and the client's token
---   ttl_ms    int   life of the lease once fetched, ms
---   live_ms   int   time without a call after which the ticket is lost, ms
---   boost_ms  int   its priority: its ticket counts as that much older, ms
---   labels    text  a,b the instance must have all of; - for none
---   ticket    text  the ticket held before, or - for a new one
---   tokens    int   counted against the instance's tokens a minute
+--   token       text  @ and the client's token
+--   ttl_ms      int   life of the lease once fetched, ms
+--   live_ms     int   time without a call after which the ticket is lost, ms
+--   boost_ms    int   its priority: its ticket counts as that much older, ms
+--   labels      text  a,b the instance must have all of; - for none
+--   ticket      text  the ticket held before, or - for a new one
+--   tokens      int   counted against the instance's tokens a minute
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}   granted, or the same grant again
---   {0, ahead, poll_ms, ticket}         queued; ahead: waiters before it; poll_ms: until capacity may come back, at most
---     1000
+--   {0, ahead, poll_ms, ticket}         queued; ahead: waiters before it; poll_ms: until capacity may come back, at
+--     most 1000
 --   {-1, why}                           the token is spent: why of its tombstone
 --   {-3, fact}  {-4, field}   as in pool.lua
 -- REPEAT  the same ticket, or the same lease
@@ -50,7 +50,7 @@ known = call('HGET', STATE, TOKEN)
 if not known or match(known, TOMBSTONE) == 'unfetched' then
   -- New, or its grant was not fetched in time: then it has its old ticket again.
   local ticket = TICKET ~= '-' and TICKET or format('%.0f', pool.now_us - BOOST_MS * 1000)
-  known = format(WAITING_WRITTEN, ticket, TTL_MS, LABELS, TOKENS)
+  known = write_waiting(ticket, TTL_MS, LABELS, TOKENS)
   call('HSET', STATE, TOKEN, known)
   call('ZREM', DUE, 'X' .. TOKEN)
   call('ZADD', WAITQ, ticket, TOKEN)
@@ -66,7 +66,7 @@ local id, fence = match(known, GRANTED)
 if id then
   -- Fetched. Other copies of this request may be under way, hence late=1: its release will leave a tombstone.
   expiry_ms = pool.now_ms + TTL_MS
-  call('HSET', STATE, TOKEN, format(LEASE_WRITTEN, id, fence, '1'))
+  call('HSET', STATE, TOKEN, write_lease(id, fence, '1'))
   call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)
 else
   id, fence = match(known, LEASE)

@@ -6,6 +6,7 @@ it reads is a strategy and what to do; each is answered by a line when it is don
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
@@ -16,29 +17,47 @@ HELD_S = 3600.0
 """Leases live for that long, so that none is renewed while the server's time is counted."""
 
 
+AT_ONCE = 100
+"""Calls of one turn of the event loop travel as one pipeline, so that the server is not woken for each of them."""
+
+
 def main(url: str, namespace: str, instances: int, calls: int) -> None:
     """Do what is read, line by line."""
     perf = AgentPerf(url, namespace=namespace)
     held: dict[str, list[Any]] = {}
-    for line in sys.stdin:
-        name, work = line.split()
-        balancer = perf.balancer(strategy=LoadBalancingStrategy(name.removesuffix("-metered")))
-        if work == "fill":
-            fill(balancer, name, instances)
-        elif work == "acquire":
-            held[name] = [balancer.acquire(name, ttl=HELD_S) for _ in range(calls)]
-        else:
-            for instance in held.pop(name):
-                balancer.release(instance, outcome="ok", response_time=0.01)
-        print("done", flush=True)
+    with asyncio.Runner() as runner:
+        for line in sys.stdin:
+            name, work = line.split()
+            balancer = perf.balancer(strategy=LoadBalancingStrategy(name.removesuffix("-metered")))
+            if work == "fill":
+                kept.extend(runner.run(fill(balancer.aio, name, instances)))
+            elif work == "acquire":
+                held[name] = runner.run(acquire(balancer.aio, name, calls))
+            else:
+                runner.run(release(balancer.aio, held.pop(name)))
+            print("done", flush=True)
 
 
-def fill(balancer: Any, name: str, instances: int) -> None:
+async def fill(balancer: Any, name: str, instances: int) -> list[Any]:
     """Register a fleet of unequal weights, and lease as many units as there are instances."""
     rate = {"requests_per_minute": 1e6} if name.endswith("-metered") else {}
-    for number in range(instances):
-        balancer.register_instance(AgentInstance(f"i{number}", name, 0, 100, 1.0 + number % 5), **rate)
-    kept.extend(balancer.acquire(name, ttl=HELD_S) for _ in range(instances))
+    fleet = [AgentInstance(f"i{number}", name, 0, 100, 1.0 + number % 5) for number in range(instances)]
+    for at in range(0, instances, AT_ONCE):
+        await asyncio.gather(*(balancer.register_instance(each, **rate) for each in fleet[at : at + AT_ONCE]))
+    return await acquire(balancer, name, instances)
+
+
+async def acquire(balancer: Any, name: str, calls: int) -> list[Any]:
+    found = []
+    for _ in range(0, calls, AT_ONCE):
+        found += await asyncio.gather(*(balancer.acquire(name, ttl=HELD_S) for _ in range(AT_ONCE)))
+    return found
+
+
+async def release(balancer: Any, instances: list[Any]) -> None:
+    for at in range(0, len(instances), AT_ONCE):
+        some = instances[at : at + AT_ONCE]
+        await asyncio.gather(*(balancer.release(each, outcome="ok", response_time=0.01) for each in some))
 
 
 kept: list[Any] = []

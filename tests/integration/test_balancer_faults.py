@@ -100,7 +100,7 @@ def test_a_copy_that_arrives_after_the_release_is_refused(
     instance = call(balancer, "acquire", "planner")  # the second copy is granted, the first is still under way
     assert raw.hget(pool.state, instance.lease.token).endswith(" late=1")
     assert call(balancer, "release", instance) is True
-    assert held.deliver() == b"*2\r\n:-1\r\n$1\r\nr\r\n"
+    assert held.deliver() == b"*2\r\n:-1\r\n$8\r\nreleased\r\n"
 
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0

@@ -41,9 +41,9 @@ SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
 LOG = "call('RPUSH', STATE .. ':log', {})\n"
 HISTORY = (
     # (where, what is written down)
-    ("      record = format(GRANT_WRITTEN", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
+    ("      record = write_grant(", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
     (
-        "call('HSET', STATE, token, format(written, r.id",
+        "call('HSET', STATE, token, write(r.id",
         "format('grant %s %s %.0f %d', token, r.id, r.fence, r.limit)",
         "before",
     ),

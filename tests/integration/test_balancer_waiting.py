@@ -395,7 +395,7 @@ def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its
 
 def test_a_fetched_lease_that_expired_is_spent(balancer: LoadBalancer, backend: Backend, raw: Raw) -> None:
     assert isinstance(ask(backend, "@t", ttl_ms=30), Granted)
-    wait_until(lambda: ask(backend, "@t") == Spent("e"), "the lease to expire")
+    wait_until(lambda: ask(backend, "@t") == Spent("expired"), "the lease to expire")
 
 
 def test_a_repeated_question_gets_the_same_lease(balancer: LoadBalancer, backend: Backend) -> None:

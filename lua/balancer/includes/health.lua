@@ -1,10 +1,12 @@
 -- Health and capacity: how many leases an instance may bear now, by its outcomes, its checks, its age and its rates.
 -- Expects strategies.lua and pool.lua. `maintenance` adds these functions to its own.
---   Ejection follows Envoy's outlier detection: so many bad outcomes in a row, for a time that doubles, up to a share of the
---   instances, never the last one; then one probe at a time. Panic, as there: when too many instances are unhealthy, the
---   health data is more likely wrong than the instances.
---   Adaptive limits follow additive increase, multiplicative decrease: one step down a round trip, up only while in use.
---   Rates follow the generic cell rate algorithm (ITU-T I.371): an instance that has none left is rate-limited until it has.
+--   Ejection follows Envoy's outlier detection: so many bad outcomes in a row, for a time that doubles, up to a share
+--   of the instances, never the last one; then one probe at a time. Panic, as there: when too many instances are
+--   unhealthy, the health data is more likely wrong than the instances.
+--   Adaptive limits follow additive increase, multiplicative decrease: one step down a round trip, up only while in
+--   use.
+--   Rates follow the generic cell rate algorithm (ITU-T I.371): an instance that has none left is rate-limited until
+--   it has.
 local function health(self, facts)
   local EVENTS_KEPT, BATCH, TENTHS, CUT = 1000, 64, 10, 0.8
   local DISABLED, UNHEALTHY = {'heartbeat_missed', 'unhealthy', 'draining', 'removed'}, {'ejected', 'down', 'half_open'}
@@ -29,7 +31,9 @@ local function health(self, facts)
         slow_after_us = 0, adaptive = 0, slow_start_ms = 0, rate_burst_ms = 0, unhealthy_threshold = 0,
         healthy_threshold = 0,
       }
-      for name, value in string.gmatch(facts.settings or '', '(%S+)=(%d+%.?%d*)') do settings[name] = tonumber(value) end
+      for name, value in string.gmatch(facts.settings or '', '(%S+)=(%d+%.?%d*)') do
+        settings[name] = tonumber(value)
+      end
       -- Shares are compared in whole thousandths: 0.29 * 100 is less than 29.
       settings.max_ejection_share = floor(settings.max_ejection_share * 1000 + 0.5)
       settings.panic_threshold = floor(settings.panic_threshold * 1000 + 0.5)
@@ -101,8 +105,8 @@ local function health(self, facts)
   end
 
   -- Store the unhealthy instances again after panic began or ended: their limits change. One batch now, the others as
-  -- entries of due. A scan misses no instance that is there all the while, and one that comes or goes meanwhile is stored
-  -- by the script that does it.
+  -- entries of due. A scan misses no instance that is there all the while, and one that comes or goes meanwhile is
+  -- stored by the script that does it.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -298,8 +302,8 @@ local function health(self, facts)
     end
   end
 
-  -- Count a request of so many tokens against its rates. A request that begins while something is left may take more than
-  -- that; the following ones wait the longer.
+  -- Count a request of so many tokens against its rates. A request that begins while something is left may take more
+  -- than that; the following ones wait the longer.
   function self.count_request(r, tokens)
     local extra = self.extra(r)
     if extra.rpm ~= '0' then
@@ -320,8 +324,8 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- Milliseconds until an instance comes back, when nothing else can bring capacity: all are unhealthy or rate-limited. In
-  -- panic, unhealthy instances have leases whose end may bring capacity.
+  -- Milliseconds until an instance comes back, when nothing else can bring capacity: all are unhealthy or rate-limited.
+  -- In panic, unhealthy instances have leases whose end may bring capacity.
   function self.back_after_ms()
     if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]

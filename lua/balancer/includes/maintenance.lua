@@ -1,7 +1,9 @@
--- What is needed seldom: whole records, expiries, grants to waiters. Expects strategies, records, whole_records, pool and health.
+-- What is needed seldom: whole records, expiries, grants to waiters. Expects strategies, records, whole_records, pool
+-- and health.
 
--- Milliseconds until capacity may come back without a call, at most 1000: until the first lease or grant ends. Tombstones,
--- waiters and heartbeats bring none, and a busy queue leaves many tombstones: at most AHEAD of these are looked past.
+-- Milliseconds until capacity may come back without a call, at most 1000: until the first lease or grant ends.
+-- Tombstones, waiters and heartbeats bring none, and a busy queue leaves many tombstones: at most AHEAD of these are
+-- looked past.
 local function retry_after_ms(now_ms)
   local AHEAD = 32
   local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
@@ -13,8 +15,8 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- The pool with functions for all that. Scripts call this only when they need it, since building the functions costs some
--- microseconds. Rejects keys of a wrong type before the first write.
+-- The pool with functions for all that. Scripts call this only when they need it, since building the functions costs
+-- some microseconds. Rejects keys of a wrong type before the first write.
 local function maintenance(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, '4503599627370496'
   local GRANTS, FEW, MANY, LOOKS = 16, 4, 32, 5
@@ -87,10 +89,10 @@ local function maintenance(now_us)
     if not load or (found[2] and not extra) then return nil, true end
     check_types(labels)
     return {
-      id = id, load = tonumber(load), limit = tonumber(limit), seq = seq, fence = tonumber(fence), peak = tonumber(peak),
-      weight = weight, labels = labels, flags = self.flags_of(flags), cap = tonumber(cap), ewma_us = tonumber(ewma_us),
-      ewma_at_ms = tonumber(ewma_at_ms), served = tonumber(served), failed = tonumber(failed),
-      streak = tonumber(streak), later = later, extra = extra,
+      id = id, load = tonumber(load), limit = tonumber(limit), seq = seq, fence = tonumber(fence),
+      peak = tonumber(peak), ewma_us = tonumber(ewma_us), ewma_at_ms = tonumber(ewma_at_ms), served = tonumber(served),
+      failed = tonumber(failed), streak = tonumber(streak), weight = weight, labels = labels,
+      flags = self.flags_of(flags), cap = tonumber(cap), later = later, extra = extra,
       old_flags = flags, old_load = tonumber(load), old_cap = tonumber(limit) > 0 and tonumber(cap) or 0,
     }
   end
@@ -120,8 +122,8 @@ local function maintenance(now_us)
     r.labels = labels
   end
 
-  -- Write a record back: the limit follows from the rest, a removed instance without leases is deleted, and sums, counts and
-  -- indexes follow. Returns its text.
+  -- Write a record back: the limit follows from the rest, a removed instance without leases is deleted, and sums,
+  -- counts and indexes follow. Returns its text.
   function self.store(r)
     local panic_changed, text = self.count(r), nil
     r.limit = self.limit(r)
@@ -141,11 +143,11 @@ local function maintenance(now_us)
     return text
   end
 
-  -- Leave a tombstone for a token. The ZREM removes nothing: it is a first write that is allowed at maxmemory, and after a
-  -- first write memory is not checked again.
+  -- Leave a tombstone for a token. The ZREM removes nothing: it is a first write that is allowed at maxmemory, and
+  -- after a first write memory is not checked again.
   function self.tombstone(token, why, keep_ms)
     call('ZREM', DUE, token)
-    call('HSET', STATE, token, format(TOMBSTONE_WRITTEN, why))
+    call('HSET', STATE, token, write_tombstone(why))
     call('ZADD', DUE, format('%.0f', now_ms + (keep_ms or TOMBSTONE_MS)), 'X' .. token)
   end
 
@@ -160,15 +162,15 @@ local function maintenance(now_us)
   -- Fencing tokens rise per instance, also over a restart that lost them, as long as the clock does.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
-  -- Grant a token one unit of an instance. written: LEASE_WRITTEN or GRANTED_WRITTEN; last: its last field. Returns the
+  -- Grant a token one unit of an instance. write: write_lease or write_granted; last: its last field. Returns the
   -- fencing token and the instance's record.
-  function self.grant(r, token, due_ms, written, last, tokens)
+  function self.grant(r, token, due_ms, write, last, tokens)
     r.load, r.fence = r.load + 1, self.next_fence(r.fence)
     r.peak = math.max(r.peak, r.load)
     r.seq = format('%.0f', call('HINCRBY', STATE, '#picks', 1))
     if r.flags.metered then self.count_request(r, tokens) end
     call('ZADD', DUE, format('%.0f', due_ms), token)
-    call('HSET', STATE, token, format(written, r.id, r.fence, last))
+    call('HSET', STATE, token, write(r.id, format('%d', r.fence), last))
     return r.fence, self.store(r)
   end
 
@@ -202,8 +204,8 @@ local function maintenance(now_us)
     return #names
   end
 
-  -- The ready instance with all of these labels ('-' for none) that a waiter is granted: the first or the last of its index,
-  -- or any where the index has no order. With several labels, look through the smallest of their indexes.
+  -- The ready instance with all of these labels ('-' for none) that a waiter is granted: the first or the last of its
+  -- index, or any where the index has no order. With several labels, look through the smallest of their indexes.
   local offset = now_us
   function self.best(labels)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
@@ -230,10 +232,10 @@ local function maintenance(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
-  -- Grant free units to waiters, in order of the queue, but not to a waiter that is gone and not removed yet. Waiters that
-  -- no instance suits do not hold up those behind them, some 130 deep; labels that were looked for in vain are not looked
-  -- for again, since nothing becomes free meanwhile. A grant is kept for CLAIM_MS to be fetched; the message is a wake-up.
-  -- Returns false when it stopped at GRANTS.
+  -- Grant free units to waiters, in order of the queue, but not to a waiter that is gone and not removed yet. Waiters
+  -- that no instance suits do not hold up those behind them, some 130 deep; labels that were looked for in vain are not
+  -- looked for again, since nothing becomes free meanwhile. A grant is kept for CLAIM_MS to be fetched; the message is
+  -- a wake-up. Returns false when it stopped at GRANTS.
   function self.dispatch()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}
@@ -252,7 +254,7 @@ local function maintenance(now_us)
         if r and r.load < r.limit then
           call('ZREM', WAITQ, token)
           call('ZREM', DUE, 'W' .. token)
-          self.grant(r, token, now_ms + CLAIM_MS, GRANTED_WRITTEN, ticket, tonumber(need))
+          self.grant(r, token, now_ms + CLAIM_MS, write_granted, ticket, tonumber(need))
           call('SPUBLISH', WAITQ, token)
           granted = granted + 1
           if granted == GRANTS then return false end

@@ -10,8 +10,8 @@
 
 -- Draw in proportion to the scores by rejection sampling, which is exact for any bound on the scores. When the highest
 -- score is a poor bound, draw from classes of scores that differ by at most a factor of 4; a class is a range of ranks.
--- Ranks and acceptance use two streams of random numbers (Park and Miller): with a single one the draw is visibly biased
--- from some thousand instances on. When all scores are 0, all instances are equally likely.
+-- Ranks and acceptance use two streams of random numbers (Park and Miller): with a single one the draw is visibly
+-- biased from some thousand instances on. When all scores are 0, all instances are equally likely.
 local function draw(from, n, u1, u2)
   local M = 2147483647
   local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
@@ -51,8 +51,8 @@ local function draw(from, n, u1, u2)
   return id
 end
 
--- Peak EWMA: the cheaper of two instances. The price is the latency, decayed towards now, times the leases there would be.
--- An instance that is busy and was never measured is expensive, as in Finagle.
+-- Peak EWMA: the cheaper of two instances. The price is the latency, decayed towards now, times the leases there would
+-- be. An instance that is busy and was never measured is expensive, as in Finagle.
 local function cheaper(one, other, now_ms)
   local best, lowest, its
   for i, record in ipairs(call('HMGET', STATE, one, other)) do
@@ -102,7 +102,8 @@ local function pick(how, from, random, point, now_ms, load, cap, labels)
   end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
   if how == 'proportional' then return draw(from, n, u1, u2) end
-  -- For lower_of_two, `from` is in order of load: the lower of two random ranks is the less loaded of two random instances.
+  -- For lower_of_two, `from` is in order of load: the lower of two random ranks is the less loaded of two random
+  -- instances.
   local rank = format('%d', (how == 'lower_of_two' and math.min(u1, u2) or u1) * n)
   local id = call('ZRANGE', from, rank, rank)[1]
   if how == 'cheaper_of_two' then

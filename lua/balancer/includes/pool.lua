@@ -1,7 +1,8 @@
--- The pool: what its keys hold, and what every script needs to read and write them. Expects strategies.lua and records.lua.
--- Only this file, health.lua and maintenance.lua write the pool's indexes (ready, ready@<label>, due, waitq, away) and its
--- events. A script that includes them names its KEYS STATE, READY, DUE and WAITQ. The functions read these names and take
--- no argument for them: they are the same in every call, and each argument would be passed on every acquire and release.
+-- The pool: what its keys hold, and what every script needs to read and write them. Expects strategies.lua and
+-- records.lua. Only this file, health.lua and maintenance.lua write the pool's indexes (ready, ready@<label>, due,
+-- waitq, away) and its events. A script that includes them names its KEYS STATE, READY, DUE and WAITQ. The functions
+-- read these names and take no argument for them: they are the same in every call, and each argument would be passed on
+-- every acquire and release.
 --
 -- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot.
 --   <tag>:state  HASH  the records. A record is words, most of them "name=value"; "-" stands for an empty value.
@@ -21,7 +22,8 @@
 --       flags          names, comma-separated and sorted:
 --         disabled:      heartbeat_missed, unhealthy (marked by hand), draining, removed (kept for its last leases)
 --         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
---         limited:       adaptive (concurrency limit below cap), warming, metered (has rates), rate_limited (none is left)
+--         limited:       adaptive (concurrency limit below cap), warming, metered (has rates), rate_limited (no rate
+--                        is left)
 --       cap            leases that it bears at once, as registered
 --     +<id>      what few instances have. A field that is 0 is left out; a record without fields is "-".
 --       ejections            in a row
@@ -53,15 +55,18 @@
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the same for instances with a label; the name is computed
 --   <tag>:due            ZSET    what happens at a time, ms. @<token>: a lease or grant ends
---                                W@<token>: a waiter is gone | X@<token>: a tombstone is dropped | H:<id>: a heartbeat is due
---                                E:<id>: an ejection ends | R:<id>: a rate comes back | V:<id>: the next step of a warm-up
+--                                W@<token>: a waiter is gone | X@<token>: a tombstone is deleted
+--                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate comes back
+--                                V:<id>: the next step of a warm-up
 --                                P:<cursor>: more unhealthy instances follow the start or end of a panic
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival, us, less its priority; also the channel of grants
 --   <tag>:away           ZSET    <id> -> when it comes back, ms, 0 for unknown: usable, but unhealthy or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT
 --
--- Fields that a later minor version adds to the record of an instance are kept. records.lua and whole_records.lua read and write all records.
--- Reject a key of the wrong type before the first write. The script's text names no label, so no label costs nothing.
+-- Fields that a later minor version adds to the record of an instance are kept. records.lua and whole_records.lua read
+-- and write all records.
+
+-- Reject a key of the wrong type before the first write. Without labels, only ready is looked at.
 local function check_types(labels)
   call('ZCARD', READY)
   if labels ~= '-' then
@@ -69,16 +74,16 @@ local function check_types(labels)
   end
 end
 
--- The counter that is no whole number, nil when all are: arithmetic on it would fail after the first write. The counters
--- are given as they were read, or else read here.
+-- The counter that is no whole number, nil when all are: arithmetic on it would fail after the first write. The
+-- counters are given as they were read, or else read here.
 local function invalid_counter(next_ms, picks, load, cap)
   if not next_ms then next_ms, picks, load, cap = unpack(call('HMGET', STATE, '#next', '#picks', '#load', '#cap')) end
   return not whole(next_ms) and '#next' or not whole(picks) and '#picks' or not whole(load) and '#load'
     or not whole(cap) and '#cap' or nil
 end
 
--- Relative load in 1/8192, then the last pick, in one score: exact for capacities up to 90 and 2^40 picks, and below 2^53
--- in all. Nothing in the scripts takes it apart again; tests do, see tests/records.py.
+-- Relative load in 1/8192, then the last pick, in one score: exact for capacities up to 90 and 2^40 picks, and below
+-- 2^53 in all. Nothing in the scripts takes it apart again; tests do, see tests/records.py.
 local function pack_load(load, limit, seq) return floor(load * 8192 / limit) * 1099511627776 + seq end
 
 -- Add an instance to the indexes of ready instances, or remove it from them, as its record says.

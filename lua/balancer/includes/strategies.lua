@@ -4,11 +4,11 @@
 --     load        relative load, then the last pick    last_pick   the last pick alone
 --     free_share  weight * free share of the limit     none        0: membership alone
 --   pick      how acquire and select pick a ready instance, see `pick` in pick.lua
---   waiter    which ready instance a waiter is granted, see `best` in maintenance.lua: the first or last by score, or any
+--   waiter    which ready instance a waiter is granted, see `best` in maintenance.lua: first or last by score, or any
 --   response  how release takes in a response time: mean, a moving average to which each one adds a fifth of the
 --             difference; peak, a higher one at once and a lower one as time passes
--- A row is a line of `rules`, and not an entry of a table, which every call would build: 1.4 us for a nested table, 0.9 us for
--- one text a row, 0.1 us so (Valkey 9.1). A call of acquire takes some 20 us.
+-- A row is a line of `rules`, and not an entry of a table, which every call would build: 1.4 us for a nested table, 0.9
+-- us for one text a row, 0.1 us so (Valkey 9.1). A call of acquire takes some 20 us.
 local DEFAULT_STRATEGY = 'least_loaded'
 
 -- Returns the score, pick, waiter and response of a strategy; nil when it is unknown.

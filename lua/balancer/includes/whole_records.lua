@@ -1,5 +1,5 @@
--- Whole records of instances, read and written; needed seldom, so that acquire and release do not build these functions in
--- the usual case. Expects records.lua; the legend of the fields is in pool.lua.
+-- Whole records of instances, read and written; needed seldom, so that acquire and release do not build these functions
+-- in the usual case. Expects records.lua; the legend of the fields is in pool.lua.
 
 -- All fields of an instance's record, those of a later version last as one text; nil when the library did not write it.
 -- A record in another order than it is written in is put into that order first.
@@ -23,6 +23,13 @@ local function read_record(text)
   end
   return unpack(values)
 end
+
+-- What becomes of a token besides a lease: a grant that is not fetched yet, a place in the queue, a tombstone.
+local function write_granted(id, fence, ticket) return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket end
+local function write_waiting(ticket, ttl_ms, labels, tokens)
+  return 'waiting ticket=' .. ticket .. ' ttl_ms=' .. ttl_ms .. ' labels=' .. labels .. ' tokens=' .. tokens
+end
+local function write_tombstone(why) return 'tombstone why=' .. why end
 
 local function write_record(r, flags)
   local RECORD = 'load=%d limit=%d seq=%s fence=%d peak=%d ewma_us=%.0f ewma_at_ms=%.0f served=%d failed=%d streak=%d '

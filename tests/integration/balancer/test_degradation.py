@@ -262,7 +262,7 @@ def judge_load(raw: Raw, namespace: str, held: int) -> None:
 
     def counts() -> tuple[int, int, int]:
         fields = raw.hgetall(state)
-        leases = sum(name[0] == "@" and record[0] in "LG" for name, record in fields.items())
+        leases = len(records.held(fields))
         loads = sum(int(record["load"]) for record in records.instances(fields).values())
         return leases, loads, int(fields["#load"])
 

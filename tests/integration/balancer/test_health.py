@@ -191,7 +191,7 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
     pool = pool_of(balancer)
     assert pool.panic_for is not None
     assert kinds(balancer)[-1] is EventKind.PANIC
-    assert balancer.events("planner", limit=1)[0].details == {"unfit": "4", "of": "5"}
+    assert balancer.events("planner", limit=1)[0].details == {"unhealthy": "4", "of": "5"}
     held = [balancer.acquire("planner") for _ in range(20)]
     assert {instance.id for instance in held if instance} == set(names)
 
