@@ -19,9 +19,9 @@ HELD_S = 0.01  # long against a call, so that many hold at once also where cores
 
 # Without these the index offers what is full, and the record does not refuse it.
 MUTATIONS = (
-    ("  if load < lim then\n    if strategy", "  if true then\n    if strategy"),
-    ("if id and load >= lim then id = nil end", ""),
-    ("if r.load < r.lim then", "do"),
+    ("  if load < limit then\n    if score", "  if true then\n    if score"),
+    ("    if load >= limit then\n", "    if false then\n"),
+    ("if r.load < r.limit then", "do"),
 )
 
 
