@@ -76,7 +76,7 @@ def cache_key(argument: str, value: object) -> str:
 
 
 def number(argument: str, value: object, allowed: str) -> float:
-    """Check for a real, finite or infinite number that is no bool; NaN is refused."""
+    """Check for a real, finite or infinite number that is no bool; NaN is refused, and -0.0 becomes 0.0."""
     plain = type(value) in _PLAIN  # spares most callers the slow question to an abstract class
     if not plain and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise InvalidArgument(argument, value, allowed)
@@ -86,7 +86,7 @@ def number(argument: str, value: object, allowed: str) -> float:
         raise InvalidArgument(argument, value, allowed) from None
     if math.isnan(result):
         raise InvalidArgument(argument, value, allowed)
-    return result
+    return result + 0.0  # the sum of both zeros is the positive one (IEEE 754)
 
 
 def seconds(

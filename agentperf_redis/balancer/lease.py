@@ -49,6 +49,8 @@ class Lease:
     """One unit of an instance's capacity, held until released. Kept alive by the process's keeper.
 
     The keeper refers to it weakly: a lease that nobody holds any more is given back, with a ResourceWarning.
+    It belongs to the process that acquired it. In a forked child, the copy of the object is neither held nor renewed,
+    and ending it does nothing.
 
     Attributes:
         agent_type: the pool.
@@ -67,6 +69,7 @@ class Lease:
         "_loss",
         "_on_lost",
         "_outcome",
+        "_pid",
         "_state",
         "agent_type",
         "fence",
@@ -100,6 +103,7 @@ class Lease:
         self._on_lost = on_lost
         self._loss: LeaseLost | None = None
         self._state = _State.HELD
+        self._pid = os.getpid()
         self.pool = pool
         self.agent_type = pool.agent_type
         self.token = token
@@ -149,8 +153,13 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether it is neither released nor lost, as far as this process knows."""
-        return self._state is _State.HELD
+        """Whether it is neither released nor lost, as far as this process knows; False in a forked child."""
+        return self._state is _State.HELD and self.is_own
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process acquired it; False in a process that was forked since."""
+        return self._pid == os.getpid()
 
     @property
     def lost(self) -> LeaseLost | None:
@@ -184,9 +193,9 @@ class Lease:
         return self._keeper is keeper
 
     def end(self) -> bool:
-        """Mark it released. Returns whether it was held until now."""
+        """Mark it released. Returns whether it was held until now, and by this process."""
         with _transitions:
-            if self._state is not _State.HELD:
+            if self._state is not _State.HELD or not self.is_own:
                 return False
             self._state = _State.RELEASED
             return True
@@ -194,7 +203,7 @@ class Lease:
     def lose(self, reason: str) -> None:
         """Mark it lost and tell who asked to be told; nothing when it has ended already."""
         with _transitions:
-            if self._state is not _State.HELD:
+            if self._state is not _State.HELD or not self.is_own:
                 return
             self._state = _State.LOST
             self._loss = LeaseLost(self.agent_type, self.token, reason)

@@ -150,7 +150,7 @@ class _Fields:
         arguments.name("agent_type", self.agent_type)
         arguments.count("current_load", self.current_load, least=0)
         arguments.count("max_capacity", self.max_capacity)
-        arguments.amount("weight", self.weight, most=MAX_WEIGHT)
+        object.__setattr__(self, "weight", arguments.amount("weight", self.weight, most=MAX_WEIGHT))
         arguments.flag("is_healthy", self.is_healthy)
         arguments.amount("response_time_ms", self.response_time_ms)
         arguments.flag("is_draining", self.is_draining)

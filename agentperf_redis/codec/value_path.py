@@ -47,8 +47,10 @@ def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"an item of {path}", item) for item in value)
     elif is_dataclass(value) and not isinstance(value, type):
         yield from ((f"{path}.{field.name}", getattr(value, field.name, None)) for field in fields(value))
+        yield from ((f"{path}.{name}", item) for name, item in getattr(value, "__dict__", {}).items())
     elif hasattr(type(value), "model_fields"):
-        yield from ((f"{path}.{field}", getattr(value, field, None)) for field in type(value).model_fields)
+        for part in ("__dict__", "__pydantic_private__", "__pydantic_extra__"):
+            yield from ((f"{path}.{name}", item) for name, item in (getattr(value, part, None) or {}).items())
 
 
 def _short(key: object) -> str:

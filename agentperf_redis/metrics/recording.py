@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeAlias, cast
 
 from agentperf_redis import arguments, keys
 from agentperf_redis.errors import InvalidArgument
@@ -11,6 +11,8 @@ from agentperf_redis.metrics.flusher import Recorder
 from agentperf_redis.metrics.llm_usage import Usage, read_usage
 from agentperf_redis.metrics.model import BETWEEN, FIRST
 from agentperf_redis.metrics.spans import Span, current_span
+
+ExceptionTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
 _LONGEST_S = 366 * 86_400.0
 _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
@@ -60,23 +62,28 @@ class Recording:
         """
         self._record(agent_name, _duration("execution_time", execution_time), CANCELLED)
 
-    def track(self, agent_name: str) -> Span:
+    def track(self, agent_name: str, *, not_failures: ExceptionTypes = ()) -> Span:
         """Return a context manager that records its block as an execution: duration, outcome, error type.
 
         Spans opened within, also in tasks started there, nest within it.
 
         Args:
             agent_name: the agent.
+            not_failures: an exception class, or a tuple of them, with which a block ends as it should, such as the
+                GraphInterrupt of an agent that asks its user.
 
         Returns:
             To be entered once, with plain ``with``, in coroutines too: leaving it does no I/O.
 
         Raises:
-            InvalidArgument: for a name that cannot be.
+            InvalidArgument: for a name that cannot be, or what is no exception class.
         """
-        return Span(arguments.name("agent_name", agent_name), None, self._finish)
+        kept = exception_types("not_failures", not_failures)
+        return Span(arguments.name("agent_name", agent_name), None, self._finish, None, kept)
 
-    def span(self, agent_name: str, name: str, *, parent: Span | None = None) -> Span:
+    def span(
+        self, agent_name: str, name: str, *, parent: Span | None = None, not_failures: ExceptionTypes = ()
+    ) -> Span:
         """Return a context manager that records its block as a named stage of the agent's work.
 
         Args:
@@ -85,6 +92,7 @@ class Recording:
                 spans around it.
             parent: the span it is part of, where that cannot be seen: in a thread started within one. None takes the
                 one that the code runs in.
+            not_failures: as for `track`.
 
         Returns:
             To be entered once, with plain ``with``.
@@ -94,7 +102,8 @@ class Recording:
         """
         if parent is not None and not isinstance(parent, Span):
             raise InvalidArgument("parent", parent, "a span that was entered, or None")
-        return Span(arguments.name("agent_name", agent_name), arguments.name("name", name), self._finish, parent)
+        kept = exception_types("not_failures", not_failures)
+        return Span(arguments.name("agent_name", agent_name), arguments.name("name", name), self._finish, parent, kept)
 
     def _finish(self, span: Span, outcome: str) -> None:
         self._record(span.part if span.path else span.agent_name, span.seconds, outcome, span.self_seconds)
@@ -192,6 +201,14 @@ class Recording:
         if len(self._outcomes) < _KNOWN_ERRORS_MOST:
             self._outcomes[cast("str", error_type)] = outcome
         return outcome
+
+
+def exception_types(argument: str, value: object) -> tuple[type[BaseException], ...]:
+    """Check one exception class or a tuple of them; return the tuple."""
+    found = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(each, type) and issubclass(each, BaseException) for each in found):
+        raise InvalidArgument(argument, value, "an exception class, or a tuple of them")
+    return cast("tuple[type[BaseException], ...]", found)
 
 
 def _duration(argument: str, value: object) -> float:

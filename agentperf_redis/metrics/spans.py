@@ -16,6 +16,7 @@ import asyncio
 import contextvars
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,11 +66,14 @@ class _Tree:
 
 _planting = threading.RLock()
 """Held while a tree is made: for no longer than that, and never while anything waits."""
+_forks = 0
+"""Forks between the first process and this one: tells spans of this process from those it inherited."""
 
 
 def _after_fork_in_child() -> None:
-    global _planting  # noqa: PLW0603  another thread may have held it
+    global _planting, _forks  # noqa: PLW0603  another thread may have held the lock
     _planting = threading.RLock()
+    _forks += 1
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -102,7 +106,9 @@ class Span:
         "_children",
         "_failure",
         "_finish",
+        "_forks",
         "_innermost",
+        "_not_failures",
         "_outer",
         "_parent_given",
         "_start",
@@ -120,7 +126,12 @@ class Span:
     _start: float
 
     def __init__(
-        self, agent_name: str, name: str | None, finish: Callable[[Span, str], None], parent: Span | None = None
+        self,
+        agent_name: str,
+        name: str | None,
+        finish: Callable[[Span, str], None],
+        parent: Span | None = None,
+        not_failures: tuple[type[BaseException], ...] = (),
     ) -> None:
         self.agent_name = agent_name
         self.path: tuple[str, ...] = () if name is None else (name,)
@@ -131,7 +142,9 @@ class Span:
         self._parent_given = parent
         self._finish = finish
         self._children = 0
+        self._forks = _forks
         self._failure: str | None = None
+        self._not_failures = not_failures
         self._outer: Span | None = None
         self._tree: _Tree | None = None
         self._virtual_start: float | None = None
@@ -209,8 +222,11 @@ class Span:
             self._leave(tree)
         if _current.get() is self:
             _current.set(self._outer)
+        if self._forks != _forks:  # a child forked within the block leaves it too: the execution is its parent's
+            return
         try:
-            self._finish(self, (self._failure or OK) if error is None else outcome_of(error))
+            normal = error is None or isinstance(error, self._not_failures)
+            self._finish(self, (self._failure or OK) if normal else outcome_of(error))
         except Exception:  # noqa: BLE001  what the block returns or raises is worth more than its record
             not_recorded(self.agent_name)
 
@@ -273,9 +289,18 @@ def outcome_of(error: BaseException | None) -> str:
     """Return how a block that was left so has ended."""
     if error is None:
         return OK
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+    if _is_cancellation(error):
         return CANCELLED
     return f"{FAILED}:{arguments.nearest_name(_class_name(type(error)))}"
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, error.exceptions))
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return True
+    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio over trio raises trio's, too
+    return trio is not None and isinstance(error, trio.Cancelled)
 
 
 _class_name: Callable[[type], str] = type.__dict__["__name__"].__get__

@@ -677,3 +677,13 @@ def test_a_lease_that_an_operator_ends_is_an_event(call: Call, balancer: LoadBal
     (status,) = call(balancer, "status")[0].instances
     assert (status.instance.current_load, status.served, status.failed) == (0, 0, 0)
     assert call(balancer, "release", held) is False
+
+
+@pytest.mark.parametrize("strategy", LoadBalancingStrategy)
+def test_a_weight_of_minus_zero_is_zero(backend: Backend, strategy: LoadBalancingStrategy) -> None:
+    balancer = LoadBalancer(strategy, backend=backend)
+    balancer.register_instance(AgentInstance("p1", "planner", weight=-0.0))
+    balancer.update_instance("planner", "p1", weight=-0.0)
+    instance = balancer.acquire("planner")
+    assert instance is not None
+    assert balancer.release(instance) is True

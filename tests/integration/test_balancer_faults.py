@@ -545,6 +545,37 @@ def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
     assert balancer.release(instance) is True
 
 
+@pytest.mark.parametrize("ending", ["block", "release", "error"])
+def test_a_child_forked_within_a_lease_leaves_it_to_its_parent(
+    connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, ending: str
+) -> None:
+    balancer = balancer_with(connect(server.url))
+    block = balancer.lease("planner", ttl=1.2)
+    with block as lease:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                assert not lease.held
+                lease.check()
+                if ending == "release":
+                    assert balancer.release(lease) is False
+                elif ending == "error":
+                    block.__exit__(KeyError, KeyError(), None)
+                else:
+                    block.__exit__(None, None, None)
+                status = 0
+            finally:
+                os._exit(status)
+        _, code = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(code) == 0
+        assert load(raw, pool) == 1
+        time.sleep(1.3)  # longer than its TTL: the parent goes on renewing it
+        lease.check()
+        assert load(raw, pool) == 1
+    assert load(raw, pool) == 0
+
+
 def test_an_interrupted_acquire_gives_back_what_it_was_granted(
     connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import arguments
+from agentperf_redis import AgentInstance, arguments
 from agentperf_redis.errors import InvalidArgument
 
 
@@ -104,3 +104,12 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same(check: Callable[..
 def test_an_invalid_argument_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="flag is 1; allowed: True or False"):
         arguments.flag("flag", 1)
+
+
+def test_negative_zero_becomes_zero() -> None:
+    for value in (
+        arguments.amount("weight", -0.0),
+        arguments.seconds("wait", -0.0, least=0.0),
+        AgentInstance("a", "b", weight=-0.0).weight,
+    ):
+        assert math.copysign(1.0, value) == 1.0

@@ -554,9 +554,13 @@ def test_an_object_may_say_what_stands_for_it() -> None:
     assert canonical(WithKey("a")) != canonical("a")
 
 
-def test_a_dataclass_is_keyed_by_the_fields_it_compares_by() -> None:
-    assert canonical(Path([Point(1)], note="a")) == canonical(Path([Point(1)], note="b"))
+def test_a_dataclass_is_keyed_by_all_of_its_state() -> None:
+    assert canonical(Path([Point(1)], note="a")) == canonical(Path([Point(1)], note="a"))
     assert canonical(Path([Point(1)])) != canonical(Path([Point(2)]))
+    assert canonical(Path([Point(1)], note="a")) != canonical(Path([Point(1)], note="b"))
+    beside = Path([Point(1)])
+    vars(beside)["tenant"] = "b"
+    assert canonical(beside) != canonical(Path([Point(1)]))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import random
 import sys
 import threading
@@ -330,3 +331,21 @@ def test_the_report_names_the_bottleneck() -> None:
     assert [span.name for span in report.tree] == ["", "plan", "plan/search"]
     assert sum(span.share for span in report.spans) == 1.0
     assert span_report("a", {}).bottleneck is None
+
+
+def test_a_child_forked_within_a_span_does_not_record_it() -> None:
+    reading, writing = os.pipe()
+    recorded: list[str] = []
+    with Span("agent", None, lambda span, outcome: recorded.append(outcome)):
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+    if child == 0:
+        with Span("agent", None, lambda span, outcome: recorded.append(f"own {outcome}")):
+            pass
+        os.write(writing, ",".join(recorded).encode())
+        os._exit(0)
+    assert recorded == ["ok"]
+    assert os.read(reading, 100) == b"own ok"
+    os.close(reading)
+    os.close(writing)

@@ -3,15 +3,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from agentperf_redis import AgentPerf
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.metrics.spans import Span, current_span
+from agentperf_redis.metrics.spans import Span, current_span, outcome_of
 from agentperf_redis.metrics.tracking import track_performance
 
 STEP_S = 0.01
@@ -469,3 +471,192 @@ def test_a_bad_name_is_refused_when_decorating(notes: Notes) -> None:
     collector: Any = notes
     with pytest.raises(InvalidArgument, match="agent_name"):
         track_performance("", collector)
+
+
+class Tool:
+    """What a decorator of a framework makes of a function: an object that can be called, and more."""
+
+    def __call__(self) -> None: ...
+
+    def invoke(self, arguments: object) -> object:
+        return arguments
+
+
+class Plain:
+    name = "search"
+
+
+@pytest.mark.parametrize("thing", [Plain(), Tool(), Tool, None, "text", 3, property(len), asyncio, [len]], ids=repr)
+def test_what_is_no_function_is_refused_at_decoration(track: Callable[[Any], Any], thing: object) -> None:
+    with pytest.raises(InvalidArgument, match="decorate the method"):
+        track(thing)
+
+
+def test_functions_written_in_c_and_remembered_ones_are_functions(notes: Notes, track: Callable[[Any], Any]) -> None:
+    assert track(len)("ab") == 2
+    assert track(functools.lru_cache(lambda x: x))(1) == 1
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
+
+
+async def later(fails: bool = False) -> str:
+    await asyncio.sleep(STEP_S)
+    if fails:
+        raise ConnectionError("down")
+    return "an answer"
+
+
+def test_a_plain_function_that_returns_a_coroutine(notes: Notes, track: Callable[[Any], Any]) -> None:
+    ask = track(lambda fails: later(fails))  # noqa: PLW0108  a plain function
+
+    async def main() -> None:
+        call = ask(False)
+        assert asyncio.iscoroutine(call)
+        assert current_span() is None, "what follows the call is not its work"
+        assert await call == "an answer"
+        assert await asyncio.create_task(ask(False)) == "an answer"
+        with pytest.raises(ConnectionError):
+            await ask(True)
+        task = asyncio.create_task(ask(False))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert current_span() is None
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok", "err:ConnectionError", "cancelled"]
+    assert all(seconds >= STEP_S / 2 for _, seconds, outcome in notes.said if outcome == "ok")
+
+
+def test_spans_within_an_awaited_result_nest_in_it(track: Callable[[Any], Any]) -> None:
+    seen: list[Span | None] = []
+
+    async def inner() -> None:
+        seen.append(current_span())
+
+    asyncio.run(track(lambda: inner())())  # noqa: PLW0108  as above
+    assert seen[0] is not None
+    assert seen[0].agent_name == "agent"
+
+
+def test_a_plain_function_that_returns_a_task(notes: Notes, track: Callable[[Any], Any]) -> None:
+    start = track(lambda fails: asyncio.ensure_future(later(fails)))
+
+    async def main() -> None:
+        task = start(False)
+        assert isinstance(task, asyncio.Task)
+        assert await task == "an answer"
+        with pytest.raises(ConnectionError):
+            await start(True)
+        stopped = start(False)
+        stopped.cancel()
+        await asyncio.gather(stopped, return_exceptions=True)
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "err:ConnectionError", "cancelled"]
+    assert notes.said[0][1] >= STEP_S / 2
+
+
+class Request:
+    """As HTTP clients have it: to be awaited, or to be entered."""
+
+    url = "http://127.0.0.1/"
+
+    def __await__(self) -> Generator[Any, Any, str]:
+        return later().__await__()
+
+    async def __aenter__(self) -> str:
+        return await later()
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+def test_a_plain_function_that_returns_another_awaitable(notes: Notes, track: Callable[[Any], Any]) -> None:
+    get = track(lambda: Request())  # noqa: PLW0108  as above
+
+    async def main() -> None:
+        request = get()
+        assert (request.url, isinstance(request, Request)) == (Request.url, True)
+        assert await request == "an answer"
+        async with get() as answer:
+            assert answer == "an answer"
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
+    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.said)
+
+
+def test_a_function_that_fails_before_it_returns_something_to_await(notes: Notes, track: Callable[[Any], Any]) -> None:
+    def ask() -> Any:
+        raise ValueError("no key")
+
+    with pytest.raises(ValueError, match="no key"):
+        track(ask)()
+    notes.once("err:ValueError")
+
+
+class Interrupt(Exception):
+    """Control flow of a framework."""
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine", "awaitable", "stream"])
+def test_exceptions_that_are_control_flow_are_no_failures(kind: str, perf_notes: list[str]) -> None:
+    collector: Any = Tracks(perf_notes)
+    track = track_performance("agent", collector, not_failures=(Interrupt,))
+
+    async def interrupted() -> None:
+        raise Interrupt
+
+    def plain() -> None:
+        raise Interrupt
+
+    def stream() -> Iterator[int]:
+        yield 1
+        raise Interrupt
+
+    runs: dict[str, Callable[[], object]] = {
+        "function": track(plain),
+        "coroutine": lambda: asyncio.run(track(interrupted)()),
+        "awaitable": lambda: asyncio.run(track(lambda: interrupted())()),  # noqa: PLW0108  as above
+        "stream": lambda: list(track(stream)()),
+    }
+    with pytest.raises(Interrupt):
+        runs[kind]()
+    assert perf_notes == ["ok"]
+
+
+class Tracks(Notes):
+    """A collector that takes `not_failures`, as the real one does."""
+
+    def __init__(self, outcomes: list[str]) -> None:
+        super().__init__()
+        self._outcomes = outcomes
+
+    def track(self, agent_name: str, **options: Any) -> Span:
+        return Span(agent_name, None, lambda span, outcome: self._outcomes.append(outcome), None, **options)
+
+
+@pytest.fixture
+def perf_notes() -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize("wrong", ["GraphInterrupt", [ValueError], ValueError("x"), (ValueError, 3), object])
+def test_what_is_no_exception_class_is_refused(wrong: Any) -> None:
+    metrics = AgentPerf("redis://nobody.invalid").metrics
+    for call in (
+        lambda: track_performance("agent", metrics, not_failures=wrong),
+        lambda: metrics.track("agent", not_failures=wrong),
+        lambda: metrics.span("agent", "s", not_failures=wrong),
+    ):
+        with pytest.raises(InvalidArgument, match=r"not_failures is .* an exception class"):
+            call()
+
+
+def test_cancellations_of_trio_are_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cancelled(BaseException):
+        pass
+
+    monkeypatch.setitem(sys.modules, "trio", SimpleNamespace(Cancelled=Cancelled))
+    assert outcome_of(Cancelled()) == "cancelled"
+    assert outcome_of(BaseExceptionGroup("several", [Cancelled(), asyncio.CancelledError()])) == "cancelled"
+    assert outcome_of(BaseExceptionGroup("several", [Cancelled(), KeyError()])) == "err:BaseExceptionGroup"

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentPerf
+from agentperf_redis.errors import InvalidArgument
 
 PROGRAM = """
 import asyncio, sys, threading
@@ -37,3 +43,11 @@ asyncio.run(main())
 def test_entering_it_in_a_loop_loads_the_services_beside_the_loop() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", [["l"], {}, None, 3, ""])
+def test_a_cache_name_that_is_none_is_refused_with_what_is_allowed(name: Any) -> None:
+    with AgentPerf("redis://localhost:1") as perf:
+        for make in (perf.cache, perf.tiered_cache):
+            with pytest.raises(InvalidArgument, match=r"name is .* allowed: a string of 1 to 200"):
+                make(name)

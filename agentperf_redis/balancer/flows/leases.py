@@ -259,6 +259,8 @@ def leave(keeper: Keeper, lease: Lease, error: BaseException | None) -> Flow[Non
     Raises:
         LeaseLost: when the block went well, but the lease was lost while it ran.
     """
+    if not lease.is_own:  # a child forked within the block leaves it too; the lease is its parent's
+        return
     response_time = time.monotonic() - lease.started
     outcome = _outcome(error) if lease.outcome is None else Outcome(lease.outcome)
     was_held = lease.held
