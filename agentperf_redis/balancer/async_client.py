@@ -70,15 +70,15 @@ class AsyncLoadBalancer:
 
     async def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.mark_unhealthy`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="u"))
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="unhealthy"))
 
     async def drain(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.drain`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="d"))
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="draining"))
 
     async def undrain(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.undrain`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="d"))
+        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="draining"))
 
     async def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """See `LoadBalancer.heartbeat`."""

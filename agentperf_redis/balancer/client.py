@@ -165,15 +165,15 @@ class LoadBalancer:
 
     def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance take no new work until it is marked healthy. Returns whether it is registered."""
-        return self._backend.run(self._requests.mark(agent_type, instance_id, on="u"))
+        return self._backend.run(self._requests.mark(agent_type, instance_id, on="unhealthy"))
 
     def drain(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance finish what it has and take nothing new. Returns whether it is registered."""
-        return self._backend.run(self._requests.mark(agent_type, instance_id, on="d"))
+        return self._backend.run(self._requests.mark(agent_type, instance_id, on="draining"))
 
     def undrain(self, agent_type: str, instance_id: str) -> bool:
         """Undo `drain`. Returns whether it is registered."""
-        return self._backend.run(self._requests.mark(agent_type, instance_id, off="d"))
+        return self._backend.run(self._requests.mark(agent_type, instance_id, off="draining"))
 
     def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """Say that instances are alive; those that were down for silence take work again.

@@ -29,7 +29,13 @@ _CHANGED_THROUGH = {
 
 
 class LoadBalancingStrategy(Enum):
-    """How a pool picks among its instances that have room. Fixed per pool, by the first who registers."""
+    """How a pool picks among its instances that have room. The first registration fixes it for the pool.
+
+    To add a strategy: a member here; a row of `rules` in `lua/balancer/includes/strategies.lua`, and code for a value
+    in that row that no other strategy has (a score in pool.lua, a pick in pick.lua, an order for waiters in
+    maintenance.lua, a response in release.lua); a line in the README's table of strategies; and its distribution in
+    `tests/integration/test_balancer_distribution.py`. All other tests run for every member.
+    """
 
     ROUND_ROBIN = "round_robin"
     """The one whose last pick is longest ago."""
@@ -60,23 +66,26 @@ class Outcome(Enum):
 
 
 class InstanceState(Enum):
-    """Whether an instance takes work, and if not, why. Of several that hold, the first here after UP."""
+    """Whether an instance takes work, and if not, why. Of several that hold, the first here after UP.
+
+    Apart from UP, the values are flags of the instance's record; see pool.lua.
+    """
 
     UP = "up"
     """It takes work."""
     DRAINING = "draining"
-    """Told so by hand: it finishes what it has and takes nothing new."""
+    """Marked so by hand: it finishes the leases it has and takes no new ones."""
     UNHEALTHY = "unhealthy"
     """Marked so by hand."""
-    SILENT = "silent"
-    """Its heartbeat stayed away."""
+    HEARTBEAT_MISSED = "heartbeat_missed"
+    """Its heartbeat did not come in time."""
     DOWN = "down"
     """It fails its active checks."""
     EJECTED = "ejected"
     """For its outcomes, for a time."""
-    PROBING = "probing"
-    """Half-open: after an ejection, it takes one lease at a time until one ends well."""
-    PARKED = "parked"
+    HALF_OPEN = "half_open"
+    """After an ejection, it takes one lease at a time until one ends well."""
+    RATE_LIMITED = "rate_limited"
     """Nothing is left of its requests or tokens a minute just now."""
     WARMING = "warming"
     """New, or back: its capacity grows."""
@@ -304,10 +313,10 @@ class EventKind(Enum):
     UNHEALTHY = "unhealthy"
     """Marked so by hand."""
     HEALTHY = "healthy"
-    """Marked so by hand, which ends an ejection, a probation and what failed checks led to as well."""
-    SILENT = "silent"
-    """A heartbeat stayed away."""
-    HEARD = "heard"
+    """Marked so by hand, which ends an ejection, a half-open state and what failed checks led to as well."""
+    HEARTBEAT_MISSED = "heartbeat_missed"
+    """A heartbeat did not come in time."""
+    HEARTBEAT_RESUMED = "heartbeat_resumed"
     """A heartbeat came again."""
     DOWN = "down"
     """Active checks failed."""
@@ -315,14 +324,14 @@ class EventKind(Enum):
     """Active checks passed again."""
     EJECTED = "ejected"
     """For its outcomes."""
-    PROBING = "probing"
-    """The ejection is over; a lease at a time is let through."""
+    HALF_OPEN = "half_open"
+    """The ejection is over; one lease at a time is granted."""
     RECOVERED = "recovered"
     """The probe ended well."""
     WARM = "warm"
     """It has its whole capacity."""
     PANIC = "panic"
-    """So many are unfit that these get work as well."""
+    """So many instances are unhealthy that these get work as well."""
     CALM = "calm"
     """They do not any more."""
     EXPIRED = "expired"

@@ -51,7 +51,7 @@ _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 
 NO_WAIT = 0.0
 _UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
-BETTER = "uscehw"
+BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming"
 """Flags that are cleared when an instance is marked healthy by hand."""
 MOST_EVENTS = 1000
 _LEAST_RATE, _MOST_RATE = 0.001, 1e9
@@ -197,7 +197,7 @@ class Requests:
         return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
-        """Set or clear flags of an instance: the letters of pool.lua."""
+        """Set or clear flags of an instance: comma-separated: the words of pool.lua."""
         name = arguments.name("instance_id", instance_id)
         return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
 

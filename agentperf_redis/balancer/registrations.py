@@ -161,10 +161,11 @@ class Registrations:
         """Take flags that were set and cleared into what is remembered of an instance."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
-            if "u" in on + off:
-                known = self._alter(known, is_healthy="u" not in on)
-            if "d" in on + off:
-                self._alter(known, is_draining="d" in on)
+            set_flags, flags = on.split(","), f"{on},{off}".split(",")
+            if "unhealthy" in flags:
+                known = self._alter(known, is_healthy="unhealthy" not in set_flags)
+            if "draining" in flags:
+                self._alter(known, is_draining="draining" in set_flags)
 
     def look_soon(self) -> None:
         """Have the background thread look, because the server may have lost something. Does no I/O."""

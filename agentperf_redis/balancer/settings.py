@@ -75,23 +75,21 @@ class PoolSettings:
         arguments.count("checks_to_up", self.checks_to_up, most=1000)
 
     def packed(self) -> str:
-        """Return the settings as the scripts take them; the order is in the legend of pool.lua."""
-        return " ".join(
-            str(number)
-            for number in (
-                self.eject_after or 0,
-                _ms(self.eject_for),
-                _ms(self.eject_for_most),
-                math.floor(self.max_ejected * 1000),
-                math.floor(self.panic_above * 1000),
-                0 if self.slow_after is None else round(self.slow_after * 1_000_000),
-                int(self.adaptive),
-                0 if self.slow_start is None else _ms(self.slow_start),
-                _ms(self.rate_burst),
-                self.checks_to_down,
-                self.checks_to_up,
-            )
-        )
+        """Return the settings as they are stored in #settings, which the scripts read by name."""
+        stored = {
+            "eject_after": self.eject_after or 0,
+            "base_ejection_ms": _ms(self.eject_for),
+            "max_ejection_ms": _ms(self.eject_for_most),
+            "max_ejection_share": _share(self.max_ejected),
+            "panic_threshold": _share(self.panic_above),
+            "slow_after_us": 0 if self.slow_after is None else round(self.slow_after * 1_000_000),
+            "adaptive": int(self.adaptive),
+            "slow_start_ms": 0 if self.slow_start is None else _ms(self.slow_start),
+            "rate_burst_ms": _ms(self.rate_burst),
+            "unhealthy_threshold": self.checks_to_down,
+            "healthy_threshold": self.checks_to_up,
+        }
+        return " ".join(f"{name}={value}" for name, value in stored.items())
 
     @staticmethod
     def unpacked(text: str) -> PoolSettings:
@@ -100,26 +98,38 @@ class PoolSettings:
         Raises:
             ValueError: for a text that is none of `packed`.
         """
-        eject_after, for_ms, most_ms, ejected, panic, slow_us, adaptive, ramp_ms, burst_ms, fall, rise = map(
-            int, text.split(" ")
-        )
-        return PoolSettings(
-            eject_after=eject_after or None,
-            eject_for=for_ms / 1000,
-            eject_for_most=most_ms / 1000,
-            max_ejected=ejected / 1000,
-            panic_above=panic / 1000,
-            slow_after=slow_us / 1_000_000 if slow_us else None,
-            adaptive=adaptive == 1,
-            slow_start=ramp_ms / 1000 if ramp_ms else None,
-            rate_burst=burst_ms / 1000,
-            checks_to_down=fall,
-            checks_to_up=rise,
-        )
+        stored = dict(word.split("=") for word in text.split(" "))
+        try:
+            whole = {name: int(stored[name]) for name in _WHOLE}
+            return PoolSettings(
+                eject_after=whole["eject_after"] or None,
+                eject_for=whole["base_ejection_ms"] / 1000,
+                eject_for_most=whole["max_ejection_ms"] / 1000,
+                max_ejected=float(stored["max_ejection_share"]),
+                panic_above=float(stored["panic_threshold"]),
+                slow_after=whole["slow_after_us"] / 1_000_000 if whole["slow_after_us"] else None,
+                adaptive=whole["adaptive"] == 1,
+                slow_start=whole["slow_start_ms"] / 1000 if whole["slow_start_ms"] else None,
+                rate_burst=whole["rate_burst_ms"] / 1000,
+                checks_to_down=whole["unhealthy_threshold"],
+                checks_to_up=whole["healthy_threshold"],
+            )
+        except KeyError as missing:
+            raise ValueError(f"no {missing} in {text!r}") from None
 
 
+_WHOLE = (
+    *("eject_after", "base_ejection_ms", "max_ejection_ms", "slow_after_us", "adaptive"),
+    *("slow_start_ms", "rate_burst_ms", "unhealthy_threshold", "healthy_threshold"),
+)
+"""Stored settings that are whole numbers; the others are shares."""
 DEFAULT_SETTINGS = PoolSettings()
 
 
 def _ms(seconds: float) -> int:
     return math.ceil(seconds * 1000)
+
+
+def _share(value: float) -> str:
+    """Show a share in thousandths, the next lower one; the scripts compare whole thousandths."""
+    return f"{math.floor(value * 1000) / 1000:g}"

@@ -111,7 +111,9 @@ def computing(
     return answer
 
 
-def refreshing(flows: CacheFlows, chores: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool) -> Flow[None]:
+def refreshing(
+    flows: CacheFlows, chores: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool
+) -> Flow[None]:
     """Compute a value anew, if that falls to this process. Readers are served the old one and hear of no errors."""
     try:
         turn = yield from flows.single_flight.turn_to_refresh(wanted.key, stale, wanted.freshness)

@@ -315,7 +315,7 @@ def _described(found: PoolLeases, token: str) -> str | None:
 def _event_line(event: PoolEvent) -> str:
     at = f"{datetime.fromtimestamp(event.at).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3]
     details = " ".join(f"{name}={value}" for name, value in event.details.items())
-    return printable(f"{at}  {event.kind.value:<10} {event.instance_id or '':<20} {details}".rstrip())
+    return printable(f"{at}  {event.kind.value:<17} {event.instance_id or '':<20} {details}".rstrip())
 
 
 def _plain_event(event: PoolEvent) -> dict[str, Any]:

@@ -24,15 +24,15 @@ def test_a_script_keeps_to_its_header(name: str) -> None:
 
 
 LAID_OUT = [
-    str(file.relative_to(headers.LUA))
+    str(file.relative_to(LUA))
     for folder in ("cache", "metrics", "namespace", "includes")
-    for file in sorted((headers.LUA / folder).rglob("*.lua"))
+    for file in sorted((LUA / folder).rglob("*.lua"))
 ]
 
 
 @pytest.mark.parametrize("name", LAID_OUT)
 def test_lua_files_have_one_layout(name: str) -> None:
-    assert headers.layout_problems((headers.LUA / name).read_text()) == []
+    assert headers.layout_problems((LUA / name).read_text()) == []
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ return 1
 
 
 def test_every_fragment_is_included_by_a_script() -> None:
-    assert headers.fragments() == {file for file in headers.LUA.rglob("*.lua") if file.parent.name == "includes"}
+    assert headers.fragments() == {file for file in LUA.rglob("*.lua") if file.parent.name == "includes"}
 
 
 @pytest.mark.parametrize("name", [name for name in LAID_OUT if "includes/" in name])
 def test_fragments_do_not_end_their_script(name: str) -> None:
-    assert not headers.returns_from_script((headers.LUA / name).read_text())
+    assert not headers.returns_from_script((LUA / name).read_text())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from agentperf_redis.metrics import commands
 from agentperf_redis.script import Script
 
 _SEQUENCE_CHECK = (
-    "if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0, 0} end"
+    "if holds(WRITER, 'string') and SEQ <= (tonumber(call('GET', WRITER)) or 0) then return {0, now, 0, 0} end"
 )
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from agentperf_redis import background
 from agentperf_redis.background import Background, ModuleLock, register_for_fork
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 
 NAME = "agentperf-under-test"
 LIMIT_S = 10.0

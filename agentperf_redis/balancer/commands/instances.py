@@ -26,7 +26,7 @@ UPDATE = Script("balancer/update")
 RING_POINTS = 32
 """Points of an instance on the ring; remove.lua counts on it."""
 
-_REMOVED = re.compile(rb"(?:\S+ ){7}\w*r")
+_REMOVED = re.compile(rb"(?:.* )?flags=(?:\S+,)?removed(?:[ ,]|$)")
 """A record that is kept for its last leases only."""
 
 
@@ -82,7 +82,7 @@ def register(
         "cap": instance.max_capacity,
         "weight": decimal(instance.weight),
         "labels": packed_labels(instance.labels),
-        "on": "u" * (not instance.is_healthy) + "d" * instance.is_draining,
+        "on": ",".join(["unhealthy"] * (not instance.is_healthy) + ["draining"] * instance.is_draining),
         "ewma_us": round(instance.response_time_ms * 1000),
         "silence_ms": silence_ms,
         "points": " ".join(map(str, numbers)),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
+from tests.support import records
 from tests.support.servers import Raw, Server
 from tests.support.workers import Workers
 
@@ -19,9 +19,9 @@ HELD_S = 0.01  # long against a call, so that many hold at once also where cores
 
 # Without these the index offers what is full, and the record does not refuse it.
 MUTATIONS = (
-    ("  if load < lim then\n    if strategy", "  if true then\n    if strategy"),
-    ("if id and load >= lim then id = nil end", ""),
-    ("if r.load < r.lim then", "do"),
+    ("  if load < limit then\n    if score", "  if true then\n    if score"),
+    ("    if load >= limit then\n", "    if false then\n"),
+    ("if r.load < r.limit then", "do"),
 )
 
 
@@ -55,8 +55,8 @@ def take_out_the_capacity_check() -> None:
 
 def peaks(raw: Raw, namespace: str) -> dict[str, int]:
     """Return the highest load each instance ever bore, as the scripts recorded it."""
-    records: dict[str, Any] = raw.hgetall(keys.pool(namespace, "planner").state)
-    return {name: int(record.split(" ")[4]) for name, record in records.items() if name[0] not in "#@"}
+    found = records.instances(raw.hgetall(keys.pool(namespace, "planner").state))
+    return {name: int(record["peak"]) for name, record in found.items()}
 
 
 def contention(server: Server, namespace: str, workers: Workers, *, mutant: bool) -> list[tuple[int, int]]:

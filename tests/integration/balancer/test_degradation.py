@@ -16,6 +16,7 @@ from agentperf_redis import AgentInstance, AgentPerf, BackendUnavailable, NoCapa
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancer, LoadBalancingStrategy
 from agentperf_redis.errors import InvalidArgument
+from tests.support import records
 from tests.support.calls import Call
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector
@@ -262,8 +263,8 @@ def judge_load(raw: Raw, namespace: str, held: int) -> None:
 
     def counts() -> tuple[int, int, int]:
         fields = raw.hgetall(state)
-        leases = sum(name[0] == "@" and record[0] in "LG" for name, record in fields.items())
-        loads = sum(int(record.split(" ")[0]) for name, record in fields.items() if name[0] not in "@#+")
+        leases = len(records.held(fields))
+        loads = sum(int(record["load"]) for record in records.instances(fields).values())
         return leases, loads, int(fields["#load"])
 
     wait_until(lambda: counts() == (held, held, held), f"load to be the {held} live leases")

@@ -21,6 +21,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
 from agentperf_redis.balancer.lease_keeper import keeper_of
 from agentperf_redis.errors import BackendFull, BackendUnavailable, LeaseLost
+from tests.support import records
 from tests.support.calls import Call
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, wait_until
@@ -50,7 +51,7 @@ def balancer_with(backend: Backend, **facts: Any) -> LoadBalancer:
 
 
 def leases(raw: Raw, pool: keys.PoolKeys) -> list[str]:
-    return [token for token, record in raw.hgetall(pool.state).items() if token[0] == "@" and record[0] in "LG"]
+    return records.held(raw.hgetall(pool.state))
 
 
 def keep(kept: list[Any], instance: AgentInstance | None) -> bool:
@@ -59,7 +60,7 @@ def keep(kept: list[Any], instance: AgentInstance | None) -> bool:
 
 
 def load(raw: Raw, pool: keys.PoolKeys) -> int:
-    return int(raw.hget(pool.state, "p0").split(" ")[0])
+    return int(records.number(raw.hget(pool.state, "p0"), "load"))
 
 
 def warm_up(call: Call, balancer: LoadBalancer) -> None:
@@ -87,7 +88,7 @@ def test_a_reply_lost_after_execution_changes_nothing_twice(
     assert met.caught.is_set()
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0
-    assert raw.hget(pool.state, "p0").split(" ")[12] == "1"  # counted as failed once
+    assert records.number(raw.hget(pool.state, "p0"), "failed") == 1
 
 
 def test_a_copy_that_arrives_after_the_release_is_refused(
@@ -98,9 +99,9 @@ def test_a_copy_that_arrives_after_the_release_is_refused(
     held = proxy.hold(only=commands.ACQUIRE)
 
     instance = call(balancer, "acquire", "planner")  # the second copy is granted, the first is still under way
-    assert raw.hget(pool.state, instance.lease.token).endswith(" 1")
+    assert raw.hget(pool.state, instance.lease.token).endswith(" late=1")
     assert call(balancer, "release", instance) is True
-    assert held.deliver() == b"*2\r\n:-1\r\n$1\r\nr\r\n"
+    assert held.deliver() == b"*2\r\n:-1\r\n$8\r\nreleased\r\n"
 
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0
@@ -119,7 +120,7 @@ def test_a_request_that_arrives_after_its_caller_gave_up_is_refused(
         call(balancer, "acquire", "planner")
     assert caught.value.outcome == "unknown"
     token = held.requests[0][9].decode()
-    wait_until(lambda: raw.hget(pool.state, token) == "X c", "the keeper to bury the token")
+    wait_until(lambda: raw.hget(pool.state, token) == "tombstone why=cancelled", "the keeper to bury the token")
     assert b":-1" in held.deliver()
 
     assert token not in leases(raw, pool)
@@ -371,7 +372,7 @@ def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
         killed_at = time.monotonic()
         wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to come back")
         assert held_up.own(killed_at, time.monotonic()) < ttl + 1.0
-    assert raw.hget(pool.state, token) == "X e"
+    assert raw.hget(pool.state, token) == "tombstone why=expired"
 
 
 def test_a_process_that_was_stopped_too_long_learns_that_its_lease_is_lost(
@@ -606,5 +607,5 @@ def test_an_interrupted_acquire_gives_back_what_it_was_granted(
     finally:
         signal.signal(signal.SIGALRM, before)
     token = fault.requests[0][9].decode()
-    assert raw.hget(pool.state, token) == "X r"
+    assert raw.hget(pool.state, token) == "tombstone why=released"
     assert load(raw, pool) == 0

@@ -16,6 +16,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, PoolStatus, commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.command import Batch
+from tests.support import records
 from tests.support.calls import Call
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector
@@ -89,7 +90,7 @@ def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     assert outcomes["none"] == 0
     assert 5 <= outcomes["error"] <= 20
     history = kinds(balancer, "p3")
-    assert history[:3] == [EventKind.REGISTERED, EventKind.EJECTED, EventKind.PROBING]
+    assert history[:3] == [EventKind.REGISTERED, EventKind.EJECTED, EventKind.HALF_OPEN]
     assert history[-1] is EventKind.RECOVERED
     assert set(kinds(balancer)) == {*history, EventKind.REGISTERED}
     back = [call for call in calls[-100:] if call.instance == "p3"]
@@ -187,7 +188,7 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
     pool = pool_of(balancer)
     assert pool.panic_for is not None
     assert kinds(balancer)[-1] is EventKind.PANIC
-    assert balancer.events("planner", limit=1)[0].details == {"unfit": "4", "of": "5"}
+    assert balancer.events("planner", limit=1)[0].details == {"unhealthy": "4", "of": "5"}
     held = [balancer.acquire("planner") for _ in range(20)]
     assert {instance.id for instance in held if instance} == set(names)
 
@@ -196,7 +197,7 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
     assert [status_of(balancer, name).state for name in names] == [InstanceState.UP] * 5
     assert pool_of(balancer).panic_for is None
     assert EventKind.CALM in kinds(balancer)
-    assert raw.hget(keys.pool(backend.namespace, "planner").state, "#out") == "0"
+    assert raw.hget(keys.pool(backend.namespace, "planner").state, "#unhealthy") == "0"
 
 
 @pytest.mark.parametrize(("share", "ejected"), [(0.5, 5), (0.1, 1), (0.0, 1), (0.39, 3)])
@@ -260,7 +261,11 @@ def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
         """Have panic turn for a first batch; then a part of those who are unfit is taken out."""
         backend.run(commands.configure(pool, settings, 0, 1))
         ill = raw.zrange(away, 0, -1)
-        waits = [name for name, record in zip(ill, raw.hmget(pool.keys.state, ill), strict=True) if record[2] == "0"]
+        waits = [
+            n
+            for n, each in zip(ill, raw.hmget(pool.keys.state, ill), strict=True)
+            if records.number(each, "limit") == 0
+        ]
         assert 0 < len(waits) < len(ill)
         for name in [name for name in ill[:120] if (name in waits) is (settings is calm)][:20]:
             balancer.remove_instance("planner", name)
@@ -311,7 +316,7 @@ def end_ejection(balancer: LoadBalancer, raw: Raw, namespace: str, name: str) ->
     pool = keys.pool(namespace, "planner")
     raw.zadd(pool.due, {"E:" + name: 1}, xx=True)
     raw.hset(pool.state, "#next", 1)
-    assert status_of(balancer, name).state is InstanceState.PROBING
+    assert status_of(balancer, name).state is InstanceState.HALF_OPEN
 
 
 def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Backend, raw: Raw) -> None:
@@ -339,9 +344,7 @@ def test_so_long_after_an_ejection_the_next_is_a_first_one_again(backend: Backen
     lengths = []
     for ended_before_ms in (0, 39_000, 41_000):
         if ended_before_ms:
-            more = raw.hget(state, "+p0").split(" ")
-            more[1] = str(round(time.time() * 1000) - ended_before_ms)
-            raw.hset(state, "+p0", " ".join(more))
+            records.change(raw, state, "+p0", ejected_until_ms=round(time.time() * 1000) - ended_before_ms)
         fail(balancer, "p0", 1)
         lengths.append(balancer.events("planner", limit=1)[0].details["for_ms"])
         end_ejection(balancer, raw, backend.namespace, "p0")
@@ -360,7 +363,7 @@ def test_who_is_ejected_while_warming_up_is_on_probation_like_others(backend: Ba
     assert raw.zrange(pool.due, 0, -1) == ["E:new"]
     assert raw.hget(pool.state, "#warming") == "0"
     end_ejection(balancer, raw, backend.namespace, "new")
-    assert raw.hget(pool.state, "new").split(" ")[7] == "h"
+    assert records.flags(raw.hget(pool.state, "new")) == {"half_open"}
 
 
 def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: Backend, raw: Raw) -> None:
@@ -386,14 +389,14 @@ def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: 
     balancer.release(old[2])
     balancer.release(old[3], outcome="error")
     status = status_of(balancer, "p0")
-    assert (status.state, status.limit, status.instance.current_load) == (InstanceState.PROBING, 1, 0)
+    assert (status.state, status.limit, status.instance.current_load) == (InstanceState.HALF_OPEN, 1, 0)
 
 
 def test_the_last_that_is_not_on_probation_is_not_ejected(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05, max_ejected=1.0), backend=backend)
     register(balancer, 2)
     fail(balancer, "p0", 1)
-    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     fail(balancer, "p1", 3)
     assert status_of(balancer, "p1").state is InstanceState.UP
 
@@ -402,14 +405,14 @@ def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> N
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05), backend=backend)
     register(balancer, 2)
     fail(balancer, "p0", 1)
-    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     fail(balancer, "p0", 2, "neutral")
-    assert status_of(balancer, "p0").state is InstanceState.PROBING
+    assert status_of(balancer, "p0").state is InstanceState.HALF_OPEN
     fail(balancer, "p0", 1, "ok")
     assert status_of(balancer, "p0").state is InstanceState.UP
 
 
-@pytest.mark.parametrize("state", [InstanceState.EJECTED, InstanceState.PROBING, InstanceState.DOWN])
+@pytest.mark.parametrize("state", [InstanceState.EJECTED, InstanceState.HALF_OPEN, InstanceState.DOWN])
 def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
     call: Call, backend: Backend, raw: Raw, state: InstanceState
 ) -> None:
@@ -421,7 +424,7 @@ def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
             backend.run(commands.report_checks(pool, at, [("p0", False)]))
     else:
         fail(balancer, "p0", 2)
-    if state is InstanceState.PROBING:
+    if state is InstanceState.HALF_OPEN:
         end_ejection(balancer, raw, backend.namespace, "p0")
     assert status_of(balancer, "p0").state is state
     assert call(balancer, "mark_healthy", "planner", "p0")
@@ -530,7 +533,7 @@ def test_the_events_of_a_pool_are_bounded_and_the_latest_are_kept(backend: Backe
     pool = Pool.of(backend.namespace, "planner")
     balancer.drain("planner", "p0")
     first = balancer.events("planner")
-    turns = [commands.update(pool, "p0", off="d"), commands.update(pool, "p0", on="d")] * 150
+    turns = [commands.update(pool, "p0", off="draining"), commands.update(pool, "p0", on="draining")] * 150
     for _ in range(5):
         backend.run(Batch(tuple(turns)))
     kept = raw.xlen(pool.keys.tag + ":events")

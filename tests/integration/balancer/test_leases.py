@@ -22,6 +22,7 @@ from agentperf_redis.balancer import (
     commands,
 )
 from agentperf_redis.errors import CorruptState, InvalidArgument, LeaseLost, NoCapacity, SchemaMismatch
+from tests.support import records
 from tests.support.calls import Call
 from tests.support.servers import Raw, wait_until
 from tests.support.stalls import StallDetector
@@ -59,11 +60,11 @@ def register(call: Call, balancer: LoadBalancer, count: int, **facts: Any) -> No
 
 def leases(raw: Raw, pool: keys.PoolKeys) -> list[str]:
     """Return the tokens that hold capacity."""
-    return [token for token, record in raw.hgetall(pool.state).items() if token[0] == "@" and record[0] in "LG"]
+    return records.held(raw.hgetall(pool.state))
 
 
 def load_of(raw: Raw, pool: keys.PoolKeys, name: str) -> int:
-    return int(raw.hget(pool.state, name).split(" ")[0])
+    return int(records.number(raw.hget(pool.state, name), "load"))
 
 
 @pytest.fixture
@@ -314,7 +315,7 @@ def test_release_says_whether_it_freed(call: Call, balancer: LoadBalancer, raw: 
     instance = acquire(call, balancer, "planner")
     assert instance.lease is not None
     assert instance.lease.held
-    assert raw.hget(pool.state, instance.lease.token) == f"L p0 {instance.lease.fence} 0"
+    assert raw.hget(pool.state, instance.lease.token) == f"lease instance=p0 fence={instance.lease.fence} late=0"
     assert call(balancer, "release", instance) is True
     assert call(balancer, "release", instance) is False
     assert call(balancer, "release", instance.lease) is False
@@ -403,7 +404,7 @@ def test_capacity_of_an_expired_lease_comes_back_and_its_release_frees_nothing(
     assert _kept[-1].lease.fence > held.lease.fence
     assert call(balancer, "release", held) is False
     assert load_of(raw, pool, "p0") == 1
-    assert raw.hget(pool.state, held.lease.token) == "X e"
+    assert raw.hget(pool.state, held.lease.token) == "tombstone why=expired"
 
 
 def test_snapshots_say_how_to_change_what_they_show(call: Call, balancer: LoadBalancer) -> None:
@@ -466,12 +467,20 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
     assert failed >= (1 if part in ("ring", "checks") else 2)
 
 
+_RECORD = "load=0 limit=5 seq=0 fence=0 peak=0 ewma_us=0 ewma_at_ms=0 served=0 failed=0 streak=0 weight=1 labels=- flags=- cap=5"
+
+
 @pytest.mark.parametrize("strategy", ["least_loaded", "peak_ewma", "consistent_hash"])  # they read it in different ways
 @pytest.mark.parametrize(
     "record",
     [
-        *("poison", "1 2 3", "", "9" * 400),
-        *("0 5 0 0 0 heavy - - 5 0 0 0 0 0", "0 5 0 0 0 1 - - 5 0 0 0 0 x", "0 5 0 0 0 1 - -"),
+        *("poison", "load=1 limit=2 seq=3", "", "9" * 400, "0 5 0 0 0 1 - - 5 0 0 0 0 0"),
+        *(_RECORD.replace("weight=1", "weight=heavy"), _RECORD.replace("cap=5", "cap=x"), _RECORD.partition(" cap")[0]),
+        *(
+            _RECORD.replace("failed=0", "failed=x"),
+            _RECORD.replace("load=0", "load=-1"),
+            _RECORD.replace("fence=0 ", ""),
+        ),
     ],
 )
 def test_a_record_that_nobody_wrote_is_named(
@@ -518,10 +527,13 @@ def test_a_number_that_nobody_wrote_is_named_and_nothing_is_written(
     assert raw.hmget(pool.state, "#load", "#cap") == ["0", "3"]
 
 
-def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+@pytest.mark.parametrize(("fact", "found"), [("schema=3 strategy=least_loaded", "3"), ("1 least_loaded", "1")])
+def test_another_schema_is_left_alone(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, fact: str, found: str
+) -> None:
     register(call, balancer, 1)
     held = acquire(call, balancer, "planner")
-    raw.hset(pool.state, "#pool", "2 least_loaded")
+    raw.hset(pool.state, "#pool", fact)
     before = raw.hgetall(pool.state)
     for method, args in (
         ("acquire", ("planner",)),
@@ -537,7 +549,7 @@ def test_a_newer_schema_is_left_alone(call: Call, balancer: LoadBalancer, raw: R
         ("configure", ("planner", PoolSettings(eject_after=3))),
         ("wait_until_idle", ("planner", "p0")),
     ):
-        with pytest.raises(SchemaMismatch):
+        with pytest.raises(SchemaMismatch, match=rf"\b{found}\b"):
             call(balancer, method, *args)
     assert raw.hgetall(pool.state) == before
 

@@ -17,6 +17,7 @@ from agentperf_redis import AgentInstance, NoCapacity, PoolSettings, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, commands
 from agentperf_redis.balancer.commands import Pool
+from tests.support import records
 from tests.support.calls import Call
 from tests.support.servers import Raw, Server, wait_until
 from tests.support.stalls import StallDetector
@@ -115,7 +116,7 @@ def test_a_limit_grows_only_while_half_of_it_is_in_use(backend: Backend, raw: Ra
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
 
     def learnt() -> float:
-        return float(raw.hget(keys.pool(namespace, "planner").state, "+p0").split(" ")[4])
+        return records.number(raw.hget(keys.pool(namespace, "planner").state, "+p0"), "adaptive_limit_milli")
 
     balancer.release(balancer.acquire("planner"), outcome="timeout")
     held = [balancer.acquire("planner") for _ in range(2)]
@@ -256,7 +257,7 @@ def test_who_is_back_from_an_ejection_warms_up_and_who_is_alone_does_not(
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=10))
     balancer.release(balancer.acquire("planner"), outcome="error")
-    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     balancer.drain("planner", "p1")
     balancer.release(balancer.acquire("planner"))
     assert (status_of(balancer, "p0").state, status_of(balancer, "p0").limit) == (InstanceState.UP, 10)
@@ -266,7 +267,7 @@ def test_who_is_back_from_an_ejection_warms_up_and_who_is_alone_does_not(
     held = [balancer.acquire("planner"), balancer.acquire("planner")]
     for each in held:
         balancer.release(each, outcome="error" if each and each.id == "p0" else "neutral")
-    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     held = [balancer.acquire("planner"), balancer.acquire("planner")]
     for each in held:
         balancer.release(each)
@@ -323,9 +324,12 @@ def test_a_thousand_acquires_get_what_gcra_allows_and_not_one_more(
 def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
     """Have the rates of an instance be so much older."""
     pool = keys.pool(namespace, "planner")
-    more = raw.hget(pool.state, "+" + name).split(" ")
-    more[11:13] = (str(max(0, int(each) - us)) for each in more[11:13])
-    raw.hset(pool.state, mapping={"+" + name: " ".join(more), "#next": 1})
+    extra = raw.hget(pool.state, "+" + name)
+    arrivals = ("rpm_arrival_us", "tpm_arrival_us")
+    records.change(
+        raw, pool.state, "+" + name, **{each: max(0, int(records.number(extra, each)) - us) for each in arrivals}
+    )
+    raw.hset(pool.state, "#next", 1)
     raw.zadd(pool.due, {"R:" + name: 1}, xx=True)
 
 
@@ -385,7 +389,7 @@ def test_a_refusal_says_when_to_come_back(call: Call, backend: Backend) -> None:
     with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
         pass
     assert 9.99 - (time.monotonic() - begin) < caught.value.retry_after <= 10.01
-    assert status_of(balancer, "p0").state is InstanceState.PARKED
+    assert status_of(balancer, "p0").state is InstanceState.RATE_LIMITED
     assert status_of(balancer, "p0").instance.is_healthy
     assert call(balancer, "update_instance", "planner", "p0", requests_per_minute=math.inf)
     assert balancer.acquire("planner") is not None

@@ -18,6 +18,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, Lease, LoadBalancer, commands
 from agentperf_redis.balancer.commands import ANY, Granted, Pool, Queued, Spent
 from agentperf_redis.errors import NoCapacity
+from tests.support import records
 from tests.support.calls import Call
 from tests.support.proxy import Proxy
 from tests.support.servers import Raw, Server, gone, wait_until
@@ -49,10 +50,11 @@ def balancer(backend: Backend) -> LoadBalancer:
 
 def nothing_left(raw: Raw, pool: keys.PoolKeys) -> None:
     assert raw.zcard(pool.waitq) == 0
-    records = raw.hgetall(pool.state)
-    assert [record for field, record in records.items() if field[0] == "@" and record[0] != "X"] == []
+    state = raw.hgetall(pool.state)
+    tokens = [record for name, record in state.items() if name[0] == "@"]
+    assert [record for record in tokens if records.kind_of(record) != "tombstone"] == []
     assert raw.hget(pool.state, "#load") == "0"
-    assert records["p0"].startswith("0 ")
+    assert records.number(state["p0"], "load") == 0
 
 
 def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -84,7 +86,7 @@ def test_who_waits_gets_what_is_given_back(
         assert held_up.own(released_at[0], time.monotonic()) < 0.8
     assert second.lease.fence > first.lease.fence
     assert call(balancer, "release", second)
-    assert raw.hget(pool.state, second.lease.token) == "X r"
+    assert raw.hget(pool.state, second.lease.token) == "tombstone why=released"
     nothing_left(raw, pool)
 
 
@@ -307,9 +309,9 @@ def test_many_who_need_what_is_rare_neither_hold_up_those_behind_nor_are_these_o
     french = [f"@rare{number}" for number in range(ahead) if number % 7]
     for _ in range(0, len(french), 16):  # so many are handed something by one script
         assert isinstance(ask(backend, "@rare0", require="gpu"), Queued)
-    records = {token: raw.hget(pool.state, token).split(" ") for token in french}
-    assert {record[1] for record in records.values()} == {"french"}
-    assert sorted(french, key=lambda token: int(records[token][2])) == french
+    grants = {token: records.fields(raw.hget(pool.state, token)) for token in french}
+    assert {grant["instance"] for grant in grants.values()} == {"french"}
+    assert sorted(french, key=lambda token: int(grants[token]["fence"])) == french
 
 
 def test_a_waiter_that_fell_silent_is_passed_over(
@@ -358,7 +360,7 @@ def test_tombstones_that_go_do_not_wake_the_line(
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     due_ms = [now_ms() + 400 + 10 * number for number in range(tombstones)]
-    raw.hset(pool.state, mapping={f"@gone{number}": "X r" for number in range(tombstones)})
+    raw.hset(pool.state, mapping={f"@gone{number}": "tombstone why=released" for number in range(tombstones)})
     raw.zadd(pool.due, {f"X@gone{number}": at for number, at in enumerate(due_ms)})
 
     def least() -> float:
@@ -381,11 +383,11 @@ def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its
     ask(backend, "@second")
     third = ask(backend, "@third")
     assert balancer.release(first)
-    assert raw.hget(pool.state, "@slow").startswith("G p0 ")
+    assert raw.hget(pool.state, "@slow").startswith("grant instance=p0 ")
     raw.zadd(pool.due, {"@slow": 1})  # as if the three seconds to fetch it had passed
     raw.hset(pool.state, "#next", 1)
     assert isinstance(ask(backend, "@second"), Granted)
-    assert raw.hget(pool.state, "@slow") == "X u"
+    assert raw.hget(pool.state, "@slow") == "tombstone why=unfetched"
     again = ask(backend, "@slow", place=slow.place)
     assert isinstance(again, Queued)
     assert (again.ahead, ask(backend, "@third", place=third.place).ahead) == (0, 1)
@@ -393,7 +395,7 @@ def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its
 
 def test_a_fetched_lease_that_expired_is_spent(balancer: LoadBalancer, backend: Backend, raw: Raw) -> None:
     assert isinstance(ask(backend, "@t", ttl_ms=30), Granted)
-    wait_until(lambda: ask(backend, "@t") == Spent("e"), "the lease to expire")
+    wait_until(lambda: ask(backend, "@t") == Spent("expired"), "the lease to expire")
 
 
 def test_a_repeated_question_gets_the_same_lease(balancer: LoadBalancer, backend: Backend) -> None:
@@ -528,9 +530,10 @@ def test_repair_puts_right_what_was_changed_by_hand(
     kept += [balancer.acquire("planner") for _ in range(7)]
     sound = {name: record for name, record in raw.hgetall(pool.state).items() if name[0] != "@"}
     ready = raw.zrange(pool.ready, 0, -1, withscores=True)
-    raw.hset(pool.state, "p1", sound["p1"].replace(sound["p1"][:2], "9 ", 1))
-    raw.hset(pool.state, "p2", sound["p2"].replace(sound["p2"][:2], "0 ", 1))
-    raw.hset(pool.state, mapping={"#load": 77, "#cap": 3, "@orphan": "L p3 5 0", "@silent": "W 4 1000 -"})
+    records.change(raw, pool.state, "p1", load=9)
+    records.change(raw, pool.state, "p2", load=0)
+    lost = {"@orphan": "lease instance=p3 fence=5 late=0", "@silent": "waiting ticket=4 ttl_ms=1000 labels=- tokens=0"}
+    raw.hset(pool.state, mapping={"#load": 77, "#cap": 3, **lost})
     raw.zadd(pool.waitq, {"@silent": 4, "@nobody": 5})
     raw.zadd(pool.ready_with("gpu"), {"p0": 0})
     raw.zrem(pool.ready, "p4")

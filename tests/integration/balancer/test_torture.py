@@ -23,6 +23,7 @@ from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, EventKind, LoadBalancer, PoolSettings, commands
 from agentperf_redis.script import Script
+from tests.support import records
 from tests.support.proxy import Proxy
 from tests.support.servers import PATIENCE, Raw, Server, wait_until
 from tests.support.workers import Worker, Workers
@@ -40,23 +41,23 @@ SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
 LOG = "call('RPUSH', STATE .. ':log', {})\n"
 HISTORY = (
     # (where, what is written down)
-    ("    record = format('%d %d", "format('grant %s %s %.0f %d', TOKEN, id, fence, lim)", "before"),
+    ("      record = write_grant(", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
     (
-        "call('HSET', STATE, token, format('%s %s",
-        "format('grant %s %s %.0f %d', token, r.id, r.fence, r.lim)",
+        "call('HSET', STATE, token, write(r.id",
+        "format('grant %s %s %.0f %d', token, r.id, r.fence, r.limit)",
         "before",
     ),
     ("call('HDEL', STATE, TOKEN)\n", "'free ' .. TOKEN .. ' ' .. id", "after"),
-    ("          self.give_back(id, tonumber(fence))\n", "'end ' .. name .. ' ' .. id", "after"),
+    ("          self.free(id, tonumber(fence))\n", "'end ' .. name .. ' ' .. id", "after"),
 )
 MUTANTS = {
     "no capacity check": (
-        ("  if load < lim then\n    if strategy", "  if true then\n    if strategy"),
-        ("if id and load >= lim then id = nil end", ""),
-        ("if r.load < r.lim then", "do"),
+        ("  if load < limit then\n    if score", "  if true then\n    if score"),
+        ("    if load >= limit then\n", "    if false then\n"),
+        ("if r.load < r.limit then", "do"),
     ),
     "no tombstone": (
-        ("  function self.bury(token, why, keep_ms)\n", "  function self.bury() if true then return end\n"),
+        ("  function self.tombstone(token, why, keep_ms)\n", "  function self.tombstone() if true then return end\n"),
     ),
     "token made by the server": (
         (
@@ -230,7 +231,7 @@ def torture(
 
 def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:
     """Return the tokens that units are leased to, fetched or not."""
-    return [field for field, record in raw.hgetall(pool.state).items() if field[0] == "@" and record[0] in "LG"]
+    return records.held(raw.hgetall(pool.state))
 
 
 def let_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
@@ -274,7 +275,7 @@ def test_after_the_ttl_and_one_operation_all_units_of_a_killed_process_are_back(
     assert instance.lease is not None
     assert units(raw, pool) == [instance.lease.token]
     assert raw.hget(pool.state, "#load") == "1"
-    loads = {f"p{n}": int(raw.hget(pool.state, f"p{n}").split(" ")[0]) for n in range(INSTANCES)}
+    loads = {f"p{n}": int(records.number(raw.hget(pool.state, f"p{n}"), "load")) for n in range(INSTANCES)}
     assert loads == {f"p{n}": int(f"p{n}" == instance.id) for n in range(INSTANCES)}
     assert set(judge(raw.lrange(f"{pool.state}:log", 0, -1))) == {instance.lease.token}
 
@@ -305,7 +306,7 @@ def test_no_crash_and_no_pause_spoils_the_pool(
     assert first is not None, "no capacity came back after the TTL and one operation"
     kinds = Counter(event.kind for event in balancer.events("planner", limit=1000))
     assert kinds[EventKind.EJECTED]
-    assert kinds[EventKind.PROBING]
+    assert kinds[EventKind.HALF_OPEN]
     assert kinds[EventKind.EXPIRED]
     for number in range(INSTANCES):  # and none is limited any more
         balancer.mark_healthy("planner", f"p{number}")

@@ -17,7 +17,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, compute, maintenance
 from agentperf_redis.cache.commands import entries
 from agentperf_redis.cache.flows import access_reports
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.process.access_buffer import Outbox, Report
 from agentperf_redis.cache.process.compute_lease import Turn
 from agentperf_redis.command import Command, Wait
@@ -451,7 +451,7 @@ def test_who_is_cancelled_while_his_value_is_stored_leaves_the_key_to_others(
 ) -> None:
     if not sound:
         end = compute._end
-        forgetful = cast("Chores", _Forgetful())
+        forgetful = cast("Maintenance", _Forgetful())
         monkeypatch.setattr(compute, "_end", lambda flight, chores, turn, rest: end(flight, forgetful, turn, rest))
     assert other_computes(proxy, connect, server, runner) is sound
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf, PoolSettings, keys
+from tests.support import records
 from tests.support.commandline import FAILURE, NOT_FOUND, OK, USAGE, Run, document, has_line, shown
 from tests.support.servers import Raw, Server, wait_until
 
@@ -138,10 +139,8 @@ def test_remove_takes_an_instance_out(lb: Run, perf: AgentPerf) -> None:
 
 def test_repair_puts_right_what_was_changed_by_hand(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     state = keys.pool(namespace, "planner").state
-    record = raw.hget(state, "p1")
-    assert record is not None
-    raw.hset(state, "p1", "2" + record[1:])
-    raw.hset(state, "@orphan", "L p0 5 0")
+    records.change(raw, state, "p1", load=2)
+    raw.hset(state, "@orphan", "lease instance=p0 fence=5 late=0")
     assert "corrected the load of 1, dropped 1 lease" in lb("repair", "planner").stdout
     assert perf.balancer().status("planner")[0].current_load == 0
     again = document(lb("repair", "planner", "--json"), "lb repair")
@@ -195,7 +194,7 @@ def test_events_are_shown_and_followed(
         ["registered", "p1"],
         ["ejected", "p0"],
         ["draining", "p1"],
-        ["panic", "unfit=1"],  # nobody else is left to take work
+        ["panic", "unhealthy=1"],  # nobody else is left to take work
     ]
     assert "for_ms=10000 in_a_row=1" in text
     found = document(lb("events", "planner", "--once", "--limit", "2", "--json"), "lb events")["events"]

@@ -20,11 +20,13 @@ from hypothesis.stateful import (
 
 from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, PoolSettings, commands
 from agentperf_redis.balancer.commands import Choice, Granted, Pool, Queued, Refused, Spent
+from tests.support import records
 from tests.support.examples import examples
 from tests.support.fake import Fake
 
 IDS = ("a", "b", "c", "d")
 LABELS = ("gpu", "fr")
+BY_HAND = ("", "unhealthy", "draining")
 DAY_MS = 86_400_000
 DEPTH = 132
 """How deep the line is looked into for somebody whom what is free would suit (pool.lua)."""
@@ -56,35 +58,23 @@ JUMPY = PoolSettings(
     checks_to_up=1,
 )
 """Nothing of it ends by itself, within a test."""
-TAKEN_OUT, UNFIT, HEALTH = set("sudr"), set("ech"), set("echawlp")
-MORE = [
-    "ejects",
-    "until_ms",
-    "since_us",
-    "old",
-    "limit",
-    "cut_us",
-    "warm",
-    "checks",
-    "checked_ms",
-    "rpm",
-    "tpm",
-    "rpm_us",
-    "tpm_us",
-]
+DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
+UNHEALTHY = {"ejected", "down", "half_open"}
+HEALTH = UNHEALTHY | {"adaptive", "warming", "metered", "rate_limited"}
+TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:"}
 
 
-def limit_of(capacity: int, flags: set[str], more: dict[str, float], panic: bool) -> int:
+def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> int:
     """What the legend of pool.lua says of the units that may be leased."""
-    if flags & (TAKEN_OUT | {"p"}) or (flags & {"e", "c"} and not panic):
+    if flags & (DISABLED | {"rate_limited"}) or (flags & {"ejected", "down"} and not panic):
         return 0
     bounds = [capacity]
-    if "a" in flags:
-        bounds.append(max(1, int(more["limit"] / 1000)))
-    if "w" in flags:
-        bounds.append(max(1, int(capacity * more["warm"] / 10)))
-    if "h" in flags and not panic:
-        bounds.append(int(more["old"]) + 1)
+    if "adaptive" in flags:
+        bounds.append(max(1, int(records.number(extra, "adaptive_limit_milli") / 1000)))
+    if "warming" in flags:
+        bounds.append(max(1, int(capacity * records.number(extra, "warm_tenths") / 10)))
+    if "half_open" in flags and not panic:
+        bounds.append(int(records.number(extra, "leases_before")) + 1)
     return min(bounds)
 
 
@@ -129,13 +119,13 @@ class PoolMachine(RuleBasedStateMachine):
         return sum(holder == name for holder in self.leases.values())
 
     def registered(self) -> dict[str, Instance]:
-        return {name: each for name, each in self.instances.items() if "r" not in each.flags}
+        return {name: each for name, each in self.instances.items() if "removed" not in each.flags}
 
     def fetched(self) -> list[str]:
         return sorted(set(self.leases) - self.granted)
 
     def forget_removed(self) -> None:
-        for name in [name for name, each in self.instances.items() if "r" in each.flags and not self.load(name)]:
+        for name in [name for name, each in self.instances.items() if "removed" in each.flags and not self.load(name)]:
             del self.instances[name]
             self.peaks.pop(name, None)
 
@@ -162,25 +152,25 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.fake.run(command).strategy is self.strategy
         known = self.instances.setdefault(name, Instance(capacity, weight, labels))
         known.capacity, known.weight, known.labels = capacity, weight, labels
-        known.flags.discard("r")
+        known.flags.discard("removed")
         if not healthy:
-            known.flags.add("u")
+            known.flags.add("unhealthy")
 
     @rule(name=st.sampled_from(IDS))
     def remove(self, name: str) -> None:
         assert self.fake.run(commands.remove(self.pool, name)) is (name in self.registered())
         if name in self.registered():
-            self.instances[name].flags = {"r"}
+            self.instances[name].flags = {"removed"}
             self.forget_removed()
 
-    @rule(name=st.sampled_from(IDS), on=st.sampled_from(["", "u", "d"]), off=st.sampled_from(["", "u", "d"]))
+    @rule(name=st.sampled_from(IDS), on=st.sampled_from(BY_HAND), off=st.sampled_from(BY_HAND))
     def mark(self, name: str, on: str, off: str) -> None:
         load = self.fake.run(commands.update(self.pool, name, on=on, off=off))
         if name not in self.registered():
             assert load is None
             return
         assert load == self.load(name)
-        self.instances[name].flags = (self.instances[name].flags | set(on)) - set(off)
+        self.instances[name].flags = (self.instances[name].flags | {on}) - {off, ""}
 
     @rule(name=st.sampled_from(IDS), capacity=st.integers(1, 4), labels=st.frozensets(st.sampled_from(LABELS)))
     def change(self, name: str, capacity: int, labels: frozenset[str]) -> None:
@@ -198,27 +188,27 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.fake.run(command) == unknown  # a repeat counts for nothing
         self.refresh()
         for name in set(names) & set(self.registered()):
-            assert ("c" in self.instances[name].health) is not good
+            assert ("down" in self.instances[name].health) is not good
 
     @precondition(lambda self: self.settings is JUMPY)
-    @rule(name=st.sampled_from(IDS), flag=st.sampled_from("eeewp"))
+    @rule(name=st.sampled_from(IDS), flag=st.sampled_from(["ejected"] * 3 + ["warming", "rate_limited"]))
     def time_comes(self, name: str, flag: str) -> None:
         """An ejection ends, a step of warming up is over, a rate comes back."""
         if name not in self.registered() or flag not in self.instances[name].health:
             return
         state = self.pool.keys.state
-        if flag == "p":
-            numbers = self.fake.client.hget(state, "+" + name).split(" ")
-            numbers[MORE.index("rpm_us")] = "0"
-            self.fake.client.hset(state, "+" + name, " ".join(numbers))
-        self.fake.client.zadd(self.pool.keys.due, {{"e": "E:", "w": "V:", "p": "R:"}[flag] + name: 1})
+        if flag == "rate_limited":
+            records.change(self.fake.client, state, "+" + name, rpm_arrival_us=0)
+        self.fake.client.zadd(self.pool.keys.due, {TIMERS[flag] + name: 1})
         self.fake.client.hset(state, "#next", 1)
         self.fake.run(commands.status(self.pool, 0, 100))
         self.refresh()
-        if flag == "e" or (flag == "p" and not self.waiting):  # who waits may have taken what came back
+        if flag == "ejected" or (
+            flag == "rate_limited" and not self.waiting
+        ):  # who waits may have taken what came back
             assert flag not in self.instances[name].health
-        if flag == "e":
-            assert "h" in self.instances[name].health
+        if flag == "ejected":
+            assert "half_open" in self.instances[name].health
 
     @rule(require=st.frozensets(st.sampled_from(LABELS)), affinity=st.sampled_from([None, "x", "y"]))
     def acquire(self, require: frozenset[str], affinity: str | None) -> None:
@@ -281,15 +271,17 @@ class PoolMachine(RuleBasedStateMachine):
             self.finish(token, self.leases[token], outcome, False, None)
 
     def finish(self, token: str, name: str | None, outcome: Outcome, bury: bool, seconds: float | None) -> None:
-        fit_before = {n for n, each in self.instances.items() if not each.flags & TAKEN_OUT and not each.health & UNFIT}
-        ejected_before = {n for n, each in self.instances.items() if "e" in each.health}
+        fit_before = {
+            n for n, each in self.instances.items() if not each.flags & DISABLED and not each.health & UNHEALTHY
+        }
+        ejected_before = {n for n, each in self.instances.items() if "ejected" in each.health}
         command = commands.release(
             self.pool, token, name, outcome=outcome, response_time=seconds, bury_ms=DAY_MS if bury else 0
         )
         assert self.fake.run(command) is True
         assert self.fake.run(command) is False
         self.refresh()
-        for ejected in {n for n, each in self.instances.items() if "e" in each.health} - ejected_before:
+        for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
             # Never the last that is fit; one on probation may go back.
             assert len(fit_before - {ejected}) >= 1
@@ -298,7 +290,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.granted.discard(token)
         # Without a tombstone the second release is of a token nobody knows; with one, of a spent one.
         if bury or fetched_in_line:
-            self.tombs[token] = "r"
+            self.tombs[token] = "released"
         self.forget_removed()
 
     def stand(self, token: str, labels: frozenset[str]) -> Granted | Queued | Spent:
@@ -349,7 +341,7 @@ class PoolMachine(RuleBasedStateMachine):
         token = data.draw(st.sampled_from(sorted(self.waiting)))
         assert self.fake.run(commands.release(self.pool, token, bury_ms=DAY_MS)) is False
         del self.waiting[token]
-        self.tombs[token] = "c"
+        self.tombs[token] = "cancelled"
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -368,31 +360,31 @@ class PoolMachine(RuleBasedStateMachine):
         self.fake.run(commands.status(self.pool, 0, 100))
         del self.leases[token]
         self.granted.discard(token)
-        self.tombs[token] = "u"
+        self.tombs[token] = "unfetched"
         self.forget_removed()
 
     def hand_over(self) -> None:
         """Learn from the state who was handed something, and judge whether it was right."""
         state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
         for token in sorted(self.waiting, key=lambda each: int(self.places.get(each, 2**62))):
-            record = state[token].split(" ")
-            if record[0] == "W":
+            if records.kind_of(state[token]) == "waiting":
                 continue
-            assert record[0] in "GL"
+            assert records.kind_of(state[token]) in records.HELD
             # Nobody who came earlier and asks for no more may still be waiting.
             for earlier, labels in self.waiting.items():
                 assert not (
-                    state[earlier][0] == "W"
+                    records.kind_of(state[earlier]) == "waiting"
                     and int(self.places[earlier]) < int(self.places.get(token, 2**62))
                     and labels <= self.waiting[token]
                 )
-        for token in [token for token in self.waiting if state[token][0] != "W"]:
-            name, fence = state[token].split(" ")[1:3]
+        for token in [token for token in self.waiting if records.kind_of(state[token]) != "waiting"]:
+            record = records.fields(state[token])
+            name, fence = record["instance"], record["fence"]
             self.leases[token] = name
             del self.waiting[token]
             self.granted.add(token)
             self.fences[name] = max(self.fences.get(name, 0), int(fence))
-            if state[token][0] == "G":
+            if records.kind_of(state[token]) == "grant":
                 self.fake.client.zadd(self.pool.keys.due, {token: 2 * 10**15})
         for name in self.instances:
             if self.load(name):
@@ -403,7 +395,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.tokens += 1
         token = f"@{self.tokens}"
         assert self.fake.run(commands.release(self.pool, token, bury_ms=DAY_MS)) is False
-        self.tombs[token] = "c"
+        self.tombs[token] = "cancelled"
 
     @precondition(lambda self: self.fetched())
     @rule(data=st.data())
@@ -416,7 +408,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert page is not None
         assert page.overdue == 0
         del self.leases[token]
-        self.tombs[token] = "e"
+        self.tombs[token] = "expired"
         self.forget_removed()
 
     def refresh(self) -> None:
@@ -424,14 +416,9 @@ class PoolMachine(RuleBasedStateMachine):
         state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
         for name, known in self.instances.items():
             if name in state:
-                flags = set(state[name].split(" ")[7]) - {"-"}
+                flags = records.flags(state[name])
                 known.health = flags & HEALTH
-                more = (
-                    dict(zip(MORE, map(float, state["+" + name].split(" ")), strict=True))
-                    if "+" + name in state
-                    else {}
-                )
-                known.limit = limit_of(known.capacity, flags, more, "#panic" in state)
+                known.limit = limit_of(known.capacity, flags, state.get("+" + name), "#panic" in state)
 
     @invariant()
     def state_is_the_models(self) -> None:
@@ -446,30 +433,31 @@ class PoolMachine(RuleBasedStateMachine):
             if self.load(name) < each.limit:
                 assert not any(labels <= each.labels for labels in self.waiting.values())
         state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
-        records = {name: record.split(" ") for name, record in state.items() if name[0] not in "@#+"}
-        assert {name[1:] for name in state if name[0] == "+"} <= set(records)
-        assert set(records) == set(self.instances)
-        for name, record in records.items():
+        found = records.instances(state)
+        assert {name[1:] for name in state if name[0] == "+"} <= set(found)
+        assert set(found) == set(self.instances)
+        for name, record in found.items():
             known = self.instances[name]
-            assert int(record[0]) == self.load(name)
-            assert int(record[1]) == known.limit
-            assert float(record[5]) == known.weight
-            assert set(record[7]) - {"-"} - HEALTH == known.flags
-            assert int(record[8]) == known.capacity
-            assert int(record[4]) == self.peaks.get(name, 0)
-        tokens = {name: record.split(" ") for name, record in state.items() if name[0] == "@"}
-        assert {token: record[1] for token, record in tokens.items() if record[0] in "LG"} == self.leases
-        assert {token for token, record in tokens.items() if record[0] == "G"} == self.granted
-        assert {token for token, record in tokens.items() if record[0] == "W"} == set(self.waiting)
+            assert int(record["load"]) == self.load(name)
+            assert int(record["limit"]) == known.limit
+            assert float(record["weight"]) == known.weight
+            assert records.flags(state[name]) - HEALTH == known.flags
+            assert int(record["cap"]) == known.capacity
+            assert int(record["peak"]) == self.peaks.get(name, 0)
+        tokens = {name: records.fields(record) for name, record in state.items() if name[0] == "@"}
+        kinds = {token: records.kind_of(state[token]) for token in tokens}
+        assert {token: tokens[token]["instance"] for token in records.held(state)} == self.leases
+        assert {token for token, kind in kinds.items() if kind == "grant"} == self.granted
+        assert {token for token, kind in kinds.items() if kind == "waiting"} == set(self.waiting)
         line = self.fake.client.zrange(self.pool.keys.waitq, 0, -1)
         assert line == sorted(self.waiting, key=lambda token: int(self.places[token]))
-        assert {token: record[1] for token, record in tokens.items() if record[0] == "X"} == self.tombs
+        assert {token: tokens[token]["why"] for token, kind in kinds.items() if kind == "tombstone"} == self.tombs
         assert int(state.get("#load", 0)) == len(self.leases)
         assert int(state.get("#cap", 0)) == sum(each.capacity for each in self.instances.values() if each.limit)
-        usable = [each for each in self.instances.values() if not each.flags & TAKEN_OUT]
-        out = [each for each in usable if each.health & UNFIT]
-        assert (int(state["#usable"]), int(state.get("#out", 0))) == (len(usable), len(out))
-        warming = [each for each in usable if "w" in each.health and not each.health & UNFIT]
+        usable = [each for each in self.instances.values() if not each.flags & DISABLED]
+        out = [each for each in usable if each.health & UNHEALTHY]
+        assert (int(state["#usable"]), int(state.get("#unhealthy", 0))) == (len(usable), len(out))
+        warming = [each for each in usable if "warming" in each.health and not each.health & UNHEALTHY]
         assert int(state.get("#warming", 0)) == len(warming)
         assert ("#panic" in state) is (len(out) * 2 > len(usable))
 
@@ -483,7 +471,7 @@ class PoolMachine(RuleBasedStateMachine):
             scores: dict[str, float] = dict(self.fake.client.zrange(key, 0, -1, withscores=True))
             assert set(scores) == expected
             for name, score in scores.items():
-                assert score == self.score(state[name].split(" "))
+                assert score == self.score(records.fields(state[name]))
         due: dict[str, float] = dict(self.fake.client.zrange(self.pool.keys.due, 0, -1, withscores=True))
         assert set(due) == (
             set(self.leases)
@@ -492,12 +480,14 @@ class PoolMachine(RuleBasedStateMachine):
             | {
                 kind + name
                 for name, each in self.registered().items()
-                for flag, kind in {"e": "E:", "w": "V:", "p": "R:"}.items()
+                for flag, kind in TIMERS.items()
                 if flag in each.health
             }
         )
         away = self.fake.client.zrange(self.pool.keys.tag + ":away", 0, -1)
-        unfit_or_parked = [n for n, each in self.instances.items() if each.health & set("echp") and not each.flags]
+        unfit_or_parked = [
+            n for n, each in self.instances.items() if each.health & (UNHEALTHY | {"rate_limited"}) and not each.flags
+        ]
         assert sorted(away) == sorted(unfit_or_parked)
         if self.waiting:
             assert state["#next"] == "0"
@@ -506,15 +496,15 @@ class PoolMachine(RuleBasedStateMachine):
         ids: Any = self.fake.client.zrange(self.pool.keys.ids, 0, -1)
         assert set(ids) == set(self.registered())
 
-    def score(self, record: list[str]) -> float:
-        load, limit, seq = (int(each) for each in record[:3])
+    def score(self, record: dict[str, str]) -> float:
+        load, limit, seq = (int(record[name]) for name in ("load", "limit", "seq"))
         if self.strategy is LoadBalancingStrategy.ROUND_ROBIN:
             return seq
         if self.strategy is LoadBalancingStrategy.WEIGHTED:
-            return int(float(record[5]) * 1e9 * (limit - load) / limit)
+            return int(float(record["weight"]) * 1e9 * (limit - load) / limit)
         if self.strategy in (LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA):
             return 0
-        return load * 8192 // limit * 2**40 + seq
+        return records.load_score(load, limit, seq)
 
 
 class JumpyPoolMachine(PoolMachine):

@@ -13,7 +13,7 @@ from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.commands.claims import Lead
 from agentperf_redis.cache.commands.entries import PutOutcome, PutReply
 from agentperf_redis.cache.compute import Wanted, accepted, computing
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.process.compute_lease import Served
 from agentperf_redis.cache.process.flights import Crashed, GivenUp, Landed, Uncacheable
 from agentperf_redis.command import Call, Command, Flow, Shielded
@@ -32,7 +32,7 @@ class Computation:
     ) -> None:
         self.renewed = renewed
         self.wanted = Wanted[Any]("k", function)
-        chores = cast("Chores", renewed)
+        chores = cast("Maintenance", renewed)
         self.flow = computing(cache._flows, chores, self.wanted, None, look=True, blocking=blocking)
         self.flights = cache._binding.flights
 

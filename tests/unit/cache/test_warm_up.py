@@ -13,7 +13,7 @@ from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.commands.claims import Lead
 from agentperf_redis.cache.commands.entries import PutOutcome, PutReply
 from agentperf_redis.cache.compute import Wanted
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.warm_up import Warmed, _Count, warming
 from agentperf_redis.command import Call, Command, Flow, Shielded, Step, Together
 from agentperf_redis.errors import BackendUnavailable
@@ -27,7 +27,7 @@ def counting(keys: str, function: Callable[[str], object] = str.upper, progress:
 
 def together(cache: LRUCache, count: _Count, concurrency: int) -> tuple[Flow[None], tuple[Flow[object], ...]]:
     """The flow, and those that it runs at the same time."""
-    flow = warming(count, cache._flows, cast("Chores", Renewed()), concurrency, blocking=True)
+    flow = warming(count, cache._flows, cast("Maintenance", Renewed()), concurrency, blocking=True)
     step = next(flow)
     assert isinstance(step, Together)
     assert len(step.flows) == concurrency

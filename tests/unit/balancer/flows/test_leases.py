@@ -27,7 +27,10 @@ from agentperf_redis.errors import (
 )
 
 POOL = Pool.of("n", "t")
-RECORD = b"1 5 7 1000 3 2.5 fr,gpu - 5 1500 0 4 2 1"
+RECORD = (
+    b"load=1 limit=5 seq=7 fence=1000 peak=3 ewma_us=1500 ewma_at_ms=0 served=4 failed=2 streak=1 "
+    b"weight=2.5 labels=fr,gpu flags=- cap=5"
+)
 
 
 class NoThread(Background):
@@ -150,7 +153,7 @@ def test_a_closed_flow_asks_for_nothing_more(keeper: SilentKeeper) -> None:
 def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
     step: Any = flow.send(None)
-    second: Any = flow.send(commands.Spent("e"))
+    second: Any = flow.send(commands.Spent("expired"))
     assert step.args["token"] != second.args["token"]
     with pytest.raises(StopIteration) as end:
         flow.send(GRANTED)
@@ -187,7 +190,7 @@ def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: 
     assert pause.seconds == 0.5
     again: Any = flow.send(False)
     assert (again.args["boost_ms"], again.args["place"]) == (2000, "17")
-    spent: Any = flow.send(commands.Spent("e"))
+    spent: Any = flow.send(commands.Spent("expired"))
     assert spent.script is commands.WAIT
     assert spent.args["token"] != again.args["token"]
     with pytest.raises(StopIteration) as end:
