@@ -123,16 +123,14 @@ class LocalCopies:
 
     def find(self, key: str) -> Copy | None:
         """Return the copy of a key, if there is one and it may be served. Takes no lock."""
-        try:  # a hit is faster by it than by `get`, and a miss will take a round trip
-            copy = self._copies[key]
+        now = monotonic()
+        try:
+            # Trust comes first: what was looked up before the bus was proven may be a copy that it has just dropped.
+            if now > self._trusted_until and not (key in self._copies and self._trust(now)):
+                return None
+            copy = self._copies[key]  # a hit is faster by it than by `get`, and a miss will take a round trip
         except (KeyError, TypeError):  # of no key at all whoever reads from the server says so
             return None
-        now = monotonic()
-        if now > self._trusted_until:
-            # never back: a bus that has just been lost proves nothing, but what it proved stands; see `stand_in`
-            self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
-            if now > self._trusted_until:
-                return None
         if now > copy.until:
             self.drop(copy.name)
             return None
@@ -143,6 +141,12 @@ class LocalCopies:
             self._read.append(copy)
             self._announce()
         return copy
+
+    def _trust(self, now: float) -> bool:
+        """Return whether the bus has been proven to work lately."""
+        # never back: a bus that has just been lost proves nothing, but what it proved stands; see `stand_in`
+        self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
+        return now <= self._trusted_until
 
     def take_back(self, copy: Copy) -> None:
         """Say that a copy which `find` returned was not served. A read that is reported already is made up for."""

@@ -171,10 +171,11 @@ def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tu
 
     Returns how many copies there are when it is known to be back, and what one of them stands in for in the next outage.
     """
-    backend = connect(server.url, deadline=0.3)
+    backend = connect(server.url)
     cache = LRUCache(local_size=10, backend=backend)
     cache.put("k", "of before")
     copied(cache, "k")
+    hurry(backend, 0.3)
     known: list[int] = []
     backend.on_recovery(lambda: known.append(len(cache._local or ())))  # called after the cache's own
 

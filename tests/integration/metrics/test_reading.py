@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from agentperf_redis import keys
-from agentperf_redis.backend import Backend
+from agentperf_redis.backend import DEFAULT_NAMESPACE, Backend
 from agentperf_redis.background import Background, Job
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.metrics import commands
@@ -635,11 +635,9 @@ def test_two_rhythms_in_one_process_are_refused(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(("retention", "per_second"), [(Retention(), 1), (Retention(), 5), (FRUGAL, 1)])
-def test_the_memory_forecast_is_near_the_truth(
-    own_server: Server, namespace: str, retention: Retention, per_second: int
-) -> None:
-    with own_server.client() as raw:
-        taken = fill_slices(raw, namespace, retention, agents=5, per_second=per_second)
+def test_the_memory_forecast_is_near_the_truth(own_server: Server, retention: Retention, per_second: int) -> None:
+    with own_server.client() as raw:  # every key holds the namespace: a longer one than the default takes more
+        taken = fill_slices(raw, DEFAULT_NAMESPACE, retention, agents=5, per_second=per_second)
     forecast = memory_forecast(retention, agents=5, per_second=per_second)
     assert forecast.total == forecast.slices + forecast.totals + forecast.samples
     assert taken / 1.5 < forecast.total < taken * 1.5, (taken, forecast)

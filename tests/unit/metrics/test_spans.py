@@ -222,30 +222,41 @@ def test_roots_left_while_spans_begin_in_other_threads(book: Book) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        for _ in range(150):
+        for turn in range(150):
             root = book.track("a")
-            start = threading.Barrier(3)
+            begun, left = threading.Barrier(3), threading.Event()
 
-            def stages(root: Span = root, start: threading.Barrier = start) -> None:
-                start.wait()
-                for _ in range(5):
+            def stages(
+                turn: int = turn, root: Span = root, begun: threading.Barrier = begun, left: threading.Event = left
+            ) -> None:
+                def one() -> None:
                     with book.span("a", "stage", root) as stage:
                         pass
                     trees.append(stage._tree if stage.parent is root else None)
+
+                if turn % 2:  # before the root is left; else its tree may be made while it is being left
+                    one()
+                begun.wait(20)
+                for _ in range(5):  # while it is being left
+                    one()
+                assert left.wait(20)
+                one()  # after it was left
 
             others = [threading.Thread(target=stages) for _ in range(2)]
             with root:
                 for other in others:
                     other.start()
-                start.wait()
+                begun.wait(20)
                 for _ in range(source.randrange(1000)):
                     current_span()
+            left.set()
             for other in others:
                 other.join()
     finally:
         sys.setswitchinterval(interval)
+    assert len(trees) == 75 * 2 * (6 + 7)
     within = [tree for tree in trees if tree is not None]
-    assert 0 < len(within) < len(trees), "some began before their root was left, some after"
+    assert 150 <= len(within) <= len(trees) - 300, "of each thread, one began before the root was left, and one after"
     assert {tree.at_work for tree in within} == {0}
 
 

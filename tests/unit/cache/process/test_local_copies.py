@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -23,8 +24,11 @@ class Bus:
     def __init__(self) -> None:
         self.at: float | None = None
         self.announced = 0
+        self.arrives: Callable[[], object] = lambda: None
+        """Called before the answer of a ping: what was published before."""
 
     def proven_at(self) -> float:
+        self.arrives()
         return time.monotonic() if self.at is None else self.at
 
     def announce(self) -> None:
@@ -122,6 +126,16 @@ def test_nothing_is_served_while_the_bus_is_in_doubt(bus: Bus) -> None:
     assert local.find("k") is None
     bus.at = time.monotonic()
     assert local.find("k") is not None
+
+
+@pytest.mark.parametrize("forget", ["drop", "drop_tag", "flush", "set_aside"])
+def test_a_copy_dropped_before_the_proof_is_not_served(bus: Bus, forget: str) -> None:
+    """The bus's thread runs in the middle of a read: it brings a message, or a gap, and then its ping is answered."""
+    local = copies(bus)
+    fill(local, "k", tags=("t",))
+    bus.arrives = lambda: getattr(local, forget)(*{"drop": ("k",), "drop_tag": ("t",)}.get(forget, ()))
+    assert local.find("k") is None
+    assert len(local) == 0, "the message arrived within the read"
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["before its gap is told", "after"])
