@@ -12,7 +12,7 @@ from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.script import Script
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 
 WIDTHS = {
     10: ("10s", "%Y-%m-%dT%H:%M:%S"),

@@ -64,7 +64,7 @@ def test_a_hint_is_sticky_until_reset_and_wakes_from_any_thread() -> None:
 
 def test_a_header_is_read() -> None:
     header = parse_header(Script("namespace/open").source)
-    assert header.purpose.startswith("open: find or found a namespace")
+    assert header.purpose.startswith("open: read a namespace's schema version and epoch")
     assert [(slot.name, slot.type) for slot in header.keys] == [("meta", "HASH")]
     assert [slot.name for slot in header.argv] == ["schema", "epoch"]
     assert set(header.notes) == {"RETURNS", "REPEAT", "ERRORS", "COST"}

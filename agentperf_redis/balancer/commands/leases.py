@@ -188,7 +188,7 @@ def wait(
         "live_ms": live_ms,
         "boost_ms": boost_ms,
         "labels": packed_labels(require),
-        "place": place,
+        "ticket": place,
         "tokens": tokens,
     }
     return Command(WAIT, pool.keys.core, args, decode)

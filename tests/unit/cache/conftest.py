@@ -8,27 +8,7 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
-from agentperf_redis.cache.process.compute_lease import Turn
-
-
-class Renewed:
-    """Stands in for the thread that renews leases.
-
-    Attributes:
-        turns: those that are renewed.
-    """
-
-    def __init__(self) -> None:
-        self.turns: list[Turn] = []
-
-    def keep(self, turn: Turn) -> None:
-        """Note that it is renewed from now on."""
-        self.turns.append(turn)
-
-    def drop(self, turn: Turn) -> None:
-        """Note that it is renewed no more."""
-        if turn in self.turns:
-            self.turns.remove(turn)
+from tests.support.renewed import Renewed
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from agentperf_redis.cache.process.flights import Crashed, GivenUp, Landed, Unca
 from agentperf_redis.command import Call, Command, Flow, Shielded
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.script import Script
-from tests.unit.cache.conftest import Renewed
+from tests.support.renewed import Renewed
 
 AWAY = BackendUnavailable("somewhere", "unknown", "down")
 

@@ -18,7 +18,7 @@ from agentperf_redis.cache.warm_up import Warmed, _Count, warming
 from agentperf_redis.command import Call, Command, Flow, Shielded, Step, Together
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.script import Script
-from tests.unit.cache.conftest import Renewed
+from tests.support.renewed import Renewed
 
 
 def counting(keys: str, function: Callable[[str], object] = str.upper, progress: Any = None) -> _Count:

@@ -172,7 +172,7 @@ def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(wait=0.001))
     asked: Any = flow.send(None)
     waited: Any = flow.send(REFUSED)
-    assert (waited.script, waited.args["token"], waited.args["place"]) == (commands.WAIT, asked.args["token"], "-")
+    assert (waited.script, waited.args["token"], waited.args["ticket"]) == (commands.WAIT, asked.args["token"], "-")
     time.sleep(0.002)
     left: Any = flow.send(commands.Queued(3, 0.5, "17"))
     assert (left.script, left.args["token"]) == (commands.RELEASE, asked.args["token"])
@@ -189,7 +189,7 @@ def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: 
     assert isinstance(pause, Wait)
     assert pause.seconds == 0.5
     again: Any = flow.send(False)
-    assert (again.args["boost_ms"], again.args["place"]) == (2000, "17")
+    assert (again.args["boost_ms"], again.args["ticket"]) == (2000, "17")
     spent: Any = flow.send(commands.Spent("expired"))
     assert spent.script is commands.WAIT
     assert spent.args["token"] != again.args["token"]
