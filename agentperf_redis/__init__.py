@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         TieredCache,
     )
     from agentperf_redis.cache.warm_up import (
-        Warmed,
+        WarmUpStatus,
     )
     from agentperf_redis.codec.storable import (
         storable,
@@ -128,7 +128,7 @@ __all__ = [
     "Tier",
     "TierStats",
     "TieredCache",
-    "Warmed",
+    "WarmUpStatus",
     "WithoutServer",
     "cached",
     "configure",
@@ -175,7 +175,7 @@ _HOMES = {
     "Tier": "cache.model",
     "TierStats": "cache.model",
     "TieredCache": "cache.tiered",
-    "Warmed": "cache.warm_up",
+    "WarmUpStatus": "cache.warm_up",
     "WithoutServer": "cache.model",
     "cached": "cache.decorator",
     "configure": "backend",

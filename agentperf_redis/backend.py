@@ -29,7 +29,7 @@ from agentperf_redis.transport.breaker import PROBE_S, Breaker
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import ExchangeFailed, passing
 from agentperf_redis.transport.executor import Executor, Runnable
-from agentperf_redis.transport.handshake import Greeting
+from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.pubsub.bus import Bus
 from agentperf_redis.transport.resp import ServerError, pack
 from agentperf_redis.transport.topology import Node, Topology
@@ -65,7 +65,7 @@ class Backend:
     ) -> None:
         self.address = parse_url(resolve_url(url))
         self.namespace = keys.check_namespace("namespace", resolve_namespace(namespace))
-        self.deadline = arguments.seconds("deadline", deadline, least=0.01, most=3600.0)
+        self.deadline = arguments.seconds("deadline", deadline, minimum=0.01, maximum=3600.0)
         self.process = _process_id()
         self.closed = False
         self._connector = Connector(self.address, defaulted=url is None and not url_in_environment())
@@ -79,7 +79,7 @@ class Backend:
         self._inherited: list[object] = []
         self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._recovery_callbacks: list[Callable[[], None]] = []
-        self._greeting = Greeting(self.address.masked, self.namespace, self._note_epoch)
+        self._handshake = Handshake(self.address.masked, self.namespace, self._note_epoch)
         topology = self._topology
         learn = None if topology.fixed else self._learn
         self._breaker = Breaker(topology, self.deadline, self._answers, learn, self._note_recovery)
@@ -90,7 +90,7 @@ class Backend:
         register_for_fork(self)
 
     def _make_drivers(self) -> None:
-        self._executor = Executor(self._connector, self._topology, self._breaker, self.deadline, self._greeting)
+        self._executor = Executor(self._connector, self._topology, self._breaker, self.deadline, self._handshake)
         self._async_executors: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncExecutor] = (
             weakref.WeakKeyDictionary()
         )
@@ -133,7 +133,7 @@ class Backend:
             if gone is not None:
                 executors.pop(gone, None)
 
-        executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._greeting, ended)
+        executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._handshake, ended)
         if self.closed:  # a flow runs all the same, as in a blocking call: each of its commands is refused
             executor.close_now()
             return executor

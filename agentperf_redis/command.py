@@ -108,7 +108,7 @@ class Pause:
 class Wait:
     """Wait for a hint, at most `seconds`. Returns whether the hint came."""
 
-    hint: Hint
+    wake_up: WakeUp
     seconds: float
 
     def __iter__(self) -> Generator[Wait, bool, bool]:
@@ -166,25 +166,25 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-class Hint:
+class WakeUp:
     """A word from another thread or task that it may be worth looking again. Sticky until `reset`; never the truth.
 
     Attributes:
-        giver: the event loop one of whose tasks will give it; None when that is not known, or a thread will.
+        sender: the event loop one of whose tasks will give it; None when that is not known, or a thread will.
     """
 
-    __slots__ = ("_callbacks", "_given", "_lock", "giver")
+    __slots__ = ("_callbacks", "_lock", "_sent", "sender")
 
-    def __init__(self, giver: asyncio.AbstractEventLoop | None = None) -> None:
-        self.giver = giver
+    def __init__(self, sender: asyncio.AbstractEventLoop | None = None) -> None:
+        self.sender = sender
         self._lock = threading.Lock()
-        self._given = False
+        self._sent = False
         self._callbacks: list[Callable[[], None]] = []
 
-    def give(self) -> None:
+    def send(self) -> None:
         """Give the hint: wakes whoever waits, from any thread."""
         with self._lock:
-            self._given = True
+            self._sent = True
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
@@ -192,12 +192,12 @@ class Hint:
     def reset(self) -> None:
         """Forget a hint that came before the look that is about to be taken."""
         with self._lock:
-            self._given = False
+            self._sent = False
 
-    def call_when_given(self, callback: Callable[[], None]) -> None:
+    def call_when_sent(self, callback: Callable[[], None]) -> None:
         """Call back once, at once if the hint was given already. The callback must be quick and thread-safe."""
         with self._lock:
-            if not self._given:
+            if not self._sent:
                 self._callbacks.append(callback)
                 return
         callback()

@@ -24,7 +24,7 @@ from tests.support.calls import Call
 from tests.support.fake import Fake
 from tests.support.headers import misfit
 from tests.support.proxy import Proxy
-from tests.support.servers import Kind, Raw, Server, Servers, kinds, program
+from tests.support.servers import Raw, Server, ServerKind, Servers, kinds, program
 from tests.support.workers import Workers
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server_kind" not in metafunc.fixturenames:
         return
     option, marker = metafunc.config.getoption, metafunc.definition.get_closest_marker
-    chosen: tuple[Kind, ...] = kinds()
+    chosen: tuple[ServerKind, ...] = kinds()
     only = marker("servers")
     if only is not None:
-        unknown = set(only.args) - set(get_args(Kind))
+        unknown = set(only.args) - set(get_args(ServerKind))
         assert not unknown, f"unknown servers: {unknown}"
         chosen = tuple(kind for kind in only.args if kind in chosen)
     elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
@@ -144,7 +144,7 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture
-def server(server_kind: Kind, servers: Servers) -> Iterator[Server]:
+def server(server_kind: ServerKind, servers: Servers) -> Iterator[Server]:
     """The session's shared server. Tests live in namespaces of their own on it."""
     shared = servers.shared(server_kind)
     yield shared
@@ -173,7 +173,7 @@ def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pyt
 
 
 @pytest.fixture
-def own_server(server_kind: Kind, start_server: Callable[..., Server]) -> Server:
+def own_server(server_kind: ServerKind, start_server: Callable[..., Server]) -> Server:
     """A fresh server, for tests that kill, pause, flush or configure it. With an AOF: `start_server(aof=True)`."""
     return start_server(server_kind)
 
@@ -183,7 +183,7 @@ def start_server(servers: Servers) -> Iterator[Callable[..., Server]]:
     """Start a fresh server: `start_server(kind="valkey", *options, aof=False)`; it ends with the test."""
     started: list[Server] = []
 
-    def start(kind: Kind = "valkey", *options: str, aof: bool = False) -> Server:
+    def start(kind: ServerKind = "valkey", *options: str, aof: bool = False) -> Server:
         started.append(servers.fresh(kind, *options, aof=aof))
         return started[-1]
 

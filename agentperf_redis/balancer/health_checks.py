@@ -33,7 +33,7 @@ _log = logging.getLogger("agentperf_redis")
 AT_ONCE = 8
 """Checks that a process takes on together: so few that others have some, too."""
 _RETRY_S = 0.5
-_LEAST_PAUSE_S = 0.005
+_MIN_PAUSE_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class _Rounds:
         if self._troubled:
             _log.warning("checks of %s go on", checking.pool.agent_type)
         self._troubled = False
-        return 0.0 if len(claimed.instances) == AT_ONCE else max(_LEAST_PAUSE_S, claimed.next_after)
+        return 0.0 if len(claimed.instances) == AT_ONCE else max(_MIN_PAUSE_S, claimed.next_after)
 
 
 class Checks:

@@ -17,7 +17,7 @@ from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapsh
 from agentperf_redis.errors import LeaseLost
 
 
-class Keeps(Protocol):
+class KeeperProtocol(Protocol):
     """What a lease asks of the process's keeper of leases."""
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
@@ -78,7 +78,7 @@ class Lease:
 
     def __init__(
         self,
-        keeper: Keeps,
+        keeper: KeeperProtocol,
         pool: Pool,
         token: str,
         fence: int,
@@ -180,7 +180,7 @@ class Lease:
             if self._loss is not None:
                 raise self._loss
 
-    def kept_by(self, keeper: Keeps) -> bool:
+    def kept_by(self, keeper: KeeperProtocol) -> bool:
         """Whether it came from the backend of this keeper."""
         return self._keeper is keeper
 

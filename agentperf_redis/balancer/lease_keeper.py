@@ -21,10 +21,10 @@ from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.model import LeaseOnIt
+from agentperf_redis.balancer.model import AttachedLease
 from agentperf_redis.balancer.registrations import Registrations
 from agentperf_redis.balancer.server_clock import clock_of
-from agentperf_redis.command import Batch, Command, Hint
+from agentperf_redis.command import Batch, Command, WakeUp
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, LeaseLost
 from agentperf_redis.transport.exchange import CLOSED
 
@@ -34,7 +34,7 @@ TOMBSTONE_S = 60.0
 """How long after a call could still arrive its token is refused, s. A clock of its own, not of the network's."""
 _AHEAD = 0.1
 """Leases due within this share of their life are renewed along with the one that is due, in one batch."""
-_PATIENCE = 0.3
+_ATTEMPT_TIMEOUT_SHARE = 0.3
 """Share of the shortest life that one round of renewals may wait in vain, s; two thirds are left when it begins."""
 _MIN_PATIENCE_S = 0.02
 _CLOSE_S = 5.0
@@ -42,7 +42,7 @@ _RETRY_S = 0.5
 
 
 class LeaseKeeper:
-    """One per backend and process; see `keeper_of`.
+    """One per backend and process; see `lease_keeper_of`.
 
     Args:
         backend: through which it renews and gives back.
@@ -55,7 +55,7 @@ class LeaseKeeper:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.jobs = Background("agentperf-balancer")
-        self.registrations = Registrations(backend, clock_of(backend), self.jobs, self._patience_s)
+        self.registrations = Registrations(backend, clock_of(backend), self.jobs, self._attempt_timeout_s)
         self.after_fork()
         backend.on_new_epoch(self._start_over)
         backend.on_close(self.close)
@@ -94,7 +94,7 @@ class LeaseKeeper:
         """Return the error of a call that was granted a lease while all was closed."""
         return BackendUnavailable(self._backend.address.masked, "not_applied", CLOSED)
 
-    def drop(self, lease: LeaseOnIt) -> None:
+    def drop(self, lease: AttachedLease) -> None:
         """Stop renewing a lease."""
         self._held.pop(lease.token, None)
 
@@ -113,17 +113,17 @@ class LeaseKeeper:
         self.jobs.put(partial(self._forget, pool, token, instance_id))
         return True
 
-    def undo(self, pool: Pool, token: str, ttl: float) -> Hint:
+    def undo(self, pool: Pool, token: str, ttl: float) -> WakeUp:
         """See to it that a request of unknown outcome leaves no lease behind, even if the server is away for a while.
 
         Returns:
             Given once that was tried.
         """
-        tried = Hint()
-        self.retry_in_background(commands.release(pool, token, bury_ms=self.tombstone_ms(ttl)), ttl, tried)
+        tried = WakeUp()
+        self.retry_in_background(commands.release(pool, token, tombstone_ms=self.tombstone_ms(ttl)), ttl, tried)
         return tried
 
-    def retry_in_background(self, command: Command[Any], seconds: float, tried: Hint | None = None) -> None:
+    def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
         """Run a command on the background thread until the server answers, or this time is over."""
         self.jobs.put(partial(self._attempt, command, time.monotonic() + seconds, tried))
 
@@ -162,9 +162,9 @@ class LeaseKeeper:
         )
         self.retry_in_background(commands.release(pool, token, instance_id), TOMBSTONE_S)
 
-    def _attempt(self, command: Command[Any], until: float, tried: Hint | None) -> None:
+    def _attempt(self, command: Command[Any], until: float, tried: WakeUp | None) -> None:
         try:
-            self._backend.run(command, self._patience_s())
+            self._backend.run(command, self._attempt_timeout_s())
         except BackendUnavailable:
             again_at = time.monotonic() + _RETRY_S
             if again_at < until:
@@ -174,7 +174,7 @@ class LeaseKeeper:
             _log.warning("giving a lease back: %s", error)
         finally:
             if tried is not None:
-                tried.give()
+                tried.send()
 
     def _renew_due(self) -> None:
         now = time.monotonic()
@@ -200,7 +200,7 @@ class LeaseKeeper:
         self.jobs.at(soonest, self._renew_due)
 
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
-        budget_s = _PATIENCE * min(ttl for _, _, ttl in batches)
+        budget_s = _ATTEMPT_TIMEOUT_SHARE * min(ttl for _, _, ttl in batches)
         for leases, pool, ttl in batches:
             # One at a time, and each with half of what patience is left: a Cluster node that does not answer must not
             # cost the leases on the others.
@@ -221,10 +221,10 @@ class LeaseKeeper:
                     lease.valid_until = asked_at + ttl
                     lease.renew_at = asked_at + ttl / 3
 
-    def _patience_s(self) -> float:
+    def _attempt_timeout_s(self) -> float:
         """Return how long to wait for what is not a renewal, lest renewals be late."""
         shortest = min((lease.ttl for lease in self.held()), default=math.inf)
-        return min(self._backend.deadline, max(_MIN_PATIENCE_S, _PATIENCE / 2 * shortest))
+        return min(self._backend.deadline, max(_MIN_PATIENCE_S, _ATTEMPT_TIMEOUT_SHARE / 2 * shortest))
 
     def _start_over(self) -> None:
         """The server came back empty, so leases are lost. On whatever thread noticed."""
@@ -232,6 +232,6 @@ class LeaseKeeper:
             lease.lose("the server came back without its data")
 
 
-def keeper_of(backend: Backend) -> LeaseKeeper:
+def lease_keeper_of(backend: Backend) -> LeaseKeeper:
     """Return the lease keeper of this process for a backend."""
-    return backend.share("lb-keeper", lambda: LeaseKeeper(backend))
+    return backend.share("lb-lease-keeper", lambda: LeaseKeeper(backend))

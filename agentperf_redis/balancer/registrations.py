@@ -32,7 +32,7 @@ class Registered:
     Attributes:
         instance: as it should be: with the changes that this process made since.
         strategy: wanted.
-        silence_ms: after which it counts as down; 0 when no heartbeats are expected.
+        heartbeat_ttl_ms: after which it counts as down; 0 when no heartbeats are expected.
         rates: what it takes a minute.
         settings: chosen for its pool; None when the pool's own will do.
         born: when its pool was founded. Another number than the server's tells that the server lost it in between.
@@ -40,7 +40,7 @@ class Registered:
 
     instance: AgentInstance
     strategy: LoadBalancingStrategy | None
-    silence_ms: int
+    heartbeat_ttl_ms: int
     rates: Rates
     settings: PoolSettings | None
     born: int
@@ -52,7 +52,7 @@ def registration(pool: Pool, known: Registered, until_ms: int) -> Command[Taken 
         pool,
         known.instance,
         known.strategy,
-        known.silence_ms,
+        known.heartbeat_ttl_ms,
         until_ms,
         rates=known.rates,
         settings=known.settings,
@@ -73,7 +73,7 @@ class Registrations:
         self._backend = backend
         self._clock = clock
         self._jobs = jobs
-        self._patience_s = patience_s
+        self._attempt_timeout_s = patience_s
         self.registered: dict[tuple[str, str], Registered] = {}
         """By agent type and id."""
         backend.on_new_epoch(self.look_soon)
@@ -183,7 +183,7 @@ class Registrations:
             return
         for agent_type in {of for of, _ in list(self.registered)}:
             try:
-                self._backend.run(self.look(Pool.of(self._backend.namespace, agent_type)), self._patience_s())
+                self._backend.run(self.look(Pool.of(self._backend.namespace, agent_type)), self._attempt_timeout_s())
             except AgentPerfError as error:  # the next look comes soon
                 _log.debug("looking after the instances of %s: %s", agent_type, error)
         if self.registered:

@@ -6,7 +6,7 @@ from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Tier, TierStats, WithoutServer
 from agentperf_redis.cache.tiered import TieredCache
-from agentperf_redis.cache.warm_up import Warmed
+from agentperf_redis.cache.warm_up import WarmUpStatus
 
 __all__ = [
     "AsyncLRUCache",
@@ -19,7 +19,7 @@ __all__ = [
     "Tier",
     "TierStats",
     "TieredCache",
-    "Warmed",
+    "WarmUpStatus",
     "WithoutServer",
     "cached",
 ]

@@ -13,7 +13,7 @@ from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Tier, chosen_tier
-from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, each_wanted, warm_async
+from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, each_wanted, warm_async
 
 R = TypeVar("R")
 
@@ -21,11 +21,11 @@ R = TypeVar("R")
 class AsyncCache:
     """What `AsyncLRUCache` and `AsyncTieredCache` have in common."""
 
-    def __init__(self, backend: Backend, flows: CacheFlows, chores: Maintenance) -> None:
+    def __init__(self, backend: Backend, flows: CacheFlows, maintenance: Maintenance) -> None:
         self._backend = backend
         self._flows = flows
         self._local = flows.reader.local
-        self._chores = chores
+        self._maintenance = maintenance
 
     async def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
         """See `LRUCache.get`."""
@@ -70,19 +70,19 @@ class AsyncCache:
 
     async def flush(self) -> None:
         """See `LRUCache.flush`."""
-        await self._backend.arun(flush(self._flows.binding))
+        await self._backend.arun(flush(self._flows.shared))
 
     async def stats(self) -> CacheStats:
         """See `LRUCache.stats`."""
-        return await self._backend.arun(inspection.stats(self._flows.binding))
+        return await self._backend.arun(inspection.stats(self._flows.shared))
 
     async def size(self) -> int:
         """See `LRUCache.size`."""
-        return await self._backend.arun(inspection.size(self._flows.binding))
+        return await self._backend.arun(inspection.size(self._flows.shared))
 
     async def keys(self) -> list[str]:
         """See `LRUCache.keys`."""
-        return await self._backend.arun(inspection.oldest_first(self._flows.binding))
+        return await self._backend.arun(inspection.oldest_first(self._flows.shared))
 
     @overload
     async def get_or_compute(
@@ -115,7 +115,7 @@ class AsyncCache:
     ) -> Any:
         """See `LRUCache.get_or_compute`; the function may be a coroutine function."""
         asked = wanted(key, function, ttl, tags, freshness)
-        return await compute_async(self._backend, self._flows, self._chores, asked)
+        return await compute_async(self._backend, self._flows, self._maintenance, asked)
 
     async def warm_up(
         self,
@@ -125,12 +125,12 @@ class AsyncCache:
         *,
         tags: Iterable[str] = (),
         concurrency: int = DEFAULT_CONCURRENCY,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         **freshness: Unpack[FreshnessOptions],
-    ) -> Warmed:
+    ) -> WarmUpStatus:
         """See `LRUCache.warm_up`; the function may be a coroutine function, and everything runs on this loop."""
         asked = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return await warm_async(self._backend, self._flows, self._chores, *asked, progress)
+        return await warm_async(self._backend, self._flows, self._maintenance, *asked, progress)
 
 
 class AsyncLRUCache(AsyncCache):

@@ -14,12 +14,12 @@ from agentperf_redis.cache.compute import compute, wanted
 from agentperf_redis.cache.flows import CacheFlows, inspection
 from agentperf_redis.cache.flows.access_reports import flush
 from agentperf_redis.cache.flows.reads import MISSING
-from agentperf_redis.cache.flows.single_flight import LEAST_LEASE_S
+from agentperf_redis.cache.flows.single_flight import MIN_LEASE_S
 from agentperf_redis.cache.freshness import FreshnessOptions
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
-from agentperf_redis.cache.process.shared_state import Binding
-from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, each_wanted, warm
+from agentperf_redis.cache.process.shared_state import SharedState
+from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, each_wanted, warm
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 _LOCAL_SIZE = 10_000
 """Entries copied when only their bytes are limited."""
-MOST_BYTES = 10**15
+MAX_CACHE_BYTES = 10**15
 """More than any server has; sums of it stay exact in a double."""
 
 
@@ -53,34 +53,34 @@ class Cache(ABC):
         self.name = arguments.name("name", name)
         marks = "".join("1" if chosen(option) else "0" for option in given)
         self._backend = chosen_backend(backend)
-        chores = self._backend.share("cache chores", lambda: Maintenance(self._backend))
-        self._binding = self._backend.share(
+        maintenance = self._backend.share("cache maintenance", lambda: Maintenance(self._backend))
+        self._shared_state = self._backend.share(
             ("cache", self._service, name),
-            lambda: Binding(self._backend, self._service, name, settings, marks, chores.report_soon),
+            lambda: SharedState(self._backend, self._service, name, settings, marks, maintenance.report_soon),
         )
-        self._binding.adopt(self, settings, marks)
-        self._chores = chores
+        self._shared_state.adopt(self, settings, marks)
+        self._maintenance = maintenance
         local = None
         if local_size is not None or local_bytes is not None:
             if arguments.flag("strict", strict):
                 raise InvalidArgument("strict", strict, "False where local copies answer, which note nothing at once")
-            local = self._binding.use_local(
+            local = self._shared_state.use_local(
                 _LOCAL_SIZE if local_size is None else arguments.count("local_size", local_size),
-                None if local_bytes is None else arguments.count("local_bytes", local_bytes, most=MOST_BYTES),
+                None if local_bytes is None else arguments.count("local_bytes", local_bytes, maximum=MAX_CACHE_BYTES),
             )
         self._flows = CacheFlows(
-            self._binding,
+            self._shared_state,
             codec or Codec(),
             strict=arguments.flag("strict", strict),
             own_ttls_ms=_own_ttls(settings, given),
             local=local,
-            lease_ms=round(arguments.seconds("lease", lease, least=LEAST_LEASE_S) * 1000),
+            lease_ms=round(arguments.seconds("lease", lease, minimum=MIN_LEASE_S) * 1000),
             on_unavailable=arguments.choice("on_unavailable", on_unavailable, WithoutServer),
         )
         self._local = local
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self._binding.settings.shown(self._service)})"
+        return f"{type(self).__name__}({self.name!r}, {self._shared_state.settings.shown(self._service)})"
 
     def __len__(self) -> int:
         return self.size()
@@ -91,7 +91,7 @@ class Cache(ABC):
         What is expired counts until it is swept; what an invalidated tag made a miss, until it is put anew, expires, is
         evicted or swept.
         """
-        return self._backend.run(inspection.size(self._flows.binding))
+        return self._backend.run(inspection.size(self._flows.shared))
 
     def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
         """Return the value of a key, or the default: one read command in whatever tier it stands, none if copied here.
@@ -173,18 +173,18 @@ class Cache(ABC):
 
     def flush(self) -> None:
         """Report the reads that this process has served since; done by itself within 0.2 s."""
-        self._backend.run(flush(self._flows.binding))
+        self._backend.run(flush(self._flows.shared))
 
     def stats(self) -> CacheStats:
         """Return what all processes together have done with the cache, this one's latest reads included."""
-        return self._backend.run(inspection.stats(self._flows.binding))
+        return self._backend.run(inspection.stats(self._flows.shared))
 
     def keys(self) -> list[str]:
         """Return all keys that take room (see `size`), the next to leave first.
 
         Keys beyond 120 bytes appear under their hashed names.
         """
-        return self._backend.run(inspection.oldest_first(self._flows.binding))
+        return self._backend.run(inspection.oldest_first(self._flows.shared))
 
     @overload
     def get_or_compute(
@@ -232,7 +232,7 @@ class Cache(ABC):
         """
         _refuse_coroutines("get_or_compute", function)
         asked = wanted(key, function, ttl, tags, freshness)
-        return compute(self._backend, self._flows, self._chores, asked)
+        return compute(self._backend, self._flows, self._maintenance, asked)
 
     def warm_up(
         self,
@@ -242,9 +242,9 @@ class Cache(ABC):
         *,
         tags: Iterable[str] = (),
         concurrency: int = DEFAULT_CONCURRENCY,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         **freshness: Unpack[FreshnessOptions],
-    ) -> Warmed:
+    ) -> WarmUpStatus:
         """Compute the values of those keys that have none, as `get_or_compute` does, several at a time.
 
         Several processes may do so at once: no value is computed twice. What a function raises ends nothing but that
@@ -256,7 +256,7 @@ class Cache(ABC):
             ttl: life of each value, seconds; None is the cache's, `math.inf` for ever.
             tags: names by which they can be invalidated.
             concurrency: values computed at a time.
-            progress: called after each value with a `Warmed`, one call at a time, on the thread that computed.
+            progress: called after each value with a `WarmUpStatus`, one call at a time, on the thread that computed.
             freshness: when they are computed anew; see `FreshnessOptions`.
 
         Raises:
@@ -264,7 +264,7 @@ class Cache(ABC):
         """
         _refuse_coroutines("warm_up", function)
         asked = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return warm(self._backend, self._flows, self._chores, *asked, progress)
+        return warm(self._backend, self._flows, self._maintenance, *asked, progress)
 
     @property
     def hits(self) -> int:

@@ -17,7 +17,7 @@ from agentperf_redis.cache.flows.single_flight import SingleFlight
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import ttl_ms
-from agentperf_redis.cache.process.compute_lease import Answer, Served, Turn
+from agentperf_redis.cache.process.compute_lease import Answer, ComputeLease, Served
 from agentperf_redis.cache.process.flights import Crashed, enter, leave
 from agentperf_redis.cache.process.refresher import Refresher
 from agentperf_redis.command import Call, Flow, Shielded
@@ -48,30 +48,32 @@ class Wanted(Generic[R_co]):
     unstorable: Callable[[], None] | None = None
 
 
-def compute(backend: Backend, flows: CacheFlows, chores: Maintenance, wanted: Wanted[R], *, look: bool = True) -> R:
+def compute(
+    backend: Backend, flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[R], *, look: bool = True
+) -> R:
     """Return a value, computing it if it is this caller's turn.
 
     Args:
         backend: where flows run.
         flows: of the cache.
-        chores: renews the lease meanwhile.
+        maintenance: renews the lease meanwhile.
         wanted: the value.
         look: False computes although there is a value.
     """
     copy = copied(flows, wanted) if look else None  # outside of the flow, which takes longer than this
     if copy is not None and not copy.stale:
         return cast("R", copy.value)
-    return accepted(wanted, backend.run(computing(flows, chores, wanted, copy, look=look, blocking=True)))
+    return accepted(wanted, backend.run(computing(flows, maintenance, wanted, copy, look=look, blocking=True)))
 
 
 async def compute_async(
-    backend: Backend, flows: CacheFlows, chores: Maintenance, wanted: Wanted[R], *, look: bool = True
+    backend: Backend, flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[R], *, look: bool = True
 ) -> R:
     """Do as `compute`; what the function returns is awaited if need be."""
     copy = copied(flows, wanted) if look else None
     if copy is not None and not copy.stale:
         return cast("R", copy.value)
-    return accepted(wanted, await backend.arun(computing(flows, chores, wanted, copy, look=look, blocking=False)))
+    return accepted(wanted, await backend.arun(computing(flows, maintenance, wanted, copy, look=look, blocking=False)))
 
 
 def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
@@ -84,7 +86,7 @@ def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
 
 
 def computing(
-    flows: CacheFlows, chores: Maintenance, wanted: Wanted[Any], copy: Served | None, *, look: bool, blocking: bool
+    flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], copy: Served | None, *, look: bool, blocking: bool
 ) -> Flow[Served | Crashed]:
     """Return a value, or what its function raised; computes it if it is this caller's turn.
 
@@ -92,7 +94,7 @@ def computing(
 
     Args:
         flows: of the cache.
-        chores: renews the lease meanwhile.
+        maintenance: renews the lease meanwhile.
         wanted: the value.
         copy: what `copied` has returned.
         look: False computes although there is a value.
@@ -101,33 +103,36 @@ def computing(
     flight = flows.single_flight
     answer: Answer | Crashed | None = copy
     if answer is None:
-        answer = yield from flight.answer_or_turn(wanted.key, wanted.freshness, look=look, blocking=blocking)
-    if isinstance(answer, Turn):
-        return (yield from _carry_out(flight, chores, wanted, answer, blocking=blocking))
+        answer = yield from flight.value_or_lease(wanted.key, wanted.freshness, look=look, blocking=blocking)
+    if isinstance(answer, ComputeLease):
+        return (yield from _carry_out(flight, maintenance, wanted, answer, blocking=blocking))
     if isinstance(answer, Served) and answer.stale:
         _refresh_behind(
-            flows, wanted, refreshing(flows, chores, wanted, answer.stale, blocking=blocking), blocking=blocking
+            flows, wanted, refreshing(flows, maintenance, wanted, answer.stale, blocking=blocking), blocking=blocking
         )
     return answer
 
 
 def refreshing(
-    flows: CacheFlows, chores: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool
+    flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool
 ) -> Flow[None]:
     """Compute a value anew, if that falls to this process. Readers are served the old one and hear of no errors."""
     try:
-        turn = yield from flows.single_flight.turn_to_refresh(wanted.key, stale, wanted.freshness)
-        if turn is not None:
-            accepted(wanted, (yield from _carry_out(flows.single_flight, chores, wanted, turn, blocking=blocking)))
+        compute_lease = yield from flows.single_flight.refresh_lease(wanted.key, stale, wanted.freshness)
+        if compute_lease is not None:
+            accepted(
+                wanted,
+                (yield from _carry_out(flows.single_flight, maintenance, wanted, compute_lease, blocking=blocking)),
+            )
     except Exception as error:  # noqa: BLE001  whatever the user's function raises
-        flows.binding.complain(
+        flows.shared.complain(
             "cache %s: %s could not be computed anew, the value it had is served: %s: %s",
-            *(flows.binding.name, shown(wanted.key), type(error).__name__, error),
+            *(flows.shared.name, shown(wanted.key), type(error).__name__, error),
         )
 
 
 def _carry_out(
-    flight: SingleFlight, chores: Maintenance, wanted: Wanted[Any], turn: Turn, *, blocking: bool
+    flight: SingleFlight, maintenance: Maintenance, wanted: Wanted[Any], compute_lease: ComputeLease, *, blocking: bool
 ) -> Flow[Served | Crashed]:
     """Call the function, tell all who wait and the server what it brought, and return it.
 
@@ -136,32 +141,32 @@ def _carry_out(
     """
     begun = time.perf_counter()
     try:
-        chores.keep(turn)
-        around = enter(turn.flight)
+        maintenance.keep(compute_lease)
+        around = enter(compute_lease.flight)
         try:
             value = yield Call(wanted.function)
         finally:
             leave(around)
     except Exception as error:  # noqa: BLE001  it is the caller's
-        chores.drop(turn)
-        yield from Shielded(_end(flight, chores, turn, flight.crash(turn, error)))
+        maintenance.drop(compute_lease)
+        yield from Shielded(_end(flight, maintenance, compute_lease, flight.crash(compute_lease, error)))
         return Crashed(error)
     except BaseException as error:
-        chores.drop(turn)
-        rest = flight.give_up(turn)
+        maintenance.drop(compute_lease)
+        rest = flight.give_up(compute_lease)
         if not isinstance(error, GeneratorExit):
-            yield from Shielded(_end(flight, chores, turn, rest))
+            yield from Shielded(_end(flight, maintenance, compute_lease, rest))
         raise
     try:
         took_s = time.perf_counter() - begun
-        storable, rest = flight.land(turn, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
+        storable, rest = flight.land(compute_lease, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
     except BaseException as error:
-        chores.drop(turn)
-        flight.let_go(turn)
+        maintenance.drop(compute_lease)
+        flight.let_go(compute_lease)
         if isinstance(error, Exception):
             return Crashed(error)
         raise
-    yield from Shielded(_end(flight, chores, turn, rest))
+    yield from Shielded(_end(flight, maintenance, compute_lease, rest))
     if blocking and not storable and inspect.iscoroutine(value) and wanted.unstorable is None:
         value.close()
         allowed = "a blocking function; what returns a coroutine is awaited by the same method under .aio"
@@ -169,19 +174,19 @@ def _carry_out(
     return Served(value, storable=storable)
 
 
-def _end(flight: SingleFlight, chores: Maintenance, turn: Turn, rest: Flow[None]) -> Flow[None]:
+def _end(flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeLease, rest: Flow[None]) -> Flow[None]:
     """Tell the server how a turn ended, and renew its lease no more, whatever comes of that.
 
     If the server cannot be told, the lease ends by itself: the caller has his result.
     """
     try:
-        if turn.token:
+        if compute_lease.token:
             yield from rest
     except AgentPerfError as error:
-        flight.binding.complain("cache %s: could not finish: %s", flight.binding.name, error)
+        flight.shared.complain("cache %s: could not finish: %s", flight.shared.name, error)
     finally:
-        chores.drop(turn)
-        flight.let_go(turn)
+        maintenance.drop(compute_lease)
+        flight.let_go(compute_lease)
 
 
 def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
@@ -194,7 +199,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
         return None
     value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
     if copy.fresh_until_ms or wanted.freshness.early:
-        age = wanted.freshness.age(copy, flows.binding.server_ms())
+        age = wanted.freshness.age(copy, flows.shared.server_ms())
         if age is Age.OLD:  # of the failures that make it useless only the server knows
             local.take_back(copy)
             return None
@@ -205,7 +210,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
 
 def _refresh_behind(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:
     """Have a flow run by a thread or a task of its own, unless that key is being refreshed already."""
-    backend, subject = flows.binding.backend, (flows.binding.keys.tag, wanted.key)
+    backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
     refresher = backend.share("cache refreshes", lambda: Refresher(backend))
     if blocking:
         refresher.submit(subject, lambda: backend.run(flow))

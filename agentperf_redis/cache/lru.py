@@ -8,7 +8,7 @@ from typing import Any
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.async_client import AsyncLRUCache
-from agentperf_redis.cache.client import MOST_BYTES
+from agentperf_redis.cache.client import MAX_CACHE_BYTES
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, WithoutServer, default_ttl_ms
@@ -73,7 +73,7 @@ class LRUCache(DecoratingCache):
         settings = Settings(
             Policy.LRU if policy is None else arguments.choice("policy", policy, Policy),
             (0, 0, self.max_size),
-            0 if max_bytes is None else arguments.count("max_bytes", max_bytes, most=MOST_BYTES),
+            0 if max_bytes is None else arguments.count("max_bytes", max_bytes, maximum=MAX_CACHE_BYTES),
             (0, 0, default_ttl_ms("default_ttl", default_ttl)),
         )
         super().__init__(
@@ -84,7 +84,7 @@ class LRUCache(DecoratingCache):
             lease=lease,
             on_unavailable=on_unavailable,
         )
-        self._aio = AsyncLRUCache(self._backend, self._flows, self._chores)
+        self._aio = AsyncLRUCache(self._backend, self._flows, self._maintenance)
 
     @property
     def aio(self) -> AsyncLRUCache:

@@ -10,8 +10,8 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.flows.access_reports import flush
-from agentperf_redis.cache.process.compute_lease import Turn
-from agentperf_redis.cache.process.shared_state import Binding, log
+from agentperf_redis.cache.process.compute_lease import ComputeLease
+from agentperf_redis.cache.process.shared_state import SharedState, log
 from agentperf_redis.command import Batch
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
@@ -40,33 +40,33 @@ class Maintenance:
         """In a forked child: begin with nothing, since the parent renews and reports its own."""
         # Reentrant: a signal handler, or `__del__`, may use a cache while this very thread holds it.
         self._lock = threading.RLock()
-        self._turns: dict[Turn, float] = {}
-        self._reports: dict[Binding, float] = {}
+        self._compute_leases: dict[ComputeLease, float] = {}
+        self._reports: dict[SharedState, float] = {}
         self._closed = False
         self._failing = False
 
-    def report_soon(self, binding: Binding) -> None:
+    def report_soon(self, shared: SharedState) -> None:
         """Send what a cache has to report, a little later."""
         due = time.monotonic() + REPORT_AFTER_S
         with self._lock:
-            self._reports.setdefault(binding, due)
+            self._reports.setdefault(shared, due)
         self._schedule(due)
 
-    def keep(self, turn: Turn) -> None:
+    def keep(self, compute_lease: ComputeLease) -> None:
         """Renew a lease until `drop`."""
-        if not turn.token:
+        if not compute_lease.token:
             return
-        due = time.monotonic() + turn.renew_every_s
+        due = time.monotonic() + compute_lease.renew_every_s
         with self._lock:
-            self._turns[turn] = due
+            self._compute_leases[compute_lease] = due
         self._schedule(due)
 
-    def drop(self, turn: Turn) -> None:
+    def drop(self, compute_lease: ComputeLease) -> None:
         """Stop renewing a lease."""
-        if not turn.token:
+        if not compute_lease.token:
             return
         with self._lock:
-            self._turns.pop(turn, None)
+            self._compute_leases.pop(compute_lease, None)
 
     def _schedule(self, due: float) -> None:
         if not self._closed:
@@ -76,30 +76,30 @@ class Maintenance:
         """On the background thread: renew and report what is due, and come back for the rest."""
         now = time.monotonic()
         with self._lock:
-            turns = [turn for turn, at in list(self._turns.items()) if at <= now]
-            for turn in turns:
-                self._turns[turn] = now + turn.renew_every_s
-            reports = [binding for binding, at in list(self._reports.items()) if at <= now]
-            for binding in reports:
-                del self._reports[binding]
-        if turns or reports:
-            self._send(turns, reports)
+            compute_leases = [compute_lease for compute_lease, at in list(self._compute_leases.items()) if at <= now]
+            for compute_lease in compute_leases:
+                self._compute_leases[compute_lease] = now + compute_lease.renew_every_s
+            reports = [shared for shared, at in list(self._reports.items()) if at <= now]
+            for shared in reports:
+                del self._reports[shared]
+        if compute_leases or reports:
+            self._send(compute_leases, reports)
         with self._lock:
-            due = min((*self._turns.values(), *self._reports.values()), default=math.inf)
+            due = min((*self._compute_leases.values(), *self._reports.values()), default=math.inf)
         self._schedule(due)
 
-    def _send(self, turns: list[Turn], reports: list[Binding]) -> None:
+    def _send(self, compute_leases: list[ComputeLease], reports: list[SharedState]) -> None:
         try:
-            self._renew(turns)
-            for binding in reports:
-                self._backend.run(flush(binding))
+            self._renew(compute_leases)
+            for shared in reports:
+                self._backend.run(flush(shared))
         except AgentPerfError as error:
             if not self._failing:
                 log.warning("caches: reads cannot be reported, leases not renewed: %s", error)
             self._failing = True
             with self._lock:
-                for binding in reports:
-                    self._reports.setdefault(binding, time.monotonic() + _AFTER_FAILURE_S)
+                for shared in reports:
+                    self._reports.setdefault(shared, time.monotonic() + _AFTER_FAILURE_S)
         except Exception:  # noqa: BLE001  the thread serves all caches: one fault must not end it
             log.exception("caches: a report or a renewal failed")
         else:
@@ -107,15 +107,20 @@ class Maintenance:
                 log.warning("caches: reads are reported again")
             self._failing = False
 
-    def _renew(self, turns: list[Turn]) -> None:
-        if not turns:
+    def _renew(self, compute_leases: list[ComputeLease]) -> None:
+        if not compute_leases:
             return
         renewals = Batch(
-            tuple(commands.renew(turn.binding.keys, turn.name, turn.token, turn.lease_ms) for turn in turns)
+            tuple(
+                commands.renew(
+                    compute_lease.shared.keys, compute_lease.name, compute_lease.token, compute_lease.lease_ms
+                )
+                for compute_lease in compute_leases
+            )
         )
-        for turn, held in zip(turns, self._backend.run(renewals.settled()), strict=True):
+        for compute_lease, held in zip(compute_leases, self._backend.run(renewals.settled()), strict=True):
             if held is False:  # given up, or taken over: what is computed will be refused, and nothing is left to renew
-                self.drop(turn)
+                self.drop(compute_lease)
 
     def _finish(self) -> None:
         """Before the connections go: send what waits, end the thread."""
@@ -123,13 +128,13 @@ class Maintenance:
         with self._lock:
             self._closed = True
             reports, self._reports = list(self._reports), {}
-            self._turns.clear()
+            self._compute_leases.clear()
         self._jobs.close(_CLOSE_S / 2)
-        for done, binding in enumerate(reports):
+        for done, shared in enumerate(reports):
             try:
-                self._backend.run(flush(binding), max(0.05, end - time.monotonic()))
+                self._backend.run(flush(shared), max(0.05, end - time.monotonic()))
             except BackendUnavailable as error:  # the others would wait for the same
                 log.warning("%d caches: the last reads could not be reported: %s", len(reports) - done, error)
                 return
             except AgentPerfError as error:
-                log.warning("cache %s: the last reads could not be reported: %s", binding.name, error)
+                log.warning("cache %s: the last reads could not be reported: %s", shared.name, error)

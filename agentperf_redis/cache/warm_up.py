@@ -22,11 +22,11 @@ from agentperf_redis.command import Flow, Together
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
 DEFAULT_CONCURRENCY = 8
-MOST_CONCURRENCY = 256
+MAX_CONCURRENCY = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Warmed:
+class WarmUpStatus:
     """How far a warm-up has come.
 
     Attributes:
@@ -42,13 +42,13 @@ class Warmed:
     errors: Mapping[str, Exception] = field(default_factory=dict)
 
 
-Progress: TypeAlias = Callable[[Warmed], object]
+OnProgress: TypeAlias = Callable[[WarmUpStatus], object]
 
 
 class _Count:
     """What is done so far. Hands out what is next, and tells the user, one at a time."""
 
-    def __init__(self, wanted: Iterator[Wanted[Any]], total: int | None, progress: Progress | None) -> None:
+    def __init__(self, wanted: Iterator[Wanted[Any]], total: int | None, progress: OnProgress | None) -> None:
         self._wanted = wanted
         self._total = total
         self._progress = progress
@@ -88,31 +88,31 @@ class _Count:
         with self._lock:
             self.fatal = self.fatal or error
 
-    def result(self) -> Warmed:
+    def result(self) -> WarmUpStatus:
         """Return what was done, or raise what ended it before its time."""
         if self.fatal is not None:
             raise self.fatal
         return self.report()
 
-    def report(self) -> Warmed:
-        return Warmed(self._done, self._total, self._computed, dict(self._errors))
+    def report(self) -> WarmUpStatus:
+        return WarmUpStatus(self._done, self._total, self._computed, dict(self._errors))
 
 
 def warm(
     backend: Backend,
     flows: CacheFlows,
-    chores: Maintenance,
+    maintenance: Maintenance,
     wanted: Iterator[Wanted[Any]],
     total: int | None,
     concurrency: int,
-    progress: Progress | None,
-) -> Warmed:
+    progress: OnProgress | None,
+) -> WarmUpStatus:
     """Compute what is missing, on so many threads.
 
     Args:
         backend: where flows run.
         flows: of the cache.
-        chores: renews leases meanwhile.
+        maintenance: renews leases meanwhile.
         wanted: what to have; taken from only as it is needed.
         total: how much that is, if known.
         concurrency: values at a time; checked.
@@ -123,30 +123,32 @@ def warm(
         Exception: taking the next one, or telling of progress, has failed.
     """
     count = _Count(wanted, total, progress)
-    backend.run(warming(count, flows, chores, concurrency, blocking=True))
+    backend.run(warming(count, flows, maintenance, concurrency, blocking=True))
     return count.result()
 
 
 async def warm_async(
     backend: Backend,
     flows: CacheFlows,
-    chores: Maintenance,
+    maintenance: Maintenance,
     wanted: Iterator[Wanted[Any]],
     total: int | None,
     concurrency: int,
-    progress: Progress | None,
-) -> Warmed:
+    progress: OnProgress | None,
+) -> WarmUpStatus:
     """Do as `warm`, in so many tasks."""
     count = _Count(wanted, total, progress)
-    await backend.arun(warming(count, flows, chores, concurrency, blocking=False))
+    await backend.arun(warming(count, flows, maintenance, concurrency, blocking=False))
     return count.result()
 
 
-def warming(count: _Count, flows: CacheFlows, chores: Maintenance, concurrency: int, *, blocking: bool) -> Flow[None]:
+def warming(
+    count: _Count, flows: CacheFlows, maintenance: Maintenance, concurrency: int, *, blocking: bool
+) -> Flow[None]:
     """Compute what is missing, so many values at a time. What ended it before its time is kept in the count."""
     raising = flows.raising()
     try:
-        work = tuple(_working(count, raising, chores, blocking=blocking) for _ in range(concurrency))
+        work = tuple(_working(count, raising, maintenance, blocking=blocking) for _ in range(concurrency))
         yield from Together(work, "agentperf-warm")
     except BaseException as error:  # Ctrl-C included: what runs comes to its end behind, and nothing new begins
         count.stop(error)
@@ -154,14 +156,14 @@ def warming(count: _Count, flows: CacheFlows, chores: Maintenance, concurrency: 
             raise
 
 
-def _working(count: _Count, flows: CacheFlows, chores: Maintenance, *, blocking: bool) -> Flow[None]:
+def _working(count: _Count, flows: CacheFlows, maintenance: Maintenance, *, blocking: bool) -> Flow[None]:
     """Compute one value after the other, as long as there are any."""
     try:
         while (step := count.next()) is not None:
             each, computed = step
             try:
                 copy = copied(flows, each)
-                accepted(each, (yield from computing(flows, chores, each, copy, look=True, blocking=blocking)))
+                accepted(each, (yield from computing(flows, maintenance, each, copy, look=True, blocking=blocking)))
             except BackendUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001  whatever the user's function raises
@@ -179,7 +181,7 @@ def each_wanted(
     ttl: float | None,
     tags: Iterable[str],
     concurrency: int,
-    progress: Progress | None,
+    progress: OnProgress | None,
     freshness: FreshnessOptions,
 ) -> tuple[Iterator[Wanted[Any]], int | None, int]:
     """Check what `warm_up` was given; return what is wanted, how much that is, and how many at a time."""
@@ -198,7 +200,7 @@ def checked(items: object, concurrency: object, progress: object) -> tuple[Itera
     if progress is not None and not callable(progress):
         raise InvalidArgument("progress", progress, "a function that takes a Warmed, or None")
     total = len(items) if isinstance(items, Sized) else None
-    return items, total, arguments.count("concurrency", concurrency, most=MOST_CONCURRENCY)
+    return items, total, arguments.count("concurrency", concurrency, maximum=MAX_CONCURRENCY)
 
 
 def _checked_key(key: object) -> str:

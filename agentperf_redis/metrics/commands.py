@@ -11,31 +11,31 @@ from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.accumulator import (
     CANCELLED,
+    MAX_RAW,
+    MAX_SLOW,
     OK,
-    RAW_MOST,
-    SLOW_MOST,
     Samples,
     Series,
     columns,
     slowest_of,
 )
-from agentperf_redis.metrics.buffer import WRITER_KEEP_S, Parcel
-from agentperf_redis.metrics.counters import Tally
+from agentperf_redis.metrics.buffer import WRITER_KEEP_S, FlushBatch
+from agentperf_redis.metrics.counters import Counters
 from agentperf_redis.metrics.histogram import ZERO, micros
 from agentperf_redis.metrics.model import Execution
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.windows import local_moment
+from agentperf_redis.metrics.windows import local_timestamp
 from agentperf_redis.script import Script
 
 FLUSH = Script("metrics/flush")
 READ = Script("metrics/read")
 FORGET = Script("metrics/forget")
 
-AGENTS_MOST = 160
+MAX_AGENTS = 160
 """Limit for the agents of one shard: 2000 in all, with a margin for an uneven spread over 16 shards (mean 125,
 deviation 11)."""
-PARTS_MOST = 200
-ERRORS_MOST = 64
+MAX_PARTS = 200
+MAX_ERRORS = 64
 
 COUNTED, REPEATED = 1, 0
 
@@ -56,45 +56,51 @@ class Flushed:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReadReply:
     """Counters of some series of a shard, by their encoded name.
 
     Attributes:
         now_ms: the server's time.
-        tallies: counters by the series' encoded name.
+        counter_sets: counters by the series' encoded name.
     """
 
     now_ms: int
-    tallies: dict[str, Tally]
+    counter_sets: dict[str, Counters]
 
 
 def flush(
-    namespace: str, parcel: Parcel, *, now: float, retention: Retention, firm: bool = False, server_ms: int = -1
+    namespace: str, batch: FlushBatch, *, now: float, retention: Retention, firm: bool = False, server_ms: int = -1
 ) -> Command[Flushed]:
     """Count a batch.
 
     Args:
         namespace: of the installation.
-        parcel: the batch.
+        batch: the batch.
         now: reading of the buffer's clock, from which the ages of its samples count.
         retention: how long slices and samples are kept.
         firm: whether the user chose the retention; else it is the default for a namespace that has none yet.
         server_ms: the server's time at `now`, ms since 1970; -1 if it is not known.
     """
     series: dict[Series, int] = {}
-    cells: list[Arg] = []
-    for packed in parcel.cells:
-        cell = packed.cell
+    accumulators: list[Arg] = []
+    for packed in batch.accumulators:
+        accumulator = packed.accumulator
         place = series.setdefault(packed.series, len(series) + 1)
-        fields = dict(cell.counts)
-        if cell.min_us is not None:
-            fields["min_us"] = cell.min_us
-            fields["max_us"] = cell.max_us
-        cells += (place, _ms(now - cell.oldest), _ms(now - cell.newest), packed.width_s * 1000, len(fields))
+        fields = dict(accumulator.counts)
+        if accumulator.min_us is not None:
+            fields["min_us"] = accumulator.min_us
+            fields["max_us"] = accumulator.max_us
+        accumulators += (
+            place,
+            _ms(now - accumulator.oldest),
+            _ms(now - accumulator.newest),
+            packed.width_s * 1000,
+            len(fields),
+        )
         for name, value in fields.items():
-            cells += (name, value)
-        cells += _samples(cell.raw, now)
-    shard = parcel.shard
+            accumulators += (name, value)
+        accumulators += _samples(accumulator.raw, now)
+    shard = batch.shard
     names = [each.name for each in series]
     agents = keys.metrics_agents(namespace, shard)
     keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = retention.slices_ms
@@ -103,30 +109,30 @@ def flush(
         (
             agents,
             keys.metrics_settings(namespace, shard),
-            keys.metrics_writer(namespace, shard, parcel.writer),
+            keys.metrics_writer(namespace, shard, batch.writer),
             *(keys.metrics_total(namespace, shard, name) for name in names),
             *(keys.metrics_recent(namespace, shard, name) for name in names),
             *(keys.metrics_slow(namespace, shard, name) for name in names),
         ),
         {
-            "seq": parcel.seq,
+            "seq": batch.seq,
             "writer_keep_ms": _ms(WRITER_KEEP_S),
             "firm": 1 if firm else 0,
             "keep_10s_ms": keep_10s_ms,
             "keep_1m_ms": keep_1m_ms,
             "keep_1h_ms": keep_1h_ms,
             "keep_1d_ms": keep_1d_ms,
-            "max_recent": min(RAW_MOST, retention.recent_count),
+            "max_recent": min(MAX_RAW, retention.recent_count),
             "recent_keep_ms": _ms(retention.recent),
-            "max_slow": SLOW_MOST,
+            "max_slow": MAX_SLOW,
             "slow_keep_ms": _ms(retention.slow),
-            "max_agents": AGENTS_MOST,
-            "max_parts": PARTS_MOST,
-            "max_errors": ERRORS_MOST,
-            "sample_tag": f"{parcel.writer}-{parcel.seq}",
+            "max_agents": MAX_AGENTS,
+            "max_parts": MAX_PARTS,
+            "max_errors": MAX_ERRORS,
+            "sample_tag": f"{batch.writer}-{batch.seq}",
             "sent_ms": server_ms,
             "names...": tuple(names),
-            "cells...": tuple(cells),
+            "cells...": tuple(accumulators),
         },
         lambda reply: _flushed(agents, reply),
     )
@@ -151,8 +157,8 @@ def read(
     *,
     window_ms: int,
     as_of_ms: int,
-    exact_most: int,
-) -> Command[Answer]:
+    max_exact: int,
+) -> Command[ReadReply]:
     """Read some series of a shard.
 
     Args:
@@ -161,14 +167,14 @@ def read(
         names: of the series, encoded.
         window_ms: length of the window, ms; 0 for all time.
         as_of_ms: its end, ms since 1970; -1 for now.
-        exact_most: read all durations of a series if there are no more than this; -1 reads plain counters only.
+        max_exact: read all durations of a series if there are no more than this; -1 reads plain counters only.
     """
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
         READ,
         (agents_key, keys.metrics_settings(namespace, shard)),
-        {"window_ms": window_ms, "as_of_ms": as_of_ms, "max_exact": exact_most, "names...": tuple(names)},
-        lambda reply: _answer(agents_key, reply, plain=exact_most < 0),
+        {"window_ms": window_ms, "as_of_ms": as_of_ms, "max_exact": max_exact, "names...": tuple(names)},
+        lambda reply: _answer(agents_key, reply, plain=max_exact < 0),
     )
 
 
@@ -220,7 +226,7 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
             kind, _, error = outcome.partition(":")
             found.append(
                 Execution(
-                    ended=local_moment(int(end_ms)),
+                    ended=local_timestamp(int(end_ms)),
                     seconds=int(duration.removesuffix("us")) / 1e6,
                     success=kind == OK,
                     cancelled=kind == CANCELLED,
@@ -238,7 +244,7 @@ def _samples(raw: Samples, now: float) -> tuple[str, str]:
         f"{int((now - when) * 1000)} {micros(seconds)}us|{_shown_outcome(outcome)}"
         for when, seconds, outcome in columns(raw)
     ]
-    if len(texts) <= SLOW_MOST:
+    if len(texts) <= MAX_SLOW:
         return " ".join(texts), ""
     slowest = set(slowest_of(raw))
     return (
@@ -275,37 +281,37 @@ def _names(key: str, reply: Reply) -> list[str]:
         raise CorruptState(key, f"an unexpected reply {reply!r}") from None
 
 
-def _answer(key: str, reply: Reply, *, plain: bool) -> Answer:
+def _answer(key: str, reply: Reply, *, plain: bool) -> ReadReply:
     try:
         status, now_ms, from_ms, to_ms = map(int, reply[:4])
         if status != COUNTED:
             raise ValueError(status)
-        return Answer(now_ms, (_plain_tallies if plain else _tallies)(reply, (from_ms, to_ms)))
+        return ReadReply(now_ms, (_read_plain_counters if plain else _read_counters)(reply, (from_ms, to_ms)))
     except (AttributeError, IndexError, TypeError, ValueError):
         raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
 
 
-def _tallies(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Tally]:
-    tallies = {}
+def _read_counters(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Counters]:
+    counter_sets = {}
     at = 4
     while at < len(reply):
         first, end = at + 2, at + 2 + 2 * reply[at + 1]
         fields = zip(reply[first:end:2], reply[first + 1 : end : 2], strict=True)
-        tallies[reply[at].decode()] = _tally(fields, reply[end], interval_ms)
+        counter_sets[reply[at].decode()] = _counters(fields, reply[end], interval_ms)
         at = end + 1
-    return tallies
+    return counter_sets
 
 
-def _plain_tallies(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Tally]:
-    tallies = {}
+def _read_plain_counters(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Counters]:
+    counter_sets = {}
     for at in range(4, len(reply), 1 + len(_PLAIN)):
         counts = dict(zip(_PLAIN, reply[at + 1 : at + 1 + len(_PLAIN)], strict=True))
         counts["cancelled"] = counts["n"] - counts["ok"] - counts["err"]
         for name in _EXTREMES:
             if counts[name] < 0:
                 del counts[name]
-        tallies[reply[at].decode()] = Tally(counts, {}, {}, {}, (), _covered(counts, interval_ms))
-    return tallies
+        counter_sets[reply[at].decode()] = Counters(counts, {}, {}, {}, (), _covered(counts, interval_ms))
+    return counter_sets
 
 
 _EXTREMES = ("min_us", "max_us", "last_ms", "first_ms")
@@ -319,7 +325,7 @@ def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[i
     return interval_ms if start else (counts.get("first_ms", end), end)
 
 
-def _tally(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: tuple[int, int]) -> Tally:
+def _counters(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: tuple[int, int]) -> Counters:
     counts: dict[str, int] = {}
     errors: dict[str, int] = {}
     buckets: dict[int, int] = {}
@@ -336,7 +342,7 @@ def _tally(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: t
             model, _, measure = name.rpartition(":")
             models.setdefault(keys.decoded(model), {})[measure] = value
     durations_us = tuple(map(int, durations.split()))
-    return Tally(counts, errors, buckets, models, durations_us, _covered(counts, interval_ms))
+    return Counters(counts, errors, buckets, models, durations_us, _covered(counts, interval_ms))
 
 
 _COUNT, _ERROR, _BUCKET, _MODEL = range(4)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
-from agentperf_redis.command import Batch, Flow, Hint, Wait
+from agentperf_redis.command import Batch, Flow, Wait, WakeUp
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.metrics import commands
-from agentperf_redis.metrics.buffer import Buffer, Parcel
+from agentperf_redis.metrics.buffer import Buffer, FlushBatch
 from agentperf_redis.metrics.commands import Flushed
 from agentperf_redis.metrics.llm_usage import UnreadUsage
 from agentperf_redis.metrics.model import Delivery
@@ -29,7 +29,7 @@ _log = logging.getLogger("agentperf_redis")
 
 FLUSH_EVERY_S = 1.0
 """By default, and after a flush that failed: what waits is tried again soon, however rarely it is flushed otherwise."""
-FLUSH_EVERY_MOST_S = 60.0
+MAX_FLUSH_EVERY_S = 60.0
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
 """How long the last flush may go on without anything being counted; and where the one before it failed."""
 _LAST_COMMAND_SHARE = 0.8
@@ -42,11 +42,11 @@ _PROMPT_S = 0.5
 class _Request:
     """Somebody waits for a flush that begins after this."""
 
-    hint: Hint = field(default_factory=Hint)
+    wake_up: WakeUp = field(default_factory=WakeUp)
     error: AgentPerfError | None = None
 
 
-class Recorder:
+class Flusher:
     """The buffer of a process and namespace, and the thread that empties it.
 
     Args:
@@ -160,11 +160,11 @@ class Recorder:
 
     def _flush(self, asked: list[_Request]) -> None:
         last = self._closed
-        error = self._deliver(_LAST_COMMAND_SHARE * self._patience() if last else None)
+        error = self._deliver(_LAST_COMMAND_SHARE * self._attempt_timeout() if last else None)
         self._tried_last |= last
         for request in asked:
             request.error = error
-            request.hint.give()
+            request.wake_up.send()
 
     def _deliver(self, deadline: float | None = None) -> AgentPerfError | None:
         try:
@@ -175,7 +175,7 @@ class Recorder:
             _log.exception("flushing metrics failed")
             error = AgentPerfError(f"flushing metrics failed: {met!r}")
         if error is not None:
-            self.buffer.coarsen(self.retention.lives)
+            self.buffer.downsample(self.retention.ttls)
             if self._last_error is None:
                 _log.warning("metrics are held back: %s", error)
         elif self._last_error is not None:
@@ -191,54 +191,54 @@ class Recorder:
         """
         buffer = self.buffer
         buffer.announce_next()
-        buffer.fold()
+        buffer.aggregate()
         if buffer.empty:
             return None
         yield from self.backend.enter("metrics", "all")
         first: AgentPerfError | None = None
         failed: set[int] = set()
-        while parcels := [parcel for parcel in buffer.parcels() if parcel.shard not in failed]:
+        while batches := [batch for batch in buffer.batches() if batch.shard not in failed]:
             sent = time.monotonic()
             flushes = tuple(
                 commands.flush(
                     self.backend.namespace,
-                    parcel,
+                    batch,
                     now=sent,
                     retention=self.retention,
                     firm=self._firm,
                     server_ms=buffer.server_ms(sent),
                 )
-                for parcel in parcels
+                for batch in batches
             )
             try:
                 results = yield from Batch(flushes).settled()
             except BaseException:
-                for parcel in parcels:
-                    buffer.unanswered(parcel, sent)
+                for batch in batches:
+                    buffer.unanswered(batch, sent)
                 raise
             answered = time.monotonic()
-            for parcel, result in zip(parcels, results, strict=True):
+            for batch, result in zip(batches, results, strict=True):
                 if isinstance(result, AgentPerfError):
                     first = first or result
-                    if not self._lightened(parcel, result, sent):
-                        failed.add(parcel.shard)
+                    if not self._lightened(batch, result, sent):
+                        failed.add(batch.shard)
                 else:
-                    self._settle(parcel, result, sent, answered)
+                    self._settle(batch, result, sent, answered)
         return first
 
-    def _settle(self, parcel: Parcel, flushed: Flushed, sent: float, answered: float) -> None:
-        self.buffer.settled(parcel, flushed.other, flushed.outdated)
+    def _settle(self, batch: FlushBatch, flushed: Flushed, sent: float, answered: float) -> None:
+        self.buffer.settled(batch, flushed.other, flushed.outdated)
         self._settled += 1
         if answered - sent < _PROMPT_S:  # an answer that was long on its way does not tell when the server gave it
             self.buffer.synchronise(flushed.now, (sent + answered) / 2)
 
-    def _lightened(self, parcel: Parcel, error: AgentPerfError, sent: float) -> bool:
+    def _lightened(self, batch: FlushBatch, error: AgentPerfError, sent: float) -> bool:
         """Whether the rest of a refused parcel can be tried at once."""
         if isinstance(error, BackendUnavailable) and error.outcome == "unknown":
-            self.buffer.unanswered(parcel, sent)
+            self.buffer.unanswered(batch, sent)
         if not isinstance(error, CorruptState):
             return False
-        lost = self.buffer.refused(parcel, error.key.partition("}:")[2])
+        lost = self.buffer.refused(batch, error.key.partition("}:")[2])
         if lost:
             _log.error("%d executions were not counted: %s", lost, error)
         return lost > 0
@@ -260,7 +260,7 @@ class Recorder:
             self._requests.put(request)
         if self._closed or not self._jobs.put(self._flush_asked):
             return True, (yield from self.delivery())
-        ended = yield from Wait(request.hint, _AS_LONG_AS_IT_TAKES_S if timeout is None else timeout)
+        ended = yield from Wait(request.wake_up, _AS_LONG_AS_IT_TAKES_S if timeout is None else timeout)
         return ended, request.error
 
     def close(self) -> None:
@@ -271,21 +271,21 @@ class Recorder:
         if self._closed:
             return
         self._closed = True
-        patience = self._patience()
+        attempt_timeout = self._attempt_timeout()
         self.buffer.announce_next()  # so that a record after the end is noticed
         if not self.buffer.empty:
             self._jobs.put(self._flush_last)
         settled, ended = -1, False
         while not ended and settled < (settled := self._settled):
-            ended = self._jobs.close(patience)
+            ended = self._jobs.close(attempt_timeout)
         if not self.buffer.empty:
-            self._say_lost(patience, under_way=not ended)
+            self._say_lost(attempt_timeout, under_way=not ended)
 
-    def _patience(self) -> float:
-        most = CLOSE_S if self._last_error is None else CLOSE_AFTER_FAILURE_S
-        return min(most, self.backend.deadline)
+    def _attempt_timeout(self) -> float:
+        maximum = CLOSE_S if self._last_error is None else CLOSE_AFTER_FAILURE_S
+        return min(maximum, self.backend.deadline)
 
-    def _say_lost(self, patience: float, *, under_way: bool) -> None:
+    def _say_lost(self, attempt_timeout: float, *, under_way: bool) -> None:
         pending = self.delivery_state().pending
         what = "1 execution" if pending == 1 else f"{pending} executions" if pending else "some use of models or tools"
         unknown = self.buffer.doubtful or under_way
@@ -294,12 +294,12 @@ class Recorder:
         if isinstance(error, BackendUnavailable):  # what it says of being applied is true of the last attempt only
             cause = f"{error.address}: {error.reason}"
         else:
-            cause = str(error or f"{self.backend.address.masked} did not answer within {patience:g} s")
+            cause = str(error or f"{self.backend.address.masked} did not answer within {attempt_timeout:g} s")
         warnings.warn(f"{what} {verb} counted: {cause}", RuntimeWarning, stacklevel=2)
 
     def delivery_state(self) -> Delivery:
         """Return how this process's records fare."""
-        counted, pending, dropped, uncertain, samples_dropped, other = self.buffer.tallies()
+        counted, pending, dropped, uncertain, samples_dropped, other = self.buffer.delivery_counts()
         return Delivery(
             recorded=counted + pending + dropped,
             counted=counted,

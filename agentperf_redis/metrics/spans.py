@@ -31,7 +31,7 @@ from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 
 _log = logging.getLogger("agentperf_redis")
 
-DEPTH_MOST = 16
+MAX_SPAN_DEPTH = 16
 """Deeper spans count as part of the sixteenth."""
 
 
@@ -183,7 +183,7 @@ class Span:
 
     def _open_within(self, parent: Span) -> None:
         self.parent = parent
-        self.path = (parent.path + self.path)[:DEPTH_MOST]
+        self.path = (parent.path + self.path)[:MAX_SPAN_DEPTH]
         tree = self._tree = parent._shared_tree()
         with tree.lock:
             now = self._start = perf_counter()

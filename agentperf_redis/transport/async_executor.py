@@ -10,14 +10,14 @@ from typing import Any, TypeVar, cast
 
 from redis.asyncio.connection import Connection as AsyncConnection
 
-from agentperf_redis.command import Batch, Call, Command, Flow, Hint, Pause, Reply, Shielded, Step, Together, Wait
+from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Reply, Shielded, Step, Together, Wait, WakeUp
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, aread, drop
-from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver, deliver_opened
+from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, Settle, deliver, deliver_opened
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
 from agentperf_redis.transport.executor import Runnable
-from agentperf_redis.transport.handshake import Greeting
+from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.topology import Node, Topology
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class AsyncExecutor:
         topology: knows which node serves which key.
         breaker: knows which nodes are not worth asking.
         deadline_s: seconds that one command may take in all.
-        greeting: what is said first on a connection.
+        handshake: what is said first on a connection.
         on_end: called when the loop ends, or this was closed.
     """
 
@@ -43,7 +43,7 @@ class AsyncExecutor:
         topology: Topology,
         breaker: Breaker,
         deadline_s: float,
-        greeting: Greeting,
+        handshake: Handshake,
         on_end: Callable[[], None],
     ) -> None:
         self._connector = connector
@@ -51,11 +51,11 @@ class AsyncExecutor:
         self._breaker = breaker
         self._deadline_s = deadline_s
         self._on_end = on_end
-        self._connections = Connections[AsyncConnection](connector, greeting, drop)
+        self._connections = Connections[AsyncConnection](connector, handshake, drop)
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._opening = greeting.opening if topology.scattered else None
+        self._opening = handshake.opening if topology.scattered else None
         self._lifeline: AsyncGenerator[None, None] | None = None
 
     async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
@@ -157,7 +157,7 @@ class AsyncExecutor:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Wait):
-            return await _await_hint(step.hint, step.seconds)
+            return await _await_wake_up(step.wake_up, step.seconds)
         if isinstance(step, Call):
             result = step.function()
             return await result if inspect.isawaitable(result) else result
@@ -230,7 +230,7 @@ class AsyncExecutor:
         try:
             step = next(delivery)
             while True:
-                if isinstance(step, Rest):
+                if isinstance(step, Backoff):
                     await asyncio.sleep(step.seconds)
                     step = delivery.send(None)
                     continue
@@ -285,7 +285,7 @@ class AsyncExecutor:
             return replies
 
 
-async def _await_hint(hint: Hint, seconds: float) -> bool:
+async def _await_wake_up(wake_up: WakeUp, seconds: float) -> bool:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
 
@@ -297,11 +297,11 @@ async def _await_hint(hint: Hint, seconds: float) -> bool:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(wake)
 
-    hint.call_when_given(given)
+    wake_up.call_when_sent(given)
     try:
         await asyncio.wait_for(future, seconds)
     except TimeoutError:
         return False
     finally:
-        hint.forget(given)
+        wake_up.forget(given)
     return True

@@ -46,7 +46,7 @@ class Breaker:
 
     Args:
         topology: the layout that commands are sent by.
-        patience_s: seconds without an answer after which a command gives rise to suspicion: the usual deadline.
+        attempt_timeout_s: seconds without an answer after which a command gives rise to suspicion: the usual deadline.
         answers: probes a node, within `PROBE_S`.
         learn: finds out the layout anew; None where there is nothing to find out.
         recovered: called on a background thread when a node answers again, and commands pass.
@@ -58,13 +58,13 @@ class Breaker:
     def __init__(
         self,
         topology: Topology,
-        patience_s: float,
+        attempt_timeout_s: float,
         answers: Callable[[Node], bool],
         learn: Callable[[], object] | None,
         recovered: Callable[[], None],
     ) -> None:
         self._topology = topology
-        self._patience_s = patience_s
+        self._attempt_timeout_s = attempt_timeout_s
         self._answers = answers
         self._learn = learn
         self._recovered = recovered
@@ -94,7 +94,7 @@ class Breaker:
 
     def suspect(self, node: Node, deadline_s: float) -> None:
         """Take note of a command that had no answer from this node within its deadline. Does not block."""
-        if deadline_s < self._patience_s:  # a caller in a hurry is no reason to refuse patient ones
+        if deadline_s < self._attempt_timeout_s:  # a caller in a hurry is no reason to refuse patient ones
             return
         if self._believed(node):
             watch = self._watches.get(node)
@@ -124,7 +124,7 @@ class Breaker:
         with self._lock:
             if self._stopped:
                 return
-            outage = self.open[node] = _Outage(time.monotonic() - self._patience_s)
+            outage = self.open[node] = _Outage(time.monotonic() - self._attempt_timeout_s)
         _log.warning("%s does not answer: commands for it fail at once until it does", self._name(node))
         self._probe_later(node, outage, watch)
 

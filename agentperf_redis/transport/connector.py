@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from agentperf_redis.command import Reply
 from agentperf_redis.errors import BackendUnavailable
-from agentperf_redis.transport.address import Address, Kind
+from agentperf_redis.transport.address import Address, ServerKind
 from agentperf_redis.transport.delivery import ExchangeFailed, passing
 from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node
@@ -61,7 +61,7 @@ class Connector:
 
     def __init__(self, address: Address, *, defaulted: bool = False) -> None:
         self.address = address
-        self.hint = _hint(address, defaulted=defaulted)
+        self.advice = _advice(address, defaulted=defaulted)
         """What a user may do when it cannot be reached."""
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
@@ -131,7 +131,7 @@ class Connector:
         if tls and ("ssl" in text.lower() or late):
             text += "; there was no TLS handshake: is it a plain redis:// server?"
             return ExchangeFailed(text, sent=False, silent=late)
-        return ExchangeFailed(f"{text}; {self.hint}", sent=False, silent=late)
+        return ExchangeFailed(f"{text}; {self.advice}", sent=False, silent=late)
 
     async def async_connection(self, node: Node) -> AsyncConnection:
         """Return a new asyncio connection, not yet connected."""
@@ -144,7 +144,7 @@ class Connector:
         return kind(host=node.host, port=node.port, **kwargs)
 
     def _path(self, node: Node) -> str:
-        if self.address.kind is not Kind.EMBEDDED:
+        if self.address.kind is not ServerKind.EMBEDDED:
             return node.host
         # Started at the first use only: after `agentperf down`, processes that still run must not bring it back.
         with self._lock:
@@ -187,13 +187,13 @@ class Connector:
         return kwargs
 
 
-def _hint(address: Address, *, defaulted: bool) -> str:
+def _advice(address: Address, *, defaulted: bool) -> str:
     if defaulted:
         return (
             "this is the default address, since neither AGENTPERF_REDIS_URL nor REDIS_URL is set; `agentperf up` "
             "starts a server on this machine and prints the URL to set"
         )
-    if address.kind is Kind.UNIX or any(host in _LOCAL for host, _ in address.nodes):
+    if address.kind is ServerKind.UNIX or any(host in _LOCAL for host, _ in address.nodes):
         return "is a server running there? `agentperf up` starts one on this machine"
     return "is the address right, and can this machine reach it?"
 
@@ -250,5 +250,5 @@ def refused(error: ResponseError) -> ExchangeFailed:
     """What a refused handshake means: most refusals are for good, a few pass."""
     text = str(error)
     final = passing(text) is None
-    hint = "; look at user name, password and database in the URL" if final else ""
-    return ExchangeFailed(text + hint, sent=False, final=final)
+    advice = "; look at user name, password and database in the URL" if final else ""
+    return ExchangeFailed(text + advice, sent=False, final=final)

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from agentperf_redis.command import Reply
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import Exchange, ExchangeFailed
-from agentperf_redis.transport.handshake import REPLIES, Greeting
+from agentperf_redis.transport.handshake import REPLIES, Handshake
 from agentperf_redis.transport.topology import Node
 
 C = TypeVar("C")
@@ -60,19 +60,19 @@ class Connections(Generic[C]):
 
     Args:
         connector: knows what an error means.
-        greeting: what is said first on a connection; None says nothing.
+        handshake: what is said first on a connection; None says nothing.
         drop: closes a connection at once.
 
     Attributes:
         closed: whether exchanges are refused.
     """
 
-    def __init__(self, connector: Connector, greeting: Greeting | None, drop: Callable[[C], None]) -> None:
+    def __init__(self, connector: Connector, handshake: Handshake | None, drop: Callable[[C], None]) -> None:
         self._connector = connector
-        self._greeting = greeting
+        self._handshake = handshake
         self._close_one = drop
         self._idle: dict[Node, deque[C]] = {}
-        self._greeted: dict[Node, set[C]] = {}
+        self._ready: dict[Node, set[C]] = {}
         """Connections that are up, idle or in use, and whose server was looked at."""
         self.closed = False
 
@@ -150,16 +150,16 @@ class Connections(Generic[C]):
         connection: C = yield Open(node)
         try:
             yield Connect(connection)
-            if self._greeting is not None and not (node.sentinel or self._greeted.get(node)):
+            if self._handshake is not None and not (node.sentinel or self._ready.get(node)):
                 heard: list[Reply] = []
-                yield Talk(connection, self._greeting.words(), REPLIES, heard)
-                refusal = self._greeting.heard(heard)
+                yield Talk(connection, self._handshake.request(), REPLIES, heard)
+                refusal = self._handshake.parse(heard)
                 if refusal is not None:
                     raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
         except BaseException:
             self._close_one(connection)
             raise
-        self._greeted.setdefault(node, set()).add(connection)
+        self._ready.setdefault(node, set()).add(connection)
         return connection
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class Connections(Generic[C]):
             self._drop_idle(node)
 
     def _drop(self, node: Node, connection: C) -> None:
-        self._greeted.get(node, set()).discard(connection)
+        self._ready.get(node, set()).discard(connection)
         self._close_one(connection)
 
     def _drop_idle(self, node: Node) -> None:

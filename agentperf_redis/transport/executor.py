@@ -27,9 +27,9 @@ from agentperf_redis.command import (
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, read, send
-from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver, deliver_opened
+from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, deliver, deliver_opened
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
-from agentperf_redis.transport.handshake import Greeting
+from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.topology import Topology
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Executor:
         topology: knows which node serves which key.
         breaker: knows which nodes are not worth asking; None asks all.
         deadline_s: seconds that one command may take in all.
-        greeting: what is said first on a connection; None says nothing.
+        handshake: what is said first on a connection; None says nothing.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class Executor:
         topology: Topology,
         breaker: Breaker | None,
         deadline_s: float,
-        greeting: Greeting | None,
+        handshake: Handshake | None,
     ) -> None:
         self._connector = connector
         self._topology = topology
         self._breaker = breaker
         self._deadline_s = deadline_s
-        self._connections = Connections[Connection](connector, greeting, Connection.disconnect)
+        self._connections = Connections[Connection](connector, handshake, Connection.disconnect)
         # A queue of tokens and no semaphore: that is Python code, and an interrupt between two of its steps (Ctrl-C)
         # would leave its lock held, and every thread waiting for ever.
         self._places: SimpleQueue[None] = SimpleQueue()
         for _ in range(MAX_CONNECTIONS):
             self._places.put(None)
-        self._opening = greeting.opening if greeting is not None and topology.scattered else None
+        self._opening = handshake.opening if handshake is not None and topology.scattered else None
 
     def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
         """Run a flow to its end and return what it returns.
@@ -153,7 +153,7 @@ class Executor:
         try:
             step = next(delivery)
             while True:
-                if isinstance(step, Rest):
+                if isinstance(step, Backoff):
                     time.sleep(step.seconds)
                     step = delivery.send(None)
                     continue
@@ -222,11 +222,11 @@ class Executor:
 
 
 def _wait(step: Wait) -> bool:
-    if step.hint.giver is not None and step.hint.giver is running_loop():
+    if step.wake_up.sender is not None and step.wake_up.sender is running_loop():
         return False  # it stands still for as long as this thread waits
     event = threading.Event()
-    step.hint.call_when_given(event.set)
+    step.wake_up.call_when_sent(event.set)
     try:
         return event.wait(step.seconds)
     finally:
-        step.hint.forget(event.set)
+        step.wake_up.forget(event.set)

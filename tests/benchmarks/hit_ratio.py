@@ -165,7 +165,7 @@ def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
     workers = Workers()
     try:
         args = (url, namespace, scene.size, text, SHARE if processes > 1 else 0, lru)
-        return sum(workers.run(play, [args] * processes, patience=300))
+        return sum(workers.run(play, [args] * processes, timeout=300))
     finally:
         workers.close()
 

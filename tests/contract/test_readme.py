@@ -60,8 +60,8 @@ def test_programs_run_as_written(program: str, server: Server, tmp_path: Path) -
 
 
 def test_tables_have_calls_of_each_service() -> None:
-    for start, least in (("m.", 8), ("answers.", 4), ("perf.", 4), ("lb.", 7), ("lease.", 1)):
-        assert sum(call.startswith(start) for call in CALLS) >= least
+    for start, minimum in (("m.", 8), ("answers.", 4), ("perf.", 4), ("lb.", 7), ("lease.", 1)):
+        assert sum(call.startswith(start) for call in CALLS) >= minimum
 
 
 @pytest.fixture

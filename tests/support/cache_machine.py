@@ -44,7 +44,7 @@ class CacheMachine(RuleBasedStateMachine):
     @property
     def where(self) -> CacheKeys:
         """The names of its keys."""
-        return self.cache._binding.keys
+        return self.cache._shared_state.keys
 
     def teardown(self) -> None:
         self.they_agree()

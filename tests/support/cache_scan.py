@@ -37,9 +37,9 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
         found.append("an entry stands in two tiers")
     if set(members) != set(size):
         found.append(f"tiers and size differ in {sorted(set(members) ^ set(size))}")
-    if len(size) > sum(settings.rooms):
-        found.append(f"{len(size)} entries where {sum(settings.rooms)} have room")
-    for tier, room in zip(("hot", "warm"), settings.rooms, strict=False):
+    if len(size) > sum(settings.capacities):
+        found.append(f"{len(size)} entries where {sum(settings.capacities)} have room")
+    for tier, room in zip(("hot", "warm"), settings.capacities, strict=False):
         if len(tiers[tier]) > room:
             found.append(f"{len(tiers[tier])} entries in {tier}, which has room for {room}")
     accounted, total = int(meta.get("bytes", 0)), sum(entry_format.unpack_size(number)[1] for number in size.values())

@@ -41,7 +41,7 @@ def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: in
         for _ in range(width * per_second):
             buffer.record(agent, source.lognormvariate(0.7, 0.8), OK)
         flush(client, of, buffer, retention)
-        if retention.lives[width]:
+        if retention.ttls[width]:
             (slices[width],) = client.scan_iter(f"{of}:*:{kind}:*:{agent}", count=1000)
     whole = scratch[-1]
     before = used_memory(client)
@@ -51,7 +51,7 @@ def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: in
         for key_of in (keys.metrics_total, keys.metrics_recent, keys.metrics_slow):
             shard = keys.metrics_shard(agent)
             pipeline.copy(key_of(whole, shard, agent), key_of(namespace, shard, name))
-        for width, life in retention.lives.items():
+        for width, life in retention.ttls.items():
             kind, spelt = WIDTHS[width]
             for number in range(round(life / width) + 1 if life else 0):
                 begin = (now - timedelta(seconds=width * number)).strftime(spelt)
@@ -78,10 +78,10 @@ def used_memory(client: Any) -> int:
 
 def flush(client: Any, namespace: str, buffer: Buffer, retention: Retention) -> None:
     """Send all that a buffer holds, as recorded just now."""
-    buffer.fold()
-    while parcels := buffer.parcels():
-        for parcel in parcels:
-            command = commands.flush(namespace, parcel, now=0.0, retention=retention, firm=True)
+    buffer.aggregate()
+    while batches := buffer.batches():
+        for batch in batches:
+            command = commands.flush(namespace, batch, now=0.0, retention=retention, firm=True)
             assert isinstance(command.script, Script)
             client.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())
-            buffer.settled(parcel, 0)
+            buffer.settled(batch, 0)

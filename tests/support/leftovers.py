@@ -25,7 +25,7 @@ def mark_session() -> None:
 def after_patience(folder: Path) -> dict[int, str]:
     """Return `left_over` once it is empty, or when the processes have had their time."""
     try:
-        wait_until(lambda: not left_over(folder), "the session's processes to end", patience=END_PATIENCE_S)
+        wait_until(lambda: not left_over(folder), "the session's processes to end", timeout=END_PATIENCE_S)
     except TimeoutError:
         return left_over(folder)
     return {}

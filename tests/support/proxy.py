@@ -32,7 +32,7 @@ Only: TypeAlias = str | Script | Callable[[Request], bool] | None
 _HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"PING", b"COMMAND"}
 _SUBSCRIBE = {b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR"}
 _SCRIPT_CALLS = {b"EVALSHA", b"EVAL", b"EVALSHA_RO", b"EVAL_RO"}
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 
 F = TypeVar("F", bound="Fault")
 
@@ -57,10 +57,10 @@ class Fault:
     caught: threading.Event = field(default_factory=threading.Event)
     requests: list[Request] = field(default_factory=list)
 
-    def wait(self, patience: float = _PATIENCE) -> Request:
+    def wait(self, timeout: float = _TIMEOUT) -> Request:
         """Wait until it has happened; return the request it happened to."""
-        if not self.caught.wait(patience):
-            raise TimeoutError(f"no request met the fault within {patience:g} s")
+        if not self.caught.wait(timeout):
+            raise TimeoutError(f"no request met the fault within {timeout:g} s")
         return self.requests[0]
 
 
@@ -72,16 +72,16 @@ class Held(Fault):
     answered: threading.Event
     loop: asyncio.AbstractEventLoop
 
-    def deliver(self, patience: float = _PATIENCE) -> bytes:
+    def deliver(self, timeout: float = _TIMEOUT) -> bytes:
         """Let the server have it now; return the server's raw reply (None of it reaches a client that has gone)."""
-        self.wait(patience)
+        self.wait(timeout)
         self.loop.call_soon_threadsafe(self.release.set)
-        return self.delivered(patience)
+        return self.delivered(timeout)
 
-    def delivered(self, patience: float = _PATIENCE) -> bytes:
+    def delivered(self, timeout: float = _TIMEOUT) -> bytes:
         """Wait until the server has answered; return its raw reply."""
-        if not self.answered.wait(patience):
-            raise TimeoutError(f"the held request was not answered within {patience:g} s")
+        if not self.answered.wait(timeout):
+            raise TimeoutError(f"the held request was not answered within {timeout:g} s")
         return self.replies[0]
 
 
@@ -308,7 +308,7 @@ class Proxy:
     # The loop's side
 
     def _call(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT)
 
     def _add(self, fault: F) -> F:
         self._faults.append(fault)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from agentperf_redis.cache.process.compute_lease import Turn
+from agentperf_redis.cache.process.compute_lease import ComputeLease
 
 
 class Renewed:
     """Stands in for the thread that renews leases.
 
     Attributes:
-        turns: those that are renewed.
+        compute_leases: those that are renewed.
     """
 
     def __init__(self) -> None:
-        self.turns: list[Turn] = []
+        self.compute_leases: list[ComputeLease] = []
 
-    def keep(self, turn: Turn) -> None:
+    def keep(self, compute_lease: ComputeLease) -> None:
         """Note that it is renewed from now on."""
-        self.turns.append(turn)
+        self.compute_leases.append(compute_lease)
 
-    def drop(self, turn: Turn) -> None:
+    def drop(self, compute_lease: ComputeLease) -> None:
         """Note that it is renewed no more."""
-        if turn in self.turns:
-            self.turns.remove(turn)
+        if compute_lease in self.compute_leases:
+            self.compute_leases.remove(compute_lease)

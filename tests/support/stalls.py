@@ -88,7 +88,7 @@ def union(*detectors: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def hurry(backend: Backend, deadline: float) -> Backend:
     """Shorten the deadline of a backend's commands from here on. Its preparation had the time that a busy machine needs."""
     backend.deadline = deadline
-    backend._breaker._patience_s = deadline
+    backend._breaker._attempt_timeout_s = deadline
     drivers: list[Any] = [backend._executor, *backend._async_executors.values()]
     for driver in drivers:
         driver._deadline_s = deadline

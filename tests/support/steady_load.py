@@ -29,7 +29,7 @@ class CallRecord:
     waited: float
 
 
-MOST_AT_ONCE = 10
+MAX_AT_ONCE = 10
 
 Behaviour = Callable[[int, AgentInstance], tuple[str, float]]
 """Says, of a call's number and its instance, how it ends and how many seconds it takes."""
@@ -40,10 +40,10 @@ async def steady(
 ) -> list[CallRecord]:
     """Begin a call every so many seconds, whatever became of those before; return all, in the order of their beginning.
 
-    A machine that is held up begins them later, not all at once: no more than `MOST_AT_ONCE` are ever under way, which
+    A machine that is held up begins them later, not all at once: no more than `MAX_AT_ONCE` are ever under way, which
     are two to three times as many as there are at that load. `before` is called with the number of each.
     """
-    free = asyncio.Semaphore(MOST_AT_ONCE)
+    free = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def one(number: int) -> CallRecord:
         try:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 """Seconds: what takes one on an idle machine takes much longer on a loaded one."""
 
 _context = multiprocessing.get_context("forkserver")
@@ -60,13 +60,13 @@ class Worker:
         assert self._process.pid is not None
         return self._process.pid
 
-    def _hear(self, expected: str, patience: float) -> Any:
+    def _hear(self, expected: str, timeout: float) -> Any:
         try:
-            if not self._pipe.poll(patience):
-                raise TimeoutError(f"{self._name} said nothing for {patience:g} s")
+            if not self._pipe.poll(timeout):
+                raise TimeoutError(f"{self._name} said nothing for {timeout:g} s")
             kind, value = self._pipe.recv()
         except (EOFError, ConnectionError):
-            self._process.join(patience)
+            self._process.join(timeout)
             raise WorkerFailed(f"{self._name} ended with exit code {self._process.exitcode}") from None
         if kind == "failed":
             raise WorkerFailed(f"{self._name} failed:\n{value}")
@@ -74,26 +74,26 @@ class Worker:
             raise WorkerFailed(f"{self._name}: expected {expected!r}, it {kind} {value!r}")
         return value
 
-    def ready(self, patience: float = _PATIENCE) -> None:
+    def ready(self, timeout: float = _TIMEOUT) -> None:
         """Wait until it has imported its function."""
-        self._hear("is ready", patience)
+        self._hear("is ready", timeout)
 
     def go(self) -> None:
         """Let it begin."""
         self._pipe.send(None)
 
-    def said(self, patience: float = _PATIENCE) -> Any:
+    def said(self, timeout: float = _TIMEOUT) -> Any:
         """Return what the generator yields next."""
-        return self._hear("said", patience)
+        return self._hear("said", timeout)
 
     def answer(self, value: object = None) -> None:
         """Let the generator go on; its `yield` returns the value."""
         self._pipe.send(value)
 
-    def result(self, patience: float = _PATIENCE) -> Any:
+    def result(self, timeout: float = _TIMEOUT) -> Any:
         """Wait for the function's return value."""
-        value = self._hear("returned", patience)
-        self._process.join(patience)
+        value = self._hear("returned", timeout)
+        self._process.join(timeout)
         return value
 
     def kill(self) -> None:
@@ -130,7 +130,7 @@ class Workers:
         return worker
 
     def run(
-        self, function: Callable[..., Any], args: Iterable[tuple[Any, ...]], patience: float = _PATIENCE
+        self, function: Callable[..., Any], args: Iterable[tuple[Any, ...]], timeout: float = _TIMEOUT
     ) -> list[Any]:
         """Run one per tuple of arguments. They begin together, once all are ready; return their results in order."""
         workers = [self._launch(function, each) for each in args]
@@ -138,7 +138,7 @@ class Workers:
             worker.ready()
         for worker in workers:
             worker.go()
-        return [worker.result(patience) for worker in workers]
+        return [worker.result(timeout) for worker in workers]
 
     def _launch(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Worker:
         worker = Worker(function, args)

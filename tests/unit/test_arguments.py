@@ -84,7 +84,7 @@ def test_counts_that_are_refused(value: object) -> None:
 @pytest.mark.parametrize("value", [-1, -0.001, 1.1, math.nan, math.inf, 1e300, 2**4000, True, "1", None])
 def test_amounts_that_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match=r"weight is .*; allowed: a number from 0 to 1$"):
-        arguments.amount("weight", value, most=1.0)
+        arguments.amount("weight", value, maximum=1.0)
 
 
 @pytest.mark.parametrize("value", [5, None, b"k", [], "\ud800"])
@@ -127,7 +127,7 @@ def test_an_invalid_argument_is_a_value_error() -> None:
 def test_negative_zero_becomes_zero() -> None:
     for value in (
         arguments.amount("weight", -0.0),
-        arguments.seconds("wait", -0.0, least=0.0),
+        arguments.seconds("wait", -0.0, minimum=0.0),
         AgentInstance("a", "b", weight=-0.0).weight,
     ):
         assert math.copysign(1.0, value) == 1.0

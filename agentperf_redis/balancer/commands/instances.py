@@ -67,7 +67,7 @@ def register(
     pool: Pool,
     instance: AgentInstance,
     strategy: LoadBalancingStrategy | None,
-    silence_ms: int,
+    heartbeat_ttl_ms: int,
     until_ms: int = 0,
     *,
     rates: Rates = UNLIMITED,
@@ -84,7 +84,7 @@ def register(
         "labels": packed_labels(instance.labels),
         "on": ",".join(["unhealthy"] * (not instance.is_healthy) + ["draining"] * instance.is_draining),
         "ewma_us": round(instance.response_time_ms * 1000),
-        "silence_ms": silence_ms,
+        "silence_ms": heartbeat_ttl_ms,
         "points": " ".join(map(str, numbers)),
         "rpm": packed_rate(rates.requests_per_minute),
         "tpm": packed_rate(rates.tokens_per_minute),
@@ -174,7 +174,7 @@ def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | To
     return Command(REMOVE, pool.keys.all, {"id": encoded(instance_id), "until_ms": until_ms}, decode)
 
 
-def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Command[list[str]]:
+def heartbeat(pool: Pool, instance_ids: Iterable[str], heartbeat_ttl_ms: int) -> Command[list[str]]:
     """Say that instances are alive, 0 ms: until what they registered with. Returns those that are not registered."""
 
     def decode(reply: Reply) -> list[str]:
@@ -184,7 +184,7 @@ def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Comma
             case status, values:
                 raise refusal(pool, status, values)
 
-    args: NamedArgs = {"silence_ms": silence_ms, "names...": tuple(map(encoded, instance_ids))}
+    args: NamedArgs = {"silence_ms": heartbeat_ttl_ms, "names...": tuple(map(encoded, instance_ids))}
     return Command(HEARTBEAT, pool.keys.core, args, decode)
 
 

@@ -83,28 +83,28 @@ class Refused:
         retry_after: seconds until capacity may come back by itself, at most 1; longer when nothing but time is needed.
         registered: instances of the pool.
         waiting: callers in line.
-        taken_out: instances that drain, are silent or marked unhealthy.
-        unfit: those ejected, on probation or failing checks.
-        parked: those that are out of rate.
+        out_of_rotation: instances that drain, are silent or marked unhealthy.
+        unhealthy: those ejected, on probation or failing checks.
+        rate_limited: those that are out of rate.
     """
 
     retry_after: float
     registered: int
     waiting: int
-    taken_out: int = 0
-    unfit: int = 0
-    parked: int = 0
+    out_of_rotation: int = 0
+    unhealthy: int = 0
+    rate_limited: int = 0
 
     def reason(self, agent_type: str) -> str:
         """Return why, in words."""
         if self.registered == 0:
             return f"no instance of {agent_type!r} is registered"
-        full = max(0, self.registered - self.taken_out - self.unfit - self.parked)
+        full = max(0, self.registered - self.out_of_rotation - self.unhealthy - self.rate_limited)
         counts = {
             "full": full,
-            "out of rate": self.parked,
-            "unfit (ejected or failing checks)": self.unfit,
-            "taken out (draining, unhealthy or silent)": self.taken_out,
+            "rate-limited": self.rate_limited,
+            "unhealthy (ejected or failing checks)": self.unhealthy,
+            "out of rotation (draining, marked unhealthy or heartbeat missed)": self.out_of_rotation,
         }
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         line = f"; {self.waiting} waiting in line" if self.waiting else ""
@@ -124,13 +124,13 @@ class Queued:
 
     Attributes:
         ahead: how many are before it.
-        poll_after: seconds until capacity may come back by itself, at most 1.
-        place: what keeps the place, should the server have taken it for dead.
+        retry_after: seconds until capacity may come back by itself, at most 1.
+        position: what keeps the place, should the server have taken it for dead.
     """
 
     ahead: int
-    poll_after: float
-    place: str
+    retry_after: float
+    position: str
 
 
 def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0) -> Command[Granted | Refused | Spent]:
@@ -144,11 +144,11 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0
                 int() as retry_ms,
                 int() as registered,
                 int() as waiting,
-                int() as taken_out,
-                int() as unfit,
-                int() as parked,
+                int() as out_of_rotation,
+                int() as unhealthy,
+                int() as rate_limited,
             ]:
-                return Refused(retry_ms / 1000, registered, waiting, taken_out, unfit, parked)
+                return Refused(retry_ms / 1000, registered, waiting, out_of_rotation, unhealthy, rate_limited)
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:
@@ -166,7 +166,7 @@ def wait(
     live_ms: int,
     boost_ms: int,
     require: frozenset[str],
-    place: str,
+    position: str,
     tokens: int = 0,
 ) -> Command[Granted | Queued | Spent]:
     """Stand in line under a token, keep the place, or fetch what was handed over."""
@@ -175,8 +175,8 @@ def wait(
         match opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
                 return Granted(facts_of(pool, name, record), expiry_ms, fence)
-            case Status.NOTHING, [int() as ahead, int() as poll_ms, bytes() as place]:
-                return Queued(ahead, poll_ms / 1000, text_of(pool, place))
+            case Status.NOTHING, [int() as ahead, int() as poll_ms, bytes() as position]:
+                return Queued(ahead, poll_ms / 1000, text_of(pool, position))
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:
@@ -188,7 +188,7 @@ def wait(
         "live_ms": live_ms,
         "boost_ms": boost_ms,
         "labels": packed_labels(require),
-        "ticket": place,
+        "ticket": position,
         "tokens": tokens,
     }
     return Command(WAIT, pool.keys.core, args, decode)
@@ -216,7 +216,7 @@ def release(
     *,
     outcome: Outcome = Outcome.NEUTRAL,
     response_time: float | None = None,
-    bury_ms: int = 0,
+    tombstone_ms: int = 0,
     tokens: int = 0,
     by_hand: bool = False,
 ) -> Command[bool]:
@@ -228,7 +228,7 @@ def release(
         instance_id: its instance, when known: saves the server a look.
         outcome: how the work went.
         response_time: seconds it took, if measured.
-        bury_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
+        tombstone_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
         tokens: how many more it took than were counted when it was acquired; below 0 for fewer.
         by_hand: whether an operator ends somebody else's lease, which is an event and no outcome.
 
@@ -241,7 +241,7 @@ def release(
         "id": "-" if instance_id is None else encoded(instance_id),
         "outcome": "f" if by_hand else _OUTCOME_LETTERS[outcome],
         "response_us": response_us,
-        "bury_ms": bury_ms,
+        "bury_ms": tombstone_ms,
         "again": 0,
         "tokens": tokens,
     }

@@ -134,11 +134,11 @@ def mark(
     return True
 
 
-def heartbeat(pool: Pool, instance_ids: tuple[str, ...], silence_ms: int) -> Flow[list[str]]:
+def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:
     """Say that instances are alive. Returns those that are not registered."""
     unknown: list[str] = []
     for at in range(0, len(instance_ids), commands.MANY):
-        unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], silence_ms)
+        unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], heartbeat_ttl_ms)
     return unknown
 
 
@@ -200,7 +200,7 @@ def leases(pool: Pool) -> Flow[PoolLeases]:
 
 def free(keeper: LeaseKeeper, pool: Pool, token: str) -> Flow[bool]:
     """End somebody else's lease, or place in line."""
-    return (yield from commands.release(pool, token, bury_ms=keeper.tombstone_ms(DEFAULT_TTL_S), by_hand=True))
+    return (yield from commands.release(pool, token, tombstone_ms=keeper.tombstone_ms(DEFAULT_TTL_S), by_hand=True))
 
 
 def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:

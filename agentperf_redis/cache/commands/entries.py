@@ -7,7 +7,7 @@ from enum import Enum
 
 from agentperf_redis.cache.commands.replies import NO_SETTINGS, Found, NoSettings, texts, unexpected
 from agentperf_redis.cache.model import TIERS, Tier
-from agentperf_redis.cache.process.access_buffer import MAX_READS, Report
+from agentperf_redis.cache.process.access_buffer import MAX_READS, AccessReport
 from agentperf_redis.command import Arg, Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
@@ -28,7 +28,7 @@ _REPORT_READS = Script("cache/report_reads")
 _SWEEP = Script("cache/sweep")
 
 
-class PutOutcome(Enum):
+class PutResult(Enum):
     """The result of a put; the values are those of put.lua."""
 
     STORED = 1
@@ -36,7 +36,7 @@ class PutOutcome(Enum):
     LEASE_LOST = -1
     TOO_LARGE = -2
     INVALIDATED = -3
-    NO_ROOM = -4
+    NO_CAPACITY = -4
     IN_DOUBT = -5
     LATE = -6
 
@@ -45,7 +45,7 @@ class PutOutcome(Enum):
 class PutReply:
     """The result of a put, with the version (or the server's time in ms, if it was late)."""
 
-    outcome: PutOutcome
+    outcome: PutResult
     version: int = 0
 
 
@@ -98,7 +98,7 @@ def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
     return Command("ZMSCORE", (keys.tags,), tags, decode)
 
 
-def generation(keys: CacheKeys) -> Command[bytes | None]:
+def invalidation_epoch(keys: CacheKeys) -> Command[bytes | None]:
     """Read the invalidation epochs."""
     return Command("MGET", (keys.epochs,), (), lambda reply: texts(reply)[0])
 
@@ -138,7 +138,7 @@ def put(
     token: str,
     origin: str,
     writer: str,
-    report: Report,
+    report: AccessReport,
     tags: tuple[str, ...],
 ) -> Command[PutReply]:
     """Store one value.
@@ -184,9 +184,9 @@ def put(
     def decode(reply: Reply) -> PutReply:
         match reply:
             case [0 | -1 | -3 as status]:
-                return PutReply(PutOutcome(status))
+                return PutReply(PutResult(status))
             case [1, int(version), int()] | [-2 | -4 | -5 | -6, int(version)]:
-                return PutReply(PutOutcome(reply[0]), version)
+                return PutReply(PutResult(reply[0]), version)
         raise unexpected(keys.meta, reply)
 
     return Command(_PUT, (*_index(keys), *beside), args, decode, {"seen": str(seen)})
@@ -202,7 +202,7 @@ def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Co
     return Command(_CANCEL_PUTS, (keys.meta, keys.resent), {"until_ms": until_ms, "ids...": requests}, decode)
 
 
-def report_reads(keys: CacheKeys, writer: str, report: Report) -> Command[int | None]:
+def report_reads(keys: CacheKeys, writer: str, report: AccessReport) -> Command[int | None]:
     """Report reads. Returns the server's time in ms; None if the cache has no settings, and nothing was recorded."""
     args: NamedArgs = {
         "writer": writer,
@@ -284,6 +284,6 @@ def _index(keys: CacheKeys) -> tuple[str, ...]:
     return (keys.meta, keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost, keys.deferred)
 
 
-def _flat(report: Report) -> tuple[Arg, ...]:
+def _flat(report: AccessReport) -> tuple[Arg, ...]:
     assert len(report.reads) <= MAX_READS  # noqa: S101  the scripts unpack them
     return tuple(part for pair in report.reads for part in pair)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agentperf_redis.cache.process.flights import Flight
-from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.cache.process.shared_state import SharedState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
+class ComputeLease:
     """The right, and the duty, to compute a key.
 
     Attributes:
-        binding: the cache.
+        shared: the cache.
         name: stored name of the key.
         key: the key.
         token: of the lease; empty for a value that concerns nobody else, because it cannot be stored.
@@ -22,7 +22,7 @@ class Turn:
         flight: others of this process who wait; None if none can.
     """
 
-    binding: Binding
+    shared: SharedState
     name: str
     key: str
     token: str
@@ -52,4 +52,4 @@ class Served:
     storable: bool = True
 
 
-Answer: TypeAlias = Served | Turn
+Answer: TypeAlias = Served | ComputeLease

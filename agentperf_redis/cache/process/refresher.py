@@ -15,9 +15,9 @@ from agentperf_redis.background import register_for_fork
 from agentperf_redis.cache.process.shared_state import log
 from agentperf_redis.command import running_loop
 
-MOST_THREADS: Final = 4
+MAX_THREADS: Final = 4
 """Functions that run at a time behind blocking callers of one process; a slow one must not hold up all others."""
-MOST_WAITING: Final = 256
+MAX_WAITING: Final = 256
 """Refreshes that wait for a thread; those beyond are left to the next reader."""
 _PAUSE_S = 0.25
 """After a refresh, or an attempt at one that is another's, this process tries that key no sooner than this."""
@@ -56,11 +56,11 @@ class Refresher:
     def submit(self, subject: Subject, job: Callable[[], object]) -> None:
         """Have `job` run by a thread soon, in the context of the caller, unless that key is being refreshed already."""
         with self._lock:
-            if len(self._jobs) >= MOST_WAITING or not self._take(subject):
+            if len(self._jobs) >= MAX_WAITING or not self._take(subject):
                 return
             context = contextvars.copy_context()
             self._jobs.append((subject, lambda: context.run(job)))
-            if self._threads < MOST_THREADS:
+            if self._threads < MAX_THREADS:
                 self._threads += 1
                 threading.Thread(target=self._work, name="agentperf-refresh", daemon=True).start()
 
@@ -84,7 +84,7 @@ class Refresher:
         now = time.monotonic()
         if self._closed or self._taken.get(subject, 0.0) > now:
             return False
-        if len(self._taken) > 2 * MOST_WAITING:
+        if len(self._taken) > 2 * MAX_WAITING:
             self._taken = {other: until for other, until in self._taken.items() if until > now}
         self._taken[subject] = float("inf")
         return True

@@ -194,7 +194,7 @@ def test_those_in_line_are_spread_over_what_becomes_free(
     run_all(backend, [commands.register(pool, instance, strategy, 1) for instance in instances])
     wait_until(lambda: backend.run(commands.select(pool, commands.ANY)) is None, "all to be silent for too long")
     ask = [
-        commands.wait(pool, f"@{number}", ttl_ms=60_000, live_ms=60_000, boost_ms=0, require=require, place="-")
+        commands.wait(pool, f"@{number}", ttl_ms=60_000, live_ms=60_000, boost_ms=0, require=require, position="-")
         for number in range(60)
     ]
     assert not [answer for answer in run_all(backend, ask) if isinstance(answer, Granted)]

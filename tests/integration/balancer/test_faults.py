@@ -19,7 +19,7 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
-from agentperf_redis.balancer.lease_keeper import keeper_of
+from agentperf_redis.balancer.lease_keeper import lease_keeper_of
 from agentperf_redis.errors import BackendFull, BackendUnavailable, LeaseLost
 from tests.support import records
 from tests.support.calls import Call
@@ -162,7 +162,7 @@ def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_bac
             raise error
     assert caught is None or caught.value is error
     assert not lease.held
-    assert keeper_of(backend).held() == []
+    assert lease_keeper_of(backend).held() == []
     assert load(raw, pool) == 1
 
     proxy.open_port()
@@ -298,7 +298,7 @@ def test_closing_first_does_what_the_keeper_had_put_off(
     proxy.cut()
     with pytest.raises(BackendUnavailable):
         call(balancer, "release", instance)
-    keeper = keeper_of(backend)
+    keeper = lease_keeper_of(backend)
     wait_until(
         lambda: any(isinstance(job, partial) for job in list(keeper.jobs._due_times)),
         "the keeper to have tried in vain",
@@ -315,7 +315,7 @@ def test_a_lease_that_is_dropped_at_the_very_end_is_given_back(
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
-    keeper = keeper_of(backend)
+    keeper = lease_keeper_of(backend)
     told = threading.Event()
     held = [balancer.acquire("planner")]
     keeper.jobs.put(told.wait)  # so that what comes next stays in the inbox
@@ -331,7 +331,7 @@ def test_a_lease_that_is_granted_while_closing_goes_back(
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
-    keeper_of(backend).close()  # as closing the backend begins, while the reply is under way
+    lease_keeper_of(backend).close()  # as closing the backend begins, while the reply is under way
     with pytest.raises(BackendUnavailable, match="closed"):
         call(balancer, "acquire", "planner")
     assert load(raw, pool) == 0
@@ -367,11 +367,11 @@ def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
     wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process lives, so its lease does
     assert balancer.acquire("planner") is None
 
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         worker.kill()
         killed_at = time.monotonic()
         wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to come back")
-        assert held_up.own(killed_at, time.monotonic()) < ttl + 1.0
+        assert stalls.own(killed_at, time.monotonic()) < ttl + 1.0
     assert raw.hget(pool.state, token) == "tombstone why=expired"
 
 
@@ -475,7 +475,7 @@ def test_what_another_process_removed_does_not_come_back(
     assert call(other, "remove_instance", "planner", "p0")
     assert call(balancer, "acquire", "planner") is None
     assert call(balancer, "get_status") == {}
-    assert keeper_of(backend).registrations.registered == {}
+    assert lease_keeper_of(backend).registrations.registered == {}
     assert there(own_server, pool) == set()
 
 

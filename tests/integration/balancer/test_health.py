@@ -79,7 +79,7 @@ def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], N
 def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_for=60), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(base_ejection_time=60), backend=backend)
     register(balancer, INSTANCES)
 
     def behave(number: int, instance: AgentInstance) -> tuple[str, float]:
@@ -113,7 +113,7 @@ def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
     ratios = []
     for attempt in range(3):
         names = (f"{namespace}.{attempt}a", f"{namespace}.{attempt}b")
-        settings = PoolSettings(eject_for=60, slow_after=3 * takes)
+        settings = PoolSettings(base_ejection_time=60, slow_after=3 * takes)
         balancer, beside = (LoadBalancer(settings=settings, backend=connect(server.url, namespace=n)) for n in names)
         for each in (balancer, beside):
             register(each, INSTANCES)
@@ -174,7 +174,9 @@ def test_nobody_is_ejected_where_the_settings_say_never(backend: Backend) -> Non
 
 
 def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=1.0, panic_above=1.0), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=1.0), backend=backend
+    )
     names = register(balancer, 5)
     for name in names[1:]:
         fail(balancer, name, 1)
@@ -184,7 +186,7 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
     assert pool_of(balancer).panic_for is None
     assert {balancer.acquire("planner").id for _ in range(5)} == {"p0"}  # type: ignore[union-attr]
 
-    balancer.configure("planner", PoolSettings(eject_after=1, max_ejected=1.0))
+    balancer.configure("planner", PoolSettings(eject_after=1, max_ejection_share=1.0))
     pool = pool_of(balancer)
     assert pool.panic_for is not None
     assert kinds(balancer)[-1] is EventKind.PANIC
@@ -204,7 +206,7 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
 def test_the_share_of_the_ejected_is_bounded_but_one_always_may_be(
     backend: Backend, share: float, ejected: int
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=share), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejection_share=share), backend=backend)
     names = register(balancer, 10)
     for name in names:
         if status_of(balancer, name).state is InstanceState.UP:
@@ -215,7 +217,9 @@ def test_the_share_of_the_ejected_is_bounded_but_one_always_may_be(
 
 
 def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5), backend=backend
+    )
     register(balancer, 5)
     balancer.mark_unhealthy("planner", "p3")
     balancer.drain("planner", "p4")
@@ -228,14 +232,14 @@ def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
 
 @pytest.mark.thorough
 def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backend, raw: Raw) -> None:
-    settings = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.9)
+    settings = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.9)
     balancer = LoadBalancer(settings=settings, backend=backend)
     names = register(balancer, 200, max_capacity=1)
     for _ in range(150):
         balancer.release(balancer.acquire("planner"), outcome="error")
     ready = keys.pool(backend.namespace, "planner").ready
     assert raw.zcard(ready) == 50
-    balancer.configure("planner", PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5))
+    balancer.configure("planner", PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5))
     held = [balancer.acquire("planner") for _ in names]
     assert {each.id for each in held if each} == set(names)
     balancer.configure("planner", settings)
@@ -248,8 +252,8 @@ def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backe
 def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
     backend: Backend, raw: Raw, namespace: str
 ) -> None:
-    calm = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.9)
-    hot = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5)
+    calm = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.9)
+    hot = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5)
     balancer = LoadBalancer(settings=calm, backend=backend)
     pool = Pool.of(namespace, "planner")
     register(balancer, 400, max_capacity=1)
@@ -282,7 +286,7 @@ def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
 
 
 def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Call, backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=100), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=100), backend=backend)
     register(balancer, 2, max_capacity=1)
     fail(balancer, "p0", 1)
     balancer.drain("planner", "p1")
@@ -296,7 +300,7 @@ def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Call, b
 
 
 def test_probation_binds_nobody_in_panic(backend: Backend, raw: Raw) -> None:
-    settings = PoolSettings(eject_after=1, eject_for=60, checks_to_down=1, checks_to_up=1)
+    settings = PoolSettings(eject_after=1, base_ejection_time=60, unhealthy_threshold=1, healthy_threshold=1)
     balancer = LoadBalancer(settings=settings, backend=backend)
     register(balancer, 3, max_capacity=4)
     fail(balancer, "p0", 1)
@@ -320,7 +324,9 @@ def end_ejection(balancer: LoadBalancer, raw: Raw, namespace: str, name: str) ->
 
 
 def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=10, eject_for_most=25), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, base_ejection_time=10, max_ejection_time=25), backend=backend
+    )
     register(balancer, 2, max_capacity=2)
     lengths = []
     for _ in range(3):
@@ -338,7 +344,9 @@ def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Bac
 
 
 def test_so_long_after_an_ejection_the_next_is_a_first_one_again(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=10, eject_for_most=40), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, base_ejection_time=10, max_ejection_time=40), backend=backend
+    )
     register(balancer, 2)
     state = keys.pool(backend.namespace, "planner").state
     lengths = []
@@ -367,7 +375,7 @@ def test_who_is_ejected_while_warming_up_is_on_probation_like_others(backend: Ba
 
 
 def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=20), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=20), backend=backend)
     register(balancer, 2, max_capacity=4)
     held = [balancer.acquire("planner") for _ in range(8)]
     old = [each for each in held if each and each.id == "p0"]
@@ -393,7 +401,9 @@ def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: 
 
 
 def test_the_last_that_is_not_on_probation_is_not_ejected(backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05, max_ejected=1.0), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, base_ejection_time=0.05, max_ejection_share=1.0), backend=backend
+    )
     register(balancer, 2)
     fail(balancer, "p0", 1)
     wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
@@ -402,7 +412,7 @@ def test_the_last_that_is_not_on_probation_is_not_ejected(backend: Backend) -> N
 
 
 def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.05), backend=backend)
     register(balancer, 2)
     fail(balancer, "p0", 1)
     wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
@@ -416,7 +426,7 @@ def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> N
 def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
     call: Call, backend: Backend, raw: Raw, state: InstanceState
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=2, checks_to_down=2), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=2, unhealthy_threshold=2), backend=backend)
     register(balancer, 2)
     pool = Pool.of(backend.namespace, "planner")
     if state is InstanceState.DOWN:
@@ -452,16 +462,16 @@ def test_instances_are_drained_and_marked_on_a_full_server(call: Call, own_serve
 
 
 def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.3), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.3), backend=backend)
     register(balancer, 2, max_capacity=1)
     other, held = balancer.acquire("planner"), balancer.acquire("planner")
     assert other is not None
     balancer.release(other, outcome="error")
     assert kinds(balancer, other.id)[-1] is EventKind.EJECTED
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         instance = balancer.acquire("planner", wait=20.0)
-        assert held_up.own(begin, time.monotonic()) < 1.2
+        assert stalls.own(begin, time.monotonic()) < 1.2
     assert instance is not None
     assert instance.id == other.id
     assert balancer.release(held)
@@ -493,7 +503,7 @@ def test_settings_last_deployed_hold_and_a_change_is_logged(
 
 
 def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Call, backend: Backend) -> None:
-    first = PoolSettings(eject_after=1, max_ejected=1.0, adaptive=True)
+    first = PoolSettings(eject_after=1, max_ejection_share=1.0, adaptive=True)
     balancer = LoadBalancer(settings=first, backend=backend)
     register(balancer, 4, max_capacity=10)
     fail(balancer, "p3", 1, "timeout")
@@ -501,7 +511,7 @@ def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: C
         fail(balancer, name, 1)
     assert pool_of(balancer).panic_for is not None
     assert [each.limit for each in pool_of(balancer).instances] == [8] * 4
-    then = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=1.0)
+    then = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=1.0)
     call(
         LoadBalancer(settings=then, backend=backend),
         "register_instance",

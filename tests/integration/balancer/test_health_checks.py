@@ -27,7 +27,7 @@ from tests.support.workers import Worker, Workers
 
 INTERVAL_S, PROCESSES, FLEET = 0.5, 4, 30
 TIMEOUT_S = 0.15
-HELD_UP_S = 0.2
+STALL_S = 0.2
 """A machine that lets nothing be done for so long has checks come in another interval than they belong to."""
 
 
@@ -41,16 +41,16 @@ def check_for_ever(url: str, namespace: str, file: str, is_async: bool) -> None:
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
     seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def write_down_when_held_up() -> None:
+    def write_down_stalls() -> None:
         last = time.time()
         while True:
             time.sleep(0.02)
             now = time.time()
-            if now - last > HELD_UP_S:
+            if now - last > STALL_S:
                 os.write(seen, f"held-up {now} {os.getpid()}\n".encode())
             last = now
 
-    threading.Thread(target=write_down_when_held_up, daemon=True).start()
+    threading.Thread(target=write_down_stalls, daemon=True).start()
 
     def note(instance: AgentInstance) -> bool:
         os.write(seen, f"{instance.id} {time.time()} {os.getpid()}\n".encode())
@@ -87,7 +87,7 @@ def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_ki
             lambda since=began_with: len({pid for _, _, pid in seen()[since:]}) >= 3,  # type: ignore[misc]
             "the processes to share the work",
         )
-        with StallDetector(raw.ping) as held_up:
+        with StallDetector(raw.ping) as stalls:
             begin, begin_here = time.time(), time.monotonic()
             time.sleep(2.5 * INTERVAL_S)
             crowd[attempt % PROCESSES].kill()
@@ -97,16 +97,16 @@ def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_ki
         counts = Counter(name for name, _ in stretch if name != "held-up")
         assert len(counts) == FLEET
         longest = max(
-            (until - since for since, until in held_up.spans if since < end_here and until > begin_here), default=0
+            (until - since for since, until in stalls.spans if since < end_here and until > begin_here), default=0
         )
-        if longest < HELD_UP_S and not [
-            at for name, at, _ in seen() if name == "held-up" and begin <= at < end + HELD_UP_S
+        if longest < STALL_S and not [
+            at for name, at, _ in seen() if name == "held-up" and begin <= at < end + STALL_S
         ]:
             assert all(intervals - 1 <= count <= intervals + 1 for count in counts.values()), counts
             return
         # Checks that a busy machine does not let be made say nothing of who makes them: once more.
         crowd[attempt % PROCESSES] = start(attempt)
-    lost = held_up.within(begin_here, end_here)
+    lost = stalls.within(begin_here, end_here)
     assert all(count <= intervals + 1 + lost / INTERVAL_S for count in counts.values()), counts
 
 
@@ -133,7 +133,7 @@ def check_until(call: Call, balancer: LoadBalancer, check: Callable[..., object]
 def test_failed_checks_take_out_more_than_may_be_ejected_and_passed_ones_bring_back(
     call: Call, backend: Backend, how: str
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(panic_above=1.0), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(panic_threshold=1.0), backend=backend)
     for number in range(4):
         balancer.register_instance(AgentInstance(f"p{number}", "planner"))
     ill = {"p0", "p1", "p2"}
@@ -164,7 +164,7 @@ def test_failed_checks_take_out_more_than_may_be_ejected_and_passed_ones_bring_b
 
 
 def test_when_checks_fail_for_more_than_half_there_is_panic(backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(checks_to_down=1), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(unhealthy_threshold=1), backend=backend)
     for number in range(3):
         balancer.register_instance(AgentInstance(f"p{number}", "planner"))
     pool = Pool.of(backend.namespace, "planner")

@@ -398,7 +398,7 @@ def test_capacity_of_an_expired_lease_comes_back_and_its_release_frees_nothing(
 ) -> None:
     register(call, balancer, 1, max_capacity=1)
     held = acquire(call, balancer, "planner", ttl=0.05)
-    balancer._requests.keeper.drop(held.lease)  # as if this process had been stopped
+    balancer._operations.keeper.drop(held.lease)  # as if this process had been stopped
     wait_until(lambda: acquire(call, balancer, "planner"), "the lease to expire")
     assert _kept[-1].lease is not None
     assert _kept[-1].lease.fence > held.lease.fence
@@ -528,7 +528,7 @@ def test_a_number_that_nobody_wrote_is_named_and_nothing_is_written(
         with pytest.raises(CorruptState, match=field):
             call(balancer, method, *args)
     with pytest.raises(CorruptState, match=field):
-        balancer._backend.run(commands.release(commands.Pool("planner", pool), held[0].lease.token, bury_ms=1000))
+        balancer._backend.run(commands.release(commands.Pool("planner", pool), held[0].lease.token, tombstone_ms=1000))
     assert (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True)) == before
 
     call(balancer, "repair", "planner")
@@ -594,17 +594,20 @@ def test_a_lease_lost_inside_a_block_is_raised_at_its_end(
 def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1, max_capacity=1)
     told: list[float] = []
-    ttl, most = 2.0, 2.5
-    with StallDetector() as held_up:
+    ttl, maximum = 2.0, 2.5
+    with StallDetector() as stalls:
         begin = time.monotonic()
         held = call(
-            *(balancer, "acquire", "planner"), ttl=ttl, max_hold=most, on_lost=lambda _: told.append(time.monotonic())
+            *(balancer, "acquire", "planner"),
+            ttl=ttl,
+            max_hold=maximum,
+            on_lost=lambda _: told.append(time.monotonic()),
         )
         wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to come back")
-        assert time.monotonic() - begin >= most, "longer than a life of the lease"
+        assert time.monotonic() - begin >= maximum, "longer than a life of the lease"
         wait_until(lambda: told, "max_hold to be told")
-        assert told[0] - begin >= most
-        assert held_up.own(begin, told[0]) < most + 2.5
+        assert told[0] - begin >= maximum
+        assert stalls.own(begin, told[0]) < maximum + 2.5
     assert "max_hold" in str(held.lease.lost)
     assert call(balancer, "release", held) is False
 
@@ -656,8 +659,8 @@ def test_overdue_are_leases_and_no_tombstones(
 
 
 def test_who_gets_nothing_is_told_what_the_instances_lack(call: Call, balancer: LoadBalancer) -> None:
-    def why(**wish: Any) -> str:
-        with pytest.raises(NoCapacity) as refused, call.inside(balancer, "lease", "planner", **wish):
+    def why(**request: Any) -> str:
+        with pytest.raises(NoCapacity) as refused, call.inside(balancer, "lease", "planner", **request):
             pass
         return refused.value.reason
 
@@ -672,9 +675,12 @@ def test_who_gets_nothing_is_told_what_the_instances_lack(call: Call, balancer: 
     assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
     held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
     assert call(balancer, "release", held["p3"]) is True  # which has nothing left of its rate
-    assert why() == "of 4 instances, 2 full, 1 out of rate, 1 taken out (draining, unhealthy or silent)"
+    assert (
+        why()
+        == "of 4 instances, 2 full, 1 rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"
+    )
     call(balancer, "mark_unhealthy", "planner", "p2")
-    assert why(wait=0.01).startswith("of 4 instances, 1 full, 1 out of rate, 2 taken out")
+    assert why(wait=0.01).startswith("of 4 instances, 1 full, 1 rate-limited, 2 out of rotation")
 
 
 def test_a_lease_that_an_operator_ends_is_an_event(call: Call, balancer: LoadBalancer) -> None:

@@ -226,11 +226,13 @@ def test_a_new_fleet_beside_what_is_left_of_the_old_one_is_cold(backend: Backend
     assert (status_of(balancer, "p3").state, status_of(balancer, "p3").limit) == (InstanceState.WARMING, 1)
 
 
-@pytest.mark.parametrize("panic_above", [0.5, 1.0])
+@pytest.mark.parametrize("panic_threshold", [0.5, 1.0])
 def test_a_fleet_that_comes_back_together_takes_its_load_at_once(
-    backend: Backend, raw: Raw, namespace: str, panic_above: float
+    backend: Backend, raw: Raw, namespace: str, panic_threshold: float
 ) -> None:
-    settings = PoolSettings(slow_start=30.0, checks_to_down=1, checks_to_up=1, panic_above=panic_above)
+    settings = PoolSettings(
+        slow_start=30.0, unhealthy_threshold=1, healthy_threshold=1, panic_threshold=panic_threshold
+    )
     balancer = LoadBalancer(settings=settings, backend=backend)
     names = [f"p{number}" for number in range(10)]
     for name in names:
@@ -241,18 +243,18 @@ def test_a_fleet_that_comes_back_together_takes_its_load_at_once(
         backend.run(commands.report_checks(pool, 2 + number, [(name, True)]))
     limits = [status_of(balancer, name).limit for name in names]
     # Without panic, the later half comes back to a pool of which half is there, and may take its time.
-    assert limits == ([10] * 10 if panic_above < 1 else [10] * 5 + [1] * 5)
+    assert limits == ([10] * 10 if panic_threshold < 1 else [10] * 5 + [1] * 5)
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):
         backend.run(commands.report_checks(pool, at, [("p0", good)]))
-    assert status_of(balancer, "p0").limit == (1 if panic_above < 1 else 10)  # five of ten are warm, or nine
-    assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_above < 1 else 5)
+    assert status_of(balancer, "p0").limit == (1 if panic_threshold < 1 else 10)  # five of ten are warm, or nine
+    assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_threshold < 1 else 5)
 
 
 def test_who_is_back_from_an_ejection_warms_up_and_who_is_alone_does_not(
     backend: Backend, raw: Raw, namespace: str
 ) -> None:
-    settings = PoolSettings(slow_start=60, eject_after=1, eject_for=0.05)
+    settings = PoolSettings(slow_start=60, eject_after=1, base_ejection_time=0.05)
     balancer = LoadBalancer(settings=settings, backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=10))
@@ -357,12 +359,12 @@ def test_in_no_minute_the_leases_before_the_last_take_more_than_rate_and_burst(
             granted.append((instance.lease.fence + passed_us, tokens if rates == "tokens" else 1))
             balancer.release(instance)
     assert len(granted) > 50
-    most = 0
+    maximum = 0
     for first, (begin, _) in enumerate(granted):
         inside = [taken for at, taken in granted[first:] if at < begin + 60_000_000]
-        most = max(most, sum(inside[:-1]))
+        maximum = max(maximum, sum(inside[:-1]))
         assert sum(inside[:-1]) <= rate * 1.1
-    assert most > rate * 0.9, "nothing was near the limit"
+    assert maximum > rate * 0.9, "nothing was near the limit"
 
 
 def test_one_lease_may_take_any_number_of_tokens_and_what_follows_waits_for_it(backend: Backend) -> None:
@@ -414,13 +416,13 @@ def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_owed(call: 
 def test_who_waits_is_served_when_a_rate_comes_back(call: Call, backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=3000, tokens_per_minute=30_000)
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         for _ in range(4):  # 0.2 s by its tokens, also for who was handed it in line; 0.02 s by the requests
             call(balancer, "release", call(balancer, "acquire", "planner", wait=20, tokens=100))
         end = time.monotonic()
         assert end - begin >= 0.55
-        assert held_up.own(begin, end) < 2.0
+        assert stalls.own(begin, end) < 2.0
 
 
 def test_an_instance_without_rate_leaves_the_others_to_be_picked(call: Call, backend: Backend) -> None:

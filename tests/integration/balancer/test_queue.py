@@ -78,12 +78,12 @@ def test_who_waits_gets_what_is_given_back(
         released_at.append(time.monotonic())
         assert balancer.release(first)
 
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         thread, _ = in_background(release)
         second = call(balancer, "acquire", "planner", wait=20)
         thread.join()
         # by the message: asking by itself takes up to a second
-        assert held_up.own(released_at[0], time.monotonic()) < 0.8
+        assert stalls.own(released_at[0], time.monotonic()) < 0.8
     assert second.lease.fence > first.lease.fence
     assert call(balancer, "release", second)
     assert raw.hget(pool.state, second.lease.token) == "tombstone why=released"
@@ -94,14 +94,14 @@ def test_who_waits_too_long_leaves_the_line(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     kept.append(balancer.acquire("planner"))
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         assert call(balancer, "acquire", "planner", wait=0.2) is None
         with pytest.raises(NoCapacity), call.inside(balancer, "lease", "planner", wait=0.1):
             raise AssertionError
         end = time.monotonic()
         assert end - begin >= 0.3
-        assert held_up.own(begin, end) < 2
+        assert stalls.own(begin, end) < 2
     assert raw.zcard(pool.waitq) == 0
     assert call(balancer, "release", kept[0])
     nothing_left(raw, pool)
@@ -223,7 +223,7 @@ def test_waiting_works_without_the_bus(
     assert first is not None
     thread, results = in_background(lambda: other.acquire("planner", wait=30))
     wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
-    other._requests.lines._channels[pool.waitq].close()
+    other._operations.queues._channels[pool.waitq].close()
     assert balancer.release(first)
     thread.join(10)
     assert other.release(results[0])
@@ -265,7 +265,7 @@ def test_a_cancelled_wait_leaves_nothing_wherever_it_was(
 def ask(
     backend: Backend,
     token: str,
-    place: str = "-",
+    position: str = "-",
     *,
     ttl_ms: int = 10_000,
     live_ms: int = 10_000,
@@ -275,7 +275,7 @@ def ask(
     pool = Pool.of(backend.namespace, "planner")
     needs = frozenset({require} if require else ())
     return backend.run(
-        commands.wait(pool, token, ttl_ms=ttl_ms, live_ms=live_ms, boost_ms=boost_ms, require=needs, place=place)
+        commands.wait(pool, token, ttl_ms=ttl_ms, live_ms=live_ms, boost_ms=boost_ms, require=needs, position=position)
     )
 
 
@@ -363,15 +363,15 @@ def test_tombstones_that_go_do_not_wake_the_line(
     raw.hset(pool.state, mapping={f"@gone{number}": "tombstone why=released" for number in range(tombstones)})
     raw.zadd(pool.due, {f"X@gone{number}": at for number, at in enumerate(due_ms)})
 
-    def least() -> float:
+    def minimum() -> float:
         """Of so many that are due soon, the next is not looked for. To be asked for afterwards."""
         return 0.8 if tombstones < 32 else (due_ms[31] - now_ms()) / 1000 - 0.002
 
-    poll_after = ask(backend, "@first").poll_after
-    assert min(0.8, least()) < poll_after <= 1.0
+    retry_after = ask(backend, "@first").retry_after
+    assert min(0.8, minimum()) < retry_after <= 1.0
     with pytest.raises(NoCapacity) as caught, balancer.lease("planner"):
         raise AssertionError
-    assert caught.value.retry_after > min(0.8, least())
+    assert caught.value.retry_after > min(0.8, minimum())
 
 
 def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its_old_place(
@@ -388,9 +388,9 @@ def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its
     raw.hset(pool.state, "#next", 1)
     assert isinstance(ask(backend, "@second"), Granted)
     assert raw.hget(pool.state, "@slow") == "tombstone why=unfetched"
-    again = ask(backend, "@slow", place=slow.place)
+    again = ask(backend, "@slow", position=slow.position)
     assert isinstance(again, Queued)
-    assert (again.ahead, ask(backend, "@third", place=third.place).ahead) == (0, 1)
+    assert (again.ahead, ask(backend, "@third", position=third.position).ahead) == (0, 1)
 
 
 def test_a_fetched_lease_that_expired_is_spent(balancer: LoadBalancer, backend: Backend, raw: Raw) -> None:

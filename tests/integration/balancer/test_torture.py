@@ -25,14 +25,20 @@ from agentperf_redis.balancer import AgentInstance, EventKind, LoadBalancer, Poo
 from agentperf_redis.script import Script
 from tests.support import records
 from tests.support.proxy import Proxy
-from tests.support.servers import PATIENCE, Raw, Server, wait_until
+from tests.support.servers import TIMEOUT, Raw, Server, wait_until
 from tests.support.workers import Worker, Workers
 
 TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 2, 3, 8, 10.0
 LATE_S = 0.2
 """How long a request is held back: much longer than it takes to ask again and to give back."""
 JUMPY = PoolSettings(
-    eject_after=1, eject_for=0.005, eject_for_most=0.01, adaptive=True, slow_after=0.1, slow_start=0.01, rate_burst=0.05
+    eject_after=1,
+    base_ejection_time=0.005,
+    max_ejection_time=0.01,
+    adaptive=True,
+    slow_after=0.1,
+    slow_start=0.01,
+    rate_burst=0.05,
 )
 """Ejections, probes, limits that are learnt, warming up and rates, all the time."""
 
@@ -168,7 +174,7 @@ def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> 
         os.write(seen, f"got {token}\n".encode())
         time.sleep(chance.choice([0.0, 0.001, 0.01]))
         if chance.random() < 0.02:
-            balancer._requests.keeper.drop(instance.lease)  # it expires
+            balancer._operations.keeper.drop(instance.lease)  # it expires
             forgotten.append(instance)
         elif balancer.release(instance, outcome=chance.choice(["ok"] * 38 + ["error", "neutral"])):
             os.write(seen, f"freed {token}\n".encode())
@@ -210,7 +216,7 @@ def torture(
 
     crowd = [start(number) for number in range(PROCESSES)]
     end = time.monotonic() + seconds
-    while time.monotonic() < end or (time.monotonic() < end + PATIENCE and not enough()):
+    while time.monotonic() < end or (time.monotonic() < end + TIMEOUT and not enough()):
         if proxy is not None:
             for script in (commands.ACQUIRE, commands.WAIT):
                 proxy.hold(only=script, after=LATE_S)

@@ -16,7 +16,7 @@ from tests.support.traces import births, drift, lru_hits, optimal_hits, zipf_sca
 COUNT, KEYS = 8000, 800
 ABOVE_LRU = 4.0
 """Points by which both must lie above an LRU."""
-MOST_RUNS = 5
+MAX_RUNS = 5
 """Eight processes never ask in the same order: one run is up to half a point from the next, which says nothing of the mean."""
 
 
@@ -35,7 +35,7 @@ def test_among_a_popularity_a_scan_and_a_loop_it_keeps_what_a_tinylfu_keeps(
         assert lru_hits(scene.trace, scene.size) + ABOVE_LRU * points < kept  # type: ignore[operator]  # there is no None
     enough = sum(theirs) - BELOW_TINYLFU * points * len(scenes)  # type: ignore[arg-type]
     runs: list[int] = []
-    while len(runs) < (MOST_RUNS if processes > 1 else 1) and (not runs or statistics.mean(runs) < enough):
+    while len(runs) < (MAX_RUNS if processes > 1 else 1) and (not runs or statistics.mean(runs) < enough):
         ours = [hits(server.url, scene, processes) for scene in scenes]
         for scene, served in zip(scenes, ours, strict=True):
             assert lru_hits(scene.trace, scene.size) + ABOVE_LRU * points < served

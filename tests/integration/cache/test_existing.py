@@ -51,7 +51,7 @@ def found(operator: Backend, service: str = "cache") -> ExistingCache:
 
 def test_it_is_operated_by_the_settings_it_has(cache: LRUCache, operator: Backend, backend: Backend) -> None:
     existing = found(operator)
-    assert existing.settings.rooms == (0, 0, 3)
+    assert existing.settings.capacities == (0, 0, 3)
     assert operator.run(existing.keys()) == ["a", "b"]
     assert operator.run(existing.keys(1)) == ["a"]
     entry = operator.run(existing.entry("a"))

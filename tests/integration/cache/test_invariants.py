@@ -154,8 +154,10 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
 def test_limits_and_accounts_hold_after_every_script(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
-    for turn in range(TURNS):  # a worker's time limit is there to end one that hangs: 5000 steps may take longer
-        seeds = range(PROCESSES * turn, PROCESSES * (turn + 1))
+    for compute_lease in range(
+        TURNS
+    ):  # a worker's time limit is there to end one that hangs: 5000 steps may take longer
+        seeds = range(PROCESSES * compute_lease, PROCESSES * (compute_lease + 1))
         assert workers.run(wreak, [(server.url, namespace, seed, 1000, "") for seed in seeds]) == [0] * PROCESSES
     assert list(raw.scan_iter(match=f"{namespace}:*:faults")) == []
     checks = [int(raw.get(key)) for key in raw.scan_iter(match=f"{namespace}:*:checks")]
@@ -183,7 +185,7 @@ def test_the_check_of_the_check_a_fault_in_a_script_is_found(
     assert without in sources
 
     def found() -> bool:
-        return any(raw.exists(f"{cache._binding.keys.tag}:faults") for cache in caches(backend))
+        return any(raw.exists(f"{cache._shared_state.keys.tag}:faults") for cache in caches(backend))
 
     for seed in range(1, 6):  # a worker's time limit is there to end one that hangs
         workers.run(wreak, [(server.url, namespace, seed, 300, without)])

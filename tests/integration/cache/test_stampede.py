@@ -27,9 +27,9 @@ PATIENT_S = 20.0
 
 def all_wait(cache: LRUCache, calls: list[int]) -> bool:
     """Whether all of this process's tasks but one wait for that one, which computes, or waits for another process."""
-    flights = list(cache._binding.flights._flights.values())
+    flights = list(cache._shared_state.flights._flights.values())
     return sum(len(flight.ended._callbacks) for flight in flights) == TASKS - 1 and bool(
-        calls or cache._binding._waiting
+        calls or cache._shared_state._waiting
     )
 
 
@@ -114,10 +114,10 @@ def ask_until_served(url: str, namespace: str, calls: str, leads: bool) -> Itera
         yield "is there"
         asking = thread.submit(asyncio.run, all_of_them())
         wait_until(lambda: all_wait(cache, own_calls), "all tasks but one to wait for that one")
-        with StallDetector() as held_up:
+        with StallDetector() as stalls:
             yield "all wait"
             values, at = asking.result()
-        yield os.getpid(), values, at, held_up.spans
+        yield os.getpid(), values, at, stalls.spans
 
 
 @pytest.mark.thorough
@@ -138,7 +138,7 @@ def test_a_killed_leader_costs_one_more_call_and_its_lease(
         each.said()
     assert calls.read_bytes() == b".", "the leader's"
 
-    with StallDetector(raw.ping) as server_held_up:
+    with StallDetector(raw.ping) as server_stalls:
         leader.kill()
         killed = time.monotonic()
         for each in waiting:
@@ -150,5 +150,5 @@ def test_a_killed_leader_costs_one_more_call_and_its_lease(
     (second,) = {value for _, values, _, _ in served for value in values}
     spans = {pid: spans for pid, _, _, spans in served}
     for pid, _, at, _ in served:  # what held up the server, the one who computed, or the waiter itself is no one's wait
-        held_up_s = overlap(union(server_held_up.spans, spans[second], spans[pid]), killed, at)
-        assert at - killed - held_up_s < LEASE_S + 2
+        stall_s = overlap(union(server_stalls.spans, spans[second], spans[pid]), killed, at)
+        assert at - killed - stall_s < LEASE_S + 2

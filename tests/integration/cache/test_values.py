@@ -239,7 +239,7 @@ def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
     cases = [(part, payload) for part in PARTS for payload in (hostile if part in ("e:k", "epochs") else hostile[:1])]
     for case, (part, payload) in enumerate(cases):
         cache = CACHES[kind](backend, f"c{case}")
-        where = cache._binding.keys.tag + ":" + part
+        where = cache._shared_state.keys.tag + ":" + part
         if part == "deferred:":  # what was cleared, and waits to be swept
             call(cache, "put_many", {f"k{number}": 1 for number in range(100)})
             call(cache, "clear")

@@ -214,7 +214,7 @@ def test_events_are_shown_and_followed(
     place = {**os.environ, "AGENTPERF_REDIS_URL": server.url, "AGENTPERF_NAMESPACE": namespace}
     with seen.open("w") as file, subprocess.Popen(program, stdout=file, env=place) as follower:
         try:
-            wait_until(lambda: len(seen.read_text().splitlines()) == 5, "what there is to be shown", patience=20.0)
+            wait_until(lambda: len(seen.read_text().splitlines()) == 5, "what there is to be shown", timeout=20.0)
             balancer.undrain("planner", "p1")
             wait_until(lambda: len(seen.read_text().splitlines()) == 7, "what happens to be shown")
             lines = [json.loads(line)["event"] for line in seen.read_text().splitlines()]

@@ -185,7 +185,7 @@ def test_a_local_copy_of_a_program_hears_of_it(cache: Run, server: Server, names
         copies = program.cache("answers", max_size=7, default_ttl=60, max_bytes=10_000, local_size=10)
         assert copies.get("a") == copies.get("a") == {"n": 1}
         assert cache("delete", "answers", "a", "--yes").returncode == OK
-        wait_until(lambda: copies.get("a") is None, "the program to hear of it", patience=0.3)
+        wait_until(lambda: copies.get("a") is None, "the program to hear of it", timeout=0.3)
 
 
 def test_of_two_caches_of_one_name_the_kind_says_which(cache: Run, perf: AgentPerf) -> None:

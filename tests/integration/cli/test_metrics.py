@@ -118,7 +118,7 @@ def test_agents_are_ranked(agentperf: Run, used: AgentPerf) -> None:
     assert lines[0] == "agents by p95, the last 300 s"
     assert [line.split()[1:3] for line in lines[2:]] == [["planner", "4"], ["critic", "0.125"]]
     assert "40.0%" in shown(agentperf("rank", "--by", "error_rate"))
-    found = document(agentperf("rank", "--by", "tasks", "--least-tasks", "5", "--json"), "rank")
+    found = document(agentperf("rank", "--by", "tasks", "--min-tasks", "5", "--json"), "rank")
     assert [(each["agent"], each["value"]) for each in found["agents"]] == [("planner", 10.0)]
 
 

@@ -111,19 +111,19 @@ def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: st
 
 @pytest.mark.thorough
 def test_who_is_to_be_killed_does_not_get_away_while_the_demo_is_held_up(server: Server, namespace: str) -> None:
-    held_up: list[int] = []
+    stalls: list[int] = []
 
-    def be_held_up(_: Start, snapshot: Snapshot) -> None:
+    def stall(_: Start, snapshot: Snapshot) -> None:
         first, victim = snapshot.workers
-        if victim.state == "working" and not held_up:
-            held_up.append(victim.files)
+        if victim.state == "working" and not stalls:
+            stalls.append(victim.files)
             wait_until(lambda: through(first.pid), "the other worker to be through", 60)
 
     report = run_demo(
-        DemoOptions(url=server.url, files=20, workers=2, namespace=namespace, lease_ttl=1.0), Watcher(be_held_up)
+        DemoOptions(url=server.url, files=20, workers=2, namespace=namespace, lease_ttl=1.0), Watcher(stall)
     )
 
-    assert held_up
+    assert stalls
     assert report.failures == []
     assert report.casualty is not None
     assert 10 <= report.casualty.files <= 15

@@ -140,10 +140,10 @@ def test_a_flush_in_an_outage_gives_up_after_its_timeout(proxy: Proxy, connect: 
     hurry(backend, 1.0)
     proxy.go_silent()
     collector.record_execution("research", 0.5, True)
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         start = time.monotonic()
         assert not collector.flush(timeout=0.1)
-        assert held_up.own(start, time.monotonic()) < 0.9
+        assert stalls.own(start, time.monotonic()) < 0.9
     proxy.speak_again()
     wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
 
@@ -268,9 +268,9 @@ def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
         clock[0] = 1000.0 + max(ages) - age
         buffer.record("research", 0.5, OK)
     clock[0] = 1000.0 + max(ages)
-    buffer.fold()
-    (parcel,) = buffer.parcels()
-    command = commands.flush(namespace, parcel, now=clock[0], retention=Retention())
+    buffer.aggregate()
+    (batch,) = buffer.batches()
+    command = commands.flush(namespace, batch, now=clock[0], retention=Retention())
     assert isinstance(command.script, Script)
     assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())[0] == 1
 
@@ -308,9 +308,9 @@ def test_a_flush_that_waited_before_a_stopped_server_is_filed_by_when_it_was_sen
     now = seconds + micros / 1e6
     buffer.synchronise(now - 45.0, 1000.0)
     buffer.record("research", 0.5, OK)
-    buffer.fold()
-    (parcel,) = buffer.parcels()
-    command = commands.flush(namespace, parcel, now=1000.0, retention=Retention(), server_ms=buffer.server_ms(1000.0))
+    buffer.aggregate()
+    (batch,) = buffer.batches()
+    command = commands.flush(namespace, batch, now=1000.0, retention=Retention(), server_ms=buffer.server_ms(1000.0))
     assert isinstance(command.script, Script)
 
     assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())[0] == 1

@@ -116,8 +116,8 @@ def test_every_kind_of_callable_gives_its_count_outcome_duration_and_error_type(
         "failing": (1, 0, 1, 0),
     }
     assert found["failing"].error_types == {"TimeoutError": 1}
-    for name, least in (("method", 1), ("generator", 3), ("async generator", 3), ("cancelled", 0.5), ("failing", 1)):
-        assert least * step <= found[name].avg_execution_time < took[name] + 1e-6, name
+    for name, minimum in (("method", 1), ("generator", 3), ("async generator", 3), ("cancelled", 0.5), ("failing", 1)):
+        assert minimum * step <= found[name].avg_execution_time < took[name] + 1e-6, name
     for name in ("generator", "async generator"):
         streams = call(collector, "streams", name)
         assert (streams.items, streams.first.task_count, streams.between.task_count) == (3, 1, 1)
@@ -129,10 +129,10 @@ def test_every_kind_of_callable_gives_its_count_outcome_duration_and_error_type(
 def test_a_tree_of_spans_over_tasks_and_threads_names_its_bottleneck(collector: MetricsCollector, call: Call) -> None:
     for attempt in range(5):
         agent = f"reviewer-{attempt}"
-        with StallDetector() as held_up:
+        with StallDetector() as stalls:
             begin = time.monotonic()
             review_three_times(collector, agent)
-            undisturbed = held_up.within(begin, time.monotonic()) < 0.15
+            undisturbed = stalls.within(begin, time.monotonic()) < 0.15
         judge_review(collector, call, agent, undisturbed=undisturbed)
         if undisturbed:
             return
@@ -193,7 +193,7 @@ def judge_review(collector: MetricsCollector, call: Call, agent: str, *, undistu
 def test_spans_beyond_the_guard_are_counted_together(
     collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch, raw: Raw, namespace: str
 ) -> None:
-    monkeypatch.setattr(commands, "PARTS_MOST", 3)
+    monkeypatch.setattr(commands, "MAX_PARTS", 3)
     for number in range(10):
         with collector.span("agent", f"span-{number}"):
             pass
@@ -265,7 +265,7 @@ def test_a_usage_without_counts_loses_no_call_and_is_told(
 def test_models_beyond_the_guard_are_counted_together(
     collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "ERRORS_MOST", 2)
+    monkeypatch.setattr(commands, "MAX_ERRORS", 2)
     for _ in range(2):
         for number in range(4):
             collector.record_llm("research", tokens_in=10, tokens_out=1, model=f"m:{number}")
@@ -290,7 +290,7 @@ def test_agents_are_ranked(collector: MetricsCollector, call: Call) -> None:
         return [entry.metrics.agent_name for entry in call(collector, "rank", by, **options)]
 
     assert order("score") == ["lucky", "fast", "failing", "slow"]
-    assert order("score", least_tasks=2) == ["fast", "failing", "slow"]
+    assert order("score", min_tasks=2) == ["fast", "failing", "slow"]
     assert order("p95") == ["slow", "failing", "fast", "lucky"]
     assert order("cost") == ["slow", "fast", "failing", "lucky"]
     assert order("error_rate")[0] == "failing"
@@ -298,8 +298,8 @@ def test_agents_are_ranked(collector: MetricsCollector, call: Call) -> None:
     assert call(collector, "rank", RankBy.COST)[0].value == 2.0
     with pytest.raises(InvalidArgument, match="by"):
         call(collector, "rank", "beauty")
-    with pytest.raises(InvalidArgument, match="least_tasks"):
-        call(collector, "rank", "score", least_tasks=-1)
+    with pytest.raises(InvalidArgument, match="min_tasks"):
+        call(collector, "rank", "score", min_tasks=-1)
 
 
 def test_two_agents_are_compared(collector: MetricsCollector, call: Call) -> None:
@@ -350,14 +350,14 @@ def fill(
         for number in range(ages[age]):
             buffer.record(agent, (100_000 + number) / 1e6 if times is None else next(times), OK)
     clock[0] = 0.0
-    buffer.fold()
-    buffer.coarsen(Retention().lives)
-    while parcels := buffer.parcels():
-        (parcel,) = parcels
-        command = commands.flush(namespace, parcel, now=0.0, retention=Retention())
+    buffer.aggregate()
+    buffer.downsample(Retention().ttls)
+    while batches := buffer.batches():
+        (batch,) = batches
+        command = commands.flush(namespace, batch, now=0.0, retention=Retention())
         assert isinstance(command.script, Script)
         assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())[0] == 1
-        buffer.settled(parcel, 0)
+        buffer.settled(batch, 0)
     return now
 
 
@@ -384,14 +384,14 @@ def test_windows_of_the_past_are_read_from_what_is_still_kept(
     ages = {10.0: 1, 100.0: 2, 1000.0: 4, 5000.0: 8, 20_000.0: 16, 200_000.0: 32, 800_000.0: 64, 5_000_000.0: 128}
     now = fill(raw, namespace, ages)
     for age, count in ages.items():
-        moment = now - age
+        timestamp = now - age
         for window, length in WINDOWS.items():
-            found = call(collector, "get_or_create_metrics", "research", window=window, as_of=moment + 1)
+            found = call(collector, "get_or_create_metrics", "research", window=window, as_of=timestamp + 1)
             covered = found.interval
             expected = sum(each for other, each in ages.items() if covered.start - 1 <= now - other < covered.end + 1)
             assert found.task_count == expected, (age, window)
             assert found.task_count >= count, "the moment asked for is within"
-            assert covered.start <= moment + 1 - min(length, 1)
+            assert covered.start <= timestamp + 1 - min(length, 1)
     assert call(collector, "get_or_create_metrics", "research", window="80d").task_count == sum(ages.values())
     assert call(collector, "get_or_create_metrics", "research").task_count == sum(ages.values())
 
@@ -400,10 +400,10 @@ def test_windows_of_the_past_are_read_from_what_is_still_kept(
 def test_a_window_needs_few_slices(collector: MetricsCollector, raw: Raw) -> None:
     collector.record_execution("research", 0.5, True)
     collector.flush()
-    for window, most in (("1m", 12), ("5m", 15), ("1h", 75), ("24h", 55), ("7d", 40), ("80d", 115)):
+    for window, maximum in (("1m", 12), ("5m", 15), ("1h", 75), ("24h", 55), ("7d", 40), ("80d", 115)):
         raw.config_resetstat()
         collector.get_or_create_metrics("research", window=window)
-        assert 1 <= raw.info("commandstats")["cmdstat_hgetall"]["calls"] <= most, window
+        assert 1 <= raw.info("commandstats")["cmdstat_hgetall"]["calls"] <= maximum, window
 
 
 def test_merged_windows_are_the_merge_of_the_data(
@@ -487,12 +487,12 @@ def test_an_outage_of_thirty_seconds_files_its_samples_where_they_belong(
     wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
     hurry(backend, 5.0)
 
-    for moment in range(int(ended[0][0]) // 10 * 10, int(ended[-1][1]) + 1, 10):
-        found = collector.get_or_create_metrics("research", window=10, as_of=moment + 10)
-        assert found.interval.start == moment
-        assert found.interval.end <= moment + 10, "the last one reaches to now"
-        surely = sum(moment + 0.2 <= before and after < moment + 9.8 for before, after in ended)
-        perhaps = sum(moment - 0.2 <= after and before < moment + 10.2 for before, after in ended)
+    for timestamp in range(int(ended[0][0]) // 10 * 10, int(ended[-1][1]) + 1, 10):
+        found = collector.get_or_create_metrics("research", window=10, as_of=timestamp + 10)
+        assert found.interval.start == timestamp
+        assert found.interval.end <= timestamp + 10, "the last one reaches to now"
+        surely = sum(timestamp + 0.2 <= before and after < timestamp + 9.8 for before, after in ended)
+        perhaps = sum(timestamp - 0.2 <= after and before < timestamp + 10.2 for before, after in ended)
         assert surely <= found.task_count <= perhaps, "no burst at the end, and no gap before"
     assert collector.get_or_create_metrics("research", window="5m").task_count == len(ended)
 
@@ -547,7 +547,7 @@ def test_raw_samples_too_old_to_keep_are_counted_as_dropped(
     backend: Backend, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collector = MetricsCollector(backend=backend, retention=Retention(recent=10.0))
-    buffer = collector._recorder.buffer
+    buffer = collector._flusher.buffer
     monkeypatch.setattr(buffer, "_clock", lambda: time.monotonic() - 60.0)
     for _ in range(5):
         collector.record_execution("research", 0.5, True)
@@ -593,7 +593,7 @@ def test_flushes_come_as_often_as_asked_for(
 ) -> None:
     collector = MetricsCollector(backend=backend, flush_every=asked)
     jobs = Jobs()
-    monkeypatch.setattr(collector._recorder, "_jobs", jobs)
+    monkeypatch.setattr(collector._flusher, "_jobs", jobs)
     collector.record_execution("research", 0.5, True)
     fails = iter([True, False, True])
     run = backend.run

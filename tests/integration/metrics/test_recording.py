@@ -209,7 +209,7 @@ def test_closing_flushes(server: Server, connect: Callable[..., Backend], raw: R
 def test_agents_beyond_the_guard_are_counted_together(
     collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch, raw: Raw, namespace: str
 ) -> None:
-    monkeypatch.setattr(commands, "AGENTS_MOST", 3)
+    monkeypatch.setattr(commands, "MAX_AGENTS", 3)
     names = [name for name in (f"agent-{number}" for number in range(1000)) if keys.metrics_shard(name) == 7][:10]
     for name in names:
         for _ in range(2):
@@ -230,7 +230,7 @@ def test_agents_beyond_the_guard_are_counted_together(
 def test_error_types_beyond_the_guard_are_counted_together(
     collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "ERRORS_MOST", 3)
+    monkeypatch.setattr(commands, "MAX_ERRORS", 3)
     for number in range(5):
         collector.record_execution("research", 0.5, False, f"E{number}:detail")
     collector.flush()
@@ -246,13 +246,13 @@ def test_slices_carry_their_life(collector: MetricsCollector, raw: Raw, namespac
     collector.record_execution("research", 1.0, True)
     collector.flush()
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
-    lives = {key.split(":")[3]: raw.pttl(key) / 1000 for key in raw.keys(f"{tag}:*") if "research" in key}
+    ttls = {key.split(":")[3]: raw.pttl(key) / 1000 for key in raw.keys(f"{tag}:*") if "research" in key}
     quarter, hours, days, months = 900, 3 * 3600, 8 * 86_400, 90 * 86_400
-    assert lives["total"] < 0, "never"
+    assert ttls["total"] < 0, "never"
     for width, name, life in ((10, "10s", quarter), (60, "1m", hours), (3600, "1h", days), (86_400, "1d", months)):
-        assert life - 5 < lives[name] <= life + width
-    assert 3590 < lives["recent"] <= 3600
-    assert 8 * 86_400 - 5 < lives["slow"] <= 8 * 86_400
+        assert life - 5 < ttls[name] <= life + width
+    assert 3590 < ttls["recent"] <= 3600
+    assert 8 * 86_400 - 5 < ttls["slow"] <= 8 * 86_400
 
 
 def test_recent_and_slow_samples_are_bounded(collector: MetricsCollector, raw: Raw, namespace: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Wait
+from agentperf_redis.command import Batch, Command, Flow, Pause, Wait, WakeUp
 from agentperf_redis.errors import CorruptState
 from agentperf_redis.script import Script
 from tests.support.calls import Call
@@ -147,7 +147,7 @@ def _noted() -> Flow[list[object]]:
         first = yield from opened
         both = yield from Batch((opened, Command("HGET", (meta,), ("epoch",), _same)))
         settled = yield from Batch((opened, Command("HGET", (meta,), ("epoch",), _refuse))).settled()
-        hinted = yield from Wait(Hint(), 1.5)
+        hinted = yield from Wait(WakeUp(), 1.5)
         return [error.key, first, both, type(settled[1]), hinted]
     return []
 

@@ -15,7 +15,7 @@ from agentperf_redis.transport.topology import SLOTS, key_slot
 from tests.support.driving import Run, add
 from tests.support.servers import Node, Server, wait_until
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 def node_ids(server: Server) -> dict[Node, str]:
@@ -52,18 +52,18 @@ def test_a_slot_moves_while_it_is_used_and_no_write_is_lost(
     threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: min(acknowledged) > 20, "the load", PATIENCE)
+    wait_until(lambda: min(acknowledged) > 20, "the load", TIMEOUT)
     call(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
     call(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
     before = sum(acknowledged)
-    wait_until(lambda: sum(acknowledged) > before + 20, "commands while the slot is open", PATIENCE)
+    wait_until(lambda: sum(acknowledged) > before + 20, "commands while the slot is open", TIMEOUT)
     call(source, "MIGRATE", "127.0.0.1", target.port, f"{namespace}:counter", 0, 5000)
     before = sum(acknowledged)
-    wait_until(lambda: sum(acknowledged) > before + 20, "commands that are redirected once (ASK)", PATIENCE)
+    wait_until(lambda: sum(acknowledged) > before + 20, "commands that are redirected once (ASK)", TIMEOUT)
     for node in (target, source, *(node for node in server.nodes if node not in (source, target))):
         call(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
     before = sum(acknowledged)
-    wait_until(lambda: sum(acknowledged) > before + 20, "commands at the new place (MOVED)", PATIENCE)
+    wait_until(lambda: sum(acknowledged) > before + 20, "commands at the new place (MOVED)", TIMEOUT)
     stop.set()
     for thread in threads:
         thread.join()

@@ -19,7 +19,7 @@ from agentperf_redis.embedded import start_bound
 from tests.support.driving import Run, add
 from tests.support.servers import Node, free_port, program, wait_until
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 def start_sentinel(folder: Path, primary_port: int) -> tuple[subprocess.Popen[bytes], int]:
@@ -58,7 +58,7 @@ def group(tmp_path: Path) -> Iterator[tuple[Node, Node, list[int]]]:
         replica = Node("valkey", "--replicaof", f"127.0.0.1 {primary.port}")
         stack.callback(replica.stop)
         with replica.client() as client:
-            wait_until(lambda: client.info("replication")["master_link_status"] == "up", "replication", PATIENCE)
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up", "replication", TIMEOUT)
         ports = []
         for _ in range(3):
             process, port = start_sentinel(tmp_path, primary.port)
@@ -66,7 +66,7 @@ def group(tmp_path: Path) -> Iterator[tuple[Node, Node, list[int]]]:
             stack.callback(process.kill)
             ports.append(port)
         for port in ports:
-            wait_until(partial(_knows_all, port), "the Sentinels to know each other", PATIENCE)
+            wait_until(partial(_knows_all, port), "the Sentinels to know each other", TIMEOUT)
         yield primary, replica, ports
 
 
@@ -77,10 +77,10 @@ def test_a_failover_is_followed(
 ) -> None:
     primary, replica, ports = group
     places = ",".join(f"127.0.0.1:{port}" for port in ports)
-    backend = connect(f"redis+sentinel://{places}/main", deadline=PATIENCE)
+    backend = connect(f"redis+sentinel://{places}/main", deadline=TIMEOUT)
     assert run(backend, add(namespace)) == 1
     with replica.client() as client:
-        wait_until(lambda: client.get(f"{namespace}:counter") == "1", "the write on the replica", PATIENCE)
+        wait_until(lambda: client.get(f"{namespace}:counter") == "1", "the write on the replica", TIMEOUT)
     primary.kill()
     assert run(backend, add(namespace)) >= 2
     port = run(backend, Command("CONFIG", (), ("GET", "port"), lambda reply: int(reply[1])))

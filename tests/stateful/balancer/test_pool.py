@@ -47,15 +47,15 @@ class Instance:
 
 JUMPY = PoolSettings(
     eject_after=1,
-    eject_for=86_400.0,
-    eject_for_most=86_400.0,
-    max_ejected=1.0,
+    base_ejection_time=86_400.0,
+    max_ejection_time=86_400.0,
+    max_ejection_share=1.0,
     slow_after=0.25,
     adaptive=True,
     slow_start=86_400.0,
     rate_burst=0,
-    checks_to_down=1,
-    checks_to_up=1,
+    unhealthy_threshold=1,
+    healthy_threshold=1,
 )
 """Nothing of it ends by itself, within a test."""
 DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
@@ -253,12 +253,15 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.leases)
     @rule(
-        data=st.data(), outcome=st.sampled_from(Outcome), bury=st.booleans(), seconds=st.sampled_from([None, 0.0, 0.5])
+        data=st.data(),
+        outcome=st.sampled_from(Outcome),
+        tombstone=st.booleans(),
+        seconds=st.sampled_from([None, 0.0, 0.5]),
     )
-    def release(self, data: st.DataObject, outcome: Outcome, bury: bool, seconds: float | None) -> None:
+    def release(self, data: st.DataObject, outcome: Outcome, tombstone: bool, seconds: float | None) -> None:
         token = data.draw(st.sampled_from(sorted(self.leases)))
         name = data.draw(st.sampled_from([self.leases[token], None, "a"]))
-        self.finish(token, name, outcome, bury, seconds)
+        self.finish(token, name, outcome, tombstone, seconds)
 
     @precondition(lambda self: self.settings is JUMPY)
     @rule(outcome=st.sampled_from(Outcome))
@@ -270,13 +273,13 @@ class PoolMachine(RuleBasedStateMachine):
             self.refresh()
             self.finish(token, self.leases[token], outcome, False, None)
 
-    def finish(self, token: str, name: str | None, outcome: Outcome, bury: bool, seconds: float | None) -> None:
+    def finish(self, token: str, name: str | None, outcome: Outcome, tombstone: bool, seconds: float | None) -> None:
         fit_before = {
             n for n, each in self.instances.items() if not each.flags & DISABLED and not each.health & UNHEALTHY
         }
         ejected_before = {n for n, each in self.instances.items() if "ejected" in each.health}
         command = commands.release(
-            self.pool, token, name, outcome=outcome, response_time=seconds, bury_ms=DAY_MS if bury else 0
+            self.pool, token, name, outcome=outcome, response_time=seconds, tombstone_ms=DAY_MS if tombstone else 0
         )
         assert self.fake.run(command) is True
         assert self.fake.run(command) is False
@@ -289,18 +292,20 @@ class PoolMachine(RuleBasedStateMachine):
         fetched_in_line = token in self.stood and token not in self.granted
         self.granted.discard(token)
         # Without a tombstone the second release is of a token nobody knows; with one, of a spent one.
-        if bury or fetched_in_line:
+        if tombstone or fetched_in_line:
             self.tombs[token] = "released"
         self.forget_removed()
 
     def stand(self, token: str, labels: frozenset[str]) -> Granted | Queued | Spent:
         self.stood.add(token)
-        place = self.places.get(token, "-")
+        position = self.places.get(token, "-")
         answer: Granted | Queued | Spent = self.fake.run(
-            commands.wait(self.pool, token, ttl_ms=DAY_MS, live_ms=DAY_MS, boost_ms=0, require=labels, place=place)
+            commands.wait(
+                self.pool, token, ttl_ms=DAY_MS, live_ms=DAY_MS, boost_ms=0, require=labels, position=position
+            )
         )
         if isinstance(answer, Queued):
-            self.places[token] = answer.place
+            self.places[token] = answer.position
         return answer
 
     @precondition(lambda self: len(self.waiting) < DEPTH - 3)
@@ -339,7 +344,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave_the_line(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        assert self.fake.run(commands.release(self.pool, token, bury_ms=DAY_MS)) is False
+        assert self.fake.run(commands.release(self.pool, token, tombstone_ms=DAY_MS)) is False
         del self.waiting[token]
         self.tombs[token] = "cancelled"
 
@@ -394,7 +399,7 @@ class PoolMachine(RuleBasedStateMachine):
     def give_up(self) -> None:
         self.tokens += 1
         token = f"@{self.tokens}"
-        assert self.fake.run(commands.release(self.pool, token, bury_ms=DAY_MS)) is False
+        assert self.fake.run(commands.release(self.pool, token, tombstone_ms=DAY_MS)) is False
         self.tombs[token] = "cancelled"
 
     @precondition(lambda self: self.fetched())
@@ -485,10 +490,10 @@ class PoolMachine(RuleBasedStateMachine):
             }
         )
         away = self.fake.client.zrange(self.pool.keys.tag + ":away", 0, -1)
-        unfit_or_parked = [
+        unhealthy_or_rate_limited = [
             n for n, each in self.instances.items() if each.health & (UNHEALTHY | {"rate_limited"}) and not each.flags
         ]
-        assert sorted(away) == sorted(unfit_or_parked)
+        assert sorted(away) == sorted(unhealthy_or_rate_limited)
         if self.waiting:
             assert state["#next"] == "0"
         elif due:

@@ -28,7 +28,7 @@ class Both:
         else:
             self.cache = LRUCache(rooms[-1], policy="tinylfu", backend=backend)
         self.model = TinyLFU(*rooms)
-        self.where = self.cache._binding.keys
+        self.where = self.cache._shared_state.keys
         self.reads: dict[str, int] = {}
         self.missed = False
 

@@ -49,7 +49,7 @@ COMMANDS: list[Command[Any]] = [
     commands.select(POOL, ANY),
     commands.status(POOL, 0, 10),
     commands.update(POOL, "p0"),
-    commands.wait(POOL, "@t", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), place="-"),
+    commands.wait(POOL, "@t", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), position="-"),
 ]
 
 

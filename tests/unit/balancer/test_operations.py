@@ -27,7 +27,7 @@ def test_check_times_out_after_two_seconds_or_its_interval(dead_backend: Backend
     balancer = LoadBalancer(backend=dead_backend)
 
     def limit(interval: float, timeout: float | None) -> float:
-        return balancer._requests.checking("planner", print, interval, timeout).timeout
+        return balancer._operations.checking("planner", print, interval, timeout).timeout
 
     assert [limit(0.5, None), limit(2.0, None), limit(60.0, None), limit(60.0, 30.0)] == [0.5, 2.0, 2.0, 30.0]
     with pytest.raises(InvalidArgument, match=r"^timeout is 1\.0; allowed: seconds from 0\.005 to 0\.5$"):

@@ -58,7 +58,7 @@ def every_command() -> dict[str, Command[Any]]:
         "select": commands.select(POOL, ANY),
         "status": commands.status(POOL, 0, 10),
         "update": commands.update(POOL, "p0", max_capacity=7),
-        "wait": commands.wait(POOL, "@new", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), place="-"),
+        "wait": commands.wait(POOL, "@new", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), position="-"),
     }
 
 

@@ -17,16 +17,16 @@ from tests.support.places import README
     "facts",
     [
         {"eject_after": 0},
-        {"eject_for": 0},
-        {"eject_for": 10, "eject_for_most": 5},
-        {"max_ejected": 1.1},
-        {"panic_above": 0},
+        {"base_ejection_time": 0},
+        {"base_ejection_time": 10, "max_ejection_time": 5},
+        {"max_ejection_share": 1.1},
+        {"panic_threshold": 0},
         {"slow_after": -1},
         {"adaptive": 1},
         {"slow_start": float("nan")},
         {"rate_burst": -1},
-        {"checks_to_down": 0},
-        {"checks_to_up": True},
+        {"unhealthy_threshold": 0},
+        {"healthy_threshold": True},
     ],
 )
 def test_bad_setting_is_refused_by_its_name(facts: dict[str, Any]) -> None:
@@ -38,17 +38,26 @@ def test_bad_setting_is_refused_by_its_name(facts: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"eject_for": 400}, "eject_for is 400; allowed: seconds up to those of eject_for_most, 300"),
-        ({"eject_for_most": 5}, "eject_for_most is 5; allowed: seconds from those of eject_for, 10, to 86400"),
-        ({"eject_for": 40, "eject_for_most": 30}, "eject_for_most is 30; allowed: seconds from those of eject_for, 40"),
-        ({"eject_for_most": 0}, "eject_for_most is 0; allowed: seconds from 0.001 to 86400"),
+        (
+            {"base_ejection_time": 400},
+            "base_ejection_time is 400; allowed: seconds up to those of max_ejection_time, 300",
+        ),
+        (
+            {"max_ejection_time": 5},
+            "max_ejection_time is 5; allowed: seconds from those of base_ejection_time, 10, to 86400",
+        ),
+        (
+            {"base_ejection_time": 40, "max_ejection_time": 30},
+            "max_ejection_time is 30; allowed: seconds from those of base_ejection_time, 40",
+        ),
+        ({"max_ejection_time": 0}, "max_ejection_time is 0; allowed: seconds from 0.001 to 86400"),
     ],
 )
 def test_ejection_beyond_its_maximum_names_the_given_argument(given: dict[str, float], said: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         PoolSettings(**given)  # type: ignore[arg-type]
     assert str(refused.value).startswith(said)
-    assert PoolSettings(eject_for=400, eject_for_most=400).eject_for == 400
+    assert PoolSettings(base_ejection_time=400, max_ejection_time=400).base_ejection_time == 400
 
 
 def test_the_readme_lists_the_default_settings() -> None:

@@ -22,7 +22,7 @@ def deployed() -> Iterator[LRUCache]:
     """A cache without a server. It takes its settings for written, and reports no reads."""
     backend = Backend("redis://127.0.0.1:1", deadline=0.05)
     made = LRUCache(backend=backend)
-    made._binding.deployed = True
-    made._binding.outbox._filled = lambda: None
+    made._shared_state.deployed = True
+    made._shared_state.access_buffer._filled = lambda: None
     yield made
     backend.close()

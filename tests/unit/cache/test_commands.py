@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from agentperf_redis import keys as key_names
 from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.commands import entries, inspection
-from agentperf_redis.cache.commands.entries import PutOutcome
+from agentperf_redis.cache.commands.entries import PutResult
 from agentperf_redis.cache.model import Policy, Settings
-from agentperf_redis.cache.process.access_buffer import NO_REPORT, Report
+from agentperf_redis.cache.process.access_buffer import NO_REPORT, AccessReport
 from agentperf_redis.command import Command
 from agentperf_redis.errors import CorruptState
 from tests.support.examples import examples
@@ -98,7 +98,7 @@ def deployed(fake: Fake, settings: Settings) -> None:
     assert isinstance(fake.run(commands.deploy(KEYS, settings)), commands.Deployed)
 
 
-def put(fake: Fake, name: str, report: Report = NO_REPORT, **options: Any) -> commands.PutReply:
+def put(fake: Fake, name: str, report: AccessReport = NO_REPORT, **options: Any) -> commands.PutReply:
     defaults: dict[str, Any] = {
         "until_ms": FAR,
         "seen": 0,
@@ -116,8 +116,8 @@ def put(fake: Fake, name: str, report: Report = NO_REPORT, **options: Any) -> co
 
 
 def test_without_settings_nothing_is_done(fake: Fake) -> None:
-    assert put(fake, "k").outcome is PutOutcome.NO_SETTINGS
-    assert fake.run(commands.report_reads(KEYS, "me", Report(1, 1, 0, 0, ()))) is None
+    assert put(fake, "k").outcome is PutResult.NO_SETTINGS
+    assert fake.run(commands.report_reads(KEYS, "me", AccessReport(1, 1, 0, 0, ()))) is None
     assert fake.run(commands.delete(KEYS, ["k"], "me")) is commands.NO_SETTINGS
     assert fake.client.keys() == []
 
@@ -126,7 +126,7 @@ def test_without_settings_nothing_is_done(fake: Fake) -> None:
 def test_packed_numbers_are_the_same_in_lua_and_python(fake: Fake, policy: Policy) -> None:
     deployed(fake, Settings(policy, (0, 0, 5), 0, (0, 0, 0)))
     put(fake, "name")
-    put(fake, "other", report=Report(1, 0, 0, 0, (("name", 3),)))
+    put(fake, "other", report=AccessReport(1, 0, 0, 0, (("name", 3),)))
     size_bytes = len("name") + len(b"r 0  m\x01")
     size = fake.run(inspection.size_of(KEYS, "name"))
     clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the put of the other one has the last reading
@@ -154,10 +154,10 @@ def test_a_cancelled_put_does_nothing_more(fake: Fake, *, again: bool) -> None:
             report=NO_REPORT, tags=(),
         )
     )  # fmt: skip
-    assert newer.outcome is PutOutcome.STORED
+    assert newer.outcome is PutResult.STORED
     before = fake.client.get(KEYS.entry_prefix + "k")
 
-    assert put(fake, "k", seen=1, again=again).outcome is PutOutcome.IN_DOUBT
+    assert put(fake, "k", seen=1, again=again).outcome is PutResult.IN_DOUBT
 
     assert fake.client.get(KEYS.entry_prefix + "k") == before
 
@@ -169,9 +169,9 @@ def test_put_evicts_as_a_textbook_lru(fake: Fake) -> None:
         name = f"k{chance.randrange(9)}"
         if name in model and chance.random() < 0.5:
             seq += 1
-            assert fake.run(commands.report_reads(KEYS, "me", Report(seq, 0, 0, 0, ((name, 1),))))
+            assert fake.run(commands.report_reads(KEYS, "me", AccessReport(seq, 0, 0, 0, ((name, 1),))))
         else:
-            assert put(fake, name).outcome is PutOutcome.STORED
+            assert put(fake, name).outcome is PutResult.STORED
         model[name] = None
         model.move_to_end(name)
         while len(model) > 5:
@@ -182,9 +182,9 @@ def test_put_evicts_as_a_textbook_lru(fake: Fake) -> None:
 def test_a_report_counts_once_whoever_brings_it(fake: Fake) -> None:
     deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
     put(fake, "a")
-    report = Report(1, 2, 30, 1, (("a", 2), ("gone", 1)))
+    report = AccessReport(1, 2, 30, 1, (("a", 2), ("gone", 1)))
     for _ in range(2):
-        assert put(fake, "b", report).outcome is PutOutcome.STORED
+        assert put(fake, "b", report).outcome is PutResult.STORED
         assert fake.run(commands.report_reads(KEYS, "me", report))
     _, counters = fake.run(inspection.counters(KEYS))
     assert {name: counters[name] for name in ("cold", "misses", "saved_ms", "corrupt")} == {
@@ -212,8 +212,8 @@ def test_claims_are_answered_the_same_again(fake: Fake) -> None:
     assert isinstance(claim("three"), commands.Lead), "who did not wait for it computes anew"
     assert fake.run(commands.renew(KEYS, "k", "three", 5000)) is True
     assert fake.run(commands.renew(KEYS, "k", "one", 5000)) is False
-    assert put(fake, "k", token="one").outcome is PutOutcome.LEASE_LOST
-    assert put(fake, "k", token="three").outcome is PutOutcome.STORED
+    assert put(fake, "k", token="one").outcome is PutResult.LEASE_LOST
+    assert put(fake, "k", token="three").outcome is PutResult.STORED
     assert isinstance(claim("four"), commands.Hit)
     version = fake.client.get(KEYS.entry("k")).split()[0]
     assert isinstance(claim("four", ignore=version), commands.Lead)
@@ -233,7 +233,7 @@ def test_what_was_begun_before_an_invalidation_is_refused(fake: Fake, forget: st
         case "put":
             put(fake, "k")
     outcome = put(fake, "k", token="token", tags=("t",)).outcome
-    assert outcome is (PutOutcome.INVALIDATED if forget in ("clear", "tag") else PutOutcome.LEASE_LOST)
+    assert outcome is (PutResult.INVALIDATED if forget in ("clear", "tag") else PutResult.LEASE_LOST)
     assert not fake.client.exists(KEYS.lease("k"))
 
 
@@ -241,5 +241,5 @@ def test_too_many_tag_marks_merge_on_the_safe_side(fake: Fake, monkeypatch: pyte
     monkeypatch.setattr(entries, "MAX_TAG_MARKS", 3)
     versions = [fake.run(commands.invalidate_tags(KEYS, (f"t{number}",), "me")) for number in range(5)]
     assert fake.client.zcard(KEYS.tags) == 3
-    floor, tagged, tag_floor = fake.client.get(KEYS.epochs).split()
-    assert (int(floor), int(tagged), int(tag_floor)) == (0, versions[4], versions[1])
+    floor, tagged, tagged_cleared_until = fake.client.get(KEYS.epochs).split()
+    assert (int(floor), int(tagged), int(tagged_cleared_until)) == (0, versions[4], versions[1])

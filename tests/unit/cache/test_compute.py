@@ -11,11 +11,11 @@ import pytest
 
 from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.commands.claims import Lead
-from agentperf_redis.cache.commands.entries import PutOutcome, PutReply
+from agentperf_redis.cache.commands.entries import PutReply, PutResult
 from agentperf_redis.cache.compute import Wanted, accepted, computing
 from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.process.compute_lease import Served
-from agentperf_redis.cache.process.flights import Crashed, GivenUp, Landed, Uncacheable
+from agentperf_redis.cache.process.flights import Computed, Crashed, GivenUp, Uncacheable
 from agentperf_redis.command import Call, Command, Flow, Shielded
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.script import Script
@@ -32,9 +32,9 @@ class Computation:
     ) -> None:
         self.renewed = renewed
         self.wanted = Wanted[Any]("k", function)
-        chores = cast("Maintenance", renewed)
-        self.flow = computing(cache._flows, chores, self.wanted, None, look=True, blocking=blocking)
-        self.flights = cache._binding.flights
+        maintenance = cast("Maintenance", renewed)
+        self.flow = computing(cache._flows, maintenance, self.wanted, None, look=True, blocking=blocking)
+        self.flights = cache._shared_state.flights
 
     def called(self) -> None:
         """Get as far as the function, under a lease."""
@@ -43,7 +43,7 @@ class Computation:
         self.flight = self.flights._flights["k"]
         step = self.flow.send(Lead(1))
         assert step == Call(self.wanted.function)
-        assert [turn.flight for turn in self.renewed.turns] == [self.flight]
+        assert [compute_lease.flight for compute_lease in self.renewed.compute_leases] == [self.flight]
 
     @staticmethod
     def sends(step: object) -> str:
@@ -72,9 +72,9 @@ def test_a_value_is_stored_before_the_flow_ends(deployed: LRUCache, renewed: Ren
 
     assert run.sends(next(storing)) == "cache/put"
     assert run.flight.open, "it is for others when the server has it"
-    end(storing, PutReply(PutOutcome.STORED, 7))
-    assert isinstance(run.flight.outcome, Landed)
-    assert not run.renewed.turns
+    end(storing, PutReply(PutResult.STORED, 7))
+    assert isinstance(run.flight.outcome, Computed)
+    assert not run.renewed.compute_leases
     assert accepted(run.wanted, end(run.flow)) == 5
 
 
@@ -90,7 +90,7 @@ def test_an_error_of_the_function_is_told_and_returned_as_it_is(
     telling = shielded(run.flow.throw(error))
 
     assert run.flight.outcome == Crashed(error), "others of this process have it at once"
-    assert not run.renewed.turns
+    assert not run.renewed.compute_leases
     assert run.sends(next(telling)) == "cache/release_claim"
     end(telling)
     with pytest.raises(type(error)) as raised:
@@ -105,7 +105,7 @@ def test_a_cancelled_function_gives_its_turn_up(deployed: LRUCache, renewed: Ren
     telling = shielded(run.flow.throw(asyncio.CancelledError()))
 
     assert (run.flight.open, run.flight.outcome) == (False, GivenUp())
-    assert not run.renewed.turns
+    assert not run.renewed.compute_leases
     assert run.sends(next(telling)) == "cache/release_claim"
     end(telling)
     with pytest.raises(asyncio.CancelledError):
@@ -124,7 +124,7 @@ def test_a_cancellation_while_storing_leaves_the_rest_to_the_shielded_flow(
     with pytest.raises(asyncio.CancelledError):
         run.flow.throw(asyncio.CancelledError())
 
-    assert run.renewed.turns, "the put is still under way, under its lease"
+    assert run.renewed.compute_leases, "the put is still under way, under its lease"
     if end_of_put == "server away":
         with pytest.raises(StopIteration):
             storing.throw(AWAY)
@@ -134,7 +134,7 @@ def test_a_cancellation_while_storing_leaves_the_rest_to_the_shielded_flow(
             storing.send(None)
     else:
         storing.close()
-    assert not run.renewed.turns
+    assert not run.renewed.compute_leases
     assert (run.flight.open, run.flight.outcome) == (False, Uncacheable())
 
 
@@ -143,7 +143,7 @@ def test_a_flow_that_is_closed_while_the_function_runs_sends_nothing(deployed: L
     run.called()
     run.flow.close()
     assert (run.flight.open, run.flight.outcome) == (False, GivenUp())
-    assert not run.renewed.turns
+    assert not run.renewed.compute_leases
 
 
 @pytest.mark.parametrize("blocking", [True, False])

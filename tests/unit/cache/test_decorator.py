@@ -87,7 +87,7 @@ def test_what_public_signatures_name_can_be_imported() -> None:
             for annotation in getattr(method, "__annotations__", {}).values():
                 named.update(re.findall(r"[A-Z]\w+", str(annotation)))
     ours = {name for name in named if hasattr(agentperf_redis.cache, name)}
-    assert {"FreshnessOptions", "Warmed", "CacheStats", "Policy", "Tier", "WithoutServer"} <= ours
+    assert {"FreshnessOptions", "WarmUpStatus", "CacheStats", "Policy", "Tier", "WithoutServer"} <= ours
     assert ours <= set(agentperf_redis.__all__)
 
 

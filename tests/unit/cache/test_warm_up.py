@@ -11,10 +11,10 @@ import pytest
 
 from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.commands.claims import Lead
-from agentperf_redis.cache.commands.entries import PutOutcome, PutReply
+from agentperf_redis.cache.commands.entries import PutReply, PutResult
 from agentperf_redis.cache.compute import Wanted
 from agentperf_redis.cache.maintenance import Maintenance
-from agentperf_redis.cache.warm_up import Warmed, _Count, warming
+from agentperf_redis.cache.warm_up import WarmUpStatus, _Count, warming
 from agentperf_redis.command import Call, Command, Flow, Shielded, Step, Together
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.script import Script
@@ -43,7 +43,7 @@ def answer(step: Step) -> Any:
     assert isinstance(step, Command)
     name = step.script.name if isinstance(step.script, Script) else step.script
     answers: dict[str, Any] = {"MGET": [None, None], "cache/claim": Lead(1), "cache/release_claim": None}
-    return PutReply(PutOutcome.STORED, 7) if name == "cache/put" else answers[name]
+    return PutReply(PutResult.STORED, 7) if name == "cache/put" else answers[name]
 
 
 def drive(flow: Flow[Any]) -> Any:
@@ -62,7 +62,7 @@ def drive(flow: Flow[Any]) -> Any:
 
 
 def test_flows_share_the_keys_and_each_is_computed_once(deployed: LRUCache) -> None:
-    told: list[Warmed] = []
+    told: list[WarmUpStatus] = []
     count = counting("abc", progress=told.append)
     flow, (first, second) = together(deployed, count, 2)
 
@@ -94,7 +94,7 @@ def test_what_a_function_raises_is_kept_by_its_key(deployed: LRUCache) -> None:
 
 @pytest.mark.parametrize("ended_by", ["server away", "progress", "cancelled"])
 def test_one_that_ends_ends_all(deployed: LRUCache, ended_by: str) -> None:
-    def progress(warmed: Warmed) -> None:
+    def progress(warmed: WarmUpStatus) -> None:
         if ended_by == "progress":
             raise StopIteration(warmed.done)
 

@@ -20,7 +20,7 @@ from agentperf_redis.cli import doctor
 def test_more_than_one_round_trip_in_a_hundred_over_ten_milliseconds_is_slow(
     times_ms: list[float], level: str, found: str
 ) -> None:
-    finding = doctor.judge_latency(times_ms)
+    finding = doctor.assess_latency(times_ms)
     assert (finding.subject, finding.level, finding.found) == ("latency", level, found)
     assert ("SLOWLOG" in finding.advice) == (level == "note")
 
@@ -37,7 +37,7 @@ def test_more_than_one_round_trip_in_a_hundred_over_ten_milliseconds_is_slow(
     ],
 )
 def test_doctor_knows_which_servers_are_too_old(facts: dict[str, str], level: str) -> None:
-    assert doctor.judge_version(facts).level == level
+    assert doctor.assess_version(facts).level == level
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_doctor_knows_which_servers_are_too_old(facts: dict[str, str], level: st
     [("noeviction", "ok"), ("volatile-lru", "note"), ("allkeys-lru", "bad"), ("allkeys-random", "bad"), ("", "bad")],
 )
 def test_a_policy_that_may_throw_leases_away_is_bad(policy: str, level: str) -> None:
-    assert doctor.judge_eviction({"maxmemory_policy": policy}).level == level
+    assert doctor.assess_eviction({"maxmemory_policy": policy}).level == level
 
 
 @pytest.mark.parametrize(
     ("used", "limit", "level"), [(84, 100, "ok"), (86, 100, "note"), (100, 100, "note"), (86, 0, "note")]
 )
 def test_memory_is_judged_by_how_near_the_limit_it_is(used: int, limit: int, level: str) -> None:
-    finding = doctor.judge_memory({"used_memory": str(used * 2**20), "maxmemory": str(limit * 2**20)})
+    finding = doctor.assess_memory({"used_memory": str(used * 2**20), "maxmemory": str(limit * 2**20)})
     assert finding.level == level
     assert f"{used}.0 MiB" in finding.found
 
@@ -67,10 +67,10 @@ def test_memory_is_judged_by_how_near_the_limit_it_is(used: int, limit: int, lev
     ],
 )
 def test_what_a_restart_would_cost(facts: dict[str, str], level: str) -> None:
-    assert doctor.judge_persistence(facts).level == level
+    assert doctor.assess_persistence(facts).level == level
 
 
 def test_a_replica_is_no_place_for_writes() -> None:
-    assert doctor.judge_replication({"role": "slave"}).level == "bad"
-    primary = doctor.judge_replication({"role": "master", "connected_slaves": "2"})
+    assert doctor.assess_replication({"role": "slave"}).level == "bad"
+    primary = doctor.assess_replication({"role": "master", "connected_slaves": "2"})
     assert (primary.level, primary.found) == ("ok", "primary, 2 replicas")

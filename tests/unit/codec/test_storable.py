@@ -284,7 +284,7 @@ class Rule(BaseModel):
 
 class Event(BaseModel):
     model_config = ConfigDict(extra="allow")
-    kind: str = Field(alias="Kind")
+    kind: str = Field(alias="ServerKind")
 
 
 class Box(BaseModel, Generic[T]):
@@ -328,7 +328,7 @@ def labelled(owner: Owner) -> Owner:
         Ticket.model_validate({"id": "T-7", "db_id": 7}),
         Session(user="u").of("a"),
         Rule.model_validate({"cls": "A", "self": "B"}),
-        Event.model_validate({"Kind": "a", "kind": "b", "__dict__": 1, "model_fields": 2}),
+        Event.model_validate({"ServerKind": "a", "kind": "b", "__dict__": 1, "model_fields": 2}),
         Box[int](item=1),
         Names(["a"]),
         labelled(Owner(pet=Dog())),

@@ -7,8 +7,8 @@ import pytest
 from agentperf_redis import keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics import buffer as module
-from agentperf_redis.metrics.accumulator import CANCELLED, COUNTS_MOST, OK, RAW_MOST, Cell, Part, columns
-from agentperf_redis.metrics.buffer import PARCEL_CELLS, WRITER_KEEP_S, Buffer, Parcel
+from agentperf_redis.metrics.accumulator import CANCELLED, MAX_COUNTERS, MAX_RAW, OK, Accumulator, Part, columns
+from agentperf_redis.metrics.buffer import MAX_BATCH_ACCUMULATORS, WRITER_KEEP_S, Buffer, FlushBatch
 from agentperf_redis.metrics.histogram import micros
 from agentperf_redis.metrics.model import OTHER
 from agentperf_redis.metrics.retention import Retention
@@ -34,22 +34,22 @@ def buffer(clock: Clock) -> Buffer:
     return made
 
 
-def pack(buffer: Buffer) -> list[Parcel]:
+def pack(buffer: Buffer) -> list[FlushBatch]:
     buffer.announce_next()
-    buffer.fold()
-    return buffer.parcels()
+    buffer.aggregate()
+    return buffer.batches()
 
 
-def raw_us(cell: Cell) -> list[int]:
-    return [micros(seconds) for _, seconds, _ in columns(cell.raw)]
+def raw_us(accumulator: Accumulator) -> list[int]:
+    return [micros(seconds) for _, seconds, _ in columns(accumulator.raw)]
 
 
 def counts(buffer: Buffer) -> dict[str, int]:
     """What the buffer would still send, added up over everything."""
     found: dict[str, int] = {}
-    for parcel in pack(buffer):
-        for packed in parcel.cells:
-            for name, value in packed.cell.counts.items():
+    for batch in pack(buffer):
+        for packed in batch.accumulators:
+            for name, value in packed.accumulator.counts.items():
                 found[name] = found.get(name, 0) + value
     return found
 
@@ -60,16 +60,16 @@ def test_samples_become_counts(buffer: Buffer) -> None:
     buffer.record("research", 2_000_001 / 1e6, "err")
     buffer.record("research", 5 / 1e6, CANCELLED)
 
-    (parcel,) = pack(buffer)
-    (packed,) = parcel.cells
+    (batch,) = pack(buffer)
+    (packed,) = batch.accumulators
 
     assert packed.series.name == "research"
-    assert packed.cell.counts == {
+    assert packed.accumulator.counts == {
         "n": 4, "ok": 1, "err": 2, "err:TimeoutError": 1, "cancelled": 1, "sum_us": 4_000_006,
         "h:15": 1, "h:16": 1, "h:zero": 1, "h:-282": 1,
     }  # fmt: skip
-    assert (packed.cell.min_us, packed.cell.max_us) == (0, 2_000_001)
-    assert raw_us(packed.cell) == [2_000_000, 0, 2_000_001, 5]
+    assert (packed.accumulator.min_us, packed.accumulator.max_us) == (0, 2_000_001)
+    assert raw_us(packed.accumulator) == [2_000_000, 0, 2_000_001, 5]
 
 
 def test_a_parcel_under_way_does_not_change(buffer: Buffer) -> None:
@@ -87,19 +87,19 @@ def test_a_parcel_under_way_does_not_change(buffer: Buffer) -> None:
 
 def test_a_parcel_is_settled_once(buffer: Buffer) -> None:
     buffer.record("research", 1 / 1e6, OK)
-    (parcel,) = pack(buffer)
-    buffer.settled(parcel, 0)
-    buffer.settled(parcel, 0)
-    assert buffer.tallies()[:2] == (1, 0)
+    (batch,) = pack(buffer)
+    buffer.settled(batch, 0)
+    buffer.settled(batch, 0)
+    assert buffer.delivery_counts()[:2] == (1, 0)
     assert buffer.empty
 
 
 def test_cells_are_cut_where_the_server_cuts_its_slices(buffer: Buffer, clock: Clock) -> None:
-    for moment in (1000.0, 1009.99, 1010.0, 1029.0):  # 5000, 5009.99, 5010 and 5029 of the server's seconds
-        clock.now = moment
+    for timestamp in (1000.0, 1009.99, 1010.0, 1029.0):  # 5000, 5009.99, 5010 and 5029 of the server's seconds
+        clock.now = timestamp
         buffer.record("research", 1 / 1e6, OK)
-    (parcel,) = pack(buffer)
-    assert [(packed.cell.oldest, packed.cell.counts["n"]) for packed in parcel.cells] == [
+    (batch,) = pack(buffer)
+    assert [(packed.accumulator.oldest, packed.accumulator.counts["n"]) for packed in batch.accumulators] == [
         (1000.0, 2),
         (1010.0, 1),
         (1029.0, 1),
@@ -112,133 +112,135 @@ def test_a_long_outage_is_held_in_coarser_and_coarser_cells(buffer: Buffer, cloc
     for _ in range(6 * 60 * 5):  # five hours, every ten seconds
         clock.now += 10
         buffer.record("first", 1 / 1e6, OK)
-        buffer.fold()
-        buffer.coarsen(Retention().lives)
+        buffer.aggregate()
+        buffer.downsample(Retention().ttls)
     # 15 minutes of 10 s, 3 hours of 1 m, the rest in hours
-    assert buffer.waiting_cells <= 91 + 181 + 3
-    assert buffer.tallies()[:2] == (0, 1801)
-    (parcel,) = pack(buffer)
-    buffer.settled(parcel, 0)
+    assert buffer.waiting_accumulators <= 91 + 181 + 3
+    assert buffer.delivery_counts()[:2] == (0, 1801)
+    (batch,) = pack(buffer)
+    buffer.settled(batch, 0)
     widths = set()
     total = 0
-    while parcels := pack(buffer):
-        for packed in parcels[0].cells:
+    while batches := pack(buffer):
+        for packed in batches[0].accumulators:
             widths.add(packed.width_s)
-            total += packed.cell.counts["n"]
-            assert packed.cell.newest - packed.cell.oldest < packed.width_s
-        buffer.settled(parcels[0], 0)
+            total += packed.accumulator.counts["n"]
+            assert packed.accumulator.newest - packed.accumulator.oldest < packed.width_s
+        buffer.settled(batches[0], 0)
     assert (widths, total) == ({10, 60, 3600}, 1800)
 
 
 def test_too_many_cells_are_merged_and_nothing_is_lost(
     buffer: Buffer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CELLS_MOST", 10)
+    monkeypatch.setattr(module, "MAX_ACCUMULATORS", 10)
     for _ in range(40):
         clock.now += 10
         buffer.record("research", 1 / 1e6, OK)
-    buffer.fold()
-    assert buffer.waiting_cells == 40
-    buffer.coarsen(Retention().lives)
-    assert buffer.waiting_cells <= 10
-    assert buffer.tallies()[1] == 40
+    buffer.aggregate()
+    assert buffer.waiting_accumulators == 40
+    buffer.downsample(Retention().ttls)
+    assert buffer.waiting_accumulators <= 10
+    assert buffer.delivery_counts()[1] == 40
 
 
 def test_raw_samples_that_wait_through_an_outage_are_bounded(
     buffer: Buffer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RAW_WAITING_MOST", 2500)
+    monkeypatch.setattr(module, "MAX_WAITING_RAW", 2500)
     for _ in range(4):
         clock.now += 10
         for number in range(600):
             for name in ("a", "b", "c"):
                 buffer.record(name, number / 1e6, OK)
-    buffer.fold()
-    buffer.coarsen(Retention().lives)
+    buffer.aggregate()
+    buffer.downsample(Retention().ttls)
     kept = [packed for shard in buffer._shards.values() for packed in shard.waiting.values()]
-    raw = sum(packed.cell.raw_count for packed in kept)
+    raw = sum(packed.accumulator.raw_count for packed in kept)
     assert 2000 < raw <= 2500
-    assert sum(packed.cell.counts["n"] for packed in kept) == 4 * 3 * 600
-    assert buffer.tallies()[4] == 4 * 3 * 600 - raw, "what is dropped is counted"
-    newest = max(packed.cell.newest for packed in kept)
-    assert all(packed.cell.raw_count == 600 for packed in kept if packed.cell.newest == newest)
+    assert sum(packed.accumulator.counts["n"] for packed in kept) == 4 * 3 * 600
+    assert buffer.delivery_counts()[4] == 4 * 3 * 600 - raw, "what is dropped is counted"
+    newest = max(packed.accumulator.newest for packed in kept)
+    assert all(packed.accumulator.raw_count == 600 for packed in kept if packed.accumulator.newest == newest)
 
 
 def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) -> None:
-    for _ in range(PARCEL_CELLS + 5):
+    for _ in range(MAX_BATCH_ACCUMULATORS + 5):
         clock.now += 10
         buffer.record("research", 1 / 1e6, OK)
-    (parcel,) = pack(buffer)
-    assert len(parcel.cells) == PARCEL_CELLS
-    buffer.settled(parcel, 0)
-    (parcel,) = pack(buffer)
-    assert len(parcel.cells) == 5
+    (batch,) = pack(buffer)
+    assert len(batch.accumulators) == MAX_BATCH_ACCUMULATORS
+    buffer.settled(batch, 0)
+    (batch,) = pack(buffer)
+    assert len(batch.accumulators) == 5
 
 
 def test_a_parcel_holds_a_bounded_number_of_raw_samples(buffer: Buffer) -> None:
     names = [name for name in (f"agent-{number}" for number in range(500)) if keys.metrics_shard(name) == 3][:5]
     for name in names:
-        for _ in range(RAW_MOST):
+        for _ in range(MAX_RAW):
             buffer.record(name, 0.5, OK)
-    (parcel,) = pack(buffer)
-    assert len(parcel.cells) == module.PARCEL_SAMPLES / RAW_MOST
-    sent = parcel.samples
-    while parcels := pack(buffer):
-        buffer.settled(parcels[0], 0)
-        sent += 0 if parcels[0] is parcel else parcels[0].samples
-    assert sent == 5 * RAW_MOST
+    (batch,) = pack(buffer)
+    assert len(batch.accumulators) == module.MAX_BATCH_SAMPLES / MAX_RAW
+    sent = batch.samples
+    while batches := pack(buffer):
+        buffer.settled(batches[0], 0)
+        sent += 0 if batches[0] is batch else batches[0].samples
+    assert sent == 5 * MAX_RAW
 
 
 def test_raw_samples_are_bounded_and_what_is_dropped_is_counted(buffer: Buffer, clock: Clock) -> None:
-    for us in range(RAW_MOST + 500):
+    for us in range(MAX_RAW + 500):
         buffer.record("research", us / 1e6, OK)
-    (parcel,) = pack(buffer)
-    cell = parcel.cells[0].cell
-    assert cell.counts["n"] == RAW_MOST + 500
-    assert raw_us(cell) == list(range(500, RAW_MOST + 500)), "the newest are kept"
-    assert buffer.tallies()[4] == 500
-    buffer.settled(parcel, 0)
+    (batch,) = pack(buffer)
+    accumulator = batch.accumulators[0].accumulator
+    assert accumulator.counts["n"] == MAX_RAW + 500
+    assert raw_us(accumulator) == list(range(500, MAX_RAW + 500)), "the newest are kept"
+    assert buffer.delivery_counts()[4] == 500
+    buffer.settled(batch, 0)
 
     clock.now += 1
     for us in range(1000, 0, -1):
         buffer.record("research", us / 1e6, OK)
-    (parcel,) = pack(buffer)
-    kept = set(raw_us(parcel.cells[0].cell))
+    (batch,) = pack(buffer)
+    kept = set(raw_us(batch.accumulators[0].accumulator))
     assert kept == set(range(1, 51)) | set(range(951, 1001)), (
         "a busy series sends the newest 50 a second and the slowest"
     )
 
 
 def test_series_beyond_the_bound_are_counted_together(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SERIES_MOST", 3)
+    monkeypatch.setattr(module, "MAX_SERIES", 3)
     for number in range(10):
         buffer.record(f"agent-{number}", 1 / 1e6, OK)
-    by_name = {packed.series.name: packed.cell.counts["n"] for parcel in pack(buffer) for packed in parcel.cells}
+    by_name = {
+        packed.series.name: packed.accumulator.counts["n"] for batch in pack(buffer) for packed in batch.accumulators
+    }
     assert by_name == {"agent-0": 1, "agent-1": 1, "agent-2": 1, OTHER: 7}
 
 
 def test_error_types_of_a_cell_are_bounded(buffer: Buffer) -> None:
     for number in range(5000):
         buffer.record("research", 1 / 1e6, f"err:E{number}")
-    (parcel,) = pack(buffer)
-    found = parcel.cells[0].cell.counts
+    (batch,) = pack(buffer)
+    found = batch.accumulators[0].accumulator.counts
     errors = {name: count for name, count in found.items() if name.startswith("err:")}
     assert sum(errors.values()) == found["err"] == 5000
-    assert len(errors) <= COUNTS_MOST
+    assert len(errors) <= MAX_COUNTERS
 
 
 def test_a_parcel_unanswered_for_too_long_is_sent_as_another_writer(buffer: Buffer, clock: Clock) -> None:
     buffer.record("research", 1 / 1e6, OK)
-    (parcel,) = pack(buffer)
-    writer = parcel.writer
-    buffer.unanswered(parcel, clock.now)
+    (batch,) = pack(buffer)
+    writer = batch.writer
+    buffer.unanswered(batch, clock.now)
     clock.now += WRITER_KEEP_S / 2
     assert pack(buffer)[0].writer == writer
     clock.now += WRITER_KEEP_S / 2
     (again,) = pack(buffer)
-    assert again is parcel
+    assert again is batch
     assert again.writer != writer
-    assert buffer.tallies()[3] == 1, "and is reported as uncertain"
+    assert buffer.delivery_counts()[3] == 1, "and is reported as uncertain"
 
 
 def test_a_corrupt_series_leaves_the_rest_of_its_parcel(buffer: Buffer) -> None:
@@ -246,18 +248,18 @@ def test_a_corrupt_series_leaves_the_rest_of_its_parcel(buffer: Buffer) -> None:
     buffer.record("research", 1 / 1e6, OK)
     buffer.record("a b{1}", 1 / 1e6, OK)
     buffer.record("a b{1}", 1 / 1e6, OK)
-    (parcel,) = pack(buffer)
-    number = parcel.seq
+    (batch,) = pack(buffer)
+    number = batch.seq
 
-    assert buffer.refused(parcel, "agents") == 0
-    assert buffer.refused(parcel, "w:abc") == 0
-    assert buffer.refused(parcel, "1m:2026-11-22T16:45:a%20b%7B1%7D") == 2
-    assert [packed.series.name for packed in parcel.cells] == ["research"]
-    assert parcel.seq > number, "a late copy of the whole parcel must not stand for the rest"
+    assert buffer.refused(batch, "agents") == 0
+    assert buffer.refused(batch, "w:abc") == 0
+    assert buffer.refused(batch, "1m:2026-11-22T16:45:a%20b%7B1%7D") == 2
+    assert [packed.series.name for packed in batch.accumulators] == ["research"]
+    assert batch.seq > number, "a late copy of the whole parcel must not stand for the rest"
 
-    assert buffer.refused(parcel, "total:research") == 1
+    assert buffer.refused(batch, "total:research") == 1
     assert buffer.empty
-    assert buffer.tallies()[:3] == (0, 0, 3)
+    assert buffer.delivery_counts()[:3] == (0, 0, 3)
 
 
 @pytest.mark.parametrize("name", ["", "a" * 201, "a\n", "\ud800", None, 3, ["x"], {}, b"x"])
@@ -315,31 +317,31 @@ def test_threads_lose_nothing() -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        for parcel in pack(buffer):
-            sent += parcel.samples
-            buffer.settled(parcel, 0)
-    while parcels := pack(buffer):
-        for parcel in parcels:
-            sent += parcel.samples
-            buffer.settled(parcel, 0)
+        for batch in pack(buffer):
+            sent += batch.samples
+            buffer.settled(batch, 0)
+    while batches := pack(buffer):
+        for batch in batches:
+            sent += batch.samples
+            buffer.settled(batch, 0)
     assert sent == 20_000
-    assert buffer.tallies()[0] == 20_000
+    assert buffer.delivery_counts()[0] == 20_000
 
 
 def test_a_lane_that_is_full_is_added_up_by_who_records(buffer: Buffer) -> None:
-    for _ in range(module.LANE_MOST - 1):
+    for _ in range(module.MAX_BUFFERED_SAMPLES - 1):
         buffer.record("research", 0.5, OK)
-    assert buffer.waiting_cells == 0
+    assert buffer.waiting_accumulators == 0
     buffer.record("research", 0.5, OK)
-    assert buffer.waiting_cells == 1
+    assert buffer.waiting_accumulators == 1
 
 
 def test_spans_and_measures_are_series_of_their_agents_shard(buffer: Buffer) -> None:
     buffer.record(Part("research", ("plan", "tool:a/b")), 0.5, OK, 0.25)
     buffer.record(Part("research", (), "ttft"), 0.5, OK)
     buffer.add("research", {"tok_in": 5})
-    (parcel,) = pack(buffer)
-    counts_of = {packed.series.name: packed.cell.counts for packed in parcel.cells}
+    (batch,) = pack(buffer)
+    counts_of = {packed.series.name: packed.accumulator.counts for packed in batch.accumulators}
     assert {name: (found["n"], found["self_us"], found["tok_in"]) for name, found in counts_of.items()} == {
         "research/plan/tool%3Aa%2Fb": (1, 250_000, 0),
         "research#ttft": (1, 0, 0),

@@ -29,7 +29,7 @@ YEAR_US = 366 * 86_400 * 10**6
 def estimate(times_us: list[int], share: float) -> float:
     buckets = Counter(bucket_index(us) for us in times_us if us)
     zeros = times_us.count(0)
-    return estimated_quantile(buckets, zeros, share, least=min(times_us) / 1e6, most=max(times_us) / 1e6)
+    return estimated_quantile(buckets, zeros, share, minimum=min(times_us) / 1e6, maximum=max(times_us) / 1e6)
 
 
 def test_the_bound_is_the_stated_one() -> None:
@@ -80,7 +80,7 @@ def test_every_quantile_is_within_the_bound(name: str, size: int) -> None:
     buckets, zeros = bucket_counts([us / 1e6 for us in times])
     for share in SHARES:
         exact = exact_quantile(times, share) / 1e6
-        found = estimated_quantile(buckets, zeros, share, least=times[0] / 1e6, most=times[-1] / 1e6)
+        found = estimated_quantile(buckets, zeros, share, minimum=times[0] / 1e6, maximum=times[-1] / 1e6)
         assert abs(found - exact) <= RELATIVE_ERROR * exact * (1 + 1e-9), share
 
 
@@ -99,4 +99,4 @@ def test_merged_histograms_are_the_histogram_of_all(parts: list[list[int]]) -> N
 
 
 def test_no_samples_have_no_quantile() -> None:
-    assert estimated_quantile({}, 0, 0.5, least=math.inf, most=0.0) == 0.0
+    assert estimated_quantile({}, 0, 0.5, minimum=math.inf, maximum=0.0) == 0.0

@@ -9,15 +9,15 @@ import pytest
 
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.comparison import compared
-from agentperf_redis.metrics.counters import Tally, added, performance
+from agentperf_redis.metrics.counters import Counters, added, performance
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, bucket_index
 from agentperf_redis.metrics.model import Interval, PerformanceMetrics, system_summary
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.windows import Stretch, asked_time, local_moment
+from agentperf_redis.metrics.windows import TimeRange, asked_time, local_timestamp
 
 
-def tally(times_us: list[int], failures: int = 0, *, whole: bool = True, end_ms: int = 11_000) -> Tally:
-    return Tally(
+def counters(times_us: list[int], failures: int = 0, *, whole: bool = True, end_ms: int = 11_000) -> Counters:
+    return Counters(
         counts={
             "n": len(times_us),
             "ok": len(times_us) - failures,
@@ -37,7 +37,7 @@ def tally(times_us: list[int], failures: int = 0, *, whole: bool = True, end_ms:
 
 
 def test_the_summary_has_the_reference_shape() -> None:
-    metrics = performance("research", tally([1_000_000, 2_000_000, 3_000_000, 4_000_000], failures=1))
+    metrics = performance("research", counters([1_000_000, 2_000_000, 3_000_000, 4_000_000], failures=1))
     assert metrics.get_summary() == {
         "agent_name": "research",
         "task_count": 4,
@@ -54,7 +54,7 @@ def test_the_summary_has_the_reference_shape() -> None:
 
 
 def test_an_agent_without_executions_is_all_zeros_as_in_the_reference() -> None:
-    metrics = performance("nobody", Tally({}, {}, {}, {}, (), (0, 0)))
+    metrics = performance("nobody", Counters({}, {}, {}, {}, (), (0, 0)))
     assert metrics == PerformanceMetrics("nobody")
     assert (metrics.success_rate, metrics.failure_rate, metrics.quantile(0.5)) == (0.0, 0.0, 0.0)
     assert metrics.get_summary()["min_execution_time"] == "infs"
@@ -71,8 +71,8 @@ def test_percentiles_are_exact_with_all_samples_and_bounded_without() -> None:
     source = random.Random(5)
     times = [round(source.lognormvariate(0.7, 0.8) * 1e6) for _ in range(700)]
     ordered = sorted(times)
-    exact = performance("research", tally(times))
-    rough = performance("research", tally(times, whole=False))
+    exact = performance("research", counters(times))
+    rough = performance("research", counters(times, whole=False))
     assert (exact.exact, exact.error_bound) == (True, 0.0)
     assert (rough.exact, rough.error_bound) == (False, RELATIVE_ERROR)
     for share, at_exact, at_rough in (
@@ -88,11 +88,11 @@ def test_percentiles_are_exact_with_all_samples_and_bounded_without() -> None:
 
 def test_tallies_add_up_to_the_tally_of_all() -> None:
     first, second = [5, 7, 100], [1, 1_000_000]
-    both = added([tally(first, 1), tally(second, 2, end_ms=20_000)])
-    assert both == Tally(
-        counts={**tally(first + second, 3).counts, "first_ms": 1000},
+    both = added([counters(first, 1), counters(second, 2, end_ms=20_000)])
+    assert both == Counters(
+        counts={**counters(first + second, 3).counts, "first_ms": 1000},
         errors={"TimeoutError": 3},
-        buckets=tally(first + second).buckets,
+        buckets=counters(first + second).buckets,
         models={},
         durations_us=(5, 7, 100, 1, 1_000_000),
         interval_ms=(1000, 20_000),
@@ -100,16 +100,16 @@ def test_tallies_add_up_to_the_tally_of_all() -> None:
 
 
 def test_samples_that_are_missing_in_one_part_are_missing_in_all() -> None:
-    both = added([tally([5, 7]), tally([9], whole=False)])
+    both = added([counters([5, 7]), counters([9], whole=False)])
     assert both.durations_us == ()
     assert not performance("x", both).exact
 
 
 def test_the_system_summary_has_the_reference_shape() -> None:
     agents = [
-        performance("slow", tally([3_000_000, 3_000_000])),
-        performance("failing", tally([1_000_000, 1_000_000], failures=2)),
-        performance("fast", tally([500_000, 500_000])),
+        performance("slow", counters([3_000_000, 3_000_000])),
+        performance("failing", counters([1_000_000, 1_000_000], failures=2)),
+        performance("fast", counters([500_000, 500_000])),
         PerformanceMetrics("idle"),
     ]
     assert system_summary(agents).rendered() == {
@@ -158,8 +158,8 @@ def test_throughput_is_over_the_time_covered() -> None:
     ],
 )
 def test_windows(window: str | float, expected_ms: int) -> None:
-    assert asked_time(window, None) == Stretch(expected_ms, -1)
-    assert asked_time(window, 1000.5) == Stretch(expected_ms, 1_000_500)
+    assert asked_time(window, None) == TimeRange(expected_ms, -1)
+    assert asked_time(window, 1000.5) == TimeRange(expected_ms, 1_000_500)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_a_moment_of_each_kind_means_the_same(monkeypatch: pytest.MonkeyPatch, z
             local = datetime.fromtimestamp(as_of)  # noqa: DTZ006  the kind that is tested
             ms = round(as_of * 1000)
             for given in (as_of, aware, local):
-                assert asked_time("5m", given) == Stretch(300_000, ms)
-            assert local_moment(ms) == local
-            assert asked_time("5m", local_moment(ms)).as_of_ms == ms, "what an answer holds can be asked about"
+                assert asked_time("5m", given) == TimeRange(300_000, ms)
+            assert local_timestamp(ms) == local
+            assert asked_time("5m", local_timestamp(ms)).as_of_ms == ms, "what an answer holds can be asked about"
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -224,15 +224,15 @@ def test_bad_retention_is_refused(field: str, value: float) -> None:
 
 @pytest.mark.parametrize("share", [95, 1.5, -0.1, float("nan"), "p95", None, True])
 def test_a_share_that_is_none_is_refused(share: object) -> None:
-    metrics = performance("research", tally([1_000_000] * 20))
+    metrics = performance("research", counters([1_000_000] * 20))
     with pytest.raises(InvalidArgument, match=r"share .* a number from 0 to 1"):
         metrics.quantile(share)  # type: ignore[arg-type]  # that is the point
 
 
 def test_nothing_is_certain_of_who_did_nothing_but_that() -> None:
     busy, idle = (
-        performance("busy", tally([200_000] * 4, failures=1)),
-        performance("idle", Tally({}, {}, {}, {}, (), (0, 0))),
+        performance("busy", counters([200_000] * 4, failures=1)),
+        performance("idle", Counters({}, {}, {}, {}, (), (0, 0))),
     )
     for first, second in ((busy, idle), (idle, busy)):
         found = compared(first, second)

@@ -309,7 +309,7 @@ def test_depth_is_bounded(book: Book) -> None:
                 descend(depth + 1)
 
     descend(1)
-    assert max(len(path.split("/")) for path in book.ended) == 1 + spans.DEPTH_MOST
+    assert max(len(path.split("/")) for path in book.ended) == 1 + spans.MAX_SPAN_DEPTH
 
 
 def test_a_generator_left_in_the_middle_does_not_keep_its_span(book: Book) -> None:

@@ -13,14 +13,14 @@ from agentperf_redis import keys
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.accumulator import OK
 from agentperf_redis.metrics.buffer import Buffer
-from agentperf_redis.metrics.counters import Tally
+from agentperf_redis.metrics.counters import Counters
 from agentperf_redis.metrics.retention import Retention
 from tests.support.fake import Fake
 
 NAMESPACE = "windows"
 SHARD = keys.metrics_shard("research")
 TIERS = ((10, 900.0), (60, 3 * 3600.0), (3600, 8 * 86_400.0), (86_400, 90 * 86_400.0))
-MOMENTS = [
+TIMESTAMPS = [
     datetime(2026, 11, 22, 16, 45, 13, 400_000, tzinfo=UTC),
     datetime(2026, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC),
     datetime(2028, 2, 29, 0, 0, 0, 0, tzinfo=UTC),
@@ -36,23 +36,23 @@ class World:
         self.now = now
         self.recorded: list[float] = []
 
-    def record(self, moments: list[float], retention: Retention) -> None:
+    def record(self, timestamps: list[float], retention: Retention) -> None:
         clock = [0.0]
         buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
         buffer.synchronise(self.now, 0.0)
-        for moment in sorted(moments):
-            clock[0] = moment - self.now
+        for timestamp in sorted(timestamps):
+            clock[0] = timestamp - self.now
             buffer.record("research", 0.5, OK)
         clock[0] = 0.0
-        buffer.fold()
-        buffer.coarsen(retention.lives)
-        while parcels := buffer.parcels():
-            (parcel,) = parcels
-            self.fake.run(commands.flush(NAMESPACE, parcel, now=0.0, retention=retention))
-            buffer.settled(parcel, 0)
-        self.recorded += moments
+        buffer.aggregate()
+        buffer.downsample(retention.ttls)
+        while batches := buffer.batches():
+            (batch,) = batches
+            self.fake.run(commands.flush(NAMESPACE, batch, now=0.0, retention=retention))
+            buffer.settled(batch, 0)
+        self.recorded += timestamps
 
-    def read(self, window_s: float, as_of: float | None) -> Tally:
+    def read(self, window_s: float, as_of: float | None) -> Counters:
         answer = self.fake.run(
             commands.read(
                 NAMESPACE,
@@ -60,14 +60,14 @@ class World:
                 ["research"],
                 window_ms=round(window_s * 1000),
                 as_of_ms=-1 if as_of is None else round(as_of * 1000),
-                exact_most=0,
+                max_exact=0,
             )
         )
-        tally: Tally = answer.tallies["research"]
-        return tally
+        counters: Counters = answer.counter_sets["research"]
+        return counters
 
 
-@pytest.fixture(params=MOMENTS, ids=lambda moment: moment.strftime("%Y-%m-%d"))
+@pytest.fixture(params=TIMESTAMPS, ids=lambda timestamp: timestamp.strftime("%Y-%m-%d"))
 def world(request: pytest.FixtureRequest, fake: Fake) -> Iterator[World]:
     now = request.param.timestamp()
     with mock.patch("time.time", return_value=now):
@@ -75,10 +75,10 @@ def world(request: pytest.FixtureRequest, fake: Fake) -> Iterator[World]:
         yield World(fake, now)
 
 
-def kept(world: World, moment: float) -> float:
+def kept(world: World, timestamp: float) -> float:
     """The width of the finest slices that are still kept of a moment."""
     for width, life in TIERS:
-        if moment // width * width + width + life > world.now:
+        if timestamp // width * width + width + life > world.now:
             return width
     return 0.0
 
@@ -86,20 +86,20 @@ def kept(world: World, moment: float) -> float:
 def test_what_a_window_covers_is_what_it_counts(world: World) -> None:
     source = random.Random(world.now)
     # not within a millisecond of the border of a slice, where rounding decides
-    moments = [
+    timestamps = [
         (world.now - age) // 10 * 10 + source.uniform(0.01, 9.9)
         for age in (*(source.uniform(0, 1200) for _ in range(60)), *(10 ** source.uniform(3, 6.8) for _ in range(60)))
     ]
-    moments = [moment for moment in moments if moment < world.now]
-    world.record(moments, Retention())
+    timestamps = [timestamp for timestamp in timestamps if timestamp < world.now]
+    world.record(timestamps, Retention())
     for _ in range(150):
         window = 10 ** source.uniform(0, 6.5)
         as_of = None if source.random() < 0.4 else world.now - 10 ** source.uniform(-1, 6.5)
         end = world.now if as_of is None else as_of
-        tally = world.read(window, as_of)
-        start_s, end_s = (ms / 1000 for ms in tally.interval_ms)
-        inside = sum(start_s <= moment < end_s for moment in world.recorded)
-        assert tally.n == inside, (window, as_of)
+        counters = world.read(window, as_of)
+        start_s, end_s = (ms / 1000 for ms in counters.interval_ms)
+        inside = sum(start_s <= timestamp < end_s for timestamp in world.recorded)
+        assert counters.n == inside, (window, as_of)
         width = kept(world, end - window)
         if width:
             assert end - window - width < start_s <= end - window + 0.001
@@ -108,13 +108,13 @@ def test_what_a_window_covers_is_what_it_counts(world: World) -> None:
 
 def test_slices_are_named_in_utc(world: World) -> None:
     world.record([world.now], Retention())
-    moment = datetime.fromtimestamp(world.now, tz=UTC)
+    timestamp = datetime.fromtimestamp(world.now, tz=UTC)
     tag = keys.metrics_tag(NAMESPACE, SHARD)
     expected = {
-        f"{tag}:10s:{moment:%Y-%m-%dT%H:%M}:{moment.second // 10 * 10:02d}:research",
-        f"{tag}:1m:{moment:%Y-%m-%dT%H:%M}:research",
-        f"{tag}:1h:{moment:%Y-%m-%dT%H}:research",
-        f"{tag}:1d:{moment:%Y-%m-%d}:research",
+        f"{tag}:10s:{timestamp:%Y-%m-%dT%H:%M}:{timestamp.second // 10 * 10:02d}:research",
+        f"{tag}:1m:{timestamp:%Y-%m-%dT%H:%M}:research",
+        f"{tag}:1h:{timestamp:%Y-%m-%dT%H}:research",
+        f"{tag}:1d:{timestamp:%Y-%m-%d}:research",
     }
     assert set(world.fake.client.keys(f"{tag}:1*:research")) == expected
 
@@ -129,9 +129,9 @@ def test_without_fine_slices_the_wider_ones_answer(world: World) -> None:
     coarse = Retention(slices_10s=0.0, slices_1m=0.0)
     world.record([world.now - 30.0, world.now - 5000.0], coarse)
     for window in (60.0, 300.0, 4000.0, 86_400.0):
-        tally = world.read(window, None)
-        start_s, end_s = (ms / 1000 for ms in tally.interval_ms)
-        assert tally.n == sum(start_s <= moment < end_s for moment in world.recorded)
+        counters = world.read(window, None)
+        start_s, end_s = (ms / 1000 for ms in counters.interval_ms)
+        assert counters.n == sum(start_s <= timestamp < end_s for timestamp in world.recorded)
         assert start_s <= world.now - window
 
 

@@ -3,57 +3,61 @@ from __future__ import annotations
 import pytest
 
 from agentperf_redis.errors import InvalidArgument
-from agentperf_redis.transport.address import Address, Kind, hidden, parse_url, resolve_url
+from agentperf_redis.transport.address import Address, ServerKind, hidden, parse_url, resolve_url
 
 
 @pytest.mark.parametrize(
     ("url", "address", "masked"),
     [
-        ("redis://", Address(Kind.STANDALONE, (("localhost", 6379),)), "redis://localhost:6379/0"),
-        ("redis://h/3", Address(Kind.STANDALONE, (("h", 6379),), db=3), "redis://h:6379/3"),
-        ("redis://h?db=3", Address(Kind.STANDALONE, (("h", 6379),), db=3, options=(("db", "3"),)), "redis://h:6379/3"),
+        ("redis://", Address(ServerKind.STANDALONE, (("localhost", 6379),)), "redis://localhost:6379/0"),
+        ("redis://h/3", Address(ServerKind.STANDALONE, (("h", 6379),), db=3), "redis://h:6379/3"),
+        (
+            "redis://h?db=3",
+            Address(ServerKind.STANDALONE, (("h", 6379),), db=3, options=(("db", "3"),)),
+            "redis://h:6379/3",
+        ),
         (
             "rediss://me:p%40ss@h:7",
-            Address(Kind.STANDALONE, (("h", 7),), username="me", password="p@ss", tls=True),
+            Address(ServerKind.STANDALONE, (("h", 7),), username="me", password="p@ss", tls=True),
             "rediss://me:***@h:7/0",
         ),
         (
             "redis://:pw@[::1]:7/1",
-            Address(Kind.STANDALONE, (("::1", 7),), db=1, password="pw"),
+            Address(ServerKind.STANDALONE, (("::1", 7),), db=1, password="pw"),
             "redis://:***@[::1]:7/1",
         ),
-        ("redis://[::1]", Address(Kind.STANDALONE, (("::1", 6379),)), "redis://[::1]:6379/0"),
+        ("redis://[::1]", Address(ServerKind.STANDALONE, (("::1", 6379),)), "redis://[::1]:6379/0"),
         (
             "redis://me:a:b@c%2Fd%3F%25@h",
-            Address(Kind.STANDALONE, (("h", 6379),), username="me", password="a:b@c/d?%"),
+            Address(ServerKind.STANDALONE, (("h", 6379),), username="me", password="a:b@c/d?%"),
             "redis://me:***@h:6379/0",
         ),
-        ("unix:///run/r.sock", Address(Kind.UNIX, path="/run/r.sock"), "unix:///run/r.sock"),
+        ("unix:///run/r.sock", Address(ServerKind.UNIX, path="/run/r.sock"), "unix:///run/r.sock"),
         (
             "redis+cluster://a:1,b:2",
-            Address(Kind.CLUSTER, (("a", 1), ("b", 2))),
+            Address(ServerKind.CLUSTER, (("a", 1), ("b", 2))),
             "redis+cluster://a:1,b:2",
         ),
         (
             "rediss+sentinel://:pw@a,b:2/main/4",
-            Address(Kind.SENTINEL, (("a", 26379), ("b", 2)), db=4, password="pw", tls=True, service="main"),
+            Address(ServerKind.SENTINEL, (("a", 26379), ("b", 2)), db=4, password="pw", tls=True, service="main"),
             "rediss+sentinel://:***@a:26379,b:2/main/4",
         ),
         (
             "redis://me:a#b@h/1",
-            Address(Kind.STANDALONE, (("h", 6379),), db=1, username="me", password="a#b"),
+            Address(ServerKind.STANDALONE, (("h", 6379),), db=1, username="me", password="a#b"),
             "redis://me:***@h:6379/1",
         ),
         (
             "redis+cluster://h?db=0",
-            Address(Kind.CLUSTER, (("h", 6379),), options=(("db", "0"),)),
+            Address(ServerKind.CLUSTER, (("h", 6379),), options=(("db", "0"),)),
             "redis+cluster://h:6379",
         ),
-        ("redis+cluster://h/0", Address(Kind.CLUSTER, (("h", 6379),)), "redis+cluster://h:6379"),
+        ("redis+cluster://h/0", Address(ServerKind.CLUSTER, (("h", 6379),)), "redis+cluster://h:6379"),
         (
             "rediss://h?ssl_cert_reqs=NONE&ssl_check_hostname=False",
             Address(
-                Kind.STANDALONE,
+                ServerKind.STANDALONE,
                 (("h", 6379),),
                 tls=True,
                 options=(("ssl_cert_reqs", "none"), ("ssl_check_hostname", "false")),
@@ -62,12 +66,12 @@ from agentperf_redis.transport.address import Address, Kind, hidden, parse_url, 
         ),
         (
             "unix://me:pw@/run/a%20b?db=2",
-            Address(Kind.UNIX, path="/run/a b", db=2, username="me", password="pw", options=(("db", "2"),)),
+            Address(ServerKind.UNIX, path="/run/a b", db=2, username="me", password="pw", options=(("db", "2"),)),
             "unix://me:***@/run/a b?db=2",
         ),
-        ("embedded://", Address(Kind.EMBEDDED), "embedded://"),
-        ("embedded://~/data", Address(Kind.EMBEDDED, path="~/data"), "embedded://~/data"),
-        ("embedded:///var/data", Address(Kind.EMBEDDED, path="/var/data"), "embedded:///var/data"),
+        ("embedded://", Address(ServerKind.EMBEDDED), "embedded://"),
+        ("embedded://~/data", Address(ServerKind.EMBEDDED, path="~/data"), "embedded://~/data"),
+        ("embedded:///var/data", Address(ServerKind.EMBEDDED, path="/var/data"), "embedded:///var/data"),
     ],
 )
 def test_urls_are_read_and_shown_without_passwords(url: str, address: Address, masked: str) -> None:

@@ -13,12 +13,12 @@ from agentperf_redis.command import Command
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.transport.address import parse_url
 from agentperf_redis.transport.breaker import Breaker
-from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, deliver
+from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, deliver
 from agentperf_redis.transport.topology import Node, Topology
 from tests.support.servers import wait_until
 
 NODE = Node("localhost", 6379)
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
 
 class Fleet:
@@ -29,7 +29,7 @@ class Fleet:
         self.up = threading.Event()
         self.probes = 0
         self.recoveries = 0
-        self.breaker = Breaker(self.topology, PATIENCE_S, self._answers, None, self._recovered)
+        self.breaker = Breaker(self.topology, TIMEOUT_S, self._answers, None, self._recovered)
 
     def _answers(self, node: Node) -> bool:
         self.probes += 1
@@ -39,7 +39,7 @@ class Fleet:
         self.recoveries += 1
 
     def open(self) -> None:
-        self.breaker.suspect(NODE, PATIENCE_S)
+        self.breaker.suspect(NODE, TIMEOUT_S)
         wait_until(lambda: self.breaker.open, "the breaker to open")
 
     def idle(self) -> bool:
@@ -79,7 +79,7 @@ def test_a_node_that_fails_a_probe_is_refused_until_it_answers_one(
 def test_a_node_that_answers_the_probe_is_not_refused_and_left_in_peace(fleet: Fleet) -> None:
     fleet.up.set()
     for _ in range(5):
-        fleet.breaker.suspect(NODE, PATIENCE_S)
+        fleet.breaker.suspect(NODE, TIMEOUT_S)
         wait_until(fleet.idle, "the probe")
     assert fleet.probes == 1
     assert not fleet.breaker.open
@@ -87,7 +87,7 @@ def test_a_node_that_answers_the_probe_is_not_refused_and_left_in_peace(fleet: F
 
 
 def test_a_caller_in_a_hurry_raises_no_suspicion(fleet: Fleet) -> None:
-    fleet.breaker.suspect(NODE, PATIENCE_S / 2)
+    fleet.breaker.suspect(NODE, TIMEOUT_S / 2)
     assert fleet.idle()
     assert fleet.probes == 0
 
@@ -112,7 +112,7 @@ def test_once_stopped_it_refuses_nothing(fleet: Fleet) -> None:
     fleet.breaker.stop()
     assert fleet.breaker.refusal(NODE) is None
     wait_until(fleet.idle, "the probing to end")
-    fleet.breaker.suspect(NODE, PATIENCE_S)
+    fleet.breaker.suspect(NODE, TIMEOUT_S)
     assert fleet.idle()
     assert fleet.recoveries == 0
 
@@ -131,12 +131,12 @@ def drive(fleet: Fleet, commands: list[Command[Any]], answer: list[Any] | None) 
     """Deliver with a clock that rests move; every exchange is answered so, or never. Returns results and exchanges."""
     now = [100.0]
     results: list[Any] = [None] * len(commands)
-    delivery = deliver(commands, fleet.topology, PATIENCE_S, results.__setitem__, fleet.breaker, lambda: now[0])
+    delivery = deliver(commands, fleet.topology, TIMEOUT_S, results.__setitem__, fleet.breaker, lambda: now[0])
     exchanges = 0
     try:
         step = next(delivery)
         while True:
-            if isinstance(step, Rest):
+            if isinstance(step, Backoff):
                 now[0] += step.seconds
                 step = delivery.send(None)
                 continue
@@ -168,7 +168,7 @@ def test_an_outage_while_others_recover_from_the_last_one_is_noticed(fleet: Flee
 
     def relapse() -> None:  # a service that recovers finds the server away once more
         fleet.up.clear()
-        fleet.breaker.suspect(NODE, PATIENCE_S)
+        fleet.breaker.suspect(NODE, TIMEOUT_S)
         again.set()
 
     fleet.breaker._recovered = relapse

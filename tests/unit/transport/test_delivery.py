@@ -11,7 +11,7 @@ from agentperf_redis.command import Arg, Command
 from agentperf_redis.errors import BackendFull, BackendUnavailable, CorruptState, ScriptFailed
 from agentperf_redis.script import Script
 from agentperf_redis.transport.address import parse_url
-from agentperf_redis.transport.delivery import Delivery, Exchange, ExchangeFailed, Rest, deliver, deliver_opened
+from agentperf_redis.transport.delivery import Backoff, DeliveryFlow, Exchange, ExchangeFailed, deliver, deliver_opened
 from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node, Topology, key_slot
 
@@ -42,12 +42,12 @@ def drive(
 ) -> tuple[list[Any], list[Exchange]]:
     """Play the driver; returns the results and all exchanges asked for."""
     results: list[Any] = [None] * len(commands)
-    delivery: Delivery = deliver(commands, topology, 5.0, results.__setitem__, None, clock)
+    delivery: DeliveryFlow = deliver(commands, topology, 5.0, results.__setitem__, None, clock)
     asked: list[Exchange] = []
     try:
         step = next(delivery)
         while True:
-            if isinstance(step, Rest):
+            if isinstance(step, Backoff):
                 clock.now += step.seconds
                 step = delivery.send(None)
                 continue

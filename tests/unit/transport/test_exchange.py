@@ -15,7 +15,7 @@ from agentperf_redis.transport.address import parse_url
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import Exchange, ExchangeFailed
 from agentperf_redis.transport.exchange import Connect, Connections, ExchangeFlow, Open, Talk
-from agentperf_redis.transport.handshake import Greeting
+from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.topology import Node
 
 NODE = Node("server", 6379)
@@ -23,7 +23,7 @@ PAYLOAD = b"payload"
 LATE = (TimeoutError(), RedisTimeoutError("Timeout reading from socket"))
 
 
-class Polite(Greeting):
+class Polite(Handshake):
     """Greets, and judges as it is told."""
 
     def __init__(self, refusal: AgentPerfError | None = None) -> None:
@@ -40,10 +40,10 @@ class Polite(Greeting):
 class Pool:
     """The connections of a driver, which are names, and what was done to them."""
 
-    def __init__(self, greeting: Greeting | None = None, url: str = "redis://server") -> None:
+    def __init__(self, handshake: Handshake | None = None, url: str = "redis://server") -> None:
         self.dropped: list[str] = []
         connector = Connector(parse_url(url))
-        self.connections = Connections[str](connector, greeting or Polite(), self.dropped.append)
+        self.connections = Connections[str](connector, handshake or Polite(), self.dropped.append)
         self.made = 0
 
     def begin(self, node: Node = NODE) -> ExchangeFlow[str]:
@@ -223,9 +223,9 @@ def test_a_server_that_must_not_be_used_is_left() -> None:
     exchange = pool.begin()
     next(exchange)
     exchange.send("c1")
-    greeting = exchange.send(None)
-    assert isinstance(greeting, Talk)
-    greeting.replies.append(b"hello yourself")
+    handshake = exchange.send(None)
+    assert isinstance(handshake, Talk)
+    handshake.replies.append(b"hello yourself")
     with pytest.raises(ExchangeFailed) as raised:
         exchange.send(None)
     assert (raised.value.error, raised.value.final, raised.value.sent) == (refusal, True, False)

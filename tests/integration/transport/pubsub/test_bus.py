@@ -19,13 +19,13 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.command import Command
 from agentperf_redis.transport.pubsub.bus import Bus
-from agentperf_redis.transport.pubsub.connection import Line
+from agentperf_redis.transport.pubsub.connection import BusConnection
 from agentperf_redis.transport.topology import SLOTS, key_slot
 from tests.support.proxy import Proxy
 from tests.support.servers import Node, Raw, Server, wait_until
 from tests.support.stalls import StallDetector
 
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 class Ear:
@@ -46,15 +46,15 @@ class Ear:
         self.gaps.append(threading.current_thread().name)
 
     def wait_told(self, times: int = 1) -> None:
-        wait_until(lambda: len(self.gaps) >= times, f"gap {times} to be told", PATIENCE)
+        wait_until(lambda: len(self.gaps) >= times, f"gap {times} to be told", TIMEOUT)
 
     def wait_confirmed(self) -> None:
         asked = time.monotonic()
-        wait_until(lambda: self.bus.confirmed_at(self.channel) > asked, "an answered ping", PATIENCE)
+        wait_until(lambda: self.bus.confirmed_at(self.channel) > asked, "an answered ping", TIMEOUT)
 
     def wait_message(self, say: Callable[[], object]) -> None:
         before = len(self.messages)
-        wait_until(lambda: say() and len(self.messages) > before, "a message", PATIENCE)
+        wait_until(lambda: say() and len(self.messages) > before, "a message", TIMEOUT)
 
 
 def channel(namespace: str, name: str = "x") -> str:
@@ -149,7 +149,7 @@ def test_gaps_are_told_on_the_bus_thread_only(backend: Backend, namespace: str) 
     Ear(backend.bus, channel(namespace)).wait_confirmed()
     with lock:
         backend.bus.subscribe(channel(namespace), lambda _: None, on_gap)
-    assert told.wait(PATIENCE)
+    assert told.wait(TIMEOUT)
     third = Ear(backend.bus, channel(namespace))
     third.wait_told()
     assert third.gaps == ["agentperf-bus"]
@@ -171,11 +171,11 @@ def test_a_fault_of_its_own_costs_a_line_never_the_thread(
     ear = Ear(backend.bus, channel(namespace))
     ear.wait_confirmed()
 
-    def read(line: Line) -> Iterator[None]:
+    def read(line: BusConnection) -> Iterator[None]:
         monkeypatch.undo()
         raise ValueError
 
-    monkeypatch.setattr(Line, "read", read)
+    monkeypatch.setattr(BusConnection, "read", read)
     ear.wait_told(3)
     ear.wait_message(partial(publish, backend, ear.channel))
 
@@ -208,7 +208,7 @@ def test_a_lost_line_is_told_to_the_backend(proxy: Proxy, connect: Callable[...,
         ear.wait_confirmed()
         assert not trouble.is_set()
         proxy.cut()
-        assert trouble.wait(PATIENCE)
+        assert trouble.wait(TIMEOUT)
     finally:
         bus.close()
 
@@ -361,15 +361,15 @@ def test_a_dead_node_does_not_keep_the_messages_of_the_others(
     ear.wait_confirmed()
 
     (dead.kill if how == "killed" else dead.pause)()
-    wait_until(lambda: backend.bus.confirmed_at(lost.channel) == 0.0, "the loss", PATIENCE)
+    wait_until(lambda: backend.bus.confirmed_at(lost.channel) == 0.0, "the loss", TIMEOUT)
     delays = []
-    with healthy.client() as raw, healthy.client() as asked, StallDetector(asked.ping) as held_up:
+    with healthy.client() as raw, healthy.client() as asked, StallDetector(asked.ping) as stalls:
         end = time.monotonic() + 3.0
         while time.monotonic() < end:
             sent = time.monotonic()
             raw.execute_command("SPUBLISH", ear.channel, "m")
-            wait_until(lambda: ear.messages, "the message", PATIENCE)
-            delays.append(held_up.own(sent, ear.heard_at[-1]))
+            wait_until(lambda: ear.messages, "the message", TIMEOUT)
+            delays.append(stalls.own(sent, ear.heard_at[-1]))
             ear.messages.clear()
             time.sleep(0.02)
     newcomer = Ear(backend.bus, channel(namespace, "new"))
@@ -481,9 +481,9 @@ def test_a_cache_listens_once_in_a_forked_child(own_server: Server, connect: Cal
     assert cache.get("k") == 1
 
     def child() -> bool:
-        wait_until(lambda: cache.get("k") == 1 and len(cache._binding.local or ()), "a copy", PATIENCE)
+        wait_until(lambda: cache.get("k") == 1 and len(cache._shared_state.local or ()), "a copy", TIMEOUT)
         listener = backend.bus._listener
-        heard = [] if listener is None else listener._subscribers._of[cache._binding.keys.bus]
+        heard = [] if listener is None else listener._subscribers._of[cache._shared_state.keys.bus]
         return len(heard) == 1
 
     assert in_child(child)

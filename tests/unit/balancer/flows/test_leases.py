@@ -14,9 +14,9 @@ from agentperf_redis.background import Background, Job
 from agentperf_redis.balancer import Lease, Outcome, commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.flows import leases
-from agentperf_redis.balancer.flows.queue import lines_of
+from agentperf_redis.balancer.flows.queue import queues_of
 from agentperf_redis.balancer.lease_keeper import LeaseKeeper
-from agentperf_redis.command import Command, Hint, Wait
+from agentperf_redis.command import Command, Wait, WakeUp
 from agentperf_redis.errors import (
     AgentPerfError,
     BackendUnavailable,
@@ -51,7 +51,7 @@ class SilentKeeper(LeaseKeeper):
         self.jobs = NoThread("none")
         self.told: list[Any] = []
 
-    def retry_in_background(self, command: Command[Any], seconds: float, tried: Hint | None = None) -> None:
+    def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
         self.told.append((command, seconds))
 
 
@@ -67,7 +67,7 @@ UNKNOWN = BackendUnavailable("here", "unknown", "late")
 
 
 def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     first: Any = flow.send(None)
     second: Any = flow.throw(KeyboardInterrupt())
     assert second.script is commands.RELEASE
@@ -79,7 +79,7 @@ def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentK
 
 
 def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(ttl=7.0))
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(ttl=7.0))
     first: Any = flow.send(None)
     waits: Any = flow.throw(asyncio.CancelledError())
     ((command, seconds),) = keeper.told
@@ -95,7 +95,7 @@ def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background
 def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
     keeper: SilentKeeper, error: AgentPerfError
 ) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(ttl=7.0))
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(ttl=7.0))
     first: Any = flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
@@ -105,7 +105,7 @@ def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
 
 @pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), SchemaMismatch("k", "2", "1")])
 def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: SilentKeeper, error: AgentPerfError) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
@@ -117,18 +117,18 @@ def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
 ) -> None:
     held = []
     for name in ("gone", "also gone", "well"):
-        flow = leases.acquire(keeper, lines_of(keeper._backend), Pool.of("n", name), leases.Wish(ttl=1.2))
+        flow = leases.acquire(keeper, queues_of(keeper._backend), Pool.of("n", name), leases.LeaseRequest(ttl=1.2))
         flow.send(None)
         with pytest.raises(StopIteration) as end:
             flow.send(GRANTED)
         held.append(end.value.value)
     for lease in held:
         lease.renew_at = 0.0
-    patience = []
+    timeout = []
 
     def run(command: Command[Any], deadline: float) -> frozenset[str]:
         if "gone" in command.keys[0]:
-            patience.append(deadline)
+            timeout.append(deadline)
             time.sleep(deadline)
             raise UNKNOWN
         return frozenset()
@@ -138,20 +138,20 @@ def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
     keeper._renew_due()
     assert all(lease.held for lease in held)
     assert held[2].valid_until > before
-    assert len(patience) == 2
-    assert sum(patience) < 1.2 / 3
+    assert len(timeout) == 2
+    assert sum(timeout) < 1.2 / 3
     assert [lease.end() for lease in held] == [True] * 3
 
 
 def test_a_closed_flow_asks_for_nothing_more(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     flow.send(None)
     flow.close()
     assert len(keeper.told) == 1
 
 
 def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     step: Any = flow.send(None)
     second: Any = flow.send(commands.Spent("expired"))
     assert step.args["token"] != second.args["token"]
@@ -169,7 +169,7 @@ REFUSED = commands.Refused(1.0, 2, 0)
 
 
 def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(wait=0.001))
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=0.001))
     asked: Any = flow.send(None)
     waited: Any = flow.send(REFUSED)
     assert (waited.script, waited.args["token"], waited.args["ticket"]) == (commands.WAIT, asked.args["token"], "-")
@@ -182,7 +182,7 @@ def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
 
 
 def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(wait=100.0, priority=2))
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=100.0, priority=2))
     flow.send(None)
     flow.send(REFUSED)
     pause: Any = flow.send(commands.Queued(3, 0.5, "17"))
@@ -203,7 +203,7 @@ def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: 
 def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
     keeper: SilentKeeper, outcome: Any
 ) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish(wait=100.0))
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=100.0))
     asked: Any = flow.send(None)
     flow.send(REFUSED)
     with pytest.raises(BackendUnavailable):
@@ -212,7 +212,7 @@ def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
 
 
 def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper) -> None:
-    flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     flow.send(None)
     with pytest.raises(StopIteration) as end:
         flow.send(GRANTED)
@@ -236,7 +236,7 @@ def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper
 )
 def test_how_a_block_ends_is_the_outcome(keeper: SilentKeeper, error: BaseException | None, outcome: str) -> None:
     for stated, expected in ((None, outcome), ("rejected", "j"), (Outcome.NEUTRAL, "n")):
-        flow = leases.acquire(keeper, lines_of(keeper._backend), POOL, leases.Wish())
+        flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
         flow.send(None)
         with pytest.raises(StopIteration) as end:
             flow.send(GRANTED)

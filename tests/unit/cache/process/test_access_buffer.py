@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from agentperf_redis.cache.process.access_buffer import MAX_PENDING, MAX_READS, NO_REPORT, Outbox
+from agentperf_redis.cache.process.access_buffer import MAX_PENDING, MAX_READS, NO_REPORT, AccessBuffer
 
 
-def outbox(announced: list[int]) -> Outbox:
-    return Outbox(lambda: "me", lambda: announced.append(1))
+def access_buffer(announced: list[int]) -> AccessBuffer:
+    return AccessBuffer(lambda: "me", lambda: announced.append(1))
 
 
 def test_reads_are_reported_once_oldest_first() -> None:
     announced: list[int] = []
-    box = outbox(announced)
+    box = access_buffer(announced)
     assert box.take() is NO_REPORT
     for name in ("a", "b", "a"):
         box.read(name, 10)
@@ -32,15 +32,15 @@ def test_reads_are_reported_once_oldest_first() -> None:
 
 def test_a_report_whose_fate_is_unknown_is_repeated_as_it_was() -> None:
     announced: list[int] = []
-    box = outbox(announced)
+    box = access_buffer(announced)
     box.read("a", 0)
     report = box.take(flush=True)
-    hint = box.flushing
+    wake_up = box.flushing
     box.read("b", 0)
     box.settle(report, taken_in=False)
-    assert hint is not None
+    assert wake_up is not None
     given: list[int] = []
-    hint.call_when_given(lambda: given.append(1))
+    wake_up.call_when_sent(lambda: given.append(1))
     assert given == [1]
     assert box.take() is report
     box.settle(report, taken_in=True)
@@ -49,7 +49,7 @@ def test_a_report_whose_fate_is_unknown_is_repeated_as_it_was() -> None:
 
 
 def test_reports_and_waiting_reads_are_bounded() -> None:
-    box = outbox([])
+    box = access_buffer([])
     for number in range(MAX_PENDING + 10):
         box.read(str(number), 0)
     assert box.is_full

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentperf_redis.cache.process.flights import Flights, GivenUp, Landed
+from agentperf_redis.cache.process.flights import Computed, Flights, GivenUp
 
 
 def test_one_flight_at_a_time() -> None:
@@ -15,9 +15,9 @@ def test_one_flight_at_a_time() -> None:
     second, asked = flights.join("k")
     assert second is not first
     assert asked is None
-    flights.end(first, Landed(b"m"))
+    flights.end(first, Computed(b"m"))
     flights.end(first, GivenUp())
-    assert first.outcome == Landed(b"m"), "who had joined it is told, once"
+    assert first.outcome == Computed(b"m"), "who had joined it is told, once"
     assert flights.join("k") == (second, 0), "the end of a detached flight leaves the next one alone"
     flights.detach_all()
     assert flights.join("k")[1] is None

@@ -40,8 +40,8 @@ def bus() -> Bus:
     return Bus()
 
 
-def copies(bus: Bus, most_entries: int = 3, most_bytes: int | None = None) -> LocalCopies:
-    return LocalCopies(most_entries, most_bytes, bus.proven_at, bus.announce)
+def copies(bus: Bus, max_entries: int = 3, max_bytes: int | None = None) -> LocalCopies:
+    return LocalCopies(max_entries, max_bytes, bus.proven_at, bus.announce)
 
 
 def fill(local: LocalCopies, key: str, value: object = 1, name: str | None = None, **facts: object) -> None:
@@ -152,8 +152,8 @@ def test_what_a_lost_bus_had_proven_stands(bus: Bus, monkeypatch: pytest.MonkeyP
     assert held(local, "k") == []
     if told:
         local.set_aside()
-    assert local.stand_in("k", 2.0) is not None
-    assert local.stand_in("k", 0.5) is None, "that was longer ago"
+    assert local.serve_stale("k", 2.0) is not None
+    assert local.serve_stale("k", 0.5) is None, "that was longer ago"
 
 
 def test_a_copy_expires(bus: Bus) -> None:
