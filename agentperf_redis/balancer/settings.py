@@ -20,13 +20,15 @@ class PoolSettings:
     Args:
         eject_after: bad outcomes in a row (error, timeout, rejected, slow) after which an instance is ejected; None
             never. Five, as in Envoy: one bad request that is tried again three times ejects nobody.
-        base_ejection_time: seconds of the first ejection; each further one in a row is twice as long. Ten: long enough for a
-            restart, short enough not to matter when the judgement was wrong.
-        max_ejection_time: seconds of the longest ejection; so long after one, the next is a first one again. Five minutes.
-        max_ejection_share: share of the instances that may be ejected, though always one. A half: by itself, ejection never
-            leads to panic, and of four instances two may be ill.
-        panic_threshold: when more than this share of the instances is unfit, ejected or failing checks, all of these get
-            work again, since the judgement is likelier wrong than they, and the rest could not bear the load. 1: never.
+        base_ejection_time: seconds of the first ejection; each further one in a row is twice as long. Ten: long enough
+            for a restart, short enough not to matter when the ejection was wrong.
+        max_ejection_time: seconds of the longest ejection. When this time has passed after an ejection, the next one is
+            a first one again. Five minutes.
+        max_ejection_share: share of the instances that may be ejected; one instance always may. A half: ejection alone
+            never leads to panic, and of four instances two may be unhealthy.
+        panic_threshold: when more than this share of the instances is unhealthy (ejected or failing checks), all of
+            them get work again: the health data is more likely wrong than the instances, and the others could not
+            carry the load. 1: never.
         slow_after: seconds of response time from which an outcome is slow, which is a bad one; None never. None, for
             how long a model takes follows from the length of its answer.
         adaptive: whether the units that an instance may bear are learnt from outcomes, up to its max_capacity. False:
@@ -36,8 +38,9 @@ class PoolSettings:
         rate_burst: seconds of an instance's rates that it may owe when it is granted a lease. Six: a tenth of a
             minute, so that in no minute the leases before its last one take more than 1.1 of its rate. That last one
             may take any number of tokens, and what follows waits the longer.
-        unhealthy_threshold: failed active checks in a row that take an instance out. Three: no lost packet does.
-        healthy_threshold: passed ones in a row that bring it back. Two: no lucky one does.
+        unhealthy_threshold: failed active checks in a row after which an instance is unhealthy. Three: one lost packet
+            is not enough.
+        healthy_threshold: passed checks in a row after which it is healthy again. Two: one lucky check is not enough.
     """
 
     eject_after: int | None = 5

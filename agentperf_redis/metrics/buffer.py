@@ -1,14 +1,14 @@
 """What a process has recorded and the server has not confirmed yet. No I/O here.
 
-The way of a sample: `Buffer.record` puts it at the end of the lane of its series, a plain list, without a lock.
-`Buffer.aggregate` takes what the lanes hold and adds it up in a `Accumulator` for each series and each ten seconds of server time,
-so that a sample held back by an outage still lands in the slice it belongs to. `Buffer.batches` packs the cells of each
-shard into a `FlushBatch` with the next number of that shard. A parcel never changes until it is settled; what is recorded
-meanwhile waits for the next one. So a parcel can be sent any number of times, and counts once.
+The way of a sample: `Buffer.record` appends it to the sample buffer of its series, a plain list, without a lock.
+`Buffer.aggregate` empties the sample buffers into one `Accumulator` for each series and each ten seconds of server
+time, so that a sample delayed by an outage still lands in the slice it belongs to. `Buffer.batches` packs the
+accumulators of each shard into a `FlushBatch` with the next number of that shard. A batch never changes until it is
+settled; what is recorded meanwhile waits for the next one. So a batch can be sent any number of times, and counts once.
 
-What is bounded: series (`MAX_SERIES`, then ``__other__``), samples in a lane (`MAX_BUFFERED_SAMPLES`, then the recording thread
-folds), raw samples of a cell (`MAX_RAW`, the rest is counted only), cells (they become coarser as they age beyond the
-life of the finer slices, and when there are too many).
+What is bounded: series (`MAX_SERIES`, then ``__other__``), samples in a sample buffer (`MAX_BUFFERED_SAMPLES`, then the
+recording thread aggregates), raw samples of an accumulator (`MAX_RAW`, the rest is counted only), accumulators (they
+are downsampled as they age beyond the TTL of the finer slices, and when there are too many).
 """
 
 from __future__ import annotations

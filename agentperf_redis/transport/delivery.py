@@ -1,9 +1,9 @@
 """How commands get to the server and their replies back, whatever goes wrong on the way: decided here, done elsewhere.
 
-`deliver` is a generator without I/O. It yields what a driver has to do (`Exchange` bytes with a node, `Backoff` a while)
-and is sent the replies, so that the blocking and the asyncio driver share one retry loop, one way through a Cluster,
-one reading of errors. redis-py's own retries are off: they repeat a request up to 11 times without a word, and in a
-Cluster without a pause.
+`deliver` is a generator without I/O. It yields what a driver has to do (`Exchange` bytes with a node, `Backoff` for
+some time) and is sent the replies, so that the blocking and the asyncio driver share one retry loop, one way through a
+Cluster, one reading of errors. redis-py's own retries are off: they repeat a request up to 11 times without a word, and
+in a Cluster without a pause.
 
 Repeating is safe because no mutating script of this library harms when it is delivered twice, late, or after its caller
 gave up; each says in its header how.
