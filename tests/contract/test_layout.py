@@ -25,6 +25,8 @@ PROVEN_BY = {
     "balancer/lease_keeper.py": f"{INTEGRATION}/balancer/test_faults.py",
     "balancer/registrations.py": f"{INTEGRATION}/balancer/test_faults.py",
     "balancer/server_clock.py": f"{INTEGRATION}/balancer/test_faults.py",
+    "cache/async_client.py": "tests/contract/test_parity.py",
+    "metrics/async_client.py": "tests/contract/test_parity.py",
     "cache/arguments.py": "tests/unit/cache/test_client.py",
     "cache/flows/access_reports.py": "tests/unit/cache/process/test_access_buffer.py",
     "cache/flows/inspection.py": f"{INTEGRATION}/cache/test_entries.py",

@@ -29,10 +29,10 @@ class Polite(Handshake):
     def __init__(self, refusal: AgentPerfError | None = None) -> None:
         self.refusal = refusal
 
-    def words(self) -> bytes:
+    def request(self) -> bytes:
         return b"hello"
 
-    def heard(self, replies: Any) -> AgentPerfError | None:
+    def parse(self, replies: Any) -> AgentPerfError | None:
         assert replies == [b"hello yourself"]
         return self.refusal
 
