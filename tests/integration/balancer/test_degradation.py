@@ -199,7 +199,7 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
 
     callers = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
     callers.append(threading.Thread(target=lambda: runner.run(tasks())))
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         for each in callers:
             each.start()
         wait_until(lambda: len(answers) > 50, "calls")
@@ -219,10 +219,10 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
     meanwhile = {what for at, took, what in answers if stopped + 0.1 < at and at + took < resumed}
     # The deadline is that of the command. Beyond it a caller is only to be run again, in turn with seven others, the
     # server and whatever else the machine does: what that takes is the machine's, hence the 0.3 s.
-    assert max(held_up.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
+    assert max(stalls.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
     assert meanwhile == {"raised" if policy == "raise" else "none"}
     assert sum(stopped + 0.1 < at < resumed - DEADLINE_S for at, _, _ in answers) > 8
-    assert max(held_up.own(resumed, next(at for at in times if at > resumed)) for times in granted_at) < 1.0
+    assert max(stalls.own(resumed, next(at for at in times if at > resumed)) for times in granted_at) < 1.0
     with own_server.client() as raw:
         judge_load(raw, namespace, len(kept))
     for instance in kept:
@@ -240,13 +240,13 @@ def test_who_gives_up_while_the_server_is_away_waits_no_longer_for_giving_back(
     async def give_up() -> float:
         await balancer.aio.release(await balancer.aio.acquire("planner"))
         own_server.pause()
-        with StallDetector() as held_up:
+        with StallDetector() as stalls:
             begin = time.monotonic()
             try:
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.3):
                         await balancer.aio.acquire("planner")
-                return held_up.own(begin, time.monotonic())
+                return stalls.own(begin, time.monotonic())
             finally:
                 own_server.resume()
 

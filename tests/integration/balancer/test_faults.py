@@ -362,11 +362,11 @@ def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
     wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process lives, so its lease does
     assert balancer.acquire("planner") is None
 
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         worker.kill()
         killed_at = time.monotonic()
         wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to come back")
-        assert held_up.own(killed_at, time.monotonic()) < ttl + 1.0
+        assert stalls.own(killed_at, time.monotonic()) < ttl + 1.0
     assert raw.hget(pool.state, token) == "X e"
 
 

@@ -455,10 +455,10 @@ def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, ra
     assert other is not None
     balancer.release(other, outcome="error")
     assert kinds(balancer, other.id)[-1] is EventKind.EJECTED
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         instance = balancer.acquire("planner", wait=20.0)
-        assert held_up.own(begin, time.monotonic()) < 1.2
+        assert stalls.own(begin, time.monotonic()) < 1.2
     assert instance is not None
     assert instance.id == other.id
     assert balancer.release(held)

@@ -87,7 +87,7 @@ def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_ki
             lambda since=began_with: len({pid for _, _, pid in seen()[since:]}) >= 3,  # type: ignore[misc]
             "the processes to share the work",
         )
-        with StallDetector(raw.ping) as held_up:
+        with StallDetector(raw.ping) as stalls:
             begin, begin_here = time.time(), time.monotonic()
             time.sleep(2.5 * INTERVAL_S)
             crowd[attempt % PROCESSES].kill()
@@ -97,7 +97,7 @@ def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_ki
         counts = Counter(name for name, _ in stretch if name != "held-up")
         assert len(counts) == FLEET
         longest = max(
-            (until - since for since, until in held_up.spans if since < end_here and until > begin_here), default=0
+            (until - since for since, until in stalls.spans if since < end_here and until > begin_here), default=0
         )
         if longest < HELD_UP_S and not [
             at for name, at, _ in seen() if name == "held-up" and begin <= at < end + HELD_UP_S
@@ -106,7 +106,7 @@ def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_ki
             return
         # Checks that a busy machine does not let be made say nothing of who makes them: once more.
         crowd[attempt % PROCESSES] = start(attempt)
-    lost = held_up.within(begin_here, end_here)
+    lost = stalls.within(begin_here, end_here)
     assert all(count <= intervals + 1 + lost / INTERVAL_S for count in counts.values()), counts
 
 

@@ -573,7 +573,7 @@ def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -
     register(call, balancer, 1, max_capacity=1)
     told: list[float] = []
     ttl, most = 2.0, 2.5
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         begin = time.monotonic()
         held = call(
             *(balancer, "acquire", "planner"), ttl=ttl, max_hold=most, on_lost=lambda _: told.append(time.monotonic())
@@ -582,7 +582,7 @@ def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -
         assert time.monotonic() - begin >= most, "longer than a life of the lease"
         wait_until(lambda: told, "max_hold to be told")
         assert told[0] - begin >= most
-        assert held_up.own(begin, told[0]) < most + 2.5
+        assert stalls.own(begin, told[0]) < most + 2.5
     assert "max_hold" in str(held.lease.lost)
     assert call(balancer, "release", held) is False
 

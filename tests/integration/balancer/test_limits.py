@@ -410,13 +410,13 @@ def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_owed(call: 
 def test_who_waits_is_served_when_a_rate_comes_back(call: Call, backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=3000, tokens_per_minute=30_000)
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         for _ in range(4):  # 0.2 s by its tokens, also for who was handed it in line; 0.02 s by the requests
             call(balancer, "release", call(balancer, "acquire", "planner", wait=20, tokens=100))
         end = time.monotonic()
         assert end - begin >= 0.55
-        assert held_up.own(begin, end) < 2.0
+        assert stalls.own(begin, end) < 2.0
 
 
 def test_an_instance_without_rate_leaves_the_others_to_be_picked(call: Call, backend: Backend) -> None:

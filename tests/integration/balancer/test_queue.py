@@ -76,12 +76,12 @@ def test_who_waits_gets_what_is_given_back(
         released_at.append(time.monotonic())
         assert balancer.release(first)
 
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         thread, _ = in_background(release)
         second = call(balancer, "acquire", "planner", wait=20)
         thread.join()
         # by the message: asking by itself takes up to a second
-        assert held_up.own(released_at[0], time.monotonic()) < 0.8
+        assert stalls.own(released_at[0], time.monotonic()) < 0.8
     assert second.lease.fence > first.lease.fence
     assert call(balancer, "release", second)
     assert raw.hget(pool.state, second.lease.token) == "X r"
@@ -92,14 +92,14 @@ def test_who_waits_too_long_leaves_the_line(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     kept.append(balancer.acquire("planner"))
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         assert call(balancer, "acquire", "planner", wait=0.2) is None
         with pytest.raises(NoCapacity), call.inside(balancer, "lease", "planner", wait=0.1):
             raise AssertionError
         end = time.monotonic()
         assert end - begin >= 0.3
-        assert held_up.own(begin, end) < 2
+        assert stalls.own(begin, end) < 2
     assert raw.zcard(pool.waitq) == 0
     assert call(balancer, "release", kept[0])
     nothing_left(raw, pool)

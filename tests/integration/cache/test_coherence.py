@@ -38,7 +38,7 @@ def test_a_copied_value_costs_no_command(
     cache = with_copies(connect(proxy.url))
     call(cache, "put_many", {"k": [1], "none": None})
     for _ in range(10):
-        with StallDetector() as held_up:
+        with StallDetector() as stalls:
             begin = time.monotonic()
             copied(cache, "k")
             copied(cache, "none")
@@ -52,7 +52,7 @@ def test_a_copied_value_costs_no_command(
             assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
             cost = proxy.count("MGET") - before
             # Copies are silent when the bus has not been heard of for 250 ms, as on a machine that is held up.
-            if cost == 0 or held_up.within(begin, time.monotonic()) < 0.1:
+            if cost == 0 or stalls.within(begin, time.monotonic()) < 0.1:
                 break
     assert cost == 0
     before = proxy.count("MGET")

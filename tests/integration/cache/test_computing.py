@@ -131,13 +131,13 @@ def test_a_killed_leader_is_replaced_when_its_lease_ends(
     leader.said()
     wait_until(lambda: raw.exists(where(namespace, "l:k")), "the leader's lease")
     leader.kill()
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
         raw.pexpire(where(namespace, "l:k"), 300)  # shortened: the test need not wait for all of it
         assert LRUCache(backend=backend).get_or_compute("k", lambda: "mine") == "mine"
         end = time.monotonic()
         assert end - begun >= 0.3
-        assert held_up.own(begun, end) < 2.3
+        assert stalls.own(begun, end) < 2.3
 
 
 def test_a_lease_is_renewed_while_the_function_runs(
@@ -271,10 +271,10 @@ def test_a_cancelled_leader_lets_another_compute(
             await first
         return await asyncio.wait_for(second, 20)
 
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         assert runner.run(scene()) == "second"
-        assert held_up.own(begin, time.monotonic()) < 2, "not when the first one's lease has ended"
+        assert stalls.own(begin, time.monotonic()) < 2, "not when the first one's lease has ended"
     assert raw.exists(where(namespace, "l:k")) == 0
 
 
@@ -289,10 +289,10 @@ def test_what_cannot_be_stored_is_returned_uncached_with_one_warning(call: Call,
 def test_without_a_server_the_function_is_called(call: Call, connect: Callable[..., Backend]) -> None:
     backend = connect("redis://127.0.0.1:1/0", deadline=0.2)
     function = decorated(call, LRUCache(backend=backend), lambda x: x + 1)
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         begun = time.monotonic()
         assert [function(1), function(1), function(2)] == [2, 2, 3]
-        assert held_up.own(begun, time.monotonic()) < 1, "after the first failure the cache is let alone for a while"
+        assert stalls.own(begun, time.monotonic()) < 1, "after the first failure the cache is let alone for a while"
     with pytest.raises(BackendUnavailable):
         call(LRUCache(backend=backend), "get", "k")
 

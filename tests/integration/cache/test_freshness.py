@@ -209,9 +209,9 @@ def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_read
             assert times[-len(times) // 500] < takes_s
             return
     # A machine that holds up who computes, or all who read, lets less be done: what there was time for was done.
-    held_up = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > HELD_UP_S / 4)
+    stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > HELD_UP_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
-    assert (seconds - held_up - late) / soft_ttl - 1 <= len(computed) <= seconds / soft_ttl + 1
+    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed) <= seconds / soft_ttl + 1
 
 
 def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_error_is_seen(
@@ -298,14 +298,14 @@ def test_a_failed_refresh_rests_for_all_processes(
 def test_hard_expiry_wins_over_everything(backend: Backend, raw: Raw, loop: asyncio.Runner | None) -> None:
     source = Source()
     reader = Reader(LRUCache(local_size=10, backend=backend), source, loop, ttl=0.4, soft_ttl=0.1, stale_if_error=60)
-    with StallDetector(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
         assert reader.ask() == [1]
         source.fails = True
         reader.until(ValueError)
         ended = time.monotonic()
         assert ended - begun >= 0.4
-        assert held_up.own(begun, ended) < 1.5
+        assert stalls.own(begun, ended) < 1.5
 
 
 @pytest.mark.parametrize("forget", ["delete", "clear", "invalidate_tags", "put"])
@@ -372,7 +372,7 @@ def test_a_value_is_refreshed_early_and_so_never_missing(backend: Backend, raw: 
     for attempt in range(10):
         cache, source = LRUCache(name=f"c{attempt}", backend=backend), Source(takes_s=0.05)
         reader = Reader(cache, source, None, ttl=1.0, early_refresh=2.0)
-        with StallDetector(raw.ping) as held_up:
+        with StallDetector(raw.ping) as stalls:
             reader.ask()
             misses = cache.stats().misses
             begin = time.monotonic()
@@ -382,7 +382,7 @@ def test_a_value_is_refreshed_early_and_so_never_missing(backend: Backend, raw: 
             end = time.monotonic()
             missed = cache.stats().misses - misses
             # Nobody can refresh a value early while the machine is held up.
-            if not missed or held_up.within(begin, end) < 0.2:
+            if not missed or stalls.within(begin, end) < 0.2:
                 break
     assert missed == 0, "nobody found it missing, and so nobody waited"
     assert end - begin > 0.75, "and it was not computed anew all the time"
@@ -494,8 +494,8 @@ def test_closing_does_not_wait_for_a_slow_refresh_nor_does_a_forked_child(
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         closing = time.monotonic()
         backend.close()
-        assert held_up.own(closing, time.monotonic()) < 2
+        assert stalls.own(closing, time.monotonic()) < 2
     release.set()

@@ -302,7 +302,7 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[A
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
     seen: list[Answer] = []
-    with StallDetector() as held_up, Path(progress).open("ab", buffering=0) as written:
+    with StallDetector() as stalls, Path(progress).open("ab", buffering=0) as written:
         while goes_on(progress):
             key = KEYS[len(seen) % len(KEYS)]
             begun = time.monotonic()
@@ -311,7 +311,7 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[A
             written.write(b".")
             time.sleep(0.002)
     backend.close()
-    return seen, held_up.spans
+    return seen, stalls.spans
 
 
 def goes_on(progress: str) -> bool:
@@ -405,10 +405,10 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     assert late
     for function, reader in zip(functions, readers, strict=True):
         seen, spans = reader.result()
-        held_up = union(spans, server_held_up.spans)  # each of a call's commands has to wait for a server that is slow
+        stalls = union(spans, server_held_up.spans)  # each of a call's commands has to wait for a server that is slow
         for call in seen:
             if call.ended - call.begun > DEADLINE_S / 2:
-                own = call.ended - call.begun - overlap(held_up, call.begun, call.ended)
+                own = call.ended - call.begun - overlap(stalls, call.begun, call.ended)
                 # what was computed when the server died may first have waited for the reads being reported just then
                 waited_s = access_reports._PATIENCE * DEADLINE_S if call.begun < killed else 0.0
                 assert own < DEADLINE_S + waited_s + 0.05, "no call beyond its deadline"

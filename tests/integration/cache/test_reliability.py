@@ -117,10 +117,10 @@ def test_closing_does_not_wait_for_a_lost_server_once_for_each_cache(
         cache.get("k")
     server.pause()
     try:
-        with StallDetector() as held_up:
+        with StallDetector() as stalls:
             begun = time.monotonic()
             backend.close()
-            assert held_up.own(begun, time.monotonic()) < 2
+            assert stalls.own(begun, time.monotonic()) < 2
     finally:
         server.resume()
 

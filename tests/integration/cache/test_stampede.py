@@ -114,10 +114,10 @@ def ask_until_served(url: str, namespace: str, calls: str, leads: bool) -> Itera
         yield "is there"
         asking = thread.submit(asyncio.run, all_of_them())
         wait_until(lambda: all_wait(cache, own_calls), "all tasks but one to wait for that one")
-        with StallDetector() as held_up:
+        with StallDetector() as stalls:
             yield "all wait"
             values, at = asking.result()
-        yield os.getpid(), values, at, held_up.spans
+        yield os.getpid(), values, at, stalls.spans
 
 
 @pytest.mark.thorough

@@ -140,10 +140,10 @@ def test_a_flush_in_an_outage_gives_up_after_its_timeout(proxy: Proxy, connect: 
     hurry(backend, 1.0)
     proxy.go_silent()
     collector.record_execution("research", 0.5, True)
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         start = time.monotonic()
         assert not collector.flush(timeout=0.1)
-        assert held_up.own(start, time.monotonic()) < 0.9
+        assert stalls.own(start, time.monotonic()) < 0.9
     proxy.speak_again()
     wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
 

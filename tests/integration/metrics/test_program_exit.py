@@ -92,11 +92,11 @@ def test_closing_after_a_failed_flush_takes_a_second_at_most(
     with pytest.raises(BackendUnavailable):
         collector.flush()
     hurry(backend, 5.0)
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         begin = time.monotonic()
         with pytest.warns(RuntimeWarning, match=f"1 execution may not have been counted: {re.escape(proxy.url)}: "):
             backend.close()
-        assert held_up.own(begin, time.monotonic()) < 1.0 + SLACK_S
+        assert stalls.own(begin, time.monotonic()) < 1.0 + SLACK_S
     assert collector.delivery().pending == 1
 
 
@@ -108,11 +108,11 @@ def test_closing_in_the_middle_of_an_attempt_waits_no_longer(proxy: Proxy, conne
     held = proxy.swallow(only=commands.FLUSH, times=1000)
     collector.record_execution("research", 0.1, True)
     held.wait()
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         begin = time.monotonic()
         with pytest.warns(RuntimeWarning, match="1 execution may not have been counted"):
             asyncio.run(backend.aclose())
-        assert held_up.own(begin, time.monotonic()) < 2.0 + SLACK_S
+        assert stalls.own(begin, time.monotonic()) < 2.0 + SLACK_S
 
 
 def test_a_slow_server_that_gets_on_is_waited_for(

@@ -130,10 +130,10 @@ def test_every_kind_of_callable_gives_its_count_outcome_duration_and_error_type(
 def test_a_tree_of_spans_over_tasks_and_threads_names_its_bottleneck(collector: MetricsCollector, call: Call) -> None:
     for attempt in range(5):
         agent = f"reviewer-{attempt}"
-        with StallDetector() as held_up:
+        with StallDetector() as stalls:
             begin = time.monotonic()
             review_three_times(collector, agent)
-            undisturbed = held_up.within(begin, time.monotonic()) < 0.15
+            undisturbed = stalls.within(begin, time.monotonic()) < 0.15
         judge_review(collector, call, agent, undisturbed=undisturbed)
         if undisturbed:
             return

@@ -38,18 +38,18 @@ def test_callers_do_not_queue_on_a_server_that_is_away_and_go_on_when_it_is_back
     (own_server.pause if away == "paused" else own_server.kill)()
     tripped(backend, run, namespace)
 
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         start = time.monotonic()
         for _ in range(50):
             with pytest.raises(BackendUnavailable, match="fail at once") as caught:
                 run(backend, add(namespace))
             assert caught.value.outcome == "not_applied"
-        assert held_up.own(start, time.monotonic()) < DEADLINE_S, "fifty callers took less than one deadline"
+        assert stalls.own(start, time.monotonic()) < DEADLINE_S, "fifty callers took less than one deadline"
 
         (own_server.resume if away == "paused" else own_server.restart)()
         back = time.monotonic()
         wait_until(lambda: recovered, "the recovery")
-        assert held_up.own(back, recovered[0]) < 1.0
+        assert stalls.own(back, recovered[0]) < 1.0
     hurry(backend, 20.0)
     assert run(backend, add(namespace)) >= 1
 

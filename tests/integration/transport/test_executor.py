@@ -98,11 +98,11 @@ def test_the_deadline_holds_against_a_silent_server(
     run(backend, add(namespace, 0))
     hurry(backend, 0.6)
     proxy.go_silent()
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         start = time.monotonic()
         with pytest.raises(BackendUnavailable) as caught:
             run(backend, add(namespace))
-        assert held_up.own(start, time.monotonic()) < 1.5
+        assert stalls.own(start, time.monotonic()) < 1.5
     assert caught.value.outcome == "unknown"
     proxy.speak_again()
 
@@ -116,11 +116,11 @@ def test_the_deadline_holds_against_a_silent_server(
 
 def test_no_server_is_told_within_the_deadline_with_what_to_do(connect: Callable[..., Backend], run: Run) -> None:
     backend = connect("redis://me:hunter2@127.0.0.1:1/0", deadline=0.3)
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         start = time.monotonic()
         with pytest.raises(BackendUnavailable) as caught:
             run(backend, add("x"))
-        assert held_up.own(start, time.monotonic()) < 1.0
+        assert stalls.own(start, time.monotonic()) < 1.0
     assert caught.value.outcome == "not_applied"
     assert "redis://me:***@127.0.0.1:1/0" in str(caught.value)
     assert "agentperf up" in str(caught.value)
@@ -134,13 +134,13 @@ def test_a_wrong_password_is_told_at_once(
     with server.client() as client:
         client.config_set("requirepass", "right")
     try:
-        with StallDetector() as held_up:
+        with StallDetector() as stalls:
             start = time.monotonic()
             with pytest.raises(BackendUnavailable, match="WRONGPASS"):
                 run(connect(server.url.replace("redis://", "redis://:wrong@")), add("x"))
             with pytest.raises(BackendUnavailable, match="password"):
                 run(connect(server.url), add("x"))
-            assert held_up.own(start, time.monotonic()) < 2.0
+            assert stalls.own(start, time.monotonic()) < 2.0
         assert run(connect(server.url.replace("redis://", "redis://:right@")), add("x")) == 1
     finally:
         server.client(password="right").config_set("requirepass", "")

@@ -140,10 +140,10 @@ def test_the_deadline_holds_for_batches_and_handshakes(
         batch = Batch(tuple(Command("ECHO", (str(number),), (), bytes) for number in range(commands)))
         return list((yield from batch.settled()))
 
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         start = time.monotonic()
         results = run(backend, flow())
-        assert held_up.own(start, time.monotonic()) < 1.5
+        assert stalls.own(start, time.monotonic()) < 1.5
     own_server.resume()
     assert {type(each) for each in results} == {BackendUnavailable}
 
@@ -154,11 +154,11 @@ def test_one_command_may_have_a_deadline_of_its_own(
     backend = connect(own_server.url)
     backend.run(add(namespace))
     own_server.pause()
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         start = time.monotonic()
         with pytest.raises(BackendUnavailable):
             backend.run(add(namespace), deadline=0.2)
-        assert held_up.own(start, time.monotonic()) < 1.0
+        assert stalls.own(start, time.monotonic()) < 1.0
     own_server.resume()
 
 
@@ -228,13 +228,13 @@ def test_a_slot_that_nobody_serves_says_so_and_holds_nobody_up(
         with node.client() as client:
             client.execute_command("CLUSTER", "DELSLOTS", slot)
     hurry(backend, 1.0)
-    with StallDetector() as held_up:
+    with StallDetector() as stalls:
         start = time.monotonic()
         with pytest.raises(BackendUnavailable, match="Cluster"):
             run(backend, add(namespace, 1, orphan))
         hurry(backend, 5.0)
         assert run(backend, add(namespace, 1, healthy)) == 2
-        assert held_up.own(start, time.monotonic()) < 3.0
+        assert stalls.own(start, time.monotonic()) < 3.0
 
 
 @pytest.mark.servers("cluster")

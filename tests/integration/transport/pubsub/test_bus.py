@@ -363,13 +363,13 @@ def test_a_dead_node_does_not_keep_the_messages_of_the_others(
     (dead.kill if how == "killed" else dead.pause)()
     wait_until(lambda: backend.bus.confirmed_at(lost.channel) == 0.0, "the loss", PATIENCE)
     delays = []
-    with healthy.client() as raw, healthy.client() as asked, StallDetector(asked.ping) as held_up:
+    with healthy.client() as raw, healthy.client() as asked, StallDetector(asked.ping) as stalls:
         end = time.monotonic() + 3.0
         while time.monotonic() < end:
             sent = time.monotonic()
             raw.execute_command("SPUBLISH", ear.channel, "m")
             wait_until(lambda: ear.messages, "the message", PATIENCE)
-            delays.append(held_up.own(sent, ear.heard_at[-1]))
+            delays.append(stalls.own(sent, ear.heard_at[-1]))
             ear.messages.clear()
             time.sleep(0.02)
     newcomer = Ear(backend.bus, channel(namespace, "new"))
