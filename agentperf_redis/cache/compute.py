@@ -102,18 +102,19 @@ async def compute_async(
 def _copied(flows: CacheFlows, wanted: Wanted[Any]) -> tuple[Any, int]:
     """Return the value of the copy within this process, or MISSING, and its version if it is due. No I/O."""
     local = flows.reader.local
-    copy = None if local is None else local.find(wanted.key)
+    copy = None if local is None else local.find(wanted.key, counted=False)
     if local is None or copy is None:
         return MISSING, 0
     value = copy.value if copy.frozen else flows.reader.unpacked(copy)
+    due = 0
     if copy.fresh_until_ms or wanted.freshness.early:
         age = wanted.freshness.age(copy, flows.binding.server_ms())
         if age is Age.OLD:  # of the failures that make it useless only the server knows
-            local.take_back(copy)
             return MISSING, 0
-        if age is Age.DUE:
-            return value, copy.version
-    return value, 0
+        due = copy.version if age is Age.DUE else 0
+    if value is not MISSING:
+        local.count(copy)
+    return value, due
 
 
 def _carry_out(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], turn: Turn) -> R:
