@@ -194,18 +194,19 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
     local = flows.reader.local
     if local is None:
         return None
-    copy = local.find(wanted.key)
+    copy = local.find(wanted.key, counted=False)
     if copy is None:
         return None
     value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
     if copy.fresh_until_ms or wanted.freshness.early:
         age = wanted.freshness.age(copy, flows.shared.server_ms())
-        if age is Age.OLD:  # of the failures that make it useless only the server knows
-            local.take_back(copy)
+        if age is Age.OLD:  # only the server knows of the failures that make it useless
             return None
-        if age is Age.DUE:
-            stale = copy.version
-    return None if value is MISSING else Served(value, stale=stale)
+        stale = copy.version if age is Age.DUE else 0
+    if value is MISSING:
+        return None
+    local.count(copy)
+    return Served(value, stale=stale)
 
 
 def _refresh_behind(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:

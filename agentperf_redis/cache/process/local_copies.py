@@ -43,10 +43,12 @@ class Copy:
         "fresh_until_ms",
         "frozen",
         "key",
+        "listed",
         "name",
         "newer",
         "older",
         "reads",
+        "reported",
         "tags",
         "until",
         "value",
@@ -68,7 +70,9 @@ class Copy:
         """Whether everyone may have the same object; else each gets one of his own, made from the bytes."""
         self.value = value if self.frozen else None
         self.visited = False
-        self.reads = 0
+        self.reads = self.reported = 0
+        self.listed = False
+        """Whether it is among those whose reads are to be reported."""
         self.newer: Copy | None = None
         self.older: Copy | None = None
 
@@ -121,8 +125,13 @@ class LocalCopies:
     def __len__(self) -> int:
         return len(self._copies)
 
-    def find(self, key: str) -> Copy | None:
-        """Return the copy of a key, if there is one and it may be served. Takes no lock."""
+    def find(self, key: str, *, counted: bool = True) -> Copy | None:
+        """Return the copy of a key, if there is one and it may be served. Takes no lock.
+
+        Args:
+            key: the key.
+            counted: whether it counts as read; else `count` is called once it is known to be served.
+        """
         now = monotonic()
         try:
             # Trust comes first: what was looked up before the bus was proven may be a copy that it has just dropped.
@@ -134,23 +143,24 @@ class LocalCopies:
         if now > copy.until:
             self.drop(copy.name)
             return None
+        if counted:
+            self.count(copy)
+        return copy
+
+    def count(self, copy: Copy) -> None:
+        """Count a read of a copy that is served, to be reported. Takes no lock."""
         copy.visited = True
-        reads = copy.reads
-        copy.reads = reads + 1
-        if not reads:
+        copy.reads += 1
+        if not copy.listed:
+            copy.listed = True
             self._read.append(copy)
             self._announce()
-        return copy
 
     def _trust(self, now: float) -> bool:
         """Return whether the bus has been proven to work lately."""
         # never back: a bus that has just been lost proves nothing, but what it proved stands; see `serve_stale`
         self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
         return now <= self._trusted_until
-
-    def take_back(self, copy: Copy) -> None:
-        """Say that a copy which `find` returned was not served. A read that is reported already is made up for."""
-        copy.reads -= 1
 
     def ticket(self, name: str) -> Ticket:
         """Return what `fill` wants to see, before the entry is read from the server."""
@@ -256,8 +266,12 @@ class LocalCopies:
         read, self._read = self._read, []
         reads = []
         for copy in read:
-            count, copy.reads = copy.reads, 0
-            if count > 0:
+            copy.listed = False  # first: a read counted from here on lists the copy again
+            count = copy.reads - copy.reported
+            copy.reported += (
+                count  # `reads` only grows: setting it to 0 here could undo, or repeat, a read being counted
+            )
+            if count:
                 reads.append((copy.name, count, count * copy.cost_ms))
         return reads
 

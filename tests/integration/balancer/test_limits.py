@@ -155,52 +155,64 @@ def age(raw: Raw, namespace: str) -> None:
 
 
 def test_a_newcomer_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(slow_start=2.0), backend=backend)
+    """Each step is made due by the test, so that as many calls fall into it on a busy machine as on one at rest."""
+    balancer = LoadBalancer(settings=PoolSettings(slow_start=3600.0), backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=20))
     age(raw, namespace)
-    for attempt in range(5):
-        name = f"new{attempt}"
-        balancer.register_instance(AgentInstance(name, "planner", max_capacity=20))
-        registered_us = raw.zscore(keys.pool(namespace, "planner").ids, name)
-        status = status_of(balancer, name)
-        seconds, micros = raw.time()
-        steps = (seconds * 1_000_000 + micros - registered_us) // 200_000  # of a tenth of the two seconds
-        assert status.state is InstanceState.WARMING
-        assert 2 <= status.limit <= 2 + 2 * steps
-        # A grant belongs to a third by when the server gave it: its fence.
-        thirds: list[Counter[str]] = [Counter(), Counter(), Counter()]
+    balancer.register_instance(AgentInstance("new", "planner", max_capacity=20))
+    pool = keys.pool(namespace, "planner")
 
-        async def caller(
-            registered_us: float = registered_us,
-            thirds: list[Counter[str]] = thirds,
-        ) -> None:
-            at = 0
-            while at < 3:
+    async def share() -> float:
+        """Return the newcomer's share of 240 calls, of which 24 are under way at any time."""
+        granted: Counter[str] = Counter()
+
+        async def caller() -> None:
+            for _ in range(10):
                 instance = await balancer.aio.acquire("planner")
-                if instance is not None and instance.lease is not None:
-                    at = int((instance.lease.fence - registered_us) * 3 / 2e6)
-                    if at < 3:
-                        thirds[at][instance.id] += 1
-                    await asyncio.sleep(0.02)
+                assert instance is not None
+                granted[instance.id] += 1
+                await asyncio.sleep(0.02)
                 await balancer.aio.release(instance)
 
-        async def run(caller: Any = caller) -> None:
-            await asyncio.gather(*(caller() for _ in range(24)))
+        await asyncio.gather(*(caller() for _ in range(24)))
+        return granted["new"] / granted.total()
 
-        runner.run(run())
-        if min(third.total() for third in thirds) > 150:
-            break
-        balancer.remove_instance("planner", name)  # the machine was held up for most of a third: once more
-        age(raw, namespace)
-    shares = [third[name] / third.total() for third in thirds]
-    assert shares[0] < shares[1] < shares[2]
-    assert shares[0] < 0.2
-    assert shares[2] > 0.25
-    wait_until(lambda: status_of(balancer, name).state is InstanceState.UP, "it to be warm")
-    assert status_of(balancer, name).limit == 20
-    kinds = [each.kind for each in balancer.events("planner") if each.instance_id == name]
+    shares = []
+    for step in range(1, 10):  # a tenth of the capacity each
+        status = status_of(balancer, "new")
+        assert (status.state, status.limit) == (InstanceState.WARMING, 2 * step)
+        shares.append(runner.run(share()))
+        assert status_of(balancer, "new").limit == 2 * step, "a step is not due before its time"
+        assert raw.zadd(pool.due, {"V:new": 1}, xx=True, ch=True) == 1
+        raw.hset(pool.state, "#next", 1)
+        balancer.release(balancer.acquire("planner"))
+    thirds = [sum(shares[first : first + 3]) / 3 for first in (0, 3, 6)]
+    assert thirds[0] < thirds[1] < thirds[2]
+    assert thirds[0] < 0.2
+    assert thirds[2] > 0.25
+    assert (status_of(balancer, "new").state, status_of(balancer, "new").limit) == (InstanceState.UP, 20)
+    kinds = [each.kind for each in balancer.events("planner") if each.instance_id == "new"]
     assert kinds == [EventKind.REGISTERED, EventKind.WARM]
+
+
+@pytest.mark.every_server
+def test_a_newcomer_is_warm_after_its_time(backend: Backend, raw: Raw, namespace: str) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(slow_start=0.5), backend=backend)
+    balancer.register_instance(AgentInstance("p0", "planner", max_capacity=20))
+    age(raw, namespace)
+    balancer.register_instance(AgentInstance("new", "planner", max_capacity=20))
+    registered_us = raw.zscore(keys.pool(namespace, "planner").ids, "new")
+
+    def warm() -> bool:
+        status = status_of(balancer, "new")
+        seconds, micros = raw.time()
+        steps = (seconds * 1_000_000 + micros - registered_us + GRAIN_US) // 50_000  # of a tenth of the half second
+        assert 2 <= status.limit <= 2 + 2 * steps
+        return status.state is InstanceState.UP
+
+    wait_until(warm, "it to be warm")
+    assert status_of(balancer, "new").limit == 20
 
 
 def test_a_cold_fleet_takes_its_full_load_at_once(call: Call, backend: Backend) -> None:

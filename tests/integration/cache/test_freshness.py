@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import random
@@ -18,6 +19,7 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, maintenance
 from agentperf_redis.cache.flows.single_flight import SingleFlight
+from agentperf_redis.cache.freshness import Age, Freshness
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.keys import stored_name
 from tests.support.servers import Raw, Server, wait_until
@@ -275,6 +277,38 @@ def test_a_read_that_ends_in_the_error_is_a_miss_and_saves_nothing(
 
     assert (stats.hits, stats.misses) == (served + 1, 1 + failed)
     assert round(stats.seconds_saved * 1000) == (served + 1) * cost_ms, "strict or not"
+
+
+def test_a_copy_too_old_to_be_served_is_never_reported_as_read(
+    backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads are reported by another thread, at any moment: also between finding the copy and looking at its age."""
+    cache, age, seen, served = LRUCache(local_size=10, backend=backend), Freshness.age, list[Age](), list[str]()
+
+    def reported_meanwhile(freshness: Freshness, *args: Any) -> Age:
+        cache.flush()
+        seen.append(age(freshness, *args))
+        return seen[-1]
+
+    cache.get_or_compute("k", lambda: "old", 60, soft_ttl=0.001)
+    wait_until(lambda: cache.get("k") and cache._local is not None and cache._local.find("k"), "a local copy")
+    cache.flush()
+    hits = cache.stats().hits
+    monkeypatch.setattr(Freshness, "age", reported_meanwhile)
+
+    def fail() -> str:
+        raise ValueError
+
+    def refused() -> bool:
+        with contextlib.suppress(ValueError):
+            served.append(cache.get_or_compute("k", fail, 60, soft_ttl=0.001, stale_if_error=0.002))
+            return False
+        return True
+
+    wait_until(refused, "the copy to be too old")
+    wait_until(lambda: not cache._binding.flights._flights, "what goes on behind to end")
+    assert Age.OLD in seen
+    assert cache.stats().hits - hits == len(served)
 
 
 def test_a_failed_refresh_rests_for_all_processes(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from agentperf_redis.cache.entry_format import Stored
 from agentperf_redis.cache.process import local_copies
-from agentperf_redis.cache.process.local_copies import LocalCopies
+from agentperf_redis.cache.process.local_copies import Copy, LocalCopies
 
 
 def stored(version: int = 1, data: bytes = b"m\x01", tags: tuple[str, ...] = (), cost_ms: int = 0) -> Stored:
@@ -63,6 +63,43 @@ def test_a_copy_is_found_and_its_reads_are_counted(bus: Bus) -> None:
     assert bus.announced == 1
     assert local.drain() == [("k", 2, 10)]
     assert local.drain() == []
+
+
+def test_only_a_served_copy_counts_as_read(bus: Bus) -> None:
+    local = copies(bus)
+    fill(local, "k", cost_ms=5)
+    copy = local.find("k", counted=False)
+    assert copy is not None
+    assert local.drain() == []
+    local.count(copy)
+    assert local.drain() == [("k", 1, 5)]
+    assert local.drain() == []
+    assert bus.announced == 1
+
+
+def test_a_read_counted_while_reads_are_reported_is_reported_next(bus: Bus) -> None:
+    local = copies(bus)
+    fill(local, "k")
+    copy = local.find("k")
+    assert copy is not None
+    local._read = Interrupted([copy], lambda: local.count(copy))
+    found = local.drain() + local.drain()
+    assert sum(count for _, count, _ in found) == 2
+    local.find("k")
+    assert local.drain() == [("k", 1, 0)]
+
+
+class Interrupted(list[Copy]):
+    """A list in whose iteration another thread runs, after each element."""
+
+    def __init__(self, copies: list[Copy], other: Callable[[], object]) -> None:
+        super().__init__(copies)
+        self._other = other
+
+    def __iter__(self) -> Iterator[Copy]:
+        for copy in list.__iter__(self):
+            yield copy
+            self._other()
 
 
 def test_only_values_that_cannot_be_changed_are_shared(bus: Bus) -> None:
