@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -12,12 +11,13 @@ from enum import Enum
 from typing import NoReturn, Protocol
 
 from agentperf_redis import arguments
+from agentperf_redis.background import ModuleLock
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapshot
 from agentperf_redis.errors import LeaseLost
 
 
-class Keeps(Protocol):
+class KeeperProtocol(Protocol):
     """What a lease asks of the process's keeper of leases."""
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
@@ -27,16 +27,8 @@ class Keeps(Protocol):
         """Report a lost lease, once."""
 
 
-_transitions = threading.Lock()
+_transitions = ModuleLock()
 """Decides between a release and a loss that happen at once. Held for an assignment only, never while calling out."""
-
-
-def _after_fork_in_child() -> None:
-    global _transitions  # noqa: PLW0603  another thread may have held it
-    _transitions = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _State(Enum):
@@ -49,6 +41,8 @@ class Lease:
     """One unit of an instance's capacity, held until released. Kept alive by the process's keeper.
 
     The keeper refers to it weakly: a lease that nobody holds any more is given back, with a ResourceWarning.
+    It belongs to the process that acquired it. In a forked child, the copy of the object is neither held nor renewed,
+    and ending it does nothing.
 
     Attributes:
         agent_type: the pool.
@@ -67,6 +61,7 @@ class Lease:
         "_loss",
         "_on_lost",
         "_outcome",
+        "_pid",
         "_state",
         "agent_type",
         "fence",
@@ -83,7 +78,7 @@ class Lease:
 
     def __init__(
         self,
-        keeper: Keeps,
+        keeper: KeeperProtocol,
         pool: Pool,
         token: str,
         fence: int,
@@ -100,6 +95,7 @@ class Lease:
         self._on_lost = on_lost
         self._loss: LeaseLost | None = None
         self._state = _State.HELD
+        self._pid = os.getpid()
         self.pool = pool
         self.agent_type = pool.agent_type
         self.token = token
@@ -149,8 +145,13 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether it is neither released nor lost, as far as this process knows."""
-        return self._state is _State.HELD
+        """Whether it is neither released nor lost, as far as this process knows; False in a forked child."""
+        return self._state is _State.HELD and self.is_own
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process acquired it; False in a process that was forked since."""
+        return self._pid == os.getpid()
 
     @property
     def lost(self) -> LeaseLost | None:
@@ -179,22 +180,22 @@ class Lease:
             if self._loss is not None:
                 raise self._loss
 
-    def kept_by(self, keeper: Keeps) -> bool:
+    def kept_by(self, keeper: KeeperProtocol) -> bool:
         """Whether it came from the backend of this keeper."""
         return self._keeper is keeper
 
     def end(self) -> bool:
-        """Mark it released. Returns whether it was held until now."""
-        with _transitions:
-            if self._state is not _State.HELD:
+        """Mark it released. Returns whether it was held until now, and by this process."""
+        with _transitions.lock:
+            if self._state is not _State.HELD or not self.is_own:
                 return False
             self._state = _State.RELEASED
             return True
 
     def lose(self, reason: str) -> None:
         """Mark it lost and tell who asked to be told; nothing when it has ended already."""
-        with _transitions:
-            if self._state is not _State.HELD:
+        with _transitions.lock:
+            if self._state is not _State.HELD or not self.is_own:
                 return
             self._state = _State.LOST
             self._loss = LeaseLost(self.agent_type, self.token, reason)

@@ -1,17 +1,21 @@
 """`cached`: a function whose results are kept in a cache that all processes share.
 
-A result is kept under the function's qualified name and its bound arguments, in a form that does not depend on the
-process, on how arguments were passed, or on the hash seed. An object whose value is not evident cannot be part of a
-key: say what stands for it by a method ``__cache_key__()``, or leave the argument out of the key by ``ignore=``. This
-holds for ``self`` of a method as well.
+A result is kept under the function's name, with a digest where the name alone could be another function's
+(`function_identity`), and its bound arguments, in a form that does not depend on the process, on how arguments were
+passed, or on the hash seed. An object whose value is not evident cannot be part of a key: say what stands for it by a
+method ``__cache_key__()``, or leave the argument out of the key by ``ignore=``. This holds for ``self`` of a method as
+well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import inspect
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from string import Formatter
@@ -22,9 +26,11 @@ from agentperf_redis.cache.client import Cache
 from agentperf_redis.cache.compute import Wanted, compute, compute_async
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Freshness, FreshnessOptions
-from agentperf_redis.cache.function_keys import digest, function_key, module_of
+from agentperf_redis.cache.function_identity import code_digest, digest, function_name
+from agentperf_redis.cache.function_keys import DIGEST_BYTES, function_key
 from agentperf_redis.cache.model import ttl_ms
-from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
+from agentperf_redis.cache.process.shared_state import SharedState
+from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, checked, warm, warm_async
 from agentperf_redis.errors import InvalidArgument
 
 P = ParamSpec("P")
@@ -32,12 +38,12 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 _TAG = "function:"
-_MOST_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
+_MAX_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
 _ROOT = re.compile(r"[.\[]")
 """Where the name of an argument ends in a field of a template."""
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
 """Types whose equal values have equal keys. Floats are not among them: 0.0 equals -0.0."""
-_MOST_KEYS = 1024
+_MAX_KEYS = 1024
 """Keys remembered for each function; making one takes ten times as long."""
 
 
@@ -92,14 +98,14 @@ class CachedFunction(Protocol[P, R_co]):
         ...
 
     def warm(
-        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
-    ) -> Warmed:
+        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+    ) -> WarmUpStatus:
         """Compute the values that are missing, several at a time; see `LRUCache.warm_up`.
 
         Args:
             items: the arguments of each call: a tuple of several, or the one.
             concurrency: calls of the function at a time.
-            progress: called after each with a `Warmed`.
+            progress: called after each with a `WarmUpStatus`.
         """
         ...
 
@@ -142,8 +148,8 @@ class AsyncCachedFunction(Protocol[P, R_co]):
         ...
 
     async def warm(
-        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
-    ) -> Warmed:
+        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+    ) -> WarmUpStatus:
         """Compute the values that are missing, several at a time; see `CachedFunction.warm`."""
         ...
 
@@ -175,6 +181,7 @@ def cached(
     key: str | Callable[..., str] | None = None,
     ignore: Iterable[str] = (),
     version: str | int = "",
+    name: str | None = None,
     **freshness: Unpack[FreshnessOptions],
 ) -> Decorator:
     """Cache a function's results: blocking and coroutine functions, methods, static and class methods.
@@ -192,10 +199,15 @@ def cached(
             arguments count. The function's name always stands before it.
         ignore: names of arguments that do not count, such as ``("self",)``.
         version: change it to leave old results behind.
+        name: stands for the function in keys, 1 to 200 characters; functions of one name share results. By default
+            its module and qualified name. Where these could be another function's (lambdas, functions made by a
+            factory, decorated, or typed into a notebook), a digest of its code and of what it closes over follows; in a
+            script, also a digest of the file, so that an edited script begins with an empty cache.
         freshness: when results are computed anew behind who asks; see `FreshnessOptions`.
 
     Raises:
-        InvalidArgument: the function cannot be cached; when called: an argument has no value that identifies it.
+        InvalidArgument: the function cannot be cached, or could be taken for another; when called: an argument has no
+            value that identifies it.
     """
     if not isinstance(cache, Cache):
         raise InvalidArgument("cache", cache, "an LRUCache or TieredCache")
@@ -208,16 +220,18 @@ def cached(
         raise InvalidArgument("key", key, "a template such as 'user:{user_id}', or a function of the arguments")
     if isinstance(version, bool) or not isinstance(version, (str, int)):
         raise InvalidArgument("version", version, "a string or a whole number")
+    if name is not None:
+        arguments.name("name", name)
     fresh = Freshness.of(freshness, ttl)
 
     def decorate(function: Any) -> Any:
         if isinstance(function, (classmethod, staticmethod)):
             return type(function)(decorate(function.__func__))
         generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        if not callable(function) or generates or not hasattr(function, "__qualname__"):
-            allowed = "a function or coroutine function with a name: no generator, partial or object"
+        if not callable(function) or generates or not (name or hasattr(function, "__qualname__")):
+            allowed = "a function or coroutine function: no generator; a partial or an object needs name='...'"
             raise InvalidArgument("function", function, allowed)
-        return _Wrapped(cache, function, ttl, own_tags, key, ignored, str(version), fresh).wrapper()
+        return _Wrapped(cache, function, ttl, own_tags, key, ignored, str(version), name, fresh).wrapper()
 
     return cast("Decorator", decorate)
 
@@ -233,14 +247,37 @@ class DecoratingCache(Cache):
         key: str | Callable[..., str] | None = None,
         ignore: Iterable[str] = (),
         version: str | int = "",
+        name: str | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> Decorator:
         """Cache a function's results; see `agentperf_redis.cached`."""
-        return cached(self, ttl, tags=tags, key=key, ignore=ignore, version=version, **freshness)
+        return cached(self, ttl, tags=tags, key=key, ignore=ignore, version=version, name=name, **freshness)
 
     def _make_key(self, func_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return a key for a function's arguments, by their types and values."""
         return function_key(func_name, (args, kwargs))
+
+
+_decorated: weakref.WeakKeyDictionary[SharedState, dict[str, weakref.ref[Any]]] = weakref.WeakKeyDictionary()
+"""Functions that are cached without a ``name=``, by cache and by their name."""
+
+
+def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None:
+    """Refuse a function whose name another function of this process has, such as one defined twice in a module."""
+
+    def code(of: Any) -> tuple[str, str]:
+        return code_digest(of), code_digest(inspect.unwrap(of))
+
+    known = _decorated.setdefault(cache._shared_state, {})  # noqa: SLF001  of one package
+    other = known.get(name, lambda: None)()
+    if other is not None and code(other) != code(function):
+        del other
+        gc.collect()  # a module that was loaded again leaves its old functions behind, in circles
+        if known[name]() is not None:
+            allowed = f"one of another name: this cache already has a function {name}; say name='...' for one of them"
+            raise InvalidArgument("function", function, allowed)
+    with contextlib.suppress(TypeError):  # an object without weak references
+        known[name] = weakref.ref(function)
 
 
 class _Wrapped(Generic[R]):
@@ -255,26 +292,31 @@ class _Wrapped(Generic[R]):
         key: str | Callable[..., str] | None,
         ignore: frozenset[str],
         version: str,
+        name: str | None,
         freshness: Freshness,
     ) -> None:
         self.cache = cache
         self.function = function
         self.ttl = ttl
         self.freshness = freshness
-        self.name = f"{module_of(function)}.{function.__qualname__}" + (f"@{version}" if version else "")
+        own_name = function_name(function, cache._flows.reader.codec.registry) if name is None else name  # noqa: SLF001
+        self.name = own_name + (f"@{version}" if version else "")
+        if name is None:
+            _refuse_another_of_this_name(cache, function, self.name)
         # a tag for cache_clear; hashed where the name would be too long for a tag
-        self.tag = _TAG + (self.name if len(self.name) <= _MOST_TAG_CHARACTERS else digest(self.name.encode()))
+        tag = self.name if len(self.name) <= _MAX_TAG_CHARACTERS else digest(self.name.encode(), DIGEST_BYTES)
+        self.tag = _TAG + tag
         self.tags = (*tags, self.tag)
         self.key_rule = key
         self.signature = inspect.signature(function)
         unknown = ignore - set(self.signature.parameters)
         if unknown:
-            raise InvalidArgument("ignore", sorted(unknown), f"names of arguments of {function.__qualname__}")
+            raise InvalidArgument("ignore", sorted(unknown), f"names of arguments of {own_name}")
         self.ignore = ignore
         if isinstance(key, str):
             self._check_template(key)
         self.calls = self.computed = self.uncacheable = 0
-        self._where = (cache._backend, cache._flows, cache._chores)  # noqa: SLF001  of one package
+        self._where = (cache._backend, cache._flows, cache._maintenance)  # noqa: SLF001  of one package
         self._reader = cache._flows.reader  # noqa: SLF001  as above
         self._may_be_copied = self._reader.local is not None and freshness == UNTIL_EXPIRY
         self._keys: dict[object, str] = {}
@@ -288,7 +330,7 @@ class _Wrapped(Generic[R]):
         key = self._keys.get(call)
         if key is None:
             key = self._make_key(args, kwargs)
-            if len(self._keys) >= _MOST_KEYS:
+            if len(self._keys) >= _MAX_KEYS:
                 self._keys.clear()
             self._keys[call] = key
         return key
@@ -302,7 +344,7 @@ class _Wrapped(Generic[R]):
         except ValueError as error:
             raise InvalidArgument("key", template, f"a template such as 'user:{{user_id}}' ({error})") from None
         if not names <= set(parameters):
-            allowed = f"a template over the arguments of {self.function.__qualname__}: {', '.join(parameters)}"
+            allowed = f"a template over the arguments of {self.name}: {', '.join(parameters)}"
             raise InvalidArgument("key", template, allowed)
 
     def _make_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -340,8 +382,8 @@ class _Wrapped(Generic[R]):
                 await self.cache.aio.invalidate_tags(self.tag)
 
             async def warm_up_async(
-                items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
-            ) -> Warmed:
+                items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+            ) -> WarmUpStatus:
                 """Compute the values that are missing; each item is the argument of a call, or a tuple of them."""
                 asked = self._each_wanted(items, concurrency, progress)
                 return await warm_async(*self._where, *asked, progress)
@@ -365,8 +407,8 @@ class _Wrapped(Generic[R]):
             self.cache.invalidate_tags(self.tag)
 
         def warm_up(
-            items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
-        ) -> Warmed:
+            items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+        ) -> WarmUpStatus:
             """Compute the values that are missing; each item is the argument of a call, or a tuple of them."""
             asked = self._each_wanted(items, concurrency, progress)
             return warm(*self._where, *asked, progress)
@@ -383,7 +425,7 @@ class _Wrapped(Generic[R]):
         return Wanted(key, function, self.ttl, self.tags, self.freshness, self._warn_once)
 
     def _each_wanted(
-        self, items: Iterable[Any], concurrency: int, progress: Progress | None
+        self, items: Iterable[Any], concurrency: int, progress: OnProgress | None
     ) -> tuple[Iterator[Wanted[Any]], int | None, int]:
         items, total, concurrency = checked(items, concurrency, progress)
         each = (self._wanted(item if isinstance(item, tuple) else (item,), {}) for item in items)

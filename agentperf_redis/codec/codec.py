@@ -17,23 +17,25 @@ There is no pickle, and nothing is imported by a name found in data: classes of 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import operator
 import re
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterable
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from enum import Enum, Flag
+from enum import Enum
 from typing import Any, Final, TypeVar
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgpack
 from msgpack import ExtType, Timestamp
 
 from agentperf_redis import arguments
-from agentperf_redis.codec.storable import REGISTRY, Registry
+from agentperf_redis.codec.storable import REGISTRY, Registry, Storable, member_state, object_state
 from agentperf_redis.codec.value_path import path_of
 from agentperf_redis.errors import InvalidArgument, Undecodable, shown
 
@@ -63,11 +65,12 @@ _MARKS = {code: ExtType(code, b"") for code in range(_TUPLE, _KEY_OF_OBJECT + 1)
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = frozenset({list, dict})
 _PLAIN_TYPES = _SCALARS | _CONTAINERS
-_LEAST_INT, _MOST_INT = -(2**63), 2**64 - 1
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 
 _SECOND_TIME = "~"
 """Behind a moment that a clock set back shows for the second time (fold=1), which ISO 8601 cannot say."""
 _DTYPE = re.compile(r"[<>|][biufcSUmM][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
+_ZONE = re.compile(r"[A-Za-z0-9_+\-]+(/[A-Za-z0-9_+\-]+){0,3}\]")
 _LARGEST_FLOAT: Final = {"f": 8, "c": 16}
 """Bytes; long doubles are laid out differently from machine to machine."""
 _PERHAPS_TIMESTAMP = re.compile(rb"[\xd6\xd7]\xff|\xc7.\xff|\xc8..\xff|\xc9....\xff", re.DOTALL)
@@ -102,7 +105,8 @@ class Codec:
     def encode(self, value: object) -> bytes:
         """Encode a value.
 
-        Aware datetimes keep their offset and their instant, not the name of their zone.
+        Aware datetimes keep their instant, their offset, and a `zoneinfo.ZoneInfo` that has a key; of other zones the
+        offset alone.
 
         Args:
             value: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, datetime,
@@ -182,8 +186,8 @@ def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
 
     The order of dicts and sets does not matter; types do: 1, 1.0, True and "1" differ, and so do a list and a tuple.
     The bytes are the same in every process and on every machine. Members of an Enum, and dataclasses that compare by
-    their fields, need no registration here, since nothing is rebuilt from a key. Any object may say what stands for it
-    by a method ``__cache_key__()``.
+    their fields, need no registration here, since nothing is rebuilt from a key; all of their attributes count, also
+    fields that do not compare. Any object may say what stands for it by a method ``__cache_key__()``.
 
     Args:
         value: as for `Codec.encode`.
@@ -295,7 +299,7 @@ class _Shaper:
     def _object(self, value: Any, kind: type, depth: int) -> Any:
         storable = self._registry.of_class(kind)
         if storable is not None:
-            return [_MARKS[_OBJECT], storable.name, self.shape(storable.dump(value), depth)]
+            return [_MARKS[_OBJECT], storable.name, self.shape(_dumped(value, storable), depth)]
         if kind.__module__ == "numpy":
             return _shape_numpy(value, kind)
         if self._canonical and (identity := _identity_of(value, kind)) is not None:
@@ -303,14 +307,30 @@ class _Shaper:
         raise InvalidArgument("value", value, f"{_ALLOWED}; not {kind.__module__}.{kind.__qualname__}")
 
 
+def _dumped(value: Any, storable: Storable) -> Any:
+    """Take an instance apart; whatever a user's `dump` raises says that it cannot be stored."""
+    try:
+        state = storable.dump(value)
+    except InvalidArgument:
+        raise
+    except Exception as error:
+        allowed = f"an instance that can be taken apart; its dump raised {type(error).__name__}: {shown(str(error))}"
+        raise InvalidArgument("value", value, allowed) from error
+    if inspect.isawaitable(state):
+        if inspect.iscoroutine(state):
+            state.close()
+        raise InvalidArgument("value", value, "an instance whose dump is a blocking function")
+    return state
+
+
 def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
     """Return, in a tuple, what an object is as an argument; None for one that is only itself."""
     if hasattr(kind, "__cache_key__"):
         return (value.__cache_key__(),)
     if isinstance(value, Enum):
-        return (value.value if isinstance(value, Flag) else value.name,)
+        return (member_state(value),)
     if dataclasses.is_dataclass(kind) and kind.__eq__ is not object.__eq__:
-        return ({field.name: getattr(value, field.name) for field in dataclasses.fields(kind) if field.compare},)
+        return (object_state(value),)
     return None
 
 
@@ -319,16 +339,33 @@ def _shape_text(value: str) -> str | ExtType:
 
 
 def _shape_int(value: int) -> int | ExtType:
-    if _LEAST_INT <= value <= _MOST_INT:
+    if _MIN_INT <= value <= _MAX_INT:
         return value
     return ExtType(_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
 
 
-def _shape_moment(value: datetime | time) -> ExtType:
+def _shape_datetime(value: datetime | time) -> ExtType:
     if value.tzinfo is not None and value.utcoffset() is None:
         raise InvalidArgument("value", value, "a time whose zone knows its offset")
-    text = value.isoformat() + _SECOND_TIME * value.fold
+    text = value.isoformat() + _SECOND_TIME * value.fold + _zone_behind(value)
     return ExtType(_DATETIME if isinstance(value, datetime) else _TIME, text.encode())
+
+
+def _zone_behind(value: datetime | time) -> str:
+    """Return what stands behind a moment for its zone: ``[Europe/Berlin]``, or nothing where the offset says it all.
+
+    A moment in an hour that a clock passes twice, or skips, equals none of another zone (PEP 495), so the offset alone
+    would not bring it back.
+    """
+    zone = value.tzinfo
+    if type(zone) is ZoneInfo and zone.key is not None:
+        return f"[{zone.key}]"
+    if isinstance(value, datetime) and zone is not None and not isinstance(zone, timezone):
+        other = value.replace(fold=not value.fold)
+        if other.utcoffset() != value.utcoffset():
+            allowed = "a time that its clock shows once, or one whose zone is a zoneinfo.ZoneInfo with a key"
+            raise InvalidArgument("value", value, allowed)
+    return ""
 
 
 def _shape_timedelta(value: timedelta) -> ExtType:
@@ -350,9 +387,9 @@ _SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
     complex: lambda value: ExtType(_COMPLEX, _COMPLEX_PARTS.pack(value.real, value.imag)),
     Decimal: lambda value: ExtType(_DECIMAL, str(value).encode()),
     UUID: lambda value: ExtType(_UUID, value.bytes),
-    datetime: _shape_moment,
+    datetime: _shape_datetime,
     date: lambda value: ExtType(_DATE, value.isoformat().encode()),
-    time: _shape_moment,
+    time: _shape_datetime,
     timedelta: _shape_timedelta,
 }
 
@@ -365,6 +402,9 @@ def _shape_numpy(value: Any, kind: type) -> Any:
     dtype = value.dtype
     if not _is_storable_dtype(dtype):
         raise InvalidArgument("value", value, f"numpy values of plain numbers, times or text; not of dtype {dtype}")
+    if kind is not numpy.ndarray and kind is not numpy.dtype(dtype.str).type:
+        allowed = f"numpy scalars that their dtype gives back: {dtype.str} is {numpy.dtype(dtype.str).type.__name__}"
+        raise InvalidArgument("value", value, allowed)
     if kind is numpy.ndarray:
         return [_MARKS[_ARRAY], dtype.str, list(value.shape), value.tobytes()]
     return [_MARKS[_NUMPY_SCALAR], dtype.str, value.tobytes()]
@@ -429,17 +469,26 @@ class _Reader:
             dtype, shape, data = items
             return _load_array(dtype, shape, data)
         dtype, data = items
-        return _load_array(dtype, [], data)[()]
+        return _load_scalar(dtype, data)
 
 
 def _load_int(data: bytes) -> int:
     return int.from_bytes(data, "big", signed=True)
 
 
-def _load_moment(kind: type[M], data: bytes) -> M:
-    text = data.decode()
-    moment = kind.fromisoformat(text.removesuffix(_SECOND_TIME))
-    return moment.replace(fold=1) if text.endswith(_SECOND_TIME) else moment
+def _load_datetime(kind: type[M], data: bytes) -> M:
+    text, _, zone = data.decode().partition("[")
+    parsed = kind.fromisoformat(text.removesuffix(_SECOND_TIME))
+    if text.endswith(_SECOND_TIME):
+        parsed = parsed.replace(fold=1)
+    if not zone:
+        return parsed
+    if not _ZONE.fullmatch(zone):
+        raise Undecodable(f"{shown(zone)} is no name of a zone")
+    local = parsed.replace(tzinfo=ZoneInfo(zone[:-1]))
+    if local.utcoffset() != parsed.utcoffset():
+        raise Undecodable(f"the zone {shown(zone)} has another offset here than where it was stored")
+    return local
 
 
 def _load_timedelta(data: bytes) -> timedelta:
@@ -454,9 +503,9 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
     _COMPLEX: lambda data: complex(*_COMPLEX_PARTS.unpack(data)),
     _DECIMAL: lambda data: Decimal(data.decode()),
     _UUID: lambda data: UUID(bytes=data),
-    _DATETIME: lambda data: _load_moment(datetime, data),
+    _DATETIME: lambda data: _load_datetime(datetime, data),
     _DATE: lambda data: date.fromisoformat(data.decode()),
-    _TIME: lambda data: _load_moment(time, data),
+    _TIME: lambda data: _load_datetime(time, data),
     _TIMEDELTA: _load_timedelta,
 }
 
@@ -476,6 +525,17 @@ def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
     if size != len(data):
         raise Undecodable("the bytes do not fill the shape of the array")
     return np.ndarray(tuple(shape), dtype, buffer=data).copy() if data else np.empty(tuple(shape), dtype)
+
+
+def _load_scalar(dtype_text: Any, data: Any) -> Any:
+    array = _load_array(dtype_text, [], data)
+    # An array's items lose the NULs at their end, which a scalar may have.
+    if array.dtype.kind == "S":
+        return array.dtype.type(data)
+    if array.dtype.kind == "U":
+        order = "be" if array.dtype.byteorder == ">" else "le"
+        return array.dtype.type(data.decode(f"utf-32-{order}", "surrogatepass"))
+    return array[()]
 
 
 def _holds_timestamp(packed: bytes) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agentperf_redis import arguments
 
-SLICES_MOST = 10_080
+MAX_SLICES = 10_080
 """Slices of one width: a week of minutes. What would read or write more has a wider slice."""
 
 
@@ -40,11 +40,11 @@ class Retention:
     def __post_init__(self) -> None:
         """Check every value."""
         for name, width in (("slices_10s", 10), ("slices_1m", 60), ("slices_1h", 3600), ("slices_1d", 86_400)):
-            most = min(SLICES_MOST * width, arguments.MAX_SECONDS)
-            arguments.seconds(name, getattr(self, name), least=0.0, most=most)
-        arguments.seconds("recent", self.recent, least=1.0)
-        arguments.seconds("slow", self.slow, least=1.0)
-        arguments.count("recent_count", self.recent_count, most=1000)
+            maximum = min(MAX_SLICES * width, arguments.MAX_SECONDS)
+            arguments.seconds(name, getattr(self, name), minimum=0.0, maximum=maximum)
+        arguments.seconds("recent", self.recent, minimum=1.0)
+        arguments.seconds("slow", self.slow, minimum=1.0)
+        arguments.count("recent_count", self.recent_count, maximum=1000)
 
     @property
     def slices_ms(self) -> tuple[int, int, int, int]:
@@ -57,7 +57,7 @@ class Retention:
         )
 
     @property
-    def lives(self) -> dict[int, float]:
+    def ttls(self) -> dict[int, float]:
         """Life of the slices by their width, both in s."""
         return {10: self.slices_10s, 60: self.slices_1m, 3600: self.slices_1h, 86_400: self.slices_1d}
 
@@ -110,13 +110,13 @@ def memory_forecast(retention: Retention, *, agents: int, per_second: float, spa
     Raises:
         InvalidArgument: for numbers that cannot be.
     """
-    series = arguments.count("agents", agents) * (1 + arguments.count("spans", spans, least=0))
-    rate = arguments.amount("per_second", per_second, least=1e-6, most=1e9)
+    series = arguments.count("agents", agents) * (1 + arguments.count("spans", spans, minimum=0))
+    rate = arguments.amount("per_second", per_second, minimum=1e-6, maximum=1e9)
     slices = 0.0
-    for width, life in zip(_WIDTHS_S, (ms / 1000 for ms in retention.slices_ms), strict=True):
-        if life:
-            touched = min(life / width + 1, rate * life + 1)
-            slices += touched * _bytes_of_hash(max(1.0, rate * width))
+    for width, ttl in zip(_WIDTHS_S, (ms / 1000 for ms in retention.slices_ms), strict=True):
+        if ttl:
+            written = min(ttl / width + 1, rate * ttl + 1)
+            slices += written * _bytes_of_hash(max(1.0, rate * width))
     samples = min(rate * retention.recent, retention.recent_count) * _SAMPLE_BYTES
     samples += min(rate * retention.slow, _SLOW_SAMPLES) * _SLOW_SAMPLE_BYTES
     return MemoryForecast(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,13 +24,14 @@ from types import TracebackType
 from typing import Self
 
 from agentperf_redis import arguments
+from agentperf_redis.background import ModuleLock, register_for_fork
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 
 _log = logging.getLogger("agentperf_redis")
 
-DEPTH_MOST = 16
+MAX_SPAN_DEPTH = 16
 """Deeper spans count as part of the sixteenth."""
 
 
@@ -63,16 +64,26 @@ class _Tree:
             self.clock = now
 
 
-_planting = threading.RLock()
+_planting = ModuleLock(threading.RLock)
 """Held while a tree is made: for no longer than that, and never while anything waits."""
 
 
-def _after_fork_in_child() -> None:
-    global _planting  # noqa: PLW0603  another thread may have held it
-    _planting = threading.RLock()
+class _Forks:
+    """Tells spans of this process from those it inherited.
+
+    Attributes:
+        count: of the forks between the first process and this one.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        register_for_fork(self)
+
+    def after_fork(self) -> None:
+        self.count += 1
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+_forks = _Forks()
 
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
 
@@ -102,7 +113,9 @@ class Span:
         "_children",
         "_failure",
         "_finish",
+        "_forks",
         "_innermost",
+        "_not_failures",
         "_outer",
         "_parent_given",
         "_start",
@@ -120,7 +133,12 @@ class Span:
     _start: float
 
     def __init__(
-        self, agent_name: str, name: str | None, finish: Callable[[Span, str], None], parent: Span | None = None
+        self,
+        agent_name: str,
+        name: str | None,
+        finish: Callable[[Span, str], None],
+        parent: Span | None = None,
+        not_failures: tuple[type[BaseException], ...] = (),
     ) -> None:
         self.agent_name = agent_name
         self.path: tuple[str, ...] = () if name is None else (name,)
@@ -131,7 +149,9 @@ class Span:
         self._parent_given = parent
         self._finish = finish
         self._children = 0
+        self._forks = _forks.count
         self._failure: str | None = None
+        self._not_failures = not_failures
         self._outer: Span | None = None
         self._tree: _Tree | None = None
         self._virtual_start: float | None = None
@@ -163,7 +183,7 @@ class Span:
 
     def _open_within(self, parent: Span) -> None:
         self.parent = parent
-        self.path = (parent.path + self.path)[:DEPTH_MOST]
+        self.path = (parent.path + self.path)[:MAX_SPAN_DEPTH]
         tree = self._tree = parent._shared_tree()
         with tree.lock:
             now = self._start = perf_counter()
@@ -181,7 +201,7 @@ class Span:
         """
         if self._tree is None:
             tree = _Tree(self._start)
-            with _planting, tree.lock:
+            with _planting.lock, tree.lock:
                 if self._tree is None:
                     self._tree = tree
                     tree.late = not self.is_open
@@ -209,8 +229,11 @@ class Span:
             self._leave(tree)
         if _current.get() is self:
             _current.set(self._outer)
+        if self._forks != _forks.count:  # a child forked within the block leaves it too: the execution is its parent's
+            return
         try:
-            self._finish(self, (self._failure or OK) if error is None else outcome_of(error))
+            normal = error is None or isinstance(error, self._not_failures)
+            self._finish(self, (self._failure or OK) if normal else outcome_of(error))
         except Exception:  # noqa: BLE001  what the block returns or raises is worth more than its record
             not_recorded(self.agent_name)
 
@@ -273,9 +296,18 @@ def outcome_of(error: BaseException | None) -> str:
     """Return how a block that was left so has ended."""
     if error is None:
         return OK
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+    if _is_cancellation(error):
         return CANCELLED
     return f"{FAILED}:{arguments.nearest_name(_class_name(type(error)))}"
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, error.exceptions))
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return True
+    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio over trio raises trio's, too
+    return trio is not None and isinstance(error, trio.Cancelled)
 
 
 _class_name: Callable[[type], str] = type.__dict__["__name__"].__get__

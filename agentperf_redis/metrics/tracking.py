@@ -5,53 +5,84 @@ done its work. Time runs from the first item asked for to the end. A cancelled t
 
 Each call is an open execution while it runs, so that `MetricsCollector.span` nests within it; for a stream that is the
 time it works on an item, not the time its consumer takes.
+
+A plain function that returns something to await, as clients of model vendors have them, is an execution until that is
+over.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
 from time import perf_counter
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from agentperf_redis import arguments
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.client import MetricsCollector
-from agentperf_redis.metrics.spans import not_recorded
+from agentperf_redis.metrics.recording import ExceptionTypes, exception_types
+from agentperf_redis.metrics.spans import Span, not_recorded
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_Note: TypeAlias = Callable[[str, int, float, float | None], None]
+"""`MetricsCollector.record_stream`."""
 
-def track_performance(agent_name: str, collector: MetricsCollector) -> Callable[[Callable[P, R]], Callable[P, R]]:
+
+def track_performance(
+    agent_name: str, collector: MetricsCollector, *, not_failures: ExceptionTypes = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator that records every call of what it decorates.
 
     Args:
         agent_name: the agent to record under.
         collector: where to record.
+        not_failures: an exception class, or a tuple of them, with which a call ends as it should: exceptions that are
+            control flow, such as GraphInterrupt or ModelRetry.
 
     Returns:
         A decorator for functions, ``async def``, generators and async generators, also as methods, static or class's.
-        What it returns is of the same kind, and passes on arguments, results, exceptions and what is sent.
+        What it returns is of the same kind, and passes on arguments, results, exceptions and what is sent. It raises
+        InvalidArgument for what is no function, such as a tool object, which would lose its methods.
 
     Raises:
-        InvalidArgument: for a name that cannot be, and for what is no collector.
+        InvalidArgument: for a name that cannot be, for what is no collector or no exception class.
     """
     arguments.name("agent_name", agent_name)
     if not callable(getattr(collector, "track", None)):
         raise InvalidArgument("collector", collector, "a MetricsCollector, such as perf.metrics")
+    kept = exception_types("not_failures", not_failures)
+    options = {"not_failures": kept} if kept else {}
+    begin = functools.partial(collector.track, agent_name, **options)
 
     def decorator(func: Callable[P, R]) -> Callable[P, R]:
         if isinstance(func, (staticmethod, classmethod)):
             return cast("Callable[P, R]", type(func)(decorator(func.__func__)))
-        called = func if inspect.isroutine(func) or isinstance(func, functools.partial) else type(func).__call__
-        return cast("Callable[P, R]", _wrapper_for(called)(func, agent_name, collector))
+        called = _called(func)
+        return cast("Callable[P, R]", _wrapper_for(called)(func, begin, collector.record_stream))
 
     return decorator
 
 
-def _wrapper_for(called: Callable[..., Any]) -> Callable[[Any, str, MetricsCollector], Callable[..., Any]]:
+def _called(func: Any) -> Callable[..., Any]:
+    """Return the function that runs when this is called; refuse what is more than a function."""
+    if inspect.isroutine(func) or isinstance(func, functools.partial):
+        if callable(func):
+            return cast("Callable[..., Any]", func)
+    elif callable(func) and not isinstance(func, type) and not any(_public_methods(type(func))):
+        return type(func).__call__
+    allowed = "a function; of a class or of an object with further methods, such as a tool, decorate the method"
+    raise InvalidArgument("func", func, allowed)
+
+
+def _public_methods(cls: type) -> Iterator[str]:
+    yield from (name for name in dir(cls) if name[0] != "_" and callable(inspect.getattr_static(cls, name, None)))
+
+
+def _wrapper_for(called: Callable[..., Any]) -> Callable[[Any, Callable[[], Span], _Note], Callable[..., Any]]:
     if inspect.isasyncgenfunction(called):
         return _async_stream
     if inspect.iscoroutinefunction(called):
@@ -61,25 +92,89 @@ def _wrapper_for(called: Callable[..., Any]) -> Callable[[Any, str, MetricsColle
     return _function
 
 
-def _function(func: Callable[..., Any], agent_name: str, collector: MetricsCollector) -> Callable[..., Any]:
-    track = collector.track
-
+def _function(func: Callable[..., Any], begin: Callable[[], Span], note: _Note) -> Callable[..., Any]:  # noqa: ARG001
     @functools.wraps(func)
     def tracked(*args: Any, **kwargs: Any) -> Any:
-        with track(agent_name):
-            return func(*args, **kwargs)
+        span = begin()
+        span.__enter__()
+        try:
+            result = func(*args, **kwargs)
+            awaited = type(result) not in _NOT_AWAITED and inspect.isawaitable(result)
+        except BaseException as error:
+            span.__exit__(type(error), error, None)
+            raise
+        if awaited:
+            span.suspend()
+            return _tracked_until_over(result, span)
+        span.__exit__(None, None, None)
+        return result
 
     return tracked
 
 
-def _coroutine(
-    func: Callable[..., Awaitable[Any]], agent_name: str, collector: MetricsCollector
-) -> Callable[..., Awaitable[Any]]:
-    track = collector.track
+_NOT_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
+"""What most functions return; of all else it is asked whether it can be awaited."""
 
+
+def _tracked_until_over(result: Any, span: Span) -> Any:
+    """Return what stands for an awaitable, of its kind; its end is that of the span, which is suspended."""
+    if asyncio.isfuture(result):
+        result.add_done_callback(functools.partial(_leave_with, span))
+        return result
+    if isinstance(result, Coroutine) and not hasattr(result, "__aenter__"):
+        return _awaited(result, span)
+    return _TrackedAwaitable(result, span)
+
+
+async def _awaited(awaitable: Awaitable[R], span: Span) -> R:
+    span.resume()
+    try:
+        value = await awaitable
+    except BaseException as error:
+        span.__exit__(type(error), error, None)
+        raise
+    span.__exit__(None, None, None)
+    return value
+
+
+def _leave_with(span: Span, future: asyncio.Future[Any]) -> None:
+    error = asyncio.CancelledError() if future.cancelled() else future.exception()
+    span.resume()
+    span.__exit__(None if error is None else type(error), error, None)
+
+
+class _TrackedAwaitable:
+    """Stands for an object that can be awaited, or entered with ``async with``, and has further attributes."""
+
+    def __init__(self, awaitable: Any, span: Span) -> None:
+        self._awaitable = awaitable
+        self._span = span
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # so that isinstance says what it is
+        return type(self._awaitable)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._awaitable, name)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return _awaited(self._awaitable, self._span).__await__()
+
+    async def __aenter__(self) -> Any:
+        return await _awaited(self._awaitable.__aenter__(), self._span)
+
+    async def __aexit__(self, *error: object) -> Any:
+        return await self._awaitable.__aexit__(*error)
+
+
+def _coroutine(
+    func: Callable[..., Awaitable[Any]],
+    begin: Callable[[], Span],
+    note: _Note,  # noqa: ARG001
+) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(func)
     async def tracked(*args: Any, **kwargs: Any) -> Any:
-        with track(agent_name):
+        with begin():
             return await func(*args, **kwargs)
 
     return tracked
@@ -90,9 +185,9 @@ class _Stream:
 
     __slots__ = ("_asked", "_first_s", "_items", "_made_s", "_note", "_span", "_start")
 
-    def __init__(self, agent_name: str, collector: MetricsCollector) -> None:
-        self._span = collector.track(agent_name)
-        self._note = collector.record_stream
+    def __init__(self, begin: Callable[[], Span], note: _Note) -> None:
+        self._span = begin()
+        self._note = note
         self._items = 0
         self._first_s = 0.0
         self._made_s = 0.0
@@ -127,11 +222,11 @@ class _Stream:
 
 
 def _stream(
-    func: Callable[..., Generator[Any, Any, Any]], agent_name: str, collector: MetricsCollector
+    func: Callable[..., Generator[Any, Any, Any]], begin: Callable[[], Span], note: _Note
 ) -> Callable[..., Generator[Any, Any, Any]]:
     @functools.wraps(func)
     def tracked(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        stream = _Stream(agent_name, collector)
+        stream = _Stream(begin, note)
         try:
             inner = func(*args, **kwargs)
             # `yield from inner`, written out (PEP 380) to be there at each item.
@@ -161,11 +256,11 @@ def _stream(
 
 
 def _async_stream(
-    func: Callable[..., AsyncGenerator[Any, Any]], agent_name: str, collector: MetricsCollector
+    func: Callable[..., AsyncGenerator[Any, Any]], begin: Callable[[], Span], note: _Note
 ) -> Callable[..., AsyncGenerator[Any, Any]]:
     @functools.wraps(func)
     async def tracked(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        stream = _Stream(agent_name, collector)
+        stream = _Stream(begin, note)
         try:
             inner = func(*args, **kwargs)
             item = await anext(inner)

@@ -29,8 +29,8 @@ import redis
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from tests.benchmarks.measure import Bench, Row
-from tests.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
-from tests.workers import Workers
+from tests.support.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
+from tests.support.workers import Workers
 
 PROCESSES = 8
 SHARE = 4
@@ -178,7 +178,7 @@ def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
     workers = Workers()
     try:
         args = (url, namespace, scene.size, text, SHARE if processes > 1 else 0, lru)
-        return sum(workers.run(play, [args] * processes, patience=300))
+        return sum(workers.run(play, [args] * processes, timeout=300))
     finally:
         workers.close()
 

@@ -24,7 +24,7 @@ from agentperf_redis.cache.entry_format import Stored
 
 TRUSTED_FOR_S = 0.25
 """How old the last proof that the bus works may be, and so how long another process's write may go unnoticed."""
-LONGEST_LIFE_S = 30.0
+MAX_COPY_TTL_S = 30.0
 """No copy lives longer: a bound, should all else fail."""
 
 _STRIPES = 256
@@ -86,21 +86,21 @@ class LocalCopies:
     """The copies of one cache in this process.
 
     Args:
-        most_entries: how many.
-        most_bytes: of all their keys and values; None is no limit.
+        max_entries: how many.
+        max_bytes: of all their keys and values; None is no limit.
         proven_at: returns when the newest answered ping of the bus was sent, by `time.monotonic`.
         announce: called when there are reads to report that were not announced.
     """
 
     def __init__(
         self,
-        most_entries: int,
-        most_bytes: int | None,
+        max_entries: int,
+        max_bytes: int | None,
         proven_at: Callable[[], float],
         announce: Callable[[], None],
     ) -> None:
-        self.most_entries = most_entries
-        self.most_bytes = most_bytes
+        self.max_entries = max_entries
+        self.max_bytes = max_bytes
         self._proven_at = proven_at
         self._announce = announce
         self.start_empty()
@@ -158,7 +158,7 @@ class LocalCopies:
 
     def _trust(self, now: float) -> bool:
         """Return whether the bus has been proven to work lately."""
-        # never back: a bus that has just been lost proves nothing, but what it proved stands; see `stand_in`
+        # never back: a bus that has just been lost proves nothing, but what it proved stands; see `serve_stale`
         self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
         return now <= self._trusted_until
 
@@ -166,13 +166,13 @@ class LocalCopies:
         """Return what `fill` wants to see, before the entry is read from the server."""
         return self._era, self._stripes[hash(name) % _STRIPES]
 
-    def fill(self, key: str, name: str, stored: Stored, value: Any, life_s: float, ticket: Ticket) -> None:
+    def fill(self, key: str, name: str, stored: Stored, value: Any, ttl_s: float, ticket: Ticket) -> None:
         """Keep a copy of what was read from the server, unless something was invalidated since its ticket."""
-        life_s = min(life_s, LONGEST_LIFE_S)
-        if life_s <= 0:
+        ttl_s = min(ttl_s, MAX_COPY_TTL_S)
+        if ttl_s <= 0:
             return
-        copy = Copy(key, name, stored, value, monotonic() + life_s)
-        if self.most_bytes is not None and copy.size_bytes > self.most_bytes:
+        copy = Copy(key, name, stored, value, monotonic() + ttl_s)
+        if self.max_bytes is not None and copy.size_bytes > self.max_bytes:
             return
         with self._lock:
             if ticket != (self._era, self._stripes[hash(name) % _STRIPES]):
@@ -183,8 +183,8 @@ class LocalCopies:
             if known is not None:
                 self._remove(known)
             while self._copies and (
-                len(self._copies) >= self.most_entries
-                or (self.most_bytes is not None and self._bytes + copy.size_bytes > self.most_bytes)
+                len(self._copies) >= self.max_entries
+                or (self.max_bytes is not None and self._bytes + copy.size_bytes > self.max_bytes)
             ):
                 self._evict()
             copy.older = self._newest
@@ -223,12 +223,12 @@ class LocalCopies:
             if self._aside:
                 self._aside = {key: copy for key, copy in self._aside.items() if tag not in copy.tags}
 
-    def stand_in(self, key: str, longest_s: float) -> Copy | None:
+    def serve_stale(self, key: str, max_age_s: float) -> Copy | None:
         """Return a copy of which nobody can say that it is still right, because the server is away.
 
         Args:
             key: the key.
-            longest_s: how long ago it must have been known to be right at most.
+            max_age_s: how long ago it must have been known to be right at most.
         """
         now = monotonic()
         with self._lock:
@@ -237,10 +237,10 @@ class LocalCopies:
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:  # else the server was heard of, and of them it was not
                 copy, known_at = self._aside.get(key), self._aside_proven_at
-        return copy if copy is not None and now <= copy.until and now <= known_at + longest_s else None
+        return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 
     def set_aside(self) -> None:
-        """Serve none of the copies any more, since changes may have been missed; but `stand_in` may."""
+        """Serve none of the copies any more, since changes may have been missed; but `serve_stale` may."""
         with self._lock:
             if self._copies:
                 self._aside, self._aside_long_names = self._copies, self._long_names

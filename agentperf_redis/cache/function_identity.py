@@ -1,0 +1,221 @@
+"""What tells one function from another: the same in every process that runs the program, on any machine.
+
+A function at the top of a module, and a method of a class there, is identified by its name. For all others, such as
+lambdas, functions made by a factory and functions typed into a notebook, the name is not enough: a digest of their code
+and of the values that they close over follows it. A function that closes over a value without an identity, such as a
+connection, is refused, because its results might be served for another function's. The way out is ``name=``.
+
+Code is compared as bytecode, which differs between minor versions of Python: there, such functions do not share.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, Final
+
+from agentperf_redis.codec.codec import canonical
+from agentperf_redis.codec.storable import REGISTRY, Registry
+from agentperf_redis.errors import InvalidArgument
+
+_SCRIPTS: Final = ("__main__", "__mp_main__")
+"""What the script is called in the process that runs it, and in those that multiprocessing has started."""
+_DIGEST_BYTES: Final = 8
+"""64 bits tell the functions of one name apart; they are few."""
+
+
+_THIS_LIBRARY: Final = __name__.partition(".")[0] + "."
+
+
+class _NoIdentity(Exception):
+    """A value that nothing identifies."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(value)
+        self.value = value
+
+
+def module_of(thing: Any) -> str:
+    """Return the name of the module of a function or class.
+
+    Every process calls its script ``__main__``, so the name of the script's file stands for it; see `program_of`.
+    ``__main__`` alone where there is no file, as in a notebook.
+    """
+    module = str(thing.__module__)
+    if module not in _SCRIPTS:
+        return module
+    script = sys.modules.get(module)
+    spec = getattr(script, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)
+    path = _file_of(script)
+    return "__main__" if path is None else Path(path).stem
+
+
+def program_of(thing: Any) -> bytes:
+    """Return a digest of the script that defines a function or class, empty if a module does.
+
+    Two scripts of one name are two programs; one script is the same program in any folder.
+    """
+    script = sys.modules.get(thing.__module__) if thing.__module__ in _SCRIPTS else None
+    path = _file_of(script)
+    return b"" if path is None or getattr(script, "__spec__", None) is not None else _digest_of_file(path)
+
+
+def _file_of(script: ModuleType | None) -> str | None:
+    """Return the path of a script, None for one that was typed or piped in, which Python calls ``<stdin>``."""
+    path = getattr(script, "__file__", None)
+    return None if path is None or str(path).startswith("<") else str(path)
+
+
+@functools.cache
+def _digest_of_file(path: str) -> bytes:
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=_DIGEST_BYTES).digest()
+    except OSError:  # such as a file within a zip archive: its name has to do
+        return b""
+
+
+def function_name(function: Any, registry: Registry = REGISTRY) -> str:
+    """Return the name of a function, with a digest behind it where the name alone could be another's.
+
+    Args:
+        function: with a ``__qualname__``.
+        registry: the classes of users that have a value.
+
+    Raises:
+        InvalidArgument: it closes over a value that cannot be told from others.
+    """
+    try:
+        return _Namer(registry).name(function)
+    except _NoIdentity as refused:
+        kind = type(refused.value)
+        allowed = (
+            f"a function that can be told from others of its name; it uses a {kind.__module__}.{kind.__qualname__} "
+            "that nothing identifies: pass that as an argument, give its class a __cache_key__(), or say name='...'"
+        )
+        raise InvalidArgument("function", function, allowed) from None
+
+
+def code_digest(function: Any) -> str:
+    """Return a digest of a function's code, empty for what has none, such as a function written in C."""
+    code = getattr(function, "__code__", None)
+    return "" if code is None else digest(b"".join(_parts_of_code(code)), _DIGEST_BYTES)
+
+
+def digest(data: bytes, size_bytes: int) -> str:
+    """Return a hash of so many bytes, as text."""
+    return hashlib.blake2b(data, digest_size=size_bytes).hexdigest()
+
+
+class _Namer:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._under_way: set[int] = set()
+        """Functions being named, by id: one that refers to itself needs no further look."""
+
+    def name(self, function: Any) -> str:
+        module = module_of(function)
+        name = f"{module}.{function.__qualname__}"
+        known = "<" not in function.__qualname__ and module not in ("__main__", "None")
+        cells = dict(_cells_of(function))
+        program = program_of(function)
+        if known and not cells and not program:
+            return name
+        if id(function) in self._under_way:
+            return "itself"
+        self._under_way.add(id(function))
+        parts = [program] if program else []
+        if not known:
+            parts += _parts_of_code(getattr(function, "__code__", None))
+        # Behind functools.wraps, the name is that of the function within, which its module knows.
+        wraps = known and hasattr(function, "__wrapped__")
+        for variable, cell in cells.items():
+            try:
+                parts.append(variable.encode() + b"=" + self._cell(cell))
+            except _NoIdentity:
+                if not wraps:
+                    raise
+        if module == "__main__":
+            parts += self._globals(function)
+        self._under_way.discard(id(function))
+        return f"{name}#{digest(b''.join(parts), _DIGEST_BYTES)}" if parts else name
+
+    def _cell(self, cell: CellType) -> bytes:
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not filled yet: the name under which the function is about to be bound
+            return b"itself"
+        return self._value(value)
+
+    def _globals(self, function: Any) -> Iterator[bytes]:
+        """Yield what code typed into a session refers to there; other code is told by its module."""
+        code = getattr(function, "__code__", None)
+        around = getattr(function, "__globals__", {})
+        for variable in sorted(_names_in(code) & around.keys() - {function.__name__}):
+            yield variable.encode() + b"=" + self._value(around[variable])
+
+    def _value(self, value: Any) -> bytes:
+        told = self._told(value)
+        return canonical(value if told is None else (type(value).__name__, *told), self._registry)
+
+    def _told(self, value: Any) -> tuple[Any, ...] | None:
+        """Return what identifies a value that is no data; None for data."""
+        if isinstance(value, FunctionType):
+            return (self.name(value),)
+        if isinstance(value, MethodType):
+            return (self.name(value.__func__), self._value(value.__self__))
+        if isinstance(value, BuiltinFunctionType):
+            owner = value.__self__
+            return (value.__qualname__, owner.__name__ if isinstance(owner, ModuleType) else self._value(owner))
+        if isinstance(value, functools.partial):
+            keywords = sorted(value.keywords.items())
+            return (self._value(value.func), *map(self._value, value.args), *((k, self._value(v)) for k, v in keywords))
+        if isinstance(value, type):
+            if "<locals>" in value.__qualname__:
+                raise _NoIdentity(value)
+            return (module_of(value), value.__qualname__, program_of(value))
+        if isinstance(value, ModuleType):
+            return (value.__name__,)
+        if isinstance(value, logging.Logger):
+            return (value.name,)
+        if type(value).__module__.startswith(_THIS_LIBRARY) and not hasattr(value, "__cache_key__"):
+            return (str(getattr(value, "name", "")),)  # such as the cache itself
+        try:
+            canonical(value, self._registry)
+        except InvalidArgument:
+            raise _NoIdentity(value) from None
+        return None
+
+
+def _cells_of(function: Any) -> Iterator[tuple[str, CellType]]:
+    code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    if code is not None and closure:
+        # __class__ is what super() needs: the class that the name speaks of.
+        yield from ((name, cell) for name, cell in zip(code.co_freevars, closure, strict=True) if name != "__class__")
+
+
+def _names_in(code: CodeType | None) -> set[str]:
+    if code is None:
+        return set()
+    return set(code.co_names).union(*(_names_in(each) for each in code.co_consts if isinstance(each, CodeType)))
+
+
+def _parts_of_code(code: CodeType | None) -> Iterator[bytes]:
+    """Yield what decides what code does: no file, no line numbers."""
+    if code is None:
+        return
+    yield code.co_code
+    yield code.co_exceptiontable
+    shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    yield canonical((*shape, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _parts_of_code(constant)
+        else:
+            yield b"..." if constant is ... else canonical(constant)

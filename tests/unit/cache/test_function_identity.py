@@ -1,0 +1,224 @@
+"""Two functions that are not the same never share a name; one function has the same name in every process."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache
+from agentperf_redis.cache.function_identity import function_name
+from agentperf_redis.errors import InvalidArgument
+
+ROOT = Path(__file__).resolve().parents[3]
+NOWHERE = "redis://127.0.0.1:1"
+
+
+@pytest.fixture
+def cache() -> Iterator[LRUCache]:
+    with_no_server = Backend(NOWHERE)
+    yield LRUCache(backend=with_no_server)
+    with_no_server.close()
+
+
+def plain(x: int) -> int:
+    return x
+
+
+class Thing:
+    def method(self) -> int:
+        return 1
+
+    def calls_its_base(self) -> str:
+        return super().__repr__()
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+def retried(times: object) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            assert times
+            return function(*args)
+
+        return wrapper
+
+    return decorate
+
+
+def of(value: object) -> Callable[[], object]:
+    def closing() -> object:
+        return value
+
+    return closing
+
+
+def test_functions_that_their_module_knows_are_named_by_it() -> None:
+    assert function_name(plain) == f"{__name__}.plain"
+    assert function_name(Thing.method) == f"{__name__}.Thing.method"
+    assert function_name(Thing.calls_its_base) == f"{__name__}.Thing.calls_its_base", "super() closes over the class"
+
+
+def nothing() -> None:
+    """A function for others to close over."""
+
+
+def other() -> None:
+    """Another one."""
+
+
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [
+        (of("small"), of("large")),
+        (of(1), of(1.0)),
+        (of(1), of(True)),
+        (of(["a"]), of(["b"])),
+        (of(nothing), of(other)),
+        (of(len), of(max)),
+        (of([].append), of([1].append)),
+        (of(dict), of(list)),
+        (of(os), of(sys)),
+        (of(logging.getLogger("a")), of(logging.getLogger("b"))),
+        (of(functools.partial(plain, 1)), of(functools.partial(plain, 2))),
+        (of(of(1)), of(of(2))),
+        (lambda x: x * x, lambda x: x**3),
+        (lambda x: {"a", "b", x}, lambda x: {"a", "c", x}),
+        (lambda x: lambda: x + 1, lambda x: lambda: x + 2),
+        (logged(lambda x: "a"), logged(lambda x: "b")),
+        (logged(nothing), logged(other)),
+        (retried(2)(plain), retried(3)(plain)),
+        (retried(2)(plain), plain),
+    ],
+)
+def test_different_functions_have_different_names(one: Any, another: Any) -> None:
+    assert function_name(one) != function_name(another)
+    assert function_name(one) == function_name(one)
+
+
+def test_functions_made_alike_have_one_name() -> None:
+    assert function_name(of("small")) == function_name(of("small"))
+    assert function_name(logged(nothing)) == function_name(logged(nothing))
+
+
+def test_a_function_that_calls_itself_has_a_name() -> None:
+    def fall(n: int) -> int:
+        return fall(n - 1) if n else 0
+
+    assert function_name(fall) == function_name(fall)
+
+
+@pytest.mark.parametrize(
+    "value", [threading.Lock(), object(), [object()], threading.Event()], ids=lambda v: type(v).__name__
+)
+def test_functions_over_what_nothing_identifies_are_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument, match=r"name='\.\.\.'"):
+        function_name(of(value))
+    assert function_name(retried(value)(plain)), "behind functools.wraps the module knows the function"
+
+
+def test_an_object_that_says_what_stands_for_it_is_an_identity() -> None:
+    class Client:
+        def __init__(self, url: str) -> None:
+            self.url = url
+
+        def __cache_key__(self) -> str:
+            return self.url
+
+    assert function_name(of(Client("a"))) != function_name(of(Client("b")))
+    assert function_name(of(Client("a"))) == function_name(of(Client("a")))
+
+
+def test_the_cache_and_its_kin_may_be_closed_over(cache: LRUCache) -> None:
+    assert function_name(of(cache)) == function_name(of(cache))
+
+
+def test_a_name_is_the_way_out(cache: LRUCache) -> None:
+    lock = threading.Lock()
+
+    def ask() -> object:
+        return lock
+
+    with pytest.raises(InvalidArgument, match=r"_thread\.lock"):
+        cache.cached()(ask)
+    assert cache.cached(name="ask", version=2)(ask).key().startswith("ask@2:")
+    assert cache.cached(name="part")(functools.partial(plain, 1)).key().startswith("part:")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201, "a\nb", 3])
+def test_names_that_are_none_are_refused(cache: LRUCache, name: Any) -> None:
+    with pytest.raises(InvalidArgument, match="name is"):
+        cache.cached(name=name)
+
+
+def module_with(body: str) -> ModuleType:
+    module = ModuleType("a_module")
+    exec(body, vars(module))
+    return module
+
+
+def test_a_second_function_of_a_name_is_refused_while_the_first_lives(cache: LRUCache) -> None:
+    first = cache.cached()(module_with("def work(x): return 1").work)
+    with pytest.raises(InvalidArgument, match=r"already has a function a_module\.work"):
+        cache.cached()(module_with("def work(x): return 2").work)
+    assert cache.cached()(module_with("def work(x): return 1").work).key(1) == first.key(1), "the same once more"
+    del first
+    gc.collect()
+    cache.cached()(module_with("def work(x): return 2").work)  # as a module that was edited and loaded again
+
+
+PROGRAM = """
+import sys
+from agentperf_redis.cache.function_identity import function_name
+model = {model!r}
+def of(value):
+    def ask(x): return value, x in {{"a", "b", "c", "d"}}
+    return ask
+def top(x): return model
+print(function_name(of(("a", 1))), function_name(lambda x: x), function_name(top))
+"""
+
+
+def names_from(*words: str, text: str | None = None, seed: str = "0") -> list[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *words], input=text, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_scripts_are_told_apart_by_their_text_and_not_by_their_folder(tmp_path: Path) -> None:
+    for folder, model in (("a", "small"), ("b", "small"), ("c", "large")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "main.py").write_text(PROGRAM.format(model=model))
+    here, there, else_where = (
+        names_from(str(tmp_path / folder / "main.py"), seed=seed)
+        for folder, seed in (("a", "1"), ("b", "2"), ("c", "1"))
+    )
+    assert here == there
+    assert not set(here) & set(else_where)
+
+
+def test_functions_typed_in_are_told_apart_by_what_they_use() -> None:
+    small, again, large = (
+        names_from("-", text=PROGRAM.format(model=m), seed=s) for m, s in (("s", "1"), ("s", "2"), ("l", "1"))
+    )
+    assert small == again
+    assert small[2] != large[2], "what it refers to is another"
