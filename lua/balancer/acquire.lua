@@ -32,6 +32,7 @@ local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 --@include strategies
 --@include records
+--@include grants
 --@include pool
 --@include pick
 

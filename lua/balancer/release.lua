@@ -86,16 +86,18 @@ if holder then
   local is_plain = load and labels and weight and flags == '-'
   if is_plain and (OUTCOME == 'o' or OUTCOME == 'n') and not slow and bury_ms == 0 and facts[3] ~= '0' then
     if not whole(facts[5]) then return corrupt('#load') end
-    check_types(labels)
     load, limit = tonumber(load), tonumber(limit)
     local was = load < limit
+    -- An instance that was ready stays so; the indexes change when its score depends on its load.
+    local is_indexed = not was or score == 'load' or score == 'free_share'
+    if is_indexed then check_types(labels) end
     load = load - 1
     if OUTCOME == 'o' then served, streak = format('%d', served + 1), '0' end
     call('ZREM', DUE, TOKEN)
     call('HDEL', STATE, TOKEN)
     call('HSET', STATE, id, write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest),
       '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
-    if not (was and score == 'last_pick') then index(score, id, load, limit, seq, weight, labels, was) end
+    if is_indexed then index(score, id, load, limit, seq, weight, labels, was) end
     return DONE
   end
 end

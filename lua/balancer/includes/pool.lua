@@ -63,8 +63,8 @@
 --   <tag>:away           ZSET    <id> -> when it comes back, ms, 0 for unknown: usable, but unhealthy or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT
 --
--- Fields that a later minor version adds to the record of an instance are kept. records.lua and whole_records.lua read
--- and write all records.
+-- Fields that a later minor version adds to the record of an instance are kept. records.lua,
+-- whole_records.lua and grants.lua read and write all records.
 
 -- Reject a key of the wrong type before the first write. Without labels, only ready is looked at.
 local function check_types(labels)
@@ -84,7 +84,10 @@ end
 
 -- Relative load in 1/8192, then the last pick, in one score: exact for capacities up to 90 and 2^40 picks, and below
 -- 2^53 in all. Nothing in the scripts takes it apart again; tests do, see tests/records.py.
-local function pack_load(load, limit, seq) return floor(load * 8192 / limit) * 1099511627776 + seq end
+local function pack_load(load, limit, seq)
+  local share = load * 8192 / limit
+  return (share - share % 1) * 1099511627776 + seq
+end
 
 -- Add an instance to the indexes of ready instances, or remove it from them, as its record says.
 --   score: of its strategy, as in strategies.lua. was: whether it was ready before, nil when that is not known.
