@@ -126,8 +126,8 @@ def test_the_keys_are_those_that_are_listed(perf: AgentPerf, raw: Raw, namespace
     assert numbers.sub("*", state["coder-3"]) in numbers.sub("*", lines["coder-3"])
     assert lines["+coder-3"].startswith(state["+coder-3"] + " ")
     assert lines["#settings"] == state["#settings"]
-    ended = [lines[name] for name in sorted(lines) if name[0] == "@"][1:]
-    assert [line.split()[:2] for line in ended] == [["tombstone", "why=released"]]
+    others = [lines[name] for name in sorted(lines) if name[0] == "@"][1:]
+    assert [line.split()[:2] for line in others] == [["tombstone", "why=released"]]
     assert lb.release(held)
 
 

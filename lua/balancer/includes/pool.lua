@@ -39,7 +39,7 @@
 --       rpm_arrival_us, tpm_arrival_us   their theoretical arrival times
 --       heartbeat_ms         after this time without a heartbeat it is disabled, as registered
 --     @<token>   what became of a request for a lease; one of
---       lease instance= fence= late=            late: 1 when a copy of its request may still be under way
+--       lease instance= fence= [late=1]         late: a copy of its request may still be under way
 --       grant instance= fence= ticket=          granted to a waiter that has not fetched it yet
 --       waiting ticket= ttl_ms= labels= tokens=   ticket: its score in waitq
 --       tombstone why=                          why: released, expired, unfetched, cancelled

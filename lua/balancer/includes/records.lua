@@ -20,7 +20,7 @@ local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, st
 end
 -- Most instances have neither labels nor flags, which is found out soonest by this text.
 local PLAIN = ' labels=- flags=- cap='
-local LEASE, GRANTED = '^lease instance=(%S+) fence=(%d+) late=(%d)', '^grant instance=(%S+) fence=(%d+) ticket=(%S+)'
+local LEASE, GRANTED = '^lease instance=(%S+) fence=(%d+)(.*)$', '^grant instance=(%S+) fence=(%d+) ticket=(%S+)'
 local WAITING = '^waiting ticket=(%S+) ttl_ms=%d+ labels=(%S+) tokens=(%d+)'
 local TOMBSTONE = '^tombstone why=(%S+)'
 local SLOW_AFTER = ' slow_after_us=(%d+)'
@@ -34,17 +34,20 @@ local DONE, NOTHING, SPENT, OTHER_STRATEGY, TOO_LATE, UNKNOWN_STRATEGY = 1, 0, -
 
 local function corrupt(field) return {-4, field} end
 
--- Read #pool. Returns the reply that refuses it, nil when it is good or missing; then the strategy and what follows it.
+-- Read #pool. Returns the reply that refuses it, nil when it is good or missing; then the strategy, its score, pick,
+-- waiter and response, and what follows it.
 local function opened(fact)
   if not fact then return nil end
   if string.sub(fact, 1, 18) == 'schema=2 strategy=' then  -- the usual case: nothing follows the strategy
     local strategy = string.sub(fact, 19)
-    if rules(strategy) then return nil, strategy, '' end
+    local score, how, waiter, response = rules(strategy)
+    if score then return nil, strategy, score, how, waiter, response, '' end
   end
   local strategy, more = match(fact, '^schema=2 strategy=(%S+)(.*)$')
   if not strategy then return {-3, fact} end
-  if not rules(strategy) then return corrupt('#pool') end
-  return nil, strategy, more
+  local score, how, waiter, response = rules(strategy)
+  if not score then return corrupt('#pool') end
+  return nil, strategy, score, how, waiter, response, more
 end
 
 -- One field of a record, wherever it stands; nil when it is missing.
