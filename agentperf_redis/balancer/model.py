@@ -91,7 +91,7 @@ class InstanceState(Enum):
     """New, or back: its capacity grows."""
 
 
-class LeaseOnIt(Protocol):
+class AttachedLease(Protocol):
     """The lease that an instance carries, as `Lease` has it: said here, since each of the two refers to the other."""
 
     agent_type: str
@@ -143,14 +143,14 @@ class _Fields:
     response_time_ms: float = 0.0
     labels: frozenset[str] = field(default=frozenset(), kw_only=True)
     is_draining: bool = field(default=False, kw_only=True)
-    lease: LeaseOnIt | None = field(default=None, kw_only=True, compare=False, repr=False)
+    lease: AttachedLease | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         arguments.name("id", self.id)
         arguments.name("agent_type", self.agent_type)
-        arguments.count("current_load", self.current_load, least=0)
+        arguments.count("current_load", self.current_load, minimum=0)
         arguments.count("max_capacity", self.max_capacity)
-        object.__setattr__(self, "weight", arguments.amount("weight", self.weight, most=MAX_WEIGHT))
+        object.__setattr__(self, "weight", arguments.amount("weight", self.weight, maximum=MAX_WEIGHT))
         arguments.flag("is_healthy", self.is_healthy)
         arguments.amount("response_time_ms", self.response_time_ms)
         arguments.flag("is_draining", self.is_draining)
@@ -200,7 +200,7 @@ Facts: TypeAlias = tuple[str, str, int, int, float, bool, float, frozenset[str],
 """The fields of an instance in their order, all but its lease."""
 
 
-def snapshot(facts: Facts, lease: LeaseOnIt | None = None) -> AgentInstance:
+def snapshot(facts: Facts, lease: AttachedLease | None = None) -> AgentInstance:
     """Return an instance from its fields, unchecked: for what the server stores, on every acquire."""
     instance = object.__new__(AgentInstance)
     for set_field, value in zip(_SET_FIELDS, (*facts, lease), strict=True):
@@ -211,7 +211,7 @@ def snapshot(facts: Facts, lease: LeaseOnIt | None = None) -> AgentInstance:
 def checked_labels(argument: str, value: object) -> frozenset[str]:
     """Check labels: a collection of at most 16 names."""
     labels = frozenset(arguments.names(argument, value))
-    arguments.count(f"number of {argument}", len(labels), least=0, most=MAX_LABELS)
+    arguments.count(f"number of {argument}", len(labels), minimum=0, maximum=MAX_LABELS)
     return labels
 
 

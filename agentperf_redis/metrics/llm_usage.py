@@ -83,7 +83,7 @@ def read_usage(response: object) -> Usage | None:
     )
 
 
-_KINDS_MOST = 100
+_MAX_KINDS = 100
 _NAMES_SHOWN = 8
 
 
@@ -100,7 +100,7 @@ class UnreadUsage:
         kind = _kind(response)
         with self._lock:
             self.count += 1
-            if kind in self._said or len(self._said) >= _KINDS_MOST:
+            if kind in self._said or len(self._said) >= _MAX_KINDS:
                 return
             self._said.add(kind)
         _log.warning("record_llm found no token counts in usage=<%s>: such calls are counted without tokens", kind)

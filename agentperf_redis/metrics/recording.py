@@ -7,16 +7,16 @@ from typing import TypeAlias, cast
 from agentperf_redis import arguments, keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
-from agentperf_redis.metrics.flusher import Recorder
+from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.llm_usage import Usage, read_usage
 from agentperf_redis.metrics.model import BETWEEN, FIRST
 from agentperf_redis.metrics.spans import Span, current_span
 
 ExceptionTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
-_LONGEST_S = 366 * 86_400.0
+_MAX_S = 366 * 86_400.0
 _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
-_KNOWN_ERRORS_MOST = 4096
+_MAX_KNOWN_ERRORS = 4096
 _NO_USE = dict.fromkeys(("llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"), 0)
 """Written together, so that who reads sees from one of them whether there are the others."""
 
@@ -25,12 +25,12 @@ class Recording:
     """What a `MetricsCollector` does to record.
 
     Args:
-        recorder: of the process and namespace.
+        flusher: of the process and namespace.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._record = recorder.buffer.record
+    def __init__(self, flusher: Flusher) -> None:
+        self._flusher = flusher
+        self._record = flusher.buffer.record
         self._outcomes: dict[str | None, str] = {None: FAILED, "": FAILED}
 
     def record_execution(
@@ -47,7 +47,7 @@ class Recording:
         Raises:
             InvalidArgument: for anything else; nothing is recorded.
         """
-        if success is True and type(execution_time) is float and 0.0 <= execution_time <= _LONGEST_S:
+        if success is True and type(execution_time) is float and 0.0 <= execution_time <= _MAX_S:
             self._record(agent_name, execution_time, OK)
         else:
             seconds = _duration("execution_time", execution_time)
@@ -138,10 +138,10 @@ class Recording:
         found = None if usage is None else read_usage(usage)
         read = found or Usage()
         counts = _NO_USE | {
-            "llm_calls": arguments.count("calls", calls, least=0),
+            "llm_calls": arguments.count("calls", calls, minimum=0),
             "tok_in": _tokens("tokens_in", tokens_in, read.tokens_in),
             "tok_out": _tokens("tokens_out", tokens_out, read.tokens_out),
-            "cost_nano": round(arguments.amount("cost", read.cost if cost is None else cost, most=1e9) * 1e9),
+            "cost_nano": round(arguments.amount("cost", read.cost if cost is None else cost, maximum=1e9) * 1e9),
         }
         model = read.model if model is None else arguments.name("model", model)
         if model is not None:
@@ -154,7 +154,7 @@ class Recording:
             }
         self._add(agent_name, counts)
         if usage is not None and found is None and tokens_in is None and tokens_out is None:
-            self._recorder.unread_usage.note(usage)
+            self._flusher.unread_usage.note(usage)
 
     def record_tool_calls(self, agent_name: str | None = None, *, calls: int = 1) -> None:
         """Record that tools were called.
@@ -163,7 +163,7 @@ class Recording:
             agent_name: as for `record_llm`.
             calls: how often.
         """
-        self._add(agent_name, _NO_USE | {"tool_calls": arguments.count("calls", calls, least=0)})
+        self._add(agent_name, _NO_USE | {"tool_calls": arguments.count("calls", calls, minimum=0)})
 
     def record_stream(self, agent_name: str, items: int, first: float, between: float | None = None) -> None:
         """Record how a stream of items came, beside its execution. `track_performance` does so for generators.
@@ -175,8 +175,8 @@ class Recording:
             between: mean time to make each further item, s, without what its consumer took; None with one item.
         """
         agent = arguments.name("agent_name", agent_name)
-        buffer = self._recorder.buffer
-        counts = {"items": arguments.count("items", items, least=0)}
+        buffer = self._flusher.buffer
+        counts = {"items": arguments.count("items", items, minimum=0)}
         first_s = _duration("first", first)
         if between is not None:
             buffer.record(Part(agent, (), BETWEEN), _duration("between", between), OK)
@@ -188,7 +188,7 @@ class Recording:
         if agent_name is None and span is None:
             raise InvalidArgument("agent_name", None, "a name; None only within a span or a tracked execution")
         agent = span.agent_name if agent_name is None and span is not None else agent_name
-        buffer = self._recorder.buffer
+        buffer = self._flusher.buffer
         buffer.add(arguments.name("agent_name", agent), counts)
         if span is not None and span.path and span.agent_name == agent:
             buffer.add(span.part, counts)
@@ -198,7 +198,7 @@ class Recording:
             return self._outcomes[error_type]  # type: ignore[index]  # what is no string is not found
         except (KeyError, TypeError):
             outcome = f"{FAILED}:{arguments.name('error_type', error_type)}"
-        if len(self._outcomes) < _KNOWN_ERRORS_MOST:
+        if len(self._outcomes) < _MAX_KNOWN_ERRORS:
             self._outcomes[cast("str", error_type)] = outcome
         return outcome
 
@@ -213,10 +213,10 @@ def exception_types(argument: str, value: object) -> tuple[type[BaseException], 
 
 def _duration(argument: str, value: object) -> float:
     seconds = arguments.number(argument, value, _DURATION_ALLOWED)
-    if not 0.0 <= seconds <= _LONGEST_S:
+    if not 0.0 <= seconds <= _MAX_S:
         raise InvalidArgument(argument, value, _DURATION_ALLOWED)
     return seconds
 
 
 def _tokens(argument: str, given: int | None, read: int) -> int:
-    return read if given is None else arguments.count(argument, given, least=0)
+    return read if given is None else arguments.count(argument, given, minimum=0)

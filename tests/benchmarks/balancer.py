@@ -22,7 +22,7 @@ from agentperf_redis.command import Batch, Command
 from agentperf_redis.script import Script
 from tests.benchmarks import health, least_busy
 from tests.benchmarks.measure import Bench, Row, Work, micros
-from tests.servers import Server, program
+from tests.support.servers import Server, program
 
 SIZES = (10, 1000, 10_000)
 LIVE_LEASES = 10_000
@@ -267,8 +267,8 @@ def memory(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
 
 def hand_off(bench: Bench) -> Iterator[Row]:
     """From the release in one backend to the lease in another that stands in line."""
-    giver, taker = Backend(bench.url), Backend(bench.url)
-    first, second = LoadBalancer(backend=giver), LoadBalancer(backend=taker)
+    sender, taker = Backend(bench.url), Backend(bench.url)
+    first, second = LoadBalancer(backend=sender), LoadBalancer(backend=taker)
     first.register_instance(AgentInstance("one", "hand-off", max_capacity=1))
     times = []
     for _ in range(300 if bench.full else 80):
@@ -298,7 +298,7 @@ def hand_off(bench: Bench) -> Iterator[Row]:
             "",
             None,
         )
-    giver.close()
+    sender.close()
     taker.close()
 
 

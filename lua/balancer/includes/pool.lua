@@ -83,7 +83,7 @@ local function invalid_counter(next_ms, picks, load, cap)
 end
 
 -- Relative load in 1/8192, then the last pick, in one score: exact for capacities up to 90 and 2^40 picks, and below
--- 2^53 in all. Nothing in the scripts takes it apart again; tests do, see tests/records.py.
+-- 2^53 in all. Nothing in the scripts takes it apart again; tests do, see tests/support/records.py.
 local function pack_load(load, limit, seq)
   local share = load * 8192 / limit
   return (share - share % 1) * 1099511627776 + seq

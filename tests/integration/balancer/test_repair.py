@@ -7,8 +7,8 @@ import pytest
 from agentperf_redis import AgentInstance, PoolSettings, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import InstanceState, InstanceStatus, LoadBalancer
-from tests.conftest import Call
-from tests.servers import Raw, wait_until
+from tests.support.calls import Call
+from tests.support.servers import Raw, wait_until
 
 LONG_AGO_US = 1_000_000_000_000_000
 
@@ -27,7 +27,7 @@ def test_what_was_to_become_of_instances_by_itself_is_due_again(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentperf_redis.balancer.flows.instances.REPAIR_PAGE", 2)
-    settings = PoolSettings(eject_after=1, eject_for=60, slow_start=600, rate_burst=0)
+    settings = PoolSettings(eject_after=1, base_ejection_time=60, slow_start=600, rate_burst=0)
     balancer = LoadBalancer(settings=settings, backend=backend)
     for name in ("ill", "well"):
         balancer.register_instance(AgentInstance(name, "planner"))
@@ -60,7 +60,7 @@ def test_what_was_to_become_of_instances_by_itself_is_due_again(
 def test_leases_from_before_a_probation_are_counted_anew(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.05), backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=6))
     held = [balancer.acquire("planner") for _ in range(10)]
