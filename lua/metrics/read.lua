@@ -13,8 +13,8 @@
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, count of its fields, field and value of each, durations
 --                     in us with spaces between (empty unless they are all there). The window is [from_ms, to_ms).
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
---                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms; -1 for one of the last four that is not
---                     known; a window's first_ms never is
+--                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
+--                     tok_reasoning; -1 for one of min_us to first_ms that is not known; a window's first_ms never is
 --   {-1, key, error}  the key holds another type, or what is no number
 -- REPEAT  reads only
 -- ERRORS  none
@@ -105,6 +105,7 @@ local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last
 local call = redis.call
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0
+  local tok_cached_in, tok_cache_write, tok_reasoning = 0, 0, 0
   local min_us, max_us, last_ms, first_ms = -1, -1, -1, -1
   for s = #starts, 1, -1 do
     key = starts[s] .. name
@@ -123,9 +124,11 @@ local function plain(name)
       if got[1] ~= got[2] then err = err + (call('HGET', key, 'err') or 0) end
     end
     if got[6] then
-      local used = call('HMGET', key, 'tool_calls', 'tok_in', 'tok_out', 'cost_nano')
+      local used = call('HMGET', key, 'tool_calls', 'tok_in', 'tok_out', 'cost_nano', 'tok_cached_in', 'tok_cache_write', 'tok_reasoning')
       llm_calls, tool_calls, tok_in = llm_calls + got[6], tool_calls + (used[1] or 0), tok_in + (used[2] or 0)
       tok_out, cost_nano = tok_out + (used[3] or 0), cost_nano + (used[4] or 0)
+      tok_cached_in, tok_cache_write = tok_cached_in + (used[5] or 0), tok_cache_write + (used[6] or 0)
+      tok_reasoning = tok_reasoning + (used[7] or 0)
     end
   end
   if window_ms == 0 then first_ms = (call('HGET', key, 'first_ms') or -1) + 0 end  -- a window begins where it was asked to
@@ -133,7 +136,8 @@ local function plain(name)
   reply[size + 5], reply[size + 6], reply[size + 7] = said(llm_calls), said(tool_calls), said(tok_in)
   reply[size + 8], reply[size + 9], reply[size + 10], reply[size + 11] = said(tok_out), said(cost_nano), min_us, max_us
   reply[size + 12], reply[size + 13] = last_ms, first_ms
-  size = size + 13
+  reply[size + 14], reply[size + 15], reply[size + 16] = said(tok_cached_in), said(tok_cache_write), said(tok_reasoning)
+  size = size + 16
 end
 
 local function full(name)
