@@ -32,6 +32,11 @@ _NOT_DATA = (
 )
 
 
+def is_scalar(value: object) -> bool:
+    """Whether this is a number, a text or the like, which has no fields to search."""
+    return issubclass(type(value), _SCALARS)
+
+
 class Fields:
     """Reads fields, for one reading of a usage.
 
@@ -43,6 +48,7 @@ class Fields:
         self._order = known
         self._known = _as_set(known)
         self._dynamic_looks = MAX_DYNAMIC_LOOKS
+        self._answering: dict[int, object] = {}
 
     def names(self, source: object) -> frozenset[str]:
         """Return which of the known names are stored in the object. None of a number, a text, or what breaks."""
@@ -53,31 +59,21 @@ class Fields:
             if issubclass(cls, dict):
                 return frozenset(self._known & dict.keys(source))  # type: ignore[arg-type]  # it is one
             if issubclass(cls, Mapping):
+                if _ABSENT_NAME in source:  # type: ignore[operator]
+                    return _NOTHING
                 return frozenset(name for name in self._order if name in source)  # type: ignore[operator]
             own = _own(source)
             if _MOCK_CHILDREN in own:
                 return self._known & {*own, *_children(own), *_class_fields_of(cls, self._known)}
             found = (self._known & own.keys()) | _class_fields(cls, self._known)
-            for hidden in _PYDANTIC_STORES:
+            for hidden in _pydantic_stores(cls):
                 found |= self._known & _store(source, hidden).keys()
             return frozenset(found)
         except Exception:  # noqa: BLE001  the object's own errors are its missing fields
             return _NOTHING
 
-    def asked(self, source: object) -> frozenset[str]:
-        """Return which names an object gives by `__getattr__`, as wrappers do. None, if it answers to every name."""
-        cls: Any = type(source)
-        try:
-            if issubclass(cls, _SCALARS) or _MOCK_CHILDREN in _own(source) or not _answers_by_code(cls):
-                return _NOTHING
-            if self._dynamic_looks <= 0 or self._has(source, _ABSENT_NAME):
-                return _NOTHING
-            return frozenset(name for name in self._order if self._dynamic_looks > 0 and self._has(source, name))
-        except Exception:  # noqa: BLE001  likewise
-            return _NOTHING
-
     def get(self, source: object, name: str) -> Any:
-        """Return a field that `names` told of, or None."""
+        """Return a field; None when it is not stored."""
         cls: Any = type(source)
         try:
             if issubclass(cls, dict):
@@ -87,17 +83,30 @@ class Fields:
             own = _own(source)
             if name in own:
                 return own[name]
-            if _MOCK_CHILDREN in own:
-                children = _children(own)
-                if name in children:
-                    return children[name]
-            for hidden in _PYDANTIC_STORES:
-                store = _store(source, hidden)
-                if name in store:
+            mocked = _MOCK_CHILDREN in own
+            if mocked and name in (children := _children(own)):
+                return children[name]
+            for hidden in _pydantic_stores(cls) if not mocked else ():
+                if name in (store := _store(source, hidden)):
                     return store[name]
-            return getattr(source, name)
+            stored = (_class_fields_of if mocked else _class_fields)(cls, self._known)
+            return getattr(source, name) if name in stored or id(source) in self._answering else None
         except Exception:  # noqa: BLE001  likewise
             return None
+
+    def asked(self, source: object) -> frozenset[str]:
+        """Return which names an object gives by `__getattr__`, as wrappers do. None, if it answers to every name."""
+        cls: Any = type(source)
+        try:
+            if issubclass(cls, _SCALARS) or _MOCK_CHILDREN in _own(source) or not _answers_by_code(cls):
+                return _NOTHING
+            if self._dynamic_looks <= 0 or self._has(source, _ABSENT_NAME):
+                return _NOTHING
+            found = frozenset(name for name in self._order if self._dynamic_looks > 0 and self._has(source, name))
+            self._answering[id(source)] = source
+            return found
+        except Exception:  # noqa: BLE001  likewise
+            return _NOTHING
 
     def _has(self, source: object, name: str) -> bool:
         self._dynamic_looks -= 1
@@ -149,11 +158,18 @@ def _class_fields_of(cls: type, known: frozenset[str]) -> frozenset[str]:
         for name in known & base.__dict__.keys():
             if name not in found and name not in hidden:
                 (hidden if isinstance(base.__dict__[name], _NOT_DATA) else found).add(name)
+        descriptor = base.__dict__.get("DESCRIPTOR")  # protobuf's messages tell their fields there only
+        found |= known & set(getattr(descriptor, "fields_by_name", ()))
     return frozenset(found)
 
 
 # Not for mocks: each has a class of its own.
 _class_fields = lru_cache(maxsize=_MAX_TYPES)(_class_fields_of)
+
+
+@lru_cache(maxsize=_MAX_TYPES)
+def _pydantic_stores(cls: type) -> tuple[str, ...]:
+    return tuple(name for name in _PYDANTIC_STORES if any(name in base.__dict__ for base in cls.__mro__))
 
 
 @lru_cache(maxsize=_MAX_TYPES)

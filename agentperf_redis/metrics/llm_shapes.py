@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 Count = Callable[[str], int | None]
 """Returns the count at a path such as ``prompt_tokens_details.cached_tokens``, or None."""
@@ -45,7 +45,7 @@ class Shape:
         reasoning: paths of what the model thought.
         thought: whether that is counted within `tokens_out` or beside it.
         total: the field of the total.
-        hides_reasoning: whether what the total has beyond input and output are thoughts that are told nowhere else.
+        hides_reasoning: whether what the total has beyond input and output is output: thoughts told nowhere else.
         iterations: whether a list ``iterations`` tells each request of the call, its sums being the call's.
     """
 
@@ -247,6 +247,7 @@ class Counts:
         cache_write: of the input, written to it.
         reasoning: of the output, thoughts.
         differs: whether the usage told a total that no reading of its parts adds up to.
+        hidden: whether that was taken for hidden reasoning.
     """
 
     tokens_in: int
@@ -255,6 +256,22 @@ class Counts:
     cache_write: int = 0
     reasoning: int = 0
     differs: bool = False
+    hidden: bool = False
+
+
+@lru_cache(maxsize=512)
+def fitting(names: frozenset[str]) -> tuple[Shape, ...]:
+    """Return the shapes that an object with fields of these names may have, in order."""
+    return tuple(
+        shape
+        for shape in SHAPES
+        if not names.isdisjoint({_head(shape.tokens_in), _head(shape.tokens_out)})
+        and (not shape.marks or not names.isdisjoint(shape.marks))
+    )
+
+
+def _head(path: str) -> str:
+    return path.partition(".")[0]
 
 
 def counts(shape: Shape, count: Count) -> Counts | None:
@@ -280,28 +297,26 @@ def counts(shape: Shape, count: Count) -> Counts | None:
         reasoning=_first(shape.reasoning, count),
     )
     total = (count(shape.total) if shape.total else None) or 0  # 0 is the default of several libraries' classes
-    readings = [
-        reading
-        for cached, written, thought in _readings(shape.cached, shape.thought)
-        if (reading := parts.read(cached, written, thought)) is not None
-    ]
-    if not total:
-        return readings[0]
-    for reading in readings:
-        if reading.tokens_in + reading.tokens_out == total:
+    nearest = None
+    for cached, written, thought in _readings(shape.cached, shape.thought):
+        reading = parts.read(cached, written, thought)
+        if reading is not None and (not total or reading.tokens_in + reading.tokens_out == total):
             return reading
-    return _with_rest(shape, readings[0], total, told_in, told_out)
+        nearest = nearest or reading
+    # With every part beside its whole there is always one.
+    return _with_rest(shape, cast("Counts", nearest), total, told_in, told_out)
 
 
 def _with_rest(shape: Shape, read: Counts, total: int, told_in: int | None, told_out: int | None) -> Counts:
     """Place what the total has beyond the parts: on the side that is not told, or with the hidden thoughts."""
     rest = total - read.tokens_in - read.tokens_out
     if rest > 0 and told_in is None:
-        return Counts(read.tokens_in + rest, read.tokens_out, read.cached_in, read.cache_write, read.reasoning)
-    if rest > 0 and (told_out is None or (shape.hides_reasoning and not read.reasoning)):
-        thoughts = read.reasoning if told_out is None else rest
-        return Counts(read.tokens_in, read.tokens_out + rest, read.cached_in, read.cache_write, thoughts)
-    return Counts(read.tokens_in, read.tokens_out, read.cached_in, read.cache_write, read.reasoning, differs=True)
+        return replace(read, tokens_in=read.tokens_in + rest)
+    if rest > 0 and told_out is None:
+        return replace(read, tokens_out=read.tokens_out + rest)
+    if rest > 0 and shape.hides_reasoning and not read.reasoning:
+        return replace(read, tokens_out=read.tokens_out + rest, reasoning=rest, differs=True, hidden=True)
+    return replace(read, differs=True)
 
 
 @dataclass(frozen=True, slots=True)

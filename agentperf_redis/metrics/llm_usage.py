@@ -18,8 +18,8 @@ from itertools import islice
 from typing import Any, TypeGuard
 
 from agentperf_redis import arguments
-from agentperf_redis.metrics.llm_fields import Fields
-from agentperf_redis.metrics.llm_shapes import SHAPES, Count, Counts, Shape, amount, counts, whole
+from agentperf_redis.metrics.llm_fields import Fields, is_scalar
+from agentperf_redis.metrics.llm_shapes import SHAPES, Count, Counts, Shape, amount, counts, fitting, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Usage:
         tokens_reasoning: of `tokens_out`, those that the model thought.
         calls: how many calls these were.
         differs: whether the response told a total that its parts do not add up to.
+        hidden: whether what the total had more was taken for hidden reasoning.
     """
 
     tokens_in: int = 0
@@ -47,6 +48,7 @@ class Usage:
     tokens_reasoning: int = 0
     calls: int = 1
     differs: bool = False
+    hidden: bool = False
 
 
 SUMMED = ("tokens_in", "tokens_out", "cost", "tokens_cached_in", "tokens_cache_write", "tokens_reasoning", "calls")
@@ -133,6 +135,10 @@ _HOLDERS: dict[str, bool] = {
     "messages": _ALL,  # the state of agents
     "message_history": _ALL,
     "raw_responses": _ALL,  # openai-agents
+    "inlined_responses": _ALL,  # Gemini's batches
+    "inlinedResponses": _ALL,
+    "modelOutput": _ALL,  # Bedrock's batch rows
+    "event": _ALL,  # Claude Agent SDK's and Strands' streams
     "raw": _ALL,  # LlamaIndex's ChatResponse
     "_raw_response": _ALL,  # instructor
     "_pb": _ALL,  # Google's older protobuf wrappers
@@ -185,8 +191,9 @@ _COMPONENT_NAMES = frozenset(_MODEL)
 """Known names that may be those of components: LangChain's agents have a node ``model``."""
 _MAX_DEPTH = 10
 """The deepest that is known: a graph's update, state, messages, message, metadata, usage, counts."""
-_MAX_FRUITLESS = 500
-"""Objects that are looked at since counts were last found: a conversation of some 200 messages without any."""
+_OBJECT_COST, _SCALAR_COST, _MAX_FRUITLESS = 20, 1, 10_000
+"""What may be looked at since counts were last found: 500 objects, as 200 messages in a row that have none are, or
+10,000 numbers of a list."""
 _MAX_UNNAMED = 64
 """Items of a mapping without known names: outputs by component, usage by model."""
 
@@ -270,11 +277,15 @@ class _Search:
     def __init__(self) -> None:
         self._fields = Fields(_NAMES)
         self._fruitless = 0
+        self._seen: dict[int, object] = {}
+        """What is being searched, or holds nothing: objects may hold each other."""
 
     def read(self, response: object) -> Reading:
-        found = tuple(self._within(response, _MAX_DEPTH))
+        found = self._within(response, _MAX_DEPTH)
         if found:
-            return Reading(found)
+            return Reading(
+                tuple(replace(each, usage=_known(each.usage)) if each.usage.hidden else each for each in found)
+            )
         names = self._fields.names(response)
         part = self._part(response, names)
         if part is None and "data" in names:  # Mistral's events
@@ -286,16 +297,36 @@ class _Search:
         """Return the usages in an object."""
         if depth <= 0 or self._fruitless >= _MAX_FRUITLESS or source is None:
             return []
-        self._fruitless += 1
+        if is_scalar(source):
+            self._fruitless += _SCALAR_COST
+            return []
+        if id(source) in self._seen:
+            return []
+        self._fruitless += _OBJECT_COST
+        self._seen[id(source)] = source
+        found = self._searched(source, depth)
+        if found:
+            del self._seen[id(source)]  # a list may hold one response twice
+        return found
+
+    def _searched(self, source: object, depth: int) -> list[Found]:
         names = self._fields.names(source)
         found = self._named(source, names, depth)
         if found:
             return found
         if _is_list(source):
-            return [each for item in source for each in self._within(item, depth - 1)]
+            return self._listed(source, depth)
         if _is_dict(source):
             return self._unnamed(source, depth) if names <= _COMPONENT_NAMES else []
         return self._named(source, self._fields.asked(source) - names, depth)
+
+    def _listed(self, items: Sequence[object], depth: int) -> list[Found]:
+        found: list[Found] = []
+        for item in items:
+            if self._fruitless >= _MAX_FRUITLESS:
+                break
+            found += self._within(item, depth - 1)
+        return found
 
     def _named(self, source: object, names: frozenset[str], depth: int) -> list[Found]:
         if not names:
@@ -366,17 +397,13 @@ class _Search:
 
     def _counts(self, source: object, names: frozenset[str]) -> list[Found]:
         """Return the usage that an object is, if it is one."""
-        for shape in SHAPES:
-            if (_head(shape.tokens_in) in names or _head(shape.tokens_out) in names) and (
-                not shape.marks or not names.isdisjoint(shape.marks)
-            ):
-                read = counts(shape, self._counter(source, names))
-                if read is not None:
-                    self._fruitless = 0
-                    usages = self._iterations(shape, source, names) or [_usage(read)]
-                    asked = self._calls(source, names, usages[0])
-                    cost = self._cost(source, names)
-                    return [Found(replace(usages[0], calls=asked, cost=cost)), *map(Found, usages[1:])]
+        for shape in fitting(names):
+            read = counts(shape, self._counter(source, names))
+            if read is not None:
+                self._fruitless = 0
+                usages = self._iterations(shape, source, names) or [_usage(read)]
+                calls, cost = self._calls(source, names, usages[0]), self._cost(source, names)
+                return [Found(replace(usages[0], calls=calls, cost=cost)), *map(Found, usages[1:])]
         return []
 
     def _iterations(self, shape: Shape, source: object, names: frozenset[str]) -> list[Usage]:
@@ -479,12 +506,9 @@ class _Search:
             value = self._fields.get(source, head)
             if not dot:
                 return _whole(value)
-            return None if value is None else _whole(self._inner(value, rest))
+            return None if value is None else _whole(self._fields.get(value, rest))
 
         return count
-
-    def _inner(self, source: object, name: str) -> object:
-        return self._fields.get(source, name) if name in self._fields.names(source) else None
 
     def _text(self, source: object, names: frozenset[str], candidates: tuple[str, ...]) -> str | None:
         for name in candidates:
@@ -531,11 +555,17 @@ def _usage(read: Counts) -> Usage:
         tokens_cache_write=read.cache_write,
         tokens_reasoning=read.reasoning,
         differs=read.differs,
+        hidden=read.hidden,
     )
 
 
-def _head(path: str) -> str:
-    return path.partition(".")[0]
+def _known(usage: Usage) -> Usage:
+    """Return what is to be said of hidden reasoning: nothing of a vendor that is known for it."""
+    return replace(usage, hidden=False, differs=not (usage.model and _HIDES_REASONING in usage.model.lower()))
+
+
+_HIDES_REASONING = "gemini"
+"""Gemini's OpenAI endpoint: ai.google.dev, OpenAI compatibility, 2026-11."""
 
 
 def _whole(value: object) -> int | None:

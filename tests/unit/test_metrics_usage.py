@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -261,6 +262,7 @@ def test_compaction_and_advisor_are_counted_beside_the_message() -> None:
         ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 14}, used(10, 5, differs=True)),
         ({"input_tokens": 10, "output_tokens": 5, "total_tokens": 99}, used(10, 5, differs=True)),
         ({"inputTokens": 10, "outputTokens": 5, "totalTokens": 99}, used(10, 5, differs=True)),
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 99}, used(10, 89, reasoning=84, differs=True)),
         ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 0}, used(10, 5)),  # a class's default
         ({"prompt_tokens": 10, "total_tokens": 15}, used(10, 5)),
         ({"completion_tokens": 5, "total_tokens": 15}, used(10, 5)),
@@ -571,10 +573,28 @@ class Silent:
         raise AttributeError(name)
 
 
+class InventingMapping(Mapping[str, Any]):
+    """Has every key."""
+
+    looks = 0
+
+    def __getitem__(self, key: str) -> Any:
+        InventingMapping.looks += 1
+        return InventingMapping()
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 def test_looks_at_objects_that_answer_by_code_are_bounded() -> None:
     Inventing.looks = Silent.looks = 0
     assert read(Inventing()).found == ()
     assert Inventing.looks == 1, "one made-up name is enough"
+    assert read(InventingMapping()).found == ()
+    assert InventingMapping.looks <= 4, "asked as the two it may be: a mapping, and what has fields"
     assert read([Silent() for _ in range(100)]).found == ()
     assert Silent.looks <= 256 + 100, "the names of one reading, and a question each"
 
@@ -706,6 +726,23 @@ def test_object_that_holds_itself_ends() -> None:
     node = SimpleNamespace()
     node.usage = node.response = node.messages = [node, node, node]
     assert read_usage(node) is None
+
+
+def test_search_without_finds_is_bounded_and_one_with_finds_is_not() -> None:
+    looked = 0
+
+    class Message:
+        @property
+        def usage(self) -> Any:
+            nonlocal looked
+            looked += 1
+            return {}
+
+    assert read([Message() for _ in range(5000)]).found == ()
+    assert 200 <= looked <= 500
+    assert read([0.5] * 1_000_000).found == ()
+    assert len(read([CHAT] * 5000).found) == 5000
+    assert len(read([*["text"] * 5000, *[{}] * 100, CHAT]).found) == 1
 
 
 def test_model_name_is_made_storable() -> None:
