@@ -57,7 +57,8 @@ class Fields:
             if issubclass(cls, _SCALARS):
                 return _NOTHING
             if issubclass(cls, dict):
-                return frozenset(self._known & dict.keys(source))  # type: ignore[arg-type]  # it is one
+                found = self._known & dict.keys(source)  # type: ignore[arg-type]  # it is one
+                return frozenset(found if cls is dict else found | (self._known & _own(source).keys()))
             if issubclass(cls, Mapping):
                 if _ABSENT_NAME in source:  # type: ignore[operator]
                     return _NOTHING
@@ -65,7 +66,7 @@ class Fields:
             own = _own(source)
             if _MOCK_CHILDREN in own:
                 return self._known & {*own, *_children(own), *_class_fields_of(cls, self._known)}
-            found = (self._known & own.keys()) | _class_fields(cls, self._known)
+            found = {*(self._known & own.keys()), *_class_fields(cls, self._known)}
             for hidden in _pydantic_stores(cls):
                 found |= self._known & _store(source, hidden).keys()
             return frozenset(found)
@@ -77,7 +78,8 @@ class Fields:
         cls: Any = type(source)
         try:
             if issubclass(cls, dict):
-                return dict.get(source, name)  # type: ignore[call-overload]  # it is one
+                found = dict.get(source, name)  # type: ignore[call-overload]  # it is one
+                return _own(source).get(name) if found is None and cls is not dict else found
             if issubclass(cls, Mapping):
                 return source[name]  # type: ignore[index]
             own = _own(source)

@@ -139,6 +139,9 @@ _HOLDERS: dict[str, bool] = {
     "inlinedResponses": _ALL,
     "modelOutput": _ALL,  # Bedrock's batch rows
     "event": _ALL,  # Claude Agent SDK's and Strands' streams
+    "chunk": _ALL,  # OpenAI's stream helper
+    "results": _ALL,  # watsonx.ai
+    "additional_kwargs": _ALL,  # LlamaIndex
     "raw": _ALL,  # LlamaIndex's ChatResponse
     "_raw_response": _ALL,  # instructor
     "_pb": _ALL,  # Google's older protobuf wrappers
@@ -158,7 +161,7 @@ _MODEL = (
     "modelId",
     "model_id",
     "response_model",
-    "model_name_or_path",
+    "ai_model_id",
 )
 _MODEL_KIN = ("response_metadata", "_meta", "meta", "llm_output", "generation_info", "metadata", "response", "_proto")
 """Where else beside a usage the model's name stands."""
