@@ -371,7 +371,7 @@ class _Search:
         for message in messages:
             identity = self._text(message, self._fields.names(message), ("id",))
             kept = Part(identity) if identity else None
-            found += [replace(each, part=each.part or kept) for each in self._within(message, depth - 2)]
+            found += [replace(each, part=kept or each.part) for each in self._within(message, depth - 2)]
         return found
 
     def _last_invocation(self, metrics: object, depth: int) -> list[Found]:

@@ -97,11 +97,13 @@ def test_responses_api_is_one_call_from_created_to_completed() -> None:
 
 def test_conversation_that_comes_again_counts_its_new_messages() -> None:
     def message(identity: str) -> dict[str, Any]:
-        return {"type": "ai", "id": identity, "usage_metadata": {"input_tokens": 5, "output_tokens": 6}}
+        kind = "ai" if identity == "1" else "AIMessageChunk"  # a stream's, put together
+        return {"type": kind, "id": identity, "usage_metadata": {"input_tokens": 5, "output_tokens": 6}}
 
     recorded = Recorded()
     recorded.record({"messages": [message("1")]})
     recorded.record({"messages": [message("1"), {"type": "human", "id": "h"}, message("2")]})
+    recorded.record({"messages": [message("1"), message("2")]})
     assert recorded.sum() == (2, 10, 0, 12)
     recorded.record({"messages": [message("1")]}, agent="b")
     assert recorded.sum() == (3, 15, 0, 18), "another agent's is counted for it"
