@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from agentperf_redis.balancer.settings import (
         PoolSettings,
     )
+    from agentperf_redis.cache.async_client import (
+        AsyncLRUCache,
+        AsyncTieredCache,
+    )
     from agentperf_redis.cache.decorator import (
         AsyncCachedFunction,
         CachedFunction,
@@ -39,7 +43,6 @@ if TYPE_CHECKING:
         FreshnessOptions,
     )
     from agentperf_redis.cache.lru import (
-        AsyncLRUCache,
         LRUCache,
     )
     from agentperf_redis.cache.model import (
@@ -51,11 +54,10 @@ if TYPE_CHECKING:
         WithoutServer,
     )
     from agentperf_redis.cache.tiered import (
-        AsyncTieredCache,
         TieredCache,
     )
     from agentperf_redis.cache.warm_up import (
-        Warmed,
+        WarmUpStatus,
     )
     from agentperf_redis.codec.storable import (
         storable,
@@ -126,7 +128,7 @@ __all__ = [
     "Tier",
     "TierStats",
     "TieredCache",
-    "Warmed",
+    "WarmUpStatus",
     "WithoutServer",
     "cached",
     "configure",
@@ -142,8 +144,8 @@ _HOMES = {
     "AgentPerf": "agentperf",
     "AgentPerfError": "errors",
     "AsyncCachedFunction": "cache.decorator",
-    "AsyncLRUCache": "cache.lru",
-    "AsyncTieredCache": "cache.tiered",
+    "AsyncLRUCache": "cache.async_client",
+    "AsyncTieredCache": "cache.async_client",
     "BackendFull": "errors",
     "BackendUnavailable": "errors",
     "CacheEntry": "cache.model",
@@ -173,7 +175,7 @@ _HOMES = {
     "Tier": "cache.model",
     "TierStats": "cache.model",
     "TieredCache": "cache.tiered",
-    "Warmed": "cache.warm_up",
+    "WarmUpStatus": "cache.warm_up",
     "WithoutServer": "cache.model",
     "cached": "cache.decorator",
     "configure": "backend",

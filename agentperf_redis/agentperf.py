@@ -8,6 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
+from agentperf_redis import arguments
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 
 if TYPE_CHECKING:  # a service is loaded when it is first asked for
@@ -135,7 +136,7 @@ class AgentPerf:
         """
         from agentperf_redis.cache.lru import LRUCache
 
-        key = ("cache", name)
+        key = ("cache", arguments.name("name", name))
         if options:
             made = LRUCache(name=name, backend=self.backend, **options)
             return self.backend.share(key, lambda: made)
@@ -153,7 +154,7 @@ class AgentPerf:
         """
         from agentperf_redis.cache.tiered import TieredCache
 
-        key = ("tiered", name)
+        key = ("tiered", arguments.name("name", name))
         if options:
             made = TieredCache(name=name, backend=self.backend, **options)
             return self.backend.share(key, lambda: made)

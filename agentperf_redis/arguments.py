@@ -76,7 +76,7 @@ def cache_key(argument: str, value: object) -> str:
 
 
 def number(argument: str, value: object, allowed: str) -> float:
-    """Check for a real, finite or infinite number that is no bool; NaN is refused."""
+    """Check for a real, finite or infinite number that is no bool; NaN is refused, and -0.0 becomes 0.0."""
     plain = type(value) in _PLAIN  # spares most callers the slow question to an abstract class
     if not plain and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise InvalidArgument(argument, value, allowed)
@@ -86,42 +86,42 @@ def number(argument: str, value: object, allowed: str) -> float:
         raise InvalidArgument(argument, value, allowed) from None
     if math.isnan(result):
         raise InvalidArgument(argument, value, allowed)
-    return result
+    return result + 0.0  # the sum of both zeros is the positive one (IEEE 754)
 
 
 def seconds(
     argument: str,
     value: object,
     *,
-    least: float = 0.001,
-    most: float = MAX_SECONDS,
+    minimum: float = 0.001,
+    maximum: float = MAX_SECONDS,
     endless: bool = False,
 ) -> float:
     """Check a length of time in seconds. `endless` allows `math.inf` as well."""
-    allowed = f"seconds from {_plainly(least)} to {_plainly(most)}" + (", or math.inf" if endless else "")
+    allowed = f"seconds from {_plainly(minimum)} to {_plainly(maximum)}" + (", or math.inf" if endless else "")
     if hasattr(value, "total_seconds"):
         allowed += "; of a timedelta, .total_seconds()"
     result = number(argument, value, allowed)
     if endless and result == math.inf:
         return result
-    if not least <= result <= most:
+    if not minimum <= result <= maximum:
         raise InvalidArgument(argument, value, allowed)
     return result
 
 
-def amount(argument: str, value: object, *, least: float = 0.0, most: float = 1e15) -> float:
+def amount(argument: str, value: object, *, minimum: float = 0.0, maximum: float = 1e15) -> float:
     """Check a real number within bounds, such as a weight or a cost."""
-    allowed = f"a number from {_plainly(least)} to {_plainly(most)}"
+    allowed = f"a number from {_plainly(minimum)} to {_plainly(maximum)}"
     result = number(argument, value, allowed)
-    if not least <= result <= most:
+    if not minimum <= result <= maximum:
         raise InvalidArgument(argument, value, allowed)
     return result
 
 
-def count(argument: str, value: object, *, least: int = 1, most: int = MAX_COUNT) -> int:
+def count(argument: str, value: object, *, minimum: int = 1, maximum: int = MAX_COUNT) -> int:
     """Check a whole number within bounds, such as a size or a capacity."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
-        raise InvalidArgument(argument, value, f"a whole number from {least} to {most}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= int(value) <= maximum:
+        raise InvalidArgument(argument, value, f"a whole number from {minimum} to {maximum}")
     return int(value)
 
 

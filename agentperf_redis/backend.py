@@ -13,11 +13,13 @@ import os
 import secrets
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys
+from agentperf_redis.background import Background, ModuleLock, register_for_fork
 from agentperf_redis.command import Command, Flow, Reply, running_loop
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
 from agentperf_redis.script import Script
@@ -26,8 +28,8 @@ from agentperf_redis.transport.async_executor import AsyncExecutor
 from agentperf_redis.transport.breaker import PROBE_S, Breaker
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import ExchangeFailed, passing
-from agentperf_redis.transport.executor import CLOSED, Executor, Runnable
-from agentperf_redis.transport.handshake import Greeting
+from agentperf_redis.transport.executor import Executor, Runnable
+from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.pubsub.bus import Bus
 from agentperf_redis.transport.resp import ServerError, pack
 from agentperf_redis.transport.topology import Node, Topology
@@ -63,7 +65,7 @@ class Backend:
     ) -> None:
         self.address = parse_url(resolve_url(url))
         self.namespace = keys.check_namespace("namespace", resolve_namespace(namespace))
-        self.deadline = arguments.seconds("deadline", deadline, least=0.01, most=3600.0)
+        self.deadline = arguments.seconds("deadline", deadline, minimum=0.01, maximum=3600.0)
         self.process = _process_id()
         self.closed = False
         self._connector = Connector(self.address, defaulted=url is None and not url_in_environment())
@@ -77,16 +79,18 @@ class Backend:
         self._inherited: list[object] = []
         self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._recovery_callbacks: list[Callable[[], None]] = []
-        self._greeting = Greeting(self.address.masked, self.namespace, self._note_epoch)
+        self._handshake = Handshake(self.address.masked, self.namespace, self._note_epoch)
         topology = self._topology
         learn = None if topology.fixed else self._learn
         self._breaker = Breaker(topology, self.deadline, self._answers, learn, self._note_recovery)
+        self._looks = Background("agentperf-look", lingers=False)
         self._make_drivers()
         self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn, self._look_again)
         _backends.add(self)
+        register_for_fork(self)
 
     def _make_drivers(self) -> None:
-        self._executor = Executor(self._connector, self._topology, self._breaker, self.deadline, self._greeting)
+        self._executor = Executor(self._connector, self._topology, self._breaker, self.deadline, self._handshake)
         self._async_executors: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncExecutor] = (
             weakref.WeakKeyDictionary()
         )
@@ -118,8 +122,6 @@ class Backend:
         return await executor.run(flow, deadline)
 
     async def _start_async(self, loop: asyncio.AbstractEventLoop) -> AsyncExecutor:
-        if self.closed:
-            raise BackendUnavailable(self.address.masked, "not_applied", CLOSED)
         if loop in self._foreign_loops:
             raise AgentPerfError(
                 "this event loop was inherited by a fork and still belongs to the parent; use a new one"
@@ -131,7 +133,10 @@ class Backend:
             if gone is not None:
                 executors.pop(gone, None)
 
-        executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._greeting, ended)
+        executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._handshake, ended)
+        if self.closed:  # a flow runs all the same, as in a blocking call: each of its commands is refused
+            executor.close_now()
+            return executor
         executors[loop] = executor
         await executor.start()
         return executor
@@ -141,7 +146,7 @@ class Backend:
         name = f"{service}:{keys.encoded(resource)}"
         if again or name not in self._entered:
             where = keys.resources(self.namespace)
-            yield from Command(_ENTER, (where,), (name,), lambda reply: _noted(where, reply))
+            yield from Command(_ENTER, (where,), {"resource": name}, lambda reply: _noted(where, reply))
             self._entered.add(name)
 
     def entered(self, service: str) -> Flow[list[str]]:
@@ -251,15 +256,18 @@ class Backend:
     def _look_again(self) -> None:
         """The bus lost its server: have the next one greeted now, not only when this process has something to say."""
         if not self.closed:
-            threading.Thread(target=self._look, name="agentperf-look", daemon=True).start()
+            self._looks.at(time.monotonic(), self._look)
 
     def _look(self) -> None:
         """Say something, so that the server is greeted if its connections broke."""
         with contextlib.suppress(AgentPerfError):
             self._executor.run(Command("ECHO", (keys.meta(self.namespace),), (), lambda _: None))
 
-    def _after_fork(self) -> None:
-        """In the child: all that has a lock or a socket is made anew; the old stays referenced, so it is not closed."""
+    def after_fork(self) -> None:
+        """In a forked child: all that has a lock or a socket is made anew; the old is kept, so that it is not closed.
+
+        What the drivers and the bus are made of comes before them.
+        """
         self._inherited.append((self._executor, dict(self._async_executors), self._lock))
         for loop in self._async_executors:
             self._foreign_loops.add(loop)
@@ -301,13 +309,13 @@ def _names(where: str, reply: Reply) -> list[str]:
 
 _backends: weakref.WeakSet[Backend] = weakref.WeakSet()
 _default: Backend | None = None
-_default_lock = threading.Lock()
+_default_lock = ModuleLock()
 
 
 def default_backend() -> Backend:
     """Return the process-wide default, made when first asked for."""
     global _default  # noqa: PLW0603  the one global of the library
-    with _default_lock:
+    with _default_lock.lock:
         if _default is None or _default.closed:
             _default = Backend()
         return _default
@@ -337,7 +345,7 @@ def configure(url: str | None = None, *, namespace: str | None = None, deadline:
         AgentPerfError: if clients use another default already; close it first, or configure earlier.
     """
     global _default  # noqa: PLW0603  as above
-    with _default_lock:
+    with _default_lock.lock:
         new = Backend(url, namespace=namespace, deadline=deadline)
         old = _default
         if old is not None and not old.closed:
@@ -356,13 +364,3 @@ def _close_all() -> None:
     for backend in list(_backends):
         with contextlib.suppress(Exception):
             backend.close()
-
-
-def _after_fork_in_child() -> None:
-    global _default_lock  # noqa: PLW0603  another thread may have held it
-    _default_lock = threading.Lock()
-    for backend in list(_backends):
-        backend._after_fork()  # noqa: SLF001  one thing in two places
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

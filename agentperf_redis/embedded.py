@@ -36,9 +36,9 @@ from redis.retry import Retry
 
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
-START_PATIENCE_S = 30.0
+START_TIMEOUT_S = 30.0
 """A server with little data is up within 0.1 s; one that reads a large file back takes a second per 100 MB or so."""
-STOP_PATIENCE_S = 30.0
+STOP_TIMEOUT_S = 30.0
 _ANSWER_S = 2.0
 _LOOK_AGAIN_S = 0.01
 _LOG_TAIL_LINES = 2
@@ -121,14 +121,14 @@ def data_folder(path: str | None) -> Path:
     return (base / "agentperf-redis" / "default").resolve()
 
 
-def ensure(folder: Path, patience_s: float = START_PATIENCE_S) -> Path:
+def ensure(folder: Path, timeout_s: float = START_TIMEOUT_S) -> Path:
     """Return the socket of the folder's server; start it if there is none.
 
     Any number of processes may call this at once: one of them starts the server, all get it.
 
     Args:
         folder: what `data_folder` returned.
-        patience_s: seconds the server may take until it answers.
+        timeout_s: seconds the server may take until it answers.
 
     Returns:
         The path of its socket.
@@ -138,7 +138,7 @@ def ensure(folder: Path, patience_s: float = START_PATIENCE_S) -> Path:
     """
     with _explained(folder):
         socket = _socket_of(folder)
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         started = False
         while True:
             if _look(folder, socket) is not None:
@@ -190,7 +190,7 @@ def stop(folder: Path) -> bool:
                 _end(client)
             except redis.ResponseError as error:
                 raise _unavailable(folder, f"the server could not write its data: {error}") from None
-        deadline = time.monotonic() + STOP_PATIENCE_S
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         while _held(folder):
             if time.monotonic() > deadline:
                 raise _unavailable(folder, f"the server, process {server.pid}, was told to end and still runs")
@@ -220,7 +220,7 @@ def private() -> Iterator[EmbeddedServer]:
         with _explained(folder):
             process = start_bound([program, *_options(folder, socket), "--appendonly", "no"], folder / "server.log")
         try:
-            deadline = time.monotonic() + START_PATIENCE_S
+            deadline = time.monotonic() + START_TIMEOUT_S
             while (server := _answer(folder, socket)) is None:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise _unavailable(folder, f"the server did not come up{_end_of_log(folder)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reprlib import Repr
 from typing import Literal
 
-Outcome = Literal["not_applied", "unknown"]
+RequestOutcome = Literal["not_applied", "unknown"]
 """What is known of a request that got no answer: it surely did nothing, or it may have been executed."""
 
 _SHOWN_CHARACTERS = 80
@@ -67,10 +67,10 @@ class BackendUnavailable(AgentPerfError):
         reason: what went wrong and what to do, in words.
     """
 
-    def __init__(self, address: str, outcome: Outcome, reason: str) -> None:
+    def __init__(self, address: str, outcome: RequestOutcome, reason: str) -> None:
         super().__init__(address, outcome, reason)
         self.address = address
-        self.outcome: Outcome = outcome
+        self.outcome: RequestOutcome = outcome
         self.reason = reason
 
     def __str__(self) -> str:

@@ -18,16 +18,18 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{lb:planner}:events             STREAM kind, id, ...: the last thousand or so
 
     agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <fresh> <tags> <value>"; PX
-    agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last touch * 16 + frequency
-    agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + what it leaves behind
+    agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last access * 16 + frequency
+    agentperf:{cache:answers}:ghost           ZSET  evicted key -> clock of its eviction * 16 + its frequency, + 8
+                                              if it was evicted from the window
     agentperf:{cache:answers}:size            HASH  key -> hits * 10^10 + bytes; the membership of the cache
     agentperf:{cache:answers}:exp             ZSET  key -> hard expiry, ms
-    agentperf:{cache:answers}:gen             STRING  "<floor> <tagver> <tagfloor>": left by clear, invalidation
+    agentperf:{cache:answers}:epochs          STRING  "<cleared> <tagged> <merged>": versions of invalidations
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process> its last report
     agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX = lease
     agentperf:{cache:answers}:resent          ZSET  request sent again -> until when a copy of it may come, ms
-    agentperf:{cache:answers}:trash           LIST  cleared generations, each the HASH :trash:<version>
+    agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later, each with the
+                                              HASH :deferred:<version> of its keys
     agentperf:{cache:answers}:bus             channel of invalidations
     agentperf:{tiered:docs}:...               the same, for a TieredCache
 
@@ -154,8 +156,8 @@ class CacheKeys:
     warm: str
     cold: str
     ghost: str
-    trash: str
-    gen: str
+    deferred: str
+    epochs: str
     tags: str
     resent: str
     bus: str
@@ -174,7 +176,7 @@ class CacheKeys:
 def cache(namespace: str, service: str, name: str) -> CacheKeys:
     """Return the keys of a cache; service is "cache" (LRUCache) or "tiered" (TieredCache)."""
     tag = f"{namespace}:{{{service}:{encoded(name)}}}"
-    parts = "meta size exp new hot warm cold ghost trash gen tags resent bus e: l:"
+    parts = "meta size exp new hot warm cold ghost deferred epochs tags resent bus e: l:"
     return CacheKeys(tag, *(f"{tag}:{part}" for part in parts.split()))
 
 

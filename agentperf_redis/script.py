@@ -19,7 +19,9 @@ that ends in ``...`` stands for any number of values. A line that is not of this
 a remark. Contract tests compare the header with the names that the script gives to KEYS and ARGV in its first lines,
 and with the calls from Python.
 
-A line ``--@include NAME`` takes in the fragment ``includes/NAME.lua`` of the same folder, one level deep.
+A line ``--@include NAME`` inserts the fragment ``includes/NAME.lua`` of the same folder, else the one in
+``lua/includes/`` that all services share. One level deep. A fragment defines functions and takes what it needs as
+parameters, so that it can stand above the lines that name KEYS and ARGV.
 """
 
 from __future__ import annotations
@@ -37,6 +39,17 @@ if TYPE_CHECKING:
 _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 _SLOT = re.compile(r"([a-z]\w*(?:\.\.\.)?) +(STRING|HASH|ZSET|LIST|SET|STREAM|any|int|float|text|bytes)(?: +(.*))?")
 _SECTIONS = ("KEYS", "ARGV", "RETURNS", "REPEAT", "ERRORS", "COST")
+
+
+def read_fragment(directory: Traversable, name: str) -> str:
+    """Return the text of a fragment.
+
+    Args:
+        directory: of the script that includes it.
+        name: of the fragment.
+    """
+    own = directory / "includes" / f"{name}.lua"
+    return (own if own.is_file() else lua_folder() / "includes" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def lua_folder() -> Traversable:
@@ -93,13 +106,12 @@ class Script:
 
     @property
     def source(self) -> str:
-        """The text sent to the server, with its fragment in place."""
+        """The text sent to the server, with its fragments in place."""
         if self._source is None:
             folder, _, base = self.name.partition("/")
             directory = lua_folder() / folder
             text = (directory / f"{base}.lua").read_text(encoding="utf-8")
-            fragments = directory / "includes"
-            self._source = _INCLUDE.sub(lambda found: (fragments / f"{found[1]}.lua").read_text(encoding="utf-8"), text)
+            self._source = _INCLUDE.sub(lambda found: read_fragment(directory, found[1]), text)
         return self._source
 
     @property

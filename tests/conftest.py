@@ -1,19 +1,16 @@
-"""Fixtures for all layers. Every server is a real one (`tests/servers.py`) except `fake`, for the unit layer.
+"""Fixtures for all layers. Every server is a real one (`tests/support/servers.py`) except `fake`, for the unit layer.
 
-Which server a test runs on: Valkey. A test marked `every_server` runs on every kind; `--all-servers` marks them all so,
-and `--other-servers` runs just what `--all-servers` adds. One marked `servers` keeps to the kinds it names.
+Which tests run: plain `pytest` runs the quick ones, on Valkey. `--thorough` runs the rest: the tests marked `thorough`,
+and every test on the other kinds of server. `--everything` runs both. A file that is named on the command line runs
+whole. A test marked `every_server` is quick on every kind of server. One marked `servers` keeps to the kinds it names.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
-import multiprocessing.resource_tracker
-import os
 import re
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,38 +19,36 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 from agentperf_redis.command import Command
-from tests.fake import Fake
-from tests.headers import misfit
-from tests.proxy import Proxy
-from tests.servers import Kind, Raw, Server, Servers, gone, kinds, program, wait_until
-from tests.workers import Workers, server_pid
+from tests.support import leftovers
+from tests.support.calls import Call
+from tests.support.fake import Fake
+from tests.support.headers import misfit
+from tests.support.proxy import Proxy
+from tests.support.servers import Raw, Server, ServerKind, Servers, kinds, program
+from tests.support.workers import Workers
 
 if TYPE_CHECKING:
     from agentperf_redis import AgentPerf
     from agentperf_redis.backend import Backend
-    from tests.commandline import Run
-
-_END_PATIENCE_S = 5.0
-_SESSION_MARK = "AGENTPERF_TEST_SESSION"
-"""An environment variable that every process started during the session inherits, and is found by at its end."""
+    from tests.support.commandline import Run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-servers", action="store_true", help="run every test on every kind of server")
-    parser.addoption("--other-servers", action="store_true", help="run what --all-servers adds, and nothing else")
+    parser.addoption("--thorough", action="store_true", help="run what plain pytest leaves out, and nothing else")
+    parser.addoption("--everything", action="store_true", help="run what plain pytest runs and what it leaves out")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "every_server: runs on every kind of server, also without --all-servers")
-    config.addinivalue_line(
-        "markers", "servers(*kinds): as if there were just these kinds of server, the first for Valkey"
-    )
-    config.addinivalue_line(
-        "markers", "waits: mostly waits, for half a minute: begun first, while others have work to do"
-    )
-    config.addinivalue_line("markers", "standalone: what it stands before or does to the server a Cluster would evade")
+    for marker in (
+        "thorough: takes long, in real time or in computing; left out by plain pytest",
+        "every_server: plain pytest runs it on every kind of server",
+        "servers(*kinds): as if there were just these kinds of server, the first for Valkey",
+        "waits: mostly waits, for half a minute: begun first, while others have work to do",
+        "standalone: a Cluster would evade what stands between it and the test, or what the test does to the server",
+    ):
+        config.addinivalue_line("markers", marker)
     if not _is_worker(config):  # which has its session's mark already
-        os.environ[_SESSION_MARK] = uuid.uuid4().hex
+        leftovers.mark_session()
     _have_hypothesis_be_steady(config)
 
 
@@ -71,7 +66,8 @@ def _have_hypothesis_be_steady(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    lines = [f"servers: {', '.join(kinds())}" + ("" if config.getoption("--all-servers") else "; default: valkey")]
+    chosen = [option for option in ("--thorough", "--everything") if config.getoption(option)] or ["quick, on valkey"]
+    lines = [f"servers: {', '.join(kinds())}; tests: {' '.join(chosen)}"]
     if program("redis70") is None:
         lines.append("servers: no redis-server 7.x on this machine, so the variant redis70 is left out")
     return lines
@@ -81,40 +77,46 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server_kind" not in metafunc.fixturenames:
         return
     option, marker = metafunc.config.getoption, metafunc.definition.get_closest_marker
-    chosen: tuple[Kind, ...] = kinds()
+    chosen: tuple[ServerKind, ...] = kinds()
     only = marker("servers")
     if only is not None:
-        unknown = set(only.args) - set(get_args(Kind))
+        unknown = set(only.args) - set(get_args(ServerKind))
         assert not unknown, f"unknown servers: {unknown}"
         chosen = tuple(kind for kind in only.args if kind in chosen)
     elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
         # A Cluster's nodes tell clients their own addresses, past any proxy; and what these tests do to a server
         # concerns one process. What a Cluster adds has tests of its own.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
-    if not (option("--all-servers") or option("--other-servers") or marker("every_server") is not None):
+    if not (option("--thorough") or option("--everything") or marker("every_server") is not None):
         chosen = chosen[:1]
     metafunc.parametrize("server_kind", chosen)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with what waits. With `--other-servers`, leave out what runs without it: one run of each is one of everything."""
+    """Begin with what waits; leave out what was not asked for. Plain and `--thorough` have no test in common."""
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)
-    if not config.getoption("--other-servers"):
+    unsteady = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6,}", item.nodeid)]
+    assert unsteady == [], "their names differ from process to process, so that several cannot share the tests"
+    if config.getoption("--everything"):
         return
-
-    def added(item: pytest.Item) -> bool:
-        kind = (
-            item.callspec.params.get("server_kind")
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else None
-        )
-        only = item.get_closest_marker("servers")
-        usual = only.args[0] if only is not None else "valkey"
-        return kind not in (None, usual) and item.get_closest_marker("every_server") is None
-
-    kept = [item for item in items if added(item)]
+    if config.getoption("--thorough"):
+        kept = [item for item in items if not _is_quick(item)]
+    else:
+        named = {config.invocation_params.dir / argument.partition("::")[0] for argument in config.args}
+        kept = [item for item in items if _is_quick(item) or item.path in named]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    """Whether plain pytest runs it."""
+    if item.get_closest_marker("thorough") is not None:
+        return False
+    callspec = getattr(item, "callspec", None)
+    kind = None if callspec is None else callspec.params.get("server_kind")
+    only = item.get_closest_marker("servers")
+    usual = "valkey" if only is None else only.args[0]
+    return kind in (None, usual) or item.get_closest_marker("every_server") is not None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -142,7 +144,7 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture
-def server(server_kind: Kind, servers: Servers) -> Iterator[Server]:
+def server(server_kind: ServerKind, servers: Servers) -> Iterator[Server]:
     """The session's shared server. Tests live in namespaces of their own on it."""
     shared = servers.shared(server_kind)
     yield shared
@@ -171,7 +173,7 @@ def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pyt
 
 
 @pytest.fixture
-def own_server(server_kind: Kind, start_server: Callable[..., Server]) -> Server:
+def own_server(server_kind: ServerKind, start_server: Callable[..., Server]) -> Server:
     """A fresh server, for tests that kill, pause, flush or configure it. With an AOF: `start_server(aof=True)`."""
     return start_server(server_kind)
 
@@ -181,7 +183,7 @@ def start_server(servers: Servers) -> Iterator[Callable[..., Server]]:
     """Start a fresh server: `start_server(kind="valkey", *options, aof=False)`; it ends with the test."""
     started: list[Server] = []
 
-    def start(kind: Kind = "valkey", *options: str, aof: bool = False) -> Server:
+    def start(kind: ServerKind = "valkey", *options: str, aof: bool = False) -> Server:
         started.append(servers.fresh(kind, *options, aof=aof))
         return started[-1]
 
@@ -241,7 +243,7 @@ def agentperf(
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
     """Run `agentperf` on the test's namespace, within this process."""
-    from tests.commandline import runner
+    from tests.support.commandline import runner
 
     monkeypatch.setenv("AGENTPERF_REDIS_URL", server.url)
     monkeypatch.setenv("AGENTPERF_NAMESPACE", namespace)
@@ -257,53 +259,6 @@ def perf(server: Server, namespace: str, runner: asyncio.Runner) -> Iterator[Age
     made = AgentPerf(server.url, namespace=namespace)
     yield made
     runner.run(made.aclose())
-
-
-class Call:
-    """Calls a method of a client the blocking way or the asyncio way: `call(lb, "acquire", "planner", wait=0)`.
-
-    Attributes:
-        is_async: which of the two.
-    """
-
-    def __init__(self, runner: asyncio.Runner | None) -> None:
-        self._runner = runner
-        self.is_async = runner is not None
-
-    def __call__(self, client: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-        if self._runner is None:
-            return getattr(client, method)(*args, **kwargs)
-        aio = client.aio
-
-        async def run() -> Any:
-            return await getattr(aio, method)(*args, **kwargs)
-
-        return self._runner.run(run())
-
-    @contextlib.contextmanager
-    def inside(self, client: Any, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Enter what the method returns: `with call.inside(lb, "lease", "planner") as lease`."""
-        if self._runner is None:
-            with getattr(client, method)(*args, **kwargs) as entered:
-                yield entered
-            return
-        manager = getattr(client.aio, method)(*args, **kwargs)
-
-        async def enter() -> Any:
-            return await manager.__aenter__()
-
-        async def leave(*error: Any) -> bool | None:
-            left: bool | None = await manager.__aexit__(*error)
-            return left
-
-        entered = self._runner.run(enter())
-        try:
-            yield entered
-        except BaseException:
-            if not self._runner.run(leave(*sys.exc_info())):
-                raise
-        else:
-            self._runner.run(leave(None, None, None))
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -353,38 +308,14 @@ def _is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def _left_over(config: pytest.Config) -> dict[int, str]:
-    """Return pid and command of every process that was started during this session, however indirectly, and still runs.
-
-    They are known by the mark in their environment; a server overwrites its own with its title, and is known by its
-    working folder or its parent.
-    """
-    mark = f"{_SESSION_MARK}={os.environ[_SESSION_MARK]}".encode()
-    folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # where `tmp_path` lies
-    # Python ends these two itself, when this process ends.
-    known = (os.getpid(), server_pid(), getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None))
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        pid = int(process.name)
-        with contextlib.suppress(OSError):
-            if pid in known or gone(pid):
-                continue
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            marked = mark in (process / "environ").read_bytes().split(b"\0")
-            if marked or parent == os.getpid() or folder in (process / "cwd").readlink().parents:
-                found[pid] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    return found
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session if a process that it started is still there. Of a parallel session, the whole is judged."""
     if _is_worker(session.config):
         return
-    try:
-        wait_until(lambda: not _left_over(session.config), "the session's processes to end", patience=_END_PATIENCE_S)
-    except TimeoutError:
-        session.config.stash[_LEFT_OVER] = _left_over(session.config)
+    left = leftovers.after_patience(session.config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]
+    if left:
+        session.config.stash[_LEFT_OVER] = left
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -11,7 +11,7 @@ from agentperf_redis.balancer.health_checks import run_checks
 from agentperf_redis.balancer.lease_block import AsyncLeaseBlock
 from agentperf_redis.balancer.model import (
     AgentInstance,
-    LeaseOnIt,
+    AttachedLease,
     Outcome,
     PoolEvent,
     PoolLeases,
@@ -19,16 +19,16 @@ from agentperf_redis.balancer.model import (
     Repaired,
     rendered,
 )
-from agentperf_redis.balancer.operations import BETTER, NO_WAIT, OnLost, Requests
+from agentperf_redis.balancer.operations import BETTER, NO_WAIT, OnLost, Operations
 from agentperf_redis.balancer.settings import PoolSettings
 
 
 class AsyncLoadBalancer:
     """`LoadBalancer` for asyncio; each call does what the call of that name does there."""
 
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
-        self._backend = requests.backend
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+        self._backend = operations.backend
 
     async def register_instance(
         self,
@@ -40,7 +40,7 @@ class AsyncLoadBalancer:
     ) -> None:
         """See `LoadBalancer.register_instance`."""
         await self._backend.arun(
-            self._requests.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute)
+            self._operations.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute)
         )
 
     async def update_instance(
@@ -57,38 +57,38 @@ class AsyncLoadBalancer:
         """See `LoadBalancer.update_instance`."""
         rates = (requests_per_minute, tokens_per_minute)
         return await self._backend.arun(
-            self._requests.update(agent_type, instance_id, max_capacity, weight, labels, rates)
+            self._operations.update(agent_type, instance_id, max_capacity, weight, labels, rates)
         )
 
     async def remove_instance(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.remove_instance`."""
-        return await self._backend.arun(self._requests.remove(agent_type, instance_id))
+        return await self._backend.arun(self._operations.remove(agent_type, instance_id))
 
     async def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.mark_healthy`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off=BETTER))
+        return await self._backend.arun(self._operations.mark(agent_type, instance_id, off=BETTER))
 
     async def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.mark_unhealthy`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="u"))
+        return await self._backend.arun(self._operations.mark(agent_type, instance_id, on="unhealthy"))
 
     async def drain(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.drain`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, on="d"))
+        return await self._backend.arun(self._operations.mark(agent_type, instance_id, on="draining"))
 
     async def undrain(self, agent_type: str, instance_id: str) -> bool:
         """See `LoadBalancer.undrain`."""
-        return await self._backend.arun(self._requests.mark(agent_type, instance_id, off="d"))
+        return await self._backend.arun(self._operations.mark(agent_type, instance_id, off="draining"))
 
     async def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """See `LoadBalancer.heartbeat`."""
-        return await self._backend.arun(self._requests.heartbeat(agent_type, instance_ids, within))
+        return await self._backend.arun(self._operations.heartbeat(agent_type, instance_ids, within))
 
     async def select_instance(
         self, agent_type: str, *, require: Collection[str] = (), affinity: str | None = None
     ) -> AgentInstance | None:
         """See `LoadBalancer.select_instance`."""
-        return await self._backend.arun(self._requests.select(agent_type, require, affinity))
+        return await self._backend.arun(self._operations.select(agent_type, require, affinity))
 
     async def acquire(
         self,
@@ -105,19 +105,19 @@ class AsyncLoadBalancer:
         fallback: Collection[str] = (),
     ) -> AgentInstance | None:
         """See `LoadBalancer.acquire`."""
-        wish = self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
-        return await self._backend.arun(self._requests.acquire(agent_type, wish))
+        request = self._operations.request(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
+        return await self._backend.arun(self._operations.acquire(agent_type, request))
 
     async def release(
         self,
-        instance: AgentInstance | LeaseOnIt | None,
+        instance: AgentInstance | AttachedLease | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
         tokens: int | None = None,
     ) -> bool:
         """See `LoadBalancer.release`."""
-        return await self._backend.arun(self._requests.release(instance, outcome, response_time, tokens))
+        return await self._backend.arun(self._operations.release(instance, outcome, response_time, tokens))
 
     def lease(
         self,
@@ -135,14 +135,14 @@ class AsyncLoadBalancer:
     ) -> AsyncLeaseBlock:
         """See `LoadBalancer.lease`; for `async with`."""
         return AsyncLeaseBlock(
-            self._requests,
+            self._operations,
             agent_type,
-            self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback),
+            self._operations.request(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback),
         )
 
     async def configure(self, agent_type: str, settings: PoolSettings) -> None:
         """See `LoadBalancer.configure`."""
-        await self._backend.arun(self._requests.configure(agent_type, settings))
+        await self._backend.arun(self._operations.configure(agent_type, settings))
 
     async def run_checks(
         self,
@@ -153,11 +153,11 @@ class AsyncLoadBalancer:
         timeout: float | None = None,  # noqa: ASYNC109  of each check, not of this call
     ) -> None:
         """See `LoadBalancer.run_checks`; `check` may be a coroutine function. Runs until its task is cancelled."""
-        await run_checks(self._requests.checking(agent_type, check, interval, timeout))
+        await run_checks(self._operations.checking(agent_type, check, interval, timeout))
 
     async def events(self, agent_type: str, *, after: str | None = None, limit: int = 100) -> list[PoolEvent]:
         """See `LoadBalancer.events`."""
-        return await self._backend.arun(self._requests.events(agent_type, after, limit))
+        return await self._backend.arun(self._operations.events(agent_type, after, limit))
 
     async def get_status(self) -> dict[str, Any]:
         """See `LoadBalancer.get_status`."""
@@ -165,20 +165,20 @@ class AsyncLoadBalancer:
 
     async def status(self, *agent_types: str) -> list[PoolStatus]:
         """See `LoadBalancer.status`."""
-        return await self._backend.arun(self._requests.status(agent_types))
+        return await self._backend.arun(self._operations.status(agent_types))
 
     async def leases(self, agent_type: str) -> PoolLeases:
         """See `LoadBalancer.leases`."""
-        return await self._backend.arun(self._requests.leases(agent_type))
+        return await self._backend.arun(self._operations.leases(agent_type))
 
     async def release_token(self, agent_type: str, token: str) -> bool:
         """See `LoadBalancer.release_token`."""
-        return await self._backend.arun(self._requests.free(agent_type, token))
+        return await self._backend.arun(self._operations.free(agent_type, token))
 
     async def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
         """See `LoadBalancer.repair`."""
-        return await self._backend.arun(self._requests.repair(agent_type, progress))
+        return await self._backend.arun(self._operations.repair(agent_type, progress))
 
     async def wait_until_idle(self, agent_type: str, instance_id: str, *, wait: float = math.inf) -> bool:
         """See `LoadBalancer.wait_until_idle`."""
-        return await self._backend.arun(self._requests.wait_until_idle(agent_type, instance_id, wait))
+        return await self._backend.arun(self._operations.wait_until_idle(agent_type, instance_id, wait))

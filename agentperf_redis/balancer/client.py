@@ -10,13 +10,13 @@ from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.balancer.async_client import AsyncLoadBalancer
 from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S
-from agentperf_redis.balancer.flows.queue import lines_of
+from agentperf_redis.balancer.flows.queue import queues_of
 from agentperf_redis.balancer.health_checks import Checks
 from agentperf_redis.balancer.lease_block import LeaseBlock
-from agentperf_redis.balancer.lease_keeper import keeper_of
+from agentperf_redis.balancer.lease_keeper import lease_keeper_of
 from agentperf_redis.balancer.model import (
     AgentInstance,
-    LeaseOnIt,
+    AttachedLease,
     LoadBalancingStrategy,
     Outcome,
     PoolEvent,
@@ -30,7 +30,7 @@ from agentperf_redis.balancer.operations import (
     NO_WAIT,
     OnLost,
     OnUnavailable,
-    Requests,
+    Operations,
     checked_policy,
     checked_settings,
 )
@@ -61,15 +61,15 @@ class LoadBalancer:
         backend: Backend | None = None,
     ) -> None:
         self._backend = chosen_backend(backend)
-        self._requests = Requests(
+        self._operations = Operations(
             self._backend,
-            keeper_of(self._backend),
-            lines_of(self._backend),
+            lease_keeper_of(self._backend),
+            queues_of(self._backend),
             self.check_strategy(strategy),
             checked_settings(settings),
             checked_policy(on_unavailable),
         )
-        self._aio = AsyncLoadBalancer(self._requests)
+        self._aio = AsyncLoadBalancer(self._operations)
 
     @staticmethod
     def check_strategy(strategy: object) -> LoadBalancingStrategy | None:
@@ -87,12 +87,12 @@ class LoadBalancer:
     @property
     def strategy(self) -> LoadBalancingStrategy:
         """How pools pick that this balancer is the first to register."""
-        return self._requests.wanted or LoadBalancingStrategy.LEAST_LOADED
+        return self._operations.wanted or LoadBalancingStrategy.LEAST_LOADED
 
     @property
     def instances(self) -> dict[str, list[AgentInstance]]:
         """A snapshot of all instances by agent type. Reads the server; changing it changes nothing."""
-        return self._backend.run(self._requests.instances())
+        return self._backend.run(self._operations.instances())
 
     def register_instance(
         self,
@@ -117,7 +117,7 @@ class LoadBalancer:
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
         """
-        self._backend.run(self._requests.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute))
+        self._backend.run(self._operations.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute))
 
     def update_instance(
         self,
@@ -145,7 +145,7 @@ class LoadBalancer:
             Whether it is registered.
         """
         rates = (requests_per_minute, tokens_per_minute)
-        return self._backend.run(self._requests.update(agent_type, instance_id, max_capacity, weight, labels, rates))
+        return self._backend.run(self._operations.update(agent_type, instance_id, max_capacity, weight, labels, rates))
 
     def remove_instance(self, agent_type: str, instance_id: str) -> bool:
         """Take an instance out of its pool: no new leases; those it has may still be renewed and released.
@@ -157,23 +157,23 @@ class LoadBalancer:
         Returns:
             Whether it was registered.
         """
-        return self._backend.run(self._requests.remove(agent_type, instance_id))
+        return self._backend.run(self._operations.remove(agent_type, instance_id))
 
     def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance take work again, whatever was held against it. Returns whether it is registered."""
-        return self._backend.run(self._requests.mark(agent_type, instance_id, off=BETTER))
+        return self._backend.run(self._operations.mark(agent_type, instance_id, off=BETTER))
 
     def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance take no new work until it is marked healthy. Returns whether it is registered."""
-        return self._backend.run(self._requests.mark(agent_type, instance_id, on="u"))
+        return self._backend.run(self._operations.mark(agent_type, instance_id, on="unhealthy"))
 
     def drain(self, agent_type: str, instance_id: str) -> bool:
         """Let an instance finish what it has and take nothing new. Returns whether it is registered."""
-        return self._backend.run(self._requests.mark(agent_type, instance_id, on="d"))
+        return self._backend.run(self._operations.mark(agent_type, instance_id, on="draining"))
 
     def undrain(self, agent_type: str, instance_id: str) -> bool:
         """Undo `drain`. Returns whether it is registered."""
-        return self._backend.run(self._requests.mark(agent_type, instance_id, off="d"))
+        return self._backend.run(self._operations.mark(agent_type, instance_id, off="draining"))
 
     def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """Say that instances are alive; those that were down for silence take work again.
@@ -186,7 +186,7 @@ class LoadBalancer:
         Returns:
             Those that are not registered, to be registered again.
         """
-        return self._backend.run(self._requests.heartbeat(agent_type, instance_ids, within))
+        return self._backend.run(self._operations.heartbeat(agent_type, instance_ids, within))
 
     def select_instance(
         self, agent_type: str, *, require: Collection[str] = (), affinity: str | None = None
@@ -201,7 +201,7 @@ class LoadBalancer:
         Returns:
             A snapshot, or None when none has room.
         """
-        return self._backend.run(self._requests.select(agent_type, require, affinity))
+        return self._backend.run(self._operations.select(agent_type, require, affinity))
 
     def acquire(
         self,
@@ -241,12 +241,12 @@ class LoadBalancer:
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
         """
-        wish = self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
-        return self._backend.run(self._requests.acquire(agent_type, wish))
+        request = self._operations.request(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
+        return self._backend.run(self._operations.acquire(agent_type, request))
 
     def release(
         self,
-        instance: AgentInstance | LeaseOnIt | None,
+        instance: AgentInstance | AttachedLease | None,
         *,
         outcome: Outcome | str = Outcome.OK,
         response_time: float | None = None,
@@ -266,7 +266,7 @@ class LoadBalancer:
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
         """
-        return self._backend.run(self._requests.release(instance, outcome, response_time, tokens))
+        return self._backend.run(self._operations.release(instance, outcome, response_time, tokens))
 
     def lease(
         self,
@@ -303,9 +303,9 @@ class LoadBalancer:
             LeaseLost when the block went well but its lease was lost while it ran.
         """
         return LeaseBlock(
-            self._requests,
+            self._operations,
             agent_type,
-            self._requests.wish(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback),
+            self._operations.request(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback),
         )
 
     def configure(self, agent_type: str, settings: PoolSettings) -> None:
@@ -315,7 +315,7 @@ class LoadBalancer:
             agent_type: the pool; it need not have instances yet.
             settings: how it is to judge its instances.
         """
-        self._backend.run(self._requests.configure(agent_type, settings))
+        self._backend.run(self._operations.configure(agent_type, settings))
 
     def run_checks(
         self,
@@ -344,7 +344,7 @@ class LoadBalancer:
         Returns:
             What stops it: `checks.stop()`, or the end of a `with` block. So does closing the client.
         """
-        return Checks(self._requests.checking(agent_type, check, interval, timeout))
+        return Checks(self._operations.checking(agent_type, check, interval, timeout))
 
     def events(self, agent_type: str, *, after: str | None = None, limit: int = 100) -> list[PoolEvent]:
         """Return what happened in a pool, in order; the server keeps the last thousand or so.
@@ -354,7 +354,7 @@ class LoadBalancer:
             after: the cursor of an event: only what came later, the first of it; None: the last.
             limit: how many at most.
         """
-        return self._backend.run(self._requests.events(agent_type, after, limit))
+        return self._backend.run(self._operations.events(agent_type, after, limit))
 
     def get_status(self) -> dict[str, Any]:
         """Return for each agent type its instances, capacity and load, in the shape of the in-memory version."""
@@ -366,7 +366,7 @@ class LoadBalancer:
         Args:
             agent_types: which pools; none for all.
         """
-        return self._backend.run(self._requests.status(agent_types))
+        return self._backend.run(self._operations.status(agent_types))
 
     def leases(self, agent_type: str) -> PoolLeases:
         """Return who holds what in a pool, and who waits.
@@ -377,7 +377,7 @@ class LoadBalancer:
         Returns:
             Leases with their holders and ages, and the line, the next to be served first.
         """
-        return self._backend.run(self._requests.leases(agent_type))
+        return self._backend.run(self._operations.leases(agent_type))
 
     def release_token(self, agent_type: str, token: str) -> bool:
         """End a lease of any process by its token, for operators; its holder learns that it is lost.
@@ -389,7 +389,7 @@ class LoadBalancer:
         Returns:
             Whether it held capacity until now.
         """
-        return self._backend.run(self._requests.free(agent_type, token))
+        return self._backend.run(self._operations.free(agent_type, token))
 
     def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
         """Recompute the load of all instances from their leases, and write indexes and sums anew.
@@ -405,7 +405,7 @@ class LoadBalancer:
         Returns:
             What was found.
         """
-        return self._backend.run(self._requests.repair(agent_type, progress))
+        return self._backend.run(self._operations.repair(agent_type, progress))
 
     def wait_until_idle(self, agent_type: str, instance_id: str, *, wait: float = math.inf) -> bool:
         """Wait until an instance bears no lease, usually after `drain`.
@@ -418,4 +418,4 @@ class LoadBalancer:
         Returns:
             True when it bears none, or is not there; False when time was up.
         """
-        return self._backend.run(self._requests.wait_until_idle(agent_type, instance_id, wait))
+        return self._backend.run(self._operations.wait_until_idle(agent_type, instance_id, wait))

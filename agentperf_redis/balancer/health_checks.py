@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -20,11 +20,12 @@ from types import TracebackType
 from typing import Self
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Claimed, Pool
-from agentperf_redis.balancer.lease_keeper import Keeper
 from agentperf_redis.balancer.model import AgentInstance
-from agentperf_redis.command import Flow
+from agentperf_redis.balancer.server_clock import ServerClock
+from agentperf_redis.command import Call, Flow
 from agentperf_redis.errors import AgentPerfError, InvalidArgument
 
 _log = logging.getLogger("agentperf_redis")
@@ -32,7 +33,7 @@ _log = logging.getLogger("agentperf_redis")
 AT_ONCE = 8
 """Checks that a process takes on together: so few that others have some, too."""
 _RETRY_S = 0.5
-_LEAST_PAUSE_S = 0.005
+_MIN_PAUSE_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Checking:
 
     Attributes:
         backend: the server and namespace.
-        keeper: of this process.
+        clock: of the servers.
         pool: whose instances.
         check: says how an instance is, by what it returns or raises.
         interval: seconds from one check of an instance to its next.
@@ -49,7 +50,7 @@ class Checking:
     """
 
     backend: Backend
-    keeper: Keeper
+    clock: ServerClock
     pool: Pool
     check: Callable[[AgentInstance], object]
     interval: float
@@ -61,11 +62,11 @@ class Checking:
         """Take on what is due."""
         return (yield from commands.claim_checks(self.pool, math.ceil(self.interval * 1000), AT_ONCE))
 
-    def report(self, claimed: Claimed, results: dict[str, bool]) -> Flow[None]:
+    def report(self, claimed: Claimed, results: Mapping[str, bool]) -> Flow[None]:
         """Say how it went."""
         told = list(results.items())
         request = partial(commands.report_checks, self.pool, claimed.at_ms, told)
-        yield from self.keeper.timely(self.pool, request)
+        yield from self.clock.before_deadline(self.pool, request)
 
     def failed(self, instance: AgentInstance, why: object) -> None:
         """Note why a check failed."""
@@ -90,6 +91,51 @@ class Checking:
         self._raising.discard(instance.id)
 
 
+class _Rounds:
+    """What threads and tasks that check do again and again.
+
+    Args:
+        checking: what, and how.
+        check_all: checks instances at the same time, and returns by id whether each is well; awaited under asyncio.
+        ended: whether there is nobody any more to try again for.
+    """
+
+    def __init__(
+        self,
+        checking: Checking,
+        check_all: Callable[[tuple[AgentInstance, ...]], Mapping[str, bool] | Awaitable[Mapping[str, bool]]],
+        ended: Callable[[], bool],
+    ) -> None:
+        self._checking = checking
+        self._check_all = check_all
+        self._ended = ended
+        self._troubled = False
+
+    def next(self) -> Flow[float]:
+        """Check what is due. Returns after how many seconds to ask again.
+
+        Raises:
+            AgentPerfError: the server could not be asked, and there is nobody to try again for.
+        """
+        checking = self._checking
+        try:
+            claimed = yield from checking.claim()
+            if claimed.instances:
+                results: Mapping[str, bool] = yield Call(partial(self._check_all, claimed.instances))
+                yield from checking.report(claimed, results)
+        except AgentPerfError as error:
+            if self._ended():
+                raise
+            if not self._troubled:
+                _log.warning("checks of %s are interrupted: %s", checking.pool.agent_type, error)
+            self._troubled = True
+            return _RETRY_S
+        if self._troubled:
+            _log.warning("checks of %s go on", checking.pool.agent_type)
+        self._troubled = False
+        return 0.0 if len(claimed.instances) == AT_ONCE else max(_MIN_PAUSE_S, claimed.next_after)
+
+
 class Checks:
     """Checks the instances of a pool on a background thread, until stopped. Not in a process that forks off this one.
 
@@ -103,12 +149,11 @@ class Checks:
                 "check", checking.check, "a plain function here; in a coroutine, lb.aio.run_checks(...)"
             )
         self._checking = checking
-        self._stopped = threading.Event()
+        self._jobs = Background("agentperf-checks")
         self._hanging: set[str] = set()
-        self._troubled = False
+        self._rounds = _Rounds(checking, self._check_all, lambda: self._jobs.closing)
         checking.backend.on_close(self.stop)
-        self._thread = threading.Thread(target=self._work, name="agentperf-checks", daemon=True)
-        self._thread.start()
+        self._jobs.put(self._round)
 
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
@@ -117,7 +162,7 @@ class Checks:
     @property
     def running(self) -> bool:
         """Whether this process checks: not after `stop`, and not in a child that got this object by a fork."""
-        return not self._stopped.is_set() and self._thread.is_alive()
+        return self._jobs.running and not self._jobs.closing
 
     def __enter__(self) -> Self:
         return self
@@ -129,34 +174,25 @@ class Checks:
 
     def stop(self) -> None:
         """Check no more; what is being checked is finished first, within its timeout."""
-        self._stopped.set()
         self._checking.backend.off_close(self.stop)
-        if self._thread is not threading.current_thread():
-            self._thread.join(self._checking.timeout + 1.0)
+        self._jobs.close(self._checking.timeout + 1.0)
 
-    def _work(self) -> None:
-        while not self._stopped.is_set():
-            self._stopped.wait(self._round())
-
-    def _round(self) -> float:
-        """Check what is due. Returns after how many seconds to ask again."""
-        checking = self._checking
+    def _round(self) -> None:
+        if self._jobs.closing:
+            return
+        pause = _RETRY_S
         try:
-            claimed = checking.backend.run(checking.claim())
-            if claimed.instances:
-                checking.backend.run(checking.report(claimed, self._check_all(claimed.instances)))
-        except AgentPerfError as error:
-            if not self._troubled and not self._stopped.is_set():
-                _log.warning("checks of %s are interrupted: %s", checking.pool.agent_type, error)
-            self._troubled = True
-            return _RETRY_S
-        if self._troubled:
-            _log.warning("checks of %s go on", checking.pool.agent_type)
-        self._troubled = False
-        return 0.0 if len(claimed.instances) == AT_ONCE else max(_LEAST_PAUSE_S, claimed.next_after)
+            pause = self._checking.backend.run(self._rounds.next())
+        except AgentPerfError:  # stopped meanwhile
+            return
+        finally:
+            self._jobs.at(time.monotonic() + pause, self._round)
 
     def _check_all(self, instances: tuple[AgentInstance, ...]) -> dict[str, bool]:
-        """Check all at once, each on a thread of its own: one that hangs holds up no other."""
+        """Check all at once, each on a thread of its own: one that hangs holds up no other.
+
+        They are not background jobs: each may hang for good, and then its thread stays behind.
+        """
         results = {instance.id: False for instance in instances}
         answers: SimpleQueue[tuple[str, bool]] = SimpleQueue()
         asked = 0
@@ -190,25 +226,14 @@ class Checks:
 
 async def run_checks(checking: Checking) -> None:
     """Check the instances of a pool in this task, until it is cancelled."""
-    troubled = False
+
+    async def check_all(instances: tuple[AgentInstance, ...]) -> dict[str, bool]:
+        results = await asyncio.gather(*(_check(checking, instance) for instance in instances))
+        return {instance.id: good for instance, good in zip(instances, results, strict=True)}
+
+    rounds = _Rounds(checking, check_all, lambda: checking.backend.closed)
     while True:
-        pause = _RETRY_S
-        try:
-            claimed = await checking.backend.arun(checking.claim())
-            if claimed.instances:
-                results = await asyncio.gather(*(_check(checking, instance) for instance in claimed.instances))
-                named = {instance.id: good for instance, good in zip(claimed.instances, results, strict=True)}
-                await checking.backend.arun(checking.report(claimed, named))
-            if troubled:
-                _log.warning("checks of %s go on", checking.pool.agent_type)
-            troubled = False
-            pause = 0.0 if len(claimed.instances) == AT_ONCE else max(_LEAST_PAUSE_S, claimed.next_after)
-        except AgentPerfError as error:
-            if checking.backend.closed:
-                raise
-            if not troubled:
-                _log.warning("checks of %s are interrupted: %s", checking.pool.agent_type, error)
-            troubled = True
+        pause = await checking.backend.arun(rounds.next())
         await asyncio.sleep(pause)
 
 

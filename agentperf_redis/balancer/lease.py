@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -12,12 +11,13 @@ from enum import Enum
 from typing import NoReturn, Protocol
 
 from agentperf_redis import arguments
+from agentperf_redis.background import ModuleLock
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.balancer.model import AgentInstance, Facts, Outcome, snapshot
 from agentperf_redis.errors import LeaseLost
 
 
-class Keeps(Protocol):
+class KeeperProtocol(Protocol):
     """What a lease asks of the process's keeper of leases."""
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
@@ -27,16 +27,8 @@ class Keeps(Protocol):
         """Report a lost lease, once."""
 
 
-_transitions = threading.Lock()
+_transitions = ModuleLock()
 """Decides between a release and a loss that happen at once. Held for an assignment only, never while calling out."""
-
-
-def _after_fork_in_child() -> None:
-    global _transitions  # noqa: PLW0603  another thread may have held it
-    _transitions = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _State(Enum):
@@ -86,7 +78,7 @@ class Lease:
 
     def __init__(
         self,
-        keeper: Keeps,
+        keeper: KeeperProtocol,
         pool: Pool,
         token: str,
         fence: int,
@@ -188,13 +180,13 @@ class Lease:
             if self._loss is not None:
                 raise self._loss
 
-    def kept_by(self, keeper: Keeps) -> bool:
+    def kept_by(self, keeper: KeeperProtocol) -> bool:
         """Whether it came from the backend of this keeper."""
         return self._keeper is keeper
 
     def end(self) -> bool:
         """Mark it released. Returns whether it was held until now, and by this process."""
-        with _transitions:
+        with _transitions.lock:
             if self._state is not _State.HELD or not self.is_own:
                 return False
             self._state = _State.RELEASED
@@ -202,7 +194,7 @@ class Lease:
 
     def lose(self, reason: str) -> None:
         """Mark it lost and tell who asked to be told; nothing when it has ended already."""
-        with _transitions:
+        with _transitions.lock:
             if self._state is not _State.HELD or not self.is_own:
                 return
             self._state = _State.LOST

@@ -6,26 +6,26 @@ from types import TracebackType
 from typing import NoReturn
 
 from agentperf_redis.balancer.flows import leases
-from agentperf_redis.balancer.flows.leases import Wish
+from agentperf_redis.balancer.flows.leases import LeaseRequest
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.operations import Requests
+from agentperf_redis.balancer.operations import Operations
 from agentperf_redis.errors import InvalidArgument
 
 
 class LeaseBlock:
     """What `LoadBalancer.lease` returns: `with` it holds a lease. May be entered again, one block after the other."""
 
-    def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
-        self._backend = requests.backend
-        self._requests = requests
-        self._pool = requests.pool(agent_type)
-        self._wish = wish
+    def __init__(self, operations: Operations, agent_type: str, request: LeaseRequest) -> None:
+        self._backend = operations.backend
+        self._operations = operations
+        self._pool = operations.pool(agent_type)
+        self._request = request
         self._lease: Lease | None = None
 
     def __enter__(self) -> Lease:
         if self._lease is not None:
             raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
-        self._lease = self._backend.run(self._requests.enter(self._pool, self._wish))
+        self._lease = self._backend.run(self._operations.enter(self._pool, self._request))
         return self._lease
 
     def __exit__(
@@ -33,7 +33,7 @@ class LeaseBlock:
     ) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            self._backend.run(leases.leave(self._requests.keeper, lease, error))
+            self._backend.run(leases.leave(self._operations.keeper, lease, error))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `with lb.lease(...) as lease`")
@@ -48,17 +48,17 @@ class LeaseBlock:
 class AsyncLeaseBlock:
     """`LeaseBlock` for `async with`."""
 
-    def __init__(self, requests: Requests, agent_type: str, wish: Wish) -> None:
-        self._backend = requests.backend
-        self._requests = requests
-        self._pool = requests.pool(agent_type)
-        self._wish = wish
+    def __init__(self, operations: Operations, agent_type: str, request: LeaseRequest) -> None:
+        self._backend = operations.backend
+        self._operations = operations
+        self._pool = operations.pool(agent_type)
+        self._request = request
         self._lease: Lease | None = None
 
     async def __aenter__(self) -> Lease:
         if self._lease is not None:
             raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
-        self._lease = await self._backend.arun(self._requests.enter(self._pool, self._wish))
+        self._lease = await self._backend.arun(self._operations.enter(self._pool, self._request))
         return self._lease
 
     async def __aexit__(
@@ -66,7 +66,7 @@ class AsyncLeaseBlock:
     ) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            await self._backend.arun(leases.leave(self._requests.keeper, lease, error))
+            await self._backend.arun(leases.leave(self._operations.keeper, lease, error))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")

@@ -29,7 +29,13 @@ _CHANGED_THROUGH = {
 
 
 class LoadBalancingStrategy(Enum):
-    """How a pool picks among its instances that have room. Fixed per pool, by the first who registers."""
+    """How a pool picks among its instances that have room. The first registration fixes it for the pool.
+
+    To add a strategy: a member here; a row of `rules` in `lua/balancer/includes/strategies.lua`, and code for a value
+    in that row that no other strategy has (a score in pool.lua, a pick in pick.lua, an order for waiters in
+    maintenance.lua, a response in release.lua); a line in the README's table of strategies; and its distribution in
+    `tests/integration/test_balancer_distribution.py`. All other tests run for every member.
+    """
 
     ROUND_ROBIN = "round_robin"
     """The one whose last pick is longest ago."""
@@ -60,29 +66,32 @@ class Outcome(Enum):
 
 
 class InstanceState(Enum):
-    """Whether an instance takes work, and if not, why. Of several that hold, the first here after UP."""
+    """Whether an instance takes work, and if not, why. Of several that hold, the first here after UP.
+
+    Apart from UP, the values are flags of the instance's record; see pool.lua.
+    """
 
     UP = "up"
     """It takes work."""
     DRAINING = "draining"
-    """Told so by hand: it finishes what it has and takes nothing new."""
+    """Marked so by hand: it finishes the leases it has and takes no new ones."""
     UNHEALTHY = "unhealthy"
     """Marked so by hand."""
-    SILENT = "silent"
-    """Its heartbeat stayed away."""
+    HEARTBEAT_MISSED = "heartbeat_missed"
+    """Its heartbeat did not come in time."""
     DOWN = "down"
     """It fails its active checks."""
     EJECTED = "ejected"
     """For its outcomes, for a time."""
-    PROBING = "probing"
-    """Half-open: after an ejection, it takes one lease at a time until one ends well."""
-    PARKED = "parked"
+    HALF_OPEN = "half_open"
+    """After an ejection, it takes one lease at a time until one ends well."""
+    RATE_LIMITED = "rate_limited"
     """Nothing is left of its requests or tokens a minute just now."""
     WARMING = "warming"
     """New, or back: its capacity grows."""
 
 
-class LeaseOnIt(Protocol):
+class AttachedLease(Protocol):
     """The lease that an instance carries, as `Lease` has it: said here, since each of the two refers to the other."""
 
     agent_type: str
@@ -134,14 +143,14 @@ class _Fields:
     response_time_ms: float = 0.0
     labels: frozenset[str] = field(default=frozenset(), kw_only=True)
     is_draining: bool = field(default=False, kw_only=True)
-    lease: LeaseOnIt | None = field(default=None, kw_only=True, compare=False, repr=False)
+    lease: AttachedLease | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         arguments.name("id", self.id)
         arguments.name("agent_type", self.agent_type)
-        arguments.count("current_load", self.current_load, least=0)
+        arguments.count("current_load", self.current_load, minimum=0)
         arguments.count("max_capacity", self.max_capacity)
-        arguments.amount("weight", self.weight, most=MAX_WEIGHT)
+        object.__setattr__(self, "weight", arguments.amount("weight", self.weight, maximum=MAX_WEIGHT))
         arguments.flag("is_healthy", self.is_healthy)
         arguments.amount("response_time_ms", self.response_time_ms)
         arguments.flag("is_draining", self.is_draining)
@@ -191,7 +200,7 @@ Facts: TypeAlias = tuple[str, str, int, int, float, bool, float, frozenset[str],
 """The fields of an instance in their order, all but its lease."""
 
 
-def snapshot(facts: Facts, lease: LeaseOnIt | None = None) -> AgentInstance:
+def snapshot(facts: Facts, lease: AttachedLease | None = None) -> AgentInstance:
     """Return an instance from its fields, unchecked: for what the server stores, on every acquire."""
     instance = object.__new__(AgentInstance)
     for set_field, value in zip(_SET_FIELDS, (*facts, lease), strict=True):
@@ -202,7 +211,7 @@ def snapshot(facts: Facts, lease: LeaseOnIt | None = None) -> AgentInstance:
 def checked_labels(argument: str, value: object) -> frozenset[str]:
     """Check labels: a collection of at most 16 names."""
     labels = frozenset(arguments.names(argument, value))
-    arguments.count(f"number of {argument}", len(labels), least=0, most=MAX_LABELS)
+    arguments.count(f"number of {argument}", len(labels), minimum=0, maximum=MAX_LABELS)
     return labels
 
 
@@ -304,10 +313,10 @@ class EventKind(Enum):
     UNHEALTHY = "unhealthy"
     """Marked so by hand."""
     HEALTHY = "healthy"
-    """Marked so by hand, which ends an ejection, a probation and what failed checks led to as well."""
-    SILENT = "silent"
-    """A heartbeat stayed away."""
-    HEARD = "heard"
+    """Marked so by hand, which ends an ejection, a half-open state and what failed checks led to as well."""
+    HEARTBEAT_MISSED = "heartbeat_missed"
+    """A heartbeat did not come in time."""
+    HEARTBEAT_RESUMED = "heartbeat_resumed"
     """A heartbeat came again."""
     DOWN = "down"
     """Active checks failed."""
@@ -315,14 +324,14 @@ class EventKind(Enum):
     """Active checks passed again."""
     EJECTED = "ejected"
     """For its outcomes."""
-    PROBING = "probing"
-    """The ejection is over; a lease at a time is let through."""
+    HALF_OPEN = "half_open"
+    """The ejection is over; one lease at a time is granted."""
     RECOVERED = "recovered"
     """The probe ended well."""
     WARM = "warm"
     """It has its whole capacity."""
     PANIC = "panic"
-    """So many are unfit that these get work as well."""
+    """So many instances are unhealthy that these get work as well."""
     CALM = "calm"
     """They do not any more."""
     EXPIRED = "expired"

@@ -15,15 +15,15 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Choice, Pool, Rates
 from agentperf_redis.balancer.flows import instances, leases
-from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, Wish
-from agentperf_redis.balancer.flows.queue import Lines
+from agentperf_redis.balancer.flows.leases import DEFAULT_MAX_HOLD_S, DEFAULT_TTL_S, LeaseRequest
+from agentperf_redis.balancer.flows.queue import Queues
 from agentperf_redis.balancer.health_checks import Checking
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import (
     MAX_WEIGHT,
     AgentInstance,
-    LeaseOnIt,
+    AttachedLease,
     LoadBalancingStrategy,
     Outcome,
     PoolEvent,
@@ -32,7 +32,8 @@ from agentperf_redis.balancer.model import (
     Repaired,
     checked_labels,
 )
-from agentperf_redis.balancer.registrations import Registered
+from agentperf_redis.balancer.registrations import Registered, Registrations
+from agentperf_redis.balancer.server_clock import ServerClock, clock_of
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLost, NoCapacity
@@ -43,17 +44,17 @@ _log = logging.getLogger("agentperf_redis")
 
 OnLost = Callable[[LeaseLost], None]
 
-_LEAST_TTL_S = 0.05
-_LONGEST_TTL_S = 86_400.0
+_MIN_TTL_S = 0.05
+_MAX_TTL_S = 86_400.0
 MAX_PRIORITY = 1_000_000
 _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 
 NO_WAIT = 0.0
 _UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
-BETTER = "uscehw"
+BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming"
 """Flags that are cleared when an instance is marked healthy by hand."""
-MOST_EVENTS = 1000
-_LEAST_RATE, _MOST_RATE = 0.001, 1e9
+MAX_EVENTS = 1000
+_MIN_RATE, _MAX_RATE = 0.001, 1e9
 _CHECK_TIMEOUT_S = 2.0
 _AWAY_RETRY_S = 1.0
 """What NoCapacity tells who asks while the server cannot be reached."""
@@ -62,35 +63,39 @@ OnUnavailable = Literal["raise", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
+class Operations:
     """What the two faces of one balancer have in common.
 
     Attributes:
         backend: the server and namespace.
         keeper: of this process's leases there.
-        lines: in which this process stands there.
+        queues: in which this process stands there.
         wanted: the strategy pools must have; None takes each pool's own.
         settings: those of the pools in which it registers instances; None leaves them.
         on_unavailable: what it answers when the server cannot be reached.
     """
 
     backend: Backend
-    keeper: Keeper
-    lines: Lines
+    keeper: LeaseKeeper
+    queues: Queues
     wanted: LoadBalancingStrategy | None
     settings: PoolSettings | None
     on_unavailable: OnUnavailable
-    plain: Wish = field(init=False)
+    plain: LeaseRequest = field(init=False)
     """What a caller wishes who asks for nothing special."""
+    clock: ServerClock = field(init=False)
+    registrations: Registrations = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plain", Wish(Choice(self.wanted)))
+        object.__setattr__(self, "plain", LeaseRequest(Choice(self.wanted)))
+        object.__setattr__(self, "clock", clock_of(self.backend))
+        object.__setattr__(self, "registrations", self.keeper.registrations)
 
     def pool(self, agent_type: str) -> Pool:
         """Return a pool, its name checked."""
         return Pool.of(self.backend.namespace, arguments.name("agent_type", agent_type))
 
-    def wish(
+    def request(
         self,
         wait: float,
         priority: int,
@@ -101,21 +106,21 @@ class Requests:
         on_lost: OnLost | None,
         tokens: int,
         fallback: Collection[str],
-    ) -> Wish:
+    ) -> LeaseRequest:
         """Return what `acquire` and `lease` were asked for."""
         asked = (wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
         if all(map(is_, asked, _UNASKED)):  # most callers ask for nothing special, which needs no check
             return self.plain
         if on_lost is not None and not callable(on_lost):
             raise InvalidArgument("on_lost", on_lost, "a function that takes a LeaseLost, or None")
-        return Wish(
+        return LeaseRequest(
             self.choice(require, affinity),
-            arguments.seconds("wait", wait, least=0.0, endless=True),
-            arguments.count("priority", priority, least=-MAX_PRIORITY, most=MAX_PRIORITY),
-            arguments.seconds("ttl", ttl, least=_LEAST_TTL_S, most=_LONGEST_TTL_S),
+            arguments.seconds("wait", wait, minimum=0.0, endless=True),
+            arguments.count("priority", priority, minimum=-MAX_PRIORITY, maximum=MAX_PRIORITY),
+            arguments.seconds("ttl", ttl, minimum=_MIN_TTL_S, maximum=_MAX_TTL_S),
             arguments.seconds("max_hold", max_hold, endless=True),
             on_lost,
-            arguments.count("tokens", tokens, least=0),
+            arguments.count("tokens", tokens, minimum=0),
             tuple(Pool.of(self.backend.namespace, name) for name in arguments.names("fallback", fallback)),
         )
 
@@ -134,10 +139,10 @@ class Requests:
         """See `LoadBalancer.register_instance`."""
         if not isinstance(instance, AgentInstance):
             raise InvalidArgument("instance", instance, "an AgentInstance")
-        silence_ms = 0 if heartbeat_ttl is None else _milliseconds("heartbeat_ttl", heartbeat_ttl)
+        heartbeat_ttl_ms = 0 if heartbeat_ttl is None else _milliseconds("heartbeat_ttl", heartbeat_ttl)
         rates = Rates(_rate("requests_per_minute", requests_per_minute), _rate("tokens_per_minute", tokens_per_minute))
-        wanted = Registered(instance, self.wanted, silence_ms, rates, self.settings, 0)
-        return instances.register(self.backend, self.keeper, wanted)
+        wanted = Registered(instance, self.wanted, heartbeat_ttl_ms, rates, self.settings, 0)
+        return instances.register(self.backend, self.clock, self.registrations, wanted)
 
     def update(
         self,
@@ -150,11 +155,12 @@ class Requests:
     ) -> Flow[bool]:
         """See `LoadBalancer.update_instance`."""
         return instances.update(
-            self.keeper,
+            self.clock,
+            self.registrations,
             self.pool(agent_type),
             arguments.name("instance_id", instance_id),
             max_capacity=None if max_capacity is None else arguments.count("max_capacity", max_capacity),
-            weight=None if weight is None else arguments.amount("weight", weight, most=MAX_WEIGHT),
+            weight=None if weight is None else arguments.amount("weight", weight, maximum=MAX_WEIGHT),
             labels=None if labels is None else checked_labels("labels", labels),
             requests_per_minute=None if rates[0] is None else _rate("requests_per_minute", rates[0]),
             tokens_per_minute=None if rates[1] is None else _rate("tokens_per_minute", rates[1]),
@@ -164,7 +170,7 @@ class Requests:
         """See `LoadBalancer.configure`."""
         if not isinstance(settings, PoolSettings):
             raise InvalidArgument("settings", settings, "a PoolSettings")
-        return instances.configure(self.backend, self.keeper, self.pool(agent_type), settings)
+        return instances.configure(self.backend, self.registrations, self.pool(agent_type), settings)
 
     def checking(
         self, agent_type: str, check: Callable[[AgentInstance], object], interval: float, timeout: float | None
@@ -172,47 +178,47 @@ class Requests:
         """See `LoadBalancer.run_checks`."""
         if not callable(check):
             raise InvalidArgument("check", check, "a function that takes an AgentInstance")
-        seconds = arguments.seconds("interval", interval, least=_LEAST_TTL_S, most=_LONGEST_TTL_S)
+        seconds = arguments.seconds("interval", interval, minimum=_MIN_TTL_S, maximum=_MAX_TTL_S)
         if timeout is None:
             limit = min(_CHECK_TIMEOUT_S, seconds)
         else:
-            limit = arguments.seconds("timeout", timeout, least=_LEAST_TTL_S / 10, most=seconds)
-        return Checking(self.backend, self.keeper, self.pool(agent_type), check, seconds, limit)
+            limit = arguments.seconds("timeout", timeout, minimum=_MIN_TTL_S / 10, maximum=seconds)
+        return Checking(self.backend, self.clock, self.pool(agent_type), check, seconds, limit)
 
     def events(self, agent_type: str, after: str | None, limit: int) -> Flow[list[PoolEvent]]:
         """See `LoadBalancer.events`."""
         if after is not None and not _CURSOR.fullmatch(arguments.name("after", after)):
             raise InvalidArgument("after", after, "the cursor of an event, or None")
-        return iter(commands.events(self.pool(agent_type), after, arguments.count("limit", limit, most=MOST_EVENTS)))
+        return iter(commands.events(self.pool(agent_type), after, arguments.count("limit", limit, maximum=MAX_EVENTS)))
 
     def remove(self, agent_type: str, instance_id: str) -> Flow[bool]:
         """See `LoadBalancer.remove_instance`."""
-        return instances.remove(self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id))
+        name = arguments.name("instance_id", instance_id)
+        return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
-        """Set or clear flags of an instance: the letters of pool.lua."""
-        return instances.mark(
-            self.keeper, self.pool(agent_type), arguments.name("instance_id", instance_id), on=on, off=off
-        )
+        """Set or clear flags of an instance: comma-separated: the words of pool.lua."""
+        name = arguments.name("instance_id", instance_id)
+        return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
 
     def heartbeat(self, agent_type: str, instance_ids: tuple[str, ...], within: float | None) -> Flow[list[str]]:
         """See `LoadBalancer.heartbeat`."""
         names = arguments.names("instance_ids", instance_ids)
-        silence_ms = 0 if within is None else _milliseconds("within", within)
-        return instances.heartbeat(self.pool(agent_type), names, silence_ms)
+        heartbeat_ttl_ms = 0 if within is None else _milliseconds("within", within)
+        return instances.heartbeat(self.pool(agent_type), names, heartbeat_ttl_ms)
 
     def select(self, agent_type: str, require: Collection[str], affinity: str | None) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.select_instance`."""
         found = iter(commands.select(self.pool(agent_type), self.choice(require, affinity)))
         return self._or_none(found, None)
 
-    def acquire(self, agent_type: str, wish: Wish) -> Flow[AgentInstance | None]:
+    def acquire(self, agent_type: str, request: LeaseRequest) -> Flow[AgentInstance | None]:
         """See `LoadBalancer.acquire`."""
-        return self._or_none(leases.acquire_instance(self.keeper, self.lines, self.pool(agent_type), wish), None)
+        return self._or_none(leases.acquire_instance(self.keeper, self.queues, self.pool(agent_type), request), None)
 
-    def enter(self, pool: Pool, wish: Wish) -> Flow[Lease]:
+    def enter(self, pool: Pool, request: LeaseRequest) -> Flow[Lease]:
         """Lease one unit for a block, or raise NoCapacity."""
-        entering = leases.enter(self.keeper, self.lines, pool, wish)
+        entering = leases.enter(self.keeper, self.queues, pool, request)
         return entering if self.on_unavailable == "raise" else _or_no_capacity(pool, entering)
 
     def _or_none(self, asking: Flow[T], instead: T) -> Flow[T]:
@@ -221,7 +227,7 @@ class Requests:
 
     def release(
         self,
-        instance: AgentInstance | LeaseOnIt | None,
+        instance: AgentInstance | AttachedLease | None,
         outcome: Outcome | str,
         response_time: float | None,
         tokens: int | None,
@@ -235,9 +241,9 @@ class Requests:
         if not lease.kept_by(self.keeper):
             raise InvalidArgument("instance", instance, "a lease from this balancer's server and namespace")
         checked = arguments.choice("outcome", outcome, Outcome)
-        took = None if response_time is None else arguments.seconds("response_time", response_time, least=0.0)
+        took = None if response_time is None else arguments.seconds("response_time", response_time, minimum=0.0)
         if tokens is not None:
-            lease.tokens_used = arguments.count("tokens", tokens, least=0)
+            lease.tokens_used = arguments.count("tokens", tokens, minimum=0)
         return self._or_none(leases.release(self.keeper, lease, checked, took), False)
 
     def leases(self, agent_type: str) -> Flow[PoolLeases]:
@@ -259,18 +265,18 @@ class Requests:
 
     def wait_until_idle(self, agent_type: str, instance_id: str, wait: float) -> Flow[bool]:
         """See `LoadBalancer.wait_until_idle`."""
-        limit = arguments.seconds("wait", wait, least=0.0, endless=True)
+        limit = arguments.seconds("wait", wait, minimum=0.0, endless=True)
         return instances.wait_until_idle(self.pool(agent_type), arguments.name("instance_id", instance_id), limit)
 
     def status(self, agent_types: tuple[str, ...]) -> Flow[list[PoolStatus]]:
         """See `LoadBalancer.status`."""
         return instances.status(
-            self.backend, self.keeper, arguments.names("agent_types", agent_types) if agent_types else None
+            self.backend, self.registrations, arguments.names("agent_types", agent_types) if agent_types else None
         )
 
     def instances(self) -> Flow[dict[str, list[AgentInstance]]]:
         """See `LoadBalancer.instances`."""
-        pools = yield from instances.status(self.backend, self.keeper)
+        pools = yield from instances.status(self.backend, self.registrations)
         return {pool.agent_type: [status.instance for status in pool.instances] for pool in pools}
 
 
@@ -305,12 +311,12 @@ def _or_no_capacity(pool: Pool, entering: Flow[Lease]) -> Flow[Lease]:
 
 def _rate(argument: str, value: float) -> float:
     """Check how many a minute; math.inf for any number."""
-    allowed = f"a number from {_LEAST_RATE:g} to {_MOST_RATE:g}, or math.inf"
+    allowed = f"a number from {_MIN_RATE:g} to {_MAX_RATE:g}, or math.inf"
     rate = arguments.number(argument, value, allowed)
-    if rate != math.inf and not _LEAST_RATE <= rate <= _MOST_RATE:
+    if rate != math.inf and not _MIN_RATE <= rate <= _MAX_RATE:
         raise InvalidArgument(argument, value, allowed)
     return rate
 
 
 def _milliseconds(argument: str, value: float) -> int:
-    return math.ceil(arguments.seconds(argument, value, least=_LEAST_TTL_S) * 1000)
+    return math.ceil(arguments.seconds(argument, value, minimum=_MIN_TTL_S) * 1000)

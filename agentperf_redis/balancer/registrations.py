@@ -1,14 +1,28 @@
-"""What a process registered, and the request that does it: once more, should the server lose it."""
+"""What a process registered: it registers that again, as it has changed since, should the server lose it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Pool, Rates, Taken, TooLate
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
+from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.balancer.settings import PoolSettings
-from agentperf_redis.command import Command
+from agentperf_redis.command import Command, Flow
+from agentperf_redis.errors import AgentPerfError
+
+_log = logging.getLogger("agentperf_redis")
+
+_LOOK_S = 3.0
+"""How often to look whether the server still has what this process registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +30,9 @@ class Registered:
     """What this process registered, to do it again when the server lost it.
 
     Attributes:
-        instance: as it is to be: with the changes that this process made since.
+        instance: as it should be: with the changes that this process made since.
         strategy: wanted.
-        silence_ms: after which it counts as down; 0 when no heartbeats are expected.
+        heartbeat_ttl_ms: after which it counts as down; 0 when no heartbeats are expected.
         rates: what it takes a minute.
         settings: chosen for its pool; None when the pool's own will do.
         born: when its pool was founded. Another number than the server's tells that the server lost it in between.
@@ -26,7 +40,7 @@ class Registered:
 
     instance: AgentInstance
     strategy: LoadBalancingStrategy | None
-    silence_ms: int
+    heartbeat_ttl_ms: int
     rates: Rates
     settings: PoolSettings | None
     born: int
@@ -38,8 +52,149 @@ def registration(pool: Pool, known: Registered, until_ms: int) -> Command[Taken 
         pool,
         known.instance,
         known.strategy,
-        known.silence_ms,
+        known.heartbeat_ttl_ms,
         until_ms,
         rates=known.rates,
         settings=known.settings,
     )
+
+
+class Registrations:
+    """The instances that this process registered with one backend.
+
+    Args:
+        backend: with which.
+        clock: of its servers.
+        jobs: the thread on which it looks after them.
+        patience_s: returns how long that thread may wait for one answer, s.
+    """
+
+    def __init__(self, backend: Backend, clock: ServerClock, jobs: Background, patience_s: Callable[[], float]) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._jobs = jobs
+        self._attempt_timeout_s = patience_s
+        self.registered: dict[tuple[str, str], Registered] = {}
+        """By agent type and id."""
+        backend.on_new_epoch(self.look_soon)
+
+    def remember(self, known: Registered) -> None:
+        """Register this instance again should the server lose it."""
+        instance = known.instance
+        self.registered[instance.agent_type, instance.id] = replace(known, instance=replace(instance, lease=None))
+        self._jobs.at(time.monotonic() + _LOOK_S, self._look_around)
+
+    def forget(self, agent_type: str, instance_id: str) -> None:
+        """Do not register this instance again."""
+        self.registered.pop((agent_type, instance_id), None)
+
+    def look(self, pool: Pool) -> Flow[bool]:
+        """Register again what the server lost of a pool, and forget what another process removed from it.
+
+        Returns:
+            Whether anything of it is registered now.
+        """
+        mine = {name: known for (of, name), known in list(self.registered.items()) if of == pool.agent_type}
+        lost: list[str] = []
+        names = list(mine)
+        for at in range(0, len(names), commands.MANY):
+            some = names[at : at + commands.MANY]
+            born, found = yield from commands.look(pool, some)
+            for name, registered in zip(some, found, strict=True):
+                same = self.registered.get((pool.agent_type, name)) is mine[name]
+                if not registered and mine[name].born != born:
+                    lost.append(name)
+                elif same and registered and mine[name].born != born:
+                    self.registered[pool.agent_type, name] = replace(mine[name], born=born)
+                elif same and not registered:
+                    del self.registered[pool.agent_type, name]
+        for name in lost:
+            yield from self._register_again(pool, name)
+        if lost:
+            _log.warning("registered %d instances of %s again, which the server had lost", len(lost), pool.agent_type)
+        return any(of == pool.agent_type for of, _ in list(self.registered))
+
+    def deploy(self, pool: Pool, settings: PoolSettings) -> Flow[str]:
+        """Give a pool settings, and have its instances follow them, page by page.
+
+        Returns:
+            The settings it had, packed; empty for none.
+        """
+        done = yield from self._clock.before_deadline(
+            pool, partial(commands.configure, pool, settings, 0, commands.MANY)
+        )
+        before = done.replaced
+        while done.next_rank:
+            request = partial(commands.configure, pool, settings, done.next_rank, commands.MANY)
+            done = yield from self._clock.before_deadline(pool, request)
+        return before
+
+    def amend(
+        self,
+        agent_type: str,
+        instance_id: str,
+        *,
+        max_capacity: int | None,
+        weight: float | None,
+        labels: frozenset[str] | None,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+    ) -> None:
+        """Take a change of an instance into what is remembered of it."""
+        known = self.registered.get((agent_type, instance_id))
+        if known is not None:
+            rates = Rates(
+                known.rates.requests_per_minute if requests_per_minute is None else requests_per_minute,
+                known.rates.tokens_per_minute if tokens_per_minute is None else tokens_per_minute,
+            )
+            known = replace(known, rates=rates)
+            changes: dict[str, Any] = {"max_capacity": max_capacity, "weight": weight, "labels": labels}
+            self._alter(known, **{name: value for name, value in changes.items() if value is not None})
+
+    def configured(self, agent_type: str, settings: PoolSettings) -> None:
+        """Found a pool with these settings, should the server lose it."""
+        for known in list(self.registered.values()):
+            if known.instance.agent_type == agent_type:
+                self.registered[agent_type, known.instance.id] = replace(known, settings=settings)
+
+    def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
+        """Take flags that were set and cleared into what is remembered of an instance."""
+        known = self.registered.get((agent_type, instance_id))
+        if known is not None:
+            set_flags, flags = on.split(","), f"{on},{off}".split(",")
+            if "unhealthy" in flags:
+                known = self._alter(known, is_healthy="unhealthy" not in set_flags)
+            if "draining" in flags:
+                self._alter(known, is_draining="draining" in set_flags)
+
+    def look_soon(self) -> None:
+        """Have the background thread look, because the server may have lost something. Does no I/O."""
+        if self.registered:
+            self._jobs.at(time.monotonic(), self._look_around)
+
+    def _alter(self, known: Registered, **changes: Any) -> Registered:
+        changed = replace(known, instance=replace(known.instance, **changes))
+        self.registered[known.instance.agent_type, known.instance.id] = changed
+        return changed
+
+    def _look_around(self) -> None:
+        """See whether the server still has what was registered: a pool may be lost without a connection being so."""
+        if self._jobs.closing:
+            return
+        for agent_type in {of for of, _ in list(self.registered)}:
+            try:
+                self._backend.run(self.look(Pool.of(self._backend.namespace, agent_type)), self._attempt_timeout_s())
+            except AgentPerfError as error:  # the next look comes soon
+                _log.debug("looking after the instances of %s: %s", agent_type, error)
+        if self.registered:
+            self._jobs.at(time.monotonic() + _LOOK_S, self._look_around)
+
+    def _register_again(self, pool: Pool, instance_id: str) -> Flow[None]:
+        known = self.registered.get((pool.agent_type, instance_id))
+        if known is not None:
+            yield from self._backend.enter("lb", pool.agent_type, again=True)
+            taken = yield from self._clock.before_deadline(pool, partial(registration, pool, known))
+            if (pool.agent_type, instance_id) in self.registered:
+                self.registered[pool.agent_type, instance_id] = replace(known, born=taken.born)
+            if taken.replaced and known.settings is not None:
+                yield from self.deploy(pool, known.settings)

@@ -1,11 +1,12 @@
 """Caches shared by all processes: bounded, in tiers, and computing each missing value once."""
 
+from agentperf_redis.cache.async_client import AsyncLRUCache, AsyncTieredCache
 from agentperf_redis.cache.decorator import cached
 from agentperf_redis.cache.freshness import FreshnessOptions
-from agentperf_redis.cache.lru import AsyncLRUCache, LRUCache
+from agentperf_redis.cache.lru import LRUCache
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Policy, Tier, TierStats, WithoutServer
-from agentperf_redis.cache.tiered import AsyncTieredCache, TieredCache
-from agentperf_redis.cache.warm_up import Warmed
+from agentperf_redis.cache.tiered import TieredCache
+from agentperf_redis.cache.warm_up import WarmUpStatus
 
 __all__ = [
     "AsyncLRUCache",
@@ -18,7 +19,7 @@ __all__ = [
     "Tier",
     "TierStats",
     "TieredCache",
-    "Warmed",
+    "WarmUpStatus",
     "WithoutServer",
     "cached",
 ]

@@ -1,29 +1,25 @@
-"""What LRUCache and TieredCache have in common: a blocking class, and its asyncio twin, which is to be had as ``.aio``.
-
-The twins have the same methods over the same state; the blocking one is documented.
-"""
+"""What `LRUCache` and `TieredCache` have in common; `async_client` has the same methods for asyncio."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from inspect import CO_COROUTINE
 from typing import Any, TypeVar, Unpack, overload
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
-from agentperf_redis.cache.compute import Wanted, compute, compute_async, wanted
+from agentperf_redis.cache.async_client import AsyncCache
+from agentperf_redis.cache.compute import compute, wanted
 from agentperf_redis.cache.flows import CacheFlows, inspection
 from agentperf_redis.cache.flows.access_reports import flush
 from agentperf_redis.cache.flows.reads import MISSING
-from agentperf_redis.cache.flows.single_flight import LEAST_LEASE_S
+from agentperf_redis.cache.flows.single_flight import MIN_LEASE_S
 from agentperf_redis.cache.freshness import FreshnessOptions
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.maintenance import Maintenance
 from agentperf_redis.cache.model import TIERS_OWN_TTL_MS, CacheEntry, CacheStats, Settings, WithoutServer, chosen
-from agentperf_redis.cache.process.shared_state import Binding
-from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
+from agentperf_redis.cache.process.shared_state import SharedState
+from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, each_wanted, warm
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
 
@@ -31,7 +27,7 @@ R = TypeVar("R")
 
 _LOCAL_SIZE = 10_000
 """Entries copied when only their bytes are limited."""
-MOST_BYTES = 10**15
+MAX_CACHE_BYTES = 10**15
 """More than any server has; sums of it stay exact in a double."""
 
 
@@ -57,45 +53,45 @@ class Cache(ABC):
         self.name = arguments.name("name", name)
         marks = "".join("1" if chosen(option) else "0" for option in given)
         self._backend = chosen_backend(backend)
-        chores = self._backend.share("cache chores", lambda: Chores(self._backend))
-        self._binding = self._backend.share(
+        maintenance = self._backend.share("cache maintenance", lambda: Maintenance(self._backend))
+        self._shared_state = self._backend.share(
             ("cache", self._service, name),
-            lambda: Binding(self._backend, self._service, name, settings, marks, chores.report_soon),
+            lambda: SharedState(self._backend, self._service, name, settings, marks, maintenance.report_soon),
         )
-        self._binding.adopt(self, settings, marks)
-        self._chores = chores
+        self._shared_state.adopt(self, settings, marks)
+        self._maintenance = maintenance
         local = None
         if local_size is not None or local_bytes is not None:
             if arguments.flag("strict", strict):
                 raise InvalidArgument("strict", strict, "False where local copies answer, which note nothing at once")
-            local = self._binding.use_local(
+            local = self._shared_state.use_local(
                 _LOCAL_SIZE if local_size is None else arguments.count("local_size", local_size),
-                None if local_bytes is None else arguments.count("local_bytes", local_bytes, most=MOST_BYTES),
+                None if local_bytes is None else arguments.count("local_bytes", local_bytes, maximum=MAX_CACHE_BYTES),
             )
         self._flows = CacheFlows(
-            self._binding,
+            self._shared_state,
             codec or Codec(),
             strict=arguments.flag("strict", strict),
             own_ttls_ms=_own_ttls(settings, given),
             local=local,
-            lease_ms=round(arguments.seconds("lease", lease, least=LEAST_LEASE_S) * 1000),
+            lease_ms=round(arguments.seconds("lease", lease, minimum=MIN_LEASE_S) * 1000),
             on_unavailable=arguments.choice("on_unavailable", on_unavailable, WithoutServer),
         )
         self._local = local
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self._binding.settings.shown(self._service)})"
+        return f"{type(self).__name__}({self.name!r}, {self._shared_state.settings.shown(self._service)})"
 
     def __len__(self) -> int:
         return self.size()
 
     def size(self) -> int:
-        """Return how many entries there are: what ``len(cache)`` is, which has no asyncio twin.
+        """Return how many entries there are: what ``len(cache)`` is, which asyncio cannot have.
 
         What is expired counts until it is swept; what an invalidated tag made a miss, until it is put anew, expires, is
         evicted or swept.
         """
-        return self._backend.run(inspection.size(self._flows.binding))
+        return self._backend.run(inspection.size(self._flows.shared))
 
     def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
         """Return the value of a key, or the default: one read command in whatever tier it stands, none if copied here.
@@ -177,18 +173,18 @@ class Cache(ABC):
 
     def flush(self) -> None:
         """Report the reads that this process has served since; done by itself within 0.2 s."""
-        self._backend.run(flush(self._binding))
+        self._backend.run(flush(self._flows.shared))
 
     def stats(self) -> CacheStats:
         """Return what all processes together have done with the cache, this one's latest reads included."""
-        return self._backend.run(inspection.stats(self._flows.binding))
+        return self._backend.run(inspection.stats(self._flows.shared))
 
     def keys(self) -> list[str]:
         """Return all keys that take room (see `size`), the next to leave first.
 
         Keys beyond 120 bytes appear under their hashed names.
         """
-        return self._backend.run(inspection.oldest_first(self._flows.binding))
+        return self._backend.run(inspection.oldest_first(self._flows.shared))
 
     @overload
     def get_or_compute(
@@ -236,7 +232,7 @@ class Cache(ABC):
         """
         _refuse_coroutines("get_or_compute", function)
         asked = wanted(key, function, ttl, tags, freshness)
-        return compute(self._backend, self._flows, self._chores, asked)
+        return compute(self._backend, self._flows, self._maintenance, asked)
 
     def warm_up(
         self,
@@ -246,9 +242,9 @@ class Cache(ABC):
         *,
         tags: Iterable[str] = (),
         concurrency: int = DEFAULT_CONCURRENCY,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         **freshness: Unpack[FreshnessOptions],
-    ) -> Warmed:
+    ) -> WarmUpStatus:
         """Compute the values of those keys that have none, as `get_or_compute` does, several at a time.
 
         Several processes may do so at once: no value is computed twice. What a function raises ends nothing but that
@@ -260,15 +256,15 @@ class Cache(ABC):
             ttl: life of each value, seconds; None is the cache's, `math.inf` for ever.
             tags: names by which they can be invalidated.
             concurrency: values computed at a time.
-            progress: called after each value with a `Warmed`, one call at a time, on the thread that computed.
+            progress: called after each value with a `WarmUpStatus`, one call at a time, on the thread that computed.
             freshness: when they are computed anew; see `FreshnessOptions`.
 
         Raises:
             BackendUnavailable: the server does not answer, so that nothing would be kept.
         """
         _refuse_coroutines("warm_up", function)
-        asked = _each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return warm(self._backend, self._flows, self._chores, *asked, progress)
+        asked = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
+        return warm(self._backend, self._flows, self._maintenance, *asked, progress)
 
     @property
     def hits(self) -> int:
@@ -281,148 +277,11 @@ class Cache(ABC):
         return self.stats().misses
 
 
-class AsyncCache:
-    """The asyncio twin of `Cache`."""
-
-    def __init__(self, backend: Backend, its_flows: CacheFlows, chores: Chores) -> None:
-        self._backend = backend
-        self._flows = its_flows
-        self._local = its_flows.reader.local
-        self._chores = chores
-
-    async def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
-        """See `LRUCache.get`."""
-        local = self._local
-        if local is not None and not fresh:
-            copy = local.find(key)
-            if copy is not None:
-                if copy.frozen:
-                    return copy.value
-                value = self._flows.reader.unpacked(copy)
-                if value is not MISSING:
-                    return value
-        return await self._backend.arun(self._flows.reader.get(key, default))
-
-    async def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
-        """See `LRUCache.get_many`."""
-        return await self._backend.arun(self._flows.reader.get_many(keys, fresh=fresh))
-
-    async def entry(self, key: str) -> CacheEntry | None:
-        """See `LRUCache.entry`."""
-        return await self._backend.arun(self._flows.reader.entry(key))
-
-    async def delete(self, key: str) -> bool:
-        """See `LRUCache.delete`."""
-        return await self._backend.arun(self._flows.eraser.delete(key))
-
-    async def delete_many(self, keys: Iterable[str]) -> int:
-        """See `LRUCache.delete_many`."""
-        return await self._backend.arun(self._flows.eraser.delete_many(keys))
-
-    async def clear(self) -> None:
-        """See `LRUCache.clear`."""
-        await self._backend.arun(self._flows.eraser.clear())
-
-    async def invalidate_tags(self, *tags: str) -> None:
-        """See `LRUCache.invalidate_tags`."""
-        await self._backend.arun(self._flows.eraser.invalidate_tags(tags))
-
-    async def sweep(self) -> int:
-        """See `LRUCache.sweep`."""
-        return await self._backend.arun(self._flows.eraser.sweep())
-
-    async def flush(self) -> None:
-        """See `LRUCache.flush`."""
-        await self._backend.arun(flush(self._flows.binding))
-
-    async def stats(self) -> CacheStats:
-        """See `LRUCache.stats`."""
-        return await self._backend.arun(inspection.stats(self._flows.binding))
-
-    async def size(self) -> int:
-        """See `LRUCache.size`."""
-        return await self._backend.arun(inspection.size(self._flows.binding))
-
-    async def keys(self) -> list[str]:
-        """See `LRUCache.keys`."""
-        return await self._backend.arun(inspection.oldest_first(self._flows.binding))
-
-    @overload
-    async def get_or_compute(
-        self,
-        key: str,
-        function: Callable[[], Awaitable[R]],
-        ttl: float | None = None,
-        *,
-        tags: Iterable[str] = (),
-        **freshness: Unpack[FreshnessOptions],
-    ) -> R: ...
-    @overload
-    async def get_or_compute(
-        self,
-        key: str,
-        function: Callable[[], R],
-        ttl: float | None = None,
-        *,
-        tags: Iterable[str] = (),
-        **freshness: Unpack[FreshnessOptions],
-    ) -> R: ...
-    async def get_or_compute(
-        self,
-        key: str,
-        function: Callable[[], Any],
-        ttl: float | None = None,
-        *,
-        tags: Iterable[str] = (),
-        **freshness: Unpack[FreshnessOptions],
-    ) -> Any:
-        """See `LRUCache.get_or_compute`; the function may be a coroutine function."""
-        asked = wanted(key, function, ttl, tags, freshness)
-        return await compute_async(self._backend, self._flows, self._chores, asked)
-
-    async def warm_up(
-        self,
-        items: Iterable[str],
-        function: Callable[[str], Any],
-        ttl: float | None = None,
-        *,
-        tags: Iterable[str] = (),
-        concurrency: int = DEFAULT_CONCURRENCY,
-        progress: Progress | None = None,
-        **freshness: Unpack[FreshnessOptions],
-    ) -> Warmed:
-        """See `LRUCache.warm_up`; the function may be a coroutine function, and everything runs on this loop."""
-        asked = _each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return await warm_async(self._backend, self._flows, self._chores, *asked, progress)
-
-
 def _refuse_coroutines(method: str, function: object) -> None:
     """Refuse what a blocking call could not await. By the flag alone: `inspect` takes three times as long for it."""
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
         raise InvalidArgument("function", function, f"a blocking function; .aio.{method} takes coroutine functions")
-
-
-def _each_wanted(
-    items: Iterable[str],
-    function: Callable[[str], Any],
-    ttl: float | None,
-    tags: Iterable[str],
-    concurrency: int,
-    progress: Progress | None,
-    freshness: FreshnessOptions,
-) -> tuple[Iterator[Wanted[Any]], int | None, int]:
-    """Check what `warm_up` was given; return what is wanted, how much that is, and how many at a time."""
-    keys, total, concurrency = checked(items, concurrency, progress)
-    if not callable(function):
-        raise InvalidArgument("function", function, "a function that computes the value of a key")
-    pattern = wanted("", lambda: None, ttl, tags, freshness)
-    each = (replace(pattern, key=_checked_key(key), function=partial(function, key)) for key in keys)
-    return each, total, concurrency
-
-
-def _checked_key(key: object) -> str:
-    return arguments.cache_key("items", key)
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:

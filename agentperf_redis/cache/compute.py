@@ -1,8 +1,7 @@
-"""Calling the function behind a missing value: the one place where users' code runs, so it is no flow."""
+"""Computing a missing value: the function behind it is called once among all who want it."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
 import warnings
@@ -16,13 +15,13 @@ from agentperf_redis.cache.flows import CacheFlows
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.flows.single_flight import SingleFlight
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Age, Freshness
-from agentperf_redis.cache.maintenance import Chores
-from agentperf_redis.cache.model import WithoutServer, ttl_ms
-from agentperf_redis.cache.process.compute_lease import Turn
-from agentperf_redis.cache.process.flights import enter, leave
-from agentperf_redis.cache.process.refresher import Refresher, Subject
-from agentperf_redis.command import Flow
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument, shown
+from agentperf_redis.cache.maintenance import Maintenance
+from agentperf_redis.cache.model import ttl_ms
+from agentperf_redis.cache.process.compute_lease import Answer, ComputeLease, Served
+from agentperf_redis.cache.process.flights import Crashed, enter, leave
+from agentperf_redis.cache.process.refresher import Refresher
+from agentperf_redis.command import Call, Flow, Shielded
+from agentperf_redis.errors import AgentPerfError, InvalidArgument, shown
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -49,172 +48,175 @@ class Wanted(Generic[R_co]):
     unstorable: Callable[[], None] | None = None
 
 
-def compute(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], *, look: bool = True) -> R:
+def compute(
+    backend: Backend, flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[R], *, look: bool = True
+) -> R:
     """Return a value, computing it if it is this caller's turn.
 
     Args:
         backend: where flows run.
         flows: of the cache.
-        chores: renews the lease meanwhile.
+        maintenance: renews the lease meanwhile.
         wanted: the value.
         look: False computes although there is a value.
     """
-    flight = flows.single_flight
-    value, stale = _copied(flows, wanted) if look and flows.reader.local is not None else (MISSING, 0)
-    if value is MISSING:
-        try:
-            answer = backend.run(flight.answer_or_turn(wanted.key, wanted.freshness, look=look, blocking=True))
-        except BackendUnavailable:
-            if flight.on_unavailable is WithoutServer.RAISE or not backend.closed:
-                raise
-            answer = flight.turn_alone(wanted.key)  # the flow did not begin
-        if isinstance(answer, Turn):
-            return _carry_out(backend, flows, chores, wanted, answer)
-        value, stale = answer.value, answer.stale
-    if stale:
-        _refresher(backend).submit(_subject(flows, wanted), lambda: _refresh(backend, flows, chores, wanted, stale))
-    return cast("R", value)
+    copy = copied(flows, wanted) if look else None  # outside of the flow, which takes longer than this
+    if copy is not None and not copy.stale:
+        return cast("R", copy.value)
+    return accepted(wanted, backend.run(computing(flows, maintenance, wanted, copy, look=look, blocking=True)))
 
 
 async def compute_async(
-    backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], *, look: bool = True
+    backend: Backend, flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[R], *, look: bool = True
 ) -> R:
     """Do as `compute`; what the function returns is awaited if need be."""
+    copy = copied(flows, wanted) if look else None
+    if copy is not None and not copy.stale:
+        return cast("R", copy.value)
+    return accepted(wanted, await backend.arun(computing(flows, maintenance, wanted, copy, look=look, blocking=False)))
+
+
+def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
+    """Return the value, or raise what the function raised. Tells of a value that could not be stored."""
+    if isinstance(answer, Crashed):
+        raise answer.error
+    if not answer.storable:
+        (wanted.unstorable or _warn)()
+    return cast("R", answer.value)
+
+
+def computing(
+    flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], copy: Served | None, *, look: bool, blocking: bool
+) -> Flow[Served | Crashed]:
+    """Return a value, or what its function raised; computes it if it is this caller's turn.
+
+    What a function raised is returned and not raised: a StopIteration would not get out of a flow.
+
+    Args:
+        flows: of the cache.
+        maintenance: renews the lease meanwhile.
+        wanted: the value.
+        copy: what `copied` has returned.
+        look: False computes although there is a value.
+        blocking: a thread wants it, which does nothing else meanwhile, and not a task.
+    """
     flight = flows.single_flight
-    value, stale = _copied(flows, wanted) if look and flows.reader.local is not None else (MISSING, 0)
-    if value is MISSING:
-        try:
-            answer = await backend.arun(flight.answer_or_turn(wanted.key, wanted.freshness, look=look))
-        except BackendUnavailable:
-            if flight.on_unavailable is WithoutServer.RAISE or not backend.closed:
-                raise
-            answer = flight.turn_alone(wanted.key)
-        if isinstance(answer, Turn):
-            return await _carry_out_async(backend, flows, chores, wanted, answer)
-        value, stale = answer.value, answer.stale
-    if stale:
-        _refresher(backend).spawn(
-            _subject(flows, wanted), lambda: _refresh_async(backend, flows, chores, wanted, stale)
+    answer: Answer | Crashed | None = copy
+    if answer is None:
+        answer = yield from flight.value_or_lease(wanted.key, wanted.freshness, look=look, blocking=blocking)
+    if isinstance(answer, ComputeLease):
+        return (yield from _carry_out(flight, maintenance, wanted, answer, blocking=blocking))
+    if isinstance(answer, Served) and answer.stale:
+        _refresh_behind(
+            flows, wanted, refreshing(flows, maintenance, wanted, answer.stale, blocking=blocking), blocking=blocking
         )
-    return cast("R", value)
+    return answer
 
 
-def _copied(flows: CacheFlows, wanted: Wanted[Any]) -> tuple[Any, int]:
-    """Return the value of the copy within this process, or MISSING, and its version if it is due. No I/O."""
-    local = flows.reader.local
-    copy = None if local is None else local.find(wanted.key)
-    if local is None or copy is None:
-        return MISSING, 0
-    value = copy.value if copy.frozen else flows.reader.unpacked(copy)
-    if copy.fresh_until_ms or wanted.freshness.early:
-        age = wanted.freshness.age(copy, flows.binding.server_ms())
-        if age is Age.OLD:  # of the failures that make it useless only the server knows
-            local.take_back(copy)
-            return MISSING, 0
-        if age is Age.DUE:
-            return value, copy.version
-    return value, 0
-
-
-def _carry_out(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], turn: Turn) -> R:
-    """Call the function, tell all who wait and the server what it brought, and return it."""
-    flight = flows.single_flight
-    begun = time.perf_counter()
-    chores.keep(turn)
-    around = enter(turn.flight)
-    try:
-        value = cast("R", wanted.function())
-    except Exception as error:
-        chores.drop(turn)
-        _finish(backend, flight, turn, flight.crash(turn, error))
-        raise
-    except BaseException:
-        chores.drop(turn)
-        _finish(backend, flight, turn, flight.give_up(turn))
-        raise
-    finally:
-        leave(around)
-    try:
-        took_s = time.perf_counter() - begun
-        storable, rest = flight.land(turn, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
-        _finish(backend, flight, turn, rest)
-    finally:
-        chores.drop(turn)
-        flight.let_go(turn)
-    if not storable:
-        if inspect.iscoroutine(value) and wanted.unstorable is None:
-            value.close()
-            allowed = "a blocking function; what returns a coroutine is awaited by the same method under .aio"
-            raise InvalidArgument("function", wanted.function, allowed)
-        (wanted.unstorable or _warn)()
-    return value
-
-
-async def _carry_out_async(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[R], turn: Turn) -> R:
-    flight = flows.single_flight
-    begun = time.perf_counter()
-    chores.keep(turn)
-    around = enter(turn.flight)
-    # shielded: neither the first cancellation nor a second one must keep others waiting
-    try:
-        result = wanted.function()
-        value = cast("R", await result if inspect.isawaitable(result) else result)
-    except Exception as error:
-        chores.drop(turn)
-        await asyncio.shield(_finish_async(backend, flight, turn, flight.crash(turn, error)))
-        raise
-    except BaseException:
-        chores.drop(turn)
-        await asyncio.shield(_finish_async(backend, flight, turn, flight.give_up(turn)))
-        raise
-    finally:
-        leave(around)
-    try:
-        took_s = time.perf_counter() - begun
-        storable, rest = flight.land(turn, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
-    except BaseException:
-        chores.drop(turn)
-        flight.let_go(turn)
-        raise
-    await asyncio.shield(_finish_async(backend, flight, turn, rest))
-    chores.drop(turn)
-    if not storable:
-        (wanted.unstorable or _warn)()
-    return value
-
-
-def _refresher(backend: Backend) -> Refresher:
-    return backend.share("cache refreshes", lambda: Refresher(backend))
-
-
-def _subject(flows: CacheFlows, wanted: Wanted[Any]) -> Subject:
-    return flows.binding.keys.tag, wanted.key
-
-
-def _refresh(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[Any], stale: int) -> None:
+def refreshing(
+    flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool
+) -> Flow[None]:
     """Compute a value anew, if that falls to this process. Readers are served the old one and hear of no errors."""
     try:
-        turn = backend.run(flows.single_flight.turn_to_refresh(wanted.key, stale, wanted.freshness))
-        if turn is not None:
-            _carry_out(backend, flows, chores, wanted, turn)
+        compute_lease = yield from flows.single_flight.refresh_lease(wanted.key, stale, wanted.freshness)
+        if compute_lease is not None:
+            accepted(
+                wanted,
+                (yield from _carry_out(flows.single_flight, maintenance, wanted, compute_lease, blocking=blocking)),
+            )
     except Exception as error:  # noqa: BLE001  whatever the user's function raises
-        _complain(flows, wanted, error)
+        flows.shared.complain(
+            "cache %s: %s could not be computed anew, the value it had is served: %s: %s",
+            *(flows.shared.name, shown(wanted.key), type(error).__name__, error),
+        )
 
 
-async def _refresh_async(backend: Backend, flows: CacheFlows, chores: Chores, wanted: Wanted[Any], stale: int) -> None:
+def _carry_out(
+    flight: SingleFlight, maintenance: Maintenance, wanted: Wanted[Any], compute_lease: ComputeLease, *, blocking: bool
+) -> Flow[Served | Crashed]:
+    """Call the function, tell all who wait and the server what it brought, and return it.
+
+    How the turn ended is told in a shielded flow: neither one cancellation nor a second keeps others waiting, and what
+    was computed is stored although nobody here waits for it any more.
+    """
+    begun = time.perf_counter()
     try:
-        turn = await backend.arun(flows.single_flight.turn_to_refresh(wanted.key, stale, wanted.freshness))
-        if turn is not None:
-            await _carry_out_async(backend, flows, chores, wanted, turn)
-    except Exception as error:  # noqa: BLE001  as above
-        _complain(flows, wanted, error)
+        maintenance.keep(compute_lease)
+        around = enter(compute_lease.flight)
+        try:
+            value = yield Call(wanted.function)
+        finally:
+            leave(around)
+    except Exception as error:  # noqa: BLE001  it is the caller's
+        maintenance.drop(compute_lease)
+        yield from Shielded(_end(flight, maintenance, compute_lease, flight.crash(compute_lease, error)))
+        return Crashed(error)
+    except BaseException as error:
+        maintenance.drop(compute_lease)
+        rest = flight.give_up(compute_lease)
+        if not isinstance(error, GeneratorExit):
+            yield from Shielded(_end(flight, maintenance, compute_lease, rest))
+        raise
+    try:
+        took_s = time.perf_counter() - begun
+        storable, rest = flight.land(compute_lease, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
+    except BaseException as error:
+        maintenance.drop(compute_lease)
+        flight.let_go(compute_lease)
+        if isinstance(error, Exception):
+            return Crashed(error)
+        raise
+    yield from Shielded(_end(flight, maintenance, compute_lease, rest))
+    if blocking and not storable and inspect.iscoroutine(value) and wanted.unstorable is None:
+        value.close()
+        allowed = "a blocking function; what returns a coroutine is awaited by the same method under .aio"
+        return Crashed(InvalidArgument("function", wanted.function, allowed))
+    return Served(value, storable=storable)
 
 
-def _complain(flows: CacheFlows, wanted: Wanted[Any], error: Exception) -> None:
-    flows.binding.complain(
-        "cache %s: %s could not be computed anew, the value it had is served: %s: %s",
-        *(flows.binding.name, shown(wanted.key), type(error).__name__, error),
-    )
+def _end(flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeLease, rest: Flow[None]) -> Flow[None]:
+    """Tell the server how a turn ended, and renew its lease no more, whatever comes of that.
+
+    If the server cannot be told, the lease ends by itself: the caller has his result.
+    """
+    try:
+        if compute_lease.token:
+            yield from rest
+    except AgentPerfError as error:
+        flight.shared.complain("cache %s: could not finish: %s", flight.shared.name, error)
+    finally:
+        maintenance.drop(compute_lease)
+        flight.let_go(compute_lease)
+
+
+def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
+    """Return the value of the copy within this process, or None. No I/O."""
+    local = flows.reader.local
+    if local is None:
+        return None
+    copy = local.find(wanted.key, counted=False)
+    if copy is None:
+        return None
+    value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
+    if copy.fresh_until_ms or wanted.freshness.early:
+        age = wanted.freshness.age(copy, flows.shared.server_ms())
+        if age is Age.OLD:  # only the server knows of the failures that make it useless
+            return None
+        stale = copy.version if age is Age.DUE else 0
+    if value is MISSING:
+        return None
+    local.count(copy)
+    return Served(value, stale=stale)
+
+
+def _refresh_behind(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:
+    """Have a flow run by a thread or a task of its own, unless that key is being refreshed already."""
+    backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
+    refresher = backend.share("cache refreshes", lambda: Refresher(backend))
+    if blocking:
+        refresher.submit(subject, lambda: backend.run(flow))
+    else:
+        refresher.spawn(subject, lambda: backend.arun(flow))
 
 
 def wanted(
@@ -232,27 +234,6 @@ def wanted(
     kept = tags if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable) else tuple(tags)
     stored_tags(kept)
     return Wanted(key, function, ttl, cast("tuple[str, ...]", kept), Freshness.of(options, ttl))
-
-
-def _finish(backend: Backend, flight: SingleFlight, turn: Turn, rest: Flow[None]) -> None:
-    """Tell the server how a turn ended. If it cannot be told, the lease ends by itself: the caller has his result."""
-    if not turn.token:
-        return
-    try:
-        backend.run(rest)
-    except AgentPerfError as error:
-        flight.binding.complain("cache %s: could not finish: %s", flight.binding.name, error)
-
-
-async def _finish_async(backend: Backend, flight: SingleFlight, turn: Turn, rest: Flow[None]) -> None:
-    if not turn.token:
-        return
-    try:
-        await backend.arun(rest)
-    except AgentPerfError as error:
-        flight.binding.complain("cache %s: could not finish: %s", flight.binding.name, error)
-    finally:
-        flight.let_go(turn)
 
 
 def _warn() -> None:

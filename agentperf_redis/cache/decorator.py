@@ -29,8 +29,8 @@ from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Freshness, FreshnessOp
 from agentperf_redis.cache.function_identity import code_digest, digest, function_name
 from agentperf_redis.cache.function_keys import DIGEST_BYTES, function_key
 from agentperf_redis.cache.model import ttl_ms
-from agentperf_redis.cache.process.shared_state import Binding
-from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, Progress, Warmed, checked, warm, warm_async
+from agentperf_redis.cache.process.shared_state import SharedState
+from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, checked, warm, warm_async
 from agentperf_redis.errors import InvalidArgument
 
 P = ParamSpec("P")
@@ -38,12 +38,12 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 _TAG = "function:"
-_MOST_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
+_MAX_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
 _ROOT = re.compile(r"[.\[]")
 """Where the name of an argument ends in a field of a template."""
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
 """Types whose equal values have equal keys. Floats are not among them: 0.0 equals -0.0."""
-_MOST_KEYS = 1024
+_MAX_KEYS = 1024
 """Keys remembered for each function; making one takes ten times as long."""
 
 
@@ -98,14 +98,14 @@ class CachedFunction(Protocol[P, R_co]):
         ...
 
     def warm(
-        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
-    ) -> Warmed:
+        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+    ) -> WarmUpStatus:
         """Compute the values that are missing, several at a time; see `LRUCache.warm_up`.
 
         Args:
             items: the arguments of each call: a tuple of several, or the one.
             concurrency: calls of the function at a time.
-            progress: called after each with a `Warmed`.
+            progress: called after each with a `WarmUpStatus`.
         """
         ...
 
@@ -148,8 +148,8 @@ class AsyncCachedFunction(Protocol[P, R_co]):
         ...
 
     async def warm(
-        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
-    ) -> Warmed:
+        self, items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+    ) -> WarmUpStatus:
         """Compute the values that are missing, several at a time; see `CachedFunction.warm`."""
         ...
 
@@ -258,7 +258,7 @@ class DecoratingCache(Cache):
         return function_key(func_name, (args, kwargs))
 
 
-_decorated: weakref.WeakKeyDictionary[Binding, dict[str, weakref.ref[Any]]] = weakref.WeakKeyDictionary()
+_decorated: weakref.WeakKeyDictionary[SharedState, dict[str, weakref.ref[Any]]] = weakref.WeakKeyDictionary()
 """Functions that are cached without a ``name=``, by cache and by their name."""
 
 
@@ -268,7 +268,7 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
     def code(of: Any) -> tuple[str, str]:
         return code_digest(of), code_digest(inspect.unwrap(of))
 
-    known = _decorated.setdefault(cache._binding, {})  # noqa: SLF001  of one package
+    known = _decorated.setdefault(cache._shared_state, {})  # noqa: SLF001  of one package
     other = known.get(name, lambda: None)()
     if other is not None and code(other) != code(function):
         del other
@@ -304,7 +304,7 @@ class _Wrapped(Generic[R]):
         if name is None:
             _refuse_another_of_this_name(cache, function, self.name)
         # a tag for cache_clear; hashed where the name would be too long for a tag
-        tag = self.name if len(self.name) <= _MOST_TAG_CHARACTERS else digest(self.name.encode(), DIGEST_BYTES)
+        tag = self.name if len(self.name) <= _MAX_TAG_CHARACTERS else digest(self.name.encode(), DIGEST_BYTES)
         self.tag = _TAG + tag
         self.tags = (*tags, self.tag)
         self.key_rule = key
@@ -316,7 +316,7 @@ class _Wrapped(Generic[R]):
         if isinstance(key, str):
             self._check_template(key)
         self.calls = self.computed = self.uncacheable = 0
-        self._where = (cache._backend, cache._flows, cache._chores)  # noqa: SLF001  of one package
+        self._where = (cache._backend, cache._flows, cache._maintenance)  # noqa: SLF001  of one package
         self._reader = cache._flows.reader  # noqa: SLF001  as above
         self._may_be_copied = self._reader.local is not None and freshness == UNTIL_EXPIRY
         self._keys: dict[object, str] = {}
@@ -330,7 +330,7 @@ class _Wrapped(Generic[R]):
         key = self._keys.get(call)
         if key is None:
             key = self._make_key(args, kwargs)
-            if len(self._keys) >= _MOST_KEYS:
+            if len(self._keys) >= _MAX_KEYS:
                 self._keys.clear()
             self._keys[call] = key
         return key
@@ -382,8 +382,8 @@ class _Wrapped(Generic[R]):
                 await self.cache.aio.invalidate_tags(self.tag)
 
             async def warm_up_async(
-                items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
-            ) -> Warmed:
+                items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+            ) -> WarmUpStatus:
                 """Compute the values that are missing; each item is the argument of a call, or a tuple of them."""
                 asked = self._each_wanted(items, concurrency, progress)
                 return await warm_async(*self._where, *asked, progress)
@@ -407,8 +407,8 @@ class _Wrapped(Generic[R]):
             self.cache.invalidate_tags(self.tag)
 
         def warm_up(
-            items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: Progress | None = None
-        ) -> Warmed:
+            items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+        ) -> WarmUpStatus:
             """Compute the values that are missing; each item is the argument of a call, or a tuple of them."""
             asked = self._each_wanted(items, concurrency, progress)
             return warm(*self._where, *asked, progress)
@@ -425,7 +425,7 @@ class _Wrapped(Generic[R]):
         return Wanted(key, function, self.ttl, self.tags, self.freshness, self._warn_once)
 
     def _each_wanted(
-        self, items: Iterable[Any], concurrency: int, progress: Progress | None
+        self, items: Iterable[Any], concurrency: int, progress: OnProgress | None
     ) -> tuple[Iterator[Wanted[Any]], int | None, int]:
         items, total, concurrency = checked(items, concurrency, progress)
         each = (self._wanted(item if isinstance(item, tuple) else (item,), {}) for item in items)

@@ -18,13 +18,15 @@ from agentperf_redis.errors import Undecodable
 
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
-HIT = 10**10
-"""One read, in the number that the index of sizes holds for an entry; the rest is bytes."""
+_HIT = 10**10
+"""One read in the number that the index of sizes holds for an entry; the rest is bytes."""
+_FREQUENCIES = 16
+"""A score is the clock of the last access times this, plus the frequency."""
 
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: beyond, it is no time to Python."""
 _PARTS = 7
-_MOST_DIGITS = 4 * 16
+_MAX_DIGITS = 4 * 16
 """Of four numbers; each stays exact in a double up to 2^53, which has 16 digits."""
 
 
@@ -49,21 +51,21 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class InvalidationEpoch:
     """What clear and tag invalidations have left behind, as versions.
 
     Attributes:
-        floor: entries up to it are gone.
+        cleared_until: entries up to it are gone.
         tagged: entries above it are certainly not invalidated by a tag.
-        tag_floor: entries up to it are gone if they have any tag.
+        tagged_cleared_until: entries up to it are gone if they have any tag.
     """
 
-    floor: int = 0
+    cleared_until: int = 0
     tagged: int = 0
-    tag_floor: int = 0
+    tagged_cleared_until: int = 0
 
 
-NOTHING_INVALIDATED = Generation()
+NOTHING_INVALIDATED = InvalidationEpoch()
 
 
 def payload(request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes) -> bytes:
@@ -79,7 +81,7 @@ def parse(entry: bytes) -> Stored:
     """
     try:
         version, expires, _, cost, fresh, tags, data = entry.split(b" ", _PARTS - 1)
-        if len(version) + len(expires) + len(cost) + len(fresh) > _MOST_DIGITS:
+        if len(version) + len(expires) + len(cost) + len(fresh) > _MAX_DIGITS:
             raise Undecodable("an entry whose numbers are too long")
         written, until = int(version), int(expires)
         if written < 0 or not 0 <= until <= LAST_MS:
@@ -97,19 +99,39 @@ def version_text(entry: bytes | None) -> str:
     return head.decode() if head.isdigit() else ""
 
 
-def parse_generation(gen: bytes) -> Generation:
+def parse_invalidation_epoch(gen: bytes) -> InvalidationEpoch:
     """Read what invalidations have left.
 
     Raises:
         Undecodable: it is not one of ours.
     """
     try:
-        floor, tagged, tag_floor = map(int, gen.split(b" "))
+        cleared_until, tagged, tagged_cleared_until = map(int, gen.split(b" "))
     except ValueError:
         raise Undecodable("a generation that is not three versions") from None
-    return Generation(floor, tagged, tag_floor)
+    return InvalidationEpoch(cleared_until, tagged, tagged_cleared_until)
 
 
-def moment(clock: int) -> datetime:
+def timestamp(clock: int) -> datetime:
     """Return the time of a clock reading."""
     return datetime.fromtimestamp(clock / CLOCK_PER_S, UTC)
+
+
+def pack_size(hits: int, size_bytes: int) -> int:
+    """Return what the index of sizes holds for an entry; the counterpart of pack_size in index.lua."""
+    return hits * _HIT + size_bytes
+
+
+def unpack_size(packed: float) -> tuple[int, int]:
+    """Return hits and bytes of what the index of sizes holds; the counterpart of unpack_size in index.lua."""
+    return divmod(int(packed), _HIT)
+
+
+def pack_score(clock: int, frequency: int) -> int:
+    """Return the score of an entry in its tier; the counterpart of pack_score in index.lua."""
+    return clock * _FREQUENCIES + frequency
+
+
+def unpack_score(score: float) -> tuple[int, int]:
+    """Return clock and frequency of a score in a tier; the counterpart of unpack_score in index.lua."""
+    return divmod(int(score), _FREQUENCIES)

@@ -22,9 +22,9 @@ from typing import Any, Protocol, TypedDict
 from agentperf_redis import arguments
 from agentperf_redis.errors import InvalidArgument
 
-MOST_JITTER = 0.5
-MOST_EARLY = 100.0
-_SHORTEST_RETRY_MS, _LONGEST_RETRY_MS = 1000, 30_000
+MAX_JITTER = 0.5
+MAX_EARLY_REFRESH = 100.0
+_MIN_RETRY_MS, _MAX_RETRY_MS = 1000, 30_000
 """Bounds of how long a refresh that failed is not tried again, by anybody: else a tenth of the soft TTL."""
 
 
@@ -113,28 +113,28 @@ class Freshness:
             raise InvalidArgument("soft_ttl", soft, f"less than the ttl of {ttl:g} s, after which there is no value")
         return cls(
             soft_ms,
-            arguments.amount("jitter", options.get("jitter", 0.0), most=MOST_JITTER),
-            arguments.amount("early_refresh", options.get("early_refresh", 0.0), most=MOST_EARLY),
-            None if limit is None else round(arguments.seconds("stale_if_error", limit, least=0.0) * 1000),
+            arguments.amount("jitter", options.get("jitter", 0.0), maximum=MAX_JITTER),
+            arguments.amount("early_refresh", options.get("early_refresh", 0.0), maximum=MAX_EARLY_REFRESH),
+            None if limit is None else round(arguments.seconds("stale_if_error", limit, minimum=0.0) * 1000),
         )
 
     @property
     def retry_ms(self) -> int:
         """How long a refresh that failed is not tried again."""
-        return max(_SHORTEST_RETRY_MS, min(_LONGEST_RETRY_MS, self.soft_ms // 10))
+        return max(_MIN_RETRY_MS, min(_MAX_RETRY_MS, self.soft_ms // 10))
 
     @property
-    def stands_in_s(self) -> float:
+    def serve_stale_s(self) -> float:
         """How long a copy within this process may stand in for a server that is away: not at all unless asked for."""
         if self.error_ms is not None:
             return self.error_ms / 1000
         return math.inf if self.soft_ms else 0.0
 
-    def spread(self, life_ms: int) -> int:
+    def spread(self, ttl_ms: int) -> int:
         """Return a time, longer or shorter by the jitter; what is not above 0 is no time and stays."""
-        if not self.jitter or life_ms <= 0:
-            return life_ms
-        return max(1, round(life_ms * random.uniform(1 - self.jitter, 1 + self.jitter)))
+        if not self.jitter or ttl_ms <= 0:
+            return ttl_ms
+        return max(1, round(ttl_ms * random.uniform(1 - self.jitter, 1 + self.jitter)))
 
     def concerns(self, entry: Aging) -> bool:
         """Return whether the age of an entry matters at all."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
+from agentperf_redis.cache.async_client import AsyncLRUCache
+from agentperf_redis.cache.client import MAX_CACHE_BYTES
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, WithoutServer, default_ttl_ms
@@ -72,7 +73,7 @@ class LRUCache(DecoratingCache):
         settings = Settings(
             Policy.LRU if policy is None else arguments.choice("policy", policy, Policy),
             (0, 0, self.max_size),
-            0 if max_bytes is None else arguments.count("max_bytes", max_bytes, most=MOST_BYTES),
+            0 if max_bytes is None else arguments.count("max_bytes", max_bytes, maximum=MAX_CACHE_BYTES),
             (0, 0, default_ttl_ms("default_ttl", default_ttl)),
         )
         super().__init__(
@@ -83,7 +84,7 @@ class LRUCache(DecoratingCache):
             lease=lease,
             on_unavailable=on_unavailable,
         )
-        self._aio = AsyncLRUCache(self._backend, self._flows, self._chores)
+        self._aio = AsyncLRUCache(self._backend, self._flows, self._maintenance)
 
     @property
     def aio(self) -> AsyncLRUCache:
@@ -131,19 +132,3 @@ class LRUCache(DecoratingCache):
     def access_order(self) -> list[str]:
         """All keys, the least recently used first."""
         return self.keys()
-
-
-class AsyncLRUCache(AsyncCache):
-    """The asyncio twin of LRUCache, to be had as ``cache.aio``."""
-
-    async def put(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
-        """See `LRUCache.put`."""
-        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags))
-
-    async def put_many(self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()) -> int:
-        """See `LRUCache.put_many`."""
-        return await self._backend.arun(self._flows.writer.put_many(values, ttl, tags))
-
-    async def get_stats(self) -> dict[str, Any]:
-        """See `LRUCache.get_stats`."""
-        return (await self.stats()).render()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import math
 import threading
 import time
-import weakref
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.flows.access_reports import flush
-from agentperf_redis.cache.process.compute_lease import Turn
-from agentperf_redis.cache.process.shared_state import Binding, log
+from agentperf_redis.cache.process.compute_lease import ComputeLease
+from agentperf_redis.cache.process.shared_state import SharedState, log
 from agentperf_redis.command import Batch
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
@@ -22,8 +22,8 @@ _CLOSE_S = 1.0
 """How long closing may take for all caches together, should the server not answer."""
 
 
-class Chores:
-    """Starts its thread with the first chore and sleeps while there is none.
+class Maintenance:
+    """Renews compute leases and reports reads on a thread of its own.
 
     Args:
         backend: where to send what is due.
@@ -31,121 +31,110 @@ class Chores:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._start_empty()
+        self._jobs = Background("agentperf-cache")
+        self.after_fork()
         backend.on_close(self._finish)
-        _chores.add(self)
+        register_for_fork(self)
 
-    def _start_empty(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._thread: threading.Thread | None = None
-        self._turns: dict[Turn, float] = {}
-        self._reports: dict[Binding, float] = {}
+    def after_fork(self) -> None:
+        """In a forked child: begin with nothing, since the parent renews and reports its own."""
+        # Reentrant: a signal handler, or `__del__`, may use a cache while this very thread holds it.
+        self._lock = threading.RLock()
+        self._compute_leases: dict[ComputeLease, float] = {}
+        self._reports: dict[SharedState, float] = {}
         self._closed = False
+        self._failing = False
 
-    def report_soon(self, binding: Binding) -> None:
+    def report_soon(self, shared: SharedState) -> None:
         """Send what a cache has to report, a little later."""
-        with self._changed:
-            self._reports.setdefault(binding, time.monotonic() + REPORT_AFTER_S)
-            self._wake()
+        due = time.monotonic() + REPORT_AFTER_S
+        with self._lock:
+            self._reports.setdefault(shared, due)
+        self._schedule(due)
 
-    def keep(self, turn: Turn) -> None:
+    def keep(self, compute_lease: ComputeLease) -> None:
         """Renew a lease until `drop`."""
-        if not turn.token:
+        if not compute_lease.token:
             return
-        with self._changed:
-            self._turns[turn] = time.monotonic() + turn.renew_every_s
-            self._wake()
+        due = time.monotonic() + compute_lease.renew_every_s
+        with self._lock:
+            self._compute_leases[compute_lease] = due
+        self._schedule(due)
 
-    def drop(self, turn: Turn) -> None:
-        """Renew a lease no more."""
-        if not turn.token:
+    def drop(self, compute_lease: ComputeLease) -> None:
+        """Stop renewing a lease."""
+        if not compute_lease.token:
             return
-        with self._changed:
-            self._turns.pop(turn, None)
+        with self._lock:
+            self._compute_leases.pop(compute_lease, None)
 
-    def _wake(self) -> None:
-        if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._work, name="agentperf-cache", daemon=True)
-            self._thread.start()
-        self._changed.notify()
+    def _schedule(self, due: float) -> None:
+        if not self._closed:
+            self._jobs.at(due, self._do_due)
 
-    def _work(self) -> None:
-        failing = False
-        while True:
-            with self._changed:
-                while not self._closed:
-                    due = min((*self._turns.values(), *self._reports.values()), default=None)
-                    left = None if due is None else due - time.monotonic()
-                    if left is not None and left <= 0:
-                        break
-                    self._changed.wait(left)
-                if self._closed:
-                    return
-                now = time.monotonic()
-                turns = [turn for turn, at in self._turns.items() if at <= now]
-                for turn in turns:
-                    self._turns[turn] = now + turn.renew_every_s
-                reports = [binding for binding, at in self._reports.items() if at <= now]
-                for binding in reports:
-                    del self._reports[binding]
-            try:
-                self._renew(turns)
-                for binding in reports:
-                    self._backend.run(flush(binding))
-            except AgentPerfError as error:
-                if not failing:
-                    log.warning("caches: reads cannot be reported, leases not renewed: %s", error)
-                failing = True
-                with self._changed:
-                    for binding in reports:
-                        self._reports.setdefault(binding, time.monotonic() + _AFTER_FAILURE_S)
-            except Exception:  # noqa: BLE001  the thread serves all caches: one fault must not end it
-                log.exception("caches: a report or a renewal failed")
-            else:
-                if failing:
-                    log.warning("caches: reads are reported again")
-                failing = False
+    def _do_due(self) -> None:
+        """On the background thread: renew and report what is due, and come back for the rest."""
+        now = time.monotonic()
+        with self._lock:
+            compute_leases = [compute_lease for compute_lease, at in list(self._compute_leases.items()) if at <= now]
+            for compute_lease in compute_leases:
+                self._compute_leases[compute_lease] = now + compute_lease.renew_every_s
+            reports = [shared for shared, at in list(self._reports.items()) if at <= now]
+            for shared in reports:
+                del self._reports[shared]
+        if compute_leases or reports:
+            self._send(compute_leases, reports)
+        with self._lock:
+            due = min((*self._compute_leases.values(), *self._reports.values()), default=math.inf)
+        self._schedule(due)
 
-    def _renew(self, turns: list[Turn]) -> None:
-        if not turns:
+    def _send(self, compute_leases: list[ComputeLease], reports: list[SharedState]) -> None:
+        try:
+            self._renew(compute_leases)
+            for shared in reports:
+                self._backend.run(flush(shared))
+        except AgentPerfError as error:
+            if not self._failing:
+                log.warning("caches: reads cannot be reported, leases not renewed: %s", error)
+            self._failing = True
+            with self._lock:
+                for shared in reports:
+                    self._reports.setdefault(shared, time.monotonic() + _AFTER_FAILURE_S)
+        except Exception:  # noqa: BLE001  the thread serves all caches: one fault must not end it
+            log.exception("caches: a report or a renewal failed")
+        else:
+            if self._failing:
+                log.warning("caches: reads are reported again")
+            self._failing = False
+
+    def _renew(self, compute_leases: list[ComputeLease]) -> None:
+        if not compute_leases:
             return
         renewals = Batch(
-            tuple(commands.renew(turn.binding.keys, turn.name, turn.token, turn.lease_ms) for turn in turns)
+            tuple(
+                commands.renew(
+                    compute_lease.shared.keys, compute_lease.name, compute_lease.token, compute_lease.lease_ms
+                )
+                for compute_lease in compute_leases
+            )
         )
-        for turn, held in zip(turns, self._backend.run(renewals.settled()), strict=True):
+        for compute_lease, held in zip(compute_leases, self._backend.run(renewals.settled()), strict=True):
             if held is False:  # given up, or taken over: what is computed will be refused, and nothing is left to renew
-                self.drop(turn)
+                self.drop(compute_lease)
 
     def _finish(self) -> None:
         """Before the connections go: send what waits, end the thread."""
         end = time.monotonic() + _CLOSE_S
-        with self._changed:
+        with self._lock:
             self._closed = True
             reports, self._reports = list(self._reports), {}
-            thread = self._thread
-            self._changed.notify()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=_CLOSE_S / 2)
-        for done, binding in enumerate(reports):
+            self._compute_leases.clear()
+        self._jobs.close(_CLOSE_S / 2)
+        for done, shared in enumerate(reports):
             try:
-                self._backend.run(flush(binding), max(0.05, end - time.monotonic()))
+                self._backend.run(flush(shared), max(0.05, end - time.monotonic()))
             except BackendUnavailable as error:  # the others would wait for the same
                 log.warning("%d caches: the last reads could not be reported: %s", len(reports) - done, error)
                 return
             except AgentPerfError as error:
-                log.warning("cache %s: the last reads could not be reported: %s", binding.name, error)
-
-    def after_fork(self) -> None:
-        """In the child: the thread is the parent's, and so are its chores."""
-        self._start_empty()
-
-
-_chores: weakref.WeakSet[Chores] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for chores in list(_chores):
-        chores.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+                log.warning("cache %s: the last reads could not be reported: %s", shared.name, error)

@@ -59,21 +59,21 @@ class Settings:
 
     Attributes:
         policy: who leaves when the cache is full.
-        rooms: entries that hot, warm and cold hold; 0 is an unused tier.
+        capacities: entries that hot, warm and cold hold; 0 is an unused tier.
         max_bytes: bytes of all keys and values together; 0 is no limit.
         ttls_ms: life of an entry placed in hot, warm, cold when none is given, ms; 0 is for ever.
     """
 
     policy: Policy
-    rooms: tuple[int, int, int]
+    capacities: tuple[int, int, int]
     max_bytes: int
     ttls_ms: tuple[int, int, int]
 
     @property
     def text(self) -> str:
-        """The form in which it is stored: ``lru room 0/0/1000 bytes 0 ttl 0/0/300000``."""
-        rooms, ttls = ("/".join(map(str, each)) for each in (self.rooms, self.ttls_ms))
-        return f"{self.policy.value} room {rooms} bytes {self.max_bytes} ttl {ttls}"
+        """The form in which it is stored: ``lru capacity 0/0/1000 bytes 0 ttl 0/0/300000``."""
+        capacities, ttls = ("/".join(map(str, each)) for each in (self.capacities, self.ttls_ms))
+        return f"{self.policy.value} capacity {capacities} bytes {self.max_bytes} ttl {ttls}"
 
     def shown(self, service: str) -> str:
         """The same as users wrote it: ``max_size=1000, default_ttl=300, policy='lru'``.
@@ -96,14 +96,14 @@ class Settings:
     @property
     def fields(self) -> tuple[str, ...]:
         """Its eight values in the order of `text`. Which of them somebody chose is noted as 1 or 0 for each."""
-        return (self.policy.value, *map(str, (*self.rooms, self.max_bytes, *self.ttls_ms)))
+        return (self.policy.value, *map(str, (*self.capacities, self.max_bytes, *self.ttls_ms)))
 
     @classmethod
     def of(cls, fields: Sequence[str]) -> Settings:
         """Undo `fields`."""
-        policy, hot, warm, cold, most, *ttls = fields
+        policy, hot, warm, cold, maximum, *ttls = fields
         hot_ms, warm_ms, cold_ms = map(int, ttls)
-        return cls(Policy(policy), (int(hot), int(warm), int(cold)), int(most), (hot_ms, warm_ms, cold_ms))
+        return cls(Policy(policy), (int(hot), int(warm), int(cold)), int(maximum), (hot_ms, warm_ms, cold_ms))
 
     @classmethod
     def parse(cls, text: str) -> Settings | None:
@@ -128,7 +128,7 @@ def chosen(value: object) -> bool:
     return value is not None and not isinstance(value, (DefaultCount, DefaultSeconds))
 
 
-_SETTINGS = re.compile(r"(lru|tinylfu) room (\d+)/(\d+)/(\d+) bytes (\d+) ttl (\d+)/(\d+)/(\d+)")
+_SETTINGS = re.compile(r"(lru|tinylfu) capacity (\d+)/(\d+)/(\d+) bytes (\d+) ttl (\d+)/(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ class CacheStats:
     @property
     def max_size(self) -> int:
         """Entries it holds at most."""
-        return sum(self.settings.rooms)
+        return sum(self.settings.capacities)
 
     @property
     def max_bytes(self) -> int | None:
@@ -277,3 +277,8 @@ def ttl_ms(argument: str, ttl: object) -> int:
 def default_ttl_ms(argument: str, ttl: object) -> int:
     """Check a tier's life given by a user; None and `math.inf` are 0: for ever."""
     return 0 if ttl is None else max(0, ttl_ms(argument, ttl))
+
+
+def chosen_tier(priority: Tier | str | None) -> Tier | None:
+    """Check the tier that a put names; None lets the policy place the entry."""
+    return None if priority is None else arguments.choice("priority", priority, Tier)

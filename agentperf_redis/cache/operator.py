@@ -15,17 +15,17 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import commands
 from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name, stored_tags
 from agentperf_redis.cache.commands.replies import NoSettings
-from agentperf_redis.cache.commands.settings import NewerSchema
+from agentperf_redis.cache.commands.settings import OtherSchema
 from agentperf_redis.cache.flows.inspection import read_keys, read_stats
-from agentperf_redis.cache.flows.ranking import RankBy, Standing, read_top
+from agentperf_redis.cache.flows.ranking import EntryRanking, RankedEntry, read_top
 from agentperf_redis.cache.flows.reads import Reader
 from agentperf_redis.cache.model import CacheEntry, CacheStats, Settings
-from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed, Undecodable
 
-MOST_SWEEPS: Final = 64
+MAX_SWEEPS: Final = 64
 """Of 256 expired entries each."""
 SERVICES: Final = ("cache", "tiered")
 """What keys and the list of resources call an LRUCache and a TieredCache."""
@@ -82,7 +82,7 @@ class ExistingCache:
         """
         cursor = "0"
         with suppress(BackendFull, ScriptFailed, CorruptState):
-            for _ in range(MOST_SWEEPS):
+            for _ in range(MAX_SWEEPS):
                 swept = yield from commands.sweep(self._keys, cursor)
                 if isinstance(swept, NoSettings) or not swept.more:
                     return
@@ -92,22 +92,22 @@ class ExistingCache:
         """Return what all processes have done with it."""
         return read_stats(self.backend, self.service, self.name)
 
-    def keys(self, most: int | None = None) -> Flow[list[str]]:
-        """Return the stored names of at most `most` entries, the least recently touched first."""
-        return read_keys(self._keys, most)
+    def keys(self, limit: int | None = None) -> Flow[list[str]]:
+        """Return the stored names of at most `limit` entries, the least recently touched first."""
+        return read_keys(self._keys, limit)
 
-    def top(self, most: int) -> Flow[dict[RankBy, list[Standing]]]:
-        """Return the `most` entries that stand out, in each ranking; see `ranking.read_top`."""
-        return read_top(self._keys, most)
+    def top(self, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
+        """Return the `limit` entries that stand out, in each ranking; see `ranking.read_top`."""
+        return read_top(self._keys, limit)
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return what is known of a key; its value may be `Opaque`. It does not count as a read."""
         none_chosen = "0" * len(list(self.settings.fields))
-        binding = self.backend.share(
+        shared = self.backend.share(
             ("existing cache", self.service, self.name),
-            lambda: Binding(self.backend, self.service, self.name, self.settings, none_chosen, _nothing_to_report),
+            lambda: SharedState(self.backend, self.service, self.name, self.settings, none_chosen, _nothing_to_report),
         )
-        return Reader(binding, _Lenient()).entry(key)
+        return Reader(shared, _Lenient()).entry(key)
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int | None]:
         """Remove keys, and refuse the values of those who compute them now. Returns how many had a value."""
@@ -140,11 +140,11 @@ def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None
         name: of the cache.
 
     Raises:
-        SchemaMismatch: a newer version of the library wrote it.
+        SchemaMismatch: another major version of its data model.
     """
     settings = yield from commands.stored_settings(key_names.cache(backend.namespace, service, name))
-    if isinstance(settings, NewerSchema):
-        raise SchemaMismatch(f"cache {name}", str(settings.schema), f"schema {commands.SCHEMA} or lower")
+    if isinstance(settings, OtherSchema):
+        raise SchemaMismatch(f"cache {name}", str(settings.schema), f"schema {commands.SCHEMA}")
     return None if settings is None else ExistingCache(backend, service, name, settings)
 
 
@@ -159,5 +159,5 @@ def find_all(backend: Backend) -> Flow[list[ExistingCache]]:
     return found
 
 
-def _nothing_to_report(_: Binding) -> None:
+def _nothing_to_report(_: SharedState) -> None:
     """Looking at an entry counts as no read."""

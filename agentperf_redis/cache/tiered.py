@@ -8,7 +8,8 @@ from typing import Any
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache.client import MOST_BYTES, AsyncCache
+from agentperf_redis.cache.async_client import AsyncTieredCache
+from agentperf_redis.cache.client import MAX_CACHE_BYTES
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
 from agentperf_redis.cache.model import (
@@ -18,6 +19,7 @@ from agentperf_redis.cache.model import (
     Settings,
     Tier,
     WithoutServer,
+    chosen_tier,
     default_ttl_ms,
 )
 from agentperf_redis.codec.codec import Codec
@@ -113,15 +115,15 @@ class TieredCache(DecoratingCache):
         # here None is for ever, and so it is a choice
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls)
-        rooms = (
+        capacities = (
             arguments.count("hot_size", hot_size),
             arguments.count("warm_size", warm_size),
             arguments.count("cold_size", cold_size),
         )
         settings = Settings(
             Policy.TINYLFU if policy is None else arguments.choice("policy", policy, Policy),
-            rooms,
-            0 if max_bytes is None else arguments.count("max_bytes", max_bytes, most=MOST_BYTES),
+            capacities,
+            0 if max_bytes is None else arguments.count("max_bytes", max_bytes, maximum=MAX_CACHE_BYTES),
             (
                 default_ttl_ms("hot_ttl", hot_ttl),
                 default_ttl_ms("warm_ttl", warm_ttl),
@@ -136,10 +138,10 @@ class TieredCache(DecoratingCache):
             lease=lease,
             on_unavailable=on_unavailable,
         )
-        self.hot = TierView(self, Tier.HOT, rooms[0], hot_ttl)
-        self.warm = TierView(self, Tier.WARM, rooms[1], warm_ttl)
-        self.cold = TierView(self, Tier.COLD, rooms[2], cold_ttl)
-        self._aio = AsyncTieredCache(self._backend, self._flows, self._chores)
+        self.hot = TierView(self, Tier.HOT, capacities[0], hot_ttl)
+        self.warm = TierView(self, Tier.WARM, capacities[1], warm_ttl)
+        self.cold = TierView(self, Tier.COLD, capacities[2], cold_ttl)
+        self._aio = AsyncTieredCache(self._backend, self._flows, self._maintenance)
 
     @property
     def aio(self) -> AsyncTieredCache:
@@ -172,7 +174,7 @@ class TieredCache(DecoratingCache):
             BackendUnavailable: the server did not answer.
             BackendFull: the server is at its memory limit.
         """
-        return self._backend.run(self._flows.writer.put(key, value, ttl, tags, _tier(priority)))
+        return self._backend.run(self._flows.writer.put(key, value, ttl, tags, chosen_tier(priority)))
 
     def put_many(
         self,
@@ -187,43 +189,8 @@ class TieredCache(DecoratingCache):
         Returns:
             How many were stored.
         """
-        return self._backend.run(self._flows.writer.put_many(values, ttl, tags, _tier(priority)))
+        return self._backend.run(self._flows.writer.put_many(values, ttl, tags, chosen_tier(priority)))
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
         """Return for hot, warm and cold what `LRUCache.get_stats` returns; `stats` says more."""
         return self.stats().render_tiers()
-
-
-class AsyncTieredCache(AsyncCache):
-    """The asyncio twin of TieredCache, to be had as ``cache.aio``."""
-
-    async def put(
-        self,
-        key: str,
-        value: Any,
-        priority: Tier | str | None = None,
-        *,
-        ttl: float | None = None,
-        tags: Iterable[str] = (),
-    ) -> bool:
-        """See `TieredCache.put`."""
-        return await self._backend.arun(self._flows.writer.put(key, value, ttl, tags, _tier(priority)))
-
-    async def put_many(
-        self,
-        values: Mapping[str, Any],
-        priority: Tier | str | None = None,
-        *,
-        ttl: float | None = None,
-        tags: Iterable[str] = (),
-    ) -> int:
-        """See `TieredCache.put_many`."""
-        return await self._backend.arun(self._flows.writer.put_many(values, ttl, tags, _tier(priority)))
-
-    async def get_stats(self) -> dict[str, dict[str, Any]]:
-        """See `TieredCache.get_stats`."""
-        return (await self.stats()).render_tiers()
-
-
-def _tier(priority: Tier | str | None) -> Tier | None:
-    return None if priority is None else arguments.choice("priority", priority, Tier)

@@ -6,26 +6,27 @@ same keys at once, and readers may ask meanwhile: nothing is computed twice.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache.compute import Wanted, compute, compute_async
+from agentperf_redis.cache.compute import Wanted, accepted, computing, copied, wanted
 from agentperf_redis.cache.flows import CacheFlows
-from agentperf_redis.cache.maintenance import Chores
+from agentperf_redis.cache.freshness import FreshnessOptions
+from agentperf_redis.cache.maintenance import Maintenance
+from agentperf_redis.command import Flow, Together
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
 DEFAULT_CONCURRENCY = 8
-MOST_CONCURRENCY = 256
+MAX_CONCURRENCY = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Warmed:
+class WarmUpStatus:
     """How far a warm-up has come.
 
     Attributes:
@@ -41,13 +42,13 @@ class Warmed:
     errors: Mapping[str, Exception] = field(default_factory=dict)
 
 
-Progress: TypeAlias = Callable[[Warmed], object]
+OnProgress: TypeAlias = Callable[[WarmUpStatus], object]
 
 
 class _Count:
     """What is done so far. Hands out what is next, and tells the user, one at a time."""
 
-    def __init__(self, wanted: Iterator[Wanted[Any]], total: int | None, progress: Progress | None) -> None:
+    def __init__(self, wanted: Iterator[Wanted[Any]], total: int | None, progress: OnProgress | None) -> None:
         self._wanted = wanted
         self._total = total
         self._progress = progress
@@ -87,25 +88,31 @@ class _Count:
         with self._lock:
             self.fatal = self.fatal or error
 
-    def report(self) -> Warmed:
-        return Warmed(self._done, self._total, self._computed, dict(self._errors))
+    def result(self) -> WarmUpStatus:
+        """Return what was done, or raise what ended it before its time."""
+        if self.fatal is not None:
+            raise self.fatal
+        return self.report()
+
+    def report(self) -> WarmUpStatus:
+        return WarmUpStatus(self._done, self._total, self._computed, dict(self._errors))
 
 
 def warm(
     backend: Backend,
     flows: CacheFlows,
-    chores: Chores,
+    maintenance: Maintenance,
     wanted: Iterator[Wanted[Any]],
     total: int | None,
     concurrency: int,
-    progress: Progress | None,
-) -> Warmed:
+    progress: OnProgress | None,
+) -> WarmUpStatus:
     """Compute what is missing, on so many threads.
 
     Args:
         backend: where flows run.
         flows: of the cache.
-        chores: renews leases meanwhile.
+        maintenance: renews leases meanwhile.
         wanted: what to have; taken from only as it is needed.
         total: how much that is, if known.
         concurrency: values at a time; checked.
@@ -115,77 +122,75 @@ def warm(
         BackendUnavailable: the server does not answer, so that nothing would be kept.
         Exception: taking the next one, or telling of progress, has failed.
     """
-    count, flows = _Count(wanted, total, progress), flows.raising()
-
-    def work() -> None:
-        try:
-            while (step := count.next()) is not None:
-                each, computed = step
-                try:
-                    compute(backend, flows, chores, each)
-                except BackendUnavailable:
-                    raise
-                except Exception as error:  # noqa: BLE001  whatever the user's function raises
-                    count.finished(each.key, computed, error)
-                else:
-                    count.finished(each.key, computed)
-        except BaseException as error:  # noqa: BLE001  raised by the caller's thread
-            count.stop(error)
-
-    context = contextvars.copy_context
-    threads = [
-        threading.Thread(target=context().run, args=(work,), name="agentperf-warm", daemon=True)
-        for _ in range(concurrency)
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException as error:  # Ctrl-C: what runs comes to its end behind, and nothing new begins
-        count.stop(error)
-        raise
-    if count.fatal is not None:
-        raise count.fatal
-    return count.report()
+    count = _Count(wanted, total, progress)
+    backend.run(warming(count, flows, maintenance, concurrency, blocking=True))
+    return count.result()
 
 
 async def warm_async(
     backend: Backend,
     flows: CacheFlows,
-    chores: Chores,
+    maintenance: Maintenance,
     wanted: Iterator[Wanted[Any]],
     total: int | None,
     concurrency: int,
-    progress: Progress | None,
-) -> Warmed:
+    progress: OnProgress | None,
+) -> WarmUpStatus:
     """Do as `warm`, in so many tasks."""
-    count, flows = _Count(wanted, total, progress), flows.raising()
+    count = _Count(wanted, total, progress)
+    await backend.arun(warming(count, flows, maintenance, concurrency, blocking=False))
+    return count.result()
 
-    async def work() -> None:
-        try:
-            while (step := count.next()) is not None:
-                each, computed = step
-                try:
-                    await compute_async(backend, flows, chores, each)
-                except BackendUnavailable:
-                    raise
-                except Exception as error:  # noqa: BLE001  as above
-                    count.finished(each.key, computed, error)
-                else:
-                    count.finished(each.key, computed)
-        except BaseException as error:
-            count.stop(error)
+
+def warming(
+    count: _Count, flows: CacheFlows, maintenance: Maintenance, concurrency: int, *, blocking: bool
+) -> Flow[None]:
+    """Compute what is missing, so many values at a time. What ended it before its time is kept in the count."""
+    raising = flows.raising()
+    try:
+        work = tuple(_working(count, raising, maintenance, blocking=blocking) for _ in range(concurrency))
+        yield from Together(work, "agentperf-warm")
+    except BaseException as error:  # Ctrl-C included: what runs comes to its end behind, and nothing new begins
+        count.stop(error)
+        if not isinstance(error, Exception):
             raise
 
-    tasks = [asyncio.create_task(work(), name="agentperf-warm") for _ in range(concurrency)]
+
+def _working(count: _Count, flows: CacheFlows, maintenance: Maintenance, *, blocking: bool) -> Flow[None]:
+    """Compute one value after the other, as long as there are any."""
     try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return count.report()
+        while (step := count.next()) is not None:
+            each, computed = step
+            try:
+                copy = copied(flows, each)
+                accepted(each, (yield from computing(flows, maintenance, each, copy, look=True, blocking=blocking)))
+            except BackendUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001  whatever the user's function raises
+                count.finished(each.key, computed, error)
+            else:
+                count.finished(each.key, computed)
+    except BaseException as error:
+        count.stop(error)
+        raise
+
+
+def each_wanted(
+    items: Iterable[str],
+    function: Callable[[str], Any],
+    ttl: float | None,
+    tags: Iterable[str],
+    concurrency: int,
+    progress: OnProgress | None,
+    freshness: FreshnessOptions,
+) -> tuple[Iterator[Wanted[Any]], int | None, int]:
+    """Check what `warm_up` was given; return what is wanted, how much that is, and how many at a time."""
+    keys, total, concurrency = checked(items, concurrency, progress)
+    if not callable(function):
+        raise InvalidArgument("function", function, "a function that computes the value of a key")
+    pattern = wanted("", lambda: None, ttl, tags, freshness)
+    each = (replace(pattern, key=_checked_key(key), function=partial(function, key)) for key in keys)
+    return each, total, concurrency
 
 
 def checked(items: object, concurrency: object, progress: object) -> tuple[Iterable[Any], int | None, int]:
@@ -195,4 +200,8 @@ def checked(items: object, concurrency: object, progress: object) -> tuple[Itera
     if progress is not None and not callable(progress):
         raise InvalidArgument("progress", progress, "a function that takes a Warmed, or None")
     total = len(items) if isinstance(items, Sized) else None
-    return items, total, arguments.count("concurrency", concurrency, most=MOST_CONCURRENCY)
+    return items, total, arguments.count("concurrency", concurrency, maximum=MAX_CONCURRENCY)
+
+
+def _checked_key(key: object) -> str:
+    return arguments.cache_key("items", key)

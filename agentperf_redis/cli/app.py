@@ -165,14 +165,12 @@ def rank(
     target: Target,
     by: Annotated[RankBy, typer.Option("--by", help="What to rank by.")] = RankBy.SCORE,
     window: Window = None,
-    least_tasks: Annotated[
-        int, typer.Option("--least-tasks", help="Leave out agents with fewer executions.", min=0)
-    ] = 1,
+    min_tasks: Annotated[int, typer.Option("--min-tasks", help="Leave out agents with fewer executions.", min=0)] = 1,
 ) -> Exit | None:
     """Rank the agents: best first by score, the one to look at first by all else."""
     from agentperf_redis.cli.metrics import rank as work
 
-    return work(target, by, window, least_tasks, as_json=target.as_json)
+    return work(target, by, window, min_tasks, as_json=target.as_json)
 
 
 @app.command()

@@ -178,7 +178,7 @@ def drain(
 ) -> Exit | None:
     """Let an instance finish what it has and take nothing new. With --wait, exit 1 if it is not idle in time."""
     with _in_pool(target, pool) as lb:
-        limit = 0.0 if wait is None else arguments.seconds("--wait", wait, least=0.0, endless=True)
+        limit = 0.0 if wait is None else arguments.seconds("--wait", wait, minimum=0.0, endless=True)
         if not lb.drain(pool, instance):
             return not_found(f"instance {instance} in pool {pool}")
         if wait is not None and limit > 0 and not target.as_json:
@@ -315,7 +315,7 @@ def _described(found: PoolLeases, token: str) -> str | None:
 def _event_line(event: PoolEvent) -> str:
     at = f"{datetime.fromtimestamp(event.at).astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3]
     details = " ".join(f"{name}={value}" for name, value in event.details.items())
-    return printable(f"{at}  {event.kind.value:<10} {event.instance_id or '':<20} {details}".rstrip())
+    return printable(f"{at}  {event.kind.value:<17} {event.instance_id or '':<20} {details}".rstrip())
 
 
 def _plain_event(event: PoolEvent) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from agentperf_redis import arguments
 from agentperf_redis.agentperf import AgentPerf
-from agentperf_redis.cache.flows.ranking import RankBy, Standing
+from agentperf_redis.cache.flows.ranking import EntryRanking, RankedEntry
 from agentperf_redis.cache.model import KINDS, TIERS, CacheEntry, CacheStats, TierStats
 from agentperf_redis.cache.operator import SERVICES, ExistingCache, Opaque, find, find_all
 from agentperf_redis.cli.console import (
@@ -44,7 +44,7 @@ app = typer.Typer(
 _MIB = 2**20
 
 
-class Kind(StrEnum):
+class CacheKind(StrEnum):
     """The two kinds of caches; one of each may have the same name."""
 
     LRU = "lru"
@@ -53,7 +53,7 @@ class Kind(StrEnum):
 
 Name = Annotated[str, typer.Argument(help="Name of the cache.", metavar="CACHE")]
 KindOption = Annotated[
-    Kind | None, typer.Option("--kind", help="Which of two caches of the same name.", case_sensitive=False)
+    CacheKind | None, typer.Option("--kind", help="Which of two caches of the same name.", case_sensitive=False)
 ]
 
 
@@ -130,27 +130,19 @@ def keys(
     target: Target,
     name: Name,
     kind: KindOption = None,
-    most: Annotated[int, typer.Option("--limit", help="Print at most so many.", min=1, metavar="N")] = 1000,
+    limit: Annotated[int, typer.Option("--limit", help="Print at most so many.", min=1, metavar="N")] = 1000,
 ) -> None:
     """Print the keys of a cache, one a line, the least recently used first. Long keys appear with a hash in them."""
     with _on_cache(target, name, kind) as (perf, cache):
         perf.backend.run(cache.sweep_expired())
-        found = perf.backend.run(cache.keys(most + 1))
+        found = perf.backend.run(cache.keys(limit + 1))
         if target.as_json:
-            print_json("cache keys", {**_plain_name(cache), "keys": found[:most], "complete": len(found) <= most})
+            print_json("cache keys", {**_plain_name(cache), "keys": found[:limit], "complete": len(found) <= limit})
             return
-        for key in found[:most]:
+        for key in found[:limit]:
             out.print(printable(key), soft_wrap=True)
-        if len(found) > most:
-            err.print(f"There are more than {most}; --limit shows more.")
-
-
-class Ranking(StrEnum):
-    """What `top` ranks by."""
-
-    SIZE = "size"
-    READS = "reads"
-    COST = "cost"
+        if len(found) > limit:
+            err.print(f"There are more than {limit}; --limit shows more.")
 
 
 @app.command()
@@ -159,18 +151,24 @@ def top(
     target: Target,
     name: Name,
     kind: KindOption = None,
-    by: Annotated[Ranking | None, typer.Option("--by", help="Show this ranking only.", case_sensitive=False)] = None,
-    most: Annotated[int, typer.Option("--limit", help="Show at most so many in each.", min=1, metavar="N")] = 10,
+    by: Annotated[
+        EntryRanking | None, typer.Option("--by", help="Show this ranking only.", case_sensitive=False)
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Show at most so many in each.", min=1, metavar="N")] = 10,
 ) -> None:
     """Show the largest entries of a cache, the most read, and the most expensive to compute. Looks at every entry."""
     with _on_cache(target, name, kind) as (perf, cache):
-        found = perf.backend.run(cache.top(most))
-        rankings = [each for each in RankBy if by is None or each.value == by.value]
+        found = perf.backend.run(cache.top(limit))
+        rankings = list(EntryRanking) if by is None else [by]
         if target.as_json:
-            plain = {each.value: [_plain_standing(entry) for entry in found[each]] for each in rankings}
+            plain = {each.value: [_plain_ranked_entry(entry) for entry in found[each]] for each in rankings}
             print_json("cache top", {**_plain_name(cache), **plain})
             return
-        titles = {RankBy.SIZE: "largest", RankBy.READS: "most read", RankBy.COST: "most expensive to compute"}
+        titles = {
+            EntryRanking.SIZE: "largest",
+            EntryRanking.READS: "most read",
+            EntryRanking.COST: "most expensive to compute",
+        }
         for each in rankings:
             if not found[each]:
                 err.print(f"{titles[each]}: none")
@@ -288,7 +286,7 @@ def invalidate_tag(
 
 
 @contextlib.contextmanager
-def _on_cache(target: Target, name: str, kind: Kind | None) -> Iterator[tuple[AgentPerf, ExistingCache]]:
+def _on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tuple[AgentPerf, ExistingCache]]:
     """Give the cache of a name, and the client it is reached by."""
     arguments.name("CACHE", name)
     services = [service for service in SERVICES if kind is None or KINDS[service] == kind.value]
@@ -365,7 +363,7 @@ def _plain_entry(entry: CacheEntry) -> dict[str, Any]:
     }
 
 
-def _plain_standing(entry: Standing) -> dict[str, Any]:
+def _plain_ranked_entry(entry: RankedEntry) -> dict[str, Any]:
     return {
         "key": entry.name,
         "size_bytes": entry.size_bytes,

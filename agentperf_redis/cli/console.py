@@ -21,7 +21,7 @@ from agentperf_redis.agentperf import AgentPerf
 from agentperf_redis.backend import DEFAULT_DEADLINE_S
 from agentperf_redis.embedded import data_folder, running
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, InvalidArgument
-from agentperf_redis.transport.address import URL_VARIABLES, Kind, parse_url, resolve_url
+from agentperf_redis.transport.address import URL_VARIABLES, ServerKind, parse_url, resolve_url
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Target:
         """
         url = self.resolved()
         address = parse_url(resolve_url(url))
-        if address.kind is Kind.EMBEDDED and running(data_folder(address.path)) is None:
+        if address.kind is ServerKind.EMBEDDED and running(data_folder(address.path)) is None:
             up = "agentperf up" + (f" --data {shlex.quote(address.path)}" if address.path else "")
             raise BackendUnavailable(address.masked, "not_applied", f"no server runs there; `{up}` starts it")
         return AgentPerf(url, namespace=self.namespace, deadline=self.timeout)

@@ -18,7 +18,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
 from agentperf_redis.command import Command, Reply
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, shown
-from agentperf_redis.transport.address import Address, Kind
+from agentperf_redis.transport.address import Address, ServerKind
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.executor import Executor
 from agentperf_redis.transport.handshake import OLDEST
@@ -32,7 +32,7 @@ _COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One thing looked at."""
 
     subject: str
@@ -65,7 +65,7 @@ def doctor(target: Target, *, as_json: bool) -> Exit:
     return Exit.FAILURE if bad else Exit.OK
 
 
-def examine(backend: Backend) -> list[Finding]:
+def examine(backend: Backend) -> list[Diagnosis]:
     """Ask the server, every primary of a Cluster, and judge the answers.
 
     Raises:
@@ -74,55 +74,55 @@ def examine(backend: Backend) -> list[Finding]:
     findings = []
     for name, server in _servers(backend):
         with contextlib.closing(server):
-            latency = judge_latency(_round_trips_ms(server))  # first: after it, a refusal is no unreachable server
-            findings += [replace(finding, node=name) for finding in (*_judge_facts(server), latency)]
-    return [*findings, _judge_opening(backend)]
+            latency = assess_latency(_round_trips_ms(server))  # first: after it, a refusal is no unreachable server
+            findings += [replace(finding, node=name) for finding in (*_assess_facts(server), latency)]
+    return [*findings, _assess_handshake(backend)]
 
 
-def _judge_facts(server: Executor) -> list[Finding]:
+def _assess_facts(server: Executor) -> list[Diagnosis]:
     try:
         facts = _facts(server)
     except AgentPerfError as error:  # a user without INFO: the other findings still help
         return [
-            Finding("facts", "note", str(error), "version, eviction, memory and so on are shown to a user with +info")
+            Diagnosis("facts", "note", str(error), "version, eviction, memory and so on are shown to a user with +info")
         ]
-    judges = (judge_version, judge_eviction, judge_memory, judge_persistence, judge_replication)
+    judges = (assess_version, assess_eviction, assess_memory, assess_persistence, assess_replication)
     return [judge(facts) for judge in judges]
 
 
-def _judge_opening(backend: Backend) -> Finding:
+def _assess_handshake(backend: Backend) -> Diagnosis:
     """Does the namespace open, which takes scripts and a server and a namespace of the right versions?"""
     try:
         there = backend.run(Command("EXISTS", (keys.meta(backend.namespace),), (), lambda reply: reply))
     except AgentPerfError as error:
-        return Finding("scripts", "bad", str(error), "the library cannot work here")
-    return Finding("scripts", "ok" if there == 1 else "bad", "run" if there == 1 else "the first one left no trace")
+        return Diagnosis("scripts", "bad", str(error), "the library cannot work here")
+    return Diagnosis("scripts", "ok" if there == 1 else "bad", "run" if there == 1 else "the first one left no trace")
 
 
-def judge_version(facts: Mapping[str, str]) -> Finding:
+def assess_version(facts: Mapping[str, str]) -> Diagnosis:
     """Is the server new enough?"""
     name = "valkey" if "valkey_version" in facts else "redis"
     text = facts.get("valkey_version") or facts.get("redis_version", "")
     version = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
     if version and version < OLDEST[name]:
         oldest = ".".join(map(str, OLDEST[name]))
-        return Finding("version", "bad", f"{name} {text}", f"{oldest} is the oldest that works")
+        return Diagnosis("version", "bad", f"{name} {text}", f"{oldest} is the oldest that works")
     if facts.get("arch_bits", "64") != "64":  # scripts print microseconds as whole numbers of the machine
-        return Finding("version", "bad", f"{name} {text}, {facts['arch_bits']} bits", "64 bits are needed")
+        return Diagnosis("version", "bad", f"{name} {text}, {facts['arch_bits']} bits", "64 bits are needed")
     mode = facts.get("redis_mode", facts.get("server_mode", ""))
-    return Finding("version", "ok", f"{name} {text}" + (f", {mode}" if mode else ""))
+    return Diagnosis("version", "ok", f"{name} {text}" + (f", {mode}" if mode else ""))
 
 
-def judge_eviction(facts: Mapping[str, str]) -> Finding:
+def assess_eviction(facts: Mapping[str, str]) -> Diagnosis:
     """Would the server throw away leases or indexes when memory runs out?"""
     policy = facts.get("maxmemory_policy", "")
     if policy == "noeviction":
-        return Finding("eviction", "ok", policy)
+        return Diagnosis("eviction", "ok", policy)
     if policy.startswith("volatile-"):
-        return Finding(
+        return Diagnosis(
             "eviction", "note", policy, "cache values may go early; noeviction keeps the library's own limits in charge"
         )
-    return Finding(
+    return Diagnosis(
         "eviction",
         "bad",
         policy or "unknown",
@@ -130,16 +130,16 @@ def judge_eviction(facts: Mapping[str, str]) -> Finding:
     )
 
 
-def judge_memory(facts: Mapping[str, str]) -> Finding:
+def assess_memory(facts: Mapping[str, str]) -> Diagnosis:
     """How near is the server to its limit?"""
     used, limit = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
     shown = f"{used / 2**20:.1f} MiB used"
     if not limit:
-        return Finding(
+        return Diagnosis(
             "memory", "note", f"{shown}, no limit", "set maxmemory, so that the system's memory is not used up"
         )
     level = "note" if used > _NEARLY_FULL * limit else "ok"
-    return Finding(
+    return Diagnosis(
         "memory",
         level,
         f"{shown} of {limit / 2**20:.1f} MiB",
@@ -147,35 +147,41 @@ def judge_memory(facts: Mapping[str, str]) -> Finding:
     )
 
 
-def judge_persistence(facts: Mapping[str, str]) -> Finding:
+def assess_persistence(facts: Mapping[str, str]) -> Diagnosis:
     """What does a restart of the server cost?"""
     if facts.get("aof_enabled") == "1":
         if facts.get("aof_last_write_status", "ok") != "ok":
-            return Finding("persistence", "bad", "append-only file, last write failed", "look at the disk and the log")
-        return Finding("persistence", "ok", "append-only file")
+            return Diagnosis(
+                "persistence", "bad", "append-only file, last write failed", "look at the disk and the log"
+            )
+        return Diagnosis("persistence", "ok", "append-only file")
     if facts.get("rdb_last_bgsave_status", "ok") != "ok":
-        return Finding("persistence", "bad", "last snapshot failed", "look at the disk and the log")
-    return Finding(
+        return Diagnosis("persistence", "bad", "last snapshot failed", "look at the disk and the log")
+    return Diagnosis(
         "persistence", "note", "snapshots at best", "a restart may lose metrics and leases: CONFIG SET appendonly yes"
     )
 
 
-def judge_replication(facts: Mapping[str, str]) -> Finding:
+def assess_replication(facts: Mapping[str, str]) -> Diagnosis:
     """Is this a primary, and what would a failover lose?"""
     role, replicas = facts.get("role", "unknown"), facts.get("connected_slaves", "0")
     if role != "master":
-        return Finding("role", "bad", role, "writes go to the primary: give its address, or a Sentinel or Cluster URL")
-    return Finding("role", "ok", f"primary, {counted(int(replicas), 'replica')}")
+        return Diagnosis(
+            "role", "bad", role, "writes go to the primary: give its address, or a Sentinel or Cluster URL"
+        )
+    return Diagnosis("role", "ok", f"primary, {counted(int(replicas), 'replica')}")
 
 
-def judge_latency(times_ms: list[float]) -> Finding:
+def assess_latency(times_ms: list[float]) -> Diagnosis:
     """How long does a round trip take from here?"""
     ordered = sorted(times_ms)
     median, p99 = statistics.median(ordered), ordered[math.ceil(len(ordered) * 0.99) - 1]  # nearest rank
     found = f"median {median:.3f} ms, p99 {p99:.3f} ms over {len(ordered)} round trips"
     if p99 > _SLOW_P99_MS:
-        return Finding("latency", "note", found, "slow: bring the workers nearer, or look for slow commands (SLOWLOG)")
-    return Finding("latency", "ok", found)
+        return Diagnosis(
+            "latency", "note", found, "slow: bring the workers nearer, or look for slow commands (SLOWLOG)"
+        )
+    return Diagnosis("latency", "ok", found)
 
 
 def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
@@ -188,7 +194,7 @@ def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
     def executor(place: Address) -> Executor:
         return Executor(Connector(place), Topology(place), None, backend.deadline, None)
 
-    if address.kind is not Kind.CLUSTER:
+    if address.kind is not ServerKind.CLUSTER:
         yield "", executor(address)
         return
     for host, port in _layout([(seed, executor(_node(address, *seed))) for seed in address.nodes]):
@@ -196,7 +202,7 @@ def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
 
 
 def _node(address: Address, host: str, port: int) -> Address:
-    return replace(address, kind=Kind.STANDALONE, nodes=((host, port),))
+    return replace(address, kind=ServerKind.STANDALONE, nodes=((host, port),))
 
 
 def _layout(seeds: Sequence[tuple[tuple[str, int], Executor]]) -> list[tuple[str, int]]:
@@ -244,7 +250,7 @@ def _round_trips_ms(server: Executor) -> list[float]:
     return times
 
 
-def _plain(finding: Finding) -> dict[str, Any]:
+def _plain(finding: Diagnosis) -> dict[str, Any]:
     return {
         "node": finding.node,
         "subject": finding.subject,

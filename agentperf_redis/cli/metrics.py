@@ -127,10 +127,10 @@ def slow(target: Target, agent: str | None, limit: int, *, as_json: bool) -> Exi
     return Exit.OK
 
 
-def rank(target: Target, by: RankBy, window: str | None, least_tasks: int, *, as_json: bool) -> Exit:
+def rank(target: Target, by: RankBy, window: str | None, min_tasks: int, *, as_json: bool) -> Exit:
     """Print the agents in the order asked for."""
     with target.connect() as perf:
-        found = perf.metrics.rank(by, window=_asked(window), least_tasks=least_tasks)
+        found = perf.metrics.rank(by, window=_asked(window), min_tasks=min_tasks)
     if as_json:
         rows = [{"value": each.value, **plain_agent(each.metrics)} for each in found]
         print_json("rank", {"by": by.value, "window": window, "agents": rows})

@@ -65,7 +65,7 @@ _MARKS = {code: ExtType(code, b"") for code in range(_TUPLE, _KEY_OF_OBJECT + 1)
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = frozenset({list, dict})
 _PLAIN_TYPES = _SCALARS | _CONTAINERS
-_LEAST_INT, _MOST_INT = -(2**63), 2**64 - 1
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 
 _SECOND_TIME = "~"
 """Behind a moment that a clock set back shows for the second time (fold=1), which ISO 8601 cannot say."""
@@ -339,12 +339,12 @@ def _shape_text(value: str) -> str | ExtType:
 
 
 def _shape_int(value: int) -> int | ExtType:
-    if _LEAST_INT <= value <= _MOST_INT:
+    if _MIN_INT <= value <= _MAX_INT:
         return value
     return ExtType(_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
 
 
-def _shape_moment(value: datetime | time) -> ExtType:
+def _shape_datetime(value: datetime | time) -> ExtType:
     if value.tzinfo is not None and value.utcoffset() is None:
         raise InvalidArgument("value", value, "a time whose zone knows its offset")
     text = value.isoformat() + _SECOND_TIME * value.fold + _zone_behind(value)
@@ -387,9 +387,9 @@ _SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
     complex: lambda value: ExtType(_COMPLEX, _COMPLEX_PARTS.pack(value.real, value.imag)),
     Decimal: lambda value: ExtType(_DECIMAL, str(value).encode()),
     UUID: lambda value: ExtType(_UUID, value.bytes),
-    datetime: _shape_moment,
+    datetime: _shape_datetime,
     date: lambda value: ExtType(_DATE, value.isoformat().encode()),
-    time: _shape_moment,
+    time: _shape_datetime,
     timedelta: _shape_timedelta,
 }
 
@@ -476,17 +476,17 @@ def _load_int(data: bytes) -> int:
     return int.from_bytes(data, "big", signed=True)
 
 
-def _load_moment(kind: type[M], data: bytes) -> M:
+def _load_datetime(kind: type[M], data: bytes) -> M:
     text, _, zone = data.decode().partition("[")
-    moment = kind.fromisoformat(text.removesuffix(_SECOND_TIME))
+    parsed = kind.fromisoformat(text.removesuffix(_SECOND_TIME))
     if text.endswith(_SECOND_TIME):
-        moment = moment.replace(fold=1)
+        parsed = parsed.replace(fold=1)
     if not zone:
-        return moment
+        return parsed
     if not _ZONE.fullmatch(zone):
         raise Undecodable(f"{shown(zone)} is no name of a zone")
-    local = moment.replace(tzinfo=ZoneInfo(zone[:-1]))
-    if local.utcoffset() != moment.utcoffset():
+    local = parsed.replace(tzinfo=ZoneInfo(zone[:-1]))
+    if local.utcoffset() != parsed.utcoffset():
         raise Undecodable(f"the zone {shown(zone)} has another offset here than where it was stored")
     return local
 
@@ -503,9 +503,9 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
     _COMPLEX: lambda data: complex(*_COMPLEX_PARTS.unpack(data)),
     _DECIMAL: lambda data: Decimal(data.decode()),
     _UUID: lambda data: UUID(bytes=data),
-    _DATETIME: lambda data: _load_moment(datetime, data),
+    _DATETIME: lambda data: _load_datetime(datetime, data),
     _DATE: lambda data: date.fromisoformat(data.decode()),
-    _TIME: lambda data: _load_moment(time, data),
+    _TIME: lambda data: _load_datetime(time, data),
     _TIMEDELTA: _load_timedelta,
 }
 

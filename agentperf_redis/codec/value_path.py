@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
-_MOST_STEPS: Final = 100_000
+_MAX_STEPS: Final = 100_000
 """Items looked at. A message without a path is better than one that takes seconds."""
-_MOST_CHARACTERS: Final = 60
+_MAX_CHARACTERS: Final = 60
 """Of one key in a path."""
 
 
@@ -22,7 +22,7 @@ def path_of(item: object, value: object, name: str = "value") -> str:
     """
     waiting: list[tuple[str, Any]] = [(name, value)]
     met: set[int] = set()
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         if not waiting:
             return name
         path, found = waiting.pop()
@@ -55,4 +55,4 @@ def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _short(key: object) -> str:
     text = repr(key)
-    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
+    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 3] + "..."

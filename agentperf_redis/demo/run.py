@@ -38,9 +38,9 @@ _TICK_S = 0.05
 _LOOK_EVERY_S = 0.25
 _HUNTING_TICK_S = 0.003
 """While the victim is to be caught holding a lease. A step, and with it a lease, takes some ms."""
-SMALLEST_TO_KILL_IN = 20
+MIN_FILES_TO_KILL_IN = 20
 """Files. A smaller tree has no middle to speak of."""
-_PATIENCE_S = 600.0
+_TIMEOUT_S = 600.0
 _TAIL_CHARACTERS = 2000
 
 
@@ -54,7 +54,7 @@ class DemoOptions:
         files: review so many files only, spread over the tree; None for all.
         workers: worker processes, 1 to 64.
         kill: whether one of them, the last, is killed half-way; only with two or more workers and at least
-            `SMALLEST_TO_KILL_IN` files.
+            `MIN_FILES_TO_KILL_IN` files.
         namespace: prefix of all keys; None makes a new one, so that no earlier demo's results are found, and lets it go
             after a day.
         lease_ttl: life of a lease without renewal, s: how long a dead worker's capacity is gone.
@@ -71,12 +71,12 @@ class DemoOptions:
     program: tuple[str, ...] = ("-m", "agentperf_redis.demo.worker")
 
     def __post_init__(self) -> None:
-        arguments.count("workers", self.workers, most=MAX_WORKERS)
+        arguments.count("workers", self.workers, maximum=MAX_WORKERS)
         if self.files is not None:
             arguments.count("files", self.files)
         if self.namespace is not None:
             keys.check_namespace("namespace", self.namespace)
-        arguments.seconds("lease_ttl", self.lease_ttl, least=0.2, most=60.0)
+        arguments.seconds("lease_ttl", self.lease_ttl, minimum=0.2, maximum=60.0)
 
 
 def run_demo(options: DemoOptions, progress: Progress) -> Report:
@@ -120,7 +120,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
             )
         )
         if options.kill and not demo.kills:
-            progress.event(f"nobody is killed: that takes 2 workers and {SMALLEST_TO_KILL_IN} files")
+            progress.event(f"nobody is killed: that takes 2 workers and {MIN_FILES_TO_KILL_IN} files")
         return demo.run()
 
 
@@ -172,7 +172,7 @@ class _Demo:
     @property
     def kills(self) -> bool:
         """Whether a worker is to be killed."""
-        enough = self._options.workers > 1 and len(self._tree.files) >= SMALLEST_TO_KILL_IN
+        enough = self._options.workers > 1 and len(self._tree.files) >= MIN_FILES_TO_KILL_IN
         return self._options.kill and enough
 
     @property
@@ -270,7 +270,7 @@ class _Demo:
     def _watch(self, workers: list[_Worker], victim: _Worker | None, began: float) -> None:
         """Stay until every worker is through, and kill the victim half-way."""
         half = self._half
-        give_up_at = began + _PATIENCE_S
+        give_up_at = began + _TIMEOUT_S
         next_show = next_look = 0.0
         leases: dict[str, int] = {}
         while True:
@@ -345,10 +345,10 @@ class _Demo:
         while not self._look_for_recovery(victim) and not late:
             late = time.monotonic() > give_up_at  # by now: the next look is at what there is after that
             for agent in set(victim.held.values()):
-                self._touch(agent)
+                self._try_capacity(agent)
             time.sleep(_TICK_S)
 
-    def _touch(self, agent: str) -> None:
+    def _try_capacity(self, agent: str) -> None:
         instance = self._balancer.acquire(agent)
         if instance is not None:
             self._tried[agent] += 1

@@ -44,12 +44,12 @@ def standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def find_tree(path: Path | None, most: int | None) -> Tree:
+def find_tree(path: Path | None, limit: int | None) -> Tree:
     """Find the files to review.
 
     Args:
         path: a folder; None for the standard library.
-        most: take only so many files, evenly spread over the tree; None takes all.
+        limit: take only so many files, evenly spread over the tree; None takes all.
 
     Returns:
         The tree.
@@ -67,8 +67,8 @@ def find_tree(path: Path | None, most: int | None) -> Tree:
     )
     if not files:
         raise InvalidArgument("path", str(root), "a folder with Python files (test folders are left out)")
-    if most is not None and most < len(files):
-        files = [files[index * len(files) // most] for index in range(most)]
+    if limit is not None and limit < len(files):
+        files = [files[index * len(files) // limit] for index in range(limit)]
     top = root
     while (top / "__init__.py").is_file() and top.parent != top:
         top = top.parent

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from agentperf_redis.metrics.histogram import ZERO, bucket_counts, micros
 from agentperf_redis.metrics.model import OTHER
 
-RAW_MOST = 1000
+MAX_RAW = 1000
 """Raw samples kept of a cell, and of a series on the server."""
-SLOW_MOST = 50
+MAX_SLOW = 50
 """Slowest samples that are sent on whatever the refill allows."""
-COUNTS_MOST = 2000
+MAX_COUNTERS = 2000
 """Counters of a cell: 720 buckets at most, and error types; what goes beyond is ``__other__``."""
 
 OK = "ok"
@@ -62,7 +62,7 @@ ITEMS = 4
 _ENDED, _SECONDS, _OUTCOME, _OWN = range(ITEMS)
 
 
-class Cell:
+class Accumulator:
     """What one series got in one step."""
 
     __slots__ = ("counts", "max_us", "min_us", "newest", "oldest", "raw", "raw_dropped")
@@ -76,7 +76,7 @@ class Cell:
         self.raw: Samples = []
         self.raw_dropped = 0
 
-    def fold(self, samples: Samples) -> None:
+    def aggregate(self, samples: Samples) -> None:
         """Add samples up, at least one."""
         durations = sorted(samples[_SECONDS::ITEMS])
         counts = self.counts
@@ -87,7 +87,7 @@ class Cell:
         else:
             for outcome, count in Counter(outcomes).items():
                 for name in _fields_of_outcome(outcome):
-                    counts[name if name in counts or len(counts) < COUNTS_MOST else _OTHER_ERROR] += count
+                    counts[name if name in counts or len(counts) < MAX_COUNTERS else _OTHER_ERROR] += count
         counts["sum_us"] += micros(sum(durations))  # closer than a sum of rounded ones, and no work for each
         own_s = sum(samples[_OWN::ITEMS])
         if own_s:
@@ -98,14 +98,14 @@ class Cell:
             counts[name] = counts.get(name, 0) + count  # a Counter's += is slow where there is none yet
         if zeros:
             counts[_bucket_field(ZERO)] += zeros
-        least, most = micros(durations[0]), micros(durations[-1])
-        self.min_us = least if self.min_us is None else min(self.min_us, least)
-        self.max_us = max(self.max_us, most)
+        minimum, maximum = micros(durations[0]), micros(durations[-1])
+        self.min_us = minimum if self.min_us is None else min(self.min_us, minimum)
+        self.max_us = max(self.max_us, maximum)
         self.oldest = min(self.oldest, samples[_ENDED])
         self.newest = max(self.newest, samples[_ENDED - ITEMS])
         self._keep(samples)
 
-    def merge(self, other: Cell) -> None:
+    def merge(self, other: Accumulator) -> None:
         """Take another cell in."""
         self.counts.update(other.counts)
         if other.min_us is not None:
@@ -120,26 +120,26 @@ class Cell:
         """Add to further counters."""
         own = self.counts
         for name, value in counts.items():
-            if name not in own and len(own) >= COUNTS_MOST and name.startswith(MODEL):
+            if name not in own and len(own) >= MAX_COUNTERS and name.startswith(MODEL):
                 name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted there instead
             own[name] += value
 
     def _keep(self, samples: Samples) -> None:
         self.raw += samples
-        self.thin(RAW_MOST)
+        self.sample(MAX_RAW)
 
     @property
     def raw_count(self) -> int:
         """How many raw samples it holds."""
         return len(self.raw) // ITEMS
 
-    def thin(self, allowed: int) -> None:
+    def sample(self, allowed: int) -> None:
         """Keep the newest raw samples, as many as allowed, and the slowest."""
         excess = self.raw_count - allowed
         if excess <= 0:
             return
         kept = self.raw[excess * ITEMS :]
-        if allowed < RAW_MOST:
+        if allowed < MAX_RAW:
             slowest = slowest_of(self.raw[: excess * ITEMS])
             kept = [item for place in slowest for item in self.raw[place * ITEMS : place * ITEMS + ITEMS]] + kept
             excess -= len(slowest)
@@ -160,4 +160,4 @@ def columns(samples: Samples) -> Iterator[tuple[float, float, str]]:
 def slowest_of(samples: Samples) -> list[int]:
     """Return the places of the slowest samples, the slowest first."""
     durations = samples[_SECONDS::ITEMS]
-    return nlargest(SLOW_MOST, range(len(durations)), key=durations.__getitem__)
+    return nlargest(MAX_SLOW, range(len(durations)), key=durations.__getitem__)

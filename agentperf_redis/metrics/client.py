@@ -1,4 +1,4 @@
-"""`MetricsCollector`: what users meet, blocking and asyncio side by side."""
+"""The public API of metrics: `MetricsCollector`; its methods for asyncio are in `MetricsCollector.aio`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend, chosen_backend
 from agentperf_redis.metrics import flows
+from agentperf_redis.metrics.async_client import AsyncMetricsCollector
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked
-from agentperf_redis.metrics.flusher import FLUSH_EVERY_MOST_S, Recorder
+from agentperf_redis.metrics.flusher import MAX_FLUSH_EVERY_S, Flusher
 from agentperf_redis.metrics.model import (
     Delivery,
     Execution,
     PerformanceMetrics,
     StreamMetrics,
     SystemSummary,
+    summaries,
     system_summary,
 )
 from agentperf_redis.metrics.recording import Recording
 from agentperf_redis.metrics.retention import Retention
 from agentperf_redis.metrics.spans import SpanReport
-from agentperf_redis.metrics.windows import Moment, Window
+from agentperf_redis.metrics.windows import Timestamp, Window
 
 
 class MetricsCollector(Recording):
@@ -53,13 +55,13 @@ class MetricsCollector(Recording):
         flush_every: float | None = None,
     ) -> None:
         if flush_every is not None:
-            flush_every = arguments.seconds("flush_every", flush_every, least=0.1, most=FLUSH_EVERY_MOST_S)
+            flush_every = arguments.seconds("flush_every", flush_every, minimum=0.1, maximum=MAX_FLUSH_EVERY_S)
         self._backend = chosen_backend(backend)
-        super().__init__(self._backend.share("metrics.recorder", lambda: Recorder(self._backend)))
+        super().__init__(self._backend.share("metrics.flusher", lambda: Flusher(self._backend)))
         if retention is not None:
-            self._recorder.settle(retention)
+            self._flusher.settle(retention)
         if flush_every is not None:
-            self._recorder.settle_rhythm(flush_every)
+            self._flusher.settle_rhythm(flush_every)
         self.start_time = datetime.now()  # noqa: DTZ005  the reference's attribute: naive local time
 
     def __repr__(self) -> str:
@@ -67,11 +69,11 @@ class MetricsCollector(Recording):
 
     @cached_property
     def aio(self) -> AsyncMetricsCollector:
-        """The asyncio twin, over the same state."""
-        return AsyncMetricsCollector(self._recorder)
+        """The same collector for asyncio: every call that does I/O is awaited."""
+        return AsyncMetricsCollector(self._flusher)
 
     def get_or_create_metrics(
-        self, agent_name: str, *, window: Window = None, as_of: Moment = None
+        self, agent_name: str, *, window: Window = None, as_of: Timestamp = None
     ) -> PerformanceMetrics:
         """Return the metrics of one agent; counts of zero when nothing was recorded.
 
@@ -87,10 +89,10 @@ class MetricsCollector(Recording):
             InvalidArgument: for a name, window or moment that cannot be.
             AgentPerfError: if the server cannot be reached, or holds something else under these keys.
         """
-        return self._backend.run(flows.agent(self._recorder, agent_name, window, as_of))
+        return self._backend.run(flows.agent(self._flusher, agent_name, window, as_of))
 
     def snapshots(
-        self, *, window: Window = None, as_of: Moment = None, percentiles: bool = True
+        self, *, window: Window = None, as_of: Timestamp = None, percentiles: bool = True
     ) -> dict[str, PerformanceMetrics]:
         """Return the metrics of all agents, sorted by name.
 
@@ -104,9 +106,9 @@ class MetricsCollector(Recording):
             InvalidArgument: for anything else.
             AgentPerfError: as `get_or_create_metrics`.
         """
-        return self._backend.run(flows.agents(self._recorder, window, as_of, percentiles=percentiles))
+        return self._backend.run(flows.agents(self._flusher, window, as_of, percentiles=percentiles))
 
-    def combined(self, *agent_names: str, window: Window = None, as_of: Moment = None) -> PerformanceMetrics:
+    def combined(self, *agent_names: str, window: Window = None, as_of: Timestamp = None) -> PerformanceMetrics:
         """Return the metrics of several agents as if they were one; of all, when none is named.
 
         Args:
@@ -114,7 +116,7 @@ class MetricsCollector(Recording):
             window: as for `get_or_create_metrics`.
             as_of: likewise.
         """
-        return self._backend.run(flows.combined(self._recorder, agent_names, window, as_of))
+        return self._backend.run(flows.combined(self._flusher, agent_names, window, as_of))
 
     def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
         """Return an agent's latest executions, the last first, as far as raw samples are kept.
@@ -123,7 +125,7 @@ class MetricsCollector(Recording):
             agent_name: the agent.
             limit: how many, 1 to 1000.
         """
-        return self._backend.run(flows.recent(self._recorder, agent_name, limit))
+        return self._backend.run(flows.recent(self._flusher, agent_name, limit))
 
     def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
         """Return an agent's slowest executions, the slowest first; the server keeps fifty.
@@ -132,41 +134,40 @@ class MetricsCollector(Recording):
             agent_name: the agent.
             limit: how many, 1 to 1000.
         """
-        return self._backend.run(flows.slowest(self._recorder, agent_name, limit))
+        return self._backend.run(flows.slowest(self._flusher, agent_name, limit))
 
     @property
     def metrics(self) -> dict[str, PerformanceMetrics]:
         """The metrics of all agents, of all time: the reference's attribute, read anew each time."""
         return self.snapshots()
 
-    def get_all_metrics(self, window: Window = None, as_of: Moment = None) -> dict[str, dict[str, Any]]:
+    def get_all_metrics(self, window: Window = None, as_of: Timestamp = None) -> dict[str, dict[str, Any]]:
         """Return the summary of each agent, as the reference renders it. Arguments as for `get_or_create_metrics`."""
-        return _rendered(self._backend.run(flows.agents(self._recorder, window, as_of)))
+        return summaries(self.snapshots(window=window, as_of=as_of))
 
-    def summary(self, *, window: Window = None, as_of: Moment = None) -> SystemSummary:
+    def summary(self, *, window: Window = None, as_of: Timestamp = None) -> SystemSummary:
         """Return all agents at a glance. Arguments as for `get_or_create_metrics`."""
-        found = self._backend.run(flows.agents(self._recorder, window, as_of, percentiles=False))
-        return system_summary(found.values())
+        return system_summary(self.snapshots(window=window, as_of=as_of, percentiles=False).values())
 
-    def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
+    def get_system_summary(self, window: Window = None, as_of: Timestamp = None) -> dict[str, Any]:
         """Return all agents at a glance, as the reference renders it. Uptime counts from the first sample."""
         return self.summary(window=window, as_of=as_of).rendered()
 
-    def spans(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> SpanReport:
+    def spans(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> SpanReport:
         """Return where an agent's time goes. Arguments as for `get_or_create_metrics`."""
-        return self._backend.run(flows.spans(self._recorder, agent_name, window, as_of))
+        return self._backend.run(flows.spans(self._flusher, agent_name, window, as_of))
 
-    def streams(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> StreamMetrics:
+    def streams(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> StreamMetrics:
         """Return how an agent's streams came. Arguments as for `get_or_create_metrics`."""
-        return self._backend.run(flows.streams(self._recorder, agent_name, window, as_of))
+        return self._backend.run(flows.streams(self._flusher, agent_name, window, as_of))
 
     def rank(
         self,
         by: RankBy | str = RankBy.SCORE,
         *,
         window: Window = None,
-        as_of: Moment = None,
-        least_tasks: int = 1,
+        as_of: Timestamp = None,
+        min_tasks: int = 1,
     ) -> tuple[Ranked, ...]:
         """Rank all agents.
 
@@ -175,7 +176,7 @@ class MetricsCollector(Recording):
                 ``error_rate``, ``errors``, ``cost``, ``tokens``, largest first.
             window: as for `get_or_create_metrics`.
             as_of: likewise.
-            least_tasks: leave out agents with fewer executions.
+            min_tasks: leave out agents with fewer executions.
 
         Returns:
             The agents in order, each with the value it was ranked by.
@@ -184,7 +185,7 @@ class MetricsCollector(Recording):
             InvalidArgument: for anything else.
             AgentPerfError: as `get_or_create_metrics`.
         """
-        return self._backend.run(flows.rank(self._recorder, by, window, as_of, least_tasks))
+        return self._backend.run(flows.rank(self._flusher, by, window, as_of, min_tasks))
 
     def compare(
         self,
@@ -192,9 +193,9 @@ class MetricsCollector(Recording):
         other: str | None = None,
         *,
         window: Window = None,
-        as_of: Moment = None,
+        as_of: Timestamp = None,
         other_window: Window = None,
-        other_as_of: Moment = None,
+        other_as_of: Timestamp = None,
     ) -> Comparison:
         """Compare an agent with another, or with itself at another time.
 
@@ -214,7 +215,7 @@ class MetricsCollector(Recording):
             AgentPerfError: as `get_or_create_metrics`.
         """
         return self._backend.run(
-            flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
+            flows.compare(self._flusher, (agent_name, window, as_of), (other, other_window, other_as_of))
         )
 
     def forget(self, agent_name: str) -> bool:
@@ -229,7 +230,7 @@ class MetricsCollector(Recording):
         Returns:
             Whether it was known.
         """
-        return self._backend.run(flows.forget(self._recorder, agent_name))
+        return self._backend.run(flows.forget(self._flusher, agent_name))
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything recorded in this process is counted.
@@ -243,98 +244,8 @@ class MetricsCollector(Recording):
         Raises:
             AgentPerfError: what the flush met.
         """
-        return self._backend.run(flows.flush(self._recorder, timeout))
+        return self._backend.run(flows.flush(self._flusher, timeout))
 
     def delivery(self) -> Delivery:
         """Return how this process's records fare on their way to the server. No I/O."""
-        return self._recorder.delivery_state()
-
-
-class AsyncMetricsCollector:
-    """The asyncio twin of `MetricsCollector`, over the same state: ``await collector.aio.get_all_metrics()``."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._backend = recorder.backend
-
-    async def get_or_create_metrics(
-        self, agent_name: str, *, window: Window = None, as_of: Moment = None
-    ) -> PerformanceMetrics:
-        """Do as `MetricsCollector.get_or_create_metrics`."""
-        return await self._backend.arun(flows.agent(self._recorder, agent_name, window, as_of))
-
-    async def snapshots(
-        self, *, window: Window = None, as_of: Moment = None, percentiles: bool = True
-    ) -> dict[str, PerformanceMetrics]:
-        """Do as `MetricsCollector.snapshots`."""
-        return await self._backend.arun(flows.agents(self._recorder, window, as_of, percentiles=percentiles))
-
-    async def combined(self, *agent_names: str, window: Window = None, as_of: Moment = None) -> PerformanceMetrics:
-        """Do as `MetricsCollector.combined`."""
-        return await self._backend.arun(flows.combined(self._recorder, agent_names, window, as_of))
-
-    async def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Do as `MetricsCollector.recent`."""
-        return await self._backend.arun(flows.recent(self._recorder, agent_name, limit))
-
-    async def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Do as `MetricsCollector.slowest`."""
-        return await self._backend.arun(flows.slowest(self._recorder, agent_name, limit))
-
-    async def get_all_metrics(self, window: Window = None, as_of: Moment = None) -> dict[str, dict[str, Any]]:
-        """Do as `MetricsCollector.get_all_metrics`."""
-        return _rendered(await self.snapshots(window=window, as_of=as_of))
-
-    async def summary(self, *, window: Window = None, as_of: Moment = None) -> SystemSummary:
-        """Do as `MetricsCollector.summary`."""
-        return system_summary((await self.snapshots(window=window, as_of=as_of, percentiles=False)).values())
-
-    async def get_system_summary(self, window: Window = None, as_of: Moment = None) -> dict[str, Any]:
-        """Do as `MetricsCollector.get_system_summary`."""
-        return (await self.summary(window=window, as_of=as_of)).rendered()
-
-    async def spans(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> SpanReport:
-        """Do as `MetricsCollector.spans`."""
-        return await self._backend.arun(flows.spans(self._recorder, agent_name, window, as_of))
-
-    async def streams(self, agent_name: str, *, window: Window = None, as_of: Moment = None) -> StreamMetrics:
-        """Do as `MetricsCollector.streams`."""
-        return await self._backend.arun(flows.streams(self._recorder, agent_name, window, as_of))
-
-    async def rank(
-        self,
-        by: RankBy | str = RankBy.SCORE,
-        *,
-        window: Window = None,
-        as_of: Moment = None,
-        least_tasks: int = 1,
-    ) -> tuple[Ranked, ...]:
-        """Do as `MetricsCollector.rank`."""
-        return await self._backend.arun(flows.rank(self._recorder, by, window, as_of, least_tasks))
-
-    async def compare(
-        self,
-        agent_name: str,
-        other: str | None = None,
-        *,
-        window: Window = None,
-        as_of: Moment = None,
-        other_window: Window = None,
-        other_as_of: Moment = None,
-    ) -> Comparison:
-        """Do as `MetricsCollector.compare`."""
-        return await self._backend.arun(
-            flows.compare(self._recorder, (agent_name, window, as_of), (other, other_window, other_as_of))
-        )
-
-    async def forget(self, agent_name: str) -> bool:
-        """Do as `MetricsCollector.forget`."""
-        return await self._backend.arun(flows.forget(self._recorder, agent_name))
-
-    async def flush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  the blocking twin's argument
-        """Do as `MetricsCollector.flush`."""
-        return await self._backend.arun(flows.flush(self._recorder, timeout))
-
-
-def _rendered(agents: dict[str, PerformanceMetrics]) -> dict[str, dict[str, Any]]:
-    return {name: agent.get_summary() for name, agent in agents.items()}
+        return self._flusher.delivery_state()

@@ -1,4 +1,4 @@
-"""The commands of the metrics service: what is sent, and what the replies mean."""
+"""The commands of the metrics service: their arguments, and the meaning of their replies."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from agentperf_redis.command import Arg, Command, Reply
 from agentperf_redis.errors import CorruptState
 from agentperf_redis.metrics.accumulator import (
     CANCELLED,
+    MAX_RAW,
+    MAX_SLOW,
     OK,
-    RAW_MOST,
-    SLOW_MOST,
     Samples,
     Series,
     columns,
     slowest_of,
 )
-from agentperf_redis.metrics.buffer import WRITER_KEEP_S, Parcel
-from agentperf_redis.metrics.counters import Tally
+from agentperf_redis.metrics.buffer import WRITER_KEEP_S, FlushBatch
+from agentperf_redis.metrics.counters import Counters
 from agentperf_redis.metrics.histogram import ZERO, micros
 from agentperf_redis.metrics.model import Execution
 from agentperf_redis.metrics.retention import Retention
-from agentperf_redis.metrics.windows import local_moment
+from agentperf_redis.metrics.windows import local_timestamp
 from agentperf_redis.script import Script
 
 FLUSH = Script("metrics/flush")
 READ = Script("metrics/read")
 FORGET = Script("metrics/forget")
 
-AGENTS_MOST = 160
-"""Agents of one shard: 2000 in all, and room for an uneven spread over 16 shards (mean 125, deviation 11)."""
-PARTS_MOST = 200
-ERRORS_MOST = 64
+MAX_AGENTS = 160
+"""Limit for the agents of one shard: 2000 in all, with a margin for an uneven spread over 16 shards (mean 125,
+deviation 11)."""
+MAX_PARTS = 200
+MAX_ERRORS = 64
 
-COUNTED, REPEATED, CORRUPT = 1, 0, -1
+COUNTED, REPEATED = 1, 0
 
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What became of a parcel.
+    """The result of flushing a batch.
 
     Attributes:
         now: the server's time, s since 1970.
@@ -55,74 +56,84 @@ class Flushed:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReadReply:
     """Counters of some series of a shard, by their encoded name.
 
     Attributes:
         now_ms: the server's time.
-        tallies: counters by the series' encoded name.
+        counter_sets: counters by the series' encoded name.
     """
 
     now_ms: int
-    tallies: dict[str, Tally]
+    counter_sets: dict[str, Counters]
 
 
 def flush(
-    namespace: str, parcel: Parcel, *, now: float, retention: Retention, firm: bool = False, server_ms: int = -1
+    namespace: str, batch: FlushBatch, *, now: float, retention: Retention, firm: bool = False, server_ms: int = -1
 ) -> Command[Flushed]:
-    """Count a parcel.
+    """Count a batch.
 
     Args:
         namespace: of the installation.
-        parcel: what to count.
-        now: the buffer's clock, against which its samples have an age.
-        retention: how long what is kept.
-        firm: whether that is what the user asked for, or just a default for a namespace that has none yet.
-        server_ms: the server's time at `now`, ms since 1970; -1 when it is not known.
+        batch: the batch.
+        now: reading of the buffer's clock, from which the ages of its samples count.
+        retention: how long slices and samples are kept.
+        firm: whether the user chose the retention; else it is the default for a namespace that has none yet.
+        server_ms: the server's time at `now`, ms since 1970; -1 if it is not known.
     """
     series: dict[Series, int] = {}
-    cells: list[Arg] = []
-    for packed in parcel.cells:
-        cell = packed.cell
+    accumulators: list[Arg] = []
+    for packed in batch.accumulators:
+        accumulator = packed.accumulator
         place = series.setdefault(packed.series, len(series) + 1)
-        fields = dict(cell.counts)
-        if cell.min_us is not None:
-            fields["min_us"] = cell.min_us
-            fields["max_us"] = cell.max_us
-        cells += (place, _ms(now - cell.oldest), _ms(now - cell.newest), packed.width_s * 1000, len(fields))
+        fields = dict(accumulator.counts)
+        if accumulator.min_us is not None:
+            fields["min_us"] = accumulator.min_us
+            fields["max_us"] = accumulator.max_us
+        accumulators += (
+            place,
+            _ms(now - accumulator.oldest),
+            _ms(now - accumulator.newest),
+            packed.width_s * 1000,
+            len(fields),
+        )
         for name, value in fields.items():
-            cells += (name, value)
-        cells += _samples(cell.raw, now)
-    shard = parcel.shard
+            accumulators += (name, value)
+        accumulators += _samples(accumulator.raw, now)
+    shard = batch.shard
     names = [each.name for each in series]
     agents = keys.metrics_agents(namespace, shard)
+    keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = retention.slices_ms
     return Command(
         FLUSH,
         (
             agents,
             keys.metrics_settings(namespace, shard),
-            keys.metrics_writer(namespace, shard, parcel.writer),
+            keys.metrics_writer(namespace, shard, batch.writer),
             *(keys.metrics_total(namespace, shard, name) for name in names),
             *(keys.metrics_recent(namespace, shard, name) for name in names),
             *(keys.metrics_slow(namespace, shard, name) for name in names),
         ),
-        (
-            parcel.seq,
-            _ms(WRITER_KEEP_S),
-            1 if firm else 0,
-            *retention.slices_ms,
-            min(RAW_MOST, retention.recent_count),
-            _ms(retention.recent),
-            SLOW_MOST,
-            _ms(retention.slow),
-            AGENTS_MOST,
-            PARTS_MOST,
-            ERRORS_MOST,
-            f"{parcel.writer}-{parcel.seq}",
-            server_ms,
-            *names,
-            *cells,
-        ),
+        {
+            "seq": batch.seq,
+            "writer_keep_ms": _ms(WRITER_KEEP_S),
+            "firm": 1 if firm else 0,
+            "keep_10s_ms": keep_10s_ms,
+            "keep_1m_ms": keep_1m_ms,
+            "keep_1h_ms": keep_1h_ms,
+            "keep_1d_ms": keep_1d_ms,
+            "max_recent": min(MAX_RAW, retention.recent_count),
+            "recent_keep_ms": _ms(retention.recent),
+            "max_slow": MAX_SLOW,
+            "slow_keep_ms": _ms(retention.slow),
+            "max_agents": MAX_AGENTS,
+            "max_parts": MAX_PARTS,
+            "max_errors": MAX_ERRORS,
+            "sample_tag": f"{batch.writer}-{batch.seq}",
+            "sent_ms": server_ms,
+            "names...": tuple(names),
+            "cells...": tuple(accumulators),
+        },
         lambda reply: _flushed(agents, reply),
     )
 
@@ -146,24 +157,24 @@ def read(
     *,
     window_ms: int,
     as_of_ms: int,
-    exact_most: int,
-) -> Command[Answer]:
+    max_exact: int,
+) -> Command[ReadReply]:
     """Read some series of a shard.
 
     Args:
         namespace: of the installation.
         shard: of the series.
         names: of the series, encoded.
-        window_ms: length of the window; 0 for all time.
-        as_of_ms: its end; -1 for now.
-        exact_most: ask for all durations of a series when there are no more than this; -1 asks for plain counters only.
+        window_ms: length of the window, ms; 0 for all time.
+        as_of_ms: its end, ms since 1970; -1 for now.
+        max_exact: read all durations of a series if there are no more than this; -1 reads plain counters only.
     """
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
         READ,
         (agents_key, keys.metrics_settings(namespace, shard)),
-        (window_ms, as_of_ms, exact_most, *names),
-        lambda reply: _answer(agents_key, reply, plain=exact_most < 0),
+        {"window_ms": window_ms, "as_of_ms": as_of_ms, "max_exact": max_exact, "names...": tuple(names)},
+        lambda reply: _answer(agents_key, reply, plain=max_exact < 0),
     )
 
 
@@ -180,25 +191,23 @@ def forget(namespace: str, agent: str) -> Command[bool]:
             keys.metrics_recent(namespace, shard, series),
             keys.metrics_slow(namespace, shard, series),
         ),
-        (series,),
+        {"agent": series},
         lambda reply: _forgotten(agents_key, reply),
     )
 
 
 def _forgotten(key: str, reply: Reply) -> bool:
     try:
-        status, first, second = reply
+        status, _ = reply
         if status in (0, 1):
             return bool(status)
-        if status == CORRUPT:
-            raise CorruptState(first.decode(), f"a {second.decode()}")
-    except (AttributeError, TypeError, ValueError):
+    except (TypeError, ValueError):
         pass
     raise CorruptState(key, f"an unexpected reply {reply!r}")
 
 
 def recent(namespace: str, agent: str, limit: int) -> Command[tuple[Execution, ...]]:
-    """Return the latest raw samples of an agent, the last first."""
+    """Return the latest raw samples of an agent, the newest first."""
     key = keys.metrics_recent(namespace, keys.metrics_shard(agent), keys.metrics_series(agent))
     return Command("ZRANGE", (key,), (0, limit - 1, "REV"), lambda reply: _executions(key, reply))
 
@@ -217,7 +226,7 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
             kind, _, error = outcome.partition(":")
             found.append(
                 Execution(
-                    ended=local_moment(int(end_ms)),
+                    ended=local_timestamp(int(end_ms)),
                     seconds=int(duration.removesuffix("us")) / 1e6,
                     success=kind == OK,
                     cancelled=kind == CANCELLED,
@@ -230,12 +239,12 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
 
 
 def _samples(raw: Samples, now: float) -> tuple[str, str]:
-    """Write raw samples, the slowest first: only they can be among the slowest of all."""
+    """Return raw samples as flush.lua takes them: those that may be among the slowest of all, and the others."""
     texts = [
         f"{int((now - when) * 1000)} {micros(seconds)}us|{_shown_outcome(outcome)}"
         for when, seconds, outcome in columns(raw)
     ]
-    if len(texts) <= SLOW_MOST:
+    if len(texts) <= MAX_SLOW:
         return " ".join(texts), ""
     slowest = set(slowest_of(raw))
     return (
@@ -246,7 +255,7 @@ def _samples(raw: Samples, now: float) -> tuple[str, str]:
 
 @lru_cache(maxsize=1024)
 def _shown_outcome(outcome: str) -> str:
-    """``err:TimeoutError``; what would end the field in a raw sample is encoded."""
+    """Return ``err:TimeoutError``; characters that would end the field in a raw sample are encoded."""
     kind, colon, error = outcome.partition(":")
     return kind + colon + keys.encoded(error)
 
@@ -257,12 +266,10 @@ def _ms(seconds: float) -> int:
 
 def _flushed(key: str, reply: Reply) -> Flushed:
     try:
-        status, first, second, third = reply
+        status, now_ms, other, outdated = reply
         if status in (COUNTED, REPEATED):
-            return Flushed(int(first) / 1000, int(second), int(third))
-        if status == CORRUPT:
-            raise CorruptState(first.decode(), f"a {second.decode()}")
-    except (AttributeError, TypeError, ValueError):
+            return Flushed(int(now_ms) / 1000, int(other), int(outdated))
+    except (TypeError, ValueError):
         pass
     raise CorruptState(key, f"an unexpected reply {reply!r}")
 
@@ -274,39 +281,37 @@ def _names(key: str, reply: Reply) -> list[str]:
         raise CorruptState(key, f"an unexpected reply {reply!r}") from None
 
 
-def _answer(key: str, reply: Reply, *, plain: bool) -> Answer:
+def _answer(key: str, reply: Reply, *, plain: bool) -> ReadReply:
     try:
-        if reply[0] == CORRUPT:
-            raise CorruptState(reply[1].decode(), f"something else ({reply[2].decode()})")
         status, now_ms, from_ms, to_ms = map(int, reply[:4])
         if status != COUNTED:
             raise ValueError(status)
-        return Answer(now_ms, (_plain_tallies if plain else _tallies)(reply, (from_ms, to_ms)))
+        return ReadReply(now_ms, (_read_plain_counters if plain else _read_counters)(reply, (from_ms, to_ms)))
     except (AttributeError, IndexError, TypeError, ValueError):
         raise CorruptState(key, f"an unexpected reply {str(reply)[:200]}") from None
 
 
-def _tallies(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Tally]:
-    tallies = {}
+def _read_counters(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Counters]:
+    counter_sets = {}
     at = 4
     while at < len(reply):
         first, end = at + 2, at + 2 + 2 * reply[at + 1]
         fields = zip(reply[first:end:2], reply[first + 1 : end : 2], strict=True)
-        tallies[reply[at].decode()] = _tally(fields, reply[end], interval_ms)
+        counter_sets[reply[at].decode()] = _counters(fields, reply[end], interval_ms)
         at = end + 1
-    return tallies
+    return counter_sets
 
 
-def _plain_tallies(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Tally]:
-    tallies = {}
+def _read_plain_counters(reply: Reply, interval_ms: tuple[int, int]) -> dict[str, Counters]:
+    counter_sets = {}
     for at in range(4, len(reply), 1 + len(_PLAIN)):
         counts = dict(zip(_PLAIN, reply[at + 1 : at + 1 + len(_PLAIN)], strict=True))
         counts["cancelled"] = counts["n"] - counts["ok"] - counts["err"]
         for name in _EXTREMES:
             if counts[name] < 0:
                 del counts[name]
-        tallies[reply[at].decode()] = Tally(counts, {}, {}, {}, (), _covered(counts, interval_ms))
-    return tallies
+        counter_sets[reply[at].decode()] = Counters(counts, {}, {}, {}, (), _covered(counts, interval_ms))
+    return counter_sets
 
 
 _EXTREMES = ("min_us", "max_us", "last_ms", "first_ms")
@@ -316,16 +321,16 @@ _PLAIN = (
     *_EXTREMES,
     *_TOKEN_PARTS,
 )
-"""The plain counters, in the order in which the script says them."""
+"""The plain counters, in the order of the reply of read.lua."""
 
 
 def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[int, int]:
-    """Return the interval of a reading: all time begins with what was first recorded."""
+    """Return the time range of a reading: all time starts with the first sample."""
     start, end = interval_ms
     return interval_ms if start else (counts.get("first_ms", end), end)
 
 
-def _tally(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: tuple[int, int]) -> Tally:
+def _counters(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: tuple[int, int]) -> Counters:
     counts: dict[str, int] = {}
     errors: dict[str, int] = {}
     buckets: dict[int, int] = {}
@@ -342,7 +347,7 @@ def _tally(fields: Iterable[tuple[bytes, int]], durations: bytes, interval_ms: t
             model, _, measure = name.rpartition(":")
             models.setdefault(keys.decoded(model), {})[measure] = value
     durations_us = tuple(map(int, durations.split()))
-    return Tally(counts, errors, buckets, models, durations_us, _covered(counts, interval_ms))
+    return Counters(counts, errors, buckets, models, durations_us, _covered(counts, interval_ms))
 
 
 _COUNT, _ERROR, _BUCKET, _MODEL = range(4)
@@ -350,7 +355,7 @@ _COUNT, _ERROR, _BUCKET, _MODEL = range(4)
 
 @lru_cache(maxsize=4096)
 def _field(field: bytes) -> tuple[int, str, int]:
-    """Tell what a stored counter counts: its kind, its name without that of the kind, and of a bucket, which."""
+    """Return the kind of a stored counter, its name without that of the kind, and the number of a bucket."""
     name = field.decode()
     kind, _, rest = name.partition(":")
     if kind == "h" and rest != ZERO:

@@ -50,18 +50,18 @@ class Ranked:
     metrics: PerformanceMetrics
 
 
-def ranked(agents: Iterable[PerformanceMetrics], by: RankBy, least_tasks: int = 1) -> tuple[Ranked, ...]:
+def ranked(agents: Iterable[PerformanceMetrics], by: RankBy, min_tasks: int = 1) -> tuple[Ranked, ...]:
     """Rank agents, largest value first, equal ones by name.
 
     Args:
         agents: to rank.
         by: what to rank by.
-        least_tasks: agents with fewer executions are left out, lest one lucky run leads; cost and tokens need none.
+        min_tasks: agents with fewer executions are left out, lest one lucky run leads; cost and tokens need none.
     """
     if by in (RankBy.COST, RankBy.TOKENS):
-        least_tasks = 0
+        min_tasks = 0
     value = _VALUES[by]
-    found = [Ranked(float(value(agent)), agent) for agent in agents if agent.task_count >= least_tasks]
+    found = [Ranked(float(value(agent)), agent) for agent in agents if agent.task_count >= min_tasks]
     return tuple(sorted(found, key=lambda entry: (-entry.value, entry.metrics.agent_name)))
 
 

@@ -8,11 +8,11 @@ from functools import lru_cache
 
 from agentperf_redis.metrics.histogram import RELATIVE_ERROR, estimated_quantiles, exact_quantile, merged
 from agentperf_redis.metrics.model import Interval, ModelUsage, PerformanceMetrics, seconds
-from agentperf_redis.metrics.windows import local_moment
+from agentperf_redis.metrics.windows import local_timestamp
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Counters:
     """The counters of one series, as stored: whole microseconds, milliseconds and 10^-9 of a cost."""
 
     counts: Mapping[str, int]
@@ -28,13 +28,13 @@ class Tally:
         return self.counts.get("n", 0)
 
 
-LEAST = frozenset({"min_us", "first_ms"})
-MOST = frozenset({"max_us", "last_ms"})
+MINIMA = frozenset({"min_us", "first_ms"})
+MAXIMA = frozenset({"max_us", "last_ms"})
 
 
-def added(tallies: Iterable[Tally]) -> Tally:
+def added(counter_sets: Iterable[Counters]) -> Counters:
     """Add up the tallies of several series or windows. At least one."""
-    parts = list(tallies)
+    parts = list(counter_sets)
     if len(parts) == 1:
         return parts[0]
     counts: dict[str, int] = {}
@@ -44,9 +44,9 @@ def added(tallies: Iterable[Tally]) -> Tally:
         for name, value in part.counts.items():
             if name not in counts:
                 counts[name] = value
-            elif name in LEAST:
+            elif name in MINIMA:
                 counts[name] = min(counts[name], value)
-            elif name in MOST:
+            elif name in MAXIMA:
                 counts[name] = max(counts[name], value)
             else:
                 counts[name] += value
@@ -57,7 +57,7 @@ def added(tallies: Iterable[Tally]) -> Tally:
             for measure, value in measures.items():
                 model[measure] = model.get(measure, 0) + value
     durations = [us for part in parts for us in part.durations_us]
-    return Tally(
+    return Counters(
         counts=counts,
         errors=errors,
         buckets=merged(part.buckets for part in parts),
@@ -72,16 +72,16 @@ SHARES = (0.5, 0.95, 0.99)
 _NOT_ASKED = (float("nan"),) * len(SHARES)
 
 
-def performance(agent_name: str, tally: Tally, *, plain: bool = False) -> PerformanceMetrics:
+def performance(agent_name: str, counters: Counters, *, plain: bool = False) -> PerformanceMetrics:
     """Make the snapshot of an agent from its counters; `plain` ones tell nothing of percentiles."""
-    counts = tally.counts
+    counts = counters.counts
     get = counts.get
     n = get("n", 0)
     total_s = seconds(get("sum_us", 0))
-    least = seconds(counts["min_us"]) if "min_us" in counts else float("inf")
-    most = seconds(get("max_us", 0))
+    minimum = seconds(counts["min_us"]) if "min_us" in counts else float("inf")
+    maximum = seconds(get("max_us", 0))
     zeros = get("h:zero", 0)
-    times = tuple(map(seconds, tally.durations_us))
+    times = tuple(map(seconds, counters.durations_us))
     exact = len(times) == n
     if plain and n:
         p50, p95, p99 = _NOT_ASKED
@@ -89,34 +89,34 @@ def performance(agent_name: str, tally: Tally, *, plain: bool = False) -> Perfor
         ordered = sorted(times)
         p50, p95, p99 = (exact_quantile(ordered, share) for share in SHARES)
     else:
-        p50, p95, p99 = estimated_quantiles(tally.buckets, zeros, SHARES, least=least, most=most)
+        p50, p95, p99 = estimated_quantiles(counters.buckets, zeros, SHARES, minimum=minimum, maximum=maximum)
     return PerformanceMetrics(
         agent_name=agent_name,
         task_count=n,
         success_count=get("ok", 0),
         failure_count=get("err", 0),
         total_execution_time=total_s,
-        min_execution_time=least,
-        max_execution_time=most,
+        min_execution_time=minimum,
+        max_execution_time=maximum,
         avg_execution_time=total_s / n if n else 0.0,
         p50_execution_time=p50,
         p95_execution_time=p95,
         p99_execution_time=p99,
         execution_times=times,
-        error_types=tally.errors,
-        last_execution=local_moment(counts["last_ms"]) if n and "last_ms" in counts else None,
+        error_types=counters.errors,
+        last_execution=local_timestamp(counts["last_ms"]) if n and "last_ms" in counts else None,
         cancelled_count=get("cancelled", 0),
         exact=exact,
         error_bound=0.0 if exact else RELATIVE_ERROR,
-        buckets=tally.buckets,
+        buckets=counters.buckets,
         zeros=zeros,
         tokens_in=get("tok_in", 0),
         tokens_out=get("tok_out", 0),
         cost=get("cost_nano", 0) / 1e9,
         llm_calls=get("llm_calls", 0),
         tool_calls=get("tool_calls", 0),
-        models={name: _usage(measures) for name, measures in tally.models.items()} if tally.models else {},
-        interval=_interval(*tally.interval_ms),
+        models={name: _usage(measures) for name, measures in counters.models.items()} if counters.models else {},
+        interval=_interval(*counters.interval_ms),
         tokens_cached_in=get("tok_cached_in", 0),
         tokens_cache_write=get("tok_cache_write", 0),
         tokens_reasoning=get("tok_reasoning", 0),

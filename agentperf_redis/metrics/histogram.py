@@ -38,17 +38,17 @@ def bucket_index(us: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _longest(index: int) -> float:
+def _max_duration(index: int) -> float:
     """Return the longest duration, in seconds, that lies in a bucket once it is rounded to microseconds."""
     us = int(2.0 ** ((index + 1) / BUCKETS_PER_DOUBLING) * 1e6)
     while bucket_index(us + 1) <= index:
         us += 1
     while us > 1 and bucket_index(us) > index:
         us -= 1
-    return _longest_rounded_to(us)
+    return _max_duration_rounded_to(us)
 
 
-def _longest_rounded_to(us: int) -> float:
+def _max_duration_rounded_to(us: int) -> float:
     seconds = (us + 0.5) / 1e6
     while micros(seconds) > us:
         seconds = math.nextafter(seconds, 0.0)
@@ -57,7 +57,7 @@ def _longest_rounded_to(us: int) -> float:
     return seconds
 
 
-_LONGEST_ZERO = _longest_rounded_to(0)
+_MAX_ZERO = _max_duration_rounded_to(0)
 
 
 def bucket_counts(ordered: Sequence[float]) -> tuple[dict[int, int], int]:
@@ -67,10 +67,10 @@ def bucket_counts(ordered: Sequence[float]) -> tuple[dict[int, int], int]:
     where a logarithm of each takes 0.12.
     """
     counts: dict[int, int] = {}
-    zeros = at = bisect_right(ordered, _LONGEST_ZERO)
+    zeros = at = bisect_right(ordered, _MAX_ZERO)
     while at < len(ordered):
         index = bucket_index(micros(ordered[at]))
-        after = bisect_right(ordered, _longest(index), at)
+        after = bisect_right(ordered, _max_duration(index), at)
         counts[index] = after - at
         at = after
     return counts, zeros
@@ -98,25 +98,27 @@ def exact_quantile(ordered: Sequence[float], quantile: float) -> float:
     return ordered[rank(len(ordered), quantile)]
 
 
-def estimated_quantile(buckets: Mapping[int, int], zeros: int, quantile: float, *, least: float, most: float) -> float:
+def estimated_quantile(
+    buckets: Mapping[int, int], zeros: int, quantile: float, *, minimum: float, maximum: float
+) -> float:
     """Estimate a quantile from buckets.
 
     Args:
         buckets: samples for each bucket.
         zeros: samples of 0 us.
         quantile: 0 to 1.
-        least: the smallest sample, s; the estimate is not below it.
-        most: the largest sample, s; the estimate is not above it.
+        minimum: the smallest sample, s; the estimate is not below it.
+        maximum: the largest sample, s; the estimate is not above it.
 
     Returns:
         Seconds, within `RELATIVE_ERROR` of the exact quantile; 0.0 when there is no sample.
     """
-    (found,) = estimated_quantiles(buckets, zeros, (quantile,), least=least, most=most)
+    (found,) = estimated_quantiles(buckets, zeros, (quantile,), minimum=minimum, maximum=maximum)
     return found
 
 
 def estimated_quantiles(
-    buckets: Mapping[int, int], zeros: int, quantiles: Sequence[float], *, least: float, most: float
+    buckets: Mapping[int, int], zeros: int, quantiles: Sequence[float], *, minimum: float, maximum: float
 ) -> list[float]:
     """Estimate several quantiles at once. Arguments and values as for `estimated_quantile`."""
     count = zeros + sum(buckets.values())
@@ -127,7 +129,7 @@ def estimated_quantiles(
     found = []
     for quantile in quantiles:
         place = bisect_right(passed, rank(count, quantile))
-        found.append(min(max(middle(indexes[place - 1]), least), most) if place else 0.0)
+        found.append(min(max(middle(indexes[place - 1]), minimum), maximum) if place else 0.0)
     return found
 
 

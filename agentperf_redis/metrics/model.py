@@ -163,11 +163,11 @@ class PerformanceMetrics:
         Raises:
             InvalidArgument: for a share that is none, such as 95.
         """
-        share = arguments.amount("share", share, most=1.0)
+        share = arguments.amount("share", share, maximum=1.0)
         if self.execution_times:
             return exact_quantile(sorted(self.execution_times), share)
         return estimated_quantile(
-            self.buckets, self.zeros, share, least=self.min_execution_time, most=self.max_execution_time
+            self.buckets, self.zeros, share, minimum=self.min_execution_time, maximum=self.max_execution_time
         )
 
     def get_summary(self) -> dict[str, Any]:
@@ -293,6 +293,11 @@ class SystemSummary:
             "active_agents": self.active_agents,
             "agent_rankings": [ranking.rendered() for ranking in self.rankings],
         }
+
+
+def summaries(agents: Mapping[str, PerformanceMetrics]) -> dict[str, dict[str, Any]]:
+    """Return the summary of each agent, by name."""
+    return {name: agent.get_summary() for name, agent in agents.items()}
 
 
 def system_summary(agents: Iterable[PerformanceMetrics]) -> SystemSummary:

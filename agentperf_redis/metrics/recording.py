@@ -10,16 +10,16 @@ from typing import Any, TypeAlias, cast
 from agentperf_redis import arguments, keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
-from agentperf_redis.metrics.flusher import Recorder
+from agentperf_redis.metrics.flusher import Flusher
 from agentperf_redis.metrics.llm_usage import Found, Reading, Usage, merged, read, total
 from agentperf_redis.metrics.model import BETWEEN, FIRST
 from agentperf_redis.metrics.spans import Span, current_span
 
 ExceptionTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
-_LONGEST_S = 366 * 86_400.0
+_MAX_S = 366 * 86_400.0
 _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
-_KNOWN_ERRORS_MOST = 4096
+_MAX_KNOWN_ERRORS = 4096
 _MAX_COST = 1e9
 _NO_USE = dict.fromkeys(("llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"), 0)
 """Written together, so that who reads sees from one of them whether there are the others."""
@@ -29,12 +29,12 @@ class Recording:
     """What a `MetricsCollector` does to record.
 
     Args:
-        recorder: of the process and namespace.
+        flusher: of the process and namespace.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._record = recorder.buffer.record
+    def __init__(self, flusher: Flusher) -> None:
+        self._flusher = flusher
+        self._record = flusher.buffer.record
         self._outcomes: dict[str | None, str] = {None: FAILED, "": FAILED}
 
     def record_execution(
@@ -51,7 +51,7 @@ class Recording:
         Raises:
             InvalidArgument: for anything else; nothing is recorded.
         """
-        if success is True and type(execution_time) is float and 0.0 <= execution_time <= _LONGEST_S:
+        if success is True and type(execution_time) is float and 0.0 <= execution_time <= _MAX_S:
             self._record(agent_name, execution_time, OK)
         else:
             seconds = _duration("execution_time", execution_time)
@@ -163,7 +163,7 @@ class Recording:
         if model is not None:
             given["model"] = arguments.name("model", model)
         if calls is not None:
-            calls = arguments.count("calls", calls, least=0)
+            calls = arguments.count("calls", calls, minimum=0)
 
         usages = self._usages(agent, usage, reading, found, counted="tokens_in" in given or "tokens_out" in given)
         if given:
@@ -182,20 +182,20 @@ class Recording:
             found: the same, put together.
             counted: whether the caller gives the counts.
         """
-        recorder = self._recorder
+        flusher = self._flusher
         if found:
             if any(each.usage.differs for each in found):
-                recorder.inconsistent_usage.note(usage)
-            news, first_counts = recorder.responses.news(agent, found)
+                flusher.inconsistent_usage.note(usage)
+            news, first_counts = flusher.responses.news(agent, found)
             if first_counts:
-                recorder.unread_usage.add(-first_counts)
+                flusher.unread_usage.add(-first_counts)
             return news
         unread = usage is not None and not counted
-        known = None if reading.part is None else recorder.responses.event(agent, reading.part, unread=unread)
+        known = None if reading.part is None else flusher.responses.event(agent, reading.part, unread=unread)
         if unread and known is None:
-            recorder.unread_usage.note(usage)
+            flusher.unread_usage.note(usage)
         elif unread and not known:
-            recorder.unread_usage.add(1)  # not in the log: its counts may be still to come
+            flusher.unread_usage.add(1)  # not in the log: its counts may be still to come
         return [Usage(calls=0 if known else 1)]
 
     def record_tool_calls(self, agent_name: str | None = None, *, calls: int = 1) -> None:
@@ -205,7 +205,7 @@ class Recording:
             agent_name: as for `record_llm`.
             calls: how often.
         """
-        self._add(agent_name, _NO_USE | {"tool_calls": arguments.count("calls", calls, least=0)})
+        self._add(agent_name, _NO_USE | {"tool_calls": arguments.count("calls", calls, minimum=0)})
 
     def record_stream(self, agent_name: str, items: int, first: float, between: float | None = None) -> None:
         """Record how a stream of items came, beside its execution. `track_performance` does so for generators.
@@ -217,8 +217,8 @@ class Recording:
             between: mean time to make each further item, s, without what its consumer took; None with one item.
         """
         agent = arguments.name("agent_name", agent_name)
-        buffer = self._recorder.buffer
-        counts = {"items": arguments.count("items", items, least=0)}
+        buffer = self._flusher.buffer
+        counts = {"items": arguments.count("items", items, minimum=0)}
         first_s = _duration("first", first)
         if between is not None:
             buffer.record(Part(agent, (), BETWEEN), _duration("between", between), OK)
@@ -238,7 +238,7 @@ class Recording:
         return arguments.name("agent_name", agent), inner
 
     def _add_to(self, agent: str, span: Span | None, counts: dict[str, int]) -> None:
-        buffer = self._recorder.buffer
+        buffer = self._flusher.buffer
         buffer.add(agent, counts)
         if span is not None:
             buffer.add(span.part, counts)
@@ -248,7 +248,7 @@ class Recording:
             return self._outcomes[error_type]  # type: ignore[index]  # what is no string is not found
         except (KeyError, TypeError):
             outcome = f"{FAILED}:{arguments.name('error_type', error_type)}"
-        if len(self._outcomes) < _KNOWN_ERRORS_MOST:
+        if len(self._outcomes) < _MAX_KNOWN_ERRORS:
             self._outcomes[cast("str", error_type)] = outcome
         return outcome
 
@@ -263,7 +263,7 @@ def exception_types(argument: str, value: object) -> tuple[type[BaseException], 
 
 def _duration(argument: str, value: object) -> float:
     seconds = arguments.number(argument, value, _DURATION_ALLOWED)
-    if not 0.0 <= seconds <= _LONGEST_S:
+    if not 0.0 <= seconds <= _MAX_S:
         raise InvalidArgument(argument, value, _DURATION_ALLOWED)
     return seconds
 
@@ -273,7 +273,7 @@ _PARTS = {"tokens_in": ("tokens_cached_in", "tokens_cache_write"), "tokens_out":
 
 def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, int]:
     """Check the counts that are given: parts may not be more than their whole, given or read."""
-    given = {name: arguments.count(name, count, least=0) for name, count in tokens.items() if count is not None}
+    given = {name: arguments.count(name, count, minimum=0) for name, count in tokens.items() if count is not None}
     for whole, parts in _PARTS.items():
         left = given.get(whole, getattr(read_ones, whole))
         for part in parts:
@@ -298,7 +298,7 @@ def _with_given(usage: Usage, given: dict[str, Any], model: str | None) -> Usage
 def _cost(given: float | Decimal) -> float:
     if isinstance(given, Decimal):
         given = float(given) if given.is_finite() else math.nan
-    return arguments.amount("cost", given, most=_MAX_COST)
+    return arguments.amount("cost", given, maximum=_MAX_COST)
 
 
 def _counters(usage: Usage) -> dict[str, int]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -25,13 +24,14 @@ from types import TracebackType
 from typing import Self
 
 from agentperf_redis import arguments
+from agentperf_redis.background import ModuleLock, register_for_fork
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 
 _log = logging.getLogger("agentperf_redis")
 
-DEPTH_MOST = 16
+MAX_SPAN_DEPTH = 16
 """Deeper spans count as part of the sixteenth."""
 
 
@@ -64,19 +64,26 @@ class _Tree:
             self.clock = now
 
 
-_planting = threading.RLock()
+_planting = ModuleLock(threading.RLock)
 """Held while a tree is made: for no longer than that, and never while anything waits."""
-_forks = 0
-"""Forks between the first process and this one: tells spans of this process from those it inherited."""
 
 
-def _after_fork_in_child() -> None:
-    global _planting, _forks  # noqa: PLW0603  another thread may have held the lock
-    _planting = threading.RLock()
-    _forks += 1
+class _Forks:
+    """Tells spans of this process from those it inherited.
+
+    Attributes:
+        count: of the forks between the first process and this one.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        register_for_fork(self)
+
+    def after_fork(self) -> None:
+        self.count += 1
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+_forks = _Forks()
 
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
 
@@ -142,7 +149,7 @@ class Span:
         self._parent_given = parent
         self._finish = finish
         self._children = 0
-        self._forks = _forks
+        self._forks = _forks.count
         self._failure: str | None = None
         self._not_failures = not_failures
         self._outer: Span | None = None
@@ -176,7 +183,7 @@ class Span:
 
     def _open_within(self, parent: Span) -> None:
         self.parent = parent
-        self.path = (parent.path + self.path)[:DEPTH_MOST]
+        self.path = (parent.path + self.path)[:MAX_SPAN_DEPTH]
         tree = self._tree = parent._shared_tree()
         with tree.lock:
             now = self._start = perf_counter()
@@ -194,7 +201,7 @@ class Span:
         """
         if self._tree is None:
             tree = _Tree(self._start)
-            with _planting, tree.lock:
+            with _planting.lock, tree.lock:
                 if self._tree is None:
                     self._tree = tree
                     tree.late = not self.is_open
@@ -222,7 +229,7 @@ class Span:
             self._leave(tree)
         if _current.get() is self:
             _current.set(self._outer)
-        if self._forks != _forks:  # a child forked within the block leaves it too: the execution is its parent's
+        if self._forks != _forks.count:  # a child forked within the block leaves it too: the execution is its parent's
             return
         try:
             normal = error is None or isinstance(error, self._not_failures)

@@ -17,17 +17,17 @@ from agentperf_redis import arguments
 from agentperf_redis.errors import InvalidArgument
 
 Window = str | float | None
-Moment = datetime | float | None
+Timestamp = datetime | float | None
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _WINDOW_ALLOWED = 'None, seconds, or a text such as "30s", "5m", "1h", "3d"'
-_MOMENT_ALLOWED = "None, a datetime (local time when it has no zone), or seconds since 1970; between 1970 and 9999"
+_TIMESTAMP_ALLOWED = "None, a datetime (local time when it has no zone), or seconds since 1970; between 1970 and 9999"
 _LATEST_S = 253_402_300_799.0
 """The end of the year 9999, where names of slices end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class TimeRange:
     """The time asked for.
 
     Attributes:
@@ -39,10 +39,10 @@ class Stretch:
     as_of_ms: int = -1
 
 
-ALL_TIME = Stretch()
+ALL_TIME = TimeRange()
 
 
-def asked_time(window: Window, as_of: Moment, *, names: tuple[str, str] = ("window", "as_of")) -> Stretch:
+def asked_time(window: Window, as_of: Timestamp, *, names: tuple[str, str] = ("window", "as_of")) -> TimeRange:
     """Check a window and the moment of its end.
 
     Args:
@@ -57,7 +57,9 @@ def asked_time(window: Window, as_of: Moment, *, names: tuple[str, str] = ("wind
         if as_of is not None:
             raise InvalidArgument(names[1], as_of, "a moment together with a window; counts of all time have no past")
         return ALL_TIME
-    return Stretch(round(window_seconds(window, names[0]) * 1000), -1 if as_of is None else moment_ms(names[1], as_of))
+    return TimeRange(
+        round(window_seconds(window, names[0]) * 1000), -1 if as_of is None else timestamp_ms(names[1], as_of)
+    )
 
 
 def window_seconds(window: str | float, argument: str = "window") -> float:
@@ -76,7 +78,7 @@ def window_seconds(window: str | float, argument: str = "window") -> float:
     return length
 
 
-def moment_ms(argument: str, given: object) -> int:
+def timestamp_ms(argument: str, given: object) -> int:
     """Turn a moment of any kind into milliseconds since 1970.
 
     Raises:
@@ -85,14 +87,14 @@ def moment_ms(argument: str, given: object) -> int:
     try:
         seconds = given.timestamp() if isinstance(given, datetime) else None
     except (OverflowError, ValueError, OSError):  # near the years 1 and 9999, where a zone leads out of the calendar
-        raise InvalidArgument(argument, given, _MOMENT_ALLOWED) from None
+        raise InvalidArgument(argument, given, _TIMESTAMP_ALLOWED) from None
     if seconds is None:
-        seconds = arguments.number(argument, given, _MOMENT_ALLOWED)
+        seconds = arguments.number(argument, given, _TIMESTAMP_ALLOWED)
     if not 0.0 <= seconds <= _LATEST_S:
-        raise InvalidArgument(argument, given, _MOMENT_ALLOWED)
+        raise InvalidArgument(argument, given, _TIMESTAMP_ALLOWED)
     return round(seconds * 1000)
 
 
-def local_moment(ms: int) -> datetime:
+def local_timestamp(ms: int) -> datetime:
     """Turn the server's milliseconds into local time without a zone, as ``datetime.now()`` gives it."""
     return datetime.fromtimestamp(ms / 1000)  # noqa: DTZ006  the reference's moments are naive local ones

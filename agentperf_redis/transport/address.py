@@ -45,7 +45,7 @@ _SENTINEL_OPTIONS = ("sentinel_password", "sentinel_username")
 _OPTIONS = ("db", *_SENTINEL_OPTIONS, *_TLS_OPTIONS)
 
 
-class Kind(Enum):
+class ServerKind(Enum):
     """What stands behind an address."""
 
     STANDALONE = "standalone"
@@ -59,7 +59,7 @@ class Kind(Enum):
 class Address:
     """A server, or the nodes by which a Cluster or a Sentinel group is found. Its repr shows no password."""
 
-    kind: Kind
+    kind: ServerKind
     nodes: tuple[tuple[str, int], ...] = ()
     path: str = ""
     """Socket (unix) or data folder (embedded)."""
@@ -78,15 +78,17 @@ class Address:
     @property
     def masked(self) -> str:
         """The address for people to read: as a URL, the password as ``***``."""
-        if self.kind is Kind.EMBEDDED:
+        if self.kind is ServerKind.EMBEDDED:
             return f"embedded://{self.path}"
         user = f"{self.username or ''}:***@" if self.password else f"{self.username}@" if self.username else ""
-        if self.kind is Kind.UNIX:
+        if self.kind is ServerKind.UNIX:
             return f"unix://{user}{self.path}" + (f"?db={self.db}" if self.db else "")
-        scheme = ("rediss" if self.tls else "redis") + ("" if self.kind is Kind.STANDALONE else f"+{self.kind.value}")
+        scheme = ("rediss" if self.tls else "redis") + (
+            "" if self.kind is ServerKind.STANDALONE else f"+{self.kind.value}"
+        )
         places = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.nodes)
         tail = f"/{self.service}" if self.service else ""
-        return f"{scheme}://{user}{places}{tail}" + (f"/{self.db}" if self.kind is not Kind.CLUSTER else "")
+        return f"{scheme}://{user}{places}{tail}" + (f"/{self.db}" if self.kind is not ServerKind.CLUSTER else "")
 
 
 def url_in_environment() -> str | None:
@@ -125,17 +127,17 @@ def parse_url(url: object) -> Address:
         if places or not parts.path.strip("/"):
             raise _refused(url, "unix:///path/to/socket")
         db = _db(url, None, options)
-        return Address(Kind.UNIX, (), unquote(parts.path), db, username, password, options=rest)
+        return Address(ServerKind.UNIX, (), unquote(parts.path), db, username, password, options=rest)
     tls = parts.scheme.startswith("rediss")
-    kind = Kind(parts.scheme.partition("+")[2] or Kind.STANDALONE)
-    nodes = _nodes(url, places, _SENTINEL_PORT if kind is Kind.SENTINEL else _REDIS_PORT)
+    kind = ServerKind(parts.scheme.partition("+")[2] or ServerKind.STANDALONE)
+    nodes = _nodes(url, places, _SENTINEL_PORT if kind is ServerKind.SENTINEL else _REDIS_PORT)
     segments = [unquote(segment) for segment in parts.path.split("/") if segment]
-    service = segments.pop(0) if kind is Kind.SENTINEL and segments else ""
-    if kind is Kind.SENTINEL and (not service or len(segments) > 1):
+    service = segments.pop(0) if kind is ServerKind.SENTINEL and segments else ""
+    if kind is ServerKind.SENTINEL and (not service or len(segments) > 1):
         raise _refused(url, "redis+sentinel://host:port,.../service[/db]")
-    if kind is Kind.STANDALONE and (len(segments) > 1 or len(nodes) > 1):
+    if kind is ServerKind.STANDALONE and (len(segments) > 1 or len(nodes) > 1):
         raise _refused(url, "redis://[user:password@]host[:port][/db]")
-    if kind is Kind.CLUSTER and (segments or [options.get("db", "0")]) != ["0"]:
+    if kind is ServerKind.CLUSTER and (segments or [options.get("db", "0")]) != ["0"]:
         raise _refused(url, "no database but 0 on a Cluster")
     db = _db(url, segments[0] if segments else None, options)
     return Address(kind, nodes, "", db, username, password, tls, service, rest)
@@ -183,7 +185,7 @@ def _embedded(url: str, parts: _Parts) -> Address:
     path = unquote(parts.authority + parts.path)
     if path and not path.startswith(("/", "~")):  # one relative to wherever a process happens to be is nobody's wish
         raise _refused(url, "embedded:// or embedded:///path/to/data")
-    return Address(Kind.EMBEDDED, path=path)
+    return Address(ServerKind.EMBEDDED, path=path)
 
 
 def _options(url: str, parts: _Parts) -> dict[str, str]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar, cast
 
 from redis.asyncio.connection import Connection as AsyncConnection
-from redis.exceptions import RedisError, ResponseError
 
-from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Reply, Step
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable
+from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Reply, Shielded, Step, Together, Wait, WakeUp
+from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
-from agentperf_redis.transport.connector import Connector, aread, broken, drop, refused, unconnected
-from agentperf_redis.transport.delivery import Exchange, ExchangeFailed, Rest, Settle, deliver
-from agentperf_redis.transport.executor import BUSY, CLOSED, MAX_CONNECTIONS, Runnable
-from agentperf_redis.transport.handshake import REPLIES, Greeting
+from agentperf_redis.transport.connector import Connector, aread, drop
+from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, Settle, deliver, deliver_opened
+from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
+from agentperf_redis.transport.executor import Runnable
+from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.topology import Node, Topology
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class AsyncExecutor:
         topology: knows which node serves which key.
         breaker: knows which nodes are not worth asking.
         deadline_s: seconds that one command may take in all.
-        greeting: what is said first on a connection.
+        handshake: what is said first on a connection.
         on_end: called when the loop ends, or this was closed.
     """
 
@@ -43,23 +43,19 @@ class AsyncExecutor:
         topology: Topology,
         breaker: Breaker,
         deadline_s: float,
-        greeting: Greeting,
+        handshake: Handshake,
         on_end: Callable[[], None],
     ) -> None:
         self._connector = connector
         self._topology = topology
         self._breaker = breaker
         self._deadline_s = deadline_s
-        self._greeting = greeting
         self._on_end = on_end
-        self._idle: dict[Node, deque[AsyncConnection]] = {}
-        self._greeted: dict[Node, set[AsyncConnection]] = {}
-        """Connections that are up, idle or in use, and whose server was looked at."""
+        self._connections = Connections[AsyncConnection](connector, handshake, drop)
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._opened = not topology.scattered
-        self._closed = False
+        self._opening = handshake.opening if topology.scattered else None
         self._lifeline: AsyncGenerator[None, None] | None = None
 
     async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
@@ -87,13 +83,24 @@ class AsyncExecutor:
                     answer = await self._perform(step, limit)
                 except asyncio.CancelledError as error:
                     step = flow.throw(error)
-                    return await asyncio.shield(self._spawn(self._rest_of(flow, step, limit)))
+                    return await self._shielded(flow, step, limit, error)
                 except BaseException as error:  # noqa: BLE001  the flow decides
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
         except StopIteration as done:
             return cast("T", done.value)
+
+    async def _shielded(
+        self, flow: Flow[T], step: Step, deadline_s: float, cause: asyncio.CancelledError | None = None
+    ) -> T:
+        """Do the rest of a flow in a task of its own. If it lets its cause pass, that itself is raised."""
+        try:
+            return await asyncio.shield(self._spawn(self._rest_of(flow, step, deadline_s)))
+        except asyncio.CancelledError:
+            if cause is not None:  # the shield raises one of its own, without the message and the frames
+                raise cause from None
+            raise
 
     async def _rest_of(self, flow: Flow[T], step: Step, deadline_s: float) -> T:
         try:
@@ -109,9 +116,7 @@ class AsyncExecutor:
 
     def close_now(self) -> None:
         """Close the connections without waiting. On the loop's thread, or when the loop has ended."""
-        self._closed = True
-        for node in self._idle:
-            self._drop_idle(node)
+        self._connections.close()
         self._on_end()
 
     async def aclose(self) -> None:
@@ -151,7 +156,27 @@ class AsyncExecutor:
             return await asyncio.gather(*futures, return_exceptions=True)
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        return await _await_hint(step.hint, step.seconds)
+        if isinstance(step, Wait):
+            return await _await_wake_up(step.wake_up, step.seconds)
+        if isinstance(step, Call):
+            result = step.function()
+            return await result if inspect.isawaitable(result) else result
+        if isinstance(step, Shielded):
+            try:
+                first = next(step.flow)  # here: a flow whose task ends before it begins would not even run its finally
+            except StopIteration as done:
+                return done.value
+            return await self._shielded(step.flow, first, deadline_s)
+        return await self._run_together(step, deadline_s)
+
+    async def _run_together(self, step: Together, deadline_s: float) -> None:
+        tasks = [asyncio.create_task(self.run(flow, deadline_s), name=step.name) for flow in step.flows]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _submit(self, command: Command[Any], deadline_s: float) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
@@ -186,14 +211,6 @@ class AsyncExecutor:
                 future.set_result(result)
 
         try:
-            if not self._opened:
-                opening: list[Any] = [None]
-                await self._deliver([self._greeting.opening()], deadline_s, opening.__setitem__)
-                if isinstance(opening[0], AgentPerfError):
-                    for index in range(len(futures)):
-                        settle(index, opening[0])
-                    return
-                self._opened = True
             await self._deliver([command for command, _ in group], deadline_s, settle)
         except BaseException as error:
             for future in futures:
@@ -203,11 +220,17 @@ class AsyncExecutor:
                 raise
 
     async def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float, settle: Settle) -> None:
-        delivery = deliver(commands, self._topology, deadline_s, settle, self._breaker)
+        opening = self._opening
+        if opening is None:
+            delivery = deliver(commands, self._topology, deadline_s, settle, self._breaker)
+        else:
+            delivery = deliver_opened(
+                opening(), commands, self._topology, deadline_s, settle, self._breaker, self._note_opened
+            )
         try:
             step = next(delivery)
             while True:
-                if isinstance(step, Rest):
+                if isinstance(step, Backoff):
                     await asyncio.sleep(step.seconds)
                     step = delivery.send(None)
                     continue
@@ -220,74 +243,49 @@ class AsyncExecutor:
         except StopIteration:
             return
 
+    def _note_opened(self) -> None:
+        self._opening = None
+
     async def _exchange(self, step: Exchange) -> list[Reply]:
-        if self._closed:
-            raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
-        placed = sent = fresh = False
-        replies: list[Reply] = []
-        connection: AsyncConnection | None = None
-        stack = self._idle.setdefault(step.node, deque())
-        try:
-            async with asyncio.timeout(step.timeout_s), self._places:
-                placed = True
-                if stack:
-                    connection = stack.pop()
-                else:
-                    fresh = True
-                    connection = await self._connector.async_connection(step.node)
-                    await self._connect(step.node, connection)
-                sent = True
-                await connection.send_packed_command((step.payload,), check_health=False)
-                for _ in range(step.count):
-                    replies.append(await aread(connection))  # noqa: PERF401  those before a failure count
-        except ResponseError as error:
-            self._drop(step.node, connection)
-            raise refused(error) from None
-        except TimeoutError:
-            self._drop(step.node, connection)
-            if not placed:
+        end = asyncio.get_running_loop().time() + step.timeout_s
+        if self._places.locked():
+            try:
+                async with asyncio.timeout_at(end):
+                    await self._places.acquire()
+            except TimeoutError:
                 raise ExchangeFailed(BUSY, sent=False, local=True) from None
-            reason = f"no answer for {step.timeout_s:.3g} s"
-            raise ExchangeFailed(reason, sent=sent, silent=True, replies=replies) from None
-        except (RedisError, OSError) as error:
-            self._drop(step.node, connection)
-            if not fresh:
-                self._drop_idle(step.node)
-            if sent:
-                raise broken(error, replies, fresh=fresh) from None
-            raise unconnected(error, self._connector.hint, tls=self._connector.address.tls) from None
-        except BackendUnavailable as error:
-            raise ExchangeFailed(error.reason, sent=False, final=True) from None
-        except BaseException:
-            self._drop(step.node, connection)
-            raise
-        if self._closed:
-            self._drop(step.node, connection)
         else:
-            stack.append(connection)
-        return replies
+            await self._places.acquire()
+        try:
+            return await self._carry(self._connections.exchange(step), end)
+        finally:
+            self._places.release()
 
-    async def _connect(self, node: Node, connection: AsyncConnection) -> None:
-        await connection.connect()
-        if not (node.sentinel or self._greeted.get(node)):
-            await connection.send_packed_command((self._greeting.words(),), check_health=False)
-            refusal = self._greeting.heard([await aread(connection) for _ in range(REPLIES)])
-            if refusal is not None:
-                raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
-        self._greeted.setdefault(node, set()).add(connection)
+    async def _carry(self, exchange: ExchangeFlow[AsyncConnection], end: float) -> list[Reply]:
+        try:
+            step = next(exchange)
+            while True:
+                connection = None
+                try:
+                    async with asyncio.timeout_at(end):
+                        if isinstance(step, Talk):
+                            await step.connection.send_packed_command((step.payload,), check_health=False)
+                            for _ in range(step.count):
+                                step.replies.append(await aread(step.connection))
+                        elif isinstance(step, Open):
+                            connection = await self._connector.async_connection(step.node)
+                        else:
+                            await step.connection.connect()
+                except BaseException as error:  # noqa: BLE001  the exchange says what it means
+                    step = exchange.throw(error)
+                else:
+                    step = exchange.send(connection)
+        except StopIteration as done:
+            replies: list[Reply] = done.value
+            return replies
 
-    def _drop(self, node: Node, connection: AsyncConnection | None) -> None:
-        if connection is not None:
-            self._greeted.get(node, set()).discard(connection)
-            drop(connection)
 
-    def _drop_idle(self, node: Node) -> None:
-        stack = self._idle.get(node)
-        while stack:
-            self._drop(node, stack.pop())
-
-
-async def _await_hint(hint: Hint, seconds: float) -> bool:
+async def _await_wake_up(wake_up: WakeUp, seconds: float) -> bool:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
 
@@ -299,11 +297,11 @@ async def _await_hint(hint: Hint, seconds: float) -> bool:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(wake)
 
-    hint.call_when_given(given)
+    wake_up.call_when_sent(given)
     try:
         await asyncio.wait_for(future, seconds)
     except TimeoutError:
         return False
     finally:
-        hint.forget(given)
+        wake_up.forget(given)
     return True

@@ -2,7 +2,7 @@
 
 A shorter outage is ridden out by retries, as ever. The breaker opens when a command had no answer within a whole
 deadline and a probe made then has none either; so one slow command, or one lost connection, opens nothing. While it is
-open, one thread of the process probes the node a few times a second, and the first answer closes it: no caller's
+open, a thread of the process probes the node a few times a second, and the first answer closes it: no caller's
 command is the guinea pig. Commands already under way when it opens go on trying until their deadline.
 
 Source: M. Nygard, "Release It!" (2007), chapter 5, with a probe of our own in place of the half-open state.
@@ -15,7 +15,9 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
+from agentperf_redis.background import Background
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.transport.topology import Node, Topology
 
@@ -23,7 +25,7 @@ _log = logging.getLogger("agentperf_redis")
 
 PROBE_S = 0.5
 """How long a probe waits. A server that answers slower than this has answered nobody for a whole deadline."""
-_SHORTEST_REST_S, _LONGEST_REST_S = 0.15, 0.3
+_MIN_REST_S, _MAX_REST_S = 0.15, 0.3
 """Between probes: recovery is noticed within a second, and a thousand processes do not come back in step."""
 _CALM_S = 1.0
 """After a probe that was answered, further suspicion of that node is ignored for this long."""
@@ -44,10 +46,10 @@ class Breaker:
 
     Args:
         topology: the layout that commands are sent by.
-        patience_s: seconds without an answer after which a command gives rise to suspicion: the usual deadline.
+        attempt_timeout_s: seconds without an answer after which a command gives rise to suspicion: the usual deadline.
         answers: probes a node, within `PROBE_S`.
         learn: finds out the layout anew; None where there is nothing to find out.
-        recovered: called on the probing thread when a node answers again, and commands pass.
+        recovered: called on a background thread when a node answers again, and commands pass.
 
     Attributes:
         open: the nodes that do not answer. Empty in good times, which is all that a command's way looks at.
@@ -56,25 +58,29 @@ class Breaker:
     def __init__(
         self,
         topology: Topology,
-        patience_s: float,
+        attempt_timeout_s: float,
         answers: Callable[[Node], bool],
         learn: Callable[[], object] | None,
         recovered: Callable[[], None],
     ) -> None:
         self._topology = topology
-        self._patience_s = patience_s
+        self._attempt_timeout_s = attempt_timeout_s
         self._answers = answers
         self._learn = learn
         self._recovered = recovered
+        # Apart from the probes: what it runs are commands, which may meet the next outage, and that has to be probed.
+        self._recovery = Background("agentperf-recovery", lingers=False)
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: the thread stayed with the parent, and its lock may have been held."""
+        """In a forked child: the threads stayed with the parent, and nothing is known of the nodes."""
         self.open: dict[Node, _Outage] = {}
         self._lock = threading.Lock()
-        self._watched: set[Node] = set()
+        """Held while an outage is noted, so that none is after `stop`."""
+        self._stopped = False
         self._calm_until: dict[Node, float] = {}
-        self._off = threading.Event()
+        self._watches: dict[Node, Background] = {}
+        """A thread for each suspected node, which ends when nothing is suspected of it any more."""
 
     def refusal(self, node: Node | None) -> BackendUnavailable | None:
         """Return what to tell the caller of a command for this node, or None to let it pass."""
@@ -88,53 +94,68 @@ class Breaker:
 
     def suspect(self, node: Node, deadline_s: float) -> None:
         """Take note of a command that had no answer from this node within its deadline. Does not block."""
-        if deadline_s < self._patience_s:  # a caller in a hurry is no reason to refuse patient ones
+        if deadline_s < self._attempt_timeout_s:  # a caller in a hurry is no reason to refuse patient ones
             return
-        with self._lock:
-            if self._off.is_set() or node in self._watched or self._calm_until.get(node, 0.0) > time.monotonic():
-                return
-            self._watched.add(node)
-        threading.Thread(target=self._watch, args=(node, self._off), name="agentperf-breaker", daemon=True).start()
+        if self._believed(node):
+            watch = self._watches.get(node)
+            if watch is None:
+                watch = self._watches.setdefault(node, Background("agentperf-breaker", lingers=False))
+            watch.put(partial(self._probe, node, watch))
 
     def stop(self) -> None:
         """Refuse nothing from here on: what a closing client still has to say is tried once more, whatever is known."""
         with self._lock:
-            self._off.set()
+            self._stopped = True
             self.open.clear()
+        for watch in list(self._watches.values()):
+            watch.close(0.0)
 
-    def _watch(self, node: Node, off: threading.Event) -> None:
-        try:
-            if self._answers(node):
-                self._calm_until[node] = time.monotonic() + _CALM_S
-                return
-            recovered = self._ended(node, off)
-        finally:
-            with self._lock:
-                self._watched.discard(node)
-        if recovered:  # by now suspicion is heard again: what follows runs commands, and they may meet the next outage
-            self._recovered()
+    def _believed(self, node: Node) -> bool:
+        """Whether a suspicion of this node is news, and worth a probe."""
+        return not (self._stopped or node in self.open or self._calm_until.get(node, 0.0) > time.monotonic())
 
-    def _ended(self, node: Node, off: threading.Event) -> bool:
-        """Keep commands from a node until it answers, or is in use no more. Returns False if the client was closed."""
+    def _probe(self, node: Node, watch: Background) -> None:
+        """Probe a node that is suspected, and keep commands from it if it does not answer."""
+        if not self._believed(node):
+            return
+        if self._answers(node):
+            self._calm_until[node] = time.monotonic() + _CALM_S
+            return
         with self._lock:
-            if off.is_set():
-                return False
-            outage = self.open[node] = _Outage(time.monotonic() - self._patience_s)
-        address = self._topology.address.masked
-        where = address if self._topology.fixed else f"{node.host}:{node.port} of {address}"
-        _log.warning("%s does not answer: commands for it fail at once until it does", where)
+            if self._stopped:
+                return
+            outage = self.open[node] = _Outage(time.monotonic() - self._attempt_timeout_s)
+        _log.warning("%s does not answer: commands for it fail at once until it does", self._name(node))
+        self._probe_later(node, outage, watch)
+
+    def _probe_later(self, node: Node, outage: _Outage, watch: Background) -> None:
+        due = time.monotonic() + random.uniform(_MIN_REST_S, _MAX_REST_S)
+        watch.at(due, partial(self._probe_again, node, outage, watch))
+
+    def _probe_again(self, node: Node, outage: _Outage, watch: Background) -> None:
+        """Let commands pass again once a node answers, or is in use no more."""
+        if self.open.get(node) is not outage:  # stopped
+            return
         try:
-            what = ""
-            while not what:
-                if off.wait(random.uniform(_SHORTEST_REST_S, _LONGEST_REST_S)):
-                    return False
-                what = self._change(node)
-        finally:
-            with self._lock:
-                self.open.pop(node, None)
+            what = self._change(node)
+        except BaseException:
+            self.open.pop(node, None)  # a fault of the probe must not keep commands away for good
+            raise
+        if not what:
+            self._probe_later(node, outage, watch)
+            return
+        with self._lock:
+            if self._stopped:
+                return
+            self.open.pop(node, None)
         seconds = time.monotonic() - outage.since
-        _log.warning("%s %s, after %.1f s; commands that failed at once: %d", where, what, seconds, outage.refused)
-        return True
+        refused = outage.refused
+        _log.warning("%s %s, after %.1f s; commands that failed at once: %d", self._name(node), what, seconds, refused)
+        self._recovery.put(self._recovered)
+
+    def _name(self, node: Node) -> str:
+        address = self._topology.address.masked
+        return address if self._topology.fixed else f"{node.host}:{node.port} of {address}"
 
     def _change(self, node: Node) -> str:
         """Return why the breaker may close, in words; an empty text if it may not."""

@@ -1,7 +1,6 @@
 """redis-py as the maker of connections: TLS, handshake, parsing. What its errors mean to a delivery is said here, too.
 
-Its pools and retries are not used: a connection is held by one exchange at a time, and dropped on any exception before
-its reply was fully read, so that no reply can reach the wrong caller.
+Its pools and retries are not used; see `transport.exchange`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from agentperf_redis.command import Reply
-from agentperf_redis.transport.address import Address, Kind
+from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.transport.address import Address, ServerKind
 from agentperf_redis.transport.delivery import ExchangeFailed, passing
 from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node
@@ -61,7 +61,7 @@ class Connector:
 
     def __init__(self, address: Address, *, defaulted: bool = False) -> None:
         self.address = address
-        self.hint = _hint(address, defaulted=defaulted)
+        self.advice = _advice(address, defaulted=defaulted)
         """What a user may do when it cannot be reached."""
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
@@ -92,12 +92,46 @@ class Connector:
             connection.connect()
             send(connection, question, end)
             return read(connection, end)
-        except ResponseError as error:
-            raise refused(error) from None
         except (RedisError, OSError) as error:
-            raise unconnected(error, self.hint, tls=self.address.tls) from None
+            raise self.unconnected(error) from None
         finally:
             connection.disconnect()
+
+    def failure(
+        self, error: BaseException, timeout_s: float, replies: Sequence[Reply], *, sent: bool, fresh: bool
+    ) -> ExchangeFailed | None:
+        """Return what an error means that ended an exchange; None if it is no trouble of the connection.
+
+        Args:
+            error: what the driver met.
+            timeout_s: seconds that the exchange was given.
+            replies: those that had arrived before.
+            sent: whether the connection was made, and the payload may have reached the server.
+            fresh: whether the connection was made for this exchange.
+        """
+        if isinstance(error, ExchangeFailed):
+            return error
+        if isinstance(error, BackendUnavailable):  # the embedded server could not be started
+            return ExchangeFailed(error.reason, sent=False, final=True)
+        if not isinstance(error, (RedisError, OSError)):
+            return None
+        if isinstance(error, TimeoutError) and not str(error):  # asyncio's
+            error = TimeoutError(f"no answer for {timeout_s:.3g} s")
+        return broken(error, replies, fresh=fresh) if sent else self.unconnected(error)
+
+    def unconnected(self, error: RedisError | OSError) -> ExchangeFailed:
+        """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong."""
+        if isinstance(error, ResponseError):
+            return refused(error)
+        text, late, tls = _words(error), isinstance(error, (RedisTimeoutError, TimeoutError)), self.address.tls
+        if tls and "No such file" in text:
+            return ExchangeFailed("a file that the URL names (ssl_ca_certs, ...) is not there", sent=False, final=True)
+        if "certificate" in text.lower():
+            return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
+        if tls and ("ssl" in text.lower() or late):
+            text += "; there was no TLS handshake: is it a plain redis:// server?"
+            return ExchangeFailed(text, sent=False, silent=late)
+        return ExchangeFailed(f"{text}; {self.advice}", sent=False, silent=late)
 
     async def async_connection(self, node: Node) -> AsyncConnection:
         """Return a new asyncio connection, not yet connected."""
@@ -110,7 +144,7 @@ class Connector:
         return kind(host=node.host, port=node.port, **kwargs)
 
     def _path(self, node: Node) -> str:
-        if self.address.kind is not Kind.EMBEDDED:
+        if self.address.kind is not ServerKind.EMBEDDED:
             return node.host
         # Started at the first use only: after `agentperf down`, processes that still run must not bring it back.
         with self._lock:
@@ -153,13 +187,13 @@ class Connector:
         return kwargs
 
 
-def _hint(address: Address, *, defaulted: bool) -> str:
+def _advice(address: Address, *, defaulted: bool) -> str:
     if defaulted:
         return (
             "this is the default address, since neither AGENTPERF_REDIS_URL nor REDIS_URL is set; `agentperf up` "
             "starts a server on this machine and prints the URL to set"
         )
-    if address.kind is Kind.UNIX or any(host in _LOCAL for host, _ in address.nodes):
+    if address.kind is ServerKind.UNIX or any(host in _LOCAL for host, _ in address.nodes):
         return "is a server running there? `agentperf up` starts one on this machine"
     return "is the address right, and can this machine reach it?"
 
@@ -187,10 +221,8 @@ async def aread(connection: AsyncConnection) -> Reply:
         return ServerError(str(error))
 
 
-def drop(connection: AsyncConnection | None) -> None:
+def drop(connection: AsyncConnection) -> None:
     """Close a connection at once, on its loop's thread or when its loop is closed."""
-    if connection is None:
-        return
     writer = connection._writer  # noqa: SLF001  redis-py offers no close that neither waits nor needs a running loop
     connection._reader = connection._writer = None  # noqa: SLF001
     if writer is None:
@@ -214,28 +246,9 @@ def _words(error: BaseException) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
 
 
-def unconnected(error: RedisError | OSError, hint: str, *, tls: bool) -> ExchangeFailed:
-    """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong.
-
-    Args:
-        error: what redis-py said.
-        hint: what the user may do.
-        tls: whether a TLS handshake was wanted.
-    """
-    text, late = _words(error), isinstance(error, (RedisTimeoutError, TimeoutError))
-    if tls and "No such file" in text:
-        return ExchangeFailed("a file that the URL names (ssl_ca_certs, ...) is not there", sent=False, final=True)
-    if "certificate" in text.lower():
-        return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
-    if tls and ("ssl" in text.lower() or late):
-        text += "; there was no TLS handshake: is it a plain redis:// server?"
-        return ExchangeFailed(text, sent=False, silent=late)
-    return ExchangeFailed(f"{text}; {hint}", sent=False, silent=late)
-
-
 def refused(error: ResponseError) -> ExchangeFailed:
     """What a refused handshake means: most refusals are for good, a few pass."""
     text = str(error)
     final = passing(text) is None
-    hint = "; look at user name, password and database in the URL" if final else ""
-    return ExchangeFailed(text + hint, sent=False, final=final)
+    advice = "; look at user name, password and database in the URL" if final else ""
+    return ExchangeFailed(text + advice, sent=False, final=final)

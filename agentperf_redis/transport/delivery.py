@@ -1,9 +1,9 @@
 """How commands get to the server and their replies back, whatever goes wrong on the way: decided here, done elsewhere.
 
-`deliver` is a generator without I/O. It yields what a driver has to do (`Exchange` bytes with a node, `Rest` a while)
-and is sent the replies, so that the blocking and the asyncio driver share one retry loop, one way through a Cluster,
-one reading of errors. redis-py's own retries are off: they repeat a request up to 11 times without a word, and in a
-Cluster without a pause.
+`deliver` is a generator without I/O. It yields what a driver has to do (`Exchange` bytes with a node, `Backoff` for
+some time) and is sent the replies, so that the blocking and the asyncio driver share one retry loop, one way through a
+Cluster, one reading of errors. redis-py's own retries are off: they repeat a request up to 11 times without a word, and
+in a Cluster without a pause.
 
 Repeating is safe because no mutating script of this library harms when it is delivered twice, late, or after its caller
 gave up; each says in its header how.
@@ -23,7 +23,7 @@ from agentperf_redis.errors import (
     BackendFull,
     BackendUnavailable,
     CorruptState,
-    Outcome,
+    RequestOutcome,
     ScriptFailed,
 )
 from agentperf_redis.script import Script
@@ -35,7 +35,7 @@ PIPELINE_COMMANDS = 512
 PIPELINE_BYTES = 4 * 1024 * 1024
 """Commands and bytes of arguments sent in one go; more are cut up."""
 
-_FIRST_REST_S, _LONGEST_REST_S = 0.004, 0.25
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.004, 0.25
 _SPLIT_ABOVE_S = 0.5
 """With more time than this left, an attempt gets half of it, so that one lost packet does not use up the deadline."""
 
@@ -116,14 +116,14 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class Backoff:
     """Do nothing for `seconds`."""
 
     seconds: float
 
 
-DeliveryStep: TypeAlias = Exchange | Rest
-Delivery: TypeAlias = Generator[DeliveryStep, Any, None]
+DeliveryStep: TypeAlias = Exchange | Backoff
+DeliveryFlow: TypeAlias = Generator[DeliveryStep, Any, None]
 Settle: TypeAlias = Callable[[int, Any], None]
 """Takes the index of a command and its result, as soon as it is known."""
 
@@ -155,7 +155,7 @@ def deliver(
     settle: Settle,
     breaker: Breaker | None = None,
     now: Callable[[], float] = time.monotonic,
-) -> Delivery:
+) -> DeliveryFlow:
     """Deliver commands and decode their replies.
 
     Args:
@@ -168,14 +168,16 @@ def deliver(
     """
     end = now() + deadline_s
     waiting: list[_Item] = []
-    rests = 0
+    backoffs = 0
     alone = commands[0] if len(commands) == 1 and not topology.doubtful and not (breaker and breaker.open) else None
     node = topology.node_for(alone.keys[0] if alone.keys else None) if alone is not None else None
     if alone is not None and node is not None:
         # The usual case in a straight line; what comes of it otherwise goes the general way.
         broken, replies = None, ()
         try:
-            replies = yield Exchange(node, pack_call(alone, by_source=False, again=False), 1, _patience(deadline_s))
+            replies = yield Exchange(
+                node, pack_call(alone, by_source=False, again=False), 1, _attempt_timeout(deadline_s)
+            )
         except ExchangeFailed as failed:
             broken = failed
         else:
@@ -185,7 +187,7 @@ def deliver(
         post = _Post(topology, end, settle, now)
         yield from _take(node, [_Item(0, alone)], replies, broken, post, waiting)
         if waiting and not waiting[0].at_once:
-            yield Rest(random.uniform(0, min(_FIRST_REST_S, max(0.0, post.left()))))
+            yield Backoff(random.uniform(0, min(_FIRST_BACKOFF_S, max(0.0, post.left()))))
     else:
         post = _Post(topology, end, settle, now)
         waiting = [_Item(index, command) for index, command in enumerate(commands)]
@@ -199,12 +201,42 @@ def deliver(
                 if breaker is not None and node is not None:
                     breaker.suspect(node, deadline_s)
             return
-        waiting, rest = yield from _round(waiting, post)
-        if rest and waiting:
+        waiting, backoff = yield from _round(waiting, post)
+        if backoff and waiting:
             # full jitter (Brooker, "Exponential backoff and jitter"): many clients do not come back in step
-            pause = random.uniform(0, min(_LONGEST_REST_S, _FIRST_REST_S * 2**rests))
-            rests = min(rests + 1, 16)
-            yield Rest(min(pause, max(0.0, post.left())))
+            pause = random.uniform(0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2**backoffs))
+            backoffs = min(backoffs + 1, 16)
+            yield Backoff(min(pause, max(0.0, post.left())))
+
+
+def deliver_opened(
+    opening: Command[None],
+    commands: Sequence[Command[Any]],
+    topology: Topology,
+    deadline_s: float,
+    settle: Settle,
+    breaker: Breaker | None,
+    opened: Callable[[], None],
+) -> DeliveryFlow:
+    """Deliver a command before all others; where it meets an error, they meet the same and are not sent.
+
+    Args:
+        opening: what comes first, with a deadline of its own.
+        commands: as for `deliver`, like what follows.
+        topology: as above.
+        deadline_s: as above.
+        settle: as above.
+        breaker: as above.
+        opened: called once the opening has succeeded.
+    """
+    results: list[Any] = [None]
+    yield from deliver((opening,), topology, deadline_s, results.__setitem__, breaker)
+    if isinstance(results[0], AgentPerfError):
+        for index in range(len(commands)):
+            settle(index, results[0])
+        return
+    opened()
+    yield from deliver(commands, topology, deadline_s, settle, breaker)
 
 
 def _refused(item: _Item, breaker: Breaker, post: _Post) -> bool:
@@ -215,7 +247,7 @@ def _refused(item: _Item, breaker: Breaker, post: _Post) -> bool:
     return refusal is not None
 
 
-def _patience(left_s: float) -> float:
+def _attempt_timeout(left_s: float) -> float:
     return left_s / 2 if left_s > _SPLIT_ABOVE_S else left_s
 
 
@@ -232,9 +264,9 @@ class _Post:
         """Seconds until the deadline."""
         return self._end - self._now()
 
-    def patience(self) -> float:
+    def attempt_timeout(self) -> float:
         """Seconds for the next attempt."""
-        return _patience(max(0.001, self.left()))
+        return _attempt_timeout(max(0.001, self.left()))
 
     def give_up(self, item: _Item, reason: str, error: AgentPerfError | None = None) -> None:
         """Settle with what is known."""
@@ -244,14 +276,14 @@ class _Post:
 
 def unavailable(address: str, maybe_applied: bool, reason: str) -> BackendUnavailable:
     """Return the error that says what is known of a request without an answer."""
-    outcome: Outcome = "unknown" if maybe_applied else "not_applied"
+    outcome: RequestOutcome = "unknown" if maybe_applied else "not_applied"
     return BackendUnavailable(address, outcome, reason)
 
 
 def _round(items: list[_Item], post: _Post) -> Generator[DeliveryStep, Any, tuple[list[_Item], bool]]:
     """Send everything once. Returns what is to be sent again, and whether to rest before."""
     waiting: list[_Item] = []
-    rest = False
+    backoff = False
     if post.topology.doubtful:
         trouble = yield from _ask_for_layout(post)
         if trouble is not None:
@@ -259,17 +291,17 @@ def _round(items: list[_Item], post: _Post) -> Generator[DeliveryStep, Any, tupl
                 for item in items:
                     post.give_up(item, trouble.reason, trouble.error)
                 return [], False
-            rest = True
+            backoff = True
             for item in items:
                 item.reason = item.reason or trouble.reason
     for node, group in _grouped(items, post, waiting).items():
         for start, stop in _cut(group):
             broken = yield from _send(node, group[start:stop], post, waiting)
-            rest |= broken is not None and not broken.stale
+            backoff |= broken is not None and not broken.stale
             if broken is not None:
                 waiting += group[stop:]  # the node is in trouble: ask it once a round
                 break
-    return waiting, rest or any(not item.at_once for item in waiting)
+    return waiting, backoff or any(not item.at_once for item in waiting)
 
 
 def _ask_for_layout(post: _Post) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
@@ -278,7 +310,7 @@ def _ask_for_layout(post: _Post) -> Generator[DeliveryStep, Any, ExchangeFailed 
     for _ in range(post.topology.sources):
         asked, question = post.topology.question()
         try:
-            (answer,) = yield Exchange(asked, question, 1, post.patience() / 2)
+            (answer,) = yield Exchange(asked, question, 1, post.attempt_timeout() / 2)
         except ExchangeFailed as failed:
             refused = failed if failed.final or refused is None else refused
             if not failed.final:
@@ -315,9 +347,12 @@ def _grouped(items: list[_Item], post: _Post, waiting: list[_Item]) -> dict[Node
 
 def _cut(group: list[_Item]) -> Iterator[tuple[int, int]]:
     """Cut a pipeline where it grows too long, so that neither side buffers without bound."""
+    if len(group) == 1:  # the usual case, which needs no measuring
+        yield 0, 1
+        return
     start = size = 0
     for at, item in enumerate(group):
-        size += sum(len(arg) for arg in item.command.args if isinstance(arg, (str, bytes)))
+        size += sum(len(arg) for arg in item.command.wire_args() if isinstance(arg, (str, bytes)))
         if at > start and (at - start >= PIPELINE_COMMANDS or size > PIPELINE_BYTES):
             yield start, at
             start, size = at, 0
@@ -331,7 +366,9 @@ def _send(
     asking = items[0].node is not None
     broken = None
     try:
-        replies = yield Exchange(node, _payload(items, asking=asking), len(items) * (1 + asking), post.patience())
+        replies = yield Exchange(
+            node, _payload(items, asking=asking), len(items) * (1 + asking), post.attempt_timeout()
+        )
     except ExchangeFailed as failed:
         broken, replies = failed, failed.replies
     if asking:
@@ -405,7 +442,7 @@ def passing(text: str) -> str | None:
 def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> AgentPerfError | None:
     """Return what an error reply means to the caller, or None to send the command again."""
     address = topology.address.masked
-    code, _, rest = text.partition(" ")
+    code, _, detail = text.partition(" ")
     item.at_once = code in ("NOSCRIPT", "ASK")
     if code == "NOSCRIPT":
         item.by_source = True
@@ -420,7 +457,7 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
             topology.doubt()
             item.reason = "the Cluster is being rearranged"
         else:
-            host, _, port = rest.rpartition(" ")[2].rpartition(":")
+            host, _, port = detail.rpartition(" ")[2].rpartition(":")
             item.node = Node(host or node.host, int(port))  # an empty host is the one that answered
         return None
     meaning = passing(text)
@@ -434,7 +471,7 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
             return unavailable(address, True, "its first reply was lost, and now it is at its maxmemory")
         return BackendFull(address)
     if code == "CORRUPT":
-        key, _, found = rest.partition(" ")
+        key, _, found = detail.partition(" ")
         return CorruptState(key, found or "something unexpected")
     for beginning, refusal in _REFUSED.items():
         if text.startswith(beginning):

@@ -26,7 +26,7 @@ REPLIES = 2
 _OPEN = Script("namespace/open")
 
 
-class Greeting:
+class Handshake:
     """Says the first words, and judges the answers.
 
     Args:
@@ -43,13 +43,13 @@ class Greeting:
 
     def opening(self) -> Command[None]:
         """Return the command that founds or checks the namespace, on the node that has it."""
-        return Command(_OPEN, (self._meta,), (SCHEMA, secrets.token_hex(8)), self._opened)
+        return Command(_OPEN, (self._meta,), {"schema": SCHEMA, "epoch": secrets.token_hex(8)}, self._opened)
 
-    def words(self) -> bytes:
+    def request(self) -> bytes:
         """Return what to send; `REPLIES` replies come back. The script is sent whole: the server may not know it."""
         return pack(("HELLO",)) + pack_call(self.opening(), by_source=True, again=False)
 
-    def heard(self, replies: Sequence[Reply]) -> AgentPerfError | None:
+    def parse(self, replies: Sequence[Reply]) -> AgentPerfError | None:
         """Take the answers. Returns why this server must not be used, or None.
 
         An error reply that says nothing about that is passed over: the key lies on another node of the Cluster, the

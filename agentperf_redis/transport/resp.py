@@ -38,7 +38,7 @@ def pack_call(command: Command[Any], *, by_source: bool, again: bool) -> bytes:
         by_source: send the whole script instead of its hash.
         again: it was sent before.
     """
-    args = command.resend_args if again and command.resend_args is not None else command.args
+    args = command.wire_args(again=again)
     script = command.script
     if isinstance(script, Script):
         how = ("EVAL", script.source) if by_source else ("EVALSHA", script.sha)

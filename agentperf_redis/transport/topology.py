@@ -6,7 +6,7 @@ from binascii import crc_hqx
 from typing import NamedTuple
 
 from agentperf_redis.command import Reply
-from agentperf_redis.transport.address import Address, Kind
+from agentperf_redis.transport.address import Address, ServerKind
 from agentperf_redis.transport.resp import ServerError, pack
 
 SLOTS = 16384
@@ -41,14 +41,14 @@ class Topology:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._seeds = tuple(Node(host, port, address.kind is Kind.SENTINEL) for host, port in address.nodes)
+        self._seeds = tuple(Node(host, port, address.kind is ServerKind.SENTINEL) for host, port in address.nodes)
         self._tried = 0
         self._slots: dict[int, Node] = {}
         self._primary: Node | None = None
         self.doubtful = False
-        if address.kind in (Kind.UNIX, Kind.EMBEDDED):
+        if address.kind in (ServerKind.UNIX, ServerKind.EMBEDDED):
             self._primary = Node(address.path, 0)
-        elif address.kind is Kind.STANDALONE:
+        elif address.kind is ServerKind.STANDALONE:
             self._primary = self._seeds[0]
         else:
             self.doubtful = True
@@ -56,12 +56,12 @@ class Topology:
     @property
     def fixed(self) -> bool:
         """Whether there is one server and nothing to find out."""
-        return self.address.kind in (Kind.STANDALONE, Kind.UNIX, Kind.EMBEDDED)
+        return self.address.kind in (ServerKind.STANDALONE, ServerKind.UNIX, ServerKind.EMBEDDED)
 
     @property
     def scattered(self) -> bool:
         """Whether keys lie on several nodes."""
-        return self.address.kind is Kind.CLUSTER
+        return self.address.kind is ServerKind.CLUSTER
 
     @property
     def sources(self) -> int:
@@ -89,7 +89,7 @@ class Topology:
         known = self._sources()
         node = known[self._tried % len(known)]
         self._tried += 1
-        if self.address.kind is Kind.SENTINEL:
+        if self.address.kind is ServerKind.SENTINEL:
             return node, pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.service))
         return node, pack(("CLUSTER", "SLOTS"))
 
@@ -106,7 +106,7 @@ class Topology:
         if isinstance(reply, ServerError):
             return reply.text
         try:
-            if self.address.kind is Kind.SENTINEL:
+            if self.address.kind is ServerKind.SENTINEL:
                 if reply is None:
                     return f"Sentinel knows no primary named {self.address.service!r}"
                 self._primary = Node(reply[0].decode(), int(reply[1]))

@@ -1,25 +1,28 @@
--- configure: give a pool other settings, and have a page of its instances follow them.
+-- configure: replace the settings of a pool, and apply them to a page of its instances.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   settings  text  as pool.lua has them
---   first     int   rank of the first instance of the page
---   count     int   instances per page
---   until_ms  int   server time after which this request is refused, ms; 0: never
+--   settings    text  #settings, see pool.lua
+--   first       int   rank of the first instance of the page
+--   count       int   instances per page
+--   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, next_rank, before}   next_rank: 0 after the last page; before: the settings it had, empty for none
---   {-3, fact}  {-4, field}  other schema; a field we did not write
+--   {1, next_rank, before}   next_rank: 0 after the last page; before: the settings that were replaced, empty for none
+--   {-3, fact}  {-4, field}   as in pool.lua
 --   {-6, now_ms}             too late; nothing done
--- REPEAT  the same state; after until_ms nothing, so that no late copy undoes what was done since
+-- REPEAT  the same state; after until_ms nothing, so that no late copy undoes a later change
 -- ERRORS  none
--- COST    O(count log N), and the hand-offs to at most 16 waiters
+-- COST    O(count log N), and grants to at most 16 waiters
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local SETTINGS, FIRST, COUNT, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+--@include strategies
+--@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 
@@ -27,25 +30,27 @@ local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
 local known = call('HMGET', STATE, '#pool', '#settings')
-local strategy = match(known[1] or '', POOL)
-if known[1] and not strategy then return {OTHER_SCHEMA, known[1]} end
-local wrong = odd()
-if wrong then return {CORRUPT, wrong} end
+local refused, strategy = opened(known[1])
+if refused then return refused end
+local invalid = invalid_counter()
+if invalid then return corrupt(invalid) end
 local first, count = tonumber(FIRST), tonumber(COUNT)
 local page, registered = call('ZRANGE', IDS, first, first + count - 1), call('ZCARD', IDS)
-local all = upkeep(now_us)
+local pool = maintenance(now_us)
+local corrupt_id = pool.first_corrupt(page)
+if corrupt_id then return corrupt(corrupt_id) end
 call('HSET', STATE, '#settings', SETTINGS)
-if strategy then call('HSET', STATE, '#pool', all.pool_fact(strategy, SETTINGS)) end
-all = upkeep(now_us)
+if strategy then call('HSET', STATE, '#pool', pool.pool_fact(strategy, SETTINGS)) end
+pool = maintenance(now_us)
 for _, id in ipairs(page) do
-  local r = all.read(id)
-  if r and r.flags ~= '-' then
-    if not all.settings().adaptive then all.set(r, 'a', false) end
-    all.park(r)
-    all.store(r)
+  local r = pool.read(id)
+  if r and next(r.flags) then
+    if pool.settings().adaptive == 0 then pool.set(r, 'adaptive', false) end
+    pool.limit_rate(r)
+    pool.store(r)
   end
 end
-if first == 0 and all.weigh() then all.resettle('0') end
-all.pump()
-all.retime()
+if first == 0 and pool.update_panic() then pool.store_away('0') end
+pool.dispatch()
+pool.reschedule()
 return {DONE, first + count < registered and first + count or 0, known[2] or ''}

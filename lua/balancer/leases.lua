@@ -1,33 +1,35 @@
--- leases: one page of a pool's leases and of those who wait, as they are.
+-- leases: one page of a pool's leases and waiters, as they are.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   due       ZSET  agentperf:{lb:<type>}:due
+--   state       HASH  agentperf:{lb:<type>}:state
+--   due         ZSET  agentperf:{lb:<type>}:due
 -- ARGV
---   first     int   rank of the first entry of the page
---   count     int   entries per page, at most 1000
+--   first       int   rank of the first entry of the page
+--   count       int   entries per page, at most 1000
 -- RETURNS
 --   {1, now_ms, next_rank, token, record, due_ms, token, record, due_ms ...}
---     next_rank: 0 after the last page; the order is that of due_ms: when a lease or a silent place in line ends
+--     next_rank: 0 after the last page; the order is that of due_ms: when a lease ends, or a waiter is gone
 --   {0}   no such pool
---   {-3, fact}   other schema
+--   {-3, fact}  {-4, field}   as in pool.lua
 -- REPEAT  harmless: it changes nothing
 -- ERRORS  none
 -- COST    O(log L + count)
 local STATE, DUE = KEYS[1], KEYS[2]
 local FIRST, COUNT = ARGV[1], ARGV[2]
-local call = redis.call
+--@include strategies
+--@include records
 
-local pool = call('HGET', STATE, '#pool')
-if not pool then return {0} end
-if not string.match(pool, '^1 ') then return {-3, pool} end
+local fact = call('HGET', STATE, '#pool')
+if not fact then return {NOTHING} end
+local refused = opened(fact)
+if refused then return refused end
 local clock = call('TIME')
-local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
 local page = call('ZRANGE', DUE, FIRST, FIRST + COUNT - 1, 'WITHSCORES')
 local total, read = call('ZCARD', DUE), #page / 2
-local reply = {1, now_ms, FIRST + read < total and read > 0 and FIRST + read or 0}
+local reply = {DONE, now_ms, FIRST + read < total and read > 0 and FIRST + read or 0}
 local tokens, ends = {}, {}
 for i = 1, #page, 2 do
-  local token = string.match(page[i], '^W?(@.*)$')
+  local token = match(page[i], '^W?(@.*)$')
   if token then
     tokens[#tokens + 1] = token
     ends[#ends + 1] = page[i + 1]

@@ -1,25 +1,29 @@
--- remove: take an instance out: no new leases; its record goes with its last lease.
+-- remove: remove an instance: it gets no new leases, and its record is deleted with its last lease.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away, events and checks are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
---   ring      ZSET  agentperf:{lb:<type>}:ring
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away, events and checks are computed under
+--               the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
+--   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   id        text  the instance
---   until_ms  int   server time after which this request is refused, ms; 0: never
+--   id          text  the instance
+--   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
 --   1   done
 --   0   no such instance
---   {-3, fact}  {-4, field}   other schema; a field we did not write
+--   {-3, fact}  {-4, field}   as in pool.lua
 --   {-6, now_ms}   too late; nothing done
--- REPEAT  0, nothing changes; after until_ms nothing, so that no late copy undoes what was done since
+-- REPEAT  0, nothing changes; after until_ms nothing, so that no late copy undoes a later change
 -- ERRORS  none
 -- COST    O(log N + log ring)
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, UNTIL_MS = ARGV[1], ARGV[2]
+--@include strategies
+--@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 
@@ -28,24 +32,25 @@ local CHECKS = string.sub(READY, 1, -6) .. 'checks'
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 if UNTIL_MS ~= '0' and now_us / 1000 > tonumber(UNTIL_MS) then return {TOO_LATE, floor(now_us / 1000)} end
-local known = call('HMGET', STATE, '#pool', ID)
+local fact = call('HGET', STATE, '#pool')
 call('ZCARD', RING)
 call('ZCARD', CHECKS)
-if known[1] and not match(known[1], POOL) then return {OTHER_SCHEMA, known[1]} end
+local refused = opened(fact)
+if refused then return refused end
 if not call('ZSCORE', IDS, ID) then return NOTHING end
-local wrong = odd()
-if wrong then return {CORRUPT, wrong} end
-local all = upkeep(now_us)
-local r = all.read(ID)
-if known[2] and not r then return {CORRUPT, ID} end
+local invalid = invalid_counter()
+if invalid then return corrupt(invalid) end
+local pool = maintenance(now_us)
+local r, is_corrupt = pool.read(ID)
+if is_corrupt then return corrupt(ID) end
 call('ZREM', IDS, ID)
 call('ZREM', CHECKS, ID)
 call('ZREM', DUE, 'H:' .. ID, 'E:' .. ID, 'R:' .. ID, 'V:' .. ID)
 for n = 1, POINTS do call('ZREM', RING, ID .. '#' .. n) end
 if r then
-  r.flags = 'r'
-  all.store(r)
+  r.flags = {removed = true}
+  pool.store(r)
 end
-all.tell('removed', ID)
-all.retime()
+pool.add_event('removed', ID)
+pool.reschedule()
 return DONE

@@ -1,9 +1,9 @@
--- renew: prolong many leases at once; never shortens one.
+-- renew: prolong many leases at once; never shorten one.
 -- KEYS
---   due       ZSET  agentperf:{lb:<type>}:due
+--   due         ZSET  agentperf:{lb:<type>}:due
 -- ARGV
---   ttl_ms    int   life from now, ms
---   tokens... text  @ and a lease's token each, at most 500
+--   ttl_ms      int   life from now, ms
+--   tokens...   text  @ and a lease's token each, at most 500
 -- RETURNS
 --   {1, token...}   done, but for these: expired, released or never granted
 -- REPEAT  harmless

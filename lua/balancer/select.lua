@@ -1,52 +1,58 @@
--- select: look which instance a lease would be granted on now, without taking it.
+-- select: tell which instance a lease would be granted on now, without granting it.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
---   ring      ZSET  agentperf:{lb:<type>}:ring
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
+--   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   wanted    text  strategy the pool must have, or - for its own
---   labels    text  a,b the instance must have all of; - for none
---   point     int   of the affinity on the ring, 0 to 2^48 - 1
---   random    int   0 to 2^52 - 1
+--   wanted      text  strategy the pool must have, or - for its own
+--   labels      text  a,b the instance must have all of; - for none
+--   point       int   of the affinity on the ring, 0 to 2^48 - 1
+--   random      int   0 to 2^52 - 1
 -- RETURNS
---   {1, id, record}                      the one
---   {0}                                  nothing free
---   {-2, strategy}  {-3, fact}  {-4, field}   other strategy; other schema; a field we did not write
+--   {1, id, record}   the instance
+--   {0}               nothing free
+--   {-2, strategy}    the pool has another strategy
+--   {-3, fact}  {-4, field}  {-7, strategy}   as in pool.lua
 -- REPEAT  harmless: but for clearing what is due it changes nothing
 -- ERRORS  none
 -- COST    O(log N), and at most 64 expiries when some are due
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local WANTED, LABELS, POINT, RANDOM = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+--@include strategies
+--@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 --@include pick
 
-local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
-if not facts[1] then return {NOTHING} end
-local strategy = match(facts[1], POOL)
-if not strategy then return {OTHER_SCHEMA, facts[1]} end
-if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
-local wrong = odd()
-if wrong then return {CORRUPT, wrong} end
-call('ZCARD', RING)
-if LABELS ~= '-' then check(LABELS) end
-
 local EXPIRIES = 64
-local all = upkeep()
+local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
+if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
+if not facts[1] then return {NOTHING} end
+local refused, strategy = opened(facts[1])
+if refused then return refused end
+if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
+local invalid = invalid_counter()
+if invalid then return corrupt(invalid) end
+call('ZCARD', RING)
+if LABELS ~= '-' then check_types(LABELS) end
+
+local _, how = rules(strategy)
+local pool = maintenance()
 call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
-all.tidy(EXPIRIES)
+pool.maintain(EXPIRIES)
 local id
 local several = string.find(LABELS, ',', 1, true)
-if not several or strategy == 'consistent_hash' then
+if not several or how == 'ring' then
   local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
-  id = pick(strategy, from, RANDOM, POINT, all.now_ms, facts[2], facts[3], several and LABELS)
+  id = pick(how, from, RANDOM, POINT, pool.now_ms, facts[2], facts[3], several and LABELS)
 end
-if several and not id then id = all.best(LABELS) end
+if several and not id then id = pool.best(LABELS) end
 if not id then return {NOTHING} end
 local record = call('HGET', STATE, id)
-if not match(record or '', RECORD) then return {CORRUPT, id} end
+if not read_record(record or '') then return corrupt(id) end
 return {DONE, id, record}

@@ -1,42 +1,46 @@
 -- status: one page of a pool's instances, in the order of their registration, after clearing what is due.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
---   ids       ZSET  agentperf:{lb:<type>}:ids
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
+--   ids         ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   first     int   rank of the first instance of the page
---   count     int   instances per page
+--   first       int   rank of the first instance of the page
+--   count       int   instances per page
 -- RETURNS
---   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, more, id ...}
---     late: leases that have expired but are not cleared yet, on the first page; next_rank: 0 after the last page; panic_ms: since when there is panic,
---     0 for none; more: what few instances have, empty for most
+--   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, extra, id ...}
+--     late: leases that have expired but are not ended yet, on the first page; next_rank: 0 after the last page;
+--     panic_ms: start of the panic, 0 for none; extra: the extra record, empty for most
 --   {0}   no such pool
---   {-3, fact}  {-4, field}   other schema; a field we did not write
+--   {-3, fact}  {-4, field}   as in pool.lua
 -- REPEAT  harmless: but for clearing what is due it changes nothing
 -- ERRORS  none
 -- COST    O(log N + count), at most 64 expiries, and a look at 5000 that are left
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
+--@include strategies
+--@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 
 local EXPIRIES, OVERDUE, CHUNK = 64, 5000, 500
 local first, count = tonumber(FIRST), tonumber(COUNT)
-local pool = call('HGET', STATE, '#pool')
+local fact = call('HGET', STATE, '#pool')
 local registered = call('ZCARD', IDS)
-if not pool then return {NOTHING} end
-if not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
-local wrong = odd()
-if wrong then return {CORRUPT, wrong} end
-local all = upkeep()
+if not fact then return {NOTHING} end
+local refused = opened(fact)
+if refused then return refused end
+local invalid = invalid_counter()
+if invalid then return corrupt(invalid) end
+local pool = maintenance()
 call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
-all.tidy(EXPIRIES)
+pool.maintain(EXPIRIES)
 local late = 0
 for at = 0, first == 0 and OVERDUE - CHUNK or -1, CHUNK do
-  local some = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', all.now_ms), 'LIMIT', at, CHUNK)
+  local some = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', pool.now_ms), 'LIMIT', at, CHUNK)
   for _, name in ipairs(some) do
     if string.sub(name, 1, 1) == '@' then late = late + 1 end
   end
@@ -46,18 +50,18 @@ local facts = call('HMGET', STATE, '#picks', '#panic', '#settings')
 local page = call('ZRANGE', IDS, first, first + count - 1)
 local next_rank = first + #page < registered and #page > 0 and first + #page or 0
 local reply = {
-  DONE, all.strategy, registered, call('ZCARD', WAITQ), late, tonumber(facts[1] or 0), next_rank, all.now_ms,
+  DONE, pool.strategy, registered, call('ZCARD', WAITQ), late, tonumber(facts[1] or 0), next_rank, pool.now_ms,
   tonumber(facts[2] or 0) or 0, facts[3] or '',
 }
 for from = 1, #page, 1000 do
   local some = {unpack(page, from, math.min(#page, from + 999))}
-  local more = {}
-  for i, id in ipairs(some) do more[i] = '+' .. id end
-  more = call('HMGET', STATE, unpack(more))
+  local extras = {}
+  for i, id in ipairs(some) do extras[i] = '+' .. id end
+  extras = call('HMGET', STATE, unpack(extras))
   for i, record in ipairs(call('HMGET', STATE, unpack(some))) do
     reply[#reply + 1] = some[i]
     reply[#reply + 1] = record or ''
-    reply[#reply + 1] = more[i] or ''
+    reply[#reply + 1] = extras[i] or ''
   end
 end
 return reply

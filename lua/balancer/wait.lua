@@ -1,72 +1,80 @@
--- wait: stand in line for a lease, keep the place, and fetch what was handed over. Called again and again.
+-- wait: queue for a lease, keep the ticket, and fetch the grant. A waiter calls it again and again.
 -- KEYS
---   state     HASH  agentperf:{lb:<type>}:state
---   ready     ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
---   due       ZSET  agentperf:{lb:<type>}:due
---   waitq     ZSET  agentperf:{lb:<type>}:waitq
+--   state       HASH  agentperf:{lb:<type>}:state
+--   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   due         ZSET  agentperf:{lb:<type>}:due
+--   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   token     text  @ and the client's token
---   ttl_ms    int   life of the lease once fetched, ms
---   live_ms   int   silence after which the place is lost, ms
---   boost_ms  int   how much earlier than now it counts as having come, by its priority, ms
---   labels    text  a,b the instance must have all of; - for none
---   place     text  the place held before, or - to take one at the end of the line
---   tokens    int   counted against the instance's tokens a minute
+--   token       text  @ and the client's token
+--   ttl_ms      int   life of the lease once fetched, ms
+--   live_ms     int   time without a call after which the ticket is lost, ms
+--   boost_ms    int   its priority: its ticket counts as that much older, ms
+--   labels      text  a,b the instance must have all of; - for none
+--   ticket      text  the ticket held before, or - for a new one
+--   tokens      int   counted against the instance's tokens a minute
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}   granted, or the same grant again
---   {0, ahead, poll_ms, place}          in line; ahead: how many are before it; poll_ms: until capacity may come back, at most 1000
---   {-1, why}                           the token is spent: r e c as in pool.lua
---   {-3, fact}  {-4, field}   other schema; a field we did not write
--- REPEAT  the same place, or the same lease
+--   {0, ahead, poll_ms, ticket}         queued; ahead: waiters before it; poll_ms: until capacity may come back, at
+--     most 1000
+--   {-1, why}                           the token is spent: why of its tombstone
+--   {-3, fact}  {-4, field}   as in pool.lua
+-- REPEAT  the same ticket, or the same lease
 -- ERRORS  none
--- COST    O(log W + log N), at most 16 expiries and the hand-offs to at most 16 waiters
+-- COST    O(log W + log N), at most 16 expiries and grants to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local LABELS, PLACE, TOKENS = ARGV[5], ARGV[6], ARGV[7]
+local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
+--@include strategies
+--@include records
 --@include pool
+--@include whole_records
 --@include health
 --@include maintenance
 
 local EXPIRIES = 16
-local pool = call('HGET', STATE, '#pool')
-if pool and not match(pool, POOL) then return {OTHER_SCHEMA, pool} end
-if LABELS ~= '-' then check(LABELS) end
-local wrong = odd()
-if wrong then return {CORRUPT, wrong} end
-local all = upkeep()
-all.reap(EXPIRIES)
-
+local fact = call('HGET', STATE, '#pool')
+local refused = opened(fact)
+if refused then return refused end
+if LABELS ~= '-' then check_types(LABELS) end
+local invalid = invalid_counter()
+if invalid then return corrupt(invalid) end
 local known = call('HGET', STATE, TOKEN)
-if not known or known == 'X u' then
-  -- New, or what it was granted was not fetched in time: then it has its old place again.
-  local place = PLACE ~= '-' and PLACE or format('%.0f', all.now_us - BOOST_MS * 1000)
-  known = 'W ' .. place .. ' ' .. TTL_MS .. ' ' .. LABELS .. ' ' .. TOKENS
-  call('HSET', STATE, TOKEN, known)
-  call('ZREM', DUE, 'X' .. TOKEN)
-  call('ZADD', WAITQ, place, TOKEN)
-else
-  call('ZREM', DUE, '')  -- removes nothing: who is in line already keeps the place at maxmemory too
+local function is_ours(record)
+  return match(record, LEASE) or match(record, GRANTED) or match(record, WAITING) or match(record, TOMBSTONE)
 end
-if string.sub(known, 1, 1) == 'W' then
-  call('ZADD', DUE, format('%.0f', all.now_ms + LIVE_MS), 'W' .. TOKEN)
-end
-all.pump()
+if known and not is_ours(known) then return corrupt(TOKEN) end
+local pool = maintenance()
+pool.expire(EXPIRIES)
 
 known = call('HGET', STATE, TOKEN)
-local kind, id, fence = match(known, '^(%a) (%S+) ?(%S*)')
+if not known or match(known, TOMBSTONE) == 'unfetched' then
+  -- New, or its grant was not fetched in time: then it has its old ticket again.
+  local ticket = TICKET ~= '-' and TICKET or format('%.0f', pool.now_us - BOOST_MS * 1000)
+  known = write_waiting(ticket, TTL_MS, LABELS, TOKENS)
+  call('HSET', STATE, TOKEN, known)
+  call('ZREM', DUE, 'X' .. TOKEN)
+  call('ZADD', WAITQ, ticket, TOKEN)
+else
+  call('ZREM', DUE, '')  -- removes nothing: a waiter that is queued already keeps its ticket at maxmemory too
+end
+if match(known, WAITING) then call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN) end
+pool.dispatch()
+
+known = call('HGET', STATE, TOKEN)
 local expiry_ms
-if kind == 'G' then
-  -- Fetched. Other copies of this request may be under way, hence the mark 1: its release will be remembered.
-  expiry_ms = all.now_ms + TTL_MS
-  call('HSET', STATE, TOKEN, 'L ' .. id .. ' ' .. fence .. ' 1')
+local id, fence = match(known, GRANTED)
+if id then
+  -- Fetched. Other copies of this request may be under way, hence late=1: its release will leave a tombstone.
+  expiry_ms = pool.now_ms + TTL_MS
+  call('HSET', STATE, TOKEN, write_lease(id, fence, '1'))
   call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)
-elseif kind == 'L' then
-  expiry_ms = tonumber(call('ZSCORE', DUE, TOKEN) or 0)
+else
+  id, fence = match(known, LEASE)
+  expiry_ms = id and tonumber(call('ZSCORE', DUE, TOKEN) or 0)
 end
-all.retime()
-if kind == 'X' then return {SPENT, id} end
-if kind == 'W' then
-  return {NOTHING, call('ZRANK', WAITQ, TOKEN), respite(all.now_ms), match(known, '^W (%S+)')}
-end
-if expiry_ms <= all.now_ms then return {SPENT, 'e'} end
+pool.reschedule()
+local ticket = match(known, WAITING)
+if ticket then return {NOTHING, call('ZRANK', WAITQ, TOKEN), retry_after_ms(pool.now_ms), ticket} end
+if not id then return {SPENT, match(known, TOMBSTONE)} end
+if expiry_ms <= pool.now_ms then return {SPENT, 'expired'} end
 return {DONE, id, expiry_ms, tonumber(fence), call('HGET', STATE, id) or ''}

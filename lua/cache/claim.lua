@@ -1,27 +1,28 @@
--- claim: become the one who computes a missing value, or learn who does.
+-- claim: take the compute lease on a missing value, or learn which other caller holds it.
 -- KEYS
---   entry       STRING  <tag>:e:<key>
---   lease       HASH    <tag>:l:<key>
---   meta        HASH    <tag>:meta
---   gen         STRING  <tag>:gen
+--   entry     STRING  <tag>:e:<key>
+--   lease     HASH    <tag>:l:<key>
+--   meta      HASH    <tag>:meta
+--   epochs    STRING  <tag>:epochs
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   token       text    random; of the lease, if it is given
---   lease_ms    int     its life unless renewed, ms
---   ignore      text    version of the entry that the caller found dead or undecodable; empty for none
---   awaited     text    token of the lease that the caller has been waiting for; empty for none
---   retry_ms    text    empty for a caller who needs the value; for one who refreshes a stale value that is being served
---               meanwhile, how long after a failure it is not tried again, ms
+--   token     text    random; of the lease, if it is granted
+--   lease_ms  int     its TTL unless renewed, ms
+--   ignore    text    version of the entry that the caller found dead or undecodable; empty for none
+--   awaited   text    token of the lease that the caller has been waiting for; empty for none
+--   retry_ms  text    empty for a caller that needs the value; for one that refreshes a stale value which readers
+--                     still get, how long after a failure it does not retry, ms
 -- RETURNS
---   {1, entry, gen}       there is a value
---   {2, version, wrong_type}  the caller computes; what is invalidated after that version refuses its value. 1 if the
---                         entry's key or the lease's was of a wrong type, which the value or the lease replaces
+--   {1, entry, epochs}  there is a value
+--   {2, version, wrong_type}  the caller computes; an invalidation after that version refuses its value; wrong_type is
+--                       1 if the key of the entry or of the lease was of a wrong type, and is replaced
 --   {3, lease_left_ms, token}  another computes
---   {4, error}            the awaited one failed: "<type> <message>", or a blank if its value cannot be stored; to one
---                         who refreshes: whoever tried failed just now
--- REPEAT   a second delivery answers the same. A late one may hold the key for one lease that nobody serves
--- ERRORS   none
--- COST     O(1)
-local ENTRY, LEASE, META, GEN = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+--   {4, error}          the awaited computation failed: "<type> <message>", or a blank if its value cannot be stored;
+--                       for a caller that refreshes: the last computation failed within retry_ms
+-- REPEAT  a second delivery answers the same. A late one may take a lease that no caller uses, until it expires
+-- ERRORS  none
+-- COST    O(1)
+local ENTRY, LEASE, META, EPOCHS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, LEASE_MS, IGNORE, AWAITED, RETRY_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
 local call = redis.call
@@ -31,25 +32,26 @@ if lease.err then
   call('UNLINK', LEASE)
   lease, wrong_type = {}, 1
 end
-local found = call('MGET', ENTRY, GEN)
+local found = call('MGET', ENTRY, EPOCHS)
 if not found[1] and call('EXISTS', ENTRY) == 1 then wrong_type = 1 end
 local clock = call('HGET', META, 'clock') or '0'
 local version = string.match(found[1] or '', '^(%d+) ')
 if version and version ~= IGNORE then
-  local floor = string.match(found[2] or '0', '^%d+')
-  if floor and tonumber(version) > tonumber(floor) then return {1, found[1], found[2] or ''} end
+  local cleared = string.match(found[2] or '0', '^%d+')
+  if cleared and tonumber(version) > tonumber(cleared) then return {1, found[1], found[2] or ''} end
 end
 if lease[3] and lease[3] == AWAITED then return {4, lease[4] or ''} end
 if lease[1] == TOKEN then return {2, tonumber(lease[2]), wrong_type} end
 if RETRY_MS and lease[5] and not lease[1] then
   local time = call('TIME')
-  if time[1] * 1000 + math.floor(time[2] / 1000) < (tonumber(lease[5]) or 0) + RETRY_MS then return {4, lease[4] or ''} end
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  if now_ms < (tonumber(lease[5]) or 0) + RETRY_MS then return {4, lease[4] or ''} end
 end
 if lease[1] then
   if not RETRY_MS then call('HSET', LEASE, 'waited', 1) end
   return {3, math.max(1, call('PTTL', LEASE)), lease[1]}
 end
--- the version last given out, not the time: what is invalidated later gets a higher one even if the clock jumps back
+-- the last version, not the time: a later invalidation has a higher version even if the server's clock jumps back
 call('HSET', LEASE, 'token', TOKEN, 'version', clock)
 call('PEXPIRE', LEASE, LEASE_MS)
 return {2, tonumber(clock), wrong_type}

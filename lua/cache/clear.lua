@@ -1,45 +1,46 @@
--- clear: make every entry a miss at once. The values are freed later, by put and sweep.
+-- clear: make every entry a miss at once. Later calls of put and sweep free the values (deferred deletion).
 -- KEYS
---   meta        HASH    <tag>:meta
---   size        HASH    <tag>:size
---   exp         ZSET    <tag>:exp
---   new         ZSET    <tag>:new
---   hot         ZSET    <tag>:hot
---   warm        ZSET    <tag>:warm
---   cold        ZSET    <tag>:cold
---   ghost       ZSET    <tag>:ghost
---   trash       LIST    <tag>:trash
---   gen         STRING  <tag>:gen
---   tags        ZSET    <tag>:tags
+--   meta      HASH    <tag>:meta
+--   size      HASH    <tag>:size
+--   exp       ZSET    <tag>:exp
+--   new       ZSET    <tag>:new
+--   hot       ZSET    <tag>:hot
+--   warm      ZSET    <tag>:warm
+--   cold      ZSET    <tag>:cold
+--   ghost     ZSET    <tag>:ghost
+--   deferred  LIST    <tag>:deferred
+--   epochs    STRING  <tag>:epochs
+--   tags      ZSET    <tag>:tags
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}; <tag>:deferred:<version> is written too.
 -- ARGV
---   bus         text    channel of invalidations
---   origin      text    who clears, for its own ears
+--   bus       text    channel of invalidations
+--   origin    text    the clearing process, which ignores its own messages
 -- RETURNS
---   {1, forgotten, version}
--- REPEAT   a second or late delivery clears again: a miss is never wrong
--- ERRORS   none
--- COST     O(1): a rename, and unlinks that the server frees in the background
+--   {1, cleared, version}  cleared counts the entries
+-- REPEAT  a second or late delivery clears again: a miss is never wrong
+-- ERRORS  none
+-- COST    O(1): a rename, and unlinks that the server frees in the background
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, TRASH, GEN, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local BUS, ORIGIN = ARGV[1], ARGV[2]
 
 local call = redis.call
 local clock = tonumber(call('HGET', META, 'clock') or 0) or 0
-local forgotten = call('HLEN', SIZE)
-local heaps = call('LLEN', TRASH)
-for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end         -- each a ZSET
-call('GET', GEN)
+local cleared = call('HLEN', SIZE)
+local deferred_count = call('LLEN', DEFERRED)
+for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end  -- fails if it is no ZSET
+call('GET', EPOCHS)
 local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
 local version = string.format('%d', clock)
 call('UNLINK', EXP, NEW, HOT, WARM, COLD, GHOST, TAGS)
-if forgotten > 0 then
-  call('RENAME', SIZE, TRASH .. ':' .. version)
-  call('RPUSH', TRASH, version)
-  heaps = heaps + 1
+if cleared > 0 then
+  call('RENAME', SIZE, DEFERRED .. ':' .. version)
+  call('RPUSH', DEFERRED, version)
+  deferred_count = deferred_count + 1
 end
-call('SET', GEN, version .. ' ' .. version .. ' ' .. version)
+call('SET', EPOCHS, version .. ' ' .. version .. ' ' .. version)
 call('HSET', META, 'clock', version, 'bytes', 0, 'removed', version, 'accesses', 0, 'grow', 0, 'halvings', '0 0 0 0',
-  'next', '', 'trash', heaps)
+  'next', '', 'deferred', deferred_count)
 call('SPUBLISH', BUS, 'c ' .. version .. ' ' .. ORIGIN .. ' ')
-return {1, forgotten, clock}
+return {1, cleared, clock}

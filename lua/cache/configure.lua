@@ -1,40 +1,41 @@
--- configure: write a cache's settings, which all its scripts read. The last one deployed holds for every process; what its
--- caller did not choose stays as it is.
+-- configure: write a cache's settings, which all its scripts read. The last ones written apply to every process. A
+-- value that the caller did not choose stays as it is.
 -- KEYS
---   meta        HASH    <tag>:meta
---   new         ZSET    <tag>:new
---   cold        ZSET    <tag>:cold
---   ghost       ZSET    <tag>:ghost
+--   meta      HASH  <tag>:meta
+--   new       ZSET  <tag>:new
+--   cold      ZSET  <tag>:cold
+--   ghost     ZSET  <tag>:ghost
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   schema      int     major version of the data model that the caller writes
---   settings    text    "<policy> room <hot>/<warm>/<cold> bytes <most> ttl <hot>/<warm>/<cold>", ms; 0 is no limit
---   given       text    for each of these 8 values 1 if the caller chose it, 0 if it is for a new cache only
+--   schema    int   major version of the data model that the caller writes
+--   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>", ms; 0 is no limit
+--   given     text  for each of these 8 values 1 if the caller chose it, 0 if it is for a new cache only
 -- RETURNS
---   {1, now_ms, before, settings}  before is what held until now, empty if there was nothing; settings what holds now
---   {-1, schema}          written by a newer major version; nothing done
--- REPEAT   a second delivery finds the settings in place
--- ERRORS   none
--- COST     O(1); O(N log N) when the policy changes from tinylfu
+--   {1, now_ms, before, settings}  before: the settings until now, empty if there were none; settings: the new ones
+--   {-1, schema}        written by another major version; nothing done
+-- REPEAT  a second delivery finds the settings in place
+-- ERRORS  none
+-- COST    O(1); O(N log N) when the policy changes from tinylfu
 local META, NEW, COLD, GHOST = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local SCHEMA, SETTINGS, GIVEN = ARGV[1], ARGV[2], ARGV[3]
-local FORM = '^(%a+) room (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$'
+local FORM = '^(%a+) capacity (%d+)/(%d+)/(%d+) bytes (%d+) ttl (%d+)/(%d+)/(%d+)$'
 
 local call = redis.call
 local before = call('HMGET', META, 'settings', 'schema')
 call('ZCARD', NEW)
 call('ZCARD', COLD)
 call('ZCARD', GHOST)
-if before[2] and tonumber(before[2]) > tonumber(SCHEMA) then return {-1, tonumber(before[2])} end
+if before[2] and tonumber(before[2]) ~= tonumber(SCHEMA) then return {-1, tonumber(before[2])} end
 local time = call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local settings, have, want = SETTINGS, {string.match(before[1] or '', FORM)}, {string.match(SETTINGS, FORM)}
 if have[1] then
   for i = 1, #want do if string.sub(GIVEN, i, i) == '0' then want[i] = have[i] end end
-  settings = string.format('%s room %s/%s/%s bytes %s ttl %s/%s/%s', unpack(want))
+  settings = string.format('%s capacity %s/%s/%s bytes %s ttl %s/%s/%s', unpack(want))
 end
 if before[1] ~= settings then
   if before[1] and string.match(before[1], '^tinylfu') and not string.match(settings, '^tinylfu') then
-    call('UNLINK', GHOST)                -- the other policy has neither ghosts nor a window
+    call('UNLINK', GHOST)                -- policy lru has neither ghosts nor a window
     if call('EXISTS', NEW) == 1 then
       call('ZUNIONSTORE', COLD, 2, COLD, NEW, 'AGGREGATE', 'MAX')
       call('UNLINK', NEW)

@@ -1,4 +1,4 @@
--- delete: remove entries and void the leases on them, so that no value whose computing began before comes back.
+-- delete: remove entries and void the compute leases on them, so that no value whose computing began before is stored.
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size
@@ -8,35 +8,41 @@
 --   warm        ZSET    <tag>:warm
 --   cold        ZSET    <tag>:cold
 --   ghost       ZSET    <tag>:ghost
---   trash       LIST    <tag>:trash
---   rest...     any     <tag>:e:<key> of each, then <tag>:l:<key> of each
+--   deferred    LIST    <tag>:deferred
+--   entries...  STRING  <tag>:e:<key>, one for each name
+--   leases...   HASH    <tag>:l:<key>, one for each name
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   bus         text    channel of invalidations
---   origin      text    who deletes, for its own ears
---   rest...     text    the stored names
+--   origin      text    the deleting process, which ignores its own messages
+--   names...    text    the stored names
 -- RETURNS
 --   {1, removed, version}  removed counts the values that were there
---   {0}         the cache has no settings; nothing done
--- REPEAT   a second or late delivery removes what it finds: a miss is never wrong
--- ERRORS   CORRUPT meta is not ours
--- COST     O(keys log N)
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, TRASH, ENTRIES = KEYS[8], KEYS[9], 9
-local BUS, ORIGIN, NAMES = ARGV[1], ARGV[2], 2
+--   {0}                    the cache has no settings; nothing done
+-- REPEAT  a second or late delivery removes what it finds: a miss is never wrong
+-- ERRORS  CORRUPT meta is not ours
+-- COST    O(keys log N)
+--@include corrupt
 --@include index
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, DEFERRED, ENTRIES = KEYS[8], KEYS[9], 9
+local BUS, ORIGIN, NAMES = ARGV[1], ARGV[2], 2
+
+local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+if not I then return refusal end
 local count, removed = #ARGV - NAMES, 0
 I.clock = I.clock + 1
 I.removed = I.clock
 for i = 1, count do
   local key = ARGV[NAMES + i]
-  local freed = I.call('UNLINK', KEYS[ENTRIES + i])        -- the value of a cleared generation is nobody's entry
+  local freed = I.call('UNLINK', KEYS[ENTRIES + i])        -- also a cleared value, which is no entry and not counted
   if I.call('HEXISTS', SIZE, key) == 1 then
     removed = removed + freed
     I.remove(key)
   end
   I.call('UNLINK', KEYS[ENTRIES + count + i])
 end
-I.bury()
+I.delete_dropped()
 I.save()
 for i = 1, count do I.call('SPUBLISH', BUS, 'd ' .. I.text(I.clock) .. ' ' .. ORIGIN .. ' ' .. ARGV[NAMES + i]) end
 return {1, removed, I.clock}

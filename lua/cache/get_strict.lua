@@ -1,55 +1,60 @@
--- get_strict: read one value and note the read at once, so that all processes share one exact LRU order.
+-- get_strict: read one value and record the read at once, so that all processes share one exact LRU order.
 -- KEYS
---   meta        HASH    <tag>:meta
---   size        HASH    <tag>:size
---   exp         ZSET    <tag>:exp
---   new         ZSET    <tag>:new
---   hot         ZSET    <tag>:hot
---   warm        ZSET    <tag>:warm
---   cold        ZSET    <tag>:cold
---   ghost       ZSET    <tag>:ghost
---   trash       LIST    <tag>:trash
---   entry       STRING  <tag>:e:<key>
---   gen         STRING  <tag>:gen
---   tags        ZSET    <tag>:tags
+--   meta      HASH    <tag>:meta
+--   size      HASH    <tag>:size
+--   exp       ZSET    <tag>:exp
+--   new       ZSET    <tag>:new
+--   hot       ZSET    <tag>:hot
+--   warm      ZSET    <tag>:warm
+--   cold      ZSET    <tag>:cold
+--   ghost     ZSET    <tag>:ghost
+--   deferred  LIST    <tag>:deferred
+--   entry     STRING  <tag>:e:<key>
+--   epochs    STRING  <tag>:epochs
+--   tags      ZSET    <tag>:tags
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   key         text    its stored name
---   misses      int     what to count where there is no value: 1, or 0 if the caller counts
+--   key       text    its stored name
+--   misses    int     misses to count where there is no value: 1, or 0 if the caller counts
 -- RETURNS
---   {1, entry}  a value that nothing has invalidated
---   {2}         no value
---   {3, entry, gen}  one of them is not ours: a miss, counted as corrupt; the reader says what is wrong
---   {4}         the same for an entry whose key is of a wrong type
---   {0}         the cache has no settings; nothing done
--- REPEAT   a second delivery counts the read twice
--- ERRORS   CORRUPT meta is not ours
--- COST     O(log N)
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, TRASH, ENTRY, GEN, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
-local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
+--   {1, entry}          a value that nothing has invalidated
+--   {2}                 no value
+--   {3, entry, epochs}  one of them is not ours: a miss, counted as corrupt; the reader reports what is wrong
+--   {4}                 the same for an entry whose key is of a wrong type
+--   {0}                 the cache has no settings; nothing done
+-- REPEAT  a second delivery counts the read twice
+-- ERRORS  CORRUPT meta is not ours
+-- COST    O(log N)
+--@include corrupt
 --@include index
-local found = I.call('MGET', ENTRY, GEN)
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, DEFERRED, ENTRY, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local KEY, MISSES = ARGV[1], tonumber(ARGV[2])
+
+local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+if not I then return refusal end
+local found = I.call('MGET', ENTRY, EPOCHS)
 local version, cost_ms, tags = string.match(found[1] or '', '^(%d+) %d+ %S+ (%d+) %d+ (%S*) ')
-local floor, tagged, tag_floor = string.match(found[2] or '0 0 0', '^(%d+) (%d+) (%d+)$')
-local corrupt = (found[1] and not (version and floor)) or (not found[1] and I.call('EXISTS', ENTRY) == 1)
-local alive = found[1] and not corrupt and tonumber(version) > tonumber(floor)
+local cleared, tagged, merged = string.match(found[2] or '0 0 0', '^(%d+) (%d+) (%d+)$')
+local undecodable = (found[1] and not (version and cleared)) or (not found[1] and I.call('EXISTS', ENTRY) == 1)
+local alive = found[1] and not undecodable and tonumber(version) > tonumber(cleared)
 if alive and tags ~= '' and tonumber(version) <= tonumber(tagged) then
-  alive = tonumber(version) > tonumber(tag_floor)
+  alive = tonumber(version) > tonumber(merged)
   for tag in string.gmatch(tags, '[^,]+') do
     alive = alive and tonumber(version) > tonumber(I.call('ZSCORE', TAGS, tag) or 0)
   end
 end
 if not alive then
-  if corrupt or MISSES > 0 then
-    I.counters = {MISSES, 0, corrupt and 1 or 0}
+  if undecodable or MISSES > 0 then
+    I.counters = {MISSES, 0, undecodable and 1 or 0}
     I.save()
   end
-  if not corrupt then return {2} end
+  if not undecodable then return {2} end
   return found[1] and {3, found[1], found[2] or '0 0 0'} or {4}
 end
-I.touch({KEY}, {1})
-if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- a longer one is no time, as its reader will say
+I.record_reads({KEY}, {1})
+if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- the reader reports a longer one as undecodable
 I.balance()
-I.bury()
+I.delete_dropped()
 I.save()
 return {1, found[1]}

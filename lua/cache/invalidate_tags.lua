@@ -1,39 +1,42 @@
--- invalidate_tags: every entry that carries one of the tags and is older than now becomes a miss.
+-- invalidate_tags: make every entry that has one of the tags and is older than now a miss.
 -- KEYS
---   meta        HASH    <tag>:meta
---   gen         STRING  <tag>:gen  "<floor> <tagver> <tagfloor>"
---   tags        ZSET    <tag>:tags
+--   meta       HASH    <tag>:meta
+--   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", versions: entries up to <cleared> are gone;
+--                      entries above <tagged> are not invalidated by a tag; tagged entries up to <merged> are gone
+--   tags       ZSET    <tag>:tags
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   bus         text    channel of invalidations
---   origin      text    who invalidates, for its own ears
---   most        int     marks to keep; beyond, the oldest merge into tagfloor, and tagged entries up to it are misses
---   rest...     text    the tags
+--   bus        text    channel of invalidations
+--   origin     text    the invalidating process, which ignores its own messages
+--   max_marks  int     invalidations to keep; beyond, the oldest merge into <merged>
+--   tags...    text    percent-encoded
 -- RETURNS
---   {1, version}
--- REPEAT   a second or late delivery invalidates again: a miss is never wrong
--- ERRORS   CORRUPT gen is not ours
--- COST     O(tags log T)
-local META, GEN, TAGS = KEYS[1], KEYS[2], KEYS[3]
-local BUS, ORIGIN, MOST, REST = ARGV[1], ARGV[2], tonumber(ARGV[3]), 4
+--   {1, version}        the version of this invalidation
+-- REPEAT  a second or late delivery invalidates again: a miss is never wrong
+-- ERRORS  CORRUPT epochs is not ours
+-- COST    O(tags log T)
+--@include corrupt
+local META, EPOCHS, TAGS = KEYS[1], KEYS[2], KEYS[3]
+local BUS, ORIGIN, MAX_MARKS, FIRST_TAG = ARGV[1], ARGV[2], tonumber(ARGV[3]), 4
 
 local call = redis.call
 local clock = tonumber(call('HGET', META, 'clock') or 0) or 0
-local floor, _, tag_floor = string.match(call('GET', GEN) or '0 0 0', '^(%d+) (%d+) (%d+)$')
-if not floor then return redis.error_reply('CORRUPT ' .. GEN .. ' no three versions') end
+local cleared, _, merged = string.match(call('GET', EPOCHS) or '0 0 0', '^(%d+) (%d+) (%d+)$')
+if not cleared then return corrupt(EPOCHS, 'no three versions') end
 call('ZCARD', TAGS)
 local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
 local version = string.format('%d', clock)
-for i = REST, #ARGV do
-  call('ZREM', TAGS, ARGV[i])            -- what frees comes first: after it a full server lets the others pass
+for i = FIRST_TAG, #ARGV do
+  call('ZREM', TAGS, ARGV[i])            -- freeing comes first: after it, a full server accepts the other writes
   call('ZADD', TAGS, version, ARGV[i])
 end
-local over = call('ZCARD', TAGS) - MOST
+local over = call('ZCARD', TAGS) - MAX_MARKS
 if over > 0 then
   local gone = call('ZPOPMIN', TAGS, over)
-  tag_floor = string.format('%d', math.max(tonumber(gone[#gone]), tonumber(tag_floor)))
+  merged = string.format('%d', math.max(tonumber(gone[#gone]), tonumber(merged)))
 end
-call('SET', GEN, floor .. ' ' .. version .. ' ' .. tag_floor)
+call('SET', EPOCHS, cleared .. ' ' .. version .. ' ' .. merged)
 call('HSET', META, 'clock', version)
-for i = REST, #ARGV do call('SPUBLISH', BUS, 't ' .. version .. ' ' .. ORIGIN .. ' ' .. ARGV[i]) end
+for i = FIRST_TAG, #ARGV do call('SPUBLISH', BUS, 't ' .. version .. ' ' .. ORIGIN .. ' ' .. ARGV[i]) end
 return {1, clock}

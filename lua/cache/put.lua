@@ -1,67 +1,74 @@
--- put: store one value, take in what the process has to report of its reads, and evict what no longer fits.
+-- put: store one value, record the reads that the process reports, and evict what no longer fits.
 -- KEYS
---   meta        HASH    <tag>:meta
---   size        HASH    <tag>:size
---   exp         ZSET    <tag>:exp
---   new         ZSET    <tag>:new
---   hot         ZSET    <tag>:hot
---   warm        ZSET    <tag>:warm
---   cold        ZSET    <tag>:cold
---   ghost       ZSET    <tag>:ghost
---   trash       LIST    <tag>:trash
---   entry       STRING  <tag>:e:<key>  "<version> <expiry, ms, 0 = never> <payload>"
---   lease       HASH    <tag>:l:<key>
---   gen         STRING  <tag>:gen
---   tags        ZSET    <tag>:tags
---   resent      ZSET    <tag>:resent
+--   meta       HASH    <tag>:meta
+--   size       HASH    <tag>:size
+--   exp        ZSET    <tag>:exp
+--   new        ZSET    <tag>:new
+--   hot        ZSET    <tag>:hot
+--   warm       ZSET    <tag>:warm
+--   cold       ZSET    <tag>:cold
+--   ghost      ZSET    <tag>:ghost
+--   deferred   LIST    <tag>:deferred
+--   entry      STRING  <tag>:e:<key>  "<version> <expiry, ms, 0 = never> <payload>"
+--   lease      HASH    <tag>:l:<key>
+--   epochs     STRING  <tag>:epochs
+--   tags       ZSET    <tag>:tags
+--   resent     ZSET    <tag>:resent
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   key         text    its stored name
---   payload     bytes   begins with the request id and a space
---   id          text    the request id, random
---   until_ms    int     server time, ms, after which this request is refused
---   seen        text    empty on the first delivery; on a repeated one the newest version that was known before
---   ttl_ms      text    life, ms; 0 never expires, -1 takes the tier's own; or three of these, for hot/warm/cold
---   tier        int     1 hot, 2 warm, 3 cold; 0 lets the policy place it, or leaves it where it is
---   token       text    of the lease under which the value was computed; empty for a plain put
---   bus         text    channel of invalidations
---   origin      text    who writes, for its own ears
---   writer      text    the process that reports
---   seq         int     rises with each report of that writer; 0 reports nothing
---   misses      int     since the last report
---   saved_ms    int     computing time that hits have saved since, ms
---   corrupt     int     entries found undecodable since
---   tag_count   int     how many tags follow
---   rest...     text    the tags; then key, count of each reported read, oldest first
+--   key        text    its stored name
+--   payload    bytes   starts with the request id and a space
+--   id         text    the request id, random
+--   until_ms   int     server time after which this request is refused, ms
+--   seen       text    empty on the first delivery; on a repeated one the newest version that was known before
+--   ttl_ms     text    TTL, ms; 0 never expires, -1 takes the tier's own; or three of these, for hot/warm/cold
+--   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy place it, or leaves it where it is
+--   token      text    of the compute lease under which the value was computed; empty for a plain put
+--   bus        text    channel of invalidations
+--   origin     text    the writing process, which ignores its own messages
+--   writer     text    the reporting process
+--   seq        int     rises with each report of that writer (its idempotency key); 0 reports nothing
+--   misses     int     since the last report
+--   saved_ms   int     computing time that hits have saved since, ms
+--   corrupt    int     undecodable entries found since
+--   tag_count  int     number of tags
+--   tags...    text    percent-encoded
+--   reads...   text    key, count of each reported read, distinct keys, oldest first
 -- RETURNS
 --   {1, version, evicted}  stored
 --   {0}                    the cache has no settings; nothing done
 --   {-1}                   the lease was lost; nothing done
 --   {-2, version}          larger than the cache's bytes; the old value is gone
---   {-3}                   cleared or invalidated since the claim; nothing done but that the lease is given up
---   {-4, version}          no room after 512 evictions; the old value is gone
+--   {-3}                   cleared or invalidated since the claim; nothing done but that the lease is released
+--   {-4, version}          no capacity after 512 evictions; the old value is gone
 --   {-5, version}          a copy of this request may have been executed and undone since, and then the key is a miss
---                          now; or it was given up; nothing done
+--                          now; or the request was cancelled; nothing done
 --   {-6, now_ms}           too late; nothing done
--- REPEAT   a copy that finds its id in the entry answers as the first did. Otherwise a repeated delivery writes only
---          where nothing can have happened since the first was sent: the entry is no newer than `seen`, or it is absent
---          and no entry was removed since. In doubt it makes the key a miss, which is never wrong. It leaves its id in
---          resent, as `bury` does for a caller who gives up, so that a copy which arrives after it does nothing; after
---          until_ms every copy is refused. So no copy, late or repeated, overwrites a newer value. A repeated fill finds its token spent, a report its
---          seq.
--- ERRORS   CORRUPT meta or gen is not ours
--- COST     O((reads + evictions) log N); evictions <= 512
+-- REPEAT  a copy that finds its id in the entry answers as the first did. Otherwise a repeated delivery writes only
+--         where nothing can have happened since the first was sent: the entry is no newer than `seen`, or it is absent
+--         and no entry was removed since. In doubt it makes the key a miss, which is never wrong. It leaves its id in
+--         resent, as cancel_puts does for a caller that gives up, so that a later copy does nothing; after until_ms
+--         every copy is refused. So no copy, late or repeated, overwrites a newer value. A repeated put under a lease
+--         finds its token spent, a repeated report its seq.
+-- ERRORS  CORRUPT meta or epochs is not ours
+-- COST    O((reads + evictions) log N); evictions <= 512
+--@include corrupt
+--@include index
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, TRASH, ENTRY, LEASE, GEN, TAGS, RESENT = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local GHOST, DEFERRED, ENTRY, LEASE, EPOCHS = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local TAGS, RESENT = KEYS[13], KEYS[14]
 local KEY, PAYLOAD, ID, UNTIL_MS, SEEN = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local TTL_MS, TIER, TOKEN, BUS, ORIGIN = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
 local WRITER, SEQ = ARGV[11], tonumber(ARGV[12])
 local MISSES, SAVED_MS, CORRUPT = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
-local TAG_COUNT, REST = tonumber(ARGV[16]), 17
---@include index
+local TAG_COUNT, FIRST_TAG = tonumber(ARGV[16]), 17
+
+local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+if not I then return refusal end
 local call = I.call
 if I.now_ms > UNTIL_MS then return {-6, I.now_ms} end
 
--- Reads first: what may forbid the write.
+-- First the reads that may forbid the write.
 local doubt = false
 if SEEN ~= '' or I.resent >= I.now_ms then
   local stored = call('MGET', ENTRY)[1]
@@ -76,14 +83,16 @@ if SEEN ~= '' or I.resent >= I.now_ms then
   end
 end
 if TOKEN ~= '' then
-  local lease, gen = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', GEN)
+  local lease, epochs = call('HMGET', LEASE, 'token', 'version', 'waited'), call('GET', EPOCHS)
   if lease[1] ~= TOKEN then return {-1} end
-  if gen then
+  if epochs then
     local claimed = tonumber(lease[2])
-    local floor, tag_floor = string.match(gen, '^(%d+) %d+ (%d+)$')
-    if not floor then return redis.error_reply('CORRUPT ' .. GEN .. ' no three versions') end
-    local stale = tonumber(floor) > claimed or (TAG_COUNT > 0 and tonumber(tag_floor) > claimed)
-    for i = REST, REST + TAG_COUNT - 1 do stale = stale or tonumber(call('ZSCORE', TAGS, ARGV[i]) or 0) > claimed end
+    local cleared, merged = string.match(epochs, '^(%d+) %d+ (%d+)$')
+    if not cleared then return corrupt(EPOCHS, 'no three versions') end
+    local stale = tonumber(cleared) > claimed or (TAG_COUNT > 0 and tonumber(merged) > claimed)
+    for i = FIRST_TAG, FIRST_TAG + TAG_COUNT - 1 do
+      stale = stale or tonumber(call('ZSCORE', TAGS, ARGV[i]) or 0) > claimed
+    end
     if stale then
       call('UNLINK', LEASE)
       if lease[3] then call('SPUBLISH', BUS, 'r 0 ' .. ORIGIN .. ' ' .. KEY) end
@@ -96,27 +105,37 @@ if not I.next and TTL_MS ~= '0' and (I.expires or TTL_MS ~= '-1') then call('ZCA
 
 if SEQ > 0 then
   local keys, counts = {}, {}
-  for i = REST + TAG_COUNT, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
+  for i = FIRST_TAG + TAG_COUNT, #ARGV, 2 do
+    keys[#keys + 1] = ARGV[i]
+    counts[#counts + 1] = tonumber(ARGV[i + 1])
+  end
   I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
 end
-I.reap(16)
-if I.heaps > 0 then I.empty_trash(16) end
+I.expire(16)
+if I.deferred_count > 0 then I.free_cleared(16) end
 I.tick(1)
 local version, weight = I.clock, #KEY + #PAYLOAD
 local version_text = I.text(version)
 
 local refused = doubt and -5 or (I.max_bytes > 0 and weight > I.max_bytes) and -2 or 0
-if refused < 0 then                      -- what it was to replace is out of date all the same
+if refused < 0 then                      -- the value that it was to replace is out of date in any case
   if call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end
-  I.bury(LEASE)
+  I.delete_dropped(LEASE)
 else
-  local f, known = 0, call('HSETNX', SIZE, KEY, I.text(weight)) == 0
+  local f, packed = 0, I.text(I.pack_size(0, weight))
+  local known = call('HSETNX', SIZE, KEY, packed) == 0
   local tier = TIER > 0 and TIER or nil
-  if known then                          -- it keeps its tier unless another is asked for
-    I.bytes = I.bytes - (tonumber(call('HGET', SIZE, KEY)) or 0) % I.HITS
-    call('HSET', SIZE, KEY, I.text(weight))
+  if known then                          -- it keeps its tier unless the caller names another
+    local _, replaced = I.unpack_size(call('HGET', SIZE, KEY))
+    I.bytes = I.bytes - replaced
+    call('HSET', SIZE, KEY, packed)
     if I.lfu or I.top < 3 then
-      local i, score = I.find(KEY)
+      local i, score = I.top, nil
+      repeat                             -- in which tier is it?
+        score = (i == 4 or I.capacity[i] > 0) and tonumber(call('ZSCORE', I.tier[i], KEY) or nil)
+        if not score then i = i + 1 end
+      until score or i > (I.lfu and 4 or 3)
+      if not score then i = nil end
       if I.lfu and score then f = math.min(15, I.frequency(score) + 1) end
       if tier and i and tier ~= i then
         call('ZREM', I.tier[i], KEY)
@@ -126,12 +145,13 @@ else
     end
   else
     I.n = I.n + 1
-    if I.lfu then                        -- a newcomer brings what its ghost remembers
+    if I.lfu then                        -- a new entry starts with the frequency that GHOST remembers
       f = 1
       local ghost = tonumber(call('ZSCORE', GHOST, KEY) or nil)
       if ghost then
-        f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1
-        if ghost % 16 >= 8 then          -- it left from the window: would one wider by 10 % have kept it?
+        local at, remembered = I.unpack_score(ghost)
+        f = I.aged(at, remembered % 8) + 1
+        if remembered >= 8 then          -- evicted from the window: would a window wider by 10 % have kept it?
           local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
           if not mark or ghost > mark then I.grow = math.min(math.max(0, I.total - 2), I.grow + I.step()) end
@@ -141,12 +161,13 @@ else
     end
   end
   tier = tier or (I.lfu and 4 or 3)
-  if tier < 4 and I.room[tier] == 0 then tier = 3 end
+  if tier < 4 and I.capacity[tier] == 0 then tier = 3 end
   if tier < 3 then I.promoted = true end
-  local added = call('ZADD', I.tier[tier], I.text(version * 16 + f), KEY)
+  local added = call('ZADD', I.tier[tier], I.text(I.pack_score(version, f)), KEY)
   if tier == 4 then I.newcomers = I.newcomers + added end
   I.bytes = I.bytes + weight
-  local ttl_ms = tonumber(TTL_MS) or tonumber(({string.match(TTL_MS, '^(%-?%d+)/(%-?%d+)/(%-?%d+)$')})[math.min(tier, 3)])
+  local ttl_ms = tonumber(TTL_MS)
+  if not ttl_ms then ttl_ms = tonumber(({string.match(TTL_MS, '^(%-?%d+)/(%-?%d+)/(%-?%d+)$')})[math.min(tier, 3)]) end
   if ttl_ms < 0 then ttl_ms = tonumber(I.ttl_ms[tier]) end
   local expiry_ms = ttl_ms > 0 and I.now_ms + ttl_ms or 0
   if ttl_ms > 0 then
@@ -160,11 +181,11 @@ else
     I.remove(KEY)
     refused = -4
   end
-  I.bury(LEASE)
+  I.delete_dropped(LEASE)
   if refused == 0 then
     local value = version_text .. ' ' .. I.text(expiry_ms) .. ' ' .. PAYLOAD
     if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
-    -- also for a key that was absent: an evicted entry may live on as a copy within some process
+    -- also for a key that was absent: a process may still hold a copy of an evicted entry
     call('SPUBLISH', BUS, 's ' .. version_text .. ' ' .. ORIGIN .. ' ' .. KEY)
   end
 end

@@ -1,23 +1,24 @@
--- release_claim: give a lease back without a value. What went wrong is kept a while for those who waited for this very lease;
--- whoever comes anew computes anew. While there is a stale value to stand in, it is kept for as long as that lives: by it
--- readers know that computing anew fails, and refreshers when it last did.
+-- release_claim: release a compute lease without a value. The error is kept a while for the callers that waited for
+-- this very lease. A caller that comes later computes again. While a stale value can be served, the error is kept as
+-- long as that value: by it readers know that computing fails, and refreshers when it last did.
 -- KEYS
---   lease       HASH    <tag>:l:<key>
---   entry       STRING  <tag>:e:<key>
+--   lease     HASH    <tag>:l:<key>
+--   entry     STRING  <tag>:e:<key>
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   token       text    of the lease
---   outcome     text    failed or given_up
---   error       text    "<type> <message>" if failed; a blank if the value cannot be stored
---   error_ms    int     how long it is kept, ms
---   bus         text    channel of invalidations
---   origin      text    who releases, for its own ears
---   key         text    its stored name
+--   token     text    of the lease
+--   outcome   text    failed or given_up
+--   error     text    "<type> <message>" if failed; a blank if the value cannot be stored
+--   error_ms  int     how long it is kept, ms
+--   bus       text    channel of invalidations
+--   origin    text    the releasing process, which ignores its own messages
+--   key       text    its stored name
 -- RETURNS
---   {1}         given back
---   {-1}        it was no longer held
--- REPEAT   a second delivery finds the token gone
--- ERRORS   none
--- COST     O(1)
+--   {1}                 released
+--   {-1}                it was no longer held
+-- REPEAT  a second delivery finds the token gone
+-- ERRORS  none
+-- COST    O(1)
 local LEASE, ENTRY = KEYS[1], KEYS[2]
 local TOKEN, OUTCOME, ERROR, ERROR_MS, BUS, ORIGIN, KEY = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local DAY_MS = 86400000                  -- where the stale value never expires

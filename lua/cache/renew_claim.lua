@@ -1,15 +1,16 @@
--- renew_claim: keep a lease while the value is being computed.
+-- renew_claim: keep a compute lease while the value is being computed.
 -- KEYS
---   lease       HASH    <tag>:l:<key>
+--   lease     HASH  <tag>:l:<key>
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   token       text    of the lease
---   lease_ms    int     its life from now, ms
+--   token     text  of the lease
+--   lease_ms  int   its TTL from now, ms
 -- RETURNS
---   {1}         renewed
---   {-1}        lost
--- REPEAT   a second delivery renews again
--- ERRORS   none
--- COST     O(1)
+--   {1}                 renewed
+--   {-1}                lost
+-- REPEAT  a second delivery renews again
+-- ERRORS  none
+-- COST    O(1)
 local LEASE = KEYS[1]
 local TOKEN, LEASE_MS = ARGV[1], ARGV[2]
 

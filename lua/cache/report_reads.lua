@@ -1,40 +1,45 @@
--- report_reads: take in what a process has to report of reads it served without a script.
+-- report_reads: record the reads that a process served without a script.
 -- KEYS
---   meta        HASH    <tag>:meta
---   size        HASH    <tag>:size
---   exp         ZSET    <tag>:exp
---   new         ZSET    <tag>:new
---   hot         ZSET    <tag>:hot
---   warm        ZSET    <tag>:warm
---   cold        ZSET    <tag>:cold
---   ghost       ZSET    <tag>:ghost
---   trash       LIST    <tag>:trash
+--   meta      HASH  <tag>:meta
+--   size      HASH  <tag>:size
+--   exp       ZSET  <tag>:exp
+--   new       ZSET  <tag>:new
+--   hot       ZSET  <tag>:hot
+--   warm      ZSET  <tag>:warm
+--   cold      ZSET  <tag>:cold
+--   ghost     ZSET  <tag>:ghost
+--   deferred  LIST  <tag>:deferred
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   writer      text    the process that reports
---   seq         int     rises with each report of that writer
---   misses      int     since the last report
---   saved_ms    int     computing time that hits have saved since, ms
---   corrupt     int     entries found undecodable since
---   rest...     text    key, count of each read, distinct keys, oldest first; the caller bounds them (256)
+--   writer    text  the reporting process
+--   seq       int   rises with each report of that writer: its idempotency key
+--   misses    int   since the last report
+--   saved_ms  int   computing time that hits have saved since, ms
+--   corrupt   int   undecodable entries found since
+--   reads...  text  key, count of each read, distinct keys, oldest first; the caller sends at most 256 keys
 -- RETURNS
---   {1, now_ms}  taken in, now or by an earlier delivery
---   {0}         the cache has no settings; nothing done
--- REPEAT   a second delivery finds its seq and changes nothing
--- ERRORS   CORRUPT meta is not ours
--- COST     O(reads log N), about ten commands a call
-local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, TRASH = KEYS[8], KEYS[9]
-local WRITER, SEQ, MISSES = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local SAVED_MS, CORRUPT, REST = tonumber(ARGV[4]), tonumber(ARGV[5]), 6
+--   {1, now_ms}  recorded, now or by an earlier delivery
+--   {0}          the cache has no settings; nothing done
+-- REPEAT  a second delivery finds its seq and changes nothing
+-- ERRORS  CORRUPT meta is not ours
+-- COST    O(reads log N), about ten commands a call
+--@include corrupt
 --@include index
+local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local GHOST, DEFERRED = KEYS[8], KEYS[9]
+local WRITER, SEQ, MISSES = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local SAVED_MS, CORRUPT, READS = tonumber(ARGV[4]), tonumber(ARGV[5]), 6
+
+local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+if not I then return refusal end
 local keys, counts = {}, {}
-for i = REST, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
+for i = READS, #ARGV, 2 do keys[#keys + 1] = ARGV[i]; counts[#counts + 1] = tonumber(ARGV[i + 1]) end
 I.report(WRITER, SEQ, keys, counts, {MISSES, SAVED_MS, CORRUPT})
 if I.writer then
-  I.reap(16)
-  if I.heaps > 0 then I.empty_trash(16) end
+  I.expire(16)
+  if I.deferred_count > 0 then I.free_cleared(16) end
   I.balance()
-  I.bury()
+  I.delete_dropped()
   I.save()
 end
 return {1, I.now_ms}

@@ -1,33 +1,38 @@
--- sweep: bounded housekeeping: expired entries, values of cleared generations, entries whose value the server dropped or
--- whose tag was invalidated, limits that were lowered, reporters long gone.
+-- sweep: bounded maintenance. Removes expired entries, cleared values, entries whose value the server dropped or whose
+-- tag was invalidated, entries beyond a lowered capacity, and the idempotency keys of processes that ended long ago.
 -- KEYS
---   meta        HASH    <tag>:meta
---   size        HASH    <tag>:size
---   exp         ZSET    <tag>:exp
---   new         ZSET    <tag>:new
---   hot         ZSET    <tag>:hot
---   warm        ZSET    <tag>:warm
---   cold        ZSET    <tag>:cold
---   ghost       ZSET    <tag>:ghost
---   trash       LIST    <tag>:trash
---   gen         STRING  <tag>:gen
---   tags        ZSET    <tag>:tags
+--   meta      HASH    <tag>:meta
+--   size      HASH    <tag>:size
+--   exp       ZSET    <tag>:exp
+--   new       ZSET    <tag>:new
+--   hot       ZSET    <tag>:hot
+--   warm      ZSET    <tag>:warm
+--   cold      ZSET    <tag>:cold
+--   ghost     ZSET    <tag>:ghost
+--   deferred  LIST    <tag>:deferred
+--   epochs    STRING  <tag>:epochs
+--   tags      ZSET    <tag>:tags
+--   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   n           int     of each kind at most, 1 to 256
---   cursor      text    where in size to go on looking for dropped and invalidated values; 0 to begin
+--   n         int     limit for each kind, 1 to 256
+--   cursor    text    where in size to continue the search for dropped and invalidated values; 0 to start
 -- RETURNS
---   {1, expired, freed, orphans, evicted, more, cursor}  freed are of cleared generations or invalidated tags; more
---                                                    is 1 if expired entries or trash are left; cursor is text
---   {0}         the cache has no settings; nothing done
--- REPEAT   a second delivery goes on with what is left
--- ERRORS   CORRUPT meta is not ours
--- COST     O(n log N)
+--   {1, expired, freed, orphans, evicted, more, cursor}  freed counts cleared and invalidated values; more is 1 if
+--                       expired entries or cleared values are left; cursor is text
+--   {0}                 the cache has no settings; nothing done
+-- REPEAT  a second delivery continues with what is left
+-- ERRORS  CORRUPT meta is not ours
+-- COST    O(n log N)
+--@include corrupt
+--@include index
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local GHOST, TRASH, GEN, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
 local HEAD = 511                         -- bytes that tell an entry's tags; one with longer ones is left to its reader
-local WRITER_KEPT_MS = 3600000           -- a report is surely not repeated an hour later
---@include index
+local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
+
+local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
+if not I then return refusal end
 local page = I.call('HSCAN', SIZE, CURSOR, 'COUNT', N)
 local fields, idle = I.call('HSCAN', META, 0, 'MATCH', 'w:*', 'COUNT', 256)[2], {}
 for i = 1, #fields, 2 do
@@ -35,16 +40,16 @@ for i = 1, #fields, 2 do
   if not seen_ms or seen_ms < I.now_ms - WRITER_KEPT_MS then idle[#idle + 1] = fields[i] end
 end
 if #idle > 0 then I.call('HDEL', META, unpack(idle)) end
-local expired, freed, orphans = I.reap(N), I.empty_trash(N), 0
-local tagged, tag_floor = string.match(I.call('MGET', GEN)[1] or '', '^%d+ (%d+) (%d+)$')
-tagged, tag_floor = tonumber(tagged or 0), tonumber(tag_floor or 0)
-local function invalidated(key)          -- asked only where some tag was invalidated
+local expired, freed, orphans = I.expire(N), I.free_cleared(N), 0
+local tagged, merged = string.match(I.call('MGET', EPOCHS)[1] or '', '^%d+ (%d+) (%d+)$')
+tagged, merged = tonumber(tagged or 0), tonumber(merged or 0)
+local function invalidated(key)          -- called only where some tag was invalidated
   local head = redis.pcall('GETRANGE', I.prefix .. key, 0, HEAD)
   local version, tags = string.match(type(head) == 'string' and head or '', '^(%d+) %d+ %S+ %d+ %d+ (%S+) ')
   if not version or tonumber(version) > tagged then return false end
-  local newest = tag_floor
+  local newest = merged
   for tag in string.gmatch(tags, '[^,]+') do
-    local mark = redis.pcall('ZSCORE', TAGS, tag)  -- of a wrong type it must not end this half-way: readers say so
+    local mark = redis.pcall('ZSCORE', TAGS, tag)  -- a wrong type must not end this script half-way: readers report it
     newest = math.max(newest, type(mark) == 'string' and tonumber(mark) or 0)
   end
   return tonumber(version) <= newest
@@ -62,9 +67,9 @@ for i = 1, #page[2], 2 do
     freed = freed + 1
   end
 end
-I.bury()
-I.promoted = true                        -- look at every tier
+I.delete_dropped()
+I.promoted = true                        -- balance every tier
 I.balance()
-I.bury()
-if expired + freed + orphans + I.evicted > 0 then I.save() end  -- with nothing to do, a full server is no trouble
-return {1, expired, freed, orphans, I.evicted, (expired == N or I.heaps > 0) and 1 or 0, page[1]}
+I.delete_dropped()
+if expired + freed + orphans + I.evicted > 0 then I.save() end  -- a full server refuses a write, so none without need
+return {1, expired, freed, orphans, I.evicted, (expired == N or I.deferred_count > 0) and 1 or 0, page[1]}

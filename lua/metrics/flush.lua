@@ -1,92 +1,95 @@
 -- flush: add what one process recorded to the shared counts, exactly once.
 -- KEYS
---   agents      ZSET    agentperf:{metrics:<shard>}:agents
---   settings    HASH    agentperf:{metrics:<shard>}:settings
---   writer      STRING  agentperf:{metrics:<shard>}:w:<writer>
---   totals...   HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
---   recents...  ZSET    agentperf:{metrics:<shard>}:recent:<series>, likewise
---   slows...    ZSET    agentperf:{metrics:<shard>}:slow:<series>, likewise
---   The slices, the indexes of parts and the keys of __other__ are named here, under the same tag.
+--   agents          ZSET    agentperf:{metrics:<shard>}:agents
+--   settings        HASH    agentperf:{metrics:<shard>}:settings
+--   writer          STRING  agentperf:{metrics:<shard>}:w:<writer>
+--   totals...       HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
+--   recents...      ZSET    agentperf:{metrics:<shard>}:recent:<series>, one for each series
+--   slows...        ZSET    agentperf:{metrics:<shard>}:slow:<series>, one for each series
+--   The names of the slices, the indexes of parts and the keys of __other__ are computed here, under the same hash tag.
 -- ARGV
---   seq             int   number of this flush, rising for this writer and shard
---   writer_keep_ms  int   how long the number is remembered, ms
---   firm            int   1 makes the following lives those of the shard; 0 takes the shard's, where it has some
---   keep_10s_ms     int   life of a slice after its end, ms; 0 writes none
---   keep_1m_ms      int   likewise
---   keep_1h_ms      int   likewise
---   keep_1d_ms      int   likewise
---   recent_most     int   raw samples kept for a series
---   recent_keep_ms  int   and how long, ms
---   slow_most       int   slowest samples kept for a series
---   slow_keep_ms    int   and how long, ms
---   agents_most     int   agents of this shard; what comes beyond is counted under __other__
---   parts_most      int   spans of an agent; likewise
---   errors_most     int   error types, and models, of a series; likewise
---   sample_tag      text  makes the members of this flush unique
---   sent_ms         int   the server's time when this was sent, as far as the writer knows it, ms; -1 when it does not
---   names...        text  each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
---   cells...        text  of each: series, age_ms of its oldest and its newest sample, width_ms of its slice, count of
---                         fields, field and value of each, its slowest raw samples, its other ones; samples as
---                         "<age_ms> <us>us|<outcome>", with spaces between
+--   seq             int     number of this flush, rising for this writer and shard: its idempotency key
+--   writer_keep_ms  int     how long the number is remembered, ms
+--   firm            int     1 makes the following TTLs those of the shard; 0 takes the shard's, where it has some
+--   keep_10s_ms     int     TTL of a slice of 10 s after its end, ms; 0 writes none
+--   keep_1m_ms      int     the same for a slice of 1 min, ms
+--   keep_1h_ms      int     the same for a slice of 1 h, ms
+--   keep_1d_ms      int     the same for a slice of 1 day, ms
+--   max_recent      int     limit for the raw samples of a series
+--   recent_keep_ms  int     their TTL, ms
+--   max_slow        int     limit for the slowest samples of a series
+--   slow_keep_ms    int     their TTL, ms
+--   max_agents      int     limit for the agents of this shard; further ones are counted under __other__
+--   max_parts       int     limit for the spans of an agent; further ones are counted under __other__
+--   max_errors      int     limit for the error types, and for the models, of a series; further ones as above
+--   sample_tag      text    makes the members of this flush unique
+--   sent_ms         int     the server's time when this was sent, as far as the writer knows it, ms; -1 if it does not
+--   names...        text    each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
+--   cells...        any     of each accumulator: index of its series, age_ms of its oldest and its newest sample,
+--                           width_ms of its slice, number of fields, field and value of each, its slowest raw samples,
+--                           its other raw samples; samples as "<age_ms> <us>us|<outcome>", separated by spaces
 -- RETURNS
 --   {1, now_ms, n, r}  counted; n executions went to __other__, r raw samples were too old to keep
 --   {0, now_ms, 0, 0}  counted before: the number is not new
---   {-1, key, type, 0}  the key holds another type; nothing was written
 -- REPEAT  the number of the flush is known: nothing is counted twice
--- ERRORS  none
+-- ERRORS  CORRUPT <key>: it holds another type; nothing was written
 -- COST    O(series x tiers x fields) + O(samples log N)
+--@include corrupt
 --@include slices
-local agents, settings, writer = KEYS[1], KEYS[2], KEYS[3]
-local seq, writer_keep_ms, firm = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
-local keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local recent_most, recent_keep_ms, slow_most, slow_keep_ms = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local agents_most, parts_most, errors_most, sample_tag = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
-local sent_ms = tonumber(ARGV[16])
-local names, cells = 17, 17 + (#KEYS - 3) / 3
+local AGENTS, SETTINGS, WRITER = KEYS[1], KEYS[2], KEYS[3]
+local SEQ, WRITER_KEEP_MS, FIRM = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
+local KEEP_10S_MS, KEEP_1M_MS = tonumber(ARGV[4]), tonumber(ARGV[5])
+local KEEP_1H_MS, KEEP_1D_MS = tonumber(ARGV[6]), tonumber(ARGV[7])
+local MAX_RECENT, RECENT_KEEP_MS = tonumber(ARGV[8]), tonumber(ARGV[9])
+local MAX_SLOW, SLOW_KEEP_MS = tonumber(ARGV[10]), tonumber(ARGV[11])
+local MAX_AGENTS, MAX_PARTS, MAX_ERRORS = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
+local SAMPLE_TAG = ARGV[15]
+local SENT_MS = tonumber(ARGV[16])
+local NAMES, CELLS = 17, 17 + (#KEYS - 3) / 3
 
 local call = redis.call
 local now = clock_ms()
--- Ages count from the sending: a request may wait, as before a server that was stopped for a while. Beyond the writer's
--- hour it is the clock that went ahead.
-local base = (sent_ms >= 0 and sent_ms < now and now - sent_ms < tonumber(writer_keep_ms)) and sent_ms or now
-local tag = string.sub(agents, 1, -7)
-local series_count = cells - names
-local KEEP = {keep_10s_ms, keep_1m_ms, keep_1h_ms, keep_1d_ms}
-local LEAST = {min_us = true, first_ms = true}
-local MOST = {max_us = true, last_ms = true}
+-- Ages count from the sending, since a request may wait, for example for a server that was stopped for a while. A wait
+-- longer than WRITER_KEEP_MS is impossible: then the server's clock was set forward.
+local base = (SENT_MS >= 0 and SENT_MS < now and now - SENT_MS < tonumber(WRITER_KEEP_MS)) and SENT_MS or now
+local tag = string.sub(AGENTS, 1, -7)
+local series_count = CELLS - NAMES
+local KEEP = {KEEP_10S_MS, KEEP_1M_MS, KEEP_1H_MS, KEEP_1D_MS}
+local MIN = {min_us = true, first_ms = true}
+local MAX = {max_us = true, last_ms = true}
 
-local poisoned
+local wrong_key, wrong_type
 local function holds(key, type)
   local found = call('TYPE', key).ok
   if found == type then return true end
-  if found ~= 'none' and not poisoned then poisoned = {-1, key, found, 0} end
+  if found ~= 'none' and not wrong_key then wrong_key, wrong_type = key, 'a ' .. found end
   return false
 end
 
-if holds(writer, 'string') and seq <= (tonumber(call('GET', writer)) or 0) then return {0, now, 0, 0} end
-holds(agents, 'zset')
--- Readers look where the last writer's settings say that slices are.
-local settled = holds(settings, 'hash') and call('HMGET', settings, '10s', '1m', '1h', '1d')
+if holds(WRITER, 'string') and SEQ <= (tonumber(call('GET', WRITER)) or 0) then return {0, now, 0, 0} end
+holds(AGENTS, 'zset')
+-- Readers look for slices where the last writer's settings say that they are.
+local stored_keep = holds(SETTINGS, 'hash') and call('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
 for t = 1, 4 do
-  local stored = settled and tonumber(settled[t])
-  if not stored then settled = false
-  elseif not firm then KEEP[t] = stored end
+  local stored = stored_keep and tonumber(stored_keep[t])
+  if not stored then stored_keep = false
+  elseif not FIRM then KEEP[t] = stored end
 end
-if poisoned then return poisoned end
+if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- Which series each name stands for: itself, or __other__ where the guard says so.
+-- The series that each name stands for: itself, or __other__ beyond a limit.
 local series, indexes = {}, {}
-local function admit(index, member, most)  -- is there room for one more?
+local function admit(index, member, limit)  -- is the member known, or below the limit?
   local known = indexes[index]
   if not known then
     known = {size = holds(index, 'zset') and call('ZCARD', index) or 0, seen = {}}
     indexes[index] = known
   end
-  if poisoned then return false end
+  if wrong_key then return false end
   if known.seen[member] then return true end
   if not (known.size > 0 and call('ZSCORE', index, member)) then
-    local measure = string.sub(member, 1, 1) == '#'  -- there are two of them, and they stand for no span
-    if known.size >= most and member ~= OTHER and member ~= '/' .. OTHER and not measure then return false end
+    local measure = string.sub(member, 1, 1) == '#'  -- an agent has two of them, which are no spans
+    if known.size >= limit and member ~= OTHER and member ~= '/' .. OTHER and not measure then return false end
     known.size = known.size + 1
   end
   known.seen[member] = 0
@@ -98,34 +101,39 @@ local function seen(index, member, ms)
 end
 
 for i = 1, series_count do
-  local name = ARGV[names + i - 1]
+  local name = ARGV[NAMES + i - 1]
   local agent, part = string.match(name, '^([^/#]+)(.*)$')
   local one = {total = KEYS[3 + i], recent = KEYS[3 + series_count + i], slow = KEYS[3 + 2 * series_count + i]}
-  local moved = not admit(agents, agent, agents_most)
-  if moved then agent = OTHER; admit(agents, agent, agents_most) end
+  local moved = not admit(AGENTS, agent, MAX_AGENTS)
+  if moved then agent = OTHER; admit(AGENTS, agent, MAX_AGENTS) end
   if part ~= '' then
     one.index = tag .. 'parts:' .. agent
-    if not admit(one.index, part, parts_most) then part = '/' .. OTHER; moved = true; admit(one.index, part, parts_most) end
+    if not admit(one.index, part, MAX_PARTS) then
+      part, moved = '/' .. OTHER, true
+      admit(one.index, part, MAX_PARTS)
+    end
   end
   one.agent, one.part, one.name, one.moved, one.fresh, one.slowest = agent, part, agent .. part, moved, {}, {}
   if moved then
-    one.total, one.recent, one.slow = tag .. 'total:' .. one.name, tag .. 'recent:' .. one.name, tag .. 'slow:' .. one.name
+    one.total, one.recent = tag .. 'total:' .. one.name, tag .. 'recent:' .. one.name
+    one.slow = tag .. 'slow:' .. one.name
   end
   series[i] = one
 end
-if poisoned then return poisoned end
+if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- What is to be added to each key, in memory first, so that every read and check comes before the first write. A cell
--- adds the same to the total and to its slices, so keys share one `sum` until another cell adds to the same key.
+-- The sums to add to each key, in memory first, so that every read and check comes before the first write. An
+-- accumulator adds the same to the total and to its slices, so keys share one `sum` until another one adds to the same
+-- key.
 local sums, order, expiries = {}, {}, {}
-local function put(sum, field, value)
+local function aggregate(sum, field, value)
   local values = sum.values
   local old = values[field]
   if not old then
     values[field] = value
     sum.names[#sum.names + 1] = field
-  elseif LEAST[field] then if value < old then values[field] = value end
-  elseif MOST[field] then if value > old then values[field] = value end
+  elseif MIN[field] then if value < old then values[field] = value end
+  elseif MAX[field] then if value > old then values[field] = value end
   else values[field] = old + value end
 end
 local function add(key, sum, expires)
@@ -142,13 +150,13 @@ local function add(key, sum, expires)
     sums[key] = own
     known = own
   end
-  for _, field in ipairs(sum.names) do put(known, field, sum.values[field]) end
+  for _, field in ipairs(sum.names) do aggregate(known, field, sum.values[field]) end
 end
 
--- Error types and models beyond the guard are counted under __other__, in every slice alike: err:<type>, and
--- mdl:<model>:<measure>. One is known when the total of the series has its field.
+-- Error types and models beyond their limit are counted under __other__, in the total and in every slice: the fields
+-- err:<type> and mdl:<model>:<measure>. One is known when the total of the series has its field.
 local guards = {}
-local function kind(total, field)
+local function limited(total, field)
   local guard = guards[total]
   if not guard then guard = {kinds = {}}; guards[total] = guard end
   local prefix, word, rest = string.match(field, '^(mdl:)([^:]*)(:.*)$')
@@ -163,7 +171,7 @@ local function kind(total, field)
       known = got[1] and true
     end
     guard[counter] = guard[counter] or 0
-    if not known and guard[counter] < errors_most then
+    if not known and guard[counter] < MAX_ERRORS then
       known = true
       guard[counter] = guard[counter] + 1
       add(total, {names = {counter}, values = {[counter] = 1}, own = true})
@@ -179,12 +187,12 @@ local function sample(one, texts, from, to, slow)
   for age, text in string.gmatch(texts, '(%d+) (%S+)') do
     local ms = base - age
     if ms < from then ms = from elseif ms > to then ms = to end
-    if ms <= now - recent_keep_ms then
+    if ms <= now - RECENT_KEEP_MS then
       outdated = outdated + 1
     else
       sampled = sampled + 1
       local size = #fresh
-      local member = ms .. '|' .. text .. '|' .. sample_tag .. '-' .. sampled
+      local member = ms .. '|' .. text .. '|' .. SAMPLE_TAG .. '-' .. sampled
       fresh[size + 1], fresh[size + 2] = ms, member
       if slow then
         size = #slowest
@@ -194,7 +202,7 @@ local function sample(one, texts, from, to, slow)
   end
 end
 
-local at, last, redirected = cells, #ARGV, 0
+local at, last, redirected = CELLS, #ARGV, 0
 while at <= last do
   local one = series[tonumber(ARGV[at])]
   local oldest, newest, width = base - ARGV[at + 1], base - ARGV[at + 2], tonumber(ARGV[at + 3])
@@ -202,18 +210,18 @@ while at <= last do
   local from = floor(centre / width) * width
   local to = from + width - 1
   local first_ms, last_ms = math.max(oldest, from), math.min(newest, to)
-  seen(agents, one.agent, last_ms)
+  seen(AGENTS, one.agent, last_ms)
   if one.index then seen(one.index, one.part, last_ms) end
   local count = tonumber(ARGV[at + 4])
   at = at + 5
   local sum = {names = {}, values = {}}
   for f = at, at + 2 * count - 2, 2 do
     local field = ARGV[f]
-    if string.find(field, ':', 1, true) and not string.find(field, '^h:') then field = kind(one.total, field) end
-    put(sum, field, tonumber(ARGV[f + 1]))
+    if string.find(field, ':', 1, true) and not string.find(field, '^h:') then field = limited(one.total, field) end
+    aggregate(sum, field, tonumber(ARGV[f + 1]))
   end
-  put(sum, 'first_ms', first_ms)
-  put(sum, 'last_ms', last_ms)
+  aggregate(sum, 'first_ms', first_ms)
+  aggregate(sum, 'last_ms', last_ms)
   if one.moved then redirected = redirected + (sum.values.n or 0) end
   for t = 1, 4 do
     local tier = TIERS[t]
@@ -243,8 +251,8 @@ for _, key in ipairs(order) do
     local field, value = names[i], values[names[i]]
     local old = stored[i] and tonumber(stored[i])
     if old then
-      if LEAST[field] then if old < value then value = old end
-      elseif MOST[field] then if old > value then value = old end
+      if MIN[field] then if old < value then value = old end
+      elseif MAX[field] then if old > value then value = old end
       else value = old + value end
     end
     write[2 * i - 1], write[2 * i] = field, value  -- a number: redis.call writes it whole, unlike tostring
@@ -255,16 +263,16 @@ for i = 1, series_count do
   local one = series[i]
   if #one.fresh > 0 then holds(one.recent, 'zset'); holds(one.slow, 'zset') end
 end
-if poisoned then return poisoned end
+if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- The number first: it is what a full server refuses, and then nothing was written.
-call('SET', writer, whole(seq), 'PX', writer_keep_ms)
+-- The number first: a full server refuses this write, and then nothing was written.
+call('SET', WRITER, whole(SEQ), 'PX', WRITER_KEEP_MS)
 for _, key in ipairs(order) do
   call('HSET', key, unpack(writes[key]))
   if expiries[key] then call('PEXPIREAT', key, whole(expiries[key])) end
 end
 for t = 1, 4 do
-  if not settled or tonumber(settled[t]) ~= KEEP[t] then call('HSET', settings, TIERS[t][NAME], KEEP[t]) end
+  if not stored_keep or tonumber(stored_keep[t]) ~= KEEP[t] then call('HSET', SETTINGS, TIERS[t][NAME], KEEP[t]) end
 end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end
@@ -276,22 +284,24 @@ for i = 1, series_count do
   local one = series[i]
   if #one.fresh > 0 then
     zadd(one.recent, one.fresh)
-    call('ZREMRANGEBYSCORE', one.recent, '-inf', now - recent_keep_ms)
-    call('ZREMRANGEBYRANK', one.recent, 0, -recent_most - 1)
-    call('PEXPIRE', one.recent, recent_keep_ms)
-    local floor_us = -1  -- what is not slower than the slowest fifty is not tried
-    if call('ZCARD', one.slow) >= slow_most then floor_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
+    call('ZREMRANGEBYSCORE', one.recent, '-inf', now - RECENT_KEEP_MS)
+    call('ZREMRANGEBYRANK', one.recent, 0, -MAX_RECENT - 1)
+    call('PEXPIRE', one.recent, RECENT_KEEP_MS)
+    local min_us = -1  -- a sample that is not slower than all those kept need not be added
+    if call('ZCARD', one.slow) >= MAX_SLOW then min_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
     local slower = {}
     for s = 1, #one.slowest, 2 do
-      if one.slowest[s] > floor_us then slower[#slower + 1] = one.slowest[s]; slower[#slower + 1] = one.slowest[s + 1] end
+      if one.slowest[s] > min_us then
+        slower[#slower + 1], slower[#slower + 2] = one.slowest[s], one.slowest[s + 1]
+      end
     end
     if #slower > 0 then
       zadd(one.slow, slower)
-      call('ZREMRANGEBYRANK', one.slow, 0, -slow_most - 1)
+      call('ZREMRANGEBYRANK', one.slow, 0, -MAX_SLOW - 1)
       for _, member in ipairs(call('ZRANGE', one.slow, 0, -1)) do
-        if tonumber(string.match(member, '^%d+') or 0) <= now - slow_keep_ms then call('ZREM', one.slow, member) end
+        if tonumber(string.match(member, '^%d+') or 0) <= now - SLOW_KEEP_MS then call('ZREM', one.slow, member) end
       end
-      call('PEXPIRE', one.slow, slow_keep_ms)
+      call('PEXPIRE', one.slow, SLOW_KEEP_MS)
     end
   end
 end

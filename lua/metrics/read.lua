@@ -1,44 +1,44 @@
--- read: the counts of some series, of all time or added up over the slices that cover a window.
+-- read: the counters of some series, of all time or aggregated over the slices that cover a window.
 -- KEYS
---   agents      ZSET  agentperf:{metrics:<shard>}:agents; only its tag is used
---   settings    HASH  agentperf:{metrics:<shard>}:settings
---   The totals, slices and recent samples of the series are named here, under the same tag.
+--   agents     ZSET  agentperf:{metrics:<shard>}:agents; only its hash tag is used
+--   settings   HASH  agentperf:{metrics:<shard>}:settings
+--   The names of the totals, slices and recent samples of the series are computed here, under the same hash tag.
 -- ARGV
---   window_ms   int   length of the window, ms; 0 is all time
---   as_of_ms    int   its end, ms since 1970, which may lie ahead; -1 is now
---   exact_most  int   send the raw durations of a series when they are all there and no more than this; -1 sends the
---                     plain counters only, without buckets, error types and models, in the second form below
---   names...    text  the series, percent-encoded
+--   window_ms  int   length of the window, ms; 0 is all time
+--   as_of_ms   int   its end, ms since 1970, which may lie in the future; -1 is now
+--   max_exact  int   send the raw durations of a series if all are there and no more than this; -1 sends the plain
+--                    counters only, without buckets, error types and models, in the second form below
+--   names...   text  the series, percent-encoded
 -- RETURNS
---   {1, now_ms, from_ms, to_ms, ...} and for each series: name, count of its fields, field and value of each, durations
---                     in us with spaces between (empty unless they are all there). The window is [from_ms, to_ms).
+--   {1, now_ms, from_ms, to_ms, ...} and for each series: name, number of its fields, field and value of each,
+--                     durations in us separated by spaces (empty unless all are there). The window is [from_ms, to_ms).
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
 --                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
---                     tok_reasoning; -1 for one of min_us to first_ms that is not known; a window's first_ms never is
---   {-1, key, error}  the key holds another type, or what is no number
+--                     tok_reasoning; each of min_us to first_ms is -1 if it is not known; first_ms of a window never is
 -- REPEAT  reads only
--- ERRORS  none
+-- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
 -- COST    O(series x slices x fields); a window needs about a dozen slices, 120 at most
+--@include corrupt
 --@include slices
-local agents, settings = KEYS[1], KEYS[2]
-local window_ms, as_of_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
-local exact_most, names = tonumber(ARGV[3]), 4
+local AGENTS, SETTINGS = KEYS[1], KEYS[2]
+local WINDOW_MS, AS_OF_MS = tonumber(ARGV[1]), tonumber(ARGV[2])
+local MAX_EXACT, NAMES = tonumber(ARGV[3]), 4
 
-local tag = string.sub(agents, 1, -7)
+local tag = string.sub(AGENTS, 1, -7)
 local now = clock_ms()
-local KEEP = redis.pcall('HMGET', settings, '10s', '1m', '1h', '1d')
-if KEEP.err then return {-1, settings, KEEP.err} end
--- Bounded, whatever the settings say, so that covering a window ends soon: more slices of a width are never kept.
+local KEEP = redis.pcall('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
+if KEEP.err then return corrupt(SETTINGS, 'something else (' .. KEEP.err .. ')') end
+-- Limited whatever the settings say, so that covering a window ends soon: no more slices of a width are ever kept.
 for t = 1, 4 do KEEP[t] = math.min(tonumber(KEEP[t]) or 0, 10080 * TIERS[t][WIDTH]) end
 local from, to = 0, now + 1
 
--- Cover the window from its start, each time with the widest slice that begins here and does not reach beyond the end;
--- the slice that holds this moment reaches just to now. The first begins where the finest slices still kept allow.
+-- Cover the time range from its start, each time with the widest slice that starts here and does not reach beyond the
+-- end. The slice that contains this timestamp reaches to now. The first slice starts where the narrowest ones kept do.
 local slices = {}
-if window_ms > 0 then
-  local to_now = as_of_ms < 0 or as_of_ms >= now
-  local ending = as_of_ms < 0 and now or as_of_ms
-  local start = ending - window_ms
+if WINDOW_MS > 0 then
+  local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
+  local ending = AS_OF_MS < 0 and now or AS_OF_MS
+  local start = ending - WINDOW_MS
   local function finest(ms)
     for t = 1, 4 do
       local width = TIERS[t][WIDTH]
@@ -47,7 +47,7 @@ if window_ms > 0 then
     return nil
   end
   local t = start <= now and finest(start) or nil
-  while not t and start < ending and start <= now do  -- older than anything kept: begin where something is
+  while not t and start < ending and start <= now do  -- older than anything kept: start where something is
     start = math.min(start + 86400000, ending)
     t = finest(start)
   end
@@ -63,12 +63,13 @@ if window_ms > 0 then
     local taken
     for wide = 4, 1, -1 do
       local width = TIERS[wide][WIDTH]
-      if at % width == 0 and KEEP[wide] > 0 and at + width + KEEP[wide] > now and (at + width <= to or (to_now and at + width > now)) then
+      local kept = at % width == 0 and KEEP[wide] > 0 and at + width + KEEP[wide] > now
+      if kept and (at + width <= to or (to_now and at + width > now)) then
         taken = wide
         break
       end
     end
-    if not taken then  -- only wider slices are kept here: take the one that holds this moment, and begin or end with it
+    if not taken then  -- only wider slices are kept here: take the one with this timestamp, and start or end with it
       taken = finest(at) or 4
       local width = TIERS[taken][WIDTH]
       at = floor(at / width) * width
@@ -81,27 +82,28 @@ if window_ms > 0 then
   if not t then to = from end
 end
 
--- What is added up for a series: its total, or its slices.
+-- The keys that are aggregated for a series, up to its name: its total, or its slices.
 local starts = {}
-if window_ms == 0 then starts[1] = tag .. 'total:' end
+if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
 for s = 1, #slices do starts[s] = slice_key(tag, slices[s][1], slices[s][2], '') end
 
 local reply, size, key = {1, now, from, to}, 4, nil
-local function give(item)
+local function append(item)
   size = size + 1
   reply[size] = item
 end
--- A reply's integers have 64 bits; a sum beyond them, such as of cost in billionths, stands still at the end.
+-- A reply's integers have 64 bits; a larger sum, such as of cost in billionths, is replied as the largest number.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
-local function said(number)
+local function clamped(number)
   return number < LARGEST and number or LARGEST
 end
--- Text becomes a number by adding it: a third of the time that tonumber takes. What is none raises, see below.
+-- Adding turns text into a number in a third of the time that tonumber takes. For text that is no number it raises; the
+-- call at the end of this file catches that.
 local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last_ms = math.max}
 
--- Written out, since it is what an overview of all agents waits for. A field takes 0.25 us of each slice: so failures
--- are asked for where not all succeeded, the use of models and tools where one of its counters is there (they are written
--- together), and of moments the last, newest slice first.
+-- Written out, since an overview of all agents waits for it. A field takes 0.25 us of each slice. So failures are read
+-- only where not all executions succeeded, the counters of models and tools only where one of them is there (they are
+-- written together), and the last timestamp only from the newest slice that has one.
 local call = redis.call
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0
@@ -124,19 +126,21 @@ local function plain(name)
       if got[1] ~= got[2] then err = err + (call('HGET', key, 'err') or 0) end
     end
     if got[6] then
-      local used = call('HMGET', key, 'tool_calls', 'tok_in', 'tok_out', 'cost_nano', 'tok_cached_in', 'tok_cache_write', 'tok_reasoning')
+      local used = call('HMGET', key, 'tool_calls', 'tok_in', 'tok_out', 'cost_nano',
+        'tok_cached_in', 'tok_cache_write', 'tok_reasoning')
       llm_calls, tool_calls, tok_in = llm_calls + got[6], tool_calls + (used[1] or 0), tok_in + (used[2] or 0)
       tok_out, cost_nano = tok_out + (used[3] or 0), cost_nano + (used[4] or 0)
       tok_cached_in, tok_cache_write = tok_cached_in + (used[5] or 0), tok_cache_write + (used[6] or 0)
       tok_reasoning = tok_reasoning + (used[7] or 0)
     end
   end
-  if window_ms == 0 then first_ms = (call('HGET', key, 'first_ms') or -1) + 0 end  -- a window begins where it was asked to
-  reply[size + 1], reply[size + 2], reply[size + 3], reply[size + 4] = n, ok, err, said(sum_us)
-  reply[size + 5], reply[size + 6], reply[size + 7] = said(llm_calls), said(tool_calls), said(tok_in)
-  reply[size + 8], reply[size + 9], reply[size + 10], reply[size + 11] = said(tok_out), said(cost_nano), min_us, max_us
-  reply[size + 12], reply[size + 13] = last_ms, first_ms
-  reply[size + 14], reply[size + 15], reply[size + 16] = said(tok_cached_in), said(tok_cache_write), said(tok_reasoning)
+  if WINDOW_MS == 0 then first_ms = (call('HGET', key, 'first_ms') or -1) + 0 end
+  reply[size + 1], reply[size + 2], reply[size + 3], reply[size + 4] = n, ok, err, clamped(sum_us)
+  reply[size + 5], reply[size + 6], reply[size + 7] = clamped(llm_calls), clamped(tool_calls), clamped(tok_in)
+  reply[size + 8], reply[size + 9], reply[size + 10] = clamped(tok_out), clamped(cost_nano), min_us
+  reply[size + 11], reply[size + 12], reply[size + 13] = max_us, last_ms, first_ms
+  reply[size + 14], reply[size + 15] = clamped(tok_cached_in), clamped(tok_cache_write)
+  reply[size + 16] = clamped(tok_reasoning)
   size = size + 16
 end
 
@@ -154,12 +158,12 @@ local function full(name)
     end
   end
   local counted = size + 1
-  give(0)
-  for field, value in pairs(fields) do give(field); give(said(value)) end
+  append(0)
+  for field, value in pairs(fields) do append(field); append(clamped(value)) end
   reply[counted] = (size - counted) / 2
   local n = fields.n or 0
   local durations = {}
-  if n > 0 and n <= exact_most then
+  if n > 0 and n <= MAX_EXACT then
     key = tag .. 'recent:' .. name
     local members = call('ZRANGEBYSCORE', key, whole(from), '(' .. whole(to), 'LIMIT', 0, n + 1)
     if #members == n then
@@ -170,13 +174,13 @@ local function full(name)
       end
     end
   end
-  give(table.concat(durations, ' '))
+  append(table.concat(durations, ' '))
 end
 
-local read = exact_most < 0 and plain or full
-for i = names, #ARGV do
-  give(ARGV[i])
+local read = MAX_EXACT < 0 and plain or full
+for i = NAMES, #ARGV do
+  append(ARGV[i])
   local fine, wrong = pcall(read, ARGV[i])
-  if not fine then return {-1, key, type(wrong) == 'table' and wrong.err or wrong} end
+  if not fine then return corrupt(key, 'something else (' .. (type(wrong) == 'table' and wrong.err or wrong) .. ')') end
 end
 return reply

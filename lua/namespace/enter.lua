@@ -1,13 +1,13 @@
--- enter: note that a process uses a resource, so that operators can list what there is.
+-- enter: record that a process uses a resource, so that operators can list all resources.
 -- KEYS
---   resources      ZSET  agentperf:resources
+--   resources  ZSET  agentperf:resources
 -- ARGV
---   resource       text  <service>:<name>
+--   resource   text  <service>:<name>
 -- RETURNS
---   1              noted
--- REPEAT   a second delivery renews the time
--- ERRORS   none
--- COST     O(log N) in resources
+--   1         recorded
+-- REPEAT  a second delivery renews the time
+-- ERRORS  none
+-- COST    O(log N) in resources
 local RESOURCES = KEYS[1]
 local RESOURCE = ARGV[1]
 

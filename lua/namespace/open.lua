@@ -1,22 +1,23 @@
--- open: find or found a namespace: its schema version and its epoch, which is new when the server came back empty.
+-- open: read a namespace's schema version and epoch, or create them. The epoch is new when the server came back empty.
 -- KEYS
---   meta           HASH  agentperf:meta
+--   meta    HASH  agentperf:meta
 -- ARGV
---   schema         int   major version of the data model that the caller writes
---   epoch          text  random; becomes the namespace's epoch if it has none
+--   schema  int   major version of the data model that the caller writes
+--   epoch   text  random; becomes the namespace's epoch if it has none
 -- RETURNS
 --   {1, schema, epoch}   the namespace is open
 --   {-1, schema, epoch}  it was written by a newer major version; nothing was written
--- REPEAT   the first call founds the namespace, every further one reads it
--- ERRORS   CORRUPT <meta>: its schema is no number; nothing was written
--- COST     O(1)
+-- REPEAT  the first call creates the namespace, every further one reads it
+-- ERRORS  CORRUPT <meta>: its schema is no number; nothing was written
+-- COST    O(1)
+--@include corrupt
 local META = KEYS[1]
 local SCHEMA, EPOCH = ARGV[1], ARGV[2]
 
 local found = redis.call('HMGET', META, 'schema', 'epoch')
 local schema = tonumber(found[1] or SCHEMA)
 if not schema then
-  return redis.error_reply('CORRUPT ' .. META .. ' a schema that is no number')
+  return corrupt(META, 'a schema that is no number')
 end
 if schema > tonumber(SCHEMA) then
   return {-1, schema, found[2] or ''}

@@ -28,12 +28,12 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, cached
 from agentperf_redis.cache import commands as cache_commands
 from agentperf_redis.cache.model import Policy
-from agentperf_redis.cache.process.access_buffer import NO_REPORT, Report
+from agentperf_redis.cache.process.access_buffer import NO_REPORT, AccessReport
 from agentperf_redis.command import Batch
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
-from tests.servers import Server
-from tests.workers import Workers
+from tests.support.servers import Server
+from tests.support.workers import Workers
 
 LOCAL_GOAL, LOCAL_CALL_GOAL = 1 / 25, 1 / 5
 HIT_GOAL, CALL_GOAL, TASKS_GOAL = 1.25, 1 / 1.5, 1 / 2.5
@@ -111,7 +111,7 @@ def cycled(call: Callable[[str], Any], keys: list[str]) -> Work:
 
 def copied(cache: LRUCache, key: str) -> None:
     """Have a local copy that answers: the bus needs a moment to prove itself."""
-    local = cache._binding.local
+    local = cache._shared_state.local
     assert local is not None
     end = time.monotonic() + 10
     while cache.get(key) is None or local.find(key) is None:
@@ -311,12 +311,12 @@ def many_tasks(bench: Bench, tasks: int) -> Row:
 
 
 def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any]:
-    binding = cache._binding
+    shared = cache._shared_state
     data = cache._flows.writer.codec.encode(VALUE)
     return Batch(
         tuple(
             cache_commands.put(
-                *(binding.keys, next(names), b"request 0 0  " + data, "request"),
+                *(shared.keys, next(names), b"request 0 0  " + data, "request"),
                 until_ms=10**14,
                 seen=0,
                 again=False,
@@ -396,9 +396,9 @@ def touches(
     for _ in range(bench.rounds):
         for size, cache in caches.items():
             reads = (tuple((name, 1) for name in chance.sample(held[size], READS)) for _ in range(calls))
-            reports = (Report(next(seq), 0, 0, 0, each) for each in reads)
+            reports = (AccessReport(next(seq), 0, 0, 0, each) for each in reads)
             batch = Batch(
-                tuple(cache_commands.report_reads(cache._binding.keys, "bench", report) for report in reports)
+                tuple(cache_commands.report_reads(cache._shared_state.keys, "bench", report) for report in reports)
             )
             took[size].append(server_us(client, lambda batch=batch: backend.run(batch)) / READS)  # type: ignore[misc]
     for size, each in took.items():
@@ -457,8 +457,8 @@ def memory(backend: Backend, client: Any, server: str, count: int) -> Row:
         assert time.monotonic() < end, "the server does not come to rest"
     before = client.info("memory")["used_memory"]
     cache.put_many({f"key{number:06d}": os.urandom(1024) for number in range(count)})
-    each, most = (client.info("memory")["used_memory"] - before) / count, MEMORY_GOAL_BYTES[server]
+    each, maximum = (client.info("memory")["used_memory"] - before) / count, MEMORY_GOAL_BYTES[server]
     cache.clear()
     cache.sweep()
     work = f"memory of an entry of 1 KB, {server}, {count:,}"
-    return Row(work, f"{each:.0f} B", "its value: 1,024 B", each / 1024, f"<= {most:.0f} B", each <= most)
+    return Row(work, f"{each:.0f} B", "its value: 1,024 B", each / 1024, f"<= {maximum:.0f} B", each <= maximum)

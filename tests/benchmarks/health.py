@@ -111,7 +111,7 @@ def slow_instance(bench: Bench) -> Row:
 
 async def _steady(bench: Bench, name: str, slow: bool) -> float:
     backend = Backend(bench.url)
-    balancer = LoadBalancer(settings=PoolSettings(eject_for=0.5, slow_after=3 * TAKES_S), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(base_ejection_time=0.5, slow_after=3 * TAKES_S), backend=backend)
     for number in range(10):
         await balancer.aio.register_instance(AgentInstance(f"i{number}", name))
 

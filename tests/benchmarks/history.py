@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.measure import Row
+from tests.support.places import ROOT
 
-PLACE = Path(__file__).resolve().parents[2] / ".benchmarks" / "history.jsonl"
+PLACE = ROOT / ".benchmarks" / "history.jsonl"
 """One JSON document a line and run; not part of the repository."""
 _LOOKED_BACK = 5
 """Runs whose median is compared with."""
@@ -90,6 +91,6 @@ def _runs(place: Path) -> list[dict[str, Any]]:
 
 def _commit() -> str:
     told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=PLACE.parents[1], capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return told.stdout.strip() or "unknown"

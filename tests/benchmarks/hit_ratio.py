@@ -5,6 +5,10 @@
 A trace is a file with one key a line, plain or gzip; `--size` belongs to the `--trace` before it. Without any, traces are
 made here. One process asks for each key in turn and puts what it misses; eight share the trace between them, each taking
 the next few accesses when it is done with its last. W-TinyLFU is the library theine.
+
+The tests compare with stored figures of W-TinyLFU, `TINYLFU_HITS`. To recompute them:
+
+    python -m tests.benchmarks.hit_ratio
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import multiprocessing
 import statistics
 import uuid
 from collections.abc import Iterator, Sequence
@@ -24,8 +29,8 @@ import redis
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from tests.benchmarks.measure import Bench, Row
-from tests.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
-from tests.workers import Workers
+from tests.support.traces import births, drift, loop, lru_hits, optimal_hits, read_trace, zipf, zipf_scan_loop
+from tests.support.workers import Workers
 
 PROCESSES = 8
 SHARE = 4
@@ -34,6 +39,14 @@ BELOW_TINYLFU = 0.5
 """Points by which the mean may lie below W-TinyLFU's."""
 BELOW_LRU = 4.0
 """Points by which it may lie below an LRU's where popularity drifts."""
+TRACE_COUNT, TRACE_KEYS = 8000, 800
+"""Accesses and keys of the traces of `TINYLFU_HITS`."""
+TINYLFU_HITS = {(1, 100): 3478, (1, 300): 4456, (2, 100): 3479}
+"""Hits of W-TinyLFU by seed of `zipf_scan_loop` and size of the cache: medians of theine 2.0.0 in 51 processes.
+
+theine seeds its hashes at random in each process, and its runs differ within one process too. Single runs lie up to 57
+hits from the median, so that a comparison with a live run is partly luck.
+"""
 HOT_PART, WARM_PART = 100 / 2600, 500 / 2600
 """The tiers' parts of a TieredCache whose sizes nobody chose."""
 
@@ -137,15 +150,15 @@ def made(*, full: bool) -> Iterator[Scene]:
     yield Scene("births", births(count, keys // 10), keys // 10, drifts=True)
 
 
-def theine_hits(scene: Scene) -> int | None:
+def theine_hits(scene: Scene, runs: int = 5) -> int | None:
     """Hits of W-TinyLFU; None if theine is not installed.
 
-    The median of five runs: its hashes are seeded anew for each cache, which moves it by a point where the trace is short.
+    The median of several runs, which differ by up to a point where the trace is short; see `TINYLFU_HITS`.
     """
     if importlib.util.find_spec("theine") is None:
         return None
     module: Any = importlib.import_module("theine")
-    return int(statistics.median(_theine_run(module.Cache(scene.size), scene.trace) for _ in range(5)))
+    return int(statistics.median(_theine_run(module.Cache(scene.size), scene.trace) for _ in range(runs)))
 
 
 def _theine_run(cache: Any, trace: Sequence[str]) -> int:
@@ -165,7 +178,7 @@ def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
     workers = Workers()
     try:
         args = (url, namespace, scene.size, text, SHARE if processes > 1 else 0, lru)
-        return sum(workers.run(play, [args] * processes, patience=300))
+        return sum(workers.run(play, [args] * processes, timeout=300))
     finally:
         workers.close()
 
@@ -217,3 +230,18 @@ def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
             client.close()
             return
         yield start
+
+
+def stored_again(_: int) -> list[int | None]:
+    """One run of theine for each of `TINYLFU_HITS`."""
+    return [
+        theine_hits(Scene("zipf, scan, loop", zipf_scan_loop(TRACE_COUNT, TRACE_KEYS, seed), size), runs=1)
+        for seed, size in TINYLFU_HITS
+    ]
+
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:  # each process has its own hash seed
+        found = pool.map(stored_again, range(51), chunksize=1)
+    for scene, figures_of in zip(TINYLFU_HITS, zip(*found, strict=True), strict=True):
+        print(f"{scene}: {statistics.median(figures_of)}, from {min(figures_of)} to {max(figures_of)}")

@@ -25,7 +25,7 @@ from agentperf_redis.metrics.retention import Retention, memory_forecast
 from agentperf_redis.metrics.tracking import track_performance
 from agentperf_redis.script import Script
 from tests.benchmarks.measure import Bench, Row, Work, micros
-from tests.filled import fill_slices
+from tests.support.filled import fill_slices
 
 SAMPLES_PER_FLUSH = 500
 TIMES = 20_000
@@ -217,15 +217,15 @@ def packed(
 ) -> list[tuple[Any, ...]]:
     """Return the EVALSHA arguments of all that the buffer holds."""
     calls: list[tuple[Any, ...]] = []
-    buffer.fold()
-    while parcels := buffer.parcels():
-        for parcel in parcels:
+    buffer.aggregate()
+    while batches := buffer.batches():
+        for batch in batches:
             command = commands.flush(
-                namespace, parcel, now=now, retention=retention or Retention(), firm=True, server_ms=server_ms
+                namespace, batch, now=now, retention=retention or Retention(), firm=True, server_ms=server_ms
             )
             assert isinstance(command.script, Script)
-            calls.append((command.script.sha, len(command.keys), *command.keys, *command.args))
-            buffer.settled(parcel, 0)
+            calls.append((command.script.sha, len(command.keys), *command.keys, *command.wire_args()))
+            buffer.settled(batch, 0)
     return calls
 
 
@@ -389,7 +389,7 @@ def quantiles(bench: Bench) -> Iterator[Row]:
             worst = 0.0
             for share in (0.5, 0.9, 0.95, 0.99, 0.999):
                 exact = exact_quantile(times, share) / 1e6
-                found = estimated_quantile(buckets, zeros, share, least=times[0] / 1e6, most=times[-1] / 1e6)
+                found = estimated_quantile(buckets, zeros, share, minimum=times[0] / 1e6, maximum=times[-1] / 1e6)
                 worst = max(worst, abs(found - exact) / exact if exact else abs(found))
             yield Row(
                 f"quantile error, {name}, {size} samples",

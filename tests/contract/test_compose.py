@@ -10,8 +10,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[2]
-_COMPOSE = (_ROOT / "docker-compose.yml").read_text()
+import pytest
+
+from tests.support.places import ROOT
+
+_COMPOSE = (ROOT / "docker-compose.yml").read_text()
 
 
 def _dockerfile() -> list[list[str]]:
@@ -21,15 +24,16 @@ def _dockerfile() -> list[list[str]]:
     return [shlex.split(line) for line in textwrap.dedent(found[1]).splitlines()]
 
 
+@pytest.mark.thorough
 def test_the_image_is_given_all_that_its_wheel_is_built_of(tmp_path: Path) -> None:
     context = tmp_path / "app"
     context.mkdir()
     for _, *sources, target in (words for words in _dockerfile() if words[0] == "COPY"):
         for source in sources:
-            if (_ROOT / source).is_dir():
-                shutil.copytree(_ROOT / source, context / target, ignore=shutil.ignore_patterns("__pycache__"))
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, context / target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                shutil.copy(_ROOT / source, context / target)
+                shutil.copy(ROOT / source, context / target)
     words = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(context)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,7 +41,7 @@ def test_the_image_is_given_all_that_its_wheel_is_built_of(tmp_path: Path) -> No
 
 
 def test_nothing_but_that_is_sent_along() -> None:
-    everything, *kept = (_ROOT / ".dockerignore").read_text().splitlines()
+    everything, *kept = (ROOT / ".dockerignore").read_text().splitlines()
     copied = [source for words in _dockerfile() if words[0] == "COPY" for source in words[1:-1]]
     assert everything == "*"
     assert sorted(line for line in kept if line.startswith("!")) == sorted(f"!{source}" for source in copied)

@@ -1,24 +1,99 @@
 from __future__ import annotations
 
+import ast
 import re
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from agentperf_redis.command import Command
+from agentperf_redis.command import Command, NamedArgs
 from agentperf_redis.script import Script
-from tests import headers
-from tests.servers import Server
+from tests.support import headers
+from tests.support.places import LUA, ROOT
+from tests.support.servers import Server
 
-_PACKAGE = Path(__file__).resolve().parents[2] / "agentperf_redis"
+_PACKAGE = ROOT / "agentperf_redis"
 
 
 @pytest.mark.parametrize("name", headers.scripts())
 def test_a_script_keeps_to_its_header(name: str) -> None:
-    text = (headers.LUA / f"{name}.lua").read_text()
+    text = (LUA / f"{name}.lua").read_text()
     assert headers.problems(text, headers.fragments_of(name)) == []
     assert text.startswith(f"-- {name.split('/')[1]}: "), "the header names another script"
+
+
+LAID_OUT = [
+    str(file.relative_to(LUA))
+    for folder in ("cache", "metrics", "namespace", "includes")
+    for file in sorted((LUA / folder).rglob("*.lua"))
+]
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_lua_files_have_one_layout(name: str) -> None:
+    assert headers.layout_problems((LUA / name).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaint"),
+    [
+        ("return 1\n", f"return 1 -- {'x' * 120}\n", "line 18 has 132 columns"),
+        ("--   entries...  STRING  <tag>", "--   entries... STRING  <tag>", "line 4: the name"),
+        ("--   ttl_ms      int     life", "--    ttl_ms     int     life", "line 6: the name"),
+        ("--   ttl_ms      int     life", "--   ttl_ms      int    life", "line 6: the text"),
+        ("-- COST    O(1)", "-- COST   O(1)", "line 12: what COST says begins"),
+        ("--         harmless", "--   harmless", "line 11: what REPEAT says goes on"),
+    ],
+)
+def test_files_of_another_layout_are_caught(right: str, wrong: str, complaint: str) -> None:
+    assert headers.layout_problems(_LAID_OUT) == []
+    assert _LAID_OUT.count(right) == 1
+    assert any(complaint in problem for problem in headers.layout_problems(_LAID_OUT.replace(right, wrong)))
+
+
+_LAID_OUT = """\
+-- take: take one.
+-- KEYS
+--   state       HASH    agentperf:{x:<name>}:state
+--   entries...  STRING  <tag>:e:<key>, one for each
+-- ARGV
+--   ttl_ms      int     life, ms
+-- RETURNS
+--   1   taken
+-- ERRORS  none
+-- REPEAT  a second delivery is
+--         harmless
+-- COST    O(1)
+local STATE, ENTRIES = KEYS[1], 2
+local TTL_MS = tonumber(ARGV[1])
+--@include pool
+
+for i = ENTRIES, #KEYS do redis.call('DEL', KEYS[i]) end
+return 1
+"""
+
+
+def test_every_fragment_is_included_by_a_script() -> None:
+    assert headers.fragments() == {file for file in LUA.rglob("*.lua") if file.parent.name == "includes"}
+
+
+@pytest.mark.parametrize("name", [name for name in LAID_OUT if "includes/" in name])
+def test_fragments_do_not_end_their_script(name: str) -> None:
+    assert not headers.returns_from_script((LUA / name).read_text())
+
+
+@pytest.mark.parametrize(
+    ("fragment", "ends"),
+    [
+        ("local function f(n) if n then return 1 end return 2 end\n", False),
+        ("local x\ndo\n  if not x then return {0} end\nend\n", True),
+        ("local function f() for i = 1, 2 do end end\nrepeat\n  return 1\nuntil true\n", True),
+        ("-- return\nlocal text = 'return'\n", False),
+    ],
+)
+def test_a_return_outside_functions_is_seen(fragment: str, ends: bool) -> None:
+    assert headers.returns_from_script(fragment) == ends
 
 
 @pytest.mark.every_server
@@ -119,14 +194,86 @@ def test_a_wrong_fragment_is_caught() -> None:
         assert any(problem.startswith(complaint) for problem in headers.problems(_GOOD, {"pool": fragment}))
 
 
-def _command(keys: int, args: int, resend: int | None = None) -> Command[Any]:
-    again = None if resend is None else ("x",) * resend
-    return Command(Script("namespace/open"), ("k",) * keys, ("x",) * args, id, again)
+_OPEN, _DELETE = Script("namespace/open"), Script("cache/delete")
+_OPEN_ARGS: NamedArgs = {"schema": 1, "epoch": "x"}
+_INDEX_PARTS = ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost", "deferred")
+_INDEX = tuple(f"ns:{{cache:c}}:{part}" for part in _INDEX_PARTS)
+_BESIDE = ("ns:{cache:c}:e:a", "ns:{cache:c}:e:b", "ns:{cache:c}:l:a", "ns:{cache:c}:l:b")
+_NAMES: NamedArgs = {"bus": "x", "origin": "y", "names...": ("a", "b")}
 
 
-def test_a_call_that_does_not_fit_its_header_is_caught() -> None:
-    """Every command that a test makes in this process is checked so (see the conftest)."""
-    assert _command(1, 2).args == ("x", "x")
-    for keys, args, resend in ((2, 2, None), (1, 1, None), (1, 3, None), (1, 2, 1)):
-        with pytest.raises(AssertionError, match="namespace/open takes"):
-            _command(keys, args, resend)
+def test_commands_that_fit_their_headers_pass() -> None:
+    opened: Command[Any] = Command(_OPEN, ("ns:meta",), _OPEN_ARGS, id, {"schema": 2})
+    assert opened.wire_args() == [1, "x"]
+    assert opened.wire_args(again=True) == [2, "x"]
+    deleted: Command[Any] = Command(_DELETE, _INDEX + _BESIDE, _NAMES, id)
+    assert deleted.wire_args() == ["x", "y", "a", "b"]
+    assert deleted.wire_args(again=True) == ["x", "y", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("script", "keys", "args", "resend", "complaint"),
+    [
+        (_OPEN, ("ns:meta",), (1, "x"), None, "by name"),
+        (_OPEN, ("ns:meta",), {"schema": 1}, None, "was given schema"),
+        (_OPEN, ("ns:meta",), {"epoch": "x", "schema": 1}, None, "was given epoch, schema"),
+        (_OPEN, ("ns:meta",), {**_OPEN_ARGS, "more": 1}, None, "was given schema, epoch, more"),
+        (_OPEN, ("ns:meta",), {"schema": "1", "epoch": "x"}, None, "takes schema as"),
+        (_OPEN, ("ns:meta",), {"schema": 1, "epoch": b"x"}, None, "takes epoch as"),
+        (_OPEN, ("ns:meta",), {"schema": 1, "epoch": ("x",)}, None, "one value for epoch"),
+        (_OPEN, ("ns:meta",), _OPEN_ARGS, {"age": 1}, "no argument age"),
+        (_OPEN, ("ns:meta",), _OPEN_ARGS, {"schema": "2"}, "takes schema as"),
+        (_OPEN, ("ns:meta", "ns:meta"), _OPEN_ARGS, None, "takes the keys meta"),
+        (_OPEN, ("ns:other",), _OPEN_ARGS, None, "takes meta of the form"),
+        (_DELETE, _INDEX + _BESIDE, {**_NAMES, "names...": "a"}, None, "a tuple for names..."),
+        (_DELETE, _INDEX + _BESIDE[1:], _NAMES, None, "takes the keys meta, size"),
+        (_DELETE, _INDEX + _BESIDE[::-1], _NAMES, None, "takes entries... of the form"),
+        (_DELETE, _INDEX[::-1] + _BESIDE, _NAMES, None, "takes meta of the form"),
+    ],
+)
+def test_calls_that_do_not_fit_their_headers_are_caught(
+    script: Script, keys: tuple[str, ...], args: Any, resend: Any, complaint: str
+) -> None:
+    """The session checks every command that is made in its process this way (see the conftest)."""
+    with pytest.raises(AssertionError, match=re.escape(complaint)):
+        Command(script, keys, args, id, resend)
+
+
+def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
+    """Find every call of Command with a script: where, the call, values of the local names, the script's name."""
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        known = {}
+        for node in ast.walk(tree):
+            match node:
+                case ast.Assign([ast.Name(constant)], ast.Call(ast.Name("Script"), [ast.Constant(str(name))])):
+                    known[constant] = name
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            local = dict[str, ast.expr]()
+            for node in ast.walk(function):
+                match node:
+                    case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
+                        local[name] = value
+            for node in ast.walk(function):
+                match node:
+                    case ast.Call(ast.Name("Command"), [ast.Name(constant), *_]) if constant in known:
+                        yield f"{file.name}:{node.lineno}", node, local, known[constant]
+
+
+def test_every_script_is_called_with_the_names_of_its_header() -> None:
+    """Whatever tests happen to call: names in the source are those of the header, in its order."""
+    called = set()
+    for where, call, local, name in _calls():
+        args = call.args[2]
+        if isinstance(args, ast.Name):
+            args = local[args.id]
+        assert isinstance(args, ast.Dict), f"{where}: arguments are a mapping literal, so that they can be compared"
+        said = [None if key is None else ast.literal_eval(key) for key in args.keys]
+        wanted = [slot.name for slot in Script(name).header.argv]
+        given = iter(wanted)
+        if None not in said:
+            assert said == wanted, where
+        else:  # what another function adds is compared when the command is made
+            assert all(each in given for each in said if each is not None), (where, said, wanted)
+        called.add(name)
+    assert called == set(headers.scripts())

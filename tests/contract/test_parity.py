@@ -1,12 +1,17 @@
-"""The blocking and the asyncio methods of each client are the same, but for `async`."""
+"""Each service has one API twice: blocking, and for asyncio in `aio`. Both offer the same methods and do the same."""
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+import textwrap
+from functools import cached_property
 from typing import Any
 
 import pytest
 
+import agentperf_redis
 from agentperf_redis import LoadBalancer, LRUCache, MetricsCollector, TieredCache
 
 CLIENTS: dict[str, type] = {
@@ -14,6 +19,38 @@ CLIENTS: dict[str, type] = {
     "LRUCache": LRUCache,
     "TieredCache": TieredCache,
     "MetricsCollector": MetricsCollector,
+}
+
+WITHOUT_IO = {
+    "LoadBalancer": {"aio", "check_strategy", "strategy"},
+    "LRUCache": {"aio", "cached"},
+    "TieredCache": {"aio", "cached"},
+    "MetricsCollector": {
+        "aio",
+        "delivery",
+        "record_cancellation",
+        "record_execution",
+        "record_llm",
+        "record_stream",
+        "record_tool_calls",
+        "span",
+        "track",
+    },
+}
+"""Public names that never reach the server: one of each serves both ways of calling."""
+
+READ_BY = {
+    "LoadBalancer": {"instances": "status"},
+    "LRUCache": {"access_order": "keys", "cache": "entry", "hits": "stats", "misses": "stats"},
+    "TieredCache": {"hits": "stats", "misses": "stats"},
+    "MetricsCollector": {"metrics": "snapshots"},
+}
+"""Properties that read the server, as the in-memory version has them, and the method that asyncio has for each."""
+
+BODIES_DIFFER = {
+    "get_or_compute": "only the blocking one refuses coroutine functions",
+    "warm_up": "only the blocking one refuses coroutine functions",
+    "run_checks": "a thread that is stopped against a task that is cancelled",
 }
 
 
@@ -30,25 +67,77 @@ def public(cls: type) -> dict[str, Any]:
     return {name: value for name, value in inspect.getmembers_static(cls) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", CLIENTS)
-def test_each_asyncio_method_has_its_blocking_twin(name: str) -> None:
-    client, aio = CLIENTS[name], aio_class(CLIENTS[name])
-    methods = {method: value for method, value in public(aio).items() if inspect.isfunction(value)}
-    assert methods, "an empty facade would pass everything below"
-    for method, value in methods.items():
-        twin = inspect.getattr_static(client, method)
-        if isinstance(twin, property):  # an attribute of the in-memory version that reads the server
-            twin = twin.fget
-        assert inspect.isfunction(twin), f"{name}.{method} has no blocking twin"
-        ours, theirs = inspect.signature(value), inspect.signature(twin)
-        assert list(ours.parameters.values()) == list(theirs.parameters.values()), f"{name}.{method}"
-        assert twin.__doc__, f"{name}.{method} has no docstring"
+PAIRS = [(name, method) for name, client in CLIENTS.items() for method in public(aio_class(client))]
+
+
+def body(function: Any) -> list[str]:
+    """The statements of a method without its docstring, as if it were blocking."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    assert isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef))
+    statements = tree.body[1:] if ast.get_docstring(tree) else tree.body
+    text = [ast.unparse(statement) for statement in statements]
+    blocking = [re.sub(r"\bawait |\bAsync(?=[A-Z])", "", line).replace(".arun(", ".run(") for line in text]
+    return [ast.unparse(ast.parse(line)) for line in blocking]  # what stood in brackets only to be awaited
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)
+def test_async_method_has_the_signature_of_its_blocking_counterpart(name: str, method: str) -> None:
+    blocking, value = inspect.getattr_static(CLIENTS[name], method), public(aio_class(CLIENTS[name]))[method]
+    assert inspect.isfunction(blocking)
+    assert inspect.isfunction(value)
+    ours, theirs = inspect.signature(value), inspect.signature(blocking)
+    assert list(ours.parameters.values()) == list(theirs.parameters.values())
+    if inspect.iscoroutinefunction(value):
+        returned = ours.return_annotation == theirs.return_annotation
+        assert returned or method == "run_checks", "`run_checks` returns when it is cancelled"
+    else:
+        assert ours.return_annotation == f"Async{theirs.return_annotation}", "a block for `async with`"
+        assert hasattr(inspect.signature(value, eval_str=True).return_annotation, "__aenter__")
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)
+def test_async_method_refers_to_the_docstring_of_its_counterpart(name: str, method: str) -> None:
+    reference = re.match(r"See `(\w+)\.(\w+)`", public(aio_class(CLIENTS[name]))[method].__doc__ or "")
+    assert reference, "its docstring is: See `Class.method`."
+    owner = getattr(agentperf_redis, reference[1])
+    documented = inspect.getattr_static(owner, reference[2])
+    assert documented is inspect.getattr_static(CLIENTS[name], method), "the reference leads to another method"
+    assert documented.__doc__
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)
+def test_async_method_does_the_same_as_its_counterpart(name: str, method: str) -> None:
+    blocking, value = inspect.getattr_static(CLIENTS[name], method), public(aio_class(CLIENTS[name]))[method]
+    same = body(value) == body(blocking)
+    assert same != (method in BODIES_DIFFER), f"{body(value)} against {body(blocking)}"
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_each_blocking_method_that_talks_to_the_server_has_its_asyncio_twin(name: str) -> None:
-    client, aio = CLIENTS[name], aio_class(CLIENTS[name])
-    twins = public(aio)
-    for method, value in public(client).items():
-        if inspect.isfunction(value) and "_backend.run(" in inspect.getsource(value):
-            assert method in twins, f"{name}.{method} has no asyncio twin"
+def test_every_public_name_with_io_has_an_async_counterpart(name: str) -> None:
+    names, ours = public(CLIENTS[name]).keys(), public(aio_class(CLIENTS[name])).keys()
+    assert ours, "an empty class would pass everything above"
+    alone = names - ours
+    assert alone == WITHOUT_IO[name] | READ_BY[name].keys()
+    assert set(READ_BY[name].values()) <= ours
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_names_without_io_never_run_a_flow(name: str) -> None:
+    for method in WITHOUT_IO[name]:
+        value = inspect.getattr_static(CLIENTS[name], method)
+        if isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, cached_property):
+            value = value.func
+        elif isinstance(value, staticmethod):
+            value = value.__func__
+        assert "_backend.run(" not in inspect.getsource(value), method
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_each_class_stands_in_the_module_of_its_kind(name: str) -> None:
+    blocking, asyncio_one = CLIENTS[name], aio_class(CLIENTS[name])
+    package = blocking.__module__.rpartition(".")[0]
+    assert asyncio_one.__module__ == f"{package}.async_client"
+    assert asyncio_one.__name__ == f"Async{name}"
+    assert not any(inspect.iscoroutinefunction(value) for value in public(blocking).values())

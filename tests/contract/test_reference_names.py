@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import agentperf_redis
-
-README = Path(__file__).resolve().parents[2] / "README.md"
+from tests.support.places import README
 
 NAMES: dict[str, tuple[str, ...]] = {
     "PerformanceMetrics": (

@@ -17,7 +17,7 @@ from agentperf_redis.cache import commands as cache_commands
 from agentperf_redis.command import Command
 from agentperf_redis.errors import ScriptFailed
 from agentperf_redis.script import Script
-from tests import headers
+from tests.support import headers
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commandline import said
-from tests.servers import Server
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.commandline import said
+from tests.support.places import ROOT
+from tests.support.servers import Server
 
 QUICK_REFERENCE = """
 from agentperf_redis import LoadBalancer, LoadBalancingStrategy, LRUCache, MetricsCollector, cached, track_performance

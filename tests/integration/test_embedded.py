@@ -17,9 +17,9 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.command import Command
 from agentperf_redis.embedded import EmbeddedServer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
-from tests.heldup import hurry
-from tests.servers import Raw, gone, wait_until
-from tests.workers import Workers
+from tests.support.servers import Raw, gone, wait_until
+from tests.support.stalls import hurry
+from tests.support.workers import Workers
 
 
 @pytest.fixture
@@ -124,6 +124,7 @@ def test_eight_processes_at_once_start_one_server(folder: Path, workers: Workers
     assert starts == 1
 
 
+@pytest.mark.thorough
 def test_eight_processes_at_once_replace_a_killed_server(folder: Path, workers: Workers) -> None:
     _, before = _ensure(folder)
     os.kill(before, signal.SIGKILL)

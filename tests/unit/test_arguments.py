@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import arguments
+from agentperf_redis import AgentInstance, arguments
 from agentperf_redis.errors import InvalidArgument
 
 
@@ -31,7 +31,7 @@ def test_names_that_are_allowed(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "\0", "a\r\n", "\ud800", "x" * 201, "x" * 10**6, "\x7f", "\x85", None, 1, b"a", True]
+    "value", ["", "\0", "a\r\n", "\ud800", "x" * 201, "x" * 10**6, "\x7f", "\x85", None, 1, b"a", ["a"], True]
 )
 def test_names_that_are_not(value: object) -> None:
     with pytest.raises(InvalidArgument) as caught:
@@ -75,10 +75,28 @@ def test_durations_that_are_allowed() -> None:
     assert arguments.seconds("ttl", math.inf, endless=True) == math.inf
 
 
-@pytest.mark.parametrize("value", [0, -1, 2**31, 2**53 + 1, 2**63, True, 1.0, "1", None, math.nan])
+@pytest.mark.parametrize("value", [0, -1, 2**31, 2**53 + 1, 2**63, 2**64, True, 1.0, 1.5, "1", None, math.nan])
 def test_counts_that_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match="max_capacity is"):
         arguments.count("max_capacity", value)
+
+
+@pytest.mark.parametrize("value", [-1, -0.001, 1.1, math.nan, math.inf, 1e300, 2**4000, True, "1", None])
+def test_amounts_that_are_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument, match=r"weight is .*; allowed: a number from 0 to 1$"):
+        arguments.amount("weight", value, maximum=1.0)
+
+
+@pytest.mark.parametrize("value", [5, None, b"k", [], "\ud800"])
+def test_cache_keys_that_are_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument, match="key is"):
+        arguments.cache_key("key", value)
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_flags_that_are_refused(value: object) -> None:
+    with pytest.raises(InvalidArgument, match="strict is"):
+        arguments.flag("strict", value)
 
 
 @pytest.mark.parametrize("value", ["one", b"one", 1, None, ["a", ""]])
@@ -104,3 +122,12 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same(check: Callable[..
 def test_an_invalid_argument_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="flag is 1; allowed: True or False"):
         arguments.flag("flag", 1)
+
+
+def test_negative_zero_becomes_zero() -> None:
+    for value in (
+        arguments.amount("weight", -0.0),
+        arguments.seconds("wait", -0.0, minimum=0.0),
+        AgentInstance("a", "b", weight=-0.0).weight,
+    ):
+        assert math.copysign(1.0, value) == 1.0

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from agentperf_redis.command import Batch, Command, Flow, Hint, Pause, Wait
+from agentperf_redis.command import Batch, Command, Flow, Pause, Wait, WakeUp
 from agentperf_redis.errors import AgentPerfError, LeaseLost
 from agentperf_redis.script import Script, parse_header
 
@@ -46,25 +46,25 @@ def test_a_batch_raises_its_first_error_and_settled_returns_all() -> None:
 
 
 def test_a_hint_is_sticky_until_reset_and_wakes_from_any_thread() -> None:
-    hint, seen = Hint(), threading.Event()
-    hint.call_when_given(seen.set)
+    wake_up, seen = WakeUp(), threading.Event()
+    wake_up.call_when_sent(seen.set)
     assert not seen.is_set()
-    thread = threading.Thread(target=hint.give)
+    thread = threading.Thread(target=wake_up.send)
     thread.start()
     thread.join()
     assert seen.is_set()
     again: list[int] = []
-    hint.call_when_given(lambda: again.append(1))
+    wake_up.call_when_sent(lambda: again.append(1))
     assert again == [1]
-    hint.reset()
-    hint.call_when_given(lambda: again.append(2))
+    wake_up.reset()
+    wake_up.call_when_sent(lambda: again.append(2))
     assert again == [1]
-    assert Wait(hint, 1.0).seconds == 1.0
+    assert Wait(wake_up, 1.0).seconds == 1.0
 
 
 def test_a_header_is_read() -> None:
     header = parse_header(Script("namespace/open").source)
-    assert header.purpose.startswith("open: find or found a namespace")
+    assert header.purpose.startswith("open: read a namespace's schema version and epoch")
     assert [(slot.name, slot.type) for slot in header.keys] == [("meta", "HASH")]
     assert [slot.name for slot in header.argv] == ["schema", "epoch"]
     assert set(header.notes) == {"RETURNS", "REPEAT", "ERRORS", "COST"}

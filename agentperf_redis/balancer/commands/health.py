@@ -11,7 +11,7 @@ from agentperf_redis.balancer.commands.records import facts_of
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal, text_of
 from agentperf_redis.balancer.model import AgentInstance, EventKind, PoolEvent, snapshot
 from agentperf_redis.balancer.settings import PoolSettings
-from agentperf_redis.command import Command, Reply
+from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
 from agentperf_redis.script import Script
@@ -58,7 +58,7 @@ def configure(
             case status, values:
                 raise refusal(pool, status, values)
 
-    args = (settings.packed(), first, count, until_ms)
+    args: NamedArgs = {"settings": settings.packed(), "first": first, "count": count, "until_ms": until_ms}
     return Command(CONFIGURE, (*pool.keys.core, pool.keys.ids), args, decode)
 
 
@@ -75,7 +75,8 @@ def claim_checks(pool: Pool, interval_ms: int, count: int) -> Command[Claimed]:
                 raise refusal(pool, status, values)
 
     where = pool.keys
-    return Command(CLAIM_CHECKS, (where.state, where.ids, where.checks), (interval_ms, count), decode)
+    args = {"interval_ms": interval_ms, "count": count}
+    return Command(CLAIM_CHECKS, (where.state, where.ids, where.checks), args, decode)
 
 
 def report_checks(
@@ -92,8 +93,9 @@ def report_checks(
             case status, values:
                 raise refusal(pool, status, values)
 
-    words = (("+" if good else "-") + encoded(name) for name, good in results)
-    return Command(REPORT_CHECKS, pool.keys.core, (claimed_ms, until_ms, *words), decode)
+    words = tuple(("+" if good else "-") + encoded(name) for name, good in results)
+    args: NamedArgs = {"claimed_ms": claimed_ms, "until_ms": until_ms, "results...": words}
+    return Command(REPORT_CHECKS, pool.keys.core, args, decode)
 
 
 def events(pool: Pool, after: str | None, count: int) -> Command[list[PoolEvent]]:

@@ -86,7 +86,7 @@ def status(pool: Pool, first: int, count: int) -> Command[Page | None]:
             case code, values:
                 raise refusal(pool, code, values)
 
-    return Command(STATUS, (*pool.keys.core, pool.keys.ids), (first, count), decode)
+    return Command(STATUS, (*pool.keys.core, pool.keys.ids), {"first": first, "count": count}, decode)
 
 
 def leases_page(pool: Pool, first: int, count: int) -> Command[LeasesPage | None]:
@@ -106,7 +106,7 @@ def leases_page(pool: Pool, first: int, count: int) -> Command[LeasesPage | None
             case code, values:
                 raise refusal(pool, code, values)
 
-    return Command(LEASES, (pool.keys.state, pool.keys.due), (first, count), decode)
+    return Command(LEASES, (pool.keys.state, pool.keys.due), {"first": first, "count": count}, decode)
 
 
 def repair(pool: Pool, first: int, count: int) -> Command[RepairedPage | None]:
@@ -121,4 +121,4 @@ def repair(pool: Pool, first: int, count: int) -> Command[RepairedPage | None]:
             case code, values:
                 raise refusal(pool, code, values)
 
-    return Command(REPAIR, (*pool.keys.core, pool.keys.ids), (first, count), decode)
+    return Command(REPAIR, (*pool.keys.core, pool.keys.ids), {"first": first, "count": count}, decode)

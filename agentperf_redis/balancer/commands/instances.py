@@ -13,7 +13,7 @@ from agentperf_redis.balancer.commands.records import packed_labels
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal, strategy_of, text_of
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
 from agentperf_redis.balancer.settings import DEFAULT_SETTINGS, PoolSettings
-from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
 from agentperf_redis.script import Script
@@ -26,7 +26,7 @@ UPDATE = Script("balancer/update")
 RING_POINTS = 32
 """Points of an instance on the ring; remove.lua counts on it."""
 
-_REMOVED = re.compile(rb"(?:\S+ ){7}\w*r")
+_REMOVED = re.compile(rb"(?:.* )?flags=(?:\S+,)?removed(?:[ ,]|$)")
 """A record that is kept for its last leases only."""
 
 
@@ -43,10 +43,6 @@ class Rates:
 
     requests_per_minute: float = math.inf
     tokens_per_minute: float = math.inf
-
-    def packed(self) -> tuple[str, str]:
-        """Return both as the scripts take them."""
-        return packed_rate(self.requests_per_minute), packed_rate(self.tokens_per_minute)
 
 
 UNLIMITED = Rates()
@@ -71,7 +67,7 @@ def register(
     pool: Pool,
     instance: AgentInstance,
     strategy: LoadBalancingStrategy | None,
-    silence_ms: int,
+    heartbeat_ttl_ms: int,
     until_ms: int = 0,
     *,
     rates: Rates = UNLIMITED,
@@ -80,21 +76,22 @@ def register(
     """Add or change an instance. Settings that are None leave those of the pool; a new one has the defaults then."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
-    args: tuple[Arg, ...] = (
-        encoded(instance.id),
-        "-" if strategy is None else strategy.value,
-        instance.max_capacity,
-        decimal(instance.weight),
-        packed_labels(instance.labels),
-        "u" * (not instance.is_healthy) + "d" * instance.is_draining,
-        round(instance.response_time_ms * 1000),
-        silence_ms,
-        " ".join(map(str, numbers)),
-        *rates.packed(),
-        (settings or DEFAULT_SETTINGS).packed(),
-        int(settings is not None),
-        until_ms,
-    )
+    args: NamedArgs = {
+        "id": encoded(instance.id),
+        "wanted": "-" if strategy is None else strategy.value,
+        "cap": instance.max_capacity,
+        "weight": decimal(instance.weight),
+        "labels": packed_labels(instance.labels),
+        "on": ",".join(["unhealthy"] * (not instance.is_healthy) + ["draining"] * instance.is_draining),
+        "ewma_us": round(instance.response_time_ms * 1000),
+        "silence_ms": heartbeat_ttl_ms,
+        "points": " ".join(map(str, numbers)),
+        "rpm": packed_rate(rates.requests_per_minute),
+        "tpm": packed_rate(rates.tokens_per_minute),
+        "settings": (settings or DEFAULT_SETTINGS).packed(),
+        "chosen": int(settings is not None),
+        "until_ms": until_ms,
+    }
 
     def decode(reply: Reply) -> Taken | TooLate:
         match opened(pool, reply):
@@ -136,18 +133,17 @@ def update(
     until_ms: int = 0,
 ) -> Command[int | TooLate | None]:
     """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
-    labels_arg = "-" if labels is None else packed_labels(labels) if labels else ""
-    args: tuple[Arg, ...] = (
-        encoded(instance_id),
-        "-" if max_capacity is None else max_capacity,
-        "-" if weight is None else decimal(weight),
-        labels_arg,
-        on,
-        off,
-        "-" if requests_per_minute is None else packed_rate(requests_per_minute),
-        "-" if tokens_per_minute is None else packed_rate(tokens_per_minute),
-        until_ms,
-    )
+    args: NamedArgs = {
+        "id": encoded(instance_id),
+        "cap": "-" if max_capacity is None else max_capacity,
+        "weight": "-" if weight is None else decimal(weight),
+        "labels": "-" if labels is None else packed_labels(labels) if labels else "",
+        "on": on,
+        "off": off,
+        "rpm": "-" if requests_per_minute is None else packed_rate(requests_per_minute),
+        "tpm": "-" if tokens_per_minute is None else packed_rate(tokens_per_minute),
+        "until_ms": until_ms,
+    }
 
     def decode(reply: Reply) -> int | TooLate | None:
         match opened(pool, reply):
@@ -175,10 +171,10 @@ def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | To
             case status, values:
                 raise refusal(pool, status, values)
 
-    return Command(REMOVE, pool.keys.all, (encoded(instance_id), until_ms), decode)
+    return Command(REMOVE, pool.keys.all, {"id": encoded(instance_id), "until_ms": until_ms}, decode)
 
 
-def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Command[list[str]]:
+def heartbeat(pool: Pool, instance_ids: Iterable[str], heartbeat_ttl_ms: int) -> Command[list[str]]:
     """Say that instances are alive, 0 ms: until what they registered with. Returns those that are not registered."""
 
     def decode(reply: Reply) -> list[str]:
@@ -188,7 +184,8 @@ def heartbeat(pool: Pool, instance_ids: Iterable[str], silence_ms: int) -> Comma
             case status, values:
                 raise refusal(pool, status, values)
 
-    return Command(HEARTBEAT, pool.keys.core, (silence_ms, *map(encoded, instance_ids)), decode)
+    args: NamedArgs = {"silence_ms": heartbeat_ttl_ms, "names...": tuple(map(encoded, instance_ids))}
+    return Command(HEARTBEAT, pool.keys.core, args, decode)
 
 
 def packed_rate(rate: float) -> str:

@@ -11,7 +11,7 @@ from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.records import facts_of, packed_labels
 from agentperf_redis.balancer.commands.replies import Status, opened, refusal, text_of
 from agentperf_redis.balancer.model import AgentInstance, Facts, LoadBalancingStrategy, Outcome, snapshot
-from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.command import Arg, Command, NamedArgs, Reply
 from agentperf_redis.keys import encoded
 from agentperf_redis.script import Script
 
@@ -44,18 +44,20 @@ class Choice:
     require: frozenset[str] = frozenset()
     affinity: str | None = None
 
-    def args(self) -> tuple[Arg, ...]:
-        """Return wanted, labels, point, random as the scripts take them."""
+    def args(self) -> dict[str, Arg]:
+        """Return the choice as the scripts take it."""
         number = random.getrandbits(52)
         if self.affinity is None:
             point = number % 2**48
         else:
             point = int.from_bytes(blake2b(self.affinity.encode(), digest_size=6).digest())
         wanted = "-" if self.strategy is None else self.strategy.value
-        return (wanted, packed_labels(self.require), point, number)
+        return {"wanted": wanted, "labels": packed_labels(self.require), "point": point, "random": number}
 
 
 ANY = Choice()
+_LATE = {"late": 1}
+_AGAIN = {"again": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +83,28 @@ class Refused:
         retry_after: seconds until capacity may come back by itself, at most 1; longer when nothing but time is needed.
         registered: instances of the pool.
         waiting: callers in line.
-        taken_out: instances that drain, are silent or marked unhealthy.
-        unfit: those ejected, on probation or failing checks.
-        parked: those that are out of rate.
+        out_of_rotation: instances that drain, are silent or marked unhealthy.
+        unhealthy: those ejected, on probation or failing checks.
+        rate_limited: those that are out of rate.
     """
 
     retry_after: float
     registered: int
     waiting: int
-    taken_out: int = 0
-    unfit: int = 0
-    parked: int = 0
+    out_of_rotation: int = 0
+    unhealthy: int = 0
+    rate_limited: int = 0
 
     def reason(self, agent_type: str) -> str:
         """Return why, in words."""
         if self.registered == 0:
             return f"no instance of {agent_type!r} is registered"
-        full = max(0, self.registered - self.taken_out - self.unfit - self.parked)
+        full = max(0, self.registered - self.out_of_rotation - self.unhealthy - self.rate_limited)
         counts = {
             "full": full,
-            "out of rate": self.parked,
-            "unfit (ejected or failing checks)": self.unfit,
-            "taken out (draining, unhealthy or silent)": self.taken_out,
+            "rate-limited": self.rate_limited,
+            "unhealthy (ejected or failing checks)": self.unhealthy,
+            "out of rotation (draining, marked unhealthy or heartbeat missed)": self.out_of_rotation,
         }
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         line = f"; {self.waiting} waiting in line" if self.waiting else ""
@@ -122,18 +124,17 @@ class Queued:
 
     Attributes:
         ahead: how many are before it.
-        poll_after: seconds until capacity may come back by itself, at most 1.
-        place: what keeps the place, should the server have taken it for dead.
+        retry_after: seconds until capacity may come back by itself, at most 1.
+        position: what keeps the place, should the server have taken it for dead.
     """
 
     ahead: int
-    poll_after: float
-    place: str
+    retry_after: float
+    position: str
 
 
 def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0) -> Command[Granted | Refused | Spent]:
     """Pick an instance and lease one unit of it under a token."""
-    chosen = choice.args()
 
     def decode(reply: Reply) -> Granted | Refused | Spent:
         match opened(pool, reply):
@@ -143,18 +144,18 @@ def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0
                 int() as retry_ms,
                 int() as registered,
                 int() as waiting,
-                int() as taken_out,
-                int() as unfit,
-                int() as parked,
+                int() as out_of_rotation,
+                int() as unhealthy,
+                int() as rate_limited,
             ]:
-                return Refused(retry_ms / 1000, registered, waiting, taken_out, unfit, parked)
+                return Refused(retry_ms / 1000, registered, waiting, out_of_rotation, unhealthy, rate_limited)
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:
                 raise refusal(pool, status, values, choice.strategy)
 
-    chosen = (*chosen, tokens)
-    return Command(ACQUIRE, pool.keys.all, (token, ttl_ms, 0, *chosen), decode, resend_args=(token, ttl_ms, 1, *chosen))
+    args = {"token": token, "ttl_ms": ttl_ms, "late": 0, **choice.args(), "tokens": tokens}
+    return Command(ACQUIRE, pool.keys.all, args, decode, resend_args=_LATE)
 
 
 def wait(
@@ -165,7 +166,7 @@ def wait(
     live_ms: int,
     boost_ms: int,
     require: frozenset[str],
-    place: str,
+    position: str,
     tokens: int = 0,
 ) -> Command[Granted | Queued | Spent]:
     """Stand in line under a token, keep the place, or fetch what was handed over."""
@@ -174,14 +175,22 @@ def wait(
         match opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
                 return Granted(facts_of(pool, name, record), expiry_ms, fence)
-            case Status.NOTHING, [int() as ahead, int() as poll_ms, bytes() as place]:
-                return Queued(ahead, poll_ms / 1000, text_of(pool, place))
+            case Status.NOTHING, [int() as ahead, int() as poll_ms, bytes() as position]:
+                return Queued(ahead, poll_ms / 1000, text_of(pool, position))
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:
                 raise refusal(pool, status, values)
 
-    args = (token, ttl_ms, live_ms, boost_ms, packed_labels(require), place, tokens)
+    args: NamedArgs = {
+        "token": token,
+        "ttl_ms": ttl_ms,
+        "live_ms": live_ms,
+        "boost_ms": boost_ms,
+        "labels": packed_labels(require),
+        "ticket": position,
+        "tokens": tokens,
+    }
     return Command(WAIT, pool.keys.core, args, decode)
 
 
@@ -197,7 +206,7 @@ def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
             case status, values:
                 raise refusal(pool, status, values, choice.strategy)
 
-    return Command(SELECT, pool.keys.all, choice.args(), decode)
+    return Command(SELECT, pool.keys.all, {**choice.args()}, decode)
 
 
 def release(
@@ -207,7 +216,7 @@ def release(
     *,
     outcome: Outcome = Outcome.NEUTRAL,
     response_time: float | None = None,
-    bury_ms: int = 0,
+    tombstone_ms: int = 0,
     tokens: int = 0,
     by_hand: bool = False,
 ) -> Command[bool]:
@@ -219,7 +228,7 @@ def release(
         instance_id: its instance, when known: saves the server a look.
         outcome: how the work went.
         response_time: seconds it took, if measured.
-        bury_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
+        tombstone_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
         tokens: how many more it took than were counted when it was acquired; below 0 for fewer.
         by_hand: whether an operator ends somebody else's lease, which is an event and no outcome.
 
@@ -227,13 +236,15 @@ def release(
         Whether this freed the unit.
     """
     response_us = -1 if response_time is None else round(response_time * 1e6)
-    args: tuple[Arg, ...] = (
-        token,
-        "-" if instance_id is None else encoded(instance_id),
-        "f" if by_hand else _OUTCOME_LETTERS[outcome],
-        response_us,
-        bury_ms,
-    )
+    args: NamedArgs = {
+        "token": token,
+        "id": "-" if instance_id is None else encoded(instance_id),
+        "outcome": "f" if by_hand else _OUTCOME_LETTERS[outcome],
+        "response_us": response_us,
+        "bury_ms": tombstone_ms,
+        "again": 0,
+        "tokens": tokens,
+    }
 
     def decode(reply: Reply) -> bool:
         match opened(pool, reply):
@@ -244,7 +255,7 @@ def release(
             case status, values:
                 raise refusal(pool, status, values)
 
-    return Command(RELEASE, pool.keys.core, (*args, 0, tokens), decode, resend_args=(*args, 1, tokens))
+    return Command(RELEASE, pool.keys.core, args, decode, resend_args=_AGAIN)
 
 
 def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:
@@ -257,4 +268,4 @@ def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[s
             case status, values:
                 raise refusal(pool, status, values)
 
-    return Command(RENEW, (pool.keys.due,), (ttl_ms, *tokens), decode)
+    return Command(RENEW, (pool.keys.due,), {"ttl_ms": ttl_ms, "tokens...": tuple(tokens)}, decode)

@@ -1,8 +1,9 @@
-"""What is stored of instances, leases and places in line, decoded; the legend is in pool.lua."""
+"""What is stored of instances, leases and waiters, decoded; the legend is in pool.lua."""
 
 from __future__ import annotations
 
 import math
+import re
 
 from agentperf_redis.balancer.commands.pool import Pool
 from agentperf_redis.balancer.commands.replies import text_of
@@ -11,22 +12,39 @@ from agentperf_redis.command import Reply
 from agentperf_redis.errors import CorruptState, shown
 from agentperf_redis.keys import decoded, encoded
 
-_RECORD_FIELDS = 14
-_MORE_FIELDS = 13
-_NO_LABELS: frozenset[str] = frozenset()
-_ILL = frozenset(b"usec")
-"""Flags of an instance that takes no work because of its health."""
-_STATES = (
-    (b"d", InstanceState.DRAINING),
-    (b"u", InstanceState.UNHEALTHY),
-    (b"s", InstanceState.SILENT),
-    (b"c", InstanceState.DOWN),
-    (b"e", InstanceState.EJECTED),
-    (b"h", InstanceState.PROBING),
-    (b"p", InstanceState.PARKED),
-    (b"w", InstanceState.WARMING),
+_RECORD = re.compile(
+    rb"load=(\d+) limit=(\d+) seq=\d+ fence=(\d+) peak=(\d+) ewma_us=(\d+) ewma_at_ms=\d+ served=(\d+) failed=(\d+) "
+    rb"streak=(\d+) weight=(\d+\.?\d*) labels=(\S+) flags=(\S+) cap=(\d+)(?: |$)"
 )
-"""What to call an instance with several flags: the first."""
+"""An instance record in the order in which the scripts write it, which every `acquire` decodes."""
+_NAMES = (
+    *("load", "limit", "seq", "fence", "peak", "ewma_us", "ewma_at_ms"),
+    *("served", "failed", "streak", "weight", "labels", "flags", "cap"),
+)
+_NO_LABELS: frozenset[str] = frozenset()
+_ILL = frozenset((b"unhealthy", b"heartbeat_missed", b"ejected", b"down"))
+"""Flags of an instance that takes no work because of its health."""
+_STATES = tuple((state.value.encode(), state) for state in InstanceState if state is not InstanceState.UP)
+"""What to call an instance with several flags: the first of these that is one of them."""
+
+
+def fields_of(record: str) -> dict[str, str]:
+    """Return the fields of a record by name: of any record in the state, as pool.lua lists them.
+
+    Raises:
+        ValueError: for a word that is no field.
+    """
+    words = record.split(" ")
+    if "=" not in words[0]:  # the kind of a token's record, or the record without fields
+        words = words[1:]
+    return dict(_field(word) for word in words)
+
+
+def _field(word: str) -> tuple[str, str]:
+    name, sign, value = word.partition("=")
+    if not sign:
+        raise ValueError(word)
+    return name, value
 
 
 def packed_labels(labels: frozenset[str]) -> str:
@@ -41,83 +59,92 @@ def labels_of(text: str) -> frozenset[str]:
     return _NO_LABELS if text == "-" else frozenset(map(decoded, text.split(",")))
 
 
+def _matched(record: Reply) -> re.Match[bytes]:
+    """Match an instance record, whatever the order of its fields.
+
+    Raises:
+        ValueError: for something that the scripts did not write.
+    """
+    found = _RECORD.match(record)
+    if found is None:
+        fields = fields_of(record.decode())
+        found = _RECORD.match(" ".join(f"{name}={fields.get(name, '')}" for name in _NAMES).encode())
+        if found is None:
+            raise ValueError(record)
+    return found
+
+
 def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
-    """Decode an instance record; its fields are in the legend of pool.lua."""
+    """Decode an instance record."""
     try:
-        fields = record.split(b" ")
-        load, _lim, _seq, _fence, _peak, weight, labels, flags, cap, ewma_us = fields[:10]
-        if len(fields) < _RECORD_FIELDS:
-            raise ValueError(len(fields))
+        load, _, _, _, ewma_us, _, _, _, weight, labels, flags, cap = _matched(record).groups()
         return (
             decoded(name.decode()),
             pool.agent_type,
             int(load),
             int(cap),
             float(weight),
-            flags == b"-" or _ILL.isdisjoint(flags),
+            flags == b"-" or _ILL.isdisjoint(flags.split(b",")),
             int(ewma_us) / 1000,
             _NO_LABELS if labels == b"-" else labels_of(labels.decode()),
-            b"d" in flags,
+            b"draining" in flags.split(b","),
         )
     except (AttributeError, TypeError, ValueError):
         raise CorruptState(pool.keys.state, f"the instance record {shown(record)}") from None
 
 
-def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, more: Reply) -> InstanceStatus:
-    """Decode an instance record with what was counted, and with what only few instances have."""
+def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: Reply) -> InstanceStatus:
+    """Decode an instance record with what was counted, and the extra record that few instances have."""
     instance = snapshot(facts_of(pool, name, record))
-    fields = record.split(b" ")
-    requests = tokens = math.inf
-    ejections, until_ms = 0, 0
     try:
-        limit, fence, peak = int(fields[1]), int(fields[3]), int(fields[4])
-        served, failed, fails = map(int, fields[11:_RECORD_FIELDS])
-        flags = fields[7]
-        if more:
-            others = more.split(b" ")
-            if len(others) < _MORE_FIELDS:
-                raise ValueError(len(others))
-            ejections, until_ms = int(others[0]), int(others[1])
-            requests, tokens = (float(rate) or math.inf for rate in others[9:11])
+        _, limit, fence, peak, _, served, failed, streak, _, _, words, _ = _matched(record).groups()
+        flags = words.split(b",")
+        more = fields_of(extra.decode()) if extra else {}
+        ejections, until_ms = int(more.get("ejections", 0)), int(more.get("ejected_until_ms", 0))
+        requests, tokens = (float(more.get(rate, 0)) or math.inf for rate in ("rpm", "tpm"))
     except (AttributeError, TypeError, ValueError):
-        raise CorruptState(pool.keys.state, f"the instance record {shown(record)} {shown(more)}") from None
+        raise CorruptState(pool.keys.state, f"the instance record {shown(record)} {shown(extra)}") from None
     return InstanceStatus(
         instance,
-        peak,
-        served,
-        failed,
-        fails,
-        fence,
+        int(peak),
+        int(served),
+        int(failed),
+        int(streak),
+        int(fence),
         state=next((state for flag, state in _STATES if flag in flags), InstanceState.UP),
-        limit=limit,
+        limit=int(limit),
         ejections=ejections,
-        ejected_for=max(0.0, (until_ms - now_ms) / 1000) if b"e" in flags else 0.0,
+        ejected_for=max(0.0, (until_ms - now_ms) / 1000) if b"ejected" in flags else 0.0,
         requests_per_minute=requests,
         tokens_per_minute=tokens,
     )
 
 
 def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) -> LeaseStatus | WaiterStatus | None:
-    """Decode a lease, a grant not fetched yet or a place in line; None for what ended meanwhile."""
+    """Decode a lease, a grant that is not fetched yet or a waiter; None for what ended meanwhile."""
     name, ends = text_of(pool, token), text_of(pool, due_ms)
+    text = text_of(pool, record)
     process = name.removeprefix("@").rpartition(":")[0]
     try:
         left = (float(ends) - now_ms) / 1000
-        match text_of(pool, record).split(" "):
-            case ["L" | "G" as kind, instance, fence, _]:
+        match text.partition(" ")[0]:
+            case "lease" | "grant" as kind:
+                fields = fields_of(text)
+                fence = int(fields["fence"])
                 return LeaseStatus(
                     token=name,
-                    instance_id=decoded(instance),
+                    instance_id=decoded(fields["instance"]),
                     process=process,
-                    fence=int(fence),
-                    held_for=max(0.0, now_ms / 1000 - int(fence) / 1e6),
+                    fence=fence,
+                    held_for=max(0.0, now_ms / 1000 - fence / 1e6),
                     expires_in=left,
-                    fetched=kind == "L",
+                    fetched=kind == "lease",
                 )
-            case ["W", place, _, labels, _]:
-                waited = max(0.0, now_ms / 1000 - int(place) / 1e6)
-                return WaiterStatus(name, process, waited, labels_of(labels))
+            case "waiting":
+                fields = fields_of(text)
+                waited = max(0.0, now_ms / 1000 - int(fields["ticket"]) / 1e6)
+                return WaiterStatus(name, process, waited, labels_of(fields["labels"]))
             case _:
                 return None
-    except ValueError:
+    except (KeyError, ValueError):
         raise CorruptState(pool.keys.state, f"the lease record {shown(record)}") from None

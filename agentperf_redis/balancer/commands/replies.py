@@ -10,11 +10,12 @@ from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Reply
 from agentperf_redis.errors import AgentPerfError, CorruptState, InvalidArgument, SchemaMismatch, shown
 
-SCHEMA = "1"
+SCHEMA = "2"
+"""Major version of the records, as #pool names it; records.lua has the same. Up to 1 they were packed by position."""
 
 
 class Status(IntEnum):
-    """First item of every reply, as pool.lua has them."""
+    """First item of every reply, as records.lua has them."""
 
     DONE = 1
     NOTHING = 0
@@ -23,6 +24,7 @@ class Status(IntEnum):
     OTHER_SCHEMA = -3
     CORRUPT = -4
     TOO_LATE = -6
+    UNKNOWN_STRATEGY = -7
 
 
 def opened(pool: Pool, reply: Reply) -> tuple[int, list[Reply]]:
@@ -47,7 +49,11 @@ def refusal(
             "it, remove all its instances and register them with the new one",
         )
     if status == Status.OTHER_SCHEMA:
-        return SchemaMismatch(pool.keys.state, said.partition(" ")[0], SCHEMA)
+        # "schema=3 strategy=...", and before schema 2 "1 least_loaded"
+        return SchemaMismatch(pool.keys.state, said.partition(" ")[0].removeprefix("schema="), SCHEMA)
+    if status == Status.UNKNOWN_STRATEGY:
+        known = ", ".join(each.value for each in LoadBalancingStrategy)
+        return InvalidArgument("strategy", said, f"one of {known}, which the scripts of this version know")
     if status == Status.CORRUPT:
         return CorruptState(pool.keys.state, f"something that was not written by us in the field {shown(said)}")
     return CorruptState(pool.keys.state, f"an unexpected reply {status} {shown(values)}")

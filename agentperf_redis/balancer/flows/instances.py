@@ -12,7 +12,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Page, Pool
 from agentperf_redis.balancer.flows.leases import DEFAULT_TTL_S
-from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import (
     LeaseStatus,
     LoadBalancingStrategy,
@@ -21,7 +21,8 @@ from agentperf_redis.balancer.model import (
     Repaired,
     WaiterStatus,
 )
-from agentperf_redis.balancer.registrations import Registered, registration
+from agentperf_redis.balancer.registrations import Registered, Registrations, registration
+from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.command import Batch, Flow, Pause
 
@@ -34,26 +35,27 @@ _FIRST_LOOK_S, _LAST_LOOK_S = 0.02, 0.5
 
 def register(
     backend: Backend,
-    keeper: Keeper,
+    clock: ServerClock,
+    registrations: Registrations,
     wanted: Registered,
 ) -> Flow[LoadBalancingStrategy]:
     """Add or change an instance, and remember it for the case that the server comes back empty."""
     agent_type = wanted.instance.agent_type
     yield from backend.enter("lb", agent_type)
     pool = Pool.of(backend.namespace, agent_type)
-    taken = yield from keeper.timely(pool, partial(registration, pool, wanted))
-    keeper.remember(replace(wanted, born=taken.born))
+    taken = yield from clock.before_deadline(pool, partial(registration, pool, wanted))
+    registrations.remember(replace(wanted, born=taken.born))
     if taken.replaced and wanted.settings is not None:
-        yield from keeper.deploy(pool, wanted.settings)
+        yield from registrations.deploy(pool, wanted.settings)
         _tell_of_change(pool, taken.replaced, wanted.settings)
     return taken.strategy
 
 
-def configure(backend: Backend, keeper: Keeper, pool: Pool, settings: PoolSettings) -> Flow[None]:
+def configure(backend: Backend, registrations: Registrations, pool: Pool, settings: PoolSettings) -> Flow[None]:
     """Give a pool settings, and have its instances follow them, page by page."""
     yield from backend.enter("lb", pool.agent_type)
-    before = yield from keeper.deploy(pool, settings)
-    keeper.configured(pool.agent_type, settings)
+    before = yield from registrations.deploy(pool, settings)
+    registrations.configured(pool.agent_type, settings)
     if before and before != settings.packed():
         _tell_of_change(pool, before, settings)
 
@@ -67,14 +69,15 @@ def _tell_of_change(pool: Pool, before: str, settings: PoolSettings) -> None:
     _log.warning("the settings of pool %r were changed: %s", pool.agent_type, ", ".join(changed))
 
 
-def remove(keeper: Keeper, pool: Pool, instance_id: str) -> Flow[bool]:
-    """Take an instance out, and register it no more."""
-    keeper.registered.pop((pool.agent_type, instance_id), None)
-    return (yield from keeper.timely(pool, partial(commands.remove, pool, instance_id)))
+def remove(clock: ServerClock, registrations: Registrations, pool: Pool, instance_id: str) -> Flow[bool]:
+    """Remove an instance, and do not register it again."""
+    registrations.forget(pool.agent_type, instance_id)
+    return (yield from clock.before_deadline(pool, partial(commands.remove, pool, instance_id)))
 
 
 def update(
-    keeper: Keeper,
+    clock: ServerClock,
+    registrations: Registrations,
     pool: Pool,
     instance_id: str,
     *,
@@ -85,7 +88,7 @@ def update(
     tokens_per_minute: float | None,
 ) -> Flow[bool]:
     """Change what an instance was registered with."""
-    load = yield from keeper.timely(
+    load = yield from clock.before_deadline(
         pool,
         lambda until_ms: commands.update(
             pool,
@@ -100,7 +103,7 @@ def update(
     )
     if load is None:
         return False
-    keeper.amend(
+    registrations.amend(
         pool.agent_type,
         instance_id,
         max_capacity=max_capacity,
@@ -112,36 +115,46 @@ def update(
     return True
 
 
-def mark(keeper: Keeper, pool: Pool, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
+def mark(
+    clock: ServerClock,
+    registrations: Registrations,
+    pool: Pool,
+    instance_id: str,
+    *,
+    on: str = "",
+    off: str = "",
+) -> Flow[bool]:
     """Set and clear flags of an instance. Returns whether it is there."""
-    load = yield from keeper.timely(
+    load = yield from clock.before_deadline(
         pool, lambda until_ms: commands.update(pool, instance_id, on=on, off=off, until_ms=until_ms)
     )
     if load is None:
         return False
-    keeper.mark(pool.agent_type, instance_id, on=on, off=off)
+    registrations.mark(pool.agent_type, instance_id, on=on, off=off)
     return True
 
 
-def heartbeat(pool: Pool, instance_ids: tuple[str, ...], silence_ms: int) -> Flow[list[str]]:
+def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:
     """Say that instances are alive. Returns those that are not registered."""
     unknown: list[str] = []
     for at in range(0, len(instance_ids), commands.MANY):
-        unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], silence_ms)
+        unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], heartbeat_ttl_ms)
     return unknown
 
 
-def status(backend: Backend, keeper: Keeper, agent_types: Iterable[str] | None = None) -> Flow[list[PoolStatus]]:
+def status(
+    backend: Backend, registrations: Registrations, agent_types: Iterable[str] | None = None
+) -> Flow[list[PoolStatus]]:
     """Read pools, all that were ever used when none are named; pools without instances are left out."""
     if agent_types is None:
         used = yield from backend.entered("lb")
-        agent_types = sorted({*used, *(of for of, _ in list(keeper.registered))})
+        agent_types = sorted({*used, *(of for of, _ in list(registrations.registered))})
     pools = [Pool.of(backend.namespace, name) for name in agent_types]
     first: list[Page | None] = yield from Batch(tuple(commands.status(pool, 0, STATUS_PAGE) for pool in pools))
     found = []
     for pool, seen in zip(pools, first, strict=True):
         page = seen
-        if (page is None or not page.instances) and (yield from keeper.look(pool)):
+        if (page is None or not page.instances) and (yield from registrations.look(pool)):
             page = yield from commands.status(pool, 0, STATUS_PAGE)
         if page is None or not page.instances:
             continue
@@ -185,9 +198,9 @@ def leases(pool: Pool) -> Flow[PoolLeases]:
     )
 
 
-def free(keeper: Keeper, pool: Pool, token: str) -> Flow[bool]:
+def free(keeper: LeaseKeeper, pool: Pool, token: str) -> Flow[bool]:
     """End somebody else's lease, or place in line."""
-    return (yield from commands.release(pool, token, bury_ms=keeper.bury_ms(DEFAULT_TTL_S), by_hand=True))
+    return (yield from commands.release(pool, token, tombstone_ms=keeper.tombstone_ms(DEFAULT_TTL_S), by_hand=True))
 
 
 def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import ANY, Choice, Granted, Pool, Refused, Spent
-from agentperf_redis.balancer.flows.queue import FIRST_PLACE, Lines, Place, stand_in_line
+from agentperf_redis.balancer.flows.queue import NEW_POSITION, QueueEntry, Queues, wait_in_queue
 from agentperf_redis.balancer.lease import Lease
-from agentperf_redis.balancer.lease_keeper import Keeper
+from agentperf_redis.balancer.lease_keeper import LeaseKeeper
 from agentperf_redis.balancer.model import AgentInstance, Outcome
 from agentperf_redis.command import Flow, Wait
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, LeaseLost, NoCapacity, ScriptFailed
@@ -26,7 +26,7 @@ _log = logging.getLogger("agentperf_redis")
 
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
-_GIVING_BACK_S = 0.25
+_CANCELLED_WAIT_S = 0.25
 """How long who is cancelled waits for his lease to be given back; it is all the same, later."""
 _EXPLAINED = 100
 """Instances that are looked through to tell why none with some labels can be had."""
@@ -35,7 +35,7 @@ _NEW_TOKENS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class LeaseRequest:
     """What a caller asks of a pool.
 
     Attributes:
@@ -44,7 +44,7 @@ class Wish:
         priority: seconds earlier than it came that it counts as having come.
         ttl: seconds the lease lives without renewal.
         max_hold: seconds after which it is renewed no more.
-        on_lost: called, on the keeper's thread, when it is lost.
+        on_lost: called, on a background thread, when it is lost.
         tokens: counted against the instance's tokens a minute.
         fallback: pools to try, in this order, when this one has no room.
     """
@@ -59,70 +59,77 @@ class Wish:
     fallback: tuple[Pool, ...] = ()
 
 
-def acquire(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+def acquire(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
     """Lease one unit of an instance, in line if need be and wanted, or learn why not.
 
     Of other pools, a unit is taken that is free when the first pool has none, or has had none within the time to wait.
     """
-    if not wish.fallback:
-        return (yield from _acquire_in(keeper, lines, pool, wish))
-    answer = yield from _acquire_in(keeper, lines, pool, replace(wish, wait=0.0))
-    elsewhere = replace(wish, wait=0.0, choice=replace(wish.choice, strategy=None))
+    if not request.fallback:
+        return (yield from _acquire_in(keeper, queues, pool, request))
+    answer = yield from _acquire_in(keeper, queues, pool, replace(request, wait=0.0))
+    fallback = replace(request, wait=0.0, choice=replace(request.choice, strategy=None))
     if isinstance(answer, Refused):
-        other = yield from _acquire_elsewhere(keeper, lines, elsewhere)
+        other = yield from _acquire_in_fallback(keeper, queues, fallback)
         if other is not None:
             return other
-        if wish.wait > 0:
-            answer = yield from _acquire_in(keeper, lines, pool, wish)
+        if request.wait > 0:
+            answer = yield from _acquire_in(keeper, queues, pool, request)
             if isinstance(answer, Refused):
-                other = yield from _acquire_elsewhere(keeper, lines, elsewhere)
+                other = yield from _acquire_in_fallback(keeper, queues, fallback)
                 if other is not None:
                     return other
     return answer
 
 
-def _acquire_elsewhere(keeper: Keeper, lines: Lines, wish: Wish) -> Flow[Lease | None]:
+def _acquire_in_fallback(keeper: LeaseKeeper, queues: Queues, request: LeaseRequest) -> Flow[Lease | None]:
     """Lease what is free in the first of the other pools that has something."""
-    for pool in wish.fallback:
-        answer = yield from _acquire_in(keeper, lines, pool, wish)
+    for pool in request.fallback:
+        answer = yield from _acquire_in(keeper, queues, pool, request)
         if isinstance(answer, Lease):
             return answer
     return None
 
 
-def _acquire_in(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease | Refused]:
+def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
     """Lease one unit of an instance of one pool."""
-    until = time.monotonic() + wish.wait
-    ttl_ms = math.ceil(wish.ttl * 1000)
+    until = time.monotonic() + request.wait
+    ttl_ms = math.ceil(request.ttl * 1000)
     refused: Refused | None = None
-    place = FIRST_PLACE
+    position = NEW_POSITION
     for _ in range(_NEW_TOKENS):
         token = keeper.token()
         if refused is None:
-            asking = _ask(keeper, pool, token, ttl_ms, wish)
-            answer, asked_at = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, asking)
+            asking = _ask(keeper, pool, token, ttl_ms, request)
+            answer, asked_at = yield from _or_undo(keeper, pool, token, request.ttl, asking)
             if isinstance(answer, Granted):
-                return (yield from _held(keeper, pool, token, wish, answer, asked_at))
+                return (yield from _held(keeper, pool, token, request, answer, asked_at))
             if isinstance(answer, Spent):
                 continue
             refused = answer
-        if wish.wait <= 0:
+        if request.wait <= 0:
             return refused
-        line = Place(
-            pool, token, ttl_ms, wish.priority, wish.choice.require, place, keeper.bury_ms(wish.ttl), wish.tokens
+        entry = QueueEntry(
+            pool,
+            token,
+            ttl_ms,
+            request.priority,
+            request.choice.require,
+            position,
+            keeper.tombstone_ms(request.ttl),
+            request.tokens,
         )
-        standing = stand_in_line(lines, line, until)
-        turn = yield from _or_leave_nothing(keeper, pool, token, wish.ttl, standing, in_line=True)
-        if turn.granted is not None:
-            return (yield from _held(keeper, pool, token, wish, turn.granted, turn.asked_at))
-        if not turn.spent:
-            return replace(refused, retry_after=turn.retry_after, waiting=turn.ahead)
-        place = turn.place
+        waiting = wait_in_queue(queues, entry, until)
+        queued = yield from _or_undo(keeper, pool, token, request.ttl, waiting, in_queue=True)
+        if queued.granted is not None:
+            return (yield from _held(keeper, pool, token, request, queued.granted, queued.asked_at))
+        if not queued.spent:
+            return replace(refused, retry_after=queued.retry_after, waiting=queued.ahead)
+        position = queued.position
     raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
 
 
 def _ask(
-    keeper: Keeper, pool: Pool, token: str, ttl_ms: int, wish: Wish
+    keeper: LeaseKeeper, pool: Pool, token: str, ttl_ms: int, request: LeaseRequest
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
     """Ask for a lease. A refusal is no answer yet while expired leases are left to clear, or instances were lost.
 
@@ -133,29 +140,31 @@ def _ask(
     looked = False
     while True:
         asked_at = time.monotonic()
-        answer = yield from commands.acquire(pool, token, ttl_ms, wish.choice, wish.tokens)
+        answer = yield from commands.acquire(pool, token, ttl_ms, request.choice, request.tokens)
         if not isinstance(answer, Refused) or asked_at > until:
             return answer, asked_at
         if answer.registered == 0 and not looked:
             looked = True
-            if not (yield from keeper.look(pool)):
+            if not (yield from keeper.registrations.look(pool)):
                 return answer, asked_at
         elif answer.retry_after > 0:
             return answer, asked_at
 
 
-def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, asked_at: float) -> Flow[Lease]:
+def _held(
+    keeper: LeaseKeeper, pool: Pool, token: str, request: LeaseRequest, granted: Granted, asked_at: float
+) -> Flow[Lease]:
     lease = Lease(
         keeper,
         pool,
         token,
         granted.fence,
         granted.facts,
-        ttl=wish.ttl,
+        ttl=request.ttl,
         asked_at=asked_at,
-        max_hold=wish.max_hold,
-        on_lost=wish.on_lost,
-        tokens=wish.tokens,
+        max_hold=request.max_hold,
+        on_lost=request.on_lost,
+        tokens=request.tokens,
     )
     if not keeper.hold(lease):
         lease.end()
@@ -164,8 +173,8 @@ def _held(keeper: Keeper, pool: Pool, token: str, wish: Wish, granted: Granted, 
     return lease
 
 
-def _or_leave_nothing(
-    keeper: Keeper, pool: Pool, token: str, ttl: float, asking: Flow[T], *, in_line: bool = False
+def _or_undo(
+    keeper: LeaseKeeper, pool: Pool, token: str, ttl: float, asking: Flow[T], *, in_queue: bool = False
 ) -> Flow[T]:
     """Ask under a token; whatever breaks in between, leave no lease and no place in line that nobody knows of."""
     interrupted = True
@@ -177,36 +186,38 @@ def _or_leave_nothing(
         interrupted = False
         # A script that broke off, or whose reply was not understood, may have granted all the same.
         known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
-        if in_line or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
-            keeper.compensate(pool, token, ttl)
+        if in_queue or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
+            keeper.undo(pool, token, ttl)
         raise
     except GeneratorExit:  # the event loop is going down and can do nothing more
         interrupted = False
-        keeper.compensate(pool, token, ttl)
+        keeper.undo(pool, token, ttl)
         raise
     except asyncio.CancelledError:  # the caller's time may be up, and the server away: no second deadline for that
         interrupted = False
-        yield from Wait(keeper.compensate(pool, token, ttl), _GIVING_BACK_S)
+        yield from Wait(keeper.undo(pool, token, ttl), _CANCELLED_WAIT_S)
         raise
     finally:
         if interrupted:
             try:
-                yield from commands.release(pool, token, bury_ms=keeper.bury_ms(ttl))
+                yield from commands.release(pool, token, tombstone_ms=keeper.tombstone_ms(ttl))
             except AgentPerfError:
-                keeper.compensate(pool, token, ttl)
+                keeper.undo(pool, token, ttl)
 
 
-def acquire_instance(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[AgentInstance | None]:
+def acquire_instance(
+    keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest
+) -> Flow[AgentInstance | None]:
     """Lease one unit and return the instance that carries its lease, or None."""
-    answer = yield from acquire(keeper, lines, pool, wish)
+    answer = yield from acquire(keeper, queues, pool, request)
     return answer.instance if isinstance(answer, Lease) else None
 
 
-def enter(keeper: Keeper, lines: Lines, pool: Pool, wish: Wish) -> Flow[Lease]:
+def enter(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease]:
     """Lease one unit or raise NoCapacity."""
-    answer = yield from acquire(keeper, lines, pool, wish)
+    answer = yield from acquire(keeper, queues, pool, request)
     if isinstance(answer, Refused):
-        require = wish.choice.require
+        require = request.choice.require
         told = (yield from _reason_among(pool, require)) if require and answer.registered else None
         raise NoCapacity(pool.agent_type, told or answer.reason(pool.agent_type), answer.retry_after)
     return answer
@@ -220,7 +231,7 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
     except AgentPerfError:
         page = None
     if page is None or page.next_rank:
-        return f"all instances with {labels}, if any, are full, out of rate, unfit or taken out"
+        return f"all instances with {labels}, if any, are full, rate-limited, unhealthy or out of rotation"
     fitting = [each for each in page.instances if require <= each.instance.labels]
     if not fitting:
         return f"no instance of {pool.agent_type!r} has {labels}"
@@ -228,7 +239,7 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
     return f"of {len(fitting)} instances with {labels}, {', '.join(f'{n} {what}' for what, n in counts.items())}"
 
 
-def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
+def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
     """Give a lease back. Returns whether this freed it now."""
     if not lease.end():
         return False
@@ -244,7 +255,7 @@ def release(keeper: Keeper, lease: Lease, outcome: Outcome, response_time: float
         return freed
     finally:
         if not answered:  # nobody will ask again, so the keeper does; a repeat is harmless
-            keeper.insist(command, lease.ttl)
+            keeper.retry_in_background(command, lease.ttl)
 
 
 def release_nothing() -> Flow[bool]:
@@ -253,7 +264,7 @@ def release_nothing() -> Flow[bool]:
     return False
 
 
-def leave(keeper: Keeper, lease: Lease, error: BaseException | None) -> Flow[None]:
+def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flow[None]:
     """End a block that held a lease.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The cache's scripts as commands: what is sent, and what the replies mean."""
+"""The cache's scripts as commands: their arguments, and the meaning of their replies."""
 
 from agentperf_redis.cache.commands.claims import (
     Await,
@@ -15,15 +15,15 @@ from agentperf_redis.cache.commands.entries import (
     MAX_EVICTIONS,
     MAX_KEYS,
     MAX_TAG_MARKS,
-    PutOutcome,
     PutReply,
+    PutResult,
     StrictRead,
     Swept,
     cancel_puts,
     clear,
     delete,
-    generation,
     invalidate_tags,
+    invalidation_epoch,
     put,
     read,
     read_many,
@@ -42,7 +42,7 @@ from agentperf_redis.cache.commands.replies import (
 from agentperf_redis.cache.commands.settings import (
     SCHEMA,
     Deployed,
-    NewerSchema,
+    OtherSchema,
     deploy,
     stored_settings,
 )
@@ -60,10 +60,10 @@ __all__ = [
     "Found",
     "Hit",
     "Lead",
-    "NewerSchema",
     "NoSettings",
-    "PutOutcome",
+    "OtherSchema",
     "PutReply",
+    "PutResult",
     "StrictRead",
     "Swept",
     "cancel_puts",
@@ -72,8 +72,8 @@ __all__ = [
     "computing_failed",
     "delete",
     "deploy",
-    "generation",
     "invalidate_tags",
+    "invalidation_epoch",
     "put",
     "read",
     "read_many",

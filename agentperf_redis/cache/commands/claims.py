@@ -1,4 +1,4 @@
-"""The lease under which a missing value is computed: claimed, renewed, released."""
+"""The compute lease, under which a missing value is computed: claimed, renewed, released."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agentperf_redis.cache.commands.replies import Found, texts, unexpected
-from agentperf_redis.command import Command, Reply
+from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
@@ -17,18 +17,18 @@ _RENEW = Script("cache/renew_claim")
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A claim met a value."""
+    """A claim found a value."""
 
     found: Found
 
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """The claimer computes; what is invalidated after `version` refuses its value.
+    """The caller computes. An invalidation after `version` refuses its value.
 
     Attributes:
         version: the cache's clock.
-        wrong_type: the key of the entry or of the lease was of a wrong type.
+        wrong_type: whether the key of the entry or of the lease was of a wrong type.
     """
 
     version: int
@@ -37,7 +37,7 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Another computes, under the lease `token` which lasts `left_ms` unless it is renewed."""
+    """Another caller computes, under the lease `token`, which ends in `left_ms` unless it is renewed."""
 
     left_ms: int
     token: str
@@ -45,7 +45,7 @@ class Await:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """What the claimer waited for has failed: error type and message; both empty if the value cannot be stored."""
+    """The awaited computation failed: error type and message, both empty if the value cannot be stored."""
 
     error_type: str
     message: str
@@ -64,16 +64,17 @@ def claim(
     awaited: str = "",
     retry_ms: int | None = None,
 ) -> Command[ClaimReply]:
-    """Ask to compute a missing value.
+    """Claim the compute lease on a missing value.
 
     Args:
         keys: of the cache.
         name: stored name of the key.
-        token: random, of the lease if it is given.
-        lease_ms: how long the lease lasts unless it is renewed.
-        ignore: version of an entry found dead; empty for none.
-        awaited: token of the lease that was waited for; empty for none.
-        retry_ms: for who refreshes behind readers: how long after a failure nobody tries again; None for a reader.
+        token: random; of the lease, if it is granted.
+        lease_ms: TTL of the lease unless it is renewed.
+        ignore: version of an entry that was found dead; empty for none.
+        awaited: token of the lease that the caller has waited for; empty for none.
+        retry_ms: for stale-while-revalidate: how long after a failure the value is not computed again; None for a
+            reader.
     """
     lease = keys.lease_prefix + name
 
@@ -90,26 +91,40 @@ def claim(
                 return Failed(error_type, message)
         raise unexpected(lease, reply)
 
-    where = (keys.entry_prefix + name, lease, keys.meta, keys.gen)
-    return Command(_CLAIM, where, (token, lease_ms, ignore, awaited, "" if retry_ms is None else str(retry_ms)), decode)
+    where = (keys.entry_prefix + name, lease, keys.meta, keys.epochs)
+    args: NamedArgs = {
+        "token": token,
+        "lease_ms": lease_ms,
+        "ignore": ignore,
+        "awaited": awaited,
+        "retry_ms": "" if retry_ms is None else str(retry_ms),
+    }
+    return Command(_CLAIM, where, args, decode)
 
 
 def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool]:
-    """Keep a lease. Returns whether it was still held."""
+    """Renew a lease. Returns whether it was still held."""
     lease = keys.lease_prefix + name
-    return Command(_RENEW, (lease,), (token, lease_ms), lambda reply: _held(lease, reply))
+    return Command(_RENEW, (lease,), {"token": token, "lease_ms": lease_ms}, lambda reply: _held(lease, reply))
 
 
 def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str) -> Command[bool]:
-    """Give a lease back without a value; None is no error. Returns whether it was still held."""
+    """Release a lease without a value; an error of None is no error. Returns whether it was still held."""
     lease = keys.lease_prefix + name
-    outcome = "given_up" if error is None else "failed"
-    args = (token, outcome, error or " ", error_ms, keys.bus, origin, name)
+    args: NamedArgs = {
+        "token": token,
+        "outcome": "given_up" if error is None else "failed",
+        "error": error or " ",
+        "error_ms": error_ms,
+        "bus": keys.bus,
+        "origin": origin,
+        "key": name,
+    }
     return Command(_RELEASE, (lease, keys.entry_prefix + name), args, lambda reply: _held(lease, reply))
 
 
 def computing_failed(keys: CacheKeys, name: str) -> Command[bool]:
-    """Return whether the last attempt to compute a key failed, as far as that is remembered."""
+    """Return whether the last attempt to compute a key failed, as far as the server still knows."""
     lease = keys.lease_prefix + name
     return Command("HMGET", (lease,), ("failed",), lambda reply: texts(reply) != [None])
 

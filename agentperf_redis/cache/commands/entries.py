@@ -1,4 +1,4 @@
-"""Each operation on the entries of a cache as a Command: its script, its keys and arguments, what its reply means."""
+"""Each operation on the entries of a cache as a Command: its script, keys, arguments, and the meaning of its reply."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from enum import Enum
 
 from agentperf_redis.cache.commands.replies import NO_SETTINGS, Found, NoSettings, texts, unexpected
 from agentperf_redis.cache.model import TIERS, Tier
-from agentperf_redis.cache.process.access_buffer import MAX_READS, Report
-from agentperf_redis.command import Arg, Command, Reply
+from agentperf_redis.cache.process.access_buffer import MAX_READS, AccessReport
+from agentperf_redis.command import Arg, Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
 MAX_EVICTIONS = 512
-"""Entries that one script call moves or evicts at most; the scripts' own limit."""
+"""Limit for the entries that one script call moves or evicts; index.lua sets it."""
 MAX_KEYS = 256
-"""Keys in one command."""
+"""Limit for the keys in one command."""
 MAX_TAG_MARKS = 10_000
-"""Tags whose last invalidation is kept (about 1 MB); beyond, see the script invalidate_tags."""
+"""Limit for the tags whose last invalidation is kept (about 1 MB); invalidate_tags.lua says what happens beyond."""
 _CANCEL_PUTS = Script("cache/cancel_puts")
 _CLEAR = Script("cache/clear")
 _DELETE = Script("cache/delete")
@@ -28,35 +28,35 @@ _REPORT_READS = Script("cache/report_reads")
 _SWEEP = Script("cache/sweep")
 
 
-class PutOutcome(Enum):
-    """What became of a put; the values are the script's."""
+class PutResult(Enum):
+    """The result of a put; the values are those of put.lua."""
 
     STORED = 1
     NO_SETTINGS = 0
     LEASE_LOST = -1
     TOO_LARGE = -2
     INVALIDATED = -3
-    NO_ROOM = -4
+    NO_CAPACITY = -4
     IN_DOUBT = -5
     LATE = -6
 
 
 @dataclass(frozen=True, slots=True)
 class PutReply:
-    """What became of a put, with the version (or the server's time in ms, if it was late)."""
+    """The result of a put, with the version (or the server's time in ms, if it was late)."""
 
-    outcome: PutOutcome
+    outcome: PutResult
     version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StrictRead:
-    """What a read that is noted at once has met.
+    """The result of a read that is recorded at once.
 
     Attributes:
-        found: the entry; with the generation only where the script could not read one of them.
-        counted: it is a hit by the script's account.
-        wrong_type: the entry's key is of a wrong type.
+        found: the entry; with the invalidation epochs only where the script could not read one of them.
+        counted: whether the script counted a hit.
+        wrong_type: whether the entry's key is of a wrong type.
     """
 
     found: Found
@@ -66,7 +66,7 @@ class StrictRead:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep has cleared away, and where to go on."""
+    """Numbers of what a sweep removed, and the cursor for the next one."""
 
     expired: int
     freed: int
@@ -77,17 +77,17 @@ class Swept:
 
 
 def read(keys: CacheKeys, name: str) -> Command[list[bytes | None]]:
-    """Read an entry and the generation, in one round trip and without a write."""
-    return Command("MGET", (keys.entry_prefix + name, keys.gen), (), texts)
+    """Read an entry and the invalidation epochs, in one round trip and without a write."""
+    return Command("MGET", (keys.entry_prefix + name, keys.epochs), (), texts)
 
 
 def read_many(keys: CacheKeys, names: list[str]) -> Command[list[bytes | None]]:
-    """Read at most MAX_KEYS entries and, last, the generation."""
-    return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.gen), (), texts)
+    """Read at most MAX_KEYS entries and, last, the invalidation epochs."""
+    return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.epochs), (), texts)
 
 
 def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
-    """Return the newest version of an invalidation of any of the tags."""
+    """Return the version of the newest invalidation of any of the tags."""
 
     def decode(reply: Reply) -> int:
         try:
@@ -98,13 +98,13 @@ def tag_marks(keys: CacheKeys, tags: tuple[str, ...]) -> Command[int]:
     return Command("ZMSCORE", (keys.tags,), tags, decode)
 
 
-def generation(keys: CacheKeys) -> Command[bytes | None]:
-    """Read the generation."""
-    return Command("MGET", (keys.gen,), (), lambda reply: texts(reply)[0])
+def invalidation_epoch(keys: CacheKeys) -> Command[bytes | None]:
+    """Read the invalidation epochs."""
+    return Command("MGET", (keys.epochs,), (), lambda reply: texts(reply)[0])
 
 
 def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[StrictRead | NoSettings]:
-    """Read an entry and note the read, or the miss unless the caller does, in the same step."""
+    """Read an entry and record the read in the same step, or the miss, unless the caller records it."""
 
     def decode(reply: Reply) -> StrictRead | NoSettings:
         match reply:
@@ -120,8 +120,8 @@ def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[S
                 return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    where = (*_index(keys), keys.entry_prefix + name, keys.gen, keys.tags)
-    return Command(_GET_STRICT, where, (name, int(miss)), decode)
+    where = (*_index(keys), keys.entry_prefix + name, keys.epochs, keys.tags)
+    return Command(_GET_STRICT, where, {"key": name, "misses": int(miss)}, decode)
 
 
 def put(
@@ -138,7 +138,7 @@ def put(
     token: str,
     origin: str,
     writer: str,
-    report: Report,
+    report: AccessReport,
     tags: tuple[str, ...],
 ) -> Command[PutReply]:
     """Store one value.
@@ -150,50 +150,68 @@ def put(
         request: random, the same for each delivery.
         until_ms: server time after which no copy of the request does anything.
         seen: the newest version this process knew before it sent the request for the first time.
-        again: the request was sent before.
-        ttl_ms: life; see `model.ttl_ms`; or one for each tier, ``hot/warm/cold``.
-        tier: where to place it; None lets the policy.
-        token: of the lease under which it was computed; empty for a plain put.
-        origin: who writes.
-        writer: who reports.
-        report: reads to report on the way.
+        again: whether the request was sent before.
+        ttl_ms: as `model.ttl_ms` returns it; or one for each tier, ``hot/warm/cold``.
+        tier: the tier to place it in; None leaves that to the policy.
+        token: of the compute lease under which it was computed; empty for a plain put.
+        origin: the writing process.
+        writer: the reporting process.
+        report: reads to report with it.
         tags: percent-encoded.
     """
-    place = 0 if tier is None else TIERS.index(tier) + 1
-    head: tuple[Arg, ...] = (name, payload, request, until_ms)
-    tail: tuple[Arg, ...] = (
-        *(ttl_ms, place, token, keys.bus, origin, writer),
-        *(report.seq, report.misses, report.saved_ms, report.corrupt),
-        *(len(tags), *tags, *_flat(report)),
-    )
-    beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.gen, keys.tags, keys.resent)
-    repeated = (*head, str(seen), *tail)
-    first = repeated if again else (*head, "", *tail)
+    beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.epochs, keys.tags, keys.resent)
+    args: NamedArgs = {
+        "key": name,
+        "payload": payload,
+        "id": request,
+        "until_ms": until_ms,
+        "seen": str(seen) if again else "",
+        "ttl_ms": ttl_ms,
+        "tier": 0 if tier is None else TIERS.index(tier) + 1,
+        "token": token,
+        "bus": keys.bus,
+        "origin": origin,
+        "writer": writer,
+        "seq": report.seq,
+        "misses": report.misses,
+        "saved_ms": report.saved_ms,
+        "corrupt": report.corrupt,
+        "tag_count": len(tags),
+        "tags...": tags,
+        "reads...": _flat(report),
+    }
 
     def decode(reply: Reply) -> PutReply:
         match reply:
             case [0 | -1 | -3 as status]:
-                return PutReply(PutOutcome(status))
+                return PutReply(PutResult(status))
             case [1, int(version), int()] | [-2 | -4 | -5 | -6, int(version)]:
-                return PutReply(PutOutcome(reply[0]), version)
+                return PutReply(PutResult(reply[0]), version)
         raise unexpected(keys.meta, reply)
 
-    return Command(_PUT, (*_index(keys), *beside), first, decode, repeated)
+    return Command(_PUT, (*_index(keys), *beside), args, decode, {"seen": str(seen)})
 
 
 def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[None]:
-    """Have copies of puts that were given up do nothing from now on; see `put` for the arguments."""
+    """Make every later copy of some puts do nothing; `put` explains the arguments."""
 
     def decode(reply: Reply) -> None:
         if reply != [1]:
             raise unexpected(keys.meta, reply)
 
-    return Command(_CANCEL_PUTS, (keys.meta, keys.resent), (until_ms, *requests), decode)
+    return Command(_CANCEL_PUTS, (keys.meta, keys.resent), {"until_ms": until_ms, "ids...": requests}, decode)
 
 
-def report_reads(keys: CacheKeys, writer: str, report: Report) -> Command[int | None]:
-    """Send a report on its own. Returns the server's time in ms; None if the cache has no settings: not taken in."""
-    counters = (report.seq, report.misses, report.saved_ms, report.corrupt)
+def report_reads(keys: CacheKeys, writer: str, report: AccessReport) -> Command[int | None]:
+    """Report reads. Returns the server's time in ms; None if the cache has no settings, and nothing was recorded."""
+    args: NamedArgs = {
+        "writer": writer,
+        "seq": report.seq,
+        "misses": report.misses,
+        "saved_ms": report.saved_ms,
+        "corrupt": report.corrupt,
+        "reads...": _flat(report),
+    }
 
     def decode(reply: Reply) -> int | None:
         match reply:
@@ -203,14 +221,14 @@ def report_reads(keys: CacheKeys, writer: str, report: Report) -> Command[int | 
                 return None
         raise unexpected(keys.meta, reply)
 
-    return Command(_REPORT_READS, _index(keys), (writer, *counters, *_flat(report)), decode)
+    return Command(_REPORT_READS, _index(keys), args, decode)
 
 
 def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int, int] | NoSettings]:
     """Remove at most MAX_KEYS entries. Returns how many were there, and the version."""
     entries = (keys.entry_prefix + name for name in names)
     leases = (keys.lease_prefix + name for name in names)
-    args: tuple[Arg, ...] = (keys.bus, origin, *names)
+    args: NamedArgs = {"bus": keys.bus, "origin": origin, "names...": tuple(names)}
 
     def decode(reply: Reply) -> tuple[int, int] | NoSettings:
         match reply:
@@ -224,7 +242,7 @@ def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int,
 
 
 def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
-    """Make every entry a miss. Returns how many there were, and the version."""
+    """Make every entry a miss. Returns the number of entries, and the version."""
 
     def decode(reply: Reply) -> tuple[int, int]:
         match reply:
@@ -232,7 +250,7 @@ def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
                 return forgotten, version
         raise unexpected(keys.meta, reply)
 
-    return Command(_CLEAR, (*_index(keys), keys.gen, keys.tags), (keys.bus, origin), decode)
+    return Command(_CLEAR, (*_index(keys), keys.epochs, keys.tags), {"bus": keys.bus, "origin": origin}, decode)
 
 
 def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int]:
@@ -244,12 +262,12 @@ def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Comm
                 return version
         raise unexpected(keys.meta, reply)
 
-    args: tuple[Arg, ...] = (keys.bus, origin, MAX_TAG_MARKS, *tags)
-    return Command(_INVALIDATE_TAGS, (keys.meta, keys.gen, keys.tags), args, decode)
+    args: NamedArgs = {"bus": keys.bus, "origin": origin, "max_marks": MAX_TAG_MARKS, "tags...": tags}
+    return Command(_INVALIDATE_TAGS, (keys.meta, keys.epochs, keys.tags), args, decode)
 
 
 def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
-    """Clear away a bounded number of what is expired, cleared, invalidated by tag, or dropped by the server."""
+    """Remove a bounded number of entries that are expired, cleared, invalidated by tag, or dropped by the server."""
 
     def decode(reply: Reply) -> Swept | NoSettings:
         match reply:
@@ -259,13 +277,13 @@ def sweep(keys: CacheKeys, cursor: str) -> Command[Swept | NoSettings]:
                 return NO_SETTINGS
         raise unexpected(keys.meta, reply)
 
-    return Command(_SWEEP, (*_index(keys), keys.gen, keys.tags), (MAX_KEYS, cursor), decode)
+    return Command(_SWEEP, (*_index(keys), keys.epochs, keys.tags), {"n": MAX_KEYS, "cursor": cursor}, decode)
 
 
 def _index(keys: CacheKeys) -> tuple[str, ...]:
-    return (keys.meta, keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost, keys.trash)
+    return (keys.meta, keys.size, keys.exp, keys.new, keys.hot, keys.warm, keys.cold, keys.ghost, keys.deferred)
 
 
-def _flat(report: Report) -> tuple[Arg, ...]:
+def _flat(report: AccessReport) -> tuple[Arg, ...]:
     assert len(report.reads) <= MAX_READS  # noqa: S101  the scripts unpack them
     return tuple(part for pair in report.reads for part in pair)

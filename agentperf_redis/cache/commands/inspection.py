@@ -1,4 +1,4 @@
-"""Plain reads for who looks at a cache as a whole; what its users read stands in `entries`."""
+"""Plain reads of a whole cache, for operators. The reads of its users are in `entries`."""
 
 from __future__ import annotations
 
@@ -36,12 +36,15 @@ def members(key: str, *, of_hash: bool = False) -> Command[int]:
 
 
 def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
-    """Return hits * 10^10 + bytes of an entry, or None."""
+    """Return what the index of sizes holds for an entry (`entry_format.unpack_size`), or None."""
     return Command("HGET", (keys.size,), (name,), lambda reply: _number(keys.size, reply))
 
 
 def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, float]]]]:
-    """Return where to go on (0 at the end), and of about so many entries hits * 10^10 + bytes; some perhaps twice."""
+    """Return the next cursor (0 at the end), and about `count` entries with what the index of sizes holds for each.
+
+    An entry may come twice. `entry_format.unpack_size` reads the numbers.
+    """
 
     def decode(reply: Reply) -> tuple[str, list[tuple[str, float]]]:
         match reply:
@@ -101,4 +104,4 @@ def _number(key: str, reply: Reply) -> float | None:
 
 
 _EXACT = 2.0**57
-"""Above any score: a clock until the year 2200, times 16."""
+"""Above any score until the year 2200; see `entry_format.pack_score`."""

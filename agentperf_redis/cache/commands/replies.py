@@ -1,4 +1,4 @@
-"""What several replies of a cache's scripts have in common."""
+"""Common parts of the replies of a cache's scripts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from agentperf_redis.command import Reply
 from agentperf_redis.errors import CorruptState, shown
 
 Found: TypeAlias = tuple[bytes | None, bytes | None]
-"""An entry and the cache's generation, as stored; None where there is none."""
+"""An entry and the cache's invalidation epochs, as stored; None where there is none."""
 
 
 class NoSettings:
-    """The cache has no settings, because nobody has used it yet or the server lost its data: deploy them, try again."""
+    """The cache has no settings: it is new, or the server lost its data. Write them, then try again."""
 
 
 NO_SETTINGS = NoSettings()
@@ -26,5 +26,5 @@ def texts(reply: Reply) -> list[bytes | None]:
 
 
 def unexpected(key: str, reply: Reply) -> CorruptState:
-    """Return the error for a reply that no script of ours gives."""
+    """Return the error for a reply that the scripts never give."""
     return CorruptState(key, f"what makes a script answer {shown(reply)}")

@@ -1,4 +1,4 @@
-"""The settings of a cache: deployed and read."""
+"""The settings of a cache: written and read."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from dataclasses import dataclass
 
 from agentperf_redis.cache.commands.replies import unexpected
 from agentperf_redis.cache.model import ALL_GIVEN, Settings
-from agentperf_redis.command import Command, Reply
+from agentperf_redis.command import Command, NamedArgs, Reply
 from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
-SCHEMA = 1
-"""Major version of a cache's data model, repeated in its meta, since scripts cannot look into the namespace's."""
+SCHEMA = 2
+"""Major version of a cache's data model, stored in its meta: scripts cannot read the namespace's.
+
+2: the keys `epochs` and `deferred`, and the word capacity in the settings, have these names (were gen, trash, room).
+"""
 
 _CONFIGURE = Script("cache/configure")
 
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """The server's time, the settings that held before, if any, and those that hold now."""
+    """The server's time, the settings before this call, if there were any, and the settings from now on."""
 
     now_ms: int
     before: str
@@ -26,36 +29,37 @@ class Deployed:
 
 
 @dataclass(frozen=True, slots=True)
-class NewerSchema:
-    """The cache was written by a newer major version."""
+class OtherSchema:
+    """The cache was written by another major version."""
 
     schema: int
 
 
-def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | NewerSchema]:
-    """Write the settings of a cache; see `model.Settings.fields` for what is given."""
+def deploy(keys: CacheKeys, settings: Settings, given: str = ALL_GIVEN) -> Command[Deployed | OtherSchema]:
+    """Write the settings of a cache; `given` is explained at `model.Settings.fields`."""
 
-    def decode(reply: Reply) -> Deployed | NewerSchema:
+    def decode(reply: Reply) -> Deployed | OtherSchema:
         match reply:
             case [1, int(now_ms), bytes(before), bytes(now)]:
                 return Deployed(now_ms, before.decode(errors="replace"), now.decode(errors="replace"))
             case [-1, int(schema)]:
-                return NewerSchema(schema)
+                return OtherSchema(schema)
         raise unexpected(keys.meta, reply)
 
-    return Command(_CONFIGURE, (keys.meta, keys.new, keys.cold, keys.ghost), (SCHEMA, settings.text, given), decode)
+    args: NamedArgs = {"schema": SCHEMA, "settings": settings.text, "given": given}
+    return Command(_CONFIGURE, (keys.meta, keys.new, keys.cold, keys.ghost), args, decode)
 
 
-def stored_settings(keys: CacheKeys) -> Command[Settings | NewerSchema | None]:
+def stored_settings(keys: CacheKeys) -> Command[Settings | OtherSchema | None]:
     """Read the settings of a cache; None if it has none."""
 
-    def decode(reply: Reply) -> Settings | NewerSchema | None:
+    def decode(reply: Reply) -> Settings | OtherSchema | None:
         match reply:
             case [None, _]:
                 return None
             case [bytes(text), bytes(schema)] if schema.isdigit():
-                if int(schema) > SCHEMA:
-                    return NewerSchema(int(schema))
+                if int(schema) != SCHEMA:
+                    return OtherSchema(int(schema))
                 settings = Settings.parse(text.decode(errors="replace"))
                 if settings is not None:
                     return settings

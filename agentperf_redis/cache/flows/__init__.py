@@ -10,7 +10,7 @@ from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S, SingleFli
 from agentperf_redis.cache.flows.writes import Writer
 from agentperf_redis.cache.model import CACHES_OWN_TTLS_MS, WithoutServer
 from agentperf_redis.cache.process.local_copies import LocalCopies
-from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
 
 
@@ -18,7 +18,7 @@ class CacheFlows:
     """The operations of one cache object, by subject.
 
     Args:
-        binding: what it shares with other objects of the same cache.
+        shared: what it shares with other objects of the same cache.
         codec: turns values into bytes.
         strict: note each read at once.
         own_ttls_ms: lives of entries put into hot, warm, cold by this object; below 0 is the cache's.
@@ -29,7 +29,7 @@ class CacheFlows:
 
     def __init__(
         self,
-        binding: Binding,
+        shared: SharedState,
         codec: Codec,
         *,
         strict: bool = False,
@@ -38,10 +38,10 @@ class CacheFlows:
         lease_ms: int = round(DEFAULT_LEASE_S * 1000),
         on_unavailable: WithoutServer = WithoutServer.COMPUTE,
     ) -> None:
-        self.binding = binding
-        self.reader = Reader(binding, codec, strict=strict, local=local)
-        self.writer = Writer(binding, codec, own_ttls_ms)
-        self.eraser = Eraser(binding)
+        self.shared = shared
+        self.reader = Reader(shared, codec, strict=strict, local=local)
+        self.writer = Writer(shared, codec, own_ttls_ms)
+        self.eraser = Eraser(shared)
         self.single_flight = SingleFlight(self.reader, self.writer, lease_ms, on_unavailable)
 
     def raising(self) -> CacheFlows:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.commands import inspection
-from agentperf_redis.cache.flows.access_reports import flush_if_room
+from agentperf_redis.cache.flows.access_reports import flush_if_possible
 from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
-from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.keys import CacheKeys
 
@@ -15,38 +15,38 @@ _PAGE = 1000
 """Members of an index read in one command."""
 
 
-def stats(binding: Binding) -> Flow[CacheStats]:
+def stats(shared: SharedState) -> Flow[CacheStats]:
     """Return what all processes have done with a cache, this one's reads included."""
-    yield from flush_if_room(binding)
-    snapshot = yield from read_stats(binding.backend, binding.service, binding.name)
-    return snapshot or _no_stats(binding)
+    yield from flush_if_possible(shared)
+    snapshot = yield from read_stats(shared.backend, shared.service, shared.name)
+    return snapshot or _no_stats(shared)
 
 
-def size(binding: Binding) -> Flow[int]:
+def size(shared: SharedState) -> Flow[int]:
     """Return how many entries there are."""
-    count = yield from inspection.members(binding.keys.size, of_hash=True)
+    count = yield from inspection.members(shared.keys.size, of_hash=True)
     return count
 
 
-def oldest_first(binding: Binding) -> Flow[list[str]]:
+def oldest_first(shared: SharedState) -> Flow[list[str]]:
     """Return the stored names of all entries by last touch, the next to leave first."""
-    yield from flush_if_room(binding)
-    return (yield from read_keys(binding.keys))
+    yield from flush_if_possible(shared)
+    return (yield from read_keys(shared.keys))
 
 
-def read_keys(where: CacheKeys, most: int | None = None) -> Flow[list[str]]:
-    """Return the stored names of at most `most` entries, oldest touch first."""
+def read_keys(where: CacheKeys, limit: int | None = None) -> Flow[list[str]]:
+    """Return the stored names of at most `limit` entries, oldest touch first."""
     scored: list[tuple[float, str]] = []
     for index in (where.cold, where.new, where.warm, where.hot):
         first = 0
-        while most is None or len(scored) < most:
+        while limit is None or len(scored) < limit:
             page = yield from inspection.oldest_first(index, first, first + _PAGE - 1)
             scored += [(at, name) for name, at in page]
             first += len(page)
             if len(page) < _PAGE:
                 break
     names = [name for _, name in sorted(scored)]
-    return names if most is None else names[:most]
+    return names if limit is None else names[:limit]
 
 
 def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | None]:
@@ -66,9 +66,9 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     misses = count["misses"]
     come = sum(hits) + misses
     tiers = []
-    for room, entries, served in zip(settings.rooms, (hot, warm, cold + new), hits, strict=True):
+    for capacity, entries, served in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
         # a read comes to hot first, and goes on to the next tier where it is not served
-        tiers.append(TierStats(entries, room, served, come - served))
+        tiers.append(TierStats(entries, capacity, served, come - served))
         come -= served
     return CacheStats(
         name,
@@ -99,7 +99,7 @@ def read_all_stats(backend: Backend) -> Flow[list[CacheStats]]:
     return found
 
 
-def _no_stats(binding: Binding) -> CacheStats:
-    name, kind, settings = binding.name, KINDS[binding.service], binding.settings
-    hot, warm, cold = (TierStats(0, room, 0, 0) for room in settings.rooms)
+def _no_stats(shared: SharedState) -> CacheStats:
+    name, kind, settings = shared.name, KINDS[shared.service], shared.settings
+    hot, warm, cold = (TierStats(0, capacity, 0, 0) for capacity in settings.capacities)
     return CacheStats(name, kind, settings, hot, warm, cold, 0, 0, 0, 0, 0, 0, 0, 0.0)

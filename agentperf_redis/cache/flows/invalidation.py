@@ -8,7 +8,7 @@ from agentperf_redis.cache import commands
 from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name, stored_tags
 from agentperf_redis.cache.commands.replies import NoSettings
 from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
-from agentperf_redis.cache.process.shared_state import Binding, Owed
+from agentperf_redis.cache.process.shared_state import InvalidationScope, SharedState
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable
 
@@ -19,11 +19,11 @@ class Eraser:
     What fails because the server does not answer is owed to it: this process tells it before it reads or writes again.
 
     Args:
-        binding: what it shares with other objects of the same cache.
+        shared: what it shares with other objects of the same cache.
     """
 
-    def __init__(self, binding: Binding) -> None:
-        self.binding = binding
+    def __init__(self, shared: SharedState) -> None:
+        self.shared = shared
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int]:
         """Remove entries. Returns how many there were."""
@@ -32,19 +32,21 @@ class Eraser:
         for chunk in chunks(names):
             for _ in range(ATTEMPTS):
                 try:
-                    yield from ready(self.binding)
-                    reply = yield from commands.delete(self.binding.keys, chunk, self.binding.origin)
+                    yield from ready(self.shared)
+                    reply = yield from commands.delete(self.shared.keys, chunk, self.shared.origin)
                 except BackendUnavailable:
-                    self.binding.owe((Owed.KEY, name) for name in names)  # again what is done does no harm
+                    self.shared.add_pending(
+                        (InvalidationScope.KEY, name) for name in names
+                    )  # again what is done does no harm
                     raise
                 finally:
                     for name in chunk:
-                        self.binding.changed(name)
+                        self.shared.changed(name)
                 if not isinstance(reply, NoSettings):
                     removed += reply[0]
-                    self.binding.learn(reply[1])
+                    self.shared.learn(reply[1])
                     break
-                self.binding.deployed = False
+                self.shared.deployed = False
         return removed
 
     def delete(self, key: str) -> Flow[bool]:
@@ -56,40 +58,40 @@ class Eraser:
     def clear(self) -> Flow[None]:
         """Make every entry a miss."""
         try:
-            yield from ready(self.binding)
-            _, version = yield from commands.clear(self.binding.keys, self.binding.origin)
+            yield from ready(self.shared)
+            _, version = yield from commands.clear(self.shared.keys, self.shared.origin)
         except BackendUnavailable:
-            self.binding.owe([(Owed.ALL, "")])
+            self.shared.add_pending([(InvalidationScope.ALL, "")])
             raise
         finally:
-            self.binding.flights.detach_all()
-            if self.binding.local is not None:
-                self.binding.local.flush()
-        self.binding.learn(version)
+            self.shared.flights.detach_all()
+            if self.shared.local is not None:
+                self.shared.local.flush()
+        self.shared.learn(version)
 
     def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
         """Make every entry with one of the tags a miss."""
         names = stored_tags(tags)
         for chunk in chunks(list(names)):
             try:
-                yield from ready(self.binding)
-                version = yield from commands.invalidate_tags(self.binding.keys, tuple(chunk), self.binding.origin)
+                yield from ready(self.shared)
+                version = yield from commands.invalidate_tags(self.shared.keys, tuple(chunk), self.shared.origin)
             except BackendUnavailable:
-                self.binding.owe((Owed.TAG, tag) for tag in names)
+                self.shared.add_pending((InvalidationScope.TAG, tag) for tag in names)
                 raise
             finally:
-                self.binding.flights.detach_all()  # what tags their values will have is not known yet
+                self.shared.flights.detach_all()  # what tags their values will have is not known yet
                 for tag in chunk:
-                    if self.binding.local is not None:
-                        self.binding.local.drop_tag(tag)
-            self.binding.learn(version)
+                    if self.shared.local is not None:
+                        self.shared.local.drop_tag(tag)
+            self.shared.learn(version)
 
     def sweep(self) -> Flow[int]:
         """Clear away all that is expired, cleared or dropped. Returns how many entries and values that were."""
         total, cursor = 0, "0"
-        yield from ready(self.binding)
+        yield from ready(self.shared)
         while True:
-            swept = yield from commands.sweep(self.binding.keys, cursor)
+            swept = yield from commands.sweep(self.shared.keys, cursor)
             if isinstance(swept, NoSettings):
                 return total
             total += swept.expired + swept.freed + swept.orphans + swept.evicted

@@ -20,7 +20,7 @@ _HEAD_BYTES = 4096
 """As much of an entry is read as holds its line of facts, also with many tags."""
 
 
-class RankBy(Enum):
+class EntryRanking(Enum):
     """What entries are ranked by."""
 
     SIZE = "size"
@@ -29,7 +29,7 @@ class RankBy(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RankedEntry:
     """What is known of an entry without reading its value.
 
     Attributes:
@@ -53,32 +53,38 @@ class Standing:
         """Computing time that its reads have saved."""
         return self.reads * self.compute_seconds
 
-    def measure(self, by: RankBy) -> float:
+    def measure(self, by: EntryRanking) -> float:
         """What counts in a ranking."""
-        return {RankBy.SIZE: self.size_bytes, RankBy.READS: self.reads, RankBy.COST: self.compute_seconds}[by]
+        return {
+            EntryRanking.SIZE: self.size_bytes,
+            EntryRanking.READS: self.reads,
+            EntryRanking.COST: self.compute_seconds,
+        }[by]
 
 
-def read_top(where: CacheKeys, most: int) -> Flow[dict[RankBy, list[Standing]]]:
-    """Return for each ranking at most `most` entries, the first one first; entries of measure 0 are in none.
+def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
+    """Return for each ranking at most `limit` entries, the first one first; entries of measure 0 are in none.
 
     Looks at every entry, a page of them at a time, so it takes longer the larger the cache is, but holds up nobody.
     """
-    gen = yield from commands.generation(where)
-    generation = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_generation(gen)
-    best: dict[RankBy, dict[str, Standing]] = {by: {} for by in RankBy}
+    gen = yield from commands.invalidation_epoch(where)
+    invalidation_epoch = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
+    best: dict[EntryRanking, dict[str, RankedEntry]] = {by: {} for by in EntryRanking}
     cursor = "0"
     while True:
         cursor, page = yield from inspection.sizes_page(where, cursor, _PAGE)
         names = dict(page)
         heads = yield from Batch(tuple(inspection.beginning(where, name, _HEAD_BYTES) for name in names))
         found = zip(names, map(_opened, heads), strict=True)
-        alive = yield from _alive(where, generation, {name: stored for name, stored in found if stored is not None})
-        standings = [_standing(name, names[name], stored) for name, stored in alive.items()]
+        alive = yield from _alive(
+            where, invalidation_epoch, {name: stored for name, stored in found if stored is not None}
+        )
+        ranked_entries = [_ranked_entry(name, names[name], stored) for name, stored in alive.items()]
         for by, leaders in best.items():
-            candidates = {each.name: each for each in (*leaders.values(), *standings) if each.measure(by) > 0}
+            candidates = {each.name: each for each in (*leaders.values(), *ranked_entries) if each.measure(by) > 0}
             best[by] = {
                 each.name: each
-                for each in heapq.nlargest(most, candidates.values(), key=lambda each: (each.measure(by), each.name))
+                for each in heapq.nlargest(limit, candidates.values(), key=lambda each: (each.measure(by), each.name))
             }
         if cursor == "0":
             return {by: list(leaders.values()) for by, leaders in best.items()}
@@ -93,19 +99,26 @@ def _opened(head: bytes) -> entry_format.Stored | None:
 
 
 def _alive(
-    where: CacheKeys, generation: entry_format.Generation, page: dict[str, entry_format.Stored]
+    where: CacheKeys, invalidation_epoch: entry_format.InvalidationEpoch, page: dict[str, entry_format.Stored]
 ) -> Flow[dict[str, entry_format.Stored]]:
     """Leave out what was cleared or invalidated."""
-    tagged = {name: stored for name, stored in page.items() if stored.tags and stored.version <= generation.tagged}
+    tagged = {
+        name: stored for name, stored in page.items() if stored.tags and stored.version <= invalidation_epoch.tagged
+    }
     marks: dict[str, int] = {}
     if tagged:
         newest = yield from Batch(tuple(commands.tag_marks(where, stored.tags) for stored in tagged.values()))
         marks = dict(zip(tagged, newest, strict=True))
-    floors = {name: max(generation.floor, generation.tag_floor if stored.tags else 0) for name, stored in page.items()}
-    return {name: stored for name, stored in page.items() if stored.version > max(floors[name], marks.get(name, 0))}
+    cleared_until = {
+        name: max(invalidation_epoch.cleared_until, invalidation_epoch.tagged_cleared_until if stored.tags else 0)
+        for name, stored in page.items()
+    }
+    return {
+        name: stored for name, stored in page.items() if stored.version > max(cleared_until[name], marks.get(name, 0))
+    }
 
 
-def _standing(name: str, number: float, stored: entry_format.Stored) -> Standing:
-    reads, size_bytes = divmod(int(number), entry_format.HIT)
+def _ranked_entry(name: str, number: float, stored: entry_format.Stored) -> RankedEntry:
+    reads, size_bytes = entry_format.unpack_size(number)
     tags = frozenset(map(key_names.decoded, stored.tags))
-    return Standing(name, size_bytes, reads, stored.cost_ms / 1000, entry_format.moment(stored.version), tags)
+    return RankedEntry(name, size_bytes, reads, stored.cost_ms / 1000, entry_format.timestamp(stored.version), tags)

@@ -11,11 +11,11 @@ from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.commands.replies import Found, NoSettings
-from agentperf_redis.cache.flows.access_reports import flush_if_room
+from agentperf_redis.cache.flows.access_reports import flush_if_possible
 from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
 from agentperf_redis.cache.model import CacheEntry, Tier
-from agentperf_redis.cache.process.local_copies import LONGEST_LIFE_S, Copy, LocalCopies, Ticket
-from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.cache.process.local_copies import MAX_COPY_TTL_S, Copy, LocalCopies, Ticket
+from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import BackendFull, CorruptState, Undecodable, shown
@@ -32,7 +32,7 @@ class Reader:
     """Reads of one cache object.
 
     Args:
-        binding: what it shares with other objects of the same cache.
+        shared: what it shares with other objects of the same cache.
         codec: turns values into bytes.
         strict: note each read at once.
         local: copies within this process, if they are to be used.
@@ -40,17 +40,17 @@ class Reader:
 
     def __init__(
         self,
-        binding: Binding,
+        shared: SharedState,
         codec: Codec,
         *,
         strict: bool = False,
         local: LocalCopies | None = None,
     ) -> None:
-        self.binding = binding
+        self.shared = shared
         self.codec = codec
         self.strict = strict
         self.local = local
-        self._known_gen: tuple[bytes | None, entry_format.Generation] = (None, entry_format.NOTHING_INVALIDATED)
+        self._known_gen: tuple[bytes | None, entry_format.InvalidationEpoch] = (None, entry_format.NOTHING_INVALIDATED)
 
     def get(self, key: str, default: Any) -> Flow[Any]:
         """Return the value of a key, or the default."""
@@ -92,21 +92,21 @@ class Reader:
             yield from self._prepare()
         for chunk in chunks(list(names)):
             tickets = [self._ticket(name) for name in chunk]
-            *entries, gen = yield from commands.read_many(self.binding.keys, chunk)
+            *entries, gen = yield from commands.read_many(self.shared.keys, chunk)
             for name, entry, ticket in zip(chunk, entries, tickets, strict=True):
                 value, stored = yield from self.value(name, (entry, gen), counted=True)
                 if value is not MISSING:
                     values[names[name]] = value
                 self._fill_local(names[name], name, stored, value, ticket)
-            if self.binding.outbox.is_full:
-                yield from flush_if_room(self.binding)
+            if self.shared.access_buffer.is_full:
+                yield from flush_if_possible(self.shared)
         return values
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
         """Return what is known of a key without counting as a read."""
         name = stored_name(key)
-        where = self.binding.keys
-        yield from flush_if_room(self.binding)
+        where = self.shared.keys
+        yield from flush_if_possible(self.shared)
         entry, gen = yield from commands.read(where, name)
         value, stored = yield from self.value(name, (entry, gen), counted=False)
         if value is MISSING or stored is None:
@@ -115,20 +115,21 @@ class Reader:
         size, *scores = yield from Batch(
             (inspection.size_of(where, name), *(inspection.score(index, name) for _, index in places))
         )
-        reads = int((size or 0) // entry_format.HIT)
-        tier, touched = next(
+        reads, size_bytes = entry_format.unpack_size(size or 0)
+        tier, last_read = next(
             ((tier, at) for (tier, _), at in zip(places, scores, strict=True) if at is not None), (Tier.COLD, None)
         )
+        accessed = None if last_read is None else entry_format.unpack_score(last_read)[0]
         return CacheEntry(
             key=key,
             value=value,
-            created_at=entry_format.moment(stored.version),
+            created_at=entry_format.timestamp(stored.version),
             expires_at=datetime.fromtimestamp(stored.expires_ms / 1000, UTC) if stored.expires_ms else None,
             access_count=reads,
-            last_accessed=entry_format.moment(int(touched // 16)) if reads and touched is not None else None,
+            last_accessed=entry_format.timestamp(accessed) if reads and accessed is not None else None,
             tier=tier,
             tags=frozenset(map(key_names.decoded, stored.tags)),
-            size_bytes=int((size or 0) % entry_format.HIT),
+            size_bytes=size_bytes,
             compute_seconds=stored.cost_ms / 1000,
         )
 
@@ -139,19 +140,19 @@ class Reader:
         if self.strict and hit:
             return (yield from self._look_up_strictly(name, miss=miss))
         ticket = None
-        if self.local is not None or self.binding.owed:
+        if self.local is not None or self.shared.pending_invalidations:
             yield from self._prepare()
             ticket = self._ticket(name)
-        entry, gen = yield commands.read(self.binding.keys, name)
+        entry, gen = yield commands.read(self.shared.keys, name)
         # as `value`, of which it is a copy without one more generator: this is the path of every hit
         stored, doubtful = self._opened(name, entry, gen, counted=True)
         if stored is not None and doubtful:
-            stored = yield from self._untouched_by_tags(stored)
+            stored = yield from self._not_invalidated_by_tags(stored)
         value = self._served(name, stored, miss=miss, hit=hit)
         if ticket is not None:
             self._fill_local(key, name, stored, value, ticket)
-        if self.binding.outbox.is_full:
-            yield from flush_if_room(self.binding)
+        if self.shared.access_buffer.is_full:
+            yield from flush_if_possible(self.shared)
         return value, stored
 
     def _prepare(self) -> Flow[None]:
@@ -160,9 +161,9 @@ class Reader:
         After an outage: nothing is read that this process could not invalidate meanwhile.
         """
         if self.local is not None:
-            self.binding.listen()
-        if self.local is not None or self.binding.owed:
-            yield from ready(self.binding)
+            self.shared.listen()
+        if self.local is not None or self.shared.pending_invalidations:
+            yield from ready(self.shared)
 
     def _ticket(self, name: str) -> Ticket | None:
         return None if self.local is None else self.local.ticket(name)
@@ -172,34 +173,34 @@ class Reader:
     ) -> None:
         if self.local is None or ticket is None or stored is None or value is MISSING:
             return
-        life_s = LONGEST_LIFE_S
+        ttl_s = MAX_COPY_TTL_S
         if stored.expires_ms:
-            life_s = (stored.expires_ms - self.binding.server_ms()) / 1000
-        self.local.fill(key, name, stored, value, life_s, ticket)
+            ttl_s = (stored.expires_ms - self.shared.server_ms()) / 1000
+        self.local.fill(key, name, stored, value, ttl_s, ticket)
 
     def _look_up_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
         """Do as `look_up` with `strict`: the script counts, and looks at the tags."""
         try:
             read = yield from self._read_strictly(name, miss=miss)
         except BackendFull as error:  # where nothing can be noted there still is something to read
-            self.binding.complain("cache %s: reads cannot be noted: %s", self.binding.name, error)
-            entry, gen = yield from commands.read(self.binding.keys, name)
+            self.shared.complain("cache %s: reads cannot be noted: %s", self.shared.name, error)
+            entry, gen = yield from commands.read(self.shared.keys, name)
             return (yield from self.value(name, (entry, gen), counted=False))
         if read.wrong_type:
             self.complain_of_type(name)
         value, stored = yield from self.value(name, read.found, counted=False)
         if read.counted and value is MISSING:  # only who decodes the value can tell
-            self.binding.outbox.found_corrupt()
+            self.shared.access_buffer.found_corrupt()
         return value, stored
 
     def _read_strictly(self, name: str, *, miss: bool) -> Flow[commands.StrictRead]:
         for _ in range(ATTEMPTS):
-            yield from ready(self.binding)
-            read = yield from commands.read_strictly(self.binding.keys, name, miss=miss)
+            yield from ready(self.shared)
+            read = yield from commands.read_strictly(self.shared.keys, name, miss=miss)
             if not isinstance(read, NoSettings):
                 return read
-            self.binding.deployed = False
-        raise CorruptState(self.binding.keys.meta, "settings that do not last")
+            self.shared.deployed = False
+        raise CorruptState(self.shared.keys.meta, "settings that do not last")
 
     def value(self, name: str, found: Found, *, counted: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
         """Return the value of an entry with what is stored for it, or MISSING.
@@ -211,7 +212,7 @@ class Reader:
         """
         stored, doubtful = self._opened(name, *found, counted=counted)
         if stored is not None and doubtful:
-            stored = yield from self._untouched_by_tags(stored)
+            stored = yield from self._not_invalidated_by_tags(stored)
         return self._served(name, stored, counted=counted), stored
 
     def _opened(
@@ -224,27 +225,32 @@ class Reader:
             stored = entry_format.parse(entry)
             known = self._known_gen  # parsed once, since it seldom changes; replaced whole, for other threads' sake
             if gen != known[0]:
-                known = gen, entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_generation(gen)
+                known = (
+                    gen,
+                    entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen),
+                )
                 self._known_gen = known
         except Undecodable as error:
             self._complain_of(name, error, counted=counted)
             return None, False
-        version, generation = stored.version, known[1]
-        if version <= generation.floor or (stored.tags and version <= generation.tag_floor):
+        version, invalidation_epoch = stored.version, known[1]
+        if version <= invalidation_epoch.cleared_until or (
+            stored.tags and version <= invalidation_epoch.tagged_cleared_until
+        ):
             return None, False
-        return stored, bool(stored.tags) and version <= generation.tagged
+        return stored, bool(stored.tags) and version <= invalidation_epoch.tagged
 
-    def _untouched_by_tags(self, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
+    def _not_invalidated_by_tags(self, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
         """Return an entry older than the last invalidation of any tag, unless that was one of its own."""
         # the generation once more, after the marks: what was merged into its tag floor is not among them any more
-        where = self.binding.keys
-        both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.generation(where)))
+        where = self.shared.keys
+        both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.invalidation_epoch(where)))
         newest, gen = yield from both
         try:
-            known = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_generation(gen)
+            known = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
         except Undecodable:
-            raise CorruptState(where.gen, "no three versions") from None
-        return stored if stored.version > max(newest, known.floor, known.tag_floor) else None
+            raise CorruptState(where.epochs, "no three versions") from None
+        return stored if stored.version > max(newest, known.cleared_until, known.tagged_cleared_until) else None
 
     def _served(
         self,
@@ -263,18 +269,18 @@ class Reader:
                 self._complain_of(name, error, counted=counted)
             else:
                 if counted and hit:
-                    self.binding.outbox.read(name, stored.cost_ms)
+                    self.shared.access_buffer.read(name, stored.cost_ms)
                 return value
         if counted and miss:
-            self.binding.outbox.missed()
+            self.shared.access_buffer.missed()
         return MISSING
 
     def complain_of_type(self, name: str) -> None:
         """Log that a key which is to hold an entry or a lease is of another type."""
-        name, cache = shown(name), self.binding.name
-        self.binding.complain("cache %s: entry %s counts as missing: a key of it is of a wrong type", cache, name)
+        name, cache = shown(name), self.shared.name
+        self.shared.complain("cache %s: entry %s counts as missing: a key of it is of a wrong type", cache, name)
 
     def _complain_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
-        self.binding.complain("cache %s: entry %s counts as missing: %s", self.binding.name, shown(name), error)
+        self.shared.complain("cache %s: entry %s counts as missing: %s", self.shared.name, shown(name), error)
         if counted:
-            self.binding.outbox.found_corrupt()
+            self.shared.access_buffer.found_corrupt()

@@ -10,7 +10,7 @@ from agentperf_redis.cache import commands, entry_format
 from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import Settings
-from agentperf_redis.cache.process.shared_state import Binding, Owed, log
+from agentperf_redis.cache.process.shared_state import InvalidationScope, SharedState, log
 from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import BackendFull, SchemaMismatch
 
@@ -18,71 +18,71 @@ ATTEMPTS: Final = 4
 """How often an operation starts again because the server had lost the settings meanwhile."""
 
 
-def ready(binding: Binding) -> Flow[None]:
+def ready(shared: SharedState) -> Flow[None]:
     """Before the first write of a process: note that the cache is in use, and write its settings.
 
     Before anything at all after an outage: send the invalidations that failed meanwhile.
     """
-    if binding.owed:
-        yield from _pay(binding)
-    if binding.deployed:
+    if shared.pending_invalidations:
+        yield from _flush_pending(shared)
+    if shared.deployed:
         return
     with suppress(BackendFull):  # whoever made the cache has noted it; what is new cannot be deployed either
-        yield from binding.backend.enter(binding.service, binding.name)
+        yield from shared.backend.enter(shared.service, shared.name)
     asked_at = time.monotonic()
-    reply = yield from commands.deploy(binding.keys, binding.settings, binding.given)
-    if isinstance(reply, commands.NewerSchema):
-        raise SchemaMismatch(f"cache {binding.name}", str(reply.schema), f"schema {commands.SCHEMA} or lower")
+    reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
+    if isinstance(reply, commands.OtherSchema):
+        raise SchemaMismatch(f"cache {shared.name}", str(reply.schema), f"schema {commands.SCHEMA}")
     if reply.before not in ("", reply.settings):
-        texts = (_in_words(binding, text) for text in (reply.before, reply.settings))
-        log.warning("cache %s: settings changed from %s to %s", binding.name, *texts)
-    binding.settings = Settings.parse(reply.settings) or binding.settings
-    if _lowered(Settings.parse(reply.before), binding.settings):
-        yield from _shrink(binding)
-    binding.set_clock(reply.now_ms, asked_at)
-    binding.learn(reply.now_ms * entry_format.CLOCK_PER_S // 1000)
-    binding.deployed = True
+        texts = (_in_words(shared, text) for text in (reply.before, reply.settings))
+        log.warning("cache %s: settings changed from %s to %s", shared.name, *texts)
+    shared.settings = Settings.parse(reply.settings) or shared.settings
+    if _lowered(Settings.parse(reply.before), shared.settings):
+        yield from _shrink(shared)
+    shared.set_clock(reply.now_ms, asked_at)
+    shared.learn(reply.now_ms * entry_format.CLOCK_PER_S // 1000)
+    shared.deployed = True
 
 
-def _in_words(binding: Binding, text: str) -> str:
+def _in_words(shared: SharedState, text: str) -> str:
     settings = Settings.parse(text)
-    return text if settings is None else settings.shown(binding.service)
+    return text if settings is None else settings.shown(shared.service)
 
 
-def _pay(binding: Binding) -> Flow[None]:
+def _flush_pending(shared: SharedState) -> Flow[None]:
     """Tell the server what it was to forget. A miss is never wrong: others may do the same meanwhile."""
-    debts = list(binding.owed)
-    names = {kind: [name for owed, name in debts if owed is kind] for kind in Owed}
-    if names[Owed.ALL]:
-        yield from commands.clear(binding.keys, binding.origin)
-    for chunk in chunks(names[Owed.TAG]):
-        yield from commands.invalidate_tags(binding.keys, tuple(chunk), binding.origin)
-    for chunk in chunks(names[Owed.KEY]):
-        yield from commands.delete(binding.keys, chunk, binding.origin)  # nothing is there without settings
-    binding.paid(debts)
-    log.warning("cache %s: told the server of %d invalidations that had failed", binding.name, len(debts))
+    invalidations = list(shared.pending_invalidations)
+    names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
+    if names[InvalidationScope.ALL]:
+        yield from commands.clear(shared.keys, shared.origin)
+    for chunk in chunks(names[InvalidationScope.TAG]):
+        yield from commands.invalidate_tags(shared.keys, tuple(chunk), shared.origin)
+    for chunk in chunks(names[InvalidationScope.KEY]):
+        yield from commands.delete(shared.keys, chunk, shared.origin)  # nothing is there without settings
+    shared.remove_pending(invalidations)
+    log.warning("cache %s: told the server of %d invalidations that had failed", shared.name, len(invalidations))
 
 
 def _lowered(before: Settings | None, now: Settings) -> bool:
     if before is None:
         return False
-    most = now.max_bytes and (not before.max_bytes or now.max_bytes < before.max_bytes)
-    return bool(most) or any(room < had for room, had in zip(now.rooms, before.rooms, strict=True))
+    maximum = now.max_bytes and (not before.max_bytes or now.max_bytes < before.max_bytes)
+    return bool(maximum) or any(capacity < had for capacity, had in zip(now.capacities, before.capacities, strict=True))
 
 
-def _shrink(binding: Binding) -> Flow[None]:
+def _shrink(shared: SharedState) -> Flow[None]:
     """Bring a cache within limits that were lowered: each sweep moves and evicts 512 entries, so none holds up others.
 
     Should this process end meanwhile, every put goes on by as many.
     """
-    where, settings, steps = binding.keys, binding.settings, 0
+    where, settings, steps = shared.keys, shared.settings, 0
     while True:
         total, hot, warm = yield from Batch(
             (inspection.members(where.size, of_hash=True), *map(inspection.members, (where.hot, where.warm)))
         )
         _, count = yield from inspection.counters(where)
-        rooms = settings.rooms
-        within = total <= sum(rooms) and hot <= rooms[0] and warm <= rooms[1]
+        capacities = settings.capacities
+        within = total <= sum(capacities) and hot <= capacities[0] and warm <= capacities[1]
         steps = steps or 3 + total // commands.MAX_EVICTIONS  # others may raise the limit meanwhile, and go on filling
         if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:
             return

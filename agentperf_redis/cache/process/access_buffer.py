@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from agentperf_redis.command import Hint, running_loop
+from agentperf_redis.command import WakeUp, running_loop
 
 MAX_READS = 256
 """Distinct keys in one report: a longer script call would hold up the server (about 1 ms at 3-6 us each)."""
@@ -21,7 +21,7 @@ MAX_PENDING = 16 * MAX_READS
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AccessReport:
     """One report, fixed once it was sent for the first time."""
 
     seq: int
@@ -32,10 +32,10 @@ class Report:
     """Stored name and count, oldest first."""
 
 
-NO_REPORT = Report(0, 0, 0, 0, ())
+NO_REPORT = AccessReport(0, 0, 0, 0, ())
 
 
-class Outbox:
+class AccessBuffer:
     """Gathers reads on any thread; hands out reports.
 
     Args:
@@ -58,10 +58,10 @@ class Outbox:
         self._reads: dict[str, int] = {}
         self._misses = self._saved_ms = self._corrupt = 0
         self._seq = 0
-        self._open: Report | None = None
+        self._open: AccessReport | None = None
         self._under_way = False
         self._announced = False
-        self.flushing: Hint | None = None
+        self.flushing: WakeUp | None = None
         """Given when the flush that is under way has ended. Puts wait for it, to keep the order of touches."""
 
     @property
@@ -104,7 +104,7 @@ class Outbox:
         if not self._announced:
             self._announce()
 
-    def take(self, *, flush: bool = False) -> Report:
+    def take(self, *, flush: bool = False) -> AccessReport:
         """Take the next report, or NO_REPORT if there is none or another is under way.
 
         Args:
@@ -123,15 +123,15 @@ class Outbox:
                 reads = tuple(islice(self._reads.items(), MAX_READS))
                 for name, _ in reads:
                     del self._reads[name]
-                self._open = Report(self._seq, self._misses, self._saved_ms, self._corrupt, reads)
+                self._open = AccessReport(self._seq, self._misses, self._saved_ms, self._corrupt, reads)
                 self._misses = self._saved_ms = self._corrupt = 0
             self._under_way = True
             self._announced = False
             if flush:
-                self.flushing = Hint(running_loop())
+                self.flushing = WakeUp(running_loop())
             return self._open
 
-    def settle(self, report: Report, *, taken_in: bool) -> None:
+    def settle(self, report: AccessReport, *, taken_in: bool) -> None:
         """Say what became of a report: taken in, or unknown, in which case it is sent again with the next chance."""
         if report is NO_REPORT:
             return
@@ -142,7 +142,7 @@ class Outbox:
             flushing, self.flushing = self.flushing, None
             announce = self.waits and not self._announced
         if flushing is not None:
-            flushing.give()
+            flushing.send()
         if announce:
             self._announce()
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agentperf_redis.cache.process.flights import Flight
-from agentperf_redis.cache.process.shared_state import Binding
+from agentperf_redis.cache.process.shared_state import SharedState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
+class ComputeLease:
     """The right, and the duty, to compute a key.
 
     Attributes:
-        binding: the cache.
+        shared: the cache.
         name: stored name of the key.
         key: the key.
         token: of the lease; empty for a value that concerns nobody else, because it cannot be stored.
@@ -22,7 +22,7 @@ class Turn:
         flight: others of this process who wait; None if none can.
     """
 
-    binding: Binding
+    shared: SharedState
     name: str
     key: str
     token: str
@@ -37,17 +37,19 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """There is a value, and no need to compute.
+    """There is a value, and no need to compute any more.
 
     Attributes:
         value: the value.
         saved_ms: what that has saved, if another computed it meanwhile.
         stale: its version if it is due to be computed anew, behind whoever is served; else 0.
+        storable: whether it is one that a cache can hold.
     """
 
     value: Any
     saved_ms: int = 0
     stale: int = 0
+    storable: bool = True
 
 
-Answer: TypeAlias = Served | Turn
+Answer: TypeAlias = Served | ComputeLease

@@ -17,12 +17,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from agentperf_redis.command import Hint
+from agentperf_redis.command import WakeUp
 from agentperf_redis.errors import BackendUnavailable
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
+class Computed:
     """The computation brought a value: its bytes, from which everyone makes a copy of his own, and what it cost."""
 
     data: bytes
@@ -53,7 +53,7 @@ class GivenUp:
     """Whoever computed was cancelled: another may try."""
 
 
-Outcome: TypeAlias = Landed | Crashed | Uncacheable | Unreachable | GivenUp
+FlightOutcome: TypeAlias = Computed | Crashed | Uncacheable | Unreachable | GivenUp
 
 
 class Flight:
@@ -68,8 +68,8 @@ class Flight:
         self.asked = 0
         """Questions whose answer would vouch for the value, sent so far."""
         self.open = True
-        self.ended = Hint()
-        self.outcome: Outcome = GivenUp()
+        self.ended = WakeUp()
+        self.outcome: FlightOutcome = GivenUp()
 
 
 _around: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
@@ -140,7 +140,7 @@ class Flights:
         with self._lock:
             self._flights.clear()
 
-    def end(self, flight: Flight, outcome: Outcome) -> None:
+    def end(self, flight: Flight, outcome: FlightOutcome) -> None:
         """End a flight. A second call changes nothing."""
         with self._lock:
             if not flight.open:
@@ -149,4 +149,4 @@ class Flights:
             if self._flights.get(flight.name) is flight:
                 del self._flights[flight.name]
             flight.outcome = outcome
-        flight.ended.give()
+        flight.ended.send()

@@ -24,7 +24,7 @@ from agentperf_redis.cache.entry_format import Stored
 
 TRUSTED_FOR_S = 0.25
 """How old the last proof that the bus works may be, and so how long another process's write may go unnoticed."""
-LONGEST_LIFE_S = 30.0
+MAX_COPY_TTL_S = 30.0
 """No copy lives longer: a bound, should all else fail."""
 
 _STRIPES = 256
@@ -43,10 +43,12 @@ class Copy:
         "fresh_until_ms",
         "frozen",
         "key",
+        "listed",
         "name",
         "newer",
         "older",
         "reads",
+        "reported",
         "tags",
         "until",
         "value",
@@ -68,7 +70,9 @@ class Copy:
         """Whether everyone may have the same object; else each gets one of his own, made from the bytes."""
         self.value = value if self.frozen else None
         self.visited = False
-        self.reads = 0
+        self.reads = self.reported = 0
+        self.listed = False
+        """Whether it is among those whose reads are to be reported."""
         self.newer: Copy | None = None
         self.older: Copy | None = None
 
@@ -82,21 +86,21 @@ class LocalCopies:
     """The copies of one cache in this process.
 
     Args:
-        most_entries: how many.
-        most_bytes: of all their keys and values; None is no limit.
+        max_entries: how many.
+        max_bytes: of all their keys and values; None is no limit.
         proven_at: returns when the newest answered ping of the bus was sent, by `time.monotonic`.
         announce: called when there are reads to report that were not announced.
     """
 
     def __init__(
         self,
-        most_entries: int,
-        most_bytes: int | None,
+        max_entries: int,
+        max_bytes: int | None,
         proven_at: Callable[[], float],
         announce: Callable[[], None],
     ) -> None:
-        self.most_entries = most_entries
-        self.most_bytes = most_bytes
+        self.max_entries = max_entries
+        self.max_bytes = max_bytes
         self._proven_at = proven_at
         self._announce = announce
         self.start_empty()
@@ -121,44 +125,54 @@ class LocalCopies:
     def __len__(self) -> int:
         return len(self._copies)
 
-    def find(self, key: str) -> Copy | None:
-        """Return the copy of a key, if there is one and it may be served. Takes no lock."""
-        try:  # a hit is faster by it than by `get`, and a miss will take a round trip
-            copy = self._copies[key]
+    def find(self, key: str, *, counted: bool = True) -> Copy | None:
+        """Return the copy of a key, if there is one and it may be served. Takes no lock.
+
+        Args:
+            key: the key.
+            counted: whether it counts as read; else `count` is called once it is known to be served.
+        """
+        now = monotonic()
+        try:
+            # Trust comes first: what was looked up before the bus was proven may be a copy that it has just dropped.
+            if now > self._trusted_until and not (key in self._copies and self._trust(now)):
+                return None
+            copy = self._copies[key]  # a hit is faster by it than by `get`, and a miss will take a round trip
         except (KeyError, TypeError):  # of no key at all whoever reads from the server says so
             return None
-        now = monotonic()
-        if now > self._trusted_until:
-            # never back: a bus that has just been lost proves nothing, but what it proved stands; see `stand_in`
-            self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
-            if now > self._trusted_until:
-                return None
         if now > copy.until:
             self.drop(copy.name)
             return None
-        copy.visited = True
-        reads = copy.reads
-        copy.reads = reads + 1
-        if not reads:
-            self._read.append(copy)
-            self._announce()
+        if counted:
+            self.count(copy)
         return copy
 
-    def take_back(self, copy: Copy) -> None:
-        """Say that a copy which `find` returned was not served. A read that is reported already is made up for."""
-        copy.reads -= 1
+    def count(self, copy: Copy) -> None:
+        """Count a read of a copy that is served, to be reported. Takes no lock."""
+        copy.visited = True
+        copy.reads += 1
+        if not copy.listed:
+            copy.listed = True
+            self._read.append(copy)
+            self._announce()
+
+    def _trust(self, now: float) -> bool:
+        """Return whether the bus has been proven to work lately."""
+        # never back: a bus that has just been lost proves nothing, but what it proved stands; see `serve_stale`
+        self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
+        return now <= self._trusted_until
 
     def ticket(self, name: str) -> Ticket:
         """Return what `fill` wants to see, before the entry is read from the server."""
         return self._era, self._stripes[hash(name) % _STRIPES]
 
-    def fill(self, key: str, name: str, stored: Stored, value: Any, life_s: float, ticket: Ticket) -> None:
+    def fill(self, key: str, name: str, stored: Stored, value: Any, ttl_s: float, ticket: Ticket) -> None:
         """Keep a copy of what was read from the server, unless something was invalidated since its ticket."""
-        life_s = min(life_s, LONGEST_LIFE_S)
-        if life_s <= 0:
+        ttl_s = min(ttl_s, MAX_COPY_TTL_S)
+        if ttl_s <= 0:
             return
-        copy = Copy(key, name, stored, value, monotonic() + life_s)
-        if self.most_bytes is not None and copy.size_bytes > self.most_bytes:
+        copy = Copy(key, name, stored, value, monotonic() + ttl_s)
+        if self.max_bytes is not None and copy.size_bytes > self.max_bytes:
             return
         with self._lock:
             if ticket != (self._era, self._stripes[hash(name) % _STRIPES]):
@@ -169,8 +183,8 @@ class LocalCopies:
             if known is not None:
                 self._remove(known)
             while self._copies and (
-                len(self._copies) >= self.most_entries
-                or (self.most_bytes is not None and self._bytes + copy.size_bytes > self.most_bytes)
+                len(self._copies) >= self.max_entries
+                or (self.max_bytes is not None and self._bytes + copy.size_bytes > self.max_bytes)
             ):
                 self._evict()
             copy.older = self._newest
@@ -209,12 +223,12 @@ class LocalCopies:
             if self._aside:
                 self._aside = {key: copy for key, copy in self._aside.items() if tag not in copy.tags}
 
-    def stand_in(self, key: str, longest_s: float) -> Copy | None:
+    def serve_stale(self, key: str, max_age_s: float) -> Copy | None:
         """Return a copy of which nobody can say that it is still right, because the server is away.
 
         Args:
             key: the key.
-            longest_s: how long ago it must have been known to be right at most.
+            max_age_s: how long ago it must have been known to be right at most.
         """
         now = monotonic()
         with self._lock:
@@ -223,10 +237,10 @@ class LocalCopies:
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:  # else the server was heard of, and of them it was not
                 copy, known_at = self._aside.get(key), self._aside_proven_at
-        return copy if copy is not None and now <= copy.until and now <= known_at + longest_s else None
+        return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 
     def set_aside(self) -> None:
-        """Serve none of the copies any more, since changes may have been missed; but `stand_in` may."""
+        """Serve none of the copies any more, since changes may have been missed; but `serve_stale` may."""
         with self._lock:
             if self._copies:
                 self._aside, self._aside_long_names = self._copies, self._long_names
@@ -252,8 +266,12 @@ class LocalCopies:
         read, self._read = self._read, []
         reads = []
         for copy in read:
-            count, copy.reads = copy.reads, 0
-            if count > 0:
+            copy.listed = False  # first: a read counted from here on lists the copy again
+            count = copy.reads - copy.reported
+            copy.reported += (
+                count  # `reads` only grows: setting it to 0 here could undo, or repeat, a read being counted
+            )
+            if count:
                 reads.append((copy.name, count, count * copy.cost_ms))
         return reads
 

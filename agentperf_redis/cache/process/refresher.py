@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import register_for_fork
 from agentperf_redis.cache.process.shared_state import log
 from agentperf_redis.command import running_loop
 
-MOST_THREADS: Final = 4
+MAX_THREADS: Final = 4
 """Functions that run at a time behind blocking callers of one process; a slow one must not hold up all others."""
-MOST_WAITING: Final = 256
+MAX_WAITING: Final = 256
 """Refreshes that wait for a thread; those beyond are left to the next reader."""
 _PAUSE_S = 0.25
 """After a refresh, or an attempt at one that is another's, this process tries that key no sooner than this."""
@@ -32,6 +31,9 @@ Subject: TypeAlias = tuple[str, str]
 class Refresher:
     """Runs refreshes, one at a time of each key. Its threads start when there is work, and end when there is none.
 
+    They are not a `Background`, which does one job after the other: here several functions of users run at a time, and
+    share what waits.
+
     Args:
         backend: whose closing ends it.
     """
@@ -39,7 +41,7 @@ class Refresher:
     def __init__(self, backend: Backend) -> None:
         self._start_empty()
         backend.on_close(self._finish)
-        _refreshers.add(self)
+        register_for_fork(self)
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
@@ -54,11 +56,11 @@ class Refresher:
     def submit(self, subject: Subject, job: Callable[[], object]) -> None:
         """Have `job` run by a thread soon, in the context of the caller, unless that key is being refreshed already."""
         with self._lock:
-            if len(self._jobs) >= MOST_WAITING or not self._take(subject):
+            if len(self._jobs) >= MAX_WAITING or not self._take(subject):
                 return
             context = contextvars.copy_context()
             self._jobs.append((subject, lambda: context.run(job)))
-            if self._threads < MOST_THREADS:
+            if self._threads < MAX_THREADS:
                 self._threads += 1
                 threading.Thread(target=self._work, name="agentperf-refresh", daemon=True).start()
 
@@ -82,7 +84,7 @@ class Refresher:
         now = time.monotonic()
         if self._closed or self._taken.get(subject, 0.0) > now:
             return False
-        if len(self._taken) > 2 * MOST_WAITING:
+        if len(self._taken) > 2 * MAX_WAITING:
             self._taken = {other: until for other, until in self._taken.items() if until > now}
         self._taken[subject] = float("inf")
         return True
@@ -121,14 +123,3 @@ class Refresher:
     def after_fork(self) -> None:
         """In the child: threads and tasks are the parent's."""
         self._start_empty()
-
-
-_refreshers: weakref.WeakSet[Refresher] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for refresher in list(_refreshers):
-        refresher.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -13,21 +12,22 @@ from typing import TypeAlias
 
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
+from agentperf_redis.background import register_for_fork
 from agentperf_redis.cache.model import ARGUMENTS, Settings
-from agentperf_redis.cache.process.access_buffer import Outbox
+from agentperf_redis.cache.process.access_buffer import AccessBuffer
 from agentperf_redis.cache.process.flights import Flights
 from agentperf_redis.cache.process.local_copies import LocalCopies
-from agentperf_redis.command import Hint
+from agentperf_redis.command import WakeUp
 from agentperf_redis.errors import InvalidArgument
 
 log = logging.getLogger("agentperf_redis")
 
-MOST_OWED = 10_000
+MAX_PENDING_INVALIDATIONS = 10_000
 """Names of keys and tags kept while the server is away; beyond, the whole cache is cleared on its return."""
 _COMPLAIN_EVERY_S = 10.0
 
 
-class Owed(Enum):
+class InvalidationScope(Enum):
     """What the server could not be told to forget."""
 
     KEY = "a key, by its stored name"
@@ -35,10 +35,10 @@ class Owed(Enum):
     ALL = "everything"
 
 
-Debt: TypeAlias = tuple[Owed, str]
+PendingInvalidation: TypeAlias = tuple[InvalidationScope, str]
 
 
-class Binding:
+class SharedState:
     """One cache in this process.
 
     Args:
@@ -57,7 +57,7 @@ class Binding:
         name: str,
         settings: Settings,
         given: str,
-        filled: Callable[[Binding], None],
+        filled: Callable[[SharedState], None],
     ) -> None:
         self.backend = backend
         self.service = service
@@ -69,7 +69,7 @@ class Binding:
         self.seen = 0
         """The newest version that a reply has brought to this process."""
         self._filled = filled
-        self.outbox = Outbox(lambda: backend.process, lambda: filled(self))
+        self.access_buffer = AccessBuffer(lambda: backend.process, lambda: filled(self))
         self.flights = Flights()
         self.local: LocalCopies | None = None
         self._server_ahead_ms = 0.0
@@ -78,13 +78,13 @@ class Binding:
         self._start_empty()
         backend.on_new_epoch(self._deploy_again)
         backend.on_recovery(self._recovered)
-        _bindings.add(self)
+        register_for_fork(self)
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
-        self.owed: dict[Debt, None] = {}
+        self.pending_invalidations: dict[PendingInvalidation, None] = {}
         """Invalidations that the server was not told of, in order: sent again before anything is read or written."""
-        self._waiting: dict[str, list[Hint]] = {}
+        self._waiting: dict[str, list[WakeUp]] = {}
         self._listening = False  # a forked child's bus has no subscription yet
 
     def adopt(self, user: object, settings: Settings, given: str) -> None:
@@ -112,7 +112,7 @@ class Binding:
                 self.settings, self.given = Settings.of(held), "".join(marks)
             self._users.add(user)
 
-    def use_local(self, most_entries: int, most_bytes: int | None) -> LocalCopies:
+    def use_local(self, max_entries: int, max_bytes: int | None) -> LocalCopies:
         """Return the local copies of this cache.
 
         Raises:
@@ -122,12 +122,12 @@ class Binding:
             if self.local is None:
                 bus, channel = self.backend.bus, self.keys.bus
                 self.local = LocalCopies(
-                    most_entries, most_bytes, lambda: bus.confirmed_at(channel), self.outbox.announce
+                    max_entries, max_bytes, lambda: bus.confirmed_at(channel), self.access_buffer.announce
                 )
-                self.outbox.drain = self.local.drain
-            if (self.local.most_entries, self.local.most_bytes) != (most_entries, most_bytes):
-                held = f"local_size={self.local.most_entries}, local_bytes={self.local.most_bytes}"
-                raise InvalidArgument("local_size", most_entries, f"what this cache has in this process: {held}")
+                self.access_buffer.drain = self.local.drain
+            if (self.local.max_entries, self.local.max_bytes) != (max_entries, max_bytes):
+                held = f"local_size={self.local.max_entries}, local_bytes={self.local.max_bytes}"
+                raise InvalidArgument("local_size", max_entries, f"what this cache has in this process: {held}")
             return self.local
 
     @property
@@ -146,19 +146,19 @@ class Binding:
         if self.local is not None:
             self.local.drop(name)
 
-    def owe(self, debts: Iterable[Debt]) -> None:
+    def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
         """Take note of invalidations that failed: their caller knows, but nobody should read what they were to end."""
         with self._lock:
-            self.owed.update(dict.fromkeys(debts))
-            if len(self.owed) > MOST_OWED:
-                self.owed = {(Owed.ALL, ""): None}
+            self.pending_invalidations.update(dict.fromkeys(invalidations))
+            if len(self.pending_invalidations) > MAX_PENDING_INVALIDATIONS:
+                self.pending_invalidations = {(InvalidationScope.ALL, ""): None}
         self._filled(self)  # so that it is told also if nobody reads
 
-    def paid(self, debts: Iterable[Debt]) -> None:
+    def remove_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
         """Take note that the server was told."""
         with self._lock:
-            for debt in debts:
-                self.owed.pop(debt, None)
+            for invalidation in invalidations:
+                self.pending_invalidations.pop(invalidation, None)
 
     def set_clock(self, server_ms: float, asked_at: float) -> None:
         """Take note of the server's time; `asked_at` is `time.monotonic()` before the question was sent."""
@@ -175,13 +175,13 @@ class Binding:
             self._complained_at = now
             log.warning(message, *args)
 
-    def hint_for(self, name: str) -> Hint:
-        """Return a hint that is given when the bus brings word of a key. To be taken back with `forget_hint`."""
-        hint = Hint()
+    def wake_up_for(self, name: str) -> WakeUp:
+        """Return a hint that is given when the bus brings word of a key. To be taken back with `forget_wake_up`."""
+        wake_up = WakeUp()
         with self._lock:
-            self._waiting.setdefault(name, []).append(hint)
+            self._waiting.setdefault(name, []).append(wake_up)
         self.listen()
-        return hint
+        return wake_up
 
     def listen(self) -> None:
         """Hear what the bus brings from now on. It starts the bus's thread, so nobody listens without need."""
@@ -190,18 +190,18 @@ class Binding:
         with self._lock:
             listen, self._listening = not self._listening, True
         if listen:
-            self.backend.bus.subscribe(self.keys.bus, self._heard, self._missed_some)
+            self.backend.bus.subscribe(self.keys.bus, self._on_message, self._on_gap)
 
-    def forget_hint(self, name: str, hint: Hint) -> None:
+    def forget_wake_up(self, name: str, wake_up: WakeUp) -> None:
         """Take a hint back."""
         with self._lock:
             left = self._waiting.get(name, [])
-            if hint in left:
-                left.remove(hint)
+            if wake_up in left:
+                left.remove(wake_up)
             if not left:
                 self._waiting.pop(name, None)
 
-    def _heard(self, message: bytes) -> None:
+    def _on_message(self, message: bytes) -> None:
         """On the bus's thread: ``<kind> <version> <origin> <key or tag>``."""
         try:
             kind, version, _, name = message.decode().split(" ", 3)
@@ -211,7 +211,7 @@ class Binding:
         if kind == "c":
             if self.local is not None:
                 self.local.flush()
-            self._look_all()
+            self._wake_all()
             return
         local = self.local
         if local is not None and kind in "sd":
@@ -219,20 +219,20 @@ class Binding:
         elif local is not None and kind == "t":
             local.drop_tag(name, older_than=at)
         with self._lock:
-            hints = list(self._waiting.get(name, ()))
-        for hint in hints:
-            hint.give()
+            wake_ups = list(self._waiting.get(name, ()))
+        for wake_up in wake_ups:
+            wake_up.send()
 
-    def _missed_some(self) -> None:
+    def _on_gap(self) -> None:
         if self.local is not None:
             self.local.set_aside()
-        self._look_all()
+        self._wake_all()
 
-    def _look_all(self) -> None:
+    def _wake_all(self) -> None:
         with self._lock:
-            hints = [hint for waiting in self._waiting.values() for hint in waiting]
-        for hint in hints:
-            hint.give()
+            wake_ups = [wake_up for waiting in self._waiting.values() for wake_up in waiting]
+        for wake_up in wake_ups:
+            wake_up.send()
 
     def _deploy_again(self) -> None:
         self.deployed = False
@@ -240,24 +240,13 @@ class Binding:
     def _recovered(self) -> None:
         if self.local is not None:
             self.local.flush()
-        if self.owed:
+        if self.pending_invalidations:
             self._filled(self)
 
     def after_fork(self) -> None:
         """In the child: locks and buffers are made anew; what waits in them is the parent's business."""
         self._start_empty()
-        self.outbox.start_empty()
+        self.access_buffer.start_empty()
         self.flights.start_empty()
         if self.local is not None:
             self.local.start_empty()
-
-
-_bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for binding in list(_bindings):
-        binding.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

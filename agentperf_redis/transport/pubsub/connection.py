@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from agentperf_redis.errors import AgentPerfError
-from agentperf_redis.transport.connector import Connector, broken, refused, unconnected
+from agentperf_redis.transport.connector import Connector, broken, refused
 from agentperf_redis.transport.delivery import ExchangeFailed
 from agentperf_redis.transport.resp import pack
 from agentperf_redis.transport.topology import Node
@@ -23,16 +23,16 @@ from agentperf_redis.transport.topology import Node
 LOST_AFTER_S = 1.5
 """A ping unanswered for so long means that the line is lost."""
 
-_FIRST_REST_S, _LONGEST_REST_S = 0.02, 1.0
-_REFUSED_REST_S = 10.0
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.02, 1.0
+_REFUSED_BACKOFF_S = 10.0
 """Rest after a refusal that only somebody's hand will change: an ACL, a password, a certificate."""
-_MOST_UNANSWERED = 128
+_MAX_UNANSWERED = 128
 """Requests under way on a line: so few always fit into the socket's buffer, and sending never blocks."""
-_MOST_AT_ONCE = 512
+_MAX_AT_ONCE = 512
 """Replies read from one line before the others have their turn."""
 
 
-class Heard(NamedTuple):
+class BusReply(NamedTuple):
     """What a node said.
 
     Attributes:
@@ -48,7 +48,7 @@ class Heard(NamedTuple):
     request: str = ""
 
 
-class Line:
+class BusConnection:
     """The way to one node: open, being dialled, or resting after a failure. Belongs to the bus's thread.
 
     Attributes:
@@ -84,9 +84,9 @@ class Line:
         return self._connection is not None
 
     @property
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether a request may be sent now. Answers make room."""
-        return self._connection is not None and len(self._unanswered) < _MOST_UNANSWERED
+        return self._connection is not None and len(self._unanswered) < _MAX_UNANSWERED
 
     @property
     def socket(self) -> socket.socket | None:
@@ -107,9 +107,7 @@ class Line:
             fresh.connect()
         except (RedisError, OSError) as error:
             fresh.disconnect()
-            if isinstance(error, ResponseError):
-                raise refused(error) from None
-            raise unconnected(error, connector.hint, tls=connector.address.tls) from None
+            raise connector.unconnected(error) from None
         self._fresh = fresh
 
     def open(self) -> None:
@@ -136,15 +134,15 @@ class Line:
         self._ping_soon = True
         return first
 
-    def rest(self, *, final: bool) -> None:
+    def back_off(self, *, final: bool) -> None:
         """After a failure: rest, the longer the more often it failed.
 
         To have connected is no success, nor is a connection that soon broke: no server is to be stormed.
         """
         now = time.monotonic()
-        lasted = self._proven_at and now - self._proven_at > _LONGEST_REST_S
+        lasted = self._proven_at and now - self._proven_at > _MAX_BACKOFF_S
         self.failures = 1 if lasted else self.failures + 1
-        self.retry_at = now + rest_s(self.failures, final=final)
+        self.retry_at = now + backoff_s(self.failures, final=final)
 
     def request(self, kind: str, channel: str = "") -> None:
         """Send a request.
@@ -177,13 +175,13 @@ class Line:
             raise ExchangeFailed(f"a ping was not answered for {LOST_AFTER_S:g} s", sent=True)
         return self._ping_sent + LOST_AFTER_S
 
-    def read(self) -> Iterator[Heard | None]:
+    def read(self) -> Iterator[BusReply | None]:
         """Take in what has arrived, without waiting. A last None: there may be more, but it is the others' turn.
 
         Raises:
             ExchangeFailed: the connection broke.
         """
-        for _ in range(_MOST_AT_ONCE):
+        for _ in range(_MAX_AT_ONCE):
             connection = self._connection
             try:
                 if connection is None:
@@ -195,7 +193,7 @@ class Line:
                 request, channel = self._unanswered.popleft() if self._unanswered else ("", "")
                 if not channel:
                     raise refused(error) from None
-                yield Heard("refused", channel, str(error).encode(), request)
+                yield BusReply("refused", channel, str(error).encode(), request)
                 continue
             except (RedisError, OSError) as error:
                 raise broken(error, (), fresh=False) from None
@@ -208,11 +206,11 @@ class Line:
             if self._unanswered and self._unanswered[0] == (kind, channel):
                 self._unanswered.popleft()
             if kind != "ping":
-                yield Heard(kind, channel, payload if kind == "smessage" else b"")
+                yield BusReply(kind, channel, payload if kind == "smessage" else b"")
         yield None
 
 
-def rest_s(failures: int, *, final: bool = False) -> float:
+def backoff_s(failures: int, *, final: bool = False) -> float:
     """Return how long to rest after so many failures in a row; of random length, so that many do not keep step."""
-    longest = _REFUSED_REST_S if final else min(_LONGEST_REST_S, _FIRST_REST_S * 2 ** min(failures - 1, 16))
-    return random.uniform(longest / 2, longest)
+    maximum = _REFUSED_BACKOFF_S if final else min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(failures - 1, 16))
+    return random.uniform(maximum / 2, maximum)

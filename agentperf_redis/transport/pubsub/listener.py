@@ -21,7 +21,7 @@ from functools import partial
 
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import ExchangeFailed
-from agentperf_redis.transport.pubsub.connection import LOST_AFTER_S, Heard, Line, rest_s
+from agentperf_redis.transport.pubsub.connection import LOST_AFTER_S, BusConnection, BusReply, backoff_s
 from agentperf_redis.transport.pubsub.subscriptions import Subscribers, Subscription, guarded
 from agentperf_redis.transport.topology import Node
 
@@ -32,7 +32,7 @@ PING_EVERY_S = 0.1
 _IDLE_PING_EVERY_S = 2.0
 """The same while nobody wants to know."""
 _ASKED_RECENTLY_S = 5.0
-_FAULT_REST_S = 1.0
+_FAULT_BACKOFF_S = 1.0
 _FOR_GOOD = ("NOPERM", "NOAUTH", "DENIED", "ERR unknown")
 """Beginnings of refusals that no repetition will change."""
 _REFUSED, _LAYOUT = "channels that were refused", "the layout of the Cluster"
@@ -53,7 +53,7 @@ class _Channel:
 
     name: str
     state: _State = _State.MISSING
-    line: Line | None = None
+    connection: BusConnection | None = None
     """Where it belongs, as far as was known when it was last looked at."""
     refusals: int = 0
     retry_at: float = 0.0
@@ -88,7 +88,7 @@ class Listener:
         self._channels: dict[str, _Channel] = {}
         self._unsettled: set[str] = set()
         """Channels that are not yet as they are wanted."""
-        self._lines: dict[Node, Line] = {}
+        self._connections: dict[Node, BusConnection] = {}
         self._layout_wanted = self._layout_asked = False
         self._layout_questions = 0
         self._layout_retry_at = 0.0
@@ -119,8 +119,8 @@ class Listener:
         if idle:
             self._wake()  # the thread sleeps until the next idle ping
         channel = self._channels.get(name)
-        line = None if channel is None or channel.state is not _State.LIVE else channel.line
-        return 0.0 if line is None else line.confirmed
+        connection = None if channel is None or channel.state is not _State.LIVE else channel.connection
+        return 0.0 if connection is None else connection.confirmed
 
     def stop(self) -> None:
         """End the thread and its connections."""
@@ -131,7 +131,7 @@ class Listener:
 
     def abandon(self) -> None:
         """In a forked child: give back the descriptors. Closing them here does not end what the parent has open."""
-        sockets = [self._wake_read, self._wake_write, *(line.socket for line in self._lines.values())]
+        sockets = [self._wake_read, self._wake_write, *(connection.socket for connection in self._connections.values())]
         for each in sockets:
             if each is not None:
                 with contextlib.suppress(OSError):
@@ -143,16 +143,16 @@ class Listener:
 
     # What may block, on threads of their own.
 
-    def _dial(self, line: Line) -> None:
+    def _dial(self, connection: BusConnection) -> None:
         failed = None
         try:
-            line.dial(self._connector)
+            connection.dial(self._connector)
         except ExchangeFailed as error:
             failed = error
         except Exception as error:  # noqa: BLE001  the line must not be taken to be dialling for ever
             failed = ExchangeFailed(repr(error), sent=False)
-        if not self._post(partial(self._dialled, line, failed)):
-            line.close()
+        if not self._post(partial(self._dialled, connection, failed)):
+            connection.close()
 
     def _ask_layout(self, learn: Callable[[], str]) -> None:
         try:
@@ -179,13 +179,13 @@ class Listener:
             except BaseException:  # noqa: BLE001  it ends by `stop` only: else messages would stay out unnoticed
                 _log.exception("bus: a fault of its own; starting over")
                 with contextlib.suppress(Exception):
-                    for line in list(self._lines.values()):
-                        self._fail(line, "starting over")
-                time.sleep(_FAULT_REST_S)
+                    for connection in list(self._connections.values()):
+                        self._fail(connection, "starting over")
+                time.sleep(_FAULT_BACKOFF_S)
         with self._lock:
             self._ended = True
-        for line in self._lines.values():
-            line.close()
+        for connection in self._connections.values():
+            connection.close()
         self._wake_write.close()
         self._wake_read.close()
 
@@ -195,38 +195,40 @@ class Listener:
         self._due = now + _IDLE_PING_EVERY_S
         while self._arrivals:
             self._arrivals.popleft()()
-        self._each_open_line(self._read)
-        self._unsettled |= self._subscribers.take_touched()
+        self._each_open_connection(self._read)
+        self._unsettled |= self._subscribers.take_changed()
         for name in list(self._unsettled):
             self._settle(name, now)
         if self._layout_wanted:
             self._find_layout(now)
-        self._each_open_line(self._ping)
-        for line in [line for line in self._lines.values() if not (line.channels or line.dialling)]:
-            del self._lines[line.node]
-            line.close()
-            self._leave(f"the line to {line}", "", "is needed no more")
+        self._each_open_connection(self._ping)
+        for connection in [
+            connection for connection in self._connections.values() if not (connection.channels or connection.dialling)
+        ]:
+            del self._connections[connection.node]
+            connection.close()
+            self._leave(f"the line to {connection}", "", "is needed no more")
 
     def _await_something(self) -> None:
         with selectors.PollSelector() as selector:  # unlike epoll it has no descriptor, which a fork would leak
             selector.register(self._wake_read, selectors.EVENT_READ)
-            for line in self._lines.values():
-                if line.socket is not None:
-                    selector.register(line.socket, selectors.EVENT_READ)
+            for connection in self._connections.values():
+                if connection.socket is not None:
+                    selector.register(connection.socket, selectors.EVENT_READ)
             selector.select(max(0.0, self._due - time.monotonic()))
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
 
-    def _each_open_line(self, work: Callable[[Line], None]) -> None:
-        for line in list(self._lines.values()):
-            if line.is_open:
+    def _each_open_connection(self, work: Callable[[BusConnection], None]) -> None:
+        for connection in list(self._connections.values()):
+            if connection.is_open:
                 try:
-                    work(line)
+                    work(connection)
                 except ExchangeFailed as failed:
-                    self._fail(line, failed.reason, final=failed.final)
+                    self._fail(connection, failed.reason, final=failed.final)
                 except Exception as error:  # noqa: BLE001  the other lines go on
-                    _log.exception("bus: a fault on the line to %s", line)
-                    self._fail(line, repr(error))
+                    _log.exception("bus: a fault on the line to %s", connection)
+                    self._fail(connection, repr(error))
 
     # Channels
 
@@ -257,36 +259,36 @@ class Listener:
         if node is None:
             self._layout_wanted = True
             return
-        line = self._lines.get(node)
-        if line is None:
-            line = self._lines[node] = Line(node)
-        self._assign(channel, line)
-        if line.is_open:
+        connection = self._connections.get(node)
+        if connection is None:
+            connection = self._connections[node] = BusConnection(node)
+        self._assign(channel, connection)
+        if connection.is_open:
             self._request(channel, "ssubscribe", _State.ASKED)
-        elif not line.dialling:
-            if now < line.retry_at:
-                self._due = min(self._due, line.retry_at)
+        elif not connection.dialling:
+            if now < connection.retry_at:
+                self._due = min(self._due, connection.retry_at)
             else:
-                self._start(partial(self._dial, line))
-                line.dialling = True
+                self._start(partial(self._dial, connection))
+                connection.dialling = True
 
-    def _assign(self, channel: _Channel, line: Line | None) -> None:
-        if channel.line is not line:
-            if channel.line is not None:
-                channel.line.channels.discard(channel.name)
-            if line is not None:
-                line.channels.add(channel.name)
-            channel.line = line
+    def _assign(self, channel: _Channel, connection: BusConnection | None) -> None:
+        if channel.connection is not connection:
+            if channel.connection is not None:
+                channel.connection.channels.discard(channel.name)
+            if connection is not None:
+                connection.channels.add(channel.name)
+            channel.connection = connection
 
     def _request(self, channel: _Channel, kind: str, then: _State) -> None:
-        line = channel.line
-        if line is None or not line.has_room:
+        connection = channel.connection
+        if connection is None or not connection.has_capacity:
             return  # answers make room, and wake the thread
         try:
-            line.request(kind, channel.name)
+            connection.request(kind, channel.name)
             channel.state = then
         except ExchangeFailed as failed:
-            self._fail(line, failed.reason)
+            self._fail(connection, failed.reason)
 
     def _lose(self, channel: _Channel) -> None:
         was, channel.state = channel.state, _State.MISSING
@@ -299,21 +301,21 @@ class Listener:
     def _start(self, work: Callable[[], None]) -> None:
         threading.Thread(target=work, name="agentperf-bus-aside", daemon=True).start()
 
-    def _dialled(self, line: Line, failed: ExchangeFailed | None) -> None:
-        line.dialling = False
+    def _dialled(self, connection: BusConnection, failed: ExchangeFailed | None) -> None:
+        connection.dialling = False
         if failed is None:
-            line.open()
+            connection.open()
         else:
-            self._fail(line, failed.reason, final=failed.final)
+            self._fail(connection, failed.reason, final=failed.final)
 
-    def _fail(self, line: Line, reason: str, *, final: bool = False) -> None:
+    def _fail(self, connection: BusConnection, reason: str, *, final: bool = False) -> None:
         """A line broke, or could not be made."""
-        broke = line.close()
-        line.rest(final=final)
-        self._due = min(self._due, line.retry_at)
+        broke = connection.close()
+        connection.back_off(final=final)
+        self._due = min(self._due, connection.retry_at)
         self._layout_wanted = True  # another node may have taken its place
-        self._enter(f"the line to {line}", "", reason)
-        for name in list(line.channels):
+        self._enter(f"the line to {connection}", "", reason)
+        for name in list(connection.channels):
             self._lose(self._channels[name])
         if broke:
             guarded(self._on_trouble)
@@ -331,47 +333,47 @@ class Listener:
     def _learned(self, trouble: str) -> None:
         self._layout_asked = False
         self._layout_questions += 1  # in a row, until a line is proven: what was learned may not help
-        self._layout_retry_at = time.monotonic() + rest_s(self._layout_questions)
+        self._layout_retry_at = time.monotonic() + backoff_s(self._layout_questions)
         if trouble:
             self._layout_wanted = True
             self._enter(_LAYOUT, "", trouble)
         else:
             self._leave(_LAYOUT, "", "is known again")
 
-    def _ping(self, line: Line) -> None:
+    def _ping(self, connection: BusConnection) -> None:
         asked = time.monotonic() - self._asked_at < _ASKED_RECENTLY_S
-        self._due = min(self._due, line.ping(PING_EVERY_S if asked else _IDLE_PING_EVERY_S))
+        self._due = min(self._due, connection.ping(PING_EVERY_S if asked else _IDLE_PING_EVERY_S))
 
     # What the nodes say
 
-    def _read(self, line: Line) -> None:
-        for heard in line.read():
-            if heard is None:
+    def _read(self, connection: BusConnection) -> None:
+        for reply in connection.read():
+            if reply is None:
                 self._due = 0.0
-            elif heard.kind == "smessage":
-                self._subscribers.tell(heard.channel, heard.payload)
+            elif reply.kind == "smessage":
+                self._subscribers.tell(reply.channel, reply.payload)
             else:
-                channel = self._channels.get(heard.channel)
-                if channel is not None and channel.line is line:
-                    self._answered(channel, line, heard)
+                channel = self._channels.get(reply.channel)
+                if channel is not None and channel.connection is connection:
+                    self._answered(channel, connection, reply)
 
-    def _answered(self, channel: _Channel, line: Line, heard: Heard) -> None:
-        if heard.kind == "ssubscribe":
-            if line.prove():
+    def _answered(self, channel: _Channel, connection: BusConnection, reply: BusReply) -> None:
+        if reply.kind == "ssubscribe":
+            if connection.prove():
                 self._layout_questions = 0
-                self._leave(f"the line to {line}", "", "is back")
+                self._leave(f"the line to {connection}", "", "is back")
             channel.refusals, channel.retry_at = 0, 0.0
             self._leave(_REFUSED, channel.name, "are brought now")
             self._unsettled.add(channel.name)  # it may be wanted no more
             self._subscribers.tell_gap(channel.name)
             channel.state = _State.LIVE
             return
-        moved = heard.kind == "sunsubscribe" and channel.state is not _State.LEAVING
-        if heard.request == "ssubscribe":
-            text = heard.payload.decode(errors="replace")
+        moved = reply.kind == "sunsubscribe" and channel.state is not _State.LEAVING
+        if reply.request == "ssubscribe":
+            text = reply.payload.decode(errors="replace")
             moved = text.startswith("MOVED")
             channel.refusals += 1
-            channel.retry_at = time.monotonic() + rest_s(channel.refusals, final=text.startswith(_FOR_GOOD))
+            channel.retry_at = time.monotonic() + backoff_s(channel.refusals, final=text.startswith(_FOR_GOOD))
             if not moved:
                 self._enter(_REFUSED, channel.name, text)
         if moved:

@@ -39,13 +39,13 @@ class Subscribers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._of: dict[str, list[Subscription]] = {}
-        self._touched: set[str] = set()
+        self._changed: set[str] = set()
 
     def add(self, subscription: Subscription) -> None:
         """Let it hear its channel."""
         with self._lock:
             self._of.setdefault(subscription.channel, []).append(subscription)
-            self._touched.add(subscription.channel)
+            self._changed.add(subscription.channel)
 
     def remove(self, subscription: Subscription) -> None:
         """Let it hear no more."""
@@ -55,17 +55,17 @@ class Subscribers:
                 left.remove(subscription)
                 if not left:
                     del self._of[subscription.channel]
-                    self._touched.add(subscription.channel)
+                    self._changed.add(subscription.channel)
 
     def want(self, channel: str) -> bool:
         """Whether anybody wants the channel."""
         return channel in self._of
 
-    def take_touched(self) -> set[str]:
+    def take_changed(self) -> set[str]:
         """Return the channels to look at: somebody came, or the last one went, since this was last asked."""
         with self._lock:
-            touched, self._touched = self._touched, set()
-        return touched
+            changed, self._changed = self._changed, set()
+        return changed
 
     def tell(self, channel: str, message: bytes) -> None:
         """Bring a message."""

@@ -1,80 +1,113 @@
--- Health and capacity: what an instance may bear now, by its outcomes, its checks, its age and its rates.
--- Expects what pool.lua expects. `upkeep` adds these functions to its own.
---   Ejection follows Envoy's outlier detection: so many bad outcomes in a row, for a time that doubles, within a cap, never
---   the last; then a probe at a time. Panic, as there: when too many are unfit, the judgement is doubted, not they.
---   Limits follow additive increase, multiplicative decrease: one step down a round trip, and up only while in use.
---   Rates follow the generic cell rate algorithm (ITU-T I.371): an instance that has none left is parked until it has.
+-- Health and capacity: how many leases an instance may bear now, by its outcomes, its checks, its age and its rates.
+-- Expects strategies.lua and pool.lua. `maintenance` adds these functions to its own.
+--   Ejection follows Envoy's outlier detection: so many bad outcomes in a row, for a time that doubles, up to a share
+--   of the instances, never the last one; then one probe at a time. Panic, as there: when too many instances are
+--   unhealthy, the health data is more likely wrong than the instances.
+--   Adaptive limits follow additive increase, multiplicative decrease: one step down a round trip, up only while in
+--   use.
+--   Rates follow the generic cell rate algorithm (ITU-T I.371): an instance that has none left is rate-limited until
+--   it has.
 local function health(self, facts)
   local EVENTS_KEPT, BATCH, TENTHS, CUT = 1000, 64, 10, 0.8
+  local DISABLED, UNHEALTHY = {'heartbeat_missed', 'unhealthy', 'draining', 'removed'}, {'ejected', 'down', 'half_open'}
   local TAG = string.sub(READY, 1, -6)
   local AWAY, EVENTS = TAG .. 'away', TAG .. 'events'
   local now_us, now_ms = self.now_us, self.now_ms
-  local usable, out, warming = facts.usable, facts.out, facts.warming
+  local usable, unhealthy, warming = facts.usable, facts.unhealthy, facts.warming
   local settings
   self.panic = facts.panic
   call('ZCARD', AWAY)
   call('XLEN', EVENTS)
 
-  function self.tell(kind, id, ...)
+  function self.add_event(kind, id, ...)
     call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'id', id, ...)
   end
 
-  -- The pool's settings; without any, nothing is judged.
+  -- The pool's settings. Without any, no instance is ejected or limited.
   function self.settings()
     if not settings then
-      local of = {match(facts.settings or '', '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')}
-      for i = 1, 11 do of[i] = tonumber(of[i] or 0) end
       settings = {
-        eject_after = of[1], eject_ms = of[2], eject_most_ms = of[3], eject_share = of[4], panic_share = of[5],
-        adaptive = of[7] == 1, ramp_ms = of[8], burst_us = of[9] * 1000, fall = of[10], rise = of[11],
+        eject_after = 0, base_ejection_ms = 0, max_ejection_ms = 0, max_ejection_share = 0, panic_threshold = 0,
+        slow_after_us = 0, adaptive = 0, slow_start_ms = 0, rate_burst_ms = 0, unhealthy_threshold = 0,
+        healthy_threshold = 0,
       }
+      for name, value in string.gmatch(facts.settings or '', '(%S+)=(%d+%.?%d*)') do
+        settings[name] = tonumber(value)
+      end
+      -- Shares are compared in whole thousandths: 0.29 * 100 is less than 29.
+      settings.max_ejection_share = floor(settings.max_ejection_share * 1000 + 0.5)
+      settings.panic_threshold = floor(settings.panic_threshold * 1000 + 0.5)
     end
     return settings
   end
 
-  -- What #pool says: what each acquire and release has to know.
-  function self.pool_fact(of_strategy, text)
-    local slow_us = match(text, '^%d+ %d+ %d+ %d+ %d+ (%d+) ') or '0'
-    return SCHEMA .. ' ' .. of_strategy .. (slow_us ~= '0' and ' ' .. slow_us or '')
+  -- The text of #pool: what each acquire and release reads.
+  function self.pool_fact(strategy, of_settings)
+    local slow_after_us = field(of_settings, 'slow_after_us') or '0'
+    return POOL_START .. strategy .. (slow_after_us ~= '0' and ' slow_after_us=' .. slow_after_us or '')
   end
 
-  function self.has(r, flag) return string.find(r.flags, flag, 1, true) ~= nil end
-
-  function self.set(r, flag, on)
-    local without = string.gsub(string.gsub(r.flags, '%-', ''), flag, '')
-    r.flags = on and without .. flag or without
-    if r.flags == '' then r.flags = '-' end
+  -- Flags of a record, as a set by name.
+  function self.flags_of(text)
+    local flags = {}
+    if text ~= '-' then
+      for flag in string.gmatch(text, '[^,]+') do flags[flag] = true end
+    end
+    return flags
   end
 
-  -- What few instances have; made when first needed.
-  function self.more(r)
-    r.more = r.more or {
-      ejects = 0, until_ms = 0, since_us = 0, old = 0, limit = 0, cut_us = 0, warm = 0, checks = 0, checked_ms = 0,
-      rpm = '0', tpm = '0', rpm_us = 0, tpm_us = 0, beat_ms = 0,
-    }
-    return r.more
+  -- What `flags_of` read, as a record has it.
+  function self.flags_text(flags)
+    local names = {}
+    for flag in pairs(flags) do names[#names + 1] = flag end
+    if not names[1] then return '-' end
+    table.sort(names)
+    return table.concat(names, ',')
   end
 
-  -- Units that may be leased on it now: a function of its record, and of panic.
+  function self.set(r, flag, on) r.flags[flag] = on or nil end
+
+  local function any(flags, names)
+    for _, flag in ipairs(names) do
+      if flags[flag] then return true end
+    end
+    return false
+  end
+
+  local function is_away(flags)
+    return not any(flags, DISABLED) and (any(flags, UNHEALTHY) or flags.rate_limited) and true or false
+  end
+
+  -- The extra record that few instances have; made when it is first needed.
+  function self.extra(r)
+    r.extra = r.extra or self.no_extra()
+    return r.extra
+  end
+
+  -- Leases that an instance may bear now: a function of its record, and of panic.
   function self.limit(r)
-    if string.find(r.flags, '[sudrp]') or (string.find(r.flags, '[ec]') and not self.panic) then return 0 end
-    local lim, more = r.cap, r.more
-    if r.flags == '-' or not more then return lim end
-    if self.has(r, 'a') then lim = math.min(lim, math.max(1, floor(more.limit / 1000))) end
-    if self.has(r, 'w') then lim = math.min(lim, math.max(1, floor(r.cap * more.warm / TENTHS))) end
-    if self.has(r, 'h') and not self.panic then lim = math.min(lim, more.old + 1) end
-    return lim
+    local flags, extra = r.flags, r.extra
+    if any(flags, DISABLED) or flags.rate_limited then return 0 end
+    if (flags.ejected or flags.down) and not self.panic then return 0 end
+    local limit = r.cap
+    if not extra then return limit end
+    if flags.adaptive then limit = math.min(limit, math.max(1, floor(extra.adaptive_limit_milli / 1000))) end
+    if flags.warming then limit = math.min(limit, math.max(1, floor(r.cap * extra.warm_tenths / TENTHS))) end
+    if flags.half_open and not self.panic then limit = math.min(limit, extra.leases_before + 1) end
+    return limit
   end
 
-  local function parked_until_us(r)
-    local more = r.more
-    if not more or not self.has(r, 'l') then return 0 end
-    return math.max(more.rpm ~= '0' and more.rpm_us or 0, more.tpm ~= '0' and more.tpm_us or 0) - self.settings().burst_us
+  local function rate_limited_until_us(r)
+    local extra = r.extra
+    if not extra or not r.flags.metered then return 0 end
+    return math.max(extra.rpm ~= '0' and extra.rpm_arrival_us or 0, extra.tpm ~= '0' and extra.tpm_arrival_us or 0)
+      - self.settings().rate_burst_ms * 1000
   end
 
-  -- Panic turns: those who are unfit get work, or get none any more. A batch now, the others as things that are due. A scan
-  -- misses nobody who is there all the while, and who comes or goes meanwhile is stored by that.
-  function self.resettle(cursor)
+  -- Store the unhealthy instances again after panic began or ended: their limits change. One batch now, the others as
+  -- entries of due. A scan misses no instance that is there all the while, and one that comes or goes meanwhile is
+  -- stored by the script that does it.
+  function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
       local r = self.read(scan[2][i])
@@ -83,9 +116,10 @@ local function health(self, facts)
     if scan[1] ~= '0' then call('ZADD', DUE, format('%.0f', now_ms), 'P:' .. scan[1]) end
   end
 
-  -- Compare the share of the unfit with what the settings allow.
-  function self.weigh()
-    local panic = usable > 0 and out * 1000 > usable * self.settings().panic_share and self.settings().panic_share > 0
+  -- Begin or end panic, by the share of unhealthy instances. Returns whether it changed.
+  function self.update_panic()
+    local threshold = self.settings().panic_threshold
+    local panic = usable > 0 and unhealthy * 1000 > usable * threshold and threshold > 0
     if panic == self.panic then return false end
     self.panic = panic
     if panic then
@@ -95,208 +129,220 @@ local function health(self, facts)
       call('HDEL', STATE, '#panic')
       call('HSET', STATE, '#calm', format('%.0f', now_ms))
     end
-    self.tell(panic and 'panic' or 'calm', '-', 'unfit', format('%d', out), 'of', format('%d', usable))
+    self.add_event(panic and 'panic' or 'calm', '-', 'unhealthy', format('%d', unhealthy), 'of', format('%d', usable))
     return true
   end
 
   local function write_counts()
-    call('HSET', STATE, '#usable', format('%d', usable), '#out', format('%d', out), '#warming', format('%d', warming))
+    call('HSET', STATE, '#usable', format('%d', usable), '#unhealthy', format('%d', unhealthy),
+      '#warming', format('%d', warming))
   end
 
-  -- What an instance counts as, by its flags: usable, judged unfit, or fit but warming up; 1 or 0 each.
+  -- Whether an instance with these flags counts as usable, as unhealthy, and as healthy but warming; 1 or 0 each.
   function self.counts(flags)
-    if string.find(flags, '[sudr]') then return 0, 0, 0 end
-    if string.find(flags, '[ech]') then return 1, 1, 0 end
-    return 1, 0, string.find(flags, 'w', 1, true) and 1 or 0
+    if any(flags, DISABLED) then return 0, 0, 0 end
+    if any(flags, UNHEALTHY) then return 1, 1, 0 end
+    return 1, 0, flags.warming and 1 or 0
   end
 
-  local function is_away(flags) return string.find(flags, '[echp]') and not string.find(flags, '[sudr]') end
-
-  -- Count an instance that is about to be stored. Returns whether panic turned.
+  -- Count an instance that is about to be stored. Returns whether panic began or ended.
   function self.count(r)
-    local was, is = r.old_flags, r.flags
-    local turned = false
-    if was ~= is then
-      local was_usable, was_out, was_warming = self.counts(was)
-      local is_usable, is_out, is_warming = self.counts(is)
-      if was_usable ~= is_usable or was_out ~= is_out or was_warming ~= is_warming then
-        usable, out, warming = usable + is_usable - was_usable, out + is_out - was_out, warming + is_warming - was_warming
-        write_counts()
-        turned = self.weigh()
-      end
+    local is, is_text = r.flags, self.flags_text(r.flags)
+    local was = is_text == r.old_flags and is or self.flags_of(r.old_flags)
+    local changed = false
+    local was_usable, was_unhealthy, was_warming = self.counts(was)
+    local is_usable, is_unhealthy, is_warming = self.counts(is)
+    if was_usable ~= is_usable or was_unhealthy ~= is_unhealthy or was_warming ~= is_warming then
+      usable, unhealthy = usable + is_usable - was_usable, unhealthy + is_unhealthy - was_unhealthy
+      warming = warming + is_warming - was_warming
+      write_counts()
+      changed = self.update_panic()
     end
     if is_away(is) then
       local back_ms = 0
-      if not string.find(is, '[ch]') then
-        back_ms = math.max(self.has(r, 'e') and self.more(r).until_ms or 0, math.ceil(parked_until_us(r) / 1000))
+      if not is.down and not is.half_open then
+        local ejected_until_ms = is.ejected and self.extra(r).ejected_until_ms or 0
+        back_ms = math.max(ejected_until_ms, math.ceil(rate_limited_until_us(r) / 1000))
       end
       call('ZADD', AWAY, format('%.0f', back_ms), r.id)
-    elseif string.find(was, '[echp]') then
+    elseif any(was, UNHEALTHY) or was.rate_limited then
       call('ZREM', AWAY, r.id)
     end
-    r.old_flags = is
-    return turned
+    r.old_flags = is_text
+    return changed
   end
 
-  -- Write the counts anew, as `repair` found them.
-  function self.recount(of_usable, of_out, of_warming)
-    usable, out, warming = of_usable, of_out, of_warming
+  -- Replace the counts by those that `repair` found.
+  function self.recount(of_usable, of_unhealthy, of_warming)
+    usable, unhealthy, warming = of_usable, of_unhealthy, of_warming
     write_counts()
-    if self.weigh() then self.resettle('0') end
+    if self.update_panic() then self.store_away('0') end
   end
 
-  local function step(r)
-    call('ZADD', DUE, format('%.0f', now_ms + math.ceil(self.settings().ramp_ms / TENTHS)), 'V:' .. r.id)
+  local function schedule_step(r)
+    local step_ms = math.ceil(self.settings().slow_start_ms / TENTHS)
+    call('ZADD', DUE, format('%.0f', now_ms + step_ms), 'V:' .. r.id)
   end
 
-  -- Give it its capacity by and by, if others are there to bear the load meanwhile: those that are fit and warm themselves,
-  -- and no minority. A fleet that comes back together is needed whole: in panic, and for one step after it.
+  -- Start a warm-up, if others can bear the load meanwhile: healthy, warm instances that are no minority. A fleet that
+  -- comes back together is needed whole, so none warms up in panic and for one step after it.
   function self.warm_up(r)
-    local ramp_ms, others = self.settings().ramp_ms, usable - out - warming
-    if ramp_ms == 0 or others < 1 or 2 * others < usable then return end
-    if self.panic or (now_ms - facts.calm_ms) * TENTHS <= ramp_ms then return end
-    self.more(r).warm = 1
-    self.set(r, 'w', true)
-    step(r)
+    local slow_start_ms, others = self.settings().slow_start_ms, usable - unhealthy - warming
+    if slow_start_ms == 0 or others < 1 or 2 * others < usable then return end
+    if self.panic or (now_ms - facts.calm_ms) * TENTHS <= slow_start_ms then return end
+    self.extra(r).warm_tenths = 1
+    self.set(r, 'warming', true)
+    schedule_step(r)
   end
 
   local function eject(r)
-    local more, of = self.more(r), self.settings()
-    if now_ms - more.until_ms > of.eject_most_ms then more.ejects = 0 end
-    local for_ms = math.min(of.eject_ms * 2 ^ more.ejects, of.eject_most_ms)
-    more.ejects, more.since_us = math.min(more.ejects + 1, 30), now_us
-    more.until_ms = math.max(more.until_ms, now_ms + for_ms)
-    r.fails = 0
-    self.set(r, 'h', false)
-    self.set(r, 'w', false)
-    self.set(r, 'e', true)
+    local extra, of = self.extra(r), self.settings()
+    if now_ms - extra.ejected_until_ms > of.max_ejection_ms then extra.ejections = 0 end
+    local for_ms = math.min(of.base_ejection_ms * 2 ^ extra.ejections, of.max_ejection_ms)
+    extra.ejections, extra.probe_since_us = math.min(extra.ejections + 1, 30), now_us
+    extra.ejected_until_ms = math.max(extra.ejected_until_ms, now_ms + for_ms)
+    r.streak = 0
+    self.set(r, 'half_open', false)
+    self.set(r, 'warming', false)
+    self.set(r, 'ejected', true)
     call('ZREM', DUE, 'V:' .. r.id)
-    call('ZADD', DUE, format('%.0f', more.until_ms), 'E:' .. r.id)
-    self.tell('ejected', r.id, 'for_ms', format('%.0f', for_ms), 'in_a_row', format('%d', more.ejects))
+    call('ZADD', DUE, format('%.0f', extra.ejected_until_ms), 'E:' .. r.id)
+    self.add_event('ejected', r.id, 'for_ms', format('%.0f', for_ms), 'in_a_row', format('%d', extra.ejections))
   end
 
-  -- Back in rotation.
+  -- End an ejection for good, after a probe that went well.
   function self.recover(r)
-    self.set(r, 'e', false)
-    self.set(r, 'h', false)
-    r.fails = 0
+    self.set(r, 'ejected', false)
+    self.set(r, 'half_open', false)
+    r.streak = 0
     call('ZREM', DUE, 'E:' .. r.id)
     self.warm_up(r)
-    self.tell('recovered', r.id)
+    self.add_event('recovered', r.id)
   end
 
-  -- Whether one more may be ejected, that one counted: within the cap, or the first; and not the last that is fit.
+  -- Whether one more may be ejected: that one is within the share, or the first, and it is not the last healthy one.
   local function may_eject()
-    return usable - out >= 2 and out + 1 <= math.max(1, floor(usable * self.settings().eject_share / 1000))
+    local most = math.max(1, floor(usable * self.settings().max_ejection_share / 1000))
+    return usable - unhealthy >= 2 and unhealthy + 1 <= most
   end
 
   -- Take the end of a lease into the record.
-  function self.unload(r, fence)
+  function self.end_lease(r, fence)
     r.load = math.max(0, r.load - 1)
-    if r.more and self.has(r, 'h') and fence < r.more.since_us then r.more.old = math.max(0, r.more.old - 1) end
+    if r.extra and r.flags.half_open and fence < r.extra.probe_since_us then
+      r.extra.leases_before = math.max(0, r.extra.leases_before - 1)
+    end
   end
 
-  -- What an outcome says of its instance. kind: o ok, s ok but slow, e t j as release.lua has them; fence: of the lease,
-  -- which is also when it was granted.
-  function self.judge(r, kind, fence)
+  -- Take an outcome into the record of its instance. kind: o ok, s ok but slow, e t j as in release.lua; fence: of the
+  -- lease, which is also the time of its grant.
+  function self.record_outcome(r, kind, fence)
     local of, good = self.settings(), kind == 'o'
     local overload = kind ~= 'o' and kind ~= 'e'
     if good or kind == 's' then r.served = r.served + 1 else r.failed = r.failed + 1 end
-    if of.adaptive then
+    if of.adaptive == 1 then
       local full = r.cap * 1000
-      local limit = self.has(r, 'a') and self.more(r).limit or full
+      local limit = r.flags.adaptive and self.extra(r).adaptive_limit_milli or full
       if good then
-        if limit < full and 2 * (r.load + 1) >= r.lim then limit = limit + 1000000 / limit end
-      elseif fence > self.more(r).cut_us then
-        limit, r.more.cut_us = math.max(1000, floor(limit * CUT)), now_us
+        if limit < full and 2 * (r.load + 1) >= r.limit then limit = limit + 1000000 / limit end
+      elseif fence > self.extra(r).limit_cut_us then
+        limit, r.extra.limit_cut_us = math.max(1000, floor(limit * CUT)), now_us
       end
-      -- Too much at once is no illness, as long as less at once is an answer to it.
+      -- An overload is no sign of ill health as long as a lower limit is an answer to it.
       overload = overload and limit > 1000
-      if limit < full then self.more(r).limit = limit end
-      self.set(r, 'a', limit < full)
+      if limit < full then self.extra(r).adaptive_limit_milli = limit end
+      self.set(r, 'adaptive', limit < full)
     else
-      self.set(r, 'a', false)
+      self.set(r, 'adaptive', false)
       overload = false
     end
-    if good then r.fails = 0 elseif not overload then r.fails = r.fails + 1 end
-    local on_probation = r.more and fence >= r.more.since_us
-    if self.has(r, 'h') then
-      if on_probation and good then self.recover(r) elseif on_probation then eject(r) end
-    elseif self.has(r, 'e') then
-      if good and on_probation then
+    if good then r.streak = 0 elseif not overload then r.streak = r.streak + 1 end
+    local is_probe = r.extra and fence >= r.extra.probe_since_us
+    if r.flags.half_open then
+      if is_probe and good then self.recover(r) elseif is_probe then eject(r) end
+    elseif r.flags.ejected then
+      if good and is_probe then
         self.recover(r)
-      elseif not good then  -- it is as ill as it was: the later end holds
-        local for_ms = math.min(of.eject_ms * 2 ^ math.max(0, r.more.ejects - 1), of.eject_most_ms)
-        r.more.until_ms = math.max(r.more.until_ms, now_ms + for_ms)
-        call('ZADD', DUE, format('%.0f', r.more.until_ms), 'E:' .. r.id)
+      elseif not good then  -- it is as unhealthy as it was: the later end holds
+        local for_ms = math.min(of.base_ejection_ms * 2 ^ math.max(0, r.extra.ejections - 1), of.max_ejection_ms)
+        r.extra.ejected_until_ms = math.max(r.extra.ejected_until_ms, now_ms + for_ms)
+        call('ZADD', DUE, format('%.0f', r.extra.ejected_until_ms), 'E:' .. r.id)
       end
-    elseif not good and of.eject_after > 0 and r.fails >= of.eject_after and not string.find(r.flags, '[sudrc]') then
-      if may_eject() then eject(r) end
+    elseif not good and of.eject_after > 0 and r.streak >= of.eject_after then
+      if not any(r.flags, DISABLED) and not r.flags.down and may_eject() then eject(r) end
     end
   end
 
-  -- What an active check says that was taken on at a moment; one that was taken on later has the say.
-  function self.checked(r, good, at_ms)
-    local of, more = self.settings(), self.more(r)
-    if at_ms <= more.checked_ms then return end
-    more.checked_ms = at_ms
-    if (more.checks < 0) == good then more.checks = 0 end
-    more.checks = math.max(-1000, math.min(1000, more.checks + (good and 1 or -1)))
-    if not good and -more.checks >= of.fall and not self.has(r, 'c') then
-      self.set(r, 'c', true)
-      self.tell('down', r.id, 'checks', format('%d', -more.checks))
-    elseif good and more.checks >= of.rise and self.has(r, 'c') then
-      self.set(r, 'c', false)
+  -- Take the result of an active check into the record. claimed_ms: when it was claimed; a later one overrules it.
+  function self.record_check(r, good, claimed_ms)
+    local of, extra = self.settings(), self.extra(r)
+    if claimed_ms <= extra.checked_ms then return end
+    extra.checked_ms = claimed_ms
+    if (extra.checks < 0) == good then extra.checks = 0 end
+    extra.checks = math.max(-1000, math.min(1000, extra.checks + (good and 1 or -1)))
+    if not good and -extra.checks >= of.unhealthy_threshold and not r.flags.down then
+      self.set(r, 'down', true)
+      self.add_event('down', r.id, 'checks', format('%d', -extra.checks))
+    elseif good and extra.checks >= of.healthy_threshold and r.flags.down then
+      self.set(r, 'down', false)
       self.warm_up(r)
-      self.tell('up', r.id, 'checks', format('%d', more.checks))
+      self.add_event('up', r.id, 'checks', format('%d', extra.checks))
     end
   end
 
-  -- Park it if it has nothing left of its rates, until it has; or let it go on.
-  function self.park(r)
-    local until_us = parked_until_us(r)
+  -- Set or clear rate_limited, by what is left of its rates.
+  function self.limit_rate(r)
+    local until_us = rate_limited_until_us(r)
     if until_us > now_us then
-      self.set(r, 'p', true)
+      self.set(r, 'rate_limited', true)
       call('ZADD', DUE, format('%.0f', math.ceil(until_us / 1000)), 'R:' .. r.id)
-    elseif self.has(r, 'p') then
-      self.set(r, 'p', false)
+    elseif r.flags.rate_limited then
+      self.set(r, 'rate_limited', false)
       call('ZREM', DUE, 'R:' .. r.id)
     end
   end
 
-  -- Count a request of so many tokens against its rates. One that begins while there is something left may take more than
-  -- that; what follows waits the longer.
-  function self.meter(r, tokens)
-    local more = self.more(r)
-    if more.rpm ~= '0' then more.rpm_us = math.max(more.rpm_us, now_us) + math.ceil(60000000 / more.rpm) end
-    if more.tpm ~= '0' then more.tpm_us = math.max(more.tpm_us, now_us) + math.ceil(tokens * 60000000 / more.tpm) end
-    self.park(r)
+  -- Count a request of so many tokens against its rates. A request that begins while something is left may take more
+  -- than that; the following ones wait the longer.
+  function self.count_request(r, tokens)
+    local extra = self.extra(r)
+    if extra.rpm ~= '0' then
+      extra.rpm_arrival_us = math.max(extra.rpm_arrival_us, now_us) + math.ceil(60000000 / extra.rpm)
+    end
+    if extra.tpm ~= '0' then
+      extra.tpm_arrival_us = math.max(extra.tpm_arrival_us, now_us) + math.ceil(tokens * 60000000 / extra.tpm)
+    end
+    self.limit_rate(r)
   end
 
-  -- It took so many tokens more, or fewer, than were counted.
-  function self.true_up(r, tokens)
-    local more = r.more
-    if not more or more.tpm == '0' then return end
-    more.tpm_us = math.max(0, math.max(more.tpm_us, now_us) + math.ceil(tokens * 60000000 / more.tpm))
-    self.park(r)
+  -- Settle the tokens of a request: it took so many more than were counted; below 0 for fewer.
+  function self.settle(r, tokens)
+    local extra = r.extra
+    if not extra or extra.tpm == '0' then return end
+    extra.tpm_arrival_us = math.max(extra.tpm_arrival_us, now_us) + math.ceil(tokens * 60000000 / extra.tpm)
+    extra.tpm_arrival_us = math.max(0, extra.tpm_arrival_us)
+    self.limit_rate(r)
   end
 
-  -- Milliseconds until an instance comes back, when nothing else can bring capacity: all are unfit or have no rate left. In
-  -- panic the unfit have work, and its end may bring capacity.
+  -- Milliseconds until an instance comes back, when nothing else can bring capacity: all are unhealthy or rate-limited.
+  -- In panic, unhealthy instances have leases whose end may bring capacity.
   function self.back_after_ms()
-    local soonest = not self.panic and usable > 0 and call('ZCARD', AWAY) == usable and call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
-    return soonest and tonumber(soonest) > now_ms and soonest - now_ms or nil
+    if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
+    local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
+    return soonest_ms and tonumber(soonest_ms) > now_ms and soonest_ms - now_ms or nil
   end
 
-  -- Have what is to become of it by itself become due again, where that was lost.
-  function self.rearm(r)
+  -- Add the timers of an instance to due again, where they were lost.
+  function self.restore_timers(r)
     local function lost(kind) return not call('ZSCORE', DUE, kind .. r.id) end
-    if self.has(r, 'e') and lost('E:') then call('ZADD', DUE, format('%.0f', self.more(r).until_ms), 'E:' .. r.id) end
-    if self.has(r, 'w') and lost('V:') then step(r) end
-    self.park(r)
+    if r.flags.ejected and lost('E:') then
+      call('ZADD', DUE, format('%.0f', self.extra(r).ejected_until_ms), 'E:' .. r.id)
+    end
+    if r.flags.warming and lost('V:') then schedule_step(r) end
+    self.limit_rate(r)
   end
 
-  -- Drop who is said to be away and is not, or is none.
+  -- Remove stale members of away: instances that are available, or gone.
   function self.sweep_away()
     for _, id in ipairs(call('ZRANGE', AWAY, 0, -1)) do
       local r = self.read(id)
@@ -304,30 +350,30 @@ local function health(self, facts)
     end
   end
 
-  -- Something of an instance is due.
+  -- A timer of an instance is due.
   function self.timer(kind, id)
     local r = self.read(id)
     if not r then return end
-    if kind == 'H' and not self.has(r, 'r') then
-      self.set(r, 's', true)
-      self.tell('silent', id)
-    elseif kind == 'E' and self.has(r, 'e') then
-      local more = self.more(r)
-      self.set(r, 'e', false)
-      self.set(r, 'h', true)
-      more.since_us, more.old = now_us, r.load
-      self.tell('probing', id)
-    elseif kind == 'V' and self.has(r, 'w') then
-      local more = self.more(r)
-      more.warm = more.warm + 1
-      if more.warm >= TENTHS then
-        self.set(r, 'w', false)
-        self.tell('warm', id)
+    if kind == 'H' and not r.flags.removed then
+      self.set(r, 'heartbeat_missed', true)
+      self.add_event('heartbeat_missed', id)
+    elseif kind == 'E' and r.flags.ejected then
+      local extra = self.extra(r)
+      self.set(r, 'ejected', false)
+      self.set(r, 'half_open', true)
+      extra.probe_since_us, extra.leases_before = now_us, r.load
+      self.add_event('half_open', id)
+    elseif kind == 'V' and r.flags.warming then
+      local extra = self.extra(r)
+      extra.warm_tenths = extra.warm_tenths + 1
+      if extra.warm_tenths >= TENTHS then
+        self.set(r, 'warming', false)
+        self.add_event('warm', id)
       else
-        step(r)
+        schedule_step(r)
       end
     elseif kind == 'R' then
-      self.park(r)
+      self.limit_rate(r)
     end
     self.store(r)
   end

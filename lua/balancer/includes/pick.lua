@@ -1,16 +1,17 @@
--- How each strategy picks from the ready instances, in O(log N). Expects what pool.lua expects, and RING.
+-- How each strategy picks from the ready instances, in O(log N). Expects strategies.lua, pool.lua, and the key RING.
 --
--- pick(strategy, from, random, point, now_ms, load, cap, labels) returns an id or nil, and its record where it was read.
+-- pick(how, from, random, point, now_ms, load, cap, labels) returns an id or nil, and its record where it was read.
+--   how     the strategy's pick, as in strategies.lua
 --   from    ready, or ready@<label>
 --   random  an integer below 2^52 drawn by the caller: two numbers of 26 bits
 --   point   of the affinity on the ring, 0 to 2^48 - 1
---   load    and cap: the sums over the pool, from which follows what an instance may bear under consistent_hash
---   labels  several that it must have all of, under consistent_hash; nil when `from` sees to it
+--   load    and cap: the sums over the pool. They bound the load of an instance that `ring` picks
+--   labels  several labels the instance must have all of, under `ring`; nil when `from` is their index
 
--- Draw in proportion to the scores by rejection, which is exact under any bound on them. When the highest score is a
--- poor bound, go on within classes of scores that differ by at most 4; a class is a range of ranks. Two streams of
--- numbers (Park and Miller), for ranks and for acceptance: with a single one the draw is visibly biased from some
--- thousand instances on. When all scores are 0, each is as likely.
+-- Draw in proportion to the scores by rejection sampling, which is exact for any bound on the scores. When the highest
+-- score is a poor bound, draw from classes of scores that differ by at most a factor of 4; a class is a range of ranks.
+-- Ranks and acceptance use two streams of random numbers (Park and Miller): with a single one the draw is visibly
+-- biased from some thousand instances on. When all scores are 0, all instances are equally likely.
 local function draw(from, n, u1, u2)
   local M = 2147483647
   local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
@@ -50,24 +51,24 @@ local function draw(from, n, u1, u2)
   return id
 end
 
--- Peak EWMA: the cheaper of two, its price being its latency, decayed towards now, times what would be pending.
--- Busy but never measured is dear, as in Finagle.
+-- Peak EWMA: the cheaper of two instances. The price is the latency, decayed towards now, times the leases there would
+-- be. An instance that is busy and was never measured is expensive, as in Finagle.
 local function cheaper(one, other, now_ms)
-  local best, least, its
+  local best, lowest, its
   for i, record in ipairs(call('HMGET', STATE, one, other)) do
-    local load, rest = match(record or '', '^(%d+) %d+ %d+ %d+ %d+ %S+ %S+ (.+)$')
-    local ewma_us, ewma_ms = match(rest or '', '^%S+ %d+ (%d+) (%d+)')
-    if ewma_ms then
+    local load, ewma_us, ewma_at_ms = match(record or '', PRICED)
+    if load then
       local price = load == '0' and 0 or 1e15 + load
-      if ewma_us ~= '0' then price = ewma_us * math.exp((ewma_ms - now_ms) / 10000) * (load + 1) end
-      if not least or price < least then best, least, its = i == 1 and one or other, price, record end
+      if ewma_us ~= '0' then price = ewma_us * math.exp((ewma_at_ms - now_ms) / 10000) * (load + 1) end
+      if not lowest or price < lowest then best, lowest, its = i == 1 and one or other, price, record end
     end
   end
-  return best or one, its               -- of one that is no record of ours the caller says so
+  return best or one, its  -- the caller checks the record of `one`
 end
 
--- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded.
--- Mostly one of the first few will do, so those are looked at, one by one, before the others are read.
+-- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded one.
+-- One of the first FEW is usually good, so these are read before the others.
+-- A record in another order than it is written in is passed over until a script has stored it.
 local function clockwise(from, point, share, labels)
   local FEW, POINTS = '4', '28'
   for _, first in ipairs({'0', FEW}) do
@@ -75,16 +76,16 @@ local function clockwise(from, point, share, labels)
     local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)
     local missing = count - #names
     if missing > 0 then
-      -- Round the end. What the first look took from the beginning is looked at twice, which does no harm.
+      -- Past the end of the ring, go on at its beginning. A point may be looked at twice, which is harmless.
       for _, name in ipairs(call('ZRANGE', RING, 0, missing - 1)) do names[#names + 1] = name end
     end
     for _, name in ipairs(names) do
       local id = match(name, '^[^#]*')
       local record = call('HGET', STATE, id)
-      local load, lim = match(record or '', '^(%d+) (%d+) ')
-      load, lim = tonumber(load), tonumber(lim)
-      if load and load < lim and load < share * lim and (from == READY or call('ZSCORE', from, id))
-        and (not labels or has_all(match(record, '^%d+ %d+ %d+ %d+ %d+ %S+ (%S+)') or '', labels)) then
+      local load, limit = match(record or '', LOADED)
+      load, limit = tonumber(load), tonumber(limit)
+      if load and load < limit and load < share * limit and (from == READY or call('ZSCORE', from, id))
+        and (not labels or has_all(field(record, 'labels') or '', labels)) then
         return id, record
       end
     end
@@ -92,19 +93,20 @@ local function clockwise(from, point, share, labels)
   return not labels and call('ZRANGE', from, '0', '0')[1] or nil
 end
 
-local function pick(strategy, from, random, point, now_ms, load, cap, labels)
-  if strategy == 'least_loaded' or strategy == 'round_robin' then return call('ZRANGE', from, '0', '0')[1] end
+local function pick(how, from, random, point, now_ms, load, cap, labels)
+  if how == 'first' then return call('ZRANGE', from, '0', '0')[1] end
   local n = call('ZCARD', from)
   if n == 0 then return nil end
-  if strategy == 'consistent_hash' then
+  if how == 'ring' then
     return clockwise(from, point, 1.25 * ((load or 0) + 1) / math.max(1, cap or 1), labels)
   end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
-  if strategy == 'weighted' then return draw(from, n, u1, u2) end
-  -- Under power_of_two ready is in order of load: the lower of two random ranks is the less loaded of two at random.
-  local rank = format('%d', (strategy == 'power_of_two' and math.min(u1, u2) or u1) * n)
+  if how == 'proportional' then return draw(from, n, u1, u2) end
+  -- For lower_of_two, `from` is in order of load: the lower of two random ranks is the less loaded of two random
+  -- instances.
+  local rank = format('%d', (how == 'lower_of_two' and math.min(u1, u2) or u1) * n)
   local id = call('ZRANGE', from, rank, rank)[1]
-  if strategy == 'peak_ewma' then
+  if how == 'cheaper_of_two' then
     rank = format('%d', u2 * n)
     return cheaper(id, call('ZRANGE', from, rank, rank)[1], now_ms)
   end

@@ -1,89 +1,115 @@
--- The pool: what its keys hold, and what every script needs of it. With health.lua and maintenance.lua, this is the only code
--- that writes its indexes (ready, ready@<label>, due, waitq, away) and its events.
--- A script that includes these has named its KEYS STATE, READY, DUE and WAITQ.
+-- The pool: what its keys hold, and what every script needs to read and write them. Expects strategies.lua and
+-- records.lua. Only this file, health.lua and maintenance.lua write the pool's indexes (ready, ready@<label>, due,
+-- waitq, away) and its events. A script that includes them names its KEYS STATE, READY, DUE and WAITQ. The functions
+-- read these names and take no argument for them: they are the same in every call, and each argument would be passed on
+-- every acquire and release.
 --
---   state HASH  the truth. Fields are told apart by their first character:
---     <id>      instance: load lim seq fence peak weight labels | flags cap ewma_us ewma_ms served failed fails
---               lim: units that may be leased now, 0 while it takes no work, so that ready <=> load < lim
---               seq: #picks at its last pick    fence: its last fencing number    fails: bad outcomes in a row
---               flags: - or letters. Taken out:  s silent (heartbeat missed)  u unhealthy  d draining  r removed
---                 Judged unfit:  e ejected for its outcomes  c failing its checks  h half-open: on probation
---                 Limited:  a to a limit that was learnt  w while it warms up  l by rates  p none of its rate is left
---     +<id>     what few instances have: ejects until_ms since_us old limit cut_us warm checks checked_ms rpm tpm rpm_us tpm_us [beat_ms]
---               ejects: ejections in a row   until_ms: end of the last one   since_us: leases from then on are on probation
---               old: leases from before that, while it is half-open   limit: learnt, in 1/1000, decimal   cut_us: when it was lowered
---               warm: tenths of its capacity while it warms up   checks: passed in a row, failed ones below 0   checked_ms: when the last was taken on
---               rpm tpm: requests and tokens a minute, 0 for no limit   rpm_us tpm_us: their theoretical arrival times
---               beat_ms: missing heartbeats this long make it silent, as it was registered; only where they are expected
---     @<token>  lease "L <id> <fence> <late>", late 1 when a copy of its request may still be under way
---               grant, not fetched yet "G <id> <fence> <score>" | in line "W <score> <ttl_ms> <labels> <tokens>"
---               tombstone "X <why>": r released  e expired  u not fetched  c cancelled
---     #pool     "<schema> <strategy>", and when slow outcomes count, " <slow_us>"
---     #settings eject_after eject_ms eject_most_ms eject_share panic_share slow_us adaptive ramp_ms burst_ms fall rise
---               shares in 1/1000
---     #born     when it was founded, us    #picks  leases granted so far    #load #cap  sums over the instances
---     #usable #out   instances that are not taken out, and of these those judged unfit    #panic  since when, ms
---     #warming  those that are usable and fit, but not warm yet    #calm  when there was panic last, ms
---     #next     when the pool needs a look, ms: a lower bound of due; 0 while somebody waits
---   ready  ZSET   <id> -> score by strategy; ready@<label>, computed here under the same tag, likewise
---   due    ZSET   @<token> lease or grant ends | W@<token> waiter fell silent | X@<token> tombstone goes -> ms
---                 H:<id> heartbeat | E:<id> ejection ends | R:<id> rate comes back | V:<id> warms up | P:<cursor> panic turns
---   waitq  ZSET   @<token> -> arrival, us, less its priority; its name is also the channel on which grants are announced
---   away   ZSET   <id> -> when it comes back, ms, 0 when that is not known: usable, and unfit or without rate; computed
---   events STREAM kind, id and what else there is to say; the last EVENTS or so; computed
--- Scripts that run at every call write whole numbers with '%d', at half the cost of '%.0f': Lua 5.1 makes a long of them, which
--- has 64 bits, and none of ours passes 2^53.
-local call, match, format, floor = redis.call, string.match, string.format, math.floor
-local SCHEMA, POOL = '1', '^1 (%S+) ?(%d*)$'
-local RECORD = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%S+) (%S+ %d+ %d+ %d+ %d+ %d+ %d+)$'
-local LEASED = '^(%d+) (%d+) %d+ (%d+) (%d+) (%d+%.?%d* (%S+) (%S+) %d+ %d+ %d+ %d+ %d+ %d+)$'  -- what a grant needs of a RECORD
-local RETURNED = '^(%d+) ((%d+) (%d+) %d+ %d+ (%d+%.?%d*) (%S+) (%S+) %d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'  -- and what its end does
-local REST = '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
-local MORE, MORE_REST = '^(%d+) (%d+) (%d+) (%d+) (%d+%.?%d*) (%d+) (.*)$', '^(%d+) (%-?%d+) (%d+) (%d+%.?%d*) (%d+%.?%d*) (%d+) (%d+) ?(%d*)$'
-local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA, CORRUPT, TOO_LATE = 1, 0, -1, -2, -3, -4, -6
+-- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot.
+--   <tag>:state  HASH  the records. A record is words, most of them "name=value"; "-" stands for an empty value.
+--     <id>       an instance. These fields, in this order:
+--       load           leases on it now
+--       limit          leases that it may bear now; 0 while it takes no work, so that it is ready while load < limit
+--       seq            number of its last pick, of those counted in #picks
+--       fence          its last fencing token: microseconds, or one more than the one before
+--       peak           highest load so far
+--       ewma_us        smoothed response time, us; 0 when none was measured
+--       ewma_at_ms     when it was measured last, ms; written under PEAK_EWMA
+--       served         leases released with the outcome ok
+--       failed         leases released with a bad outcome
+--       streak     bad outcomes since the last good one
+--       weight         share under WEIGHTED, decimal
+--       labels         names, comma-separated
+--       flags          names, comma-separated and sorted:
+--         disabled:      heartbeat_missed, unhealthy (marked by hand), draining, removed (kept for its last leases)
+--         unhealthy:     ejected (for its outcomes), down (fails its active checks), half_open (after an ejection)
+--         limited:       adaptive (concurrency limit below cap), warming, metered (has rates), rate_limited (no rate
+--                        is left)
+--       cap            leases that it bears at once, as registered
+--     +<id>      what few instances have. A field that is 0 is left out; a record without fields is "-".
+--       ejections            in a row
+--       ejected_until_ms     end of the last ejection
+--       probe_since_us       leases granted from then on are probes; the time of the last ejection or of its end
+--       leases_before        leases from before that, while it is half-open
+--       adaptive_limit_milli adaptive concurrency limit, in 1/1000, decimal
+--       limit_cut_us         when that limit was lowered last
+--       warm_tenths          tenths of its capacity that it has while it warms up
+--       checks               active checks passed in a row; failed ones below 0
+--       checked_ms           when the last one of them was claimed
+--       rpm, tpm             requests and tokens a minute, decimal
+--       rpm_arrival_us, tpm_arrival_us   their theoretical arrival times
+--       heartbeat_ms         after this time without a heartbeat it is disabled, as registered
+--     @<token>   what became of a request for a lease; one of
+--       lease instance= fence= late=            late: 1 when a copy of its request may still be under way
+--       grant instance= fence= ticket=          granted to a waiter that has not fetched it yet
+--       waiting ticket= ttl_ms= labels= tokens=   ticket: its score in waitq
+--       tombstone why=                          why: released, expired, unfetched, cancelled
+--     #pool      schema= strategy=, and slow_after_us= when slow outcomes count as bad
+--     #settings  eject_after base_ejection_ms max_ejection_ms max_ejection_share panic_threshold slow_after_us adaptive
+--                slow_start_ms rate_burst_ms unhealthy_threshold healthy_threshold, name=value each; the PoolSettings
+--     #born      when the pool was founded, us        #picks      leases granted so far
+--     #load      sum of the loads                     #cap        sum of the capacities of instances that take work
+--     #usable    instances that are not disabled      #unhealthy  those of them that are unhealthy
+--     #warming   those of them that warm up           #panic      start of the panic, ms; only while there is one
+--     #calm      end of the last panic, ms            #next       the pool needs maintenance from then on, ms: a lower
+--                                                                 bound of due; 0 while the queue is not empty
+--   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
+--   <tag>:ready@<label>  ZSET    the same for instances with a label; the name is computed
+--   <tag>:due            ZSET    what happens at a time, ms. @<token>: a lease or grant ends
+--                                W@<token>: a waiter is gone | X@<token>: a tombstone is deleted
+--                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate comes back
+--                                V:<id>: the next step of a warm-up
+--                                P:<cursor>: more unhealthy instances follow the start or end of a panic
+--   <tag>:waitq          ZSET    @<token> -> ticket: arrival, us, less its priority; also the channel of grants
+--   <tag>:away           ZSET    <id> -> when it comes back, ms, 0 for unknown: usable, but unhealthy or rate-limited
+--   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT
+--
+-- Fields that a later minor version adds to the record of an instance are kept. records.lua and whole_records.lua read
+-- and write all records.
 
--- Reject a poisoned index before the first write. What script text names no label for costs nothing.
-local function check(labels)
+-- Reject a key of the wrong type before the first write. Without labels, only ready is looked at.
+local function check_types(labels)
   call('ZCARD', READY)
   if labels ~= '-' then
     for label in string.gmatch(labels, '[^,]+') do call('ZCARD', READY .. '@' .. label) end
   end
 end
 
--- Which of the pool's numbers is none: arithmetic on it would fail after the first write. Given as read, or else read here.
-local function whole(text) return not text or (#text <= 16 and match(text, '^%-?%d+$')) end
-local function odd(next_ms, picks, load, cap)
+-- The counter that is no whole number, nil when all are: arithmetic on it would fail after the first write. The
+-- counters are given as they were read, or else read here.
+local function invalid_counter(next_ms, picks, load, cap)
   if not next_ms then next_ms, picks, load, cap = unpack(call('HMGET', STATE, '#next', '#picks', '#load', '#cap')) end
   return not whole(next_ms) and '#next' or not whole(picks) and '#picks' or not whole(load) and '#load'
     or not whole(cap) and '#cap' or nil
 end
 
--- Put an instance where its record says it belongs. was: whether it was ready before, nil when that is not known.
---   least_loaded, power_of_two, consistent_hash: relative load in 1/8192, then the least recently picked;
---   exact for capacities up to 90 and 2^40 picks, and below 2^53 in all. round_robin: the least recently picked.
---   weighted: weight * (1 - load/lim), the likelihood of a pick. random, peak_ewma: membership alone.
-local function index(strategy, id, load, lim, seq, weight, labels, was)
-  local score = '0'
-  if load < lim then
-    if strategy == 'round_robin' then
-      score = seq
-    elseif strategy == 'weighted' then
-      score = format('%d', weight * 1e9 * (lim - load) / lim)
-    elseif strategy ~= 'random' and strategy ~= 'peak_ewma' then
-      score = format('%d', floor(load * 8192 / lim) * 1099511627776 + seq)
+-- Relative load in 1/8192, then the last pick, in one score: exact for capacities up to 90 and 2^40 picks, and below
+-- 2^53 in all. Nothing in the scripts takes it apart again; tests do, see tests/records.py.
+local function pack_load(load, limit, seq) return floor(load * 8192 / limit) * 1099511627776 + seq end
+
+-- Add an instance to the indexes of ready instances, or remove it from them, as its record says.
+--   score: of its strategy, as in strategies.lua. was: whether it was ready before, nil when that is not known.
+local function index(score, id, load, limit, seq, weight, labels, was)
+  local value = '0'
+  if load < limit then
+    if score == 'load' then
+      value = format('%d', pack_load(load, limit, seq))
+    elseif score == 'last_pick' then
+      value = seq
+    elseif score == 'free_share' then
+      value = format('%d', weight * 1e9 * (limit - load) / limit)
     elseif was then
       return
     end
-    call('ZADD', READY, score, id)
+    call('ZADD', READY, value, id)
   elseif was == false then
     return
   else
-    score = nil
+    value = nil
     call('ZREM', READY, id)
   end
   if labels ~= '-' then
     for label in string.gmatch(labels, '[^,]+') do
-      if score then call('ZADD', READY .. '@' .. label, score, id) else call('ZREM', READY .. '@' .. label, id) end
+      if value then call('ZADD', READY .. '@' .. label, value, id) else call('ZREM', READY .. '@' .. label, id) end
     end
   end
 end

@@ -1,4 +1,4 @@
--- What the metrics scripts share: the widths of the time slices, their names in UTC, and the names of keys.
+-- Shared by the metrics scripts: the widths of the time slices, their names in UTC, and the names of keys.
 local floor, format = math.floor, string.format
 
 local TIERS = {{'10s', 10000, 19}, {'1m', 60000, 16}, {'1h', 3600000, 13}, {'1d', 86400000, 10}}
@@ -14,7 +14,8 @@ local function clock_ms()
   return time[1] * 1000 + floor(time[2] / 1000)
 end
 
--- 2026-11-22T16:45:10, cut to what the width needs. Days to date: H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
+-- 2026-11-22T16:45:10, cut to what the width needs. Days to date: H. Hinnant, chrono-Compatible Low-Level Date
+-- Algorithms.
 local stamps = {}
 local function stamp(ms, shown)
   local known = stamps[ms]

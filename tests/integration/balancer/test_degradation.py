@@ -16,9 +16,10 @@ from agentperf_redis import AgentInstance, AgentPerf, BackendUnavailable, NoCapa
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import LoadBalancer, LoadBalancingStrategy
 from agentperf_redis.errors import InvalidArgument
-from tests.conftest import Call
-from tests.heldup import HeldUp
-from tests.servers import Raw, Server, wait_until
+from tests.support import records
+from tests.support.calls import Call
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
 
 DEADLINE_S = 1.0
 
@@ -56,10 +57,10 @@ def test_labels_and_affinity_hold_in_other_pools_and_the_strategy_is_their_own(c
         sticky.register_instance(AgentInstance(f"s{number}", "sticky", max_capacity=50, labels=labels))
     busy = LoadBalancer("random", backend=backend)
     busy.register_instance(AgentInstance("b", "busy", max_capacity=1))
-    wish: dict[str, Any] = {"require": {"gpu", "fr"}, "affinity": "session 7", "fallback": ("sticky",)}
+    request: dict[str, Any] = {"require": {"gpu", "fr"}, "affinity": "session 7", "fallback": ("sticky",)}
     seen = []
     for _ in range(6):
-        instance = call(busy, "acquire", "busy", **wish)
+        instance = call(busy, "acquire", "busy", **request)
         seen.append(instance.id)
         call(busy, "release", instance)
     assert len(set(seen)) == 1
@@ -141,6 +142,7 @@ def test_a_policy_that_cannot_be_is_refused(perf: AgentPerf) -> None:
     assert perf.balancer(on_unavailable="none") is not perf.balancer()
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis70", "redis82")
 @pytest.mark.parametrize("policy", ["raise", "none"])
 def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_behind(
@@ -198,7 +200,7 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
 
     callers = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
     callers.append(threading.Thread(target=lambda: runner.run(tasks())))
-    with HeldUp() as held_up:
+    with StallDetector() as stalls:
         for each in callers:
             each.start()
         wait_until(lambda: len(answers) > 50, "calls")
@@ -218,10 +220,10 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
     meanwhile = {what for at, took, what in answers if stopped + 0.1 < at and at + took < resumed}
     # The deadline is that of the command. Beyond it a caller is only to be run again, in turn with seven others, the
     # server and whatever else the machine does: what that takes is the machine's, hence the 0.3 s.
-    assert max(held_up.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
+    assert max(stalls.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
     assert meanwhile == {"raised" if policy == "raise" else "none"}
     assert sum(stopped + 0.1 < at < resumed - DEADLINE_S for at, _, _ in answers) > 8
-    assert max(held_up.own(resumed, next(at for at in times if at > resumed)) for times in granted_at) < 1.0
+    assert max(stalls.own(resumed, next(at for at in times if at > resumed)) for times in granted_at) < 1.0
     with own_server.client() as raw:
         judge_load(raw, namespace, len(kept))
     for instance in kept:
@@ -239,13 +241,13 @@ def test_who_gives_up_while_the_server_is_away_waits_no_longer_for_giving_back(
     async def give_up() -> float:
         await balancer.aio.release(await balancer.aio.acquire("planner"))
         own_server.pause()
-        with HeldUp() as held_up:
+        with StallDetector() as stalls:
             begin = time.monotonic()
             try:
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.3):
                         await balancer.aio.acquire("planner")
-                return held_up.own(begin, time.monotonic())
+                return stalls.own(begin, time.monotonic())
             finally:
                 own_server.resume()
 
@@ -261,8 +263,8 @@ def judge_load(raw: Raw, namespace: str, held: int) -> None:
 
     def counts() -> tuple[int, int, int]:
         fields = raw.hgetall(state)
-        leases = sum(name[0] == "@" and record[0] in "LG" for name, record in fields.items())
-        loads = sum(int(record.split(" ")[0]) for name, record in fields.items() if name[0] not in "@#+")
+        leases = len(records.held(fields))
+        loads = sum(int(record["load"]) for record in records.instances(fields).values())
         return leases, loads, int(fields["#load"])
 
     wait_until(lambda: counts() == (held, held, held), f"load to be the {held} live leases")

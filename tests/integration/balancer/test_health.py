@@ -16,11 +16,11 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import EventKind, InstanceState, InstanceStatus, LoadBalancer, PoolStatus, commands
 from agentperf_redis.balancer.commands import Pool
 from agentperf_redis.command import Batch
-from agentperf_redis.errors import InvalidArgument
-from tests.conftest import Call as Way
-from tests.heldup import HeldUp
-from tests.integration.balancer.calls import Call, steady
-from tests.servers import Raw, Server, wait_until
+from tests.support import records
+from tests.support.calls import Call
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
+from tests.support.steady_load import CallRecord, steady
 
 INSTANCES, CALLS, EVERY_S, TAKES_S = 10, 1000, 0.003, 0.01
 ILL = range(100, 600)
@@ -76,11 +76,10 @@ def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], N
     return look
 
 
-@pytest.mark.every_server
 def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_for=60), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(base_ejection_time=60), backend=backend)
     register(balancer, INSTANCES)
 
     def behave(number: int, instance: AgentInstance) -> tuple[str, float]:
@@ -91,7 +90,7 @@ def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     assert outcomes["none"] == 0
     assert 5 <= outcomes["error"] <= 20
     history = kinds(balancer, "p3")
-    assert history[:3] == [EventKind.REGISTERED, EventKind.EJECTED, EventKind.PROBING]
+    assert history[:3] == [EventKind.REGISTERED, EventKind.EJECTED, EventKind.HALF_OPEN]
     assert history[-1] is EventKind.RECOVERED
     assert set(kinds(balancer)) == {*history, EventKind.REGISTERED}
     back = [call for call in calls[-100:] if call.instance == "p3"]
@@ -100,7 +99,7 @@ def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
     assert pool_of(balancer).current_load == 0
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
@@ -114,7 +113,7 @@ def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
     ratios = []
     for attempt in range(3):
         names = (f"{namespace}.{attempt}a", f"{namespace}.{attempt}b")
-        settings = PoolSettings(eject_for=60, slow_after=3 * takes)
+        settings = PoolSettings(base_ejection_time=60, slow_after=3 * takes)
         balancer, beside = (LoadBalancer(settings=settings, backend=connect(server.url, namespace=n)) for n in names)
         for each in (balancer, beside):
             register(each, INSTANCES)
@@ -122,12 +121,12 @@ def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
         def behave(number: int, instance: AgentInstance, slow: str) -> tuple[str, float]:
             return "ok", (slowly if instance.id == slow and number in ILL else takes * (0.9 + number % 100 / 500))
 
-        def run(of: LoadBalancer, name: str, slow: str) -> Coroutine[Any, Any, list[Call]]:
+        def run(of: LoadBalancer, name: str, slow: str) -> Coroutine[Any, Any, list[CallRecord]]:
             return steady(of, CALLS, every, partial(behave, slow=slow), ending(raw, name, "p3", 200))
 
         async def both(
-            first: Coroutine[Any, Any, list[Call]], second: Coroutine[Any, Any, list[Call]]
-        ) -> tuple[list[Call], list[Call]]:
+            first: Coroutine[Any, Any, list[CallRecord]], second: Coroutine[Any, Any, list[CallRecord]]
+        ) -> tuple[list[CallRecord], list[CallRecord]]:
             return await asyncio.gather(first, second)
 
         with_it, without_it = runner.run(both(run(balancer, names[0], "p3"), run(beside, names[1], "none")))
@@ -174,9 +173,10 @@ def test_nobody_is_ejected_where_the_settings_say_never(backend: Backend) -> Non
     assert status_of(balancer, "p0").failed_in_a_row == 20
 
 
-@pytest.mark.every_server
 def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=1.0, panic_above=1.0), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=1.0), backend=backend
+    )
     names = register(balancer, 5)
     for name in names[1:]:
         fail(balancer, name, 1)
@@ -186,11 +186,11 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
     assert pool_of(balancer).panic_for is None
     assert {balancer.acquire("planner").id for _ in range(5)} == {"p0"}  # type: ignore[union-attr]
 
-    balancer.configure("planner", PoolSettings(eject_after=1, max_ejected=1.0))
+    balancer.configure("planner", PoolSettings(eject_after=1, max_ejection_share=1.0))
     pool = pool_of(balancer)
     assert pool.panic_for is not None
     assert kinds(balancer)[-1] is EventKind.PANIC
-    assert balancer.events("planner", limit=1)[0].details == {"unfit": "4", "of": "5"}
+    assert balancer.events("planner", limit=1)[0].details == {"unhealthy": "4", "of": "5"}
     held = [balancer.acquire("planner") for _ in range(20)]
     assert {instance.id for instance in held if instance} == set(names)
 
@@ -199,14 +199,14 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
     assert [status_of(balancer, name).state for name in names] == [InstanceState.UP] * 5
     assert pool_of(balancer).panic_for is None
     assert EventKind.CALM in kinds(balancer)
-    assert raw.hget(keys.pool(backend.namespace, "planner").state, "#out") == "0"
+    assert raw.hget(keys.pool(backend.namespace, "planner").state, "#unhealthy") == "0"
 
 
 @pytest.mark.parametrize(("share", "ejected"), [(0.5, 5), (0.1, 1), (0.0, 1), (0.39, 3)])
 def test_the_share_of_the_ejected_is_bounded_but_one_always_may_be(
     backend: Backend, share: float, ejected: int
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=share), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejection_share=share), backend=backend)
     names = register(balancer, 10)
     for name in names:
         if status_of(balancer, name).state is InstanceState.UP:
@@ -217,7 +217,9 @@ def test_the_share_of_the_ejected_is_bounded_but_one_always_may_be(
 
 
 def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5), backend=backend
+    )
     register(balancer, 5)
     balancer.mark_unhealthy("planner", "p3")
     balancer.drain("planner", "p4")
@@ -228,15 +230,16 @@ def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
     assert {each.id for each in (balancer.acquire("planner") for _ in range(30)) if each} == {"p0", "p1", "p2"}
 
 
+@pytest.mark.thorough
 def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backend, raw: Raw) -> None:
-    settings = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.9)
+    settings = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.9)
     balancer = LoadBalancer(settings=settings, backend=backend)
     names = register(balancer, 200, max_capacity=1)
     for _ in range(150):
         balancer.release(balancer.acquire("planner"), outcome="error")
     ready = keys.pool(backend.namespace, "planner").ready
     assert raw.zcard(ready) == 50
-    balancer.configure("planner", PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5))
+    balancer.configure("planner", PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5))
     held = [balancer.acquire("planner") for _ in names]
     assert {each.id for each in held if each} == set(names)
     balancer.configure("planner", settings)
@@ -245,11 +248,12 @@ def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backe
     wait_until(lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50, "all to be settled")
 
 
+@pytest.mark.thorough
 def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
     backend: Backend, raw: Raw, namespace: str
 ) -> None:
-    calm = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.9)
-    hot = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=0.5)
+    calm = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.9)
+    hot = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5)
     balancer = LoadBalancer(settings=calm, backend=backend)
     pool = Pool.of(namespace, "planner")
     register(balancer, 400, max_capacity=1)
@@ -261,7 +265,11 @@ def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
         """Have panic turn for a first batch; then a part of those who are unfit is taken out."""
         backend.run(commands.configure(pool, settings, 0, 1))
         ill = raw.zrange(away, 0, -1)
-        waits = [name for name, record in zip(ill, raw.hmget(pool.keys.state, ill), strict=True) if record[2] == "0"]
+        waits = [
+            n
+            for n, each in zip(ill, raw.hmget(pool.keys.state, ill), strict=True)
+            if records.number(each, "limit") == 0
+        ]
         assert 0 < len(waits) < len(ill)
         for name in [name for name in ill[:120] if (name in waits) is (settings is calm)][:20]:
             balancer.remove_instance("planner", name)
@@ -277,8 +285,8 @@ def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
     assert limits() == {0}
 
 
-def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Way, backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=100), backend=backend)
+def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=100), backend=backend)
     register(balancer, 2, max_capacity=1)
     fail(balancer, "p0", 1)
     balancer.drain("planner", "p1")
@@ -292,7 +300,7 @@ def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Way, ba
 
 
 def test_probation_binds_nobody_in_panic(backend: Backend, raw: Raw) -> None:
-    settings = PoolSettings(eject_after=1, eject_for=60, checks_to_down=1, checks_to_up=1)
+    settings = PoolSettings(eject_after=1, base_ejection_time=60, unhealthy_threshold=1, healthy_threshold=1)
     balancer = LoadBalancer(settings=settings, backend=backend)
     register(balancer, 3, max_capacity=4)
     fail(balancer, "p0", 1)
@@ -312,11 +320,13 @@ def end_ejection(balancer: LoadBalancer, raw: Raw, namespace: str, name: str) ->
     pool = keys.pool(namespace, "planner")
     raw.zadd(pool.due, {"E:" + name: 1}, xx=True)
     raw.hset(pool.state, "#next", 1)
-    assert status_of(balancer, name).state is InstanceState.PROBING
+    assert status_of(balancer, name).state is InstanceState.HALF_OPEN
 
 
 def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=10, eject_for_most=25), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, base_ejection_time=10, max_ejection_time=25), backend=backend
+    )
     register(balancer, 2, max_capacity=2)
     lengths = []
     for _ in range(3):
@@ -334,15 +344,15 @@ def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Bac
 
 
 def test_so_long_after_an_ejection_the_next_is_a_first_one_again(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=10, eject_for_most=40), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, base_ejection_time=10, max_ejection_time=40), backend=backend
+    )
     register(balancer, 2)
     state = keys.pool(backend.namespace, "planner").state
     lengths = []
     for ended_before_ms in (0, 39_000, 41_000):
         if ended_before_ms:
-            more = raw.hget(state, "+p0").split(" ")
-            more[1] = str(round(time.time() * 1000) - ended_before_ms)
-            raw.hset(state, "+p0", " ".join(more))
+            records.change(raw, state, "+p0", ejected_until_ms=round(time.time() * 1000) - ended_before_ms)
         fail(balancer, "p0", 1)
         lengths.append(balancer.events("planner", limit=1)[0].details["for_ms"])
         end_ejection(balancer, raw, backend.namespace, "p0")
@@ -361,11 +371,11 @@ def test_who_is_ejected_while_warming_up_is_on_probation_like_others(backend: Ba
     assert raw.zrange(pool.due, 0, -1) == ["E:new"]
     assert raw.hget(pool.state, "#warming") == "0"
     end_ejection(balancer, raw, backend.namespace, "new")
-    assert raw.hget(pool.state, "new").split(" ")[7] == "h"
+    assert records.flags(raw.hget(pool.state, "new")) == {"half_open"}
 
 
 def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=20), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=20), backend=backend)
     register(balancer, 2, max_capacity=4)
     held = [balancer.acquire("planner") for _ in range(8)]
     old = [each for each in held if each and each.id == "p0"]
@@ -387,34 +397,36 @@ def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: 
     balancer.release(old[2])
     balancer.release(old[3], outcome="error")
     status = status_of(balancer, "p0")
-    assert (status.state, status.limit, status.instance.current_load) == (InstanceState.PROBING, 1, 0)
+    assert (status.state, status.limit, status.instance.current_load) == (InstanceState.HALF_OPEN, 1, 0)
 
 
 def test_the_last_that_is_not_on_probation_is_not_ejected(backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05, max_ejected=1.0), backend=backend)
+    balancer = LoadBalancer(
+        settings=PoolSettings(eject_after=1, base_ejection_time=0.05, max_ejection_share=1.0), backend=backend
+    )
     register(balancer, 2)
     fail(balancer, "p0", 1)
-    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     fail(balancer, "p1", 3)
     assert status_of(balancer, "p1").state is InstanceState.UP
 
 
 def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.05), backend=backend)
     register(balancer, 2)
     fail(balancer, "p0", 1)
-    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     fail(balancer, "p0", 2, "neutral")
-    assert status_of(balancer, "p0").state is InstanceState.PROBING
+    assert status_of(balancer, "p0").state is InstanceState.HALF_OPEN
     fail(balancer, "p0", 1, "ok")
     assert status_of(balancer, "p0").state is InstanceState.UP
 
 
-@pytest.mark.parametrize("state", [InstanceState.EJECTED, InstanceState.PROBING, InstanceState.DOWN])
+@pytest.mark.parametrize("state", [InstanceState.EJECTED, InstanceState.HALF_OPEN, InstanceState.DOWN])
 def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
-    call: Way, backend: Backend, raw: Raw, state: InstanceState
+    call: Call, backend: Backend, raw: Raw, state: InstanceState
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=2, checks_to_down=2), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=2, unhealthy_threshold=2), backend=backend)
     register(balancer, 2)
     pool = Pool.of(backend.namespace, "planner")
     if state is InstanceState.DOWN:
@@ -422,7 +434,7 @@ def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
             backend.run(commands.report_checks(pool, at, [("p0", False)]))
     else:
         fail(balancer, "p0", 2)
-    if state is InstanceState.PROBING:
+    if state is InstanceState.HALF_OPEN:
         end_ejection(balancer, raw, backend.namespace, "p0")
     assert status_of(balancer, "p0").state is state
     assert call(balancer, "mark_healthy", "planner", "p0")
@@ -436,7 +448,7 @@ def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
     assert (status_of(balancer, "p0").state, len(kinds(balancer))) == (InstanceState.UP, told)
 
 
-def test_instances_are_drained_and_marked_on_a_full_server(call: Way, own_server: Any, connect: Any) -> None:
+def test_instances_are_drained_and_marked_on_a_full_server(call: Call, own_server: Any, connect: Any) -> None:
     balancer = LoadBalancer(backend=connect(own_server.url))
     register(balancer, 2)
     with own_server.client() as client:
@@ -450,16 +462,16 @@ def test_instances_are_drained_and_marked_on_a_full_server(call: Way, own_server
 
 
 def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, raw: Raw) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.3), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.3), backend=backend)
     register(balancer, 2, max_capacity=1)
     other, held = balancer.acquire("planner"), balancer.acquire("planner")
     assert other is not None
     balancer.release(other, outcome="error")
     assert kinds(balancer, other.id)[-1] is EventKind.EJECTED
-    with HeldUp(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         instance = balancer.acquire("planner", wait=20.0)
-        assert held_up.own(begin, time.monotonic()) < 1.2
+        assert stalls.own(begin, time.monotonic()) < 1.2
     assert instance is not None
     assert instance.id == other.id
     assert balancer.release(held)
@@ -469,7 +481,7 @@ def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, ra
 
 
 def test_settings_last_deployed_hold_and_a_change_is_logged(
-    call: Way, backend: Backend, caplog: pytest.LogCaptureFixture
+    call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     balancer = LoadBalancer(backend=backend)
     register(balancer, 1)
@@ -490,8 +502,8 @@ def test_settings_last_deployed_hold_and_a_change_is_logged(
     assert len(caplog.messages) == 1
 
 
-def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Way, backend: Backend) -> None:
-    first = PoolSettings(eject_after=1, max_ejected=1.0, adaptive=True)
+def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Call, backend: Backend) -> None:
+    first = PoolSettings(eject_after=1, max_ejection_share=1.0, adaptive=True)
     balancer = LoadBalancer(settings=first, backend=backend)
     register(balancer, 4, max_capacity=10)
     fail(balancer, "p3", 1, "timeout")
@@ -499,7 +511,7 @@ def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: W
         fail(balancer, name, 1)
     assert pool_of(balancer).panic_for is not None
     assert [each.limit for each in pool_of(balancer).instances] == [8] * 4
-    then = PoolSettings(eject_after=1, max_ejected=1.0, panic_above=1.0)
+    then = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=1.0)
     call(
         LoadBalancer(settings=then, backend=backend),
         "register_instance",
@@ -525,35 +537,13 @@ def test_settings_may_come_before_instances_and_survive_a_server_that_lost_them(
     assert pool_of(balancer).settings == PoolSettings(eject_after=8)
 
 
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {"eject_after": 0},
-        {"eject_for": 0},
-        {"eject_for": 10, "eject_for_most": 5},
-        {"max_ejected": 1.1},
-        {"panic_above": 0},
-        {"slow_after": -1},
-        {"adaptive": 1},
-        {"slow_start": float("nan")},
-        {"rate_burst": -1},
-        {"checks_to_down": 0},
-        {"checks_to_up": True},
-    ],
-)
-def test_settings_that_cannot_be_are_refused(facts: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        PoolSettings(**facts)
-    assert caught.value.argument in facts
-
-
 def test_the_events_of_a_pool_are_bounded_and_the_latest_are_kept(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(backend=backend)
     register(balancer, 1)
     pool = Pool.of(backend.namespace, "planner")
     balancer.drain("planner", "p0")
     first = balancer.events("planner")
-    turns = [commands.update(pool, "p0", off="d"), commands.update(pool, "p0", on="d")] * 150
+    turns = [commands.update(pool, "p0", off="draining"), commands.update(pool, "p0", on="draining")] * 150
     for _ in range(5):
         backend.run(Batch(tuple(turns)))
     kept = raw.xlen(pool.keys.tag + ":events")

@@ -7,8 +7,8 @@ import pytest
 from agentperf_redis import AgentInstance, PoolSettings, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import InstanceState, InstanceStatus, LoadBalancer
-from tests.conftest import Call
-from tests.servers import Raw, wait_until
+from tests.support.calls import Call
+from tests.support.servers import Raw, wait_until
 
 LONG_AGO_US = 1_000_000_000_000_000
 
@@ -27,7 +27,7 @@ def test_what_was_to_become_of_instances_by_itself_is_due_again(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentperf_redis.balancer.flows.instances.REPAIR_PAGE", 2)
-    settings = PoolSettings(eject_after=1, eject_for=60, slow_start=600, rate_burst=0)
+    settings = PoolSettings(eject_after=1, base_ejection_time=60, slow_start=600, rate_burst=0)
     balancer = LoadBalancer(settings=settings, backend=backend)
     for name in ("ill", "well"):
         balancer.register_instance(AgentInstance(name, "planner"))
@@ -36,7 +36,7 @@ def test_what_was_to_become_of_instances_by_itself_is_due_again(
     balancer.register_instance(AgentInstance("new", "planner"))
     for each in [balancer.acquire("planner") for _ in range(4)]:
         balancer.release(each, outcome="error" if each and each.id == "ill" else "neutral")
-    states = [InstanceState.EJECTED, InstanceState.PARKED, InstanceState.UP, InstanceState.WARMING]
+    states = [InstanceState.EJECTED, InstanceState.RATE_LIMITED, InstanceState.UP, InstanceState.WARMING]
     assert [status_of(balancer, name).state for name in ("ill", "metered", "well", "new")] == states
     due: dict[str, float] = dict(raw.zrange(pool.due, 0, -1, withscores=True))
     away = raw.zrange(pool.tag + ":away", 0, -1, withscores=True)
@@ -60,13 +60,13 @@ def test_what_was_to_become_of_instances_by_itself_is_due_again(
 def test_leases_from_before_a_probation_are_counted_anew(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
-    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, eject_for=0.05), backend=backend)
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.05), backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=6))
     held = [balancer.acquire("planner") for _ in range(10)]
     old = [each for each in held if each and each.id == "p0"]
     assert balancer.release(old.pop(), outcome="error")
-    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.PROBING, "its ejection to end")
+    wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     probe = next(each for each in (balancer.acquire("planner") for _ in range(3)) if each and each.id == "p0")
     assert status_of(balancer, "p0").limit == 5  # four from before, and a probe
 
@@ -77,7 +77,7 @@ def test_leases_from_before_a_probation_are_counted_anew(
     assert call(balancer, "repair", "planner").wrong == 1
 
     status = status_of(balancer, "p0")
-    assert (status.state, status.instance.current_load, status.limit) == (InstanceState.PROBING, 3, 3)
+    assert (status.state, status.instance.current_load, status.limit) == (InstanceState.HALF_OPEN, 3, 3)
     for each in (*old[2:], probe):
         balancer.release(each, outcome="neutral")
     assert (status_of(balancer, "p0").instance.current_load, status_of(balancer, "p0").limit) == (0, 1)

@@ -18,11 +18,12 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.process.local_copies import LocalCopies
 from agentperf_redis.errors import InvalidArgument
-from tests.conftest import Call
-from tests.heldup import HeldUp
-from tests.proxy import Proxy
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
+from tests.support.caches import copied
+from tests.support.calls import Call
+from tests.support.proxy import Proxy
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
+from tests.support.workers import Workers
 
 STALE_S = 0.25
 
@@ -31,20 +32,13 @@ def with_copies(backend: Backend, **options: Any) -> LRUCache:
     return LRUCache(backend=backend, local_size=100, **options)
 
 
-def copied(cache: LRUCache, key: str) -> None:
-    """Read until a copy answers."""
-    local = cache._binding.local
-    assert local is not None
-    wait_until(lambda: (cache.get(key), local.find(key))[1], f"a copy of {key}")
-
-
 def test_a_copied_value_costs_no_command(
     call: Call, proxy: Proxy, connect: Callable[..., Backend], namespace: str
 ) -> None:
     cache = with_copies(connect(proxy.url))
     call(cache, "put_many", {"k": [1], "none": None})
     for _ in range(10):
-        with HeldUp() as held_up:
+        with StallDetector() as stalls:
             begin = time.monotonic()
             copied(cache, "k")
             copied(cache, "none")
@@ -58,7 +52,7 @@ def test_a_copied_value_costs_no_command(
             assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
             cost = proxy.count("MGET") - before
             # Copies are silent when the bus has not been heard of for 250 ms, as on a machine that is held up.
-            if cost == 0 or held_up.within(begin, time.monotonic()) < 0.1:
+            if cost == 0 or stalls.within(begin, time.monotonic()) < 0.1:
                 break
     assert cost == 0
     before = proxy.count("MGET")
@@ -84,7 +78,6 @@ def test_one_sees_ones_own_writes_at_once(call: Call, backend: Backend) -> None:
             assert call(cache, "get", "k") == left, forget
 
 
-@pytest.mark.every_server
 def test_others_writes_are_seen_within_their_time(server: Server, connect: Callable[..., Backend]) -> None:
     cache, elsewhere = with_copies(connect(server.url)), LRUCache(backend=connect(server.url))
     for forget, left in (
@@ -111,7 +104,7 @@ def assert_seen_in_time(cache: LRUCache, left: object, acknowledged: float) -> N
 
 def test_a_copy_lives_no_longer_than_its_entry(backend: Backend) -> None:
     cache = with_copies(backend)
-    local = cache._binding.local
+    local = cache._shared_state.local
     assert local is not None
     expires_at = []
 
@@ -177,9 +170,9 @@ def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
     elsewhere.put("warm", 1)
     copied(cache, "warm")
     heard = threading.Event()
-    cache._binding.local.drop("k")  # type: ignore[union-attr]  # with copies there are some
+    cache._shared_state.local.drop("k")  # type: ignore[union-attr]  # with copies there are some
     subscription = backend.bus.subscribe(
-        cache._binding.keys.bus, lambda message: heard.set() if message.endswith(b" k") else None, lambda: None
+        cache._shared_state.keys.bus, lambda message: heard.set() if message.endswith(b" k") else None, lambda: None
     )
     read = proxy.keep_reply(only=lambda request: request[0] == b"MGET" and request[1].endswith(b":e:k"))
     with ThreadPoolExecutor(1) as thread:
@@ -197,7 +190,7 @@ def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
 
 def test_local_copies_are_one_per_cache_and_process(backend: Backend) -> None:
     first, second = with_copies(backend), with_copies(backend)
-    assert first._binding.local is second._binding.local
+    assert first._shared_state.local is second._shared_state.local
     with pytest.raises(InvalidArgument) as refused:
         LRUCache(backend=backend, local_size=5)
     assert refused.value.argument == "local_size"
@@ -296,7 +289,7 @@ def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
     return faults
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_no_process_reads_what_is_older_than_allowed(
     server: Server, namespace: str, workers: Workers, raw: Raw
 ) -> None:

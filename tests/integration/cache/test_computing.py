@@ -23,12 +23,12 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, cached
 from agentperf_redis.errors import BackendUnavailable, ComputeFailed, InvalidArgument
-from tests.conftest import Call
-from tests.heldup import HeldUp
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.caches import waiting
+from tests.support.calls import Call
+from tests.support.places import ROOT
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector
+from tests.support.workers import Workers
 
 
 def where(namespace: str, part: str) -> str:
@@ -109,7 +109,6 @@ def count_and_work(url: str, namespace: str, key: str, seconds: float) -> tuple[
     return len(calls), values[0], time.monotonic()
 
 
-@pytest.mark.every_server
 def test_processes_share_one_computation(server: Server, namespace: str, workers: Workers, raw: Raw) -> None:
     results = workers.run(count_and_work, [(server.url, namespace, "k", 0.3)] * 4)
 
@@ -132,13 +131,13 @@ def test_a_killed_leader_is_replaced_when_its_lease_ends(
     leader.said()
     wait_until(lambda: raw.exists(where(namespace, "l:k")), "the leader's lease")
     leader.kill()
-    with HeldUp(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
         raw.pexpire(where(namespace, "l:k"), 300)  # shortened: the test need not wait for all of it
         assert LRUCache(backend=backend).get_or_compute("k", lambda: "mine") == "mine"
         end = time.monotonic()
         assert end - begun >= 0.3
-        assert held_up.own(begun, end) < 2.3
+        assert stalls.own(begun, end) < 2.3
 
 
 def test_a_lease_is_renewed_while_the_function_runs(
@@ -158,12 +157,6 @@ def test_a_lease_is_renewed_while_the_function_runs(
     thread.join()
     other.join()
     assert elsewhere.get("k") is True
-
-
-def waiting(cache: LRUCache | TieredCache, key: str) -> int:
-    """How many threads or tasks of this process wait for the one that computes, or claims."""
-    flight = cache._binding.flights._flights.get(key)
-    return len(flight.ended._callbacks) if flight else 0
 
 
 def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
@@ -278,10 +271,10 @@ def test_a_cancelled_leader_lets_another_compute(
             await first
         return await asyncio.wait_for(second, 20)
 
-    with HeldUp(raw.ping) as held_up:
+    with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         assert runner.run(scene()) == "second"
-        assert held_up.own(begin, time.monotonic()) < 2, "not when the first one's lease has ended"
+        assert stalls.own(begin, time.monotonic()) < 2, "not when the first one's lease has ended"
     assert raw.exists(where(namespace, "l:k")) == 0
 
 
@@ -296,10 +289,10 @@ def test_what_cannot_be_stored_is_returned_uncached_with_one_warning(call: Call,
 def test_without_a_server_the_function_is_called(call: Call, connect: Callable[..., Backend]) -> None:
     backend = connect("redis://127.0.0.1:1/0", deadline=0.2)
     function = decorated(call, LRUCache(backend=backend), lambda x: x + 1)
-    with HeldUp() as held_up:
+    with StallDetector() as stalls:
         begun = time.monotonic()
         assert [function(1), function(1), function(2)] == [2, 2, 3]
-        assert held_up.own(begun, time.monotonic()) < 1, "after the first failure the cache is let alone for a while"
+        assert stalls.own(begun, time.monotonic()) < 1, "after the first failure the cache is let alone for a while"
     with pytest.raises(BackendUnavailable):
         call(LRUCache(backend=backend), "get", "k")
 

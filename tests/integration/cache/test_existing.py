@@ -12,11 +12,12 @@ import pytest
 from agentperf_redis import AgentPerf, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.cache.commands import SCHEMA
 from agentperf_redis.cache.operator import ExistingCache, Opaque, find, find_all
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
-from tests.servers import Raw, Server
+from tests.support.servers import Raw, Server
 
 
 @dataclass
@@ -39,7 +40,7 @@ def cache(backend: Backend, raw: Raw, namespace: str) -> Iterator[LRUCache]:
     where = keys.cache(namespace, "cache", "answers")
     before = raw.hget(where.meta, "settings")
     yield made
-    assert raw.hget(where.meta, "settings") == before == "lru room 0/0/3 bytes 0 ttl 0/0/60000"
+    assert raw.hget(where.meta, "settings") == before == "lru capacity 0/0/3 bytes 0 ttl 0/0/60000"
 
 
 def found(operator: Backend, service: str = "cache") -> ExistingCache:
@@ -50,7 +51,7 @@ def found(operator: Backend, service: str = "cache") -> ExistingCache:
 
 def test_it_is_operated_by_the_settings_it_has(cache: LRUCache, operator: Backend, backend: Backend) -> None:
     existing = found(operator)
-    assert existing.settings.rooms == (0, 0, 3)
+    assert existing.settings.capacities == (0, 0, 3)
     assert operator.run(existing.keys()) == ["a", "b"]
     assert operator.run(existing.keys(1)) == ["a"]
     entry = operator.run(existing.entry("a"))
@@ -114,13 +115,14 @@ def test_what_is_not_there_is_none_and_stays_so(cache: LRUCache, operator: Backe
 
 def test_what_is_not_ours_is_refused(cache: LRUCache, operator: Backend, raw: Raw, namespace: str) -> None:
     where = keys.cache(namespace, "cache", "answers")
-    raw.hset(where.meta, "schema", 7)
-    with pytest.raises(SchemaMismatch, match="version 7"):
-        found(operator)
-    raw.hset(where.meta, mapping={"schema": 1, "settings": "other"})
+    for schema in (SCHEMA - 1, SCHEMA + 1):
+        raw.hset(where.meta, "schema", schema)
+        with pytest.raises(SchemaMismatch, match=f"version {schema}"):
+            found(operator)
+    raw.hset(where.meta, mapping={"schema": SCHEMA, "settings": "other"})
     with pytest.raises(CorruptState):
         found(operator)
-    raw.hset(where.meta, "settings", "lru room 0/0/3 bytes 0 ttl 0/0/60000")
+    raw.hset(where.meta, "settings", "lru capacity 0/0/3 bytes 0 ttl 0/0/60000")
     bad: Any = "odd"
     with pytest.raises(InvalidArgument, match="tags"):
         operator.run(found(operator).invalidate_tags(bad))

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import script
+from agentperf_redis import keys, script
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from tests.integration.cache.scan import faults, without_value
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
+from tests.support.cache_scan import faults, without_value
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.workers import Workers
 
-PROCESSES = 4
+PROCESSES, TURNS = 4, 5
 _CACHES = {
     "small": {"max_size": 30, "default_ttl": None},
     "bytes": {"max_size": 1000, "max_bytes": 3000},
@@ -44,7 +44,7 @@ if string.sub(KEYS[1], -5) ~= ':meta' then return reply end
 local found = redis.call('HMGET', KEYS[1], 'settings', 'bytes', 'next')
 local first_ms = redis.call('ZRANGE', tag .. 'exp', 0, 0, 'WITHSCORES')[2]
 if not found[1] then return reply end
-local hot, warm, cold, most = string.match(found[1], 'room (%%d+)/(%%d+)/(%%d+) bytes (%%d+)')
+local hot, warm, cold, most = string.match(found[1], 'capacity (%%d+)/(%%d+)/(%%d+) bytes (%%d+)')
 local sizes = redis.call('HVALS', tag .. 'size')
 for _, size in ipairs(sizes) do sum = sum + size %% 1e10 end
 for _, tier in ipairs({'hot', 'warm', 'cold', 'new'}) do standing = standing + redis.call('ZCARD', tag .. tier) end
@@ -114,7 +114,6 @@ def wreak(url: str, namespace: str, seed: int, operations: int, without: str | N
     return wrong
 
 
-@pytest.mark.every_server
 def test_limits_and_accounts_hold_whatever_four_processes_do(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
@@ -145,16 +144,21 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
 
         cache.clear()
         cache.sweep()
+        resent = keys.cache(namespace, service, cache.name).resent  # of puts sent twice, as on a busy machine
+        wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
         left = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*")}
-        assert left <= {"meta", "gen", "checks"}, cache
+        assert left <= {"meta", "epochs", "checks"}, cache
 
 
+@pytest.mark.thorough
 def test_limits_and_accounts_hold_after_every_script(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
-    results = workers.run(wreak, [(server.url, namespace, seed, 5000, "") for seed in range(PROCESSES)])
-
-    assert results == [0] * PROCESSES
+    for compute_lease in range(
+        TURNS
+    ):  # a worker's time limit is there to end one that hangs: 5000 steps may take longer
+        seeds = range(PROCESSES * compute_lease, PROCESSES * (compute_lease + 1))
+        assert workers.run(wreak, [(server.url, namespace, seed, 1000, "") for seed in seeds]) == [0] * PROCESSES
     assert list(raw.scan_iter(match=f"{namespace}:*:faults")) == []
     checks = [int(raw.get(key)) for key in raw.scan_iter(match=f"{namespace}:*:checks")]
     assert len(checks) == len(_CACHES) + len(_TIERED)
@@ -162,21 +166,29 @@ def test_limits_and_accounts_hold_after_every_script(
     agree_and_leave_nothing(backend, raw)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "without",
     [
         "  I.balance(KEY)\n",
-        "    I.bytes = I.bytes - (tonumber(call('HGET', SIZE, KEY)) or 0) % I.HITS\n",
-        "    if I.next then I.call('ZREM', I.exp, unpack(dead)) end\n",
+        "    I.bytes = I.bytes - replaced\n",
+        "      if I.next then I.call('ZREM', I.exp, unpack(dead)) end\n",
         "    if not I.next or expiry_ms < I.next then I.next = expiry_ms end\n",
         "  I.bytes = I.bytes + weight\n",
-        "      if #leave[i] > 0 then I.call('ZREM', I.tier[i], unpack(leave[i])) end\n",
+        "        if #leave[i] > 0 then I.call('ZREM', I.tier[i], unpack(leave[i])) end\n",
     ],
 )
 def test_the_check_of_the_check_a_fault_in_a_script_is_found(
-    server: Server, namespace: str, workers: Workers, raw: Raw, without: str
+    server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend, without: str
 ) -> None:
     sources = script.Script("cache/put").source
     assert without in sources
-    workers.run(wreak, [(server.url, namespace, 1, 1500, without)])
-    assert list(raw.scan_iter(match=f"{namespace}:*:faults")) != []
+
+    def found() -> bool:
+        return any(raw.exists(f"{cache._shared_state.keys.tag}:faults") for cache in caches(backend))
+
+    for seed in range(1, 6):  # a worker's time limit is there to end one that hangs
+        workers.run(wreak, [(server.url, namespace, seed, 300, without)])
+        if found():
+            break
+    assert found()

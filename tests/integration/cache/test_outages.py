@@ -18,15 +18,15 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.cache.flows import access_reports
 from agentperf_redis.cache.flows import settings as settings_flows
-from agentperf_redis.cache.process.shared_state import MOST_OWED, Binding, Owed
+from agentperf_redis.cache.process.shared_state import MAX_PENDING_INVALIDATIONS, InvalidationScope, SharedState
 from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 from agentperf_redis.transport.pubsub import connection as pubsub_connection
-from tests.conftest import Call
-from tests.heldup import HeldUp, hurry, overlap, union
-from tests.integration.cache.test_computing import waiting
-from tests.servers import Kind, Server, wait_until
-from tests.workers import Workers
+from tests.support.caches import waiting
+from tests.support.calls import Call
+from tests.support.servers import Server, ServerKind, wait_until
+from tests.support.stalls import StallDetector, hurry, overlap, union
+from tests.support.workers import Workers
 
 NOWHERE = "redis://127.0.0.1:1/0"
 STALE_S = 0.25
@@ -162,7 +162,7 @@ def test_the_check_of_the_check_without_a_flush_they_are_not(
     own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pubsub_connection, "LOST_AFTER_S", 60)
-    monkeypatch.setattr(Binding, "_recovered", lambda binding: None)
+    monkeypatch.setattr(SharedState, "_recovered", lambda shared: None)
     assert copies_after_recovery(own_server, connect) == (1, "of before")
 
 
@@ -171,10 +171,11 @@ def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tu
 
     Returns how many copies there are when it is known to be back, and what one of them stands in for in the next outage.
     """
-    backend = connect(server.url, deadline=0.3)
+    backend = connect(server.url)
     cache = LRUCache(local_size=10, backend=backend)
     cache.put("k", "of before")
     copied(cache, "k")
+    hurry(backend, 0.3)
     known: list[int] = []
     backend.on_recovery(lambda: known.append(len(cache._local or ())))  # called after the cache's own
 
@@ -220,11 +221,11 @@ def test_an_invalidation_that_failed_is_told_before_the_first_read_after_recover
 def test_the_check_of_the_check_without_telling_the_old_value_is_read(
     start_server: Callable[..., Server], connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forget_it(binding: Binding) -> Flow[None]:
-        binding.owed.clear()
+    def forget_it(shared: SharedState) -> Flow[None]:
+        shared.pending_invalidations.clear()
         yield from ()
 
-    monkeypatch.setattr(settings_flows, "_pay", forget_it)
+    monkeypatch.setattr(settings_flows, "_flush_pending", forget_it)
     assert invalidated_meanwhile(start_server(aof=True), connect, "delete") == ["old"]
 
 
@@ -246,7 +247,7 @@ def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forge
             read.append(cache.get("k"))
         except BackendUnavailable:
             time.sleep(0.02)
-    assert not cache._binding.owed
+    assert not cache._shared_state.pending_invalidations
     return [value for value in read if value is not None]
 
 
@@ -268,11 +269,11 @@ def test_it_is_told_even_if_nobody_reads(start_server: Callable[..., Server], co
 def test_what_is_owed_is_bounded(connect: Callable[..., Backend]) -> None:
     cache = LRUCache(backend=connect(NOWHERE, deadline=0.1))
     with pytest.raises(BackendUnavailable):
-        cache.delete_many([f"k{number}" for number in range(MOST_OWED)])
-    assert len(cache._binding.owed) == MOST_OWED
+        cache.delete_many([f"k{number}" for number in range(MAX_PENDING_INVALIDATIONS)])
+    assert len(cache._shared_state.pending_invalidations) == MAX_PENDING_INVALIDATIONS
     with pytest.raises(BackendUnavailable):
         cache.invalidate_tags("one more")
-    assert list(cache._binding.owed) == [(Owed.ALL, "")]
+    assert list(cache._shared_state.pending_invalidations) == [(InvalidationScope.ALL, "")]
 
 
 # Processes at work while the server is killed and comes back. A value is the time at which its computing began.
@@ -302,7 +303,7 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[A
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
     seen: list[Answer] = []
-    with HeldUp() as held_up, Path(progress).open("ab", buffering=0) as written:
+    with StallDetector() as stalls, Path(progress).open("ab", buffering=0) as written:
         while goes_on(progress):
             key = KEYS[len(seen) % len(KEYS)]
             begun = time.monotonic()
@@ -311,14 +312,14 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[A
             written.write(b".")
             time.sleep(0.002)
     backend.close()
-    return seen, held_up.spans
+    return seen, stalls.spans
 
 
 def goes_on(progress: str) -> bool:
     return not Path(f"{progress}.stop").exists()
 
 
-def use_with_stand_ins(url: str, namespace: str, progress: str) -> tuple[list[Answer], Spans]:
+def use_with_stale_copies(url: str, namespace: str, progress: str) -> tuple[list[Answer], Spans]:
     return use(url, namespace, progress, soft_ttl=0.5, stale_if_error=30)
 
 
@@ -346,11 +347,12 @@ def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float
     return acknowledged
 
 
+@pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis82", "redis70")
 @pytest.mark.parametrize("aof", [False, True], ids=["empty", "aof"])
 def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old_back(
     start_server: Callable[..., Server],
-    server_kind: Kind,
+    server_kind: ServerKind,
     workers: Workers,
     namespace: str,
     aof: bool,
@@ -361,7 +363,7 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
     for file in (*files, written):
         file.touch()
-    functions = (use, use_with_stand_ins, use_with_stand_ins)
+    functions = (use, use_with_stale_copies, use_with_stale_copies)
     readers = [
         workers.start(function, server.url, namespace, str(file))
         for function, file in zip(functions, files, strict=True)
@@ -380,7 +382,7 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
             with contextlib.suppress(RedisError):  # it loads its data
                 client.ping()
 
-    with server.client() as client, HeldUp(ask) as server_held_up:
+    with server.client() as client, StallDetector(ask) as server_stalls:
         all_go_on(150)
         server.kill()
         killed = time.monotonic()
@@ -404,19 +406,19 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     assert late
     for function, reader in zip(functions, readers, strict=True):
         seen, spans = reader.result()
-        held_up = union(spans, server_held_up.spans)  # each of a call's commands has to wait for a server that is slow
+        stalls = union(spans, server_stalls.spans)  # each of a call's commands has to wait for a server that is slow
         for call in seen:
             if call.ended - call.begun > DEADLINE_S / 2:
-                own = call.ended - call.begun - overlap(held_up, call.begun, call.ended)
+                own = call.ended - call.begun - overlap(stalls, call.begun, call.ended)
                 # what was computed when the server died may first have waited for the reads being reported just then
-                waited_s = access_reports._PATIENCE * DEADLINE_S if call.begun < killed else 0.0
+                waited_s = access_reports._WAIT_SHARE * DEADLINE_S if call.begun < killed else 0.0
                 assert own < DEADLINE_S + waited_s + 0.05, "no call beyond its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
         assert len(without) > 20, "results also while there was no server"
         after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
         assert len(after) > 100
         # what may stand in for a server that is away does so until this process has noticed that it is back
-        for call in after if function is use_with_stand_ins else seen:
+        for call in after if function is use_with_stale_copies else seen:
             over = call.begun - STALE_S
             newest = max((at for key, at, end in acknowledged if key == call.key and end < over), default=0.0)
             assert call.value > newest, (

@@ -11,10 +11,10 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
-from tests.conftest import Call
-from tests.servers import Raw
+from tests.support.calls import Call
+from tests.support.servers import Raw
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 
 
 def in_time(function: Callable[[], Any]) -> Any:
@@ -29,7 +29,7 @@ def in_time(function: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(PATIENCE_S)
+    thread.join(TIMEOUT_S)
     assert outcome, "it waits for itself"
     if isinstance(outcome[0], BaseException):
         raise outcome[0]

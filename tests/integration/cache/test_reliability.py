@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, maintenance
+from agentperf_redis.cache import LRUCache, TieredCache, compute, maintenance
 from agentperf_redis.cache.commands import entries
 from agentperf_redis.cache.flows import access_reports
-from agentperf_redis.cache.process.access_buffer import Outbox, Report
+from agentperf_redis.cache.maintenance import Maintenance
+from agentperf_redis.cache.process.access_buffer import AccessBuffer, AccessReport
+from agentperf_redis.cache.process.compute_lease import ComputeLease
 from agentperf_redis.command import Command, Wait
 from agentperf_redis.errors import BackendFull, BackendUnavailable
 from agentperf_redis.script import Script
-from tests.conftest import Call
-from tests.heldup import HeldUp, hurry
-from tests.integration.cache.scan import faults
-from tests.proxy import Proxy
-from tests.servers import Raw, Server, wait_until
+from tests.support.cache_scan import faults
+from tests.support.calls import Call
+from tests.support.proxy import Proxy
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector, hurry
 
-PUT, TOUCH = Script("cache/put"), Script("cache/report_reads")
+PUT, TOUCH, RENEW = Script("cache/put"), Script("cache/report_reads"), Script("cache/renew_claim")
 
 
 def state(raw: Raw, namespace: str) -> dict[str, Any]:
@@ -117,10 +121,10 @@ def test_closing_does_not_wait_for_a_lost_server_once_for_each_cache(
         cache.get("k")
     server.pause()
     try:
-        with HeldUp() as held_up:
+        with StallDetector() as stalls:
             begun = time.monotonic()
             backend.close()
-            assert held_up.own(begun, time.monotonic()) < 2
+            assert stalls.own(begun, time.monotonic()) < 2
     finally:
         server.resume()
 
@@ -178,18 +182,18 @@ def test_a_put_comes_after_the_reads_that_are_being_reported(
     cache.get("a")
     held = proxy.hold(only=TOUCH, reset=False, after=0.6)
     flushing = threading.Thread(target=cache.flush)
-    take = Outbox.take
+    take = AccessBuffer.take
 
     def begin() -> None:
         flushing.start()
         held.wait()
 
-    def take_when_that_has_begun(self: Outbox, *, flush: bool = False) -> Report:
+    def take_when_that_has_begun(self: AccessBuffer, *, flush: bool = False) -> AccessReport:
         if not flush and begins == "after the put looked" and not held.caught.is_set():
             begin()
         return take(self, flush=flush)
 
-    monkeypatch.setattr(Outbox, "take", take_when_that_has_begun)
+    monkeypatch.setattr(AccessBuffer, "take", take_when_that_has_begun)
     if begins == "before the put looks":
         begin()
 
@@ -332,7 +336,10 @@ def test_on_a_full_server_what_frees_still_works(
     assert call(cache, "put", "more", 1) is True
 
 
-@pytest.mark.parametrize("options", [{}, {"strict": True}, {"local_size": 10}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(more, marks=pytest.mark.thorough) for more in ({"strict": True}, {"local_size": 10}))],
+)
 def test_on_a_full_server_reads_go_on_and_are_reported_later(
     call: Call, own_server: Server, connect: Callable[..., Backend], options: dict[str, Any]
 ) -> None:
@@ -378,7 +385,7 @@ def test_a_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, na
     if child == 0:
         code = 1
         try:
-            if cache.get("k") == 1 and not cache._binding.flights._flights:
+            if cache.get("k") == 1 and not cache._shared_state.flights._flights:
                 cache.put("child", 2)
                 backend.close()
                 code = 0
@@ -395,8 +402,8 @@ def test_a_put_waits_for_the_same_report_once(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     cache.put("a", 1)
     cache.flush()
-    cache._binding.outbox.missed()
-    cache._binding.outbox.take(flush=True)  # and nobody sends it
+    cache._shared_state.access_buffer.missed()
+    cache._shared_state.access_buffer.take(flush=True)  # and nobody sends it
     steps: Any = cache._flows.writer.put("b", 2, None, ())
     waits, step = 0, next(steps)
     while not (isinstance(step, Command) and step.script == entries._PUT):
@@ -414,12 +421,73 @@ def test_a_blocking_put_does_not_wait_for_a_task_of_the_loop_it_holds_up(backend
     cache.put("a", 1)
 
     async def main() -> float:
-        cache._binding.outbox.missed()
-        report = cache._binding.outbox.take(flush=True)  # as a task of this loop that is sending it
+        cache._shared_state.access_buffer.missed()
+        report = cache._shared_state.access_buffer.take(flush=True)  # as a task of this loop that is sending it
         begin = time.monotonic()
         assert cache.put("b", 2)
         took = time.monotonic() - begin
-        cache._binding.outbox.settle(report, taken_in=False)
+        cache._shared_state.access_buffer.settle(report, taken_in=False)
         return took
 
-    assert asyncio.run(main()) < access_reports._PATIENCE * backend.deadline
+    assert asyncio.run(main()) < access_reports._WAIT_SHARE * backend.deadline
+
+
+class _Forgetful:
+    """Renewals that are not ended where the value is stored, but by the caller, which a cancellation does not reach."""
+
+    def drop(self, compute_lease: ComputeLease) -> None: ...
+
+
+@pytest.mark.parametrize("sound", [True, False], ids=["sound", "renewed though cancelled"])
+def test_who_is_cancelled_while_his_value_is_stored_leaves_the_key_to_others(
+    proxy: Proxy,
+    connect: Callable[..., Backend],
+    server: Server,
+    runner: asyncio.Runner,
+    raw: Raw,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    sound: bool,
+) -> None:
+    if not sound:
+        end = compute._end
+        forgetful = cast("Maintenance", _Forgetful())
+        monkeypatch.setattr(
+            compute,
+            "_end",
+            lambda flight, maintenance, compute_lease, rest: end(flight, forgetful, compute_lease, rest),
+        )
+    assert other_computes(proxy, connect, server, runner) is sound
+
+
+def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server, runner: asyncio.Runner) -> bool:
+    """Cancel a task whose value never arrives at the server; return whether another process then computes its own.
+
+    It does not, if the lease is still renewed long after the last attempt to store the value.
+    """
+    deadline_s, lease_s = 0.4, 0.3
+    cache = LRUCache(backend=connect(proxy.url, deadline=deadline_s), lease=lease_s)
+    elsewhere = LRUCache(backend=connect(server.url), lease=lease_s)
+    runner.run(cache.aio.put("warm", 1))
+    lost = proxy.reset_before_request(only=PUT, times=math.inf)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(cache.aio.get_or_compute("k", lambda: "never stored"))
+        await asyncio.to_thread(lost.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(deadline_s)  # the loop goes on, and so does the put, until it gives up
+
+    with ThreadPoolExecutor(1) as threads:
+        runner.run(cancelled())
+        other = threads.submit(elsewhere.get_or_compute, "k", lambda: "other")
+        before = proxy.count(RENEW)
+        # a lease is renewed three times in its life; ten lives are ten times what the put may still take at most
+        wait_until(
+            lambda: other.done() or proxy.count(RENEW) > before + 30, "the other to compute, or the lease to last"
+        )
+        computes = other.done()
+        cache._backend.close()  # what still renews ends with it, and so does the lease
+        assert other.result(20) == "other"
+    return computes

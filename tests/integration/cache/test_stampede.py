@@ -15,9 +15,9 @@ import pytest
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, cached
 from agentperf_redis.errors import ComputeFailed
-from tests.heldup import HeldUp, overlap, union
-from tests.servers import Raw, Server, wait_until
-from tests.workers import Workers
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector, overlap, union
+from tests.support.workers import Workers
 
 PROCESSES, TASKS = 8, 50
 LEASE_S = 1.5
@@ -27,9 +27,9 @@ PATIENT_S = 20.0
 
 def all_wait(cache: LRUCache, calls: list[int]) -> bool:
     """Whether all of this process's tasks but one wait for that one, which computes, or waits for another process."""
-    flights = list(cache._binding.flights._flights.values())
+    flights = list(cache._shared_state.flights._flights.values())
     return sum(len(flight.ended._callbacks) for flight in flights) == TASKS - 1 and bool(
-        calls or cache._binding._waiting
+        calls or cache._shared_state._waiting
     )
 
 
@@ -68,7 +68,6 @@ def crowd(url: str, namespace: str, waiting: str, failing: bool) -> tuple[int, l
     return len(calls), got
 
 
-@pytest.mark.every_server
 def test_one_call_serves_all(server: Server, namespace: str, workers: Workers, tmp_path: Path) -> None:
     (tmp_path / "waiting").touch()
     results = workers.run(crowd, [(server.url, namespace, str(tmp_path / "waiting"), False)] * PROCESSES)
@@ -79,7 +78,7 @@ def test_one_call_serves_all(server: Server, namespace: str, workers: Workers, t
     assert [len(got) for _, got in results] == [TASKS] * PROCESSES
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_one_failing_call_is_an_error_for_all(
     server: Server, namespace: str, workers: Workers, raw: Raw, tmp_path: Path
 ) -> None:
@@ -115,13 +114,13 @@ def ask_until_served(url: str, namespace: str, calls: str, leads: bool) -> Itera
         yield "is there"
         asking = thread.submit(asyncio.run, all_of_them())
         wait_until(lambda: all_wait(cache, own_calls), "all tasks but one to wait for that one")
-        with HeldUp() as held_up:
+        with StallDetector() as stalls:
             yield "all wait"
             values, at = asking.result()
-        yield os.getpid(), values, at, held_up.spans
+        yield os.getpid(), values, at, stalls.spans
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_a_killed_leader_costs_one_more_call_and_its_lease(
     server: Server, namespace: str, workers: Workers, tmp_path: Path, raw: Raw
 ) -> None:
@@ -139,7 +138,7 @@ def test_a_killed_leader_costs_one_more_call_and_its_lease(
         each.said()
     assert calls.read_bytes() == b".", "the leader's"
 
-    with HeldUp(raw.ping) as server_held_up:
+    with StallDetector(raw.ping) as server_stalls:
         leader.kill()
         killed = time.monotonic()
         for each in waiting:
@@ -151,5 +150,5 @@ def test_a_killed_leader_costs_one_more_call_and_its_lease(
     (second,) = {value for _, values, _, _ in served for value in values}
     spans = {pid: spans for pid, _, _, spans in served}
     for pid, _, at, _ in served:  # what held up the server, the one who computed, or the waiter itself is no one's wait
-        held_up_s = overlap(union(server_held_up.spans, spans[second], spans[pid]), killed, at)
-        assert at - killed - held_up_s < LEASE_S + 2
+        stall_s = overlap(union(server_stalls.spans, spans[second], spans[pid]), killed, at)
+        assert at - killed - stall_s < LEASE_S + 2

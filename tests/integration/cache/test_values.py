@@ -23,9 +23,9 @@ from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import CorruptState
-from tests.conftest import Call
-from tests.integration.cache.test_coherence import copied
-from tests.servers import Raw
+from tests.support.caches import copied
+from tests.support.calls import Call
+from tests.support.servers import Raw
 
 REGISTRY = Registry()
 
@@ -202,13 +202,13 @@ PARTS = (
     "warm",
     "cold",
     "ghost",
-    "gen",
+    "epochs",
     "tags",
     "e:k",
     "l:k",
     "resent",
-    "trash",
-    "trash:",
+    "deferred",
+    "deferred:",
 )
 
 
@@ -218,17 +218,16 @@ def refused(kind: str, part: str) -> set[str]:
         reads = {"get"} if kind == "strict" else set()
         return {"put", "delete", "sweep", "clear"} | ({"invalidate_tags"} if part == "meta" else set()) | reads
     return {
-        "gen": {"invalidate_tags"},
+        "epochs": {"invalidate_tags"},
         "tags": {"get", "get_many", "invalidate_tags", "clear"},
-        "trash": {"sweep", "clear"},
-        "trash:": set(),
+        "deferred": {"sweep", "clear"},
+        "deferred:": set(),
         "resent": set(),
         "e:k": set(),
         "l:k": set(),
     }.get(part, {"clear"})
 
 
-@pytest.mark.every_server
 @pytest.mark.parametrize("kind", CACHES)
 def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
     call: Call, backend: Backend, raw: Raw, kind: str, caplog: pytest.LogCaptureFixture
@@ -237,16 +236,16 @@ def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
     import pickle
 
     hostile = [pickle.dumps(Planted()), b"", b"\xff" * 50, b"0 0 0 0 0 0", b"1 0 r 0  z\x00"]
-    cases = [(part, payload) for part in PARTS for payload in (hostile if part in ("e:k", "gen") else hostile[:1])]
+    cases = [(part, payload) for part in PARTS for payload in (hostile if part in ("e:k", "epochs") else hostile[:1])]
     for case, (part, payload) in enumerate(cases):
         cache = CACHES[kind](backend, f"c{case}")
-        where = cache._binding.keys.tag + ":" + part
-        if part == "trash:":  # what was cleared, and waits to be swept
+        where = cache._shared_state.keys.tag + ":" + part
+        if part == "deferred:":  # what was cleared, and waits to be swept
             call(cache, "put_many", {f"k{number}": 1 for number in range(100)})
             call(cache, "clear")
         call(cache, "put", "k", 1, tags=["t"])
         call(cache, "invalidate_tags", "u")
-        if part == "trash:":
+        if part == "deferred:":
             (where,) = raw.scan_iter(match=f"{where}*")
         if part == "l:k":
             call(cache, "delete", "k")
@@ -254,7 +253,7 @@ def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
         raw.set(where, payload)
         caplog.clear()
         refusing = refused(kind, part)
-        value = None if part in ("e:k", "gen", "l:k") else 1
+        value = None if part in ("e:k", "epochs", "l:k") else 1
 
         for method, args, expected in (
             ("get", ("k",), value),
@@ -275,11 +274,11 @@ def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
                 assert call(cache, method, *args) == expected, (part, payload, method)
 
         reported = [record for record in caplog.records if "counts as missing" in record.getMessage()]
-        assert bool(reported) == (part in ("e:k", "gen", "l:k")), part
+        assert bool(reported) == (part in ("e:k", "epochs", "l:k")), part
         if reported:
             assert call(cache, "stats").corrupt > 0, part
         elif part not in INDEXES[kind]:
-            assert refusing or part in ("resent", "trash:"), "of which no answer is made"
+            assert refusing or part in ("resent", "deferred:"), "of which no answer is made"
     assert Planted.seen == []
     used = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{backend.namespace}:*}}:*")}
-    assert {re.sub("^(e|l):.*", r"\1:k", re.sub("^trash:.*", "trash:", part)) for part in used} <= set(PARTS)
+    assert {re.sub("^(e|l):.*", r"\1:k", re.sub("^deferred:.*", "deferred:", part)) for part in used} <= set(PARTS)

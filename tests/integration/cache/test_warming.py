@@ -12,11 +12,11 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache
-from agentperf_redis.cache.warm_up import Warmed
-from agentperf_redis.errors import BackendUnavailable, InvalidArgument
-from tests.conftest import Call
-from tests.servers import Raw, Server
-from tests.workers import Workers
+from agentperf_redis.cache.warm_up import WarmUpStatus
+from agentperf_redis.errors import BackendUnavailable
+from tests.support.calls import Call
+from tests.support.servers import Server
+from tests.support.workers import Workers
 
 
 class Busy:
@@ -25,7 +25,7 @@ class Busy:
     def __init__(self, takes_s: float = 0.02) -> None:
         self.takes_s = takes_s
         self.calls: list[str] = []
-        self.most = self._now = 0
+        self.maximum = self._now = 0
         self._lock = threading.Lock()
         self.met = threading.Event()
         """Two ran at a time. Set it where nobody is waited for."""
@@ -34,7 +34,7 @@ class Busy:
         with self._lock:
             self.calls.append(key)
             self._now += 1
-            self.most = max(self.most, self._now)
+            self.maximum = max(self.maximum, self._now)
             if self._now > 1:
                 self.met.set()
         self.met.wait(10)
@@ -46,9 +46,9 @@ class Busy:
     async def later(self, key: str) -> str:
         self.calls.append(key)
         self._now += 1
-        self.most = max(self.most, self._now)
+        self.maximum = max(self.maximum, self._now)
         end = time.monotonic() + 10
-        while self.most < 2 and time.monotonic() < end:
+        while self.maximum < 2 and time.monotonic() < end:
             await asyncio.sleep(0.01)
         await asyncio.sleep(self.takes_s)
         self._now -= 1
@@ -59,7 +59,7 @@ def test_what_is_missing_is_computed_so_many_at_a_time(call: Call, backend: Back
     cache, busy = TieredCache(backend=backend), Busy()
     keys = [f"k{number}" for number in range(30)]
     cache.put("k7", "there")
-    told: list[Warmed] = []
+    told: list[WarmUpStatus] = []
 
     warmed = call(
         cache, "warm_up", keys, busy.later if call.is_async else busy, 60, concurrency=5, progress=told.append
@@ -67,7 +67,7 @@ def test_what_is_missing_is_computed_so_many_at_a_time(call: Call, backend: Back
 
     assert (warmed.done, warmed.total, warmed.computed, warmed.errors) == (30, 30, 29, {})
     assert sorted(busy.calls) == sorted(set(keys) - {"k7"})
-    assert 2 <= busy.most <= 5
+    assert 2 <= busy.maximum <= 5
     assert [each.done for each in told] == list(range(1, 31))
     assert told[-1] == warmed
     assert cache.get_many(keys) == {key: "there" if key == "k7" else key.upper() for key in keys}
@@ -84,7 +84,7 @@ def warm_in_worker(url: str, namespace: str, count: int) -> tuple[int, int]:
     return len(busy.calls), warmed.computed
 
 
-@pytest.mark.every_server
+@pytest.mark.thorough
 def test_processes_that_warm_the_same_keys_compute_each_once(
     server: Server, namespace: str, workers: Workers, backend: Backend
 ) -> None:
@@ -117,7 +117,7 @@ def test_keys_are_taken_only_as_they_are_needed(call: Call, backend: Backend) ->
             taken.append(number)
             yield f"k{number}"
 
-    def give_up(warmed: Warmed) -> None:
+    def give_up(warmed: WarmUpStatus) -> None:
         if warmed.done == 10:
             raise TimeoutError("enough")
 
@@ -157,24 +157,3 @@ def test_without_a_server_nothing_is_computed_for_nothing(call: Call, connect: C
         call(cache, "warm_up", [f"k{number}" for number in range(100)], busy)
 
     assert busy.calls == []
-
-
-@pytest.mark.parametrize(
-    ("options", "argument"),
-    [
-        ({"items": "abc"}, "items"),
-        ({"items": 5}, "items"),
-        ({"items": ["a", 5]}, "items"),
-        ({"concurrency": 0}, "concurrency"),
-        ({"concurrency": 1000}, "concurrency"),
-        ({"progress": 5}, "progress"),
-        ({"ttl": 0}, "ttl"),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(
-    call: Call, backend: Backend, raw: Raw, options: dict[str, Any], argument: str
-) -> None:
-    given: dict[str, Any] = {"items": ["a"], "function": str.upper, "concurrency": 1, **options}
-    with pytest.raises(InvalidArgument) as refused:
-        call(LRUCache(backend=backend), "warm_up", **given)
-    assert refused.value.argument == argument

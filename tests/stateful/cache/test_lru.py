@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from agentperf_redis.cache import LRUCache
-from tests.integration.cache.scan import faults
-from tests.servers import Server
-from tests.stateful.cache.machine import CacheMachine, Entry, run
+from tests.support.cache_machine import CacheMachine, Entry, run
+from tests.support.cache_scan import faults
+from tests.support.examples import examples
+from tests.support.servers import Server
 
 MAX_SIZE = 4
 KEYS = st.sampled_from("abcdefg")
@@ -147,5 +148,8 @@ class LRUMachine(CacheMachine):
         assert faults(self.raw, self.backend.namespace, "cache", "m") == []
 
 
-def test_any_sequence_of_operations_agrees_with_the_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(LRUMachine, server, monkeypatch)
+@examples(10, 100)
+def test_any_sequence_of_operations_agrees_with_the_model(
+    server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
+    run(LRUMachine, server, monkeypatch, examples)

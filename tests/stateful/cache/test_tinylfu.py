@@ -8,10 +8,10 @@ import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, TieredCache, maintenance
-from tests.integration.cache.scan import faults
-from tests.mutants import alter
-from tests.servers import Raw
-from tests.stateful.cache.tinylfu import HOT, TIERS, TinyLFU, differences
+from tests.support.cache_scan import faults
+from tests.support.mutants import alter
+from tests.support.servers import Raw
+from tests.support.tinylfu import HOT, TIERS, TinyLFU, differences
 
 SMALL = [(2, 2, 1), (1, 2, 3), (0, 0, 6)]
 LARGE = [(8, 40, 160), (0, 0, 120)]
@@ -28,7 +28,7 @@ class Both:
         else:
             self.cache = LRUCache(rooms[-1], policy="tinylfu", backend=backend)
         self.model = TinyLFU(*rooms)
-        self.where = self.cache._binding.keys
+        self.where = self.cache._shared_state.keys
         self.reads: dict[str, int] = {}
         self.missed = False
 
@@ -98,7 +98,9 @@ def _reports_go_when_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rooms", "operations", "look_every"), [(r, 600, 1) for r in SMALL] + [(r, 2500, 50) for r in LARGE]
+    ("rooms", "operations", "look_every"),
+    [(rooms, 600, 1) for rooms in SMALL]
+    + [pytest.param(rooms, 2500, 50, marks=pytest.mark.thorough) for rooms in LARGE],
 )
 def test_the_whole_state_is_the_models_after_whatever_is_done(
     backend: Backend, raw: Raw, namespace: str, rooms: tuple[int, int, int], operations: int, look_every: int
@@ -113,6 +115,7 @@ def test_the_whole_state_is_the_models_after_whatever_is_done(
     assert faults(raw, namespace, service, "default") == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("line", "instead"),
     [
@@ -123,7 +126,7 @@ def test_the_whole_state_is_the_models_after_whatever_is_done(
         ("I.grow = math.max(0, I.grow - I.step())", "I.grow = I.grow"),
         ("math.min(math.max(0, I.total - 2), I.grow + I.step())", "I.grow"),
         ("f = math.floor(f / 2)", "f = math.max(0, f - 1)"),
-        ("f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1", "f = 1"),
+        ("f = I.aged(at, remembered % 8) + 1", "f = 1"),
         ("(i == 4 and 8 or 0)", "0"),
         ("-1 - math.max(16, I.share(2))", "-1 - math.max(16, I.share(1))"),
     ],

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from agentperf_redis.cache import TieredCache
-from tests.integration.cache.scan import faults
-from tests.mutants import alter
-from tests.servers import Server
-from tests.stateful.cache.machine import CacheMachine, Entry, run
-from tests.stateful.cache.tinylfu import COLD, NEW, TIERS, TinyLFU, differences
+from tests.support.cache_machine import CacheMachine, Entry, run
+from tests.support.cache_scan import faults
+from tests.support.examples import examples
+from tests.support.mutants import alter
+from tests.support.servers import Server
+from tests.support.tinylfu import COLD, NEW, TIERS, TinyLFU, differences
 
 ROOMS = (1, 2, 3)
 LIVES_S = (100, 200, 300)
@@ -180,16 +181,24 @@ class TinyLFUMachine(CacheMachine):
         assert faults(self.raw, self.backend.namespace, "tiered", "m") == []
 
 
-def test_any_sequence_of_operations_agrees_with_the_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(TinyLFUMachine, server, monkeypatch)
+@examples(10, 100)
+def test_any_sequence_of_operations_agrees_with_the_model(
+    server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
+    run(TinyLFUMachine, server, monkeypatch, examples)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "line", "instead"),
     [
         ("put", "for j = 1, #gone do I.remove(gone[j]) end", "for j = 1, #gone do I.drop(gone[j]) end"),
-        ("put", "f = I.aged(ghost % 8, math.floor(ghost / 16)) + 1", "f = 1"),
-        ("invalidate_tags", "call('SET', GEN, floor .. ' ' .. version", "call('SET', GEN, floor .. ' ' .. floor"),
+        ("put", "f = I.aged(at, remembered % 8) + 1", "f = 1"),
+        (
+            "invalidate_tags",
+            "call('SET', EPOCHS, cleared .. ' ' .. version",
+            "call('SET', EPOCHS, cleared .. ' ' .. cleared",
+        ),
     ],
 )
 def test_the_check_of_the_check_a_fault_in_a_script_is_found(

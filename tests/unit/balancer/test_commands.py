@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from agentperf_redis.balancer import (
     AgentInstance,
     InstanceState,
     LoadBalancingStrategy,
     PoolSettings,
-    PoolStatus,
     commands,
 )
 from agentperf_redis.balancer.commands import ANY, Choice, Pool
 from agentperf_redis.balancer.model import InstanceStatus
 from agentperf_redis.command import Command
-from agentperf_redis.errors import AgentPerfError, CorruptState
+from agentperf_redis.errors import AgentPerfError, CorruptState, InvalidArgument, SchemaMismatch
+from tests.support.examples import examples
 
 POOL = Pool.of("n", "t")
-RECORD = b"1 5 7 1000 3 2.5 fr,gpu - 5 1500 0 4 2 1"
+RECORD = (
+    b"load=1 limit=5 seq=7 fence=1000 peak=3 ewma_us=1500 ewma_at_ms=0 served=4 failed=2 streak=1 "
+    b"weight=2.5 labels=fr,gpu flags=- cap=5"
+)
 REPLIES = st.recursive(
     st.integers() | st.binary(max_size=20) | st.none() | st.sampled_from([RECORD, b"least_loaded", b"p0"]),
     lambda inner: st.lists(inner, max_size=9),
@@ -49,15 +49,19 @@ COMMANDS: list[Command[Any]] = [
     commands.select(POOL, ANY),
     commands.status(POOL, 0, 10),
     commands.update(POOL, "p0"),
-    commands.wait(POOL, "@t", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), place="-"),
+    commands.wait(POOL, "@t", ttl_ms=1, live_ms=1, boost_ms=0, require=frozenset(), position="-"),
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.script.name)
-@given(reply=REPLIES | st.lists(st.integers(-5, 2) | REPLIES, min_size=1, max_size=9))
-def test_decoders_answer_every_reply(command: Command[Any], reply: Any) -> None:
-    with contextlib.suppress(AgentPerfError):
-        command.decode(reply)
+@examples(250, 1500)
+def test_decoders_answer_every_reply(examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(st.sampled_from(COMMANDS), REPLIES | st.lists(st.integers(-5, 2) | REPLIES, min_size=1, max_size=9))
+    def decode(command: Command[Any], reply: Any) -> None:
+        with contextlib.suppress(AgentPerfError):
+            command.decode(reply)
+
+    decode()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.script.name)
@@ -82,8 +86,9 @@ def test_a_record_becomes_a_snapshot() -> None:
 
 
 def test_what_few_instances_have_is_in_their_snapshot() -> None:
-    record = RECORD.replace(b" - ", b" el ")
-    status = commands.instance_status(POOL, 1000, b"p", record, b"2 3500 0 0 0 0 0 0 0 60 0 0 0")
+    record = RECORD.replace(b"flags=-", b"flags=ejected,metered")
+    extra = b"ejections=2 ejected_until_ms=3500 rpm=60"
+    status = commands.instance_status(POOL, 1000, b"p", record, extra)
     assert status.state is InstanceState.EJECTED
     assert (status.ejections, status.ejected_for) == (2, 2.5)
     assert (status.requests_per_minute, status.tokens_per_minute) == (60, math.inf)
@@ -92,23 +97,43 @@ def test_what_few_instances_have_is_in_their_snapshot() -> None:
 @pytest.mark.parametrize(
     ("flags", "healthy", "draining"),
     [
-        ("u", False, False),
-        ("s", False, False),
-        ("d", True, True),
-        ("us", False, False),
-        ("e", False, False),
-        ("cl", False, False),
-        ("hawlp", True, False),
+        ("unhealthy", False, False),
+        ("heartbeat_missed", False, False),
+        ("draining", True, True),
+        ("heartbeat_missed,unhealthy", False, False),
+        ("ejected", False, False),
+        ("down,metered", False, False),
+        ("adaptive,half_open,metered,rate_limited,warming", True, False),
     ],
 )
 def test_flags_become_health(flags: str, healthy: bool, draining: bool) -> None:
-    instance = commands.instance_status(POOL, 0, b"p", RECORD.replace(b" - ", f" {flags} ".encode()), b"").instance
+    instance = commands.instance_status(
+        POOL, 0, b"p", RECORD.replace(b"flags=-", f"flags={flags}".encode()), b""
+    ).instance
     assert (instance.is_healthy, instance.is_draining) == (healthy, draining)
 
 
 def test_records_of_later_versions_may_be_longer() -> None:
-    longer = commands.instance_status(POOL, 0, b"p", RECORD + b" 17 x", b"")
+    longer = commands.instance_status(POOL, 0, b"p", RECORD + b" zone=17 x=-", b"zone=17")
     assert longer == commands.instance_status(POOL, 0, b"p", RECORD, b"")
+
+
+def test_records_are_decoded_in_any_order() -> None:
+    turned = b" ".join(reversed(RECORD.split(b" ")))
+    assert commands.instance_status(POOL, 0, b"p", turned, b"") == commands.instance_status(POOL, 0, b"p", RECORD, b"")
+
+
+def test_unknown_strategy_is_an_invalid_argument() -> None:
+    for command in (commands.acquire(POOL, "@t", 1, ANY), commands.select(POOL, ANY), COMMANDS[6]):
+        with pytest.raises(InvalidArgument, match="fastest"):
+            command.decode([-7, b"fastest"])
+
+
+@pytest.mark.parametrize(("fact", "found"), [(b"1 least_loaded", "1"), (b"schema=3 strategy=random", "3")])
+def test_other_schema_names_both_versions(fact: bytes, found: str) -> None:
+    with pytest.raises(SchemaMismatch) as caught:
+        COMMANDS[0].decode([-3, fact])
+    assert (caught.value.found, caught.value.needed) == (found, commands.SCHEMA)
 
 
 @given(st.frozensets(st.text(st.characters(codec="utf-8", min_codepoint=0x20, max_codepoint=0x2FF), min_size=1)))
@@ -121,9 +146,9 @@ def test_labels_survive_their_packing(labels: frozenset[str]) -> None:
 
 
 def test_an_affinity_always_has_the_same_point() -> None:
-    points = {Choice(affinity="alice").args()[2] for _ in range(5)}
+    points = {Choice(affinity="alice").args()["point"] for _ in range(5)}
     assert len(points) == 1
-    assert Choice(affinity="bob").args()[2] not in points
+    assert Choice(affinity="bob").args()["point"] not in points
 
 
 @pytest.mark.parametrize(
@@ -131,32 +156,5 @@ def test_an_affinity_always_has_the_same_point() -> None:
 )
 def test_weights_are_sent_as_plain_decimals(weight: float, text: str) -> None:
     command = commands.register(POOL, AgentInstance("p", "t", weight=weight), None, 0)
-    assert command.args[3] == text
-
-
-def test_load_is_a_share_of_capacity() -> None:
-    instance = AgentInstance("p", "t", current_load=3, max_capacity=4)
-    assert (instance.load_percentage, instance.available_capacity) == (75.0, 1)
-    over = AgentInstance("p", "t", current_load=5, max_capacity=4)
-    assert (over.load_percentage, over.available_capacity) == (125.0, 0)
-
-
-def test_a_pool_without_instances_renders_as_the_reference_does() -> None:
-    status = PoolStatus("t", LoadBalancingStrategy.RANDOM, (), waiting=0, granted=0, overdue=0)
-    assert status.render() == {
-        "instances": 0,
-        "healthy": 0,
-        "total_capacity": 0,
-        "current_load": 0,
-        "load_percentage": "0%",
-        "instances_detail": [],
-    }
-
-
-def test_the_readme_lists_the_default_settings() -> None:
-    text = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
-    table = re.findall(
-        r"^\| `(\w+)` \| ([\w.]+) \| \S", text[text.index("| setting | default | why |") :], re.MULTILINE
-    )
-    listed = {name: default for name, default in table if name in PoolSettings.__dataclass_fields__}
-    assert listed == {name: str(value) for name, value in asdict(PoolSettings()).items()}
+    assert isinstance(command.args, dict)
+    assert command.args["weight"] == text

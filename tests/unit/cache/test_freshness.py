@@ -98,4 +98,4 @@ def test_how_long_a_failed_refresh_rests_goes_with_the_soft_ttl() -> None:
     ],
 )
 def test_copies_stand_in_only_for_who_allows_it(options: dict[str, Any], seconds: float) -> None:
-    assert Freshness.of(options, None).stands_in_s == seconds
+    assert Freshness.of(options, None).serve_stale_s == seconds

@@ -284,7 +284,7 @@ class Rule(BaseModel):
 
 class Event(BaseModel):
     model_config = ConfigDict(extra="allow")
-    kind: str = Field(alias="Kind")
+    kind: str = Field(alias="ServerKind")
 
 
 class Box(BaseModel, Generic[T]):
@@ -328,7 +328,7 @@ def labelled(owner: Owner) -> Owner:
         Ticket.model_validate({"id": "T-7", "db_id": 7}),
         Session(user="u").of("a"),
         Rule.model_validate({"cls": "A", "self": "B"}),
-        Event.model_validate({"Kind": "a", "kind": "b", "__dict__": 1, "model_fields": 2}),
+        Event.model_validate({"ServerKind": "a", "kind": "b", "__dict__": 1, "model_fields": 2}),
         Box[int](item=1),
         Names(["a"]),
         labelled(Owner(pet=Dog())),
@@ -546,3 +546,56 @@ def test_instances_of_any_class_come_back_or_are_refused(data: st.DataObject, in
         return
     assert same(codec.decode(stored), held)
     assert canonical(held, registry) == canonical(codec.decode(stored), registry)
+
+
+# The registry
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
+    x: int
+    y: float = 0.5
+
+
+class Pair(NamedTuple):
+    left: int
+    right: str
+
+
+class Money:
+    cents: int
+
+
+def test_a_class_unknown_to_this_process_is_undecodable() -> None:
+    known = Registry()
+    known.add(Point)
+    with pytest.raises(Undecodable, match="no class is registered"):
+        Codec(registry=Registry()).decode(Codec(registry=known).encode(Point(1)))
+
+
+def test_a_registry_tells_what_it_does_not_take() -> None:
+    own = Registry()
+    with pytest.raises(InvalidArgument, match="dataclass"):
+        own.add(object)
+    with pytest.raises(InvalidArgument, match="a class"):
+        own.add("Point")  # type: ignore[type-var]  # wrong on purpose
+    with pytest.raises(InvalidArgument, match="dump and load together"):
+        own.add(Money, dump=lambda money: money.cents)
+    own.add(Point, name="point")
+    with pytest.raises(InvalidArgument, match="other than that of Point"):
+        own.add(Pair, name="point")
+    assert own.add(Point, name="point") is Point
+    assert b"point" in Codec(registry=own).encode(Point(1))
+
+
+def test_the_public_decorator_is_the_process_registrys() -> None:
+    import agentperf_redis
+
+    @agentperf_redis.storable
+    @dataclasses.dataclass(frozen=True)
+    class Finding:
+        line: int
+        text: str
+
+    codec = Codec()
+    assert codec.decode(codec.encode([Finding(1, "x")])) == [Finding(1, "x")]

@@ -1,0 +1,39 @@
+-- Whole records of instances, read and written; needed seldom, so that acquire and release do not build these functions
+-- in the usual case. Expects records.lua; the legend of the fields is in pool.lua.
+
+-- All fields of an instance's record, those of a later version last as one text; nil when the library did not write it.
+-- A record in another order than it is written in is put into that order first.
+local function read_record(text)
+  local NAMES = 'load limit seq fence peak ewma_us ewma_at_ms served failed streak weight labels flags cap'
+  local RECORD = '^load=(%d+) limit=(%d+) seq=(%d+) fence=(%d+) peak=(%d+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
+    .. 'failed=(%d+) streak=(%d+) weight=(%d+%.?%d*) labels=(%S+) flags=(%S+) cap=(%d+)%f[%s%z](.*)$'
+  local values = {match(text, RECORD)}
+  if not values[1] then
+    local fields, words, later = {}, {}, ''
+    for name, value in string.gmatch(text, '([%a_]+)=(%S+)') do fields[name] = value end
+    for name in string.gmatch(NAMES, '%S+') do
+      words[#words + 1] = name .. '=' .. (fields[name] or '')
+      fields[name] = nil
+    end
+    for word in string.gmatch(text, '%S+') do
+      local name = match(word, '^([%a_]+)=')
+      if not name or fields[name] then later = later .. ' ' .. word end
+    end
+    values = {match(table.concat(words, ' ') .. later, RECORD)}
+  end
+  return unpack(values)
+end
+
+-- What becomes of a token besides a lease: a grant that is not fetched yet, a place in the queue, a tombstone.
+local function write_granted(id, fence, ticket) return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket end
+local function write_waiting(ticket, ttl_ms, labels, tokens)
+  return 'waiting ticket=' .. ticket .. ' ttl_ms=' .. ttl_ms .. ' labels=' .. labels .. ' tokens=' .. tokens
+end
+local function write_tombstone(why) return 'tombstone why=' .. why end
+
+local function write_record(r, flags)
+  local RECORD = 'load=%d limit=%d seq=%s fence=%d peak=%d ewma_us=%.0f ewma_at_ms=%.0f served=%d failed=%d streak=%d '
+    .. 'weight=%s labels=%s flags=%s cap=%d%s'
+  return format(RECORD, r.load, r.limit, r.seq, r.fence, r.peak, r.ewma_us, r.ewma_at_ms, r.served, r.failed, r.streak,
+    r.weight, r.labels, flags, r.cap, r.later)
+end

@@ -1,0 +1,67 @@
+"""A build's calls of acquire and release, made by a process that imports that build; `scripts` starts one for each.
+
+It is run as a file and imports the public names of the library alone, so that it works in any checkout. Each line that
+it reads is a strategy and what to do; each is answered by a line when it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.balancer import LoadBalancingStrategy
+
+HELD_S = 3600.0
+"""Leases live for that long, so that none is renewed while the server's time is counted."""
+
+
+AT_ONCE = 100
+"""Calls of one turn of the event loop travel as one pipeline, so that the server is not woken for each of them."""
+
+
+def main(url: str, namespace: str, instances: int, calls: int) -> None:
+    """Do what is read, line by line."""
+    perf = AgentPerf(url, namespace=namespace)
+    held: dict[str, list[Any]] = {}
+    with asyncio.Runner() as runner:
+        for line in sys.stdin:
+            name, work = line.split()
+            balancer = perf.balancer(strategy=LoadBalancingStrategy(name.removesuffix("-metered")))
+            if work == "fill":
+                kept.extend(runner.run(fill(balancer.aio, name, instances)))
+            elif work == "acquire":
+                held[name] = runner.run(acquire(balancer.aio, name, calls))
+            else:
+                runner.run(release(balancer.aio, held.pop(name)))
+            print("done", flush=True)
+
+
+async def fill(balancer: Any, name: str, instances: int) -> list[Any]:
+    """Register a fleet of unequal weights, and lease as many units as there are instances."""
+    rate = {"requests_per_minute": 1e6} if name.endswith("-metered") else {}
+    fleet = [AgentInstance(f"i{number}", name, 0, 100, 1.0 + number % 5) for number in range(instances)]
+    for at in range(0, instances, AT_ONCE):
+        await asyncio.gather(*(balancer.register_instance(each, **rate) for each in fleet[at : at + AT_ONCE]))
+    return await acquire(balancer, name, instances)
+
+
+async def acquire(balancer: Any, name: str, calls: int) -> list[Any]:
+    found = []
+    for _ in range(0, calls, AT_ONCE):
+        found += await asyncio.gather(*(balancer.acquire(name, ttl=HELD_S) for _ in range(AT_ONCE)))
+    return found
+
+
+async def release(balancer: Any, instances: list[Any]) -> None:
+    for at in range(0, len(instances), AT_ONCE):
+        some = instances[at : at + AT_ONCE]
+        await asyncio.gather(*(balancer.release(each, outcome="ok", response_time=0.01) for each in some))
+
+
+kept: list[Any] = []
+"""A lease that is collected as garbage is released."""
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,108 @@
+"""The server's time for acquire and release, against another checkout of the library: `--against FOLDER`.
+
+Both builds send their own scripts to one server, in turn. What is compared is the server's own count of the time that it
+spends in scripts, so that neither client nor network is in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentperf_redis.balancer import LoadBalancingStrategy
+from tests.benchmarks import script_calls
+from tests.benchmarks.measure import Bench, Row, micros
+
+HERE = Path(__file__).resolve().parents[2]
+GOAL = 1.1
+"""What named records may cost, compared with packed ones."""
+WORKS = ("acquire", "release")
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A process that calls the scripts of one checkout."""
+
+    process: subprocess.Popen[str]
+
+    @staticmethod
+    def of(checkout: Path, url: str, namespace: str, instances: int, calls: int) -> Build:
+        """Start the process."""
+        program = [sys.executable, str(script_calls.__file__), url, namespace, str(instances), str(calls)]
+        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+        return Build(
+            subprocess.Popen(
+                program, cwd=checkout, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        )
+
+    def run(self, name: str, work: str) -> None:
+        """Have it do something, and wait until it is done."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(name, work, file=self.process.stdin, flush=True)
+        if self.process.stdout.readline() != "done\n":
+            raise RuntimeError(f"the build in {self.process.args!r} failed at {name} {work}")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
+    """One row for each strategy and script; none without --against."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--against", type=Path)
+    other: Path | None = parser.parse_known_args(rest)[0].against
+    if other is None:
+        return
+    instances, calls = (10_000, 400) if bench.full else (1000, 300)
+    ours = Build.of(HERE, bench.url, "ours", instances, calls)
+    theirs = Build.of(other.resolve(), bench.url, "theirs", instances, calls)
+    with closing(bench.client()) as client, closing(ours), closing(theirs):
+        names = [strategy.value for strategy in LoadBalancingStrategy]
+        for name in (*names, f"{LoadBalancingStrategy.LEAST_LOADED.value}-metered"):
+            for build in (ours, theirs):
+                build.run(name, "fill")
+            figures = _measured(client, (ours, theirs), name, 3 * bench.rounds)
+            for work in WORKS:
+                pairs = figures[work]
+                ratio = statistics.median(one / two for one, two in pairs)
+                first, second = (statistics.median(pair[at] for pair in pairs) for at in (0, 1))
+                # The goal is for the usual case. An instance with rates takes the general path of the scripts.
+                judged = name in names
+                yield Row(
+                    f"server time of {work}, {name}, {instances:,} instances",
+                    micros(first / 1e6),
+                    f"{other.name}: {micros(second / 1e6)}",
+                    ratio,
+                    f"<= {GOAL} x" if judged else "",
+                    ratio <= GOAL if judged else None,
+                )
+
+
+def _measured(client: Any, builds: Sequence[Build], name: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Microseconds a call of both builds, round by round; the first round is left out, since it sends the scripts."""
+    figures: dict[str, list[tuple[float, float]]] = {work: [] for work in WORKS}
+    for number in range(rounds + 1):
+        found: dict[tuple[str, int], float] = {}
+        order = (0, 1) if number % 2 else (1, 0)
+        for at in order:
+            for work in WORKS:
+                client.config_resetstat()
+                builds[at].run(name, work)
+                stats = client.info("commandstats")["cmdstat_evalsha"]
+                found[work, at] = stats["usec"] / stats["calls"]
+        if number:
+            for work in WORKS:
+                figures[work].append((found[work, 0], found[work, 1]))
+    return figures

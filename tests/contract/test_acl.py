@@ -1,0 +1,162 @@
+"""The README's ACL user: enough for all three services on every kind of server, and no more than that."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import redis
+from typer.testing import CliRunner
+
+from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.cli.app import app
+from tests.support.places import ROOT
+from tests.support.servers import Raw, Server, wait_until
+
+
+def readme_rules() -> list[str]:
+    """What the README's line gives to its user."""
+    found = re.search(r"^ *redis-cli (ACL SETUSER (?:.*\\\n)*.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert found is not None
+    acl, setuser, _, *rules = shlex.split(found[1].replace("\\\n", " "))
+    assert (acl, setuser) == ("ACL", "SETUSER")
+    return rules
+
+
+@dataclass
+class User:
+    """An ACL user, and the URL with which to be it."""
+
+    name: str
+    url: str
+    server: Server
+
+    def refused(self) -> list[str]:
+        """What the servers' ACL logs say of this user."""
+        found = []
+        for node in self.server.nodes:
+            with node.client() as client:
+                log = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in logged(client)]
+                found += [f"{entry['reason']} {entry['object']}" for entry in log if entry["username"] == self.name]
+        return found
+
+
+def logged(client: Raw) -> list[list[str]]:
+    client.set_response_callback("ACL LOG", lambda reply, **_: reply)
+    entries: list[list[str]] = client.execute_command("ACL LOG")
+    return entries
+
+
+@pytest.fixture
+def user(server: Server, namespace: str) -> Iterator[User]:
+    """A user with the README's rights, in the namespace of the test."""
+    name = f"worker-{uuid.uuid4().hex[:8]}"
+    rules = [rule.replace("agentperf:", f"{namespace}:") for rule in readme_rules()]
+    for node in server.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", name, *rules)
+    yield User(name, server.url.replace("://", f"://{name}:secret@"), server)
+    for node in server.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "DELUSER", name)
+
+
+def use_metrics(perf: AgentPerf) -> None:
+    metrics = perf.metrics
+    with metrics.track("planner"), metrics.span("planner", "think"):
+        metrics.record_llm("planner", model="m", tokens_in=3, cost=0.25)
+    metrics.record_execution("planner", 0.1, success=False, error_type="TimeoutError")
+    assert metrics.flush()
+    assert metrics.snapshots(window=60)["planner"].task_count == 2
+    assert metrics.rank()[0].metrics.agent_name == "planner"
+    assert metrics.summary().active_agents == 1
+    assert len(metrics.recent("planner")) == len(metrics.slowest("planner")) == 2
+    metrics.record_execution("gone", 0.1, success=True)
+    assert metrics.forget("gone")
+    assert metrics.spans("planner").bottleneck
+    assert metrics.compare("planner", window=60).second.agent_name == "planner"
+
+
+def use_caches(perf: AgentPerf) -> None:
+    for cache in (perf.cache("answers", max_size=3, local_size=10), perf.tiered_cache("docs", hot_size=2)):
+        for key in "abcde":
+            assert cache.put(key, key, tags=["letters"])
+        assert cache.get("e") == "e"
+        assert cache.get_or_compute("f", lambda: "computed") == "computed"
+        assert cache.delete("f")
+        cache.invalidate_tags("letters")
+        assert cache.get("e") is None
+        cache.put("g", 1, ttl=0.01)
+        cache.clear()
+        cache.sweep()
+        assert (cache.keys(), cache.stats().size) == ([], 0)
+
+
+def use_balancer(perf: AgentPerf, strategy: str) -> None:
+    lb = perf.balancer(strategy)
+    for number in range(2):
+        lb.register_instance(
+            AgentInstance(f"i{number}", strategy, max_capacity=1, labels=frozenset({"gpu"})), heartbeat_ttl=9
+        )
+    with lb.lease(strategy, require=["gpu"], affinity="user 1") as lease:
+        lease.check()
+        second = lb.acquire(strategy)
+        assert lb.acquire(strategy, wait=0.01) is None
+        assert lb.release(second, outcome="error")
+        assert [each.token for each in lb.leases(strategy).leases] == [lease.token]
+    assert lb.drain(strategy, "i0")
+    assert lb.wait_until_idle(strategy, "i0", wait=5)
+    assert lb.undrain(strategy, "i0")
+    assert lb.update_instance(strategy, "i0", max_capacity=2)
+    assert lb.heartbeat(strategy, "i0") == []
+    assert lb.select_instance(strategy) is not None
+    lb.repair(strategy)
+    assert lb.remove_instance(strategy, "i1")
+    (status,) = lb.status(strategy)
+    assert status.current_load == 0
+
+
+def test_the_readmes_user_may_do_all_that_the_library_does(user: User, namespace: str) -> None:
+    with AgentPerf(user.url, namespace=namespace) as perf, AgentPerf(user.url, namespace=namespace) as other:
+        use_metrics(perf)
+        use_caches(perf)
+        for strategy in ("least_loaded", "weighted", "peak_ewma", "consistent_hash", "random"):
+            use_balancer(perf, strategy)
+        # the bus: a copy kept in one process goes when another writes
+        reader, writer = perf.cache("copies", local_size=10), other.cache("copies")
+        writer.put("a", 1)
+        wait_until(lambda: reader.get("a") == reader.get("a") == 1 and reader.stats().hits, "a first read")
+        writer.put("a", 2)
+        wait_until(lambda: reader.get("a") == 2, "the bus to say so")
+    done = CliRunner().invoke(app, ["status", "--json", "--url", user.url, "--namespace", namespace])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["agents"][0]["agent"] == "planner"
+    assert user.refused() == []
+
+
+def test_the_readmes_user_may_do_nothing_else(user: User, server: Server, namespace: str) -> None:
+    host, _, port = user.url.rpartition("@")[2].partition(",")[0].partition("/")[0].partition(":")
+    with redis.Redis(host=host, port=int(port), username=user.name, password="secret") as client:
+        for words in (["FLUSHALL"], ["KEYS", "*"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["GET", "another:key"]):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*words)
+    assert {"command flushall", "key another:key"} < set(user.refused())
+
+
+def test_every_command_that_a_script_calls_is_granted_and_nothing_is_that_nobody_sends() -> None:
+    scripts = "".join(path.read_text() for path in (ROOT / "lua").rglob("*.lua"))
+    called = set(re.findall(r"\bp?call\('([A-Z]+)'", scripts))
+    sent = set()
+    for path in (ROOT / "agentperf_redis").rglob("*.py"):
+        if not {"cli", "demo"} & set(path.relative_to(ROOT).parts) and path.name != "embedded.py":
+            text = path.read_text()
+            sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', text))
+            sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # the bus
+    granted = {rule[1:].upper().partition("|")[0] for rule in readme_rules() if rule.startswith("+")}
+    handshake = {"SELECT"}  # AUTH and HELLO everybody may
+    assert granted == (called | sent | handshake | {"ECHO"}) - {"HELLO", "SENTINEL"}

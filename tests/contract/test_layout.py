@@ -1,0 +1,164 @@
+"""The tests are laid out like the package, and nobody imports from a test."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.places import ROOT
+
+TESTS = ROOT / "tests"
+PACKAGE = ROOT / "agentperf_redis"
+INTEGRATION = "tests/integration"
+
+# Modules without a unit test of their own, and the test that proves them. Most do nothing but talk to a server.
+PROVEN_BY = {
+    "backend.py": f"{INTEGRATION}/transport/test_executor.py",
+    "balancer/async_client.py": "tests/unit/balancer/test_client.py",
+    "balancer/flows/instances.py": f"{INTEGRATION}/balancer/test_leases.py",
+    "balancer/flows/queue.py": f"{INTEGRATION}/balancer/test_queue.py",
+    "balancer/health_checks.py": f"{INTEGRATION}/balancer/test_health_checks.py",
+    "balancer/lease.py": "tests/unit/balancer/flows/test_leases.py",
+    "balancer/lease_keeper.py": f"{INTEGRATION}/balancer/test_faults.py",
+    "balancer/registrations.py": f"{INTEGRATION}/balancer/test_faults.py",
+    "balancer/server_clock.py": f"{INTEGRATION}/balancer/test_faults.py",
+    "cache/async_client.py": "tests/contract/test_parity.py",
+    "metrics/async_client.py": "tests/contract/test_parity.py",
+    "cache/arguments.py": "tests/unit/cache/test_client.py",
+    "cache/flows/access_reports.py": "tests/unit/cache/process/test_access_buffer.py",
+    "cache/flows/inspection.py": f"{INTEGRATION}/cache/test_entries.py",
+    "cache/flows/invalidation.py": f"{INTEGRATION}/cache/test_outages.py",
+    "cache/flows/ranking.py": f"{INTEGRATION}/cli/test_cache.py",
+    "cache/flows/reads.py": f"{INTEGRATION}/cache/test_entries.py",
+    "cache/flows/settings.py": f"{INTEGRATION}/cache/test_existing.py",
+    "cache/flows/single_flight.py": f"{INTEGRATION}/cache/test_computing.py",
+    "cache/flows/writes.py": f"{INTEGRATION}/cache/test_entries.py",
+    "cache/function_keys.py": "tests/unit/cache/test_decorator.py",
+    "cache/lru.py": "tests/stateful/cache/test_lru.py",
+    "cache/maintenance.py": f"{INTEGRATION}/cache/test_reliability.py",
+    "cache/operator.py": f"{INTEGRATION}/cache/test_existing.py",
+    "cache/process/compute_lease.py": f"{INTEGRATION}/cache/test_computing.py",
+    "cache/process/refresher.py": f"{INTEGRATION}/cache/test_freshness.py",
+    "cache/process/shared_state.py": f"{INTEGRATION}/cache/test_reliability.py",
+    "cache/tiered.py": "tests/stateful/cache/test_tiered.py",
+    "cli/app.py": f"{INTEGRATION}/cli/test_app.py",
+    "cli/balancer.py": f"{INTEGRATION}/cli/test_balancer.py",
+    "cli/cache.py": f"{INTEGRATION}/cli/test_cache.py",
+    "cli/console.py": f"{INTEGRATION}/cli/test_status.py",
+    "cli/demo.py": f"{INTEGRATION}/demo/test_run.py",
+    "cli/embedded.py": f"{INTEGRATION}/cli/test_embedded.py",
+    "cli/metrics.py": f"{INTEGRATION}/cli/test_metrics.py",
+    "cli/options.py": f"{INTEGRATION}/cli/test_app.py",
+    "cli/status.py": f"{INTEGRATION}/cli/test_status.py",
+    "demo/journal.py": "tests/unit/demo/test_checks.py",
+    "demo/leftovers.py": f"{INTEGRATION}/demo/test_run.py",
+    "demo/progress.py": f"{INTEGRATION}/demo/test_run.py",
+    "demo/report.py": f"{INTEGRATION}/demo/test_run.py",
+    "demo/run.py": f"{INTEGRATION}/demo/test_run.py",
+    "demo/team.py": f"{INTEGRATION}/demo/test_run.py",
+    "demo/tree.py": "tests/unit/demo/test_agents.py",
+    "demo/worker.py": f"{INTEGRATION}/demo/test_run.py",
+    "embedded.py": f"{INTEGRATION}/test_embedded.py",
+    "errors.py": f"{INTEGRATION}/transport/test_outages.py",
+    "metrics/accumulator.py": "tests/unit/metrics/test_buffer.py",
+    "metrics/commands.py": "tests/unit/metrics/test_windows.py",
+    "metrics/comparison.py": f"{INTEGRATION}/metrics/test_reading.py",
+    "metrics/counters.py": "tests/unit/metrics/test_model.py",
+    "metrics/flows.py": f"{INTEGRATION}/metrics/test_reading.py",
+    "metrics/flusher.py": f"{INTEGRATION}/metrics/test_faults.py",
+    "metrics/recording.py": f"{INTEGRATION}/metrics/test_recording.py",
+    "metrics/retention.py": "tests/unit/metrics/test_model.py",
+    "script.py": "tests/contract/test_headers.py",
+    "transport/async_executor.py": f"{INTEGRATION}/transport/test_executor.py",
+    "transport/connector.py": f"{INTEGRATION}/transport/test_tls.py",
+    "transport/executor.py": f"{INTEGRATION}/transport/test_executor.py",
+    "transport/handshake.py": f"{INTEGRATION}/transport/test_outages.py",
+    "transport/pubsub/bus.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
+    "transport/pubsub/connection.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
+    "transport/pubsub/listener.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
+    "transport/pubsub/subscriptions.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
+    "transport/resp.py": f"{INTEGRATION}/transport/test_executor.py",
+    "transport/topology.py": f"{INTEGRATION}/transport/test_cluster.py",
+}
+
+
+def modules() -> list[str]:
+    """Return the modules of the package, without those that only re-export."""
+    found = (str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("**/*.py"))
+    return sorted(name for name in found if not name.endswith("__init__.py"))
+
+
+def unit_tests_of(module: str) -> Iterator[Path]:
+    """Yield where a module's unit test may stand: in a file of its name, or for commands in one of their package."""
+    path = Path(module)
+    yield TESTS / "unit" / path.parent / f"test_{path.name}"
+    if path.parent.name == "commands":
+        yield TESTS / "unit" / path.parent.parent / "test_commands.py"
+
+
+def has_unit_test(module: str) -> bool:
+    return any(path.exists() for path in unit_tests_of(module))
+
+
+def test_modules_have_a_test_of_their_name_or_a_reason() -> None:
+    assert [module for module in modules() if not has_unit_test(module) and module not in PROVEN_BY] == []
+
+
+def test_reasons_name_modules_and_tests_that_exist() -> None:
+    assert [module for module in PROVEN_BY if not (PACKAGE / module).exists()] == []
+    assert [module for module in PROVEN_BY if has_unit_test(module)] == [], "it needs no reason any more"
+    assert [test for test in PROVEN_BY.values() if not (ROOT / test).exists()] == []
+
+
+def test_unit_tests_have_a_module_of_their_name() -> None:
+    """A module or a package of the library, or a module of the tests' own, such as the benchmarks."""
+    stray = []
+    for path in (TESTS / "unit").glob("**/test_*.py"):
+        module = path.relative_to(TESTS / "unit").with_name(path.name.removeprefix("test_"))
+        if not (
+            (PACKAGE / module).exists() or (PACKAGE / module).with_suffix("").is_dir() or (TESTS / module).exists()
+        ):
+            stray.append(str(path))
+    assert stray == []
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield the modules that a source imports, and each name that it takes from one, which may be a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def from_tests(source: str) -> list[str]:
+    """Return what a source imports from a test or from a conftest."""
+    return [
+        name
+        for name in imported(source)
+        if name.startswith("tests.") and any(part == "conftest" or part.startswith("test_") for part in name.split("."))
+    ]
+
+
+def test_files_import_from_no_test() -> None:
+    found = {str(path): from_tests(path.read_text(encoding="utf-8")) for path in TESTS.glob("**/*.py")}
+    assert {path: names for path, names in found.items() if names} == {}, "what tests share stands in tests/support"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tests.unit.test_keys",
+        "from tests.unit.test_keys import KEYS",
+        "from tests.unit import test_keys",
+        "from tests.conftest import Call",
+        "from tests import conftest",
+        "def f():\n    from tests.integration.cache.test_entries import tag",
+    ],
+)
+def test_import_from_a_test_is_caught(source: str) -> None:
+    assert from_tests(source)

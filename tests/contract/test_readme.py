@@ -1,0 +1,246 @@
+"""The README is true: its programs and calls run as written, and it names only what exists."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import agentperf_redis
+from agentperf_redis import AgentInstance, AgentPerf, command
+from agentperf_redis.balancer import commands
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.cli.app import app
+from tests.support.commandline import said
+from tests.support.places import README
+from tests.support.servers import Raw, Server
+
+TEXT = README.read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_programs_show_each_service_both_ways() -> None:
+    asynchronous = [program for program in PROGRAMS if "asyncio.run" in program]
+    blocking = [program for program in PROGRAMS if "asyncio.run" not in program]
+    for programs in (asynchronous, blocking):
+        for service in (r"perf\.metrics", r"perf\.(tiered_)?cache\(", r"perf\.balancer\("):
+            assert any(re.search(service, program) for program in programs), service
+
+
+# The first column of the tables of calls: one call or two, in one code span.
+CALLS = re.findall(
+    r"^\| `((?:m\.|with m\.|MetricsCollector\(|memory_forecast\(|answers\.|perf\.|lb\.|lease\.).*?)` \|",
+    TEXT,
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+def test_programs_run_as_written(program: str, server: Server, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        env={**os.environ, "AGENTPERF_REDIS_URL": server.url, "PYTHONPATH": str(README.parent)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, said(done.stderr)) == (0, [])
+    assert done.stdout
+
+
+def test_tables_have_calls_of_each_service() -> None:
+    for start, minimum in (("m.", 8), ("answers.", 4), ("perf.", 4), ("lb.", 7), ("lease.", 1)):
+        assert sum(call.startswith(start) for call in CALLS) >= minimum
+
+
+@pytest.fixture
+def names(perf: AgentPerf) -> Iterator[dict[str, Any]]:
+    """The names in the calls: a pool with free capacity, an agent with a record, an instance and a lease that are held."""
+    lb = perf.balancer("consistent_hash")  # the one strategy that all the calls are allowed under
+    instance = AgentInstance("coder-1", "coder", max_capacity=9, labels=frozenset({"gpu"}))
+    lb.register_instance(instance)
+    perf.metrics.record_execution("planner", 0.25, success=True)
+    answers = perf.cache("answers")
+    answers.put("b", 2, ttl=60)
+    held = lb.acquire("coder")
+    assert held is not None
+    with lb.lease("coder") as lease:
+        yield {
+            **{name: getattr(agentperf_redis, name) for name in agentperf_redis.__all__},
+            "perf": perf,
+            "m": perf.metrics,
+            "answers": answers,
+            "lb": lb,
+            "instance": held,
+            "lease": lease,
+        }
+    lb.release(held)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "wait_until_idle" not in call])
+def test_calls_in_tables_run_as_written(call: str, names: dict[str, Any]) -> None:
+    exec(call, names)
+    for unreleased in [each for each in names["lb"].leases("coder").leases if each.token != names["lease"].token]:
+        names["lb"].release_token("coder", unreleased.token)
+
+
+def test_draining_call_in_tables_stops_new_leases(perf: AgentPerf) -> None:
+    (call,) = (call for call in CALLS if "wait_until_idle" in call)
+    lb = perf.balancer()
+    lb.register_instance(AgentInstance("coder-1", "coder"))
+    exec(call, {"lb": lb})
+    assert lb.acquire("coder") is None
+
+
+def listed_keys() -> set[tuple[str, str]]:
+    """The keys of the list, with their types: ``a|b`` in a part of a key stands for two keys."""
+    listed = set()
+    for line, kind in re.findall(r"^(agentperf:\S+) +(HASH|ZSET|STRING|LIST|STREAM)\b", TEXT, re.MULTILINE):
+        parts = [part.split("|") for part in re.split(r"([:{}])", line)]
+        listed |= {("".join(chosen), kind) for chosen in itertools.product(*parts)}
+    return listed
+
+
+def shown_state() -> list[tuple[str, str]]:
+    """The fields of the pool that is shown: several on a line, three spaces between them; ``-- `` begins a remark."""
+    shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:\S.*\n)+)", TEXT)
+    assert shown is not None
+    fields = [each for line in shown[1].splitlines() for each in re.split(r" {3,}", line) if not each.startswith("-- ")]
+    return [(name, value) for name, _, value in (each.partition(" ") for each in fields)]
+
+
+def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw: Raw, namespace: str) -> None:
+    lb = perf.balancer()
+    for number in (1, 2, 3):
+        labels = frozenset({"gpu"} if number == 2 else ())
+        lb.register_instance(AgentInstance(f"coder-{number}", "coder", max_capacity=5, labels=labels))
+    pool = Pool.of(namespace, "coder")
+    perf.backend.run(commands.claim_checks(pool, 60_000, 8))
+    for at_ms in (1, 2, 3):  # three failed checks in a row: it is down
+        perf.backend.run(commands.report_checks(pool, at_ms, [("coder-3", False)]))
+    held = lb.acquire("coder")
+    ended = lb.acquire("coder")
+    assert ended is not None
+    assert ended.lease is not None
+    assert lb.release_token("coder", ended.lease.token)
+    perf.cache("docs", default_ttl=300).put("page", "hello")
+    perf.tiered_cache("docs").put("page", {"title": "Agents"}, "hot")
+    for took in (0.02, 0.0201, 0.0202):
+        perf.metrics.record_execution("planner", took, success=True)
+    perf.metrics.record_execution("planner", 0.0214, success=False, error_type="TimeoutError")
+    perf.metrics.flush()
+
+    def plain(key: str) -> str:
+        """Without the parts that differ each time."""
+        key = re.sub(r":(10s|1m|1h|1d):20[-:T0-9]*:", r":\1:<UTC>:", key.replace(f"{namespace}:", "agentperf:"))
+        return re.sub(r":w:.*", ":w:<process>", key)
+
+    found = {(plain(key), raw.type(key).upper()) for key in raw.scan_iter(f"{namespace}:*")}
+    assert listed_keys() == found
+
+    state = raw.hgetall(f"{namespace}:{{lb:coder}}:state")
+    shown = shown_state()
+    stamp = re.compile(r"\b\d{12,}\b")
+    by_name = {name: stamp.sub("*", value) for name, value in state.items() if name[0] != "@"}
+    assert sorted(name for name, _ in shown if name[0] != "@") == sorted(by_name)
+    leases = sorted(stamp.sub("*", value) for name, value in state.items() if name[0] == "@")
+    assert sorted(stamp.sub("*", value) for name, value in shown if name[0] == "@") == leases
+    for name, value in shown:
+        if name[0] != "@":
+            pattern = re.escape(stamp.sub("*", value)).replace(re.escape("..."), ".+")  # what is cut out
+            assert re.fullmatch(pattern, by_name[name]), name
+    assert lb.release(held)
+
+
+def subcommands(group: Any, words: tuple[str, ...] = ("agentperf",)) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from subcommands(found, (*words, name))
+        else:
+            yield (*words, name), found
+
+
+COMMANDS = dict(subcommands(typer.main.get_command(app)))
+ROWS = re.findall(r"^\| (`agentperf .*?) \|", TEXT, re.MULTILINE)
+
+
+def named_commands(row: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """The commands in the first cell of a row, with their options; after the first, a name alone is one beside it."""
+    group: tuple[str, ...] = ()
+    for span in re.findall(r"`(.*?)`", row):
+        words = tuple(re.split(r" (?=[\[A-Z-])", span)[0].split())
+        words = words if words[0] == "agentperf" else (*group, *words)
+        group = words[:-1]
+        if words != ("agentperf",):
+            yield words, re.findall(r"--[\w-]+", span)
+
+
+def test_table_of_commands_is_complete() -> None:
+    assert {words for row in ROWS for words, _ in named_commands(row)} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_named_options_of_commands_exist(row: str) -> None:
+    for words, options in named_commands(row):
+        known = {
+            option for parameter in COMMANDS[words].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert set(options) <= known
+
+
+def test_links_within_the_page_resolve() -> None:
+    headings = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#(.*?)\)", TEXT))
+    assert len(links) >= 10
+    assert links <= anchors
+
+
+def test_files_and_steps_named_for_contributors_exist() -> None:
+    section = TEXT[TEXT.index("## Working on it") : TEXT.index("## Reference")]
+    root = README.parent
+    paths = [root / top for top in ("agentperf_redis", "lua", "tests", ".ci")]
+    paths += [path for top in paths for path in top.rglob("*") if "__pycache__" not in path.parts]
+    there = {f"/{path.relative_to(root)}" + "/" * path.is_dir() for path in paths}
+    named = re.findall(r"`([\w./]+(?:\.py|\.lua|/))`", section) + re.findall(r"^([\w./]+/) {2,}", section, re.MULTILINE)
+    named = [name for name in named if "NAME" not in name]
+    assert len(named) >= 25
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in there)] == []
+    steps = re.search(r"yields steps \((.*?)\)", section)
+    assert steps is not None
+    assert {name for name in re.findall(r"`(\w+)`", steps[1]) if not hasattr(command, name)} == set()
+
+
+def test_cited_tests_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", TEXT))
+    defined = {
+        name
+        for path in README.parent.glob("tests/**/test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) >= 10
+    assert named - defined == set()
+
+
+def record(url: str, namespace: str) -> bool:
+    """A task of a pool. The AgentPerf belongs to the process and is not closed."""
+    perf = AgentPerf(url, namespace=namespace)
+    perf.metrics.record_execution("planner", 0.1, success=True)
+    return perf.metrics.flush()
+
+
+def test_flush_at_end_of_pool_task_counts_it(server: Server, namespace: str, perf: AgentPerf) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.starmap(record, [(server.url, namespace)] * 4) == [True] * 4
+    assert perf.metrics.snapshots()["planner"].task_count == 4

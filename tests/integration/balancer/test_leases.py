@@ -1,0 +1,705 @@
+"""The balancer against a real server, through both its faces."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import (
+    AgentInstance,
+    LoadBalancer,
+    LoadBalancingStrategy,
+    Outcome,
+    PoolSettings,
+    commands,
+)
+from agentperf_redis.errors import CorruptState, InvalidArgument, LeaseLost, NoCapacity, SchemaMismatch
+from tests.support import records
+from tests.support.calls import Call
+from tests.support.servers import Raw, wait_until
+from tests.support.stalls import StallDetector
+
+STRATEGIES = list(LoadBalancingStrategy)
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[list[AgentInstance]]:
+    """What the test acquired, held until after its backend was closed: a lease that is dropped goes back with a warning."""
+    _kept.clear()
+    yield _kept
+    _kept.clear()
+
+
+_kept: list[AgentInstance] = []
+
+
+def acquire(call: Call, balancer: LoadBalancer, *args: Any, **kwargs: Any) -> Any:
+    instance = call(balancer, "acquire", *args, **kwargs)
+    if instance is not None:
+        _kept.append(instance)
+    return instance
+
+
+@pytest.fixture
+def balancer(backend: Backend) -> LoadBalancer:
+    return LoadBalancer(backend=backend)
+
+
+def register(call: Call, balancer: LoadBalancer, count: int, **facts: Any) -> None:
+    for number in range(count):
+        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner", **facts))
+
+
+def leases(raw: Raw, pool: keys.PoolKeys) -> list[str]:
+    """Return the tokens that hold capacity."""
+    return records.held(raw.hgetall(pool.state))
+
+
+def load_of(raw: Raw, pool: keys.PoolKeys, name: str) -> int:
+    return int(records.number(raw.hget(pool.state, name), "load"))
+
+
+@pytest.fixture
+def pool(namespace: str) -> keys.PoolKeys:
+    return keys.pool(namespace, "planner")
+
+
+# The in-memory version's behaviour
+
+
+def test_the_demo_of_the_reference(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer(LoadBalancingStrategy.LEAST_LOADED, backend=backend)
+    for i in range(3):
+        call(balancer, "register_instance", AgentInstance(id=f"p{i}", agent_type="ml-engineer", max_capacity=5))
+    active = [acquire(call, balancer, "ml-engineer") for _ in range(10)]
+    assert [f"{each.id} {each.current_load}/{each.max_capacity}" for each in active] == [
+        f"p{i % 3} {i // 3 + 1}/5" for i in range(10)
+    ]
+    for instance in active[:5]:
+        assert call(balancer, "release", instance) is True
+    status = call(balancer, "get_status")
+    assert status == {
+        "ml-engineer": {
+            "instances": 3,
+            "healthy": 3,
+            "total_capacity": 15,
+            "current_load": 5,
+            "load_percentage": "33.3%",
+            "instances_detail": [
+                {"id": "p0", "load": "2/5", "load_pct": "40.0%", "healthy": True},
+                {"id": "p1", "load": "1/5", "load_pct": "20.0%", "healthy": True},
+                {"id": "p2", "load": "2/5", "load_pct": "40.0%", "healthy": True},
+            ],
+        }
+    }
+
+
+def test_a_type_without_instances_gives_none(call: Call, balancer: LoadBalancer, raw: Raw, namespace: str) -> None:
+    assert acquire(call, balancer, "planner") is None
+    assert call(balancer, "select_instance", "planner") is None
+    assert call(balancer, "get_status") == {}
+    assert not [key for key in raw.scan_iter(f"{namespace}:*") if "{" in key]
+
+
+def test_instances_are_seen_with_what_they_were_registered_with(call: Call, balancer: LoadBalancer) -> None:
+    given = AgentInstance("p {1}", "plan ner", 0, 7, 2.5, True, 12.5, labels=frozenset({"gpu", "-", "a,b"}))
+    call(balancer, "register_instance", given)
+    assert balancer.instances == {"plan ner": [given]}
+    assert acquire(call, balancer, "plan ner").id == "p {1}"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_fills_all_and_only_healthy_instances(call: Call, backend: Backend, strategy: Any) -> None:
+    balancer = LoadBalancer(strategy, backend=backend)
+    register(call, balancer, 3, max_capacity=2)
+    assert call(balancer, "mark_unhealthy", "planner", "p1")
+    granted = [acquire(call, balancer, "planner") for _ in range(4)]
+    assert Counter(each.id for each in granted) == {"p0": 2, "p2": 2}
+    assert acquire(call, balancer, "planner") is None
+    assert call(balancer, "select_instance", "planner") is None
+    assert call(balancer, "mark_healthy", "planner", "p1")
+    assert call(balancer, "select_instance", "planner").id == "p1"
+    for instance in granted:
+        assert call(balancer, "release", instance)
+
+
+def test_round_robin_takes_turns(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer("round_robin", backend=backend)
+    register(call, balancer, 3)
+    assert [acquire(call, balancer, "planner").id for _ in range(7)] == ["p0", "p1", "p2", "p0", "p1", "p2", "p0"]
+
+
+def test_weight_zero_is_picked_only_when_all_are_zero(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer("weighted", backend=backend)
+    register(call, balancer, 2, weight=0.0)
+    assert acquire(call, balancer, "planner") is not None
+    call(balancer, "register_instance", AgentInstance("heavy", "planner", max_capacity=20, weight=0.001))
+    assert {acquire(call, balancer, "planner").id for _ in range(19)} == {"heavy"}
+
+
+def test_consistent_hash_keeps_an_affinity_on_its_instance(call: Call, backend: Backend) -> None:
+    balancer = LoadBalancer("consistent_hash", backend=backend)
+    register(call, balancer, 5, max_capacity=100)
+    for session in ("alice", "bob", "carol"):
+        first = acquire(call, balancer, "planner", affinity=session)
+        call(balancer, "release", first)
+        assert call(balancer, "select_instance", "planner", affinity=session).id == first.id
+
+
+def test_required_labels_narrow_the_choice(call: Call, balancer: LoadBalancer) -> None:
+    for name, labels in (("a", {"gpu"}), ("b", {"gpu", "fr"}), ("c", {"fr"}), ("d", set())):
+        call(balancer, "register_instance", AgentInstance(name, "planner", max_capacity=1, labels=frozenset(labels)))
+    assert acquire(call, balancer, "planner", require={"gpu", "fr"}).id == "b"
+    assert acquire(call, balancer, "planner", require={"gpu", "fr"}) is None
+    assert acquire(call, balancer, "planner", require={"fr"}).id == "c"
+    assert acquire(call, balancer, "planner", require={"gpu"}).id == "a"
+    assert acquire(call, balancer, "planner", require={"fr"}) is None
+    assert call(balancer, "update_instance", "planner", "d", labels={"fr"})
+    assert acquire(call, balancer, "planner", require={"fr"}).id == "d"
+
+
+@pytest.mark.parametrize("label", ["-gpu", "gpu-", "-", "--"])
+def test_a_label_may_begin_and_end_with_a_dash(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, label: str
+) -> None:
+    call(balancer, "register_instance", AgentInstance("p0", "planner", labels=frozenset({label})))
+    assert acquire(call, balancer, "planner", require={label}).labels == {label}
+    assert call(balancer, "update_instance", "planner", "p0", labels=())
+    assert acquire(call, balancer, "planner", require={label}) is None
+    assert call(balancer, "update_instance", "planner", "p0", labels={label, "fr"})
+    assert acquire(call, balancer, "planner", require={label}).labels == {label, "fr"}
+    assert call(balancer, "update_instance", "planner", "p0", labels={label})
+    assert acquire(call, balancer, "planner", require={label}).labels == {label}
+    assert call(balancer, "remove_instance", "planner", "p0")
+    assert [key for key in raw.scan_iter(f"{pool.ready.partition('{')[0]}*") if "@" in key] == []
+
+
+def test_none_is_no_answer_while_expired_leases_are_left_to_clear(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    for name, capacity in (("a", 200), ("b", 1)):
+        instance = AgentInstance(name, "planner", max_capacity=capacity, labels=frozenset({name}))
+        call(balancer, "register_instance", instance)
+    held = [acquire(call, balancer, "planner", require={"a"}, ttl=600.0) for _ in range(150)]
+    last = acquire(call, balancer, "planner", require={"b"}, ttl=600.0)
+    raw.zadd(pool.due, {each.lease.token: 1.0 for each in held})
+    raw.zadd(pool.due, {last.lease.token: 2.0})
+    raw.hset(pool.state, "#next", "1")
+    assert acquire(call, balancer, "planner", require={"b"}).id == "b"
+
+
+# Instances
+
+
+def test_registering_again_changes_facts_and_keeps_load_and_health(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 1, max_capacity=2)
+    held = acquire(call, balancer, "planner")
+    call(balancer, "mark_unhealthy", "planner", "p0")
+    register(call, balancer, 1, max_capacity=4, weight=3.0)
+    (status,) = call(balancer, "status", "planner")
+    (instance,) = (each.instance for each in status.instances)
+    assert (instance.current_load, instance.max_capacity, instance.weight, instance.is_healthy) == (1, 4, 3.0, False)
+    assert call(balancer, "release", held)
+    assert raw.zcard(pool.ready) == 0
+
+
+def test_a_smaller_capacity_lets_leases_run_out(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1, max_capacity=3)
+    held = [acquire(call, balancer, "planner") for _ in range(3)]
+    assert call(balancer, "update_instance", "planner", "p0", max_capacity=1)
+    for instance in held[:2]:
+        assert call(balancer, "release", instance)
+    assert acquire(call, balancer, "planner") is None
+    assert call(balancer, "release", held[2])
+    assert acquire(call, balancer, "planner") is not None
+
+
+def test_a_draining_instance_finishes_what_it_has(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    held = acquire(call, balancer, "planner")
+    assert call(balancer, "drain", "planner", "p0")
+    assert acquire(call, balancer, "planner") is None
+    assert call(balancer, "release", held) is True
+    (status,) = call(balancer, "status")
+    assert status.instances[0].instance.is_draining
+    assert status.instances[0].instance.is_healthy
+    assert call(balancer, "undrain", "planner", "p0")
+    assert acquire(call, balancer, "planner") is not None
+
+
+def test_a_removed_instance_goes_with_its_last_lease(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 2, max_capacity=1)
+    held = [acquire(call, balancer, "planner") for _ in range(2)]
+    assert call(balancer, "remove_instance", "planner", "p0") is True
+    assert call(balancer, "remove_instance", "planner", "p0") is False
+    assert [each["id"] for each in call(balancer, "get_status")["planner"]["instances_detail"]] == ["p1"]
+    assert raw.hexists(pool.state, "p0")
+    for instance in held:
+        assert call(balancer, "release", instance) is True
+    assert not raw.hexists(pool.state, "p0")
+    assert raw.hget(pool.state, "#load") == "0"
+    assert [acquire(call, balancer, "planner").id, acquire(call, balancer, "planner")] == ["p1", None]
+
+
+def test_calls_about_an_unknown_instance_say_so(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    for method in ("mark_healthy", "mark_unhealthy", "drain", "undrain", "remove_instance"):
+        assert call(balancer, method, "planner", "nobody") is False
+    assert call(balancer, "update_instance", "planner", "nobody", weight=2) is False
+    assert call(balancer, "heartbeat", "planner", "p0", "no body") == ["no body"]
+
+
+def test_an_instance_without_heartbeat_takes_no_work_until_the_next(call: Call, balancer: LoadBalancer) -> None:
+    call(balancer, "register_instance", AgentInstance("p0", "planner"), heartbeat_ttl=0.05)
+    wait_until(lambda: not call(balancer, "select_instance", "planner"), "the silent instance to be left out")
+    assert call(balancer, "get_status")["planner"]["healthy"] == 0
+    assert call(balancer, "heartbeat", "planner", "p0", within=60) == []
+    assert acquire(call, balancer, "planner").id == "p0"
+
+
+def test_status_reads_many_instances_in_the_order_of_registration(
+    call: Call, balancer: LoadBalancer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentperf_redis.balancer.flows.instances.STATUS_PAGE", 7)
+    names = [f"p{number}" for number in range(20)]
+    for name in names:
+        call(balancer, "register_instance", AgentInstance(name, "planner", max_capacity=1))
+    (status,) = call(balancer, "status")
+    assert [each.instance.id for each in status.instances] == names
+    assert (status.total_capacity, status.current_load, status.granted, status.waiting) == (20, 0, 0, 0)
+
+
+# Strategy
+
+
+def test_another_strategy_for_a_pool_is_refused_with_the_way_to_change_it(
+    call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    first = LoadBalancer("round_robin", backend=backend)
+    register(call, first, 1)
+    before = raw.hgetall(pool.state)
+    other = LoadBalancer("random", backend=backend)
+    for method, args in (
+        ("register_instance", (AgentInstance("p1", "planner"),)),
+        ("acquire", ("planner",)),
+        ("select_instance", ("planner",)),
+    ):
+        with pytest.raises(InvalidArgument, match=r"'round_robin'.*remove all its instances") as caught:
+            call(other, method, *args)
+        assert (caught.value.argument, caught.value.value) == ("strategy", "random")
+    assert raw.hgetall(pool.state) == before
+    any_ = LoadBalancer(backend=backend)
+    assert acquire(call, any_, "planner").id == "p0"
+    call(any_, "remove_instance", "planner", "p0")
+    register(call, other, 1)
+    assert call(other, "status", "planner")[0].strategy is LoadBalancingStrategy.RANDOM
+
+
+# Leases
+
+
+def test_release_says_whether_it_freed(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+    register(call, balancer, 1)
+    instance = acquire(call, balancer, "planner")
+    assert instance.lease is not None
+    assert instance.lease.held
+    assert raw.hget(pool.state, instance.lease.token) == f"lease instance=p0 fence={instance.lease.fence} late=0"
+    assert call(balancer, "release", instance) is True
+    assert call(balancer, "release", instance) is False
+    assert call(balancer, "release", instance.lease) is False
+    assert load_of(raw, pool, "p0") == 0
+    assert leases(raw, pool) == []
+
+
+def test_a_peek_cannot_be_released(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    peek = call(balancer, "select_instance", "planner")
+    assert peek.current_load == 0
+    with pytest.raises(InvalidArgument, match="carries its lease"):
+        call(balancer, "release", peek)
+
+
+def test_none_may_be_released_without_asking(call: Call, balancer: LoadBalancer) -> None:
+    assert call(balancer, "release", acquire(call, balancer, "planner")) is False
+
+
+def test_a_lease_of_another_namespace_cannot_be_released_here(
+    call: Call, balancer: LoadBalancer, connect: Callable[..., Backend], server: Any, namespace: str
+) -> None:
+    register(call, balancer, 1)
+    held = acquire(call, balancer, "planner")
+    other = LoadBalancer(backend=connect(server.url, namespace=namespace[:-1]))
+    with pytest.raises(InvalidArgument, match="namespace"):
+        call(other, "release", held)
+    assert call(balancer, "release", held)
+
+
+def test_fences_rise(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1, max_capacity=100)
+    fences = [acquire(call, balancer, "planner").lease.fence for _ in range(20)]
+    assert fences == sorted(set(fences))
+
+
+def test_a_block_measures_and_reports_how_it_ended(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    with call.inside(balancer, "lease", "planner") as lease:
+        assert lease.instance.id == "p0"
+        assert lease.instance.lease is lease
+    for error in (ValueError, TimeoutError):
+        with pytest.raises(error), call.inside(balancer, "lease", "planner"):
+            raise error
+    with pytest.raises(KeyboardInterrupt), call.inside(balancer, "lease", "planner"):
+        raise KeyboardInterrupt
+    with call.inside(balancer, "lease", "planner") as lease:
+        lease.outcome = Outcome.REJECTED
+    (status,) = call(balancer, "status")
+    seen = status.instances[0]
+    assert (seen.served, seen.failed, seen.failed_in_a_row, seen.instance.current_load) == (1, 3, 3, 0)
+    assert 0 < seen.instance.response_time_ms < 5000
+
+
+def test_response_times_are_smoothed(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    for seconds, expected in ((0.1, 100), (0.2, 120), (0.12, 120)):
+        call(balancer, "release", acquire(call, balancer, "planner"), response_time=seconds)
+        (status,) = call(balancer, "status")
+        assert status.instances[0].instance.response_time_ms == pytest.approx(expected)
+
+
+def test_a_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBalancer) -> None:
+    with (
+        pytest.raises(NoCapacity, match="no instance of 'planner' is registered"),
+        call.inside(balancer, "lease", "planner"),
+    ):
+        raise AssertionError
+    register(call, balancer, 1, max_capacity=1)
+    held = acquire(call, balancer, "planner", ttl=8.0)
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
+        raise AssertionError
+    assert caught.value.agent_type == "planner"
+    assert 0 < caught.value.retry_after <= 8.0
+    assert call(balancer, "release", held)
+
+
+def test_capacity_of_an_expired_lease_comes_back_and_its_release_frees_nothing(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 1, max_capacity=1)
+    held = acquire(call, balancer, "planner", ttl=0.05)
+    balancer._operations.keeper.drop(held.lease)  # as if this process had been stopped
+    wait_until(lambda: acquire(call, balancer, "planner"), "the lease to expire")
+    assert _kept[-1].lease is not None
+    assert _kept[-1].lease.fence > held.lease.fence
+    assert call(balancer, "release", held) is False
+    assert load_of(raw, pool, "p0") == 1
+    assert raw.hget(pool.state, held.lease.token) == "tombstone why=expired"
+
+
+def test_snapshots_say_how_to_change_what_they_show(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    instance = acquire(call, balancer, "planner")
+    with pytest.raises(FrozenInstanceError, match="mark_unhealthy"):
+        instance.is_healthy = False
+    with pytest.raises(FrozenInstanceError, match="update_instance"):
+        instance.max_capacity = 3
+
+
+# What something else wrote
+
+
+@pytest.mark.parametrize("part", ["state", "ready", "due", "waitq", "ids", "ring", "away", "checks", "events"])
+def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, part: str
+) -> None:
+    register(call, balancer, 2)
+    # No lease is due for renewal during the test, however long it takes: what changes is what was just called.
+    held = acquire(call, balancer, "planner", ttl=3600)
+    poisoned = f"{pool.tag}:{part}"
+    raw.delete(poisoned)
+    raw.set(poisoned, "poison")
+    names = [getattr(pool, each.name) for each in fields(pool) if each.name != "tag"]
+
+    def everything() -> dict[str, Any]:
+        return {key: raw.dump(key) if key == poisoned else repr(read(key)) for key in names}
+
+    def read(key: str) -> Any:
+        match raw.type(key):
+            case "none":
+                return None
+            case "zset":
+                return raw.zrange(key, 0, -1, withscores=True)
+            case "hash":
+                return raw.hgetall(key)
+            case _:
+                return raw.xrange(key)
+
+    before = everything()
+    attempts: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+        ("acquire", ("planner",), {"ttl": 3600}),
+        ("select_instance", ("planner",), {}),
+        ("release", (held,), {}),
+        ("register_instance", (AgentInstance("p9", "planner"),), {}),
+        ("update_instance", ("planner", "p0"), {}),
+        ("remove_instance", ("planner", "p0"), {}),
+        ("heartbeat", ("planner", "p0"), {}),
+        ("get_status", (), {}),
+        ("leases", ("planner",), {}),
+        ("repair", ("planner",), {}),
+        ("configure", ("planner", PoolSettings(eject_after=3)), {}),
+        ("wait_until_idle", ("planner", "p0"), {}),
+    ]
+    failed, named = 0, set()
+    for method, args, options in attempts:
+        try:
+            _kept.append(
+                call(balancer, method, *args, **options)
+            )  # a lease that is dropped is given back, at a time of its own
+        except CorruptState as error:
+            failed += 1
+            named.add(error.key)
+            assert everything() == before
+        before = everything()
+    assert set(raw.scan_iter(f"{pool.tag}:*", count=10_000)) <= set(names), "nothing was written elsewhere"
+    # Of a key whose name the scripts compute, only the pool is known.
+    assert named == {poisoned if poisoned in pool.all else pool.state}
+    assert failed >= (1 if part in ("ring", "checks") else 2)
+
+
+_RECORD = "load=0 limit=5 seq=0 fence=0 peak=0 ewma_us=0 ewma_at_ms=0 served=0 failed=0 streak=0 weight=1 labels=- flags=- cap=5"
+
+
+@pytest.mark.parametrize("strategy", ["least_loaded", "peak_ewma", "consistent_hash"])  # they read it in different ways
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("poison", "load=1 limit=2 seq=3", "", "9" * 400, "0 5 0 0 0 1 - - 5 0 0 0 0 0"),
+        *(_RECORD.replace("weight=1", "weight=heavy"), _RECORD.replace("cap=5", "cap=x"), _RECORD.partition(" cap")[0]),
+        *(
+            _RECORD.replace("failed=0", "failed=x"),
+            _RECORD.replace("load=0", "load=-1"),
+            _RECORD.replace("fence=0 ", ""),
+        ),
+    ],
+)
+def test_a_record_that_nobody_wrote_is_named(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, record: str, strategy: str
+) -> None:
+    balancer = LoadBalancer(strategy, backend=balancer._backend)
+    register(call, balancer, 1)
+    raw.hset(pool.state, "p0", record)
+    for method, args in (("acquire", ("planner",)), ("select_instance", ("planner",)), ("get_status", ())):
+        with pytest.raises(CorruptState, match="state"):
+            call(balancer, method, *args)
+    assert raw.hget(pool.state, "p0") == record
+    assert leases(raw, pool) == []
+
+
+@pytest.mark.parametrize("field", ["#next", "#picks", "#load", "#cap"])
+@pytest.mark.parametrize("value", ["many", "1.5", "9" * 40, ""])
+def test_a_number_that_nobody_wrote_is_named_and_nothing_is_written(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, field: str, value: str
+) -> None:
+    register(call, balancer, 1, max_capacity=3)
+    held = [acquire(call, balancer, "planner", ttl=600.0) for _ in range(2)]
+    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # due, so that whoever comes has something to clear
+    raw.hset(pool.state, field, value)
+    before = (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True))
+    for method, args in (
+        ("acquire", ("planner",)),
+        ("select_instance", ("planner",)),
+        ("register_instance", (AgentInstance("p9", "planner"),)),
+        ("update_instance", ("planner", "p0")),
+        ("remove_instance", ("planner", "p0")),
+        ("heartbeat", ("planner", "p0")),
+        ("get_status", ()),
+    ):
+        with pytest.raises(CorruptState, match=field):
+            call(balancer, method, *args)
+    with pytest.raises(CorruptState, match=field):
+        balancer._backend.run(commands.release(commands.Pool("planner", pool), held[0].lease.token, tombstone_ms=1000))
+    assert (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True)) == before
+
+    call(balancer, "repair", "planner")
+    assert call(balancer, "release", held[0]) is True
+    assert call(balancer, "get_status")["planner"]["current_load"] == 0
+    assert raw.hmget(pool.state, "#load", "#cap") == ["0", "3"]
+
+
+@pytest.mark.parametrize(("fact", "found"), [("schema=3 strategy=least_loaded", "3"), ("1 least_loaded", "1")])
+def test_another_schema_is_left_alone(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, fact: str, found: str
+) -> None:
+    register(call, balancer, 1)
+    held = acquire(call, balancer, "planner")
+    raw.hset(pool.state, "#pool", fact)
+    before = raw.hgetall(pool.state)
+    for method, args in (
+        ("acquire", ("planner",)),
+        ("select_instance", ("planner",)),
+        ("release", (held,)),
+        ("register_instance", (AgentInstance("p9", "planner"),)),
+        ("update_instance", ("planner", "p0")),
+        ("remove_instance", ("planner", "p0")),
+        ("heartbeat", ("planner", "p0")),
+        ("get_status", ()),
+        ("leases", ("planner",)),
+        ("repair", ("planner",)),
+        ("configure", ("planner", PoolSettings(eject_after=3))),
+        ("wait_until_idle", ("planner", "p0")),
+    ):
+        with pytest.raises(SchemaMismatch, match=rf"\b{found}\b"):
+            call(balancer, method, *args)
+    assert raw.hgetall(pool.state) == before
+
+
+def test_a_pool_that_was_never_registered_is_named(call: Call, balancer: LoadBalancer) -> None:
+    with (
+        pytest.raises(NoCapacity, match="no instance of 'typo' is registered"),
+        call.inside(balancer, "lease", "typo"),
+    ):
+        pass
+
+
+def test_a_lease_lost_inside_a_block_is_raised_at_its_end(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 1)
+    told: list[LeaseLost] = []
+    with (  # noqa: PT012
+        pytest.raises(LeaseLost) as caught,
+        call.inside(balancer, "lease", "planner", ttl=4.0, on_lost=told.append) as lease,
+    ):
+        raw.zrem(pool.due, lease.token)
+        wait_until(lambda: told, "the keeper to notice")
+        with pytest.raises(LeaseLost):
+            lease.check()
+        assert lease.remaining == 0.0
+    assert caught.value.token == told[0].token == lease.token
+    assert caught.value.pool == "planner"
+    assert caught.value.reason == "it was released by another, or expired before it was renewed"
+
+
+def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1, max_capacity=1)
+    told: list[float] = []
+    ttl, maximum = 2.0, 2.5
+    with StallDetector() as stalls:
+        begin = time.monotonic()
+        held = call(
+            *(balancer, "acquire", "planner"),
+            ttl=ttl,
+            max_hold=maximum,
+            on_lost=lambda _: told.append(time.monotonic()),
+        )
+        wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to come back")
+        assert time.monotonic() - begin >= maximum, "longer than a life of the lease"
+        wait_until(lambda: told, "max_hold to be told")
+        assert told[0] - begin >= maximum
+        assert stalls.own(begin, told[0]) < maximum + 2.5
+    assert "max_hold" in str(held.lease.lost)
+    assert call(balancer, "release", held) is False
+
+
+def test_endless_hold_is_allowed(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    assert call(balancer, "release", acquire(call, balancer, "planner", max_hold=math.inf))
+
+
+def test_a_heartbeat_holds_as_long_as_was_registered_unless_told(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    def due_in() -> list[float]:
+        now_s, rest_us = raw.time()
+        return [(raw.zscore(pool.due, f"H:p{n}") - now_s * 1000 - rest_us / 1000) / 1000 for n in range(3)]
+
+    def beat(**how: float) -> None:
+        assert call(balancer, "heartbeat", "planner", "p0", "p1", "p2", **how) == []
+
+    for number, silence in enumerate((5, None, 2000)):
+        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat_ttl=silence)
+    for _ in range(2):  # the first and each further one
+        beat()
+        assert due_in() == pytest.approx([5, 30, 2000], abs=2)
+    beat(within=100)
+    assert due_in() == pytest.approx([100, 100, 100], abs=2)
+    call(balancer, "update_instance", "planner", "p0", max_capacity=3)
+    call(balancer, "register_instance", AgentInstance("p2", "planner"))
+    beat()
+    assert due_in() == pytest.approx([5, 30, 30], abs=2)
+    raw.zadd(pool.due, {"H:p0": 1})
+    assert not next(
+        each for each in call(balancer, "status")[0].instances if each.instance.id == "p0"
+    ).instance.is_healthy
+    beat()
+    assert due_in() == pytest.approx([5, 30, 30], abs=2)
+    assert call(balancer, "status")[0].healthy == 3
+
+
+def test_overdue_are_leases_and_no_tombstones(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
+    register(call, balancer, 1, max_capacity=300)
+    raw.zadd(pool.due, {f"X@old:{number}": number + 1 for number in range(1000)})
+    assert call(balancer, "status")[0].overdue == 0
+    raw.zadd(pool.due, {f"@lost:{number}": 2000 + number for number in range(100)})
+    assert raw.zcard(pool.due) > 1000
+    assert call(balancer, "status")[0].overdue == 100
+
+
+def test_who_gets_nothing_is_told_what_the_instances_lack(call: Call, balancer: LoadBalancer) -> None:
+    def why(**request: Any) -> str:
+        with pytest.raises(NoCapacity) as refused, call.inside(balancer, "lease", "planner", **request):
+            pass
+        return refused.value.reason
+
+    assert why() == "no instance of 'planner' is registered"
+    for number in range(4):
+        labels = frozenset({"gpu"} if number < 2 else ())
+        instance = AgentInstance(f"p{number}", "planner", max_capacity=1, labels=labels)
+        call(balancer, "register_instance", instance, requests_per_minute=1 if number == 3 else math.inf)
+    assert why(require=("tpu", "gpu")) == "no instance of 'planner' has the labels gpu, tpu"
+    call(balancer, "drain", "planner", "p0")
+    assert acquire(call, balancer, "planner", require=("gpu",)).id == "p1"
+    assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
+    held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
+    assert call(balancer, "release", held["p3"]) is True  # which has nothing left of its rate
+    assert (
+        why()
+        == "of 4 instances, 2 full, 1 rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"
+    )
+    call(balancer, "mark_unhealthy", "planner", "p2")
+    assert why(wait=0.01).startswith("of 4 instances, 1 full, 1 rate-limited, 2 out of rotation")
+
+
+def test_a_lease_that_an_operator_ends_is_an_event(call: Call, balancer: LoadBalancer) -> None:
+    register(call, balancer, 1)
+    held = acquire(call, balancer, "planner")
+    assert held.lease is not None
+    assert call(balancer, "release_token", "planner", held.lease.token) is True
+    last = call(balancer, "events", "planner")[-1]
+    assert (last.kind.value, last.instance_id, last.details) == ("released", "p0", {"lease": held.lease.token})
+    (status,) = call(balancer, "status")[0].instances
+    assert (status.instance.current_load, status.served, status.failed) == (0, 0, 0)
+    assert call(balancer, "release", held) is False
+
+
+@pytest.mark.parametrize("strategy", LoadBalancingStrategy)
+def test_a_weight_of_minus_zero_is_zero(backend: Backend, strategy: LoadBalancingStrategy) -> None:
+    balancer = LoadBalancer(strategy, backend=backend)
+    balancer.register_instance(AgentInstance("p1", "planner", weight=-0.0))
+    balancer.update_instance("planner", "p1", weight=-0.0)
+    instance = balancer.acquire("planner")
+    assert instance is not None
+    assert balancer.release(instance) is True

@@ -1,0 +1,408 @@
+"""Workers that take leases, wait for them, forget them, are killed and stopped; then the history is judged.
+
+For these tests the scripts write down what they do, in the order in which they did it: a list beside the pool's keys.
+Judging that list is a linear replay. Mutants of the scripts show that the judge can say no. All the while a proxy holds
+back requests until their callers have asked again, and given back what they got: those arrive late.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.balancer import AgentInstance, EventKind, LoadBalancer, PoolSettings, commands
+from agentperf_redis.script import Script
+from tests.support import records
+from tests.support.proxy import Proxy
+from tests.support.servers import TIMEOUT, Raw, Server, wait_until
+from tests.support.workers import Worker, Workers
+
+TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 2, 3, 8, 10.0
+LATE_S = 0.2
+"""How long a request is held back: much longer than it takes to ask again and to give back."""
+JUMPY = PoolSettings(
+    eject_after=1,
+    base_ejection_time=0.005,
+    max_ejection_time=0.01,
+    adaptive=True,
+    slow_after=0.1,
+    slow_start=0.01,
+    rate_burst=0.05,
+)
+"""Ejections, probes, limits that are learnt, warming up and rates, all the time."""
+
+SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
+
+LOG = "call('RPUSH', STATE .. ':log', {})\n"
+HISTORY = (
+    # (where, what is written down)
+    ("      record = write_grant(", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
+    (
+        "call('HSET', STATE, token, write(r.id",
+        "format('grant %s %s %.0f %d', token, r.id, r.fence, r.limit)",
+        "before",
+    ),
+    ("call('HDEL', STATE, TOKEN)\n", "'free ' .. TOKEN .. ' ' .. id", "after"),
+    ("          self.free(id, tonumber(fence))\n", "'end ' .. name .. ' ' .. id", "after"),
+)
+MUTANTS = {
+    "no capacity check": (
+        ("  if load < limit then\n    if score", "  if true then\n    if score"),
+        ("    if load >= limit then\n", "    if false then\n"),
+        ("if r.load < r.limit then", "do"),
+    ),
+    "no tombstone": (
+        ("  function self.tombstone(token, why, keep_ms)\n", "  function self.tombstone() if true then return end\n"),
+    ),
+    "token made by the server": (
+        (
+            "local TOKEN, TTL_MS, LATE, WANTED = ARGV[1],",
+            "local TOKEN, TTL_MS, LATE, WANTED = ARGV[1] .. redis.call('TIME')[2],",
+        ),
+    ),
+}
+
+
+def rewrite(mutant: str | None) -> Iterator[None]:
+    """Have the scripts write their history, and a mutant be in them; until the generator goes on."""
+    plain = Script.__dict__["source"]
+    changed = Counter[str]()
+    texts: dict[str, str] = {}
+    for script in SCRIPTS:
+        text = script.source
+        for anchor, what, side in HISTORY:
+            entry = LOG.format(what)
+            changed[anchor] += text.count(anchor)
+            text = text.replace(anchor, anchor + entry if side == "after" else entry + anchor)
+        for sound, broken in MUTANTS.get(mutant or "", ()):
+            changed[sound] += text.count(sound)
+            text = text.replace(sound, broken)
+        texts[script.name] = text
+    assert all(changed.values()), f"not in the scripts any more: {changed}"
+
+    def source(script: Script) -> str:
+        return texts.get(script.name) or str(plain.__get__(script, Script))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Script, "source", property(source))
+        patch.setattr(Script, "sha", property(lambda script: hashlib.sha1(script.source.encode()).hexdigest()))
+        yield
+
+
+@pytest.fixture
+def mutant(request: pytest.FixtureRequest) -> str | None:
+    return getattr(request, "param", None)
+
+
+@pytest.fixture(autouse=True)
+def history_is_written(mutant: str | None) -> Iterator[None]:
+    yield from rewrite(mutant)
+
+
+class Unsound(Exception):
+    """What the judge says no with."""
+
+
+def judge(history: list[str]) -> dict[str, str]:
+    """Replay what the scripts did; return what is still held at the end.
+
+    Raises:
+        Unsound: more leases than capacity at a grant, a token granted twice, a fence that did not rise, or capacity
+            freed that was not held.
+    """
+    live: dict[str, str] = {}
+    granted: set[str] = set()
+    fences: dict[str, int] = {}
+    for number, entry in enumerate(history):
+        what, token, instance, *rest = entry.split(" ")
+        if what != "grant":
+            if live.pop(token, None) != instance:
+                raise Unsound(f"{number}: {entry}, which was not held")
+            continue
+        fence, limit = map(int, rest)
+        if sum(holder == instance for holder in live.values()) >= limit:
+            raise Unsound(f"{number}: {entry}, but all {limit} were held")
+        if token in granted:
+            raise Unsound(f"{number}: {entry}, for the second time")
+        if fence <= fences.get(instance, 0):
+            raise Unsound(f"{number}: {entry}, after fence {fences[instance]}")
+        live[token] = instance
+        granted.add(token)
+        fences[instance] = fence
+    return live
+
+
+def judge_clients(history: list[str], seen: list[str]) -> None:
+    """Compare what workers were told with what the scripts did."""
+    granted = Counter(entry.split(" ")[1] for entry in history if entry.startswith("grant"))
+    freed = Counter(entry.split(" ")[1] for entry in history if entry.startswith("free"))
+    for line in seen:
+        what, token = line.split(" ")
+        if what == "got" and granted[token] != 1:
+            raise Unsound(f"a worker was told of {token}, which was granted {granted[token]} times")
+        if what == "freed" and freed[token] != 1:
+            raise Unsound(f"a worker was told that it freed {token}, which was freed {freed[token]} times")
+
+
+def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> None:
+    """Take leases in all ways there are, for ever; append what is learnt to a file, which survives SIGKILL."""
+    running = rewrite(mutant)
+    next(running)
+    chance = random.Random(seed)
+    balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
+    seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    forgotten = []
+    while True:
+        wait = chance.choice([0.0, 0.0, 0.05, 1.0])
+        instance = balancer.acquire("planner", wait=wait, ttl=TTL, priority=chance.randrange(3))
+        if instance is None:
+            time.sleep(0.002)
+            continue
+        assert instance.lease is not None
+        token = instance.lease.token
+        os.write(seen, f"got {token}\n".encode())
+        time.sleep(chance.choice([0.0, 0.001, 0.01]))
+        if chance.random() < 0.02:
+            balancer._operations.keeper.drop(instance.lease)  # it expires
+            forgotten.append(instance)
+        elif balancer.release(instance, outcome=chance.choice(["ok"] * 38 + ["error", "neutral"])):
+            os.write(seen, f"freed {token}\n".encode())
+
+
+def told(folder: Path) -> list[str]:
+    """Return what workers wrote down, whole lines only."""
+    return [line for file in folder.iterdir() for line in file.read_text().splitlines() if line.count(" ") == 1]
+
+
+def torture(
+    server: Server,
+    proxy: Proxy | None,
+    namespace: str,
+    workers: Workers,
+    folder: Path,
+    mutant: str | None,
+    seconds: float,
+    enough: Callable[[], bool],
+) -> None:
+    """Let a crowd work on one pool, killing and pausing its members, for so long, and longer until it is enough.
+
+    With a proxy, requests for leases arrive late now and then, after their copies. (A Cluster's nodes evade one.)
+    """
+    chance = random.Random(4)
+    url = server.url if proxy is None else proxy.url
+    backend = Backend(server.url, namespace=namespace)
+    # The mutant that does not look at the limit breaks off where that is 0.
+    balancer = LoadBalancer(settings=PoolSettings(eject_after=None) if mutant else JUMPY, backend=backend)
+    for number in range(INSTANCES):
+        balancer.register_instance(
+            AgentInstance(f"p{number}", "planner", max_capacity=CAPACITY),
+            requests_per_minute=60_000 if number == 0 else math.inf,
+        )
+    backend.close()
+
+    def start(number: int) -> Worker:
+        return workers.start(work, url, namespace, mutant, str(folder / f"{number}"), number)
+
+    crowd = [start(number) for number in range(PROCESSES)]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or (time.monotonic() < end + TIMEOUT and not enough()):
+        if proxy is not None:
+            for script in (commands.ACQUIRE, commands.WAIT):
+                proxy.hold(only=script, after=LATE_S)
+        victim = chance.randrange(PROCESSES)
+        if chance.random() < 0.3:
+            crowd[victim].kill()
+            crowd[victim] = start(len(list(folder.iterdir())) + PROCESSES)
+        else:
+            crowd[victim].pause()
+            time.sleep(chance.choice([0.05, TTL * 1.5]))
+            crowd[victim].resume()
+        time.sleep(0.05)
+    for worker in crowd:
+        worker.kill()
+    if proxy is not None:
+        time.sleep(2 * LATE_S)  # nothing is under way any more
+
+
+def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:
+    """Return the tokens that units are leased to, fetched or not."""
+    return records.held(raw.hgetall(pool.state))
+
+
+def let_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
+    """Wait until all leases, and all places in line, have ended by the server's clock, asking nothing of the pool."""
+
+    def over() -> bool:
+        seconds, micros = raw.time()
+        due = raw.zrange(pool.due, 0, -1, withscores=True)
+        return all(at <= seconds * 1000 + micros // 1000 for name, at in due if name[0] == "@" or name[:2] == "W@")
+
+    wait_until(over, "everything to have ended")
+
+
+def hold_all(url: str, namespace: str) -> Iterator[list[str]]:
+    """Take all units, and say by which tokens."""
+    running = rewrite(None)
+    next(running)
+    balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
+    held = [balancer.acquire("planner", ttl=TTL) for _ in range(INSTANCES * CAPACITY)]
+    yield [each.lease.token for each in held if each is not None and each.lease is not None]
+
+
+def test_after_the_ttl_and_one_operation_all_units_of_a_killed_process_are_back(
+    server: Server, backend: Backend, namespace: str, raw: Raw, workers: Workers
+) -> None:
+    pool = keys.pool(namespace, "planner")
+    balancer = LoadBalancer(backend=backend)
+    for number in range(INSTANCES):
+        balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=CAPACITY))
+    worker = workers.start(hold_all, server.url, namespace)
+    held = worker.said()
+    assert len(held) == INSTANCES * CAPACITY
+    worker.kill()
+    assert sorted(units(raw, pool)) == sorted(held)
+    let_all_end(raw, pool)
+    assert raw.hget(pool.state, "#load") == str(len(held)), "without an operation, nothing changes"
+
+    instance = balancer.acquire("planner")
+
+    assert instance is not None
+    assert instance.lease is not None
+    assert units(raw, pool) == [instance.lease.token]
+    assert raw.hget(pool.state, "#load") == "1"
+    loads = {f"p{n}": int(records.number(raw.hget(pool.state, f"p{n}"), "load")) for n in range(INSTANCES)}
+    assert loads == {f"p{n}": int(f"p{n}" == instance.id) for n in range(INSTANCES)}
+    assert set(judge(raw.lrange(f"{pool.state}:log", 0, -1))) == {instance.lease.token}
+
+
+@pytest.mark.thorough
+def test_no_crash_and_no_pause_spoils_the_pool(
+    server: Server,
+    make_proxy: Callable[[Server], Proxy],
+    namespace: str,
+    raw: Raw,
+    workers: Workers,
+    tmp_path: Path,
+) -> None:
+    pool = keys.pool(namespace, "planner")
+    proxy = None if server.kind == "cluster" else make_proxy(server)
+
+    def enough() -> bool:
+        return bool(sum(entry.startswith("grant ") for entry in raw.lrange(f"{pool.state}:log", 0, -1)) > 500)
+
+    torture(server, proxy, namespace, workers, tmp_path, None, SECONDS, enough)
+
+    backend = Backend(server.url, namespace=namespace)
+    balancer = LoadBalancer(backend=backend)
+    # Nobody is left to renew, so all leases end by themselves. Those who died in line lose their places after three
+    # seconds of silence, and what they were handed after three.
+    let_all_end(raw, pool)
+    first = balancer.acquire("planner")
+    assert first is not None, "no capacity came back after the TTL and one operation"
+    kinds = Counter(event.kind for event in balancer.events("planner", limit=1000))
+    assert kinds[EventKind.EJECTED]
+    assert kinds[EventKind.HALF_OPEN]
+    assert kinds[EventKind.EXPIRED]
+    for number in range(INSTANCES):  # and none is limited any more
+        balancer.mark_healthy("planner", f"p{number}")
+        balancer.update_instance("planner", f"p{number}", max_capacity=CAPACITY, requests_per_minute=math.inf)
+    everything: list[Any] = [first, *(balancer.acquire("planner") for _ in range(INSTANCES * CAPACITY - 1))]
+    assert all(everything), "not all capacity came back"
+    history = raw.lrange(f"{pool.state}:log", 0, -1)
+    assert set(judge(history)) == {instance.lease.token for instance in everything}
+    judge_clients(history, told(tmp_path))
+    entries = Counter(entry.split(" ")[0] for entry in history)
+    assert entries["grant"] > 500
+    assert entries["end"] > 5
+    assert raw.hget(pool.state, "#load") == str(INSTANCES * CAPACITY)
+    backend.close()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("mutant", "expected"),
+    [
+        ("no capacity check", "were held"),
+        ("no tombstone", "for the second time"),
+        ("token made by the server", "granted 0 times"),
+    ],
+    indirect=["mutant"],
+)
+def test_the_torture_catches_mutants(
+    server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers, tmp_path: Path, mutant: str, expected: str
+) -> None:
+    """As the sound scripts are tortured, and judged by the same judges, until these say no."""
+    complaints: list[str] = []
+
+    def caught() -> bool:
+        seen = told(tmp_path)  # before the history, which then holds all that they were told of
+        try:
+            history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
+            judge(history)
+            judge_clients(history, seen)
+        except Unsound as unsound:
+            complaints.append(str(unsound))
+        return bool(complaints)
+
+    torture(server, proxy, namespace, workers, tmp_path, mutant, 0.0, caught)
+    assert complaints, "no judge said no"
+    assert expected in complaints[0]
+
+
+@pytest.mark.parametrize("mutant", [None, "no tombstone", "token made by the server"], indirect=True)
+def test_the_judge_sees_what_late_and_repeated_requests_do_to_mutants(
+    namespace: str, raw: Raw, proxy: Proxy, connect: Callable[..., Backend], mutant: str | None
+) -> None:
+    balancer = LoadBalancer(backend=connect(proxy.url))
+    balancer.register_instance(AgentInstance("p0", "planner"))
+    assert balancer.release(balancer.acquire("planner")) is (mutant != "token made by the server")
+    held = proxy.hold(only=commands.ACQUIRE)
+    instance = balancer.acquire("planner")
+    assert instance is not None
+    assert instance.lease is not None
+    seen = [f"got {instance.lease.token}"]
+    if balancer.release(instance):
+        seen.append(f"freed {instance.lease.token}")
+    held.deliver()
+
+    history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
+    expected = {None: "", "no tombstone": "second time", "token made by the server": "granted 0 times"}[mutant]
+    complaint = ""
+    try:
+        live = judge(history)
+        judge_clients(history, seen)
+    except Unsound as unsound:
+        complaint = str(unsound)
+    assert expected in complaint
+    if mutant is None:
+        assert complaint == ""
+        assert live == {}
+
+
+@pytest.mark.parametrize(
+    ("history", "complaint"),
+    [
+        (["grant @a p 1 1", "free @a p", "grant @b p 2 1"], ""),
+        (["grant @a p 1 1", "grant @b p 2 1"], "were held"),
+        (["grant @a p 2 2", "grant @b p 2 2"], "after fence"),
+        (["grant @a p 1 1", "end @a p", "grant @a p 2 1"], "second time"),
+        (["grant @a p 1 1", "end @a p", "free @a p"], "not held"),
+    ],
+)
+def test_the_judge_itself(history: list[str], complaint: str) -> None:
+    if complaint:
+        with pytest.raises(Unsound, match=complaint):
+            judge(history)
+    else:
+        assert judge(history) == {"@b": "p"}

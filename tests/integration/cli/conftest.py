@@ -1,0 +1,28 @@
+"""Fixtures of the command line's tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.commandline import Program
+from tests.support.places import ROOT
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    """Run `agentperf` as a program of its own, with a data folder of the test's own and no server in the environment."""
+    env = {name: value for name, value in os.environ.items() if name not in ("AGENTPERF_REDIS_URL", "REDIS_URL")}
+    env |= {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path / "data"), "NO_COLOR": "1", "COLUMNS": "140"}
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "dev", "-W", "error", "-c", "from agentperf_redis.cli import main; main()"]
+        return subprocess.run(
+            [*command, *words], env=env | more, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return run

@@ -1,0 +1,229 @@
+"""`agentperf lb`, as an operator runs it on pools that programs use."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf, PoolSettings, keys
+from tests.support import records
+from tests.support.commandline import FAILURE, NOT_FOUND, OK, USAGE, Run, document, has_line, shown
+from tests.support.servers import Raw, Server, wait_until
+
+
+@pytest.fixture
+def lb(agentperf: Run, perf: AgentPerf) -> Run:
+    """Run `agentperf lb` on the test's namespace, in which the pool planner has p0 and p1."""
+    for name in ("p0", "p1"):
+        perf.balancer().register_instance(AgentInstance(name, "planner", max_capacity=2))
+    return partial(agentperf, "lb")
+
+
+def test_status_shows_pools_and_their_instances(lb: Run, perf: AgentPerf) -> None:
+    held = perf.balancer().acquire("planner")
+    perf.balancer().register_instance(AgentInstance("[red]", "odd"))
+    text = shown(lb("status"))
+    for words in (("planner", "least_loaded", "1/4"), ("p0", "up", "1/2"), ("p1", "up", "0/2"), ("[red]", "up")):
+        assert has_line(text, *words), text
+    found = document(lb("status", "planner", "--json"), "lb status")
+    (pool,) = found["pools"]
+    assert (pool["pool"], pool["load"], pool["capacity"], pool["granted"]) == ("planner", 1, 4, 1)
+    assert [(each["instance"], each["load"]) for each in pool["instances"]] == [("p0", 1), ("p1", 0)]
+    assert perf.balancer().release(held)
+
+
+def test_leases_are_shown_and_one_can_be_ended(
+    lb: Run, perf: AgentPerf, raw: Raw, namespace: str, start_waiting: Callable[[], None]
+) -> None:
+    held = [perf.balancer().acquire("planner") for _ in range(4)]
+    first = held[0]
+    assert first is not None
+    assert first.lease is not None
+    token = first.lease.token
+    start_waiting()
+    found = document(lb("leases", "planner", "--json"), "lb leases")
+    assert {each["process"] for each in found["leases"]} == {perf.backend.process}
+    (mine,) = (each for each in found["leases"] if each["token"] == token)
+    assert (mine["instance"], mine["fence"], mine["fetched"]) == (first.id, first.lease.fence, True)
+    (waiter,) = found["waiters"]
+    text = shown(lb("leases", "planner"))
+    assert has_line(text, token, first.id, perf.backend.process)
+    assert has_line(text, waiter["token"], waiter["process"])
+
+    unasked = lb("release", "planner", token)
+    assert (unasked.returncode, unasked.stdout) == (USAGE, "")
+    assert "--yes" in unasked.stderr
+    state = keys.pool(namespace, "planner").state
+    assert raw.hexists(state, token)
+    line = lb("release", "planner", waiter["token"], "--yes")
+    assert "place" in line.stdout
+    left = document(lb("leases", "planner", "--json"), "lb leases")["waiters"]
+    assert waiter["token"] not in {each["token"] for each in left}  # though who is alive asks again, under a new one
+    ended = lb("release", "planner", token, "--yes")
+    assert (ended.returncode, ended.stderr) == (OK, "")
+    assert f"the lease of {perf.backend.process} on {first.id}" in ended.stdout
+    assert "its capacity is free" in ended.stdout
+    assert perf.balancer().release(first) is False
+    again = lb("release", "planner", token, "--yes")
+    assert (again.returncode, again.stdout) == (NOT_FOUND, "")
+    for each in held[1:]:
+        assert perf.balancer().release(each)
+    nobody = lb("leases", "planner")
+    assert (nobody.returncode, nobody.stdout) == (OK, "")
+    assert "Nobody" in nobody.stderr
+
+
+@pytest.fixture
+def start_waiting(perf: AgentPerf, namespace: str, raw: Raw) -> Any:
+    """Have a thread stand in the planner's line; it ends when it is put out of it, or its time is up."""
+    threads: list[threading.Thread] = []
+
+    def start() -> None:
+        def wait() -> None:
+            perf.balancer().release(perf.balancer().acquire("planner", wait=10))
+
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+        wait_until(lambda: raw.zcard(keys.pool(namespace, "planner").waitq) == 1, "a thread to stand in line")
+
+    yield start
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_drain_waits_until_the_last_lease_has_ended(lb: Run, perf: AgentPerf) -> None:
+    balancer = perf.balancer()
+    held = balancer.acquire("planner")
+    assert held is not None
+    busy = lb("drain", "planner", held.id, "--wait", "0.1")
+    assert busy.returncode == FAILURE
+    assert "still at work" in busy.stdout
+    assert document(lb("drain", "planner", held.id, "--json"), "lb drain")["idle"] is False
+    others = [balancer.acquire("planner") for _ in range(3)]
+    assert [each.id for each in others if each is not None] == [{"p0": "p1", "p1": "p0"}[held.id]] * 2
+    release = threading.Timer(0.5, balancer.release, [held])
+    release.start()
+    idle = lb("drain", "planner", held.id, "--wait", "20")
+    release.join()
+    assert idle.returncode == OK
+    assert "idle: it can be stopped" in idle.stdout
+    assert document(lb("undrain", "planner", held.id, "--json"), "lb undrain")["draining"] is False
+    back = balancer.acquire("planner")
+    assert back is not None
+    assert back.id == held.id
+    for each in (*others, back):
+        balancer.release(each)
+
+
+def test_remove_takes_an_instance_out(lb: Run, perf: AgentPerf) -> None:
+    assert lb("remove", "planner", "p0").returncode == USAGE
+    assert len(perf.balancer().instances["planner"]) == 2
+    done = lb("remove", "planner", "p0", "--yes")
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert "Removed p0 from planner" in done.stdout
+    assert [each.id for each in perf.balancer().instances["planner"]] == ["p1"]
+    assert lb("remove", "planner", "p0", "--yes").returncode == NOT_FOUND
+
+
+def test_repair_puts_right_what_was_changed_by_hand(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
+    state = keys.pool(namespace, "planner").state
+    records.change(raw, state, "p1", load=2)
+    raw.hset(state, "@orphan", "lease instance=p0 fence=5 late=0")
+    assert "corrected the load of 1, dropped 1 lease" in lb("repair", "planner").stdout
+    assert perf.balancer().status("planner")[0].current_load == 0
+    again = document(lb("repair", "planner", "--json"), "lb repair")
+    assert (again["instances"], again["wrong"], again["orphans"]) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "nobody"),
+        ("leases", "nobody"),
+        ("drain", "nobody", "p0"),
+        ("drain", "planner", "p9"),
+        ("undrain", "planner", "p9"),
+        ("remove", "planner", "p9", "--yes"),
+        ("release", "planner", "@a:1:b:1", "--yes"),
+        ("repair", "nobody"),
+    ],
+)
+def test_what_is_not_there_is_exit_4_and_leaves_no_trace(
+    lb: Run, raw: Raw, namespace: str, words: tuple[str, ...]
+) -> None:
+    pool = keys.pool(namespace, "planner")
+    before = (set(raw.scan_iter(f"{namespace}:*")), raw.hgetall(pool.state))
+    done = lb(*words)
+    assert (done.returncode, done.stdout) == (NOT_FOUND, "")
+    assert done.stderr.startswith("agentperf: not found: ")
+    assert (set(raw.scan_iter(f"{namespace}:*")), raw.hgetall(pool.state)) == before
+
+
+@pytest.mark.parametrize(
+    "words", [("leases",), ("drain", "planner", "p0", "--wait", "-1"), ("repair", ""), ("nonsense",)]
+)
+def test_wrong_usage_is_exit_2(lb: Run, words: tuple[str, ...]) -> None:
+    done = lb(*words)
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert done.stderr
+
+
+def test_events_are_shown_and_followed(
+    lb: Run, perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
+) -> None:
+    balancer = perf.balancer()
+    balancer.configure("planner", PoolSettings(eject_after=1))
+    for each in [balancer.acquire("planner") for _ in range(2)]:
+        balancer.release(each, outcome="error" if each and each.id == "p0" else "ok")
+    balancer.drain("planner", "p1")
+    text = shown(lb("events", "planner", "--once"))
+    assert [line.split()[2:4] for line in text.splitlines()] == [
+        ["registered", "p0"],
+        ["registered", "p1"],
+        ["ejected", "p0"],
+        ["draining", "p1"],
+        ["panic", "unhealthy=1"],  # nobody else is left to take work
+    ]
+    assert "for_ms=10000 in_a_row=1" in text
+    found = document(lb("events", "planner", "--once", "--limit", "2", "--json"), "lb events")["events"]
+    assert [(each["event"], each["instance"]) for each in found] == [("draining", "p1"), ("panic", None)]
+    assert abs(found[0]["at"] - time.time()) < 60
+
+    (pool,) = document(lb("status", "planner", "--json"), "lb status")["pools"]
+    assert [(each["state"], each["limit"]) for each in pool["instances"]] == [("ejected", 2), ("draining", 0)]
+    assert pool["settings"]["eject_after"] == 1
+    assert pool["panic_s"] is not None
+
+    seen = tmp_path / "seen"
+    # A session that runs in the background of a shell has its children ignore interrupts.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from agentperf_redis.cli import main; main()"
+    program = [sys.executable, "-c", code, "lb", "events", "planner", "--json"]
+    place = {**os.environ, "AGENTPERF_REDIS_URL": server.url, "AGENTPERF_NAMESPACE": namespace}
+    with seen.open("w") as file, subprocess.Popen(program, stdout=file, env=place) as follower:
+        try:
+            wait_until(lambda: len(seen.read_text().splitlines()) == 5, "what there is to be shown", timeout=20.0)
+            balancer.undrain("planner", "p1")
+            wait_until(lambda: len(seen.read_text().splitlines()) == 7, "what happens to be shown")
+            lines = [json.loads(line)["event"] for line in seen.read_text().splitlines()]
+            assert lines[-2:] == ["undrained", "calm"]
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(10) == 130
+        finally:
+            follower.kill()
+
+
+def test_events_of_a_pool_that_never_was_are_not_found(lb: Run) -> None:
+    assert lb("events", "nobody", "--once").returncode == NOT_FOUND

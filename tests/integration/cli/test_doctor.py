@@ -1,0 +1,81 @@
+"""`agentperf doctor`: what it finds on a server, and on each node of a Cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agentperf_redis.cli import console
+from tests.support.commandline import FAILURE, OK, Run
+from tests.support.servers import Server
+
+
+def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: str) -> None:
+    done = agentperf("doctor", "--url", server.url, "--namespace", namespace, "--json")
+    document: dict[str, Any] = json.loads(done.stdout)
+    levels = {finding["subject"]: finding["level"] for finding in document["findings"]}
+    assert (done.returncode, document["healthy"]) == (OK, True)
+    assert set(levels) == {"version", "scripts", "eviction", "memory", "persistence", "role", "latency"}
+    assert (levels["version"], levels["scripts"], levels["eviction"]) == ("ok", "ok", "ok")
+
+
+def test_doctor_warns_of_a_policy_that_throws_leases_away(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.out, "width", 200)
+    server = start_server("valkey", "--maxmemory-policy", "allkeys-lru")
+    done = agentperf("doctor", "--url", server.url, "--namespace", namespace)
+    assert done.returncode == FAILURE
+    (line,) = (line for line in done.stdout.splitlines() if "allkeys-lru" in line)
+    assert line.startswith("bad")
+    assert "CONFIG SET maxmemory-policy noeviction" in line
+
+
+def test_doctor_examines_every_primary_of_a_cluster(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.out, "width", 200)
+    own_server = start_server("cluster")
+    with own_server.nodes[1].client() as client:
+        client.config_set("maxmemory-policy", "allkeys-random")
+    url = f"redis+cluster://127.0.0.1:{own_server.port}"
+    done = agentperf("doctor", "--url", url, "--namespace", namespace, "--json")
+    assert done.returncode == FAILURE
+    findings: list[dict[str, Any]] = json.loads(done.stdout)["findings"]
+    nodes = [f"127.0.0.1:{node.port}" for node in own_server.nodes]
+    assert {finding["node"] for finding in findings if finding["subject"] == "eviction"} == set(nodes)
+    (bad,) = (finding for finding in findings if finding["level"] == "bad")
+    assert (bad["node"], bad["subject"], bad["found"]) == (nodes[1], "eviction", "allkeys-random")
+    shown = agentperf("doctor", "--url", url, "--namespace", namespace)
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("bad"))
+    assert nodes[1] in line
+
+
+def test_doctor_finds_that_a_namespace_cannot_be_opened(agentperf: Run, server: Server, namespace: str) -> None:
+    with server.client() as client:
+        client.hset(f"{namespace}:meta", mapping={"schema": 7, "epoch": "e"})
+    done = agentperf("doctor", "--url", server.url, "--namespace", namespace, "--json")
+    assert done.returncode == FAILURE
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert found["scripts"]["level"] == "bad"
+    assert "version 7" in found["scripts"]["found"]
+    assert found["version"]["level"] == "ok"
+    assert "over 100 round trips" in found["latency"]["found"]  # how slow they were is the machine's affair
+
+
+def test_doctor_helps_a_user_who_may_not_ask_for_facts(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str
+) -> None:
+    server = start_server("valkey")
+    with server.client() as client:
+        client.execute_command("ACL SETUSER me on >pw ~* &* +@all -info")
+    url = f"redis://me:pw@127.0.0.1:{server.port}"
+    done = agentperf("doctor", "--url", url, "--namespace", namespace, "--json")
+    assert done.returncode == OK
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert set(found) == {"facts", "scripts", "latency"}
+    assert found["facts"]["level"] == "note"
+    assert "NOPERM" in found["facts"]["found"]

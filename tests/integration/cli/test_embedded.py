@@ -1,0 +1,56 @@
+"""`agentperf up` and `down`, as programs: they find one another, and nothing else starts a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.commandline import OK, UNREACHABLE, Program
+
+
+def test_up_status_and_down_find_one_another(program: Program) -> None:
+    try:
+        up = program("up", "--json")
+        assert up.returncode == OK, up.stderr
+        first = json.loads(up.stdout)
+        assert first["was_running"] is False
+        assert Path(first["url"].removeprefix("unix://")).stat().st_mode & 0o077 == 0
+        again = json.loads(program("up", "--json").stdout)
+        assert (again["pid"], again["was_running"]) == (first["pid"], True)
+        status = program("status")
+        assert status.returncode == OK
+        assert first["url"] in status.stdout
+        said = program("up")
+        assert said.stdout == first["url"] + "\n"
+        assert f"redis-cli -s {first['url'].removeprefix('unix://')}" in said.stderr
+        assert f"export AGENTPERF_REDIS_URL={first['url']}" in said.stderr
+        by_scheme = program("status", AGENTPERF_REDIS_URL="embedded://")
+        assert (by_scheme.returncode, by_scheme.stderr) == (OK, "")
+    finally:
+        down = program("down", "--json")
+    assert json.loads(down.stdout)["stopped"] is True
+    assert json.loads(program("down", "--json").stdout)["stopped"] is False
+
+
+@pytest.mark.parametrize("command", ["status", pytest.param("doctor", marks=pytest.mark.thorough)])
+def test_looking_starts_no_server(program: Program, tmp_path: Path, command: str) -> None:
+    for url, up in (
+        ("embedded://", "`agentperf up`"),
+        (f"embedded://{tmp_path}/a", f"`agentperf up --data {tmp_path}/a`"),
+    ):
+        done = program(command, AGENTPERF_REDIS_URL=url)
+        folder = ("--data", str(tmp_path / "a")) if url.endswith("a") else ()
+        assert json.loads(program("down", "--json", *folder).stdout)["stopped"] is False
+        assert (done.returncode, done.stdout) == (UNREACHABLE, "")
+        assert f"{url}: " in done.stderr
+        assert up in done.stderr
+
+
+def test_no_server_is_exit_3_and_says_what_to_do(program: Program) -> None:
+    done = program("status", "--url", "redis://me:hunter2@127.0.0.1:1/0", "--timeout", "0.2")
+    assert done.returncode == UNREACHABLE
+    assert done.stdout == ""
+    assert "agentperf up" in done.stderr
+    assert "hunter2" not in done.stderr

@@ -1,0 +1,215 @@
+"""The command line about metrics, as a user runs it: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from agentperf_redis import AgentPerf
+from agentperf_redis.metrics import spans
+from tests.support.commandline import NOT_FOUND, OK, UNREACHABLE, USAGE, Run, document, has_line, shown
+from tests.support.servers import Raw
+
+COMMANDS = {
+    "agents": (),
+    "show": ("planner",),
+    "errors": (),
+    "slow": (),
+    "rank": (),
+    "compare": ("planner", "critic"),
+    "spans": ("planner",),
+}
+
+
+@pytest.fixture
+def used(perf: AgentPerf) -> AgentPerf:
+    """A planner that fails now and then, and a critic that never does; both use models, one streams."""
+    metrics = perf.metrics
+    for number in range(8):
+        metrics.record_execution("planner", 0.25 * (number + 1), number >= 3, None if number >= 3 else "TimeoutError")
+    metrics.record_execution("planner", 4.0, False)
+    metrics.record_cancellation("planner", 0.5)
+    for _ in range(3):
+        metrics.record_execution("critic", 0.125, True)
+    metrics.record_llm(
+        "planner", tokens_in=100, tokens_cached_in=64, tokens_out=20, tokens_reasoning=12, cost=0.5, model="m-1"
+    )
+    metrics.record_llm("critic", tokens_in=1, cost=0.25)
+    metrics.record_stream("critic", 12, 0.5, 0.01)
+    metrics.flush()
+    return perf
+
+
+@pytest.mark.every_server
+def test_agents_are_listed(agentperf: Run, used: AgentPerf) -> None:
+    text = shown(agentperf("agents"))
+    assert has_line(text, "planner", "10", "50.0%", "TimeoutError × 3")
+    assert has_line(text, "critic", "3", "100.0%", "0.125")
+    found = document(agentperf("agents", "--json", "--window", "5m"), "agents")
+    assert found["window"] == "5m"
+    assert {each["agent"]: each["tasks"] for each in found["agents"]} == {"planner": 10, "critic": 3}
+
+
+def test_one_agent_is_shown_whole(agentperf: Run, used: AgentPerf) -> None:
+    text = shown(agentperf("show", "planner"))
+    assert "planner, all time: 10 executions" in text
+    assert "5 succeeded (50.0%), 4 failed, 1 cancelled" in text
+    assert "p95 4.000 s" in text
+    assert "exact" in text
+    assert "100 tokens in, 20 out, cost 0.5" in text
+    assert "64 tokens in read from the provider's cache, 0 written to it; 12 out of reasoning" in text
+    assert has_line(text, "TimeoutError", "3", "30.0%")
+    assert has_line(text, "(no type)", "1", "10.0%")
+    assert has_line(text, "m-1", "100", "20", "64", "12")
+    assert "cache write" not in text, "a column that is zero throughout"
+    assert has_line(text, "cancelled", "0.500")
+    assert "12 items" in shown(agentperf("show", "critic"))
+
+    found = document(agentperf("show", "planner", "--json"), "show")
+    assert (found["tasks"], found["successes"], found["failures"], found["cancelled"]) == (10, 5, 4, 1)
+    assert (found["percentiles_exact"], found["error_bound"], found["min_s"], found["max_s"]) == (True, 0.0, 0.25, 4.0)
+    parts = {"tokens_cached_in": 64, "tokens_cache_write": 0, "tokens_reasoning": 12}
+    assert found["models"] == {"m-1": {"calls": 1, "tokens_in": 100, "tokens_out": 20, "cost": 0.5, **parts}}
+    assert {name: found[name] for name in parts} == parts
+    assert len(found["latest"]) == 5
+
+
+def test_percentiles_that_are_estimates_are_marked_so(agentperf: Run, perf: AgentPerf) -> None:
+    for number in range(1100):
+        perf.metrics.record_execution("planner", 1.0 + number / 1000, True)
+    perf.metrics.flush()
+    for words in (("agents",), ("show", "planner"), ("rank", "--by", "p95"), ("spans", "planner")):
+        assert "≈" in shown(agentperf(*words)), words
+    assert "within 2.17%" in shown(agentperf("show", "planner"))
+    found = document(agentperf("show", "planner", "--json"), "show")
+    assert (found["percentiles_exact"], round(found["error_bound"], 4)) == (False, 0.0217)
+    assert math.isclose(found["p95_s"], 2.045, rel_tol=0.0217)
+
+
+def test_errors_are_listed_by_frequency(agentperf: Run, used: AgentPerf) -> None:
+    used.metrics.record_execution("critic", 0.125, False, "KeyError")
+    used.metrics.flush()
+    lines = shown(agentperf("errors")).splitlines()
+    order = [line.split()[:2] for line in lines[2:]]
+    assert order == [["planner", "TimeoutError"], ["critic", "KeyError"], ["planner", "(no"]]
+    assert has_line("\n".join(lines), "critic", "KeyError", "1", "25.0%")
+    found = document(agentperf("errors", "planner", "--json"), "errors")
+    assert found["errors"] == [
+        {"agent": "planner", "error": "TimeoutError", "count": 3, "share": 0.3},
+        {"agent": "planner", "error": "", "count": 1, "share": 0.1},
+    ]
+
+
+def test_errors_of_those_who_have_none(agentperf: Run, used: AgentPerf) -> None:
+    done = agentperf("errors", "critic")
+    assert (done.returncode, done.stdout, done.stderr) == (OK, "", "Nothing failed.\n")
+
+
+def test_the_slowest_executions_of_all_are_listed(agentperf: Run, used: AgentPerf) -> None:
+    lines = shown(agentperf("slow", "--limit", "3")).splitlines()
+    assert [line.split()[2:] for line in lines[2:]] == [
+        ["planner", "failed", "4.000"],
+        ["planner", "ok", "2.000"],
+        ["planner", "ok", "1.750"],
+    ]
+    (slowest, *_) = document(agentperf("slow", "critic", "--json"), "slow")["executions"]
+    assert (slowest["agent"], slowest["seconds"], slowest["success"]) == ("critic", 0.125, True)
+
+
+def test_agents_are_ranked(agentperf: Run, used: AgentPerf) -> None:
+    lines = shown(agentperf("rank")).splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["critic", "planner"]
+    lines = shown(agentperf("rank", "--by", "p95", "--window", "300")).splitlines()
+    assert lines[0] == "agents by p95, the last 300 s"
+    assert [line.split()[1:3] for line in lines[2:]] == [["planner", "4"], ["critic", "0.125"]]
+    assert "40.0%" in shown(agentperf("rank", "--by", "error_rate"))
+    found = document(agentperf("rank", "--by", "tasks", "--min-tasks", "5", "--json"), "rank")
+    assert [(each["agent"], each["value"]) for each in found["agents"]] == [("planner", 10.0)]
+
+
+def test_two_agents_are_compared(agentperf: Run, used: AgentPerf) -> None:
+    text = shown(agentperf("compare", "planner", "critic"))
+    assert has_line(text, "figure", "critic", "planner", "change")
+    assert has_line(text, "task_count", "3", "10", "+233.3%")
+    found = document(agentperf("compare", "planner", "critic", "--json"), "compare")
+    assert (found["first"]["agent"], found["second"]["agent"]) == ("critic", "planner")
+    assert found["changes"]["task_count"] == {"first": 3.0, "second": 10.0, "ratio": 10 / 3, "certain": True}
+
+
+def test_an_agent_is_compared_with_itself_before(agentperf: Run, used: AgentPerf) -> None:
+    text = shown(agentperf("compare", "planner", "--window", "1h"))
+    assert text.startswith("before → planner, the last 1h")
+    assert has_line(text, "min_execution_time", "–", "0.25")
+    found = document(agentperf("compare", "planner", "--window", "1h", "--json"), "compare")
+    assert found["changes"]["task_count"]["first"] == 0.0
+    assert found["changes"]["min_execution_time"]["first"] is None
+
+
+def test_spans_show_where_the_time_goes(agentperf: Run, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, now = perf.metrics, [100.0]
+    monkeypatch.setattr(spans, "perf_counter", lambda: now[0])
+    with metrics.track("planner"), metrics.span("planner", "think"):
+        now[0] += 0.01
+        with metrics.span("planner", "tool:search"):
+            now[0] += 0.05
+        with pytest.raises(KeyError), metrics.span("planner", "tool:read"):
+            raise KeyError
+    metrics.flush()
+    text = shown(agentperf("spans", "planner"))
+    names = [line.split("   0.")[0].rstrip() for line in text.splitlines()[2:6]]
+    assert names == ["planner", "  think", "    tool:read", "    tool:search"]
+    assert "goes into think/tool:search." in text
+    found = document(agentperf("spans", "planner", "--json", "--window", "5m"), "spans")
+    assert found["bottleneck"] == ["think", "tool:search"]
+    assert sum(each["self_s"] for each in found["spans"]) == pytest.approx(found["total_s"])
+    assert {tuple(each["path"]): each["failures"] for each in found["spans"]}["think", "tool:read"] == 1
+
+
+@pytest.mark.parametrize("words", [("show",), ("errors",), ("slow",), ("spans",), ("compare", "critic")])
+def test_an_agent_that_is_not_known_is_exit_4(agentperf: Run, used: AgentPerf, words: tuple[str, ...]) -> None:
+    for more in ((), ("--json",)):
+        done = agentperf(*words, "nobody", *more)
+        assert (done.returncode, done.stdout) == (NOT_FOUND, "")
+        assert "'nobody'" in done.stderr
+
+
+def test_an_agent_that_rests_is_known(agentperf: Run, used: AgentPerf, raw: Raw, namespace: str) -> None:
+    """Nothing in a window is an answer, and not the same as an agent that never was."""
+    for width in ("10s", "1m", "1h", "1d"):
+        raw.delete(*raw.keys(f"{namespace}:*:{width}:*"))  # as if they had expired
+    assert "planner, the last 5m: 0 executions" in shown(agentperf("show", "planner", "--window", "5m"))
+    assert document(agentperf("show", "planner", "--window", "5m", "--json"), "show")["min_s"] is None
+    for command in ("spans", "compare"):
+        done = agentperf(command, "planner", "--window", "5m")
+        assert (done.returncode, done.stdout) == (OK, "")
+        assert done.stderr.startswith("Nothing was recorded of")
+
+
+@pytest.mark.parametrize("command", [name for name, words in COMMANDS.items() if not words])
+def test_of_nothing_there_is_nothing_to_show(agentperf: Run, command: str) -> None:
+    done = agentperf(command)
+    assert (done.returncode, done.stdout, done.stderr) == (OK, "", "Nothing was recorded.\n")
+    assert document(agentperf(command, "--json"), command)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_names_with_brackets_are_shown_as_they_are(agentperf: Run, perf: AgentPerf, command: str) -> None:
+    odd = "[/x] [red]:boom:"
+    with pytest.raises(KeyError), perf.metrics.track(odd), perf.metrics.span(odd, odd):
+        raise KeyError
+    perf.metrics.record_llm(odd, model=odd, tokens_in=1)
+    perf.metrics.flush()
+    text = shown(agentperf(command, *(odd for _ in COMMANDS[command])))
+    assert odd in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_server_that_is_not_there_and_wrong_use(agentperf: Run, command: str) -> None:
+    words = COMMANDS[command]
+    done = agentperf(command, *words, "--url", "redis://127.0.0.1:1/0", "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (UNREACHABLE, "")
+    wrong = ("--limit", "0") if command == "slow" else ("--window", "5 parsecs")
+    done = agentperf(command, *words, *wrong)
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert "5 parsecs" in done.stderr or command == "slow"

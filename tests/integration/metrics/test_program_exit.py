@@ -1,0 +1,169 @@
+"""How a program ends whose records cannot be counted: soon, and not in silence."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+from agentperf_redis import AgentPerf
+from agentperf_redis.backend import Backend
+from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.client import MetricsCollector
+from agentperf_redis.metrics.tracking import track_performance
+from tests.support.places import ROOT
+from tests.support.proxy import Proxy
+from tests.support.servers import Raw, Server
+from tests.support.stalls import StallDetector, hurry
+
+SLACK_S = 0.7
+"""What a busy machine may add to a bound."""
+
+SCRIPT = """
+import time
+
+from agentperf_redis import AgentPerf, track_performance
+
+perf = AgentPerf({url!r}, namespace={namespace!r})
+
+
+@track_performance("planner", perf.metrics)
+def plan():
+    pass
+
+
+for _ in range(3):
+    plan()
+print(time.monotonic())
+{rest}
+"""
+"""Says when it begins to end, by a clock that the processes of a machine share."""
+
+
+def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(url=url, namespace=namespace, rest=rest)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("rest", ["", "perf.close()"])
+def test_a_program_with_a_wrong_url_says_so_and_ends_as_it_would(namespace: str, rest: str) -> None:
+    for _ in range(3):  # how long the machine held up another process is not known; but it does not each time
+        done = run("redis://me:hunter2@127.0.0.1:1/0", namespace, rest)
+        took = time.monotonic() - float(done.stdout)
+        if took < 2.0 + SLACK_S:
+            break
+    assert took < 2.0 + SLACK_S
+    assert done.returncode == 0
+    assert re.search(r"RuntimeWarning: 3 executions were not counted: .*redis://me:\*+@127\.0\.0\.1:1/0", done.stderr)
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "hunter2" not in done.stderr
+
+
+def test_a_program_whose_records_are_counted_says_nothing(server: Server, namespace: str, raw: Raw) -> None:
+    done = run(server.url, namespace)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert raw.keys(f"{namespace}:*:total:planner")
+
+
+@pytest.mark.parametrize("trouble", ["close_port", "go_silent"])
+def test_closing_after_a_failed_flush_takes_a_second_at_most(
+    proxy: Proxy, connect: Callable[..., Backend], trouble: str
+) -> None:
+    backend = connect(proxy.url)
+    collector = MetricsCollector(backend=backend)
+    collector.record_execution("research", 0.1, True)
+    assert collector.flush()
+    hurry(backend, 0.3)
+    getattr(proxy, trouble)()
+    collector.record_execution("research", 0.1, True)
+    with pytest.raises(BackendUnavailable):
+        collector.flush()
+    hurry(backend, 5.0)
+    with StallDetector() as stalls:
+        begin = time.monotonic()
+        with pytest.warns(RuntimeWarning, match=f"1 execution may not have been counted: {re.escape(proxy.url)}: "):
+            backend.close()
+        assert stalls.own(begin, time.monotonic()) < 1.0 + SLACK_S
+    assert collector.delivery().pending == 1
+
+
+def test_closing_in_the_middle_of_an_attempt_waits_no_longer(proxy: Proxy, connect: Callable[..., Backend]) -> None:
+    backend = connect(proxy.url, deadline=20.0)
+    collector = MetricsCollector(backend=backend)
+    collector.record_execution("research", 0.1, True)
+    assert collector.flush()
+    held = proxy.swallow(only=commands.FLUSH, times=1000)
+    collector.record_execution("research", 0.1, True)
+    held.wait()
+    with StallDetector() as stalls:
+        begin = time.monotonic()
+        with pytest.warns(RuntimeWarning, match="1 execution may not have been counted"):
+            asyncio.run(backend.aclose())
+        assert stalls.own(begin, time.monotonic()) < 2.0 + SLACK_S
+
+
+def test_a_slow_server_that_gets_on_is_waited_for(
+    proxy: Proxy, connect: Callable[..., Backend], raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is on a server that does not answer, not on work that is being done."""
+    monkeypatch.setattr("agentperf_redis.metrics.buffer.MAX_BATCH_ACCUMULATORS", 1)
+    backend = connect(proxy.url)
+    collector = MetricsCollector(backend=backend)
+    collector.record_execution("warm", 0.1, True)
+    assert collector.flush()
+    proxy.delay(0.2, only=commands.FLUSH, times=1000)
+    for number in range(15):
+        collector.record_llm("research", tokens_in=1)
+        with collector.span("research", f"step-{number}"):
+            pass
+    begin = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backend.close()
+    assert time.monotonic() - begin > 2.0
+    assert collector.delivery().pending == 0
+
+
+def test_recording_after_the_end_is_said_once(server: Server, namespace: str) -> None:
+    with AgentPerf(server.url, namespace=namespace) as perf:
+        collector = perf.metrics
+        collector.record_execution("planner", 0.1, True)
+    with pytest.warns(RuntimeWarning, match=rf"{re.escape(namespace)}.*is closed") as said:
+        collector.record_execution("planner", 0.1, True)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collector.record_execution("planner", 0.1, True)
+    delivery = collector.delivery()
+    assert (delivery.counted, delivery.pending) == (1, 2)
+
+
+def test_recording_after_the_end_without_having_recorded_before(server: Server, namespace: str) -> None:
+    with AgentPerf(server.url, namespace=namespace) as perf:
+        collector = perf.metrics
+    with pytest.warns(RuntimeWarning, match="is closed"):
+        collector.record_llm("planner", tokens_in=5)
+
+
+def test_a_tracked_call_after_the_end_is_not_disturbed(server: Server, namespace: str) -> None:
+    perf = AgentPerf(server.url, namespace=namespace)
+    work = track_performance("planner", perf.metrics)(lambda: 5)
+    assert work() == 5
+    perf.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert work() == 5, "also where a warning is made an error"

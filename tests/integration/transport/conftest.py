@@ -1,0 +1,17 @@
+"""Fixtures of the transport's tests."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.driving import Run
+
+
+@pytest.fixture(params=["sync", "async"])
+def run(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Run:
+    """Drive a flow with either driver."""
+    if request.param == "sync":
+        return lambda backend, flow: backend.run(flow)
+    return lambda backend, flow: runner.run(backend.arun(flow))

@@ -1,0 +1,97 @@
+"""What only a Cluster does: its slots move while they are used, and its nodes die."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.command import Command
+from agentperf_redis.errors import ScriptFailed
+from agentperf_redis.script import Script, parse_header
+from agentperf_redis.transport.topology import SLOTS, key_slot
+from tests.support.driving import Run, add
+from tests.support.servers import Node, Server, wait_until
+
+TIMEOUT = 30.0
+
+
+def node_ids(server: Server) -> dict[Node, str]:
+    ids = {}
+    for node in server.nodes:
+        with node.client() as client:
+            ids[node] = client.execute_command("CLUSTER", "MYID")
+    return ids
+
+
+def test_a_slot_moves_while_it_is_used_and_no_write_is_lost(
+    start_server: Callable[..., Server], connect: Callable[..., Backend], namespace: str
+) -> None:
+    server = start_server("cluster")
+    backend = connect(server.url)
+    slot = key_slot(f"{namespace}:counter")
+    source = server.nodes[slot * len(server.nodes) // SLOTS]
+    target = next(node for node in server.nodes if node is not source)
+    ids = node_ids(server)
+    stop, acknowledged, errors = threading.Event(), [0] * 4, list[Exception]()
+
+    def load(number: int) -> None:
+        try:
+            while not stop.is_set():
+                backend.run(add(namespace))
+                acknowledged[number] += 1
+        except Exception as error:  # noqa: BLE001  the test shows it
+            errors.append(error)
+
+    def call(node: Node, *words: str | int) -> None:
+        with node.client() as client:
+            client.execute_command(*words)
+
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: min(acknowledged) > 20, "the load", TIMEOUT)
+    call(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+    call(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+    before = sum(acknowledged)
+    wait_until(lambda: sum(acknowledged) > before + 20, "commands while the slot is open", TIMEOUT)
+    call(source, "MIGRATE", "127.0.0.1", target.port, f"{namespace}:counter", 0, 5000)
+    before = sum(acknowledged)
+    wait_until(lambda: sum(acknowledged) > before + 20, "commands that are redirected once (ASK)", TIMEOUT)
+    for node in (target, source, *(node for node in server.nodes if node not in (source, target))):
+        call(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+    before = sum(acknowledged)
+    wait_until(lambda: sum(acknowledged) > before + 20, "commands at the new place (MOVED)", TIMEOUT)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    with target.client() as client:
+        assert int(client.get(f"{namespace}:counter") or 0) == sum(acknowledged)
+
+
+@pytest.mark.servers("cluster")
+def test_no_script_leaves_its_slot(server: Server, run: Run, connect: Callable[..., Backend], namespace: str) -> None:
+    """Under the shebang that every test on a Cluster gives the scripts, the server refuses one that strays."""
+
+    class Straying(Script):
+        source = """#!lua
+-- KEYS
+--   one  STRING  any
+redis.call('SET', KEYS[1], 1)
+return redis.call('SET', 'elsewhere', 1)
+"""
+        header = parse_header(source.removeprefix("#!lua\n"))
+
+    backend = connect(server.url)
+    with pytest.raises(ScriptFailed, match=r"(?i)slot|non local"):
+        run(backend, Command(Straying("test/stray"), (f"{namespace}:x",), (), lambda reply: reply))
+    assert Script("namespace/open").source.startswith("#!lua\n")
+
+
+@pytest.mark.servers("cluster")
+def test_a_dead_seed_is_passed_over(server: Server, connect: Callable[..., Backend], run: Run, namespace: str) -> None:
+    backend = connect(server.url.replace("redis+cluster://", "redis+cluster://127.0.0.1:1,"))
+    assert run(backend, add(namespace)) == 1

@@ -1,0 +1,521 @@
+"""The drivers against real servers, while things go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.backend import Backend
+from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Shielded, Together
+from agentperf_redis.errors import (
+    AgentPerfError,
+    BackendFull,
+    BackendUnavailable,
+    CorruptState,
+    SchemaMismatch,
+)
+from tests.support.driving import Run, add
+from tests.support.proxy import Proxy
+from tests.support.servers import Raw, Server, wait_until
+from tests.support.stalls import StallDetector, hurry
+
+
+@pytest.mark.every_server
+def test_a_script_runs_though_the_server_does_not_know_it(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
+    for node in [raw] if not hasattr(raw, "get_primaries") else raw.get_primaries():
+        raw.execute_command("SCRIPT", "FLUSH", **({} if node is raw else {"target_nodes": node}))
+    assert run(backend, add(namespace, 5)) == 5
+    assert run(backend, add(namespace, 2)) == 7
+    assert raw.get(f"{namespace}:counter") == "7"
+
+
+@pytest.mark.every_server
+def test_a_batch_over_many_slots_comes_back_in_order(backend: Backend, run: Run, namespace: str) -> None:
+    def flow() -> Flow[list[int]]:
+        return (yield from Batch(tuple(add(namespace, i, f"counter{i}") for i in range(1, 1300))))
+
+    assert run(backend, flow()) == list(range(1, 1300))
+
+
+def test_tasks_of_one_tick_travel_together(backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str) -> None:
+    async def main() -> None:
+        await backend.arun(add(namespace))
+        results = await asyncio.gather(*(backend.arun(add(namespace)) for _ in range(200)))
+        assert sorted(results) == list(range(2, 202))
+
+    before = raw.info("stats")["total_reads_processed"]
+    runner.run(main())
+    reads = raw.info("stats")["total_reads_processed"] - before
+    assert reads < 60, "200 commands of one tick must not be 200 packets"
+
+
+def test_threads_share_a_backend(backend: Backend, raw: Raw, namespace: str) -> None:
+    def work() -> None:
+        for _ in range(50):
+            backend.run(add(namespace))
+
+    threads = [threading.Thread(target=work) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert raw.get(f"{namespace}:counter") == "2000"
+
+
+@pytest.mark.parametrize("fault", ["reset_before_request", "reset_after_reply", "half_reply"])
+def test_a_broken_exchange_is_repeated(
+    fault: str, proxy: Proxy, connect: Callable[..., Backend], run: Run, raw: Raw, namespace: str
+) -> None:
+    backend = connect(proxy.url)
+    run(backend, add(namespace, 0))
+    broken = getattr(proxy, fault)(only="EVALSHA")
+    result = run(backend, add(namespace))
+    broken.wait()
+    # this script is not made for repeats, so the count shows how often the server executed it
+    assert result == int(raw.get(f"{namespace}:counter") or 0) == (1 if fault == "reset_before_request" else 2)
+
+
+def test_after_all_connections_were_cut_the_next_command_succeeds(
+    proxy: Proxy, connect: Callable[..., Backend], run: Run, namespace: str
+) -> None:
+    backend = connect(proxy.url)
+    for _ in range(3):
+        assert run(backend, add(namespace, 0)) == 0
+        proxy.cut()
+
+
+def test_the_deadline_holds_against_a_silent_server(
+    proxy: Proxy, connect: Callable[..., Backend], run: Run, namespace: str
+) -> None:
+    backend = connect(proxy.url)
+    run(backend, add(namespace, 0))
+    hurry(backend, 0.6)
+    proxy.go_silent()
+    with StallDetector() as stalls:
+        start = time.monotonic()
+        with pytest.raises(BackendUnavailable) as caught:
+            run(backend, add(namespace))
+        assert stalls.own(start, time.monotonic()) < 1.5
+    assert caught.value.outcome == "unknown"
+    proxy.speak_again()
+
+    def answered() -> bool:
+        with contextlib.suppress(BackendUnavailable):  # refused, until a probe has found it well again
+            return run(backend, add(namespace, 0)) in (0, 1)
+        return False
+
+    wait_until(answered, "the next answer")
+
+
+def test_no_server_is_told_within_the_deadline_with_what_to_do(connect: Callable[..., Backend], run: Run) -> None:
+    backend = connect("redis://me:hunter2@127.0.0.1:1/0", deadline=0.3)
+    with StallDetector() as stalls:
+        start = time.monotonic()
+        with pytest.raises(BackendUnavailable) as caught:
+            run(backend, add("x"))
+        assert stalls.own(start, time.monotonic()) < 1.0
+    assert caught.value.outcome == "not_applied"
+    assert "redis://me:***@127.0.0.1:1/0" in str(caught.value)
+    assert "agentperf up" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_wrong_password_is_told_at_once(
+    connect: Callable[..., Backend], start_server: Callable[..., Server], run: Run
+) -> None:
+    server = start_server("valkey")
+    with server.client() as client:
+        client.config_set("requirepass", "right")
+    try:
+        with StallDetector() as stalls:
+            start = time.monotonic()
+            with pytest.raises(BackendUnavailable, match="WRONGPASS"):
+                run(connect(server.url.replace("redis://", "redis://:wrong@")), add("x"))
+            with pytest.raises(BackendUnavailable, match="password"):
+                run(connect(server.url), add("x"))
+            assert stalls.own(start, time.monotonic()) < 2.0
+        assert run(connect(server.url.replace("redis://", "redis://:right@")), add("x")) == 1
+    finally:
+        server.client(password="right").config_set("requirepass", "")
+
+
+@pytest.mark.every_server
+def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
+    backend: Backend, run: Run, raw: Raw, namespace: str
+) -> None:
+    raw.set(keys.meta(namespace), "not a hash")
+    with pytest.raises(CorruptState) as caught:
+        run(backend, add(namespace))
+    assert caught.value.key == f"{namespace}:meta"
+    assert raw.get(f"{namespace}:counter") is None
+    raw.delete(keys.meta(namespace))
+
+
+@pytest.mark.every_server
+def test_a_newer_schema_is_left_alone(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
+    raw.hset(keys.meta(namespace), mapping={"schema": 99, "epoch": "e"})
+    with pytest.raises(SchemaMismatch, match="99"):
+        run(backend, add(namespace))
+    assert raw.get(f"{namespace}:counter") is None
+    assert raw.hgetall(keys.meta(namespace)) == {"schema": "99", "epoch": "e"}
+
+
+def test_a_full_server_says_so_and_serves_again(
+    own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
+) -> None:
+    backend = connect(own_server.url)
+    run(backend, add(namespace))
+    with own_server.client() as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(BackendFull):
+            run(backend, add(namespace))
+        client.config_set("maxmemory", 0)
+    assert run(backend, add(namespace)) == 2
+
+
+def test_a_paused_server_is_waited_for(
+    own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
+) -> None:
+    backend = connect(own_server.url, deadline=10.0)
+    run(backend, add(namespace, 0))
+    own_server.pause()
+    threading.Timer(0.7, own_server.resume).start()
+    assert run(backend, add(namespace)) >= 1
+
+
+def test_a_server_that_came_back_empty_has_a_new_epoch(
+    own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
+) -> None:
+    backend = connect(own_server.url)
+    seen: list[str] = []
+    backend.on_new_epoch(lambda: seen.append("new"))
+
+    def enter() -> Flow[list[str]]:
+        yield from backend.enter("lb", "planner")
+        return (yield from backend.entered("lb"))
+
+    assert run(backend, enter()) == ["planner"]
+    own_server.kill()
+    own_server.restart()
+    assert run(backend, add(namespace)) == 1
+    assert run(backend, add(namespace)) == 2
+    assert seen == ["new"]
+    assert run(backend, enter()) == ["planner"], "resources are entered again under the new epoch"
+
+
+def test_a_forked_child_has_connections_of_its_own(backend: Backend, raw: Raw, namespace: str) -> None:
+    backend.run(add(namespace))
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            backend.run(add(namespace))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    children = []
+    try:
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    for _ in range(20):
+                        backend.run(add(namespace, 1, "children"))
+                    code = 0
+                finally:
+                    os._exit(code)
+            children.append(child)
+        codes = [os.waitpid(child, 0)[1] for child in children]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert codes == [0] * 10
+    assert raw.get(f"{namespace}:children") == "200"
+
+
+def test_a_cancelled_flow_still_gives_back_what_it_holds(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
+    def hold() -> Flow[None]:
+        yield from add(namespace, 1)
+        try:
+            yield from Pause(60.0)
+        finally:
+            yield from add(namespace, -1)
+
+    async def main() -> None:
+        await backend.arun(add(namespace, 0))
+        task = asyncio.ensure_future(backend.arun(hold()))
+        while (await backend.arun(add(namespace, 0))) != 1:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()  # a second one must not keep the flow from its end
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    runner.run(main())
+    wait_until(lambda: raw.get(f"{namespace}:counter") == "0", "the flow's end")
+
+
+def test_cancelling_at_any_step_never_mixes_up_replies(
+    backend: Backend, runner: asyncio.Runner, namespace: str
+) -> None:
+    async def ask(text: str) -> bytes:
+        return await backend.arun(Command("ECHO", (text,), (), bytes))
+
+    async def main() -> None:
+        await ask("warm")
+        for steps in range(60):
+            task = asyncio.ensure_future(ask(f"cancelled{steps}"))
+            for _ in range(steps % 12):
+                await asyncio.sleep(0)
+            task.cancel()
+            assert await ask(f"next{steps}") == f"next{steps}".encode()
+            await asyncio.gather(task, return_exceptions=True)
+
+    runner.run(main())
+
+
+def test_each_event_loop_has_connections_of_its_own(backend: Backend, namespace: str) -> None:
+    for expected in (1, 2, 3):
+        assert asyncio.run(backend.arun(add(namespace))) == expected
+
+
+def test_a_closed_backend_says_so(connect: Callable[..., Backend], server: Server, run: Run) -> None:
+    backend = connect(server.url)
+    backend.close()
+    with pytest.raises(BackendUnavailable, match="closed"):
+        run(backend, add("x"))
+    backend.close()
+
+
+def test_closing_lets_services_finish_first(
+    connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
+) -> None:
+    done: list[int] = []
+    backend = connect(server.url)
+    backend.on_close(lambda: done.append(backend.run(add(namespace, 7))))
+    backend.close()
+    assert raw.get(f"{namespace}:counter") == "7"
+
+
+def test_a_flow_sees_the_errors_of_its_commands(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
+    raw.rpush(f"{namespace}:list", "x")
+
+    def flow() -> Flow[str]:
+        try:
+            yield from add(namespace, 1, "list")
+        except AgentPerfError as error:
+            return type(error).__name__
+        return "none"
+
+    assert run(backend, flow()) == "CorruptState"
+
+
+around: ContextVar[str] = ContextVar("around", default="nothing")
+
+
+def test_a_call_runs_in_the_context_of_its_flow(backend: Backend, run: Run) -> None:
+    def flow() -> Flow[tuple[str, str]]:
+        around.set("the flow")
+        seen = yield Call(around.get)
+        around.set("nothing")
+        return seen, (yield Call(around.get))
+
+    assert run(backend, flow()) == ("the flow", "nothing")
+
+
+def test_what_a_call_raises_reaches_the_flow_with_its_own_frames(backend: Backend, run: Run) -> None:
+    def fail() -> None:
+        raise KeyError("no such thing")
+
+    def flow() -> Flow[None]:
+        yield Call(fail)
+
+    with pytest.raises(KeyError) as raised:
+        run(backend, flow())
+    assert raised.traceback[-1].name == "fail"
+    assert raised.value.__context__ is None
+
+
+def test_a_blocking_call_may_raise_stop_iteration(backend: Backend) -> None:
+    def flow() -> Flow[str]:
+        try:
+            yield Call(iter(()).__next__)
+        except StopIteration:
+            return "seen"
+        return "nothing"
+
+    assert backend.run(flow()) == "seen"
+
+
+def test_what_is_called_is_awaited_by_asyncio_alone(backend: Backend, runner: asyncio.Runner) -> None:
+    async def later() -> int:
+        return 5
+
+    def flow() -> Flow[Any]:
+        return (yield Call(later))
+
+    assert runner.run(backend.arun(flow())) == 5
+    unawaited = backend.run(flow())
+    assert asyncio.iscoroutine(unawaited)
+    unawaited.close()
+
+
+def test_a_call_may_use_the_same_backend(backend: Backend, run: Run, namespace: str) -> None:
+    is_async = run(backend, _is_async())
+
+    def flow() -> Flow[int]:
+        total: int = yield Call(lambda: (backend.arun if is_async else backend.run)(add(namespace, 3)))
+        return total
+
+    assert run(backend, flow()) == 3
+
+
+def _is_async() -> Flow[bool]:
+    async def asked() -> bool:
+        return True
+
+    answer = yield Call(asked)
+    if answer is not True:
+        answer.close()
+    return answer is True
+
+
+def test_a_call_that_is_cancelled_leaves_the_flow_its_end(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
+    seen: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield Call(lambda: asyncio.sleep(60))
+        except asyncio.CancelledError as error:
+            seen.append(str(error))
+            yield from add(namespace)
+            raise
+
+    async def main() -> None:
+        await backend.arun(add(namespace, 0))
+        task = asyncio.ensure_future(backend.arun(flow()))
+        await asyncio.sleep(0)
+        task.cancel("enough")
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await task
+        assert task.cancelled()
+
+    runner.run(main())
+    assert seen == ["enough"]
+    wait_until(lambda: raw.get(f"{namespace}:counter") == "1", "the flow's end")
+
+
+def test_a_shielded_flow_outlasts_its_caller(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
+    holds, ended = asyncio.Event(), asyncio.Event()
+
+    def shielded() -> Flow[str]:
+        yield from add(namespace)
+        yield Call(holds.wait)
+        yield from add(namespace)
+        ended.set()
+        return "not for the caller"
+
+    def flow() -> Flow[str]:
+        return (yield from Shielded(shielded()))
+
+    async def main() -> None:
+        task = asyncio.ensure_future(backend.arun(flow()))
+        while (await backend.arun(add(namespace, 0))) != 1:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        holds.set()
+        await asyncio.wait_for(ended.wait(), 20)
+
+    runner.run(main())
+    assert raw.get(f"{namespace}:counter") == "2"
+
+
+def test_a_shielded_flow_returns_and_raises_as_any(backend: Backend, run: Run, namespace: str) -> None:
+    def inner(amount: int) -> Flow[int]:
+        total = yield from add(namespace, amount)
+        if total > 5:
+            raise ValueError(total)
+        return total
+
+    def flow() -> Flow[tuple[int, str]]:
+        first = yield from Shielded(inner(5))
+        try:
+            yield from Shielded(inner(1))
+        except ValueError as error:
+            return first, str(error)
+        return first, "nothing"
+
+    assert run(backend, flow()) == (5, "6")
+
+
+def test_flows_run_together_each_in_a_context_of_its_own(backend: Backend, run: Run, namespace: str) -> None:
+    seen: list[str] = []
+
+    def each(number: int) -> Flow[None]:
+        seen.append(around.get())
+        around.set(f"{number}")
+        yield from add(namespace)
+        while (yield from add(namespace, 0)) < 10:  # until all others have added, too
+            yield from Pause(0.001)
+        assert around.get() == f"{number}"
+
+    def flow() -> Flow[str]:
+        around.set("outside")
+        yield from Together(tuple(each(number) for number in range(10)), "test")
+        return around.get()
+
+    assert run(backend, flow()) == "outside"
+    assert seen == ["outside"] * 10
+
+
+def test_the_first_error_of_flows_that_run_together_is_raised(backend: Backend, run: Run) -> None:
+    def fail() -> Flow[None]:
+        yield from Pause(0.0)
+        raise KeyError("no such thing")
+
+    def idle() -> Flow[None]:
+        yield from Pause(0.01)
+
+    def flow() -> Flow[None]:
+        yield from Together((idle(), fail(), idle()), "test")
+
+    with pytest.raises(KeyError):
+        run(backend, flow())
+
+
+def test_a_closed_backend_still_runs_what_needs_no_server(
+    connect: Callable[..., Backend], server: Server, run: Run, namespace: str
+) -> None:
+    backend = connect(server.url)
+    backend.close()
+
+    def flow() -> Flow[int]:
+        with pytest.raises(BackendUnavailable, match="closed"):
+            yield from add(namespace)
+        total: int = yield Call(lambda: 5)
+        return total
+
+    assert run(backend, flow()) == 5

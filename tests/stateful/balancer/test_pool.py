@@ -1,0 +1,525 @@
+"""The same operations on the scripts and on a plain model; all of the pool's state is compared after every one."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from agentperf_redis.balancer import AgentInstance, LoadBalancingStrategy, Outcome, PoolSettings, commands
+from agentperf_redis.balancer.commands import Choice, Granted, Pool, Queued, Refused, Spent
+from tests.support import records
+from tests.support.examples import examples
+from tests.support.fake import Fake
+
+IDS = ("a", "b", "c", "d")
+LABELS = ("gpu", "fr")
+BY_HAND = ("", "unhealthy", "draining")
+DAY_MS = 86_400_000
+DEPTH = 132
+"""How deep the line is looked into for somebody whom what is free would suit (pool.lua)."""
+
+
+@dataclass
+class Instance:
+    capacity: int
+    weight: float
+    labels: frozenset[str]
+    flags: set[str] = field(default_factory=set)
+    """Those that are set by hand."""
+    health: set[str] = field(default_factory=set)
+    """Those that the pool set by itself, as they were seen after the last operation."""
+    limit: int = 0
+    """What it may bear, by these."""
+
+
+JUMPY = PoolSettings(
+    eject_after=1,
+    base_ejection_time=86_400.0,
+    max_ejection_time=86_400.0,
+    max_ejection_share=1.0,
+    slow_after=0.25,
+    adaptive=True,
+    slow_start=86_400.0,
+    rate_burst=0,
+    unhealthy_threshold=1,
+    healthy_threshold=1,
+)
+"""Nothing of it ends by itself, within a test."""
+DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
+UNHEALTHY = {"ejected", "down", "half_open"}
+HEALTH = UNHEALTHY | {"adaptive", "warming", "metered", "rate_limited"}
+TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:"}
+
+
+def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> int:
+    """What the legend of pool.lua says of the units that may be leased."""
+    if flags & (DISABLED | {"rate_limited"}) or (flags & {"ejected", "down"} and not panic):
+        return 0
+    bounds = [capacity]
+    if "adaptive" in flags:
+        bounds.append(max(1, int(records.number(extra, "adaptive_limit_milli") / 1000)))
+    if "warming" in flags:
+        bounds.append(max(1, int(capacity * records.number(extra, "warm_tenths") / 10)))
+    if "half_open" in flags and not panic:
+        bounds.append(int(records.number(extra, "leases_before")) + 1)
+    return min(bounds)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Time does not pass by itself: leases live for a day, and `expire` sets their end into the past."""
+
+    settings = PoolSettings(eject_after=None)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = Fake()
+        self.pool = Pool.of("n", "t")
+        self.instances: dict[str, Instance] = {}
+        self.leases: dict[str, str] = {}
+        self.waiting: dict[str, frozenset[str]] = {}
+        self.granted: set[str] = set()
+        self.places: dict[str, str] = {}
+        self.stood: set[str] = set()
+        self.tombs: dict[str, str] = {}
+        self.fences: dict[str, int] = {}
+        self.peaks: dict[str, int] = {}
+        self.tokens = 0
+
+    def teardown(self) -> None:
+        self.fake.close()
+
+    @initialize(
+        strategy=st.sampled_from(list(LoadBalancingStrategy)),
+        seed=st.integers(0, 2**32),
+    )
+    def begin(self, strategy: LoadBalancingStrategy, seed: int) -> None:
+        # Under these two, it depends on the time who is picked, and more depends on that when health is judged.
+        timed = {LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA}
+        jumpy = self.settings is JUMPY
+        self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy
+        self.checked = 0
+        random.seed(seed)
+        self.register("a", 2, 1.0, frozenset(), True, None)
+        self.fake.client.zadd(self.pool.keys.ids, {"a": 1})  # since long ago: those who come later are newcomers
+
+    def load(self, name: str) -> int:
+        return sum(holder == name for holder in self.leases.values())
+
+    def registered(self) -> dict[str, Instance]:
+        return {name: each for name, each in self.instances.items() if "removed" not in each.flags}
+
+    def fetched(self) -> list[str]:
+        return sorted(set(self.leases) - self.granted)
+
+    def forget_removed(self) -> None:
+        for name in [name for name, each in self.instances.items() if "removed" in each.flags and not self.load(name)]:
+            del self.instances[name]
+            self.peaks.pop(name, None)
+
+    @rule(
+        name=st.sampled_from(IDS),
+        capacity=st.integers(1, 4),
+        weight=st.sampled_from([0.0, 0.5, 1.0, 100.0]),
+        labels=st.frozensets(st.sampled_from(LABELS)),
+        healthy=st.booleans(),
+        rate=st.sampled_from([None, 0.001]),
+    )
+    def register(
+        self,
+        name: str,
+        capacity: int,
+        weight: float,
+        labels: frozenset[str],
+        healthy: bool,
+        rate: float | None,
+    ) -> None:
+        instance = AgentInstance(name, "t", 0, capacity, weight, healthy, labels=labels)
+        rates = commands.UNLIMITED if rate is None or self.settings is not JUMPY else commands.Rates(rate)
+        command = commands.register(self.pool, instance, self.strategy, 0, rates=rates, settings=self.settings)
+        assert self.fake.run(command).strategy is self.strategy
+        known = self.instances.setdefault(name, Instance(capacity, weight, labels))
+        known.capacity, known.weight, known.labels = capacity, weight, labels
+        known.flags.discard("removed")
+        if not healthy:
+            known.flags.add("unhealthy")
+
+    @rule(name=st.sampled_from(IDS))
+    def remove(self, name: str) -> None:
+        assert self.fake.run(commands.remove(self.pool, name)) is (name in self.registered())
+        if name in self.registered():
+            self.instances[name].flags = {"removed"}
+            self.forget_removed()
+
+    @rule(name=st.sampled_from(IDS), on=st.sampled_from(BY_HAND), off=st.sampled_from(BY_HAND))
+    def mark(self, name: str, on: str, off: str) -> None:
+        load = self.fake.run(commands.update(self.pool, name, on=on, off=off))
+        if name not in self.registered():
+            assert load is None
+            return
+        assert load == self.load(name)
+        self.instances[name].flags = (self.instances[name].flags | {on}) - {off, ""}
+
+    @rule(name=st.sampled_from(IDS), capacity=st.integers(1, 4), labels=st.frozensets(st.sampled_from(LABELS)))
+    def change(self, name: str, capacity: int, labels: frozenset[str]) -> None:
+        self.fake.run(commands.update(self.pool, name, max_capacity=capacity, labels=labels))
+        if name in self.registered():
+            self.instances[name].capacity, self.instances[name].labels = capacity, labels
+
+    @precondition(lambda self: self.settings is JUMPY)
+    @rule(names=st.lists(st.sampled_from(IDS), min_size=1, unique=True), good=st.booleans())
+    def check(self, names: list[str], good: bool) -> None:
+        self.checked += 1
+        command = commands.report_checks(self.pool, self.checked, [(name, good) for name in names])
+        unknown = self.fake.run(command)
+        assert set(unknown) == set(names) - set(self.registered())
+        assert self.fake.run(command) == unknown  # a repeat counts for nothing
+        self.refresh()
+        for name in set(names) & set(self.registered()):
+            assert ("down" in self.instances[name].health) is not good
+
+    @precondition(lambda self: self.settings is JUMPY)
+    @rule(name=st.sampled_from(IDS), flag=st.sampled_from(["ejected"] * 3 + ["warming", "rate_limited"]))
+    def time_comes(self, name: str, flag: str) -> None:
+        """An ejection ends, a step of warming up is over, a rate comes back."""
+        if name not in self.registered() or flag not in self.instances[name].health:
+            return
+        state = self.pool.keys.state
+        if flag == "rate_limited":
+            records.change(self.fake.client, state, "+" + name, rpm_arrival_us=0)
+        self.fake.client.zadd(self.pool.keys.due, {TIMERS[flag] + name: 1})
+        self.fake.client.hset(state, "#next", 1)
+        self.fake.run(commands.status(self.pool, 0, 100))
+        self.refresh()
+        if flag == "ejected" or (
+            flag == "rate_limited" and not self.waiting
+        ):  # who waits may have taken what came back
+            assert flag not in self.instances[name].health
+        if flag == "ejected":
+            assert "half_open" in self.instances[name].health
+
+    @rule(require=st.frozensets(st.sampled_from(LABELS)), affinity=st.sampled_from([None, "x", "y"]))
+    def acquire(self, require: frozenset[str], affinity: str | None) -> None:
+        self.tokens += 1
+        token = f"@{self.tokens}"
+        choice = Choice(self.strategy, require, affinity)
+        fitting = {
+            name for name, each in self.instances.items() if self.load(name) < each.limit and require <= each.labels
+        }
+        answer = self.fake.run(commands.acquire(self.pool, token, DAY_MS, choice))
+        if isinstance(answer, Refused):
+            assert not fitting
+            assert answer.registered == len(self.registered())
+            return
+        assert isinstance(answer, Granted)
+        name = answer.facts[0]
+        assert name in fitting
+        assert answer.fence > self.fences.get(name, 0)
+        self.fences[name] = answer.fence
+        self.leases[token] = name
+        self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
+        if self.strategy is LoadBalancingStrategy.LEAST_LOADED and not require:
+            before = {each: (self.load(each) - (each == name)) / self.instances[each].limit for each in fitting}
+            assert before[name] == min(before.values())
+
+    @precondition(lambda self: self.fetched())
+    @rule(data=st.data())
+    def acquire_again(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(self.fetched()))
+        answer = self.fake.run(commands.acquire(self.pool, token, DAY_MS, Choice(self.strategy)))
+        assert isinstance(answer, Granted)
+        assert answer.facts[0] == self.leases[token]
+
+    @precondition(lambda self: self.tombs)
+    @rule(data=st.data())
+    def acquire_too_late(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.tombs)))
+        assert self.fake.run(commands.acquire(self.pool, token, DAY_MS, Choice(self.strategy))) == Spent(
+            self.tombs[token]
+        )
+        assert self.fake.run(commands.release(self.pool, token)) is False
+
+    @precondition(lambda self: self.leases)
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from(Outcome),
+        tombstone=st.booleans(),
+        seconds=st.sampled_from([None, 0.0, 0.5]),
+    )
+    def release(self, data: st.DataObject, outcome: Outcome, tombstone: bool, seconds: float | None) -> None:
+        token = data.draw(st.sampled_from(sorted(self.leases)))
+        name = data.draw(st.sampled_from([self.leases[token], None, "a"]))
+        self.finish(token, name, outcome, tombstone, seconds)
+
+    @precondition(lambda self: self.settings is JUMPY)
+    @rule(outcome=st.sampled_from(Outcome))
+    def work(self, outcome: Outcome) -> None:
+        """Lease something and give it back at once, by which much happens to an instance."""
+        self.acquire(frozenset(), None)
+        token = f"@{self.tokens}"
+        if token in self.leases:
+            self.refresh()
+            self.finish(token, self.leases[token], outcome, False, None)
+
+    def finish(self, token: str, name: str | None, outcome: Outcome, tombstone: bool, seconds: float | None) -> None:
+        fit_before = {
+            n for n, each in self.instances.items() if not each.flags & DISABLED and not each.health & UNHEALTHY
+        }
+        ejected_before = {n for n, each in self.instances.items() if "ejected" in each.health}
+        command = commands.release(
+            self.pool, token, name, outcome=outcome, response_time=seconds, tombstone_ms=DAY_MS if tombstone else 0
+        )
+        assert self.fake.run(command) is True
+        assert self.fake.run(command) is False
+        self.refresh()
+        for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
+            assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
+            # Never the last that is fit; one on probation may go back.
+            assert len(fit_before - {ejected}) >= 1
+        del self.leases[token]
+        fetched_in_line = token in self.stood and token not in self.granted
+        self.granted.discard(token)
+        # Without a tombstone the second release is of a token nobody knows; with one, of a spent one.
+        if tombstone or fetched_in_line:
+            self.tombs[token] = "released"
+        self.forget_removed()
+
+    def stand(self, token: str, labels: frozenset[str]) -> Granted | Queued | Spent:
+        self.stood.add(token)
+        position = self.places.get(token, "-")
+        answer: Granted | Queued | Spent = self.fake.run(
+            commands.wait(
+                self.pool, token, ttl_ms=DAY_MS, live_ms=DAY_MS, boost_ms=0, require=labels, position=position
+            )
+        )
+        if isinstance(answer, Queued):
+            self.places[token] = answer.position
+        return answer
+
+    @precondition(lambda self: len(self.waiting) < DEPTH - 3)
+    @rule(requires=st.lists(st.frozensets(st.sampled_from(LABELS), max_size=1), min_size=1, max_size=3))
+    def wait(self, requires: list[frozenset[str]]) -> None:
+        for require in requires:
+            self.wait_for(require)
+
+    def wait_for(self, require: frozenset[str]) -> None:
+        self.tokens += 1
+        token = f"@{self.tokens}"
+        self.refresh()
+        fits = any(self.load(name) < each.limit and require <= each.labels for name, each in self.instances.items())
+        self.waiting[token] = require
+        answer = self.stand(token, require)
+        assert isinstance(answer, Granted if fits else Queued)
+        self.hand_over()
+        if isinstance(answer, Granted):
+            self.granted.discard(token)
+            assert self.leases[token] == answer.facts[0]
+
+    @precondition(lambda self: self.waiting or self.granted)
+    @rule(data=st.data())
+    def wait_again(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.waiting) + sorted(self.granted)))
+        answer = self.stand(token, self.waiting.get(token, frozenset()))
+        if token in self.granted:
+            self.granted.discard(token)
+            assert isinstance(answer, Granted)
+            assert answer.facts[0] == self.leases[token]
+        else:
+            assert isinstance(answer, Queued)
+            assert answer.ahead == sorted(self.waiting, key=lambda each: int(self.places[each])).index(token)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave_the_line(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.waiting)))
+        assert self.fake.run(commands.release(self.pool, token, tombstone_ms=DAY_MS)) is False
+        del self.waiting[token]
+        self.tombs[token] = "cancelled"
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def fall_silent(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.waiting)))
+        self.fake.client.zadd(self.pool.keys.due, {"W" + token: 1})
+        self.fake.run(commands.status(self.pool, 0, 100))
+        del self.waiting[token]
+
+    @precondition(lambda self: self.granted)
+    @rule(data=st.data())
+    def do_not_fetch(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(sorted(self.granted)))
+        self.fake.client.zadd(self.pool.keys.due, {token: 1})
+        self.fake.client.hset(self.pool.keys.state, "#next", 1)
+        self.fake.run(commands.status(self.pool, 0, 100))
+        del self.leases[token]
+        self.granted.discard(token)
+        self.tombs[token] = "unfetched"
+        self.forget_removed()
+
+    def hand_over(self) -> None:
+        """Learn from the state who was handed something, and judge whether it was right."""
+        state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
+        for token in sorted(self.waiting, key=lambda each: int(self.places.get(each, 2**62))):
+            if records.kind_of(state[token]) == "waiting":
+                continue
+            assert records.kind_of(state[token]) in records.HELD
+            # Nobody who came earlier and asks for no more may still be waiting.
+            for earlier, labels in self.waiting.items():
+                assert not (
+                    records.kind_of(state[earlier]) == "waiting"
+                    and int(self.places[earlier]) < int(self.places.get(token, 2**62))
+                    and labels <= self.waiting[token]
+                )
+        for token in [token for token in self.waiting if records.kind_of(state[token]) != "waiting"]:
+            record = records.fields(state[token])
+            name, fence = record["instance"], record["fence"]
+            self.leases[token] = name
+            del self.waiting[token]
+            self.granted.add(token)
+            self.fences[name] = max(self.fences.get(name, 0), int(fence))
+            if records.kind_of(state[token]) == "grant":
+                self.fake.client.zadd(self.pool.keys.due, {token: 2 * 10**15})
+        for name in self.instances:
+            if self.load(name):
+                self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
+
+    @rule()
+    def give_up(self) -> None:
+        self.tokens += 1
+        token = f"@{self.tokens}"
+        assert self.fake.run(commands.release(self.pool, token, tombstone_ms=DAY_MS)) is False
+        self.tombs[token] = "cancelled"
+
+    @precondition(lambda self: self.fetched())
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        token = data.draw(st.sampled_from(self.fetched()))
+        self.fake.client.zadd(self.pool.keys.due, {token: 1})
+        self.fake.client.hset(self.pool.keys.state, "#next", 1)
+        assert self.fake.run(commands.renew(self.pool, [token], DAY_MS)) == {token}
+        page = self.fake.run(commands.status(self.pool, 0, 100))
+        assert page is not None
+        assert page.overdue == 0
+        del self.leases[token]
+        self.tombs[token] = "expired"
+        self.forget_removed()
+
+    def refresh(self) -> None:
+        """See what the pool thinks of its instances, and compute what follows from that."""
+        state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
+        for name, known in self.instances.items():
+            if name in state:
+                flags = records.flags(state[name])
+                known.health = flags & HEALTH
+                known.limit = limit_of(known.capacity, flags, state.get("+" + name), "#panic" in state)
+
+    @invariant()
+    def state_is_the_models(self) -> None:
+        self.refresh()
+        self.hand_over()
+        self.compare_records()
+        self.compare_indexes()
+
+    def compare_records(self) -> None:
+        # Nothing is free while somebody waits whom it would suit.
+        for name, each in self.instances.items():
+            if self.load(name) < each.limit:
+                assert not any(labels <= each.labels for labels in self.waiting.values())
+        state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
+        found = records.instances(state)
+        assert {name[1:] for name in state if name[0] == "+"} <= set(found)
+        assert set(found) == set(self.instances)
+        for name, record in found.items():
+            known = self.instances[name]
+            assert int(record["load"]) == self.load(name)
+            assert int(record["limit"]) == known.limit
+            assert float(record["weight"]) == known.weight
+            assert records.flags(state[name]) - HEALTH == known.flags
+            assert int(record["cap"]) == known.capacity
+            assert int(record["peak"]) == self.peaks.get(name, 0)
+        tokens = {name: records.fields(record) for name, record in state.items() if name[0] == "@"}
+        kinds = {token: records.kind_of(state[token]) for token in tokens}
+        assert {token: tokens[token]["instance"] for token in records.held(state)} == self.leases
+        assert {token for token, kind in kinds.items() if kind == "grant"} == self.granted
+        assert {token for token, kind in kinds.items() if kind == "waiting"} == set(self.waiting)
+        line = self.fake.client.zrange(self.pool.keys.waitq, 0, -1)
+        assert line == sorted(self.waiting, key=lambda token: int(self.places[token]))
+        assert {token: tokens[token]["why"] for token, kind in kinds.items() if kind == "tombstone"} == self.tombs
+        assert int(state.get("#load", 0)) == len(self.leases)
+        assert int(state.get("#cap", 0)) == sum(each.capacity for each in self.instances.values() if each.limit)
+        usable = [each for each in self.instances.values() if not each.flags & DISABLED]
+        out = [each for each in usable if each.health & UNHEALTHY]
+        assert (int(state["#usable"]), int(state.get("#unhealthy", 0))) == (len(usable), len(out))
+        warming = [each for each in usable if "warming" in each.health and not each.health & UNHEALTHY]
+        assert int(state.get("#warming", 0)) == len(warming)
+        assert ("#panic" in state) is (len(out) * 2 > len(usable))
+
+    def compare_indexes(self) -> None:
+        ready = {name for name, each in self.instances.items() if self.load(name) < each.limit}
+        indexes: dict[str, set[str]] = {self.pool.keys.ready: ready}
+        for label in LABELS:
+            indexes[self.pool.keys.ready_with(label)] = {name for name in ready if label in self.instances[name].labels}
+        state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
+        for key, expected in indexes.items():
+            scores: dict[str, float] = dict(self.fake.client.zrange(key, 0, -1, withscores=True))
+            assert set(scores) == expected
+            for name, score in scores.items():
+                assert score == self.score(records.fields(state[name]))
+        due: dict[str, float] = dict(self.fake.client.zrange(self.pool.keys.due, 0, -1, withscores=True))
+        assert set(due) == (
+            set(self.leases)
+            | {"X" + token for token in self.tombs}
+            | {"W" + token for token in self.waiting}
+            | {
+                kind + name
+                for name, each in self.registered().items()
+                for flag, kind in TIMERS.items()
+                if flag in each.health
+            }
+        )
+        away = self.fake.client.zrange(self.pool.keys.tag + ":away", 0, -1)
+        unhealthy_or_rate_limited = [
+            n for n, each in self.instances.items() if each.health & (UNHEALTHY | {"rate_limited"}) and not each.flags
+        ]
+        assert sorted(away) == sorted(unhealthy_or_rate_limited)
+        if self.waiting:
+            assert state["#next"] == "0"
+        elif due:
+            assert int(state["#next"]) <= min(due.values())
+        ids: Any = self.fake.client.zrange(self.pool.keys.ids, 0, -1)
+        assert set(ids) == set(self.registered())
+
+    def score(self, record: dict[str, str]) -> float:
+        load, limit, seq = (int(record[name]) for name in ("load", "limit", "seq"))
+        if self.strategy is LoadBalancingStrategy.ROUND_ROBIN:
+            return seq
+        if self.strategy is LoadBalancingStrategy.WEIGHTED:
+            return int(float(record["weight"]) * 1e9 * (limit - load) / limit)
+        if self.strategy in (LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA):
+            return 0
+        return records.load_score(load, limit, seq)
+
+
+class JumpyPoolMachine(PoolMachine):
+    """The same with all that a pool does by itself."""
+
+    settings = JUMPY
+
+
+@pytest.mark.parametrize("machine", [PoolMachine, JumpyPoolMachine])
+@examples(8, 100)
+def test_any_sequence_of_operations_agrees_with_the_model(machine: type[PoolMachine], examples: int) -> None:
+    effort = settings(max_examples=examples, stateful_step_count=45, deadline=None, phases=[Phase.generate])
+    run_state_machine_as_test(machine, settings=effort)

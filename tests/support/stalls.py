@@ -1,0 +1,95 @@
+"""A stall detector: it tells the time that a busy machine took from a process apart from the time under test.
+
+A test that says "within a second" is about the library. A machine that did not run the process for a second says nothing
+about the library, so tests measure the time that passed less the time for which the detector was stalled:
+
+    with StallDetector() as stalls:
+        begin = time.monotonic()
+        ...
+        assert stalls.own(begin, time.monotonic()) < 1.0
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from agentperf_redis.backend import Backend
+
+_EVERY_S = 0.005
+_LATE_S = 0.0005
+"""How late a thread that sleeps for 5 ms wakes up on a quiet machine. This much is not noted."""
+
+
+class StallDetector:
+    """A thread that runs every few milliseconds, and notes when it could not.
+
+    Args:
+        ask: called each time, such as a server's `ping`. Then stalls of the server are noted as well.
+
+    Attributes:
+        spans: when it was stalled, by `time.monotonic`, which the processes of a machine share.
+    """
+
+    def __init__(self, ask: Callable[[], object] = lambda: None) -> None:
+        self.spans: list[tuple[float, float]] = []
+        self._ask = ask
+        self._ended = threading.Event()
+        self._last = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="stall-detector", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._last = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.is_set():
+            time.sleep(_EVERY_S)
+            self._ask()
+            now = time.monotonic()
+            if now - self._last > _EVERY_S + _LATE_S:
+                self.spans.append((self._last + _EVERY_S, now))
+            self._last = now
+
+    def within(self, begin: float, end: float) -> float:
+        """Return for how many seconds of a time range it was stalled."""
+        still = [] if self._ended.is_set() else [(self._last + _EVERY_S, time.monotonic())]  # it may not run yet
+        return overlap([*self.spans, *still], begin, end)
+
+    def own(self, begin: float, end: float) -> float:
+        """Return the length of a time range without the stalls in it."""
+        return end - begin - self.within(begin, end)
+
+
+def overlap(spans: list[tuple[float, float]], begin: float, end: float) -> float:
+    """Return how many seconds of a time range lie in spans that do not overlap."""
+    return sum(max(0.0, min(end, until) - max(begin, since)) for since, until in spans)
+
+
+def union(*detectors: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return when any of several detectors was stalled, as spans that do not overlap."""
+    merged: list[tuple[float, float]] = []
+    for since, until in sorted(span for spans in detectors for span in spans):
+        if merged and since <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(until, merged[-1][1])
+        else:
+            merged.append((since, until))
+    return merged
+
+
+def hurry(backend: Backend, deadline: float) -> Backend:
+    """Shorten the deadline of a backend's commands from here on. Its preparation had the time that a busy machine needs."""
+    backend.deadline = deadline
+    backend._breaker._attempt_timeout_s = deadline
+    drivers: list[Any] = [backend._executor, *backend._async_executors.values()]
+    for driver in drivers:
+        driver._deadline_s = deadline
+    return backend

@@ -1,0 +1,217 @@
+"""The policy of `lua/cache/includes/index.lua` and `put.lua` once more, in plain Python: what a cache under tinylfu must hold.
+
+Source: Einziger, Friedman, Manes, "TinyLFU: A Highly Efficient Cache Admission Policy", ACM Transactions on Storage 13
+(2017), for admission and ageing; the window that adapts by ghosts follows ARC (Megiddo, Modha, FAST 2003) in spirit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from agentperf_redis.cache.entry_format import pack_score, unpack_score
+from agentperf_redis.keys import CacheKeys
+from tests.support.servers import Raw
+
+HOT, WARM, COLD, NEW = range(4)
+TIERS = ("hot", "warm", "cold", "new")
+WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.015, 0.1, 0.075
+GHOSTS, LEAST_GHOSTS = 2, 16
+SAMPLE = 10
+"""Accesses, in times of the cache's size, after which frequencies are halved."""
+MOST, GHOSTS_MOST, FROM_WINDOW = 15, 7, 8
+
+
+class Ranked(dict[str, int]):
+    """Members by score, as a sorted set holds them."""
+
+    def order(self) -> list[str]:
+        """From the lowest score to the highest."""
+        return sorted(self, key=lambda key: (self[key], key))
+
+
+class TinyLFU:
+    """A cache's indexes.
+
+    Args:
+        rooms: of hot, warm and cold; hot and warm may be 0.
+    """
+
+    def __init__(self, *rooms: int) -> None:
+        self.rooms = rooms
+        self.total = sum(rooms)
+        self.tiers = [Ranked(), Ranked(), Ranked(), Ranked()]
+        self.ghosts = Ranked()
+        self.clock = 0
+        self.accesses = 0
+        self.grow = 0.0
+        self.halvings = [0, 0, 0, 0]
+        self.top = next(tier for tier in (HOT, WARM, COLD) if rooms[tier])
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tiers))
+
+    def __contains__(self, key: str) -> bool:
+        return self.find(key) is not None
+
+    def find(self, key: str) -> int | None:
+        """The tier in which a key stands."""
+        return next((tier for tier in (HOT, WARM, COLD, NEW) if key in self.tiers[tier]), None)
+
+    def share(self, part: float) -> int:
+        return math.floor(min(self.total, len(self)) * part)
+
+    def step(self) -> float:
+        return max(1, min(self.total, len(self)) * STEP_PART)
+
+    def aged(self, frequency: int, written: int) -> int:
+        return frequency >> sum(written < halving for halving in self.halvings)
+
+    def frequency(self, score: int) -> int:
+        written, frequency = unpack_score(score)
+        return self.aged(frequency, written)
+
+    def tick(self, accesses: int) -> None:
+        self.clock += 1
+        self.accesses += accesses
+        if self.accesses >= SAMPLE * self.total:
+            self.accesses = 0
+            self.halvings = [self.clock, *self.halvings[:3]]
+
+    def touch(self, reads: dict[str, int]) -> None:
+        """Take in reads, oldest first."""
+        tail = math.inf
+        if self.grow > 0:
+            cold, rank = self.tiers[COLD].order(), self.share(TAIL_PART)
+            tail = self.tiers[COLD][cold[rank]] if rank < len(cold) else math.inf
+        for key, count in reads.items():
+            tier = self.find(key)
+            if tier is None:
+                continue
+            score = self.tiers[tier].pop(key)
+            self.tick(count)
+            if tier == COLD and self.grow > 0 and score <= tail:
+                self.grow = max(0.0, self.grow - self.step_with(1))
+            to = tier
+            if tier not in (NEW, self.top):
+                to = max(self.top, tier - count)
+                while to < COLD and not self.rooms[to]:
+                    to += 1
+            self.tiers[to][key] = pack_score(self.clock, min(MOST, self.frequency(score) + count))
+
+    def step_with(self, missing: int) -> float:
+        """The step while so many entries are taken out for a moment."""
+        return max(1, min(self.total, len(self) + missing) * STEP_PART)
+
+    def put(self, key: str, reads: dict[str, int], tier: int | None = None) -> None:
+        """Take in reads and write a key, placed by the policy or in the tier asked for."""
+        self.touch(reads)
+        self.tick(1)
+        known = self.find(key)
+        if known is not None:
+            frequency = min(MOST, self.frequency(self.tiers[known].pop(key)) + 1)
+            tier = known if tier is None else tier
+        else:
+            frequency = 1
+            ghost = self.ghosts.get(key)
+            if ghost is not None:
+                evicted, remembered = unpack_score(ghost)
+                frequency = self.aged(remembered % FROM_WINDOW, evicted) + 1
+                if remembered >= FROM_WINDOW:
+                    self.missed(ghost)
+                del self.ghosts[key]
+            tier = NEW if tier is None else tier
+        if tier != NEW and not self.rooms[tier]:
+            tier = COLD
+        self.tiers[tier][key] = pack_score(self.clock, frequency)
+        self.balance(key)
+
+    def missed(self, ghost: int) -> None:
+        """A newcomer that had left comes back: widen the window if it had left just now."""
+        rank = min(self.total, len(self) + 1) * MISSED_PART
+        order = self.ghosts.order()[::-1]
+        mark = self.ghosts[order[math.floor(rank)]] if math.floor(rank) < len(order) else None
+        if mark is None or ghost > mark:
+            self.grow = min(max(0, self.total - 2), self.grow + self.step_with(1))
+
+    def delete(self, key: str) -> None:
+        tier = self.find(key)
+        if tier is not None:
+            del self.tiers[tier][key]
+        self.clock += 1
+
+    def remove(self, key: str) -> None:
+        """Take an entry out that has expired or was swept: no ghost stays, and no time passes."""
+        tier = self.find(key)
+        assert tier is not None
+        del self.tiers[tier][key]
+
+    def clear(self) -> None:
+        for tier in (*self.tiers, self.ghosts):
+            tier.clear()
+        self.accesses, self.grow, self.halvings = 0, 0.0, [0, 0, 0, 0]
+
+    def balance(self, keep: str | None = None) -> None:
+        """Bring hot, warm, the window and the whole within their rooms."""
+        for tier in (HOT, WARM):
+            while len(self.tiers[tier]) > self.rooms[tier]:
+                oldest = self.tiers[tier].order()[0]
+                below = WARM if tier == HOT and self.rooms[WARM] else COLD
+                self.tiers[below][oldest] = self.tiers[tier].pop(oldest)
+        evicted = 0
+        while True:
+            base = max(1, math.floor(min(self.total, len(self)) * WINDOW_PART + 0.5))
+            wide = len(self.tiers[NEW]) > min(base + math.floor(self.grow), max(1, self.total - 1))
+            if len(self) <= self.total:
+                if not wide:
+                    break
+                young = self.tiers[NEW].order()[0]
+                self.tiers[COLD][young] = self.tiers[NEW].pop(young)
+                continue
+            victims = ((tier, key) for tier in (COLD, WARM, HOT) for key in self.tiers[tier].order()[:1] if key != keep)
+            victim = next(victims, None)
+            youngest = [key for key in self.tiers[NEW].order()[:1] if key != keep]
+            newcomer = next(iter(youngest), None) if wide or victim is None else None
+            if newcomer is not None and victim is not None:
+                if self.frequency(self.tiers[NEW][newcomer]) > self.frequency(self.tiers[victim[0]][victim[1]]):
+                    self.evict(*victim)
+                    self.tiers[COLD][newcomer] = self.tiers[NEW].pop(newcomer)
+                else:
+                    self.evict(NEW, newcomer)
+            elif victim is not None:
+                self.evict(*victim)
+            elif newcomer is not None:
+                self.evict(NEW, newcomer)
+            else:
+                break
+            evicted += 1
+        if evicted and (evicted > 4 or self.accesses % 16 == 0):
+            for ghost in self.ghosts.order()[: -max(LEAST_GHOSTS, self.share(GHOSTS))]:
+                del self.ghosts[ghost]
+
+    def evict(self, tier: int, key: str) -> None:
+        frequency = min(GHOSTS_MOST, self.frequency(self.tiers[tier].pop(key)))
+        self.ghosts[key] = pack_score(self.clock, (FROM_WINDOW if tier == NEW else 0) + frequency)
+
+
+def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
+    """What the server holds otherwise than the model."""
+
+    def standing(name: str) -> list[tuple[str, int]]:
+        members = raw.zrange(getattr(where, name), 0, -1, withscores=True)
+        return [(key, unpack_score(score)[1]) for key, score in members]
+
+    pairs: dict[str, tuple[Any, Any]] = {
+        name: (standing(name), [(key, unpack_score(tier[key])[1]) for key in tier.order()])
+        for name, tier in zip((*TIERS, "ghost"), (*model.tiers, model.ghosts), strict=True)
+    }
+    meta = raw.hgetall(where.meta)
+    pairs["accesses"] = int(meta.get("accesses", 0)), model.accesses
+    pairs["grow"] = pytest.approx(float(meta.get("grow", 0))), model.grow
+    pairs["halvings"] = (
+        [halving != "0" for halving in meta.get("halvings", "0 0 0 0").split()],
+        [halving != 0 for halving in model.halvings],
+    )
+    return [f"{name}: {here} where the model has {there}" for name, (here, there) in pairs.items() if here != there]

@@ -1,0 +1,195 @@
+"""Worker processes for the tests: real ones, each running one function of a test module.
+
+They are forked, but not from the test process: from a clean one that has imported the library and nothing more (Python's
+forkserver). So they inherit neither connections nor threads nor locks. Started from nothing, sixteen took 8.7 s of
+processor time, most of what the tests with many processes took; so they are there and gone within 0.4 s.
+
+A worker's function is a plain function, whose return value is the result; or a generator, which stops at each `yield` to
+say something to the test and goes on when the test answers:
+
+    def hold(url, namespace):
+        with AgentPerf(url, namespace=namespace) as perf:
+            lease = perf.balancer().acquire("planner").lease
+            yield lease.token                      # worker.said() returns it; the lease is held until worker.answer()
+
+    worker = workers.start(hold, server.url, namespace)
+    token = worker.said()
+    worker.kill()
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from typing import Any
+
+_TIMEOUT = 60.0
+"""Seconds: what takes one on an idle machine takes much longer on a loaded one."""
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["tests.support.proxy", "tests.support.servers", "agentperf_redis", "redis.asyncio", "pytest"]
+)
+
+
+class WorkerFailed(Exception):
+    """A worker's function raised, or its process ended early; the text holds its traceback."""
+
+
+class Worker:
+    """One process."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._name = f"{function.__module__}.{function.__qualname__}"
+        self._pipe, theirs = _context.Pipe()
+        # The server that forks knows the environment of the time when it was started.
+        self._process = _context.Process(target=_work, args=(theirs, dict(os.environ), function, args), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def _hear(self, expected: str, timeout: float) -> Any:
+        try:
+            if not self._pipe.poll(timeout):
+                raise TimeoutError(f"{self._name} said nothing for {timeout:g} s")
+            kind, value = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join(timeout)
+            raise WorkerFailed(f"{self._name} ended with exit code {self._process.exitcode}") from None
+        if kind == "failed":
+            raise WorkerFailed(f"{self._name} failed:\n{value}")
+        if kind != expected:
+            raise WorkerFailed(f"{self._name}: expected {expected!r}, it {kind} {value!r}")
+        return value
+
+    def ready(self, timeout: float = _TIMEOUT) -> None:
+        """Wait until it has imported its function."""
+        self._hear("is ready", timeout)
+
+    def go(self) -> None:
+        """Let it begin."""
+        self._pipe.send(None)
+
+    def said(self, timeout: float = _TIMEOUT) -> Any:
+        """Return what the generator yields next."""
+        return self._hear("said", timeout)
+
+    def answer(self, value: object = None) -> None:
+        """Let the generator go on; its `yield` returns the value."""
+        self._pipe.send(value)
+
+    def result(self, timeout: float = _TIMEOUT) -> Any:
+        """Wait for the function's return value."""
+        value = self._hear("returned", timeout)
+        self._process.join(timeout)
+        return value
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, and wait until it is gone."""
+        self._process.kill()
+        self._process.join()
+
+    def pause(self) -> None:
+        """Stop it with SIGSTOP."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on with SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self.kill()
+        self._pipe.close()
+        self._process.close()
+
+
+class Workers:
+    """The workers of one test."""
+
+    def __init__(self) -> None:
+        self._started: list[Worker] = []
+
+    def start(self, function: Callable[..., Any], *args: Any) -> Worker:
+        """Start one, and let it begin."""
+        worker = self._launch(function, args)
+        worker.ready()
+        worker.go()
+        return worker
+
+    def run(
+        self, function: Callable[..., Any], args: Iterable[tuple[Any, ...]], timeout: float = _TIMEOUT
+    ) -> list[Any]:
+        """Run one per tuple of arguments. They begin together, once all are ready; return their results in order."""
+        workers = [self._launch(function, each) for each in args]
+        for worker in workers:
+            worker.ready()
+        for worker in workers:
+            worker.go()
+        return [worker.result(timeout) for worker in workers]
+
+    def _launch(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Worker:
+        worker = Worker(function, args)
+        self._started.append(worker)
+        return worker
+
+    def close(self) -> None:
+        """Kill those that are left."""
+        for worker in self._started:
+            worker.close()
+
+
+def server_pid() -> int | None:
+    """Return the process from which workers are forked. It ends with this one."""
+    pid: int | None = getattr(multiprocessing.forkserver._forkserver, "_forkserver_pid", None)
+    return pid
+
+
+def _work(pipe: Connection, environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    _end_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        pipe.send(("is ready", None))
+        pipe.recv()
+        result = function(*args)
+        if inspect.isgenerator(result):
+            try:
+                said = next(result)
+                while True:
+                    pipe.send(("said", said))
+                    said = result.send(pipe.recv())
+            except StopIteration as end:
+                result = end.value
+        pipe.send(("returned", result))
+    except EOFError:
+        pass  # the test has gone
+    except BaseException:  # noqa: BLE001  the test wants to see whatever it was
+        pipe.send(("failed", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that forked it does, which ends with the test process, even if that is killed."""
+    # The server that forks lives as long as anybody holds the other end of its pipe, and Python gives one to each worker.
+    # A worker that kept it would keep its own parent alive, and with it itself.
+    server: Any = multiprocessing.forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)

@@ -1,0 +1,251 @@
+"""The order of steps in which leases are asked for and given back, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.background import Background, Job
+from agentperf_redis.balancer import Lease, Outcome, commands
+from agentperf_redis.balancer.commands import Pool
+from agentperf_redis.balancer.flows import leases
+from agentperf_redis.balancer.flows.queue import queues_of
+from agentperf_redis.balancer.lease_keeper import LeaseKeeper
+from agentperf_redis.command import Command, Wait, WakeUp
+from agentperf_redis.errors import (
+    AgentPerfError,
+    BackendUnavailable,
+    CorruptState,
+    InvalidArgument,
+    SchemaMismatch,
+    ScriptFailed,
+)
+
+POOL = Pool.of("n", "t")
+RECORD = (
+    b"load=1 limit=5 seq=7 fence=1000 peak=3 ewma_us=1500 ewma_at_ms=0 served=4 failed=2 streak=1 "
+    b"weight=2.5 labels=fr,gpu flags=- cap=5"
+)
+
+
+class NoThread(Background):
+    """Does nothing of what it is given."""
+
+    def put(self, job: Job) -> bool:
+        return True
+
+    def at(self, due: float, job: Job) -> bool:
+        return True
+
+
+class SilentKeeper(LeaseKeeper):
+    """Notes what it is told to do in the background, and does nothing."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self.jobs = NoThread("none")
+        self.told: list[Any] = []
+
+    def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
+        self.told.append((command, seconds))
+
+
+@pytest.fixture
+def keeper() -> Iterator[SilentKeeper]:
+    backend = Backend("redis://127.0.0.1:1/0")
+    yield SilentKeeper(backend)
+    backend.close()
+
+
+GRANTED = commands.Granted(commands.facts_of(POOL, b"p0", RECORD), 99, 1000)
+UNKNOWN = BackendUnavailable("here", "unknown", "late")
+
+
+def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentKeeper) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    first: Any = flow.send(None)
+    second: Any = flow.throw(KeyboardInterrupt())
+    assert second.script is commands.RELEASE
+    assert second.args["token"] == first.args["token"]
+    assert int(second.args["bury_ms"]) >= 90_000
+    with pytest.raises(KeyboardInterrupt):
+        flow.send(True)
+    assert keeper.told == []
+
+
+def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background(keeper: SilentKeeper) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(ttl=7.0))
+    first: Any = flow.send(None)
+    waits: Any = flow.throw(asyncio.CancelledError())
+    ((command, seconds),) = keeper.told
+    assert (command.script, command.args["token"], seconds) == (commands.RELEASE, first.args["token"], 7.0)
+    assert int(command.args["bury_ms"]) >= 60_000
+    assert isinstance(waits, Wait)
+    assert waits.seconds < 0.5
+    with pytest.raises(asyncio.CancelledError):
+        flow.send(False)
+
+
+@pytest.mark.parametrize("error", [UNKNOWN, CorruptState("k", "x"), ScriptFailed("balancer/acquire", "ERR broken off")])
+def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
+    keeper: SilentKeeper, error: AgentPerfError
+) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(ttl=7.0))
+    first: Any = flow.send(None)
+    with pytest.raises(type(error)):
+        flow.throw(error)
+    ((command, seconds),) = keeper.told
+    assert (command.script, command.args["token"], seconds) == (commands.RELEASE, first.args["token"], 7.0)
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), SchemaMismatch("k", "2", "1")])
+def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: SilentKeeper, error: AgentPerfError) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    flow.send(None)
+    with pytest.raises(type(error)):
+        flow.throw(error)
+    assert keeper.told == []
+
+
+def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
+    keeper: SilentKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    for name in ("gone", "also gone", "well"):
+        flow = leases.acquire(keeper, queues_of(keeper._backend), Pool.of("n", name), leases.LeaseRequest(ttl=1.2))
+        flow.send(None)
+        with pytest.raises(StopIteration) as end:
+            flow.send(GRANTED)
+        held.append(end.value.value)
+    for lease in held:
+        lease.renew_at = 0.0
+    timeout = []
+
+    def run(command: Command[Any], deadline: float) -> frozenset[str]:
+        if "gone" in command.keys[0]:
+            timeout.append(deadline)
+            time.sleep(deadline)
+            raise UNKNOWN
+        return frozenset()
+
+    monkeypatch.setattr(keeper._backend, "run", run)
+    before = held[2].valid_until
+    keeper._renew_due()
+    assert all(lease.held for lease in held)
+    assert held[2].valid_until > before
+    assert len(timeout) == 2
+    assert sum(timeout) < 1.2 / 3
+    assert [lease.end() for lease in held] == [True] * 3
+
+
+def test_a_closed_flow_asks_for_nothing_more(keeper: SilentKeeper) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    flow.send(None)
+    flow.close()
+    assert len(keeper.told) == 1
+
+
+def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    step: Any = flow.send(None)
+    second: Any = flow.send(commands.Spent("expired"))
+    assert step.args["token"] != second.args["token"]
+    with pytest.raises(StopIteration) as end:
+        flow.send(GRANTED)
+    lease = end.value.value
+    assert isinstance(lease, Lease)
+    assert lease.token == second.args["token"]
+    assert keeper.held() == [lease]
+    assert lease.end()
+    assert not lease.end()
+
+
+REFUSED = commands.Refused(1.0, 2, 0)
+
+
+def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=0.001))
+    asked: Any = flow.send(None)
+    waited: Any = flow.send(REFUSED)
+    assert (waited.script, waited.args["token"], waited.args["ticket"]) == (commands.WAIT, asked.args["token"], "-")
+    time.sleep(0.002)
+    left: Any = flow.send(commands.Queued(3, 0.5, "17"))
+    assert (left.script, left.args["token"]) == (commands.RELEASE, asked.args["token"])
+    with pytest.raises(StopIteration) as end:
+        flow.send(False)
+    assert end.value.value == commands.Refused(0.5, 2, 3)
+
+
+def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: SilentKeeper) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=100.0, priority=2))
+    flow.send(None)
+    flow.send(REFUSED)
+    pause: Any = flow.send(commands.Queued(3, 0.5, "17"))
+    assert isinstance(pause, Wait)
+    assert pause.seconds == 0.5
+    again: Any = flow.send(False)
+    assert (again.args["boost_ms"], again.args["ticket"]) == (2000, "17")
+    spent: Any = flow.send(commands.Spent("expired"))
+    assert spent.script is commands.WAIT
+    assert spent.args["token"] != again.args["token"]
+    with pytest.raises(StopIteration) as end:
+        flow.send(GRANTED)
+    assert end.value.value.token == spent.args["token"]
+    end.value.value.end()
+
+
+@pytest.mark.parametrize("outcome", ["unknown", "not_applied"])
+def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
+    keeper: SilentKeeper, outcome: Any
+) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=100.0))
+    asked: Any = flow.send(None)
+    flow.send(REFUSED)
+    with pytest.raises(BackendUnavailable):
+        flow.throw(BackendUnavailable("here", outcome, "gone"))
+    assert keeper.told[0][0].args["token"] == asked.args["token"]
+
+
+def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper) -> None:
+    flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+    flow.send(None)
+    with pytest.raises(StopIteration) as end:
+        flow.send(GRANTED)
+    lease = end.value.value
+    with pytest.raises(InvalidArgument, match="'timeout'"):
+        lease.outcome = "splendid"
+    lease.outcome = "error"
+    assert lease.outcome is Outcome.ERROR
+    assert lease.end()
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (None, "o"),
+        (ValueError(), "e"),
+        (TimeoutError(), "t"),
+        (KeyboardInterrupt(), "n"),
+        (GeneratorExit(), "n"),
+    ],
+)
+def test_how_a_block_ends_is_the_outcome(keeper: SilentKeeper, error: BaseException | None, outcome: str) -> None:
+    for stated, expected in ((None, outcome), ("rejected", "j"), (Outcome.NEUTRAL, "n")):
+        flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
+        flow.send(None)
+        with pytest.raises(StopIteration) as end:
+            flow.send(GRANTED)
+        lease = end.value.value
+        lease.outcome = stated
+        leaving = leases.leave(keeper, lease, error)
+        step: Any = leaving.send(None)
+        assert step.args["outcome"] == expected
+        assert int(step.args["response_us"]) >= 0
+        with pytest.raises(StopIteration):
+            leaving.send(True)
+        assert not lease.held

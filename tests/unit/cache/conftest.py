@@ -1,0 +1,28 @@
+"""What the unit tests of the cache's flows share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache
+from tests.support.renewed import Renewed
+
+
+@pytest.fixture
+def renewed() -> Renewed:
+    """What renews leases."""
+    return Renewed()
+
+
+@pytest.fixture
+def deployed() -> Iterator[LRUCache]:
+    """A cache without a server. It takes its settings for written, and reports no reads."""
+    backend = Backend("redis://127.0.0.1:1", deadline=0.05)
+    made = LRUCache(backend=backend)
+    made._shared_state.deployed = True
+    made._shared_state.access_buffer._filled = lambda: None
+    yield made
+    backend.close()

@@ -1,0 +1,58 @@
+"""The reads of a process, on their way to the server."""
+
+from __future__ import annotations
+
+from agentperf_redis.cache.process.access_buffer import MAX_PENDING, MAX_READS, NO_REPORT, AccessBuffer
+
+
+def access_buffer(announced: list[int]) -> AccessBuffer:
+    return AccessBuffer(lambda: "me", lambda: announced.append(1))
+
+
+def test_reads_are_reported_once_oldest_first() -> None:
+    announced: list[int] = []
+    box = access_buffer(announced)
+    assert box.take() is NO_REPORT
+    for name in ("a", "b", "a"):
+        box.read(name, 10)
+    box.missed()
+    box.found_corrupt()
+    box.missed()
+
+    report = box.take()
+
+    assert (report.seq, report.misses, report.saved_ms, report.corrupt) == (1, 2, 30, 1)
+    assert report.reads == (("b", 1), ("a", 2))
+    assert announced == [1]
+    assert box.take() is NO_REPORT, "one is under way"
+    box.settle(report, taken_in=True)
+    assert box.take() is NO_REPORT
+    assert not box.waits
+
+
+def test_a_report_whose_fate_is_unknown_is_repeated_as_it_was() -> None:
+    announced: list[int] = []
+    box = access_buffer(announced)
+    box.read("a", 0)
+    report = box.take(flush=True)
+    wake_up = box.flushing
+    box.read("b", 0)
+    box.settle(report, taken_in=False)
+    assert wake_up is not None
+    given: list[int] = []
+    wake_up.call_when_sent(lambda: given.append(1))
+    assert given == [1]
+    assert box.take() is report
+    box.settle(report, taken_in=True)
+    second = box.take()
+    assert (second.seq, second.reads) == (2, (("b", 1),))
+
+
+def test_reports_and_waiting_reads_are_bounded() -> None:
+    box = access_buffer([])
+    for number in range(MAX_PENDING + 10):
+        box.read(str(number), 0)
+    assert box.is_full
+    report = box.take()
+    assert len(report.reads) == MAX_READS
+    assert report.reads[0] == ("10", 1), "the oldest were forgotten"

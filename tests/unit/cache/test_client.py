@@ -1,0 +1,63 @@
+"""The methods of the caches refuse bad arguments in both APIs, before they send anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import LRUCache, TieredCache
+from agentperf_redis.errors import InvalidArgument
+from tests.support.refusals import assert_refused
+
+# One bad value an argument: which values each checker refuses is shown beside the checkers.
+REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
+    *[("key", method, (5,), {}) for method in ("get", "delete", "entry")],
+    ("key", "put", (None, 1), {}),
+    ("key", "get_or_compute", ("\ud800", int), {}),
+    ("ttl", "put", ("k", 1, 0), {}),
+    ("ttl", "get_or_compute", ("k", int, "5"), {}),
+    *[("tags", "put", ("k", 1), {"tags": tags}) for tags in ("news", [""], 5)],
+    *[("keys", "get_many", (keys,), {}) for keys in ("abc", [5])],
+    ("keys", "delete_many", ("abc",), {}),
+    ("values", "put_many", (["a"],), {}),
+    ("tags", "invalidate_tags", ("",), {}),
+    *[("value", "put", ("k", value), {}) for value in (object(), "x" * 2_000_000)],
+    *[("items", "warm_up", (items, str.upper), {}) for items in ("abc", 5, ["a", 5])],
+    *[("concurrency", "warm_up", (["a"], str.upper), {"concurrency": number}) for number in (0, 1000)],
+    ("progress", "warm_up", (["a"], str.upper), {"progress": 5}),
+    ("ttl", "warm_up", (["a"], str.upper), {"ttl": 0}),
+]
+
+
+@pytest.mark.parametrize(
+    ("argument", "method", "args", "kwargs"), REFUSED, ids=lambda part: part if isinstance(part, str) else ""
+)
+def test_bad_argument_is_refused_by_its_name(
+    dead_backend: Backend, argument: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    assert_refused(LRUCache(backend=dead_backend), argument, method, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument", "value"),
+    [
+        *[(LRUCache, "max_size", size) for size in (0, 2**53, None)],
+        *[(LRUCache, "default_ttl", ttl) for ttl in (0, True)],
+        (LRUCache, "name", ""),
+        *[(LRUCache, "max_bytes", size) for size in (0, True)],
+        (LRUCache, "policy", "lfu"),
+        (LRUCache, "strict", 1),
+        *[(TieredCache, argument, 0) for argument in ("hot_size", "warm_size", "cold_size", "warm_ttl")],
+    ],
+)
+def test_bad_setting_is_refused_by_its_name(dead_backend: Backend, kind: Any, argument: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        kind(**{argument: value}, backend=dead_backend)
+    assert refused.value.argument == argument
+
+
+def test_unknown_tier_is_refused_with_the_known_ones(dead_backend: Backend) -> None:
+    with pytest.raises(InvalidArgument, match="'hot', 'warm', 'cold'"):
+        TieredCache(backend=dead_backend).put("k", 1, "lukewarm")

@@ -1,0 +1,112 @@
+"""What cannot be decorated or computed is refused where it is written, before anything is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import agentperf_redis
+import agentperf_redis.cache
+from agentperf_redis.backend import Backend
+from agentperf_redis.cache import AsyncLRUCache, AsyncTieredCache, LRUCache, TieredCache
+from agentperf_redis.errors import InvalidArgument
+
+
+@pytest.fixture
+def cache() -> Iterator[LRUCache]:
+    backend = Backend("redis://127.0.0.1:1", deadline=0.05)
+    yield LRUCache(backend=backend)
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("tags", "news"),
+        ("tags", 5),
+        ("tags", [""]),
+        ("ignore", "self"),
+        ("ignore", 5),
+        ("ignore", ("nobody",)),
+        ("key", 5),
+        ("key", "{nobody}"),
+        ("version", None),
+        ("version", True),
+        ("ttl", "5"),
+        ("ttl", len),
+    ],
+)
+def test_a_decorator_names_the_argument_that_cannot_be(cache: LRUCache, argument: str, value: Any) -> None:
+    options = {argument: value}
+    with pytest.raises(InvalidArgument) as refused:
+
+        @cache.cached(**options)
+        def function(self: object) -> None: ...
+
+    assert refused.value.argument == argument
+
+
+def test_tags_that_can_be_taken_once_serve_all_that_is_decorated(cache: LRUCache) -> None:
+    decorator = cache.cached(tags=iter(["news"]), ignore=iter(["x"]))
+
+    def one(x: int) -> int:
+        return x
+
+    def two(x: int) -> int:
+        return -x
+
+    assert decorator(one).key(1) == decorator(one).key(2)
+    assert decorator(two).key(1) == decorator(two).key(2)
+
+
+def test_what_a_decorated_function_has_says_what_it_does(cache: LRUCache) -> None:
+    @cache.cached()
+    def blocking(x: int) -> int:
+        return x
+
+    @cache.cached()
+    async def coroutine(x: int) -> int:
+        return x
+
+    for function in (blocking, coroutine):
+        for name in ("invalidate", "refresh", "warm", "cache_clear", "cache_info", "key"):
+            part = getattr(function, name)
+            assert (part.__name__, bool(part.__doc__)) == (name, True)
+
+
+def test_what_public_signatures_name_can_be_imported() -> None:
+    named: set[str] = set()
+    for each in (LRUCache, TieredCache, AsyncLRUCache, AsyncTieredCache, agentperf_redis.cached):
+        methods = (
+            vars(each).values() if not isinstance(each, type) else (m for k in each.__mro__ for m in vars(k).values())
+        )
+        for method in (each, *methods):
+            for annotation in getattr(method, "__annotations__", {}).values():
+                named.update(re.findall(r"[A-Z]\w+", str(annotation)))
+    ours = {name for name in named if hasattr(agentperf_redis.cache, name)}
+    assert {"FreshnessOptions", "WarmUpStatus", "CacheStats", "Policy", "Tier", "WithoutServer"} <= ours
+    assert ours <= set(agentperf_redis.__all__)
+
+
+def test_what_is_to_compute_is_a_function(cache: LRUCache) -> None:
+    nothing: Any = 5
+    for call in (lambda: cache.get_or_compute("k", nothing), lambda: cache.warm_up(["k"], nothing)):
+        with pytest.raises(InvalidArgument, match="function is 5"):
+            call()
+
+
+def test_a_blocking_call_refuses_a_coroutine_function_and_says_who_awaits_it(cache: LRUCache) -> None:
+    async def fetch(key: str = "k") -> str:
+        return key
+
+    for method, call in (
+        ("get_or_compute", lambda: cache.get_or_compute("k", fetch)),
+        ("warm_up", lambda: cache.warm_up(["k"], fetch)),
+        ("", lambda: cache.get_or_compute("k", lambda: fetch("k"))),  # what it returns is seen only when it has run
+    ):
+        with pytest.raises(InvalidArgument, match=rf"\.aio\.?{method}") as refused:
+            call()
+        assert refused.value.argument == "function"

@@ -1,0 +1,76 @@
+"""What `agentperf doctor` makes of the facts it was told."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentperf_redis.cli import doctor
+
+
+@pytest.mark.parametrize(
+    ("times_ms", "level", "found"),
+    [
+        ([0.25] * 100, "ok", "median 0.250 ms, p99 0.250 ms over 100 round trips"),
+        ([0.25] * 99 + [500.0], "ok", "median 0.250 ms, p99 0.250 ms over 100 round trips"),
+        ([0.25] * 98 + [500.0] * 2, "note", "median 0.250 ms, p99 500.000 ms over 100 round trips"),
+        ([10.0] * 100, "ok", "median 10.000 ms, p99 10.000 ms over 100 round trips"),
+        ([10.5] * 100, "note", "median 10.500 ms, p99 10.500 ms over 100 round trips"),
+    ],
+)
+def test_more_than_one_round_trip_in_a_hundred_over_ten_milliseconds_is_slow(
+    times_ms: list[float], level: str, found: str
+) -> None:
+    finding = doctor.assess_latency(times_ms)
+    assert (finding.subject, finding.level, finding.found) == ("latency", level, found)
+    assert ("SLOWLOG" in finding.advice) == (level == "note")
+
+
+@pytest.mark.parametrize(
+    ("facts", "level"),
+    [
+        ({"redis_version": "6.2.7"}, "bad"),
+        ({"redis_version": "7.0.0"}, "ok"),
+        ({"redis_version": "7.2.4", "valkey_version": "7.1.9"}, "bad"),
+        ({"redis_version": "7.2.4", "valkey_version": "9.1.0"}, "ok"),
+        ({"redis_version": "7.2.4", "arch_bits": "64"}, "ok"),
+        ({"redis_version": "7.2.4", "arch_bits": "32"}, "bad"),
+    ],
+)
+def test_doctor_knows_which_servers_are_too_old(facts: dict[str, str], level: str) -> None:
+    assert doctor.assess_version(facts).level == level
+
+
+@pytest.mark.parametrize(
+    ("policy", "level"),
+    [("noeviction", "ok"), ("volatile-lru", "note"), ("allkeys-lru", "bad"), ("allkeys-random", "bad"), ("", "bad")],
+)
+def test_a_policy_that_may_throw_leases_away_is_bad(policy: str, level: str) -> None:
+    assert doctor.assess_eviction({"maxmemory_policy": policy}).level == level
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "level"), [(84, 100, "ok"), (86, 100, "note"), (100, 100, "note"), (86, 0, "note")]
+)
+def test_memory_is_judged_by_how_near_the_limit_it_is(used: int, limit: int, level: str) -> None:
+    finding = doctor.assess_memory({"used_memory": str(used * 2**20), "maxmemory": str(limit * 2**20)})
+    assert finding.level == level
+    assert f"{used}.0 MiB" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("facts", "level"),
+    [
+        ({"aof_enabled": "1", "aof_last_write_status": "ok"}, "ok"),
+        ({"aof_enabled": "1", "aof_last_write_status": "err"}, "bad"),
+        ({"aof_enabled": "0", "rdb_last_bgsave_status": "ok"}, "note"),
+        ({"aof_enabled": "0", "rdb_last_bgsave_status": "err"}, "bad"),
+    ],
+)
+def test_what_a_restart_would_cost(facts: dict[str, str], level: str) -> None:
+    assert doctor.assess_persistence(facts).level == level
+
+
+def test_a_replica_is_no_place_for_writes() -> None:
+    assert doctor.assess_replication({"role": "slave"}).level == "bad"
+    primary = doctor.assess_replication({"role": "master", "connected_slaves": "2"})
+    assert (primary.level, primary.found) == ("ok", "primary, 2 replicas")

@@ -1,0 +1,552 @@
+"""Values and bytes: round trips, refusals, hostile bytes, and the keys made of arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import pickle
+import subprocess
+import sys
+import zlib
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NamedTuple
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgpack
+import numpy as np
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentperf_redis.codec.codec import MAX_DEPTH, Codec, canonical
+from agentperf_redis.codec.storable import Registry
+from agentperf_redis.errors import InvalidArgument, Undecodable
+
+
+class Colour(enum.Enum):
+    RED = "r"
+    BLUE = "b"
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    x: int
+    y: float = 0.5
+
+
+@dataclass
+class Path:
+    points: list[Point]
+    length: float = field(init=False, default=0.0)
+    note: str = field(default="", compare=False)
+
+
+class Pair(NamedTuple):
+    left: int
+    right: str
+
+
+class Answer(pydantic.BaseModel):
+    text: str = pydantic.Field(alias="body")
+    score: float = 0.0
+    at: tuple[int, ...] = ()
+
+
+class Money:
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Money) and other.cents == self.cents
+
+    def __hash__(self) -> int:
+        return hash(self.cents)
+
+    def __repr__(self) -> str:
+        return f"Money({self.cents})"
+
+
+@dataclass(eq=False)
+class OnlyItself:
+    x: int = 0
+
+
+registry = Registry()
+for known in (Colour, Rights, Point, Path, Pair, Answer):
+    registry.add(known)
+registry.add(Money, dump=lambda money: money.cents, load=Money)
+codec = Codec(registry=registry)
+
+
+def spelled(value: Any) -> str:
+    """Spell a value and the types in it out at every level, so that NaN is the same as NaN and 1 is not True."""
+    if isinstance(value, (list, tuple)):
+        inside = [spelled(item) for item in value]
+    elif isinstance(value, dict):
+        inside = [f"{spelled(key)}={spelled(item)}" for key, item in value.items()]
+    elif isinstance(value, Path):
+        inside = [spelled(value.points), spelled(value.length), spelled(value.note)]
+    elif isinstance(value, (set, frozenset)):
+        inside = sorted(map(spelled, value))
+    elif isinstance(value, np.ndarray):
+        inside = [str(value.dtype), str(value.shape), value.tobytes().hex()]
+    else:
+        return f"{type(value).__name__}:{value!r}"
+    return f"{type(value).__name__}({', '.join(inside)})"
+
+
+def same(one: Any, two: Any) -> bool:
+    return spelled(one) == spelled(two)
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.complex_numbers()
+    | st.text(st.characters(exclude_categories=()))
+    | st.binary()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+    | st.dates()
+    | st.datetimes()
+    | st.datetimes(
+        timezones=st.just(UTC) | st.builds(lambda s: timezone(timedelta(seconds=s)), st.integers(-86399, 86399))
+    )
+    | st.times()
+    | st.timedeltas()
+    | st.sampled_from([*Colour, Rights.READ, Rights.READ | Rights.WRITE, Point(1), Pair(1, "2"), Money(3)])
+    | st.builds(np.float64, st.floats())
+    | st.builds(np.int32, st.integers(-(2**31), 2**31 - 1))
+)
+hashable = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
+    max_leaves=4,
+)
+values = st.recursive(
+    scalars | hashable | st.binary().map(bytearray),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text(), inner)
+        | st.dictionaries(hashable, inner)
+        | st.sets(hashable)
+        | st.builds(Path, st.lists(inner))  # any value may stand in a field
+    ),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_what_goes_in_comes_out_equal_and_of_the_same_type(value: Any) -> None:
+    assert same(codec.decode(codec.encode(value)), value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.1,
+        Decimal("1.1"),
+        Decimal("sNaN123"),
+        Decimal("-0E+5"),
+        True,
+        1,
+        1.0,
+        -0.0,
+        [True, 1, 1.0],
+        {1: "a", "1": "b", (1, 2): {"c"}, None: frozenset({b"d"})},
+        {1.5: 1, False: 2},
+        2**63 - 1,
+        2**64 - 1,
+        2**64,
+        -(2**63),
+        -(2**63) - 1,
+        2**4000,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        complex(float("nan"), -0.0),
+        "\ud800 alone",
+        {"\ud800": 1},
+        "\x00",
+        b"",
+        bytearray(b"x"),
+        [bytearray(b"x"), b"x"],
+        datetime(2026, 1, 2, 3, 4, 5, 6),  # noqa: DTZ001  a naive one is the point
+        datetime(2026, 1, 2, tzinfo=UTC),
+        datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=5, minutes=30, seconds=1))),
+        date.min,
+        time(1, 2, 3, 4, tzinfo=timezone(timedelta(hours=-2))),
+        timedelta.min,
+        timedelta.max,
+        UUID(int=5),
+        (),
+        ((),),
+        [()],
+        set(),
+        [],
+        {},
+        [[], [[]], {}],
+        Colour.RED,
+        Rights.READ | Rights.WRITE,
+        Path([Point(1, 2.5)]),
+        Pair(1, "b"),
+        Money(5),
+        np.float32(1.5),
+        np.bool_(True),
+        np.datetime64("2026-01-02T03:04", "ms"),
+        np.str_("é"),
+        np.arange(6, dtype=">i4").reshape(2, 3),
+        np.asfortranarray(np.ones((2, 3))),
+        np.zeros((0, 3)),
+        np.array(5),
+        np.array([b"ab", b"c"]),
+        np.array([["x", "yz"]]),
+        [np.array([True, False]), {"a": np.complex64(1j)}],
+    ],
+    ids=repr,
+)
+def test_a_value_keeps_its_type(value: Any) -> None:
+    assert same(codec.decode(codec.encode(value)), value)
+
+
+def test_an_aware_datetime_keeps_its_instant_and_offset() -> None:
+    summer = datetime(2026, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    back = codec.decode(codec.encode(summer))
+    assert back == summer
+    assert back.utcoffset() == timedelta(hours=2)
+
+
+def test_a_dataclass_comes_back_without_its_init_and_with_all_its_fields() -> None:
+    path = Path([Point(1)], note="n")
+    path.length = 7.5
+    back = codec.decode(codec.encode(path))
+    assert back == path
+    assert (back.length, back.note) == (7.5, "n")
+
+
+def test_a_pydantic_model_comes_back_whole() -> None:
+    answer = Answer(body="why", at=(1, 2))
+    back = codec.decode(codec.encode(answer))
+    assert back == answer
+    assert type(back) is Answer
+    assert back.at == (1, 2)
+    assert back.model_fields_set == {"text", "at"}
+
+
+def test_an_array_comes_back_in_memory_of_its_own() -> None:
+    back = codec.decode(codec.encode(np.zeros(3)))
+    back[0] = 1.0
+    assert back.tolist() == [1.0, 0.0, 0.0]
+
+
+class Shouting(str):
+    __slots__ = ()
+
+
+class Nowhere(tzinfo):
+    def utcoffset(self, moment: datetime | None, /) -> None:
+        return None
+
+    dst = utcoffset
+
+    def tzname(self, moment: datetime | None, /) -> str:
+        return "nowhere"
+
+
+def itself() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def itself_in_a_tuple() -> tuple[list[Any]]:
+    inner: list[Any] = []
+    value = (inner,)
+    inner.append({"a": value})
+    return value
+
+
+def deep(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def laughs() -> list[Any]:
+    value: list[Any] = ["ha"]
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        Fraction(1, 3),
+        print,
+        int,
+        Shouting("x"),
+        OnlyItself(),
+        {"a": [1, {2: object()}]},
+        iter(()),
+        memoryview(b"x"),
+        [memoryview(b"x")],
+        msgpack.ExtType(1, b"x"),
+        [msgpack.Timestamp(1)],
+        datetime(2026, 1, 1, tzinfo=Nowhere()),
+        time(1, tzinfo=ZoneInfo("Europe/Berlin")),
+        np.array([object()]),
+        np.zeros(2, dtype=[("a", "i4")]),
+        np.ma.masked_array([1, 2], mask=[False, True]),
+        np.longdouble(1),
+        np.dtype("i4"),
+        itself(),
+        itself_in_a_tuple(),
+        deep(MAX_DEPTH + 1),
+        deep(1100),
+        (deep(MAX_DEPTH),),
+        laughs(),
+        [laughs(), {1}],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_would_not_come_back_as_it_was_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Codec(max_bytes=50_000, registry=registry).encode(value)
+    assert caught.value.argument == "value"
+    assert str(caught.value)
+
+
+def test_the_deepest_allowed_comes_back() -> None:
+    assert codec.decode(codec.encode(deep(MAX_DEPTH))) == deep(MAX_DEPTH)
+    assert codec.decode(codec.encode([*deep(MAX_DEPTH), 2**70])) == [*deep(MAX_DEPTH), 2**70]
+
+
+def test_the_cap_holds_both_ways_and_before_anything_is_unpacked() -> None:
+    small = Codec(max_bytes=100, compress_above=None)
+    assert len(small.encode("x" * 98)) == 101
+    for value in ("x" * 99, ["x"] * 60, b"x" * 5000):
+        with pytest.raises(InvalidArgument, match="at most 100 bytes"):
+            small.encode(value)
+    with pytest.raises(Undecodable, match="cap"):
+        small.decode(codec.encode(list(range(200))))
+
+
+def test_a_large_value_is_deflated_and_a_small_or_random_one_is_not() -> None:
+    text = "the same again " * 1000
+    assert codec.encode(text)[:1] == b"z"
+    assert len(codec.encode(text)) < 300
+    assert codec.decode(codec.encode(text)) == text
+    assert codec.encode("small")[:1] == b"m"
+    assert Codec(compress_above=None).encode(text)[:1] == b"m"
+    noise = np.random.default_rng(5).bytes(5000)
+    assert codec.encode(noise)[:1] == b"m"
+    assert codec.decode(codec.encode(noise)) == noise
+
+
+def test_a_bomb_is_not_inflated_beyond_the_cap() -> None:
+    bomb = b"z" + zlib.compress(b"\xc0" * 50_000_000)
+    assert len(bomb) < 100_000
+    with pytest.raises(Undecodable, match="inflates to more"):
+        codec.decode(bomb)
+
+
+class Canary:
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def packed(value: Any) -> bytes:
+    return b"m" + bytes(msgpack.packb(value))
+
+
+def ext(code: int, data: bytes = b"") -> msgpack.ExtType:
+    return msgpack.ExtType(code, data)
+
+
+HOSTILE = {
+    "nothing": b"",
+    "no form": b"\x01",
+    "form only": b"m",
+    "another form": b"Z\xc0",
+    "trailing": packed(1) + b"\x00",
+    "cut": packed([1, 2])[:-1],
+    "pickle": pickle.dumps(Canary()),
+    "pickle in form": b"m" + pickle.dumps(Canary()),
+    "json": b'{"a": 1}',
+    "forged length": b"m\xdd\xff\xff\xff\xff",
+    "forged map": b"m\xdf\x7f\xff\xff\xff",
+    "forged text": b"m\xdb\xff\xff\xff\xff",
+    "deep": b"m" + b"\x91" * 1100 + b"\xc0",
+    "bad utf-8": b"m\xa2\xc3\x28",
+    "unused type": b"m\xc1",
+    "unknown ext": packed(ext(42, b"x")),
+    "negative ext": packed(ext(5 - 128 + 128, b"x")),
+    "ext of keys": packed([ext(39), "a", 1]),
+    "timestamp": b"m\xd6\xff\x00\x00\x00\x01",
+    "timestamp of 12": b"m\xc7\x0c\xff" + bytes(12),
+    "timestamp in long form": b"m\x92\x01\xc9\x00\x00\x00\x04\xff" + bytes(4),
+    "timestamp as key": b"m\x81\xd6\xff\x00\x00\x00\x01\x01",
+    "lone mark": packed(ext(32)),
+    "mark behind": packed([1, ext(32)]),
+    "mark as key": b"m\x81" + packed(ext(33))[1:] + b"\x01",
+    "two marks": packed([ext(32), ext(33)]),
+    "fat mark": packed([ext(32, b"x"), 1]),
+    "set of lists": packed([ext(33), [1]]),
+    "dict of odd length": packed([ext(35), 1]),
+    "dict with list as key": packed([ext(35), [1], 2]),
+    "key is a list": b"m\x81\x90\x01",
+    "bad decimal": packed(ext(5, b"eins")),
+    "bad uuid": packed(ext(6, b"12")),
+    "bad date": packed(ext(8, b"2026-99-99")),
+    "bad datetime": packed(ext(7, b"\xff")),
+    "bad timedelta": packed(ext(10, b"1:2")),
+    "huge timedelta": packed(ext(10, b"999999999999:0:0")),
+    "bad complex": packed(ext(4, b"123")),
+    "unknown class": packed([ext(38), "os.system", "true"]),
+    "class that is no text": packed([ext(38), ["x"], "true"]),
+    "member unknown": packed([ext(38), f"{__name__}.Colour", "GREEN"]),
+    "fields missing": packed([ext(38), f"{__name__}.Point", {"x": 1}]),
+    "fields too many": packed([ext(38), f"{__name__}.Point", {"x": 1, "y": 1.0, "__class__": 1}]),
+    "model of another shape": packed([ext(38), f"{__name__}.Answer", [{"text": "a"}, {}, []]]),
+    "array of objects": packed([ext(36), "|O", [1], bytes(8)]),
+    "array of no size": packed([ext(36), "<U0", [1 << 40], b""]),
+    "array too short": packed([ext(36), "<f8", [2], bytes(8)]),
+    "array of negative shape": packed([ext(36), "<f8", [-1, -1], bytes(8)]),
+    "array of huge shape": packed([ext(36), "<f8", [1 << 62, 1 << 62, 0], b""]),
+    "array of records": packed([ext(36), "i4,i4", [1], bytes(8)]),
+    "array of text": packed([ext(36), "<f8", [1], "12345678"]),
+    "scalar too long": packed([ext(37), "<f8", bytes(16)]),
+    "not deflated": b"znonsense",
+    "deflated, cut": b"z" + zlib.compress(b"\xc0" * 100)[:-1],
+    "deflated, trailing": b"z" + zlib.compress(b"\xc0") + b"x",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_bytes_are_undecodable(data: bytes) -> None:
+    with pytest.raises(Undecodable) as caught:
+        codec.decode(data)
+    assert caught.value.reason
+
+
+@given(st.binary())
+def test_any_bytes_are_a_value_or_undecodable(data: bytes) -> None:
+    for form in (b"", b"m", b"z"):
+        try:
+            value = codec.decode(form + data)
+        except Undecodable:
+            continue
+        assert same(codec.decode(codec.encode(value)), value)
+
+
+@given(values, st.data())
+def test_damaged_bytes_are_a_value_or_undecodable(value: Any, data: st.DataObject) -> None:
+    damaged = bytearray(codec.encode(value))
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(Undecodable):
+        codec.decode(bytes(damaged))
+
+
+@pytest.mark.parametrize("argument", ["max_bytes", "compress_above"])
+@pytest.mark.parametrize("value", [0, -1, True, "5", 1.5])
+def test_settings_are_checked(argument: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=argument):
+        Codec(**{argument: value})
+
+
+def test_numpy_is_not_imported_for_plain_values() -> None:
+    program = (
+        "import sys; from agentperf_redis.codec.codec import Codec; c = Codec(); c.decode(c.encode([1, (2,)]));"
+        "assert 'numpy' not in sys.modules and 'pydantic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# ---- keys of arguments
+
+DIFFERENT = [
+    None, True, False, 0, 1, 1.0, 0.0, -0.0, "1", "", b"1", bytearray(b"1"), Decimal(1), Decimal("1.0"), 1 + 0j, 2**64,
+    [], (), set(), frozenset(), {}, [1], (1,), {1}, frozenset({1}), {1: 1}, {"1": 1}, {1: "1"}, {True: 1}, [1, 2], [2, 1],
+    [[1], 2], [[1, 2]], date(2026, 1, 1), datetime(2026, 1, 1), "2026-01-01", UUID(int=1), Colour.RED, "RED", "r",  # noqa: DTZ001
+    Rights.READ, Point(1), Point(1, 2.0), np.int64(1), np.int32(1), np.array([1]), np.array([[1]]), "\ud800", timedelta(1),
+]  # fmt: skip
+
+
+def test_keys_differ_where_values_or_types_do() -> None:
+    assert len({canonical(value) for value in DIFFERENT}) == len(DIFFERENT)
+
+
+def test_a_key_does_not_depend_on_the_order_of_dicts_and_sets() -> None:
+    assert canonical({"a": 1, "b": {2: 3, 1: 4}}) == canonical({"b": {1: 4, 2: 3}, "a": 1})
+    assert canonical({"x", "y", 1, (2, 3)}) == canonical({(2, 3), 1, "y", "x"})
+
+
+@given(st.dictionaries(hashable, hashable | st.lists(hashable, max_size=3), max_size=5), st.randoms())
+def test_a_shuffled_dict_has_the_same_key(value: dict[Any, Any], random: Any) -> None:
+    items = list(value.items())
+    random.shuffle(items)
+    shuffled = dict(items)
+    assert canonical(shuffled, registry) == canonical(value, registry)
+
+
+def test_a_key_is_the_same_in_another_process_with_another_hash_seed() -> None:
+    program = (
+        "from agentperf_redis.codec.codec import canonical; from decimal import Decimal;"
+        "print(canonical((({'b', 'a', 'c'}, {'z': 1, 'y': (Decimal('1.1'), 2**70)}), None)).hex())"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, env={"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(seen) == 1
+
+
+class WithKey:
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __cache_key__(self) -> str:
+        return self.model
+
+
+def test_an_object_may_say_what_stands_for_it() -> None:
+    assert canonical(WithKey("a")) == canonical(WithKey("a"))
+    assert canonical(WithKey("a")) != canonical(WithKey("b"))
+    assert canonical(WithKey("a")) != canonical("a")
+
+
+def test_a_dataclass_is_keyed_by_all_of_its_state() -> None:
+    assert canonical(Path([Point(1)], note="a")) == canonical(Path([Point(1)], note="a"))
+    assert canonical(Path([Point(1)])) != canonical(Path([Point(2)]))
+    assert canonical(Path([Point(1)], note="a")) != canonical(Path([Point(1)], note="b"))
+    beside = Path([Point(1)])
+    vars(beside)["tenant"] = "b"
+    assert canonical(beside) != canonical(Path([Point(1)]))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), OnlyItself(), print, itself(), deep(MAX_DEPTH + 1), np.array([object()])],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_has_no_identity_cannot_be_keyed(value: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        canonical({"argument": value})

@@ -1,0 +1,666 @@
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agentperf_redis import AgentPerf
+from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.metrics.spans import Span, current_span, outcome_of
+from agentperf_redis.metrics.tracking import track_performance
+
+STEP_S = 0.01
+
+
+class Notes:
+    """Stands in for a collector and keeps what it is told: agent, seconds, outcome."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, float, str]] = []
+        self.streams: list[tuple[int, float, float | None]] = []
+
+    def track(self, agent_name: str) -> Span:
+        return Span(agent_name, None, lambda span, outcome: self.said.append((span.agent_name, span.seconds, outcome)))
+
+    def record_stream(self, agent_name: str, items: int, first: float, between: float | None) -> None:
+        self.streams.append((items, first, between))
+
+    def once(self, outcome: str, *, at_least: float = 0.0) -> None:
+        """Assert that there was one execution, with that outcome and a duration that makes sense."""
+        ((agent, seconds, found),) = self.said
+        assert (agent, found) == ("agent", outcome)
+        assert at_least <= seconds < at_least + 5.0
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def track(notes: Notes) -> Callable[[Any], Any]:
+    collector: Any = notes
+    return track_performance("agent", collector)
+
+
+@pytest.mark.parametrize("collector", [AgentPerf("redis://nobody.invalid"), "perf", None])
+def test_what_is_no_collector_is_refused_before_anything_is_decorated(collector: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"collector is .*; allowed: a MetricsCollector, such as perf\.metrics"):
+        track_performance("agent", collector)
+
+
+def test_a_function(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work(first: int, *, second: int) -> int:
+        """Add."""
+        time.sleep(STEP_S)
+        return first + second
+
+    assert work(1, second=2) == 3
+    assert (work.__name__, work.__doc__) == ("work", "Add.")
+    notes.once("ok", at_least=STEP_S)
+
+
+def test_a_function_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        work()
+    notes.once("err:KeyError")
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (type("Bad\nName\x85", (Exception,), {}), "err:Bad?Name?"),
+        (type("", (Exception,), {}), "err:?"),
+        (type("x" * 300, (Exception,), {}), "err:" + "x" * 200),
+        (type("Fehlgröße", (Exception,), {}), "err:Fehlgröße"),
+    ],
+    ids=["controls", "none", "long", "letters"],
+)
+def test_an_error_of_any_name_reaches_the_caller(
+    notes: Notes, track: Callable[[Any], Any], error: type[Exception], outcome: str
+) -> None:
+    @track
+    def work() -> None:
+        raise error
+
+    with pytest.raises(error) as caught:
+        work()
+    assert type(caught.value) is error
+    notes.once(outcome)
+
+
+def test_an_error_that_does_not_tell_its_name_reaches_the_caller(notes: Notes, track: Callable[[Any], Any]) -> None:
+    class Secretive(type):
+        @property
+        def __name__(cls) -> str:  # type: ignore[override]  # that is the point
+            raise ZeroDivisionError
+
+    class Odd(Exception, metaclass=Secretive):
+        pass
+
+    @track
+    def work() -> None:
+        raise Odd
+
+    found: type | None = None
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001  pytest.raises would ask for its name
+        found = type(error)
+    assert found is Odd
+    notes.once("err:Odd")
+
+
+class Unwilling(Notes):
+    """A collector that cannot record."""
+
+    def track(self, agent_name: str) -> Span:
+        def finish(span: Span, outcome: str) -> None:
+            raise InvalidArgument("outcome", outcome, "something else")
+
+        return Span(agent_name, None, finish)
+
+    def record_stream(self, *_: Any) -> None:
+        raise InvalidArgument("items", 1, "something else")
+
+
+def test_recording_that_fails_disturbs_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    unwilling: Any = Unwilling()
+    track = track_performance("agent", unwilling)
+
+    @track
+    def work() -> int:
+        return 1
+
+    @track
+    def fail() -> None:
+        raise KeyError("x")
+
+    @track
+    def stream() -> Generator[int, None, None]:
+        yield 1
+
+    assert work() == 1
+    with pytest.raises(KeyError):
+        fail()
+    assert list(stream()) == [1]
+    assert current_span() is None
+    assert caplog.text.count("could not be recorded") == 4
+    assert "'agent'" in caplog.text
+
+
+def test_a_function_interrupted_is_a_failure_with_its_name(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    notes.once("err:KeyboardInterrupt")
+
+
+def test_a_coroutine(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work(value: int) -> int:
+        await asyncio.sleep(STEP_S)
+        return value
+
+    assert inspect.iscoroutinefunction(work)
+    assert asyncio.run(work(7)) == 7
+    notes.once("ok", at_least=STEP_S)
+
+
+def test_a_coroutine_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(work())
+    notes.once("err:TimeoutError")
+
+
+def test_a_cancelled_task(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work() -> None:
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        task = asyncio.create_task(work())
+        await asyncio.sleep(STEP_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    notes.once("cancelled", at_least=STEP_S / 2)
+
+
+def test_a_generator_is_recorded_when_it_is_exhausted(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work(count: int) -> Generator[int, str, str]:
+        heard = []
+        for number in range(count):
+            time.sleep(STEP_S)
+            heard.append((yield number))
+        return ",".join(heard)
+
+    assert inspect.isgeneratorfunction(work)
+    stream = work(3)
+    assert not notes.said
+    assert [next(stream), stream.send("a"), stream.send("b")] == [0, 1, 2]
+    assert not notes.said
+    with pytest.raises(StopIteration) as end:
+        stream.send("c")
+    assert end.value.value == "a,b,c"
+    notes.once("ok", at_least=3 * STEP_S)
+    ((items, first, between),) = notes.streams
+    assert items == 3
+    assert first >= STEP_S
+    assert between is not None
+    assert between >= STEP_S
+
+
+def test_the_time_of_a_consumer_is_not_that_between_items(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> Iterator[int]:
+        assert current_span() is not None, "it runs as an execution"
+        yield 1
+        yield 2
+
+    for _ in work():
+        assert current_span() is None, "its consumer does not"
+        time.sleep(10 * STEP_S)
+    notes.once("ok", at_least=20 * STEP_S)
+    ((items, _, between),) = notes.streams
+    assert items == 2
+    assert between is not None
+    assert between < 5 * STEP_S
+
+
+def test_a_span_held_open_over_an_item_is_left_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
+    inner = Span("agent", "inside", lambda span, _: None)
+
+    @track
+    def work() -> Iterator[int]:
+        with inner:
+            time.sleep(STEP_S)
+            yield 1
+            assert current_span() is inner
+        yield 2
+
+    for _ in work():
+        assert current_span() is None
+        time.sleep(10 * STEP_S)
+    assert STEP_S <= inner.self_seconds < 5 * STEP_S
+    notes.once("ok", at_least=20 * STEP_S)
+
+
+def test_a_generator_that_is_closed_has_done_its_work(notes: Notes, track: Callable[[Any], Any]) -> None:
+    cleaned = []
+
+    @track
+    def work() -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            cleaned.append(True)
+
+    stream = work()
+    next(stream)
+    stream.close()
+    assert cleaned
+    notes.once("ok")
+
+
+def test_a_generator_that_is_dropped_is_recorded_too(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    for _ in work():
+        break
+    notes.once("ok")
+
+
+def test_a_generator_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> Iterator[int]:
+        yield 1
+        raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        list(work())
+    notes.once("err:ValueError")
+
+
+def test_what_is_thrown_into_a_generator_reaches_it(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    def work() -> Iterator[str]:
+        try:
+            yield "first"
+        except KeyError:
+            yield "caught"
+
+    stream: Any = work()
+    next(stream)
+    assert stream.throw(KeyError()) == "caught"
+    assert list(stream) == []
+    notes.once("ok")
+
+
+def test_an_async_generator(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work() -> AsyncIterator[int]:
+        for number in range(3):
+            await asyncio.sleep(STEP_S)
+            yield number
+
+    async def main() -> list[int]:
+        return [number async for number in work()]
+
+    assert inspect.isasyncgenfunction(work)
+    assert asyncio.run(main()) == [0, 1, 2]
+    notes.once("ok", at_least=3 * STEP_S)
+
+
+def test_an_async_generator_is_sent_and_thrown_to(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def work() -> Any:
+        heard = yield "first"
+        try:
+            yield heard
+        except KeyError:
+            yield "caught"
+
+    async def main() -> list[str]:
+        stream = work()
+        found = [await stream.asend(None), await stream.asend("sent"), await stream.athrow(KeyError())]
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        return found
+
+    assert asyncio.run(main()) == ["first", "sent", "caught"]
+    notes.once("ok")
+
+
+def test_an_async_generator_that_is_closed(notes: Notes, track: Callable[[Any], Any]) -> None:
+    cleaned = []
+
+    @track
+    async def work() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    async def main() -> None:
+        stream: Any = work()
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(main())
+    assert cleaned
+    notes.once("ok")
+
+
+def test_an_async_generator_that_fails_or_is_cancelled(notes: Notes, track: Callable[[Any], Any]) -> None:
+    @track
+    async def failing() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError
+
+    @track
+    async def waiting() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(60)
+
+    async def consume(stream: AsyncIterator[int]) -> None:
+        async for _ in stream:
+            pass
+
+    async def main() -> None:
+        with pytest.raises(ValueError):
+            await consume(failing())
+        task = asyncio.create_task(consume(waiting()))
+        await asyncio.sleep(STEP_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.said] == ["err:ValueError", "cancelled"]
+
+
+def test_methods_of_every_kind(notes: Notes, track: Callable[[Any], Any]) -> None:
+    class Agent:
+        base = 10
+
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        @track
+        def plain(self, more: int) -> int:
+            return self.value + more
+
+        @track
+        async def asynchronous(self) -> int:
+            return self.value
+
+        @track
+        def stream(self) -> Iterator[int]:
+            yield self.value
+
+        @track
+        @classmethod
+        def of_class(cls) -> int:
+            return cls.base
+
+        @staticmethod
+        @track
+        def static(value: int) -> int:
+            return value
+
+        @track
+        @staticmethod
+        def static_below(value: int) -> int:
+            return value
+
+    agent = Agent(1)
+    assert agent.plain(2) == 3
+    assert asyncio.run(agent.asynchronous()) == 1
+    assert list(agent.stream()) == [1]
+    assert (Agent.of_class(), Agent.static(5), agent.static_below(6)) == (10, 5, 6)
+    assert [outcome for _, _, outcome in notes.said] == ["ok"] * 6
+
+
+def test_callables_that_are_no_functions(notes: Notes, track: Callable[[Any], Any]) -> None:
+    class Doubles:
+        async def __call__(self, value: int) -> int:
+            await asyncio.sleep(STEP_S)
+            return 2 * value
+
+    async def add(first: int, second: int) -> int:
+        await asyncio.sleep(STEP_S)
+        return first + second
+
+    assert asyncio.run(track(Doubles())(4)) == 8
+    assert asyncio.run(track(functools.partial(add, 1))(2)) == 3
+    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.said)
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
+
+
+def test_a_bad_name_is_refused_when_decorating(notes: Notes) -> None:
+    collector: Any = notes
+    with pytest.raises(InvalidArgument, match="agent_name"):
+        track_performance("", collector)
+
+
+class Tool:
+    """What a decorator of a framework makes of a function: an object that can be called, and more."""
+
+    def __call__(self) -> None: ...
+
+    def invoke(self, arguments: object) -> object:
+        return arguments
+
+
+class Plain:
+    name = "search"
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [Plain(), Tool(), Tool, None, "text", 3, property(len), asyncio, [len]],
+    ids=["instance", "tool", "class", "none", "text", "number", "property", "module", "list"],
+)
+def test_what_is_no_function_is_refused_at_decoration(track: Callable[[Any], Any], thing: object) -> None:
+    with pytest.raises(InvalidArgument, match="decorate the method"):
+        track(thing)
+
+
+def test_functions_written_in_c_and_remembered_ones_are_functions(notes: Notes, track: Callable[[Any], Any]) -> None:
+    assert track(len)("ab") == 2
+    assert track(functools.lru_cache(lambda x: x))(1) == 1
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
+
+
+async def later(fails: bool = False) -> str:
+    await asyncio.sleep(STEP_S)
+    if fails:
+        raise ConnectionError("down")
+    return "an answer"
+
+
+def test_a_plain_function_that_returns_a_coroutine(notes: Notes, track: Callable[[Any], Any]) -> None:
+    ask = track(lambda fails: later(fails))  # noqa: PLW0108  a plain function
+
+    async def main() -> None:
+        call = ask(False)
+        assert asyncio.iscoroutine(call)
+        assert current_span() is None, "what follows the call is not its work"
+        assert await call == "an answer"
+        assert await asyncio.create_task(ask(False)) == "an answer"
+        with pytest.raises(ConnectionError):
+            await ask(True)
+        task = asyncio.create_task(ask(False))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert current_span() is None
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok", "err:ConnectionError", "cancelled"]
+    assert all(seconds >= STEP_S / 2 for _, seconds, outcome in notes.said if outcome == "ok")
+
+
+def test_spans_within_an_awaited_result_nest_in_it(track: Callable[[Any], Any]) -> None:
+    seen: list[Span | None] = []
+
+    async def inner() -> None:
+        seen.append(current_span())
+
+    asyncio.run(track(lambda: inner())())  # noqa: PLW0108  as above
+    assert seen[0] is not None
+    assert seen[0].agent_name == "agent"
+
+
+def test_a_plain_function_that_returns_a_task(notes: Notes, track: Callable[[Any], Any]) -> None:
+    start = track(lambda fails: asyncio.ensure_future(later(fails)))
+
+    async def main() -> None:
+        task = start(False)
+        assert isinstance(task, asyncio.Task)
+        assert await task == "an answer"
+        with pytest.raises(ConnectionError):
+            await start(True)
+        stopped = start(False)
+        stopped.cancel()
+        await asyncio.gather(stopped, return_exceptions=True)
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "err:ConnectionError", "cancelled"]
+    assert notes.said[0][1] >= STEP_S / 2
+
+
+class Request:
+    """As HTTP clients have it: to be awaited, or to be entered."""
+
+    url = "http://127.0.0.1/"
+
+    def __await__(self) -> Generator[Any, Any, str]:
+        return later().__await__()
+
+    async def __aenter__(self) -> str:
+        return await later()
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+def test_a_plain_function_that_returns_another_awaitable(notes: Notes, track: Callable[[Any], Any]) -> None:
+    get = track(lambda: Request())  # noqa: PLW0108  as above
+
+    async def main() -> None:
+        request = get()
+        assert (request.url, isinstance(request, Request)) == (Request.url, True)
+        assert await request == "an answer"
+        async with get() as answer:
+            assert answer == "an answer"
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
+    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.said)
+
+
+def test_a_function_that_fails_before_it_returns_something_to_await(notes: Notes, track: Callable[[Any], Any]) -> None:
+    def ask() -> Any:
+        raise ValueError("no key")
+
+    with pytest.raises(ValueError, match="no key"):
+        track(ask)()
+    notes.once("err:ValueError")
+
+
+class Interrupt(Exception):
+    """Control flow of a framework."""
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine", "awaitable", "stream"])
+def test_exceptions_that_are_control_flow_are_no_failures(kind: str, perf_notes: list[str]) -> None:
+    collector: Any = Tracks(perf_notes)
+    track = track_performance("agent", collector, not_failures=(Interrupt,))
+
+    async def interrupted() -> None:
+        raise Interrupt
+
+    def plain() -> None:
+        raise Interrupt
+
+    def stream() -> Iterator[int]:
+        yield 1
+        raise Interrupt
+
+    runs: dict[str, Callable[[], object]] = {
+        "function": track(plain),
+        "coroutine": lambda: asyncio.run(track(interrupted)()),
+        "awaitable": lambda: asyncio.run(track(lambda: interrupted())()),  # noqa: PLW0108  as above
+        "stream": lambda: list(track(stream)()),
+    }
+    with pytest.raises(Interrupt):
+        runs[kind]()
+    assert perf_notes == ["ok"]
+
+
+class Tracks(Notes):
+    """A collector that takes `not_failures`, as the real one does."""
+
+    def __init__(self, outcomes: list[str]) -> None:
+        super().__init__()
+        self._outcomes = outcomes
+
+    def track(self, agent_name: str, **options: Any) -> Span:
+        return Span(agent_name, None, lambda span, outcome: self._outcomes.append(outcome), None, **options)
+
+
+@pytest.fixture
+def perf_notes() -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize("wrong", ["GraphInterrupt", [ValueError], ValueError("x"), (ValueError, 3), object])
+def test_what_is_no_exception_class_is_refused(wrong: Any) -> None:
+    metrics = AgentPerf("redis://nobody.invalid").metrics
+    for call in (
+        lambda: track_performance("agent", metrics, not_failures=wrong),
+        lambda: metrics.track("agent", not_failures=wrong),
+        lambda: metrics.span("agent", "s", not_failures=wrong),
+    ):
+        with pytest.raises(InvalidArgument, match=r"not_failures is .* an exception class"):
+            call()
+
+
+def test_cancellations_of_trio_are_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cancelled(BaseException):
+        pass
+
+    monkeypatch.setitem(sys.modules, "trio", SimpleNamespace(Cancelled=Cancelled))
+    assert outcome_of(Cancelled()) == "cancelled"
+    assert outcome_of(BaseExceptionGroup("several", [Cancelled(), asyncio.CancelledError()])) == "cancelled"
+    assert outcome_of(BaseExceptionGroup("several", [Cancelled(), KeyError()])) == "err:BaseExceptionGroup"

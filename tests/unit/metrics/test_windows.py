@@ -1,0 +1,141 @@
+"""The scripts on a pretended server whose clock the test sets: what a window covers is what it counts, at any moment."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from unittest import mock
+
+import pytest
+
+from agentperf_redis import keys
+from agentperf_redis.metrics import commands
+from agentperf_redis.metrics.accumulator import OK
+from agentperf_redis.metrics.buffer import Buffer
+from agentperf_redis.metrics.counters import Counters
+from agentperf_redis.metrics.retention import Retention
+from tests.support.fake import Fake
+
+NAMESPACE = "windows"
+SHARD = keys.metrics_shard("research")
+TIERS = ((10, 900.0), (60, 3 * 3600.0), (3600, 8 * 86_400.0), (86_400, 90 * 86_400.0))
+TIMESTAMPS = [
+    datetime(2026, 11, 22, 16, 45, 13, 400_000, tzinfo=UTC),
+    datetime(2026, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC),
+    datetime(2028, 2, 29, 0, 0, 0, 0, tzinfo=UTC),
+    datetime(2100, 3, 1, 0, 0, 0, 1000, tzinfo=UTC),  # no leap year
+]
+
+
+class World:
+    """A pretended server at a moment of its own, and executions at moments of the past."""
+
+    def __init__(self, fake: Fake, now: float) -> None:
+        self.fake = fake
+        self.now = now
+        self.recorded: list[float] = []
+
+    def record(self, timestamps: list[float], retention: Retention) -> None:
+        clock = [0.0]
+        buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
+        buffer.synchronise(self.now, 0.0)
+        for timestamp in sorted(timestamps):
+            clock[0] = timestamp - self.now
+            buffer.record("research", 0.5, OK)
+        clock[0] = 0.0
+        buffer.aggregate()
+        buffer.downsample(retention.ttls)
+        while batches := buffer.batches():
+            (batch,) = batches
+            self.fake.run(commands.flush(NAMESPACE, batch, now=0.0, retention=retention))
+            buffer.settled(batch, 0)
+        self.recorded += timestamps
+
+    def read(self, window_s: float, as_of: float | None) -> Counters:
+        answer = self.fake.run(
+            commands.read(
+                NAMESPACE,
+                SHARD,
+                ["research"],
+                window_ms=round(window_s * 1000),
+                as_of_ms=-1 if as_of is None else round(as_of * 1000),
+                max_exact=0,
+            )
+        )
+        counters: Counters = answer.counter_sets["research"]
+        return counters
+
+
+@pytest.fixture(params=TIMESTAMPS, ids=lambda timestamp: timestamp.strftime("%Y-%m-%d"))
+def world(request: pytest.FixtureRequest, fake: Fake) -> Iterator[World]:
+    now = request.param.timestamp()
+    with mock.patch("time.time", return_value=now):
+        assert fake.client.time()[0] == int(now), "the pretended server goes by time.time"
+        yield World(fake, now)
+
+
+def kept(world: World, timestamp: float) -> float:
+    """The width of the finest slices that are still kept of a moment."""
+    for width, life in TIERS:
+        if timestamp // width * width + width + life > world.now:
+            return width
+    return 0.0
+
+
+def test_what_a_window_covers_is_what_it_counts(world: World) -> None:
+    source = random.Random(world.now)
+    # not within a millisecond of the border of a slice, where rounding decides
+    timestamps = [
+        (world.now - age) // 10 * 10 + source.uniform(0.01, 9.9)
+        for age in (*(source.uniform(0, 1200) for _ in range(60)), *(10 ** source.uniform(3, 6.8) for _ in range(60)))
+    ]
+    timestamps = [timestamp for timestamp in timestamps if timestamp < world.now]
+    world.record(timestamps, Retention())
+    for _ in range(150):
+        window = 10 ** source.uniform(0, 6.5)
+        as_of = None if source.random() < 0.4 else world.now - 10 ** source.uniform(-1, 6.5)
+        end = world.now if as_of is None else as_of
+        counters = world.read(window, as_of)
+        start_s, end_s = (ms / 1000 for ms in counters.interval_ms)
+        inside = sum(start_s <= timestamp < end_s for timestamp in world.recorded)
+        assert counters.n == inside, (window, as_of)
+        width = kept(world, end - window)
+        if width:
+            assert end - window - width < start_s <= end - window + 0.001
+            assert end_s >= min(end, world.now) - 0.001
+
+
+def test_slices_are_named_in_utc(world: World) -> None:
+    world.record([world.now], Retention())
+    timestamp = datetime.fromtimestamp(world.now, tz=UTC)
+    tag = keys.metrics_tag(NAMESPACE, SHARD)
+    expected = {
+        f"{tag}:10s:{timestamp:%Y-%m-%dT%H:%M}:{timestamp.second // 10 * 10:02d}:research",
+        f"{tag}:1m:{timestamp:%Y-%m-%dT%H:%M}:research",
+        f"{tag}:1h:{timestamp:%Y-%m-%dT%H}:research",
+        f"{tag}:1d:{timestamp:%Y-%m-%d}:research",
+    }
+    assert set(world.fake.client.keys(f"{tag}:1*:research")) == expected
+
+
+def test_a_window_in_the_future_holds_what_reaches_into_it(world: World) -> None:
+    world.record([world.now - 30.0], Retention())
+    for ahead, window, expected in ((20.0, 60.0, 1), (60.0, 60.0, 0), (1000.0, 60.0, 0), (1000.0, 3600.0, 1)):
+        assert world.read(window, world.now + ahead).n == expected
+
+
+def test_without_fine_slices_the_wider_ones_answer(world: World) -> None:
+    coarse = Retention(slices_10s=0.0, slices_1m=0.0)
+    world.record([world.now - 30.0, world.now - 5000.0], coarse)
+    for window in (60.0, 300.0, 4000.0, 86_400.0):
+        counters = world.read(window, None)
+        start_s, end_s = (ms / 1000 for ms in counters.interval_ms)
+        assert counters.n == sum(start_s <= timestamp < end_s for timestamp in world.recorded)
+        assert start_s <= world.now - window
+
+
+def test_nothing_kept_is_nothing_read(world: World) -> None:
+    world.record([world.now - 30.0], Retention(slices_10s=0.0, slices_1m=0.0, slices_1h=0.0, slices_1d=0.0))
+    assert world.read(300.0, None).n == 0
+    assert world.read(0.0, None).n == 1, "but all time is"
