@@ -65,7 +65,7 @@ class Fields:
                 return frozenset(name for name in self._order if name in source)  # type: ignore[operator]
             own = _own(source)
             if _MOCK_CHILDREN in own:
-                return self._known & {*own, *_children(own), *_class_fields_of(cls, self._known)}
+                return self._known & {*own, *_children(own), *_mock_class_fields(cls, self._known)}
             found = {*(self._known & own.keys()), *_class_fields(cls, self._known)}
             for hidden in _pydantic_stores(cls):
                 found |= self._known & _store(source, hidden).keys()
@@ -91,7 +91,7 @@ class Fields:
             for hidden in _pydantic_stores(cls) if not mocked else ():
                 if name in (store := _store(source, hidden)):
                     return store[name]
-            stored = (_class_fields_of if mocked else _class_fields)(cls, self._known)
+            stored = (_mock_class_fields if mocked else _class_fields)(cls, self._known)
             return getattr(source, name) if name in stored or id(source) in self._answering else None
         except Exception:  # noqa: BLE001  likewise
             return None
@@ -152,7 +152,8 @@ def _store(source: object, name: str) -> Mapping[str, Any]:
     return store if isinstance(store, dict) else {}
 
 
-def _class_fields_of(cls: type, known: frozenset[str]) -> frozenset[str]:
+@lru_cache(maxsize=_MAX_TYPES)
+def _class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
     """Return the names that a class gives data to: slots, properties, plain values; no methods."""
     found: set[str] = set()
     hidden: set[str] = set()
@@ -165,8 +166,10 @@ def _class_fields_of(cls: type, known: frozenset[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-# Not for mocks: each has a class of its own.
-_class_fields = lru_cache(maxsize=_MAX_TYPES)(_class_fields_of)
+def _mock_class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
+    """Do so for a mock. Each has a class of its own, for its properties; the classes behind that one are remembered."""
+    own = {name for name in known & cls.__dict__.keys() if not isinstance(cls.__dict__[name], _NOT_DATA)}
+    return frozenset(own.union(*(_class_fields(base, known) for base in cls.__bases__)))
 
 
 @lru_cache(maxsize=_MAX_TYPES)

@@ -194,9 +194,10 @@ _COMPONENT_NAMES = frozenset(_MODEL)
 """Known names that may be those of components: LangChain's agents have a node ``model``."""
 _MAX_DEPTH = 10
 """The deepest that is known: a graph's update, state, messages, message, metadata, usage, counts."""
-_OBJECT_COST, _SCALAR_COST, _MAX_FRUITLESS = 20, 1, 10_000
-"""What may be looked at since counts were last found: 500 objects, as 200 messages in a row that have none are, or
-10,000 numbers of a list."""
+_OBJECT_COST, _SCALAR_COST, _MAX_FRUITLESS = 20, 1, 12_000
+"""What may be looked at since counts were last found: 200 messages in a row that have none, or 12,000 numbers of a
+list. An object costs twice as much as its holder, up to the next list: one that makes up what it holds ends after ten.
+"""
 _MAX_UNNAMED = 64
 """Items of a mapping without known names: outputs by component, usage by model."""
 
@@ -280,6 +281,7 @@ class _Search:
     def __init__(self) -> None:
         self._fields = Fields(_NAMES)
         self._fruitless = 0
+        self._top = _MAX_DEPTH
         self._seen: dict[int, object] = {}
         """What is being searched, or holds nothing: objects may hold each other."""
 
@@ -305,7 +307,7 @@ class _Search:
             return []
         if id(source) in self._seen:
             return []
-        self._fruitless += _OBJECT_COST
+        self._fruitless += _OBJECT_COST << (self._top - depth)
         self._seen[id(source)] = source
         found = self._searched(source, depth)
         if found:
@@ -328,7 +330,14 @@ class _Search:
         for item in items:
             if self._fruitless >= _MAX_FRUITLESS:
                 break
-            found += self._within(item, depth - 1)
+            found += self._item(item, depth - 1)
+        return found
+
+    def _item(self, item: object, depth: int) -> list[Found]:
+        """Return the usages in an item of a list."""
+        top, self._top = self._top, depth
+        found = self._within(item, depth)
+        self._top = top
         return found
 
     def _named(self, source: object, names: frozenset[str], depth: int) -> list[Found]:
@@ -338,7 +347,7 @@ class _Search:
         if not found and _METRICS in names:
             found = self._last_invocation(self._fields.get(source, _METRICS), depth - 1)
         for holder, every in _HOLDERS.items():
-            if found:
+            if found or self._fruitless >= _MAX_FRUITLESS:
                 break
             if holder in names:
                 held = self._fields.get(source, holder)
@@ -354,7 +363,7 @@ class _Search:
         return [each for prompt in prompts for each in self._first(prompt, depth - 2)]
 
     def _first(self, items: Sequence[object], depth: int) -> list[Found]:
-        return next((found for item in items if (found := self._within(item, depth))), [])
+        return next((found for item in items if (found := self._item(item, depth))), [])
 
     def _by_prompts(self, found: list[Found], source: object, names: frozenset[str]) -> list[Found]:
         """Count a call for each prompt: LangChain's ``llm_output`` is their sum."""
@@ -371,7 +380,7 @@ class _Search:
         for message in messages:
             identity = self._text(message, self._fields.names(message), ("id",))
             kept = Part(identity) if identity else None
-            found += [replace(each, part=kept or each.part) for each in self._within(message, depth - 2)]
+            found += [replace(each, part=kept or each.part) for each in self._item(message, depth - 2)]
         return found
 
     def _last_invocation(self, metrics: object, depth: int) -> list[Found]:

@@ -738,6 +738,26 @@ def test_search_without_finds_is_bounded_and_one_with_finds_is_not() -> None:
     assert len(read([*["text"] * 5000, *[{}] * 100, CHAT]).found) == 1
 
 
+def test_object_that_makes_up_what_it_holds_ends_soon() -> None:
+    class Endless:
+        looks = 0
+
+        @property
+        def usage(self) -> Any:
+            Endless.looks += 1
+            return Endless()
+
+        response = message = result = data = body = usage
+
+    assert read(Endless()).found == ()
+    assert Endless.looks <= 30
+
+
+def test_deepest_known_nesting_is_found() -> None:
+    state = {"messages": [HUMAN] * 100 + [{"response_metadata": {"token_usage": CHAT}}]}
+    assert read_usage([{"data": {"output": {"agent": state}}}]) == used(100, 20, cached=64, reasoning=12)
+
+
 def test_model_name_is_made_storable() -> None:
     found = read_usage({"model": "m\ud800\n" + "x" * 300, "usage": {"prompt_tokens": 1}})
     assert found is not None
