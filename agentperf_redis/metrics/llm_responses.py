@@ -65,6 +65,8 @@ class Responses:
             if key is not None and not part.ends:
                 self._remember(key, _Counted(usage, unread=False))
             return usage, False
+        if key is not None and part.ends:
+            del self._counted[key]
         before, was_unread = counted.usage, counted.unread
         counted.usage, counted.unread = joined(before, usage, adds=part.adds), False
         difference = {name: max(0, getattr(counted.usage, name) - getattr(before, name)) for name in SUMMED}
@@ -86,6 +88,8 @@ class Responses:
             if key is None:
                 return None
             if key in self._counted:
+                if part.ends:
+                    del self._counted[key]
                 return True
             if not part.ends:
                 self._remember(key, _Counted(Usage(), unread))

@@ -173,7 +173,7 @@ _COST_KIN = ("_hidden_params", "cost")
 """litellm keeps the cost of a response among its hidden parameters; Perplexity has ``cost.total_cost``."""
 _CALLS = ("requests", "successful_requests")
 """How many calls a sum stands for (pydantic-ai, openai-agents, LangChain, CrewAI)."""
-_EVENT = ("type", "object", "event_type", "id", "response_id", "responseId", "candidates")
+_EVENT = ("type", "object", "event_type", "id", "response_id", "responseId", "candidates", "choices")
 _FINISH = ("finish_reason", "finishReason")
 
 
@@ -448,7 +448,7 @@ class _Search:
             usage = replace(usage, model=model)
         if not usage.cost and (cost := self._cost(source, names)):
             usage = replace(usage, cost=cost)
-        return Found(usage, found.part or self._part(source, names))
+        return Found(usage, found.part or self._part(source, names, counted=True))
 
     def _model(self, source: object, names: frozenset[str]) -> str | None:
         model = self._text(source, names, _MODEL)
@@ -481,8 +481,8 @@ class _Search:
                 return max(told, 1 if usage.tokens_in or usage.tokens_out else 0)
         return usage.calls
 
-    def _part(self, source: object, names: frozenset[str]) -> Part | None:
-        """Tell which response an event or a chunk is a part of; None of what is none."""
+    def _part(self, source: object, names: frozenset[str], *, counted: bool = False) -> Part | None:
+        """Tell which response an event or a chunk, with counts or without, is a part of; None of what is none."""
         kind = self._text(source, names, ("type", "event_type")) or ""
         if kind in _ANTHROPIC_EVENTS or kind in _COHERE_EVENTS:
             return Part(self._id(source, names, "message"), ends=kind in _LAST_EVENTS, leads=True)
@@ -491,7 +491,8 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            return Part(identity)
+            # The last has counts and no choices. Ids may come again: Ollama has 999 of them.
+            return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))
         return None

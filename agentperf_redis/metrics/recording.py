@@ -140,7 +140,8 @@ class Recording:
             usage: a response, an event of its stream, the result of an agent, or a list of these, to read from it what
                 is not given; see `agentperf_redis.metrics.llm_usage`. It may be any object: one that holds no token
                 counts is counted as a call without them, in the log and in `delivery().usage_unread`; one with a
-                total that is not input plus output is told in the log and in `delivery().usage_inconsistent`.
+                total that is not input plus output is told in the log and in `delivery().usage_inconsistent`. Events of
+                one stream, and the messages of a conversation that comes again, are counted once in a process.
             calls: how many calls these were; None takes what the usage tells, or 1.
 
         Raises:

@@ -86,6 +86,21 @@ def test_chunks_are_unread_until_the_last_brings_counts() -> None:
     assert (recorded.sum(), recorded.unread) == ((1, 5, 0, 6), 0)
 
 
+def test_id_that_comes_again_after_the_end_is_another_call() -> None:
+    recorded = Recorded()
+    usage = {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    last = {"object": "chat.completion.chunk", "id": "chatcmpl-7", "choices": [], "usage": usage}
+    for _ in range(2):
+        recorded.record(last)
+    assert recorded.sum() == (2, 10, 0, 12)
+    for _ in range(2):
+        recorded.record(last | {"choices": [{"finish_reason": None}]})
+        recorded.record(last | {"choices": [{"finish_reason": "stop"}], "usage": None, "x_groq": {"usage": usage}})
+        recorded.record(last)
+    assert recorded.sum() == (4, 20, 0, 24)
+    assert not recorded.responses._counted
+
+
 def test_responses_api_is_one_call_from_created_to_completed() -> None:
     recorded = Recorded()
     usage = {"input_tokens": 5, "output_tokens": 6, "total_tokens": 11}
