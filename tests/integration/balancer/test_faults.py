@@ -250,7 +250,7 @@ def test_a_cancelled_release_still_releases(connect: Connect, server: Server, ra
 
 def test_a_lease_cannot_be_sent_to_another_process(call: Call, connect: Connect, server: Server) -> None:
     instance = call(balancer_with(connect(server.url)), "acquire", "planner")
-    with pytest.raises(TypeError, match="stays with the process that took it"):
+    with pytest.raises(TypeError, match="belongs to the process that acquired it"):
         pickle.dumps(instance)
 
 
@@ -270,7 +270,7 @@ def test_a_lease_that_nobody_holds_any_more_is_given_back_with_a_warning(
     with pytest.warns(ResourceWarning, match="held, .* was dropped without release"):
         held.clear()
     wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
-    assert "'p0' of 'planner' was given back because nothing refers to it any more" in caplog.text
+    assert "'p0' of 'planner' was released because nothing refers to it" in caplog.text
     assert leases(raw, pool) == []
 
 

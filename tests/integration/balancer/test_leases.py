@@ -588,7 +588,7 @@ def test_a_lease_lost_inside_a_block_is_raised_at_its_end(
         assert lease.remaining == 0.0
     assert caught.value.token == told[0].token == lease.token
     assert caught.value.pool == "planner"
-    assert caught.value.reason == "it was released by another, or expired before it was renewed"
+    assert caught.value.reason == "another caller released it, or it expired before it was renewed"
 
 
 def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -> None:

@@ -40,15 +40,15 @@ def test_bad_setting_is_refused_by_its_name(facts: dict[str, Any]) -> None:
     [
         (
             {"base_ejection_time": 400},
-            "base_ejection_time is 400; allowed: seconds up to those of max_ejection_time, 300",
+            "base_ejection_time is 400; allowed: seconds up to max_ejection_time, 300",
         ),
         (
             {"max_ejection_time": 5},
-            "max_ejection_time is 5; allowed: seconds from those of base_ejection_time, 10, to 86400",
+            "max_ejection_time is 5; allowed: seconds from base_ejection_time, 10, to 86400",
         ),
         (
             {"base_ejection_time": 40, "max_ejection_time": 30},
-            "max_ejection_time is 30; allowed: seconds from those of base_ejection_time, 40",
+            "max_ejection_time is 30; allowed: seconds from base_ejection_time, 40",
         ),
         ({"max_ejection_time": 0}, "max_ejection_time is 0; allowed: seconds from 0.001 to 86400"),
     ],
