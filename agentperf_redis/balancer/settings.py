@@ -22,8 +22,8 @@ class PoolSettings:
             Default five, as in Envoy: one bad request with three retries ejects no instance.
         base_ejection_time: seconds of the first ejection; each further one in a row is twice as long. Default ten: long
             enough for a restart, short enough not to matter when the ejection was wrong.
-        max_ejection_time: max seconds of an ejection. This long after the end of an ejection, the next counts as a first
-            one again. Default five minutes.
+        max_ejection_time: max seconds of an ejection. When this time has passed since an ejection ended, the next one
+            is a first one again. Default five minutes.
         max_ejection_share: max share of the instances that may be ejected; one instance always may. Default a half:
             ejection alone never leads to panic, and of four instances two may be unhealthy.
         panic_threshold: when more than this share of the instances is unhealthy (ejected or failing checks), all of

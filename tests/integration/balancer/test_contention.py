@@ -70,9 +70,7 @@ def contention(server: Server, namespace: str, workers: Workers, *, mutant: bool
 
 
 @pytest.mark.thorough
-def test_processes_that_contend_never_exceed_capacity(
-    server: Server, raw: Raw, namespace: str, workers: Workers
-) -> None:
+def test_contending_processes_never_exceed_capacity(server: Server, raw: Raw, namespace: str, workers: Workers) -> None:
     results = contention(server, namespace, workers, mutant=False)
 
     granted, refused = (sum(column) for column in zip(*results, strict=True))
@@ -87,7 +85,7 @@ def test_processes_that_contend_never_exceed_capacity(
 
 
 @pytest.mark.thorough
-def test_the_test_above_fails_without_the_capacity_check(
+def test_contention_detects_a_missing_capacity_check(
     server: Server, raw: Raw, namespace: str, workers: Workers
 ) -> None:
     contention(server, namespace, workers, mutant=True)

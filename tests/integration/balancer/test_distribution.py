@@ -106,7 +106,7 @@ def test_draws_from_many_instances_are_even(backend: Backend, strategy: LoadBala
     assert chi_square_deviate(Counter(each.id for each in picked), even, draws) < RARE_Z
 
 
-def test_least_loaded_keeps_the_loads_of_equals_within_one(backend: Backend) -> None:
+def test_least_loaded_keeps_equal_instances_within_one(backend: Backend) -> None:
     pool = fill(backend, "t", LoadBalancingStrategy.LEAST_LOADED, fleet(30, max_capacity=8))
     for batch in range(24):
         acquire(backend, pool, 10, f"{batch}-")
@@ -124,7 +124,7 @@ def test_least_loaded_fills_by_share_of_capacity(backend: Backend) -> None:
 @pytest.mark.thorough
 # A Cluster cannot copy between slots; the strategy is the same there.
 @pytest.mark.servers("valkey", "redis82", "redis70")
-def test_power_of_two_stays_low(backend: Backend, raw: Raw) -> None:
+def test_power_of_two_keeps_maximum_load_low(backend: Backend, raw: Raw) -> None:
     empty = fill(backend, "t", LoadBalancingStrategy.POWER_OF_TWO, fleet(1000, max_capacity=100)).keys
     worst = []
     for seed in range(20):
@@ -136,7 +136,7 @@ def test_power_of_two_stays_low(backend: Backend, raw: Raw) -> None:
     assert max(worst) <= 7
 
 
-def test_peak_ewma_prefers_the_faster(backend: Backend) -> None:
+def test_peak_ewma_prefers_the_faster_instance(backend: Backend) -> None:
     random.seed(1)
     pool = fill(backend, "t", LoadBalancingStrategy.PEAK_EWMA, fleet(2, max_capacity=1000))
     for number in range(40):
@@ -153,7 +153,7 @@ def homes(backend: Backend, pool: Pool, keys: Sequence[str]) -> dict[str, str]:
     return {key: each.id for key, each in zip(keys, picked, strict=True)}
 
 
-def test_consistent_hash_moves_keys_only_to_or_from_the_instance_that_changed(backend: Backend) -> None:
+def test_consistent_hash_moves_keys_only_for_changed_instance(backend: Backend) -> None:
     strategy = LoadBalancingStrategy.CONSISTENT_HASH
     pool = fill(backend, "t", strategy, fleet(20, max_capacity=100))
     keys = [f"session-{number}" for number in range(1000)]
@@ -174,7 +174,7 @@ def test_consistent_hash_moves_keys_only_to_or_from_the_instance_that_changed(ba
 
 
 @pytest.mark.parametrize("sessions", [1, 3, 50])
-def test_consistent_hash_never_passes_its_bound(backend: Backend, sessions: int) -> None:
+def test_consistent_hash_never_exceeds_its_bound(backend: Backend, sessions: int) -> None:
     pool = fill(backend, "t", LoadBalancingStrategy.CONSISTENT_HASH, fleet(100, max_capacity=50))
     for number in range(20):
         choice = Choice(affinity=f"session-{number % sessions}")
@@ -186,7 +186,7 @@ def test_consistent_hash_never_passes_its_bound(backend: Backend, sessions: int)
 
 @pytest.mark.parametrize("require", [frozenset(), frozenset({"gpu"}), frozenset({"gpu", "fr"})])
 @pytest.mark.parametrize("strategy", LoadBalancingStrategy)
-def test_those_in_line_are_spread_over_what_becomes_free(
+def test_waiters_spread_over_all_freed_instances(
     backend: Backend, strategy: LoadBalancingStrategy, require: frozenset[str]
 ) -> None:
     pool = Pool.of(backend.namespace, "t")

@@ -69,7 +69,7 @@ def warm_up(call: Call, balancer: LoadBalancer) -> None:
 
 
 @pytest.mark.parametrize("fault", ["reset_after_reply", "half_reply", "swallow", "reset_before_request"])
-def test_a_reply_lost_after_execution_changes_nothing_twice(
+def test_lost_reply_changes_nothing_twice(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, fault: str
 ) -> None:
     balancer = balancer_with(connect(proxy.url, deadline=2.0 if fault == "swallow" else 5.0))
@@ -91,7 +91,7 @@ def test_a_reply_lost_after_execution_changes_nothing_twice(
     assert records.number(raw.hget(pool.state, "p0"), "failed") == 1
 
 
-def test_a_copy_that_arrives_after_the_release_is_refused(
+def test_late_copy_after_release_is_refused(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(proxy.url))
@@ -107,7 +107,7 @@ def test_a_copy_that_arrives_after_the_release_is_refused(
     assert load(raw, pool) == 0
 
 
-def test_a_request_that_arrives_after_its_caller_gave_up_is_refused(
+def test_request_after_its_deadline_is_refused(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     backend = connect(proxy.url)
@@ -127,7 +127,7 @@ def test_a_request_that_arrives_after_its_caller_gave_up_is_refused(
     assert load(raw, pool) == 1
 
 
-def test_a_release_that_got_no_answer_is_repeated_by_the_keeper(
+def test_keeper_repeats_an_unanswered_release(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(proxy.url)
@@ -144,7 +144,7 @@ def test_a_release_that_got_no_answer_is_repeated_by_the_keeper(
 
 
 @pytest.mark.parametrize("error", [None, ValueError("the user's own")])
-def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_back(
+def test_block_ends_normally_during_an_outage(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, error: Exception | None
 ) -> None:
     backend = connect(proxy.url)
@@ -171,7 +171,7 @@ def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_bac
 
 
 @pytest.mark.parametrize("late", ["mark_unhealthy", "update_instance", "register_instance", "remove_instance"])
-def test_a_change_that_arrives_after_its_caller_gave_up_changes_nothing(
+def test_change_after_its_deadline_has_no_effect(
     call: Call, connect: Connect, proxy: Proxy, server: Server, raw: Raw, pool: keys.PoolKeys, late: str
 ) -> None:
     other = balancer_with(connect(server.url))
@@ -198,7 +198,7 @@ def test_a_change_that_arrives_after_its_caller_gave_up_changes_nothing(
     assert raw.zcard(pool.ids) == 1
 
 
-def test_a_cancelled_acquire_leaves_nothing_wherever_it_was(
+def test_cancelled_acquire_leaves_no_lease_at_any_point(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(server.url)
@@ -227,7 +227,9 @@ def test_a_cancelled_acquire_leaves_nothing_wherever_it_was(
     assert load(raw, pool) == 0
 
 
-def test_a_cancelled_release_still_releases(connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys) -> None:
+def test_cancelled_release_still_frees_the_unit(
+    connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend, max_capacity=1000)
 
@@ -248,13 +250,13 @@ def test_a_cancelled_release_still_releases(connect: Connect, server: Server, ra
     assert leases(raw, pool) == []
 
 
-def test_a_lease_cannot_be_sent_to_another_process(call: Call, connect: Connect, server: Server) -> None:
+def test_lease_cannot_be_pickled(call: Call, connect: Connect, server: Server) -> None:
     instance = call(balancer_with(connect(server.url)), "acquire", "planner")
     with pytest.raises(TypeError, match="belongs to the process that acquired it"):
         pickle.dumps(instance)
 
 
-def test_a_lease_that_nobody_holds_any_more_is_given_back_with_a_warning(
+def test_unreferenced_lease_is_released_with_a_warning(
     call: Call,
     connect: Connect,
     server: Server,
@@ -274,7 +276,7 @@ def test_a_lease_that_nobody_holds_any_more_is_given_back_with_a_warning(
     assert leases(raw, pool) == []
 
 
-def test_closing_gives_back_what_is_held(
+def test_closing_releases_held_leases(
     call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     backend = connect(server.url)
@@ -287,7 +289,7 @@ def test_closing_gives_back_what_is_held(
 
 
 @pytest.mark.thorough
-def test_closing_first_does_what_the_keeper_had_put_off(
+def test_closing_runs_pending_retries_first(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(proxy.url)
@@ -310,7 +312,7 @@ def test_closing_first_does_what_the_keeper_had_put_off(
     assert leases(raw, pool) == []
 
 
-def test_a_lease_that_is_dropped_at_the_very_end_is_given_back(
+def test_lease_dropped_just_before_closing_is_released(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(server.url)
@@ -326,7 +328,7 @@ def test_a_lease_that_is_dropped_at_the_very_end_is_given_back(
     assert load(raw, pool) == 0
 
 
-def test_a_lease_that_is_granted_while_closing_goes_back(
+def test_lease_granted_while_closing_is_released(
     call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(server.url)
@@ -355,7 +357,7 @@ def hold_one(url: str, namespace: str, ttl: float) -> Generator[str, None, bool]
     return freed
 
 
-def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
+def test_killed_process_frees_its_capacity_within_ttl(
     workers: Workers, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     balancer = balancer_with(connect(server.url), max_capacity=1)
@@ -375,7 +377,7 @@ def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
     assert raw.hget(pool.state, token) == "tombstone why=expired"
 
 
-def test_a_process_that_was_stopped_too_long_learns_that_its_lease_is_lost(
+def test_paused_process_notices_that_its_lease_is_lost(
     workers: Workers, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     balancer = balancer_with(connect(server.url), max_capacity=1)
@@ -390,7 +392,7 @@ def test_a_process_that_was_stopped_too_long_learns_that_its_lease_is_lost(
     assert leases(raw, pool) == [kept[-1].lease.token]
 
 
-def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
+def test_empty_restart_restores_instances_and_loses_leases(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     backend = connect(own_server.url)
@@ -409,7 +411,7 @@ def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
 
     wait_until(again, "the instance to be registered again")
     wait_until(lambda: told, "the loss to be reported")
-    assert "without its data" in told[0].reason
+    assert "lost its data" in told[0].reason
     assert call(balancer, "release", instance) is False
     new: Any = kept[-1]
     assert (new.max_capacity, new.current_load) == (2, 1)
@@ -422,7 +424,7 @@ def there(server: Server, pool: keys.PoolKeys) -> set[str]:
 
 
 @pytest.mark.thorough
-def test_who_only_registers_notices_that_the_server_came_back_empty(
+def test_idle_registrar_restores_instances_after_empty_restart(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(own_server.url))
@@ -437,7 +439,7 @@ def test_who_only_registers_notices_that_the_server_came_back_empty(
     assert found == {"p0": (False, False), "p1": (True, True), "p2": (True, False)}
 
 
-def test_after_a_flush_a_pool_is_back_with_the_first_question(
+def test_first_call_restores_a_pool_after_flush(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     backend = connect(own_server.url)
@@ -454,7 +456,7 @@ def test_after_a_flush_a_pool_is_back_with_the_first_question(
 
 
 @pytest.mark.thorough
-def test_each_process_brings_its_instances_back_whoever_was_first(
+def test_each_process_restores_its_own_instances(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
     first = balancer_with(connect(own_server.url))
@@ -466,7 +468,7 @@ def test_each_process_brings_its_instances_back_whoever_was_first(
     wait_until(lambda: there(own_server, pool) == {"p0", "p1"}, "the other to follow")
 
 
-def test_what_another_process_removed_does_not_come_back(
+def test_instance_removed_by_another_process_stays_removed(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
     backend = connect(own_server.url)
@@ -479,7 +481,7 @@ def test_what_another_process_removed_does_not_come_back(
     assert there(own_server, pool) == set()
 
 
-def test_a_lease_that_cannot_be_renewed_is_lost_to_its_holder_before_the_server_gives_it_away(
+def test_unrenewable_lease_is_lost_before_its_reuse(
     call: Call, connect: Connect, proxy: Proxy, kept: list[object]
 ) -> None:
     backend = connect(proxy.url)
@@ -494,7 +496,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost_to_its_holder_before_the_server_
     proxy.open_port()
 
 
-def test_a_full_server_still_takes_releases_and_renewals(
+def test_full_server_accepts_releases_and_renewals(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     balancer = balancer_with(connect(own_server.url))
@@ -515,7 +517,7 @@ def test_a_full_server_still_takes_releases_and_renewals(
     assert lost == []
 
 
-def test_scripts_forgotten_by_the_server_are_sent_again(
+def test_scripts_flushed_from_the_server_are_reloaded(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(own_server.url))
@@ -528,7 +530,7 @@ def test_scripts_forgotten_by_the_server_are_sent_again(
         assert [field for field in raw.hkeys(pool.state) if field.startswith("@")] == []
 
 
-def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
+def test_forked_child_leaves_its_parents_leases_alone(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(server.url))
@@ -553,7 +555,7 @@ def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
 
 
 @pytest.mark.parametrize("ending", ["block", "release", "error"])
-def test_a_child_forked_within_a_lease_leaves_it_to_its_parent(
+def test_child_forked_within_a_block_keeps_parents_lease(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, ending: str
 ) -> None:
     balancer = balancer_with(connect(server.url))
@@ -583,9 +585,7 @@ def test_a_child_forked_within_a_lease_leaves_it_to_its_parent(
     assert load(raw, pool) == 0
 
 
-def test_an_interrupted_acquire_gives_back_what_it_was_granted(
-    connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
-) -> None:
+def test_interrupted_acquire_releases_its_lease(connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys) -> None:
     balancer = balancer_with(connect(proxy.url))
     warm_up(Call(None), balancer)
     fault = proxy.swallow(only=commands.ACQUIRE)

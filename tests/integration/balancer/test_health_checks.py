@@ -63,7 +63,7 @@ def check_for_ever(url: str, namespace: str, file: str, is_async: bool) -> None:
 
 
 @pytest.mark.thorough
-def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_killed(
+def test_processes_check_each_instance_once_an_interval(
     server: Server, namespace: str, backend: Backend, raw: Raw, workers: Workers, tmp_path: Path
 ) -> None:
     balancer = LoadBalancer(backend=backend)
@@ -130,9 +130,7 @@ def check_until(call: Call, balancer: LoadBalancer, check: Callable[..., object]
 
 
 @pytest.mark.parametrize("how", ["says so", "raises", "hangs"])
-def test_failed_checks_take_out_more_than_may_be_ejected_and_passed_ones_bring_back(
-    call: Call, backend: Backend, how: str
-) -> None:
+def test_failed_checks_disable_instances_and_passed_ones_enable(call: Call, backend: Backend, how: str) -> None:
     balancer = LoadBalancer(settings=PoolSettings(panic_threshold=1.0), backend=backend)
     for number in range(4):
         balancer.register_instance(AgentInstance(f"p{number}", "planner"))
@@ -163,7 +161,7 @@ def test_failed_checks_take_out_more_than_may_be_ejected_and_passed_ones_bring_b
     assert kinds == [EventKind.REGISTERED, EventKind.DOWN, EventKind.UP]
 
 
-def test_when_checks_fail_for_more_than_half_there_is_panic(backend: Backend) -> None:
+def test_failed_checks_of_most_instances_start_panic(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(unhealthy_threshold=1), backend=backend)
     for number in range(3):
         balancer.register_instance(AgentInstance(f"p{number}", "planner"))
@@ -178,7 +176,7 @@ def test_when_checks_fail_for_more_than_half_there_is_panic(backend: Backend) ->
     assert balancer.status("planner")[0].panic_for is None
 
 
-def test_a_result_counts_once_and_a_late_one_not_at_all(backend: Backend) -> None:
+def test_check_result_counts_once_and_late_ones_never(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"))
     pool = Pool.of(backend.namespace, "planner")
@@ -192,7 +190,7 @@ def test_a_result_counts_once_and_a_late_one_not_at_all(backend: Backend) -> Non
     assert backend.run(commands.report_checks(pool, 13, [("p9", True)])) == ["p9"]
 
 
-def test_instances_that_come_and_go_are_checked_and_are_not(backend: Backend, raw: Raw) -> None:
+def test_new_instances_are_checked_and_removed_ones_skipped(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(backend=backend)
     pool = Pool.of(backend.namespace, "planner")
     assert backend.run(commands.claim_checks(pool, 1000, 8)).instances == ()
@@ -206,7 +204,7 @@ def test_instances_that_come_and_go_are_checked_and_are_not(backend: Backend, ra
     assert raw.zrange(keys.pool(backend.namespace, "planner").checks, 0, -1) == ["p1"]
 
 
-def test_checks_go_on_after_the_server_was_away(own_server: Any, connect: Any) -> None:
+def test_checks_continue_after_an_outage(own_server: Any, connect: Any) -> None:
     backend = connect(own_server.url, deadline=0.3)
     balancer = LoadBalancer(backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"))
@@ -224,7 +222,7 @@ def test_checks_go_on_after_the_server_was_away(own_server: Any, connect: Any) -
         wait_until(lambda: asked["p0"] > before + 2, "checks again")
 
 
-def test_checks_that_were_stopped_are_forgotten_and_those_that_run_end_with_the_client(backend: Backend) -> None:
+def test_stopped_checks_are_dropped_and_close_stops_others(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     kept = weakref.ref(stopped := balancer.run_checks("planner", bool))
     assert stopped.running
@@ -238,7 +236,7 @@ def test_checks_that_were_stopped_are_forgotten_and_those_that_run_end_with_the_
     assert not checks.running
 
 
-def test_a_child_process_checks_nothing_until_it_says_so(backend: Backend) -> None:
+def test_forked_child_runs_no_checks_of_its_parent(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     with balancer.run_checks("planner", bool) as checks:
         child = os.fork()
@@ -256,7 +254,7 @@ def test_a_child_process_checks_nothing_until_it_says_so(backend: Backend) -> No
         assert "running" in repr(checks)
 
 
-def test_what_cannot_be_checked_with_is_refused(call: Call, backend: Backend) -> None:
+def test_invalid_check_arguments_are_refused(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     for argument, given in (("check", {"check": 5}), ("interval", {"interval": 0}), ("timeout", {"timeout": 9.0})):
         with pytest.raises(InvalidArgument) as caught:
@@ -264,14 +262,14 @@ def test_what_cannot_be_checked_with_is_refused(call: Call, backend: Backend) ->
         assert caught.value.argument == argument
 
 
-def test_a_coroutine_function_is_told_where_it_belongs(backend: Backend) -> None:
+def test_coroutine_check_error_names_the_async_method(backend: Backend) -> None:
     async def check(instance: AgentInstance) -> None: ...
 
     with pytest.raises(InvalidArgument, match=r"aio\.run_checks"):
         LoadBalancer(backend=backend).run_checks("planner", check)
 
 
-def test_a_check_that_raises_is_logged_once_and_again_after_it_went_through(
+def test_raising_check_is_logged_again_after_recovery(
     call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     balancer = LoadBalancer(backend=backend)

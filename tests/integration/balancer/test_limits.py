@@ -37,7 +37,7 @@ def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
 
 
 @pytest.mark.thorough
-def test_a_limit_settles_where_an_instance_slows_down_and_recovers(backend: Backend, runner: asyncio.Runner) -> None:
+def test_adaptive_limit_settles_at_the_knee_and_recovers(backend: Backend, runner: asyncio.Runner) -> None:
     settings = PoolSettings(adaptive=True, slow_after=0.015, eject_after=None)
     balancer = LoadBalancer(settings=settings, backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
@@ -71,7 +71,7 @@ def test_a_limit_settles_where_an_instance_slows_down_and_recovers(backend: Back
     assert status_of(balancer, "p0").state is InstanceState.UP
 
 
-def test_a_learnt_limit_is_seen_set_aside_by_hand_and_switched_off(call: Call, backend: Backend) -> None:
+def test_adaptive_limit_is_visible_reset_and_disabled(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
     for outcome in ("timeout", "rejected", "error", "neutral"):
@@ -91,7 +91,7 @@ def test_a_learnt_limit_is_seen_set_aside_by_hand_and_switched_off(call: Call, b
     assert status_of(balancer, "p0").limit == 8
 
 
-def test_what_was_under_way_together_lowers_a_limit_once(backend: Backend) -> None:
+def test_concurrent_failures_lower_a_limit_once(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
     for each in [balancer.acquire("planner") for _ in range(10)]:
@@ -99,7 +99,7 @@ def test_what_was_under_way_together_lowers_a_limit_once(backend: Backend) -> No
     assert status_of(balancer, "p0").limit == 8
 
 
-def test_a_limit_of_a_thousand_and_more_recovers_too(backend: Backend) -> None:
+def test_limit_above_a_thousand_recovers(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=1300))
     balancer.release(balancer.acquire("planner"), outcome="timeout")
@@ -111,7 +111,7 @@ def test_a_limit_of_a_thousand_and_more_recovers_too(backend: Backend) -> None:
     assert all(held)
 
 
-def test_a_limit_grows_only_while_half_of_it_is_in_use(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_limit_grows_only_while_half_used(backend: Backend, raw: Raw, namespace: str) -> None:
     balancer = LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=10))
 
@@ -128,7 +128,7 @@ def test_a_limit_grows_only_while_half_of_it_is_in_use(backend: Backend, raw: Ra
     assert (learnt(), len(held)) == (8125, 3)
 
 
-def test_too_much_at_once_ejects_only_when_less_does_not_help(backend: Backend) -> None:
+def test_overload_ejects_only_when_lower_limits_fail(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(adaptive=True, eject_after=3), backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=4))
@@ -154,7 +154,7 @@ def age(raw: Raw, namespace: str) -> None:
     raw.zadd(ids, dict.fromkeys(raw.zrange(ids, 0, -1), LONG_AGO_US))
 
 
-def test_a_newcomer_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
+def test_new_instance_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
     """Each step is made due by the test, so that as many calls fall into it on a busy machine as on one at rest."""
     balancer = LoadBalancer(settings=PoolSettings(slow_start=3600.0), backend=backend)
     for name in ("p0", "p1"):
@@ -197,7 +197,7 @@ def test_a_newcomer_takes_a_growing_share(backend: Backend, raw: Raw, namespace:
 
 
 @pytest.mark.every_server
-def test_a_newcomer_is_warm_after_its_time(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_new_instance_is_warm_after_slow_start(backend: Backend, raw: Raw, namespace: str) -> None:
     balancer = LoadBalancer(settings=PoolSettings(slow_start=0.5), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner", max_capacity=20))
     age(raw, namespace)
@@ -215,7 +215,7 @@ def test_a_newcomer_is_warm_after_its_time(backend: Backend, raw: Raw, namespace
     assert status_of(balancer, "new").limit == 20
 
 
-def test_a_cold_fleet_takes_its_full_load_at_once(call: Call, backend: Backend) -> None:
+def test_cold_fleet_takes_its_full_load_at_once(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(slow_start=30.0), backend=backend)
     for name in ("p0", "p1", "p2"):
         call(balancer, "register_instance", AgentInstance(name, "planner", max_capacity=4))
@@ -223,7 +223,7 @@ def test_a_cold_fleet_takes_its_full_load_at_once(call: Call, backend: Backend) 
     assert Counter(each.id for each in held if each) == {"p0": 4, "p1": 4, "p2": 4}
 
 
-def test_a_new_fleet_beside_what_is_left_of_the_old_one_is_cold(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_new_fleet_beside_disabled_instances_starts_cold(backend: Backend, raw: Raw, namespace: str) -> None:
     balancer = LoadBalancer(settings=PoolSettings(slow_start=30.0), backend=backend)
     for name in ("drained", "ill"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=4))
@@ -239,7 +239,7 @@ def test_a_new_fleet_beside_what_is_left_of_the_old_one_is_cold(backend: Backend
 
 
 @pytest.mark.parametrize("panic_threshold", [0.5, 1.0])
-def test_a_fleet_that_comes_back_together_takes_its_load_at_once(
+def test_fleet_that_recovers_together_skips_warm_up(
     backend: Backend, raw: Raw, namespace: str, panic_threshold: float
 ) -> None:
     settings = PoolSettings(
@@ -263,9 +263,7 @@ def test_a_fleet_that_comes_back_together_takes_its_load_at_once(
     assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_threshold < 1 else 5)
 
 
-def test_who_is_back_from_an_ejection_warms_up_and_who_is_alone_does_not(
-    backend: Backend, raw: Raw, namespace: str
-) -> None:
+def test_only_recovered_instances_with_others_warm_up(backend: Backend, raw: Raw, namespace: str) -> None:
     settings = PoolSettings(slow_start=60, eject_after=1, base_ejection_time=0.05)
     balancer = LoadBalancer(settings=settings, backend=backend)
     for name in ("p0", "p1"):
@@ -312,7 +310,7 @@ def ask_all_the_time(url: str, namespace: str, times: int, tokens: int) -> tuple
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("rates", "tokens"), [("requests", 0), ("tokens", 50)])
-def test_a_thousand_acquires_get_what_gcra_allows_and_not_one_more(
+def test_acquires_get_exactly_what_gcra_allows(
     server: Server, backend: Backend, namespace: str, workers: Workers, rates: str, tokens: int
 ) -> None:
     balancer = LoadBalancer(backend=backend)
@@ -349,9 +347,7 @@ def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("rates", ["requests", "tokens"])
-def test_in_no_minute_the_leases_before_the_last_take_more_than_rate_and_burst(
-    backend: Backend, raw: Raw, namespace: str, rates: str
-) -> None:
+def test_leases_a_minute_stay_within_rate_and_burst(backend: Backend, raw: Raw, namespace: str, rates: str) -> None:
     """What is promised of rates, for sizes far below and above the burst; time passes by ageing what is owed."""
     chance = random.Random(6)
     balancer = LoadBalancer(backend=backend)
@@ -379,7 +375,7 @@ def test_in_no_minute_the_leases_before_the_last_take_more_than_rate_and_burst(
     assert maximum > rate * 0.9, "nothing was near the limit"
 
 
-def test_one_lease_may_take_any_number_of_tokens_and_what_follows_waits_for_it(backend: Backend) -> None:
+def test_large_lease_delays_the_next_by_its_tokens(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     for name, rates in (("tokens", {"tokens_per_minute": 6000.0}), ("requests", {"requests_per_minute": 1.0})):
         balancer.register_instance(AgentInstance("p0", name), **rates)
@@ -393,7 +389,7 @@ def test_one_lease_may_take_any_number_of_tokens_and_what_follows_waits_for_it(b
         assert owed_s - 6.0 - (time.monotonic() - begin) - 0.002 <= caught.value.retry_after <= owed_s - 6.0 + 0.002
 
 
-def test_a_refusal_says_when_to_come_back(call: Call, backend: Backend) -> None:
+def test_refusal_by_rate_has_its_retry_after(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     instance = AgentInstance("p0", "planner")
     call(balancer, "register_instance", instance, requests_per_minute=6)
@@ -410,7 +406,7 @@ def test_a_refusal_says_when_to_come_back(call: Call, backend: Backend) -> None:
     assert status_of(balancer, "p0").requests_per_minute == math.inf
 
 
-def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_owed(call: Call, backend: Backend) -> None:
+def test_token_rate_settles_to_the_tokens_used(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     call(balancer, "register_instance", AgentInstance("p0", "planner"), tokens_per_minute=60_000)
     big = call(balancer, "acquire", "planner", tokens=30_000)  # half a minute's worth
@@ -425,7 +421,7 @@ def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_owed(call: 
     assert 9.9 - (time.monotonic() - begin) < caught.value.retry_after <= 10.01
 
 
-def test_who_waits_is_served_when_a_rate_comes_back(call: Call, backend: Backend, raw: Raw) -> None:
+def test_waiter_is_granted_when_a_rate_recovers(call: Call, backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=3000, tokens_per_minute=30_000)
     with StallDetector(raw.ping) as stalls:
@@ -437,7 +433,7 @@ def test_who_waits_is_served_when_a_rate_comes_back(call: Call, backend: Backend
         assert stalls.own(begin, end) < 2.0
 
 
-def test_an_instance_without_rate_leaves_the_others_to_be_picked(call: Call, backend: Backend) -> None:
+def test_rate_limited_instance_leaves_others_available(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=1)
     balancer.register_instance(AgentInstance("p1", "planner"))
@@ -445,7 +441,7 @@ def test_an_instance_without_rate_leaves_the_others_to_be_picked(call: Call, bac
     assert Counter(each.id for each in held) == {"p0": 1, "p1": 4}
 
 
-def test_rates_are_registered_again_with_their_instance(own_server: Any, connect: Any) -> None:
+def test_rates_are_restored_with_their_instance(own_server: Any, connect: Any) -> None:
     balancer = LoadBalancer(backend=connect(own_server.url))
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=60)
     balancer.update_instance("planner", "p0", tokens_per_minute=1000)
@@ -456,9 +452,7 @@ def test_rates_are_registered_again_with_their_instance(own_server: Any, connect
     assert (status.requests_per_minute, status.tokens_per_minute) == (60, 1000)
 
 
-def test_tokens_of_an_instance_without_rates_leave_nothing_behind(
-    call: Call, backend: Backend, raw: Raw, namespace: str
-) -> None:
+def test_tokens_without_rates_leave_no_extra_record(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     balancer = LoadBalancer(backend=backend)
     call(balancer, "register_instance", AgentInstance("p0", "planner", max_capacity=1))
     state = keys.pool(namespace, "planner").state

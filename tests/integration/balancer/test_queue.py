@@ -64,7 +64,7 @@ def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
     return thread, results
 
 
-def test_who_waits_gets_what_is_given_back(
+def test_waiter_gets_the_released_unit(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     first = balancer.acquire("planner")
@@ -90,7 +90,7 @@ def test_who_waits_gets_what_is_given_back(
     nothing_left(raw, pool)
 
 
-def test_who_waits_too_long_leaves_the_line(
+def test_waiter_leaves_the_queue_after_its_wait(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     kept.append(balancer.acquire("planner"))
@@ -107,7 +107,7 @@ def test_who_waits_too_long_leaves_the_line(
     nothing_left(raw, pool)
 
 
-def test_waiting_for_a_pool_that_is_not_there_yet(
+def test_waiter_gets_the_first_registered_instance(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     balancer = LoadBalancer(backend=backend)
@@ -122,7 +122,7 @@ def test_waiting_for_a_pool_that_is_not_there_yet(
     assert kept[0].id == "p0"
 
 
-def test_a_plain_acquire_does_not_overtake(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+def test_non_waiting_acquire_does_not_jump_the_queue(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
     first = balancer.acquire("planner")
     assert first is not None
     thread, results = in_background(lambda: balancer.acquire("planner", wait=20))
@@ -176,21 +176,21 @@ def wait_in_order(
     return (lambda priorities: runner.run(by_tasks(priorities))) if call.is_async else by_threads
 
 
-def test_first_come_first_served(
+def test_waiters_are_granted_in_order_of_arrival(
     wait_in_order: Callable[[list[int]], list[int]], raw: Raw, pool: keys.PoolKeys
 ) -> None:
     assert wait_in_order([0] * 12) == list(range(12))
     nothing_left(raw, pool)
 
 
-def test_priority_counts_as_having_come_earlier(
+def test_priority_counts_as_earlier_arrival(
     wait_in_order: Callable[[list[int]], list[int]], raw: Raw, pool: keys.PoolKeys
 ) -> None:
     assert wait_in_order([0, 0, 100, 200, -100, 100]) == [3, 2, 5, 0, 1, 4]
     nothing_left(raw, pool)
 
 
-def test_a_label_that_is_rare_does_not_hold_up_those_behind(
+def test_waiter_with_rare_label_does_not_block_others(
     backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     balancer = LoadBalancer(backend=backend)
@@ -230,7 +230,7 @@ def test_waiting_works_without_the_bus(
     nothing_left(raw, pool)
 
 
-def test_a_cancelled_wait_leaves_nothing_wherever_it_was(
+def test_cancelled_wait_leaves_nothing_at_any_point(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     async def once(pause: float) -> None:
@@ -279,7 +279,7 @@ def ask(
     )
 
 
-def test_priority_starves_nobody(balancer: LoadBalancer, backend: Backend, kept: list[Any]) -> None:
+def test_priority_starves_no_waiter(balancer: LoadBalancer, backend: Backend, kept: list[Any]) -> None:
     kept.append(balancer.acquire("planner"))
     assert isinstance(ask(backend, "@first"), Queued)
     came = time.monotonic()
@@ -290,7 +290,7 @@ def test_priority_starves_nobody(balancer: LoadBalancer, backend: Backend, kept:
 
 
 @pytest.mark.parametrize("ahead", [5, 40, 100])
-def test_many_who_need_what_is_rare_neither_hold_up_those_behind_nor_are_these_overtaken(
+def test_many_waiters_with_rare_labels_keep_the_order(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, ahead: int
 ) -> None:
     held = balancer.acquire("planner")
@@ -314,9 +314,7 @@ def test_many_who_need_what_is_rare_neither_hold_up_those_behind_nor_are_these_o
     assert sorted(french, key=lambda token: int(grants[token]["fence"])) == french
 
 
-def test_a_waiter_that_fell_silent_is_passed_over(
-    balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
-) -> None:
+def test_dead_waiter_is_skipped(balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys) -> None:
     first = balancer.acquire("planner")
     assert first is not None
     assert isinstance(ask(backend, "@dead", live_ms=50), Queued)
@@ -328,7 +326,7 @@ def test_a_waiter_that_fell_silent_is_passed_over(
 
 
 @pytest.mark.parametrize("dead", [3, 20, 60])
-def test_what_comes_back_when_all_in_line_are_dead_goes_to_who_asks_next(
+def test_capacity_skips_dead_waiters_to_the_next_caller(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, dead: int
 ) -> None:
     """However many there are: that they fell silent is cleared away a few at a time."""
@@ -350,7 +348,7 @@ def test_what_comes_back_when_all_in_line_are_dead_goes_to_who_asks_next(
 
 
 @pytest.mark.parametrize("tombstones", [1, 31, 200])
-def test_tombstones_that_go_do_not_wake_the_line(
+def test_expiring_tombstones_do_not_wake_waiters(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any], tombstones: int
 ) -> None:
     kept.append(balancer.acquire("planner", ttl=600.0))
@@ -374,7 +372,7 @@ def test_tombstones_that_go_do_not_wake_the_line(
     assert caught.value.retry_after > min(0.8, minimum())
 
 
-def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its_old_place(
+def test_unfetched_grant_moves_on_and_waiter_keeps_position(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     first = balancer.acquire("planner")
@@ -393,12 +391,12 @@ def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its
     assert (again.ahead, ask(backend, "@third", position=third.position).ahead) == (0, 1)
 
 
-def test_a_fetched_lease_that_expired_is_spent(balancer: LoadBalancer, backend: Backend, raw: Raw) -> None:
+def test_expired_fetched_lease_is_spent(balancer: LoadBalancer, backend: Backend, raw: Raw) -> None:
     assert isinstance(ask(backend, "@t", ttl_ms=30), Granted)
     wait_until(lambda: ask(backend, "@t") == Spent("expired"), "the lease to expire")
 
 
-def test_a_repeated_question_gets_the_same_lease(balancer: LoadBalancer, backend: Backend) -> None:
+def test_repeated_wait_gets_the_same_lease(balancer: LoadBalancer, backend: Backend) -> None:
     granted = ask(backend, "@t")
     assert ask(backend, "@t") == granted
 
@@ -438,7 +436,7 @@ def hold(url: str, namespace: str) -> Generator[str, None, None]:
 
 
 @pytest.mark.thorough
-def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
+def test_waiters_keep_order_though_some_are_killed(
     server: Server, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, workers: Workers
 ) -> None:
     first = balancer.acquire("planner")
@@ -469,7 +467,7 @@ def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
     nothing_left(raw, pool)
 
 
-def test_the_capacity_of_a_killed_process_goes_to_the_line(
+def test_capacity_of_killed_process_goes_to_waiters(
     server: Server, balancer: LoadBalancer, kept: list[Any], workers: Workers
 ) -> None:
     worker = workers.start(hold, server.url, balancer._backend.namespace)
@@ -483,7 +481,7 @@ def test_the_capacity_of_a_killed_process_goes_to_the_line(
 # Who holds what
 
 
-def test_leases_and_waiters_can_be_seen_with_their_processes(
+def test_leases_and_waiters_show_their_processes(
     call: Call, balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     held = balancer.acquire("planner", ttl=10)
@@ -508,7 +506,7 @@ def test_leases_and_waiters_can_be_seen_with_their_processes(
     nothing_left(raw, pool)
 
 
-def test_drain_and_wait_until_idle(call: Call, balancer: LoadBalancer, kept: list[Any]) -> None:
+def test_drained_instance_becomes_idle_after_release(call: Call, balancer: LoadBalancer, kept: list[Any]) -> None:
     held = balancer.acquire("planner")
     assert held is not None
     kept.append(held)
@@ -520,7 +518,7 @@ def test_drain_and_wait_until_idle(call: Call, balancer: LoadBalancer, kept: lis
     assert call(balancer, "wait_until_idle", "planner", "nobody") is True
 
 
-def test_repair_puts_right_what_was_changed_by_hand(
+def test_repair_corrects_manual_changes(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentperf_redis.balancer.flows.instances.REPAIR_PAGE", 2)

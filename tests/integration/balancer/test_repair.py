@@ -23,7 +23,7 @@ def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
     return next(each for each in pool.instances if each.instance.id == name)
 
 
-def test_what_was_to_become_of_instances_by_itself_is_due_again(
+def test_repair_rearms_lost_timers(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentperf_redis.balancer.flows.instances.REPAIR_PAGE", 2)
@@ -57,7 +57,7 @@ def test_what_was_to_become_of_instances_by_itself_is_due_again(
     assert [status_of(balancer, name).state for name in ("ill", "metered", "well", "new")] == states
 
 
-def test_leases_from_before_a_probation_are_counted_anew(
+def test_repair_recounts_leases_of_half_open_instance(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.05), backend=backend)

@@ -260,7 +260,7 @@ def hold_all(url: str, namespace: str) -> Iterator[list[str]]:
     yield [each.lease.token for each in held if each is not None and each.lease is not None]
 
 
-def test_after_the_ttl_and_one_operation_all_units_of_a_killed_process_are_back(
+def test_killed_process_frees_all_units_after_ttl(
     server: Server, backend: Backend, namespace: str, raw: Raw, workers: Workers
 ) -> None:
     pool = keys.pool(namespace, "planner")
@@ -287,7 +287,7 @@ def test_after_the_ttl_and_one_operation_all_units_of_a_killed_process_are_back(
 
 
 @pytest.mark.thorough
-def test_no_crash_and_no_pause_spoils_the_pool(
+def test_crashes_and_pauses_leave_the_pool_consistent(
     server: Server,
     make_proxy: Callable[[Server], Proxy],
     namespace: str,
@@ -339,7 +339,7 @@ def test_no_crash_and_no_pause_spoils_the_pool(
     ],
     indirect=["mutant"],
 )
-def test_the_torture_catches_mutants(
+def test_torture_catches_all_mutants(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers, tmp_path: Path, mutant: str, expected: str
 ) -> None:
     """As the sound scripts are tortured, and judged by the same judges, until these say no."""
@@ -361,7 +361,7 @@ def test_the_torture_catches_mutants(
 
 
 @pytest.mark.parametrize("mutant", [None, "no tombstone", "token made by the server"], indirect=True)
-def test_the_judge_sees_what_late_and_repeated_requests_do_to_mutants(
+def test_checker_detects_mutants_with_late_requests(
     namespace: str, raw: Raw, proxy: Proxy, connect: Callable[..., Backend], mutant: str | None
 ) -> None:
     balancer = LoadBalancer(backend=connect(proxy.url))
@@ -400,7 +400,7 @@ def test_the_judge_sees_what_late_and_repeated_requests_do_to_mutants(
         (["grant @a p 1 1", "end @a p", "free @a p"], "not held"),
     ],
 )
-def test_the_judge_itself(history: list[str], complaint: str) -> None:
+def test_checker_accepts_sound_and_rejects_unsound_histories(history: list[str], complaint: str) -> None:
     if complaint:
         with pytest.raises(Unsound, match=complaint):
             judge(history)

@@ -60,7 +60,7 @@ def test_ejection_beyond_its_maximum_names_the_given_argument(given: dict[str, f
     assert PoolSettings(base_ejection_time=400, max_ejection_time=400).base_ejection_time == 400
 
 
-def test_the_readme_lists_the_default_settings() -> None:
+def test_readme_lists_the_default_settings() -> None:
     text = README.read_text(encoding="utf-8")
     table = re.findall(
         r"^\| `(\w+)` \| ([\w.]+) \| \S", text[text.index("| setting | default | why |") :], re.MULTILINE

@@ -65,7 +65,7 @@ def every_command() -> dict[str, Command[Any]]:
 EVERY = sorted(every_command())
 
 
-def test_every_script_is_looked_at() -> None:
+def test_commands_cover_every_script_that_reads_state() -> None:
     assert set(EVERY) == {name.partition("/")[2] for name in headers.scripts() if name.startswith("balancer/")} - {
         "renew"
     }
@@ -156,7 +156,7 @@ def test_extra_record_survives_reading_and_writing(fake: Fake) -> None:
     assert fake.client.hget(STATE, "+p0") == text
 
 
-def test_flags_are_words_in_order(fake: Fake) -> None:
+def test_flags_are_sorted_words(fake: Fake) -> None:
     registered(fake)
     rates = Rates(requests_per_minute=60)
     fake.run(commands.register(POOL, AgentInstance("p0", "t", is_healthy=False), None, 0, rates=rates))
