@@ -9,20 +9,20 @@
 -- number may be joined so when it is below 10^14, and a fencing token, which is above, is given as text.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
--- What a grant reads of an instance and writes: all that follows peak stays as it is, and of it are weight, labels, flags.
+-- The fields that a grant reads and writes. All after peak stays unchanged; it contains weight, labels and flags.
 local GRANT = '^load=(%d+) limit=(%d+) seq=%d+ fence=(%d+) peak=(%d+)( ewma_us=%d+ ewma_at_ms=%d+ served=%d+ failed=%d+'
   .. ' streak=%d+ weight=(%d+%.?%d*) labels=(%S+) flags=(%S+) cap=%d+%f[%s%z].*)$'
 local function write_grant(load, limit, seq, fence, peak, rest)
   return 'load=' .. load .. ' limit=' .. limit .. ' seq=' .. seq .. ' fence=' .. fence .. ' peak=' .. peak .. rest
 end
--- What a release reads and writes; of limit, seq, fence and peak, which stay, it needs the first two.
+-- The fields that a release reads and writes; limit, seq, fence and peak stay, and it needs the first two of them.
 local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
   .. 'failed=(%d+) streak=(%d+)( .*)$'
 local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest)
   return 'load=' .. load .. ' ' .. same .. ' ewma_us=' .. ewma_us .. ' ewma_at_ms=' .. ewma_at_ms .. ' served=' .. served
     .. ' failed=' .. failed .. ' streak=' .. streak .. rest
 end
--- Most instances have neither labels nor flags, which is found out soonest by this text.
+-- Most instances have neither labels nor flags; a search for this text is the fastest way to tell.
 local PLAIN = ' labels=- flags=- cap='
 local LOADED = '^load=(%d+) limit=(%d+) '
 local PRICED = '^load=(%d+) limit=%S+ %S+ %S+ %S+ ewma_us=(%d+) ewma_at_ms=(%d+) '
@@ -34,8 +34,8 @@ local POOL_START, POOL, SLOW_AFTER = 'schema=2 strategy=', '^schema=2 strategy=(
 
 -- The status that every reply begins with; Status in replies.py.
 --   {OTHER_SCHEMA, fact}           #pool as it is: another major version of the library wrote it
---   {CORRUPT, field}               the field of state that holds something the library did not write. Scripts look at
---                                  what they need before their first write, so nothing was changed
+--   {CORRUPT, field}               a field of state that the library did not write. Scripts check the fields they
+--                                  need before their first write, so nothing was changed
 --   {UNKNOWN_STRATEGY, strategy}   no row of strategies.lua has this name; nothing was changed
 local DONE, NOTHING, SPENT, OTHER_STRATEGY, OTHER_SCHEMA = 1, 0, -1, -2, -3
 local CORRUPT, TOO_LATE, UNKNOWN_STRATEGY = -4, -6, -7

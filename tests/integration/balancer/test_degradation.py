@@ -1,4 +1,4 @@
-"""What callers get when there is too little: other pools, and answers while the server is away."""
+"""Degradation: fallback pools, and the results of calls while the server is unreachable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def balancer(backend: Backend) -> LoadBalancer:
     return made
 
 
-# Other pools
+# Fallback pools
 
 
 @pytest.mark.every_server
@@ -76,7 +76,7 @@ def test_fallback_keeps_labels_and_affinity_but_not_strategy(call: Call, backend
 
 def test_waiter_tries_fallback_pools_when_time_is_up(call: Call, balancer: LoadBalancer) -> None:
     held = [call(balancer, "acquire", kind) for kind in ("planner", "generalist")]
-    for _ in range(5):  # on a machine that is held up, time may be up before anything was freed
+    for _ in range(5):  # on a stalled machine, the wait may end before a unit is freed
         freed = threading.Timer(0.1, balancer.release, [held[1]])
         freed.start()
         begin = time.monotonic()
@@ -103,7 +103,7 @@ def test_invalid_fallback_is_refused(call: Call, balancer: LoadBalancer, fallbac
     assert caught.value.argument == "fallback"
 
 
-# The server is away
+# The server is unreachable
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_unreachable_server_returns_nothing_under_none_policy(call: Call, nowher
         pass
     assert "is unreachable" in caught.value.reason
     assert caught.value.retry_after == 1.0
-    with pytest.raises(BackendUnavailable):  # what is no question of capacity is no different
+    with pytest.raises(BackendUnavailable):  # the policy applies to capacity only
         call(balancer, "status")
 
 
@@ -153,7 +153,7 @@ def test_stopped_server_blocks_no_caller_and_leaks_nothing(
     caplog: pytest.LogCaptureFixture,
     runner: asyncio.Runner,
 ) -> None:
-    """Four threads and four tasks ask all the time; each is judged by itself."""
+    """Four threads and four tasks acquire all the time; each is checked separately."""
     caplog.set_level(logging.WARNING, "agentperf_redis")
     balancer = LoadBalancer(on_unavailable=policy, backend=connect(own_server.url, deadline=DEADLINE_S))
     for number in range(4):
@@ -218,14 +218,14 @@ def test_stopped_server_blocks_no_caller_and_leaks_nothing(
             assert not each.is_alive()
 
     meanwhile = {what for at, took, what in answers if stopped + 0.1 < at and at + took < resumed}
-    # The deadline is that of the command. Beyond it a caller is only to be run again, in turn with seven others, the
-    # server and whatever else the machine does: what that takes is the machine's, hence the 0.3 s.
+    # The deadline is that of the command. After it a caller only needs to be scheduled again, among seven others, the
+    # server and the machine's other work: hence the 0.3 s.
     assert max(stalls.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
     assert meanwhile == {"raised" if policy == "raise" else "none"}
     assert sum(stopped + 0.1 < at < resumed - DEADLINE_S for at, _, _ in answers) > 8
     assert max(stalls.own(resumed, next(at for at in times if at > resumed)) for times in granted_at) < 1.0
     with own_server.client() as raw:
-        judge_load(raw, namespace, len(kept))
+        wait_for_load(raw, namespace, len(kept))
     for instance in kept:
         assert instance is not None
         assert balancer.release(instance)
@@ -254,11 +254,11 @@ def test_cancelled_caller_does_not_wait_for_unreachable_server(
     assert runner.run(give_up()) < 0.9
     assert balancer.acquire("planner") is not None
     with own_server.client() as raw:
-        judge_load(raw, namespace, 0)  # neither of the two is referred to any more
+        wait_for_load(raw, namespace, 0)  # neither lease is referenced now
 
 
-def judge_load(raw: Raw, namespace: str, held: int) -> None:
-    """Wait until what is counted as load is what is held: what was asked for in vain is given back in the background."""
+def wait_for_load(raw: Raw, namespace: str, held: int) -> None:
+    """Wait until the load equals the held leases: abandoned requests are undone in the background."""
     state = keys.pool(namespace, "planner").state
 
     def counts() -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What goes wrong between a process and its leases: lost replies, late requests, cancellation, crashes, restarts."""
+"""Faults between a process and its leases: lost replies, late requests, cancellation, crashes, restarts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Connect = Callable[..., Backend]
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[object]]:
-    """Holds leases until after the backends were closed; a lease that is dropped goes back with a warning."""
+    """Holds leases until the backends are closed; a dropped lease would be released with a warning."""
     held: list[object] = []
     yield held
     held.clear()
@@ -64,7 +64,7 @@ def load(raw: Raw, pool: keys.PoolKeys) -> int:
 
 
 def warm_up(call: Call, balancer: LoadBalancer) -> None:
-    """Have the server know the scripts, so that the next request of each is the one the test means."""
+    """Load the scripts into the server, so that the next request of each is the one under test."""
     assert call(balancer, "release", call(balancer, "acquire", "planner"))
 
 
@@ -98,7 +98,7 @@ def test_late_copy_after_release_is_refused(
     warm_up(call, balancer)
     held = proxy.hold(only=commands.ACQUIRE)
 
-    instance = call(balancer, "acquire", "planner")  # the second copy is granted, the first is still under way
+    instance = call(balancer, "acquire", "planner")  # the second copy is granted while the first is still delayed
     assert raw.hget(pool.state, instance.lease.token).endswith(" late=1")
     assert call(balancer, "release", instance) is True
     assert held.deliver() == b"*2\r\n:-1\r\n$8\r\nreleased\r\n"
@@ -120,7 +120,7 @@ def test_request_after_its_deadline_is_refused(
         call(balancer, "acquire", "planner")
     assert caught.value.outcome == "unknown"
     token = held.requests[0][9].decode()
-    wait_until(lambda: raw.hget(pool.state, token) == "tombstone why=cancelled", "the keeper to bury the token")
+    wait_until(lambda: raw.hget(pool.state, token) == "tombstone why=cancelled", "the keeper to write the tombstone")
     assert b":-1" in held.deliver()
 
     assert token not in leases(raw, pool)
@@ -139,7 +139,7 @@ def test_keeper_repeats_an_unanswered_release(
     with pytest.raises(BackendUnavailable):
         call(balancer, "release", instance)
     proxy.open_port()
-    wait_until(lambda: load(raw, pool) == 0, "the release to get through")
+    wait_until(lambda: load(raw, pool) == 0, "the release to be executed")
     assert leases(raw, pool) == []
 
 
@@ -166,7 +166,7 @@ def test_block_ends_normally_during_an_outage(
     assert load(raw, pool) == 1
 
     proxy.open_port()
-    wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
+    wait_until(lambda: load(raw, pool) == 0, "the keeper to release the lease")
     assert leases(raw, pool) == []
 
 
@@ -178,7 +178,7 @@ def test_change_after_its_deadline_has_no_effect(
     backend = connect(proxy.url)
     slow = LoadBalancer(backend=backend)
     assert call(slow, "mark_healthy", "planner", "p0")
-    assert not call(slow, "remove_instance", "planner", "nobody")  # the server knows the scripts, this client its clock
+    assert not call(slow, "remove_instance", "planner", "nobody")  # loads the script and estimates the server's clock
     hurry(backend, 0.3)
     args: dict[str, tuple[Any, ...]] = {
         "register_instance": (AgentInstance("p0", "planner", max_capacity=9, is_healthy=False),)
@@ -222,7 +222,7 @@ def test_cancelled_acquire_leaves_no_lease_at_any_point(
         await backend.aclose()
 
     asyncio.run(main())
-    # Those whose cancellation came too late got their lease, which closing gave back; the others hold none.
+    # Calls that were cancelled too late got their lease, which closing released; the others hold none.
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0
 
@@ -271,7 +271,7 @@ def test_unreferenced_lease_is_released_with_a_warning(
     del instance
     with pytest.warns(ResourceWarning, match="held, .* was dropped without release"):
         held.clear()
-    wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
+    wait_until(lambda: load(raw, pool) == 0, "the keeper to release the lease")
     assert "'p0' of 'planner' was released because nothing refers to it" in caplog.text
     assert leases(raw, pool) == []
 
@@ -303,7 +303,7 @@ def test_closing_runs_pending_retries_first(
     keeper = lease_keeper_of(backend)
     wait_until(
         lambda: any(isinstance(job, partial) for job in list(keeper.jobs._due_times)),
-        "the keeper to have tried in vain",
+        "the keeper to have failed once",
     )
     proxy.open_port()
     hurry(backend, 5.0)
@@ -318,12 +318,12 @@ def test_lease_dropped_just_before_closing_is_released(
     backend = connect(server.url)
     balancer = balancer_with(backend)
     keeper = lease_keeper_of(backend)
-    told = threading.Event()
+    gate = threading.Event()
     held = [balancer.acquire("planner")]
-    keeper.jobs.put(told.wait)  # so that what comes next stays in the inbox
+    keeper.jobs.put(gate.wait)  # blocks the thread, so that later jobs stay queued
     with pytest.warns(ResourceWarning):
         held.clear()
-    threading.Timer(0.1, told.set).start()
+    threading.Timer(0.1, gate.set).start()
     backend.close()
     assert load(raw, pool) == 0
 
@@ -333,7 +333,7 @@ def test_lease_granted_while_closing_is_released(
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
-    lease_keeper_of(backend).close()  # as closing the backend begins, while the reply is under way
+    lease_keeper_of(backend).close()  # as closing the backend does first, before the reply arrives
     with pytest.raises(BackendUnavailable, match="closed"):
         call(balancer, "acquire", "planner")
     assert load(raw, pool) == 0
@@ -366,13 +366,13 @@ def test_killed_process_frees_its_capacity_within_ttl(
     token = worker.said()
     assert token.split(":")[1] == str(worker.pid)
     first_end = raw.zscore(pool.due, token)
-    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process lives, so its lease does
+    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process lives, so its lease is renewed
     assert balancer.acquire("planner") is None
 
     with StallDetector(raw.ping) as stalls:
         worker.kill()
         killed_at = time.monotonic()
-        wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to come back")
+        wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to become free")
         assert stalls.own(killed_at, time.monotonic()) < ttl + 1.0
     assert raw.hget(pool.state, token) == "tombstone why=expired"
 
@@ -384,7 +384,7 @@ def test_paused_process_notices_that_its_lease_is_lost(
     worker = workers.start(hold_one, server.url, balancer._backend.namespace, 0.2)
     worker.said()
     worker.pause()
-    wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to come back")
+    wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to become free")
     worker.resume()
     worker.answer()
     assert worker.result() is False
@@ -397,8 +397,8 @@ def test_empty_restart_restores_instances_and_loses_leases(
 ) -> None:
     backend = connect(own_server.url)
     balancer = balancer_with(backend)
-    told: list[LeaseLost] = []
-    instance = call(balancer, "acquire", "planner", on_lost=told.append)
+    losses: list[LeaseLost] = []
+    instance = call(balancer, "acquire", "planner", on_lost=losses.append)
     kept.append(instance)
     assert balancer.update_instance("planner", "p0", max_capacity=2)
     fence = instance.lease.fence
@@ -410,15 +410,15 @@ def test_empty_restart_restores_instances_and_loses_leases(
         return kept[-1] is not None
 
     wait_until(again, "the instance to be registered again")
-    wait_until(lambda: told, "the loss to be reported")
-    assert "lost its data" in told[0].reason
+    wait_until(lambda: losses, "the loss to be reported")
+    assert "lost its data" in losses[0].reason
     assert call(balancer, "release", instance) is False
     new: Any = kept[-1]
     assert (new.max_capacity, new.current_load) == (2, 1)
     assert new.lease.fence > fence
 
 
-def there(server: Server, pool: keys.PoolKeys) -> set[str]:
+def registered_ids(server: Server, pool: keys.PoolKeys) -> set[str]:
     with server.client() as raw:
         return set(raw.zrange(pool.ids, 0, -1))
 
@@ -434,7 +434,7 @@ def test_idle_registrar_restores_instances_after_empty_restart(
     call(balancer, "drain", "planner", "p1")
     call(balancer, "mark_healthy", "planner", "p2")
     own_server.restart()
-    wait_until(lambda: there(own_server, pool) == {"p0", "p1", "p2"}, "the keeper to register them again")
+    wait_until(lambda: registered_ids(own_server, pool) == {"p0", "p1", "p2"}, "the keeper to register them again")
     found = {each.id: (each.is_healthy, each.is_draining) for each in balancer.instances["planner"]}
     assert found == {"p0": (False, False), "p1": (True, True), "p2": (True, False)}
 
@@ -451,7 +451,7 @@ def test_first_call_restores_a_pool_after_flush(
         raw.flushall()
         assert list(call(balancer, "get_status")) == ["planner"]
         raw.flushall()
-        wait_until(lambda: there(own_server, pool) == {"p0"}, "the keeper to notice by itself")
+        wait_until(lambda: registered_ids(own_server, pool) == {"p0"}, "the keeper to notice without a call")
         assert call(LoadBalancer(backend=connect(own_server.url)), "get_status")["planner"]["instances"] == 1
 
 
@@ -464,8 +464,8 @@ def test_each_process_restores_its_own_instances(
     call(second, "register_instance", AgentInstance("p1", "planner"))
     with own_server.client() as raw:
         raw.flushall()
-    assert call(first, "get_status")["planner"]["instances"] in (1, 2)  # the other's keeper may have looked already
-    wait_until(lambda: there(own_server, pool) == {"p0", "p1"}, "the other to follow")
+    assert call(first, "get_status")["planner"]["instances"] in (1, 2)  # the other's keeper may have checked already
+    wait_until(lambda: registered_ids(own_server, pool) == {"p0", "p1"}, "the other process to register its instance")
 
 
 def test_instance_removed_by_another_process_stays_removed(
@@ -478,7 +478,7 @@ def test_instance_removed_by_another_process_stays_removed(
     assert call(balancer, "acquire", "planner") is None
     assert call(balancer, "get_status") == {}
     assert lease_keeper_of(backend).registrations.registered == {}
-    assert there(own_server, pool) == set()
+    assert registered_ids(own_server, pool) == set()
 
 
 def test_unrenewable_lease_is_lost_before_its_reuse(
@@ -486,13 +486,13 @@ def test_unrenewable_lease_is_lost_before_its_reuse(
 ) -> None:
     backend = connect(proxy.url)
     balancer = balancer_with(backend)
-    told: list[LeaseLost] = []
-    instance = call(balancer, "acquire", "planner", ttl=0.6, on_lost=told.append)
+    losses: list[LeaseLost] = []
+    instance = call(balancer, "acquire", "planner", ttl=0.6, on_lost=losses.append)
     kept.append(instance)
     hurry(backend, 0.1)
     proxy.close_port()
-    wait_until(lambda: told, "the loss to be noticed")
-    assert "renewed in time" in told[0].reason
+    wait_until(lambda: losses, "the loss to be noticed")
+    assert "renewed in time" in losses[0].reason
     proxy.open_port()
 
 
@@ -579,7 +579,7 @@ def test_child_forked_within_a_block_keeps_parents_lease(
         _, code = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(code) == 0
         assert load(raw, pool) == 1
-        time.sleep(1.3)  # longer than its TTL: the parent goes on renewing it
+        time.sleep(1.3)  # longer than its TTL: the parent continues to renew it
         lease.check()
         assert load(raw, pool) == 1
     assert load(raw, pool) == 0

@@ -1,4 +1,4 @@
-"""A pool routes around what is ill: ejection by outcomes, probes, panic; each with its events."""
+"""A pool routes around unhealthy instances: ejection by outcomes, probes, panic; each with its events."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def kinds(balancer: LoadBalancer, name: str | None = None) -> list[EventKind]:
 
 
 def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", **facts: Any) -> None:
-    """Have calls on one instance end badly; on the others, none is begun."""
+    """Make calls on one instance end with this outcome; calls on the others end neutral."""
     for _ in range(times):
         held = []
         while True:
@@ -62,18 +62,18 @@ def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", 
             )
 
 
-# The runs of a thousand calls. Ejections end after so many of them, so that a slow machine makes no more probes than a fast one.
+# Runs of a thousand calls. An ejection ends after a number of calls, so that slow and fast machines make as many probes.
 
 
 def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], None]:
     pool = keys.pool(namespace, "planner")
 
-    def look(number: int) -> None:
+    def end_when_due(number: int) -> None:
         if number % calls == 0:
             raw.zadd(pool.due, {"E:" + name: 1}, xx=True)
             raw.hset(pool.state, "#next", 1)
 
-    return look
+    return end_when_due
 
 
 def test_failing_instance_is_ejected_probed_and_restored(
@@ -103,10 +103,10 @@ def test_failing_instance_is_ejected_probed_and_restored(
 def test_slow_instance_hardly_raises_the_p99(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
-    """Of two runs side by side, one has the slow instance: whatever holds up the machine holds up both.
+    """Two runs side by side, one of them with the slow instance: a stall of the machine affects both.
 
-    What moves the slowest percent of only one of them all the same is chance, so one attempt of three is to be within the
-    bound. Without ejection all are at three to five times the other.
+    Chance may still raise the p99 of one run alone, so one attempt of three must be within the bound. Without ejection
+    all attempts are at three to five times the other run.
     """
     every, takes = 2 * EVERY_S, 2 * TAKES_S
     slowly = 10 * takes
@@ -141,10 +141,10 @@ def test_slow_instance_hardly_raises_the_p99(
         ratios.append(p99[0] / p99[1])
         if ratios[-1] <= 1.5:
             return
-    pytest.fail(f"the slowest percent was moved by {ratios}")
+    pytest.fail(f"the p99 rose by the factors {ratios}")
 
 
-# Who is ejected, and who is not
+# Ejection
 
 
 @pytest.mark.parametrize("outcome", ["error", "timeout", "rejected"])
@@ -194,7 +194,7 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
     held = [balancer.acquire("planner") for _ in range(20)]
     assert {instance.id for instance in held if instance} == set(names)
 
-    for instance in held:  # those who do well in panic are fit again, and it ends when half of them are
+    for instance in held:  # instances that succeed in panic are healthy again, and panic ends when half of them are
         balancer.release(instance)
     assert [status_of(balancer, name).state for name in names] == [InstanceState.UP] * 5
     assert pool_of(balancer).panic_for is None
@@ -243,7 +243,10 @@ def test_large_fleet_panics_and_recovers_in_batches(backend: Backend, raw: Raw) 
     balancer.configure("planner", settings)
     for each in held:
         balancer.release(each, outcome="neutral")
-    wait_until(lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50, "all to be settled")
+    wait_until(
+        lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50,
+        "the end of panic to reach all instances",
+    )
 
 
 @pytest.mark.thorough
@@ -257,8 +260,8 @@ def test_panic_change_reaches_every_instance_during_churn(backend: Backend, raw:
         balancer.release(balancer.acquire("planner"), outcome="error")
     away = pool.keys.tag + ":away"
 
-    def turn(settings: PoolSettings) -> None:
-        """Have panic turn for a first batch; then a part of those who are unfit is taken out."""
+    def change_panic(settings: PoolSettings) -> None:
+        """Start or end panic for a first batch; then remove some of the unhealthy instances."""
         backend.run(commands.configure(pool, settings, 0, 1))
         ill = raw.zrange(away, 0, -1)
         waits = [
@@ -275,9 +278,9 @@ def test_panic_change_reaches_every_instance_during_churn(backend: Backend, raw:
             balancer.status("planner")
         return {status.limit for status in pool_of(balancer).instances if not status.instance.is_healthy}
 
-    turn(hot)
+    change_panic(hot)
     assert limits() == {1}
-    turn(calm)
+    change_panic(calm)
     assert limits() == {0}
 
 
@@ -312,7 +315,7 @@ def test_half_open_limit_is_lifted_in_panic(backend: Backend, raw: Raw) -> None:
 
 
 def end_ejection(balancer: LoadBalancer, raw: Raw, namespace: str, name: str) -> None:
-    """Have the time come at which an ejection ends."""
+    """Make the end of an ejection due."""
     pool = keys.pool(namespace, "planner")
     raw.zadd(pool.due, {"E:" + name: 1}, xx=True)
     raw.hset(pool.state, "#next", 1)
@@ -389,7 +392,7 @@ def test_older_leases_only_prolong_an_ejection(backend: Backend, raw: Raw) -> No
     assert (status.state, status.ejections) == (InstanceState.EJECTED, 1)
     assert ends_ms() >= before_ms + 99
     end_ejection(balancer, raw, backend.namespace, "p0")
-    assert status_of(balancer, "p0").limit == 3  # two old ones, and a probe
+    assert status_of(balancer, "p0").limit == 3  # two older leases and a probe
     balancer.release(old[2])
     balancer.release(old[3], outcome="error")
     status = status_of(balancer, "p0")
@@ -437,11 +440,11 @@ def test_mark_healthy_clears_ejection_checks_and_streak(
     assert status_of(balancer, "p0").state is InstanceState.UP
     assert raw.zrange(pool.keys.due, 0, -1) == []
     assert kinds(balancer, "p0")[-1] is EventKind.HEALTHY
-    told = len(kinds(balancer))
+    events_before = len(kinds(balancer))
     fail(balancer, "p0", 1)
     backend.run(commands.report_checks(pool, 3, [("p0", False)]))
     assert call(balancer, "mark_healthy", "planner", "p0")
-    assert (status_of(balancer, "p0").state, len(kinds(balancer))) == (InstanceState.UP, told)
+    assert (status_of(balancer, "p0").state, len(kinds(balancer))) == (InstanceState.UP, events_before)
 
 
 def test_full_server_still_drains_and_marks_instances(call: Call, own_server: Any, connect: Any) -> None:

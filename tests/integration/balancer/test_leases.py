@@ -1,4 +1,4 @@
-"""The balancer against a real server, through both its faces."""
+"""Leases and instances on a real server, through both APIs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STRATEGIES = list(LoadBalancingStrategy)
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[AgentInstance]]:
-    """What the test acquired, held until after its backend was closed: a lease that is dropped goes back with a warning."""
+    """Holds leases until the backend is closed; a dropped lease would be released with a warning."""
     _kept.clear()
     yield _kept
     _kept.clear()
@@ -265,7 +265,7 @@ def test_calls_report_an_unknown_instance(call: Call, balancer: LoadBalancer) ->
 
 def test_instance_without_heartbeat_takes_no_work(call: Call, balancer: LoadBalancer) -> None:
     call(balancer, "register_instance", AgentInstance("p0", "planner"), heartbeat_ttl=0.05)
-    wait_until(lambda: not call(balancer, "select_instance", "planner"), "the silent instance to be left out")
+    wait_until(lambda: not call(balancer, "select_instance", "planner"), "the heartbeat to be missed")
     assert call(balancer, "get_status")["planner"]["healthy"] == 0
     assert call(balancer, "heartbeat", "planner", "p0", within=60) == []
     assert acquire(call, balancer, "planner").id == "p0"
@@ -329,10 +329,10 @@ def test_release_returns_whether_it_freed_a_unit(
 
 def test_selected_instance_cannot_be_released(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
-    peek = call(balancer, "select_instance", "planner")
-    assert peek.current_load == 0
+    selected = call(balancer, "select_instance", "planner")
+    assert selected.current_load == 0
     with pytest.raises(InvalidArgument, match="carries its lease"):
-        call(balancer, "release", peek)
+        call(balancer, "release", selected)
 
 
 def test_releasing_none_returns_false(call: Call, balancer: LoadBalancer) -> None:
@@ -402,7 +402,7 @@ def test_release_of_an_expired_lease_frees_nothing(
 ) -> None:
     register(call, balancer, 1, max_capacity=1)
     held = acquire(call, balancer, "planner", ttl=0.05)
-    balancer._operations.keeper.drop(held.lease)  # as if this process had been stopped
+    balancer._operations.keeper.drop(held.lease)  # as if this process had been paused
     wait_until(lambda: acquire(call, balancer, "planner"), "the lease to expire")
     assert _kept[-1].lease is not None
     assert _kept[-1].lease.fence > held.lease.fence
@@ -420,7 +420,7 @@ def test_snapshot_errors_name_the_method_to_use(call: Call, balancer: LoadBalanc
         instance.max_capacity = 3
 
 
-# What something else wrote
+# Foreign data
 
 
 @pytest.mark.parametrize("part", ["state", "ready", "due", "waitq", "ids", "ring", "away", "checks", "events"])
@@ -428,7 +428,7 @@ def test_key_of_wrong_type_is_named_and_unchanged(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, part: str
 ) -> None:
     register(call, balancer, 2)
-    # No lease is due for renewal during the test, however long it takes: what changes is what was just called.
+    # No lease is due for renewal during the test, however long it takes: only the call under test can change keys.
     held = acquire(call, balancer, "planner", ttl=3600)
     poisoned = f"{pool.tag}:{part}"
     raw.delete(poisoned)
@@ -469,14 +469,14 @@ def test_key_of_wrong_type_is_named_and_unchanged(
         try:
             _kept.append(
                 call(balancer, method, *args, **options)
-            )  # a lease that is dropped is given back, at a time of its own
+            )  # kept: a dropped lease would be released in the background
         except CorruptState as error:
             failed += 1
             named.add(error.key)
             assert everything() == before
         before = everything()
     assert set(raw.scan_iter(f"{pool.tag}:*", count=10_000)) <= set(names), "nothing was written elsewhere"
-    # Of a key whose name the scripts compute, only the pool is known.
+    # For a key whose name the scripts compute, the error names only the pool.
     assert named == {poisoned if poisoned in pool.all else pool.state}
     assert failed >= (1 if part in ("ring", "checks") else 2)
 
@@ -484,7 +484,9 @@ def test_key_of_wrong_type_is_named_and_unchanged(
 _RECORD = "load=0 limit=5 seq=0 fence=0 peak=0 ewma_us=0 ewma_at_ms=0 served=0 failed=0 streak=0 weight=1 labels=- flags=- cap=5"
 
 
-@pytest.mark.parametrize("strategy", ["least_loaded", "peak_ewma", "consistent_hash"])  # they read it in different ways
+@pytest.mark.parametrize(
+    "strategy", ["least_loaded", "peak_ewma", "consistent_hash"]
+)  # each reads the record differently
 @pytest.mark.parametrize(
     "record",
     [
@@ -517,7 +519,7 @@ def test_foreign_counter_is_named_and_nothing_written(
 ) -> None:
     register(call, balancer, 1, max_capacity=3)
     held = [acquire(call, balancer, "planner", ttl=600.0) for _ in range(2)]
-    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # due, so that whoever comes has something to clear
+    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # due, so that the next call has an expired lease to end
     raw.hset(pool.state, field, value)
     before = (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True))
     for method, args in (
@@ -578,24 +580,24 @@ def test_error_names_a_pool_without_registrations(call: Call, balancer: LoadBala
 
 def test_lease_lost_inside_a_block_is_raised(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
     register(call, balancer, 1)
-    told: list[LeaseLost] = []
+    losses: list[LeaseLost] = []
     with (  # noqa: PT012
         pytest.raises(LeaseLost) as caught,
-        call.inside(balancer, "lease", "planner", ttl=4.0, on_lost=told.append) as lease,
+        call.inside(balancer, "lease", "planner", ttl=4.0, on_lost=losses.append) as lease,
     ):
         raw.zrem(pool.due, lease.token)
-        wait_until(lambda: told, "the keeper to notice")
+        wait_until(lambda: losses, "the keeper to notice the loss")
         with pytest.raises(LeaseLost):
             lease.check()
         assert lease.remaining == 0.0
-    assert caught.value.token == told[0].token == lease.token
+    assert caught.value.token == losses[0].token == lease.token
     assert caught.value.pool == "planner"
     assert caught.value.reason == "another caller released it, or it expired before it was renewed"
 
 
 def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1, max_capacity=1)
-    told: list[float] = []
+    lost_at: list[float] = []
     ttl, maximum = 2.0, 2.5
     with StallDetector() as stalls:
         begin = time.monotonic()
@@ -603,13 +605,13 @@ def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -
             *(balancer, "acquire", "planner"),
             ttl=ttl,
             max_hold=maximum,
-            on_lost=lambda _: told.append(time.monotonic()),
+            on_lost=lambda _: lost_at.append(time.monotonic()),
         )
-        wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to come back")
-        assert time.monotonic() - begin >= maximum, "longer than a life of the lease"
-        wait_until(lambda: told, "max_hold to be told")
-        assert told[0] - begin >= maximum
-        assert stalls.own(begin, told[0]) < maximum + 2.5
+        wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to become free")
+        assert time.monotonic() - begin >= maximum, "longer than the lease may be held"
+        wait_until(lambda: lost_at, "the loss at max_hold to be reported")
+        assert lost_at[0] - begin >= maximum
+        assert stalls.own(begin, lost_at[0]) < maximum + 2.5
     assert "max_hold" in str(held.lease.lost)
     assert call(balancer, "release", held) is False
 
@@ -629,9 +631,9 @@ def test_heartbeat_lasts_for_its_registered_ttl_by_default(
     def beat(**how: float) -> None:
         assert call(balancer, "heartbeat", "planner", "p0", "p1", "p2", **how) == []
 
-    for number, silence in enumerate((5, None, 2000)):
-        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat_ttl=silence)
-    for _ in range(2):  # the first and each further one
+    for number, ttl in enumerate((5, None, 2000)):
+        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat_ttl=ttl)
+    for _ in range(2):  # the first heartbeat and each further one
         beat()
         assert due_in() == pytest.approx([5, 30, 2000], abs=2)
     beat(within=100)
@@ -676,7 +678,7 @@ def test_refusal_explains_why_no_instance_is_available(call: Call, balancer: Loa
     assert acquire(call, balancer, "planner", require=("gpu",)).id == "p1"
     assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
     held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
-    assert call(balancer, "release", held["p3"]) is True  # which has nothing left of its rate
+    assert call(balancer, "release", held["p3"]) is True  # it has no rate left
     assert (
         why()
         == "of 4 instances, 2 full, 1 rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"

@@ -1,4 +1,4 @@
-"""The balancer's commands without a server: what is sent, and what replies become."""
+"""The balancer's commands without a server: their arguments and the decoding of replies."""
 
 from __future__ import annotations
 
@@ -119,8 +119,10 @@ def test_records_of_later_versions_may_have_more_fields() -> None:
 
 
 def test_records_are_decoded_in_any_order() -> None:
-    turned = b" ".join(reversed(RECORD.split(b" ")))
-    assert commands.instance_status(POOL, 0, b"p", turned, b"") == commands.instance_status(POOL, 0, b"p", RECORD, b"")
+    reversed_record = b" ".join(reversed(RECORD.split(b" ")))
+    assert commands.instance_status(POOL, 0, b"p", reversed_record, b"") == commands.instance_status(
+        POOL, 0, b"p", RECORD, b""
+    )
 
 
 def test_unknown_strategy_is_an_invalid_argument() -> None:

@@ -1,4 +1,4 @@
-"""The values that the balancer's users make and get."""
+"""The balancer's data model: instances, labels and snapshots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of a pool refuse what cannot be."""
+"""The settings of a pool: invalid ones are refused, and the README lists the defaults."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_bad_setting_is_refused_by_its_name(facts: dict[str, Any]) -> None:
         ({"max_ejection_time": 0}, "max_ejection_time is 0; allowed: seconds from 0.001 to 86400"),
     ],
 )
-def test_ejection_beyond_its_maximum_names_the_given_argument(given: dict[str, float], said: str) -> None:
+def test_ejection_beyond_its_maximum_names_the_given_argument(given: dict[str, float], message: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         PoolSettings(**given)  # type: ignore[arg-type]
-    assert str(refused.value).startswith(said)
+    assert str(refused.value).startswith(message)
     assert PoolSettings(base_ejection_time=400, max_ejection_time=400).base_ejection_time == 400
 
 

@@ -1,4 +1,4 @@
-"""Records as the scripts read and write them, on a pretended server: any order, later fields, and what is none of ours."""
+"""Records as the scripts read and write them, on a fake server: any order, later fields and foreign records."""
 
 from __future__ import annotations
 
@@ -107,15 +107,15 @@ def test_fields_of_a_later_version_are_kept(fake: Fake, outcome: Outcome) -> Non
 
 @pytest.mark.parametrize("strategy", list(LoadBalancingStrategy))
 def test_fields_are_read_in_any_order(fake: Fake, strategy: LoadBalancingStrategy) -> None:
-    def turn() -> None:
+    def reverse_fields() -> None:
         words = fake.client.hget(STATE, "p0").split(" ")
         fake.client.hset(STATE, "p0", " ".join(reversed(words)))
 
     registered(fake, strategy)
-    turn()
+    reverse_fields()
     assert fake.run(commands.select(POOL, ANY)).id == "p0"
     acquired(fake)
-    turn()
+    reverse_fields()
     assert fake.run(commands.release(POOL, "@a", "p0", outcome=Outcome.OK)) is True
     found = records.fields(fake.client.hget(STATE, "p0"))
     assert list(found) == NAMES
@@ -192,7 +192,7 @@ def test_unknown_wanted_strategy_is_refused(fake: Fake, script: str, is_register
 
 
 NEEDS_NO_RECORD = {"leases", "wait", "repair"}
-"""Scripts that read no record of an instance, and the one that leaves such a record as it is."""
+"""Scripts that read no instance record, and repair, which leaves a foreign record unchanged."""
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - NEEDS_NO_RECORD))
@@ -206,7 +206,7 @@ def test_foreign_record_is_corrupt_state_in_every_script(fake: Fake, name: str, 
         fake.run(every_command()[name])
     after = {key: value for key, value in everything(fake).items() if not key.endswith(":checks")}
     assert fake.client.hget(STATE, "p0") == wrong
-    if name not in ("status", "select"):  # these do the maintenance that is due, whatever the record is
+    if name not in ("status", "select"):  # these run due maintenance, whatever the record is
         assert after == before
 
 
