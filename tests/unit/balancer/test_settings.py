@@ -36,7 +36,7 @@ def test_bad_setting_is_refused_by_its_name(facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (
             {"base_ejection_time": 400},
