@@ -11,7 +11,7 @@
 --   response_us int   how long the work took, us; -1 when not measured
 --   bury_ms     int   how long to keep a tombstone that refuses a late copy of the acquire, ms; 0: there can be none
 --   again       int   1 when another copy of this release may have been executed, else 0
---   tokens      int   how many more it took than acquire counted; below 0 for fewer
+--   tokens      int   tokens used minus tokens that acquire counted; negative for fewer
 -- RETURNS
 --   1   this call, or the copy before it, freed the unit
 --   0   the token is unknown
@@ -52,7 +52,7 @@ if holder then
   local load, same, limit, seq, served, failed, streak, rest
   load, same, limit, seq, ewma_us, ewma_at_ms, served, failed, streak, rest = match(record or '', RELEASE)
   if load == '0' then return corrupt(id) end
-  if not load then  -- in another order than it is written in, or not written by the library, which `read` finds out
+  if not load then  -- in another order, or not written by the library; `read` distinguishes these
     ewma_us, ewma_at_ms = field(record or '', 'ewma_us'), field(record or '', 'ewma_at_ms')
     if not whole(ewma_us) or not whole(ewma_at_ms) or not ewma_us or not ewma_at_ms then return corrupt(id) end
   end
