@@ -114,8 +114,8 @@ class AsyncCache:
         **freshness: Unpack[FreshnessOptions],
     ) -> Any:
         """See `LRUCache.get_or_compute`; the function may be a coroutine function."""
-        asked = wanted(key, function, ttl, tags, freshness)
-        return await compute_async(self._backend, self._flows, self._maintenance, asked)
+        request = wanted(key, function, ttl, tags, freshness)
+        return await compute_async(self._backend, self._flows, self._maintenance, request)
 
     async def warm_up(
         self,
@@ -129,8 +129,8 @@ class AsyncCache:
         **freshness: Unpack[FreshnessOptions],
     ) -> WarmUpStatus:
         """See `LRUCache.warm_up`; the function may be a coroutine function, and everything runs on the running loop."""
-        asked = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return await warm_async(self._backend, self._flows, self._maintenance, *asked, progress)
+        request = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
+        return await warm_async(self._backend, self._flows, self._maintenance, *request, progress)
 
 
 class AsyncLRUCache(AsyncCache):

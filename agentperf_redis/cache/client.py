@@ -232,8 +232,8 @@ class Cache(ABC):
             BackendUnavailable: the server does not answer, and the cache was made with on_unavailable="raise".
         """
         _refuse_coroutines("get_or_compute", function)
-        asked = wanted(key, function, ttl, tags, freshness)
-        return compute(self._backend, self._flows, self._maintenance, asked)
+        request = wanted(key, function, ttl, tags, freshness)
+        return compute(self._backend, self._flows, self._maintenance, request)
 
     def warm_up(
         self,
@@ -264,8 +264,8 @@ class Cache(ABC):
             BackendUnavailable: the server does not answer, so no value would be stored.
         """
         _refuse_coroutines("warm_up", function)
-        asked = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return warm(self._backend, self._flows, self._maintenance, *asked, progress)
+        request = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
+        return warm(self._backend, self._flows, self._maintenance, *request, progress)
 
     @property
     def hits(self) -> int:

@@ -100,14 +100,14 @@ def computing(
         look: False computes even if there is a value.
         blocking: the caller is a thread, which is blocked meanwhile, and not a task.
     """
-    flight = flows.single_flight
+    single_flight = flows.single_flight
     answer: Answer | Crashed | None = copy
     if answer is None:
-        answer = yield from flight.value_or_lease(wanted.key, wanted.freshness, look=look, blocking=blocking)
+        answer = yield from single_flight.value_or_lease(wanted.key, wanted.freshness, look=look, blocking=blocking)
     if isinstance(answer, ComputeLease):
-        return (yield from _carry_out(flight, maintenance, wanted, answer, blocking=blocking))
+        return (yield from _compute_under_lease(single_flight, maintenance, wanted, answer, blocking=blocking))
     if isinstance(answer, Served) and answer.stale:
-        _refresh_behind(
+        _refresh_in_background(
             flows, wanted, refreshing(flows, maintenance, wanted, answer.stale, blocking=blocking), blocking=blocking
         )
     return answer
@@ -122,17 +122,26 @@ def refreshing(
         if compute_lease is not None:
             accepted(
                 wanted,
-                (yield from _carry_out(flows.single_flight, maintenance, wanted, compute_lease, blocking=blocking)),
+                (
+                    yield from _compute_under_lease(
+                        flows.single_flight, maintenance, wanted, compute_lease, blocking=blocking
+                    )
+                ),
             )
     except Exception as error:  # noqa: BLE001  any error of the user's function
-        flows.shared.complain(
+        flows.shared.warn(
             "cache %s: %s could not be refreshed, its old value is still returned: %s: %s",
             *(flows.shared.name, shown(wanted.key), type(error).__name__, error),
         )
 
 
-def _carry_out(
-    flight: SingleFlight, maintenance: Maintenance, wanted: Wanted[Any], compute_lease: ComputeLease, *, blocking: bool
+def _compute_under_lease(
+    single_flight: SingleFlight,
+    maintenance: Maintenance,
+    wanted: Wanted[Any],
+    compute_lease: ComputeLease,
+    *,
+    blocking: bool,
 ) -> Flow[Served | Crashed]:
     """Call the function, report its result to all waiters and to the server, and return it.
 
@@ -142,31 +151,31 @@ def _carry_out(
     begun = time.perf_counter()
     try:
         maintenance.keep(compute_lease)
-        around = enter(compute_lease.flight)
+        enclosing = enter(compute_lease.flight)
         try:
             value = yield Call(wanted.function)
         finally:
-            leave(around)
+            leave(enclosing)
     except Exception as error:  # noqa: BLE001  it is returned to the caller
         maintenance.drop(compute_lease)
-        yield from Shielded(_end(flight, maintenance, compute_lease, flight.crash(compute_lease, error)))
+        yield from Shielded(_end(single_flight, maintenance, compute_lease, single_flight.crash(compute_lease, error)))
         return Crashed(error)
     except BaseException as error:
         maintenance.drop(compute_lease)
-        rest = flight.give_up(compute_lease)
+        rest = single_flight.give_up(compute_lease)
         if not isinstance(error, GeneratorExit):
-            yield from Shielded(_end(flight, maintenance, compute_lease, rest))
+            yield from Shielded(_end(single_flight, maintenance, compute_lease, rest))
         raise
     try:
         took_s = time.perf_counter() - begun
-        storable, rest = flight.land(compute_lease, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
+        storable, rest = single_flight.finish(compute_lease, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
     except BaseException as error:
         maintenance.drop(compute_lease)
-        flight.let_go(compute_lease)
+        single_flight.release_waiters(compute_lease)
         if isinstance(error, Exception):
             return Crashed(error)
         raise
-    yield from Shielded(_end(flight, maintenance, compute_lease, rest))
+    yield from Shielded(_end(single_flight, maintenance, compute_lease, rest))
     if blocking and not storable and inspect.iscoroutine(value) and wanted.unstorable is None:
         value.close()
         allowed = "a blocking function; for a function that returns a coroutine, use the same method under .aio"
@@ -174,7 +183,9 @@ def _carry_out(
     return Served(value, storable=storable)
 
 
-def _end(flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeLease, rest: Flow[None]) -> Flow[None]:
+def _end(
+    single_flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeLease, rest: Flow[None]
+) -> Flow[None]:
     """Report the end of a computation to the server and stop renewing its lease, even if the report fails.
 
     If the report fails, the lease expires on the server. The caller has its result in any case.
@@ -183,10 +194,10 @@ def _end(flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeL
         if compute_lease.token:
             yield from rest
     except AgentPerfError as error:
-        flight.shared.complain("cache %s: could not finish: %s", flight.shared.name, error)
+        single_flight.shared.warn("cache %s: could not finish: %s", single_flight.shared.name, error)
     finally:
         maintenance.drop(compute_lease)
-        flight.let_go(compute_lease)
+        single_flight.release_waiters(compute_lease)
 
 
 def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
@@ -209,7 +220,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
     return Served(value, stale=stale)
 
 
-def _refresh_behind(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:
+def _refresh_in_background(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:
     """Run a flow in a background thread or task, unless that key is being refreshed already."""
     backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
     refresher = backend.share("cache refreshes", lambda: Refresher(backend))

@@ -387,8 +387,8 @@ class _Wrapped(Generic[R]):
                 items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
             ) -> WarmUpStatus:
                 """Compute the missing values; each item is the argument of a call, or a tuple of arguments."""
-                asked = self._each_wanted(items, concurrency, progress)
-                return await warm_async(*self._where, *asked, progress)
+                request = self._each_wanted(items, concurrency, progress)
+                return await warm_async(*self._where, *request, progress)
 
             return self._finish(call_async, invalidate_async, refresh_async, clear_async, warm_up_async)
 
@@ -412,8 +412,8 @@ class _Wrapped(Generic[R]):
             items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
         ) -> WarmUpStatus:
             """Compute the missing values; each item is the argument of a call, or a tuple of arguments."""
-            asked = self._each_wanted(items, concurrency, progress)
-            return warm(*self._where, *asked, progress)
+            request = self._each_wanted(items, concurrency, progress)
+            return warm(*self._where, *request, progress)
 
         return self._finish(call, invalidate, refresh, clear, warm_up)
 

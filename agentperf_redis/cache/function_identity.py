@@ -163,10 +163,10 @@ class _Namer:
             yield variable.encode() + b"=" + self._value(around[variable])
 
     def _value(self, value: Any) -> bytes:
-        told = self._told(value)
-        return canonical(value if told is None else (type(value).__name__, *told), self._registry)
+        identity = self._identity(value)
+        return canonical(value if identity is None else (type(value).__name__, *identity), self._registry)
 
-    def _told(self, value: Any) -> tuple[Any, ...] | None:
+    def _identity(self, value: Any) -> tuple[Any, ...] | None:
         """Return the identity of a value that is not data; None for data."""
         if isinstance(value, FunctionType):
             return (self.name(value),)

@@ -41,19 +41,19 @@ def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
         yield from ready(shared)
     yield from under_way(shared, waited)
     while attempts < ATTEMPTS:
-        report, taken_in = access_buffer.take(flush=True), False
+        report, confirmed = access_buffer.take(flush=True), False
         if report is NO_REPORT:
             return
         try:
             yield from ready(shared)
-            asked_at = time.monotonic()
+            sent_at = time.monotonic()
             now_ms = yield from commands.report_reads(shared.keys, access_buffer.writer, report)
             if now_ms is not None:
-                taken_in = True
-                shared.set_clock(now_ms, asked_at)
+                confirmed = True
+                shared.set_clock(now_ms, sent_at)
         finally:
-            access_buffer.settle(report, taken_in=taken_in)
-        if not taken_in:
+            access_buffer.settle(report, confirmed=confirmed)
+        if not confirmed:
             shared.deployed = False
             attempts += 1
 
@@ -63,4 +63,4 @@ def flush_if_possible(shared: SharedState) -> Flow[None]:
     try:
         yield from flush(shared)
     except BackendFull as error:
-        shared.complain("cache %s: reads cannot be reported: %s", shared.name, error)
+        shared.warn("cache %s: reads cannot be reported: %s", shared.name, error)

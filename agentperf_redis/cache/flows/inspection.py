@@ -64,12 +64,12 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     )
     hits = [count[tier.value] for tier in TIERS]
     misses = count["misses"]
-    come = sum(hits) + misses
+    lookups = sum(hits) + misses
     tiers = []
-    for capacity, entries, served in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
+    for capacity, entries, tier_hits in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
         # a read looks in hot first, and in the next tier if it does not find its entry
-        tiers.append(TierStats(entries, capacity, served, come - served))
-        come -= served
+        tiers.append(TierStats(entries, capacity, tier_hits, lookups - tier_hits))
+        lookups -= tier_hits
     return CacheStats(
         name,
         KINDS[service],

@@ -148,7 +148,7 @@ class Reader:
         stored, doubtful = self._opened(name, entry, gen, counted=True)
         if stored is not None and doubtful:
             stored = yield from self._not_invalidated_by_tags(stored)
-        value = self._served(name, stored, miss=miss, hit=hit)
+        value = self._decoded(name, stored, miss=miss, hit=hit)
         if ticket is not None:
             self._fill_local(key, name, stored, value, ticket)
         if self.shared.access_buffer.is_full:
@@ -183,11 +183,11 @@ class Reader:
         try:
             read = yield from self._read_strictly(name, miss=miss)
         except BackendFull as error:  # recording is impossible, reading is not
-            self.shared.complain("cache %s: reads cannot be recorded: %s", self.shared.name, error)
+            self.shared.warn("cache %s: reads cannot be recorded: %s", self.shared.name, error)
             entry, gen = yield from commands.read(self.shared.keys, name)
             return (yield from self.value(name, (entry, gen), counted=False))
         if read.wrong_type:
-            self.complain_of_type(name)
+            self.warn_of_wrong_type(name)
         value, stored = yield from self.value(name, read.found, counted=False)
         if read.counted and value is MISSING:  # the script cannot decode values, so it has counted a hit
             self.shared.access_buffer.found_corrupt()
@@ -213,7 +213,7 @@ class Reader:
         stored, doubtful = self._opened(name, *found, counted=counted)
         if stored is not None and doubtful:
             stored = yield from self._not_invalidated_by_tags(stored)
-        return self._served(name, stored, counted=counted), stored
+        return self._decoded(name, stored, counted=counted), stored
 
     def _opened(
         self, name: str, entry: bytes | None, gen: bytes | None, *, counted: bool
@@ -231,7 +231,7 @@ class Reader:
                 )
                 self._known_gen = known
         except Undecodable as error:
-            self._complain_of(name, error, counted=counted)
+            self._warn_of(name, error, counted=counted)
             return None, False
         version, invalidation_epoch = stored.version, known[1]
         if version <= invalidation_epoch.cleared_until or (
@@ -252,7 +252,7 @@ class Reader:
             raise CorruptState(where.epochs, "not three versions") from None
         return stored if stored.version > max(newest, known.cleared_until, known.tagged_cleared_until) else None
 
-    def _served(
+    def _decoded(
         self,
         name: str,
         stored: entry_format.Stored | None,
@@ -266,7 +266,7 @@ class Reader:
             try:
                 value = self.codec.decode(stored.data)
             except Undecodable as error:
-                self._complain_of(name, error, counted=counted)
+                self._warn_of(name, error, counted=counted)
             else:
                 if counted and hit:
                     self.shared.access_buffer.read(name, stored.cost_ms)
@@ -275,12 +275,12 @@ class Reader:
             self.shared.access_buffer.missed()
         return MISSING
 
-    def complain_of_type(self, name: str) -> None:
+    def warn_of_wrong_type(self, name: str) -> None:
         """Log that a key for an entry or a lease has another type."""
         name, cache = shown(name), self.shared.name
-        self.shared.complain("cache %s: entry %s counts as missing: one of its keys has a wrong type", cache, name)
+        self.shared.warn("cache %s: entry %s counts as missing: one of its keys has a wrong type", cache, name)
 
-    def _complain_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
-        self.shared.complain("cache %s: entry %s counts as missing: %s", self.shared.name, shown(name), error)
+    def _warn_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
+        self.shared.warn("cache %s: entry %s counts as missing: %s", self.shared.name, shown(name), error)
         if counted:
             self.shared.access_buffer.found_corrupt()

@@ -29,7 +29,7 @@ def ready(shared: SharedState) -> Flow[None]:
         return
     with suppress(BackendFull):  # an existing cache is registered already; a new one cannot be deployed either
         yield from shared.backend.enter(shared.service, shared.name)
-    asked_at = time.monotonic()
+    sent_at = time.monotonic()
     reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
     if isinstance(reply, commands.OtherSchema):
         raise SchemaMismatch(f"cache {shared.name}", str(reply.schema), f"schema {commands.SCHEMA}")
@@ -39,7 +39,7 @@ def ready(shared: SharedState) -> Flow[None]:
     shared.settings = Settings.parse(reply.settings) or shared.settings
     if _lowered(Settings.parse(reply.before), shared.settings):
         yield from _shrink(shared)
-    shared.set_clock(reply.now_ms, asked_at)
+    shared.set_clock(reply.now_ms, sent_at)
     shared.learn(reply.now_ms * entry_format.CLOCK_PER_S // 1000)
     shared.deployed = True
 

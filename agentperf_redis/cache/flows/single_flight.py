@@ -50,7 +50,7 @@ MIN_LEASE_S: Final = 0.1
 """Leaves enough time for a renewal to arrive, even from a busy process."""
 ERROR_KEPT_MS: Final = 5000
 """How long an error is kept for waiters. They are notified at once, and poll at least every 0.25 s."""
-_FIRST_LOOK_S, _MAX_LOOK_S = 0.02, 0.25
+_MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
 """Bounds of a waiter's poll interval, in case the message is lost."""
 _MAX_WAIT_S = 3600.0
 _MAX_ERROR_CHARACTERS = 500
@@ -107,7 +107,7 @@ class SingleFlight:
                 if value is not MISSING:
                     served: Served | None = Served(value)
                     if stored is not None and freshness.concerns(stored):
-                        served = yield from self._served_by_age(name, value, stored, freshness)
+                        served = yield from self._value_by_age(name, value, stored, freshness)
                     if served is not None:
                         if refusable:
                             yield from self._note_hit(name, 0 if stored is None else stored.cost_ms)
@@ -129,9 +129,9 @@ class SingleFlight:
         except BackendUnavailable as error:
             if self.on_unavailable is WithoutServer.RAISE:
                 raise
-            self._complain(error)
+            self._warn(error)
         except AgentPerfError as error:
-            self._complain(error)
+            self._warn(error)
             return self._lease_without_claim(name, key)
         else:
             return answer
@@ -156,8 +156,8 @@ class SingleFlight:
         while True:
             if flights.waits_for_itself(name, blocking=blocking):
                 return self._lease_without_claim(name, key)
-            flight, asked = flights.join(name)
-            if asked is None:
+            flight, requests_before = flights.join(name)
+            if requests_before is None:
                 return ComputeLease(self.shared, name, key, "", self.lease_ms, flight)
             while not (yield from Wait(flight.ended, _MAX_WAIT_S)):
                 pass
@@ -169,10 +169,10 @@ class SingleFlight:
                 case Uncacheable():
                     return self._lease_without_claim(name, key)
 
-    def _complain(self, error: AgentPerfError) -> None:
-        self.shared.complain("cache %s: computing without it: %s", self.shared.name, error)
+    def _warn(self, error: AgentPerfError) -> None:
+        self.shared.warn("cache %s: computing without it: %s", self.shared.name, error)
 
-    def _served_by_age(
+    def _value_by_age(
         self, name: str, value: Any, stored: entry_format.Stored, freshness: Freshness
     ) -> Flow[Served | None]:
         """Return a fresh or usably stale value; None if it is too old for stale-if-error and computing fails."""
@@ -198,22 +198,22 @@ class SingleFlight:
             freshness: gives the time without retries after a failure.
         """
         shared, name, token = self.shared, stored_name(key), secrets.token_hex(8)
-        flight, asked = shared.flights.join(name)
-        if asked is not None:
+        flight, requests_before = shared.flights.join(name)
+        if requests_before is not None:
             return None
         compute_lease = None
         try:
-            shared.flights.ask(flight)
+            shared.flights.note_request(flight)
             where, retry_ms = shared.keys, freshness.retry_ms
             reply = yield from commands.claim(
                 where, name, token, lease_ms=self.lease_ms, ignore=str(stale), retry_ms=retry_ms
             )
             if isinstance(reply, commands.Lead):
-                self._look_at_types(name, reply)
+                self._warn_of_wrong_type(name, reply)
                 compute_lease = ComputeLease(shared, name, key, token, self.lease_ms, flight)
             return compute_lease
         except BaseException as error:
-            yield from self._let_lease_go(error, name, key, token)
+            yield from self._release_interrupted(error, name, key, token)
             raise
         finally:
             if compute_lease is None:
@@ -227,8 +227,8 @@ class SingleFlight:
         while True:
             if flights.waits_for_itself(name, blocking=blocking):
                 return self._lease_without_claim(name, key)
-            flight, asked = flights.join(name)
-            if asked is None:
+            flight, requests_before = flights.join(name)
+            if requests_before is None:
                 try:
                     answer = yield from self._claim(name, key, flight, look=look)
                 except GeneratorExit:
@@ -243,7 +243,7 @@ class SingleFlight:
             while not (yield from Wait(flight.ended, _MAX_WAIT_S)):
                 pass
             match flight.outcome:
-                case Computed(data, cost_ms) if asked < flight.asked:
+                case Computed(data, cost_ms) if requests_before < flight.requests:
                     return Served(self.reader.codec.decode(data), cost_ms)
                 case Crashed() as crashed:
                     return crashed
@@ -257,7 +257,7 @@ class SingleFlight:
     def _claim(self, name: str, key: str, flight: Flight, *, look: bool) -> Flow[Answer]:
         """Get the compute lease among all processes, or wait for the result of its holder."""
         shared = self.shared
-        token, ignore, awaited, look_again_s = secrets.token_hex(8), "", "", _FIRST_LOOK_S
+        token, ignore, awaited, poll_s = secrets.token_hex(8), "", "", _MIN_POLL_S
         wake_up = None
         if not look:
             entry, _ = yield commands.read(shared.keys, name)
@@ -266,13 +266,13 @@ class SingleFlight:
             while True:
                 if wake_up is not None:
                     wake_up.reset()
-                shared.flights.ask(flight)
+                shared.flights.note_request(flight)
                 reply = yield from commands.claim(
                     shared.keys, name, token, lease_ms=self.lease_ms, ignore=ignore, awaited=awaited
                 )
                 match reply:
                     case commands.Lead():
-                        self._look_at_types(name, reply)
+                        self._warn_of_wrong_type(name, reply)
                         return ComputeLease(shared, name, key, token, self.lease_ms, flight)
                     case Hit(found):
                         value, stored = yield from self.reader.value(name, found, counted=False)
@@ -284,26 +284,26 @@ class SingleFlight:
                         if wake_up is None:
                             wake_up = shared.wake_up_for(name)
                         awaited = held
-                        pause = min(look_again_s * random.uniform(0.8, 1.2), left_ms / 1000 + 0.005)
-                        look_again_s = min(_MAX_LOOK_S, look_again_s * 1.5)
+                        pause = min(poll_s * random.uniform(0.8, 1.2), left_ms / 1000 + 0.005)
+                        poll_s = min(_MAX_POLL_S, poll_s * 1.5)
                         yield from Wait(wake_up, pause)
                     case Failed("", _):
                         return self._lease_without_claim(name, key)
                     case Failed(error_type, message):
                         raise ComputeFailed(key, error_type, message)
         except BaseException as error:
-            yield from self._let_lease_go(error, name, key, token)
+            yield from self._release_interrupted(error, name, key, token)
             raise
         finally:
             if wake_up is not None:
                 shared.forget_wake_up(name, wake_up)
 
-    def _look_at_types(self, name: str, lead: commands.Lead) -> None:
+    def _warn_of_wrong_type(self, name: str, lead: commands.Lead) -> None:
         if lead.wrong_type:
-            self.reader.complain_of_type(name)
+            self.reader.warn_of_wrong_type(name)
             self.shared.access_buffer.found_corrupt()
 
-    def _let_lease_go(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
+    def _release_interrupted(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
         """Release the lease after an interrupted claim: it may have been granted, and no caller should wait for it.
 
         Not while the server does not answer: the caller has waited a whole deadline already, and the lease will expire.
@@ -315,7 +315,7 @@ class SingleFlight:
     # The returned flow reports the end of the computation to the server, unless the lease has no token. Waiters of this
     # process get an error at once. They get a value after the server has accepted it, since it may be invalidated.
 
-    def land(
+    def finish(
         self,
         compute_lease: ComputeLease,
         value: Any,
@@ -345,7 +345,7 @@ class SingleFlight:
         self._end(compute_lease, GivenUp())
         return self._release(compute_lease, None)
 
-    def let_go(self, compute_lease: ComputeLease) -> None:
+    def release_waiters(self, compute_lease: ComputeLease) -> None:
         """Release all waiters of this process. Changes nothing after a regular end."""
         self._end(compute_lease, Uncacheable())
 
@@ -368,7 +368,7 @@ class SingleFlight:
             chosen_ttl = self.writer.spread(chosen_ttl, freshness)
         fresh_ms = freshness.spread(freshness.soft_ms)
         if compute_lease.flight is not None:
-            self.shared.flights.ask(compute_lease.flight)
+            self.shared.flights.note_request(compute_lease.flight)
         try:
             outcome = yield from self.writer.store(
                 compute_lease.name,
@@ -385,12 +385,12 @@ class SingleFlight:
         except BaseException:  # also if the server is full or corrupt: no caller should wait for the lease to expire
             yield from self._release(compute_lease, None)
             raise
-        vouched = outcome in (PutResult.STORED, PutResult.TOO_LARGE, PutResult.NO_CAPACITY)
-        self._end(compute_lease, Computed(data, cost_ms) if vouched else GivenUp())
+        confirmed = outcome in (PutResult.STORED, PutResult.TOO_LARGE, PutResult.NO_CAPACITY)
+        self._end(compute_lease, Computed(data, cost_ms) if confirmed else GivenUp())
         if outcome is PutResult.LATE:
             yield from self._release(compute_lease, None)
         if outcome is PutResult.TOO_LARGE:
-            self.shared.complain("cache %s: %s is larger than the cache", self.shared.name, shown(compute_lease.key))
+            self.shared.warn("cache %s: %s is larger than the cache", self.shared.name, shown(compute_lease.key))
 
     def _release(self, compute_lease: ComputeLease, error: str | None) -> Flow[None]:
         where, origin = self.shared.keys, self.shared.origin

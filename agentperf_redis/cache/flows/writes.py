@@ -116,7 +116,7 @@ class Writer:
             if report is NO_REPORT and access_buffer.flushing not in (None, waited):  # a flush has just begun
                 waited = yield from under_way(shared, waited)
                 report = access_buffer.take()
-            asked_at, taken_in, until_ms = time.monotonic(), False, self._until_ms()
+            sent_at, confirmed, until_ms = time.monotonic(), False, self._until_ms()
             try:
                 reply = yield from commands.put(
                     shared.keys,
@@ -135,23 +135,23 @@ class Writer:
                     tags=tags,
                 )
                 # a report of unknown result is sent again: its sequence number makes that idempotent
-                taken_in = reply.outcome is PutResult.STORED
+                confirmed = reply.outcome is PutResult.STORED
             except BaseException as error:
                 if not token:  # a later write of the key ends the lease, and so voids late copies of a computed value
                     yield from self._cancel_puts(error, (request,), until_ms)
                 raise
             finally:
-                access_buffer.settle(report, taken_in=taken_in)
+                access_buffer.settle(report, confirmed=confirmed)
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shared.deployed = False
             elif reply.outcome is PutResult.LATE:
-                shared.set_clock(reply.version, asked_at)
+                shared.set_clock(reply.version, sent_at)
                 again = True  # an earlier copy may have been executed
             else:
                 shared.learn(reply.version)
                 if reply.version:
-                    shared.set_clock(reply.version * 1000 / entry_format.CLOCK_PER_S, asked_at)
+                    shared.set_clock(reply.version * 1000 / entry_format.CLOCK_PER_S, sent_at)
                 return reply.outcome
         return PutResult.LATE
 

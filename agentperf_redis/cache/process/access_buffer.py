@@ -131,13 +131,13 @@ class AccessBuffer:
                 self.flushing = WakeUp(running_loop())
             return self._open
 
-    def settle(self, report: AccessReport, *, taken_in: bool) -> None:
+    def settle(self, report: AccessReport, *, confirmed: bool) -> None:
         """Record the result of a report: confirmed, or unknown; then it is sent again at the next opportunity."""
         if report is NO_REPORT:
             return
         with self._lock:
             self._under_way = False
-            if taken_in:
+            if confirmed:
                 self._open = None
             flushing, self.flushing = self.flushing, None
             announce = self.waits and not self._announced

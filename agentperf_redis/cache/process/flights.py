@@ -59,34 +59,34 @@ FlightOutcome: TypeAlias = Computed | Crashed | Uncacheable | Unreachable | Give
 class Flight:
     """One computation in progress in this process."""
 
-    __slots__ = ("asked", "ended", "life", "name", "open", "outcome", "thread")
+    __slots__ = ("ended", "name", "open", "outcome", "owner", "requests", "thread")
 
-    def __init__(self, life: object, name: str) -> None:
-        self.life = life
+    def __init__(self, owner: object, name: str) -> None:
+        self.owner = owner
         self.name = name
         self.thread = threading.get_ident()
-        self.asked = 0
+        self.requests = 0
         """Number of confirming requests sent so far."""
         self.open = True
         self.ended = WakeUp()
         self.outcome: FlightOutcome = GivenUp()
 
 
-_around: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
+_enclosing: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
 """The flights whose functions have called the present code: inherited by tasks they started and `asyncio.to_thread`."""
 
 
 def enter(flight: Flight | None) -> tuple[Flight, ...]:
     """Record that the function of a flight is about to be called. Returns the argument of `leave`."""
-    around = _around.get()
+    enclosing = _enclosing.get()
     if flight is not None:
-        _around.set((*around, flight))
-    return around
+        _enclosing.set((*enclosing, flight))
+    return enclosing
 
 
-def leave(around: tuple[Flight, ...]) -> None:
+def leave(enclosing: tuple[Flight, ...]) -> None:
     """Record that the function has returned. No token: a coroutine may be closed outside the context of its start."""
-    _around.set(around)
+    _enclosing.set(enclosing)
 
 
 class Flights:
@@ -99,7 +99,7 @@ class Flights:
         """Start empty; also in a forked child, since the computing threads stay in the parent."""
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
-        self._life = object()  # a child forked within a function is not part of that function's computation
+        self._owner = object()  # a child forked within a function is not part of that function's computation
 
     def join(self, name: str) -> tuple[Flight, int | None]:
         """Return the flight of a key and its confirming requests so far; None if the caller began it and must end it.
@@ -109,8 +109,8 @@ class Flights:
         with self._lock:
             flight = self._flights.get(name)
             if flight is not None:
-                return flight, flight.asked
-            flight = self._flights[name] = Flight(self._life, name)
+                return flight, flight.requests
+            flight = self._flights[name] = Flight(self._owner, name)
             return flight, None
 
     def waits_for_itself(self, name: str, *, blocking: bool) -> bool:
@@ -120,15 +120,15 @@ class Flights:
             name: stored name of the key.
             blocking: the calling thread is blocked while it waits.
         """
-        if any(flight.open and flight.name == name and flight.life is self._life for flight in _around.get()):
+        if any(flight.open and flight.name == name and flight.owner is self._owner for flight in _enclosing.get()):
             return True
         flight = self._flights.get(name) if blocking else None
         return flight is not None and flight.thread == threading.get_ident()
 
-    def ask(self, flight: Flight) -> None:
+    def note_request(self, flight: Flight) -> None:
         """Record that a confirming request is about to be sent."""
         with self._lock:
-            flight.asked += 1
+            flight.requests += 1
 
     def detach(self, name: str) -> None:
         """Let no more callers join a flight: its key was invalidated. Those that have joined still get its result."""

@@ -24,7 +24,7 @@ log = logging.getLogger("agentperf_redis")
 
 MAX_PENDING_INVALIDATIONS = 10_000
 """Names of keys and tags kept while the server is unreachable; beyond that, the whole cache is cleared on recovery."""
-_COMPLAIN_EVERY_S = 10.0
+_WARN_EVERY_S = 10.0
 
 
 class InvalidationScope(Enum):
@@ -73,7 +73,7 @@ class SharedState:
         self.flights = Flights()
         self.local: LocalCopies | None = None
         self._server_ahead_ms = 0.0
-        self._complained_at = -_COMPLAIN_EVERY_S
+        self._warned_at = -_WARN_EVERY_S
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._start_empty()
         backend.on_new_epoch(self._deploy_again)
@@ -99,15 +99,15 @@ class SharedState:
                     self.settings, self.given, self.deployed = settings, given, False
             elif (settings, given) != (self.settings, self.given):
                 held, marks = list(self.settings.fields), list(self.given)
-                for at, (argument, asked) in enumerate(zip(ARGUMENTS[self.service], settings.fields, strict=True)):
-                    if given[at] == "0" or (marks[at] == "1" and (asked == held[at] or argument.endswith("_ttl"))):
+                for at, (argument, requested) in enumerate(zip(ARGUMENTS[self.service], settings.fields, strict=True)):
+                    if given[at] == "0" or (marks[at] == "1" and (requested == held[at] or argument.endswith("_ttl"))):
                         continue
                     if marks[at] == "1":
-                        value = int(asked) if asked.isdigit() else asked
+                        value = int(requested) if requested.isdigit() else requested
                         raise InvalidArgument(
                             argument, value, f"cache {self.name!r} is open here with {argument}={held[at]}"
                         )
-                    held[at], marks[at] = asked, "1"
+                    held[at], marks[at] = requested, "1"
                     self.deployed = False
                 self.settings, self.given = Settings.of(held), "".join(marks)
             self._users.add(user)
@@ -160,19 +160,19 @@ class SharedState:
             for invalidation in invalidations:
                 self.pending_invalidations.pop(invalidation, None)
 
-    def set_clock(self, server_ms: float, asked_at: float) -> None:
-        """Record the server's time; `asked_at` is `time.monotonic()` before the request was sent."""
-        self._server_ahead_ms = server_ms - asked_at * 1000
+    def set_clock(self, server_ms: float, sent_at: float) -> None:
+        """Record the server's time; `sent_at` is `time.monotonic()` before the request was sent."""
+        self._server_ahead_ms = server_ms - sent_at * 1000
 
     def server_ms(self) -> int:
-        """Return an upper bound of the server's time: the server read its clock after `asked_at`."""
+        """Return an upper bound of the server's time: the server read its clock after `sent_at`."""
         return int(self._server_ahead_ms + time.monotonic() * 1000) + 1
 
-    def complain(self, message: str, *args: object) -> None:
+    def warn(self, message: str, *args: object) -> None:
         """Log a warning, at most one every ten seconds."""
         now = time.monotonic()
-        if now - self._complained_at >= _COMPLAIN_EVERY_S:
-            self._complained_at = now
+        if now - self._warned_at >= _WARN_EVERY_S:
+            self._warned_at = now
             log.warning(message, *args)
 
     def wake_up_for(self, name: str) -> WakeUp:

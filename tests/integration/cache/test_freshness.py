@@ -306,7 +306,7 @@ def test_a_copy_too_old_to_be_served_is_never_reported_as_read(
         return True
 
     wait_until(refused, "the copy to be too old")
-    wait_until(lambda: not cache._shared.flights._flights, "what goes on behind to end")
+    wait_until(lambda: not cache._shared_state.flights._flights, "what goes on behind to end")
     assert Age.OLD in seen
     assert cache.stats().hits - hits == len(served)
 

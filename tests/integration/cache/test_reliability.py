@@ -426,7 +426,7 @@ def test_a_blocking_put_does_not_wait_for_a_task_of_the_loop_it_holds_up(backend
         begin = time.monotonic()
         assert cache.put("b", 2)
         took = time.monotonic() - begin
-        cache._shared_state.access_buffer.settle(report, taken_in=False)
+        cache._shared_state.access_buffer.settle(report, confirmed=False)
         return took
 
     assert asyncio.run(main()) < access_reports._WAIT_SHARE * backend.deadline

@@ -25,7 +25,7 @@ def test_reads_are_reported_once_oldest_first() -> None:
     assert report.reads == (("b", 1), ("a", 2))
     assert announced == [1]
     assert box.take() is NO_REPORT, "one is under way"
-    box.settle(report, taken_in=True)
+    box.settle(report, confirmed=True)
     assert box.take() is NO_REPORT
     assert not box.waits
 
@@ -37,13 +37,13 @@ def test_a_report_whose_fate_is_unknown_is_repeated_as_it_was() -> None:
     report = box.take(flush=True)
     wake_up = box.flushing
     box.read("b", 0)
-    box.settle(report, taken_in=False)
+    box.settle(report, confirmed=False)
     assert wake_up is not None
     given: list[int] = []
     wake_up.call_when_sent(lambda: given.append(1))
     assert given == [1]
     assert box.take() is report
-    box.settle(report, taken_in=True)
+    box.settle(report, confirmed=True)
     second = box.take()
     assert (second.seq, second.reads) == (2, (("b", 1),))
 

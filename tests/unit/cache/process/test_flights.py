@@ -9,7 +9,7 @@ def test_one_flight_at_a_time() -> None:
     flights = Flights()
     first, asked = flights.join("k")
     assert asked is None, "begun by this call"
-    flights.ask(first)
+    flights.note_request(first)
     assert flights.join("k") == (first, 1)
     flights.detach("k")
     second, asked = flights.join("k")
