@@ -49,7 +49,7 @@ def test_local_copy_costs_no_command(call: Call, proxy: Proxy, connect: Callable
             assert call(cache, "get_many", ["k", "none"]) == {"k": [1], "none": None}
             assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
             cost = proxy.count("MGET") - before
-            # Copies are not used when the bus was not heard for 250 ms, as on a stalled machine.
+            # Copies are not used when the bus was silent for 250 ms, as on a stalled machine.
             if cost == 0 or stalls.within(begin, time.monotonic()) < 0.1:
                 break
     assert cost == 0

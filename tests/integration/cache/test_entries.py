@@ -459,9 +459,9 @@ def test_each_tiered_object_applies_its_own_ttls(
     call(made, "put", "k", 1)
     call(TieredCache(hot_ttl=5, warm_ttl=500, cold_ttl=7, backend=connect(server.url)), "put", "other", 1)
 
-    for tier, lives in (("hot", range(40, 51)), ("warm", range(490, 501)), ("cold", (-1,)), (None, (-1,))):
+    for tier, ttls in (("hot", range(40, 51)), ("warm", range(490, 501)), ("cold", (-1,)), (None, (-1,))):
         call(made, "put", f"{tier}", 1, tier)
-        assert raw.ttl(f"{tag(namespace, 'tiered')}:e:{tier}") in lives
+        assert raw.ttl(f"{tag(namespace, 'tiered')}:e:{tier}") in ttls
 
 
 def test_settings_of_one_process_do_not_alternate(backend: Backend) -> None:

@@ -431,9 +431,9 @@ def test_jitter_spreads_values_stored_together(backend: Backend, raw: Raw, names
     soft = [int(raw.get(where(namespace, f"e:soft{number}")).split(" ")[4]) for number in range(20)]
     whole = [raw.pttl(where(namespace, f"e:soft{number}")) for number in range(20)]
     tier = [raw.pttl(f"{namespace}:{{tiered:default}}:e:tier{number}") for number in range(20)]
-    for lives, middle in ((hard, 50_000), (soft, 20_000), (tier, 3_600_000)):
-        assert 0.85 * middle < min(lives) < 0.99 * middle
-        assert 1.01 * middle < max(lives) <= 1.1 * middle
+    for ttls, middle in ((hard, 50_000), (soft, 20_000), (tier, 3_600_000)):
+        assert 0.85 * middle < min(ttls) < 0.99 * middle
+        assert 1.01 * middle < max(ttls) <= 1.1 * middle
     assert max(whole) <= 40_000, "with a soft TTL the hard one is exact"
 
 

@@ -347,7 +347,7 @@ def test_reads_work_on_a_full_server(
         assert call(latecomer, "get", "k1") == 1
         assert call(latecomer, "get", "none") is None
         assert len(call(latecomer, "get_many", [f"k{number}" for number in range(400)])) == 400
-        assert call(cache, "get_or_compute", "k2", lambda: "anew") == 2
+        assert call(cache, "get_or_compute", "k2", lambda: "again") == 2
         assert call(cache, "entry", "k3").value == 3
         assert len(call(cache, "keys")) == 600
         assert call(cache, "stats").hits == 0, "the server does not know of them yet"
