@@ -27,7 +27,7 @@ from tests.support.stalls import StallDetector
 from tests.support.workers import Workers
 
 STALL_S = 0.2
-"""A test that a stalled machine has spoiled is repeated once."""
+"""A run with a stall this long is repeated."""
 
 
 def where(namespace: str, part: str) -> str:
@@ -202,18 +202,22 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
         computed = sorted(each for result in results for each in result.computed)
         reads = sorted(each for result in results for each in result.reads)
         assert [result.waits for result in results] == [0] * 4
-        assert len(reads) > 1000
-        assert all(later >= ended for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
+        # A value is fresh for the soft TTL from its write on. A process knows the server's time to within one round trip,
+        # which is at most as long as the longest read, and in whole milliseconds.
+        early_s = max(took for _, took in reads) + 0.002
+        fresh_s = max(0.0, soft_ttl - early_s)
+        assert all(later >= ended + fresh_s for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
         times = sorted(took for _, took in reads)
         gap = max(later - sooner for (sooner, _), (later, _) in pairwise(reads))
         if gap < STALL_S and max(ended - begun for begun, ended in computed) < takes_s + STALL_S:
+            assert len(reads) > 1000
             assert abs(len(computed) - seconds / soft_ttl) <= 1
             assert times[-len(times) // 500] < takes_s
             return
     # A stall of the computing process, or of all readers, reduces the count: as many as the remaining time allows.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
-    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed) <= seconds / soft_ttl + 1
+    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)  # the pauses checked above bound it from above
 
 
 def test_failing_function_raises_after_the_stale_limit(
