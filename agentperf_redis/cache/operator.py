@@ -77,7 +77,7 @@ class ExistingCache:
     def sweep_expired(self) -> Flow[None]:
         """Remove expired entries before statistics are read, but only so many that other clients do not wait long.
 
-        It does nothing if the server is full or read-only: the cache can still be inspected.
+        Errors of a full or read-only server are ignored: the cache can still be inspected.
         """
         cursor = "0"
         with suppress(BackendFull, ScriptFailed, CorruptState):

@@ -45,7 +45,7 @@ from agentperf_redis.errors import (
 )
 
 DEFAULT_LEASE_S: Final = 5.0
-"""How long a crashed process delays other callers; a live process renews its lease three times as often."""
+"""How long a crashed process delays other callers; a live process renews its lease at a third of this."""
 MIN_LEASE_S: Final = 0.1
 """Leaves enough time for a renewal to arrive, even from a busy process."""
 ERROR_KEPT_MS: Final = 5000
@@ -54,7 +54,7 @@ _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
 """Bounds of a waiter's poll interval, in case the message is lost."""
 _MAX_WAIT_S = 3600.0
 _MAX_ERROR_CHARACTERS = 500
-_COMPUTE_ANYWAY = (ComputeFailed, InvalidArgument, SchemaMismatch)
+_RAISED = (ComputeFailed, InvalidArgument, SchemaMismatch)
 """Errors that the cache itself did not cause: they are raised to the caller."""
 
 
@@ -84,7 +84,7 @@ class SingleFlight:
     def value_or_lease(
         self, key: str, freshness: Freshness = UNTIL_EXPIRY, *, look: bool = True, blocking: bool = False
     ) -> Flow[Answer | Crashed]:
-        """Return the value of a key, or a lease to compute it, which must end with `land`, `crash` or `give_up`.
+        """Return the value of a key, or a lease to compute it, which must end with `finish`, `crash` or `give_up`.
 
         Waits while another caller computes the value, in this process or another. An error that the function raised for
         another thread or task of this process is returned, not raised, since it may be a StopIteration.
@@ -124,7 +124,7 @@ class SingleFlight:
                         self.shared.access_buffer.missed()
             if isinstance(answer, Served) and self.reader.strict:
                 yield from flush_if_possible(self.shared)
-        except _COMPUTE_ANYWAY:
+        except _RAISED:
             raise
         except BackendUnavailable as error:
             if self.on_unavailable is WithoutServer.RAISE:
@@ -175,7 +175,7 @@ class SingleFlight:
     def _value_by_age(
         self, name: str, value: Any, stored: entry_format.Stored, freshness: Freshness
     ) -> Flow[Served | None]:
-        """Return a fresh or usably stale value; None if it is too old for stale-if-error and computing fails."""
+        """Return a value if its age allows it; None if it is too old for stale-if-error and computing fails."""
         try:
             yield from ready(self.shared)  # for the server's clock
         except BackendUnavailable:  # lost just now; the value is at hand

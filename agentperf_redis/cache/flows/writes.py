@@ -162,7 +162,7 @@ class Writer:
     def _cancel_puts(self, error: BaseException, requests: tuple[str, ...], until_ms: int) -> Flow[None]:
         """After an interruption (a cancelled task, Ctrl-C): copies of puts in flight must not undo later changes.
 
-        If the server cannot be reached, the copies expire before that is known.
+        If the server cannot be reached, the copies have expired by the time that is known.
         """
         if not isinstance(error, (AgentPerfError, GeneratorExit)):
             with suppress(AgentPerfError):
