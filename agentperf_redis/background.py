@@ -136,21 +136,16 @@ class Background:
 
     def _start(self) -> bool:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        start = starter(thread, lambda: self._work(thread))
         with self._starting:
             if self._thread is None:
                 self._thread = thread  # no signal is handled between this and the next call, which is C code
                 try:
-                    start_new_thread(self._launch, (thread,))
+                    start_new_thread(start, ())
                 except RuntimeError:
                     self._thread = None
                     return False
         return True
-
-    def _launch(self, thread: threading.Thread) -> None:
-        try:
-            thread.start()
-        except RuntimeError:  # there are too many threads, but here is one
-            self._work(thread)
 
     # Everything below runs on the thread, or in `close` when there can be none.
 
@@ -236,6 +231,25 @@ class Background:
                 job()
             except BaseException:  # noqa: BLE001  the thread serves other jobs, too; SystemExit of a user's is no reason
                 _log.exception("%s: a background job failed", self._name)
+
+
+def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callable[[], None]:
+    """Return a function that starts a thread, to be called by `start_new_thread`, which is C code.
+
+    So the caller's thread does nothing that an exception from a signal handler could leave half done.
+
+    Args:
+        thread: to start.
+        otherwise: what to do on the calling thread, which has no name, if there are too many threads for another.
+    """
+
+    def start() -> None:
+        try:
+            thread.start()
+        except RuntimeError:  # there are too many threads, but here is one
+            otherwise()
+
+    return start
 
 
 class Forkable(Protocol):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import operator
 import re
 import struct
@@ -45,6 +46,8 @@ MAX_BYTES: Final = 1 << 20
 """Default cap of a value, packed. Ten hostile megabytes were measured to grow a process by 712 MB while unpacked."""
 COMPRESS_ABOVE: Final = 4096
 """Packed bytes from which to deflate. At this size it was measured to take 19 us, inflating 10 us."""
+_MAX_DIMENSIONS: Final = 64
+"""Of an array, as numpy 2 has it."""
 _KEY_BUDGET: Final = 16 << 20
 """Cap of the arguments that make a cache key, bytes."""
 _ZLIB_LEVEL: Final = 1
@@ -512,17 +515,21 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
 
 def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
     """Rebuild an array in memory of its own; numpy is imported only here, when a stored value needs it."""
-    if not _DTYPE.fullmatch(dtype_text) or not isinstance(data, bytes):
+    if (
+        not (isinstance(dtype_text, str) and _DTYPE.fullmatch(dtype_text))
+        or not isinstance(data, bytes)
+        or not isinstance(shape, list)
+    ):
         raise Undecodable("not a numpy array of ours")
     import numpy as np
 
     dtype = np.dtype(dtype_text)
     if not _is_storable_dtype(dtype):
         raise Undecodable(f"dtype {dtype_text} is not stored")
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
-    if size != len(data):
+    # Every length is looked at before it is used: a list times a number is a list, and a large one.
+    if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= _MAX_INT for length in shape):
+        raise Undecodable(f"{shown(shape)} is no shape of an array")
+    if math.prod(shape) * dtype.itemsize != len(data):
         raise Undecodable("the bytes do not fill the shape of the array")
     return np.ndarray(tuple(shape), dtype, buffer=data).copy() if data else np.empty(tuple(shape), dtype)
 

@@ -213,6 +213,24 @@ def read(connection: Connection, end: float) -> Reply:
         return ServerError(str(error))
 
 
+async def aconnect(connection: AsyncConnection) -> None:
+    """Connect; a connection that is lost while the server is greeted is a broken one."""
+    try:
+        await connection.connect()
+    except AttributeError as error:
+        # CPython 3.12 and newer do not look in `writelines` whether the connection was lost (seen on 3.12.1, 3.13.0).
+        raise ConnectionResetError("the connection was lost while it was made") from error
+
+
+async def asend(connection: AsyncConnection, payload: bytes) -> None:
+    """Send bytes. Not by redis-py's `writelines`: see `aconnect`; and it would connect again behind our back."""
+    writer = connection._writer  # noqa: SLF001  as in `drop`
+    if writer is None or writer.transport.is_closing():
+        raise ConnectionResetError("the connection was lost")
+    writer.write(payload)
+    await writer.drain()
+
+
 async def aread(connection: AsyncConnection) -> Reply:
     """Read one reply; an error reply is a `ServerError`."""
     try:
@@ -233,6 +251,7 @@ def drop(connection: AsyncConnection) -> None:
         below = writer.get_extra_info("socket")
         if below is not None:
             below._sock.close()  # noqa: SLF001  asyncio's wrapper has no close
+            writer.transport._sock = None  # type: ignore[attr-defined]  # noqa: SLF001  else it warns that it is open
 
 
 def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:

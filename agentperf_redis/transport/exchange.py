@@ -9,6 +9,7 @@ its replies were fully read, so that no reply can reach the wrong caller.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -72,8 +73,11 @@ class Connections(Generic[C]):
         self._handshake = handshake
         self._close_one = drop
         self._idle: dict[Node, deque[C]] = {}
-        self._ready: dict[Node, set[C]] = {}
-        """Connections that are up, idle or in use, and whose server was looked at."""
+        self._ready: dict[Node, set[weakref.ref[C]]] = {}
+        """Connections that are up, idle or in use, and whose server was looked at.
+
+        Weakly, so that one that a signal handler's exception took from its exchange is closed: nothing else has it.
+        """
         self.closed = False
 
     def exchange(self, asked: Exchange) -> ExchangeFlow[C]:
@@ -159,7 +163,8 @@ class Connections(Generic[C]):
         except BaseException:
             self._close_one(connection)
             raise
-        self._ready.setdefault(node, set()).add(connection)
+        ready = self._ready.setdefault(node, set())
+        ready.add(weakref.ref(connection, ready.discard))
         return connection
 
     def close(self) -> None:
@@ -169,7 +174,7 @@ class Connections(Generic[C]):
             self._drop_idle(node)
 
     def _drop(self, node: Node, connection: C) -> None:
-        self._ready.get(node, set()).discard(connection)
+        self._ready.get(node, set()).discard(weakref.ref(connection))
         self._close_one(connection)
 
     def _drop_idle(self, node: Node) -> None:

@@ -550,3 +550,33 @@ def test_a_dataclass_is_keyed_by_all_of_its_state() -> None:
 def test_what_has_no_identity_cannot_be_keyed(value: Any) -> None:
     with pytest.raises(InvalidArgument):
         canonical({"argument": value})
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [[1], 2],
+        ["a", 2],
+        [b"a", 2],
+        [2.0, 1],
+        [-1, -2],
+        [True, 2],
+        [None],
+        [[]],
+        [ext(2, (2**70).to_bytes(10, "big")), 0],
+        [1] * 65,
+        {"a": 1},
+        "ab",
+        2,
+    ],
+    ids=[str(number) for number in range(13)],
+)
+def test_shapes_that_are_none_are_refused_before_any_arithmetic(shape: Any) -> None:
+    packed = msgpack.packb([ext(36), "<i8", shape, bytes(16)])
+    with pytest.raises(Undecodable):
+        Codec().decode(b"m" + packed)
+
+
+def test_an_empty_array_may_have_any_length_beside_a_zero() -> None:
+    value = np.empty((0, 5, 2))
+    assert Codec().decode(Codec().encode(value)).shape == (0, 5, 2)
