@@ -194,7 +194,9 @@ def _end(
         if compute_lease.token:
             yield from rest
     except AgentPerfError as error:
-        single_flight.shared.warn("cache %s: could not finish: %s", single_flight.shared.name, error)
+        single_flight.shared.warn(
+            "cache %s: the end of a computation could not be reported: %s", single_flight.shared.name, error
+        )
     finally:
         maintenance.drop(compute_lease)
         single_flight.release_waiters(compute_lease)
