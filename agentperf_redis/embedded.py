@@ -221,7 +221,7 @@ def private() -> Iterator[EmbeddedServer]:
             process = start_bound([program, *_options(folder, socket), "--appendonly", "no"], folder / "server.log")
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
-            while (server := _ask_server(folder, socket)) is None:
+            while (server := _describe_if_up(folder, socket)) is None:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise _unavailable(folder, f"the server did not come up{_log_tail(folder)}")
                 time.sleep(_POLL_S)
@@ -364,7 +364,7 @@ def _find_server(folder: Path, socket: Path) -> EmbeddedServer | None:
     return server if server.pid == _lock_holder(folder) else None
 
 
-def _ask_server(folder: Path, socket: Path) -> EmbeddedServer | None:
+def _describe_if_up(folder: Path, socket: Path) -> EmbeddedServer | None:
     try:
         with _connection(socket) as client:
             return _describe(client, folder, socket)

@@ -94,9 +94,7 @@ class Breaker:
 
     def suspect(self, node: Node, deadline_s: float) -> None:
         """Report a command that got no answer from this node within its deadline. Does not block."""
-        if (
-            deadline_s < self._attempt_timeout_s
-        ):  # a short deadline must not cause refusals for commands with a longer one
+        if deadline_s < self._attempt_timeout_s:  # a short deadline must not cause refusals for longer ones
             return
         if self._needs_probe(node):
             watch = self._watches.get(node)
@@ -139,11 +137,11 @@ class Breaker:
         if self.open.get(node) is not outage:  # stopped
             return
         try:
-            change = self._closing_reason(node)
+            cause = self._closing_reason(node)
         except BaseException:
             self.open.pop(node, None)  # a fault of the probe must not refuse commands forever
             raise
-        if not change:
+        if not cause:
             self._probe_later(node, outage, watch)
             return
         with self._lock:
@@ -152,9 +150,7 @@ class Breaker:
             self.open.pop(node, None)
         seconds = time.monotonic() - outage.since
         refused = outage.refused
-        _log.warning(
-            "%s %s, after %.1f s; commands that failed at once: %d", self._name(node), change, seconds, refused
-        )
+        _log.warning("%s %s, after %.1f s; commands that failed at once: %d", self._name(node), cause, seconds, refused)
         self._recovery.put(self._recovered)
 
     def _name(self, node: Node) -> str:
