@@ -126,6 +126,7 @@ class Backend:
             raise AgentPerfError(
                 "this event loop was inherited by a fork and still belongs to the parent; use a new one"
             )
+        self._drop_closed_loops()
         executors, place = self._async_executors, weakref.ref(loop)
 
         def ended() -> None:
@@ -140,6 +141,15 @@ class Backend:
         executors[loop] = executor
         await executor.start()
         return executor
+
+    def _drop_closed_loops(self) -> None:
+        """Close the connections of loops that ended by `loop.close()`, which notifies no user of the loop.
+
+        A transport refers to its loop, so neither would ever be garbage-collected: the map holds the loop only weakly.
+        """
+        for loop, executor in list(self._async_executors.items()):
+            if loop.is_closed():
+                executor.close_now()
 
     def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
         """Record that a resource is in use. Sent once per process, or `again` after the record was lost."""

@@ -135,21 +135,16 @@ class Background:
 
     def _start(self) -> bool:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        start = starter(thread, lambda: self._work(thread))
         with self._starting:
             if self._thread is None:
                 self._thread = thread  # no signal is handled between this and the next call, which is C code
                 try:
-                    start_new_thread(self._launch, (thread,))
+                    start_new_thread(start, ())
                 except RuntimeError:
                     self._thread = None
                     return False
         return True
-
-    def _launch(self, thread: threading.Thread) -> None:
-        try:
-            thread.start()
-        except RuntimeError:  # the thread limit is reached; this thread runs already
-            self._work(thread)
 
     # Everything below runs on the thread, or in `close` if no thread can start.
 
@@ -235,6 +230,25 @@ class Background:
                 job()
             except BaseException:  # noqa: BLE001  the thread has other jobs; SystemExit of user code must not end it
                 _log.exception("%s: a background job failed", self._name)
+
+
+def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callable[[], None]:
+    """Return a function that starts a thread, for `start_new_thread`, which is C code.
+
+    So an exception of a signal handler cannot leave a start half done on the thread of the caller.
+
+    Args:
+        thread: the thread to start.
+        otherwise: runs on the unnamed calling thread if the thread limit prevents the start.
+    """
+
+    def start() -> None:
+        try:
+            thread.start()
+        except RuntimeError:  # the thread limit is reached; this thread runs already
+            otherwise()
+
+    return start
 
 
 class Forkable(Protocol):

@@ -94,7 +94,6 @@ class Lease:
         self._facts = facts
         self._on_lost = on_lost
         self._loss: LeaseLost | None = None
-        self._state = _State.HELD
         self._pid = os.getpid()
         self.pool = pool
         self.agent_type = pool.agent_type
@@ -109,6 +108,7 @@ class Lease:
         self.renew_at = asked_at + ttl / 3
         self.valid_until = asked_at + ttl
         self.hold_until = asked_at + max_hold
+        self._state = _State.HELD  # last: a signal handler may raise before, and `__del__` then has nothing to say
 
     def __repr__(self) -> str:
         return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"

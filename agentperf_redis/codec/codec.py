@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import operator
 import re
 import struct
@@ -45,6 +46,8 @@ MAX_BYTES: Final = 1 << 20
 """Default maximum size of a packed value. Unpacking ten hostile megabytes grew a process by 712 MB (measured)."""
 COMPRESS_ABOVE: Final = 4096
 """Minimum packed size to deflate. At this size, deflating takes 19 us and inflating 10 us (measured)."""
+_MAX_DIMENSIONS: Final = 64
+"""Maximum dimensions of an array, as in numpy 2."""
 _KEY_BUDGET: Final = 16 << 20
 """Maximum size of the arguments of a cache key, bytes."""
 _ZLIB_LEVEL: Final = 1
@@ -513,17 +516,21 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
 
 def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
     """Rebuild an array in its own memory. numpy is imported here, only when a stored value needs it."""
-    if not _DTYPE.fullmatch(dtype_text) or not isinstance(data, bytes):
+    if (
+        not (isinstance(dtype_text, str) and _DTYPE.fullmatch(dtype_text))
+        or not isinstance(data, bytes)
+        or not isinstance(shape, list)
+    ):
         raise Undecodable("not a stored numpy array")
     import numpy as np
 
     dtype = np.dtype(dtype_text)
     if not _is_storable_dtype(dtype):
         raise Undecodable(f"dtype {dtype_text} is not storable")
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
-    if size != len(data):
+    # Each length is checked before its use: a list times a number is a list, and possibly a large one.
+    if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= _MAX_INT for length in shape):
+        raise Undecodable(f"{shown(shape)} is not the shape of an array")
+    if math.prod(shape) * dtype.itemsize != len(data):
         raise Undecodable("the bytes do not fill the shape of the array")
     return np.ndarray(tuple(shape), dtype, buffer=data).copy() if data else np.empty(tuple(shape), dtype)
 

@@ -13,7 +13,7 @@ from redis.asyncio.connection import Connection as AsyncConnection
 from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Reply, Shielded, Step, Together, Wait, WakeUp
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
-from agentperf_redis.transport.connector import Connector, aread, drop
+from agentperf_redis.transport.connector import Connector, aconnect, aread, asend, drop
 from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, Settle, deliver, deliver_opened
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
 from agentperf_redis.transport.executor import Runnable
@@ -269,13 +269,13 @@ class AsyncExecutor:
                 try:
                     async with asyncio.timeout_at(end):
                         if isinstance(step, Talk):
-                            await step.connection.send_packed_command((step.payload,), check_health=False)
+                            await asend(step.connection, step.payload)
                             for _ in range(step.count):
                                 step.replies.append(await aread(step.connection))
                         elif isinstance(step, Open):
                             connection = await self._connector.async_connection(step.node)
                         else:
-                            await step.connection.connect()
+                            await aconnect(step.connection)
                 except BaseException as error:  # noqa: BLE001  the exchange interprets it
                     step = exchange.throw(error)
                 else:

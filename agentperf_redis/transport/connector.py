@@ -215,6 +215,24 @@ def read(connection: Connection, end: float) -> Reply:
         return ServerError(str(error))
 
 
+async def aconnect(connection: AsyncConnection) -> None:
+    """Connect. A connection lost during the handshake raises ConnectionResetError."""
+    try:
+        await connection.connect()
+    except AttributeError as error:
+        # `writelines` of CPython 3.12 and newer does not check for a lost connection (seen on 3.12.1 and 3.13.0).
+        raise ConnectionResetError("the connection was lost during the handshake") from error
+
+
+async def asend(connection: AsyncConnection, payload: bytes) -> None:
+    """Send bytes without redis-py, which uses `writelines` (see `aconnect`) and would reconnect silently."""
+    writer = connection._writer  # noqa: SLF001  as in `drop`
+    if writer is None or writer.transport.is_closing():
+        raise ConnectionResetError("the connection was lost")
+    writer.write(payload)
+    await writer.drain()
+
+
 async def aread(connection: AsyncConnection) -> Reply:
     """Read one reply; an error reply becomes a `ServerError`."""
     try:
@@ -235,6 +253,7 @@ def drop(connection: AsyncConnection) -> None:
         underlying = writer.get_extra_info("socket")
         if underlying is not None:
             underlying._sock.close()  # noqa: SLF001  asyncio's wrapper has no close
+            writer.transport._sock = None  # type: ignore[attr-defined]  # noqa: SLF001  else it warns about a leak
 
 
 def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:

@@ -9,6 +9,7 @@ are read drops the connection, so that no reply can reach the wrong caller.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -72,8 +73,12 @@ class Connections(Generic[C]):
         self._handshake = handshake
         self._close_one = drop
         self._idle: dict[Node, deque[C]] = {}
-        self._ready: dict[Node, set[C]] = {}
-        """Open connections, idle or in use, whose server has passed the handshake."""
+        self._ready: dict[Node, set[weakref.ref[C]]] = {}
+        """Open connections, idle or in use, whose server has passed the handshake.
+
+        The references are weak. If an exception of a signal handler takes a connection from its exchange, nothing else
+        refers to it, so it is closed.
+        """
         self.closed = False
 
     def exchange(self, request: Exchange) -> ExchangeFlow[C]:
@@ -159,7 +164,8 @@ class Connections(Generic[C]):
         except BaseException:
             self._close_one(connection)
             raise
-        self._ready.setdefault(node, set()).add(connection)
+        ready = self._ready.setdefault(node, set())
+        ready.add(weakref.ref(connection, ready.discard))
         return connection
 
     def close(self) -> None:
@@ -169,7 +175,7 @@ class Connections(Generic[C]):
             self._drop_idle(node)
 
     def _drop(self, node: Node, connection: C) -> None:
-        self._ready.get(node, set()).discard(connection)
+        self._ready.get(node, set()).discard(weakref.ref(connection))
         self._close_one(connection)
 
     def _drop_idle(self, node: Node) -> None:

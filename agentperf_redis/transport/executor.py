@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
 from redis.connection import Connection
 
+from agentperf_redis.background import starter
 from agentperf_redis.command import (
     Batch,
     Call,
@@ -30,6 +33,7 @@ from agentperf_redis.transport.connector import Connector, read, send
 from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, deliver, deliver_opened
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
 from agentperf_redis.transport.handshake import Handshake
+from agentperf_redis.transport.permits import Permits
 from agentperf_redis.transport.topology import Topology
 
 T = TypeVar("T")
@@ -61,11 +65,7 @@ class Executor:
         self._breaker = breaker
         self._deadline_s = deadline_s
         self._connections = Connections[Connection](connector, handshake, Connection.disconnect)
-        # A queue of permits, not a semaphore: a semaphore is Python code, and an interrupt in the middle of it (Ctrl-C)
-        # would leave its lock held, and every thread waiting forever.
-        self._permits: SimpleQueue[None] = SimpleQueue()
-        for _ in range(MAX_CONNECTIONS):
-            self._permits.put(None)
+        self._permits = Permits(MAX_CONNECTIONS)
         self._opening = handshake.opening if handshake is not None and topology.scattered else None
 
     def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
@@ -116,21 +116,21 @@ class Executor:
 
     def _run_together(self, step: Together, deadline_s: float) -> None:
         errors: list[BaseException] = []
+        ended: SimpleQueue[None] = SimpleQueue()
 
         def work(flow: Flow[object]) -> None:
             try:
                 self.run(flow, deadline_s)
             except BaseException as error:  # noqa: BLE001  the waiting thread raises it
                 errors.append(error)
+            finally:
+                ended.put(None)
 
-        threads = [
-            threading.Thread(target=contextvars.copy_context().run, args=(work, flow), name=step.name, daemon=True)
-            for flow in step.flows
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for flow in step.flows:
+            run = partial(contextvars.copy_context().run, work, flow)
+            start_new_thread(starter(threading.Thread(target=run, name=step.name, daemon=True), run), ())
+        for _ in step.flows:
+            ended.get()
         if errors:
             raise errors[0]
 
@@ -171,12 +171,10 @@ class Executor:
 
     def _exchange(self, request: Exchange) -> list[Reply]:
         end = time.monotonic() + request.timeout_s
-        has_permit = False
+        permit = self._permits.acquire(request.timeout_s)
+        if permit is None:
+            raise ExchangeFailed(BUSY, sent=False, local=True)
         try:
-            try:
-                has_permit = self._permits.get(timeout=request.timeout_s) is None
-            except Empty:
-                raise ExchangeFailed(BUSY, sent=False, local=True) from None
             connection = self._connections.idle(request.node)
             if connection is None:
                 return self._carry(self._connections.exchange(request), end)
@@ -195,8 +193,7 @@ class Executor:
             self._connections.keep(request.node, connection)
             return replies
         finally:
-            if has_permit:
-                self._permits.put(None)
+            self._permits.release(permit)
 
     def _carry(self, exchange: ExchangeFlow[Connection], end: float) -> list[Reply]:
         try:
@@ -224,9 +221,18 @@ class Executor:
 def _wait(step: Wait) -> bool:
     if step.wake_up.sender is not None and step.wake_up.sender is running_loop():
         return False  # that loop is blocked while this thread waits
-    event = threading.Event()
-    step.wake_up.call_when_sent(event.set)
+    # A queue, not an Event: a thread interrupted while it holds the lock of an Event would block the sender forever.
+    sent: SimpleQueue[None] = SimpleQueue()
+
+    def note() -> None:
+        sent.put(None)
+
+    step.wake_up.call_when_sent(note)
     try:
-        return event.wait(step.seconds)
+        sent.get(timeout=min(max(0.0, step.seconds), threading.TIMEOUT_MAX))
+    except Empty:
+        return False
+    else:
+        return True
     finally:
-        step.wake_up.forget(event.set)
+        step.wake_up.forget(note)

@@ -33,7 +33,7 @@ local EXPIRIES = 64
 local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
 if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 if not facts[1] then return {NOTHING} end
-local refused, strategy = opened(facts[1])
+local refused, strategy, _, how = opened(facts[1])
 if refused then return refused end
 if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
 local invalid = invalid_counter()
@@ -41,7 +41,6 @@ if invalid then return corrupt(invalid) end
 call('ZCARD', RING)
 if LABELS ~= '-' then check_types(LABELS) end
 
-local _, how = rules(strategy)
 local pool = maintenance()
 call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
 pool.maintain(EXPIRIES)

@@ -6,12 +6,13 @@ import asyncio
 import contextvars
 import threading
 import time
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.background import register_for_fork
+from agentperf_redis.background import register_for_fork, starter
 from agentperf_redis.cache.process.shared_state import log
 from agentperf_redis.command import running_loop
 
@@ -59,10 +60,11 @@ class Refresher:
             if len(self._jobs) >= MAX_WAITING or not self._take(subject):
                 return
             context = contextvars.copy_context()
+            start = starter(threading.Thread(target=self._work, name="agentperf-refresh", daemon=True), self._work)
             self._jobs.append((subject, lambda: context.run(job)))
             if self._threads < MAX_THREADS:
-                self._threads += 1
-                threading.Thread(target=self._work, name="agentperf-refresh", daemon=True).start()
+                self._threads += 1  # no signal is handled between this and the next call
+                start_new_thread(start, ())
 
     def spawn(self, subject: Subject, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Have a coroutine run as a task of the running loop, unless that key is being refreshed already."""

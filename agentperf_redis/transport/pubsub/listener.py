@@ -14,11 +14,13 @@ import selectors
 import socket
 import threading
 import time
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from agentperf_redis.background import starter
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import ExchangeFailed
 from agentperf_redis.transport.pubsub.connection import LOST_AFTER_S, BusConnection, BusReply, backoff_s
@@ -100,7 +102,7 @@ class Listener:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        start_new_thread(starter(self._thread, self._listen), ())
 
     def add(self, subscription: Subscription) -> None:
         """Deliver the messages of a channel to a subscription."""
@@ -126,7 +128,7 @@ class Listener:
         """End the thread and its connections."""
         self._stopping = True
         self._wake()
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join(timeout=2 * LOST_AFTER_S)
 
     def abandon(self) -> None:

@@ -33,8 +33,8 @@ local function maintenance(now_us)
   local now_ms = floor(now_us / 1000)
   local function number(text) return whole(text) and tonumber(text or 0) or 0 end
   local known = call('HMGET', STATE, '#pool', '#settings', '#panic', '#usable', '#unhealthy', '#warming', '#calm')
-  local _, strategy = opened(known[1])
-  local score, _, waiter = rules(strategy or DEFAULT_STRATEGY)
+  local _, strategy, score, _, waiter = opened(known[1])
+  if not score then score, _, waiter = rules(DEFAULT_STRATEGY) end
   local self = {now_us = now_us, now_ms = now_ms, strategy = strategy}
   call('ZCARD', READY)
   call('ZCARD', DUE)

@@ -39,7 +39,7 @@
 --       rpm_arrival_us, tpm_arrival_us   their theoretical arrival times
 --       heartbeat_ms         after this time without a heartbeat it is disabled, as registered
 --     @<token>   what became of a request for a lease; one of
---       lease instance= fence= late=            late: 1 when a copy of its request may still be under way
+--       lease instance= fence= [late=1]         late: a copy of its request may still be under way
 --       grant instance= fence= ticket=          granted to a waiter that has not fetched it yet
 --       waiting ticket= ttl_ms= labels= tokens=   ticket: its score in waitq
 --       tombstone why=                          why: released, expired, unfetched, cancelled
@@ -63,8 +63,8 @@
 --   <tag>:away           ZSET    <id> -> when it comes back, ms, 0 for unknown: usable, but unhealthy or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT
 --
--- Fields that a later minor version adds to the record of an instance are kept. records.lua and whole_records.lua read
--- and write all records.
+-- Fields that a later minor version adds to the record of an instance are kept. records.lua,
+-- whole_records.lua and grants.lua read and write all records.
 
 -- Reject a key of the wrong type before the first write. Without labels, only ready is looked at.
 local function check_types(labels)
@@ -83,8 +83,11 @@ local function invalid_counter(next_ms, picks, load, cap)
 end
 
 -- Relative load in 1/8192, then the last pick, in one score: exact for capacities up to 90 and 2^40 picks, and below
--- 2^53 in all. Nothing in the scripts takes it apart again; tests do, see tests/records.py.
-local function pack_load(load, limit, seq) return floor(load * 8192 / limit) * 1099511627776 + seq end
+-- 2^53 in all. Nothing in the scripts takes it apart again; tests do, see tests/support/records.py.
+local function pack_load(load, limit, seq)
+  local share = load * 8192 / limit
+  return (share - share % 1) * 1099511627776 + seq
+end
 
 -- Add an instance to the indexes of ready instances, or remove it from them, as its record says.
 --   score: of its strategy, as in strategies.lua. was: whether it was ready before, nil when that is not known.

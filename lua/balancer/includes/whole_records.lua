@@ -24,10 +24,15 @@ local function read_record(text)
   return unpack(values)
 end
 
--- What becomes of a token besides a lease: a grant that is not fetched yet, a place in the queue, a tombstone.
-local function write_granted(id, fence, ticket) return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket end
+-- #pool, and what becomes of a token besides a lease: a grant that is not fetched yet, a waiter, a tombstone.
+local function write_granted(id, fence, ticket)
+  return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket
+end
 local function write_waiting(ticket, ttl_ms, labels, tokens)
   return 'waiting ticket=' .. ticket .. ' ttl_ms=' .. ttl_ms .. ' labels=' .. labels .. ' tokens=' .. tokens
+end
+local function write_pool(strategy, slow_after_us)
+  return 'schema=2 strategy=' .. strategy .. (slow_after_us ~= '0' and ' slow_after_us=' .. slow_after_us or '')
 end
 local function write_tombstone(why) return 'tombstone why=' .. why end
 

@@ -532,7 +532,7 @@ def test_repair_puts_right_what_was_changed_by_hand(
     ready = raw.zrange(pool.ready, 0, -1, withscores=True)
     records.change(raw, pool.state, "p1", load=9)
     records.change(raw, pool.state, "p2", load=0)
-    lost = {"@orphan": "lease instance=p3 fence=5 late=0", "@silent": "waiting ticket=4 ttl_ms=1000 labels=- tokens=0"}
+    lost = {"@orphan": "lease instance=p3 fence=5", "@silent": "waiting ticket=4 ttl_ms=1000 labels=- tokens=0"}
     raw.hset(pool.state, mapping={"#load": 77, "#cap": 3, **lost})
     raw.zadd(pool.waitq, {"@silent": 4, "@nobody": 5})
     raw.zadd(pool.ready_with("gpu"), {"p0": 0})

@@ -202,18 +202,22 @@ def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_read
         computed = sorted(each for result in results for each in result.computed)
         reads = sorted(each for result in results for each in result.reads)
         assert [result.waits for result in results] == [0] * 4
-        assert len(reads) > 1000
-        assert all(later >= ended for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
+        # Fresh for the soft TTL from when the server wrote it. A process knows the server's time to within one exchange,
+        # and none took longer than the longest read of all; and in whole milliseconds.
+        early_s = max(took for _, took in reads) + 0.002
+        fresh_s = max(0.0, soft_ttl - early_s)
+        assert all(later >= ended + fresh_s for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
         times = sorted(took for _, took in reads)
         gap = max(later - sooner for (sooner, _), (later, _) in pairwise(reads))
         if gap < STALL_S and max(ended - begun for begun, ended in computed) < takes_s + STALL_S:
+            assert len(reads) > 1000
             assert abs(len(computed) - seconds / soft_ttl) <= 1
             assert times[-len(times) // 500] < takes_s
             return
     # A machine that holds up who computes, or all who read, lets less be done: what there was time for was done.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
-    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed) <= seconds / soft_ttl + 1
+    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)  # at most: see above, whatever the machine does
 
 
 def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_error_is_seen(
@@ -306,7 +310,7 @@ def test_a_copy_too_old_to_be_served_is_never_reported_as_read(
         return True
 
     wait_until(refused, "the copy to be too old")
-    wait_until(lambda: not cache._shared.flights._flights, "what goes on behind to end")
+    wait_until(lambda: not cache._shared_state.flights._flights, "what goes on behind to end")
     assert Age.OLD in seen
     assert cache.stats().hits - hits == len(served)
 

@@ -140,7 +140,7 @@ def test_remove_takes_an_instance_out(lb: Run, perf: AgentPerf) -> None:
 def test_repair_puts_right_what_was_changed_by_hand(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     state = keys.pool(namespace, "planner").state
     records.change(raw, state, "p1", load=2)
-    raw.hset(state, "@orphan", "lease instance=p0 fence=5 late=0")
+    raw.hset(state, "@orphan", "lease instance=p0 fence=5")
     assert "corrected the load of 1, dropped 1 lease" in lb("repair", "planner").stdout
     assert perf.balancer().status("planner")[0].current_load == 0
     again = document(lb("repair", "planner", "--json"), "lb repair")

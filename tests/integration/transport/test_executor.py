@@ -292,6 +292,41 @@ def test_each_event_loop_uses_its_own_connections(backend: Backend, namespace: s
         assert asyncio.run(backend.arun(add(namespace))) == expected
 
 
+def test_closed_loops_leave_no_connections(server: Server, connect: Callable[..., Backend], namespace: str) -> None:
+    backend = connect(server.url)
+    with server.client() as client:
+
+        def connections() -> int:
+            return len([each for each in client.client_list() if each["id"] not in before])
+
+        before = {each["id"] for each in client.client_list()}
+        for _ in range(20):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(backend.arun(add(namespace)))
+            loop.close()
+        assert connections() <= 1, "only that of the last loop, which the next loop closes"
+        assert client.get(f"{namespace}:counter") == "20"
+
+
+def test_lost_idle_connection_is_replaced_silently(
+    server: Server, connect: Callable[..., Backend], runner: asyncio.Runner, namespace: str
+) -> None:
+    backend = connect(server.url)
+
+    async def main() -> None:
+        for number in range(1, 6):
+            assert await backend.arun(add(namespace)) == number
+            (executor,) = backend._async_executors.values()
+            (stack,) = executor._connections._idle.values()
+            writer = stack[-1]._writer
+            assert writer is not None
+            writer.transport.abort()  # as after a reset that the loop detected
+            if number % 2:
+                await asyncio.sleep(0)
+
+    runner.run(main())
+
+
 def test_closed_backend_refuses_commands(connect: Callable[..., Backend], server: Server, run: Run) -> None:
     backend = connect(server.url)
     backend.close()

@@ -550,3 +550,33 @@ def test_dataclass_key_includes_all_of_its_state() -> None:
 def test_value_without_identity_has_no_key(value: Any) -> None:
     with pytest.raises(InvalidArgument):
         canonical({"argument": value})
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [[1], 2],
+        ["a", 2],
+        [b"a", 2],
+        [2.0, 1],
+        [-1, -2],
+        [True, 2],
+        [None],
+        [[]],
+        [ext(2, (2**70).to_bytes(10, "big")), 0],
+        [1] * 65,
+        {"a": 1},
+        "ab",
+        2,
+    ],
+    ids=[str(number) for number in range(13)],
+)
+def test_invalid_array_shapes_are_refused_before_use(shape: Any) -> None:
+    packed = msgpack.packb([ext(36), "<i8", shape, bytes(16)])
+    with pytest.raises(Undecodable):
+        Codec().decode(b"m" + packed)
+
+
+def test_empty_array_keeps_its_nonzero_lengths() -> None:
+    value = np.empty((0, 5, 2))
+    assert Codec().decode(Codec().encode(value)).shape == (0, 5, 2)

@@ -23,6 +23,10 @@ PAYLOAD = b"payload"
 LATE = (TimeoutError(), RedisTimeoutError("Timeout reading from socket"))
 
 
+class Name(str):  # noqa: SLOT000  unlike a str, it can be referenced weakly
+    """A connection, represented by a name."""
+
+
 class FixedHandshake(Handshake):
     """A handshake with a fixed result."""
 
@@ -41,22 +45,22 @@ class Pool:
     """The connections of a driver, represented by names, and the dropped ones."""
 
     def __init__(self, handshake: Handshake | None = None, url: str = "redis://server") -> None:
-        self.dropped: list[str] = []
+        self.dropped: list[Name] = []
         connector = Connector(parse_url(url))
-        self.connections = Connections[str](connector, handshake or FixedHandshake(), self.dropped.append)
+        self.connections = Connections[Name](connector, handshake or FixedHandshake(), self.dropped.append)
         self.made = 0
 
-    def begin(self, node: Node = NODE) -> ExchangeFlow[str]:
+    def begin(self, node: Node = NODE) -> ExchangeFlow[Name]:
         return self.connections.exchange(Exchange(node, PAYLOAD, 1, 2.5))
 
-    def talking(self, node: Node = NODE) -> tuple[ExchangeFlow[str], Talk[str], bool]:
+    def talking(self, node: Node = NODE) -> tuple[ExchangeFlow[Name], Talk[Name], bool]:
         """Run an exchange up to its payload. Also return whether it did a handshake on a new connection."""
         exchange = self.begin(node)
         step, handshaken = next(exchange), False
         if step == Open(node):
             self.made += 1
-            step = exchange.send(f"c{self.made}")
-            assert step == Connect(f"c{self.made}")
+            step = exchange.send(Name(f"c{self.made}"))
+            assert step == Connect(Name(f"c{self.made}"))
             step = exchange.send(None)
             assert isinstance(step, Talk)
             if step.payload == b"hello":
@@ -74,7 +78,7 @@ class Pool:
             finish(exchange, step)
 
 
-def finish(exchange: ExchangeFlow[str], step: Talk[str]) -> list[Any]:
+def finish(exchange: ExchangeFlow[Name], step: Talk[Name]) -> list[Any]:
     step.replies.append(b"reply")
     with pytest.raises(StopIteration) as done:
         exchange.send(None)
@@ -82,7 +86,7 @@ def finish(exchange: ExchangeFlow[str], step: Talk[str]) -> list[Any]:
     return replies
 
 
-def failed(exchange: ExchangeFlow[str], error: BaseException) -> ExchangeFailed:
+def failed(exchange: ExchangeFlow[Name], error: BaseException) -> ExchangeFailed:
     with pytest.raises(ExchangeFailed) as raised:
         exchange.throw(error)
     return raised.value
@@ -180,7 +184,7 @@ def test_failure_before_handshake_counts_as_unsent(at: str) -> None:
     exchange = pool.begin()
     next(exchange)
     if at != "open":
-        exchange.send("c1")
+        exchange.send(Name("c1"))
     if at == "greet":
         exchange.send(None)
     failure = failed(exchange, Broken("refused"))
@@ -203,7 +207,7 @@ def test_connect_errors_are_reported_with_cause(error: Exception, final: bool, e
     pool = Pool()
     exchange = pool.begin()
     next(exchange)
-    exchange.send("c1")
+    exchange.send(Name("c1"))
     failure = failed(exchange, error)
     assert (failure.sent, failure.final) == (False, final)
     assert expected in failure.reason
@@ -213,7 +217,7 @@ def test_tls_timeout_error_suggests_a_plain_server() -> None:
     pool = Pool(url="rediss://server")
     exchange = pool.begin()
     next(exchange)
-    exchange.send("c1")
+    exchange.send(Name("c1"))
     assert "is it a plain redis:// server?" in failed(exchange, TimeoutError()).reason
 
 
@@ -222,7 +226,7 @@ def test_refused_server_is_disconnected() -> None:
     pool = Pool(FixedHandshake(refusal))
     exchange = pool.begin()
     next(exchange)
-    exchange.send("c1")
+    exchange.send(Name("c1"))
     handshake = exchange.send(None)
     assert isinstance(handshake, Talk)
     handshake.replies.append(b"hello yourself")
