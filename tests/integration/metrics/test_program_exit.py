@@ -27,7 +27,13 @@ SLACK_S = 0.7
 """What a busy machine may add to a bound."""
 
 SCRIPT = """
+import atexit
 import time
+
+from tests.support.stalls import StallDetector
+
+stalls = StallDetector().__enter__()
+atexit.register(lambda: print(stalls.own(begin, time.monotonic()), flush=True))  # the first, so it is called last
 
 from agentperf_redis import AgentPerf, track_performance
 
@@ -41,10 +47,10 @@ def plan():
 
 for _ in range(3):
     plan()
-print(time.monotonic())
+begin = time.monotonic()
 {rest}
 """
-"""Says when it begins to end, by a clock that the processes of a machine share."""
+"""Prints how long it took to end, s, without the time that a busy machine took from it."""
 
 
 def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess[str]:
@@ -60,12 +66,8 @@ def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("rest", ["", "perf.close()"])
 def test_a_program_with_a_wrong_url_says_so_and_ends_as_it_would(namespace: str, rest: str) -> None:
-    for _ in range(3):  # how long the machine held up another process is not known; but it does not each time
-        done = run("redis://me:hunter2@127.0.0.1:1/0", namespace, rest)
-        took = time.monotonic() - float(done.stdout)
-        if took < 2.0 + SLACK_S:
-            break
-    assert took < 2.0 + SLACK_S
+    done = run("redis://me:hunter2@127.0.0.1:1/0", namespace, rest)
+    assert float(done.stdout) < 2.0 + SLACK_S
     assert done.returncode == 0
     assert re.search(r"RuntimeWarning: 3 executions were not counted: .*redis://me:\*+@127\.0\.0\.1:1/0", done.stderr)
     assert done.stderr.count("RuntimeWarning") == 1
@@ -75,6 +77,7 @@ def test_a_program_with_a_wrong_url_says_so_and_ends_as_it_would(namespace: str,
 def test_a_program_whose_records_are_counted_says_nothing(server: Server, namespace: str, raw: Raw) -> None:
     done = run(server.url, namespace)
     assert (done.returncode, done.stderr) == (0, "")
+    assert float(done.stdout) >= 0.0
     assert raw.keys(f"{namespace}:*:total:planner")
 
 
