@@ -20,6 +20,7 @@ local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, st
 end
 -- Most instances have neither labels nor flags; a search for this text is the fastest way to tell.
 local PLAIN = ' labels=- flags=- cap='
+local PLAIN_WEIGHT = '^ weight=(%d+%.?%d*) labels=%- flags=%- cap='
 local LEASE, GRANTED = '^lease instance=(%S+) fence=(%d+)(.*)$', '^grant instance=(%S+) fence=(%d+) ticket=(%S+)'
 local WAITING = '^waiting ticket=(%S+) ttl_ms=%d+ labels=(%S+) tokens=(%d+)'
 local TOMBSTONE = '^tombstone why=(%S+)'
