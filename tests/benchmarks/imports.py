@@ -35,7 +35,7 @@ def rows(bench: Bench) -> Iterator[Row]:
 
         start_s = bench.single(program("pass"), 3)
         for work, text, goal in (
-            ("import of AgentPerf", "from agentperf_redis import AgentPerf", 1.3),
+            ("import of AgentPerf", "from agentperf_redis import AgentPerf", 1.2),
             ("the same, and the metrics", "from agentperf_redis import AgentPerf; AgentPerf().metrics", None),
             ("import of everything", "from agentperf_redis import *", None),
         ):
