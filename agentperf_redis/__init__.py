@@ -1,7 +1,7 @@
 """Shared metrics, caches and load balancing for fleets of AI agents, through one Redis or Valkey.
 
-A name is imported from where it is defined when it is first asked for, so that who uses one service does not wait for
-the others to load.
+A name is imported from its defining module on first access, so that a user of one service does not wait for the others
+to load.
 """
 
 import importlib
@@ -184,7 +184,7 @@ _HOMES = {
     "track_performance": "metrics.tracking",
 }
 
-if not TYPE_CHECKING:  # where a type checker would take any name for one of this module's
+if not TYPE_CHECKING:  # a type checker would otherwise accept any name of this module
 
     def __getattr__(name: str) -> object:
         home = _HOMES.get(name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 from agentperf_redis import arguments
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 
-if TYPE_CHECKING:  # a service is loaded when it is first asked for
+if TYPE_CHECKING:  # a service is loaded on first use
     from agentperf_redis.balancer.client import LoadBalancer
     from agentperf_redis.balancer.model import LoadBalancingStrategy
     from agentperf_redis.balancer.operations import OnUnavailable
@@ -32,7 +32,7 @@ def _load_services() -> None:
 
 
 class CacheOptions(TypedDict, total=False):
-    """What both kinds of caches take."""
+    """Options of both kinds of caches."""
 
     max_bytes: int | None
     policy: Policy | str
@@ -45,14 +45,14 @@ class CacheOptions(TypedDict, total=False):
 
 
 class LRUOptions(CacheOptions, total=False):
-    """What `LRUCache` takes."""
+    """Options of `LRUCache`."""
 
     max_size: int
     default_ttl: float | None
 
 
 class TieredOptions(CacheOptions, total=False):
-    """What `TieredCache` takes."""
+    """Options of `TieredCache`."""
 
     hot_size: int
     warm_size: int
@@ -65,21 +65,21 @@ class TieredOptions(CacheOptions, total=False):
 class AgentPerf:
     """Metrics, caches and a load balancer, shared by every process that uses the same server and namespace.
 
-    Making one does no I/O. Objects are made once for each name: ``perf.cache("x")`` twice is one object. Leaving a
-    ``with`` or ``async with`` block flushes what is buffered and closes the connections.
+    The constructor does no I/O. There is one object for each name: ``perf.cache("x")`` returns the same object each
+    time. Leaving a ``with`` or ``async with`` block flushes the buffers and closes the connections.
 
-    A service is loaded when it is first asked for, which takes some 30 ms. Entering ``async with`` loads all of them on
-    a thread, so that no first use holds up the event loop; without it, ask for the services before the loop runs.
+    A service is loaded on first use, which takes about 30 ms. Entering ``async with`` loads all services on a thread,
+    so that no first use blocks the event loop. Without it, access the services before the loop runs.
 
     Args:
         url: where the server is: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``,
             ``redis+sentinel://...`` or ``embedded://``. None: AGENTPERF_REDIS_URL, REDIS_URL, localhost.
         namespace: prefix of all keys, 1 to 64 characters of ``A-Z a-z 0-9 _ . -``. None: AGENTPERF_NAMESPACE, else
             "agentperf".
-        deadline: seconds that one command may take in all, retries included.
+        deadline: total seconds that one command may take, retries included.
 
     Raises:
-        InvalidArgument: for a URL, namespace or deadline that cannot be.
+        InvalidArgument: for an invalid URL, namespace or deadline.
     """
 
     def __init__(
@@ -107,13 +107,13 @@ class AgentPerf:
         """Return the load balancer.
 
         Args:
-            strategy: how instances are picked; fixed for each pool when its first instance is registered. None takes
-                the pool's own, and LEAST_LOADED for a new one.
-            settings: how the pools in which it registers instances judge them; None leaves what they have.
-            on_unavailable: what callers get while the server cannot be reached: "raise" or "none".
+            strategy: how instances are picked; fixed for each pool when its first instance is registered. None uses
+                the strategy of the pool, or LEAST_LOADED for a new pool.
+            settings: health settings of the pools in which it registers instances; None leaves theirs unchanged.
+            on_unavailable: result of a call while the server is unreachable: "raise" an error, or "none".
 
         Returns:
-            One object for each choice of these.
+            One object for each combination of arguments.
         """
         from agentperf_redis.balancer.client import LoadBalancer
 
@@ -121,18 +121,18 @@ class AgentPerf:
         made = partial(LoadBalancer, chosen, settings=settings, on_unavailable=on_unavailable, backend=self.backend)
         if settings is None and on_unavailable == "raise":
             return self.backend.share(("lb", chosen), made)
-        made()  # refuses what cannot be, which may not even be a key
+        made()  # validates the arguments before they become a key: they may not be hashable
         return self.backend.share(("lb", chosen, settings, on_unavailable), made)
 
     def cache(self, name: str = "default", **options: Unpack[LRUOptions]) -> LRUCache:
-        """Return the LRU cache of a name: one object for each name.
+        """Return the LRU cache with this name: one object for each name.
 
         Args:
-            name: of the cache; every process that uses it shares it.
-            options: as for `LRUCache`; none takes the object made before, or else a cache as LRUCache makes it.
+            name: of the cache; all processes that use the name share the cache.
+            options: as for `LRUCache`. Without options, an existing object is returned, else a LRUCache with defaults.
 
         Raises:
-            InvalidArgument: for options that cannot be, or others than those of the object made before.
+            InvalidArgument: for invalid options, or options that differ from those of the existing object.
         """
         from agentperf_redis.cache.lru import LRUCache
 
@@ -143,14 +143,17 @@ class AgentPerf:
         return self.backend.share(key, lambda: LRUCache(name=name, backend=self.backend))
 
     def tiered_cache(self, name: str = "default", **options: Unpack[TieredOptions]) -> TieredCache:
-        """Return the cache of a name with the tiers hot, warm and cold: one object for each name.
+        """Return the cache with this name and the tiers hot, warm and cold.
+
+        There is one object for each name.
 
         Args:
-            name: of the cache; every process that uses it shares it.
-            options: as for `TieredCache`; none takes the object made before, or else a cache as TieredCache makes it.
+            name: of the cache; all processes that use the name share the cache.
+            options: as for `TieredCache`. Without options, an existing object is returned, else a TieredCache with
+                defaults.
 
         Raises:
-            InvalidArgument: for options that cannot be, or others than those of the object made before.
+            InvalidArgument: for invalid options, or options that differ from those of the existing object.
         """
         from agentperf_redis.cache.tiered import TieredCache
 
@@ -161,23 +164,23 @@ class AgentPerf:
         return self.backend.share(key, lambda: TieredCache(name=name, backend=self.backend))
 
     def caches(self) -> list[CacheStats]:
-        """Return what all caches of the namespace hold and have done, whichever process uses them."""
+        """Return the contents and counters of all caches of the namespace, across processes."""
         from agentperf_redis.cache.flows.inspection import read_all_stats
 
         return self.backend.run(read_all_stats(self.backend))
 
     async def acaches(self) -> list[CacheStats]:
-        """Do as `caches`, without blocking the event loop."""
+        """Like `caches`, without blocking the event loop."""
         from agentperf_redis.cache.flows.inspection import read_all_stats
 
         return await self.backend.arun(read_all_stats(self.backend))
 
     def close(self) -> None:
-        """Flush what is buffered and close the connections. A second call does nothing."""
+        """Flush the buffers and close the connections. A second call does nothing."""
         self.backend.close()
 
     async def aclose(self) -> None:
-        """Do as `close`, without blocking the event loop."""
+        """Like `close`, without blocking the event loop."""
         await self.backend.aclose()
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
-"""The one place where what users pass is checked, before anything is sent.
+"""Validation of the arguments that users pass. All of it happens here, before anything is sent.
 
-Each function takes the name of the argument and its value, and returns the value in its clean form or raises
-`InvalidArgument` naming the argument, the value and what is allowed.
+Each function takes the name of the argument and its value. It returns the normalized value, or raises
+`InvalidArgument` with the argument, the value and the allowed values.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from agentperf_redis.errors import InvalidArgument
 
 MAX_NAME_CHARACTERS = 200
 MAX_COUNT = 2**31 - 1
-"""Sizes and capacities: more is a typing error, and products of two stay exact in a double."""
+"""For sizes and capacities. A larger value is a typing error, and products of two stay exact in a double."""
 MAX_SECONDS = 10 * 366 * 86_400.0
-"""Ten years; what is to last longer has `math.inf`."""
+"""Ten years. Use `math.inf` for anything longer."""
 
 _PLAIN = (float, int)
 _NAME_ALLOWED = f"a string of 1 to {MAX_NAME_CHARACTERS} characters without control characters or lone surrogates"
@@ -28,7 +28,7 @@ E = TypeVar("E", bound=Enum)
 
 
 def encodable(text: str) -> bool:
-    """Whether text can be sent as UTF-8, that is, holds no lone surrogate."""
+    """Whether the text can be encoded as UTF-8, that is, has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -37,17 +37,17 @@ def encodable(text: str) -> bool:
 
 
 def name(argument: str, value: object) -> str:
-    """Check a name given by a user: of an agent, a cache, an instance, a tag."""
+    """Check a user-supplied name: of an agent, a cache, an instance, a tag."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARACTERS:
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
-    # What is printable holds neither; of the rest, a line separator, say, may be in a name.
+    # A printable string has neither. Some unprintable characters are allowed, such as a line separator.
     if not value.isprintable() and (not encodable(value) or any(map(_is_control, value))):
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
     return value
 
 
 def nearest_name(text: str) -> str:
-    """Return the text as `name` would take it, for names that nobody chose to be one, such as those of classes."""
+    """Make a text valid for `name`. For texts that were not chosen as names, such as class names."""
     if not text.isprintable() or not encodable(text):
         plain = "".join("?" if _is_control(character) else character for character in text)
         text = plain.encode(errors="replace").decode()
@@ -60,7 +60,7 @@ def _is_control(character: str) -> bool:
 
 
 def names(argument: str, value: object) -> tuple[str, ...]:
-    """Check several names; one bare string is refused, since it would be taken apart into letters."""
+    """Check several names. A bare string is refused, since iterating it would yield letters."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise InvalidArgument(argument, value, "a collection of names, such as a tuple or a set of strings")
     return tuple(name(argument, item) for item in value)
@@ -76,8 +76,8 @@ def cache_key(argument: str, value: object) -> str:
 
 
 def number(argument: str, value: object, allowed: str) -> float:
-    """Check for a real, finite or infinite number that is no bool; NaN is refused, and -0.0 becomes 0.0."""
-    plain = type(value) in _PLAIN  # spares most callers the slow question to an abstract class
+    """Check for a real number, finite or infinite. Refuses bool and NaN; -0.0 becomes 0.0."""
+    plain = type(value) in _PLAIN  # spares most callers a slow isinstance() with an abstract class
     if not plain and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise InvalidArgument(argument, value, allowed)
     try:
@@ -97,8 +97,8 @@ def seconds(
     maximum: float = MAX_SECONDS,
     endless: bool = False,
 ) -> float:
-    """Check a length of time in seconds. `endless` allows `math.inf` as well."""
-    allowed = f"seconds from {_plainly(minimum)} to {_plainly(maximum)}" + (", or math.inf" if endless else "")
+    """Check a duration in seconds. `endless` also allows `math.inf`."""
+    allowed = f"seconds from {_as_text(minimum)} to {_as_text(maximum)}" + (", or math.inf" if endless else "")
     if hasattr(value, "total_seconds"):
         allowed += "; of a timedelta, .total_seconds()"
     result = number(argument, value, allowed)
@@ -111,7 +111,7 @@ def seconds(
 
 def amount(argument: str, value: object, *, minimum: float = 0.0, maximum: float = 1e15) -> float:
     """Check a real number within bounds, such as a weight or a cost."""
-    allowed = f"a number from {_plainly(minimum)} to {_plainly(maximum)}"
+    allowed = f"a number from {_as_text(minimum)} to {_as_text(maximum)}"
     result = number(argument, value, allowed)
     if not minimum <= result <= maximum:
         raise InvalidArgument(argument, value, allowed)
@@ -126,7 +126,7 @@ def count(argument: str, value: object, *, minimum: int = 1, maximum: int = MAX_
 
 
 def choice(argument: str, value: object, options: type[E]) -> E:
-    """Check for a member of an Enum; its plain value is taken as well."""
+    """Check for a member of an Enum; a member's value is also accepted."""
     if isinstance(value, options):
         return value
     for option in options:
@@ -136,11 +136,11 @@ def choice(argument: str, value: object, options: type[E]) -> E:
 
 
 def flag(argument: str, value: object) -> bool:
-    """Check for a bool, and nothing that is merely true or false."""
+    """Check for a bool; other truthy or falsy values are refused."""
     if not isinstance(value, bool):
         raise InvalidArgument(argument, value, "True or False")
     return value
 
 
-def _plainly(bound: float) -> str:
+def _as_text(bound: float) -> str:
     return f"{bound:.16g}"  # up to 10^16 without an exponent

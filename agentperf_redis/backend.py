@@ -1,6 +1,6 @@
-"""One namespace on one server, as a process sees it: drivers, bus, epoch, what is shared by name.
+"""One namespace on one server, for one process: drivers, bus, epoch, and the objects shared by name.
 
-The process-wide default lives here too, so that clients made without a backend find it without importing upward.
+The process-wide default is here too, so that clients without an explicit backend find it without importing upward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agentperf_redis.transport.address import parse_url, resolve_url, url_in_env
 from agentperf_redis.transport.async_executor import AsyncExecutor
 from agentperf_redis.transport.breaker import PROBE_S, Breaker
 from agentperf_redis.transport.connector import Connector
-from agentperf_redis.transport.delivery import ExchangeFailed, passing
+from agentperf_redis.transport.delivery import ExchangeFailed, transient_reason
 from agentperf_redis.transport.executor import Executor, Runnable
 from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.pubsub.bus import Bus
@@ -40,24 +40,24 @@ _log = logging.getLogger("agentperf_redis")
 
 DEFAULT_NAMESPACE = "agentperf"
 NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
-"""Environment variable asked when no namespace is given."""
+"""Environment variable used when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 _LAYOUT_S = 1.0
-"""How long the bus waits for one node's description of the layout; then it asks another one."""
+"""How long the bus waits for the layout from one node before it tries another node."""
 _ENTER = Script("namespace/enter")
 
 
 class Backend:
-    """A namespace on a server. Makes no connection before the first command.
+    """A namespace on a server. It connects on the first command.
 
     Args:
         url: where the server is; see `agentperf_redis.transport.address`. None: AGENTPERF_REDIS_URL, REDIS_URL,
             localhost.
-        namespace: prefix of all keys. None: AGENTPERF_NAMESPACE, "agentperf".
-        deadline: seconds that one command may take in all, retries included.
+        namespace: prefix of all keys. None: AGENTPERF_NAMESPACE, else "agentperf".
+        deadline: total seconds that one command may take, retries included.
 
     Raises:
-        InvalidArgument: for a URL, namespace or deadline that cannot be.
+        InvalidArgument: for an invalid URL, namespace or deadline.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Backend:
         topology = self._topology
         learn = None if topology.fixed else self._learn
         self._breaker = Breaker(topology, self.deadline, self._answers, learn, self._note_recovery)
-        self._looks = Background("agentperf-look", lingers=False)
+        self._checks = Background("agentperf-check", lingers=False)
         self._make_drivers()
-        self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn, self._look_again)
+        self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn, self._check_server_soon)
         _backends.add(self)
         register_for_fork(self)
 
@@ -96,7 +96,7 @@ class Backend:
         )
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a client cannot be sent to another process, nor copied: make one there, with the same URL")
+        raise TypeError("a client cannot be pickled or copied: create one in the other process, with the same URL")
 
     def __repr__(self) -> str:
         return f"Backend({self.address.masked!r}, namespace={self.namespace!r})"
@@ -105,11 +105,11 @@ class Backend:
         """Run a command or flow, blocking.
 
         Args:
-            flow: what to run.
-            deadline: seconds for each of its commands; None is the backend's.
+            flow: the command or flow.
+            deadline: seconds for each of its commands; None uses the deadline of the backend.
 
         Raises:
-            AgentPerfError: what the flow lets pass.
+            AgentPerfError: an error that the flow does not catch.
         """
         return self._executor.run(flow, deadline)
 
@@ -126,6 +126,7 @@ class Backend:
             raise AgentPerfError(
                 "this event loop was inherited by a fork and still belongs to the parent; use a new one"
             )
+        self._drop_closed_loops()
         executors, place = self._async_executors, weakref.ref(loop)
 
         def ended() -> None:
@@ -134,15 +135,24 @@ class Backend:
                 executors.pop(gone, None)
 
         executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._handshake, ended)
-        if self.closed:  # a flow runs all the same, as in a blocking call: each of its commands is refused
+        if self.closed:  # the flow still runs, as in a blocking call, but each of its commands is refused
             executor.close_now()
             return executor
         executors[loop] = executor
         await executor.start()
         return executor
 
+    def _drop_closed_loops(self) -> None:
+        """Close the connections of loops that ended by `loop.close()`, which notifies no user of the loop.
+
+        A transport refers to its loop, so neither would ever be garbage-collected: the map holds the loop only weakly.
+        """
+        for loop, executor in list(self._async_executors.items()):
+            if loop.is_closed():
+                executor.close_now()
+
     def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
-        """Note that a resource is in use; sends something once a process only, or `again`, when the note was lost."""
+        """Record that a resource is in use. Sent once per process, or `again` after the record was lost."""
         name = f"{service}:{keys.encoded(resource)}"
         if again or name not in self._entered:
             where = keys.resources(self.namespace)
@@ -150,44 +160,46 @@ class Backend:
             self._entered.add(name)
 
     def entered(self, service: str) -> Flow[list[str]]:
-        """Return the names of all resources of a service that any process ever used, sorted."""
+        """Return the sorted names of all resources of a service that any process has ever used."""
         where = keys.resources(self.namespace)
         names = yield from Command("ZRANGE", (where,), (0, -1), lambda reply: _names(where, reply))
         start = f"{service}:"
         return sorted(keys.decoded(name[len(start) :]) for name in names if name.startswith(start))
 
     def share(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return this process's one object for a key, made when first asked for."""
+        """Return the one object of this process for a key; the first call creates it."""
         with self._lock:
             if key not in self._shared:
                 self._shared[key] = make()
             return cast("T", self._shared[key])
 
     def on_new_epoch(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, on whatever thread notices, when the server came back without its data.
+        """Call `callback` when the server came back without its data, on the thread that detects it.
 
-        It is called while a connection is being made, also on an event loop's thread: it must be quick and do no I/O.
+        The call happens while a connection is opened, possibly on the thread of an event loop. The callback must be
+        quick and do no I/O.
         """
         self._epoch_callbacks.append(callback)
 
     def on_recovery(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, on a thread of its own, when a server that did not answer for long does so again.
+        """Call `callback` on a separate thread when a server answers again after a long outage.
 
-        It may run commands; by then the server was greeted, so that `on_new_epoch` came before, if it came back empty.
+        It may run commands. The handshake is done by then, so callbacks of `on_new_epoch` have run if the server came
+        back empty.
         """
         self._recovery_callbacks.append(callback)
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called before the connections go, newest first. It may still run commands."""
+        """Call `callback` before the connections close, newest callback first. It may still run commands."""
         self._close_callbacks.append(callback)
 
     def off_close(self, callback: Callable[[], None]) -> None:
-        """Take back what `on_close` was told; nothing when it was not, or was called already."""
+        """Remove a callback of `on_close`. Does nothing if it is not registered or has been called already."""
         with contextlib.suppress(ValueError):
             self._close_callbacks.remove(callback)
 
     def close(self) -> None:
-        """Flush what is buffered and close the connections. A second call does nothing."""
+        """Flush the buffers and close the connections. A second call does nothing."""
         if self.closed:
             return
         self._breaker.stop()
@@ -202,7 +214,7 @@ class Backend:
         self._executor.close()
 
     async def aclose(self) -> None:
-        """Do as `close`, without blocking the loop."""
+        """Like `close`, without blocking the loop."""
         if self.closed:
             return
         self._breaker.stop()
@@ -217,11 +229,11 @@ class Backend:
         for callback in reversed(callbacks):
             try:
                 callback()
-            except Exception:  # noqa: BLE001  one service's trouble must not keep the next from flushing
+            except Exception:  # noqa: BLE001  a fault in one service must not keep the next from flushing
                 _log.exception("closing %r: a service could not finish", self)
 
     def _note_epoch(self, epoch: str) -> None:
-        """Compare with the epoch that was there before."""
+        """Compare the epoch with the known one."""
         with self._lock:
             known, self._epoch = self._epoch, epoch
             changed = known is not None and known != epoch
@@ -229,44 +241,44 @@ class Backend:
                 self._entered.clear()
         if changed:
             _log.warning("%s came back without its data: registering again, leases are lost", self.address.masked)
-            _tell(self._epoch_callbacks)
+            _call_all(self._epoch_callbacks)
 
     def _answers(self, node: Node) -> bool:
-        """Whether a node answers a command, if only with a refusal that its callers should see."""
+        """Whether a node answers a command. A refusal that callers should see counts as an answer."""
         try:
-            reply = self._connector.ask(node, pack(("PING",)), PROBE_S)
+            reply = self._connector.request(node, pack(("PING",)), PROBE_S)
         except ExchangeFailed as failed:
             return failed.final
-        except BackendUnavailable:  # the embedded server could not be started: that is told at once anyway
+        except BackendUnavailable:  # the embedded server could not be started: commands fail at once anyway
             return True
-        return not (isinstance(reply, ServerError) and passing(reply.text))
+        return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 
     def _note_recovery(self) -> None:
-        self._look()
-        _tell(self._recovery_callbacks)
+        self._check_server()
+        _call_all(self._recovery_callbacks)
 
     def _learn(self) -> str:
-        """Ask one node for the layout, another each time. Returns what went wrong, or an empty text."""
-        node, question = self._topology.question()
+        """Request the layout from a node, a different one each time. Return the error text, empty on success."""
+        node, request = self._topology.layout_request()
         try:
-            return self._topology.learn(node, self._connector.ask(node, question, _LAYOUT_S))
+            return self._topology.learn(node, self._connector.request(node, request, _LAYOUT_S))
         except ExchangeFailed as failed:
             return failed.reason
 
-    def _look_again(self) -> None:
-        """The bus lost its server: have the next one greeted now, not only when this process has something to say."""
+    def _check_server_soon(self) -> None:
+        """Start a handshake soon: the bus lost its server, and the next command may be far off."""
         if not self.closed:
-            self._looks.at(time.monotonic(), self._look)
+            self._checks.at(time.monotonic(), self._check_server)
 
-    def _look(self) -> None:
-        """Say something, so that the server is greeted if its connections broke."""
+    def _check_server(self) -> None:
+        """Send a no-op, so that broken connections are reopened with a handshake."""
         with contextlib.suppress(AgentPerfError):
             self._executor.run(Command("ECHO", (keys.meta(self.namespace),), (), lambda _: None))
 
     def after_fork(self) -> None:
-        """In a forked child: all that has a lock or a socket is made anew; the old is kept, so that it is not closed.
+        """In a forked child: replace everything that has a lock or a socket. The old objects are kept unclosed.
 
-        What the drivers and the bus are made of comes before them.
+        The order matters: the drivers and the bus use the objects replaced before them.
         """
         self._inherited.append((self._executor, dict(self._async_executors), self._lock))
         for loop in self._async_executors:
@@ -279,11 +291,11 @@ class Backend:
         self.bus.after_fork()
 
 
-def _tell(callbacks: list[Callable[[], None]]) -> None:
+def _call_all(callbacks: list[Callable[[], None]]) -> None:
     for callback in list(callbacks):
         try:
             callback()
-        except Exception:  # noqa: BLE001  one service's trouble must not keep the next from recovering
+        except Exception:  # noqa: BLE001  a fault in one service must not keep the next from recovering
             _log.exception("a service could not recover")
 
 
@@ -313,7 +325,7 @@ _default_lock = ModuleLock()
 
 
 def default_backend() -> Backend:
-    """Return the process-wide default, made when first asked for."""
+    """Return the process-wide default; the first call creates it."""
     global _default  # noqa: PLW0603  the one global of the library
     with _default_lock.lock:
         if _default is None or _default.closed:
@@ -322,7 +334,7 @@ def default_backend() -> Backend:
 
 
 def chosen_backend(backend: object) -> Backend:
-    """Check the backend that a client was given; None takes the process-wide default."""
+    """Check the `backend` argument of a client; None uses the process-wide default."""
     if backend is None:
         return default_backend()
     if not isinstance(backend, Backend):
@@ -331,18 +343,18 @@ def chosen_backend(backend: object) -> Backend:
 
 
 def configure(url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S) -> Backend:
-    """Set the process-wide default, used by clients that are made without a backend.
+    """Set the process-wide default, used by clients that are created without a backend.
 
     Args:
         url: where the server is.
         namespace: prefix of all keys.
-        deadline: seconds that one command may take in all.
+        deadline: total seconds that one command may take, retries included.
 
     Returns:
         The new default.
 
     Raises:
-        AgentPerfError: if clients use another default already; close it first, or configure earlier.
+        AgentPerfError: if another default is already in use; close it first, or call `configure` earlier.
     """
     global _default  # noqa: PLW0603  as above
     with _default_lock.lock:
@@ -352,7 +364,7 @@ def configure(url: str | None = None, *, namespace: str | None = None, deadline:
             if (old.address, old.namespace, old.deadline) == (new.address, new.namespace, new.deadline):
                 return old
             raise AgentPerfError(
-                f"the default is {old!r} already, and objects may be using it: call configure() before making any, "
+                f"the default is already {old!r}, and objects may be using it: call configure() before creating any, "
                 "or close the default first"
             )
         _default = new

@@ -1,13 +1,12 @@
-"""One thread that does the background jobs of a service, and the one fork hook of the package.
+"""A thread that runs the background jobs of a service, and the one fork hook of the package.
 
-Six mechanics that every service needs stand here once: the thread starts with the first job, sleeps until something is
-due, outlives whatever a job raises, does what is left when it is closed, starts again for a job that comes later, and
-begins empty in a forked child.
+All services share six mechanisms: the thread starts with the first job, sleeps until the next due time, survives
+exceptions of jobs, finishes the remaining jobs on close, restarts for a later job, and starts empty in a forked child.
 
-A signal handler may raise anywhere on a caller's way, as it does for Ctrl-C, and `__del__` may run there. So callers
-use C code alone: `SimpleQueue`, whose `put` may even interrupt itself, and a plain lock while they start the thread.
-`threading.Condition` is Python code: an exception there may leave its lock held for good. `Thread.start` waits with
-one, so a thread of no name calls it: signals are handled on the main thread only.
+A signal handler may raise at any point in a caller's code, as Ctrl-C does, and `__del__` may run there. So callers
+execute C code alone: `SimpleQueue`, whose `put` is reentrant, and a plain lock while they start the thread.
+`threading.Condition` is Python code: an exception in it may leave its lock held permanently. `Thread.start` waits on
+a condition, so an unnamed thread calls it: signals are handled on the main thread only.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ Job: TypeAlias = Callable[[], object]
 
 
 class Background:
-    """Does jobs on one daemon thread, in the order in which they were put.
+    """Runs jobs on one daemon thread, in the order of `put`.
 
-    Jobs with a due time go first once they are due, since a lease has to be renewed however many jobs wait.
+    Jobs with a due time go first once they are due: a lease must be renewed even if many jobs wait.
 
     Args:
         name: of the thread.
-        lingers: whether the thread sleeps while there is nothing to do; else it ends, and the next job starts another.
+        lingers: whether an idle thread sleeps; otherwise it ends, and the next job starts another thread.
     """
 
     def __init__(self, name: str, *, lingers: bool = True) -> None:
@@ -49,14 +48,14 @@ class Background:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: the thread stayed with the parent, and its jobs are the parent's."""
-        # Reentrant: `__del__` or a signal handler may put a job while this very thread holds it.
+        """In a forked child: start empty. The thread and its jobs belong to the parent."""
+        # Reentrant: `__del__` or a signal handler may put a job while the same thread holds the lock.
         self._starting = threading.RLock()
         self._inbox: SimpleQueue[tuple[float, Job] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closing = False
         self._closers: deque[SimpleQueue[None]] = deque()
-        # Only the thread changes what follows.
+        # Only the thread changes the attributes below.
         self._identity = 0
         self._draining = False
         self._ready: deque[Job] = deque()
@@ -66,33 +65,33 @@ class Background:
 
     @property
     def running(self) -> bool:
-        """Whether the thread runs, or is being started."""
+        """Whether the thread runs or is being started."""
         return self._thread is not None
 
     @property
     def closing(self) -> bool:
-        """Whether it was closed. A job that comes back at intervals has nothing more to do then."""
+        """Whether `close` was called. A periodic job should stop rescheduling itself then."""
         return self._closing
 
     def put(self, job: Job) -> bool:
-        """Have a job done soon. May be called from `__del__`, and from a signal handler.
+        """Run a job soon. May be called from `__del__` and from a signal handler.
 
         Returns:
-            False when no thread can be started, as when the interpreter ends. The job waits for `close` then.
+            False if no thread can be started, as at interpreter shutdown. The job then waits for `close`.
         """
         self._inbox.put((-math.inf, job))
         return self._thread is not None or self._start()
 
     def at(self, due: float, job: Job) -> bool:
-        """Have a job done at a moment of `time.monotonic`. A job waits once, for the soonest time it was given.
+        """Run a job at a time of `time.monotonic`. A job is scheduled once, for the earliest of its times.
 
-        So a caller first notes what the job is to find, and then calls this: the job runs after that note.
+        So a caller records the work first and then calls this: the job runs after the record was made.
 
         Returns:
             As `put`.
         """
-        # Only the thread changes due times, after it took them from the inbox. So an interrupted call leaves no due
-        # time behind that nothing in the heap stands for.
+        # Only the thread changes due times, when it takes jobs from the inbox. So an interrupted call leaves no due
+        # time behind without an entry in the heap.
         if self._due_times.get(job, math.inf) <= due:
             return True
         if self._identity == threading.get_ident():
@@ -103,19 +102,19 @@ class Background:
         return self._thread is not None or self._start()
 
     def close(self, limit_s: float) -> bool:
-        """Do what is left at once, once, and end the thread. May be called again, to wait longer.
+        """Run each remaining job once, now, and end the thread. May be called again to wait longer.
 
-        Jobs that are put meanwhile or later are still done, by another thread if need be. What a job schedules for
-        itself while it is done here is dropped: it was tried a last time.
+        Jobs that are put meanwhile or later still run, on another thread if necessary. A job that reschedules itself
+        during this run is dropped: this was its last try.
 
         Args:
-            limit_s: how long to wait for that, s. What is not done by then goes on without a caller.
+            limit_s: maximum time to wait, s. Jobs not finished by then continue in the background.
 
         Returns:
-            Whether all is done.
+            Whether all jobs are done.
         """
         self._closing = True
-        if self._identity == threading.get_ident():  # a job closes; the rest follows it
+        if self._identity == threading.get_ident():  # a job called this; the other jobs run after it
             return False
         thread = self._thread
         if thread is None and self._inbox.empty():
@@ -124,7 +123,7 @@ class Background:
         self._closers.append(ended)
         self._inbox.put(None)
         if self._thread is None and not self._start():
-            self._drain(time.monotonic() + limit_s)  # the interpreter ends
+            self._drain(time.monotonic() + limit_s)  # the interpreter is shutting down
             return True
         try:
             ended.get(timeout=limit_s)
@@ -136,43 +135,38 @@ class Background:
 
     def _start(self) -> bool:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        start = starter(thread, lambda: self._work(thread))
         with self._starting:
             if self._thread is None:
                 self._thread = thread  # no signal is handled between this and the next call, which is C code
                 try:
-                    start_new_thread(self._launch, (thread,))
+                    start_new_thread(start, ())
                 except RuntimeError:
                     self._thread = None
                     return False
         return True
 
-    def _launch(self, thread: threading.Thread) -> None:
-        try:
-            thread.start()
-        except RuntimeError:  # there are too many threads, but here is one
-            self._work(thread)
-
-    # Everything below runs on the thread, or in `close` when there can be none.
+    # Everything below runs on the thread, or in `close` if no thread can start.
 
     def _work(self, unnamed: threading.Thread | None = None) -> None:
         me = unnamed or threading.current_thread()
-        while self._claims(me):
+        while self._may_run(me):
             while not self._closing and (self._lingers or self._ready or self._heap or not self._inbox.empty()):
-                self._take(self._pause())
+                self._receive(self._pause())
                 self._run(self._due_jobs(time.monotonic()))
                 if self._ready:
                     self._run((self._ready.popleft(),))
             if self._closing:
                 self._drain(math.inf)
             self._identity = 0
-            # A caller puts first and then looks for a thread; this does the reverse. So one of them sees the other.
+            # A caller puts a job, then checks for a thread. This does the reverse, so one of them sees the other.
             self._thread = None
         with contextlib.suppress(IndexError):
             while self._closing:
                 self._closers.popleft().put(None)
 
-    def _claims(self, me: threading.Thread) -> bool:
-        """Whether this is the thread, at first, or because jobs came as it was ending."""
+    def _may_run(self, me: threading.Thread) -> bool:
+        """Whether this thread may run jobs: it was started for them, or jobs came as it was ending."""
         with self._starting:
             if self._thread is None and not self._inbox.empty():
                 self._thread = me
@@ -188,10 +182,10 @@ class Background:
             return min(max(0.0, self._heap[0][0] - time.monotonic()), threading.TIMEOUT_MAX)
         return None
 
-    def _take(self, pause: float | None) -> None:
+    def _receive(self, pause: float | None) -> None:
         with contextlib.suppress(Empty):
             self._accept(self._inbox.get(timeout=pause))
-            for _ in range(self._inbox.qsize()):  # no more: what is put meanwhile must not keep what is due waiting
+            for _ in range(self._inbox.qsize()):  # bounded: new jobs must not delay due jobs
                 self._accept(self._inbox.get_nowait())
 
     def _accept(self, item: tuple[float, Job] | None) -> None:
@@ -212,7 +206,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # else it had a sooner time, and is done
+            if self._due_times.get(job) == due:  # otherwise it ran at an earlier time
                 del self._due_times[job]
                 jobs.append(job)
         return jobs
@@ -221,7 +215,7 @@ class Background:
         self._identity = threading.get_ident()
         self._draining = True
         while self._heap or self._ready or not self._inbox.empty():
-            self._take(0.0)
+            self._receive(0.0)
             jobs = [*self._due_jobs(math.inf), *self._ready]
             self._ready.clear()
             self._run(jobs, until)
@@ -234,15 +228,34 @@ class Background:
                 return
             try:
                 job()
-            except BaseException:  # noqa: BLE001  the thread serves other jobs, too; SystemExit of a user's is no reason
+            except BaseException:  # noqa: BLE001  the thread has other jobs; SystemExit of user code must not end it
                 _log.exception("%s: a background job failed", self._name)
 
 
+def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callable[[], None]:
+    """Return a function that starts a thread, for `start_new_thread`, which is C code.
+
+    So an exception of a signal handler cannot leave a start half done on the thread of the caller.
+
+    Args:
+        thread: the thread to start.
+        otherwise: runs on the unnamed calling thread if the thread limit prevents the start.
+    """
+
+    def start() -> None:
+        try:
+            thread.start()
+        except RuntimeError:  # the thread limit is reached; this thread runs already
+            otherwise()
+
+    return start
+
+
 class Forkable(Protocol):
-    """What a forked child has to make anew."""
+    """An object that a forked child has to reset."""
 
     def after_fork(self) -> None:
-        """In the child: forget what is the parent's, and replace locks that another thread may have held."""
+        """In the child: drop the state of the parent, and replace locks that another thread may have held."""
 
 
 _forkables: weakref.WeakValueDictionary[int, Forkable] = weakref.WeakValueDictionary()
@@ -250,10 +263,10 @@ _registrations = itertools.count()
 
 
 def register_for_fork(forkable: Forkable) -> None:
-    """Have `after_fork` called in each child that this process forks, for as long as the object lives.
+    """Call `after_fork` in each child that this process forks, while the object lives.
 
-    Children call it in the order of registration. So a backend, which is made before its services, has new connections
-    and a new name of its process before a service begins anew.
+    Children call it in the order of registration. So a backend, which is created before its services, has new
+    connections and a new process name before its services reset.
     """
     _forkables[next(_registrations)] = forkable
 
@@ -262,21 +275,21 @@ def _after_fork_in_child() -> None:
     for forkable in list(_forkables.values()):
         try:
             forkable.after_fork()
-        except Exception:  # noqa: BLE001  one service's trouble must not leave the locks of the next as they were
-            _log.exception("after a fork: %r could not begin anew", forkable)
+        except Exception:  # noqa: BLE001  a fault in one object must not leave the locks of the next held
+            _log.exception("after a fork: %r could not reset", forkable)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class ModuleLock:
-    """A lock that belongs to a module: a forked child has a new one.
+    """A lock at module level, replaced in a forked child.
 
     Args:
-        make: returns a lock.
+        make: creates the lock.
 
     Attributes:
-        lock: the lock. It is looked up each time, because a fork replaces it.
+        lock: the lock. Look it up for each use, because a fork replaces it.
     """
 
     def __init__(self, make: Callable[[], contextlib.AbstractContextManager[bool]] = threading.Lock) -> None:

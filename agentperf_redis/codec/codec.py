@@ -1,23 +1,24 @@
-"""Values <-> bytes: what goes in comes out equal and of the same type, and hostile bytes come out as an error.
+"""Encodes values as bytes. A decoded value is equal and of the same type, and hostile bytes raise an error.
 
-The bytes are one letter that names the form, then msgpack: ``m`` as it is, ``z`` deflated. So a small value can be read
-with redis-cli. Types that msgpack does not know travel in two ways:
+The bytes are one letter for the form, then msgpack: ``m`` plain, ``z`` deflated. So a small value is readable with
+redis-cli. Types unknown to msgpack are encoded in two ways:
 
 - a scalar (Decimal, UUID, datetime ...) is one extension with its text or bytes;
-- a container (tuple, set, dict with unusual keys, numpy array, a user's class) is a list whose first item is an empty
-  extension, the *mark*, and whose other items lie there in plain sight. Nothing is packed within something packed, so
-  neither depth nor size multiplies. No value of a user's can forge a mark.
+- a container (tuple, set, dict with unusual keys, numpy array, a user class) is a list whose first item is an empty
+  extension, the *mark*, and whose other items follow unpacked. Packed data is never nested, so neither depth nor size
+  multiplies. No user value can forge a mark.
 
-There is no pickle, and nothing is imported by a name found in data: classes of users are known by an explicit
-`Registry`. What the library would not give back as it was is refused before anything is sent.
+There is no pickle, and no name in the data causes an import: user classes are in an explicit `Registry`. A value that
+would not decode to itself is refused before anything is sent.
 
-`canonical` makes cache keys of arguments: the same extensions, with dicts and sets in the order of their bytes.
+`canonical` makes cache keys from arguments: the same extensions, with dicts and sets in the order of their bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import operator
 import re
 import struct
@@ -40,15 +41,17 @@ from agentperf_redis.codec.value_path import path_of
 from agentperf_redis.errors import InvalidArgument, Undecodable, shown
 
 MAX_DEPTH: Final = 100
-"""Containers within containers. Three Python frames a level stay far from the interpreter's limit of 1,000."""
+"""Maximum nesting of containers. Three Python frames per level stay far from the interpreter's limit of 1,000."""
 MAX_BYTES: Final = 1 << 20
-"""Default cap of a value, packed. Ten hostile megabytes were measured to grow a process by 712 MB while unpacked."""
+"""Default maximum size of a packed value. Unpacking ten hostile megabytes grew a process by 712 MB (measured)."""
 COMPRESS_ABOVE: Final = 4096
-"""Packed bytes from which to deflate. At this size it was measured to take 19 us, inflating 10 us."""
+"""Minimum packed size to deflate. At this size, deflating takes 19 us and inflating 10 us (measured)."""
+_MAX_DIMENSIONS: Final = 64
+"""Maximum dimensions of an array, as in numpy 2."""
 _KEY_BUDGET: Final = 16 << 20
-"""Cap of the arguments that make a cache key, bytes."""
+"""Maximum size of the arguments of a cache key, bytes."""
 _ZLIB_LEVEL: Final = 1
-"""Source text shrank to 30 % at 77 MB/s; at zlib's default of 6, to 25 % at 40 MB/s."""
+"""Source text shrinks to 30 % at 77 MB/s; at the zlib default of 6, to 25 % at 40 MB/s (measured)."""
 
 _PLAIN, _DEFLATED = b"m", b"z"
 
@@ -57,7 +60,7 @@ _ALLOWED: Final = (
     "timedelta, Decimal, UUID, numpy arrays and scalars without objects, and classes added to the registry"
 )
 
-# Codes of the extensions. They are stored: a number is never given another meaning.
+# Codes of the extensions. They are stored, so a number never changes its meaning.
 _TEXT, _BIG_INT, _BYTEARRAY, _COMPLEX, _DECIMAL, _UUID, _DATETIME, _DATE, _TIME, _TIMEDELTA = range(1, 11)
 _TUPLE, _SET, _FROZENSET, _DICT, _ARRAY, _NUMPY_SCALAR, _OBJECT, _KEY_OF_OBJECT = range(32, 40)
 
@@ -67,12 +70,12 @@ _CONTAINERS = frozenset({list, dict})
 _PLAIN_TYPES = _SCALARS | _CONTAINERS
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 
-_SECOND_TIME = "~"
-"""Behind a moment that a clock set back shows for the second time (fold=1), which ISO 8601 cannot say."""
+_FOLD_SUFFIX = "~"
+"""Suffix of a time that a clock set back shows for the second time (fold=1), which ISO 8601 cannot express."""
 _DTYPE = re.compile(r"[<>|][biufcSUmM][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
 _ZONE = re.compile(r"[A-Za-z0-9_+\-]+(/[A-Za-z0-9_+\-]+){0,3}\]")
 _LARGEST_FLOAT: Final = {"f": 8, "c": 16}
-"""Bytes; long doubles are laid out differently from machine to machine."""
+"""Bytes; the layout of long doubles differs between machines."""
 _PERHAPS_TIMESTAMP = re.compile(rb"[\xd6\xd7]\xff|\xc7.\xff|\xc8..\xff|\xc9....\xff", re.DOTALL)
 _COMPLEX_PARTS = struct.Struct(">dd")
 
@@ -85,9 +88,10 @@ class Codec:
     """Turns values into bytes and back.
 
     Args:
-        max_bytes: cap of a value, packed and before deflating, bytes. Refused beyond when encoding, and when decoding.
-        compress_above: packed size from which to deflate, bytes; None never does. What does not shrink stays as it is.
-        registry: the classes of users to take; by default those of the process.
+        max_bytes: maximum size of a value, packed and before deflating, bytes. Checked when encoding and decoding.
+        compress_above: minimum packed size to deflate, bytes; None never deflates. A value that does not shrink stays
+            plain.
+        registry: the accepted user classes; by default those of the process.
     """
 
     __slots__ = ("compress_above", "max_bytes", "registry")
@@ -105,20 +109,20 @@ class Codec:
     def encode(self, value: object) -> bytes:
         """Encode a value.
 
-        Aware datetimes keep their instant, their offset, and a `zoneinfo.ZoneInfo` that has a key; of other zones the
-        offset alone.
+        Aware datetimes keep their instant, their offset, and a `zoneinfo.ZoneInfo` with a key. For other zones only
+        the offset is kept.
 
         Args:
             value: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, datetime,
                 date, time, timedelta, Decimal, UUID, numpy arrays and scalars, instances of registered classes; at
-                most `MAX_DEPTH` containers deep.
+                most `MAX_DEPTH` nested containers.
 
         Returns:
             Bytes that `decode` turns into an equal value of the same type.
 
         Raises:
-            InvalidArgument: the value, or something in it, cannot be stored, or it is too large. The message says
-                where that stands: ``value['files'][3]``.
+            InvalidArgument: the value or an item in it cannot be stored, or it is too large. The message names the path
+                of the item: ``value['files'][3]``.
         """
         if _is_plain(value, self.max_bytes):
             try:
@@ -136,16 +140,16 @@ class Codec:
         return _PLAIN + packed
 
     def decode(self, data: bytes) -> Any:
-        """Decode what `encode` made.
+        """Decode the bytes of `encode`.
 
         Args:
-            data: the bytes, of whatever origin.
+            data: the bytes, from any source.
 
         Returns:
             The value.
 
         Raises:
-            Undecodable: these are not bytes that `encode` makes, or of a class that is not registered here.
+            Undecodable: `encode` did not make these bytes, or their class is not registered here.
         """
         packed = self._unwrapped(data)
         reader = _Reader(self.registry)
@@ -153,17 +157,17 @@ class Codec:
             value = msgpack.unpackb(packed, ext_hook=reader.extension, list_hook=reader.container, strict_map_key=False)
         except Undecodable:
             raise
-        except Exception as error:  # whatever the parser, or a class being loaded, makes of foreign bytes
+        except Exception as error:  # any error of the parser, or of loading a class, on foreign bytes
             raise Undecodable(f"{type(error).__name__}: {shown(str(error))}") from error
         if reader.open_marks:
-            raise Undecodable("a mark of a container stands alone")
+            raise Undecodable("a mark without a container")
         if b"\xff" in packed and _PERHAPS_TIMESTAMP.search(packed) and _holds_timestamp(packed):
-            raise Undecodable("extension -1 is not one of ours")
+            raise Undecodable("extension -1 is unknown")
         return value
 
     def _unwrapped(self, data: bytes) -> bytes:
         if len(data) > self.max_bytes + 1:
-            raise Undecodable(f"{len(data)} bytes are more than the cap of {self.max_bytes}")
+            raise Undecodable(f"{len(data)} bytes are more than the maximum of {self.max_bytes}")
         form = data[:1]
         if form == _PLAIN:
             return data[1:]
@@ -175,37 +179,37 @@ class Codec:
         except zlib.error as error:
             raise Undecodable(f"zlib: {error}") from error
         if len(packed) > self.max_bytes:
-            raise Undecodable(f"inflates to more than the cap of {self.max_bytes} bytes")
+            raise Undecodable(f"inflates to more than the maximum of {self.max_bytes} bytes")
         if not inflater.eof or inflater.unused_data:
-            raise Undecodable("deflated data is cut off, or has something behind it")
+            raise Undecodable("deflated data is truncated or has trailing bytes")
         return packed
 
 
 def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
-    """Encode arguments as the key of what is computed from them: equal arguments of equal types, equal bytes.
+    """Encode arguments as a cache key: equal arguments of equal types have equal bytes.
 
     The order of dicts and sets does not matter; types do: 1, 1.0, True and "1" differ, and so do a list and a tuple.
-    The bytes are the same in every process and on every machine. Members of an Enum, and dataclasses that compare by
-    their fields, need no registration here, since nothing is rebuilt from a key; all of their attributes count, also
-    fields that do not compare. Any object may say what stands for it by a method ``__cache_key__()``.
+    The bytes are the same in every process and on every machine. Enum members, and dataclasses that compare by their
+    fields, need no registration here, since a key is never decoded. All of their attributes count, including fields
+    that do not compare. Any object may define its identity by a method ``__cache_key__()``.
 
     Args:
         value: as for `Codec.encode`.
-        registry: the classes of users to take.
+        registry: the accepted user classes.
 
     Returns:
-        The key as bytes; hash it where it may be long.
+        The key as bytes; hash it if it may be long.
 
     Raises:
-        InvalidArgument: something in it has no value that identifies it, such as an object of an unregistered class.
+        InvalidArgument: an item has no identifying value, such as an object of an unregistered class.
     """
     return _Shaper(registry, _KEY_BUDGET, canonical=True).pack(value)
 
 
 def _is_plain(value: object, budget: int) -> bool:
-    """Whether a value is made of nothing but what msgpack returns as it was. Looks level by level, at C speed in each.
+    """Whether msgpack alone encodes and decodes the value faithfully. Checks level by level, each at C speed.
 
-    A value that is too deep, or larger than the budget, is not plain: the shaper then says so.
+    A value that is too deep, or larger than the budget, is not plain: the shaper then raises the error.
     """
     kind = type(value)
     if kind in _SCALARS:
@@ -236,7 +240,7 @@ def _is_plain(value: object, budget: int) -> bool:
 
 
 class _Shaper:
-    """Turns one value into what msgpack packs, extensions and marks included."""
+    """Turns one value into the input of msgpack, with extensions and marks."""
 
     __slots__ = ("_budget", "_canonical", "_registry", "_whole")
 
@@ -250,26 +254,26 @@ class _Shaper:
         try:
             packed: bytes = msgpack.packb(self.shape(value, 0))
         except (RecursionError, RuntimeError) as error:
-            # the stack was nearly used up before, or the value was changed by another thread while it was read
-            raise InvalidArgument("value", value, f"a value that can be walked through ({error})") from error
+            # the stack was nearly used up already, or another thread changed the value meanwhile
+            raise InvalidArgument("value", value, f"a value that can be traversed ({error})") from error
         except InvalidArgument as error:
             path = path_of(error.value, value)
             if path == error.argument:
                 raise
-            raise InvalidArgument(error.argument, error.value, f"{error.allowed}; it stands at {path}") from None
+            raise InvalidArgument(error.argument, error.value, f"{error.allowed}; it is at {path}") from None
         return packed
 
     def shape(self, value: Any, depth: int) -> Any:
         self._budget -= 1
         if self._budget < 0:
-            raise InvalidArgument("value", self._whole, "a value of fewer items")
+            raise InvalidArgument("value", self._whole, "a value with fewer items")
         kind = type(value)
         shaper = _SHAPERS.get(kind)
         if shaper is not None:
             return shaper(value)
         depth += 1
         if depth > MAX_DEPTH:
-            raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} containers within one another")
+            raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} nested containers")
         if kind is list:
             return [self.shape(item, depth) for item in value]
         if kind is tuple:
@@ -308,13 +312,13 @@ class _Shaper:
 
 
 def _dumped(value: Any, storable: Storable) -> Any:
-    """Take an instance apart; whatever a user's `dump` raises says that it cannot be stored."""
+    """Call `dump` of a user class. Any error of it means that the instance cannot be stored."""
     try:
         state = storable.dump(value)
     except InvalidArgument:
         raise
     except Exception as error:
-        allowed = f"an instance that can be taken apart; its dump raised {type(error).__name__}: {shown(str(error))}"
+        allowed = f"an instance that can be dumped; its dump raised {type(error).__name__}: {shown(str(error))}"
         raise InvalidArgument("value", value, allowed) from error
     if inspect.isawaitable(state):
         if inspect.iscoroutine(state):
@@ -324,7 +328,7 @@ def _dumped(value: Any, storable: Storable) -> Any:
 
 
 def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
-    """Return, in a tuple, what an object is as an argument; None for one that is only itself."""
+    """Return the identity of an object as an argument, in a tuple. None means that only the object itself is equal."""
     if hasattr(kind, "__cache_key__"):
         return (value.__cache_key__(),)
     if isinstance(value, Enum):
@@ -347,15 +351,15 @@ def _shape_int(value: int) -> int | ExtType:
 def _shape_datetime(value: datetime | time) -> ExtType:
     if value.tzinfo is not None and value.utcoffset() is None:
         raise InvalidArgument("value", value, "a time whose zone knows its offset")
-    text = value.isoformat() + _SECOND_TIME * value.fold + _zone_behind(value)
+    text = value.isoformat() + _FOLD_SUFFIX * value.fold + _zone_suffix(value)
     return ExtType(_DATETIME if isinstance(value, datetime) else _TIME, text.encode())
 
 
-def _zone_behind(value: datetime | time) -> str:
-    """Return what stands behind a moment for its zone: ``[Europe/Berlin]``, or nothing where the offset says it all.
+def _zone_suffix(value: datetime | time) -> str:
+    """Return the suffix for the zone of a time: ``[Europe/Berlin]``, or nothing if the offset suffices.
 
-    A moment in an hour that a clock passes twice, or skips, equals none of another zone (PEP 495), so the offset alone
-    would not bring it back.
+    A time in an hour that a clock repeats or skips equals no time of another zone (PEP 495), so the offset alone would
+    not restore it.
     """
     zone = value.tzinfo
     if type(zone) is ZoneInfo and zone.key is not None:
@@ -363,7 +367,7 @@ def _zone_behind(value: datetime | time) -> str:
     if isinstance(value, datetime) and zone is not None and not isinstance(zone, timezone):
         other = value.replace(fold=not value.fold)
         if other.utcoffset() != value.utcoffset():
-            allowed = "a time that its clock shows once, or one whose zone is a zoneinfo.ZoneInfo with a key"
+            allowed = "a time that its clock shows once, or a time with a zoneinfo.ZoneInfo that has a key"
             raise InvalidArgument("value", value, allowed)
     return ""
 
@@ -372,15 +376,15 @@ def _shape_timedelta(value: timedelta) -> ExtType:
     return ExtType(_TIMEDELTA, f"{value.days}:{value.seconds}:{value.microseconds}".encode())
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
 _SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
-    type(None): _as_it_is,
-    bool: _as_it_is,
-    float: _as_it_is,
-    bytes: _as_it_is,
+    type(None): _unchanged,
+    bool: _unchanged,
+    float: _unchanged,
+    bytes: _unchanged,
     int: _shape_int,
     str: _shape_text,
     bytearray: lambda value: ExtType(_BYTEARRAY, bytes(value)),
@@ -395,7 +399,7 @@ _SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 def _shape_numpy(value: Any, kind: type) -> Any:
-    """Shape an array or a scalar of numpy, which is imported already where such a value exists."""
+    """Shape a numpy array or scalar. numpy is imported already if such a value exists."""
     numpy: Any = sys.modules["numpy"]
     if kind is not numpy.ndarray and not isinstance(value, numpy.generic):
         raise InvalidArgument("value", value, f"{_ALLOWED}; not numpy.{kind.__qualname__}")
@@ -403,7 +407,7 @@ def _shape_numpy(value: Any, kind: type) -> Any:
     if not _is_storable_dtype(dtype):
         raise InvalidArgument("value", value, f"numpy values of plain numbers, times or text; not of dtype {dtype}")
     if kind is not numpy.ndarray and kind is not numpy.dtype(dtype.str).type:
-        allowed = f"numpy scalars that their dtype gives back: {dtype.str} is {numpy.dtype(dtype.str).type.__name__}"
+        allowed = f"numpy scalars that their dtype restores: {dtype.str} is {numpy.dtype(dtype.str).type.__name__}"
         raise InvalidArgument("value", value, allowed)
     if kind is numpy.ndarray:
         return [_MARKS[_ARRAY], dtype.str, list(value.shape), value.tobytes()]
@@ -419,7 +423,7 @@ def _is_storable_dtype(dtype: Any) -> bool:
 
 
 class _Mark:
-    """The head of a container, met while decoding."""
+    """The mark of a container, seen while decoding."""
 
     __slots__ = ("code",)
 
@@ -428,21 +432,21 @@ class _Mark:
 
 
 class _Reader:
-    """What msgpack calls back while it decodes one value."""
+    """The callbacks of msgpack for decoding one value."""
 
     __slots__ = ("_registry", "open_marks")
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.open_marks = 0
-        """Marks met that have not yet headed a list; any left over was forged."""
+        """Marks that have not yet started a list. A remaining mark was forged."""
 
     def extension(self, code: int, data: bytes) -> Any:
         load = _LOADERS.get(code)
         if load is not None:
             return load(data)
         if code not in _MARKS or code == _KEY_OF_OBJECT or data:
-            raise Undecodable(f"extension {code} is not one of ours")
+            raise Undecodable(f"extension {code} is unknown")
         self.open_marks += 1
         return _Mark(code)
 
@@ -478,13 +482,13 @@ def _load_int(data: bytes) -> int:
 
 def _load_datetime(kind: type[M], data: bytes) -> M:
     text, _, zone = data.decode().partition("[")
-    parsed = kind.fromisoformat(text.removesuffix(_SECOND_TIME))
-    if text.endswith(_SECOND_TIME):
+    parsed = kind.fromisoformat(text.removesuffix(_FOLD_SUFFIX))
+    if text.endswith(_FOLD_SUFFIX):
         parsed = parsed.replace(fold=1)
     if not zone:
         return parsed
     if not _ZONE.fullmatch(zone):
-        raise Undecodable(f"{shown(zone)} is no name of a zone")
+        raise Undecodable(f"{shown(zone)} is not the name of a zone")
     local = parsed.replace(tzinfo=ZoneInfo(zone[:-1]))
     if local.utcoffset() != parsed.utcoffset():
         raise Undecodable(f"the zone {shown(zone)} has another offset here than where it was stored")
@@ -511,25 +515,29 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
 
 
 def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
-    """Rebuild an array in memory of its own; numpy is imported only here, when a stored value needs it."""
-    if not _DTYPE.fullmatch(dtype_text) or not isinstance(data, bytes):
-        raise Undecodable("not a numpy array of ours")
+    """Rebuild an array in its own memory. numpy is imported here, only when a stored value needs it."""
+    if (
+        not (isinstance(dtype_text, str) and _DTYPE.fullmatch(dtype_text))
+        or not isinstance(data, bytes)
+        or not isinstance(shape, list)
+    ):
+        raise Undecodable("not a stored numpy array")
     import numpy as np
 
     dtype = np.dtype(dtype_text)
     if not _is_storable_dtype(dtype):
-        raise Undecodable(f"dtype {dtype_text} is not stored")
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
-    if size != len(data):
+        raise Undecodable(f"dtype {dtype_text} is not storable")
+    # Each length is checked before its use: a list times a number is a list, and possibly a large one.
+    if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= _MAX_INT for length in shape):
+        raise Undecodable(f"{shown(shape)} is not the shape of an array")
+    if math.prod(shape) * dtype.itemsize != len(data):
         raise Undecodable("the bytes do not fill the shape of the array")
     return np.ndarray(tuple(shape), dtype, buffer=data).copy() if data else np.empty(tuple(shape), dtype)
 
 
 def _load_scalar(dtype_text: Any, data: Any) -> Any:
     array = _load_array(dtype_text, [], data)
-    # An array's items lose the NULs at their end, which a scalar may have.
+    # Array items lose trailing NULs, which a scalar may have.
     if array.dtype.kind == "S":
         return array.dtype.type(data)
     if array.dtype.kind == "U":
@@ -539,10 +547,10 @@ def _load_scalar(dtype_text: Any, data: Any) -> Any:
 
 
 def _holds_timestamp(packed: bytes) -> bool:
-    """Whether msgpack's own timestamp, which it decodes without asking, is anywhere in these bytes."""
+    """Whether these bytes have a timestamp of msgpack anywhere, which bypasses the extension hook."""
     try:
         level: list[Any] = [msgpack.unpackb(packed, use_list=False, strict_map_key=False)]
-    except TypeError:  # a dict as the key of a dict: cannot have been decoded before either
+    except TypeError:  # a dict as the key of a dict: it could not be decoded before either
         return True
     while level:
         if any(type(item) is Timestamp for item in level):

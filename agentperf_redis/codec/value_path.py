@@ -1,4 +1,4 @@
-"""Where in a value something lies, as one would write it in Python: ``value['files'][3].lines``. For error messages."""
+"""The path of an item within a value, in Python notation: ``value['files'][3].lines``. For error messages."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 _MAX_STEPS: Final = 100_000
-"""Items looked at. A message without a path is better than one that takes seconds."""
+"""Maximum items visited. A message without a path is better than one that takes seconds."""
 _MAX_CHARACTERS: Final = 60
-"""Of one key in a path."""
+"""Maximum length of a key in a path."""
 
 
 def path_of(item: object, value: object, name: str = "value") -> str:
-    """Return where in a value an item is, or the name alone if it is the value itself or was not found.
+    """Return the path of an item, or the name alone if the item is the value itself or was not found.
 
     Args:
-        item: looked for by identity.
-        value: containers within containers: lists, tuples, dicts, sets, dataclasses, named tuples, models.
-        name: of the value.
+        item: the item, compared by identity.
+        value: nested containers: lists, tuples, dicts, sets, dataclasses, named tuples, models.
+        name: the name of the value.
     """
     waiting: list[tuple[str, Any]] = [(name, value)]
-    met: set[int] = set()
+    visited: set[int] = set()
     for _ in range(_MAX_STEPS):
         if not waiting:
             return name
         path, found = waiting.pop()
         if found is item:
             return path
-        if id(found) not in met:
-            met.add(id(found))
+        if id(found) not in visited:
+            visited.add(id(found))
             waiting += _inside(path, found)
     return name
 

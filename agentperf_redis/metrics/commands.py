@@ -315,7 +315,12 @@ def _read_plain_counters(reply: Reply, interval_ms: tuple[int, int]) -> dict[str
 
 
 _EXTREMES = ("min_us", "max_us", "last_ms", "first_ms")
-_PLAIN = ("n", "ok", "err", "sum_us", "llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano", *_EXTREMES)
+_TOKEN_PARTS = ("tok_cached_in", "tok_cache_write", "tok_reasoning")
+_PLAIN = (
+    *("n", "ok", "err", "sum_us", "llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"),
+    *_EXTREMES,
+    *_TOKEN_PARTS,
+)
 """The plain counters, in the order of read.lua's reply."""
 
 

@@ -125,7 +125,10 @@ _EXACT = (
     "max_execution_time",
 )
 _ESTIMATED = ("p50_execution_time", "p95_execution_time", "p99_execution_time")
-_PER_TASK = ("tokens_in", "tokens_out", "cost", "llm_calls", "tool_calls")
+_PER_TASK = (
+    *("tokens_in", "tokens_out", "tokens_cached_in", "tokens_cache_write", "tokens_reasoning"),
+    *("cost", "llm_calls", "tool_calls"),
+)
 
 
 def compared(first: PerformanceMetrics, second: PerformanceMetrics) -> Comparison:

@@ -117,6 +117,9 @@ def performance(agent_name: str, counters: Counters, *, plain: bool = False) -> 
         tool_calls=get("tool_calls", 0),
         models={name: _usage(measures) for name, measures in counters.models.items()} if counters.models else {},
         interval=_interval(*counters.interval_ms),
+        tokens_cached_in=get("tok_cached_in", 0),
+        tokens_cache_write=get("tok_cache_write", 0),
+        tokens_reasoning=get("tok_reasoning", 0),
     )
 
 
@@ -132,4 +135,7 @@ def _usage(measures: Mapping[str, int]) -> ModelUsage:
         tokens_in=measures.get("tok_in", 0),
         tokens_out=measures.get("tok_out", 0),
         cost=measures.get("cost_nano", 0) / 1e9,
+        tokens_cached_in=measures.get("tok_cached_in", 0),
+        tokens_cache_write=measures.get("tok_cache_write", 0),
+        tokens_reasoning=measures.get("tok_reasoning", 0),
     )

@@ -21,7 +21,8 @@ from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptSt
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.buffer import Buffer, FlushBatch
 from agentperf_redis.metrics.commands import Flushed
-from agentperf_redis.metrics.llm_usage import UnreadUsage
+from agentperf_redis.metrics.llm_notes import inconsistent_usages, unread_usages
+from agentperf_redis.metrics.llm_responses import Responses
 from agentperf_redis.metrics.model import Delivery
 from agentperf_redis.metrics.retention import Retention
 
@@ -60,7 +61,7 @@ class Flusher:
         self._firm = retention is not None
         self._flush_every: float | None = None
         self.buffer = Buffer(on_first=self._wake)
-        self.unread_usage = UnreadUsage()
+        self._begin_usages()
         self._closed = False
         self._warned_closed = False
         self._settled = 0
@@ -98,8 +99,13 @@ class Flusher:
     def after_fork(self) -> None:
         """In a forked child: start empty, as a new writer. The parent flushes its own records."""
         self.buffer.reset()
-        self.unread_usage = UnreadUsage()
+        self._begin_usages()
         self._begin()
+
+    def _begin_usages(self) -> None:
+        self.unread_usage = unread_usages()
+        self.inconsistent_usage = inconsistent_usages()
+        self.responses = Responses()
 
     def _begin(self) -> None:
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
@@ -311,5 +317,6 @@ class Flusher:
             samples_dropped=samples_dropped,
             other=other,
             usage_unread=self.unread_usage.count,
+            usage_inconsistent=self.inconsistent_usage.count,
             last_error=None if self._last_error is None else str(self._last_error),
         )

@@ -1,167 +1,595 @@
 """Reads token counts out of what model clients return, whichever client it was.
 
-Takes mappings and objects alike, the usage itself or a response that holds it. Names are matched by the table below,
-not by the client's type, so nothing is imported. Sources: the clients' published response schemas (OpenAI chat
-completions and responses, which litellm and most gateways follow; Anthropic messages; Gemini; Bedrock Converse; Cohere;
-Ollama; LangChain `usage_metadata`).
+Takes mappings and objects alike: the usage itself, a response that holds it, the result of an agent or of a framework,
+a row of a batch, an event of a stream, or a list of any of these. Names are matched by the tables here and in
+`agentperf_redis.metrics.llm_shapes`, not by the client's type, so nothing is imported. How objects are looked at is
+`agentperf_redis.metrics.llm_fields`.
+
+The holders below were read in: openai 3.57.0, anthropic 2.14.0, google-genai 3.6.1, cohere 7.3.1, groq 1.7.0, mistralai
+3.7.0, ollama 0.6.3, xai-sdk 1.21.0, litellm 1.110.2, langchain-core 1.8.3, langgraph 1.2.24, pydantic-ai-slim 2.68.0,
+openai-agents 0.24.0, dspy 3.4.1, haystack-ai 3.4.1, strands-agents 1.62.0.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
-_log = logging.getLogger("agentperf_redis")
-
-_HOLDERS = ("usage", "usage_metadata", "usageMetadata", "meta", "response_metadata")
-"""Where a response keeps its usage. Cohere's ``meta`` has ``billed_units`` or ``tokens`` inside."""
-_INNER = ("billed_units", "tokens", "token_usage")
-_IN = ("prompt_tokens", "input_tokens", "promptTokenCount", "prompt_token_count", "inputTokens", "prompt_eval_count")
-_OUT = (
-    "completion_tokens",
-    "output_tokens",
-    "candidatesTokenCount",
-    "candidates_token_count",
-    "outputTokens",
-    "eval_count",
-)
-_IN_BESIDE = (
-    "cache_read_input_tokens",
-    "cache_creation_input_tokens",
-    "cacheReadInputTokens",
-    "cacheWriteInputTokens",
-    "toolUsePromptTokenCount",
-    "tool_use_prompt_token_count",
-)
-"""Counted beside the input, not within it (Anthropic, Bedrock, Gemini)."""
-_OUT_BESIDE = ("thoughtsTokenCount", "thoughts_token_count")
-"""Counted beside the output, not within it (Gemini)."""
-_MODEL = ("model", "modelVersion", "model_version", "model_name")
-_COST = ("cost", "total_cost")
-"""What some gateways add (OpenRouter, litellm)."""
-_DEPTH = 4
+from agentperf_redis import arguments
+from agentperf_redis.metrics.llm_fields import Fields, is_scalar
+from agentperf_redis.metrics.llm_shapes import SHAPES, Count, Counts, Shape, amount, counts, fitting, whole
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one call of a model used.
+    """What a model was used for: one call, or some calls of one model.
 
     Attributes:
         tokens_in: tokens sent, those read from or written to the provider's cache included.
-        tokens_out: tokens received, thoughts included.
+        tokens_out: tokens received, reasoning included.
         model: its name, if the response tells.
         cost: if the response tells.
+        tokens_cached_in: of `tokens_in`, those read from the provider's cache.
+        tokens_cache_write: of `tokens_in`, those written to it.
+        tokens_reasoning: of `tokens_out`, those that the model thought.
+        calls: how many calls these were.
+        differs: whether the response told a total that its parts do not add up to.
+        hidden: whether what the total had more was taken for hidden reasoning.
     """
 
     tokens_in: int = 0
     tokens_out: int = 0
     model: str | None = None
     cost: float = 0.0
+    tokens_cached_in: int = 0
+    tokens_cache_write: int = 0
+    tokens_reasoning: int = 0
+    calls: int = 1
+    differs: bool = False
+    hidden: bool = False
+
+
+SUMMED = ("tokens_in", "tokens_out", "cost", "tokens_cached_in", "tokens_cache_write", "tokens_reasoning", "calls")
+"""The fields of a `Usage` that add up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A message or an event: one of those that a response comes in, or that a conversation keeps.
+
+    Attributes:
+        id: of the response that it is a part of; None where it does not say.
+        adds: whether its counts come on top of those of the earlier parts; else they replace them.
+        ends: whether the response ends with it.
+        leads: whether parts without an id may follow, and belong to this one.
+    """
+
+    id: str | None
+    adds: bool = False
+    ends: bool = False
+    leads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One usage that was found.
+
+    Attributes:
+        usage: the counts.
+        part: what it is a part of; None of a whole response.
+    """
+
+    usage: Usage
+    part: Part | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was found in a response.
+
+    Attributes:
+        found: the usages, one a response.
+        part: of an event without counts, what it is a part of.
+    """
+
+    found: tuple[Found, ...] = ()
+    part: Part | None = None
+
+
+_ALL, _ONE = True, False
+_HOLDERS: dict[str, bool] = {
+    "model_usage": _ALL,  # Claude Agent SDK: by model
+    "modelUsage": _ALL,
+    "usage": _ALL,
+    "usage_metadata": _ALL,  # Gemini, LangChain
+    "usageMetadata": _ALL,
+    "x_groq": _ALL,  # Groq's last chunk
+    "token_usage": _ALL,  # LangChain's llm_output, CrewAI, smolagents
+    "tokenUsage": _ALL,
+    "models_usage": _ALL,  # AutoGen's messages
+    "lm_usage": _ALL,
+    "_lm_usage": _ALL,  # dspy's Prediction
+    "usage_data": _ALL,  # dspy's tracker
+    "accumulated_usage": _ALL,  # Strands' EventLoopMetrics
+    "context_wrapper": _ALL,  # openai-agents' RunResult
+    "llm_output": _ALL,  # LangChain's LLMResult
+    "generations": _ONE,  # of several generations of one prompt each repeats the prompt's usage
+    "replies": _ONE,  # Haystack: likewise
+    "meta": _ONE,  # Cohere; Haystack's generators: one for each reply
+    "_meta": _ALL,  # Haystack's ChatMessage
+    "response_metadata": _ALL,  # LangChain's AIMessage
+    "generation_info": _ALL,
+    "metrics": _ALL,  # Strands' AgentResult, Agno
+    "_state": _ALL,  # pydantic-ai's AgentRunResult where `usage` is a method
+    "message": _ALL,  # Anthropic's message_start, a batch's result, LangChain's ChatGeneration
+    "response": _ALL,  # OpenAI's response.completed, a batch's row
+    "body": _ALL,  # OpenAI's batch rows
+    "result": _ALL,  # Anthropic's batch rows
+    "interaction": _ALL,  # Gemini's interaction.completed
+    "delta": _ALL,  # Cohere's message-end
+    "metadata": _ALL,  # Bedrock's stream
+    "amazon-bedrock-invocationMetrics": _ALL,
+    "data": _ALL,  # Mistral's stream
+    "messages": _ALL,  # the state of agents
+    "message_history": _ALL,
+    "raw_responses": _ALL,  # openai-agents
+    "inlined_responses": _ALL,  # Gemini's batches
+    "inlinedResponses": _ALL,
+    "modelOutput": _ALL,  # Bedrock's batch rows
+    "event": _ALL,  # Claude Agent SDK's and Strands' streams
+    "chunk": _ALL,  # OpenAI's stream helper
+    "results": _ALL,  # watsonx.ai
+    "additional_kwargs": _ALL,  # LlamaIndex
+    "raw": _ALL,  # LlamaIndex's ChatResponse
+    "_raw_response": _ALL,  # instructor
+    "_pb": _ALL,  # Google's older protobuf wrappers
+    "_proto": _ALL,
+    "_result": _ALL,
+}
+"""Where usage is kept, in order: the first that holds counts is taken. Of a list all items count, or the first that
+does."""
+_METRICS, _INVOCATIONS, _CYCLES = "metrics", "agent_invocations", "cycles"
+"""Strands adds up over the life of an agent. The result of an invocation has it as the last; a cycle is a call."""
+_ITERATIONS = "iterations"
+_MODEL = (
+    "model",
+    "model_name",
+    "modelVersion",
+    "model_version",
+    "modelId",
+    "model_id",
+    "response_model",
+    "ai_model_id",
+)
+_MODEL_KIN = ("response_metadata", "_meta", "meta", "llm_output", "generation_info", "metadata", "response", "_proto")
+"""Where else beside a usage the model's name stands."""
+_COST = ("cost", "total_cost", "total_cost_usd", "costUSD", "response_cost", "cost_usd")
+"""What some gateways and frameworks add (OpenRouter, litellm, pydantic-ai, LangChain, Claude Agent SDK)."""
+_TICKS, _TICK = "cost_in_usd_ticks", 1e-10
+"""xAI tells ticks: xai-sdk 1.21.0, cost.py."""
+_COST_KIN = ("_hidden_params", "cost")
+"""litellm keeps the cost of a response among its hidden parameters; Perplexity has ``cost.total_cost``."""
+_CALLS = ("requests", "successful_requests")
+"""How many calls a sum stands for (pydantic-ai, openai-agents, LangChain, CrewAI)."""
+_EVENT = ("type", "object", "event_type", "id", "response_id", "responseId", "candidates", "choices")
+_FINISH = ("finish_reason", "finishReason")
+
+
+def _words(shape: Shape) -> Iterator[str]:
+    paths = (shape.tokens_in, shape.tokens_out, shape.total, *shape.marks, *shape.more_in)
+    for path in (*paths, *shape.cached_in, *shape.cache_write, *shape.reasoning):
+        for step in path.split("."):
+            yield from filter(None, step.split("+"))
+
+
+_NAMES = tuple(
+    dict.fromkeys((
+        *_HOLDERS, *(word for shape in SHAPES for word in _words(shape)), *_MODEL, *_COST, _TICKS, *_COST_KIN,
+        *_CALLS, *_EVENT, *_FINISH, _INVOCATIONS, _CYCLES, _ITERATIONS,
+    ))
+)  # fmt: skip
+_COMPONENT_NAMES = frozenset(_MODEL)
+"""Known names that may be those of components: LangChain's agents have a node ``model``."""
+_MAX_DEPTH = 10
+"""The deepest that is known: a graph's update, state, messages, message, metadata, usage, counts."""
+_OBJECT_COST, _SCALAR_COST, _MAX_FRUITLESS = 20, 1, 12_000
+"""What may be looked at since counts were last found: 200 messages in a row that have none, or 12,000 numbers of a
+list. An object costs twice as much as its holder, up to the next list: one that makes up what it holds ends after ten.
+"""
+_MAX_UNNAMED = 64
+"""Items of a mapping without known names: outputs by component, usage by model."""
+
+
+def read(response: object) -> Reading:
+    """Find the usages in what a client returned. Never raises.
+
+    Args:
+        response: what the client returned, or its usage: a mapping, an object, or a list of them.
+    """
+    try:
+        return _Search().read(response)
+    except (KeyboardInterrupt, SystemExit):  # a signal handler's
+        raise
+    except BaseException:  # noqa: BLE001  whatever the object does, its usage is unread
+        return Reading()
 
 
 def read_usage(response: object) -> Usage | None:
-    """Find the token counts of a model's response.
+    """Return the sum of the usages in a response, or None when there are none.
 
     Args:
-        response: what the client returned, or its usage: a mapping or an object.
-
-    Returns:
-        The counts, or None when there are none to be found.
+        response: as for `read`.
     """
-    usage = _holder(response, _DEPTH)
-    if usage is None:
-        return None
+    return total([each.usage for each in merged(read(response).found)])
+
+
+def total(usages: list[Usage]) -> Usage | None:
+    """Add up usages; the model is that of all of them, or None. Of none there is none."""
+    if len(usages) <= 1:
+        return usages[0] if usages else None
+    models = {usage.model for usage in usages}
     return Usage(
-        tokens_in=(_first(usage, _IN) or 0) + sum(_count(usage, name) or 0 for name in _IN_BESIDE),
-        tokens_out=(_first(usage, _OUT) or 0) + sum(_count(usage, name) or 0 for name in _OUT_BESIDE),
-        model=_text(response, _MODEL) or _text(usage, _MODEL),
-        cost=_amount(usage) or _amount(response),
+        **{name: sum(getattr(usage, name) for usage in usages) for name in SUMMED},
+        model=models.pop() if len(models) == 1 else None,
+        differs=any(usage.differs for usage in usages),
     )
 
 
-_MAX_KINDS = 100
-_NAMES_SHOWN = 8
+def merged(found: Sequence[Found]) -> list[Found]:
+    """Put the parts of a response together, as far as they are in one list."""
+    responses: dict[str, int] = {}
+    result: list[Found] = []
+    latest: str | None = None
+    for each in found:
+        part = each.part
+        key = None if part is None else part.id or (latest if part.leads else None)
+        if part is not None and key is not None and key in responses:
+            before = result[responses[key]]
+            usage = joined(before.usage, each.usage, adds=part.adds)
+            # A list of parts is a stream that was collected: nothing follows.
+            result[responses[key]] = Found(usage, before.part and replace(before.part, ends=True))
+        else:
+            result.append(each)
+            if part is not None:
+                key = key or f"part {len(result)}"
+                responses[key] = len(result) - 1
+        if part is not None and part.leads:
+            latest = None if part.ends else key
+    return result
 
 
-class UnreadUsage:
-    """What a process was given as usage and held no counts: the call is counted, its tokens cannot be."""
+def joined(before: Usage, after: Usage, *, adds: bool) -> Usage:
+    """Return the usage of one response after a further part of it."""
+
+    def together(name: str) -> Any:
+        one, other = getattr(before, name), getattr(after, name)
+        return one + other if adds else max(one, other)
+
+    return Usage(
+        **{name: together(name) for name in SUMMED if name != "calls"},
+        model=before.model or after.model,
+        calls=max(before.calls, after.calls),
+        differs=after.differs,
+    )
+
+
+class _Search:
+    """One reading."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._said: set[str] = set()
-        self._lock = threading.RLock()  # a signal handler may record while the thread it interrupts does
+        self._fields = Fields(_NAMES)
+        self._fruitless = 0
+        self._top = _MAX_DEPTH
+        self._seen: dict[int, object] = {}
+        """What is being searched, or holds nothing: objects may hold each other."""
 
-    def note(self, response: object) -> None:
-        """Count it, and say so in the log once for each kind of response."""
-        kind = _kind(response)
-        with self._lock:
-            self.count += 1
-            if kind in self._said or len(self._said) >= _MAX_KINDS:
-                return
-            self._said.add(kind)
-        _log.warning("record_llm found no token counts in usage=<%s>: such calls are counted without tokens", kind)
+    def read(self, response: object) -> Reading:
+        found = self._within(response, _MAX_DEPTH)
+        if found:
+            return Reading(
+                tuple(replace(each, usage=_known(each.usage)) if each.usage.hidden else each for each in found)
+            )
+        names = self._fields.names(response)
+        part = self._part(response, names)
+        if part is None and "data" in names:  # Mistral's events
+            chunk = self._fields.get(response, "data")
+            part = self._part(chunk, self._fields.names(chunk))
+        return Reading(part=part)
 
+    def _within(self, source: object, depth: int) -> list[Found]:
+        """Return the usages in an object."""
+        if depth <= 0 or self._fruitless >= _MAX_FRUITLESS or source is None:
+            return []
+        if is_scalar(source):
+            self._fruitless += _SCALAR_COST
+            return []
+        if id(source) in self._seen:
+            return []
+        self._fruitless += _OBJECT_COST << (self._top - depth)
+        self._seen[id(source)] = source
+        found = self._searched(source, depth)
+        if found:
+            del self._seen[id(source)]  # a list may hold one response twice
+        return found
 
-def _kind(response: object) -> str:
-    """Describe without telling any content: the type, and of a mapping the names in it."""
-    name = f"{type(response).__module__}.{type(response).__qualname__}".removeprefix("builtins.")
-    if not isinstance(response, Mapping):
-        return name
-    names = sorted(key[:40] if isinstance(key, str) else type(key).__name__ for key in islice(response, _NAMES_SHOWN))
-    return f"{name} with {', '.join(names) or 'nothing'}"
-
-
-def _holder(source: object, depth: int) -> object:
-    if source is None or depth == 0:
-        return None
-    if _first(source, _IN) is not None or _first(source, _OUT) is not None:
-        return source
-    for name in (*_HOLDERS, *_INNER):
-        found = _holder(_get(source, name), depth - 1)
-        if found is not None:
+    def _searched(self, source: object, depth: int) -> list[Found]:
+        names = self._fields.names(source)
+        found = self._named(source, names, depth)
+        if found:
             return found
-    return None
+        if _is_list(source):
+            return self._listed(source, depth)
+        if _is_dict(source):
+            return self._unnamed(source, depth) if names <= _COMPONENT_NAMES else []
+        return self._named(source, self._fields.asked(source) - names, depth)
 
+    def _listed(self, items: Sequence[object], depth: int) -> list[Found]:
+        found: list[Found] = []
+        for item in items:
+            if self._fruitless >= _MAX_FRUITLESS:
+                break
+            found += self._item(item, depth - 1)
+        return found
 
-def _get(source: object, name: str) -> Any:
-    if isinstance(source, Mapping):
-        return source.get(name)
-    # What a class only defines, such as a property or a method, may compute or raise: fields and slots hold data.
-    if isinstance(getattr(type(source), name, None), property) or callable(getattr(type(source), name, None)):
+    def _item(self, item: object, depth: int) -> list[Found]:
+        """Return the usages in an item of a list."""
+        top, self._top = self._top, depth
+        found = self._within(item, depth)
+        self._top = top
+        return found
+
+    def _named(self, source: object, names: frozenset[str], depth: int) -> list[Found]:
+        if not names:
+            return []
+        found = self._counts(source, names)
+        if not found and _METRICS in names:
+            found = self._last_invocation(self._fields.get(source, _METRICS), depth - 1)
+        for holder, every in _HOLDERS.items():
+            if found or self._fruitless >= _MAX_FRUITLESS:
+                break
+            if holder in names:
+                held = self._fields.get(source, holder)
+                found = self._conversation(held, depth) if holder == "messages" else self._held(held, depth, every)
+                if found and holder == "llm_output":
+                    found = self._by_prompts(found, source, names)
+        return [self._completed(each, source, names) for each in found]
+
+    def _held(self, held: object, depth: int, every: bool) -> list[Found]:
+        if every or not _is_list(held):
+            return self._within(held, depth - 1)
+        prompts = held if all(map(_is_list, held)) else [held]  # LangChain: prompts, and generations of each
+        return [each for prompt in prompts for each in self._first(prompt, depth - 2)]
+
+    def _first(self, items: Sequence[object], depth: int) -> list[Found]:
+        return next((found for item in items if (found := self._item(item, depth))), [])
+
+    def _by_prompts(self, found: list[Found], source: object, names: frozenset[str]) -> list[Found]:
+        """Count a call for each prompt: LangChain's ``llm_output`` is their sum."""
+        prompts = self._fields.get(source, "generations") if "generations" in names else None
+        if len(found) != 1 or not _is_list(prompts) or not all(map(_is_list, prompts)):
+            return found
+        return [replace(found[0], usage=replace(found[0].usage, calls=max(1, len(prompts))))]
+
+    def _conversation(self, messages: object, depth: int) -> list[Found]:
+        """Return the usages of a state's messages; by its id a message is known when the conversation comes again."""
+        if not _is_list(messages):
+            return self._within(messages, depth - 1)
+        found = []
+        for message in messages:
+            identity = self._text(message, self._fields.names(message), ("id",))
+            kept = Part(identity) if identity else None
+            found += [replace(each, part=kept or each.part) for each in self._item(message, depth - 2)]
+        return found
+
+    def _last_invocation(self, metrics: object, depth: int) -> list[Found]:
+        if _INVOCATIONS not in self._fields.names(metrics):
+            return []
+        invocations = self._fields.get(metrics, _INVOCATIONS)
+        if not _is_list(invocations) or not invocations:
+            return []
+        found = self._within(invocations[-1], depth)
+        cycles = self._fields.get(invocations[-1], _CYCLES)
+        calls = max(1, len(cycles)) if _is_list(cycles) else 1
+        return [replace(each, usage=replace(each.usage, calls=calls)) for each in found]
+
+    def _unnamed(self, source: dict[Any, Any], depth: int) -> list[Found]:
+        """Search a mapping by name of a component, or of a model: counts that stand right below are that model's."""
+        found: list[Found] = []
+        for key, value in islice(dict.items(source), _MAX_UNNAMED):
+            entries = value if _is_list(value) else (value,)
+            direct = [each for entry in entries for each in self._counts(entry, self._fields.names(entry))]
+            if direct and _is_text(key):
+                name = arguments.nearest_name(str.__str__(key))
+                found += [replace(each, usage=replace(each.usage, model=each.usage.model or name)) for each in direct]
+            else:
+                found += self._within(value, depth - 1)
+        return found
+
+    def _counts(self, source: object, names: frozenset[str]) -> list[Found]:
+        """Return the usage that an object is, if it is one."""
+        for shape in fitting(names):
+            read = counts(shape, self._counter(source, names))
+            if read is not None:
+                self._fruitless = 0
+                usages = self._iterations(shape, source, names) or [_usage(read)]
+                calls, cost = self._calls(source, names, usages[0]), self._cost(source, names)
+                return [Found(replace(usages[0], calls=calls, cost=cost)), *map(Found, usages[1:])]
+        return []
+
+    def _iterations(self, shape: Shape, source: object, names: frozenset[str]) -> list[Usage]:
+        """Return the sum of a call's requests, and apart those of other models (an advisor's), if it tells them."""
+        entries = self._fields.get(source, _ITERATIONS) if shape.iterations and _ITERATIONS in names else None
+        if not _is_list(entries):
+            return []
+        own: list[Usage] = []
+        others: dict[str, list[Usage]] = {}
+        for entry in entries:
+            fields = self._fields.names(entry)
+            read = counts(shape, self._counter(entry, fields))
+            if read is None:
+                return []
+            apart = self._text(entry, fields, ("model",)) if self._text(entry, fields, ("type",)) == _ADVISOR else None
+            (others.setdefault(apart, []) if apart else own).append(replace(_usage(read), model=apart))
+        sum_ = total(own)
+        if sum_ is None:
+            return []
+        # The thoughts of all requests are told in the usage only.
+        thoughts = counts(shape, self._counter(source, names))
+        reasoning = max(sum_.tokens_reasoning, min(thoughts.reasoning if thoughts else 0, sum_.tokens_out))
+        apart_sums = [other for each in others.values() if (other := total(each)) is not None]
+        return [replace(sum_, calls=1, tokens_reasoning=reasoning), *apart_sums]
+
+    def _completed(self, found: Found, source: object, names: frozenset[str]) -> Found:
+        """Add what the holder of a usage tells beside it: model, cost, and what it is a part of."""
+        usage = found.usage
+        if usage.model is None and (model := self._model(source, names)):
+            usage = replace(usage, model=model)
+        if not usage.cost and (cost := self._cost(source, names)):
+            usage = replace(usage, cost=cost)
+        return Found(usage, found.part or self._part(source, names, counted=True))
+
+    def _model(self, source: object, names: frozenset[str]) -> str | None:
+        model = self._text(source, names, _MODEL)
+        for kin in _MODEL_KIN:
+            if model is None and kin in names:
+                held = self._fields.get(source, kin)
+                if not _is_list(held):
+                    model = self._text(held, self._fields.names(held), _MODEL)
+        return arguments.nearest_name(model) if model else None
+
+    def _cost(self, source: object, names: frozenset[str]) -> float:
+        for name in _COST:
+            if name in names and (cost := _amount(self._fields.get(source, name))):
+                return cost
+        if _TICKS in names:
+            return _amount(self._fields.get(source, _TICKS)) * _TICK
+        for kin in _COST_KIN:
+            if kin in names:
+                held = self._fields.get(source, kin)
+                inner = self._fields.names(held)
+                for name in _COST:
+                    if name in inner and (cost := _amount(self._fields.get(held, name))):
+                        return cost
+        return 0.0
+
+    def _calls(self, source: object, names: frozenset[str], usage: Usage) -> int:
+        for name in _CALLS:
+            told = self._counter(source, names)(name)
+            if told is not None and told < arguments.MAX_COUNT:
+                return max(told, 1 if usage.tokens_in or usage.tokens_out else 0)
+        return usage.calls
+
+    def _part(self, source: object, names: frozenset[str], *, counted: bool = False) -> Part | None:
+        """Tell which response an event or a chunk, with counts or without, is a part of; None of what is none."""
+        kind = self._text(source, names, ("type", "event_type")) or ""
+        if kind in _ANTHROPIC_EVENTS or kind in _COHERE_EVENTS:
+            return Part(self._id(source, names, "message"), ends=kind in _LAST_EVENTS, leads=True)
+        if kind.startswith("response.") and ("response" in names or kind.endswith((".delta", ".done", ".added"))):
+            return Part(self._id(source, names, "response"), ends=kind in _LAST_EVENTS, leads=True)
+        if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
+            return Part(identity, adds=True)
+        if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
+            # The last has counts and no choices. Ids may come again: Ollama has 999 of them.
+            return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
+        if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
+            return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))
         return None
-    return getattr(source, name, None)
 
+    def _finished(self, candidates: object) -> bool:
+        """Whether Gemini's candidates are complete: a stream's chunks are responses without a reason to finish."""
+        if not _is_list(candidates) or not candidates:
+            return False
+        names = self._fields.names(candidates[0])
+        return any(name in names and self._fields.get(candidates[0], name) is not None for name in _FINISH)
 
-def _count(source: object, name: str) -> int | None:
-    value = _get(source, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**53:
+    def _id(self, source: object, names: frozenset[str], holder: str) -> str | None:
+        if holder in names:
+            held = self._fields.get(source, holder)
+            if found := self._text(held, self._fields.names(held), ("id",)):
+                return found
+        return self._text(source, names, ("id", "response_id"))
+
+    def _counter(self, source: object, names: frozenset[str]) -> Count:
+        def count(path: str) -> int | None:
+            head, dot, rest = path.partition(".")
+            if head not in names:
+                return None
+            value = self._fields.get(source, head)
+            if not dot:
+                return _whole(value)
+            return None if value is None else _whole(self._fields.get(value, rest))
+
+        return count
+
+    def _text(self, source: object, names: frozenset[str], candidates: tuple[str, ...]) -> str | None:
+        for name in candidates:
+            if name in names:
+                value = self._fields.get(source, name)
+                if _is_text(value) and value:
+                    return str.__str__(value)  # of a subclass the plain text
         return None
-    return int(value)
 
 
-def _first(source: object, names: tuple[str, ...]) -> int | None:
-    for name in names:
-        value = _count(source, name)
-        if value is not None:
-            return value
-    return None
+_ADVISOR = "advisor_message"
+_CHUNK = "chat.completion.chunk"
+_ANTHROPIC_EVENTS = frozenset({
+    "message_start", "message_delta", "message_stop",
+    "content_block_start", "content_block_delta", "content_block_stop",
+})  # fmt: skip
+_COHERE_EVENTS = frozenset({
+    "message-start", "content-start", "content-delta", "content-end", "message-end", "stream-start", "stream-end",
+})  # fmt: skip
+_LAST_EVENTS = frozenset({
+    "message_stop", "message-end", "stream-end", "response.completed", "response.done", "response.failed",
+    "response.incomplete",
+})  # fmt: skip
 
 
-def _text(source: object, names: tuple[str, ...]) -> str | None:
-    for name in names:
-        value = _get(source, name)
-        if isinstance(value, str) and value:
-            return value
-    return None
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether this is a list or a tuple, by its real class: mocks claim others."""
+    return issubclass(type(value), (list, tuple))
 
 
-def _amount(source: object) -> float:
-    for name in _COST:
-        value = _get(source, name)
-        if not isinstance(value, bool) and isinstance(value, (int, float)) and 0 < value < 1e9:  # noqa: PLR2004
-            return float(value)
-    return 0.0
+def _is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
+    return issubclass(type(value), dict)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return issubclass(type(value), str)
+
+
+def _usage(read: Counts) -> Usage:
+    return Usage(
+        read.tokens_in,
+        read.tokens_out,
+        tokens_cached_in=read.cached_in,
+        tokens_cache_write=read.cache_write,
+        tokens_reasoning=read.reasoning,
+        differs=read.differs,
+        hidden=read.hidden,
+    )
+
+
+def _known(usage: Usage) -> Usage:
+    """Return what is to be said of hidden reasoning: nothing of a vendor that is known for it."""
+    return replace(usage, hidden=False, differs=not (usage.model and _HIDES_REASONING in usage.model.lower()))
+
+
+_HIDES_REASONING = "gemini"
+"""Gemini's OpenAI endpoint: ai.google.dev, OpenAI compatibility, 2026-11."""
+
+
+def _whole(value: object) -> int | None:
+    try:
+        return whole(value)
+    except Exception:  # noqa: BLE001  a number that breaks is none
+        return None
+
+
+def _amount(value: object) -> float:
+    try:
+        return amount(value)
+    except Exception:  # noqa: BLE001  likewise
+        return 0.0

@@ -48,15 +48,21 @@ class ModelUsage:
 
     Attributes:
         calls: how often it was called.
-        tokens_in: tokens sent.
-        tokens_out: tokens received.
+        tokens_in: tokens sent, those of the provider's cache included.
+        tokens_out: tokens received, reasoning included.
         cost: in the unit the caller records, to 10^-9.
+        tokens_cached_in: of `tokens_in`, those read from the provider's cache.
+        tokens_cache_write: of `tokens_in`, those written to it.
+        tokens_reasoning: of `tokens_out`, those that the model thought.
     """
 
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float = 0.0
+    tokens_cached_in: int = 0
+    tokens_cache_write: int = 0
+    tokens_reasoning: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +89,16 @@ class PerformanceMetrics:
         error_bound: how far a percentile may be off, relative to the exact one: 0 or 0.0217.
         buckets: the histogram, see `agentperf_redis.metrics.histogram`.
         zeros: durations of 0 us.
-        tokens_in: tokens sent to models.
-        tokens_out: tokens received from models.
+        tokens_in: tokens sent to models, those of the providers' caches included.
+        tokens_out: tokens received from models, reasoning included.
         cost: what the models cost, to 10^-9.
         llm_calls: calls of models.
         tool_calls: calls of tools.
         models: use of each model.
         interval: the time covered.
+        tokens_cached_in: of `tokens_in`, those read from the providers' caches.
+        tokens_cache_write: of `tokens_in`, those written to them.
+        tokens_reasoning: of `tokens_out`, those that models thought.
     """
 
     agent_name: str
@@ -118,6 +127,9 @@ class PerformanceMetrics:
     tool_calls: int = 0
     models: Mapping[str, ModelUsage] = field(default_factory=dict)
     interval: Interval = Interval(0.0, 0.0)
+    tokens_cached_in: int = 0
+    tokens_cache_write: int = 0
+    tokens_reasoning: int = 0
 
     @property
     def success_rate(self) -> float:
@@ -327,6 +339,7 @@ class Delivery:
         samples_dropped: raw samples that were counted, but not kept as samples.
         other: executions counted under ``__other__``.
         usage_unread: calls of models recorded with a ``usage=`` that held no token counts, so without their tokens.
+        usage_inconsistent: usages with a total that is not input plus output, counted by their parts.
         last_error: what the last flush met, or None.
     """
 
@@ -338,4 +351,5 @@ class Delivery:
     samples_dropped: int
     other: int
     usage_unread: int
+    usage_inconsistent: int
     last_error: str | None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias, cast
+import math
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any, TypeAlias, cast
 
 from agentperf_redis import arguments, keys
 from agentperf_redis.errors import InvalidArgument
 from agentperf_redis.metrics.accumulator import CANCELLED, FAILED, OK, Part
 from agentperf_redis.metrics.flusher import Flusher
-from agentperf_redis.metrics.llm_usage import Usage, read_usage
+from agentperf_redis.metrics.llm_usage import Found, Reading, Usage, merged, read, total
 from agentperf_redis.metrics.model import BETWEEN, FIRST
 from agentperf_redis.metrics.spans import Span, current_span
 
@@ -17,6 +20,7 @@ ExceptionTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...
 _MAX_S = 366 * 86_400.0
 _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
 _MAX_KNOWN_ERRORS = 4096
+_MAX_COST = 1e9
 _NO_USE = dict.fromkeys(("llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"), 0)
 """Written together, so that who reads sees from one of them whether there are the others."""
 
@@ -114,47 +118,86 @@ class Recording:
         *,
         tokens_in: int | None = None,
         tokens_out: int | None = None,
-        cost: float | None = None,
+        tokens_cached_in: int | None = None,
+        tokens_cache_write: int | None = None,
+        tokens_reasoning: int | None = None,
+        cost: float | Decimal | None = None,
         model: str | None = None,
         usage: object = None,
-        calls: int = 1,
+        calls: int | None = None,
     ) -> None:
         """Record the use of a language model, for the agent and for the span that the code runs in.
 
         Args:
             agent_name: the agent; None takes that of the span or tracked execution that the code runs in.
-            tokens_in: tokens sent.
-            tokens_out: tokens received.
+            tokens_in: tokens sent, those read from and written to the provider's cache included.
+            tokens_out: tokens received, reasoning included.
+            tokens_cached_in: of `tokens_in`, those read from the provider's cache.
+            tokens_cache_write: of `tokens_in`, those written to it.
+            tokens_reasoning: of `tokens_out`, those that the model thought.
             cost: in any one unit; kept to 10^-9.
             model: its name, 1 to 200 characters.
-            usage: a response or usage as model clients return it, to read from it what is not given; see
-                `agentperf_redis.metrics.llm_usage`. Of one that holds no token counts the call is counted all the
-                same: it is said in the log, and in `delivery().usage_unread`.
-            calls: how many calls these were.
+            usage: a response, an event of its stream, the result of an agent, or a list of these, to read from it what
+                is not given; see `agentperf_redis.metrics.llm_usage`. It may be any object: one that holds no token
+                counts is counted as a call without them, in the log and in `delivery().usage_unread`; one with a
+                total that is not input plus output is told in the log and in `delivery().usage_inconsistent`. Events of
+                one stream, and the messages of a conversation that comes again, are counted once in a process.
+            calls: how many calls these were; None takes what the usage tells, or 1.
 
         Raises:
-            InvalidArgument: for anything else, or without an agent; nothing is recorded.
+            InvalidArgument: for anything else, for parts that are more than their whole, or without an agent; nothing
+                is recorded.
         """
-        found = None if usage is None else read_usage(usage)
-        read = found or Usage()
-        counts = _NO_USE | {
-            "llm_calls": arguments.count("calls", calls, minimum=0),
-            "tok_in": _tokens("tokens_in", tokens_in, read.tokens_in),
-            "tok_out": _tokens("tokens_out", tokens_out, read.tokens_out),
-            "cost_nano": round(arguments.amount("cost", read.cost if cost is None else cost, maximum=1e9) * 1e9),
+        agent, span = self._target(agent_name)
+        reading = read(usage) if usage is not None else Reading()
+        found = merged(reading.found)
+        tokens = {
+            "tokens_in": tokens_in,
+            "tokens_out": tokens_out,
+            "tokens_cached_in": tokens_cached_in,
+            "tokens_cache_write": tokens_cache_write,
+            "tokens_reasoning": tokens_reasoning,
         }
-        model = read.model if model is None else arguments.name("model", model)
+        given: dict[str, Any] = _given_tokens(tokens, total([each.usage for each in found]) or Usage())
+        if cost is not None:
+            given["cost"] = _cost(cost)
         if model is not None:
-            start = f"mdl:{keys.encoded(model[: arguments.MAX_NAME_CHARACTERS])}"
-            counts |= {
-                f"{start}:n": calls,
-                f"{start}:tok_in": counts["tok_in"],
-                f"{start}:tok_out": counts["tok_out"],
-                f"{start}:cost_nano": counts["cost_nano"],
-            }
-        self._add(agent_name, counts)
-        if usage is not None and found is None and tokens_in is None and tokens_out is None:
-            self._flusher.unread_usage.note(usage)
+            given["model"] = arguments.name("model", model)
+        if calls is not None:
+            calls = arguments.count("calls", calls, minimum=0)
+
+        usages = self._usages(agent, usage, reading, found, counted="tokens_in" in given or "tokens_out" in given)
+        if given:
+            usages = [_with_given(total(usages) or usages[0], given, usages[0].model)]
+        for place, each in enumerate(usages):
+            counted = each if calls is None else replace(each, calls=0 if place else calls)
+            self._add_to(agent, span, _counters(counted))
+
+    def _usages(self, agent: str, usage: object, reading: Reading, found: list[Found], *, counted: bool) -> list[Usage]:
+        """Return what is new in a usage, at least one; of one without counts, the call.
+
+        Args:
+            agent: for whom it is recorded.
+            usage: as it was passed.
+            reading: what was read in it.
+            found: the same, put together.
+            counted: whether the caller gives the counts.
+        """
+        flusher = self._flusher
+        if found:
+            if any(each.usage.differs for each in found):
+                flusher.inconsistent_usage.note(usage)
+            news, first_counts = flusher.responses.news(agent, found)
+            if first_counts:
+                flusher.unread_usage.add(-first_counts)
+            return news
+        unread = usage is not None and not counted
+        known = None if reading.part is None else flusher.responses.event(agent, reading.part, unread=unread)
+        if unread and known is None:
+            flusher.unread_usage.note(usage)
+        elif unread and not known:
+            flusher.unread_usage.add(1)  # not in the log: its counts may be still to come
+        return [Usage(calls=0 if known else 1)]
 
     def record_tool_calls(self, agent_name: str | None = None, *, calls: int = 1) -> None:
         """Record that tools were called.
@@ -184,13 +227,21 @@ class Recording:
         buffer.add(agent, counts)
 
     def _add(self, agent_name: str | None, counts: dict[str, int]) -> None:
+        self._add_to(*self._target(agent_name), counts)
+
+    def _target(self, agent_name: str | None) -> tuple[str, Span | None]:
+        """Return the agent, and the span to count for as well."""
         span = current_span()
         if agent_name is None and span is None:
             raise InvalidArgument("agent_name", None, "a name; None only within a span or a tracked execution")
         agent = span.agent_name if agent_name is None and span is not None else agent_name
+        inner = span if span is not None and span.path and span.agent_name == agent else None
+        return arguments.name("agent_name", agent), inner
+
+    def _add_to(self, agent: str, span: Span | None, counts: dict[str, int]) -> None:
         buffer = self._flusher.buffer
-        buffer.add(arguments.name("agent_name", agent), counts)
-        if span is not None and span.path and span.agent_name == agent:
+        buffer.add(agent, counts)
+        if span is not None:
             buffer.add(span.part, counts)
 
     def _failure(self, error_type: object) -> str:
@@ -218,5 +269,54 @@ def _duration(argument: str, value: object) -> float:
     return seconds
 
 
-def _tokens(argument: str, given: int | None, read: int) -> int:
-    return read if given is None else arguments.count(argument, given, minimum=0)
+_PARTS = {"tokens_in": ("tokens_cached_in", "tokens_cache_write"), "tokens_out": ("tokens_reasoning",)}
+
+
+def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, int]:
+    """Check the counts that are given: parts may not be more than their whole, given or read."""
+    given = {name: arguments.count(name, count, minimum=0) for name, count in tokens.items() if count is not None}
+    for whole, parts in _PARTS.items():
+        left = given.get(whole, getattr(read_ones, whole))
+        for part in parts:
+            if given.get(part, 0) > left:
+                raise InvalidArgument(part, given[part], f"a whole number from 0 to {left}: it is a part of {whole}")
+            left -= given.get(part, 0)
+    return given
+
+
+def _with_given(usage: Usage, given: dict[str, Any], model: str | None) -> Usage:
+    """Put what is given in the place of what was read; parts that were read are cut to a whole that is given."""
+    usage = replace(usage, **({"model": usage.model or model} | given))
+    if "tokens_in" in given:
+        cached = min(usage.tokens_cached_in, usage.tokens_in)
+        written = min(usage.tokens_cache_write, usage.tokens_in - cached)
+        usage = replace(usage, tokens_cached_in=cached, tokens_cache_write=written)
+    if "tokens_out" in given:
+        usage = replace(usage, tokens_reasoning=min(usage.tokens_reasoning, usage.tokens_out))
+    return usage
+
+
+def _cost(given: float | Decimal) -> float:
+    if isinstance(given, Decimal):
+        given = float(given) if given.is_finite() else math.nan
+    return arguments.amount("cost", given, maximum=_MAX_COST)
+
+
+def _counters(usage: Usage) -> dict[str, int]:
+    """Return what is stored of a use. Parts that are zero are left out: most models have none."""
+    parts = {
+        "tok_cached_in": usage.tokens_cached_in,
+        "tok_cache_write": usage.tokens_cache_write,
+        "tok_reasoning": usage.tokens_reasoning,
+    }
+    counts = {
+        "tok_in": usage.tokens_in,
+        "tok_out": usage.tokens_out,
+        "cost_nano": round(min(usage.cost, _MAX_COST) * 1e9),
+        **{name: count for name, count in parts.items() if count},
+    }
+    if usage.model is None:
+        return _NO_USE | counts | {"llm_calls": usage.calls}
+    start = f"mdl:{keys.encoded(usage.model)}"
+    of_model = {f"{start}:{name}": count for name, count in counts.items()}
+    return _NO_USE | counts | {"llm_calls": usage.calls, f"{start}:n": usage.calls} | of_model

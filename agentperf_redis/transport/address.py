@@ -1,14 +1,14 @@
-"""Where the server is: URLs read into an `Address`.
+"""Parses server URLs into an `Address`.
 
     redis://[user:password@]host[:6379][/db]        rediss:// for TLS
     unix:///path/to/socket[?db=0]
     redis+cluster://host:port[,host:port...]        rediss+cluster:// for TLS
     redis+sentinel://host:26379[,...]/service[/db]  rediss+sentinel:// for TLS
-    embedded://[/path/to/data]                      a server of this machine's own, started when needed
+    embedded://[/path/to/data]                      a local server, started when needed
 
 Options follow as a query. With TLS: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs`` (required,
 optional, none), ``ssl_check_hostname`` (true, false). With Sentinel: ``sentinel_username``, ``sentinel_password``. And
-``db``, where it is not in the path. An option that would have no effect is refused.
+``db``, if it is not in the path. An option without effect is refused.
 
 In a password, ``/``, ``?`` and ``%`` are written ``%2F``, ``%3F`` and ``%25``.
 """
@@ -25,7 +25,7 @@ from agentperf_redis.errors import InvalidArgument
 
 DEFAULT_URL = "redis://localhost:6379/0"
 URL_VARIABLES = ("AGENTPERF_REDIS_URL", "REDIS_URL")
-"""Environment variables asked in this order when no URL is given."""
+"""Environment variables used when no URL is given, in this order."""
 
 _REDIS_PORT, _SENTINEL_PORT, _MAX_PORT, _MAX_DB = 6379, 26379, 65535, 2**31 - 1
 _FORMS = (
@@ -40,13 +40,13 @@ _TLS_OPTIONS = {
     "ssl_check_hostname": ("true", "false", "1", "0", "yes", "no"),
     "ssl_keyfile": None,
 }
-"""Name -> the values it may have; None where that is a path."""
+"""Name -> the allowed values; None for a path."""
 _SENTINEL_OPTIONS = ("sentinel_password", "sentinel_username")
 _OPTIONS = ("db", *_SENTINEL_OPTIONS, *_TLS_OPTIONS)
 
 
 class ServerKind(Enum):
-    """What stands behind an address."""
+    """The kind of server at an address."""
 
     STANDALONE = "standalone"
     UNIX = "unix"
@@ -57,7 +57,7 @@ class ServerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A server, or the nodes by which a Cluster or a Sentinel group is found. Its repr shows no password."""
+    """A server, or the seed nodes of a Cluster or a Sentinel group. Its repr hides the password."""
 
     kind: ServerKind
     nodes: tuple[tuple[str, int], ...] = ()
@@ -68,16 +68,16 @@ class Address:
     password: str | None = field(default=None, repr=False)
     tls: bool = False
     service: str = ""
-    """Name of the primary that Sentinel watches."""
+    """Name of the primary monitored by Sentinel."""
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def option(self, name: str) -> str | None:
-        """Return an option of the URL's query."""
+        """Return an option from the query of the URL."""
         return dict(self.options).get(name)
 
     @property
     def masked(self) -> str:
-        """The address for people to read: as a URL, the password as ``***``."""
+        """The address as a URL for people, with ``***`` as the password."""
         if self.kind is ServerKind.EMBEDDED:
             return f"embedded://{self.path}"
         user = f"{self.username or ''}:***@" if self.password else f"{self.username}@" if self.username else ""
@@ -86,9 +86,9 @@ class Address:
         scheme = ("rediss" if self.tls else "redis") + (
             "" if self.kind is ServerKind.STANDALONE else f"+{self.kind.value}"
         )
-        places = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.nodes)
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.nodes)
         tail = f"/{self.service}" if self.service else ""
-        return f"{scheme}://{user}{places}{tail}" + (f"/{self.db}" if self.kind is not ServerKind.CLUSTER else "")
+        return f"{scheme}://{user}{hosts}{tail}" + (f"/{self.db}" if self.kind is not ServerKind.CLUSTER else "")
 
 
 def url_in_environment() -> str | None:
@@ -97,12 +97,12 @@ def url_in_environment() -> str | None:
 
 
 def resolve_url(url: str | None) -> str:
-    """Return the URL given, else the one in the environment, else redis://localhost:6379/0."""
+    """Return the given URL, else the URL in the environment, else redis://localhost:6379/0."""
     return url if url is not None else url_in_environment() or DEFAULT_URL
 
 
 def parse_url(url: object) -> Address:
-    """Read a URL.
+    """Parse a URL.
 
     Args:
         url: one of the forms at the top of this module.
@@ -111,7 +111,7 @@ def parse_url(url: object) -> Address:
         The address.
 
     Raises:
-        InvalidArgument: if it is none of these forms; a password in it is not repeated.
+        InvalidArgument: if it has none of these forms; the message does not repeat a password.
     """
     if not isinstance(url, str):
         raise InvalidArgument("url", type(url), "a string")  # its value may hold a password
@@ -119,18 +119,18 @@ def parse_url(url: object) -> Address:
     if parts.scheme == "embedded":
         return _embedded(url, parts)
     options = _options(url, parts)
-    login, _, places = parts.authority.rpartition("@")
+    login, _, hosts = parts.authority.rpartition("@")
     user, colon, secret = login.partition(":")
     username, password = unquote(user) or None, unquote(secret) if colon else None
     rest = tuple(sorted(options.items()))
     if parts.scheme == "unix":
-        if places or not parts.path.strip("/"):
+        if hosts or not parts.path.strip("/"):
             raise _refused(url, "unix:///path/to/socket")
         db = _db(url, None, options)
         return Address(ServerKind.UNIX, (), unquote(parts.path), db, username, password, options=rest)
     tls = parts.scheme.startswith("rediss")
     kind = ServerKind(parts.scheme.partition("+")[2] or ServerKind.STANDALONE)
-    nodes = _nodes(url, places, _SENTINEL_PORT if kind is ServerKind.SENTINEL else _REDIS_PORT)
+    nodes = _nodes(url, hosts, _SENTINEL_PORT if kind is ServerKind.SENTINEL else _REDIS_PORT)
     segments = [unquote(segment) for segment in parts.path.split("/") if segment]
     service = segments.pop(0) if kind is ServerKind.SENTINEL and segments else ""
     if kind is ServerKind.SENTINEL and (not service or len(segments) > 1):
@@ -138,22 +138,22 @@ def parse_url(url: object) -> Address:
     if kind is ServerKind.STANDALONE and (len(segments) > 1 or len(nodes) > 1):
         raise _refused(url, "redis://[user:password@]host[:port][/db]")
     if kind is ServerKind.CLUSTER and (segments or [options.get("db", "0")]) != ["0"]:
-        raise _refused(url, "no database but 0 on a Cluster")
+        raise _refused(url, "only database 0 on a Cluster")
     db = _db(url, segments[0] if segments else None, options)
     return Address(kind, nodes, "", db, username, password, tls, service, rest)
 
 
 def hidden(url: str) -> str:
-    """Return of a URL, which may be mistyped, only what can be no part of a password: ``***`` stands for the rest."""
+    """Return the parts of a URL, possibly mistyped, that cannot belong to a password; ``***`` replaces the rest."""
     scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     head = (scheme if _SCHEME.fullmatch(scheme) else "***") + separator if separator else ""
     before, _, query = rest.partition("?")
-    if "@" in query:  # perhaps the question mark belongs to a password
+    if "@" in query:  # the question mark may belong to a password
         return f"{head}***"
     _, at, after = before.rpartition("@")
     authority, slash, path = after.partition("/")
-    places = ",".join(re.sub(r":(?!\d*$)[^\]]*$", ":***", place) for place in authority.split(","))
-    return head + ("***@" if at else "") + places + slash + path
+    hosts = ",".join(re.sub(r":(?!\d*$)[^\]]*$", ":***", host_text) for host_text in authority.split(","))
+    return head + ("***@" if at else "") + hosts + slash + path
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class _Parts:
 
 
 def _split(url: str) -> _Parts:
-    """Take a URL apart. `urllib` would drop what follows a ``#`` and knows nothing of several hosts."""
+    """Split a URL. `urllib` would drop the part after a ``#``, and does not support several hosts."""
     scheme, separator, rest = url.partition("://")
     known = ("embedded", "unix", *(tls + form for tls in ("redis", "rediss") for form in ("", "+cluster", "+sentinel")))
     if not separator or scheme.lower() not in known:
@@ -183,7 +183,7 @@ def _embedded(url: str, parts: _Parts) -> Address:
     if parts.query:
         raise _refused(url, "embedded:// without options")
     path = unquote(parts.authority + parts.path)
-    if path and not path.startswith(("/", "~")):  # one relative to wherever a process happens to be is nobody's wish
+    if path and not path.startswith(("/", "~")):  # a path relative to the working directory is a mistake
         raise _refused(url, "embedded:// or embedded:///path/to/data")
     return Address(ServerKind.EMBEDDED, path=path)
 
@@ -211,15 +211,15 @@ def _options(url: str, parts: _Parts) -> dict[str, str]:
     return options
 
 
-def _nodes(url: str, places: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    listed = places.split(",")
+def _nodes(url: str, hosts: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    listed = hosts.split(",")
     if len(listed) > 1 and "" in listed:
-        raise _refused(url, "no empty place between commas")
-    return tuple(_node(url, place, default_port) for place in listed)
+        raise _refused(url, "no empty host between commas")
+    return tuple(_node(url, host_text, default_port) for host_text in listed)
 
 
-def _node(url: str, place: str, default_port: int) -> tuple[str, int]:
-    found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(.*))?", place, re.DOTALL)
+def _node(url: str, host_text: str, default_port: int) -> tuple[str, int]:
+    found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(.*))?", host_text, re.DOTALL)
     if found is None or ":" in (found[3] or ""):
         raise _refused(url, "host:port, IPv6 addresses in brackets")
     host, port = found[1] or found[2] or "localhost", found[3] or str(default_port)

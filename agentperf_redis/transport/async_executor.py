@@ -1,4 +1,4 @@
-"""The driver of flows on an asyncio loop."""
+"""The asyncio driver of flows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redis.asyncio.connection import Connection as AsyncConnection
 from agentperf_redis.command import Batch, Call, Command, Flow, Pause, Reply, Shielded, Step, Together, Wait, WakeUp
 from agentperf_redis.errors import AgentPerfError
 from agentperf_redis.transport.breaker import Breaker
-from agentperf_redis.transport.connector import Connector, aread, drop
+from agentperf_redis.transport.connector import Connector, aconnect, aread, asend, drop
 from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, Settle, deliver, deliver_opened
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
 from agentperf_redis.transport.executor import Runnable
@@ -24,18 +24,18 @@ T = TypeVar("T")
 
 
 class AsyncExecutor:
-    """Runs flows on one asyncio loop. Commands issued in the same tick travel as one pipeline.
+    """Runs flows on one asyncio loop. Commands issued in the same tick are sent as one pipeline.
 
     Args:
-        connector: makes the connections.
-        topology: knows which node serves which key.
-        breaker: knows which nodes are not worth asking.
-        deadline_s: seconds that one command may take in all.
-        handshake: what is said first on a connection.
-        on_end: called when the loop ends, or this was closed.
+        connector: creates the connections.
+        topology: maps keys to nodes.
+        breaker: knows the nodes that do not answer.
+        deadline_s: total seconds that one command may take.
+        handshake: sent first on a new connection.
+        on_end: called when the loop ends or the executor is closed.
     """
 
-    # It holds no reference to its loop, which would keep both alive for ever in the backend's map of loops.
+    # It holds no reference to its loop: that would keep both alive forever in the backend's map of loops.
 
     def __init__(
         self,
@@ -52,24 +52,24 @@ class AsyncExecutor:
         self._deadline_s = deadline_s
         self._on_end = on_end
         self._connections = Connections[AsyncConnection](connector, handshake, drop)
-        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._permits = asyncio.Semaphore(MAX_CONNECTIONS)
         self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = handshake.opening if topology.scattered else None
         self._lifeline: AsyncGenerator[None, None] | None = None
 
     async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
-        """Run a flow to its end and return what it returns.
+        """Run a flow to its end and return its result.
 
-        A cancelled task throws the cancellation into the flow; what the flow still does then, such as giving a lease
-        back, is done in a task of its own that a second cancellation does not reach.
+        A cancellation of the task is thrown into the flow. The remaining steps of the flow, such as the release of a
+        lease, run in a separate task that a second cancellation does not reach.
 
         Args:
             flow: a command, a batch or a flow.
-            deadline_s: seconds for each of its commands; None is the executor's.
+            deadline_s: seconds for each of its commands; None uses the deadline of the executor.
 
         Raises:
-            AgentPerfError: what the flow lets pass.
+            AgentPerfError: an error that the flow does not catch.
         """
         limit = self._deadline_s if deadline_s is None else deadline_s
         if isinstance(flow, Command):
@@ -94,11 +94,11 @@ class AsyncExecutor:
     async def _shielded(
         self, flow: Flow[T], step: Step, deadline_s: float, cause: asyncio.CancelledError | None = None
     ) -> T:
-        """Do the rest of a flow in a task of its own. If it lets its cause pass, that itself is raised."""
+        """Run the rest of a flow in a separate task. If the flow does not catch `cause`, `cause` itself is raised."""
         try:
             return await asyncio.shield(self._spawn(self._rest_of(flow, step, deadline_s)))
         except asyncio.CancelledError:
-            if cause is not None:  # the shield raises one of its own, without the message and the frames
+            if cause is not None:  # the shield raises a new error, without the message and the frames
                 raise cause from None
             raise
 
@@ -115,12 +115,12 @@ class AsyncExecutor:
             return cast("T", done.value)
 
     def close_now(self) -> None:
-        """Close the connections without waiting. On the loop's thread, or when the loop has ended."""
+        """Close the connections without waiting. Call it on the thread of the loop, or after the loop has ended."""
         self._connections.close()
         self._on_end()
 
     async def aclose(self) -> None:
-        """Finish what is under way, then close the connections."""
+        """Wait for the running tasks, then close the connections."""
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -131,7 +131,7 @@ class AsyncExecutor:
         await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next round
 
     async def start(self) -> None:
-        """Have `asyncio.run` close the connections at its end: it closes what asynchronous generators are left."""
+        """Close the connections at the end of `asyncio.run`, which closes open asynchronous generators."""
         self._lifeline = self._live()
         await anext(self._lifeline)
 
@@ -163,7 +163,7 @@ class AsyncExecutor:
             return await result if inspect.isawaitable(result) else result
         if isinstance(step, Shielded):
             try:
-                first = next(step.flow)  # here: a flow whose task ends before it begins would not even run its finally
+                first = next(step.flow)  # here: in a task cancelled before its start, not even finally would run
             except StopIteration as done:
                 return done.value
             return await self._shielded(step.flow, first, deadline_s)
@@ -187,18 +187,18 @@ class AsyncExecutor:
         return future
 
     def _send_gathered(self) -> None:
-        """Send what this tick has gathered: one pipeline a node, so that nodes do not wait for each other."""
+        """Send the commands of this tick: one pipeline per node, so that nodes do not wait for each other."""
         gathered, self._gathered = self._gathered, []
         groups: dict[tuple[Node | None, float], list[tuple[Command[Any], asyncio.Future[Any]]]] = {}
         for command, deadline_s, future in gathered:
-            if not future.cancelled():  # not sent yet: a cancelled one never will be
+            if not future.cancelled():  # a command cancelled before it is sent is dropped
                 node = self._topology.node_for(command.keys[0] if command.keys else None)
                 groups.setdefault((node, deadline_s), []).append((command, future))
         for (_, deadline_s), group in groups.items():
-            self._spawn(self._serve(group, deadline_s))
+            self._spawn(self._deliver_group(group, deadline_s))
 
-    async def _serve(self, group: list[tuple[Command[Any], asyncio.Future[Any]]], deadline_s: float) -> None:
-        """Deliver a group; each caller has its answer as soon as it is there."""
+    async def _deliver_group(self, group: list[tuple[Command[Any], asyncio.Future[Any]]], deadline_s: float) -> None:
+        """Deliver a group. Each caller gets its result as soon as it arrives."""
         futures = [future for _, future in group]
 
         def settle(index: int, result: Any) -> None:
@@ -248,18 +248,18 @@ class AsyncExecutor:
 
     async def _exchange(self, step: Exchange) -> list[Reply]:
         end = asyncio.get_running_loop().time() + step.timeout_s
-        if self._places.locked():
+        if self._permits.locked():
             try:
                 async with asyncio.timeout_at(end):
-                    await self._places.acquire()
+                    await self._permits.acquire()
             except TimeoutError:
                 raise ExchangeFailed(BUSY, sent=False, local=True) from None
         else:
-            await self._places.acquire()
+            await self._permits.acquire()
         try:
             return await self._carry(self._connections.exchange(step), end)
         finally:
-            self._places.release()
+            self._permits.release()
 
     async def _carry(self, exchange: ExchangeFlow[AsyncConnection], end: float) -> list[Reply]:
         try:
@@ -269,14 +269,14 @@ class AsyncExecutor:
                 try:
                     async with asyncio.timeout_at(end):
                         if isinstance(step, Talk):
-                            await step.connection.send_packed_command((step.payload,), check_health=False)
+                            await asend(step.connection, step.payload)
                             for _ in range(step.count):
                                 step.replies.append(await aread(step.connection))
                         elif isinstance(step, Open):
                             connection = await self._connector.async_connection(step.node)
                         else:
-                            await step.connection.connect()
-                except BaseException as error:  # noqa: BLE001  the exchange says what it means
+                            await aconnect(step.connection)
+                except BaseException as error:  # noqa: BLE001  the exchange interprets it
                     step = exchange.throw(error)
                 else:
                     step = exchange.send(connection)
@@ -293,15 +293,15 @@ async def _await_wake_up(wake_up: WakeUp, seconds: float) -> bool:
         if not future.done():
             future.set_result(None)
 
-    def given() -> None:
+    def sent() -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(wake)
 
-    wake_up.call_when_sent(given)
+    wake_up.call_when_sent(sent)
     try:
         await asyncio.wait_for(future, seconds)
     except TimeoutError:
         return False
     finally:
-        wake_up.forget(given)
+        wake_up.forget(sent)
     return True

@@ -1,11 +1,11 @@
-"""A circuit breaker: while a node is known not to answer, commands for it fail at once and do not take their deadline.
+"""A circuit breaker: while a node is known not to answer, commands for it fail at once, without using their deadline.
 
-A shorter outage is ridden out by retries, as ever. The breaker opens when a command had no answer within a whole
-deadline and a probe made then has none either; so one slow command, or one lost connection, opens nothing. While it is
-open, a thread of the process probes the node a few times a second, and the first answer closes it: no caller's
-command is the guinea pig. Commands already under way when it opens go on trying until their deadline.
+Retries cover a shorter outage. The breaker opens when a command got no answer within a whole deadline and a probe after
+it got none either. So one slow command or one lost connection does not open it. While it is open, a thread of the
+process probes the node a few times a second, and the first answer closes it: no command of a caller serves as the
+probe. Commands already in flight when it opens are retried until their deadline.
 
-Source: M. Nygard, "Release It!" (2007), chapter 5, with a probe of our own in place of the half-open state.
+Source: M. Nygard, "Release It!" (2007), chapter 5, with a separate probe instead of the half-open state.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from agentperf_redis.transport.topology import Node, Topology
 _log = logging.getLogger("agentperf_redis")
 
 PROBE_S = 0.5
-"""How long a probe waits. A server that answers slower than this has answered nobody for a whole deadline."""
-_MIN_REST_S, _MAX_REST_S = 0.15, 0.3
-"""Between probes: recovery is noticed within a second, and a thousand processes do not come back in step."""
+"""Timeout of a probe. A server slower than this has answered no caller for a whole deadline."""
+_MIN_PROBE_PAUSE_S, _MAX_PROBE_PAUSE_S = 0.15, 0.3
+"""Pause between probes: recovery is detected within a second, and a thousand processes do not probe in step."""
 _CALM_S = 1.0
-"""After a probe that was answered, further suspicion of that node is ignored for this long."""
+"""After a successful probe, further suspicions of the node are ignored for this time."""
 
 
 class _Outage:
@@ -45,14 +45,14 @@ class Breaker:
     """Knows which nodes do not answer. Shared by all drivers of a backend, and safe under threads.
 
     Args:
-        topology: the layout that commands are sent by.
-        attempt_timeout_s: seconds without an answer after which a command gives rise to suspicion: the usual deadline.
+        topology: the layout by which commands are routed.
+        attempt_timeout_s: minimum seconds without an answer until a command causes a suspicion: the default deadline.
         answers: probes a node, within `PROBE_S`.
-        learn: finds out the layout anew; None where there is nothing to find out.
-        recovered: called on a background thread when a node answers again, and commands pass.
+        learn: refreshes the layout; None for a fixed layout.
+        recovered: called on a background thread when a node answers again and commands pass.
 
     Attributes:
-        open: the nodes that do not answer. Empty in good times, which is all that a command's way looks at.
+        open: the nodes that do not answer. Usually empty, which is all that the fast path of a command checks.
     """
 
     def __init__(
@@ -68,55 +68,55 @@ class Breaker:
         self._answers = answers
         self._learn = learn
         self._recovered = recovered
-        # Apart from the probes: what it runs are commands, which may meet the next outage, and that has to be probed.
+        # Separate from the probes: the recovery runs commands, which may meet the next outage, and that needs a probe.
         self._recovery = Background("agentperf-recovery", lingers=False)
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: the threads stayed with the parent, and nothing is known of the nodes."""
+        """In a forked child: start closed. The threads belong to the parent, and the state of the nodes is unknown."""
         self.open: dict[Node, _Outage] = {}
         self._lock = threading.Lock()
-        """Held while an outage is noted, so that none is after `stop`."""
+        """Held while an outage is recorded, so that none is recorded after `stop`."""
         self._stopped = False
         self._calm_until: dict[Node, float] = {}
         self._watches: dict[Node, Background] = {}
-        """A thread for each suspected node, which ends when nothing is suspected of it any more."""
+        """A thread for each suspected node. It ends when the suspicion ends."""
 
     def refusal(self, node: Node | None) -> BackendUnavailable | None:
-        """Return what to tell the caller of a command for this node, or None to let it pass."""
+        """Return the error for a command to this node, or None to let the command pass."""
         outage = self.open.get(node) if node is not None else None
         if outage is None:
             return None
-        outage.refused += 1  # not locked: a count for the log
+        outage.refused += 1  # without the lock: the count is for the log only
         silent_s = time.monotonic() - outage.since
         reason = f"it has not answered for {silent_s:.1f} s; commands fail at once until it does"
         return BackendUnavailable(self._topology.address.masked, "not_applied", reason)
 
     def suspect(self, node: Node, deadline_s: float) -> None:
-        """Take note of a command that had no answer from this node within its deadline. Does not block."""
-        if deadline_s < self._attempt_timeout_s:  # a caller in a hurry is no reason to refuse patient ones
+        """Report a command that got no answer from this node within its deadline. Does not block."""
+        if deadline_s < self._attempt_timeout_s:  # a short deadline must not cause refusals for longer ones
             return
-        if self._believed(node):
+        if self._needs_probe(node):
             watch = self._watches.get(node)
             if watch is None:
                 watch = self._watches.setdefault(node, Background("agentperf-breaker", lingers=False))
             watch.put(partial(self._probe, node, watch))
 
     def stop(self) -> None:
-        """Refuse nothing from here on: what a closing client still has to say is tried once more, whatever is known."""
+        """Refuse nothing from now on: the last commands of a closing client are tried, whatever the state."""
         with self._lock:
             self._stopped = True
             self.open.clear()
         for watch in list(self._watches.values()):
             watch.close(0.0)
 
-    def _believed(self, node: Node) -> bool:
-        """Whether a suspicion of this node is news, and worth a probe."""
+    def _needs_probe(self, node: Node) -> bool:
+        """Whether a suspicion of this node is new and needs a probe."""
         return not (self._stopped or node in self.open or self._calm_until.get(node, 0.0) > time.monotonic())
 
     def _probe(self, node: Node, watch: Background) -> None:
-        """Probe a node that is suspected, and keep commands from it if it does not answer."""
-        if not self._believed(node):
+        """Probe a suspected node, and refuse its commands if it does not answer."""
+        if not self._needs_probe(node):
             return
         if self._answers(node):
             self._calm_until[node] = time.monotonic() + _CALM_S
@@ -129,19 +129,19 @@ class Breaker:
         self._probe_later(node, outage, watch)
 
     def _probe_later(self, node: Node, outage: _Outage, watch: Background) -> None:
-        due = time.monotonic() + random.uniform(_MIN_REST_S, _MAX_REST_S)
+        due = time.monotonic() + random.uniform(_MIN_PROBE_PAUSE_S, _MAX_PROBE_PAUSE_S)
         watch.at(due, partial(self._probe_again, node, outage, watch))
 
     def _probe_again(self, node: Node, outage: _Outage, watch: Background) -> None:
-        """Let commands pass again once a node answers, or is in use no more."""
+        """Let commands pass again once a node answers or is no longer in use."""
         if self.open.get(node) is not outage:  # stopped
             return
         try:
-            what = self._change(node)
+            cause = self._closing_reason(node)
         except BaseException:
-            self.open.pop(node, None)  # a fault of the probe must not keep commands away for good
+            self.open.pop(node, None)  # a fault of the probe must not refuse commands forever
             raise
-        if not what:
+        if not cause:
             self._probe_later(node, outage, watch)
             return
         with self._lock:
@@ -150,17 +150,17 @@ class Breaker:
             self.open.pop(node, None)
         seconds = time.monotonic() - outage.since
         refused = outage.refused
-        _log.warning("%s %s, after %.1f s; commands that failed at once: %d", self._name(node), what, seconds, refused)
+        _log.warning("%s %s, after %.1f s; commands that failed at once: %d", self._name(node), cause, seconds, refused)
         self._recovery.put(self._recovered)
 
     def _name(self, node: Node) -> str:
         address = self._topology.address.masked
         return address if self._topology.fixed else f"{node.host}:{node.port} of {address}"
 
-    def _change(self, node: Node) -> str:
-        """Return why the breaker may close, in words; an empty text if it may not."""
+    def _closing_reason(self, node: Node) -> str:
+        """Return the reason why the breaker may close, or an empty text."""
         if self._answers(node):
             return "answers again"
         if self._learn is not None:
-            self._learn()  # commands that fail at once learn nothing, and another node may serve by now
-        return "" if self._topology.uses(node) else "is in use no more"
+            self._learn()  # refused commands refresh nothing, and another node may have taken over
+        return "" if self._topology.uses(node) else "is no longer in use"

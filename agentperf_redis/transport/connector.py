@@ -1,6 +1,6 @@
-"""redis-py as the maker of connections: TLS, handshake, parsing. What its errors mean to a delivery is said here, too.
+"""Creates connections with redis-py (TLS, handshake, parsing) and interprets its errors for a delivery.
 
-Its pools and retries are not used; see `transport.exchange`.
+The pools and retries of redis-py are not used; see `transport.exchange`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from redis.retry import Retry
 from agentperf_redis.command import Reply
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.transport.address import Address, ServerKind
-from agentperf_redis.transport.delivery import ExchangeFailed, passing
+from agentperf_redis.transport.delivery import ExchangeFailed, transient_reason
 from agentperf_redis.transport.resp import ServerError
 from agentperf_redis.transport.topology import Node
 
 _CONNECT_S = 5.0
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _SURELY_BUFFERED_BYTES = 32_768
-"""Up to this, sending cannot block: an idle connection's socket buffer is larger."""
+"""Up to this size, sending cannot block: the socket buffer of an idle connection is larger."""
 
 
 class _WholeText:
-    """Keeps error replies whole: redis-py cuts the code off the text and turns some into broken connections."""
+    """Keeps the full text of error replies: redis-py removes the code, and maps some to broken connections."""
 
     @staticmethod
     def parse_error(response: str) -> ResponseError:
@@ -52,17 +52,17 @@ class _AsyncParser(_WholeText, AsyncDefaultParser):  # type: ignore[misc, valid-
 
 
 class Connector:
-    """Makes connections to the nodes of an address.
+    """Creates connections to the nodes of an address.
 
     Args:
         address: of the server.
-        defaulted: whether nobody gave it, neither in code nor in the environment.
+        defaulted: whether the address is the default, given neither in code nor in the environment.
     """
 
     def __init__(self, address: Address, *, defaulted: bool = False) -> None:
         self.address = address
         self.advice = _advice(address, defaulted=defaulted)
-        """What a user may do when it cannot be reached."""
+        """Advice for the user if the server is unreachable."""
         self._embedded_path: str | None = None
         self._lock = threading.Lock()
 
@@ -71,26 +71,26 @@ class Connector:
         self._lock = threading.Lock()
 
     def connection(self, node: Node, timeout_s: float = _CONNECT_S) -> Connection:
-        """Return a new blocking connection, not yet connected; connecting may take `timeout_s`."""
+        """Return a new blocking connection, not yet connected. Connecting takes at most `timeout_s`."""
         kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
         kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)  # handshake included
         if node.port == 0:
-            unix: Any = UnixDomainSocketConnection  # abstract to type checkers, though redis-py makes it all day
+            unix: Any = UnixDomainSocketConnection  # abstract only to type checkers
             return cast("Connection", unix(path=self._path(node), **kwargs))
         kind = SSLConnection if self._tls(node) else Connection
         return kind(host=node.host, port=node.port, **kwargs)
 
-    def ask(self, node: Node, question: bytes, timeout_s: float) -> Reply:
-        """Ask a node one thing, on a connection for that alone.
+    def request(self, node: Node, payload: bytes, timeout_s: float) -> Reply:
+        """Send one request to a node on a temporary connection, and return the reply.
 
         Raises:
-            ExchangeFailed: it could not be reached, or did not answer in time.
+            ExchangeFailed: the node was unreachable or did not answer in time.
         """
         end = time.monotonic() + timeout_s
         connection = self.connection(node, timeout_s)
         try:
             connection.connect()
-            send(connection, question, end)
+            send(connection, payload, end)
             return read(connection, end)
         except (RedisError, OSError) as error:
             raise self.unconnected(error) from None
@@ -100,14 +100,14 @@ class Connector:
     def failure(
         self, error: BaseException, timeout_s: float, replies: Sequence[Reply], *, sent: bool, fresh: bool
     ) -> ExchangeFailed | None:
-        """Return what an error means that ended an exchange; None if it is no trouble of the connection.
+        """Convert an error that ended an exchange; return None if it is not a connection error.
 
         Args:
-            error: what the driver met.
-            timeout_s: seconds that the exchange was given.
-            replies: those that had arrived before.
-            sent: whether the connection was made, and the payload may have reached the server.
-            fresh: whether the connection was made for this exchange.
+            error: the error raised in the driver.
+            timeout_s: the timeout of the exchange, s.
+            replies: the replies that arrived before the error.
+            sent: whether the connection was up, so that the payload may have reached the server.
+            fresh: whether the connection was opened for this exchange.
         """
         if isinstance(error, ExchangeFailed):
             return error
@@ -120,18 +120,20 @@ class Connector:
         return broken(error, replies, fresh=fresh) if sent else self.unconnected(error)
 
     def unconnected(self, error: RedisError | OSError) -> ExchangeFailed:
-        """What a connection that could not be made means: a server may yet come up, a wrong certificate stays wrong."""
+        """Convert a connect error: a server may still come up, but a wrong certificate stays wrong."""
         if isinstance(error, ResponseError):
             return refused(error)
-        text, late, tls = _words(error), isinstance(error, (RedisTimeoutError, TimeoutError)), self.address.tls
+        text, timed_out, tls = _text_of(error), isinstance(error, (RedisTimeoutError, TimeoutError)), self.address.tls
         if tls and "No such file" in text:
-            return ExchangeFailed("a file that the URL names (ssl_ca_certs, ...) is not there", sent=False, final=True)
+            return ExchangeFailed(
+                "a file that the URL names (ssl_ca_certs, ...) does not exist", sent=False, final=True
+            )
         if "certificate" in text.lower():
-            return ExchangeFailed(f"{text}; look at ssl_ca_certs in the URL", sent=False, final=True)
-        if tls and ("ssl" in text.lower() or late):
-            text += "; there was no TLS handshake: is it a plain redis:// server?"
-            return ExchangeFailed(text, sent=False, silent=late)
-        return ExchangeFailed(f"{text}; {self.advice}", sent=False, silent=late)
+            return ExchangeFailed(f"{text}; check ssl_ca_certs in the URL", sent=False, final=True)
+        if tls and ("ssl" in text.lower() or timed_out):
+            text += "; the TLS handshake failed: is it a plain redis:// server?"
+            return ExchangeFailed(text, sent=False, timed_out=timed_out)
+        return ExchangeFailed(f"{text}; {self.advice}", sent=False, timed_out=timed_out)
 
     async def async_connection(self, node: Node) -> AsyncConnection:
         """Return a new asyncio connection, not yet connected."""
@@ -146,7 +148,7 @@ class Connector:
     def _path(self, node: Node) -> str:
         if self.address.kind is not ServerKind.EMBEDDED:
             return node.host
-        # Started at the first use only: after `agentperf down`, processes that still run must not bring it back.
+        # Started on first use only: after `agentperf down`, running processes must not restart it.
         with self._lock:
             if self._embedded_path is None:
                 from agentperf_redis.embedded import data_folder, ensure
@@ -163,7 +165,7 @@ class Connector:
             "username": address.option("sentinel_username") if node.sentinel else address.username,
             "password": address.option("sentinel_password") if node.sentinel else address.password,
             "db": 0 if node.sentinel else address.db,
-            # RESP3 with maintenance notifications skips redis-py's check for bytes that belong to another reply
+            # RESP3 with maintenance notifications skips redis-py's check for bytes of another reply
             "protocol": 2,
             "retry": retry,
             "parser_class": parser,
@@ -199,22 +201,40 @@ def _advice(address: Address, *, defaulted: bool) -> str:
 
 
 def send(connection: Connection, payload: bytes, end: float) -> None:
-    """Send, until `end` by `time.monotonic` at the latest."""
+    """Send by `end` at the latest, a time of `time.monotonic`."""
     if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  it has no such argument
         connection._sock.settimeout(max(0.001, end - time.monotonic()))  # noqa: SLF001
     connection.send_packed_command((payload,), check_health=False)
 
 
 def read(connection: Connection, end: float) -> Reply:
-    """Read one reply, until `end` at the latest; an error reply is a `ServerError`."""
+    """Read one reply by `end` at the latest; an error reply becomes a `ServerError`."""
     try:
         return connection.read_response(disable_decoding=True, timeout=max(0.001, end - time.monotonic()))
     except ResponseError as error:
         return ServerError(str(error))
 
 
+async def aconnect(connection: AsyncConnection) -> None:
+    """Connect. A connection lost during the handshake raises ConnectionResetError."""
+    try:
+        await connection.connect()
+    except AttributeError as error:
+        # `writelines` of CPython 3.12 and newer does not check for a lost connection (seen on 3.12.1 and 3.13.0).
+        raise ConnectionResetError("the connection was lost during the handshake") from error
+
+
+async def asend(connection: AsyncConnection, payload: bytes) -> None:
+    """Send bytes without redis-py, which uses `writelines` (see `aconnect`) and would reconnect silently."""
+    writer = connection._writer  # noqa: SLF001  as in `drop`
+    if writer is None or writer.transport.is_closing():
+        raise ConnectionResetError("the connection was lost")
+    writer.write(payload)
+    await writer.drain()
+
+
 async def aread(connection: AsyncConnection) -> Reply:
-    """Read one reply; an error reply is a `ServerError`."""
+    """Read one reply; an error reply becomes a `ServerError`."""
     try:
         return await connection.read_response(disable_decoding=True)
     except ResponseError as error:
@@ -222,33 +242,34 @@ async def aread(connection: AsyncConnection) -> Reply:
 
 
 def drop(connection: AsyncConnection) -> None:
-    """Close a connection at once, on its loop's thread or when its loop is closed."""
-    writer = connection._writer  # noqa: SLF001  redis-py offers no close that neither waits nor needs a running loop
+    """Close a connection at once, on the thread of its loop or after its loop is closed."""
+    writer = connection._writer  # noqa: SLF001  every close of redis-py either waits or needs a running loop
     connection._reader = connection._writer = None  # noqa: SLF001
     if writer is None:
         return
     try:
         writer.transport.abort()
-    except RuntimeError:  # the loop is closed already: close the socket below it
-        below = writer.get_extra_info("socket")
-        if below is not None:
-            below._sock.close()  # noqa: SLF001  asyncio's wrapper has no close
+    except RuntimeError:  # the loop is closed already: close the underlying socket
+        underlying = writer.get_extra_info("socket")
+        if underlying is not None:
+            underlying._sock.close()  # noqa: SLF001  asyncio's wrapper has no close
+            writer.transport._sock = None  # type: ignore[attr-defined]  # noqa: SLF001  else it warns about a leak
 
 
 def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:
-    """What an error in the middle of an exchange means; `fresh` says that the connection was made for it."""
-    late = isinstance(error, (RedisTimeoutError, TimeoutError))
-    stale = not (fresh or late or replies)
-    return ExchangeFailed(_words(error), sent=True, stale=stale, silent=late, replies=replies)
+    """Convert an error during an exchange; `fresh`: the connection was opened for this exchange."""
+    timed_out = isinstance(error, (RedisTimeoutError, TimeoutError))
+    stale = not (fresh or timed_out or replies)
+    return ExchangeFailed(_text_of(error), sent=True, stale=stale, timed_out=timed_out, replies=replies)
 
 
-def _words(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
 
 
 def refused(error: ResponseError) -> ExchangeFailed:
-    """What a refused handshake means: most refusals are for good, a few pass."""
+    """Convert a refused handshake: most refusals are permanent, a few are transient."""
     text = str(error)
-    final = passing(text) is None
-    advice = "; look at user name, password and database in the URL" if final else ""
+    final = transient_reason(text) is None
+    advice = "; check user name, password and database in the URL" if final else ""
     return ExchangeFailed(text + advice, sent=False, final=final)

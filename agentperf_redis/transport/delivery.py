@@ -1,12 +1,12 @@
-"""How commands get to the server and their replies back, whatever goes wrong on the way: decided here, done elsewhere.
+"""Delivery of commands despite faults: retries, routing and errors. The drivers do the I/O.
 
-`deliver` is a generator without I/O. It yields what a driver has to do (`Exchange` bytes with a node, `Backoff` for
-some time) and is sent the replies, so that the blocking and the asyncio driver share one retry loop, one way through a
-Cluster, one reading of errors. redis-py's own retries are off: they repeat a request up to 11 times without a word, and
-in a Cluster without a pause.
+`deliver` is a generator without I/O. It yields steps for a driver (`Exchange` bytes with a node, `Backoff` for some
+time) and receives the replies. So the blocking and the asyncio driver share the retry loop, the Cluster routing and the
+interpretation of errors. The retries of redis-py are off: they repeat a request up to 11 times without notice, and in a
+Cluster without a pause.
 
-Repeating is safe because no mutating script of this library harms when it is delivered twice, late, or after its caller
-gave up; each says in its header how.
+Repeating is safe: no mutating script of this library does harm when it is delivered twice, late, or after its caller
+gave up. The header of each script explains why.
 """
 
 from __future__ import annotations
@@ -33,53 +33,53 @@ from agentperf_redis.transport.topology import Node, Topology
 
 PIPELINE_COMMANDS = 512
 PIPELINE_BYTES = 4 * 1024 * 1024
-"""Commands and bytes of arguments sent in one go; more are cut up."""
+"""Maximum commands and argument bytes per pipeline; longer ones are split."""
 
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.004, 0.25
 _SPLIT_ABOVE_S = 0.5
-"""With more time than this left, an attempt gets half of it, so that one lost packet does not use up the deadline."""
+"""If more time than this is left, an attempt gets half of it, so that one lost packet does not use up the deadline."""
 
-_PASSING = {
+_TRANSIENT = {
     "BUSY": "it is busy with a slow script",
     "CLUSTERDOWN": "the Cluster is down",
     "ERR max number of clients": "it has reached its maxclients",
     "LOADING": "it is loading its data",
     "MASTERDOWN": "the replica has lost its primary",
-    "MISCONF": "it cannot save to disk and refuses writes (look into its log)",
+    "MISCONF": "it cannot save to disk and refuses writes (see its log)",
     "NOREPLICAS": "it has fewer replicas than min-replicas-to-write",
     "READONLY": "it is a read-only replica",
     "TRYAGAIN": "the slot is being moved",
     "UNBLOCKED": "it is failing over",
 }
-"""Beginnings of error replies that may be gone in a moment: nothing was applied, ask again until the deadline."""
+"""Prefixes of transient error replies: nothing was applied, so the command is repeated until the deadline."""
 
 _REFUSED = {
     "DENIED": "it is in protected mode",
-    "NOAUTH": "it asks for a password: put it into the URL, redis://:password@host",
+    "NOAUTH": "it needs a password: put it into the URL, redis://:password@host",
     "NOPERM": "the ACL user may not do this",
     "WRONGPASS": "user name or password are wrong",
     "ERR ACL failure in script": "the ACL user may not do all that the script does",
     "ERR The user executing the script": "the ACL user may not do all that the script does",
-    "ERR AUTH": "it asks for no password, but the URL has one",
+    "ERR AUTH": "it has no password, but the URL has one",
     "ERR invalid password": "the password is wrong",
     "ERR DB index": "it has no such database",
     "ERR SELECT": "it has no such database",
 }
-"""Beginnings of error replies that no repetition will change."""
+"""Prefixes of permanent error replies: a retry would not help."""
 
 
 class ExchangeFailed(Exception):
-    """Raised by drivers: a node could not be reached, or did not answer in time.
+    """Raised by drivers: a node was unreachable or did not answer in time.
 
     Attributes:
-        reason: in words.
+        reason: description of the fault.
         sent: whether anything may have reached the server.
-        final: whether repeating is pointless (the handshake was refused).
-        stale: whether the connection had been idle, so that a new one may do at once.
-        silent: whether all that is known is that no answer came in time.
-        local: whether the trouble is this process's own, and says nothing about the node.
-        replies: those that had arrived before.
-        error: what to tell callers instead of BackendUnavailable.
+        final: whether a retry is pointless (the handshake was refused).
+        stale: whether the connection had been idle, so that an immediate retry on a new one may succeed.
+        timed_out: whether the only known fact is that no answer came in time.
+        local: whether the fault is in this process and proves nothing about the node.
+        replies: the replies that arrived before the fault.
+        error: the error to raise to callers instead of BackendUnavailable.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ExchangeFailed(Exception):
         sent: bool,
         final: bool = False,
         stale: bool = False,
-        silent: bool = False,
+        timed_out: bool = False,
         local: bool = False,
         replies: Sequence[Reply] = (),
         error: AgentPerfError | None = None,
@@ -99,13 +99,13 @@ class ExchangeFailed(Exception):
         self.sent = sent
         self.final = final
         self.stale = stale
-        self.silent = silent
+        self.timed_out = timed_out
         self.local = local
         self.replies = replies
         self.error = error
 
 
-@dataclass(slots=True)  # not frozen: one is made for each command, and that doubles what it takes
+@dataclass(slots=True)  # not frozen: that would double the cost, and each command creates one
 class Exchange:
     """Send `payload` to `node` and return its `count` replies, all within `timeout_s` seconds."""
 
@@ -117,7 +117,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Do nothing for `seconds`."""
+    """Wait for `seconds` before the next step."""
 
     seconds: float
 
@@ -125,27 +125,27 @@ class Backoff:
 DeliveryStep: TypeAlias = Exchange | Backoff
 DeliveryFlow: TypeAlias = Generator[DeliveryStep, Any, None]
 Settle: TypeAlias = Callable[[int, Any], None]
-"""Takes the index of a command and its result, as soon as it is known."""
+"""Called with the index of a command and its result, as soon as the result is known."""
 
 
 class _Item:
-    """One command under way."""
+    """One command in flight."""
 
-    __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason", "silent")
+    __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason", "unresponsive")
 
     def __init__(self, index: int, command: Command[Any]) -> None:
         self.index = index
         self.command = command
         self.by_source = False
-        """Once a node did not know the script, it is sent whole: after ASK the next node may not know it either."""
+        """Once a node does not know the script, its source is sent: after ASK the next node may not know it either."""
         self.at_once = False
-        """Whether to send again without a rest."""
+        """Whether to retry without a backoff."""
         self.maybe_applied = False
         self.node: Node | None = None
-        """Set by ASK: where to send it this once."""
+        """Set by ASK: the node for the next attempt only."""
         self.reason = ""
-        self.silent: Node | None = None
-        """The node that had no answer for it, the last time."""
+        self.unresponsive: Node | None = None
+        """The node that did not answer the last attempt."""
 
 
 def deliver(
@@ -159,54 +159,54 @@ def deliver(
     """Deliver commands and decode their replies.
 
     Args:
-        commands: what to run. Not atomic: each stands for itself.
-        topology: where to send them.
-        deadline_s: seconds for all of it.
-        settle: is told for each command what its decoder made of the reply, or the AgentPerfError it met.
-        breaker: knows which nodes are not worth asking; None asks all.
+        commands: the commands to run. Not atomic: each succeeds or fails on its own.
+        topology: maps keys to nodes.
+        deadline_s: seconds for all commands together.
+        settle: called once for each command, with its decoded reply or its AgentPerfError.
+        breaker: knows the nodes that do not answer; None tries all nodes.
         now: the clock.
     """
     end = now() + deadline_s
     waiting: list[_Item] = []
     backoffs = 0
-    alone = commands[0] if len(commands) == 1 and not topology.doubtful and not (breaker and breaker.open) else None
-    node = topology.node_for(alone.keys[0] if alone.keys else None) if alone is not None else None
-    if alone is not None and node is not None:
-        # The usual case in a straight line; what comes of it otherwise goes the general way.
+    single = commands[0] if len(commands) == 1 and not topology.doubtful and not (breaker and breaker.open) else None
+    node = topology.node_for(single.keys[0] if single.keys else None) if single is not None else None
+    if single is not None and node is not None:
+        # The fast path for one command. Any other outcome continues on the general path.
         broken, replies = None, ()
         try:
             replies = yield Exchange(
-                node, pack_call(alone, by_source=False, again=False), 1, _attempt_timeout(deadline_s)
+                node, pack_call(single, by_source=False, again=False), 1, _attempt_timeout(deadline_s)
             )
         except ExchangeFailed as failed:
             broken = failed
         else:
             if not isinstance(replies[0], ServerError):
-                settle(0, _decoded(alone, replies[0]))
+                settle(0, _decoded(single, replies[0]))
                 return
-        post = _Post(topology, end, settle, now)
-        yield from _take(node, [_Item(0, alone)], replies, broken, post, waiting)
+        context = _Context(topology, end, settle, now)
+        yield from _take(node, [_Item(0, single)], replies, broken, context, waiting)
         if waiting and not waiting[0].at_once:
-            yield Backoff(random.uniform(0, min(_FIRST_BACKOFF_S, max(0.0, post.left()))))
+            yield Backoff(random.uniform(0, min(_FIRST_BACKOFF_S, max(0.0, context.left()))))
     else:
-        post = _Post(topology, end, settle, now)
+        context = _Context(topology, end, settle, now)
         waiting = [_Item(index, command) for index, command in enumerate(commands)]
         if breaker and breaker.open:
-            waiting = [item for item in waiting if not _refused(item, breaker, post)]
+            waiting = [item for item in waiting if not _refused(item, breaker, context)]
     while waiting:
-        if post.left() <= 0:
+        if context.left() <= 0:
             for item in waiting:
-                post.give_up(item, f"{item.reason or 'there was no time to ask'}; gave up after {deadline_s:g} s")
-            for node in {item.silent for item in waiting}:
+                context.give_up(item, f"{item.reason or 'no time was left to send it'}; gave up after {deadline_s:g} s")
+            for node in {item.unresponsive for item in waiting}:
                 if breaker is not None and node is not None:
                     breaker.suspect(node, deadline_s)
             return
-        waiting, backoff = yield from _round(waiting, post)
+        waiting, backoff = yield from _round(waiting, context)
         if backoff and waiting:
-            # full jitter (Brooker, "Exponential backoff and jitter"): many clients do not come back in step
+            # full jitter (Brooker, "Exponential backoff and jitter"): many clients do not retry in step
             pause = random.uniform(0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2**backoffs))
             backoffs = min(backoffs + 1, 16)
-            yield Backoff(min(pause, max(0.0, post.left())))
+            yield Backoff(min(pause, max(0.0, context.left())))
 
 
 def deliver_opened(
@@ -218,15 +218,15 @@ def deliver_opened(
     breaker: Breaker | None,
     opened: Callable[[], None],
 ) -> DeliveryFlow:
-    """Deliver a command before all others; where it meets an error, they meet the same and are not sent.
+    """Deliver an opening command before all others. If it fails, the others are not sent and get the same error.
 
     Args:
-        opening: what comes first, with a deadline of its own.
-        commands: as for `deliver`, like what follows.
-        topology: as above.
-        deadline_s: as above.
-        settle: as above.
-        breaker: as above.
+        opening: the first command; it has its own deadline of `deadline_s`.
+        commands: as for `deliver`.
+        topology: as for `deliver`.
+        deadline_s: as for `deliver`.
+        settle: as for `deliver`.
+        breaker: as for `deliver`.
         opened: called once the opening has succeeded.
     """
     results: list[Any] = [None]
@@ -239,11 +239,11 @@ def deliver_opened(
     yield from deliver(commands, topology, deadline_s, settle, breaker)
 
 
-def _refused(item: _Item, breaker: Breaker, post: _Post) -> bool:
+def _refused(item: _Item, breaker: Breaker, context: _Context) -> bool:
     keys = item.command.keys
-    refusal = breaker.refusal(post.topology.node_for(keys[0] if keys else None))
+    refusal = breaker.refusal(context.topology.node_for(keys[0] if keys else None))
     if refusal is not None:
-        post.settle(item.index, refusal)
+        context.settle(item.index, refusal)
     return refusal is not None
 
 
@@ -251,8 +251,8 @@ def _attempt_timeout(left_s: float) -> float:
     return left_s / 2 if left_s > _SPLIT_ABOVE_S else left_s
 
 
-class _Post:
-    """What one delivery has at hand."""
+class _Context:
+    """The shared state of one delivery."""
 
     def __init__(self, topology: Topology, end: float, settle: Settle, now: Callable[[], float]) -> None:
         self.topology = topology
@@ -269,85 +269,85 @@ class _Post:
         return _attempt_timeout(max(0.001, self.left()))
 
     def give_up(self, item: _Item, reason: str, error: AgentPerfError | None = None) -> None:
-        """Settle with what is known."""
+        """Settle an item with an error that includes its known outcome."""
         known = error if error is not None else unavailable(self.topology.address.masked, item.maybe_applied, reason)
         self.settle(item.index, known)
 
 
 def unavailable(address: str, maybe_applied: bool, reason: str) -> BackendUnavailable:
-    """Return the error that says what is known of a request without an answer."""
+    """Return the error for a request without a reply, with its known outcome."""
     outcome: RequestOutcome = "unknown" if maybe_applied else "not_applied"
     return BackendUnavailable(address, outcome, reason)
 
 
-def _round(items: list[_Item], post: _Post) -> Generator[DeliveryStep, Any, tuple[list[_Item], bool]]:
-    """Send everything once. Returns what is to be sent again, and whether to rest before."""
+def _round(items: list[_Item], context: _Context) -> Generator[DeliveryStep, Any, tuple[list[_Item], bool]]:
+    """Send each item once. Return the items to retry, and whether to back off first."""
     waiting: list[_Item] = []
     backoff = False
-    if post.topology.doubtful:
-        trouble = yield from _ask_for_layout(post)
+    if context.topology.doubtful:
+        trouble = yield from _request_layout(context)
         if trouble is not None:
             if trouble.final:
                 for item in items:
-                    post.give_up(item, trouble.reason, trouble.error)
+                    context.give_up(item, trouble.reason, trouble.error)
                 return [], False
             backoff = True
             for item in items:
                 item.reason = item.reason or trouble.reason
-    for node, group in _grouped(items, post, waiting).items():
-        for start, stop in _cut(group):
-            broken = yield from _send(node, group[start:stop], post, waiting)
+    for node, group in _grouped(items, context, waiting).items():
+        for start, stop in _split_pipeline(group):
+            broken = yield from _send(node, group[start:stop], context, waiting)
             backoff |= broken is not None and not broken.stale
             if broken is not None:
-                waiting += group[stop:]  # the node is in trouble: ask it once a round
+                waiting += group[stop:]  # the node has failed: try it once per round
                 break
     return waiting, backoff or any(not item.at_once for item in waiting)
 
 
-def _ask_for_layout(post: _Post) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
-    """Ask one node after the other, until one knows. A refusal is final only if all refuse."""
+def _request_layout(context: _Context) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
+    """Request the layout from one node after the other. A refusal is final only if all nodes refuse."""
     refused: ExchangeFailed | None = None
-    for _ in range(post.topology.sources):
-        asked, question = post.topology.question()
+    for _ in range(context.topology.sources):
+        source, layout_request = context.topology.layout_request()
         try:
-            (answer,) = yield Exchange(asked, question, 1, post.attempt_timeout() / 2)
+            (answer,) = yield Exchange(source, layout_request, 1, context.attempt_timeout() / 2)
         except ExchangeFailed as failed:
             refused = failed if failed.final or refused is None else refused
             if not failed.final:
                 return failed
             continue
-        trouble = post.topology.learn(asked, answer)
+        trouble = context.topology.learn(source, answer)
         return ExchangeFailed(trouble, sent=False) if trouble else None
     return refused
 
 
-def _grouped(items: list[_Item], post: _Post, waiting: list[_Item]) -> dict[Node, list[_Item]]:
-    """Group by node. What has none goes to `waiting`, and so does a redirected one whose node has others to serve."""
+def _grouped(items: list[_Item], context: _Context, waiting: list[_Item]) -> dict[Node, list[_Item]]:
+    """Group by node. Items without a node go to `waiting`, as do redirected items whose node has other items."""
     groups: dict[Node, list[_Item]] = {}
     redirected = [item for item in items if item.node is not None]
     for item in items:
         if item.node is None:
             keys = item.command.keys
-            node = post.topology.node_for(keys[0] if keys else None)
+            node = context.topology.node_for(keys[0] if keys else None)
             if node is not None:
                 groups.setdefault(node, []).append(item)
                 continue
             item.reason = item.reason or "no node of the Cluster serves the key's slot"
             item.at_once = False
-            post.topology.doubt()
+            context.topology.doubt()
             waiting.append(item)
     asking: dict[Node, list[_Item]] = {}
     for item in redirected:
-        if item.node in groups:  # never in one pipeline with others of that node
+        if item.node in groups:  # never in one pipeline with other items of that node
             waiting.append(item)
         elif item.node is not None:
             asking.setdefault(item.node, []).append(item)
     return groups | asking
 
 
-def _cut(group: list[_Item]) -> Iterator[tuple[int, int]]:
-    """Cut a pipeline where it grows too long, so that neither side buffers without bound."""
-    if len(group) == 1:  # the usual case, which needs no measuring
+def _split_pipeline(group: list[_Item]) -> Iterator[tuple[int, int]]:
+    """Split a long pipeline, so that both sides buffer a bounded amount."""
+    if len(group) == 1:  # the common case needs no measuring
         yield 0, 1
         return
     start = size = 0
@@ -360,20 +360,20 @@ def _cut(group: list[_Item]) -> Iterator[tuple[int, int]]:
 
 
 def _send(
-    node: Node, items: list[_Item], post: _Post, waiting: list[_Item]
+    node: Node, items: list[_Item], context: _Context, waiting: list[_Item]
 ) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
-    """Send one pipeline and settle what is answered. Returns what broke it, if anything did."""
+    """Send one pipeline and settle the answered items. Return the failure that interrupted it, if any."""
     asking = items[0].node is not None
     broken = None
     try:
         replies = yield Exchange(
-            node, _payload(items, asking=asking), len(items) * (1 + asking), post.attempt_timeout()
+            node, _payload(items, asking=asking), len(items) * (1 + asking), context.attempt_timeout()
         )
     except ExchangeFailed as failed:
         broken, replies = failed, failed.replies
     if asking:
         replies = replies[1::2]
-    yield from _take(node, items, replies, broken, post, waiting)
+    yield from _take(node, items, replies, broken, context, waiting)
     return broken
 
 
@@ -382,39 +382,39 @@ def _take(
     items: list[_Item],
     replies: Sequence[Reply],
     broken: ExchangeFailed | None,
-    post: _Post,
+    context: _Context,
     waiting: list[_Item],
 ) -> Generator[DeliveryStep, Any, None]:
-    """Settle what was answered, give up what cannot be, and put the rest to what waits."""
+    """Settle the answered items, give up hopeless ones, and add the rest to `waiting`."""
     if broken is not None:
-        # What was answered is done: through a network that breaks often, a long pipeline gets on.
+        # Answered items are done, so a long pipeline makes progress even on a network that breaks often.
         items, unanswered = items[: len(replies)], items[len(replies) :]
         for item in unanswered:
             item.maybe_applied |= broken.sent
             item.at_once = broken.stale
-            item.silent = None if broken.local else node
-            if not (broken.silent and item.reason):  # the last attempt is often cut short
+            item.unresponsive = None if broken.local else node
+            if not (broken.timed_out and item.reason):  # the last attempt often has little time
                 item.reason = broken.reason
             item.node = None
             if broken.final:
-                post.give_up(item, broken.reason, broken.error)
+                context.give_up(item, broken.reason, broken.error)
         if not broken.final:
             waiting += unanswered
         if not broken.local:
-            post.topology.doubt()
+            context.topology.doubt()
     for item, reply in zip(items, replies, strict=True):
         item.node = None
         if not isinstance(reply, ServerError):
-            post.settle(item.index, _decoded(item.command, reply))
+            context.settle(item.index, _decoded(item.command, reply))
         elif reply.text.startswith("WRONGTYPE"):
-            post.settle(item.index, (yield from _wrong_type(item.command, node, max(0.05, post.left()))))
+            context.settle(item.index, (yield from _wrong_type(item.command, node, max(0.05, context.left()))))
         else:
-            error = _read_error(item, reply.text, node, post.topology)
+            error = _read_error(item, reply.text, node, context.topology)
             if error is None:
-                item.silent = node  # an error until the deadline is no answer either; a probe will tell
+                item.unresponsive = node  # an error until the deadline may mean an outage too; a probe will decide
                 waiting.append(item)
             else:
-                post.settle(item.index, error)
+                context.settle(item.index, error)
 
 
 def _payload(items: list[_Item], *, asking: bool) -> bytes:
@@ -434,13 +434,13 @@ def _decoded(command: Command[Any], reply: Reply) -> Any:
         return error
 
 
-def passing(text: str) -> str | None:
-    """Return what an error reply means that may be gone in a moment, or None if it is none of these."""
-    return next((meaning for beginning, meaning in _PASSING.items() if text.startswith(beginning)), None)
+def transient_reason(text: str) -> str | None:
+    """Return the meaning of a transient error reply, or None if the error is not transient."""
+    return next((meaning for beginning, meaning in _TRANSIENT.items() if text.startswith(beginning)), None)
 
 
 def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> AgentPerfError | None:
-    """Return what an error reply means to the caller, or None to send the command again."""
+    """Return the error for the caller of a command, or None to retry the command."""
     address = topology.address.masked
     code, _, detail = text.partition(" ")
     item.at_once = code in ("NOSCRIPT", "ASK")
@@ -451,16 +451,16 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
         if topology.fixed:
             scheme = "rediss+cluster" if topology.address.tls else "redis+cluster"
             return unavailable(
-                address, item.maybe_applied, f"it is a node of a Cluster: the URL begins with {scheme}://"
+                address, item.maybe_applied, f"it is a node of a Cluster: the URL must begin with {scheme}://"
             )
         if code == "MOVED":
             topology.doubt()
             item.reason = "the Cluster is being rearranged"
         else:
             host, _, port = detail.rpartition(" ")[2].rpartition(":")
-            item.node = Node(host or node.host, int(port))  # an empty host is the one that answered
+            item.node = Node(host or node.host, int(port))  # an empty host means the node that replied
         return None
-    meaning = passing(text)
+    meaning = transient_reason(text)
     if meaning is not None:
         item.reason = meaning
         if code in ("READONLY", "MASTERDOWN", "CLUSTERDOWN"):
@@ -475,14 +475,14 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
         return CorruptState(key, found or "something unexpected")
     for beginning, refusal in _REFUSED.items():
         if text.startswith(beginning):
-            # refused inside a script, it may come after a first write
+            # a refusal inside a script may come after its first write
             return unavailable(address, item.maybe_applied or "script" in text, f"{refusal} ({text})")
     script = item.command.script
     return ScriptFailed(script.name if isinstance(script, Script) else script, text)
 
 
 def _wrong_type(command: Command[Any], node: Node, left_s: float) -> Generator[DeliveryStep, Any, AgentPerfError]:
-    """Find out which key has the wrong type: the server's error does not say."""
+    """Find the key of the wrong type: the error of the server does not name it."""
     expected = _expected_types(command)
     if expected:
         try:

@@ -1,14 +1,15 @@
-"""How one exchange goes: which connection carries it, what is said first on a new one, what an error does to which.
+"""One exchange: its connection, the handshake on a new connection, and the connections that an error closes.
 
-`Connections.exchange` is a generator without I/O, as `delivery.deliver` is. It yields what a driver has to do (`Open` a
-connection, `Connect` it, `Talk` on it), so that the blocking and the asyncio driver share the idle connections, the
-greeting and the reading of errors. A connection is held by one exchange at a time, and dropped on any exception before
-its replies were fully read, so that no reply can reach the wrong caller.
+`Connections.exchange` is a generator without I/O, like `delivery.deliver`. It yields steps for a driver (`Open` a
+connection, `Connect` it, `Talk` on it). So the blocking and the asyncio driver share the idle connections, the
+handshake and the interpretation of errors. One exchange at a time uses a connection. Any exception before all replies
+are read drops the connection, so that no reply can reach the wrong caller.
 """
 
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ from agentperf_redis.transport.topology import Node
 
 C = TypeVar("C")
 
-CLOSED = "this client was closed"
+CLOSED = "this client is closed"
 MAX_CONNECTIONS = 32
-"""Exchanges under way at once per driver and process; the usual maxclients of 10,000 then serves 300 processes."""
+"""Concurrent exchanges per driver and process. The default maxclients of 10,000 then allows 300 processes."""
 BUSY = f"all {MAX_CONNECTIONS} connections of this process were busy"
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Make a connection to a node, and return it; it is not connected yet."""
+    """Create a connection to a node, and return it, not yet connected."""
 
     node: Node
 
@@ -42,9 +43,9 @@ class Connect(Generic[C]):
     connection: C
 
 
-@dataclass(slots=True)  # not frozen: one is made for each exchange, and that doubles what it takes
+@dataclass(slots=True)  # not frozen: that would double the cost, and each exchange creates one
 class Talk(Generic[C]):
-    """Send `payload`, and put as many replies as there are into `replies` one by one: those before a failure count."""
+    """Send `payload` and append `count` replies to `replies` one by one: replies before a failure count."""
 
     connection: C
     payload: bytes
@@ -59,8 +60,8 @@ class Connections(Generic[C]):
     """The connections of one driver. Safe to share between threads.
 
     Args:
-        connector: knows what an error means.
-        handshake: what is said first on a connection; None says nothing.
+        connector: interprets errors.
+        handshake: sent first on a new connection; None sends nothing.
         drop: closes a connection at once.
 
     Attributes:
@@ -72,34 +73,38 @@ class Connections(Generic[C]):
         self._handshake = handshake
         self._close_one = drop
         self._idle: dict[Node, deque[C]] = {}
-        self._ready: dict[Node, set[C]] = {}
-        """Connections that are up, idle or in use, and whose server was looked at."""
+        self._ready: dict[Node, set[weakref.ref[C]]] = {}
+        """Open connections, idle or in use, whose server has passed the handshake.
+
+        The references are weak. If an exception of a signal handler takes a connection from its exchange, nothing else
+        refers to it, so it is closed.
+        """
         self.closed = False
 
-    def exchange(self, asked: Exchange) -> ExchangeFlow[C]:
-        """Send bytes to a node and return its replies. The driver has a place for it, and keeps the time.
+    def exchange(self, request: Exchange) -> ExchangeFlow[C]:
+        """Send bytes to a node and return its replies. The driver limits the concurrency and the time.
 
         Raises:
-            ExchangeFailed: there is no connection to be had, it broke, or it was too late.
+            ExchangeFailed: no connection could be made, it broke, or the time was up.
         """
         replies: list[Reply] = []
-        connection = self.idle(asked.node)
+        connection = self.idle(request.node)
         fresh, sent = connection is None, False
         try:
             if connection is None:
-                connection = yield from self._connected(asked.node)
+                connection = yield from self._connected(request.node)
             sent = True
-            yield Talk(connection, asked.payload, asked.count, replies)
+            yield Talk(connection, request.payload, request.count, replies)
         except BaseException as error:
-            failure = self.failure(error, asked, connection, replies, sent=sent, fresh=fresh)
+            failure = self.failure(error, request, connection, replies, sent=sent, fresh=fresh)
             if failure is None:
                 raise
             raise failure from None
-        self.keep(asked.node, connection)
+        self.keep(request.node, connection)
         return replies
 
     def idle(self, node: Node) -> C | None:
-        """Take an idle connection, if there is one."""
+        """Take an idle connection, if any."""
         if self.closed:
             raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
         stack = self._idle.get(node)
@@ -109,7 +114,7 @@ class Connections(Generic[C]):
             return None
 
     def keep(self, node: Node, connection: C) -> None:
-        """Have a connection, whose replies were all read, for the next exchange."""
+        """Return a connection, whose replies were all read, to the idle connections."""
         if self.closed:
             self._drop(node, connection)
             return
@@ -121,55 +126,56 @@ class Connections(Generic[C]):
     def failure(
         self,
         error: BaseException,
-        asked: Exchange,
+        request: Exchange,
         connection: C | None,
         replies: list[Reply],
         *,
         sent: bool = True,
         fresh: bool = False,
     ) -> ExchangeFailed | None:
-        """Drop what an error has ended; return what it means, or None if it is no trouble of the connection.
+        """Drop the connections that an error broke. Return the failure, or None if it is not a connection error.
 
         Args:
-            error: what the driver met.
-            asked: the exchange.
-            connection: what carried it; None if there was none yet.
-            replies: those that had arrived before.
+            error: the error raised in the driver.
+            request: the exchange.
+            connection: its connection; None if there was none yet.
+            replies: the replies that arrived before the error.
             sent: whether the payload may have reached the server.
-            fresh: whether the connection was made for this exchange.
+            fresh: whether the connection was opened for this exchange.
         """
         if connection is not None:
-            self._drop(asked.node, connection)
-        failure = self._connector.failure(error, asked.timeout_s, replies, sent=sent, fresh=fresh)
-        if failure is not None and not fresh:  # the others were opened to the same server before; they are as dead
-            self._drop_idle(asked.node)
+            self._drop(request.node, connection)
+        failure = self._connector.failure(error, request.timeout_s, replies, sent=sent, fresh=fresh)
+        if failure is not None and not fresh:  # the idle ones lead to the same dead server
+            self._drop_idle(request.node)
         return failure
 
     def _connected(self, node: Node) -> Generator[Open | Connect[C] | Talk[C], Any, C]:
-        """Return a new connection on which the server was looked at."""
+        """Return a new connection whose server has passed the handshake."""
         connection: C = yield Open(node)
         try:
             yield Connect(connection)
             if self._handshake is not None and not (node.sentinel or self._ready.get(node)):
-                heard: list[Reply] = []
-                yield Talk(connection, self._handshake.request(), REPLIES, heard)
-                refusal = self._handshake.parse(heard)
+                handshake_replies: list[Reply] = []
+                yield Talk(connection, self._handshake.request(), REPLIES, handshake_replies)
+                refusal = self._handshake.parse(handshake_replies)
                 if refusal is not None:
                     raise ExchangeFailed(str(refusal), sent=False, final=True, error=refusal)
         except BaseException:
             self._close_one(connection)
             raise
-        self._ready.setdefault(node, set()).add(connection)
+        ready = self._ready.setdefault(node, set())
+        ready.add(weakref.ref(connection, ready.discard))
         return connection
 
     def close(self) -> None:
-        """Close idle connections; those in use close as their exchange ends."""
+        """Close idle connections; connections in use close when their exchange ends."""
         self.closed = True
         for node in list(self._idle):
             self._drop_idle(node)
 
     def _drop(self, node: Node, connection: C) -> None:
-        self._ready.get(node, set()).discard(connection)
+        self._ready.get(node, set()).discard(weakref.ref(connection))
         self._close_one(connection)
 
     def _drop_idle(self, node: Node) -> None:

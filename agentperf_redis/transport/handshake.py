@@ -1,9 +1,9 @@
-"""What is said first on a connection: is the server new enough, whose namespace is it, does it still have its data?
+"""The handshake of a new connection. It checks the server version, the namespace schema, and whether the data is there.
 
-It travels on the connection itself, before anything else: no command reaches a server or a namespace that was not
-looked at, whichever thread or task made the connection. A further connection to a node that this process is connected
-to already needs no greeting, since a server that was restarted in between would have broken the others. In a Cluster
-the namespace's own key lies on one node, which drivers ask before their first command.
+The handshake is the first request on the connection, so no command reaches an unchecked server or namespace, whichever
+thread or task opened the connection. A further connection to an already connected node needs no handshake: a restart of
+the server would have broken the other connections. In a Cluster the key of the namespace lies on one node, and a driver
+checks it there before its first command.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from agentperf_redis.script import Script
 from agentperf_redis.transport.resp import ServerError, pack, pack_call
 
 SCHEMA = 1
-"""Major version of the data model; a namespace with a higher one is not touched."""
+"""Major version of the data model; a namespace with a higher version is left unchanged."""
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
-"""Oldest servers that have what the scripts use (SPUBLISH, writes that free memory on a full server)."""
+"""Oldest servers with the features that the scripts use (SPUBLISH, writes that free memory on a full server)."""
 REPLIES = 2
 
 _OPEN = Script("namespace/open")
 
 
 class Handshake:
-    """Says the first words, and judges the answers.
+    """Builds the handshake request and checks the replies.
 
     Args:
-        address: the server, for people.
+        address: the server, for error messages.
         namespace: prefix of all keys.
-        on_epoch: called with the namespace's epoch, once an answer had it.
+        on_epoch: called with the epoch of the namespace from each reply.
     """
 
     def __init__(self, address: str, namespace: str, on_epoch: Callable[[str], None]) -> None:
@@ -42,35 +42,35 @@ class Handshake:
         self._on_epoch = on_epoch
 
     def opening(self) -> Command[None]:
-        """Return the command that founds or checks the namespace, on the node that has it."""
-        return Command(_OPEN, (self._meta,), {"schema": SCHEMA, "epoch": secrets.token_hex(8)}, self._opened)
+        """Return the command that creates or checks the namespace, on the node of its key."""
+        return Command(_OPEN, (self._meta,), {"schema": SCHEMA, "epoch": secrets.token_hex(8)}, self._check_opened)
 
     def request(self) -> bytes:
-        """Return what to send; `REPLIES` replies come back. The script is sent whole: the server may not know it."""
+        """Return the request. It has `REPLIES` replies, and includes the script source, as the server may lack it."""
         return pack(("HELLO",)) + pack_call(self.opening(), by_source=True, again=False)
 
     def parse(self, replies: Sequence[Reply]) -> AgentPerfError | None:
-        """Take the answers. Returns why this server must not be used, or None.
+        """Check the replies. Return the reason why this server must not be used, or None.
 
-        An error reply that says nothing about that is passed over: the key lies on another node of the Cluster, the
-        server is loading or full, the user may not ask. What is then sent meets the same error, and tells its caller.
+        Other error replies are ignored: the key lies on another node of the Cluster, the server is loading or full, or
+        the user lacks the permission. The commands that follow get the same error and report it to their callers.
         """
         hello, opened = replies
         if not isinstance(hello, ServerError):
-            too_old = self._too_old(hello)
-            if too_old is not None:
-                return too_old
+            mismatch = self._check_version(hello)
+            if mismatch is not None:
+                return mismatch
         if isinstance(opened, ServerError):
             if opened.text.startswith(("WRONGTYPE", "CORRUPT")):
-                return CorruptState(self._meta, "something that is no namespace of this library")
+                return CorruptState(self._meta, "something that is not a namespace of this library")
             return None
         try:
-            self._opened(opened)
+            self._check_opened(opened)
         except AgentPerfError as error:
             return error
         return None
 
-    def _opened(self, reply: Reply) -> None:
+    def _check_opened(self, reply: Reply) -> None:
         try:
             _, schema, epoch = reply
             number, text = int(schema), epoch.decode()
@@ -80,13 +80,13 @@ class Handshake:
             raise SchemaMismatch(f"namespace {self._namespace}", str(number), f"schema {SCHEMA} or lower")
         self._on_epoch(text)
 
-    def _too_old(self, hello: Reply) -> AgentPerfError | None:
+    def _check_version(self, hello: Reply) -> AgentPerfError | None:
         try:
             facts = dict(zip(hello[::2], hello[1::2], strict=True))
             server = facts[b"server"].decode()
             version = tuple(int(part) for part in facts[b"version"].decode().split(".")[:3])
         except (AttributeError, KeyError, TypeError, ValueError):
-            return None  # something that speaks for a server, such as a proxy; the scripts will show
+            return None  # not a plain server, perhaps a proxy; the scripts will tell
         if version >= OLDEST.get(server, OLDEST["redis"]):
             return None
         needed = " or ".join(f"{name.capitalize()} {dotted(oldest)}" for name, oldest in OLDEST.items())

@@ -1,4 +1,4 @@
-"""The wire form of commands, and error replies as values."""
+"""The wire format of commands, and error replies as values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentperf_redis.script import Script
 
 
 class ServerError:
-    """An error reply, as a value: the server's text whole, its code the first word."""
+    """An error reply as a value: the full text of the server, with the error code as its first word."""
 
     __slots__ = ("text",)
 
@@ -21,22 +21,22 @@ class ServerError:
 
 
 def pack(parts: Sequence[str | bytes | int]) -> bytes:
-    """Return one command in the server's wire form.
+    """Return one command in wire format.
 
-    Numbers are made text here: where hiredis does it, a signal handler that raises meanwhile (Ctrl-C) ends the process
-    with a segmentation fault (hiredis 3.5.0).
+    Numbers are converted to text here. If hiredis converts them, a signal handler that raises meanwhile (Ctrl-C) causes
+    a segmentation fault (hiredis 3.5.0).
     """
     packed: bytes = hiredis.pack_command(tuple(part if isinstance(part, (str, bytes)) else str(part) for part in parts))  # type: ignore[arg-type]  # its stub says a 1-tuple
     return packed
 
 
 def pack_call(command: Command[Any], *, by_source: bool, again: bool) -> bytes:
-    """Return a Command in wire form.
+    """Return a Command in wire format.
 
     Args:
-        command: what to send.
-        by_source: send the whole script instead of its hash.
-        again: it was sent before.
+        command: the command.
+        by_source: whether to send the source of the script instead of its hash.
+        again: whether the command was sent before.
     """
     args = command.wire_args(again=again)
     script = command.script

@@ -1,4 +1,4 @@
-"""Which node serves which key: one server, the primary that Sentinel names, or the slots of a Cluster."""
+"""Maps keys to nodes: one server, the primary named by Sentinel, or the slots of a Cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SLOTS = 16384
 
 
 class Node(NamedTuple):
-    """One server process to talk to. Unix sockets and the embedded server have their path as host and port 0."""
+    """One server process. Unix sockets and the embedded server have their path as host, and port 0."""
 
     host: str
     port: int
@@ -32,17 +32,17 @@ def key_slot(key: str) -> int:
 
 
 class Topology:
-    """Which node serves which key, as far as it is known. Shared by all drivers of a backend; replaced whole.
+    """The known map of keys to nodes. All drivers of a backend share it; a refresh replaces the whole layout.
 
     Attributes:
-        address: what the user gave.
-        doubtful: whether it is to be found out (again) before it is relied on. What was known stays in use meanwhile.
+        address: the address given by the user.
+        doubtful: whether the layout must be refreshed before it is trusted. The old layout stays in use meanwhile.
     """
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self._seeds = tuple(Node(host, port, address.kind is ServerKind.SENTINEL) for host, port in address.nodes)
-        self._tried = 0
+        self._requests = 0
         self._slots: dict[int, Node] = {}
         self._primary: Node | None = None
         self.doubtful = False
@@ -55,21 +55,21 @@ class Topology:
 
     @property
     def fixed(self) -> bool:
-        """Whether there is one server and nothing to find out."""
+        """Whether there is one server, so that the layout never changes."""
         return self.address.kind in (ServerKind.STANDALONE, ServerKind.UNIX, ServerKind.EMBEDDED)
 
     @property
     def scattered(self) -> bool:
-        """Whether keys lie on several nodes."""
+        """Whether the keys are spread over several nodes."""
         return self.address.kind is ServerKind.CLUSTER
 
     @property
     def sources(self) -> int:
-        """How many nodes can be asked."""
+        """The number of nodes that can report the layout."""
         return len(self._sources())
 
     def node_for(self, key: str | None) -> Node | None:
-        """Return the node of a key, any node for None, or None where that is unknown."""
+        """Return the node of a key, or any node if the key is None. Return None if the node is unknown."""
         if not self.scattered:
             return self._primary
         if key is None:
@@ -77,31 +77,31 @@ class Topology:
         return self._slots.get(key_slot(key))
 
     def uses(self, node: Node) -> bool:
-        """Whether a command may be sent to this node, as far as is known now."""
+        """Whether commands may be sent to this node under the current layout."""
         return node in self._slots.values() if self.scattered else node == self._primary
 
     def doubt(self) -> None:
-        """It may be out of date."""
+        """Mark the layout as possibly out of date."""
         self.doubtful = not self.fixed
 
-    def question(self) -> tuple[Node, bytes]:
-        """Return whom to ask, and what; another node each time."""
+    def layout_request(self) -> tuple[Node, bytes]:
+        """Return a node and the request for its view of the layout; a different node each time."""
         known = self._sources()
-        node = known[self._tried % len(known)]
-        self._tried += 1
+        node = known[self._requests % len(known)]
+        self._requests += 1
         if self.address.kind is ServerKind.SENTINEL:
             return node, pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.service))
         return node, pack(("CLUSTER", "SLOTS"))
 
     def _sources(self) -> tuple[Node, ...]:
-        """The nodes given, and those found since: the given ones may be dead by now."""
+        """The given nodes and the nodes found since: the given ones may be dead by now."""
         return tuple(dict.fromkeys((*self._seeds, *self._slots.values())))
 
-    def learn(self, asked: Node, reply: Reply) -> str:
-        """Take in the answer to `question`.
+    def learn(self, source: Node, reply: Reply) -> str:
+        """Apply the reply to `layout_request`.
 
         Returns:
-            An empty text, or what is wrong with the answer.
+            An empty text, or the fault of the reply.
         """
         if isinstance(reply, ServerError):
             return reply.text
@@ -114,11 +114,11 @@ class Topology:
                 return ""
             slots: dict[int, Node] = {}
             for start, end, primary, *_ in reply:
-                # a node that does not know its own address yet leaves it out: it is the one asked
-                node = Node(primary[0].decode() if primary[0] else asked.host, int(primary[1]))
+                # a node that does not know its own address yet omits it: then it is the node that replied
+                node = Node(primary[0].decode() if primary[0] else source.host, int(primary[1]))
                 slots.update(dict.fromkeys(range(start, end + 1), node))
         except (AttributeError, IndexError, TypeError, ValueError):
-            return f"{asked.host}:{asked.port} described no layout"
+            return f"{source.host}:{source.port} did not return a layout"
         if not slots:
             return "the Cluster serves no slots"
         self._slots = slots

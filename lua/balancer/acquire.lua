@@ -32,6 +32,7 @@ local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 --@include strategies
 --@include records
+--@include grants
 --@include pool
 --@include pick
 
@@ -46,10 +47,10 @@ if facts[1] then
   if not instance then return {SPENT, match(facts[1], TOMBSTONE) or match(facts[1], '^%S*')} end
   local expiry_ms = tonumber(call('ZSCORE', DUE, TOKEN) or 0)
   if expiry_ms <= now_ms then return {SPENT, 'expired'} end
-  if LATE == '1' and late == '0' then call('HSET', STATE, TOKEN, write_lease(instance, fence, '1')) end
+  if LATE == '1' and late == '' then call('HSET', STATE, TOKEN, write_lease(instance, fence, '1')) end
   return {DONE, instance, expiry_ms, tonumber(fence), call('HGET', STATE, instance) or ''}
 end
-local refused, strategy = opened(facts[2])
+local refused, strategy, score, how = opened(facts[2])
 if refused then return refused end
 if WANTED ~= '-' and WANTED ~= strategy then
   if not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
@@ -60,7 +61,6 @@ local invalid = invalid_counter(facts[3], facts[4], facts[5], facts[6])
 if invalid then return corrupt(invalid) end
 
 local id, record
-local score, how = rules(strategy)
 local expiry_ms, next_ms = now_ms + TTL_MS, tonumber(facts[3] or 0)
 local look, several = next_ms <= now_ms, string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS

@@ -11,7 +11,7 @@
 --   response_us int   how long the work took, us; -1 when not measured
 --   bury_ms     int   how long to keep a tombstone that refuses a late copy of the acquire, ms; 0: there can be none
 --   again       int   1 when another copy of this release may have been executed, else 0
---   tokens      int   how many more it took than acquire counted; below 0 for fewer
+--   tokens      int   tokens used minus tokens that acquire counted; negative for fewer
 -- RETURNS
 --   1   this call, or the copy before it, freed the unit
 --   0   the token is unknown
@@ -30,8 +30,9 @@ local RESPONSE_US, BURY_MS, AGAIN, TOKENS = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local LATE_MS = 120000
 local id, response_us, bury_ms, again = ID, tonumber(RESPONSE_US), tonumber(BURY_MS), AGAIN == '1'
 local facts = call('HMGET', STATE, TOKEN, '#pool', '#next', id, '#load')
-local refused, strategy, more = opened(facts[2])
+local refused, _, score, _, _, response, more = opened(facts[2])
 if refused then return refused end
+if not score then score, _, _, response = rules(DEFAULT_STRATEGY) end
 
 local holder, fence_held, marked = match(facts[1] or '', LEASE)
 if not holder then holder, fence_held = match(facts[1] or '', GRANTED) end
@@ -42,21 +43,20 @@ if not holder then
 end
 local slow, ewma_us, ewma_at_ms
 if holder then
-  if marked == '1' then bury_ms = math.max(bury_ms, LATE_MS) end
+  if marked and marked ~= '' then bury_ms = math.max(bury_ms, LATE_MS) end
   local record = facts[4]
   if holder ~= id then
     id = holder
     record = call('HGET', STATE, id)
   end
-  local score, _, _, response = rules(strategy or DEFAULT_STRATEGY)
   local load, same, limit, seq, served, failed, streak, rest
   load, same, limit, seq, ewma_us, ewma_at_ms, served, failed, streak, rest = match(record or '', RELEASE)
   if load == '0' then return corrupt(id) end
-  if not load then  -- in another order than it is written in, or not written by the library, which `read` finds out
+  if not load then  -- in another order, or not written by the library; `read` distinguishes these
     ewma_us, ewma_at_ms = field(record or '', 'ewma_us'), field(record or '', 'ewma_at_ms')
     if not whole(ewma_us) or not whole(ewma_at_ms) or not ewma_us or not ewma_at_ms then return corrupt(id) end
   end
-  local slow_after_us = more ~= '' and match(more, SLOW_AFTER)
+  local slow_after_us = more and more ~= '' and match(more, SLOW_AFTER)
   slow = OUTCOME == 'o' and slow_after_us and response_us > tonumber(slow_after_us)
   if response_us >= 0 and OUTCOME ~= 'n' then
     ewma_us = tonumber(ewma_us)
@@ -86,16 +86,18 @@ if holder then
   local is_plain = load and labels and weight and flags == '-'
   if is_plain and (OUTCOME == 'o' or OUTCOME == 'n') and not slow and bury_ms == 0 and facts[3] ~= '0' then
     if not whole(facts[5]) then return corrupt('#load') end
-    check_types(labels)
     load, limit = tonumber(load), tonumber(limit)
     local was = load < limit
+    -- An instance that was ready stays so; the indexes change when its score depends on its load.
+    local is_indexed = not was or score == 'load' or score == 'free_share'
+    if is_indexed then check_types(labels) end
     load = load - 1
     if OUTCOME == 'o' then served, streak = format('%d', served + 1), '0' end
     call('ZREM', DUE, TOKEN)
     call('HDEL', STATE, TOKEN)
     call('HSET', STATE, id, write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest),
       '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
-    if not (was and score == 'last_pick') then index(score, id, load, limit, seq, weight, labels, was) end
+    if is_indexed then index(score, id, load, limit, seq, weight, labels, was) end
     return DONE
   end
 end

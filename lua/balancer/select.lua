@@ -1,4 +1,4 @@
--- select: tell which instance a lease would be granted on now, without granting it.
+-- select: return the instance that a lease would be granted on now, without granting it.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -16,7 +16,7 @@
 --   {0}               nothing free
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in pool.lua
--- REPEAT  harmless: but for clearing what is due it changes nothing
+-- REPEAT  harmless: it only processes due timers
 -- ERRORS  none
 -- COST    O(log N), and at most 64 expiries when some are due
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -33,7 +33,7 @@ local EXPIRIES = 64
 local facts = call('HMGET', STATE, '#pool', '#load', '#cap')
 if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} end
 if not facts[1] then return {NOTHING} end
-local refused, strategy = opened(facts[1])
+local refused, strategy, _, how = opened(facts[1])
 if refused then return refused end
 if WANTED ~= strategy and WANTED ~= '-' and call('ZCARD', IDS) > 0 then return {OTHER_STRATEGY, strategy} end
 local invalid = invalid_counter()
@@ -41,7 +41,6 @@ if invalid then return corrupt(invalid) end
 call('ZCARD', RING)
 if LABELS ~= '-' then check_types(LABELS) end
 
-local _, how = rules(strategy)
 local pool = maintenance()
 call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
 pool.maintain(EXPIRIES)

@@ -26,6 +26,7 @@ local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
 --@include strategies
 --@include records
+--@include grants
 --@include pool
 --@include whole_records
 --@include health

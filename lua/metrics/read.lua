@@ -13,8 +13,8 @@
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, number of its fields, field and value of each,
 --                     durations in us separated by spaces (empty unless all are there). The window is [from_ms, to_ms).
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
---                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms; each of the last four is -1 if it is not
---                     known; first_ms of a window never is
+--                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
+--                     tok_reasoning; each of min_us to first_ms is -1 if it is not known; first_ms of a window never is
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
 -- COST    O(series x slices x fields); a window needs about a dozen slices, 120 at most
@@ -107,6 +107,7 @@ local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last
 local call = redis.call
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0
+  local tok_cached_in, tok_cache_write, tok_reasoning = 0, 0, 0
   local min_us, max_us, last_ms, first_ms = -1, -1, -1, -1
   for s = #starts, 1, -1 do
     key = starts[s] .. name
@@ -125,9 +126,12 @@ local function plain(name)
       if got[1] ~= got[2] then err = err + (call('HGET', key, 'err') or 0) end
     end
     if got[6] then
-      local used = call('HMGET', key, 'tool_calls', 'tok_in', 'tok_out', 'cost_nano')
+      local used = call('HMGET', key, 'tool_calls', 'tok_in', 'tok_out', 'cost_nano',
+        'tok_cached_in', 'tok_cache_write', 'tok_reasoning')
       llm_calls, tool_calls, tok_in = llm_calls + got[6], tool_calls + (used[1] or 0), tok_in + (used[2] or 0)
       tok_out, cost_nano = tok_out + (used[3] or 0), cost_nano + (used[4] or 0)
+      tok_cached_in, tok_cache_write = tok_cached_in + (used[5] or 0), tok_cache_write + (used[6] or 0)
+      tok_reasoning = tok_reasoning + (used[7] or 0)
     end
   end
   if WINDOW_MS == 0 then first_ms = (call('HGET', key, 'first_ms') or -1) + 0 end
@@ -135,7 +139,9 @@ local function plain(name)
   reply[size + 5], reply[size + 6], reply[size + 7] = clamped(llm_calls), clamped(tool_calls), clamped(tok_in)
   reply[size + 8], reply[size + 9], reply[size + 10] = clamped(tok_out), clamped(cost_nano), min_us
   reply[size + 11], reply[size + 12], reply[size + 13] = max_us, last_ms, first_ms
-  size = size + 13
+  reply[size + 14], reply[size + 15] = clamped(tok_cached_in), clamped(tok_cache_write)
+  reply[size + 16] = clamped(tok_reasoning)
+  size = size + 16
 end
 
 local function full(name)

@@ -8,7 +8,7 @@
 --   {1, schema, epoch}   the namespace is open
 --   {-1, schema, epoch}  it was written by a newer major version; nothing was written
 -- REPEAT  the first call creates the namespace, every further one reads it
--- ERRORS  CORRUPT <meta>: its schema is no number; nothing was written
+-- ERRORS  CORRUPT <meta>: its schema is not a number; nothing was written
 -- COST    O(1)
 --@include corrupt
 local META = KEYS[1]

@@ -1,4 +1,4 @@
-"""Programs written for the in-memory version run after their import line was changed, and nothing else."""
+"""Programs for the in-memory version run after a change of their import line alone."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ demo_load_balancing()
 
 @pytest.fixture
 def execute(start_server: Callable[..., Server], tmp_path: Path) -> Callable[[str], list[str]]:
-    """Run a program in a process of its own, on a server of its own; returns the lines it printed."""
+    """Run a program in a separate process with a separate server, and return its output lines."""
     server = start_server("valkey")
 
     def run(program: str) -> list[str]:
@@ -175,22 +175,22 @@ def execute(start_server: Callable[..., Server], tmp_path: Path) -> Callable[[st
     return run
 
 
-def test_the_quick_reference_runs(execute: Callable[[str], list[str]]) -> None:
+def test_quick_reference_runs_unchanged(execute: Callable[[str], list[str]]) -> None:
     assert execute(QUICK_REFERENCE) == []
 
 
-def test_the_quick_reference_does_what_it_says(execute: Callable[[str], list[str]]) -> None:
+def test_quick_reference_prints_expected_results(execute: Callable[[str], list[str]]) -> None:
     assert execute(QUICK_REFERENCE_USED) == ["None 1 1"]
 
 
-def test_the_metrics_demo(execute: Callable[[str], list[str]]) -> None:
+def test_metrics_demo_prints_expected_figures(execute: Callable[[str], list[str]]) -> None:
     lines = execute(METRICS_DEMO)
     assert lines[0:4] == ["Agent Metrics:", "ml-engineer:", "  agent_name: ml-engineer", "  task_count: 10"]
     assert "  success_rate: 90.0%" in lines
     (half,) = [line for line in lines if line.startswith("  p50_execution_time: ")]
     shown = re.fullmatch(r"  p50_execution_time: (\d+\.\d\d)s", half)
     assert shown is not None
-    assert float(shown[1]) >= 0.02, "as long as it slept, or longer on a busy machine"
+    assert float(shown[1]) >= 0.02, "at least its sleep time, and longer on a busy machine"
     assert "  top_errors: {'ValueError': 1}" in lines
     assert "  total_tasks: 10" in lines
     assert "  overall_success_rate: 90.0%" in lines
@@ -198,7 +198,7 @@ def test_the_metrics_demo(execute: Callable[[str], list[str]]) -> None:
     assert lines[-1] == "ml-engineer"
 
 
-def test_the_cache_demo(execute: Callable[[str], list[str]]) -> None:
+def test_cache_demo_computes_its_value_once(execute: Callable[[str], list[str]]) -> None:
     lines = execute(CACHE_DEMO)
     assert lines[:2] == ["Result: 1024", "Result: 1024"]
     for part in (
@@ -213,7 +213,7 @@ def test_the_cache_demo(execute: Callable[[str], list[str]]) -> None:
     assert lines[3] == "calls: 1"
 
 
-def test_the_balancer_demo(execute: Callable[[str], list[str]]) -> None:
+def test_balancer_demo_spreads_load_over_instances(execute: Callable[[str], list[str]]) -> None:
     lines = execute(BALANCER_DEMO)
     grants = [line for line in lines if line.startswith("Task")]
     assert len(grants) == 10

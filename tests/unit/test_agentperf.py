@@ -1,4 +1,4 @@
-"""What making and entering an `AgentPerf` loads, each in an interpreter of its own."""
+"""Modules that creating and entering an `AgentPerf` loads, each in a separate interpreter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Watch:
 
 
 async def main():
-    assert not any(name in sys.modules for name in services), "what is not asked for is not loaded"
+    assert not any(name in sys.modules for name in services), "unused services are not loaded"
     sys.meta_path.insert(0, Watch())
     async with AgentPerf("redis://localhost:1") as perf:
         assert all(name in sys.modules for name in services)
@@ -40,13 +40,13 @@ asyncio.run(main())
 """
 
 
-def test_entering_it_in_a_loop_loads_the_services_beside_the_loop() -> None:
+def test_async_enter_loads_services_off_the_loop() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", [["l"], {}, None, 3, ""])
-def test_a_cache_name_that_is_none_is_refused_with_what_is_allowed(name: Any) -> None:
+def test_invalid_cache_name_error_states_allowed_names(name: Any) -> None:
     with AgentPerf("redis://localhost:1") as perf:
         for make in (perf.cache, perf.tiered_cache):
             with pytest.raises(InvalidArgument, match=r"name is .* allowed: a string of 1 to 200"):

@@ -26,14 +26,14 @@ class Rude:
 @pytest.mark.parametrize(
     "value", ["a", "a b", "{", "}", "{}", "a}b{c", "*?[", "héllo", "名", "x" * 200, "%", "a:b", "🤖"]
 )
-def test_names_that_are_allowed(value: str) -> None:
+def test_valid_names_are_accepted_unchanged(value: str) -> None:
     assert arguments.name("agent", value) == value
 
 
 @pytest.mark.parametrize(
     "value", ["", "\0", "a\r\n", "\ud800", "x" * 201, "x" * 10**6, "\x7f", "\x85", None, 1, b"a", ["a"], True]
 )
-def test_names_that_are_not(value: object) -> None:
+def test_invalid_names_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument) as caught:
         arguments.name("agent", value)
     assert caught.value.argument == "agent"
@@ -43,69 +43,69 @@ def test_names_that_are_not(value: object) -> None:
 @pytest.mark.parametrize(
     "value", [math.nan, -math.inf, math.inf, 0, -1, 1e-9, 1e300, 10**400, True, False, "5", None, [], 1j, Decimal(1)]
 )
-def test_durations_that_are_refused(value: object) -> None:
+def test_invalid_durations_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match=r"ttl is .*; allowed: seconds from"):
         arguments.seconds("ttl", value)
 
 
-def test_bounds_are_said_in_plain_numbers() -> None:
+def test_bounds_are_shown_without_exponents() -> None:
     with pytest.raises(InvalidArgument, match=r"allowed: seconds from 0\.001 to 316224000, or math\.inf$"):
         arguments.seconds("ttl", 0, endless=True)
     with pytest.raises(InvalidArgument, match=r"allowed: a number from 0 to 1000000000000000$"):
         arguments.amount("cost", -1)
 
 
-def test_a_timedelta_is_told_what_to_say() -> None:
+def test_timedelta_error_suggests_total_seconds() -> None:
     with pytest.raises(
         InvalidArgument, match=r"seconds from 0\.001 to 316224000; of a timedelta, \.total_seconds\(\)$"
     ):
         arguments.seconds("ttl", timedelta(minutes=5))
 
 
-def test_a_key_that_is_no_string_is_told_so() -> None:
+def test_non_string_key_error_states_allowed_values() -> None:
     with pytest.raises(InvalidArgument, match=r"key is 1; allowed: a string$"):
         arguments.cache_key("key", 1)
     with pytest.raises(InvalidArgument, match=r"allowed: a string without lone surrogates$"):
         arguments.cache_key("key", "\ud800")
 
 
-def test_durations_that_are_allowed() -> None:
+def test_valid_durations_become_floats() -> None:
     assert arguments.seconds("ttl", 1) == 1.0
     assert arguments.seconds("ttl", Fraction(1, 2)) == 0.5
     assert arguments.seconds("ttl", math.inf, endless=True) == math.inf
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**31, 2**53 + 1, 2**63, 2**64, True, 1.0, 1.5, "1", None, math.nan])
-def test_counts_that_are_refused(value: object) -> None:
+def test_invalid_counts_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match="max_capacity is"):
         arguments.count("max_capacity", value)
 
 
 @pytest.mark.parametrize("value", [-1, -0.001, 1.1, math.nan, math.inf, 1e300, 2**4000, True, "1", None])
-def test_amounts_that_are_refused(value: object) -> None:
+def test_invalid_amounts_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match=r"weight is .*; allowed: a number from 0 to 1$"):
         arguments.amount("weight", value, maximum=1.0)
 
 
 @pytest.mark.parametrize("value", [5, None, b"k", [], "\ud800"])
-def test_cache_keys_that_are_refused(value: object) -> None:
+def test_invalid_cache_keys_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match="key is"):
         arguments.cache_key("key", value)
 
 
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
-def test_flags_that_are_refused(value: object) -> None:
+def test_non_bool_flags_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match="strict is"):
         arguments.flag("strict", value)
 
 
 @pytest.mark.parametrize("value", ["one", b"one", 1, None, ["a", ""]])
-def test_collections_of_names_that_are_refused(value: object) -> None:
+def test_invalid_collections_of_names_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument):
         arguments.names("tags", value)
 
 
-def test_choices_are_taken_as_member_or_value() -> None:
+def test_choices_accept_member_or_value() -> None:
     assert arguments.choice("colour", "red", Colour) is arguments.choice("colour", Colour.RED, Colour) is Colour.RED
     with pytest.raises(InvalidArgument, match="one of 'red'"):
         arguments.choice("colour", "blue", Colour)
@@ -114,17 +114,17 @@ def test_choices_are_taken_as_member_or_value() -> None:
 @pytest.mark.parametrize(
     "check", [arguments.name, arguments.seconds, arguments.count, arguments.amount, arguments.flag, arguments.cache_key]
 )
-def test_a_value_that_cannot_be_shown_is_refused_all_the_same(check: Callable[..., Any]) -> None:
+def test_value_with_failing_repr_is_still_refused(check: Callable[..., Any]) -> None:
     with pytest.raises(InvalidArgument, match="<Rude object>"):
         check("x", Rude())
 
 
-def test_an_invalid_argument_is_a_value_error() -> None:
+def test_invalid_argument_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="flag is 1; allowed: True or False"):
         arguments.flag("flag", 1)
 
 
-def test_negative_zero_becomes_zero() -> None:
+def test_negative_zero_becomes_positive_zero() -> None:
     for value in (
         arguments.amount("weight", -0.0),
         arguments.seconds("wait", -0.0, minimum=0.0),

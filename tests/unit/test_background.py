@@ -1,4 +1,4 @@
-"""The mechanics of a background thread, each by itself: no server."""
+"""The mechanisms of a background thread, each on its own, without a server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def no_thread_left() -> Iterator[None]:
 
 
 def do(jobs: Background, job: Callable[[], object] = lambda: None) -> None:
-    """Have a job done, and wait for it."""
+    """Run a job, and wait for it."""
     done = threading.Event()
 
     def work() -> None:
@@ -56,7 +56,7 @@ def do(jobs: Background, job: Callable[[], object] = lambda: None) -> None:
     assert done.wait(LIMIT_S)
 
 
-def test_thread_starts_with_the_first_job_and_is_kept(jobs: Background) -> None:
+def test_thread_starts_with_first_job_and_stays(jobs: Background) -> None:
     assert not jobs.running
     assert not threads()
     identities: set[int] = set()
@@ -67,7 +67,7 @@ def test_thread_starts_with_the_first_job_and_is_kept(jobs: Background) -> None:
     assert [thread.daemon for thread in threads()] == [True]
 
 
-def test_jobs_are_done_in_the_order_of_their_puts(jobs: Background) -> None:
+def test_jobs_run_in_order_of_put(jobs: Background) -> None:
     done: list[int] = []
     for number in range(100):
         jobs.put(lambda number=number: done.append(number))  # type: ignore[misc]
@@ -75,7 +75,7 @@ def test_jobs_are_done_in_the_order_of_their_puts(jobs: Background) -> None:
     assert done == list(range(100))
 
 
-def test_job_is_done_when_it_is_due_and_not_before(jobs: Background) -> None:
+def test_job_never_runs_before_its_due_time(jobs: Background) -> None:
     done: list[tuple[str, float]] = []
     now = time.monotonic()
     for name, after in (("late", 0.2), ("early", 0.05)):
@@ -86,7 +86,7 @@ def test_job_is_done_when_it_is_due_and_not_before(jobs: Background) -> None:
     assert done[1][1] >= now + 0.2
 
 
-def test_job_waits_once_for_the_soonest_of_its_times(jobs: Background) -> None:
+def test_job_runs_once_at_its_earliest_time(jobs: Background) -> None:
     done: list[float] = []
 
     def job() -> None:
@@ -98,13 +98,13 @@ def test_job_waits_once_for_the_soonest_of_its_times(jobs: Background) -> None:
     jobs.at(now + 0.1, job)
     wait_until(lambda: done, "the job")
     do(jobs)
-    assert not jobs._due_times, "the later times are of no meaning any more"
+    assert not jobs._due_times, "the later times are obsolete"
     jobs.at(time.monotonic(), job)
-    wait_until(lambda: len(done) == 2, "the job, for another time")
+    wait_until(lambda: len(done) == 2, "the second run of the job")
     assert now + 0.05 <= done[0]
 
 
-def test_due_job_goes_before_jobs_that_wait(jobs: Background) -> None:
+def test_due_job_runs_before_waiting_jobs(jobs: Background) -> None:
     order: list[str] = []
     begin = threading.Event()
     jobs.put(lambda: begin.wait(LIMIT_S))
@@ -116,7 +116,7 @@ def test_due_job_goes_before_jobs_that_wait(jobs: Background) -> None:
     assert order == ["due", "put", "put", "put"]
 
 
-def test_repeating_job_leaves_room_for_others(jobs: Background) -> None:
+def test_repeating_job_does_not_starve_others(jobs: Background) -> None:
     ended = threading.Event()
 
     def again() -> None:
@@ -129,7 +129,7 @@ def test_repeating_job_leaves_room_for_others(jobs: Background) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("by the test"), SystemExit(1)])
-def test_thread_outlives_exceptions_and_logs_them(
+def test_thread_survives_and_logs_exceptions(
     jobs: Background, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     def fail() -> None:
@@ -144,7 +144,7 @@ def test_thread_outlives_exceptions_and_logs_them(
     assert all(record.exc_info is not None and record.exc_info[1] is error for record in records)
 
 
-def test_close_does_what_waits_and_what_is_due_later(jobs: Background) -> None:
+def test_close_runs_waiting_and_later_due_jobs(jobs: Background) -> None:
     done: list[str] = []
     begin = threading.Event()
     jobs.put(lambda: begin.wait(LIMIT_S))
@@ -162,7 +162,7 @@ def test_close_without_any_job_starts_no_thread(jobs: Background) -> None:
     assert not jobs.running
 
 
-def test_job_that_reschedules_itself_is_done_once_in_closing(jobs: Background) -> None:
+def test_self_rescheduling_job_runs_once_during_close(jobs: Background) -> None:
     done: list[float] = []
 
     def again() -> None:
@@ -182,20 +182,20 @@ def test_close_waits_no_longer_than_its_limit(jobs: Background) -> None:
     began = time.monotonic()
     assert not jobs.close(0.05)
     assert time.monotonic() - began >= 0.05
-    assert not done, "the limit has passed before the jobs are done"
+    assert not done, "the limit is up before the jobs are done"
     end.set()
     assert jobs.close(LIMIT_S), "a second call waits for the rest"
     assert done == ["later"]
 
 
-def test_close_on_its_own_thread_does_not_wait_for_itself(jobs: Background) -> None:
+def test_close_on_own_thread_does_not_deadlock(jobs: Background) -> None:
     answers: list[bool] = []
     do(jobs, lambda: answers.append(jobs.close(LIMIT_S)))
     assert answers == [False]
     wait_until(lambda: not jobs.running, "the thread to end")
 
 
-def test_job_put_while_closing_is_done(jobs: Background) -> None:
+def test_job_put_during_close_still_runs(jobs: Background) -> None:
     done: list[str] = []
 
     def late() -> None:
@@ -215,7 +215,7 @@ def test_job_put_while_closing_is_done(jobs: Background) -> None:
     assert sorted(done) == ["due in an hour", "from a job", "put"]
 
 
-def test_job_put_after_closing_is_done_by_another_thread(jobs: Background) -> None:
+def test_job_put_after_close_runs_on_new_thread(jobs: Background) -> None:
     do(jobs)
     assert jobs.close(LIMIT_S)
     for _ in range(3):
@@ -224,11 +224,11 @@ def test_job_put_after_closing_is_done_by_another_thread(jobs: Background) -> No
 
 
 @pytest.mark.parametrize("lingers", [True, False])
-def test_no_job_is_lost_between_threads_that_end_and_start(lingers: bool) -> None:
+def test_no_job_is_lost_between_successive_threads(lingers: bool) -> None:
     jobs = Background(NAME, lingers=lingers)
     done: list[int] = []
     if lingers:
-        jobs.close(LIMIT_S)  # from here on, each thread ends as soon as it can
+        jobs.close(LIMIT_S)  # from now on, each thread ends as soon as possible
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -244,18 +244,18 @@ def test_no_job_is_lost_between_threads_that_end_and_start(lingers: bool) -> Non
         sys.setswitchinterval(interval)
 
 
-def test_thread_that_does_not_linger_ends_and_comes_back() -> None:
+def test_non_lingering_thread_ends_and_restarts() -> None:
     jobs = Background(NAME, lingers=False)
     done: list[float] = []
     do(jobs)
     wait_until(lambda: not threads(), "the thread to end")
     jobs.at(time.monotonic() + 0.05, lambda: done.append(time.monotonic()))
-    assert jobs.running, "it waits for what is due"
+    assert jobs.running, "it waits for the due time"
     wait_until(lambda: done, "the job")
     wait_until(lambda: not threads(), "the thread to end")
 
 
-def test_close_does_the_jobs_itself_when_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_runs_jobs_if_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = Background(NAME)
     done: list[int] = []
 
@@ -272,25 +272,25 @@ def test_close_does_the_jobs_itself_when_no_thread_can_start(monkeypatch: pytest
     slow.put(lambda: time.sleep(0.02))
     slow.put(lambda: done.append(0))
     slow.close(0.01)
-    assert len(done) == 2, "nor does it go on beyond its limit"
+    assert len(done) == 2, "it stops at its limit"
 
 
 class Dropped:
-    """Puts a job when memory is collected."""
+    """Puts a job when it is garbage-collected."""
 
     def __init__(self, jobs: Background, done: list[int]) -> None:
         self._jobs = jobs
         self._done = done
-        self.me = self  # a cycle, so that only the collector drops it
+        self.me = self  # a cycle, so that only the collector frees it
 
     def __del__(self) -> None:
         self._jobs.put(lambda: self._done.append(1))
 
 
-def test_put_from_del_works_at_any_moment(jobs: Background) -> None:
+def test_put_from_del_works_at_any_time(jobs: Background) -> None:
     done: list[int] = []
     thresholds = gc.get_threshold()
-    gc.set_threshold(1)  # memory is collected with nearly each allocation, also within put and within the thread
+    gc.set_threshold(1)  # nearly every allocation triggers a collection, also within put and on the thread
     try:
         for number in range(300):
             Dropped(jobs, done)
@@ -302,7 +302,7 @@ def test_put_from_del_works_at_any_moment(jobs: Background) -> None:
     wait_until(lambda: len(done) == 300, "all jobs from __del__")
 
 
-def test_put_from_del_works_while_the_thread_is_started(jobs: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_from_del_works_during_thread_start(jobs: Background, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     make = threading.Thread.__init__
 
@@ -322,11 +322,11 @@ def test_put_from_del_works_while_the_thread_is_started(jobs: Background, monkey
 
 
 class Interrupted(Exception):
-    """What the signal handler raises."""
+    """Raised by the signal handler."""
 
 
 class Alarm:
-    """A signal that interrupts the main thread once, whenever the kernel brings it."""
+    """A signal that interrupts the main thread once, at a random time."""
 
     def __init__(self) -> None:
         self._chance = random.Random(1)
@@ -350,10 +350,10 @@ def alarm() -> Iterator[Alarm]:
     signal.signal(signal.SIGALRM, before)
 
 
-# A signal that comes in a callback of a weak reference, such as those to threads, is reported and raises nowhere.
+# An exception of the handler within a weak reference callback, such as those of threads, is only reported.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lingers", [True, False])
-def test_interrupted_callers_leave_a_thread_that_works(alarm: Alarm, lingers: bool) -> None:
+def test_interrupted_callers_leave_the_thread_working(alarm: Alarm, lingers: bool) -> None:
     interrupted = 0
     for _ in range(60):
         jobs = Background(NAME, lingers=lingers)
@@ -396,9 +396,7 @@ def test_interrupted_close_may_be_called_again(alarm: Alarm) -> None:
     assert ended < 30, "some were interrupted"
 
 
-def test_thread_without_a_name_stands_in_where_there_are_too_many(
-    jobs: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unnamed_thread_takes_over_at_thread_limit(jobs: Background, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -414,12 +412,12 @@ def test_thread_without_a_name_stands_in_where_there_are_too_many(
 
 
 def in_child(work: Callable[[], object]) -> None:
-    """Run something in a forked child; it fails there by raising."""
+    """Run a function in a forked child. An exception there fails the test."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            signal.alarm(20)  # a child that hangs ends
+            signal.alarm(20)  # ends a child that hangs
             work()
             code = 0
         finally:
@@ -427,7 +425,7 @@ def in_child(work: Callable[[], object]) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def test_forked_child_begins_empty_and_works(jobs: Background) -> None:
+def test_forked_child_starts_empty_and_works(jobs: Background) -> None:
     done: list[str] = []
     begin = threading.Event()
     jobs.put(lambda: begin.wait(LIMIT_S))
@@ -444,12 +442,12 @@ def test_forked_child_begins_empty_and_works(jobs: Background) -> None:
         assert jobs.close(LIMIT_S)
 
     in_child(child)
-    assert not jobs.closing, "what the child closes is open here"
+    assert not jobs.closing, "the close in the child does not affect the parent"
     begin.set()
     wait_until(lambda: len(done) == 2, "the parent's jobs")
 
 
-def test_forked_child_works_though_the_parent_was_closed_or_starting(jobs: Background) -> None:
+def test_forked_child_works_after_close_or_during_start(jobs: Background) -> None:
     jobs.close(LIMIT_S)
     holding, end = threading.Event(), threading.Event()
 
@@ -472,7 +470,7 @@ def test_forked_child_works_though_the_parent_was_closed_or_starting(jobs: Backg
     holder.join()
 
 
-def test_fork_hook_calls_objects_in_order_of_registration_and_survives_them() -> None:
+def test_fork_hook_keeps_order_and_survives_errors() -> None:
     calls: list[str] = []
 
     class Registered:
@@ -499,7 +497,7 @@ def test_fork_hook_calls_objects_in_order_of_registration_and_survives_them() ->
     assert len(kept) == 3
 
 
-def test_module_lock_is_free_in_a_forked_child() -> None:
+def test_module_lock_is_free_in_forked_child() -> None:
     lock = ModuleLock(threading.RLock)
     holding, end = threading.Event(), threading.Event()
 
@@ -521,7 +519,7 @@ def test_module_lock_is_free_in_a_forked_child() -> None:
     holder.join()
 
 
-def test_package_has_one_fork_hook_and_all_objects_with_one_use_it() -> None:
+def test_package_registers_exactly_one_fork_hook() -> None:
     folder = Path(background.__file__).parent
     sources = {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in folder.rglob("*.py")}
     assert [name for name, text in sources.items() if "register_at_fork(" in text] == ["background.py"]

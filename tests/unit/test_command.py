@@ -9,30 +9,30 @@ from agentperf_redis.errors import AgentPerfError, LeaseLost
 from agentperf_redis.script import Script, parse_header
 
 
-def ask(key: str) -> Command[int]:
+def echo(key: str) -> Command[int]:
     return Command("ECHO", (key,), (), int)
 
 
 def flow() -> Flow[int]:
-    first = yield from ask("a")
+    first = yield from echo("a")
     yield from Pause(0.5)
-    results = yield from Batch((ask("b"), ask("c")))
+    results = yield from Batch((echo("b"), echo("c")))
     return first + sum(results)
 
 
-def test_a_flow_is_driven_with_send_alone() -> None:
+def test_flow_runs_with_send_alone() -> None:
     running = flow()
-    assert next(running) == ask("a")
+    assert next(running) == echo("a")
     assert running.send(1) == Pause(0.5)
-    assert running.send(None) == Batch((ask("b"), ask("c")))
+    assert running.send(None) == Batch((echo("b"), echo("c")))
     with pytest.raises(StopIteration) as done:
         running.send([2, 3])
     assert done.value.value == 6
 
 
-def test_a_batch_raises_its_first_error_and_settled_returns_all() -> None:
+def test_batch_raises_first_error_settled_returns_all() -> None:
     lost = LeaseLost("p", "t", "gone")
-    batch = Batch((ask("b"), ask("c")))
+    batch = Batch((echo("b"), echo("c")))
     running = iter(batch)
     next(running)
     with pytest.raises(LeaseLost):
@@ -45,7 +45,7 @@ def test_a_batch_raises_its_first_error_and_settled_returns_all() -> None:
     assert results == [1, lost]
 
 
-def test_a_hint_is_sticky_until_reset_and_wakes_from_any_thread() -> None:
+def test_wake_up_is_sticky_until_reset() -> None:
     wake_up, seen = WakeUp(), threading.Event()
     wake_up.call_when_sent(seen.set)
     assert not seen.is_set()
@@ -62,7 +62,7 @@ def test_a_hint_is_sticky_until_reset_and_wakes_from_any_thread() -> None:
     assert Wait(wake_up, 1.0).seconds == 1.0
 
 
-def test_a_header_is_read() -> None:
+def test_script_header_is_parsed() -> None:
     header = parse_header(Script("namespace/open").source)
     assert header.purpose.startswith("open: read a namespace's schema version and epoch")
     assert [(slot.name, slot.type) for slot in header.keys] == [("meta", "HASH")]

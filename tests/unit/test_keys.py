@@ -12,7 +12,7 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 
 
 @given(names, names)
-def test_names_stay_apart_and_each_resource_lies_in_one_slot(one: str, other: str) -> None:
+def test_distinct_names_get_one_slot_each(one: str, other: str) -> None:
     pool = keys.pool("ns", one)
     assert (pool.state == keys.pool("ns", other).state) == (one == other)
     parts = [pool.state, pool.ready, pool.due, pool.waitq, pool.ring, pool.ready_with(other)]
@@ -23,11 +23,11 @@ def test_names_stay_apart_and_each_resource_lies_in_one_slot(one: str, other: st
 
 
 @given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")))
-def test_entry_names_stay_apart(one: str, other: str) -> None:
+def test_entry_names_of_different_keys_differ(one: str, other: str) -> None:
     assert (keys.stored_name(one) == keys.stored_name(other)) == (one == other)
 
 
-def test_a_long_key_cannot_be_imitated_by_a_short_one() -> None:
+def test_short_key_cannot_imitate_a_long_key() -> None:
     long = "x" * 121
     imitation = keys.stored_name(long)
     assert len(imitation.encode()) > 120
@@ -36,11 +36,11 @@ def test_a_long_key_cannot_be_imitated_by_a_short_one() -> None:
 
 
 @pytest.mark.parametrize("namespace", ["", "a b", "{x}", "a:b", "é", "x" * 65, "a\n", None, 5])
-def test_namespaces_that_are_refused(namespace: object) -> None:
+def test_invalid_namespaces_are_refused(namespace: object) -> None:
     with pytest.raises(InvalidArgument, match="namespace is"):
         keys.check_namespace("namespace", namespace)
 
 
-def test_an_agent_keeps_its_shard() -> None:
+def test_agent_keeps_its_metrics_shard() -> None:
     assert keys.metrics_shard("research") == 2
     assert keys.metrics_total("agentperf", 2, keys.metrics_series("a b")) == "agentperf:{metrics:02}:total:a%20b"

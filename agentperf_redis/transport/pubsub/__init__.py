@@ -1,1 +1,1 @@
-"""One subscription connection a process, and who listens on it."""
+"""The message bus of a process: subscriptions, and their connections."""

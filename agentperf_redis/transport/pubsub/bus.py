@@ -1,8 +1,8 @@
-"""The bus: hints and invalidations that scripts publish, brought to whoever subscribed.
+"""The bus: delivers wake-ups and invalidations, published by scripts, to the subscribers.
 
-Sharded channels (SPUBLISH) are used, which in a Cluster reach the one node that owns the channel's slot; there is one
-connection, a line, for each such node, and one thread for all of them. A message may be lost with its line, so a
-subscriber is told of every gap and must take messages as hints, or drop what it holds.
+It uses sharded channels (SPUBLISH). In a Cluster, only the node that owns the slot of a channel has its messages. There
+is one connection for each such node, and one thread for all of them. A broken connection may lose messages, so every
+subscriber is notified of a gap. It must treat messages as wake-ups, or drop its local copies after a gap.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from agentperf_redis.transport.topology import Node
 
 
 class Bus:
-    """Brings published messages to listeners, on one daemon thread that starts with the first subscription.
+    """Delivers published messages to listeners on one daemon thread, which starts with the first subscription.
 
     Args:
-        connector: makes the connections.
-        locate: returns the node that owns a channel as far as is known, or None; must not block.
-        doubt: called when a node turned out not to own a channel any more.
-        learn: finds out again which node owns what, and returns what went wrong or an empty text; may block for a
-            while. None where there is one server and nothing to find out.
-        on_trouble: called on the bus's thread when a connection was lost; the server that answers next may be another.
+        connector: creates the connections.
+        locate: returns the node that owns a channel in the known layout, or None; must not block.
+        doubt: called when a node no longer owns a channel.
+        learn: refreshes the layout, and returns an error text, empty on success; may block for a while. None for a
+            fixed layout.
+        on_trouble: called on the thread of the bus when a connection was lost. The next server may be another one.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Bus:
         self._inherited: list[object] = []
 
     def subscribe(self, channel: str, listener: Callable[[bytes], None], on_gap: Callable[[], None]) -> Subscription:
-        """Have `listener` called with each message of a channel. Returns at once.
+        """Call `listener` with each message of a channel. Returns at once.
 
         Args:
             channel: a channel that scripts SPUBLISH to.
-            listener: called on the bus's thread; must be quick.
-            on_gap: called there, and only there, whenever messages may have been missed: when the subscription has
-                come about, when the connection was lost, and when it is there again.
+            listener: called on the thread of the bus; must be quick.
+            on_gap: called on that thread, and only there, whenever messages may have been missed: when the
+                subscription is confirmed, when the connection was lost, and when it is restored.
         """
         subscription = Subscription(channel, listener, on_gap, self._remove)
         with self._lock:
@@ -62,15 +62,15 @@ class Bus:
         return subscription
 
     def confirmed_at(self, channel: str) -> float:
-        """Return when the newest answered ping on the channel's connection was sent, by `time.monotonic`; 0.0 if none.
+        """Return the send time of the newest answered ping on the connection of a channel, by `time.monotonic`, or 0.0.
 
-        All messages published before that moment have been brought to their listeners. Asking keeps the pings frequent.
+        All messages published before that time have been delivered. Calls of this method keep the pings frequent.
         """
         listener = self._listener
         return 0.0 if listener is None else listener.confirmed_at(channel)
 
     def close(self) -> None:
-        """End the thread and its connections, for good."""
+        """End the thread and its connections permanently."""
         with self._lock:
             self._closed = True
             listener = self._listener
@@ -78,12 +78,12 @@ class Bus:
             listener.stop()
 
     def after_fork(self) -> None:
-        """In a forked child: begin with no subscription and no thread; whoever listens here subscribes again."""
+        """In a forked child: start without subscriptions and without a thread. Listeners must subscribe again."""
         self._lock = threading.Lock()
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.abandon()
-            self._inherited.append(listener)  # never finalized: what it refers to is the parent's
+            self._inherited.append(listener)  # never finalized: its resources belong to the parent
 
     def _remove(self, subscription: Subscription) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""A line of the bus: the connection on which one node brings the messages of its channels, while there is one."""
+"""A bus connection: the link to one node for the messages of its channels, connected or not."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from agentperf_redis.transport.resp import pack
 from agentperf_redis.transport.topology import Node
 
 LOST_AFTER_S = 1.5
-"""A ping unanswered for so long means that the line is lost."""
+"""A connection with a ping unanswered for this long is lost."""
 
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.02, 1.0
 _REFUSED_BACKOFF_S = 10.0
-"""Rest after a refusal that only somebody's hand will change: an ACL, a password, a certificate."""
+"""Backoff after a refusal that only an operator can fix: an ACL, a password, a certificate."""
 _MAX_UNANSWERED = 128
-"""Requests under way on a line: so few always fit into the socket's buffer, and sending never blocks."""
+"""Maximum requests in flight on a connection: few enough to fit the socket buffer, so that sending never blocks."""
 _MAX_AT_ONCE = 512
-"""Replies read from one line before the others have their turn."""
+"""Maximum replies read from one connection before the others are read."""
 
 
 class BusReply(NamedTuple):
-    """What a node said.
+    """A reply or a message of a node.
 
     Attributes:
         kind: "smessage", "ssubscribe", "sunsubscribe", or "refused" with the kind of request in `request`.
-        channel: which one it is about.
+        channel: its channel.
         payload: the message, or the text of the refusal.
-        request: which kind of request was refused.
+        request: the kind of the refused request.
     """
 
     kind: str
@@ -49,15 +49,15 @@ class BusReply(NamedTuple):
 
 
 class BusConnection:
-    """The way to one node: open, being dialled, or resting after a failure. Belongs to the bus's thread.
+    """The link to one node: open, being dialled, or backing off after a failure. Used on the thread of the bus only.
 
     Attributes:
-        node: where it leads.
+        node: the node.
         dialling: whether a connection is being made.
-        failures: in a row.
-        retry_at: when to dial again, by `time.monotonic`.
-        channels: those that belong here, whatever their state.
-        confirmed: when the newest answered ping was sent; 0.0 if none.
+        failures: consecutive failures.
+        retry_at: time of the next dial, by `time.monotonic`.
+        channels: the channels of this node, in any state.
+        confirmed: send time of the newest answered ping; 0.0 if none.
     """
 
     def __init__(self, node: Node) -> None:
@@ -71,7 +71,7 @@ class BusConnection:
         self._fresh: Connection | None = None
         self._proven_at = 0.0
         self._unanswered: deque[tuple[str, str]] = deque()
-        """What the next replies answer: kind of request and channel. Messages come between them."""
+        """The requests without a reply yet: kind and channel. Messages may come between the replies."""
         self._ping_sent = 0.0
         self._ping_open = self._ping_soon = False
 
@@ -85,19 +85,19 @@ class BusConnection:
 
     @property
     def has_capacity(self) -> bool:
-        """Whether a request may be sent now. Answers make room."""
+        """Whether a request may be sent now. Replies free capacity."""
         return self._connection is not None and len(self._unanswered) < _MAX_UNANSWERED
 
     @property
     def socket(self) -> socket.socket | None:
-        """What becomes readable when something arrives."""
-        return None if self._connection is None else self._connection._sock  # noqa: SLF001  redis-py hands out none
+        """The socket to watch for incoming data."""
+        return None if self._connection is None else self._connection._sock  # noqa: SLF001  redis-py does not expose it
 
     def dial(self, connector: Connector) -> None:
-        """Make a connection, to be taken into use by `open`. May block for seconds, so it is done on another thread.
+        """Make a connection for `open` to use. May block for seconds, so it runs on another thread.
 
         Raises:
-            ExchangeFailed: there is none to be had.
+            ExchangeFailed: no connection could be made.
         """
         try:
             fresh = connector.connection(self.node)
@@ -111,14 +111,14 @@ class BusConnection:
         self._fresh = fresh
 
     def open(self) -> None:
-        """Begin with the connection that was dialled."""
+        """Start to use the dialled connection."""
         self._connection, self._fresh = self._fresh, None
         self._unanswered.clear()
         self._proven_at = self.confirmed = 0.0
         self._ping_open, self._ping_soon = False, True
 
     def close(self) -> bool:
-        """End the connection. Returns whether there was one."""
+        """Close the connection. Return whether it was open."""
         was_open = self.is_open
         for connection in (self._connection, self._fresh):
             if connection is not None:
@@ -128,16 +128,16 @@ class BusConnection:
         return was_open
 
     def prove(self) -> bool:
-        """Note that the node brings a channel's messages. Returns whether it is the first that this connection has."""
+        """Record that a channel is subscribed. Return whether it is the first one of this connection."""
         first = not self._proven_at
         self._proven_at = self._proven_at or time.monotonic()
         self._ping_soon = True
         return first
 
     def back_off(self, *, final: bool) -> None:
-        """After a failure: rest, the longer the more often it failed.
+        """Back off after a failure, longer after each consecutive failure.
 
-        To have connected is no success, nor is a connection that soon broke: no server is to be stormed.
+        A connect is not yet a success, nor is a connection that broke soon: a server must not be flooded with connects.
         """
         now = time.monotonic()
         lasted = self._proven_at and now - self._proven_at > _MAX_BACKOFF_S
@@ -159,7 +159,7 @@ class BusConnection:
             raise broken(error, (), fresh=False) from None
 
     def ping(self, every_s: float) -> float:
-        """Send a ping when one is due. Returns when there is the next to do.
+        """Send a ping if one is due. Return the time of the next call.
 
         Raises:
             ExchangeFailed: the last one was not answered, or the connection broke.
@@ -176,7 +176,7 @@ class BusConnection:
         return self._ping_sent + LOST_AFTER_S
 
     def read(self) -> Iterator[BusReply | None]:
-        """Take in what has arrived, without waiting. A last None: there may be more, but it is the others' turn.
+        """Yield the replies that have arrived, without waiting. A final None means that there may be more.
 
         Raises:
             ExchangeFailed: the connection broke.
@@ -187,7 +187,7 @@ class BusConnection:
                 if connection is None:
                     return
                 reply = connection.read_response(disable_decoding=True, timeout=0, disconnect_on_error=False)
-            except RedisTimeoutError:  # nothing, half a reply, or what TLS has to say for itself: the rest will come
+            except RedisTimeoutError:  # nothing, half a reply, or a TLS record without data
                 return
             except ResponseError as error:
                 request, channel = self._unanswered.popleft() if self._unanswered else ("", "")
@@ -197,7 +197,7 @@ class BusConnection:
                 continue
             except (RedisError, OSError) as error:
                 raise broken(error, (), fresh=False) from None
-            # a connection without a channel is in no subscriber's mode, and answers a ping plainly
+            # a connection without a channel is not in subscriber mode, and replies to a ping with a plain PONG
             first, name, payload = (*(reply if isinstance(reply, list) else (reply.lower(), b"")), b"")[:3]
             kind, channel = first.decode(), name.decode()
             if kind == "pong":
@@ -211,6 +211,6 @@ class BusConnection:
 
 
 def backoff_s(failures: int, *, final: bool = False) -> float:
-    """Return how long to rest after so many failures in a row; of random length, so that many do not keep step."""
+    """Return the backoff after a number of consecutive failures; random, so that many clients are not in step."""
     maximum = _REFUSED_BACKOFF_S if final else min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(failures - 1, 16))
     return random.uniform(maximum / 2, maximum)

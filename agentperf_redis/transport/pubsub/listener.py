@@ -1,8 +1,8 @@
-"""The bus's thread. Callers note what they want and wake it; the state of channels and lines belongs to it alone.
+"""The thread of the bus. Callers record subscriptions and wake it; it alone owns the state of channels and connections.
 
-It looks at what is not yet as it is wanted and takes each such channel one step nearer, whenever something arrives or
-is due. What may block, connecting and asking for the layout of a Cluster, is done on short-lived threads beside it: a
-node that does not answer must not keep the messages of the others.
+Whenever data arrives or a timer is due, it moves each unsettled channel one step towards its wanted state. Calls that
+may block, connects and layout requests, run on short-lived separate threads: a node that does not answer must not delay
+the messages of the others.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import selectors
 import socket
 import threading
 import time
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from agentperf_redis.background import starter
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import ExchangeFailed
 from agentperf_redis.transport.pubsub.connection import LOST_AFTER_S, BusConnection, BusReply, backoff_s
@@ -28,39 +30,39 @@ from agentperf_redis.transport.topology import Node
 _log = logging.getLogger("agentperf_redis")
 
 PING_EVERY_S = 0.1
-"""How often a line is asked whether it still brings messages. See `Bus.confirmed_at`."""
+"""Ping interval of a connection, to confirm that it still delivers messages. See `Bus.confirmed_at`."""
 _IDLE_PING_EVERY_S = 2.0
-"""The same while nobody wants to know."""
-_ASKED_RECENTLY_S = 5.0
+"""The same while there are no calls of `confirmed_at`."""
+_QUERIED_RECENTLY_S = 5.0
 _FAULT_BACKOFF_S = 1.0
 _FOR_GOOD = ("NOPERM", "NOAUTH", "DENIED", "ERR unknown")
-"""Beginnings of refusals that no repetition will change."""
-_REFUSED, _LAYOUT = "channels that were refused", "the layout of the Cluster"
+"""Prefixes of permanent refusals: a retry would not help."""
+_REFUSED, _LAYOUT = "refused channels", "the layout of the Cluster"
 
 
 class _State(enum.Enum):
-    """How far a channel is subscribed."""
+    """The subscription state of a channel."""
 
     MISSING = enum.auto()
-    ASKED = enum.auto()
+    REQUESTED = enum.auto()
     LIVE = enum.auto()
     LEAVING = enum.auto()
 
 
 @dataclass(slots=True, eq=False)
 class _Channel:
-    """A channel that somebody wants, or wanted a moment ago."""
+    """A channel with subscribers, or with subscribers until recently."""
 
     name: str
     state: _State = _State.MISSING
     connection: BusConnection | None = None
-    """Where it belongs, as far as was known when it was last looked at."""
+    """The connection of its node, by the layout known at the last check."""
     refusals: int = 0
     retry_at: float = 0.0
 
 
 class Listener:
-    """The thread of one process, and all it knows. Arguments as for `Bus`."""
+    """The thread of one process, and its state. Arguments as for `Bus`."""
 
     def __init__(
         self,
@@ -83,39 +85,39 @@ class Listener:
         self._lock = threading.Lock()
         self._arrivals: deque[Callable[[], None]] = deque()
         self._stopping = self._ended = False
-        self._asked_at = 0.0
-        # From here on, the thread's own.
+        self._queried_at = 0.0
+        # The attributes below belong to the thread.
         self._channels: dict[str, _Channel] = {}
         self._unsettled: set[str] = set()
-        """Channels that are not yet as they are wanted."""
+        """Channels that are not yet in their wanted state."""
         self._connections: dict[Node, BusConnection] = {}
-        self._layout_wanted = self._layout_asked = False
-        self._layout_questions = 0
+        self._layout_wanted = self._layout_requested = False
+        self._layout_requests = 0
         self._layout_retry_at = 0.0
-        self._troubles: dict[str, set[str]] = {}
+        self._faults: dict[str, set[str]] = {}
         self._due = 0.0
-        """When there is something to do, though nothing arrives."""
+        """Time of the next round if no data arrives."""
 
-    # What callers use.
+    # Called by any thread.
 
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Start the thread."""
+        start_new_thread(starter(self._thread, self._listen), ())
 
     def add(self, subscription: Subscription) -> None:
-        """Bring a channel's messages."""
+        """Deliver the messages of a channel to a subscription."""
         self._subscribers.add(subscription)
         self._wake()
 
     def remove(self, subscription: Subscription) -> None:
-        """Bring them no more."""
+        """Stop delivering to a subscription."""
         self._subscribers.remove(subscription)
         self._wake()
 
     def confirmed_at(self, name: str) -> float:
         """See `Bus.confirmed_at`. Takes no lock."""
         now = time.monotonic()
-        idle, self._asked_at = now - self._asked_at > _ASKED_RECENTLY_S, now
+        idle, self._queried_at = now - self._queried_at > _QUERIED_RECENTLY_S, now
         if idle:
             self._wake()  # the thread sleeps until the next idle ping
         channel = self._channels.get(name)
@@ -126,11 +128,11 @@ class Listener:
         """End the thread and its connections."""
         self._stopping = True
         self._wake()
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join(timeout=2 * LOST_AFTER_S)
 
     def abandon(self) -> None:
-        """In a forked child: give back the descriptors. Closing them here does not end what the parent has open."""
+        """In a forked child: close the descriptors. The connections of the parent stay open."""
         sockets = [self._wake_read, self._wake_write, *(connection.socket for connection in self._connections.values())]
         for each in sockets:
             if each is not None:
@@ -141,7 +143,7 @@ class Listener:
         with contextlib.suppress(OSError):  # full: it is awake already; closed: it has ended
             self._wake_write.send(b"!")
 
-    # What may block, on threads of their own.
+    # Blocking calls, on separate threads.
 
     def _dial(self, connection: BusConnection) -> None:
         failed = None
@@ -149,20 +151,20 @@ class Listener:
             connection.dial(self._connector)
         except ExchangeFailed as error:
             failed = error
-        except Exception as error:  # noqa: BLE001  the line must not be taken to be dialling for ever
+        except Exception as error:  # noqa: BLE001  the connection must not stay in the dialling state
             failed = ExchangeFailed(repr(error), sent=False)
         if not self._post(partial(self._dialled, connection, failed)):
             connection.close()
 
-    def _ask_layout(self, learn: Callable[[], str]) -> None:
+    def _request_layout(self, learn: Callable[[], str]) -> None:
         try:
-            trouble = learn()
+            fault = learn()
         except Exception as error:  # noqa: BLE001  as above
-            trouble = repr(error)
-        self._post(partial(self._learned, trouble))
+            fault = repr(error)
+        self._post(partial(self._learned, fault))
 
     def _post(self, arrival: Callable[[], None]) -> bool:
-        """Have the thread do something. False: it has ended."""
+        """Run a callback on the thread. Return False if the thread has ended."""
         with self._lock:
             if self._ended:
                 return False
@@ -170,17 +172,17 @@ class Listener:
         self._wake()
         return True
 
-    # Everything below runs on the bus's thread.
+    # Everything below runs on the thread of the bus.
 
     def _listen(self) -> None:
         while not self._stopping:
             try:
                 self._round()
-            except BaseException:  # noqa: BLE001  it ends by `stop` only: else messages would stay out unnoticed
-                _log.exception("bus: a fault of its own; starting over")
+            except BaseException:  # noqa: BLE001  only `stop` ends it: else messages would be lost unnoticed
+                _log.exception("bus: an internal fault; reconnecting")
                 with contextlib.suppress(Exception):
                     for connection in list(self._connections.values()):
-                        self._fail(connection, "starting over")
+                        self._fail(connection, "reconnecting after an internal fault")
                 time.sleep(_FAULT_BACKOFF_S)
         with self._lock:
             self._ended = True
@@ -207,10 +209,10 @@ class Listener:
         ]:
             del self._connections[connection.node]
             connection.close()
-            self._leave(f"the line to {connection}", "", "is needed no more")
+            self._log_recovery(f"the connection to {connection}", "", "is no longer needed")
 
     def _await_something(self) -> None:
-        with selectors.PollSelector() as selector:  # unlike epoll it has no descriptor, which a fork would leak
+        with selectors.PollSelector() as selector:  # unlike epoll it has no descriptor that a fork would leak
             selector.register(self._wake_read, selectors.EVENT_READ)
             for connection in self._connections.values():
                 if connection.socket is not None:
@@ -226,32 +228,32 @@ class Listener:
                     work(connection)
                 except ExchangeFailed as failed:
                     self._fail(connection, failed.reason, final=failed.final)
-                except Exception as error:  # noqa: BLE001  the other lines go on
-                    _log.exception("bus: a fault on the line to %s", connection)
+                except Exception as error:  # noqa: BLE001  the other connections continue
+                    _log.exception("bus: a fault on the connection to %s", connection)
                     self._fail(connection, repr(error))
 
     # Channels
 
     def _settle(self, name: str, now: float) -> None:
-        """Take a channel a step nearer to what is wanted of it."""
+        """Move a channel one step towards its wanted state."""
         channel = self._channels.get(name)
         if channel is None:
             channel = self._channels[name] = _Channel(name)
-        wanted = self._subscribers.want(name)
+        wanted = self._subscribers.has(name)
         if channel.state is _State.LIVE and wanted:
             self._unsettled.discard(name)
-            self._subscribers.tell_gap(name, only_untold=True)
+            self._subscribers.notify_gap(name, only_new=True)
         elif channel.state is _State.LIVE:
             self._request(channel, "sunsubscribe", _State.LEAVING)
         elif channel.state is _State.MISSING and wanted:
-            self._ask_for(channel, now)
+            self._subscribe(channel, now)
         elif channel.state is _State.MISSING:
             self._assign(channel, None)
             self._unsettled.discard(name)
             del self._channels[name]
-            self._leave(_REFUSED, name, "are wanted no more")
+            self._log_recovery(_REFUSED, name, "are no longer subscribed")
 
-    def _ask_for(self, channel: _Channel, now: float) -> None:
+    def _subscribe(self, channel: _Channel, now: float) -> None:
         if now < channel.retry_at:
             self._due = min(self._due, channel.retry_at)
             return
@@ -264,7 +266,7 @@ class Listener:
             connection = self._connections[node] = BusConnection(node)
         self._assign(channel, connection)
         if connection.is_open:
-            self._request(channel, "ssubscribe", _State.ASKED)
+            self._request(channel, "ssubscribe", _State.REQUESTED)
         elif not connection.dialling:
             if now < connection.retry_at:
                 self._due = min(self._due, connection.retry_at)
@@ -283,7 +285,7 @@ class Listener:
     def _request(self, channel: _Channel, kind: str, then: _State) -> None:
         connection = channel.connection
         if connection is None or not connection.has_capacity:
-            return  # answers make room, and wake the thread
+            return  # replies free capacity and wake the thread
         try:
             connection.request(kind, channel.name)
             channel.state = then
@@ -294,9 +296,9 @@ class Listener:
         was, channel.state = channel.state, _State.MISSING
         self._unsettled.add(channel.name)
         if was is _State.LIVE:
-            self._subscribers.tell_gap(channel.name)
+            self._subscribers.notify_gap(channel.name)
 
-    # Lines
+    # Connections
 
     def _start(self, work: Callable[[], None]) -> None:
         threading.Thread(target=work, name="agentperf-bus-aside", daemon=True).start()
@@ -309,12 +311,12 @@ class Listener:
             self._fail(connection, failed.reason, final=failed.final)
 
     def _fail(self, connection: BusConnection, reason: str, *, final: bool = False) -> None:
-        """A line broke, or could not be made."""
+        """Handle a connection that broke or could not be made."""
         broke = connection.close()
         connection.back_off(final=final)
         self._due = min(self._due, connection.retry_at)
-        self._layout_wanted = True  # another node may have taken its place
-        self._enter(f"the line to {connection}", "", reason)
+        self._layout_wanted = True  # another node may have taken over
+        self._log_fault(f"the connection to {connection}", "", reason)
         for name in list(connection.channels):
             self._lose(self._channels[name])
         if broke:
@@ -323,49 +325,49 @@ class Listener:
     def _find_layout(self, now: float) -> None:
         if self._learn is None or not self._unsettled:
             self._layout_wanted = False
-        elif not self._layout_asked:
+        elif not self._layout_requested:
             if now < self._layout_retry_at:
                 self._due = min(self._due, self._layout_retry_at)
             else:
-                self._start(partial(self._ask_layout, self._learn))
-                self._layout_wanted, self._layout_asked = False, True
+                self._start(partial(self._request_layout, self._learn))
+                self._layout_wanted, self._layout_requested = False, True
 
-    def _learned(self, trouble: str) -> None:
-        self._layout_asked = False
-        self._layout_questions += 1  # in a row, until a line is proven: what was learned may not help
-        self._layout_retry_at = time.monotonic() + backoff_s(self._layout_questions)
-        if trouble:
+    def _learned(self, fault: str) -> None:
+        self._layout_requested = False
+        self._layout_requests += 1  # consecutive, until a channel is subscribed: a new layout may not help
+        self._layout_retry_at = time.monotonic() + backoff_s(self._layout_requests)
+        if fault:
             self._layout_wanted = True
-            self._enter(_LAYOUT, "", trouble)
+            self._log_fault(_LAYOUT, "", fault)
         else:
-            self._leave(_LAYOUT, "", "is known again")
+            self._log_recovery(_LAYOUT, "", "is known again")
 
     def _ping(self, connection: BusConnection) -> None:
-        asked = time.monotonic() - self._asked_at < _ASKED_RECENTLY_S
-        self._due = min(self._due, connection.ping(PING_EVERY_S if asked else _IDLE_PING_EVERY_S))
+        queried = time.monotonic() - self._queried_at < _QUERIED_RECENTLY_S
+        self._due = min(self._due, connection.ping(PING_EVERY_S if queried else _IDLE_PING_EVERY_S))
 
-    # What the nodes say
+    # Replies
 
     def _read(self, connection: BusConnection) -> None:
         for reply in connection.read():
             if reply is None:
                 self._due = 0.0
             elif reply.kind == "smessage":
-                self._subscribers.tell(reply.channel, reply.payload)
+                self._subscribers.deliver(reply.channel, reply.payload)
             else:
                 channel = self._channels.get(reply.channel)
                 if channel is not None and channel.connection is connection:
-                    self._answered(channel, connection, reply)
+                    self._handle_reply(channel, connection, reply)
 
-    def _answered(self, channel: _Channel, connection: BusConnection, reply: BusReply) -> None:
+    def _handle_reply(self, channel: _Channel, connection: BusConnection, reply: BusReply) -> None:
         if reply.kind == "ssubscribe":
             if connection.prove():
-                self._layout_questions = 0
-                self._leave(f"the line to {connection}", "", "is back")
+                self._layout_requests = 0
+                self._log_recovery(f"the connection to {connection}", "", "is back")
             channel.refusals, channel.retry_at = 0, 0.0
-            self._leave(_REFUSED, channel.name, "are brought now")
-            self._unsettled.add(channel.name)  # it may be wanted no more
-            self._subscribers.tell_gap(channel.name)
+            self._log_recovery(_REFUSED, channel.name, "are subscribed now")
+            self._unsettled.add(channel.name)  # it may have lost its last subscription
+            self._subscribers.notify_gap(channel.name)
             channel.state = _State.LIVE
             return
         moved = reply.kind == "sunsubscribe" and channel.state is not _State.LEAVING
@@ -375,25 +377,25 @@ class Listener:
             channel.refusals += 1
             channel.retry_at = time.monotonic() + backoff_s(channel.refusals, final=text.startswith(_FOR_GOOD))
             if not moved:
-                self._enter(_REFUSED, channel.name, text)
+                self._log_fault(_REFUSED, channel.name, text)
         if moved:
             self._doubt()
             self._layout_wanted = True
         self._lose(channel)
 
-    # What is logged
+    # Logging
 
-    def _enter(self, what: str, which: str, reason: str) -> None:
-        """Log a trouble once, when it begins."""
-        if what not in self._troubles:
-            _log.warning("bus: %s: %s; messages are missed, and local copies off, until that is over", what, reason)
-        self._troubles.setdefault(what, set()).add(which)
+    def _log_fault(self, subject: str, item: str, reason: str) -> None:
+        """Log a fault once, when it begins."""
+        if subject not in self._faults:
+            _log.warning("bus: %s: %s; until this ends, messages are missed and local copies are off", subject, reason)
+        self._faults.setdefault(subject, set()).add(item)
 
-    def _leave(self, what: str, which: str, how: str) -> None:
-        """Log its end."""
-        entered = self._troubles.get(what)
+    def _log_recovery(self, subject: str, item: str, ending: str) -> None:
+        """Log the end of a fault."""
+        entered = self._faults.get(subject)
         if entered is not None:
-            entered.discard(which)
+            entered.discard(item)
             if not entered:
-                del self._troubles[what]
-                _log.warning("bus: %s %s", what, how)
+                del self._faults[subject]
+                _log.warning("bus: %s %s", subject, ending)

@@ -1,4 +1,4 @@
-"""Who wants to hear which channel of the bus."""
+"""The subscriptions of the bus, by channel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _log = logging.getLogger("agentperf_redis")
 
 
 class Subscription:
-    """What `Bus.subscribe` returns: closing it ends the messages."""
+    """The result of `Bus.subscribe`. Closing it ends the messages."""
 
-    __slots__ = ("_remove", "channel", "listener", "on_gap", "told")
+    __slots__ = ("_remove", "channel", "listener", "notified", "on_gap")
 
     def __init__(
         self,
@@ -24,17 +24,17 @@ class Subscription:
         self.channel = channel
         self.listener = listener
         self.on_gap = on_gap
-        self.told = False
-        """Whether it knows that it has come about. Belongs to the bus's thread."""
+        self.notified = False
+        """Whether its listener was notified that it is confirmed. Used on the thread of the bus only."""
         self._remove = remove
 
     def close(self) -> None:
-        """End it. A message that is being brought at this moment may still arrive."""
+        """End it. A message that is being delivered now may still arrive."""
         self._remove(self)
 
 
 class Subscribers:
-    """All subscriptions of a process. Callers add and remove; the bus's thread looks, and tells."""
+    """All subscriptions of a process. Callers add and remove them; the thread of the bus delivers to them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,13 +42,13 @@ class Subscribers:
         self._changed: set[str] = set()
 
     def add(self, subscription: Subscription) -> None:
-        """Let it hear its channel."""
+        """Add a subscription."""
         with self._lock:
             self._of.setdefault(subscription.channel, []).append(subscription)
             self._changed.add(subscription.channel)
 
     def remove(self, subscription: Subscription) -> None:
-        """Let it hear no more."""
+        """Remove a subscription."""
         with self._lock:
             left = self._of.get(subscription.channel, [])
             if subscription in left:
@@ -57,26 +57,26 @@ class Subscribers:
                     del self._of[subscription.channel]
                     self._changed.add(subscription.channel)
 
-    def want(self, channel: str) -> bool:
-        """Whether anybody wants the channel."""
+    def has(self, channel: str) -> bool:
+        """Whether the channel has a subscription."""
         return channel in self._of
 
     def take_changed(self) -> set[str]:
-        """Return the channels to look at: somebody came, or the last one went, since this was last asked."""
+        """Return the channels with a new subscription, or whose last one was removed, since the last call."""
         with self._lock:
             changed, self._changed = self._changed, set()
         return changed
 
-    def tell(self, channel: str, message: bytes) -> None:
-        """Bring a message."""
+    def deliver(self, channel: str, message: bytes) -> None:
+        """Deliver a message."""
         for subscription in self._at(channel):
             guarded(subscription.listener, message)
 
-    def tell_gap(self, channel: str, *, only_untold: bool = False) -> None:
-        """Say that messages may have been missed; with `only_untold`, to those who have not heard that before."""
+    def notify_gap(self, channel: str, *, only_new: bool = False) -> None:
+        """Report a possible gap; with `only_new`, only to subscriptions without an earlier report."""
         for subscription in self._at(channel):
-            if not (only_untold and subscription.told):
-                subscription.told = True
+            if not (only_new and subscription.notified):
+                subscription.notified = True
                 guarded(subscription.on_gap)
 
     def _at(self, channel: str) -> list[Subscription]:
@@ -85,8 +85,8 @@ class Subscribers:
 
 
 def guarded(callback: Callable[..., None], *args: object) -> None:
-    """Call; a fault is logged: one listener's must not end the others' messages."""
+    """Call a callback and log its fault: it must not end the messages of other listeners."""
     try:
         callback(*args)
-    except Exception:  # noqa: BLE001  whatever it is
+    except Exception:  # noqa: BLE001  any fault
         _log.exception("bus: %r failed", callback)

@@ -43,8 +43,7 @@ local function health(self, facts)
 
   -- The text of #pool: what each acquire and release reads.
   function self.pool_fact(strategy, of_settings)
-    local slow_after_us = field(of_settings, 'slow_after_us') or '0'
-    return POOL_START .. strategy .. (slow_after_us ~= '0' and ' slow_after_us=' .. slow_after_us or '')
+    return write_pool(strategy, field(of_settings, 'slow_after_us') or '0')
   end
 
   -- Flags of a record, as a set by name.
@@ -172,7 +171,7 @@ local function health(self, facts)
     return changed
   end
 
-  -- Replace the counts by those that `repair` found.
+  -- Replace the counts with those that `repair` computed.
   function self.recount(of_usable, of_unhealthy, of_warming)
     usable, unhealthy, warming = of_usable, of_unhealthy, of_warming
     write_counts()

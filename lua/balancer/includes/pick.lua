@@ -54,6 +54,7 @@ end
 -- Peak EWMA: the cheaper of two instances. The price is the latency, decayed towards now, times the leases there would
 -- be. An instance that is busy and was never measured is expensive, as in Finagle.
 local function cheaper(one, other, now_ms)
+  local PRICED = '^load=(%d+) limit=%S+ %S+ %S+ %S+ ewma_us=(%d+) ewma_at_ms=(%d+) '
   local best, lowest, its
   for i, record in ipairs(call('HMGET', STATE, one, other)) do
     local load, ewma_us, ewma_at_ms = match(record or '', PRICED)
@@ -68,9 +69,9 @@ end
 
 -- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded one.
 -- One of the first FEW is usually good, so these are read before the others.
--- A record in another order than it is written in is passed over until a script has stored it.
+-- An instance whose record has its fields in another order is skipped until a script has rewritten the record.
 local function clockwise(from, point, share, labels)
-  local FEW, POINTS = '4', '28'
+  local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
   for _, first in ipairs({'0', FEW}) do
     local count = first == '0' and FEW or POINTS
     local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)

@@ -1,5 +1,5 @@
--- Whole records of instances, read and written; needed seldom, so that acquire and release do not build these functions
--- in the usual case. Expects records.lua; the legend of the fields is in pool.lua.
+-- Read and write whole records of instances. Rarely needed, so acquire and release do not build these functions in the
+-- usual case. Expects records.lua; the legend of the fields is in pool.lua.
 
 -- All fields of an instance's record, those of a later version last as one text; nil when the library did not write it.
 -- A record in another order than it is written in is put into that order first.
@@ -24,10 +24,15 @@ local function read_record(text)
   return unpack(values)
 end
 
--- What becomes of a token besides a lease: a grant that is not fetched yet, a place in the queue, a tombstone.
-local function write_granted(id, fence, ticket) return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket end
+-- The records of a token besides a lease: a grant that is not fetched yet, a waiter, a tombstone.
+local function write_granted(id, fence, ticket)
+  return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket
+end
 local function write_waiting(ticket, ttl_ms, labels, tokens)
   return 'waiting ticket=' .. ticket .. ' ttl_ms=' .. ttl_ms .. ' labels=' .. labels .. ' tokens=' .. tokens
+end
+local function write_pool(strategy, slow_after_us)
+  return 'schema=2 strategy=' .. strategy .. (slow_after_us ~= '0' and ' slow_after_us=' .. slow_after_us or '')
 end
 local function write_tombstone(why) return 'tombstone why=' .. why end
 

@@ -140,7 +140,7 @@ def test_remove_deletes_a_confirmed_instance(lb: Run, perf: AgentPerf) -> None:
 def test_repair_corrects_manual_changes(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     state = keys.pool(namespace, "planner").state
     records.change(raw, state, "p1", load=2)
-    raw.hset(state, "@orphan", "lease instance=p0 fence=5 late=0")
+    raw.hset(state, "@orphan", "lease instance=p0 fence=5")
     assert "corrected the load of 1, dropped 1 orphaned lease" in lb("repair", "planner").stdout
     assert perf.balancer().status("planner")[0].current_load == 0
     again = document(lb("repair", "planner", "--json"), "lb repair")

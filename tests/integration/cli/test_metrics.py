@@ -32,7 +32,9 @@ def used(perf: AgentPerf) -> AgentPerf:
     metrics.record_cancellation("planner", 0.5)
     for _ in range(3):
         metrics.record_execution("critic", 0.125, True)
-    metrics.record_llm("planner", tokens_in=100, tokens_out=20, cost=0.5, model="m-1")
+    metrics.record_llm(
+        "planner", tokens_in=100, tokens_cached_in=64, tokens_out=20, tokens_reasoning=12, cost=0.5, model="m-1"
+    )
     metrics.record_llm("critic", tokens_in=1, cost=0.25)
     metrics.record_stream("critic", 12, 0.5, 0.01)
     metrics.flush()
@@ -56,16 +58,20 @@ def test_show_prints_everything_about_an_agent(agentperf: Run, used: AgentPerf) 
     assert "p95 4.000 s" in text
     assert "exact" in text
     assert "100 tokens in, 20 out, cost 0.5" in text
+    assert "64 tokens in read from the provider's cache, 0 written to it; 12 out of reasoning" in text
     assert has_line(text, "TimeoutError", "3", "30.0%")
     assert has_line(text, "(no type)", "1", "10.0%")
-    assert has_line(text, "m-1", "100", "20")
+    assert has_line(text, "m-1", "100", "20", "64", "12")
+    assert "cache write" not in text, "a column that is zero throughout"
     assert has_line(text, "cancelled", "0.500")
     assert "12 items" in shown(agentperf("show", "critic"))
 
     found = document(agentperf("show", "planner", "--json"), "show")
     assert (found["tasks"], found["successes"], found["failures"], found["cancelled"]) == (10, 5, 4, 1)
     assert (found["percentiles_exact"], found["error_bound"], found["min_s"], found["max_s"]) == (True, 0.0, 0.25, 4.0)
-    assert found["models"] == {"m-1": {"calls": 1, "tokens_in": 100, "tokens_out": 20, "cost": 0.5}}
+    parts = {"tokens_cached_in": 64, "tokens_cache_write": 0, "tokens_reasoning": 12}
+    assert found["models"] == {"m-1": {"calls": 1, "tokens_in": 100, "tokens_out": 20, "cost": 0.5, **parts}}
+    assert {name: found[name] for name in parts} == parts
     assert len(found["latest"]) == 5
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,101 @@ def test_model_usage_counts_for_agent_and_span(collector: MetricsCollector, call
         assert found.models == {"gpt-x": ModelUsage(4, 101, 20, 0.0125), "claude-x": ModelUsage(1, 5, 7, 0.0)}
     (stage,) = [span for span in call(collector, "spans", "research").spans if span.name == "summarise"]
     assert (stage.metrics.tokens_in, stage.metrics.tokens_out, stage.metrics.tool_calls) == (5, 7, 2)
+
+
+def test_parts_of_tokens_are_counted_apart(collector: MetricsCollector, call: Call) -> None:
+    with collector.track("research"), collector.span("research", "summarise"):
+        collector.record_llm(
+            tokens_in=100, tokens_cached_in=60, tokens_cache_write=10, tokens_out=20, tokens_reasoning=15, model="gpt-x"
+        )
+        collector.record_llm(
+            usage={"model": "claude-x", "usage": {"input_tokens": 5, "cache_read_input_tokens": 40, "output_tokens": 7}}
+        )
+    collector.record_llm("plain", tokens_in=1, tokens_out=1)
+
+    for window in (None, "5m"):
+        found = call(collector, "get_or_create_metrics", "research", window=window)
+        assert (found.tokens_in, found.tokens_cached_in, found.tokens_cache_write) == (145, 100, 10)
+        assert (found.tokens_out, found.tokens_reasoning) == (27, 15)
+        assert found.models == {
+            "gpt-x": ModelUsage(1, 100, 20, 0.0, 60, 10, 15),
+            "claude-x": ModelUsage(1, 45, 7, 0.0, 40),
+        }
+        plain = call(collector, "snapshots", window=window, percentiles=False)["research"]
+        assert (plain.tokens_cached_in, plain.tokens_cache_write, plain.tokens_reasoning) == (100, 10, 15)
+        both = call(collector, "combined", window=window)
+        assert (both.tokens_in, both.tokens_cached_in, both.tokens_reasoning) == (146, 100, 15)
+    (stage,) = [span for span in call(collector, "spans", "research").spans if span.name == "summarise"]
+    assert (stage.metrics.tokens_cached_in, stage.metrics.tokens_reasoning) == (100, 15)
+
+
+def test_parts_that_are_zero_take_no_memory(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
+    collector.record_llm("plain", tokens_in=3, tokens_out=4, tokens_cached_in=0, model="gpt-x")
+    collector.flush()
+    fields = set(raw.hkeys(keys.metrics_total(namespace, keys.metrics_shard("plain"), "plain")))
+    assert {"tok_in", "mdl:gpt-x:tok_in"} <= fields
+    assert not [field for field in fields if "cache" in field or "reasoning" in field]
+
+
+def test_sum_of_an_agents_run_is_counted_by_its_calls_and_models(collector: MetricsCollector, call: Call) -> None:
+    collector.record_llm("a", usage={"usage": {"input_tokens": 5, "output_tokens": 6, "requests": 3}})
+    collector.record_llm("b", usage={"usage": {"input_tokens": 5, "output_tokens": 6, "requests": 3}}, calls=1)
+    by_model = {
+        "m-1": {"prompt_tokens": 5, "completion_tokens": 6},
+        "m-2": {"prompt_tokens": 7, "completion_tokens": 8},
+    }
+    collector.record_llm("c", usage=by_model, cost=None)
+    collector.record_llm("d", usage=by_model, cost=Decimal("0.25"), model="m-3")
+    found = call(collector, "snapshots")
+    assert (found["a"].llm_calls, found["b"].llm_calls) == (3, 1)
+    assert found["c"].models == {"m-1": ModelUsage(1, 5, 6), "m-2": ModelUsage(1, 7, 8)}
+    assert found["d"].models == {"m-3": ModelUsage(2, 12, 14, 0.25)}
+
+
+def test_events_of_a_stream_are_counted_as_one_call(collector: MetricsCollector, call: Call) -> None:
+    started = {"id": "msg_1", "model": "claude-x", "usage": {"input_tokens": 10, "output_tokens": 1}}
+    collector.record_llm("a", usage={"type": "message_start", "message": started})
+    collector.record_llm("a", usage={"type": "message_delta", "usage": {"output_tokens": 15}})
+    collector.record_llm("a", usage={"type": "message_stop"})
+    chunk = {"object": "chat.completion.chunk", "id": "c", "model": "gpt-x", "usage": None}
+    collector.record_llm("a", usage=chunk)
+    assert collector.delivery().usage_unread == 1
+    collector.record_llm("a", usage=chunk | {"usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}})
+    found = call(collector, "get_or_create_metrics", "a")
+    assert (found.llm_calls, found.tokens_in, found.tokens_out) == (2, 12, 18)
+    assert found.models["claude-x"] == ModelUsage(1, 10, 15)
+    assert collector.delivery().usage_unread == 0
+
+
+def test_total_that_does_not_add_up_is_said_once_and_counted(
+    collector: MetricsCollector, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        collector.record_llm("a", usage={"input_tokens": 10, "output_tokens": 5, "total_tokens": 99})
+    collector.record_llm("a", usage={"input_tokens": 10, "output_tokens": 5, "total_tokens": 15})
+    found = call(collector, "get_or_create_metrics", "a")
+    assert (found.tokens_in, found.tokens_out) == (40, 20)
+    delivery = collector.delivery()
+    assert (delivery.usage_inconsistent, delivery.usage_unread) == (3, 0)
+    (record,) = caplog.records
+    assert "total" in record.getMessage()
+
+
+def test_error_of_a_usage_never_reaches_the_caller(collector: MetricsCollector, call: Call) -> None:
+    class Odd:
+        def __getattribute__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    class OddClass(type):
+        def __getattribute__(cls, name: str) -> Any:
+            raise RuntimeError(name)
+
+    collector.record_llm("a", usage=Odd())
+    collector.record_llm("a", usage=type.__call__(OddClass("Odd", (), {})))
+    collector.record_llm("a", usage={"usage": {"prompt_tokens": 3, "cost": 1e300}})
+    found = call(collector, "get_or_create_metrics", "a")
+    assert (found.llm_calls, found.tokens_in, found.cost) == (3, 3, 0.0)
+    assert collector.delivery().usage_unread == 2
 
 
 def test_usage_without_counts_keeps_the_call_and_warns(

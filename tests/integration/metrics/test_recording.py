@@ -316,12 +316,16 @@ def test_counters_alone_say_what_the_whole_reading_says(collector: MetricsCollec
     collector.record_execution("failing", 1.5, True)
     collector.record_cancellation("cancelled", 0.75)
     collector.record_llm("model", tokens_in=100, tokens_out=20, cost=0.0125, model="gpt-x", calls=2)
+    collector.record_llm(
+        "model", tokens_in=9, tokens_cached_in=5, tokens_cache_write=3, tokens_out=2, tokens_reasoning=1
+    )
     collector.record_tool_calls("tools", calls=3)
     collector.record_stream("stream", 7, 0.1, 0.01)
 
     told = [
         "task_count", "success_count", "failure_count", "cancelled_count", "total_execution_time", "min_execution_time",
         "max_execution_time", "avg_execution_time", "last_execution", "tokens_in", "tokens_out", "cost",
+        "tokens_cached_in", "tokens_cache_write", "tokens_reasoning",
         "llm_calls", "tool_calls",
     ]  # fmt: skip
     for window in (None, "5m"):

@@ -1,4 +1,4 @@
-"""The suite's own tools must do what the other tests believe of them."""
+"""The test tools must behave as the other tests assume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.workers import WorkerFailed, Workers
 
 
 def _client(url: str, **options: object) -> Raw:
-    """Return a client that sends a request once and never again."""
+    """Return a client that never retries."""
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
@@ -37,20 +37,20 @@ def _client(url: str, **options: object) -> Raw:
 
 
 @pytest.mark.every_server
-def test_a_server_is_the_one_it_says(server: Server, raw: Raw, namespace: str) -> None:
+def test_server_runs_the_announced_version(server: Server, raw: Raw, namespace: str) -> None:
     raw.set(f"{namespace}:{{a}}:x", "1")
     assert raw.get(f"{namespace}:{{a}}:x") == "1"
     for slot in "bcdef":
         raw.set(f"{namespace}:{{{slot}}}:x", "1")
     assert len(raw.keys(f"{namespace}:*")) == 6
-    versions = {"valkey": "7.2.4", "redis82": "8.2", "redis70": "7.", "cluster": "7.2.4"}  # what Valkey claims to be
+    versions = {"valkey": "7.2.4", "redis82": "8.2", "redis70": "7.", "cluster": "7.2.4"}  # reported Redis versions
     with server.nodes[0].client() as client:
         info = client.info("server")
     assert info["redis_version"].startswith(versions[server.kind])
     assert info["process_id"] == server.nodes[0].process.pid
 
 
-def test_a_server_with_an_aof_keeps_its_data_when_killed(start_server: Callable[..., Server]) -> None:
+def test_killed_server_with_aof_keeps_its_data(start_server: Callable[..., Server]) -> None:
     for aof, expected in ((True, "kept"), (False, None)):
         server = start_server("valkey", aof=aof)
         with server.client() as client:
@@ -62,7 +62,7 @@ def test_a_server_with_an_aof_keeps_its_data_when_killed(start_server: Callable[
             assert client.get("key") == expected
 
 
-def test_a_paused_server_answers_nothing_until_it_goes_on(own_server: Server) -> None:
+def test_paused_server_answers_only_after_resume(own_server: Server) -> None:
     with own_server.client() as patient, own_server.client(socket_timeout=0.1) as client:
         assert patient.ping()
         own_server.pause()
@@ -72,7 +72,7 @@ def test_a_paused_server_answers_nothing_until_it_goes_on(own_server: Server) ->
         assert patient.ping()
 
 
-def test_a_server_left_dead_or_paused_recovers(servers: Servers) -> None:
+def test_dead_or_paused_server_recovers(servers: Servers) -> None:
     server = servers.fresh("valkey")
     server.pause()
     server.recover()
@@ -84,7 +84,7 @@ def test_a_server_left_dead_or_paused_recovers(servers: Servers) -> None:
     server.stop()
 
 
-def test_servers_die_with_the_test_process(tmp_path: Path) -> None:
+def test_servers_end_with_the_test_process(tmp_path: Path) -> None:
     script = (
         "import sys, time; from tests.support.servers import Server; server = Server('valkey');"
         "print(server.nodes[0].process.pid, server.nodes[0].folder, flush=True); time.sleep(600)"
@@ -104,12 +104,12 @@ from tests.support import leftovers
 leftovers.END_PATIENCE_S = 0.1
 from agentperf_redis import embedded
 def test_leak(tmp_path):
-    subprocess.Popen(["sleep", "60"], start_new_session=True).returncode = 0   # so that Python does not complain
+    subprocess.Popen(["sleep", "60"], start_new_session=True).returncode = 0   # prevents a ResourceWarning
     embedded.ensure(tmp_path)
 """
 
 
-def test_a_session_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> None:
+def test_session_fails_and_names_leftover_processes(tmp_path: Path) -> None:
     (tmp_path / "test_leak.py").write_text(_LEAK)
     words = [
         "-m",
@@ -136,8 +136,8 @@ def test_a_session_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> N
     Path(socket).unlink()
 
 
-def _noted() -> Flow[list[object]]:
-    """A flow of every kind of step, one of which fails and is survived."""
+def _all_steps() -> Flow[list[object]]:
+    """A flow with all kinds of steps, one of which fails and is caught."""
     meta = "fake:meta"
     opened = Command(Script("namespace/open"), (meta,), {"schema": 1, "epoch": "epoch"}, _second)
     try:
@@ -147,8 +147,8 @@ def _noted() -> Flow[list[object]]:
         first = yield from opened
         both = yield from Batch((opened, Command("HGET", (meta,), ("epoch",), _same)))
         settled = yield from Batch((opened, Command("HGET", (meta,), ("epoch",), _refuse))).settled()
-        hinted = yield from Wait(WakeUp(), 1.5)
-        return [error.key, first, both, type(settled[1]), hinted]
+        woken = yield from Wait(WakeUp(), 1.5)
+        return [error.key, first, both, type(settled[1]), woken]
     return []
 
 
@@ -164,8 +164,8 @@ def _refuse(reply: object) -> object:
     raise CorruptState("fake:meta", repr(reply))
 
 
-def test_the_fake_runs_commands_batches_and_flows(fake: Fake) -> None:
-    assert fake.run(_noted()) == ["fake:meta", 1, [1, b"epoch"], CorruptState, False]
+def test_fake_runs_commands_batches_and_flows(fake: Fake) -> None:
+    assert fake.run(_all_steps()) == ["fake:meta", 1, [1, b"epoch"], CorruptState, False]
     assert fake.pauses == [0.5, 1.5]
     assert fake.client.hget("fake:meta", "epoch") == "epoch"
     assert fake.run(Command("HGET", ("fake:meta",), ("schema",), int)) == 1
@@ -175,7 +175,7 @@ def test_the_fake_runs_commands_batches_and_flows(fake: Fake) -> None:
 
 
 class _Greeter:
-    """Stands for a client of the library: blocking methods, and the same on `aio`."""
+    """A minimal client: blocking methods, and the same methods on `aio`."""
 
     def __init__(self) -> None:
         self.aio = _AsyncGreeter()
@@ -189,11 +189,11 @@ class _AsyncGreeter:
         return f"hello {name} from a loop"
 
 
-def test_call_runs_either_way(call: Call) -> None:
+def test_call_runs_blocking_and_async(call: Call) -> None:
     assert call(_Greeter(), "greet", "you") == ("hello you from a loop" if call.is_async else "hello you")
 
 
-def test_a_reply_is_lost_after_the_request_was_executed(proxy: Proxy, raw: Raw, namespace: str) -> None:
+def test_proxy_loses_reply_of_executed_request(proxy: Proxy, raw: Raw, namespace: str) -> None:
     fault = proxy.reset_after_reply(only="INCRBY", nth=2)
     with _client(proxy.url) as client:
         assert client.incr(namespace) == 1
@@ -205,7 +205,7 @@ def test_a_reply_is_lost_after_the_request_was_executed(proxy: Proxy, raw: Raw, 
     assert proxy.count("INCRBY") == 3
 
 
-def test_a_request_is_lost_before_it_was_executed(proxy: Proxy, raw: Raw, namespace: str) -> None:
+def test_proxy_loses_request_before_execution(proxy: Proxy, raw: Raw, namespace: str) -> None:
     proxy.reset_before_request(times=2)
     with _client(proxy.url) as client:
         for _ in range(2):
@@ -215,14 +215,14 @@ def test_a_request_is_lost_before_it_was_executed(proxy: Proxy, raw: Raw, namesp
         assert client.incr(namespace) == 1
 
 
-def test_half_a_reply_arrives(proxy: Proxy, raw: Raw, namespace: str) -> None:
+def test_proxy_delivers_half_a_reply(proxy: Proxy, raw: Raw, namespace: str) -> None:
     raw.set(namespace, "a long value")
     proxy.half_reply()
     with _client(proxy.url) as client, pytest.raises(redis.ConnectionError):
         client.get(namespace)
 
 
-def test_a_reply_is_swallowed_or_late(proxy: Proxy, raw: Raw, namespace: str) -> None:
+def test_proxy_swallows_or_delays_reply(proxy: Proxy, raw: Raw, namespace: str) -> None:
     swallowed = proxy.swallow(only="INCRBY")
     proxy.delay(0.3, only="GET")
     kept = proxy.keep_reply(only="STRLEN")
@@ -241,7 +241,7 @@ def test_a_reply_is_swallowed_or_late(proxy: Proxy, raw: Raw, namespace: str) ->
         assert patient.strlen(namespace) == 1
 
 
-def test_a_held_request_arrives_after_its_client_has_gone(proxy: Proxy, raw: Raw, namespace: str) -> None:
+def test_held_request_arrives_after_client_left(proxy: Proxy, raw: Raw, namespace: str) -> None:
     held = proxy.hold(only="INCRBY")
     with _client(proxy.url) as client:
         with pytest.raises(redis.ConnectionError):
@@ -256,7 +256,7 @@ def test_a_held_request_arrives_after_its_client_has_gone(proxy: Proxy, raw: Raw
     assert held.delivered() == b":3\r\n"
 
 
-def test_a_held_request_ends_with_the_proxy(server: Server, raw: Raw, namespace: str) -> None:
+def test_held_request_ends_with_the_proxy(server: Server, raw: Raw, namespace: str) -> None:
     proxy = Proxy(server.port)
     held = proxy.hold()
     with _client(proxy.url) as client, pytest.raises(redis.ConnectionError):
@@ -266,7 +266,7 @@ def test_a_held_request_ends_with_the_proxy(server: Server, raw: Raw, namespace:
     assert raw.get(namespace) is None
 
 
-def test_connections_are_cut_refused_and_taken_again(proxy: Proxy) -> None:
+def test_proxy_cuts_refuses_and_accepts_connections(proxy: Proxy) -> None:
     with _client(proxy.url) as client, _client(proxy.url, socket_timeout=0.1) as hurried:
         assert client.ping()
         (before,) = client.connection_pool._available_connections
@@ -287,7 +287,7 @@ def test_connections_are_cut_refused_and_taken_again(proxy: Proxy) -> None:
         assert client.ping()
 
 
-def test_messages_and_pipelines_pass_the_proxy(proxy: Proxy, raw: Raw, namespace: str) -> None:
+def test_proxy_passes_messages_and_pipelines(proxy: Proxy, raw: Raw, namespace: str) -> None:
     with _client(proxy.url) as client, client.pubsub(ignore_subscribe_messages=True) as listener:
         listener.subscribe(namespace)
         wait_until(lambda: raw.publish(namespace, "hello"), "the subscription")
@@ -325,7 +325,7 @@ def _sleep() -> Generator[str, None, None]:
     time.sleep(600)
 
 
-def test_workers_run_in_processes_of_their_own(workers: Workers) -> None:
+def test_workers_run_in_separate_processes(workers: Workers) -> None:
     results = workers.run(_add, [(1, 2), (3, 4)])
     assert [total for total, _ in results] == [3, 7]
     assert len({os.getpid(), *(pid for _, pid in results)}) == 3
@@ -341,7 +341,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_die_with_the_test_process(tmp_path: Path) -> None:
+def test_workers_end_with_the_test_process(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(_KILLED)
     words = [sys.executable, str(tmp_path / "main.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -356,7 +356,7 @@ def _environment() -> tuple[str | None, str]:
     return os.environ.get("OF_THIS_TEST"), str(Path.cwd())
 
 
-def test_workers_have_the_environment_of_their_test(
+def test_workers_get_environment_of_their_test(
     workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for value in ("1", "2"):
@@ -365,7 +365,7 @@ def test_workers_have_the_environment_of_their_test(
         assert workers.start(_environment).result() == (value, str(tmp_path))
 
 
-def test_a_worker_talks_fails_and_is_killed(workers: Workers) -> None:
+def test_worker_talks_fails_and_can_be_killed(workers: Workers) -> None:
     talker = workers.start(_talk, "you")
     assert talker.said() == "hello you"
     talker.answer(1)

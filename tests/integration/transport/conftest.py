@@ -1,4 +1,4 @@
-"""Fixtures of the transport's tests."""
+"""Fixtures of the transport tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that is away for long: nobody queues on its deadline, and all go on within a second of its return."""
+"""A long outage: commands fail at once instead of after their deadline, and resume within a second of its end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.stalls import StallDetector, hurry
 DEADLINE_S = 1.0
 
 
-def tripped(backend: Backend, run: Run, namespace: str) -> None:
-    """Have one command take its deadline in vain, and the breaker open on it."""
+def trip_breaker(backend: Backend, run: Run, namespace: str) -> None:
+    """Open the breaker with one command that times out."""
     with pytest.raises(BackendUnavailable):
         run(backend, add(namespace))
     wait_until(lambda: backend._breaker.open, "the breaker to open")
@@ -27,7 +27,7 @@ def tripped(backend: Backend, run: Run, namespace: str) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("away", ["paused", "killed"])
-def test_callers_do_not_queue_on_a_server_that_is_away_and_go_on_when_it_is_back(
+def test_open_breaker_fails_fast_and_recovers_quickly(
     own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str, away: str
 ) -> None:
     backend = connect(own_server.url)
@@ -36,7 +36,7 @@ def test_callers_do_not_queue_on_a_server_that_is_away_and_go_on_when_it_is_back
     run(backend, add(namespace))
     hurry(backend, DEADLINE_S)
     (own_server.pause if away == "paused" else own_server.kill)()
-    tripped(backend, run, namespace)
+    trip_breaker(backend, run, namespace)
 
     with StallDetector() as stalls:
         start = time.monotonic()
@@ -54,21 +54,21 @@ def test_callers_do_not_queue_on_a_server_that_is_away_and_go_on_when_it_is_back
     assert run(backend, add(namespace)) >= 1
 
 
-def test_an_outage_shorter_than_the_deadline_is_ridden_out(
+def test_retries_survive_outage_shorter_than_deadline(
     proxy: Proxy, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(proxy.url, deadline=10.0)
     run(backend, add(namespace))
     proxy.close_port()
     with pytest.raises(BackendUnavailable):
-        backend.run(add(namespace), 0.2)  # somebody in a hurry must not spoil it for the patient
+        backend.run(add(namespace), 0.2)  # a short deadline must not affect commands with a longer one
     opened = threading.Timer(1.0, proxy.open_port)
     opened.start()
     assert run(backend, add(namespace)) == 2
     opened.join()
 
 
-def test_who_was_under_way_when_it_opened_still_gets_an_answer(
+def test_command_in_flight_at_opening_still_succeeds(
     own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(own_server.url)
@@ -76,16 +76,16 @@ def test_who_was_under_way_when_it_opened_still_gets_an_answer(
     hurry(backend, DEADLINE_S)
     own_server.kill()
     answers: list[int] = []
-    patient = threading.Thread(target=lambda: answers.append(backend.run(add(namespace), 20.0)))
-    patient.start()
-    tripped(backend, run, namespace)
+    waiting = threading.Thread(target=lambda: answers.append(backend.run(add(namespace), 20.0)))
+    waiting.start()
+    trip_breaker(backend, run, namespace)
     own_server.restart()
-    patient.join(20.0)
+    waiting.join(20.0)
     assert answers == [1]
 
 
 @pytest.mark.thorough
-def test_the_other_nodes_of_a_cluster_are_not_refused(
+def test_breaker_refuses_only_the_dead_cluster_node(
     start_server: Callable[..., Server], connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     server = start_server("cluster")
@@ -116,16 +116,16 @@ def test_the_other_nodes_of_a_cluster_are_not_refused(
     assert run(backend, add(namespace, 1, lost[0])) == 1
 
 
-def test_closing_says_what_is_left_to_say_though_the_breaker_is_open(
+def test_close_flushes_despite_an_open_breaker(
     proxy: Proxy, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(proxy.url)
-    said: list[int] = []
-    backend.on_close(lambda: said.append(backend.run(add(namespace), 5.0)))
+    results: list[int] = []
+    backend.on_close(lambda: results.append(backend.run(add(namespace), 5.0)))
     run(backend, add(namespace))
     hurry(backend, DEADLINE_S)
     proxy.close_port()
-    tripped(backend, run, namespace)
+    trip_breaker(backend, run, namespace)
     threading.Timer(0.1, proxy.open_port).start()
     backend.close()
-    assert said == [2]
+    assert results == [2]

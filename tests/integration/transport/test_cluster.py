@@ -1,4 +1,4 @@
-"""What only a Cluster does: its slots move while they are used, and its nodes die."""
+"""Cluster behaviour: slots move while they are in use, and nodes die."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def node_ids(server: Server) -> dict[Node, str]:
     return ids
 
 
-def test_a_slot_moves_while_it_is_used_and_no_write_is_lost(
+def test_moving_slot_in_use_loses_no_write(
     start_server: Callable[..., Server], connect: Callable[..., Backend], namespace: str
 ) -> None:
     server = start_server("cluster")
@@ -42,7 +42,7 @@ def test_a_slot_moves_while_it_is_used_and_no_write_is_lost(
             while not stop.is_set():
                 backend.run(add(namespace))
                 acknowledged[number] += 1
-        except Exception as error:  # noqa: BLE001  the test shows it
+        except Exception as error:  # noqa: BLE001  the test reports it
             errors.append(error)
 
     def call(node: Node, *words: str | int) -> None:
@@ -63,7 +63,7 @@ def test_a_slot_moves_while_it_is_used_and_no_write_is_lost(
     for node in (target, source, *(node for node in server.nodes if node not in (source, target))):
         call(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
     before = sum(acknowledged)
-    wait_until(lambda: sum(acknowledged) > before + 20, "commands at the new place (MOVED)", TIMEOUT)
+    wait_until(lambda: sum(acknowledged) > before + 20, "commands at the new node (MOVED)", TIMEOUT)
     stop.set()
     for thread in threads:
         thread.join()
@@ -73,10 +73,12 @@ def test_a_slot_moves_while_it_is_used_and_no_write_is_lost(
 
 
 @pytest.mark.servers("cluster")
-def test_no_script_leaves_its_slot(server: Server, run: Run, connect: Callable[..., Backend], namespace: str) -> None:
-    """Under the shebang that every test on a Cluster gives the scripts, the server refuses one that strays."""
+def test_script_outside_its_slot_is_refused(
+    server: Server, run: Run, connect: Callable[..., Backend], namespace: str
+) -> None:
+    """In tests on a Cluster every script has a shebang, so the server refuses keys of another slot."""
 
-    class Straying(Script):
+    class StrayScript(Script):
         source = """#!lua
 -- KEYS
 --   one  STRING  any
@@ -87,11 +89,11 @@ return redis.call('SET', 'elsewhere', 1)
 
     backend = connect(server.url)
     with pytest.raises(ScriptFailed, match=r"(?i)slot|non local"):
-        run(backend, Command(Straying("test/stray"), (f"{namespace}:x",), (), lambda reply: reply))
+        run(backend, Command(StrayScript("test/stray"), (f"{namespace}:x",), (), lambda reply: reply))
     assert Script("namespace/open").source.startswith("#!lua\n")
 
 
 @pytest.mark.servers("cluster")
-def test_a_dead_seed_is_passed_over(server: Server, connect: Callable[..., Backend], run: Run, namespace: str) -> None:
+def test_dead_seed_is_skipped(server: Server, connect: Callable[..., Backend], run: Run, namespace: str) -> None:
     backend = connect(server.url.replace("redis+cluster://", "redis+cluster://127.0.0.1:1,"))
     assert run(backend, add(namespace)) == 1

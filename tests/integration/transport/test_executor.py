@@ -1,4 +1,4 @@
-"""The drivers against real servers, while things go wrong."""
+"""The drivers against real servers, with faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.stalls import StallDetector, hurry
 
 
 @pytest.mark.every_server
-def test_a_script_runs_though_the_server_does_not_know_it(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
+def test_script_unknown_to_server_still_runs(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     for node in [raw] if not hasattr(raw, "get_primaries") else raw.get_primaries():
         raw.execute_command("SCRIPT", "FLUSH", **({} if node is raw else {"target_nodes": node}))
     assert run(backend, add(namespace, 5)) == 5
@@ -39,14 +39,16 @@ def test_a_script_runs_though_the_server_does_not_know_it(backend: Backend, run:
 
 
 @pytest.mark.every_server
-def test_a_batch_over_many_slots_comes_back_in_order(backend: Backend, run: Run, namespace: str) -> None:
+def test_batch_over_many_slots_keeps_its_order(backend: Backend, run: Run, namespace: str) -> None:
     def flow() -> Flow[list[int]]:
         return (yield from Batch(tuple(add(namespace, i, f"counter{i}") for i in range(1, 1300))))
 
     assert run(backend, flow()) == list(range(1, 1300))
 
 
-def test_tasks_of_one_tick_travel_together(backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str) -> None:
+def test_commands_of_one_tick_share_a_pipeline(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
     async def main() -> None:
         await backend.arun(add(namespace))
         results = await asyncio.gather(*(backend.arun(add(namespace)) for _ in range(200)))
@@ -58,7 +60,7 @@ def test_tasks_of_one_tick_travel_together(backend: Backend, runner: asyncio.Run
     assert reads < 60, "200 commands of one tick must not be 200 packets"
 
 
-def test_threads_share_a_backend(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_many_threads_share_one_backend(backend: Backend, raw: Raw, namespace: str) -> None:
     def work() -> None:
         for _ in range(50):
             backend.run(add(namespace))
@@ -72,7 +74,7 @@ def test_threads_share_a_backend(backend: Backend, raw: Raw, namespace: str) -> 
 
 
 @pytest.mark.parametrize("fault", ["reset_before_request", "reset_after_reply", "half_reply"])
-def test_a_broken_exchange_is_repeated(
+def test_broken_exchange_is_retried(
     fault: str, proxy: Proxy, connect: Callable[..., Backend], run: Run, raw: Raw, namespace: str
 ) -> None:
     backend = connect(proxy.url)
@@ -80,11 +82,11 @@ def test_a_broken_exchange_is_repeated(
     broken = getattr(proxy, fault)(only="EVALSHA")
     result = run(backend, add(namespace))
     broken.wait()
-    # this script is not made for repeats, so the count shows how often the server executed it
+    # this script is not idempotent, so the count shows how often the server executed it
     assert result == int(raw.get(f"{namespace}:counter") or 0) == (1 if fault == "reset_before_request" else 2)
 
 
-def test_after_all_connections_were_cut_the_next_command_succeeds(
+def test_command_succeeds_after_all_connections_broke(
     proxy: Proxy, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(proxy.url)
@@ -93,7 +95,7 @@ def test_after_all_connections_were_cut_the_next_command_succeeds(
         proxy.cut()
 
 
-def test_the_deadline_holds_against_a_silent_server(
+def test_deadline_holds_against_an_unresponsive_server(
     proxy: Proxy, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(proxy.url)
@@ -109,14 +111,14 @@ def test_the_deadline_holds_against_a_silent_server(
     proxy.speak_again()
 
     def answered() -> bool:
-        with contextlib.suppress(BackendUnavailable):  # refused, until a probe has found it well again
+        with contextlib.suppress(BackendUnavailable):  # refused until a probe succeeds
             return run(backend, add(namespace, 0)) in (0, 1)
         return False
 
     wait_until(answered, "the next answer")
 
 
-def test_no_server_is_told_within_the_deadline_with_what_to_do(connect: Callable[..., Backend], run: Run) -> None:
+def test_unreachable_server_error_comes_in_time_with_advice(connect: Callable[..., Backend], run: Run) -> None:
     backend = connect("redis://me:hunter2@127.0.0.1:1/0", deadline=0.3)
     with StallDetector() as stalls:
         start = time.monotonic()
@@ -129,7 +131,7 @@ def test_no_server_is_told_within_the_deadline_with_what_to_do(connect: Callable
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_wrong_password_is_told_at_once(
+def test_wrong_password_fails_at_once(
     connect: Callable[..., Backend], start_server: Callable[..., Server], run: Run
 ) -> None:
     server = start_server("valkey")
@@ -149,9 +151,7 @@ def test_a_wrong_password_is_told_at_once(
 
 
 @pytest.mark.every_server
-def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
-    backend: Backend, run: Run, raw: Raw, namespace: str
-) -> None:
+def test_wrong_type_error_names_key_and_writes_nothing(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     raw.set(keys.meta(namespace), "not a hash")
     with pytest.raises(CorruptState) as caught:
         run(backend, add(namespace))
@@ -161,7 +161,7 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
 
 
 @pytest.mark.every_server
-def test_a_newer_schema_is_left_alone(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
+def test_newer_schema_is_refused_and_unchanged(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     raw.hset(keys.meta(namespace), mapping={"schema": 99, "epoch": "e"})
     with pytest.raises(SchemaMismatch, match="99"):
         run(backend, add(namespace))
@@ -169,7 +169,7 @@ def test_a_newer_schema_is_left_alone(backend: Backend, run: Run, raw: Raw, name
     assert raw.hgetall(keys.meta(namespace)) == {"schema": "99", "epoch": "e"}
 
 
-def test_a_full_server_says_so_and_serves_again(
+def test_full_server_raises_until_memory_is_freed(
     own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(own_server.url)
@@ -182,7 +182,7 @@ def test_a_full_server_says_so_and_serves_again(
     assert run(backend, add(namespace)) == 2
 
 
-def test_a_paused_server_is_waited_for(
+def test_command_waits_for_a_paused_server(
     own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(own_server.url, deadline=10.0)
@@ -192,7 +192,7 @@ def test_a_paused_server_is_waited_for(
     assert run(backend, add(namespace)) >= 1
 
 
-def test_a_server_that_came_back_empty_has_a_new_epoch(
+def test_empty_restarted_server_has_new_epoch(
     own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(own_server.url)
@@ -209,10 +209,10 @@ def test_a_server_that_came_back_empty_has_a_new_epoch(
     assert run(backend, add(namespace)) == 1
     assert run(backend, add(namespace)) == 2
     assert seen == ["new"]
-    assert run(backend, enter()) == ["planner"], "resources are entered again under the new epoch"
+    assert run(backend, enter()) == ["planner"], "resources are recorded again under the new epoch"
 
 
-def test_a_forked_child_has_connections_of_its_own(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_forked_child_uses_its_own_connections(backend: Backend, raw: Raw, namespace: str) -> None:
     backend.run(add(namespace))
     stop = threading.Event()
 
@@ -245,7 +245,7 @@ def test_a_forked_child_has_connections_of_its_own(backend: Backend, raw: Raw, n
     assert raw.get(f"{namespace}:children") == "200"
 
 
-def test_a_cancelled_flow_still_gives_back_what_it_holds(
+def test_cancelled_flow_still_runs_its_cleanup(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:
     def hold() -> Flow[None]:
@@ -262,7 +262,7 @@ def test_a_cancelled_flow_still_gives_back_what_it_holds(
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.sleep(0)
-        task.cancel()  # a second one must not keep the flow from its end
+        task.cancel()  # a second cancellation must not stop the cleanup of the flow
         with pytest.raises(asyncio.CancelledError):
             await task
 
@@ -270,31 +270,64 @@ def test_a_cancelled_flow_still_gives_back_what_it_holds(
     wait_until(lambda: raw.get(f"{namespace}:counter") == "0", "the flow's end")
 
 
-def test_cancelling_at_any_step_never_mixes_up_replies(
-    backend: Backend, runner: asyncio.Runner, namespace: str
-) -> None:
-    async def ask(text: str) -> bytes:
+def test_cancellation_at_any_step_never_mixes_replies(backend: Backend, runner: asyncio.Runner, namespace: str) -> None:
+    async def echo(text: str) -> bytes:
         return await backend.arun(Command("ECHO", (text,), (), bytes))
 
     async def main() -> None:
-        await ask("warm")
+        await echo("warm")
         for steps in range(60):
-            task = asyncio.ensure_future(ask(f"cancelled{steps}"))
+            task = asyncio.ensure_future(echo(f"cancelled{steps}"))
             for _ in range(steps % 12):
                 await asyncio.sleep(0)
             task.cancel()
-            assert await ask(f"next{steps}") == f"next{steps}".encode()
+            assert await echo(f"next{steps}") == f"next{steps}".encode()
             await asyncio.gather(task, return_exceptions=True)
 
     runner.run(main())
 
 
-def test_each_event_loop_has_connections_of_its_own(backend: Backend, namespace: str) -> None:
+def test_each_event_loop_uses_its_own_connections(backend: Backend, namespace: str) -> None:
     for expected in (1, 2, 3):
         assert asyncio.run(backend.arun(add(namespace))) == expected
 
 
-def test_a_closed_backend_says_so(connect: Callable[..., Backend], server: Server, run: Run) -> None:
+def test_closed_loops_leave_no_connections(server: Server, connect: Callable[..., Backend], namespace: str) -> None:
+    backend = connect(server.url)
+    with server.client() as client:
+
+        def connections() -> int:
+            return len([each for each in client.client_list() if each["id"] not in before])
+
+        before = {each["id"] for each in client.client_list()}
+        for _ in range(20):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(backend.arun(add(namespace)))
+            loop.close()
+        assert connections() <= 1, "only that of the last loop, which the next loop closes"
+        assert client.get(f"{namespace}:counter") == "20"
+
+
+def test_lost_idle_connection_is_replaced_silently(
+    server: Server, connect: Callable[..., Backend], runner: asyncio.Runner, namespace: str
+) -> None:
+    backend = connect(server.url)
+
+    async def main() -> None:
+        for number in range(1, 6):
+            assert await backend.arun(add(namespace)) == number
+            (executor,) = backend._async_executors.values()
+            (stack,) = executor._connections._idle.values()
+            writer = stack[-1]._writer
+            assert writer is not None
+            writer.transport.abort()  # as after a reset that the loop detected
+            if number % 2:
+                await asyncio.sleep(0)
+
+    runner.run(main())
+
+
+def test_closed_backend_refuses_commands(connect: Callable[..., Backend], server: Server, run: Run) -> None:
     backend = connect(server.url)
     backend.close()
     with pytest.raises(BackendUnavailable, match="closed"):
@@ -302,7 +335,7 @@ def test_a_closed_backend_says_so(connect: Callable[..., Backend], server: Serve
     backend.close()
 
 
-def test_closing_lets_services_finish_first(
+def test_close_runs_callbacks_before_disconnecting(
     connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
 ) -> None:
     done: list[int] = []
@@ -312,7 +345,7 @@ def test_closing_lets_services_finish_first(
     assert raw.get(f"{namespace}:counter") == "7"
 
 
-def test_a_flow_sees_the_errors_of_its_commands(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
+def test_flow_can_catch_errors_of_commands(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     raw.rpush(f"{namespace}:list", "x")
 
     def flow() -> Flow[str]:
@@ -328,7 +361,7 @@ def test_a_flow_sees_the_errors_of_its_commands(backend: Backend, run: Run, raw:
 around: ContextVar[str] = ContextVar("around", default="nothing")
 
 
-def test_a_call_runs_in_the_context_of_its_flow(backend: Backend, run: Run) -> None:
+def test_call_runs_in_context_of_its_flow(backend: Backend, run: Run) -> None:
     def flow() -> Flow[tuple[str, str]]:
         around.set("the flow")
         seen = yield Call(around.get)
@@ -338,7 +371,7 @@ def test_a_call_runs_in_the_context_of_its_flow(backend: Backend, run: Run) -> N
     assert run(backend, flow()) == ("the flow", "nothing")
 
 
-def test_what_a_call_raises_reaches_the_flow_with_its_own_frames(backend: Backend, run: Run) -> None:
+def test_error_of_call_keeps_its_traceback(backend: Backend, run: Run) -> None:
     def fail() -> None:
         raise KeyError("no such thing")
 
@@ -351,7 +384,7 @@ def test_what_a_call_raises_reaches_the_flow_with_its_own_frames(backend: Backen
     assert raised.value.__context__ is None
 
 
-def test_a_blocking_call_may_raise_stop_iteration(backend: Backend) -> None:
+def test_blocking_call_may_raise_stop_iteration(backend: Backend) -> None:
     def flow() -> Flow[str]:
         try:
             yield Call(iter(()).__next__)
@@ -362,7 +395,7 @@ def test_a_blocking_call_may_raise_stop_iteration(backend: Backend) -> None:
     assert backend.run(flow()) == "seen"
 
 
-def test_what_is_called_is_awaited_by_asyncio_alone(backend: Backend, runner: asyncio.Runner) -> None:
+def test_only_asyncio_driver_awaits_call_results(backend: Backend, runner: asyncio.Runner) -> None:
     async def later() -> int:
         return 5
 
@@ -375,7 +408,7 @@ def test_what_is_called_is_awaited_by_asyncio_alone(backend: Backend, runner: as
     unawaited.close()
 
 
-def test_a_call_may_use_the_same_backend(backend: Backend, run: Run, namespace: str) -> None:
+def test_call_may_use_the_same_backend(backend: Backend, run: Run, namespace: str) -> None:
     is_async = run(backend, _is_async())
 
     def flow() -> Flow[int]:
@@ -386,16 +419,16 @@ def test_a_call_may_use_the_same_backend(backend: Backend, run: Run, namespace: 
 
 
 def _is_async() -> Flow[bool]:
-    async def asked() -> bool:
+    async def awaited() -> bool:
         return True
 
-    answer = yield Call(asked)
+    answer = yield Call(awaited)
     if answer is not True:
         answer.close()
     return answer is True
 
 
-def test_a_call_that_is_cancelled_leaves_the_flow_its_end(
+def test_cancelled_call_lets_the_flow_clean_up(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:
     seen: list[str] = []
@@ -424,7 +457,7 @@ def test_a_call_that_is_cancelled_leaves_the_flow_its_end(
     wait_until(lambda: raw.get(f"{namespace}:counter") == "1", "the flow's end")
 
 
-def test_a_shielded_flow_outlasts_its_caller(
+def test_shielded_flow_outlives_its_cancelled_caller(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:
     holds, ended = asyncio.Event(), asyncio.Event()
@@ -453,7 +486,7 @@ def test_a_shielded_flow_outlasts_its_caller(
     assert raw.get(f"{namespace}:counter") == "2"
 
 
-def test_a_shielded_flow_returns_and_raises_as_any(backend: Backend, run: Run, namespace: str) -> None:
+def test_shielded_flow_returns_and_raises_normally(backend: Backend, run: Run, namespace: str) -> None:
     def inner(amount: int) -> Flow[int]:
         total = yield from add(namespace, amount)
         if total > 5:
@@ -471,14 +504,14 @@ def test_a_shielded_flow_returns_and_raises_as_any(backend: Backend, run: Run, n
     assert run(backend, flow()) == (5, "6")
 
 
-def test_flows_run_together_each_in_a_context_of_its_own(backend: Backend, run: Run, namespace: str) -> None:
+def test_concurrent_flows_have_separate_contexts(backend: Backend, run: Run, namespace: str) -> None:
     seen: list[str] = []
 
     def each(number: int) -> Flow[None]:
         seen.append(around.get())
         around.set(f"{number}")
         yield from add(namespace)
-        while (yield from add(namespace, 0)) < 10:  # until all others have added, too
+        while (yield from add(namespace, 0)) < 10:  # until all other flows have added
             yield from Pause(0.001)
         assert around.get() == f"{number}"
 
@@ -491,7 +524,7 @@ def test_flows_run_together_each_in_a_context_of_its_own(backend: Backend, run: 
     assert seen == ["outside"] * 10
 
 
-def test_the_first_error_of_flows_that_run_together_is_raised(backend: Backend, run: Run) -> None:
+def test_first_error_of_concurrent_flows_is_raised(backend: Backend, run: Run) -> None:
     def fail() -> Flow[None]:
         yield from Pause(0.0)
         raise KeyError("no such thing")
@@ -506,7 +539,7 @@ def test_the_first_error_of_flows_that_run_together_is_raised(backend: Backend, 
         run(backend, flow())
 
 
-def test_a_closed_backend_still_runs_what_needs_no_server(
+def test_closed_backend_still_runs_local_steps(
     connect: Callable[..., Backend], server: Server, run: Run, namespace: str
 ) -> None:
     backend = connect(server.url)

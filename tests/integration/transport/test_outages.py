@@ -1,4 +1,4 @@
-"""Servers that vanish, come back empty, refuse or stall, and what callers are told meanwhile."""
+"""Servers that vanish, come back empty, refuse or stall, and the errors that callers get."""
 
 from __future__ import annotations
 
@@ -31,22 +31,24 @@ from tests.support.stalls import StallDetector, hurry
 
 
 @pytest.mark.every_server
-def test_nobody_slips_past_a_newer_schema(backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str) -> None:
+def test_concurrent_commands_all_refuse_newer_schema(
+    backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
+) -> None:
     raw.hset(keys.meta(namespace), mapping={"schema": 99, "epoch": "e"})
 
-    async def together() -> list[object]:
+    async def concurrently() -> list[object]:
         return await asyncio.gather(*(backend.arun(add(namespace)) for _ in range(20)), return_exceptions=True)
 
-    assert {type(each) for each in runner.run(together())} == {SchemaMismatch}
+    assert {type(each) for each in runner.run(concurrently())} == {SchemaMismatch}
     errors: list[Exception] = []
 
-    def alone() -> None:
+    def run_once() -> None:
         try:
             backend.run(add(namespace))
         except AgentPerfError as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=alone) for _ in range(12)]
+    threads = [threading.Thread(target=run_once) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -55,14 +57,14 @@ def test_nobody_slips_past_a_newer_schema(backend: Backend, runner: asyncio.Runn
     assert raw.get(f"{namespace}:counter") is None
 
 
-def test_a_damaged_schema_is_corrupt_state(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
+def test_damaged_schema_raises_corrupt_state(backend: Backend, run: Run, raw: Raw, namespace: str) -> None:
     raw.hset(keys.meta(namespace), mapping={"schema": "abc", "epoch": "e"})
     with pytest.raises(CorruptState) as caught:
         run(backend, add(namespace))
     assert caught.value.key == keys.meta(namespace)
 
 
-def test_an_empty_server_is_noticed_before_the_first_command_reaches_it(
+def test_empty_server_is_detected_before_first_command(
     own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(own_server.url)
@@ -79,7 +81,7 @@ def test_an_empty_server_is_noticed_before_the_first_command_reaches_it(
     assert run(backend, flow()) == ["noticed"]
 
 
-def test_a_new_event_loop_notices_an_empty_server(
+def test_new_event_loop_detects_empty_server(
     own_server: Server, connect: Callable[..., Backend], namespace: str
 ) -> None:
     backend = connect(own_server.url)
@@ -92,22 +94,22 @@ def test_a_new_event_loop_notices_an_empty_server(
     assert seen == ["noticed"]
 
 
-def test_a_process_that_only_listens_notices_an_empty_server(
+def test_subscribe_only_process_detects_empty_server(
     own_server: Server, connect: Callable[..., Backend], namespace: str
 ) -> None:
     backend = connect(own_server.url)
     seen: list[str] = []
-    told: list[str] = []
+    gaps: list[str] = []
     backend.on_new_epoch(lambda: seen.append("noticed"))
     backend.run(add(namespace))
-    backend.bus.subscribe(f"{namespace}:{{cache:x}}:bus", lambda _: None, lambda: told.append("gap"))
-    wait_until(lambda: told, "the subscription")
+    backend.bus.subscribe(f"{namespace}:{{cache:x}}:bus", lambda _: None, lambda: gaps.append("gap"))
+    wait_until(lambda: gaps, "the subscription")
     own_server.kill()
     own_server.restart()
     wait_until(lambda: seen == ["noticed"], "the notice")
 
 
-def test_an_error_on_the_way_reaches_the_flow_itself(
+def test_transport_error_is_raised_in_the_flow(
     proxy: Proxy, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(proxy.url)
@@ -115,22 +117,22 @@ def test_an_error_on_the_way_reaches_the_flow_itself(
     hurry(backend, 0.2)
     proxy.close_port()
     with pytest.raises(BackendUnavailable):
-        run(backend, add(namespace))  # from here on, the outage is known
+        run(backend, add(namespace))  # from now on, the outage is known
 
     def flow() -> Flow[str]:
         try:
             yield from add(namespace)
         except BackendUnavailable:
-            return "told"
-        return "not told"
+            return "raised"
+        return "not raised"
 
-    assert run(backend, flow()) == "told"
+    assert run(backend, flow()) == "raised"
     proxy.open_port()
 
 
 @pytest.mark.parametrize("commands", [1, 1600])
 @pytest.mark.parametrize("database", [0, 1])
-def test_the_deadline_holds_for_batches_and_handshakes(
+def test_deadline_holds_for_batches_and_handshakes(
     own_server: Server, connect: Callable[..., Backend], run: Run, commands: int, database: int
 ) -> None:
     backend = connect(own_server.url.replace("/0", f"/{database}"), deadline=0.5)
@@ -148,9 +150,7 @@ def test_the_deadline_holds_for_batches_and_handshakes(
     assert {type(each) for each in results} == {BackendUnavailable}
 
 
-def test_one_command_may_have_a_deadline_of_its_own(
-    own_server: Server, connect: Callable[..., Backend], namespace: str
-) -> None:
+def test_deadline_can_be_set_per_command(own_server: Server, connect: Callable[..., Backend], namespace: str) -> None:
     backend = connect(own_server.url)
     backend.run(add(namespace))
     own_server.pause()
@@ -162,7 +162,7 @@ def test_one_command_may_have_a_deadline_of_its_own(
     own_server.resume()
 
 
-def test_who_travels_with_a_stalled_command_does_not_wait_for_it(
+def test_stalled_command_does_not_delay_its_pipeline(
     own_server: Server, connect: Callable[..., Backend], runner: asyncio.Runner, namespace: str
 ) -> None:
     backend = connect(own_server.url, deadline=3.0)
@@ -181,7 +181,7 @@ def test_who_travels_with_a_stalled_command_does_not_wait_for_it(
     assert runner.run(main())
 
 
-def test_a_cluster_outlives_the_seed_of_its_url(
+def test_cluster_works_after_its_seed_died(
     start_server: Callable[..., Server], connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     server = start_server("cluster")
@@ -207,12 +207,12 @@ def _has(node: object, key: str) -> bool:
     with node.client() as client:  # type: ignore[attr-defined]  # a Node
         try:
             return bool(client.exists(key))
-        except Exception:  # noqa: BLE001  MOVED: it lies elsewhere
+        except Exception:  # noqa: BLE001  MOVED: it is on another node
             return False
 
 
 @pytest.mark.thorough
-def test_a_slot_that_nobody_serves_says_so_and_holds_nobody_up(
+def test_unserved_slot_fails_without_delaying_others(
     start_server: Callable[..., Server], connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     server = start_server("cluster")
@@ -238,7 +238,7 @@ def test_a_slot_that_nobody_serves_says_so_and_holds_nobody_up(
 
 
 @pytest.mark.servers("cluster")
-def test_a_plain_url_to_a_cluster_says_what_to_write(
+def test_plain_url_to_cluster_error_names_scheme(
     server: Server, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(f"redis://127.0.0.1:{server.port}")
@@ -252,7 +252,7 @@ def test_a_plain_url_to_a_cluster_says_what_to_write(
     assert all("redis+cluster://" in str(error) for error in errors)
 
 
-def test_event_loops_leave_nothing_behind(backend: Backend, namespace: str) -> None:
+def test_ended_event_loops_are_garbage_collected(backend: Backend, namespace: str) -> None:
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
     async def main() -> None:
@@ -265,7 +265,7 @@ def test_event_loops_leave_nothing_behind(backend: Backend, namespace: str) -> N
     assert [loop() for loop in loops] == [None] * 5
 
 
-def test_closing_from_another_thread_closes_a_loops_connections(
+def test_close_from_thread_closes_loop_connections(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     backend = connect(server.url)
@@ -282,12 +282,12 @@ def test_closing_from_another_thread_closes_a_loops_connections(
     loop.close()
 
 
-def test_a_client_cannot_be_sent_to_another_process(perf: AgentPerf) -> None:
-    with pytest.raises(TypeError, match="make one there"):
+def test_client_cannot_be_pickled(perf: AgentPerf) -> None:
+    with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(perf)
 
 
-def test_a_busy_process_says_that_it_is_busy(
+def test_busy_process_recovers_after_its_timeouts(
     own_server: Server, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(own_server.url, deadline=8.0)
@@ -309,18 +309,18 @@ def test_a_busy_process_says_that_it_is_busy(
     assert run(backend, add(namespace)) >= 2
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets that were just being opened
-def test_interrupts_at_any_moment_neither_crash_nor_lock(backend: Backend, namespace: str) -> None:
-    """A signal handler that raises, as Ctrl-C's does: a hundred times, wherever it hits."""
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets interrupted during opening
+def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str) -> None:
+    """A signal handler raises, like that of Ctrl-C, a hundred times at random points."""
 
     class Interrupted(BaseException):
         pass
 
-    armed = [False]  # no Event: an interruption within its own lock would be the test's trouble, not the library's
+    armed = [False]  # no Event: an interruption within its lock would break the test, not the library
 
     def interrupt(*_: object) -> None:
         if armed[0]:
-            armed[0] = False  # not while the interruption is being taken
+            armed[0] = False  # not while the interruption is handled
             raise Interrupted
 
     other = [0]
@@ -341,7 +341,7 @@ def test_interrupts_at_any_moment_neither_crash_nor_lock(backend: Backend, names
         while hits < 100 and time.monotonic() < end:
             try:
                 while hits < 100 and time.monotonic() < end:
-                    armed[0] = True  # each time: one that hits a destructor is reported, not raised
+                    armed[0] = True  # each time: an exception within a destructor is only reported
                     backend.run(add(namespace))
                     armed[0] = False
             except Interrupted:
@@ -358,7 +358,7 @@ def test_interrupts_at_any_moment_neither_crash_nor_lock(backend: Backend, names
         backend.run(add(namespace))
 
 
-def test_a_deadline_that_cannot_be_is_refused() -> None:
+def test_invalid_deadline_is_refused() -> None:
     for deadline in (0, -1, float("nan"), True, "5", None):
         with pytest.raises(InvalidArgument, match="deadline"):
-            Backend("redis://localhost", deadline=deadline)  # type: ignore[arg-type]  # that is the point
+            Backend("redis://localhost", deadline=deadline)  # type: ignore[arg-type]  # wrong on purpose

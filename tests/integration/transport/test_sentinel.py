@@ -1,4 +1,4 @@
-"""A failover under Sentinel: a bounded outage, then the new primary, found without being told."""
+"""A failover under Sentinel: a bounded outage, then the client finds the new primary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT = 30.0
 
 
 def start_sentinel(folder: Path, primary_port: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a Sentinel; it keeps what it learns in its configuration file."""
+    """Start a Sentinel. It stores its state in its configuration file."""
     port, server = free_port(), program("valkey")
     assert server is not None
     config = folder / f"sentinel-{port}.conf"
@@ -36,7 +36,7 @@ def start_sentinel(folder: Path, primary_port: int) -> tuple[subprocess.Popen[by
 
 
 def known_peers(port: int) -> tuple[int, int]:
-    """How many other Sentinels and how many replicas a Sentinel knows."""
+    """Return the numbers of other Sentinels and of replicas that a Sentinel knows."""
     with redis.Redis(port=port, decode_responses=True, retry=Retry(NoBackoff(), 0)) as client:
         try:
             facts = client.sentinel_master("main")
@@ -51,7 +51,7 @@ def _knows_all(port: int) -> bool:
 
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[tuple[Node, Node, list[int]]]:
-    """A primary, its replica, and the ports of three Sentinels that watch them as "main"."""
+    """A primary, its replica, and the ports of three Sentinels that monitor them as "main"."""
     with contextlib.ExitStack() as stack:
         primary = Node("valkey", "--repl-diskless-sync-delay", "0")
         stack.callback(primary.stop)
@@ -72,12 +72,12 @@ def group(tmp_path: Path) -> Iterator[tuple[Node, Node, list[int]]]:
 
 @pytest.mark.thorough
 @pytest.mark.servers("valkey")
-def test_a_failover_is_followed(
+def test_client_follows_a_sentinel_failover(
     group: tuple[Node, Node, list[int]], connect: Callable[..., Backend], run: Run, namespace: str, server_kind: str
 ) -> None:
     primary, replica, ports = group
-    places = ",".join(f"127.0.0.1:{port}" for port in ports)
-    backend = connect(f"redis+sentinel://{places}/main", deadline=TIMEOUT)
+    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+    backend = connect(f"redis+sentinel://{hosts}/main", deadline=TIMEOUT)
     assert run(backend, add(namespace)) == 1
     with replica.client() as client:
         wait_until(lambda: client.get(f"{namespace}:counter") == "1", "the write on the replica", TIMEOUT)

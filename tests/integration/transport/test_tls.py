@@ -1,6 +1,6 @@
-"""TLS: the server's certificate is checked, on every connection there is.
+"""TLS: every connection checks the certificate of the server.
 
-The servers from the wheels are built without TLS, so a small proxy with a certificate of the tests' own speaks it for them.
+The servers from the wheels are built without TLS, so a small proxy with a test certificate adds TLS.
 The certificate is for `localhost` and signed by a CA that no machine trusts.
 """
 
@@ -30,7 +30,7 @@ ECHO = Command("ECHO", ("hello",), (), bytes)
 
 @pytest.fixture
 def tls_port(server: Server) -> Iterator[int]:
-    """A port that speaks TLS and passes everything on to the server."""
+    """A TLS port that forwards to the server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATES / "server.pem", CERTIFICATES / "server.key")
     listener = socket.create_server(("127.0.0.1", 0))
@@ -70,7 +70,7 @@ def tls_port(server: Server) -> Iterator[int]:
         thread.join()
 
 
-def test_a_trusted_certificate_is_taken(
+def test_trusted_certificate_is_accepted(
     tls_port: int, connect: Callable[..., Backend], run: Run, namespace: str
 ) -> None:
     backend = connect(f"rediss://localhost:{tls_port}/0?ssl_ca_certs={CERTIFICATES / 'ca.pem'}")
@@ -83,26 +83,24 @@ def test_a_trusted_certificate_is_taken(
     backend.close()
 
 
-def test_an_unknown_ca_is_refused(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
+def test_certificate_of_unknown_ca_is_refused(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
     backend = connect(f"rediss://localhost:{tls_port}/0", deadline=0.5)
     with pytest.raises(BackendUnavailable, match="certificate verify failed") as caught:
         run(backend, ECHO)
     assert caught.value.outcome == "not_applied"
 
 
-def test_a_certificate_of_another_host_is_refused(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
+def test_certificate_of_another_host_is_refused(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
     backend = connect(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={CERTIFICATES / 'ca.pem'}", deadline=0.5)
     with pytest.raises(BackendUnavailable, match="certificate"):
         run(backend, ECHO)
 
 
-def test_checks_are_off_only_where_the_url_says_so(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
+def test_url_option_disables_certificate_checks(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
     assert run(connect(f"rediss://127.0.0.1:{tls_port}/0?ssl_cert_reqs=none"), ECHO) == b"hello"
 
 
-def test_a_missing_file_and_a_server_without_tls_are_told_apart(
-    server: Server, connect: Callable[..., Backend], run: Run
-) -> None:
+def test_missing_file_and_plain_server_fail(server: Server, connect: Callable[..., Backend], run: Run) -> None:
     plain = server.url.replace("redis://", "rediss://")
     with pytest.raises(BackendUnavailable, match="ssl_ca_certs"):
         run(connect(f"{plain}?ssl_ca_certs=/nowhere/ca.pem", deadline=0.5), ECHO)

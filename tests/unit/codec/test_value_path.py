@@ -1,4 +1,4 @@
-"""A refused value is named by where it stands in what was given."""
+"""A refusal names the path of the item in the value."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ class Report:
 @pytest.mark.parametrize(
     ("make", "path"),
     [
-        (lambda odd: odd, "value"),
-        (lambda odd: {"a": [1, 2, 3, odd]}, "value['a'][3]"),
-        (lambda odd: [(1, {"b": odd})], "value[0][1]['b']"),
-        (lambda odd: {odd: 1}, "a key of value"),
-        (lambda odd: [{odd}], "an item of value[0]"),
-        (lambda odd: [Report({"w": (odd,)})], "value[0].words['w'][0]"),
-        (lambda odd: {"k" * 100: odd}, "value['" + "k" * 56 + "...]"),
+        (lambda unstorable: unstorable, "value"),
+        (lambda unstorable: {"a": [1, 2, 3, unstorable]}, "value['a'][3]"),
+        (lambda unstorable: [(1, {"b": unstorable})], "value[0][1]['b']"),
+        (lambda unstorable: {unstorable: 1}, "a key of value"),
+        (lambda unstorable: [{unstorable}], "an item of value[0]"),
+        (lambda unstorable: [Report({"w": (unstorable,)})], "value[0].words['w'][0]"),
+        (lambda unstorable: {"k" * 100: unstorable}, "value['" + "k" * 56 + "...]"),
     ],
 )
-def test_a_refusal_says_where_in_the_value_it_lies(make: Callable[[object], object], path: str) -> None:
-    registry, odd = Registry(), object()
+def test_refusal_names_the_path_of_the_item(make: Callable[[object], object], path: str) -> None:
+    registry, unstorable = Registry(), object()
     registry.add(Report)
     with pytest.raises(InvalidArgument) as refused:
-        Codec(registry=registry).encode(make(odd))
-    assert (refused.value.argument, refused.value.value) == ("value", odd)
-    assert str(refused.value).endswith("not builtins.object" + (f"; it stands at {path}" if path != "value" else ""))
+        Codec(registry=registry).encode(make(unstorable))
+    assert (refused.value.argument, refused.value.value) == ("value", unstorable)
+    assert str(refused.value).endswith("not builtins.object" + (f"; it is at {path}" if path != "value" else ""))
 
 
-def test_a_refusal_within_what_contains_itself_has_no_path() -> None:
+def test_refusal_of_recursive_value_has_no_path() -> None:
     value: list[Any] = []
     value.append(value)
     with pytest.raises(InvalidArgument) as refused:
         Codec().encode(value)
-    assert "stands at" not in str(refused.value)
+    assert "it is at" not in str(refused.value)

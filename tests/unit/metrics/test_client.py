@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -69,7 +70,16 @@ def test_invalid_argument_is_rejected_by_name(
         ("tokens_in", {"agent_name": "a", "tokens_in": 1.5}),
         ("tokens_out", {"agent_name": "a", "tokens_out": True}),
         ("tokens_out", {"agent_name": "a", "tokens_out": 2**64}),
+        ("tokens_cached_in", {"agent_name": "a", "tokens_cached_in": 1}),
+        ("tokens_cached_in", {"agent_name": "a", "tokens_in": 5, "tokens_cached_in": 6}),
+        ("tokens_cached_in", {"agent_name": "a", "tokens_in": 5, "tokens_cached_in": -1}),
+        ("tokens_cache_write", {"agent_name": "a", "tokens_in": 5, "tokens_cached_in": 3, "tokens_cache_write": 3}),
+        ("tokens_reasoning", {"agent_name": "a", "tokens_out": 5, "tokens_reasoning": 6}),
+        ("tokens_reasoning", {"agent_name": "a", "usage": {"completion_tokens": 5}, "tokens_reasoning": 6}),
+        ("tokens_reasoning", {"agent_name": "a", "tokens_out": 5, "tokens_reasoning": 1.5}),
         ("cost", {"agent_name": "a", "cost": math.nan}),
+        ("cost", {"agent_name": "a", "cost": Decimal("sNaN")}),
+        ("cost", {"agent_name": "a", "cost": Decimal(-1)}),
         ("cost", {"agent_name": "a", "cost": -0.1}),
         ("cost", {"agent_name": "a", "cost": "1"}),
         ("model", {"agent_name": "a", "model": ""}),

@@ -74,7 +74,7 @@ from agentperf_redis.transport.address import Address, ServerKind, hidden, parse
         ("embedded:///var/data", Address(ServerKind.EMBEDDED, path="/var/data"), "embedded:///var/data"),
     ],
 )
-def test_urls_are_read_and_shown_without_passwords(url: str, address: Address, masked: str) -> None:
+def test_urls_are_parsed_and_masked(url: str, address: Address, masked: str) -> None:
     read = parse_url(url)
     assert read == address
     assert read.masked == masked
@@ -116,10 +116,10 @@ TLS_ONLY = "TLS options with rediss:// only"
         ("rediss://h?ssl_cert_reqs=banana", "ssl_cert_reqs of required, optional or none"),
         ("rediss://h?ssl_check_hostname=banana", "ssl_check_hostname of true, false, "),
         ("redis://h?sentinel_password=x", "sentinel options with redis+sentinel:// only"),
-        ("redis+cluster://h/1", "no database but 0 on a Cluster"),
-        ("redis+cluster://h?db=3", "no database but 0 on a Cluster"),
-        ("redis+cluster://a:7000,", "no empty place between commas"),
-        ("redis+sentinel://,a/main", "no empty place between commas"),
+        ("redis+cluster://h/1", "only database 0 on a Cluster"),
+        ("redis+cluster://h?db=3", "only database 0 on a Cluster"),
+        ("redis+cluster://a:7000,", "no empty host between commas"),
+        ("redis+sentinel://,a/main", "no empty host between commas"),
         ("redis+sentinel://h", "redis+sentinel://host:port,.../service[/db]"),
         ("unix://", "unix:///path/to/socket"),
         ("unix://tmp/redis.sock", "unix:///path/to/socket"),
@@ -131,7 +131,7 @@ TLS_ONLY = "TLS options with rediss:// only"
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_what_is_no_url_or_would_be_ignored_is_refused(url: object, allowed: str) -> None:
+def test_invalid_urls_and_useless_options_are_refused(url: object, allowed: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_url(url)
     assert caught.value.argument == "url"
@@ -157,7 +157,7 @@ def test_what_is_no_url_or_would_be_ignored_is_refused(url: object, allowed: str
         (["hunter2"], None),
     ],
 )
-def test_a_refused_url_does_not_repeat_its_password(url: object, left: str | None) -> None:
+def test_refused_url_error_hides_the_password(url: object, left: str | None) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_url(url)
     assert "hunter" not in str(caught.value)
@@ -166,7 +166,7 @@ def test_a_refused_url_does_not_repeat_its_password(url: object, left: str | Non
         assert hidden(url) == left
 
 
-def test_an_unknown_option_is_named_but_not_its_value() -> None:
+def test_unknown_option_error_hides_the_value() -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_url("rediss://h?ssl_ca_cert=/x/hunter2")
     assert str(caught.value).startswith("url is 'rediss://h?ssl_ca_cert=...'; allowed: options db, ")
@@ -174,7 +174,7 @@ def test_an_unknown_option_is_named_but_not_its_value() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_environment_is_asked_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_are_read_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AGENTPERF_REDIS_URL", raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
     assert resolve_url(None) == "redis://localhost:6379/0"

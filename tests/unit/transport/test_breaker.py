@@ -1,4 +1,4 @@
-"""The circuit breaker with a pretended server: what opens it, what it refuses, what closes it."""
+"""The circuit breaker with simulated servers: opening, refusals and closing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT_S = 5.0
 
 
 class Fleet:
-    """Servers that answer probes, or do not, and a breaker before them."""
+    """Simulated servers that answer probes or not, and their breaker."""
 
     def __init__(self, url: str = "redis://localhost") -> None:
         self.topology = Topology(parse_url(url))
@@ -43,7 +43,7 @@ class Fleet:
         wait_until(lambda: self.breaker.open, "the breaker to open")
 
     def idle(self) -> bool:
-        """Whether no probe is under way, nor will be."""
+        """Whether no probe is running or scheduled."""
         return not any(watch.running for watch in self.breaker._watches.values())
 
 
@@ -59,9 +59,7 @@ def echo() -> Command[bytes]:
     return Command("ECHO", ("key",), (), lambda reply: reply)
 
 
-def test_a_node_that_fails_a_probe_is_refused_until_it_answers_one(
-    fleet: Fleet, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_node_without_answer_is_refused_until_recovery(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
     fleet.open()
     refusals = [fleet.breaker.refusal(NODE) for _ in range(3)]
     assert [refusal.outcome for refusal in refusals if refusal is not None] == ["not_applied"] * 3
@@ -70,13 +68,13 @@ def test_a_node_that_fails_a_probe_is_refused_until_it_answers_one(
     wait_until(lambda: fleet.recoveries == 1, "the recovery")
     assert fleet.breaker.refusal(NODE) is None
     texts = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(texts) == 2, "once on entering, once on leaving"
+    assert len(texts) == 2, "one log message when it opens, one when it closes"
     assert texts[0] == "redis://localhost:6379/0 does not answer: commands for it fail at once until it does"
     assert "answers again" in texts[1]
     assert texts[1].endswith("commands that failed at once: 3")
 
 
-def test_a_node_that_answers_the_probe_is_not_refused_and_left_in_peace(fleet: Fleet) -> None:
+def test_answered_probe_stops_further_probes(fleet: Fleet) -> None:
     fleet.up.set()
     for _ in range(5):
         fleet.breaker.suspect(NODE, TIMEOUT_S)
@@ -86,19 +84,19 @@ def test_a_node_that_answers_the_probe_is_not_refused_and_left_in_peace(fleet: F
     assert fleet.recoveries == 0
 
 
-def test_a_caller_in_a_hurry_raises_no_suspicion(fleet: Fleet) -> None:
+def test_short_deadline_causes_no_probe(fleet: Fleet) -> None:
     fleet.breaker.suspect(NODE, TIMEOUT_S / 2)
     assert fleet.idle()
     assert fleet.probes == 0
 
 
-def test_other_nodes_are_not_refused(fleet: Fleet) -> None:
+def test_open_breaker_does_not_refuse_other_nodes(fleet: Fleet) -> None:
     fleet.open()
     assert fleet.breaker.refusal(Node("localhost", 7000)) is None
     assert fleet.breaker.refusal(None) is None
 
 
-def test_a_node_that_left_the_layout_is_watched_no_more() -> None:
+def test_removed_node_is_no_longer_probed() -> None:
     fleet = Fleet("redis+sentinel://localhost:26379/service")
     fleet.topology.learn(NODE, [b"localhost", b"6379"])
     fleet.open()
@@ -107,7 +105,7 @@ def test_a_node_that_left_the_layout_is_watched_no_more() -> None:
     assert not fleet.breaker.open
 
 
-def test_once_stopped_it_refuses_nothing(fleet: Fleet) -> None:
+def test_stopped_breaker_refuses_nothing(fleet: Fleet) -> None:
     fleet.open()
     fleet.breaker.stop()
     assert fleet.breaker.refusal(NODE) is None
@@ -117,18 +115,23 @@ def test_once_stopped_it_refuses_nothing(fleet: Fleet) -> None:
     assert fleet.recoveries == 0
 
 
-def test_a_forked_child_begins_with_it_closed(fleet: Fleet) -> None:
+def test_breaker_is_closed_in_forked_child(fleet: Fleet) -> None:
     fleet.open()
     inherited = list(fleet.breaker._watches.values())
     fleet.breaker.after_fork()
     assert fleet.breaker.refusal(NODE) is None
     fleet.open()
-    assert all(watch.close(10.0) for watch in inherited), "here the parent's thread runs on; it finds nothing to do"
+    assert all(watch.close(10.0) for watch in inherited), (
+        "the inherited threads still run in this simulated fork, and must have no work"
+    )
     assert fleet.breaker.open
 
 
 def drive(fleet: Fleet, commands: list[Command[Any]], answer: list[Any] | None) -> tuple[list[Any], int]:
-    """Deliver with a clock that rests move; every exchange is answered so, or never. Returns results and exchanges."""
+    """Deliver with a clock that backoffs advance. Return the results and the number of exchanges.
+
+    Every exchange gets `answer`; None means that it times out.
+    """
     now = [100.0]
     results: list[Any] = [None] * len(commands)
     delivery = deliver(commands, fleet.topology, TIMEOUT_S, results.__setitem__, fleet.breaker, lambda: now[0])
@@ -143,13 +146,13 @@ def drive(fleet: Fleet, commands: list[Command[Any]], answer: list[Any] | None) 
             assert isinstance(step, Exchange)
             exchanges += 1
             now[0] += step.timeout_s if answer is None else 0.0
-            failed = ExchangeFailed("no answer", sent=True, silent=True)
+            failed = ExchangeFailed("no answer", sent=True, timed_out=True)
             step = delivery.throw(failed) if answer is None else delivery.send(answer)
     except StopIteration:
         return results, exchanges
 
 
-def test_a_delivery_without_an_answer_opens_it_and_the_next_one_asks_nobody(fleet: Fleet) -> None:
+def test_unanswered_delivery_opens_breaker_for_later_ones(fleet: Fleet) -> None:
     results, exchanges = drive(fleet, [echo()], None)
     assert isinstance(results[0], BackendUnavailable)
     assert results[0].outcome == "unknown"
@@ -163,10 +166,10 @@ def test_a_delivery_without_an_answer_opens_it_and_the_next_one_asks_nobody(flee
     assert drive(fleet, [echo()], [b"hello"]) == ([b"hello"], 1)
 
 
-def test_an_outage_while_others_recover_from_the_last_one_is_noticed(fleet: Fleet) -> None:
+def test_outage_during_recovery_opens_breaker_again(fleet: Fleet) -> None:
     again = threading.Event()
 
-    def relapse() -> None:  # a service that recovers finds the server away once more
+    def relapse() -> None:  # a service finds the server down again during its recovery
         fleet.up.clear()
         fleet.breaker.suspect(NODE, TIMEOUT_S)
         again.set()

@@ -1,4 +1,4 @@
-"""One exchange, driven with `send()`: which connection carries it, and what an error does to which."""
+"""One exchange, driven with `send()`: its connection, and the connections that an error closes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ PAYLOAD = b"payload"
 LATE = (TimeoutError(), RedisTimeoutError("Timeout reading from socket"))
 
 
-class Polite(Handshake):
-    """Greets, and judges as it is told."""
+class Name(str):  # noqa: SLOT000  unlike a str, it can be referenced weakly
+    """A connection, represented by a name."""
+
+
+class FixedHandshake(Handshake):
+    """A handshake with a fixed result."""
 
     def __init__(self, refusal: AgentPerfError | None = None) -> None:
         self.refusal = refusal
@@ -38,43 +42,43 @@ class Polite(Handshake):
 
 
 class Pool:
-    """The connections of a driver, which are names, and what was done to them."""
+    """The connections of a driver, represented by names, and the dropped ones."""
 
     def __init__(self, handshake: Handshake | None = None, url: str = "redis://server") -> None:
-        self.dropped: list[str] = []
+        self.dropped: list[Name] = []
         connector = Connector(parse_url(url))
-        self.connections = Connections[str](connector, handshake or Polite(), self.dropped.append)
+        self.connections = Connections[Name](connector, handshake or FixedHandshake(), self.dropped.append)
         self.made = 0
 
-    def begin(self, node: Node = NODE) -> ExchangeFlow[str]:
+    def begin(self, node: Node = NODE) -> ExchangeFlow[Name]:
         return self.connections.exchange(Exchange(node, PAYLOAD, 1, 2.5))
 
-    def talking(self, node: Node = NODE) -> tuple[ExchangeFlow[str], Talk[str], bool]:
-        """Begin an exchange and get as far as its payload; return whether a new connection was greeted for it."""
+    def talking(self, node: Node = NODE) -> tuple[ExchangeFlow[Name], Talk[Name], bool]:
+        """Run an exchange up to its payload. Also return whether it did a handshake on a new connection."""
         exchange = self.begin(node)
-        step, greeted = next(exchange), False
+        step, handshaken = next(exchange), False
         if step == Open(node):
             self.made += 1
-            step = exchange.send(f"c{self.made}")
-            assert step == Connect(f"c{self.made}")
+            step = exchange.send(Name(f"c{self.made}"))
+            assert step == Connect(Name(f"c{self.made}"))
             step = exchange.send(None)
             assert isinstance(step, Talk)
             if step.payload == b"hello":
-                greeted = True
+                handshaken = True
                 step.replies.append(b"hello yourself")
                 step = exchange.send(None)
         assert isinstance(step, Talk)
         assert (step.payload, step.count, step.replies) == (PAYLOAD, 1, [])
-        return exchange, step, greeted
+        return exchange, step, handshaken
 
     def idle(self, count: int) -> None:
-        """Have so many idle connections, c1 first."""
-        under_way = [self.talking() for _ in range(count)]
-        for exchange, step, _ in reversed(under_way):
+        """Create a number of idle connections, c1 first."""
+        in_flight = [self.talking() for _ in range(count)]
+        for exchange, step, _ in reversed(in_flight):
             finish(exchange, step)
 
 
-def finish(exchange: ExchangeFlow[str], step: Talk[str]) -> list[Any]:
+def finish(exchange: ExchangeFlow[Name], step: Talk[Name]) -> list[Any]:
     step.replies.append(b"reply")
     with pytest.raises(StopIteration) as done:
         exchange.send(None)
@@ -82,35 +86,35 @@ def finish(exchange: ExchangeFlow[str], step: Talk[str]) -> list[Any]:
     return replies
 
 
-def failed(exchange: ExchangeFlow[str], error: BaseException) -> ExchangeFailed:
+def failed(exchange: ExchangeFlow[Name], error: BaseException) -> ExchangeFailed:
     with pytest.raises(ExchangeFailed) as raised:
         exchange.throw(error)
     return raised.value
 
 
-def test_a_connection_is_greeted_and_used_again() -> None:
+def test_connection_is_handshaken_once_and_reused() -> None:
     pool = Pool()
-    exchange, step, greeted = pool.talking()
-    assert (step.connection, greeted) == ("c1", True)
+    exchange, step, handshaken = pool.talking()
+    assert (step.connection, handshaken) == ("c1", True)
     assert finish(exchange, step) == [b"reply"]
 
-    exchange, step, greeted = pool.talking()
-    assert (step.connection, greeted) == ("c1", False)
-    second, beside, greeted = pool.talking()
-    assert (beside.connection, greeted) == ("c2", False), "its server was looked at"
+    exchange, step, handshaken = pool.talking()
+    assert (step.connection, handshaken) == ("c1", False)
+    second, second_step, handshaken = pool.talking()
+    assert (second_step.connection, handshaken) == ("c2", False), "the handshake is done once per server"
     finish(exchange, step)
-    finish(second, beside)
+    finish(second, second_step)
     assert pool.dropped == []
 
 
-def test_a_sentinel_is_not_greeted_and_each_node_is() -> None:
+def test_each_node_but_no_sentinel_gets_handshake() -> None:
     pool = Pool()
     assert pool.talking()[2]
     assert pool.talking(Node("other", 6379))[2]
     assert not pool.talking(Node("sentinel", 26379, sentinel=True))[2]
 
 
-def test_once_all_connections_broke_the_next_is_greeted() -> None:
+def test_new_connection_after_total_loss_gets_handshake() -> None:
     pool = Pool()
     pool.idle(2)
     exchange, _, _ = pool.talking()
@@ -121,7 +125,7 @@ def test_once_all_connections_broke_the_next_is_greeted() -> None:
 @pytest.mark.parametrize(
     "error", [Broken("gone"), ConnectionResetError(), *LATE], ids=lambda error: type(error).__name__
 )
-def test_one_that_had_been_idle_takes_the_idle_ones_along(error: Exception) -> None:
+def test_broken_reused_connection_drops_idle_ones(error: Exception) -> None:
     pool = Pool()
     pool.idle(3)
     exchange, step, _ = pool.talking()
@@ -131,10 +135,10 @@ def test_one_that_had_been_idle_takes_the_idle_ones_along(error: Exception) -> N
     assert pool.dropped[0] == step.connection
     assert sorted(pool.dropped) == ["c1", "c2", "c3"]
     late = error in LATE
-    assert (failure.sent, failure.silent, failure.stale) == (True, late, not late)
+    assert (failure.sent, failure.timed_out, failure.stale) == (True, late, not late)
 
 
-def test_a_new_one_that_breaks_is_dropped_alone() -> None:
+def test_broken_new_connection_is_dropped_alone() -> None:
     pool = Pool()
     first, _, _ = pool.talking()
     second, step, _ = pool.talking()
@@ -147,7 +151,7 @@ def test_a_new_one_that_breaks_is_dropped_alone() -> None:
     assert pool.talking()[1].connection == "c2"
 
 
-def test_replies_before_a_failure_count() -> None:
+def test_replies_before_a_failure_are_kept() -> None:
     pool = Pool()
     pool.idle(1)
     exchange, step, _ = pool.talking()
@@ -157,7 +161,7 @@ def test_replies_before_a_failure_count() -> None:
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), ZeroDivisionError()])
-def test_an_interruption_drops_its_connection_and_no_other(error: BaseException) -> None:
+def test_interrupted_exchange_drops_only_its_connection(error: BaseException) -> None:
     pool = Pool()
     pool.idle(2)
     exchange, step, _ = pool.talking()
@@ -167,7 +171,7 @@ def test_an_interruption_drops_its_connection_and_no_other(error: BaseException)
     assert pool.dropped == [step.connection]
 
 
-def test_a_collected_exchange_drops_its_connection() -> None:
+def test_garbage_collected_exchange_drops_its_connection() -> None:
     pool = Pool()
     exchange, _, _ = pool.talking()
     exchange.close()
@@ -175,12 +179,12 @@ def test_a_collected_exchange_drops_its_connection() -> None:
 
 
 @pytest.mark.parametrize("at", ["open", "connect", "greet"])
-def test_nothing_was_sent_before_the_greeting_is_answered(at: str) -> None:
+def test_failure_before_handshake_counts_as_unsent(at: str) -> None:
     pool = Pool()
     exchange = pool.begin()
     next(exchange)
     if at != "open":
-        exchange.send("c1")
+        exchange.send(Name("c1"))
     if at == "greet":
         exchange.send(None)
     failure = failed(exchange, Broken("refused"))
@@ -190,39 +194,39 @@ def test_nothing_was_sent_before_the_greeting_is_answered(at: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "final", "says"),
+    ("error", "final", "expected"),
     [
-        (ResponseError("WRONGPASS no"), True, "look at user name"),
+        (ResponseError("WRONGPASS no"), True, "check user name"),
         (ResponseError("LOADING it"), False, "LOADING"),
         (BackendUnavailable("here", "not_applied", "no server program"), True, "no server program"),
         (TimeoutError(), False, "no answer for 2.5 s; "),
     ],
     ids=["refused", "passing", "embedded", "late"],
 )
-def test_what_connecting_meets_is_told(error: Exception, final: bool, says: str) -> None:
+def test_connect_errors_are_reported_with_cause(error: Exception, final: bool, expected: str) -> None:
     pool = Pool()
     exchange = pool.begin()
     next(exchange)
-    exchange.send("c1")
+    exchange.send(Name("c1"))
     failure = failed(exchange, error)
     assert (failure.sent, failure.final) == (False, final)
-    assert says in failure.reason
+    assert expected in failure.reason
 
 
-def test_a_late_tls_handshake_says_what_may_be_wrong() -> None:
+def test_tls_timeout_error_suggests_a_plain_server() -> None:
     pool = Pool(url="rediss://server")
     exchange = pool.begin()
     next(exchange)
-    exchange.send("c1")
+    exchange.send(Name("c1"))
     assert "is it a plain redis:// server?" in failed(exchange, TimeoutError()).reason
 
 
-def test_a_server_that_must_not_be_used_is_left() -> None:
+def test_refused_server_is_disconnected() -> None:
     refusal = SchemaMismatch("namespace n", "99", "schema 1 or lower")
-    pool = Pool(Polite(refusal))
+    pool = Pool(FixedHandshake(refusal))
     exchange = pool.begin()
     next(exchange)
-    exchange.send("c1")
+    exchange.send(Name("c1"))
     handshake = exchange.send(None)
     assert isinstance(handshake, Talk)
     handshake.replies.append(b"hello yourself")
@@ -232,7 +236,7 @@ def test_a_server_that_must_not_be_used_is_left() -> None:
     assert pool.dropped == ["c1"]
 
 
-def test_closing_drops_idle_ones_now_and_busy_ones_later() -> None:
+def test_close_drops_idle_connections_now_busy_later() -> None:
     pool = Pool()
     pool.idle(2)
     exchange, step, _ = pool.talking()

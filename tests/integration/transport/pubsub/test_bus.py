@@ -1,4 +1,4 @@
-"""The bus against real servers: it brings messages, tells of every gap, and gets over whatever happens to its lines."""
+"""The bus against real servers: it delivers messages, reports every gap, and recovers from connection faults."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ from tests.support.stalls import StallDetector
 TIMEOUT = 10.0
 
 
-class Ear:
-    """Subscribes a channel, and notes what it hears."""
+class Recorder:
+    """Subscribes to a channel, and records messages and gaps."""
 
     def __init__(self, bus: Bus, channel: str) -> None:
         self.bus, self.channel = bus, channel
         self.messages: list[bytes] = []
-        self.heard_at: list[float] = []
+        self.received_at: list[float] = []
         self.gaps: list[str] = []
-        self.subscription = bus.subscribe(channel, self._hear, self._miss)
+        self.subscription = bus.subscribe(channel, self._on_message, self._on_gap)
 
-    def _hear(self, message: bytes) -> None:
-        self.heard_at.append(time.monotonic())
+    def _on_message(self, message: bytes) -> None:
+        self.received_at.append(time.monotonic())
         self.messages.append(message)
 
-    def _miss(self) -> None:
+    def _on_gap(self) -> None:
         self.gaps.append(threading.current_thread().name)
 
-    def wait_told(self, times: int = 1) -> None:
-        wait_until(lambda: len(self.gaps) >= times, f"gap {times} to be told", TIMEOUT)
+    def wait_gap(self, times: int = 1) -> None:
+        wait_until(lambda: len(self.gaps) >= times, f"gap {times} to be reported", TIMEOUT)
 
     def wait_confirmed(self) -> None:
-        asked = time.monotonic()
-        wait_until(lambda: self.bus.confirmed_at(self.channel) > asked, "an answered ping", TIMEOUT)
+        probe = time.monotonic()
+        wait_until(lambda: self.bus.confirmed_at(self.channel) > probe, "an answered ping", TIMEOUT)
 
-    def wait_message(self, say: Callable[[], object]) -> None:
+    def wait_message(self, send: Callable[[], object]) -> None:
         before = len(self.messages)
-        wait_until(lambda: say() and len(self.messages) > before, "a message", TIMEOUT)
+        wait_until(lambda: send() and len(self.messages) > before, "a message", TIMEOUT)
 
 
 def channel(namespace: str, name: str = "x") -> str:
@@ -66,181 +66,181 @@ def publish(backend: Backend, where: str, message: str = "m") -> int:
 
 
 def lines(raw: Raw) -> int:
-    """How many connections the server has that are subscribed."""
+    """Return the number of subscribed connections of the server."""
     return sum(int(client["ssub"]) > 0 for client in raw.client_list())
 
 
 def growth(count: Callable[[], float]) -> float:
-    """How much a count grows in a second; the length is what is measured, nothing is waited for."""
+    """Return the growth of a count in a second. The sleep is the measured time, not a wait for a condition."""
     before, begin = count(), time.monotonic()
     time.sleep(1.0)
     return (count() - before) / max(1.0, time.monotonic() - begin)
 
 
-# Bringing messages
+# Delivery
 
 
 @pytest.mark.every_server
-def test_it_brings_messages_and_tells_of_gaps(backend: Backend, namespace: str) -> None:
-    ear = Ear(backend.bus, channel(namespace))
-    ear.wait_told()
-    publish(backend, ear.channel, "one")
-    wait_until(lambda: ear.messages == [b"one"], "the message")
-    ear.wait_confirmed()
-    ear.subscription.close()
-    publish(backend, ear.channel, "two")
-    again = Ear(backend.bus, ear.channel)
-    again.wait_message(lambda: publish(backend, ear.channel, "three"))
-    assert ear.messages == [b"one"]
+def test_bus_delivers_messages_and_reports_gaps(backend: Backend, namespace: str) -> None:
+    recorder = Recorder(backend.bus, channel(namespace))
+    recorder.wait_gap()
+    publish(backend, recorder.channel, "one")
+    wait_until(lambda: recorder.messages == [b"one"], "the message")
+    recorder.wait_confirmed()
+    recorder.subscription.close()
+    publish(backend, recorder.channel, "two")
+    again = Recorder(backend.bus, recorder.channel)
+    again.wait_message(lambda: publish(backend, recorder.channel, "three"))
+    assert recorder.messages == [b"one"]
 
 
 @pytest.mark.every_server
-def test_many_channels_share_their_lines(backend: Backend, namespace: str) -> None:
-    ears = [Ear(backend.bus, channel(namespace, f"c{number}")) for number in range(500)]
-    for ear in ears:
-        ear.wait_told()
+def test_many_channels_share_their_connections(backend: Backend, namespace: str) -> None:
+    recorders = [Recorder(backend.bus, channel(namespace, f"c{number}")) for number in range(500)]
+    for recorder in recorders:
+        recorder.wait_gap()
     for number in (0, 250, 499):
-        ears[number].wait_message(partial(publish, backend, ears[number].channel))
-    for ear in ears[1:]:
-        ear.subscription.close()
-    ears[0].wait_message(partial(publish, backend, ears[0].channel))
-    ears[0].wait_confirmed()
+        recorders[number].wait_message(partial(publish, backend, recorders[number].channel))
+    for recorder in recorders[1:]:
+        recorder.subscription.close()
+    recorders[0].wait_message(partial(publish, backend, recorders[0].channel))
+    recorders[0].wait_confirmed()
 
 
-def test_the_last_subscription_may_close_and_another_come(
+def test_new_subscription_works_after_the_last_closed(
     own_server: Server, connect: Callable[..., Backend], namespace: str
 ) -> None:
     backend = connect(own_server.url)
     with own_server.client() as raw:
-        first = Ear(backend.bus, channel(namespace, "first"))
-        first.wait_told()
+        first = Recorder(backend.bus, channel(namespace, "first"))
+        first.wait_gap()
         first.wait_confirmed()
         first.subscription.close()
         wait_until(
             lambda: not any(each["cmd"].endswith(("subscribe", "ping")) for each in raw.client_list()), "the end"
         )
-        second = Ear(backend.bus, channel(namespace, "second"))
-        second.wait_told()
+        second = Recorder(backend.bus, channel(namespace, "second"))
+        second.wait_gap()
         second.wait_message(partial(publish, backend, second.channel))
 
 
-def test_subscribing_again_at_once_is_told_and_confirmed(backend: Backend, namespace: str) -> None:
-    """Whether the thread has noticed the end of the first, or is about to, or never does."""
+def test_immediate_resubscription_is_notified_and_confirmed(backend: Backend, namespace: str) -> None:
+    """The thread may or may not notice the end of the first subscription before the second one."""
     for number in range(12):
-        first = Ear(backend.bus, channel(namespace, f"c{number}"))
-        first.wait_told()
+        first = Recorder(backend.bus, channel(namespace, f"c{number}"))
+        first.wait_gap()
         first.subscription.close()
         if number % 2:
             time.sleep(0.0005 * (number % 8))
-        second = Ear(backend.bus, first.channel)
-        second.wait_told()
+        second = Recorder(backend.bus, first.channel)
+        second.wait_gap()
         second.wait_confirmed()
         second.wait_message(partial(publish, backend, second.channel))
 
 
-def test_gaps_are_told_on_the_bus_thread_only(backend: Backend, namespace: str) -> None:
-    """Whoever subscribes may hold a lock that on_gap takes."""
-    lock, told = threading.Lock(), threading.Event()
+def test_gaps_are_reported_on_bus_thread_only(backend: Backend, namespace: str) -> None:
+    """A subscriber may hold a lock that on_gap takes."""
+    lock, reported = threading.Lock(), threading.Event()
 
     def on_gap() -> None:
         with lock:
-            told.set()
+            reported.set()
 
-    Ear(backend.bus, channel(namespace)).wait_confirmed()
+    Recorder(backend.bus, channel(namespace)).wait_confirmed()
     with lock:
         backend.bus.subscribe(channel(namespace), lambda _: None, on_gap)
-    assert told.wait(TIMEOUT)
-    third = Ear(backend.bus, channel(namespace))
-    third.wait_told()
+    assert reported.wait(TIMEOUT)
+    third = Recorder(backend.bus, channel(namespace))
+    third.wait_gap()
     assert third.gaps == ["agentperf-bus"]
 
 
-def test_a_faulty_listener_harms_nobody_else(backend: Backend, namespace: str) -> None:
+def test_faulty_listener_does_not_affect_others(backend: Backend, namespace: str) -> None:
     def fail(*_: object) -> None:
         raise ValueError
 
     backend.bus.subscribe(channel(namespace), fail, fail)
-    ear = Ear(backend.bus, channel(namespace))
-    ear.wait_told()
-    ear.wait_message(partial(publish, backend, ear.channel))
+    recorder = Recorder(backend.bus, channel(namespace))
+    recorder.wait_gap()
+    recorder.wait_message(partial(publish, backend, recorder.channel))
 
 
-def test_a_fault_of_its_own_costs_a_line_never_the_thread(
+def test_internal_fault_closes_connection_but_thread_survives(
     backend: Backend, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ear = Ear(backend.bus, channel(namespace))
-    ear.wait_confirmed()
+    recorder = Recorder(backend.bus, channel(namespace))
+    recorder.wait_confirmed()
 
-    def read(line: BusConnection) -> Iterator[None]:
+    def read(connection: BusConnection) -> Iterator[None]:
         monkeypatch.undo()
         raise ValueError
 
     monkeypatch.setattr(BusConnection, "read", read)
-    ear.wait_told(3)
-    ear.wait_message(partial(publish, backend, ear.channel))
+    recorder.wait_gap(3)
+    recorder.wait_message(partial(publish, backend, recorder.channel))
 
 
-# Lines that break, and servers that refuse
+# Broken connections, and refusals
 
 
-def test_it_comes_back_after_a_cut_and_says_so(
+def test_bus_reconnects_after_cut_and_logs_it(
     proxy: Proxy, connect: Callable[..., Backend], namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = connect(proxy.url)
-    ear = Ear(backend.bus, channel(namespace))
-    ear.wait_told()
-    ear.wait_confirmed()
+    recorder = Recorder(backend.bus, channel(namespace))
+    recorder.wait_gap()
+    recorder.wait_confirmed()
     proxy.cut()
-    ear.wait_told(3)  # lost, and there again
-    ear.wait_message(partial(publish, backend, ear.channel))
-    ear.wait_confirmed()
-    told = [record.message for record in caplog.records if record.message.startswith("bus:")]
-    assert len(told) == 2, told
-    assert str(proxy.port) in told[0]
-    assert told[1].endswith("is back")
+    recorder.wait_gap(3)  # lost, and restored
+    recorder.wait_message(partial(publish, backend, recorder.channel))
+    recorder.wait_confirmed()
+    reported = [record.message for record in caplog.records if record.message.startswith("bus:")]
+    assert len(reported) == 2, reported
+    assert str(proxy.port) in reported[0]
+    assert reported[1].endswith("is back")
 
 
-def test_a_lost_line_is_told_to_the_backend(proxy: Proxy, connect: Callable[..., Backend], namespace: str) -> None:
-    backend, trouble = connect(proxy.url), threading.Event()
-    bus = Bus(backend._connector, backend._topology.node_for, lambda: None, on_trouble=trouble.set)
+def test_lost_connection_is_reported_to_the_backend(
+    proxy: Proxy, connect: Callable[..., Backend], namespace: str
+) -> None:
+    backend, lost = connect(proxy.url), threading.Event()
+    bus = Bus(backend._connector, backend._topology.node_for, lambda: None, on_trouble=lost.set)
     try:
-        ear = Ear(bus, channel(namespace))
-        ear.wait_confirmed()
-        assert not trouble.is_set()
+        recorder = Recorder(bus, channel(namespace))
+        recorder.wait_confirmed()
+        assert not lost.is_set()
         proxy.cut()
-        assert trouble.wait(TIMEOUT)
+        assert lost.wait(TIMEOUT)
     finally:
         bus.close()
 
 
-def test_a_server_that_is_down_is_tried_with_rests_until_it_is_up(
-    proxy: Proxy, connect: Callable[..., Backend], namespace: str
-) -> None:
+def test_bus_retries_until_server_is_up_again(proxy: Proxy, connect: Callable[..., Backend], namespace: str) -> None:
     backend = connect(proxy.url)
-    ear = Ear(backend.bus, channel(namespace))
-    ear.wait_told()
+    recorder = Recorder(backend.bus, channel(namespace))
+    recorder.wait_gap()
     proxy.close_port()
-    ear.wait_told(2)
-    assert backend.bus.confirmed_at(ear.channel) == 0.0
+    recorder.wait_gap(2)
+    assert backend.bus.confirmed_at(recorder.channel) == 0.0
     proxy.open_port()
-    ear.wait_told(3)
-    ear.wait_confirmed()
+    recorder.wait_gap(3)
+    recorder.wait_confirmed()
 
 
-def test_a_user_who_may_not_subscribe_storms_nobody(
+def test_denied_subscription_does_not_flood_the_server(
     own_server: Server, connect: Callable[..., Backend], namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with own_server.client() as raw:
         raw.acl_setuser("worker", True, passwords="+secret", keys="*", channels="*", commands=["+@all", "-ssubscribe"])
         backend = connect(own_server.url.replace("redis://", "redis://worker:secret@"))
-        ears = [Ear(backend.bus, channel(namespace, name)) for name in "ab"]
+        recorders = [Recorder(backend.bus, channel(namespace, name)) for name in "ab"]
         wait_until(lambda: "NOPERM" in caplog.text, "the refusal")
         assert growth(lambda: raw.info("stats")["total_connections_received"]) <= 1
-        assert [ear.gaps for ear in ears] == [[], []]
+        assert [recorder.gaps for recorder in recorders] == [[], []]
         assert caplog.text.count("NOPERM") == 1
 
 
-def test_a_refused_channel_does_not_keep_the_others(
+def test_refused_channel_does_not_block_other_channels(
     own_server: Server, connect: Callable[..., Backend], namespace: str
 ) -> None:
     with own_server.client() as raw:
@@ -248,16 +248,16 @@ def test_a_refused_channel_does_not_keep_the_others(
             "worker", True, passwords="+secret", keys="*", channels=[channel(namespace, "may")], commands=["+@all"]
         )
         backend = connect(own_server.url.replace("redis://", "redis://worker:secret@"))
-        refused = Ear(backend.bus, channel(namespace, "may_not"))
-        allowed = Ear(backend.bus, channel(namespace, "may"))
-        allowed.wait_told()
+        refused = Recorder(backend.bus, channel(namespace, "may_not"))
+        allowed = Recorder(backend.bus, channel(namespace, "may"))
+        allowed.wait_gap()
         allowed.wait_confirmed()
         allowed.wait_message(lambda: raw.execute_command("SPUBLISH", allowed.channel, "m"))
         assert len(allowed.gaps) == 1
         assert refused.gaps == []
 
 
-def test_a_server_at_its_maxclients_is_not_stormed(
+def test_server_at_maxclients_is_not_flooded(
     own_server: Server, connect: Callable[..., Backend], namespace: str
 ) -> None:
     backend = connect(own_server.url)
@@ -268,17 +268,17 @@ def test_a_server_at_its_maxclients_is_not_stormed(
         def rejected() -> int:
             return int(raw.info("stats")["rejected_connections"])
 
-        ear = Ear(backend.bus, channel(namespace))
+        recorder = Recorder(backend.bus, channel(namespace))
         wait_until(lambda: rejected() > 3, "some attempts")
         assert growth(rejected) <= 20
-        assert ear.gaps == []
+        assert recorder.gaps == []
         raw.config_set("maxclients", 1000)
-        ear.wait_told()
-        ear.wait_confirmed()
+        recorder.wait_gap()
+        recorder.wait_confirmed()
 
 
 class SlowNode:
-    """A node that answers in order, as every server does, and takes its time over each answer."""
+    """A node that answers in order, as every server does, but slowly."""
 
     def __init__(self, subscribe_s: float, ping_s: float) -> None:
         self._takes_s = {b"ssubscribe": subscribe_s, b"ping": ping_s}
@@ -316,20 +316,20 @@ class SlowNode:
             connection.close()
 
 
-def test_a_subscription_confirmed_while_a_ping_is_open_costs_nothing(
+def test_subscription_confirmed_during_ping_keeps_the_connection(
     connect: Callable[..., Backend], namespace: str
 ) -> None:
     node = SlowNode(subscribe_s=0.1, ping_s=0.15)
     backend = connect(f"redis://127.0.0.1:{node.port}/0")
-    ears: list[Ear] = []
+    recorders: list[Recorder] = []
     try:
         while node.pings < 6:
-            ears.append(Ear(backend.bus, channel(namespace, f"c{len(ears)}")))
-            backend.bus.confirmed_at(ears[-1].channel)
-            ears[-1].wait_told()
-        ears[0].wait_confirmed()
+            recorders.append(Recorder(backend.bus, channel(namespace, f"c{len(recorders)}")))
+            backend.bus.confirmed_at(recorders[-1].channel)
+            recorders[-1].wait_gap()
+        recorders[0].wait_confirmed()
         assert len(node.connections) == 1
-        assert {len(ear.gaps) for ear in ears} == {1}
+        assert {len(recorder.gaps) for recorder in recorders} == {1}
     finally:
         backend.bus.close()
         node.close()
@@ -349,47 +349,47 @@ def channel_of(server: Server, namespace: str, node: Node) -> str:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", ["killed", "paused"])
-def test_a_dead_node_does_not_keep_the_messages_of_the_others(
+def test_dead_node_does_not_delay_other_nodes(
     start_server: Callable[..., Server], connect: Callable[..., Backend], namespace: str, how: str
 ) -> None:
     server = start_server("cluster", "--cluster-require-full-coverage", "no")
     dead, healthy, _ = server.nodes
     backend = connect(server.url)
-    lost = Ear(backend.bus, channel_of(server, namespace, dead))
-    ear = Ear(backend.bus, channel_of(server, namespace, healthy))
+    lost = Recorder(backend.bus, channel_of(server, namespace, dead))
+    recorder = Recorder(backend.bus, channel_of(server, namespace, healthy))
     lost.wait_confirmed()
-    ear.wait_confirmed()
+    recorder.wait_confirmed()
 
     (dead.kill if how == "killed" else dead.pause)()
     wait_until(lambda: backend.bus.confirmed_at(lost.channel) == 0.0, "the loss", TIMEOUT)
     delays = []
-    with healthy.client() as raw, healthy.client() as asked, StallDetector(asked.ping) as stalls:
+    with healthy.client() as raw, healthy.client() as probe, StallDetector(probe.ping) as stalls:
         end = time.monotonic() + 3.0
         while time.monotonic() < end:
             sent = time.monotonic()
-            raw.execute_command("SPUBLISH", ear.channel, "m")
-            wait_until(lambda: ear.messages, "the message", TIMEOUT)
-            delays.append(stalls.own(sent, ear.heard_at[-1]))
-            ear.messages.clear()
+            raw.execute_command("SPUBLISH", recorder.channel, "m")
+            wait_until(lambda: recorder.messages, "the message", TIMEOUT)
+            delays.append(stalls.own(sent, recorder.received_at[-1]))
+            recorder.messages.clear()
             time.sleep(0.02)
-    newcomer = Ear(backend.bus, channel(namespace, "new"))
-    if owner(server, newcomer.channel) is not dead:
-        newcomer.wait_told()
+    added = Recorder(backend.bus, channel(namespace, "new"))
+    if owner(server, added.channel) is not dead:
+        added.wait_gap()
     assert max(delays) < 0.5
-    assert len(ear.gaps) == 1, "the healthy line was never touched"
+    assert len(recorder.gaps) == 1, "the healthy connection is unaffected"
 
-    told = len(lost.gaps)
+    reported = len(lost.gaps)
     dead.start() if how == "killed" else dead.resume()
-    lost.wait_told(told + 1)
+    lost.wait_gap(reported + 1)
     lost.wait_confirmed()
 
 
-def test_a_channel_whose_slot_moves_is_followed(
+def test_subscription_follows_a_moved_slot(
     start_server: Callable[..., Server], connect: Callable[..., Backend], namespace: str
 ) -> None:
     server = start_server("cluster")
     backend = connect(server.url)
-    moving, staying = (Ear(backend.bus, channel_of(server, namespace, node)) for node in server.nodes[:2])
+    moving, staying = (Recorder(backend.bus, channel_of(server, namespace, node)) for node in server.nodes[:2])
     moving.wait_confirmed()
     staying.wait_confirmed()
     target = server.nodes[1]
@@ -398,7 +398,7 @@ def test_a_channel_whose_slot_moves_is_followed(
     for node in (target, server.nodes[0], server.nodes[2]):
         with node.client() as raw:
             raw.execute_command("CLUSTER", "SETSLOT", key_slot(moving.channel), "NODE", target_id)
-    moving.wait_told(3)
+    moving.wait_gap(3)
     moving.wait_confirmed()
     with target.client() as raw:
         moving.wait_message(lambda: raw.execute_command("SPUBLISH", moving.channel, "m") == 1)
@@ -428,9 +428,9 @@ def bus_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("agentperf-bus")]
 
 
-def test_a_child_that_does_not_listen_has_neither_thread_nor_connection(backend: Backend, namespace: str) -> None:
-    ear = Ear(backend.bus, channel(namespace))
-    ear.wait_confirmed()
+def test_forked_child_starts_without_thread_or_connection(backend: Backend, namespace: str) -> None:
+    recorder = Recorder(backend.bus, channel(namespace))
+    recorder.wait_confirmed()
     before = descriptors()
 
     def grandchild() -> bool:
@@ -440,21 +440,21 @@ def test_a_child_that_does_not_listen_has_neither_thread_nor_connection(backend:
         return bus_threads() == [] and descriptors() < before and in_child(grandchild)
 
     assert in_child(child)
-    ear.wait_message(partial(publish, backend, ear.channel))
-    assert len(ear.gaps) == 1, "the parent's line is untouched by its children"
+    recorder.wait_message(partial(publish, backend, recorder.channel))
+    assert len(recorder.gaps) == 1, "the children do not affect the connection of the parent"
 
 
 @pytest.mark.every_server
-def test_a_child_subscribes_for_itself(backend: Backend, namespace: str) -> None:
-    parents = Ear(backend.bus, channel(namespace))
+def test_forked_child_subscribes_on_its_own(backend: Backend, namespace: str) -> None:
+    parents = Recorder(backend.bus, channel(namespace))
     parents.wait_confirmed()
 
     def child() -> bool:
-        ear = Ear(backend.bus, channel(namespace))
-        ear.wait_told()
-        ear.wait_confirmed()
-        ear.wait_message(partial(publish, backend, ear.channel))
-        parents.subscription.close()  # the parent's: nothing to end here
+        recorder = Recorder(backend.bus, channel(namespace))
+        recorder.wait_gap()
+        recorder.wait_confirmed()
+        recorder.wait_message(partial(publish, backend, recorder.channel))
+        parents.subscription.close()  # it belongs to the parent, so this does nothing
         backend.bus.close()
         return parents.messages == []
 
@@ -462,9 +462,9 @@ def test_a_child_subscribes_for_itself(backend: Backend, namespace: str) -> None
     parents.wait_confirmed()
 
 
-def test_a_bus_closed_in_the_parent_is_closed_in_the_child(backend: Backend, namespace: str) -> None:
-    ear = Ear(backend.bus, channel(namespace))
-    ear.wait_told()
+def test_bus_closed_before_fork_stays_closed(backend: Backend, namespace: str) -> None:
+    recorder = Recorder(backend.bus, channel(namespace))
+    recorder.wait_gap()
     backend.bus.close()
 
     def child() -> bool:
@@ -474,7 +474,7 @@ def test_a_bus_closed_in_the_parent_is_closed_in_the_child(backend: Backend, nam
     assert in_child(child)
 
 
-def test_a_cache_listens_once_in_a_forked_child(own_server: Server, connect: Callable[..., Backend], raw: Raw) -> None:
+def test_cache_subscribes_once_in_forked_child(own_server: Server, connect: Callable[..., Backend], raw: Raw) -> None:
     backend = connect(own_server.url)
     cache = LRUCache(backend=backend, local_size=10)
     cache.put("k", 1)
@@ -483,7 +483,7 @@ def test_a_cache_listens_once_in_a_forked_child(own_server: Server, connect: Cal
     def child() -> bool:
         wait_until(lambda: cache.get("k") == 1 and len(cache._shared_state.local or ()), "a copy", TIMEOUT)
         listener = backend.bus._listener
-        heard = [] if listener is None else listener._subscribers._of[cache._shared_state.keys.bus]
-        return len(heard) == 1
+        subscriptions = [] if listener is None else listener._subscribers._of[cache._shared_state.keys.bus]
+        return len(subscriptions) == 1
 
     assert in_child(child)
