@@ -237,7 +237,7 @@ def test_model_usage_counts_for_agent_and_span(collector: MetricsCollector, call
     assert (stage.metrics.tokens_in, stage.metrics.tokens_out, stage.metrics.tool_calls) == (5, 7, 2)
 
 
-def test_parts_of_tokens_are_counted_apart(collector: MetricsCollector, call: Call) -> None:
+def test_token_parts_are_counted_separately(collector: MetricsCollector, call: Call) -> None:
     with collector.track("research"), collector.span("research", "summarise"):
         collector.record_llm(
             tokens_in=100, tokens_cached_in=60, tokens_cache_write=10, tokens_out=20, tokens_reasoning=15, model="gpt-x"
@@ -263,7 +263,7 @@ def test_parts_of_tokens_are_counted_apart(collector: MetricsCollector, call: Ca
     assert (stage.metrics.tokens_cached_in, stage.metrics.tokens_reasoning) == (100, 15)
 
 
-def test_parts_that_are_zero_take_no_memory(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
+def test_zero_token_parts_take_no_memory(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
     collector.record_llm("plain", tokens_in=3, tokens_out=4, tokens_cached_in=0, model="gpt-x")
     collector.flush()
     fields = set(raw.hkeys(keys.metrics_total(namespace, keys.metrics_shard("plain"), "plain")))
@@ -271,7 +271,7 @@ def test_parts_that_are_zero_take_no_memory(collector: MetricsCollector, raw: Ra
     assert not [field for field in fields if "cache" in field or "reasoning" in field]
 
 
-def test_sum_of_an_agents_run_is_counted_by_its_calls_and_models(collector: MetricsCollector, call: Call) -> None:
+def test_usage_sum_counts_its_calls_and_models(collector: MetricsCollector, call: Call) -> None:
     collector.record_llm("a", usage={"usage": {"input_tokens": 5, "output_tokens": 6, "requests": 3}})
     collector.record_llm("b", usage={"usage": {"input_tokens": 5, "output_tokens": 6, "requests": 3}}, calls=1)
     by_model = {
@@ -301,7 +301,7 @@ def test_events_of_a_stream_are_counted_as_one_call(collector: MetricsCollector,
     assert collector.delivery().usage_unread == 0
 
 
-def test_total_that_does_not_add_up_is_said_once_and_counted(
+def test_inconsistent_total_is_logged_once_and_counted(
     collector: MetricsCollector, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
@@ -315,7 +315,7 @@ def test_total_that_does_not_add_up_is_said_once_and_counted(
     assert "total" in record.getMessage()
 
 
-def test_error_of_a_usage_never_reaches_the_caller(collector: MetricsCollector, call: Call) -> None:
+def test_usage_errors_never_reach_the_caller(collector: MetricsCollector, call: Call) -> None:
     class Odd:
         def __getattribute__(self, name: str) -> Any:
             raise RuntimeError(name)
