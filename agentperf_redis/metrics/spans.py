@@ -196,7 +196,7 @@ class Span:
         """Return the tree; create it for a root that had no children.
 
         Leaving takes no lock while there is no tree: it first clears `is_open`, then reads the tree. This method works
-        in the opposite order, so one of the two always sees the other's change. Under the tree's lock both know whether
+        in the opposite order, so one of the two always sees the other's change. Under the tree's lock both see whether
         the root is counted in it.
         """
         if self._tree is None:

@@ -557,7 +557,7 @@ class Inventing:
 
 
 class Silent:
-    """Has no attribute, and is slow to say so."""
+    """Has no attribute, and fails slowly."""
 
     looks = 0
 
