@@ -66,7 +66,7 @@ class Team:
 
     Args:
         perf: the library.
-        tree: what to review.
+        tree: the tree to review.
         journal: the worker's journal.
         lease_ttl: TTL of a lease without renewal, s.
     """
