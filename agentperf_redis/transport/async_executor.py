@@ -52,7 +52,7 @@ class AsyncExecutor:
         self._deadline_s = deadline_s
         self._on_end = on_end
         self._connections = Connections[AsyncConnection](connector, handshake, drop)
-        self._permits = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = handshake.opening if topology.scattered else None
@@ -248,18 +248,18 @@ class AsyncExecutor:
 
     async def _exchange(self, step: Exchange) -> list[Reply]:
         end = asyncio.get_running_loop().time() + step.timeout_s
-        if self._permits.locked():
+        if self._places.locked():
             try:
                 async with asyncio.timeout_at(end):
-                    await self._permits.acquire()
+                    await self._places.acquire()
             except TimeoutError:
                 raise ExchangeFailed(BUSY, sent=False, local=True) from None
         else:
-            await self._permits.acquire()
+            await self._places.acquire()
         try:
             return await self._carry(self._connections.exchange(step), end)
         finally:
-            self._permits.release()
+            self._places.release()
 
     async def _carry(self, exchange: ExchangeFlow[AsyncConnection], end: float) -> list[Reply]:
         try:

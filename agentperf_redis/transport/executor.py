@@ -65,7 +65,7 @@ class Executor:
         self._breaker = breaker
         self._deadline_s = deadline_s
         self._connections = Connections[Connection](connector, handshake, Connection.disconnect)
-        self._permits = Permits(MAX_CONNECTIONS)
+        self._places = Permits(MAX_CONNECTIONS)
         self._opening = handshake.opening if handshake is not None and topology.scattered else None
 
     def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
@@ -171,7 +171,7 @@ class Executor:
 
     def _exchange(self, request: Exchange) -> list[Reply]:
         end = time.monotonic() + request.timeout_s
-        permit = self._permits.acquire(request.timeout_s)
+        permit = self._places.acquire(request.timeout_s)
         if permit is None:
             raise ExchangeFailed(BUSY, sent=False, local=True)
         try:
@@ -193,7 +193,7 @@ class Executor:
             self._connections.keep(request.node, connection)
             return replies
         finally:
-            self._permits.release(permit)
+            self._places.release(permit)
 
     def _carry(self, exchange: ExchangeFlow[Connection], end: float) -> list[Reply]:
         try:

@@ -55,7 +55,7 @@ def test_different_paths_resolve_to_one_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     names = ("x", "./x", f"{tmp_path}/y/../x", f"{tmp_path}/link/x")
     assert {embedded.data_folder(name) for name in names} == {tmp_path.resolve() / "x"}
-    for invalid in ("a\0b", "~nobody-of-this-name/x"):
+    for invalid in ("a\0b", "~unknown-of-this-name/x"):
         with pytest.raises(InvalidArgument):
             embedded.data_folder(invalid)
 

@@ -43,11 +43,11 @@ def test_fallback_pools_are_tried_in_order(call: Call, balancer: LoadBalancer) -
     for each in held[:3]:
         assert call(balancer, "release", each)
     assert [pool.current_load for pool in balancer.status()] == [0, 0, 0]
-    with call.inside(balancer, "lease", "nobody", fallback=["anybody"]) as lease:
+    with call.inside(balancer, "lease", "unknown", fallback=["anybody"]) as lease:
         assert (lease.agent_type, lease.instance_id) == ("anybody", "anybody-1")
-    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "nobody", fallback=["nobody else"]):
+    with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "unknown", fallback=["unknown too"]):
         pass
-    assert caught.value.agent_type == "nobody"
+    assert caught.value.agent_type == "unknown"
 
 
 def test_fallback_keeps_labels_and_affinity_but_not_strategy(call: Call, backend: Backend) -> None:

@@ -258,8 +258,8 @@ def test_removed_instance_is_deleted_with_its_last_lease(
 def test_calls_report_an_unknown_instance(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     for method in ("mark_healthy", "mark_unhealthy", "drain", "undrain", "remove_instance"):
-        assert call(balancer, method, "planner", "nobody") is False
-    assert call(balancer, "update_instance", "planner", "nobody", weight=2) is False
+        assert call(balancer, method, "planner", "unknown") is False
+    assert call(balancer, "update_instance", "planner", "unknown", weight=2) is False
     assert call(balancer, "heartbeat", "planner", "p0", "no body") == ["no body"]
 
 

@@ -519,7 +519,7 @@ def test_drained_instance_becomes_idle_after_release(call: Call, balancer: LoadB
     thread, _ = in_background(lambda: balancer.release(held))
     assert call(balancer, "wait_until_idle", "planner", "p0", wait=20) is True
     thread.join()
-    assert call(balancer, "wait_until_idle", "planner", "nobody") is True
+    assert call(balancer, "wait_until_idle", "planner", "unknown") is True
 
 
 def test_repair_corrects_manual_changes(
@@ -536,7 +536,7 @@ def test_repair_corrects_manual_changes(
     records.change(raw, pool.state, "p2", load=0)
     lost = {"@orphan": "lease instance=p3 fence=5", "@silent": "waiting ticket=4 ttl_ms=1000 labels=- tokens=0"}
     raw.hset(pool.state, mapping={"#load": 77, "#cap": 3, **lost})
-    raw.zadd(pool.waitq, {"@silent": 4, "@nobody": 5})
+    raw.zadd(pool.waitq, {"@silent": 4, "@unknown": 5})
     raw.zadd(pool.ready_with("gpu"), {"p0": 0})
     raw.zrem(pool.ready, "p4")
     raw.zadd(pool.ready, {"ghost": 1})

@@ -150,14 +150,14 @@ def test_repair_corrects_manual_changes(lb: Run, perf: AgentPerf, raw: Raw, name
 @pytest.mark.parametrize(
     "words",
     [
-        ("status", "nobody"),
-        ("leases", "nobody"),
-        ("drain", "nobody", "p0"),
+        ("status", "unknown"),
+        ("leases", "unknown"),
+        ("drain", "unknown", "p0"),
         ("drain", "planner", "p9"),
         ("undrain", "planner", "p9"),
         ("remove", "planner", "p9", "--yes"),
         ("release", "planner", "@a:1:b:1", "--yes"),
-        ("repair", "nobody"),
+        ("repair", "unknown"),
     ],
 )
 def test_missing_objects_exit_4_and_change_nothing(lb: Run, raw: Raw, namespace: str, words: tuple[str, ...]) -> None:
@@ -224,4 +224,4 @@ def test_events_are_printed_and_followed(
 
 
 def test_events_of_an_unknown_pool_exit_4(lb: Run) -> None:
-    assert lb("events", "nobody", "--once").returncode == NOT_FOUND
+    assert lb("events", "unknown", "--once").returncode == NOT_FOUND

@@ -169,9 +169,9 @@ def test_spans_show_the_bottleneck(agentperf: Run, perf: AgentPerf, monkeypatch:
 @pytest.mark.parametrize("words", [("show",), ("errors",), ("slow",), ("spans",), ("compare", "critic")])
 def test_unknown_agents_exit_4(agentperf: Run, used: AgentPerf, words: tuple[str, ...]) -> None:
     for more in ((), ("--json",)):
-        done = agentperf(*words, "nobody", *more)
+        done = agentperf(*words, "unknown", *more)
         assert (done.returncode, done.stdout) == (NOT_FOUND, "")
-        assert "'nobody'" in done.stderr
+        assert "'unknown'" in done.stderr
 
 
 def test_idle_agents_are_still_known(agentperf: Run, used: AgentPerf, raw: Raw, namespace: str) -> None:

@@ -116,7 +116,7 @@ def test_every_field_of_an_agent_is_read(collector: MetricsCollector, call: Call
 
 
 def test_unknown_agent_has_no_metrics(collector: MetricsCollector, call: Call, raw: Raw, namespace: str) -> None:
-    metrics = call(collector, "get_or_create_metrics", "nobody")
+    metrics = call(collector, "get_or_create_metrics", "unknown")
     assert (metrics.task_count, metrics.min_execution_time, metrics.last_execution) == (0, math.inf, None)
     assert call(collector, "get_all_metrics") == {}
     assert call(collector, "get_system_summary")["throughput"] == "0 tasks/s"
@@ -348,7 +348,7 @@ def test_combined_agents_read_as_one_agent(collector: MetricsCollector, call: Ca
             assert (found.task_count, found.error_types) == (30, {"E": 3})
             assert (found.p50_execution_time, found.p95_execution_time, found.exact) == (1.5, 2.8, True)
     assert call(collector, "combined", "agent-1").task_count == 10
-    assert call(collector, "combined", "nobody").task_count == 0
+    assert call(collector, "combined", "unknown").task_count == 0
     with pytest.raises(InvalidArgument, match="agent_names"):
         call(collector, "combined", "")
 
@@ -369,7 +369,7 @@ def test_recent_and_slowest_samples_are_listed(collector: MetricsCollector, call
     ]
     assert [each.seconds for each in call(collector, "slowest", "research", limit=2)] == [3.0, 1.0]
     assert abs((datetime.now() - recent[0].ended).total_seconds()) < 30  # noqa: DTZ005  naive local, as users have it
-    assert call(collector, "recent", "nobody") == ()
+    assert call(collector, "recent", "unknown") == ()
     with pytest.raises(InvalidArgument, match="limit"):
         call(collector, "recent", "research", limit=0)
 

@@ -18,7 +18,7 @@ from tests.support.mutants import alter
 from tests.support.servers import Server
 from tests.support.tinylfu import COLD, NEW, TIERS, TinyLFU, differences
 
-ROOMS = (1, 2, 3)
+CAPACITIES = (1, 2, 3)
 TTLS_S = (100, 200, 300)
 KEYS = st.sampled_from("abcdefghijk")
 TAGS = st.sets(st.sampled_from("tu"))
@@ -48,9 +48,9 @@ class TinyLFUMachine(CacheMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = TieredCache(*ROOMS, *TTLS_S, name="m", backend=self.backend)
+        self.cache = TieredCache(*CAPACITIES, *TTLS_S, name="m", backend=self.backend)
         self.model: dict[str, Held] = {}
-        self.policy = TinyLFU(*ROOMS)
+        self.policy = TinyLFU(*CAPACITIES)
         self.waiting: dict[str, int] = {}
         """Reads not reported yet, oldest first."""
         self.hits = self.misses = self.evictions = 0

@@ -54,8 +54,8 @@ def test_summary_has_the_in_memory_shape() -> None:
 
 
 def test_agent_without_executions_is_all_zeros() -> None:
-    metrics = performance("nobody", Counters({}, {}, {}, {}, (), (0, 0)))
-    assert metrics == PerformanceMetrics("nobody")
+    metrics = performance("unknown", Counters({}, {}, {}, {}, (), (0, 0)))
+    assert metrics == PerformanceMetrics("unknown")
     assert (metrics.success_rate, metrics.failure_rate, metrics.quantile(0.5)) == (0.0, 0.0, 0.0)
     assert metrics.get_summary()["min_execution_time"] == "infs"
 

@@ -52,7 +52,7 @@ def track(notes: Notes) -> Callable[[Any], Any]:
     return track_performance("agent", collector)
 
 
-@pytest.mark.parametrize("collector", [AgentPerf("redis://nobody.invalid"), "perf", None])
+@pytest.mark.parametrize("collector", [AgentPerf("redis://unknown.invalid"), "perf", None])
 def test_invalid_collector_is_rejected_before_decoration(collector: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"collector is .*; allowed: a MetricsCollector, such as perf\.metrics"):
         track_performance("agent", collector)
@@ -648,7 +648,7 @@ def perf_notes() -> list[str]:
 
 @pytest.mark.parametrize("wrong", ["GraphInterrupt", [ValueError], ValueError("x"), (ValueError, 3), object])
 def test_invalid_exception_classes_are_rejected(wrong: Any) -> None:
-    metrics = AgentPerf("redis://nobody.invalid").metrics
+    metrics = AgentPerf("redis://unknown.invalid").metrics
     for call in (
         lambda: track_performance("agent", metrics, not_failures=wrong),
         lambda: metrics.track("agent", not_failures=wrong),
