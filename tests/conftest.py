@@ -1,8 +1,8 @@
 """Fixtures for all layers. Every server is a real one (`tests/support/servers.py`) except `fake`, for the unit layer.
 
-Which tests run: plain `pytest` runs the quick ones, on Valkey. `--thorough` runs the rest: the tests marked `thorough`,
-and every test on the other kinds of server. `--everything` runs both. A file that is named on the command line runs
-whole. A test marked `every_server` is quick on every kind of server. One marked `servers` keeps to the kinds it names.
+Test selection: plain `pytest` runs the quick tests on Valkey. `--thorough` runs the rest: the tests marked `thorough`,
+and every test on the other kinds of server. `--everything` runs both. All tests of a file named on the command line
+run. A test marked `every_server` is quick on every kind of server. One marked `servers` runs on the listed kinds only.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="run what plain pytest leaves out, and nothing else")
-    parser.addoption("--everything", action="store_true", help="run what plain pytest runs and what it leaves out")
+    parser.addoption("--thorough", action="store_true", help="run only the tests that plain pytest omits")
+    parser.addoption("--everything", action="store_true", help="run all tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in (
-        "thorough: takes long, in real time or in computing; left out by plain pytest",
+        "thorough: takes long, in real time or in processor time; omitted by plain pytest",
         "every_server: plain pytest runs it on every kind of server",
-        "servers(*kinds): as if there were just these kinds of server, the first for Valkey",
-        "waits: mostly waits, for half a minute: begun first, while others have work to do",
-        "standalone: a Cluster would evade what stands between it and the test, or what the test does to the server",
+        "servers(*kinds): runs on these kinds of server only; plain pytest uses the first",
+        "waits: mostly waits, for half a minute; started first, so that other tests run meanwhile",
+        "standalone: not on a Cluster, which would bypass the test's proxy or its changes to the server",
     ):
         config.addinivalue_line("markers", marker)
-    if not _is_worker(config):  # which has its session's mark already
+    if not _is_worker(config):  # a worker inherits the mark of its session
         leftovers.mark_session()
-    _have_hypothesis_be_steady(config)
+    _make_hypothesis_deterministic(config)
 
 
-def _have_hypothesis_be_steady(config: pytest.Config) -> None:
-    """Try the same examples in each run, and judge none by how long a busy machine takes to make or to run it.
+def _make_hypothesis_deterministic(config: pytest.Config) -> None:
+    """Use the same examples in each run, without limits on their time, which depends on the machine's load.
 
-    To look for new ones: `pytest --hypothesis-profile explore`.
+    To search for new examples: `pytest --hypothesis-profile explore`.
     """
     import hypothesis
 
-    patient: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
-    hypothesis.settings.register_profile("explore", **patient)
-    hypothesis.settings.register_profile("steady", derandomize=True, database=None, **patient)
+    unhurried: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+    hypothesis.settings.register_profile("explore", **unhurried)
+    hypothesis.settings.register_profile("steady", derandomize=True, database=None, **unhurried)
     hypothesis.settings.load_profile(config.getoption("--hypothesis-profile", None) or "steady")
 
 
@@ -69,7 +69,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     chosen = [option for option in ("--thorough", "--everything") if config.getoption(option)] or ["quick, on valkey"]
     lines = [f"servers: {', '.join(kinds())}; tests: {' '.join(chosen)}"]
     if program("redis70") is None:
-        lines.append("servers: no redis-server 7.x on this machine, so the variant redis70 is left out")
+        lines.append("servers: no redis-server 7.x on this machine, so the variant redis70 is omitted")
     return lines
 
 
@@ -84,8 +84,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         assert not unknown, f"unknown servers: {unknown}"
         chosen = tuple(kind for kind in only.args if kind in chosen)
     elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
-        # A Cluster's nodes tell clients their own addresses, past any proxy; and what these tests do to a server
-        # concerns one process. What a Cluster adds has tests of its own.
+        # A Cluster's nodes send clients their own addresses, which bypass any proxy. The effects of these tests on a
+        # server concern one process. Cluster behaviour has its own tests.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
     if not (option("--thorough") or option("--everything") or marker("every_server") is not None):
         chosen = chosen[:1]
@@ -93,10 +93,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with what waits; leave out what was not asked for. Plain and `--thorough` have no test in common."""
+    """Start with the waiting tests and deselect the others. Plain and `--thorough` have no test in common."""
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)
     unsteady = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6,}", item.nodeid)]
-    assert unsteady == [], "their names differ from process to process, so that several cannot share the tests"
+    assert unsteady == [], "their names differ between processes, so that pytest -n cannot distribute them"
     if config.getoption("--everything"):
         return
     if config.getoption("--thorough"):
@@ -109,7 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_quick(item: pytest.Item) -> bool:
-    """Whether plain pytest runs it."""
+    """Return whether plain pytest runs the test."""
     if item.get_closest_marker("thorough") is not None:
         return False
     callspec = getattr(item, "callspec", None)
@@ -121,7 +121,7 @@ def _is_quick(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _calls_fit_their_headers() -> Iterator[None]:
-    """Check every command that is made in this process against its script's header."""
+    """Check every command of this process against its script's header."""
     make = Command.__init__
 
     @functools.wraps(make)
@@ -137,7 +137,7 @@ def _calls_fit_their_headers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    """All servers of the session; `servers.fresh("cluster")` starts one more."""
+    """All servers of the session; `servers.fresh("cluster")` starts another one."""
     everything = Servers()
     yield everything
     everything.stop()
@@ -145,7 +145,7 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def server(server_kind: ServerKind, servers: Servers) -> Iterator[Server]:
-    """The session's shared server. Tests live in namespaces of their own on it."""
+    """The session's shared server. Each test has its own namespace on it."""
     shared = servers.shared(server_kind)
     yield shared
     shared.recover()
@@ -153,7 +153,7 @@ def server(server_kind: ServerKind, servers: Servers) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a Cluster, give every script the shebang under which the server refuses one that leaves its slot."""
+    """On a Cluster, add a shebang to every script. The server then rejects a script that leaves its slot."""
     if getattr(request.node, "callspec", None) is None or request.node.callspec.params.get("server_kind") != "cluster":
         return
     from agentperf_redis.script import Script, parse_header
@@ -194,27 +194,27 @@ def start_server(servers: Servers) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest) -> str:
-    """A namespace nobody else has, named after the test."""
+    """A unique namespace, named after the test."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.name)[:50] + "." + uuid.uuid4().hex[:10]
 
 
 @pytest.fixture
 def raw(server: Server) -> Iterator[Raw]:
-    """A raw redis client of the server, `decode_responses`, to look at the state itself."""
+    """A raw redis client of the server, with `decode_responses`, to inspect the state."""
     with server.client() as client:
         yield client
 
 
 @pytest.fixture
 def runner() -> Iterator[asyncio.Runner]:
-    """The test's one event loop; it exists once something runs on it."""
+    """The test's only event loop. It is created on first use."""
     with asyncio.Runner() as loop_runner:
         yield loop_runner
 
 
 @pytest.fixture
 def connect(runner: asyncio.Runner, namespace: str) -> Iterator[Callable[..., Backend]]:
-    """Make a backend: `connect(proxy.url)`, with any argument of Backend; it is closed after the test."""
+    """Make a backend: `connect(proxy.url)`, with any argument of Backend. It is closed after the test."""
     from agentperf_redis.backend import Backend
 
     made: list[Backend] = []
@@ -242,7 +242,7 @@ def agentperf(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """Run `agentperf` on the test's namespace, within this process."""
+    """Run `agentperf` on the test's namespace, in this process."""
     from tests.support.commandline import runner
 
     monkeypatch.setenv("AGENTPERF_REDIS_URL", server.url)
@@ -263,13 +263,13 @@ def perf(server: Server, namespace: str, runner: asyncio.Runner) -> Iterator[Age
 
 @pytest.fixture(params=["sync", "async"])
 def call(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Call:
-    """Run the test twice: through the blocking methods, and through their asyncio twins on one event loop."""
+    """Run the test twice: with the blocking methods, and with their asyncio counterparts on one event loop."""
     return Call(runner if request.param == "async" else None)
 
 
 @pytest.fixture
 def make_proxy() -> Iterator[Callable[[Server], Proxy]]:
-    """Put a proxy before a server of the test's own: `make_proxy(own_server)`."""
+    """Put a proxy in front of the test's own server: `make_proxy(own_server)`."""
     made: list[Proxy] = []
 
     def make(target: Server) -> Proxy:
@@ -283,7 +283,7 @@ def make_proxy() -> Iterator[Callable[[Server], Proxy]]:
 
 @pytest.fixture
 def proxy(server: Server, make_proxy: Callable[[Server], Proxy]) -> Proxy:
-    """A proxy before the shared server that loses, delays and breaks what it is told to."""
+    """A proxy in front of the shared server, with faults on demand: loss, delay and broken connections."""
     return make_proxy(server)
 
 
@@ -297,23 +297,23 @@ def workers() -> Iterator[Workers]:
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    """A pretended server (fakeredis), empty, for unit tests that run scripts."""
-    pretended = Fake()
-    yield pretended
-    pretended.close()
+    """An empty simulated server (fakeredis), for unit tests that run scripts."""
+    simulated = Fake()
+    yield simulated
+    simulated.close()
 
 
 def _is_worker(config: pytest.Config) -> bool:
-    """Whether this is one of the processes of a parallel session (pytest -n), and not the one that leads it."""
+    """Return whether this is a worker process of a parallel session (pytest -n), not its controller."""
     return hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session if a process that it started is still there. Of a parallel session, the whole is judged."""
+    """Fail the session if a process that it started still runs. A parallel session is checked as a whole."""
     if _is_worker(session.config):
         return
-    left = leftovers.after_patience(session.config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]
+    left = leftovers.after_timeout(session.config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]
     if left:
         session.config.stash[_LEFT_OVER] = left
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,4 +1,4 @@
-"""Pools of agent instances, shared by all processes."""
+"""The load balancer: pools of agent instances, shared by all processes."""
 
 from agentperf_redis.balancer.async_client import AsyncLoadBalancer
 from agentperf_redis.balancer.client import LoadBalancer

@@ -1,4 +1,4 @@
-"""`LoadBalancer` for asyncio: the same requests, awaited."""
+"""`LoadBalancer` for asyncio: the same calls, awaited."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agentperf_redis.balancer.settings import PoolSettings
 
 
 class AsyncLoadBalancer:
-    """`LoadBalancer` for asyncio; each call does what the call of that name does there."""
+    """`LoadBalancer` for asyncio; each method does the same as the method of that name there."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
@@ -152,7 +152,7 @@ class AsyncLoadBalancer:
         interval: float = 5.0,
         timeout: float | None = None,  # noqa: ASYNC109  of each check, not of this call
     ) -> None:
-        """See `LoadBalancer.run_checks`; `check` may be a coroutine function. Runs until its task is cancelled."""
+        """See `LoadBalancer.run_checks`; `check` may be a coroutine function. Runs until the task is cancelled."""
         await run_checks(self._operations.checking(agent_type, check, interval, timeout))
 
     async def events(self, agent_type: str, *, after: str | None = None, limit: int = 100) -> list[PoolEvent]:
@@ -173,7 +173,7 @@ class AsyncLoadBalancer:
 
     async def release_token(self, agent_type: str, token: str) -> bool:
         """See `LoadBalancer.release_token`."""
-        return await self._backend.arun(self._operations.free(agent_type, token))
+        return await self._backend.arun(self._operations.end_lease(agent_type, token))
 
     async def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
         """See `LoadBalancer.repair`."""

@@ -1,4 +1,4 @@
-"""The balancer's public face: `LoadBalancer`, and the same with await as its `aio`."""
+"""The balancer's public API: `LoadBalancer`, and its asyncio counterpart as `aio`."""
 
 from __future__ import annotations
 
@@ -38,17 +38,18 @@ from agentperf_redis.balancer.settings import PoolSettings
 
 
 class LoadBalancer:
-    """Shares instances of agents among all processes: picks one and leases one unit of its capacity, atomically.
+    """Shares agent instances among all processes: picks an instance and leases one unit of its capacity, atomically.
 
-    Makes no connection before the first call.
+    Connects on the first call, not before.
 
     Args:
-        strategy: how pools pick. Fixed per pool by its first registration, LEAST_LOADED when None; another one for a
-            pool that is there is InvalidArgument. None takes each pool's own.
-        settings: how the pools it registers instances in judge them; those deployed last hold for all processes, and a
-            change is logged. None: what a pool has, and the defaults of `PoolSettings` for a new one.
-        on_unavailable: what `acquire`, `lease`, `select_instance` and `release` do when the server cannot be reached:
-            "raise" BackendUnavailable, or answer "none": None, NoCapacity, None, False.
+        strategy: how pools pick. The first registration fixes it for the pool: LEAST_LOADED when this is None. A
+            different one for an existing pool raises InvalidArgument; None accepts each pool's own.
+        settings: health settings for the pools in which this balancer registers instances. The settings deployed last
+            apply to all processes; a change is logged. None keeps a pool's settings; a new pool gets the defaults of
+            `PoolSettings`.
+        on_unavailable: how `acquire`, `lease`, `select_instance` and `release` behave while the server is unreachable.
+            "raise": BackendUnavailable. "none": None, NoCapacity, None and False, in that order.
         backend: the server and namespace; None for the process-wide default.
     """
 
@@ -81,17 +82,17 @@ class LoadBalancer:
 
     @property
     def aio(self) -> AsyncLoadBalancer:
-        """The same balancer for asyncio: every call that does I/O is awaited."""
+        """The asyncio counterpart of this balancer: every call that does I/O is awaited."""
         return self._aio
 
     @property
     def strategy(self) -> LoadBalancingStrategy:
-        """How pools pick that this balancer is the first to register."""
+        """The strategy of the pools that this balancer creates."""
         return self._operations.wanted or LoadBalancingStrategy.LEAST_LOADED
 
     @property
     def instances(self) -> dict[str, list[AgentInstance]]:
-        """A snapshot of all instances by agent type. Reads the server; changing it changes nothing."""
+        """A snapshot of all instances by agent type. Reads the server; changing the dict has no effect."""
         return self._backend.run(self._operations.instances())
 
     def register_instance(
@@ -102,17 +103,17 @@ class LoadBalancer:
         requests_per_minute: float = math.inf,
         tokens_per_minute: float = math.inf,
     ) -> None:
-        """Add an instance to its pool, or change its capacity, weight, labels and rates if it is there.
+        """Add an instance to its pool, or change its capacity, weight, labels and rates if it is registered already.
 
-        Its load, health and measurements stay. `is_healthy=False` marks it unhealthy; to undo that, `mark_healthy`.
-        Likewise `is_draining=True` and `undrain`. While this process lives, it registers the instance again should the
-        server lose it.
+        Its load, health and measurements stay. `is_healthy=False` marks it unhealthy, which `mark_healthy` undoes.
+        `is_draining=True` drains it, which `undrain` undoes. While this process lives, it registers the instance again
+        if the server loses it.
 
         Args:
-            instance: what to register; its current_load is ignored, since load follows from leases.
-            heartbeat_ttl: seconds after which it takes no work unless `heartbeat` is called; None: none are expected.
-            requests_per_minute: leases it is granted, at most; the settings of the pool say how many may come at once.
-            tokens_per_minute: tokens of those leases, likewise, as they are told to `acquire` and `release`.
+            instance: the instance; its current_load is ignored, since load follows from leases.
+            heartbeat_ttl: seconds without a `heartbeat` after which it takes no work; None: no heartbeat is expected.
+            requests_per_minute: max leases a minute; the pool's `rate_burst` limits how many are granted at once.
+            tokens_per_minute: max tokens a minute, as counted by the `tokens` of `acquire` and `release`.
 
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
@@ -130,16 +131,16 @@ class LoadBalancer:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
     ) -> bool:
-        """Change facts of an instance; what is None stays. Leases beyond a smaller capacity run out by themselves.
+        """Change an instance; arguments that are None stay. Leases beyond a smaller capacity end normally.
 
         Args:
             agent_type: its pool.
             instance_id: its name.
-            max_capacity: leases it bears at once, at least 1. A limit that was learnt is forgotten.
+            max_capacity: max concurrent leases, at least 1. Resets the adaptive concurrency limit.
             weight: its share under WEIGHTED, 0 to 10^6.
             labels: its capabilities, at most 16.
-            requests_per_minute: see `register_instance`; math.inf for any number.
-            tokens_per_minute: likewise.
+            requests_per_minute: see `register_instance`; math.inf for no limit.
+            tokens_per_minute: see `register_instance`; math.inf for no limit.
 
         Returns:
             Whether it is registered.
@@ -148,7 +149,7 @@ class LoadBalancer:
         return self._backend.run(self._operations.update(agent_type, instance_id, max_capacity, weight, labels, rates))
 
     def remove_instance(self, agent_type: str, instance_id: str) -> bool:
-        """Take an instance out of its pool: no new leases; those it has may still be renewed and released.
+        """Remove an instance from its pool: it gets no new leases. Its leases may still be renewed and released.
 
         Args:
             agent_type: its pool.
@@ -160,15 +161,15 @@ class LoadBalancer:
         return self._backend.run(self._operations.remove(agent_type, instance_id))
 
     def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
-        """Let an instance take work again, whatever was held against it. Returns whether it is registered."""
+        """Make an instance take work again, and clear its ejection and failed checks. Returns if it is registered."""
         return self._backend.run(self._operations.mark(agent_type, instance_id, off=BETTER))
 
     def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
-        """Let an instance take no new work until it is marked healthy. Returns whether it is registered."""
+        """Give an instance no new work until it is marked healthy. Returns whether it is registered."""
         return self._backend.run(self._operations.mark(agent_type, instance_id, on="unhealthy"))
 
     def drain(self, agent_type: str, instance_id: str) -> bool:
-        """Let an instance finish what it has and take nothing new. Returns whether it is registered."""
+        """Let an instance finish its leases and give it no new ones. Returns whether it is registered."""
         return self._backend.run(self._operations.mark(agent_type, instance_id, on="draining"))
 
     def undrain(self, agent_type: str, instance_id: str) -> bool:
@@ -176,30 +177,30 @@ class LoadBalancer:
         return self._backend.run(self._operations.mark(agent_type, instance_id, off="draining"))
 
     def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
-        """Say that instances are alive; those that were down for silence take work again.
+        """Report that instances are alive. An instance that missed its heartbeat takes work again.
 
         Args:
             agent_type: their pool.
             instance_ids: their names.
-            within: seconds until the next heartbeat is due. None: what each was registered with, or 30.
+            within: seconds until the next heartbeat is due. None: the `heartbeat_ttl` of each, or 30.
 
         Returns:
-            Those that are not registered, to be registered again.
+            Instances that are not registered; the caller should register them again.
         """
         return self._backend.run(self._operations.heartbeat(agent_type, instance_ids, within))
 
     def select_instance(
         self, agent_type: str, *, require: Collection[str] = (), affinity: str | None = None
     ) -> AgentInstance | None:
-        """Look which instance `acquire` would pick now, without taking it; the next moment it may be full.
+        """Return the instance that `acquire` would pick now, without leasing it. It may be full a moment later.
 
         Args:
             agent_type: the pool.
-            require: labels it must have all of.
+            require: the instance must have all of these labels.
             affinity: see `acquire`.
 
         Returns:
-            A snapshot, or None when none has room.
+            A snapshot, or None when no instance has free capacity.
         """
         return self._backend.run(self._operations.select(agent_type, require, affinity))
 
@@ -217,26 +218,27 @@ class LoadBalancer:
         tokens: int = 0,
         fallback: Collection[str] = (),
     ) -> AgentInstance | None:
-        """Pick an instance and lease one unit of its capacity. Give it back with `release`.
+        """Pick an instance and lease one unit of its capacity. End the lease with `release`.
 
         The lease is renewed in the background while the returned object lives. If this process dies, the capacity
-        comes back after at most `ttl`.
+        becomes free after at most `ttl`.
 
         Args:
             agent_type: the pool.
-            wait: seconds to stand in line when none has room, first come first served; math.inf without end.
-            priority: seconds earlier than it came that this call counts as having come, for its place in line.
-            require: labels the instance must have all of.
-            affinity: under CONSISTENT_HASH, what is to go to the same instance each time, such as a session's name.
-            ttl: seconds the lease lives without renewal, from 0.05.
-            max_hold: seconds after which it is renewed no more; math.inf for no end.
+            wait: max seconds in the queue when no instance has free capacity; the queue is first in, first out.
+                math.inf for no limit.
+            priority: moves this call ahead in the queue, as if it had arrived this many seconds earlier.
+            require: the instance must have all of these labels.
+            affinity: calls with the same value go to the same instance under CONSISTENT_HASH; a session's name, say.
+            ttl: seconds after which the lease expires without renewal, at least 0.05.
+            max_hold: seconds after which the lease is not renewed again; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
-            tokens: that the work will take, as far as is known: counted against the instance's tokens a minute.
-            fallback: other agent types, tried in this order for what is free when this one has no room: at once, and
-                again when the time to wait is over. The same labels and affinity hold; the strategy is each pool's own.
+            tokens: expected tokens of the work, counted against the instance's tokens a minute.
+            fallback: other agent types to try, in this order, for free capacity when this pool has none: at once, and
+                again when `wait` is over. Labels and affinity apply there too; each pool uses its own strategy.
 
         Returns:
-            A snapshot of the instance, carrying its lease; None when none has room, or had within `wait`.
+            A snapshot of the instance, carrying its lease; None when no capacity was free, or became free in `wait`.
 
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
@@ -252,16 +254,16 @@ class LoadBalancer:
         response_time: float | None = None,
         tokens: int | None = None,
     ) -> bool:
-        """Give a lease back and say how the work went.
+        """Release a lease and report the outcome of the work.
 
         Args:
-            instance: what `acquire` returned, None included, or its lease.
-            outcome: "ok", "error", "timeout", "rejected", or "neutral" when it tells nothing about the instance.
+            instance: the return value of `acquire`, None included, or its lease.
+            outcome: "ok", "error", "timeout", "rejected", or "neutral" when it says nothing about the instance.
             response_time: seconds the work took, if measured.
-            tokens: that it really took; None for as many as `acquire` was told.
+            tokens: tokens the work used; None for the number given to `acquire`.
 
         Returns:
-            True when this call freed it; False when it had been released, or had expired, before.
+            True when this call freed the unit; False when the lease had been released or had expired before.
 
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
@@ -282,25 +284,25 @@ class LoadBalancer:
         tokens: int = 0,
         fallback: Collection[str] = (),
     ) -> LeaseBlock:
-        """Hold a lease for a `with` block, which measures the response time and reports how it ended.
+        """Hold a lease for a `with` block, measure the response time and report the outcome.
 
-        An exception that leaves the block is an error, a TimeoutError a timeout; `lease.outcome` says more.
+        An exception that leaves the block is an error, a TimeoutError a timeout; `lease.outcome` overrides that.
 
         Args:
             agent_type: the pool.
             wait: see `acquire`.
             priority: see `acquire`.
-            require: labels the instance must have all of.
+            require: the instance must have all of these labels.
             affinity: see `acquire`.
-            ttl: seconds the lease lives without renewal, from 0.05.
-            max_hold: seconds after which it is renewed no more; math.inf for no end.
+            ttl: seconds after which the lease expires without renewal, at least 0.05.
+            max_hold: seconds after which the lease is not renewed again; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before the block.
-            tokens: see `acquire`; set `lease.tokens_used` to what it really took.
-            fallback: see `acquire`; `lease.agent_type` says which it is.
+            tokens: see `acquire`; set `lease.tokens_used` to the number that was used.
+            fallback: see `acquire`; `lease.agent_type` is the pool of the lease.
 
         Returns:
-            A context manager that yields a `Lease`. Entering raises NoCapacity when none has room; leaving raises
-            LeaseLost when the block went well but its lease was lost while it ran.
+            A context manager that yields a `Lease`. Entering raises NoCapacity when no instance has free capacity.
+            Leaving raises LeaseLost when the block succeeded but its lease was lost while it ran.
         """
         return LeaseBlock(
             self._operations,
@@ -309,11 +311,11 @@ class LoadBalancer:
         )
 
     def configure(self, agent_type: str, settings: PoolSettings) -> None:
-        """Give a pool settings, which hold for all processes at once. What they replace is logged.
+        """Set the settings of a pool, for all processes at once. Changed settings are logged.
 
         Args:
             agent_type: the pool; it need not have instances yet.
-            settings: how it is to judge its instances.
+            settings: its new settings.
         """
         self._backend.run(self._operations.configure(agent_type, settings))
 
@@ -327,60 +329,60 @@ class LoadBalancer:
     ) -> Checks:
         """Check the instances of a pool, each once an interval, on background threads, until stopped.
 
-        Any number of processes may do this: they share the checks, and if one dies the others go on. How many in a row
-        take an instance out, or bring it back, is in the settings of the pool. A child process has to start its own.
+        Any number of processes may run checks: they share the work, and if one dies the others continue. The pool's
+        settings say how many results in a row disable or enable an instance. A child process must start its own checks.
 
-        Each check is handed out for one interval. One that is not finished when its process ends, or whose task is
-        cancelled, is left out that once. An interval that was made shorter holds from the next check of an instance on,
-        which is due when the longer one is over.
+        A process claims each check for one interval. A check that is unfinished when its process ends, or whose task is
+        cancelled, is skipped once. A shorter interval applies to an instance from its next check on, which is still due
+        by the longer one.
 
         Args:
             agent_type: the pool.
-            check: called with an instance; that it raises, returns False or takes too long says it is not well. The
-                first exception is logged, and then again the first after all checks here went through.
-            interval: seconds from one check of an instance to its next. Five: three failed ones take 15 s, or less.
-            timeout: seconds that one check may take, at most the interval. None: two, or the interval if that is less.
+            check: called with an instance; the check fails when it raises, returns False or exceeds `timeout`. The
+                first exception is logged, and again the first one after a time in which no check raised.
+            interval: seconds from one check of an instance to the next. Five: three failures take at most 15 s.
+            timeout: max seconds of one check, at most the interval. None: two, or the interval if that is shorter.
 
         Returns:
-            What stops it: `checks.stop()`, or the end of a `with` block. So does closing the client.
+            The running checks. `checks.stop()`, the end of a `with` block and closing the client stop them.
         """
         return Checks(self._operations.checking(agent_type, check, interval, timeout))
 
     def events(self, agent_type: str, *, after: str | None = None, limit: int = 100) -> list[PoolEvent]:
-        """Return what happened in a pool, in order; the server keeps the last thousand or so.
+        """Return the events of a pool, oldest first; the server keeps about the last thousand.
 
         Args:
             agent_type: the pool.
-            after: the cursor of an event: only what came later, the first of it; None: the last.
-            limit: how many at most.
+            after: the cursor of an event: returns the first `limit` events after it. None: the last `limit` events.
+            limit: max number of events.
         """
         return self._backend.run(self._operations.events(agent_type, after, limit))
 
     def get_status(self) -> dict[str, Any]:
-        """Return for each agent type its instances, capacity and load, in the shape of the in-memory version."""
+        """Return the instances, capacity and load of each agent type, in the format of the in-memory version."""
         return rendered(self.status())
 
     def status(self, *agent_types: str) -> list[PoolStatus]:
-        """Return typed snapshots of pools, of which `get_status` is a rendering.
+        """Return typed snapshots of pools; `get_status` renders them as dicts.
 
         Args:
-            agent_types: which pools; none for all.
+            agent_types: the pools; none for all.
         """
         return self._backend.run(self._operations.status(agent_types))
 
     def leases(self, agent_type: str) -> PoolLeases:
-        """Return who holds what in a pool, and who waits.
+        """Return the leases and the queue of a pool.
 
         Args:
             agent_type: the pool.
 
         Returns:
-            Leases with their holders and ages, and the line, the next to be served first.
+            Leases with their holders and ages, and the waiters in queue order.
         """
         return self._backend.run(self._operations.leases(agent_type))
 
     def release_token(self, agent_type: str, token: str) -> bool:
-        """End a lease of any process by its token, for operators; its holder learns that it is lost.
+        """End a lease of any process by its token, for operators. Its holder gets LeaseLost at the next renewal.
 
         Args:
             agent_type: the pool.
@@ -389,33 +391,33 @@ class LoadBalancer:
         Returns:
             Whether it held capacity until now.
         """
-        return self._backend.run(self._operations.free(agent_type, token))
+        return self._backend.run(self._operations.end_lease(agent_type, token))
 
     def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
-        """Recompute the load of all instances from their leases, and write indexes and sums anew.
+        """Recompute the load of all instances from their leases, and rewrite indexes and sums.
 
-        Nothing in normal operation needs it: it undoes what was changed by hand. The pool may stay in use.
-        An ejection, a rate or a slow start that lost what would end it ends again. When a heartbeat is due nobody else
-        knows: where that was lost, silence is noticed only once another heartbeat has come.
+        Normal operation never needs it: it repairs manual changes of the keys. The pool may stay in use.
+        Lost timers of ejections, rates and slow starts are set again. A lost heartbeat timer cannot be recomputed: a
+        missed heartbeat is detected only after the next heartbeat has arrived.
 
         Args:
             agent_type: the pool.
-            progress: called with the instances done and their total, after each page of 500.
+            progress: called with the number of instances done and their total, after each page of 500.
 
         Returns:
-            What was found.
+            The counts of instances and errors found.
         """
         return self._backend.run(self._operations.repair(agent_type, progress))
 
     def wait_until_idle(self, agent_type: str, instance_id: str, *, wait: float = math.inf) -> bool:
-        """Wait until an instance bears no lease, usually after `drain`.
+        """Wait until an instance has no leases, usually after `drain`.
 
         Args:
             agent_type: its pool.
             instance_id: its name.
-            wait: seconds at most.
+            wait: max seconds to wait; math.inf for no limit.
 
         Returns:
-            True when it bears none, or is not there; False when time was up.
+            True when it has none or is not registered; False when `wait` was over first.
         """
         return self._backend.run(self._operations.wait_until_idle(agent_type, instance_id, wait))

@@ -1,7 +1,7 @@
-"""Active checks: processes ask the server what is due, check that, and say how it went.
+"""Active checks: processes claim due checks from the server, run them, and report the results.
 
-There is no leader. The server hands out each check once, to whoever asks first, an interval after the one before. Any
-number of processes share the work so, and one that dies leaves out, once, the checks it had taken on.
+There is no leader. The first process that claims a due check gets it; the next one is due an interval later. Any number
+of processes share the work this way. When a process dies, the checks it had claimed are skipped once.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from agentperf_redis.errors import AgentPerfError, InvalidArgument
 _log = logging.getLogger("agentperf_redis")
 
 AT_ONCE = 8
-"""Checks that a process takes on together: so few that others have some, too."""
+"""Max checks that a process claims together: small enough to leave some for other processes."""
 _RETRY_S = 0.5
 _MIN_PAUSE_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Checking:
-    """What is to be checked, and how.
+    """The checks of one pool: the function, its interval and its timeout.
 
     Attributes:
         backend: the server and namespace.
         clock: of the servers.
-        pool: whose instances.
-        check: says how an instance is, by what it returns or raises.
-        interval: seconds from one check of an instance to its next.
-        timeout: seconds that a check may take.
+        pool: its instances are checked.
+        check: the user's function; it fails by returning False or raising.
+        interval: seconds from one check of an instance to the next.
+        timeout: max seconds of a check.
     """
 
     backend: Backend
@@ -59,45 +59,45 @@ class Checking:
     """Instances whose last check here raised."""
 
     def claim(self) -> Flow[Claimed]:
-        """Take on what is due."""
+        """Claim due checks."""
         return (yield from commands.claim_checks(self.pool, math.ceil(self.interval * 1000), AT_ONCE))
 
     def report(self, claimed: Claimed, results: Mapping[str, bool]) -> Flow[None]:
-        """Say how it went."""
-        told = list(results.items())
-        request = partial(commands.report_checks, self.pool, claimed.at_ms, told)
+        """Report the results of claimed checks."""
+        reports = list(results.items())
+        request = partial(commands.report_checks, self.pool, claimed.at_ms, reports)
         yield from self.clock.before_deadline(self.pool, request)
 
     def failed(self, instance: AgentInstance, why: object) -> None:
-        """Note why a check failed."""
+        """Log why a check failed."""
         _log.debug("check of %s of %s failed: %s", instance.id, self.pool.agent_type, why)
 
     def raised(self, instance: AgentInstance, error: Exception) -> None:
-        """Note that a check raised: aloud when no other does, since it may be the check that is broken."""
+        """Log that a check raised: as a warning when no other does, since the check itself may be broken."""
         if self._raising:
             self.failed(instance, error)
         else:
             _log.warning(
-                "the check of %s of %s raised, so it counts as not well; what else raises is told at DEBUG level until "
-                "nothing does",
+                "the check of %s of %s raised and counts as failed; further exceptions are logged at DEBUG level until "
+                "no check raises",
                 instance.id,
                 self.pool.agent_type,
                 exc_info=error,
             )
         self._raising.add(instance.id)
 
-    def answered(self, instance: AgentInstance) -> None:
-        """Note that a check went through, whatever it said."""
+    def completed(self, instance: AgentInstance) -> None:
+        """Note that a check completed, passed or failed."""
         self._raising.discard(instance.id)
 
 
 class _Rounds:
-    """What threads and tasks that check do again and again.
+    """The rounds of claiming, checking and reporting, for threads and tasks alike.
 
     Args:
-        checking: what, and how.
-        check_all: checks instances at the same time, and returns by id whether each is well; awaited under asyncio.
-        ended: whether there is nobody any more to try again for.
+        checking: the checks to run.
+        check_all: checks instances concurrently and returns by id whether each passed; awaited under asyncio.
+        ended: whether the checks have stopped, so that a failure is not retried.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class _Rounds:
         self._checking = checking
         self._check_all = check_all
         self._ended = ended
-        self._troubled = False
+        self._interrupted = False
 
     def next(self) -> Flow[float]:
-        """Check what is due. Returns after how many seconds to ask again.
+        """Run due checks. Returns the seconds until the next round.
 
         Raises:
-            AgentPerfError: the server could not be asked, and there is nobody to try again for.
+            AgentPerfError: the server did not answer, and the checks have stopped.
         """
         checking = self._checking
         try:
@@ -126,21 +126,21 @@ class _Rounds:
         except AgentPerfError as error:
             if self._ended():
                 raise
-            if not self._troubled:
+            if not self._interrupted:
                 _log.warning("checks of %s are interrupted: %s", checking.pool.agent_type, error)
-            self._troubled = True
+            self._interrupted = True
             return _RETRY_S
-        if self._troubled:
-            _log.warning("checks of %s go on", checking.pool.agent_type)
-        self._troubled = False
+        if self._interrupted:
+            _log.warning("checks of %s continue", checking.pool.agent_type)
+        self._interrupted = False
         return 0.0 if len(claimed.instances) == AT_ONCE else max(_MIN_PAUSE_S, claimed.next_after)
 
 
 class Checks:
-    """Checks the instances of a pool on a background thread, until stopped. Not in a process that forks off this one.
+    """Checks the instances of a pool on a background thread, until stopped. A forked child does not continue them.
 
     Args:
-        checking: what, and how.
+        checking: the checks to run.
     """
 
     def __init__(self, checking: Checking) -> None:
@@ -161,7 +161,7 @@ class Checks:
 
     @property
     def running(self) -> bool:
-        """Whether this process checks: not after `stop`, and not in a child that got this object by a fork."""
+        """Whether this process runs checks: False after `stop`, and in a forked child."""
         return self._jobs.running and not self._jobs.closing
 
     def __enter__(self) -> Self:
@@ -173,7 +173,7 @@ class Checks:
         self.stop()
 
     def stop(self) -> None:
-        """Check no more; what is being checked is finished first, within its timeout."""
+        """Stop checking; running checks finish first, within their timeout."""
         self._checking.backend.off_close(self.stop)
         self._jobs.close(self._checking.timeout + 1.0)
 
@@ -189,22 +189,22 @@ class Checks:
             self._jobs.at(time.monotonic() + pause, self._round)
 
     def _check_all(self, instances: tuple[AgentInstance, ...]) -> dict[str, bool]:
-        """Check all at once, each on a thread of its own: one that hangs holds up no other.
+        """Check all concurrently, each on its own thread: a check that hangs does not delay the others.
 
-        They are not background jobs: each may hang for good, and then its thread stays behind.
+        These are not background jobs: a check may hang forever, and then its thread stays behind.
         """
         results = {instance.id: False for instance in instances}
         answers: SimpleQueue[tuple[str, bool]] = SimpleQueue()
-        asked = 0
+        started = 0
         for instance in instances:
             if instance.id in self._hanging:  # since an earlier check
-                self._checking.failed(instance, "the check before still runs")
+                self._checking.failed(instance, "its previous check is still running")
                 continue
             self._hanging.add(instance.id)
-            asked += 1
+            started += 1
             threading.Thread(target=self._check_one, args=(instance, answers), daemon=True).start()
         until = time.monotonic() + self._checking.timeout
-        for _ in range(asked):
+        for _ in range(started):
             try:
                 name, good = answers.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:
@@ -216,8 +216,8 @@ class Checks:
         good = False
         try:
             good = self._checking.check(instance) is not False
-            self._checking.answered(instance)
-        except Exception as error:  # noqa: BLE001  whatever it is, it says that the instance is not well
+            self._checking.completed(instance)
+        except Exception as error:  # noqa: BLE001  any exception is a failed check
             self._checking.raised(instance, error)
         finally:
             self._hanging.discard(instance.id)
@@ -244,7 +244,7 @@ async def _check(checking: Checking, instance: AgentInstance) -> bool:
             answer = checking.check(instance)
             if inspect.isawaitable(answer):
                 answer = await answer
-        checking.answered(instance)
+        checking.completed(instance)
         return answer is not False
     except Exception as error:  # noqa: BLE001  as in Checks
         (checking.failed if limit.expired() else checking.raised)(instance, error)

@@ -1,4 +1,4 @@
-"""The right to one unit of an instance's capacity, for a while."""
+"""A lease: the right to one unit of an instance's capacity, for a limited time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from agentperf_redis.errors import LeaseLost
 
 
 class KeeperProtocol(Protocol):
-    """What a lease asks of the process's keeper of leases."""
+    """The interface of the process's lease keeper that a lease uses."""
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
-        """Give back a lease whose object is gone. Called from `__del__`, so it takes no lock."""
+        """Release a lease whose object is gone. Called from `__del__`, so it takes no lock."""
 
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
         """Report a lost lease, once."""
 
 
 _transitions = ModuleLock()
-"""Decides between a release and a loss that happen at once. Held for an assignment only, never while calling out."""
+"""Decides between a release and a loss at the same time. Held for an assignment only, never during a call."""
 
 
 class _State(Enum):
@@ -38,20 +38,20 @@ class _State(Enum):
 
 
 class Lease:
-    """One unit of an instance's capacity, held until released. Kept alive by the process's keeper.
+    """One unit of an instance's capacity, held until released. The process's lease keeper renews it.
 
-    The keeper refers to it weakly: a lease that nobody holds any more is given back, with a ResourceWarning.
+    The keeper refers to it weakly: a lease without references is released, with a ResourceWarning.
     It belongs to the process that acquired it. In a forked child, the copy of the object is neither held nor renewed,
     and ending it does nothing.
 
     Attributes:
         agent_type: the pool.
-        token: names the lease on the server; it begins with the process that holds it.
-        fence: rises with every lease of the instance. A resource that remembers the highest it saw, and refuses lower
-            ones, is safe from holders that were paused beyond their lease.
-        ttl: seconds it lives without renewal.
-        tokens: counted against the instance's tokens a minute when it was granted.
-        tokens_used: how many it really took. Set it before the lease is released; None when `tokens` was right.
+        token: identifies the lease on the server; it begins with the name of its process.
+        fence: fencing token, which rises with every lease of the instance. A resource that remembers the highest one
+            and refuses lower ones is safe from holders that were paused beyond their lease.
+        ttl: seconds after which it expires without renewal.
+        tokens: tokens counted against the instance's tokens a minute when it was granted.
+        tokens_used: tokens the work used. Set it before the lease is released; None when `tokens` was right.
     """
 
     __slots__ = (
@@ -85,7 +85,7 @@ class Lease:
         facts: Facts,
         *,
         ttl: float,
-        asked_at: float,
+        sent_at: float,
         max_hold: float,
         on_lost: Callable[[LeaseLost], None] | None,
         tokens: int = 0,
@@ -104,22 +104,22 @@ class Lease:
         self.tokens_used: int | None = None
         self._outcome: Outcome | None = None
         self.started = time.monotonic()
-        # Counted from before the request was sent: this process never believes in a lease longer than the server does.
-        self.renew_at = asked_at + ttl / 3
-        self.valid_until = asked_at + ttl
-        self.hold_until = asked_at + max_hold
-        self._state = _State.HELD  # last: a signal handler may raise before, and `__del__` then has nothing to say
+        # Counted from before the request was sent: for this process the lease never lasts longer than on the server.
+        self.renew_at = sent_at + ttl / 3
+        self.valid_until = sent_at + ttl
+        self.hold_until = sent_at + max_hold
+        self._state = _State.HELD  # last: a signal handler may raise before, and then `__del__` must do nothing
 
     def __repr__(self) -> str:
         return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a lease stays with the process that took it; send the instance's id, or its fence")
+        raise TypeError("a lease belongs to the process that acquired it; send the instance's id or the fence")
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.HELD:
             me, self._state = repr(self), _State.RELEASED
-            # Nothing can be done about a failure here, and at the end of the interpreter much is gone already.
+            # A failure cannot be handled here, and at interpreter exit many objects are gone already.
             with contextlib.suppress(Exception):
                 if self._keeper.abandon(self.pool, self.token, self._facts[0]):
                     warnings.warn(f"{me} was dropped without release", ResourceWarning, source=self, stacklevel=2)
@@ -131,7 +131,7 @@ class Lease:
 
     @property
     def outcome(self) -> Outcome | str | None:
-        """How the work went. Set it inside `with lb.lease(...)`; None lets the block's end decide."""
+        """The result of the work. Set it inside `with lb.lease(...)`; None derives it from the end of the block."""
         return self._outcome
 
     @outcome.setter
@@ -160,15 +160,15 @@ class Lease:
 
     @property
     def remaining(self) -> float:
-        """Seconds that it surely lives on without another renewal; 0.0 when it has ended."""
+        """Seconds for which it is valid without another renewal; 0.0 when it has ended."""
         return max(0.0, self.valid_until - time.monotonic()) if self.held else 0.0
 
     def check(self) -> None:
         """Raise if this process knows that the lease is lost. No I/O.
 
-        It knows what the last renewal told it, and the time: that a lease was ended on the server (by hand, or by a
-        server that lost its data) shows with the next renewal, up to a third of the TTL later. What must not happen
-        twice is safe only where the resource checks the `fence`.
+        It knows the result of the last renewal, and the time. A lease that ended on the server (by hand, or because the
+        server lost its data) is noticed at the next renewal, up to a third of the TTL later. Work that must not happen
+        twice is safe only if the resource checks the `fence`.
 
         Raises:
             LeaseLost: when a renewal found it lost, or it could not be renewed in time.
@@ -181,7 +181,7 @@ class Lease:
                 raise self._loss
 
     def kept_by(self, keeper: KeeperProtocol) -> bool:
-        """Whether it came from the backend of this keeper."""
+        """Whether this keeper renews it."""
         return self._keeper is keeper
 
     def end(self) -> bool:
@@ -193,7 +193,7 @@ class Lease:
             return True
 
     def lose(self, reason: str) -> None:
-        """Mark it lost and tell who asked to be told; nothing when it has ended already."""
+        """Mark it lost and call its `on_lost`; does nothing when it has ended already."""
         with _transitions.lock:
             if self._state is not _State.HELD or not self.is_own:
                 return

@@ -13,7 +13,7 @@ from agentperf_redis.errors import InvalidArgument
 
 
 class LeaseBlock:
-    """What `LoadBalancer.lease` returns: `with` it holds a lease. May be entered again, one block after the other."""
+    """Returned by `LoadBalancer.lease`: holds a lease within `with`. Reusable, for one block after another."""
 
     def __init__(self, operations: Operations, agent_type: str, request: LeaseRequest) -> None:
         self._backend = operations.backend
@@ -39,7 +39,7 @@ class LeaseBlock:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `with lb.lease(...) as lease`")
 
     async def __aenter__(self) -> NoReturn:
-        raise TypeError("in a coroutine it is `async with lb.aio.lease(...)`")
+        raise TypeError("in a coroutine use `async with lb.aio.lease(...)`")
 
     async def __aexit__(self, *_: object) -> None:
         """Never reached: there only so that entering can tell."""
@@ -72,7 +72,7 @@ class AsyncLeaseBlock:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")
 
     def __enter__(self) -> NoReturn:
-        raise TypeError("it is `async with lb.aio.lease(...)`; outside of coroutines, `with lb.lease(...)`")
+        raise TypeError("use `async with lb.aio.lease(...)`; outside coroutines, `with lb.lease(...)`")
 
     def __exit__(self, *_: object) -> None:
         """Never reached: there only so that entering can tell."""

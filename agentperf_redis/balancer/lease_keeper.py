@@ -1,7 +1,7 @@
-"""Keeps the leases of this process alive, on one background thread, and gives back what was left behind.
+"""The lease keeper renews this process's leases on one background thread, and releases abandoned ones.
 
-Event loops block and workers compute, so leases are renewed by a thread of their own, in one batch a pool, when a third
-of their life is over. The keeper refers to leases weakly: it must not keep alive what its user has dropped.
+Event loops block and workers compute, so a separate thread renews leases, in one batch a pool, when a third of their
+TTL is over. The keeper refers to leases weakly, so that it does not keep alive a lease that its user has dropped.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from agentperf_redis.transport.exchange import CLOSED
 _log = logging.getLogger("agentperf_redis")
 
 TOMBSTONE_S = 60.0
-"""How long after a call could still arrive its token is refused, s. A clock of its own, not of the network's."""
+"""For how long the server refuses a token after the last copy of its request could arrive, s."""
 _AHEAD = 0.1
-"""Leases due within this share of their life are renewed along with the one that is due, in one batch."""
+"""Leases due within this share of their TTL are renewed together with the one that is due, in one batch."""
 _ATTEMPT_TIMEOUT_SHARE = 0.3
-"""Share of the shortest life that one round of renewals may wait in vain, s; two thirds are left when it begins."""
-_MIN_PATIENCE_S = 0.02
+"""Share of the shortest TTL that a round of renewals may wait in vain; two thirds are left when it begins."""
+_MIN_ATTEMPT_TIMEOUT_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
 
@@ -45,11 +45,11 @@ class LeaseKeeper:
     """One per backend and process; see `lease_keeper_of`.
 
     Args:
-        backend: through which it renews and gives back.
+        backend: the server and namespace.
 
     Attributes:
         jobs: its thread.
-        registrations: of this process with the same backend, looked after on the same thread.
+        registrations: of this process with the same backend, restored on the same thread.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -62,7 +62,7 @@ class LeaseKeeper:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: begin with nothing. The parent keeps renewing what it holds."""
+        """In a forked child: start without leases. The parent continues to renew its own."""
         # Needs no lock: each step is one operation of the dict, which a signal handler or `__del__` may interleave.
         self._held: dict[str, weakref.ref[Lease]] = {}
         self._closed = False
@@ -70,28 +70,28 @@ class LeaseKeeper:
 
     @property
     def deadline(self) -> float:
-        """Seconds that one request may take in all."""
+        """Max seconds of one request, retries included."""
         return self._backend.deadline
 
     def token(self) -> str:
-        """Return a new token: unique, and readable as the process that asks."""
+        """Return a new unique token, which names this process."""
         return f"@{self._backend.process}:{next(self._numbers):x}"
 
     def tombstone_ms(self, ttl: float) -> int:
-        """Return how long the token of an abandoned request has to be refused, ms."""
+        """Return how long the token of an abandoned request must be refused, ms."""
         return math.ceil((max(self._backend.deadline, ttl) + TOMBSTONE_S) * 1000)
 
     def hold(self, lease: Lease) -> bool:
-        """Keep a lease alive from now on. Returns False when all was closed meanwhile."""
+        """Renew a lease from now on. Returns False when the keeper was closed meanwhile."""
         self._held[lease.token] = weakref.ref(lease)
-        if self._closed:  # looked at last: so either this sees that all is closed, or `close` sees the lease
+        if self._closed:  # checked last: either this sees that the keeper is closed, or `close` sees the lease
             self._held.pop(lease.token, None)
             return False
         self.jobs.at(lease.renew_at, self._renew_due)
         return True
 
     def closed_error(self) -> BackendUnavailable:
-        """Return the error of a call that was granted a lease while all was closed."""
+        """Return the error of a call whose lease was granted after the keeper was closed."""
         return BackendUnavailable(self._backend.address.masked, "not_applied", CLOSED)
 
     def drop(self, lease: AttachedLease) -> None:
@@ -103,10 +103,10 @@ class LeaseKeeper:
         return [lease for reference in list(self._held.values()) if (lease := reference()) is not None and lease.held]
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
-        """Give back a lease whose object is gone. Takes no lock, and so may be called from `__del__`.
+        """Release a lease whose object is gone. Takes no lock, so that `__del__` may call it.
 
         Returns:
-            False when this keeper does not hold it: the object came with a fork, or all was closed before.
+            False when this keeper does not hold it: the object is a forked copy, or the keeper was closed.
         """
         if self._closed or token not in self._held:
             return False
@@ -114,17 +114,17 @@ class LeaseKeeper:
         return True
 
     def undo(self, pool: Pool, token: str, ttl: float) -> WakeUp:
-        """See to it that a request of unknown outcome leaves no lease behind, even if the server is away for a while.
+        """Release the lease that a request of unknown outcome may have left, even if the server is away for a time.
 
         Returns:
-            Given once that was tried.
+            A wake-up, sent after the first attempt.
         """
         tried = WakeUp()
         self.retry_in_background(commands.release(pool, token, tombstone_ms=self.tombstone_ms(ttl)), ttl, tried)
         return tried
 
     def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
-        """Run a command on the background thread until the server answers, or this time is over."""
+        """Retry a command on the background thread until the server answers or this time is over."""
         self.jobs.put(partial(self._attempt, command, time.monotonic() + seconds, tried))
 
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
@@ -132,14 +132,14 @@ class LeaseKeeper:
         self.drop(lease)
         _log.warning("%s", loss)
         if on_lost is not None:
-            # On the background thread, whichever noticed: what users do here must not hold up an event loop.
+            # Always on the background thread: the user's function must not block an event loop.
             self.jobs.put(partial(on_lost, loss))
 
     def close(self) -> None:
-        """Give back what is still held, retry once what was put off, and end the thread."""
+        """Release the leases still held, run pending retries once, and end the thread."""
         if self._closed:
             return
-        self._closed = True  # no lease is taken in from here on
+        self._closed = True  # from here on `hold` refuses leases
         leases = [lease for lease in self.held() if lease.end()]
         with contextlib.suppress(AgentPerfError):
             if leases:
@@ -155,7 +155,7 @@ class LeaseKeeper:
     def _forget(self, pool: Pool, token: str, instance_id: str) -> None:
         self._held.pop(token, None)
         _log.warning(
-            "the lease on %r of %r was given back because nothing refers to it any more; keep what acquire returned, "
+            "the lease on %r of %r was released because nothing refers to it; keep the return value of acquire, "
             "or use `with lb.lease(...)`",
             instance_id,
             pool.agent_type,
@@ -168,10 +168,10 @@ class LeaseKeeper:
         except BackendUnavailable:
             again_at = time.monotonic() + _RETRY_S
             if again_at < until:
-                # Then it waits among all jobs. So many of them that are due at once do not keep a renewal waiting.
+                # Then it queues behind all jobs, so that many retries due at once do not delay a renewal.
                 self.jobs.at(again_at, partial(self.jobs.put, partial(self._attempt, command, until, None)))
         except AgentPerfError as error:
-            _log.warning("giving a lease back: %s", error)
+            _log.warning("releasing a lease: %s", error)
         finally:
             if tried is not None:
                 tried.send()
@@ -202,34 +202,36 @@ class LeaseKeeper:
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
         budget_s = _ATTEMPT_TIMEOUT_SHARE * min(ttl for _, _, ttl in batches)
         for leases, pool, ttl in batches:
-            # One at a time, and each with half of what patience is left: a Cluster node that does not answer must not
-            # cost the leases on the others.
-            asked_at = time.monotonic()
+            # One at a time, each with half of the remaining time: a Cluster node that does not answer must not cost
+            # the leases on the others.
+            sent_at = time.monotonic()
             command = commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
             try:
-                answer = self._backend.run(command, min(self._backend.deadline, max(_MIN_PATIENCE_S, budget_s / 2)))
+                answer = self._backend.run(
+                    command, min(self._backend.deadline, max(_MIN_ATTEMPT_TIMEOUT_S, budget_s / 2))
+                )
             except AgentPerfError:
-                budget_s -= time.monotonic() - asked_at
+                budget_s -= time.monotonic() - sent_at
                 for lease in leases:
                     lease.renew_at = min(time.monotonic() + ttl / 10, lease.valid_until)
                 continue
             for lease in leases:
                 if lease.token in answer:
-                    lease.lose("it was released by another, or expired before it was renewed")
-                    self.registrations.look_soon()
+                    lease.lose("another caller released it, or it expired before it was renewed")
+                    self.registrations.restore_soon()
                 else:
-                    lease.valid_until = asked_at + ttl
-                    lease.renew_at = asked_at + ttl / 3
+                    lease.valid_until = sent_at + ttl
+                    lease.renew_at = sent_at + ttl / 3
 
     def _attempt_timeout_s(self) -> float:
-        """Return how long to wait for what is not a renewal, lest renewals be late."""
+        """Return how long a request other than a renewal may take without making renewals late, s."""
         shortest = min((lease.ttl for lease in self.held()), default=math.inf)
-        return min(self._backend.deadline, max(_MIN_PATIENCE_S, _ATTEMPT_TIMEOUT_SHARE / 2 * shortest))
+        return min(self._backend.deadline, max(_MIN_ATTEMPT_TIMEOUT_S, _ATTEMPT_TIMEOUT_SHARE / 2 * shortest))
 
     def _start_over(self) -> None:
-        """The server came back empty, so leases are lost. On whatever thread noticed."""
+        """Mark all leases lost: the server came back empty. Runs on the thread that noticed."""
         for lease in self.held():
-            lease.lose("the server came back without its data")
+            lease.lose("the server lost its data")
 
 
 def lease_keeper_of(backend: Backend) -> LeaseKeeper:

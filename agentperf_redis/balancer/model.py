@@ -1,4 +1,4 @@
-"""What the balancer speaks of: strategies, instances, leases' outcomes, and snapshots of pools. No I/O."""
+"""The balancer's data model: strategies, instances, outcomes of leases, and snapshots of pools. No I/O."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.errors import LeaseLost
 
 MAX_WEIGHT = 1e6
-"""A score is weight * 10^9 and has to stay below 2^53."""
+"""A score is weight * 10^9 and must stay below 2^53."""
 MAX_LABELS = 16
-"""Each label of an instance is one more index to write on each pick."""
+"""Each label of an instance adds an index to write on each pick."""
 
 _CHANGED_THROUGH = {
     "max_capacity": "lb.update_instance(agent_type, id, max_capacity=...)",
@@ -29,7 +29,7 @@ _CHANGED_THROUGH = {
 
 
 class LoadBalancingStrategy(Enum):
-    """How a pool picks among its instances that have room. The first registration fixes it for the pool.
+    """How a pool picks among its instances with free capacity. The first registration fixes it for the pool.
 
     To add a strategy: a member here; a row of `rules` in `lua/balancer/includes/strategies.lua`, and code for a value
     in that row that no other strategy has (a score in pool.lua, a pick in pick.lua, an order for waiters in
@@ -38,35 +38,35 @@ class LoadBalancingStrategy(Enum):
     """
 
     ROUND_ROBIN = "round_robin"
-    """The one whose last pick is longest ago."""
+    """The instance whose last pick was longest ago."""
     LEAST_LOADED = "least_loaded"
-    """The lowest load relative to capacity; among equals, the one whose last pick is longest ago."""
+    """The lowest load relative to capacity; among equals, the instance whose last pick was longest ago."""
     WEIGHTED = "weighted"
     """At random, in proportion to weight times free share of capacity."""
     RANDOM = "random"
-    """At random, each as likely."""
+    """At random, all equally likely."""
     POWER_OF_TWO = "power_of_two"
-    """The less loaded of two at random."""
+    """The less loaded of two random instances."""
     PEAK_EWMA = "peak_ewma"
-    """Of two at random, the one with less latency times pending work."""
+    """Of two random instances, the one with the lower product of latency and pending work."""
     CONSISTENT_HASH = "consistent_hash"
-    """By affinity on a ring, as long as the instance bears at most 1.25 of its share of the load."""
+    """By affinity on a ring, while the instance has at most 1.25 times its share of the load."""
 
 
 class Outcome(Enum):
-    """How the work on a lease went."""
+    """The result of the work on a lease."""
 
     OK = "ok"
     ERROR = "error"
     TIMEOUT = "timeout"
     REJECTED = "rejected"
-    """The instance refused the work, for instance by a rate limit of its own."""
+    """The instance refused the work, for example because of its own rate limit."""
     NEUTRAL = "neutral"
-    """Nothing that tells about the instance: a cancellation, a fault of the caller."""
+    """Says nothing about the instance: a cancellation, a fault of the caller."""
 
 
 class InstanceState(Enum):
-    """Whether an instance takes work, and if not, why. Of several that hold, the first here after UP.
+    """Whether an instance takes work, and if not, why. When several apply, the first one after UP is reported.
 
     Apart from UP, the values are flags of the instance's record; see pool.lua.
     """
@@ -74,25 +74,25 @@ class InstanceState(Enum):
     UP = "up"
     """It takes work."""
     DRAINING = "draining"
-    """Marked so by hand: it finishes the leases it has and takes no new ones."""
+    """Marked by hand: it finishes its leases and takes no new ones."""
     UNHEALTHY = "unhealthy"
-    """Marked so by hand."""
+    """Marked by hand."""
     HEARTBEAT_MISSED = "heartbeat_missed"
-    """Its heartbeat did not come in time."""
+    """Its heartbeat did not arrive in time."""
     DOWN = "down"
     """It fails its active checks."""
     EJECTED = "ejected"
-    """For its outcomes, for a time."""
+    """Because of its outcomes, for a limited time."""
     HALF_OPEN = "half_open"
-    """After an ejection, it takes one lease at a time until one ends well."""
+    """After an ejection, it takes one lease at a time until one succeeds."""
     RATE_LIMITED = "rate_limited"
-    """Nothing is left of its requests or tokens a minute just now."""
+    """Its requests or tokens a minute are used up for now."""
     WARMING = "warming"
-    """New, or back: its capacity grows."""
+    """New or returned: its capacity is growing."""
 
 
 class AttachedLease(Protocol):
-    """The lease that an instance carries, as `Lease` has it: said here, since each of the two refers to the other."""
+    """The interface of `Lease`, which an instance carries. Declared here because the two refer to each other."""
 
     agent_type: str
     token: str
@@ -107,7 +107,7 @@ class AttachedLease(Protocol):
 
     @property
     def outcome(self) -> Outcome | str | None:
-        """How the work went."""
+        """The result of the work."""
 
     @outcome.setter
     def outcome(self, value: Outcome | str | None) -> None: ...
@@ -126,7 +126,7 @@ class AttachedLease(Protocol):
 
     @property
     def remaining(self) -> float:
-        """Seconds that it surely lives on without another renewal; 0.0 when it has ended."""
+        """Seconds for which it is valid without another renewal; 0.0 when it has ended."""
 
     def check(self) -> None:
         """Raise LeaseLost unless it is still held."""
@@ -158,19 +158,19 @@ class _Fields:
 
 
 class AgentInstance(_Fields):
-    """One instance of an agent: what is registered, and what is seen of it at one moment. A snapshot, never changed.
+    """One instance of an agent: its registered fields and its measurements at one time. An immutable snapshot.
 
     Args:
         id: its name, unique among its agent type.
         agent_type: the pool it belongs to.
-        current_load: leases on it at the moment of the snapshot. Ignored when registering: load follows from leases.
-        max_capacity: leases it bears at once, at least 1.
+        current_load: leases on it at the time of the snapshot. Ignored when registering: load follows from leases.
+        max_capacity: max concurrent leases, at least 1.
         weight: its share under WEIGHTED, 0 to 10^6.
         is_healthy: whether it takes work.
         response_time_ms: smoothed response time, ms.
         labels: capabilities, at most 16 names.
-        is_draining: whether it only finishes the work it has.
-        lease: the lease that `acquire` took on it; None in all other snapshots.
+        is_draining: whether it only finishes its current work.
+        lease: the lease from `acquire`; None in all other snapshots.
     """
 
     __slots__ = ()
@@ -179,7 +179,7 @@ class AgentInstance(_Fields):
         if name not in _Fields.__slots__:
             raise AttributeError(f"an AgentInstance has no field {name!r}")
         how = _CHANGED_THROUGH.get(name, "lb.register_instance(...)")
-        raise FrozenInstanceError(f"an AgentInstance is a snapshot; to change {name} for everybody use {how}")
+        raise FrozenInstanceError(f"an AgentInstance is a snapshot; to change {name} for all processes use {how}")
 
     @property
     def load_percentage(self) -> float:
@@ -188,20 +188,20 @@ class AgentInstance(_Fields):
 
     @property
     def available_capacity(self) -> int:
-        """Leases it could still bear."""
+        """Leases it could still take."""
         return max(0, self.max_capacity - self.current_load)
 
 
-_Fields.__init__.__qualname__ = "AgentInstance.__init__"  # by which Python names it when arguments are missing
+_Fields.__init__.__qualname__ = "AgentInstance.__init__"  # the name in Python's errors for missing arguments
 _SET_FIELDS = tuple(getattr(_Fields, each.name).__set__ for each in fields(_Fields))
 
 
 Facts: TypeAlias = tuple[str, str, int, int, float, bool, float, frozenset[str], bool]
-"""The fields of an instance in their order, all but its lease."""
+"""The fields of an instance in their order, except its lease."""
 
 
 def snapshot(facts: Facts, lease: AttachedLease | None = None) -> AgentInstance:
-    """Return an instance from its fields, unchecked: for what the server stores, on every acquire."""
+    """Return an instance from its fields, unchecked: they come from the server, on every acquire."""
     instance = object.__new__(AgentInstance)
     for set_field, value in zip(_SET_FIELDS, (*facts, lease), strict=True):
         set_field(instance, value)
@@ -217,21 +217,21 @@ def checked_labels(argument: str, value: object) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """An instance and what was counted of it since it was registered.
+    """An instance and its counters since it was registered.
 
     Attributes:
         instance: its snapshot.
-        peak_load: the highest load it ever bore at once, as seen by the script that granted.
+        peak_load: its highest load so far, as recorded by the script that grants leases.
         served: leases released with the outcome ok.
         failed: leases released with a bad outcome.
         failed_in_a_row: bad outcomes since the last good one, slow ones included.
-        fence: its last fencing number.
+        fence: its last fencing token.
         state: whether it takes work, and if not, why.
-        limit: leases it may bear at this moment: less than its capacity while it is limited, 0 while it takes no work.
-        ejections: how many it had in a row.
+        limit: max leases at this time: below its capacity while it is limited, 0 while it takes no work.
+        ejections: number of ejections in a row.
         ejected_for: seconds until its ejection ends, 0.0 when it is not ejected.
-        requests_per_minute: it takes; math.inf for any number.
-        tokens_per_minute: it takes; math.inf for any number.
+        requests_per_minute: its limit; math.inf for none.
+        tokens_per_minute: its limit; math.inf for none.
     """
 
     instance: AgentInstance
@@ -250,16 +250,16 @@ class InstanceStatus:
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatus:
-    """A lease at one moment.
+    """A snapshot of a lease.
 
     Attributes:
         token: its token.
-        instance_id: what it is on.
-        process: who holds it, "host:pid:random".
-        fence: its fencing number.
+        instance_id: its instance.
+        process: its holder, "host:pid:random".
+        fence: its fencing token.
         held_for: seconds since it was granted, by the server's clock.
-        expires_in: seconds until it ends unless it is renewed; negative when it has ended and is not cleared yet.
-        fetched: False while it was handed to somebody in line who has not fetched it yet.
+        expires_in: seconds until it expires without renewal; negative when it has expired and is not deleted yet.
+        fetched: False while a waiter has not fetched its grant yet.
     """
 
     token: str
@@ -273,12 +273,12 @@ class LeaseStatus:
 
 @dataclass(frozen=True, slots=True)
 class WaiterStatus:
-    """Somebody in line at one moment.
+    """A snapshot of a waiter in the queue.
 
     Attributes:
         token: its token.
-        process: who it is, "host:pid:random".
-        waited: seconds in line, plus those its priority is worth.
+        process: its process, "host:pid:random".
+        waited: seconds in the queue, plus the seconds of its priority.
         require: labels the instance must have.
     """
 
@@ -294,8 +294,8 @@ class PoolLeases:
 
     Attributes:
         agent_type: the pool.
-        leases: those that end soonest first.
-        waiters: the next to be served first.
+        leases: in order of expiry.
+        waiters: in queue order.
     """
 
     agent_type: str
@@ -304,53 +304,53 @@ class PoolLeases:
 
 
 class EventKind(Enum):
-    """What happened in a pool."""
+    """The kind of an event in a pool."""
 
     REGISTERED = "registered"
     REMOVED = "removed"
     DRAINING = "draining"
     UNDRAINED = "undrained"
     UNHEALTHY = "unhealthy"
-    """Marked so by hand."""
+    """Marked by hand."""
     HEALTHY = "healthy"
-    """Marked so by hand, which ends an ejection, a half-open state and what failed checks led to as well."""
+    """Marked by hand, which also ends an ejection, a half-open state and the effect of failed checks."""
     HEARTBEAT_MISSED = "heartbeat_missed"
-    """A heartbeat did not come in time."""
+    """A heartbeat did not arrive in time."""
     HEARTBEAT_RESUMED = "heartbeat_resumed"
-    """A heartbeat came again."""
+    """A heartbeat arrived again."""
     DOWN = "down"
     """Active checks failed."""
     UP = "up"
     """Active checks passed again."""
     EJECTED = "ejected"
-    """For its outcomes."""
+    """Because of its outcomes."""
     HALF_OPEN = "half_open"
     """The ejection is over; one lease at a time is granted."""
     RECOVERED = "recovered"
-    """The probe ended well."""
+    """The probe succeeded."""
     WARM = "warm"
-    """It has its whole capacity."""
+    """It has its full capacity."""
     PANIC = "panic"
-    """So many instances are unhealthy that these get work as well."""
+    """So many instances are unhealthy that these get work too."""
     CALM = "calm"
-    """They do not any more."""
+    """The panic is over: unhealthy instances get no work."""
     EXPIRED = "expired"
-    """A lease ended that was neither renewed nor given back, or a grant that was not fetched."""
+    """A lease ended that was neither renewed nor released, or a grant that was not fetched."""
     RELEASED = "released"
     """An operator ended a lease of another process."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """Something that happened in a pool.
+    """An event in a pool.
 
     Attributes:
         agent_type: the pool.
-        kind: what.
-        instance_id: to which instance; None when it concerns the pool.
-        at: when, seconds since the epoch, by the server's clock.
-        cursor: names the event: `events(..., after=cursor)` are those that came later.
-        details: what else there is to say, by name; times in ms.
+        kind: its kind.
+        instance_id: its instance; None when it concerns the whole pool.
+        at: its time, seconds since the epoch, by the server's clock.
+        cursor: its identifier: `events(..., after=cursor)` returns later events.
+        details: further values by name; times in ms.
     """
 
     agent_type: str
@@ -363,12 +363,12 @@ class PoolEvent:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair found and put right.
+    """The result of a repair.
 
     Attributes:
-        instances: looked at.
-        wrong: of these, how many had a load that was not the number of their leases.
-        orphans: leases and places in line dropped because nothing would ever have ended them.
+        instances: instances repaired or found correct.
+        wrong: instances whose load was not the number of their leases.
+        orphans: leases and queue entries deleted because nothing would ever have ended them.
     """
 
     instances: int
@@ -378,17 +378,17 @@ class Repaired:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """A pool at one moment.
+    """A snapshot of a pool.
 
     Attributes:
         agent_type: its name.
         strategy: how it picks.
         instances: in the order of their registration.
-        waiting: callers in line.
+        waiting: callers in the queue.
         granted: leases granted so far.
-        overdue: leases that have expired but are not cleared yet, of the first 5000 things that are due.
-        panic_for: seconds since so many were unfit that these take work as well; None when there is no panic.
-        settings: how it judges its instances; None of a pool that lost them.
+        overdue: leases that have expired but are not ended yet, among the first 5000 due entries.
+        panic_for: seconds since the start of the panic; None when there is none.
+        settings: its settings; None when the pool lost them.
     """
 
     agent_type: str
@@ -416,7 +416,7 @@ class PoolStatus:
         return sum(status.instance.current_load for status in self.instances)
 
     def render(self) -> dict[str, Any]:
-        """Return the pool in the shape of `LoadBalancer.get_status`."""
+        """Return the pool in the format of `LoadBalancer.get_status`."""
         capacity, load = self.total_capacity, self.current_load
         return {
             "instances": len(self.instances),
@@ -438,5 +438,5 @@ def _detail(instance: AgentInstance) -> dict[str, Any]:
 
 
 def rendered(pools: Iterable[PoolStatus]) -> dict[str, Any]:
-    """Return pools in the shape of `LoadBalancer.get_status`."""
+    """Return pools in the format of `LoadBalancer.get_status`."""
     return {pool.agent_type: pool.render() for pool in pools}

@@ -1,4 +1,4 @@
-"""What callers ask of the balancer, checked: arguments are refused here, before anything is sent, and become flows."""
+"""The balancer's operations: check the arguments before anything is sent, and return flows."""
 
 from __future__ import annotations
 
@@ -50,29 +50,29 @@ MAX_PRIORITY = 1_000_000
 _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 
 NO_WAIT = 0.0
-_UNASKED = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
+_DEFAULT_ARGUMENTS = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
 BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming"
 """Flags that are cleared when an instance is marked healthy by hand."""
 MAX_EVENTS = 1000
 _MIN_RATE, _MAX_RATE = 0.001, 1e9
 _CHECK_TIMEOUT_S = 2.0
 _AWAY_RETRY_S = 1.0
-"""What NoCapacity tells who asks while the server cannot be reached."""
+"""`retry_after` of NoCapacity while the server is unreachable."""
 
 OnUnavailable = Literal["raise", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """What the two faces of one balancer have in common.
+    """The operations shared by both APIs of a balancer.
 
     Attributes:
         backend: the server and namespace.
-        keeper: of this process's leases there.
-        queues: in which this process stands there.
-        wanted: the strategy pools must have; None takes each pool's own.
-        settings: those of the pools in which it registers instances; None leaves them.
-        on_unavailable: what it answers when the server cannot be reached.
+        keeper: renews this process's leases there.
+        queues: this process's waiters there.
+        wanted: the strategy that pools must have; None accepts each pool's own.
+        settings: settings for the pools in which it registers instances; None leaves them unchanged.
+        on_unavailable: what calls do while the server is unreachable.
     """
 
     backend: Backend
@@ -82,7 +82,7 @@ class Operations:
     settings: PoolSettings | None
     on_unavailable: OnUnavailable
     plain: LeaseRequest = field(init=False)
-    """What a caller wishes who asks for nothing special."""
+    """The request of a call with default arguments."""
     clock: ServerClock = field(init=False)
     registrations: Registrations = field(init=False)
 
@@ -107,9 +107,9 @@ class Operations:
         tokens: int,
         fallback: Collection[str],
     ) -> LeaseRequest:
-        """Return what `acquire` and `lease` were asked for."""
-        asked = (wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
-        if all(map(is_, asked, _UNASKED)):  # most callers ask for nothing special, which needs no check
+        """Check the arguments of `acquire` and `lease` and return them as a request."""
+        given = (wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
+        if all(map(is_, given, _DEFAULT_ARGUMENTS)):  # the usual call, which needs no check
             return self.plain
         if on_lost is not None and not callable(on_lost):
             raise InvalidArgument("on_lost", on_lost, "a function that takes a LeaseLost, or None")
@@ -125,7 +125,7 @@ class Operations:
         )
 
     def choice(self, require: Collection[str], affinity: str | None) -> Choice:
-        """Return what a pick depends on."""
+        """Check the arguments of a pick and return them as a choice."""
         labels = checked_labels("require", require) if require != () else frozenset()
         return Choice(self.wanted, labels, None if affinity is None else arguments.cache_key("affinity", affinity))
 
@@ -197,7 +197,7 @@ class Operations:
         return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
-        """Set or clear flags of an instance: comma-separated: the words of pool.lua."""
+        """Set or clear flags of an instance: names from pool.lua, comma-separated."""
         name = arguments.name("instance_id", instance_id)
         return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
 
@@ -221,9 +221,9 @@ class Operations:
         entering = leases.enter(self.keeper, self.queues, pool, request)
         return entering if self.on_unavailable == "raise" else _or_no_capacity(pool, entering)
 
-    def _or_none(self, asking: Flow[T], instead: T) -> Flow[T]:
-        """Ask; when the server cannot be reached, answer as the policy says."""
-        return asking if self.on_unavailable == "raise" else _or_else(asking, instead)
+    def _or_none(self, flow: Flow[T], default: T) -> Flow[T]:
+        """Run a flow; when the server is unreachable, raise or return the default, as `on_unavailable` says."""
+        return flow if self.on_unavailable == "raise" else _or_else(flow, default)
 
     def release(
         self,
@@ -237,7 +237,7 @@ class Operations:
             return leases.release_nothing()
         lease = instance.lease if isinstance(instance, AgentInstance) else instance
         if not isinstance(lease, Lease):
-            raise InvalidArgument("instance", instance, "an instance from acquire, which carries its lease, or a Lease")
+            raise InvalidArgument("instance", instance, "an instance from acquire, which carries its lease; or a Lease")
         if not lease.kept_by(self.keeper):
             raise InvalidArgument("instance", instance, "a lease from this balancer's server and namespace")
         checked = arguments.choice("outcome", outcome, Outcome)
@@ -250,12 +250,12 @@ class Operations:
         """See `LoadBalancer.leases`."""
         return instances.leases(self.pool(agent_type))
 
-    def free(self, agent_type: str, token: str) -> Flow[bool]:
+    def end_lease(self, agent_type: str, token: str) -> Flow[bool]:
         """See `LoadBalancer.release_token`."""
         pool = self.pool(agent_type)
         if not arguments.name("token", token).startswith("@"):
             raise InvalidArgument("token", token, "the token of a lease, as `leases` shows it: @host:pid:...")
-        return instances.free(self.keeper, pool, token)
+        return instances.end_lease(self.keeper, pool, token)
 
     def repair(self, agent_type: str, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:
         """See `LoadBalancer.repair`."""
@@ -281,36 +281,36 @@ class Operations:
 
 
 def checked_settings(settings: object) -> PoolSettings | None:
-    """Check settings of a pool, or None."""
+    """Check the settings of a pool; None is allowed."""
     if settings is None or isinstance(settings, PoolSettings):
         return settings
     raise InvalidArgument("settings", settings, "a PoolSettings, or None")
 
 
 def checked_policy(on_unavailable: object) -> OnUnavailable:
-    """Check what to do when the server cannot be reached."""
+    """Check the policy for an unreachable server."""
     if on_unavailable == "raise" or on_unavailable == "none":  # noqa: PLR1714  each narrows the type
         return on_unavailable
     raise InvalidArgument("on_unavailable", on_unavailable, "'raise' or 'none'")
 
 
-def _or_else(asking: Flow[T], instead: T) -> Flow[T]:
+def _or_else(flow: Flow[T], default: T) -> Flow[T]:
     try:
-        return (yield from asking)
+        return (yield from flow)
     except BackendUnavailable as away:
         _log.debug("%s", away)
-        return instead
+        return default
 
 
 def _or_no_capacity(pool: Pool, entering: Flow[Lease]) -> Flow[Lease]:
     try:
         return (yield from entering)
     except BackendUnavailable as away:
-        raise NoCapacity(pool.agent_type, f"the server cannot be reached: {away}", _AWAY_RETRY_S) from away
+        raise NoCapacity(pool.agent_type, f"the server is unreachable: {away}", _AWAY_RETRY_S) from away
 
 
 def _rate(argument: str, value: float) -> float:
-    """Check how many a minute; math.inf for any number."""
+    """Check a rate a minute; math.inf for no limit."""
     allowed = f"a number from {_MIN_RATE:g} to {_MAX_RATE:g}, or math.inf"
     rate = arguments.number(argument, value, allowed)
     if rate != math.inf and not _MIN_RATE <= rate <= _MAX_RATE:

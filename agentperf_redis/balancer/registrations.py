@@ -1,4 +1,4 @@
-"""What a process registered: it registers that again, as it has changed since, should the server lose it."""
+"""The registrations of a process: it registers its instances again, with later changes, if the server loses them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background
 from agentperf_redis.balancer import commands
-from agentperf_redis.balancer.commands import Pool, Rates, Taken, TooLate
+from agentperf_redis.balancer.commands import Pool, Rates, RegisterReply, TooLate
 from agentperf_redis.balancer.model import AgentInstance, LoadBalancingStrategy
 from agentperf_redis.balancer.server_clock import ServerClock
 from agentperf_redis.balancer.settings import PoolSettings
@@ -21,21 +21,21 @@ from agentperf_redis.errors import AgentPerfError
 
 _log = logging.getLogger("agentperf_redis")
 
-_LOOK_S = 3.0
-"""How often to look whether the server still has what this process registered."""
+_CHECK_EVERY_S = 3.0
+"""How often to check that the server still has this process's registrations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What this process registered, to do it again when the server lost it.
+    """A registration by this process, kept to repeat it if the server loses it.
 
     Attributes:
-        instance: as it should be: with the changes that this process made since.
-        strategy: wanted.
-        heartbeat_ttl_ms: after which it counts as down; 0 when no heartbeats are expected.
-        rates: what it takes a minute.
-        settings: chosen for its pool; None when the pool's own will do.
-        born: when its pool was founded. Another number than the server's tells that the server lost it in between.
+        instance: with the changes that this process has made since.
+        strategy: that the pool must have; None accepts the pool's own.
+        heartbeat_ttl_ms: time without a heartbeat after which it takes no work, ms; 0 when none is expected.
+        rates: its requests and tokens a minute.
+        settings: for its pool; None accepts the pool's own.
+        born: creation time of its pool, us. A different value on the server means that the server lost the pool.
     """
 
     instance: AgentInstance
@@ -46,7 +46,7 @@ class Registered:
     born: int
 
 
-def registration(pool: Pool, known: Registered, until_ms: int) -> Command[Taken | TooLate]:
+def registration(pool: Pool, known: Registered, until_ms: int) -> Command[RegisterReply | TooLate]:
     """Return the request that registers an instance."""
     return commands.register(
         pool,
@@ -63,43 +63,45 @@ class Registrations:
     """The instances that this process registered with one backend.
 
     Args:
-        backend: with which.
+        backend: the server and namespace.
         clock: of its servers.
-        jobs: the thread on which it looks after them.
-        patience_s: returns how long that thread may wait for one answer, s.
+        jobs: the thread that restores them.
+        attempt_timeout_s: returns how long that thread may wait for one reply, s.
     """
 
-    def __init__(self, backend: Backend, clock: ServerClock, jobs: Background, patience_s: Callable[[], float]) -> None:
+    def __init__(
+        self, backend: Backend, clock: ServerClock, jobs: Background, attempt_timeout_s: Callable[[], float]
+    ) -> None:
         self._backend = backend
         self._clock = clock
         self._jobs = jobs
-        self._attempt_timeout_s = patience_s
+        self._attempt_timeout_s = attempt_timeout_s
         self.registered: dict[tuple[str, str], Registered] = {}
         """By agent type and id."""
-        backend.on_new_epoch(self.look_soon)
+        backend.on_new_epoch(self.restore_soon)
 
     def remember(self, known: Registered) -> None:
-        """Register this instance again should the server lose it."""
+        """Register this instance again if the server loses it."""
         instance = known.instance
         self.registered[instance.agent_type, instance.id] = replace(known, instance=replace(instance, lease=None))
-        self._jobs.at(time.monotonic() + _LOOK_S, self._look_around)
+        self._jobs.at(time.monotonic() + _CHECK_EVERY_S, self._restore_all)
 
     def forget(self, agent_type: str, instance_id: str) -> None:
         """Do not register this instance again."""
         self.registered.pop((agent_type, instance_id), None)
 
-    def look(self, pool: Pool) -> Flow[bool]:
-        """Register again what the server lost of a pool, and forget what another process removed from it.
+    def restore(self, pool: Pool) -> Flow[bool]:
+        """Register the instances of a pool that the server lost, and forget those that another process removed.
 
         Returns:
-            Whether anything of it is registered now.
+            Whether this process has instances registered in it now.
         """
         mine = {name: known for (of, name), known in list(self.registered.items()) if of == pool.agent_type}
         lost: list[str] = []
         names = list(mine)
         for at in range(0, len(names), commands.MANY):
             some = names[at : at + commands.MANY]
-            born, found = yield from commands.look(pool, some)
+            born, found = yield from commands.find_registered(pool, some)
             for name, registered in zip(some, found, strict=True):
                 same = self.registered.get((pool.agent_type, name)) is mine[name]
                 if not registered and mine[name].born != born:
@@ -111,14 +113,14 @@ class Registrations:
         for name in lost:
             yield from self._register_again(pool, name)
         if lost:
-            _log.warning("registered %d instances of %s again, which the server had lost", len(lost), pool.agent_type)
+            _log.warning("registered %d instances of %s again after the server lost them", len(lost), pool.agent_type)
         return any(of == pool.agent_type for of, _ in list(self.registered))
 
     def deploy(self, pool: Pool, settings: PoolSettings) -> Flow[str]:
-        """Give a pool settings, and have its instances follow them, page by page.
+        """Set the settings of a pool, and apply them to its instances page by page.
 
         Returns:
-            The settings it had, packed; empty for none.
+            The settings they replaced, packed; empty for none.
         """
         done = yield from self._clock.before_deadline(
             pool, partial(commands.configure, pool, settings, 0, commands.MANY)
@@ -140,7 +142,7 @@ class Registrations:
         requests_per_minute: float | None,
         tokens_per_minute: float | None,
     ) -> None:
-        """Take a change of an instance into what is remembered of it."""
+        """Update the remembered instance with a change."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             rates = Rates(
@@ -151,14 +153,14 @@ class Registrations:
             changes: dict[str, Any] = {"max_capacity": max_capacity, "weight": weight, "labels": labels}
             self._alter(known, **{name: value for name, value in changes.items() if value is not None})
 
-    def configured(self, agent_type: str, settings: PoolSettings) -> None:
-        """Found a pool with these settings, should the server lose it."""
+    def remember_settings(self, agent_type: str, settings: PoolSettings) -> None:
+        """Create the pool with these settings if the server loses it."""
         for known in list(self.registered.values()):
             if known.instance.agent_type == agent_type:
                 self.registered[agent_type, known.instance.id] = replace(known, settings=settings)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
-        """Take flags that were set and cleared into what is remembered of an instance."""
+        """Update the remembered instance with flags that were set and cleared."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             set_flags, flags = on.split(","), f"{on},{off}".split(",")
@@ -167,34 +169,34 @@ class Registrations:
             if "draining" in flags:
                 self._alter(known, is_draining="draining" in set_flags)
 
-    def look_soon(self) -> None:
-        """Have the background thread look, because the server may have lost something. Does no I/O."""
+    def restore_soon(self) -> None:
+        """Schedule a check on the background thread, because the server may have lost data. Does no I/O."""
         if self.registered:
-            self._jobs.at(time.monotonic(), self._look_around)
+            self._jobs.at(time.monotonic(), self._restore_all)
 
     def _alter(self, known: Registered, **changes: Any) -> Registered:
         changed = replace(known, instance=replace(known.instance, **changes))
         self.registered[known.instance.agent_type, known.instance.id] = changed
         return changed
 
-    def _look_around(self) -> None:
-        """See whether the server still has what was registered: a pool may be lost without a connection being so."""
+    def _restore_all(self) -> None:
+        """Restore registrations that the server lost: it may lose a pool without losing a connection."""
         if self._jobs.closing:
             return
         for agent_type in {of for of, _ in list(self.registered)}:
             try:
-                self._backend.run(self.look(Pool.of(self._backend.namespace, agent_type)), self._attempt_timeout_s())
-            except AgentPerfError as error:  # the next look comes soon
-                _log.debug("looking after the instances of %s: %s", agent_type, error)
+                self._backend.run(self.restore(Pool.of(self._backend.namespace, agent_type)), self._attempt_timeout_s())
+            except AgentPerfError as error:  # the next check is soon
+                _log.debug("restoring the instances of %s: %s", agent_type, error)
         if self.registered:
-            self._jobs.at(time.monotonic() + _LOOK_S, self._look_around)
+            self._jobs.at(time.monotonic() + _CHECK_EVERY_S, self._restore_all)
 
     def _register_again(self, pool: Pool, instance_id: str) -> Flow[None]:
         known = self.registered.get((pool.agent_type, instance_id))
         if known is not None:
             yield from self._backend.enter("lb", pool.agent_type, again=True)
-            taken = yield from self._clock.before_deadline(pool, partial(registration, pool, known))
+            reply = yield from self._clock.before_deadline(pool, partial(registration, pool, known))
             if (pool.agent_type, instance_id) in self.registered:
-                self.registered[pool.agent_type, instance_id] = replace(known, born=taken.born)
-            if taken.replaced and known.settings is not None:
+                self.registered[pool.agent_type, instance_id] = replace(known, born=reply.born)
+            if reply.replaced and known.settings is not None:
                 yield from self.deploy(pool, known.settings)

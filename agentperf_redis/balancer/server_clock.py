@@ -1,4 +1,4 @@
-"""What this process knows of the servers' clocks, and requests that are void after their caller's deadline."""
+"""Estimates of the servers' clocks, and requests that servers refuse after their caller's deadline."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ _CLOCK_READINGS = 3
 
 
 class ServerClock:
-    """One per backend and process; see `clock_of`. In a forked child it stays right: both read the same clocks.
+    """One per backend and process; see `clock_of`. It stays valid in a forked child: both read the same clocks.
 
     Args:
-        backend: whose servers' clocks.
+        backend: its servers have the clocks.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._ahead_ms: dict[str, float] = {}
-        """By agent type: an upper bound of the server's clock less `time.monotonic`."""
+        """By agent type: an upper bound on the server's clock minus `time.monotonic`."""
 
     def before_deadline(self, pool: Pool, request: Callable[[int], Command[T | TooLate]]) -> Flow[T]:
-        """Make a request that is void, by the server's clock, once its caller has given up.
+        """Send a request that the server refuses, by its own clock, once the caller has given up.
 
-        So a copy of it that arrives late does not undo what others have done since.
+        A copy that arrives late therefore does not undo later changes by other processes.
 
         Args:
-            pool: what it is about; in a Cluster, each has the clock of its node.
-            request: makes it, from its limit.
+            pool: the pool it changes; in a Cluster, each pool has the clock of its node.
+            request: builds the request from its time limit, ms.
         """
         for _ in range(_CLOCK_READINGS):
-            asked_at = time.monotonic()
-            # Before anything is known of the clock the limit is long past, and the refusal tells the time.
+            sent_at = time.monotonic()
+            # Before the first estimate the limit is long past, and the refusal carries the server's time.
             ahead_ms = self._ahead_ms.get(pool.agent_type, 0.0)
-            answer = yield from request(math.ceil(ahead_ms + (asked_at + self._backend.deadline) * 1000))
+            answer = yield from request(math.ceil(ahead_ms + (sent_at + self._backend.deadline) * 1000))
             if not isinstance(answer, TooLate):
                 return answer
-            self._ahead_ms[pool.agent_type] = answer.now_ms + 1 - asked_at * 1000
-        raise BackendUnavailable(self._backend.address.masked, "not_applied", "requests arrived too late each time")
+            self._ahead_ms[pool.agent_type] = answer.now_ms + 1 - sent_at * 1000
+        raise BackendUnavailable(self._backend.address.masked, "not_applied", "every attempt arrived too late")
 
 
 def clock_of(backend: Backend) -> ServerClock:
-    """Return what this process knows of the clocks of a backend's servers."""
+    """Return this process's clock estimates for a backend's servers."""
     return backend.share("lb-clock", lambda: ServerClock(backend))

@@ -1,4 +1,4 @@
-"""How a pool judges its instances: the settings that lie with the pool, and the reason of each default."""
+"""The settings of a pool, stored with it, and the reason for each default."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ _DEFAULT_MAX_EJECTION_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """How a pool judges its instances. Kept with the pool: the ones deployed last hold for all processes.
+    """The health and capacity settings of a pool. Stored with it: the last deployed ones apply to all processes.
 
     Args:
-        eject_after: bad outcomes in a row (error, timeout, rejected, slow) after which an instance is ejected; None
-            never. Five, as in Envoy: one bad request that is tried again three times ejects nobody.
-        base_ejection_time: seconds of the first ejection; each further one in a row is twice as long. Ten: long enough
-            for a restart, short enough not to matter when the ejection was wrong.
-        max_ejection_time: seconds of the longest ejection. When this time has passed after an ejection, the next one is
-            a first one again. Five minutes.
-        max_ejection_share: share of the instances that may be ejected; one instance always may. A half: ejection alone
-            never leads to panic, and of four instances two may be unhealthy.
+        eject_after: bad outcomes in a row (error, timeout, rejected, slow) that eject an instance; None for never.
+            Default five, as in Envoy: one bad request with three retries ejects no instance.
+        base_ejection_time: seconds of the first ejection; each further one in a row is twice as long. Default ten: long
+            enough for a restart, short enough not to matter when the ejection was wrong.
+        max_ejection_time: max seconds of an ejection. When this time has passed since an ejection ended, the next one
+            is a first one again. Default five minutes.
+        max_ejection_share: max share of the instances that may be ejected; one instance always may. Default a half:
+            ejection alone never leads to panic, and of four instances two may be unhealthy.
         panic_threshold: when more than this share of the instances is unhealthy (ejected or failing checks), all of
             them get work again: the health data is more likely wrong than the instances, and the others could not
-            carry the load. 1: never.
-        slow_after: seconds of response time from which an outcome is slow, which is a bad one; None never. None, for
-            how long a model takes follows from the length of its answer.
-        adaptive: whether the units that an instance may bear are learnt from outcomes, up to its max_capacity. False:
-            max_capacity is what was asked for.
-        slow_start: seconds over which a newcomer's capacity grows from a tenth to all of it, while others are there
-            that are fit and warm, and no minority; None for at once. None, for most agents have nothing to warm up.
-        rate_burst: seconds of an instance's rates that it may owe when it is granted a lease. Six: a tenth of a
-            minute, so that in no minute the leases before its last one take more than 1.1 of its rate. That last one
-            may take any number of tokens, and what follows waits the longer.
-        unhealthy_threshold: failed active checks in a row after which an instance is unhealthy. Three: one lost packet
-            is not enough.
-        healthy_threshold: passed checks in a row after which it is healthy again. Two: one lucky check is not enough.
+            carry the load. 1 for never.
+        slow_after: response time in seconds from which an outcome is slow, and so bad; None for never. Default None: a
+            model's response time depends on the length of its answer.
+        adaptive: whether each instance has an adaptive concurrency limit, up to its max_capacity, that follows its
+            outcomes. Default False: max_capacity is the configured limit.
+        slow_start: seconds over which a new instance's capacity grows from a tenth to all of it; None for at once. It
+            applies while at least half of the instances are healthy and warm. Default None: most agents have nothing
+            to warm up.
+        rate_burst: a lease is granted while the instance is at most this many seconds ahead of its rates. Default six,
+            a tenth of a minute: in any minute, the leases before the last one use at most 1.1 times its rate. The last
+            one may use any number of tokens; the next lease then waits longer.
+        unhealthy_threshold: failed active checks in a row that make an instance unhealthy. Default three: one lost
+            packet is not enough.
+        healthy_threshold: passed checks in a row that make it healthy again. Default two: one lucky check is not
+            enough.
     """
 
     eject_after: int | None = 5
@@ -63,10 +65,10 @@ class PoolSettings:
             "max_ejection_time", self.max_ejection_time, minimum=_MIN_S, maximum=_MAX_S
         )
         if self.base_ejection_time > max_ejection_time:
-            if max_ejection_time == _DEFAULT_MAX_EJECTION_S:  # which nobody chose
-                allowed = f"seconds up to those of max_ejection_time, {max_ejection_time:g}; give that as well for more"
+            if max_ejection_time == _DEFAULT_MAX_EJECTION_S:  # the default, not the caller's choice
+                allowed = f"seconds up to max_ejection_time, {max_ejection_time:g}; raise that too for a longer one"
                 raise InvalidArgument("base_ejection_time", self.base_ejection_time, allowed)
-            allowed = f"seconds from those of base_ejection_time, {self.base_ejection_time:g}, to {_MAX_S:g}"
+            allowed = f"seconds from base_ejection_time, {self.base_ejection_time:g}, to {_MAX_S:g}"
             raise InvalidArgument("max_ejection_time", self.max_ejection_time, allowed)
         arguments.amount("max_ejection_share", self.max_ejection_share, maximum=1.0)
         arguments.amount("panic_threshold", self.panic_threshold, minimum=0.01, maximum=1.0)
@@ -80,7 +82,7 @@ class PoolSettings:
         arguments.count("healthy_threshold", self.healthy_threshold, maximum=1000)
 
     def packed(self) -> str:
-        """Return the settings as they are stored in #settings, which the scripts read by name."""
+        """Return the settings in the format of #settings, which the scripts read by name."""
         stored = {
             "eject_after": self.eject_after or 0,
             "base_ejection_ms": _ms(self.base_ejection_time),
@@ -101,7 +103,7 @@ class PoolSettings:
         """Undo `packed`.
 
         Raises:
-            ValueError: for a text that is none of `packed`.
+            ValueError: for a text that `packed` did not write.
         """
         stored = dict(word.split("=") for word in text.split(" "))
         try:
@@ -136,5 +138,5 @@ def _ms(seconds: float) -> int:
 
 
 def _share(value: float) -> str:
-    """Show a share in thousandths, the next lower one; the scripts compare whole thousandths."""
+    """Round a share down to thousandths, since the scripts compare whole thousandths."""
     return f"{math.floor(value * 1000) / 1000:g}"

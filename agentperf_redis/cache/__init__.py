@@ -1,4 +1,4 @@
-"""Caches shared by all processes: bounded, in tiers, and computing each missing value once."""
+"""Caches shared by all processes: bounded, optionally tiered, with single-flight computation of missing values."""
 
 from agentperf_redis.cache.async_client import AsyncLRUCache, AsyncTieredCache
 from agentperf_redis.cache.decorator import cached

@@ -1,4 +1,4 @@
-"""Keys and tags as users give them, checked and turned into the names under which they are stored."""
+"""Validates keys and tags given by users, and maps them to the names under which they are stored."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from agentperf_redis.errors import InvalidArgument
 
 
 def stored_name(key: object) -> str:
-    """Check a key given by a user and return the name under which its entry is stored."""
+    """Check a user's key and return the name under which its entry is stored."""
     return key_names.stored_name(arguments.cache_key("key", key))
 
 
 def stored_tags(tags: object) -> tuple[str, ...]:
-    """Check tags given by a user and return them without repetition, as stored."""
+    """Check a user's tags and return them without duplicates, as stored."""
     if tags == ():
         return ()
     return tuple(dict.fromkeys(map(key_names.encoded, arguments.names("tags", tags))))
 
 
 def distinct_keys(keys: object) -> list[str]:
-    """Check several keys given by a user; one bare string is refused, since it would be taken apart into letters."""
+    """Check several keys of a user. A bare string is refused, since iterating it would yield its letters."""
     if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
         raise InvalidArgument("keys", keys, "a collection of keys, such as a list of strings")
     return list(dict.fromkeys(arguments.cache_key("keys", key) for key in keys))
 
 
 def chunks(names: Sequence[str]) -> list[list[str]]:
-    """Cut names into what one command takes."""
+    """Split names into chunks of at most MAX_KEYS, the limit of one command."""
     return [list(names[start : start + commands.MAX_KEYS]) for start in range(0, len(names), commands.MAX_KEYS)]

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class AsyncCache:
-    """What `AsyncLRUCache` and `AsyncTieredCache` have in common."""
+    """The common base of `AsyncLRUCache` and `AsyncTieredCache`."""
 
     def __init__(self, backend: Backend, flows: CacheFlows, maintenance: Maintenance) -> None:
         self._backend = backend
@@ -114,8 +114,8 @@ class AsyncCache:
         **freshness: Unpack[FreshnessOptions],
     ) -> Any:
         """See `LRUCache.get_or_compute`; the function may be a coroutine function."""
-        asked = wanted(key, function, ttl, tags, freshness)
-        return await compute_async(self._backend, self._flows, self._maintenance, asked)
+        request = wanted(key, function, ttl, tags, freshness)
+        return await compute_async(self._backend, self._flows, self._maintenance, request)
 
     async def warm_up(
         self,
@@ -128,13 +128,13 @@ class AsyncCache:
         progress: OnProgress | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> WarmUpStatus:
-        """See `LRUCache.warm_up`; the function may be a coroutine function, and everything runs on this loop."""
-        asked = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return await warm_async(self._backend, self._flows, self._maintenance, *asked, progress)
+        """See `LRUCache.warm_up`; the function may be a coroutine function, and everything runs on the running loop."""
+        request = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
+        return await warm_async(self._backend, self._flows, self._maintenance, *request, progress)
 
 
 class AsyncLRUCache(AsyncCache):
-    """`LRUCache` for asyncio, as its `aio`; each call does what the call of that name does there."""
+    """`LRUCache` for asyncio, available as its `aio`; each method does the same as the method of that name there."""
 
     async def put(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
         """See `LRUCache.put`."""
@@ -150,7 +150,7 @@ class AsyncLRUCache(AsyncCache):
 
 
 class AsyncTieredCache(AsyncCache):
-    """`TieredCache` for asyncio, as its `aio`; each call does what the call of that name does there."""
+    """`TieredCache` for asyncio, available as its `aio`; each method does the same as the method of that name there."""
 
     async def put(
         self,

@@ -1,4 +1,4 @@
-"""What `LRUCache` and `TieredCache` have in common; `async_client` has the same methods for asyncio."""
+"""The common base of `LRUCache` and `TieredCache`; `async_client` has the same methods for asyncio."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from agentperf_redis.errors import InvalidArgument
 R = TypeVar("R")
 
 _LOCAL_SIZE = 10_000
-"""Entries copied when only their bytes are limited."""
+"""Number of local copies when only their bytes are limited."""
 MAX_CACHE_BYTES = 10**15
-"""More than any server has; sums of it stay exact in a double."""
+"""Larger than any server's memory; sums of it stay exact in a double."""
 
 
 class Cache(ABC):
-    """What LRUCache and TieredCache have in common."""
+    """The common base of `LRUCache` and `TieredCache`."""
 
     _service: str
 
@@ -63,7 +63,7 @@ class Cache(ABC):
         local = None
         if local_size is not None or local_bytes is not None:
             if arguments.flag("strict", strict):
-                raise InvalidArgument("strict", strict, "False where local copies answer, which note nothing at once")
+                raise InvalidArgument("strict", strict, "False with local copies, whose reads are reported later")
             local = self._shared_state.use_local(
                 _LOCAL_SIZE if local_size is None else arguments.count("local_size", local_size),
                 None if local_bytes is None else arguments.count("local_bytes", local_bytes, maximum=MAX_CACHE_BYTES),
@@ -86,23 +86,23 @@ class Cache(ABC):
         return self.size()
 
     def size(self) -> int:
-        """Return how many entries there are: what ``len(cache)`` is, which asyncio cannot have.
+        """Return the number of entries: the same as ``len(cache)``, for which asyncio has no counterpart.
 
-        What is expired counts until it is swept; what an invalidated tag made a miss, until it is put anew, expires, is
-        evicted or swept.
+        An expired entry counts until it is swept. An entry invalidated by tag counts until it is overwritten, expires,
+        is evicted or swept.
         """
         return self._backend.run(inspection.size(self._flows.shared))
 
     def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
-        """Return the value of a key, or the default: one read command in whatever tier it stands, none if copied here.
+        """Return the value of a key, or the default. Costs one read command in any tier, none with a local copy.
 
         Args:
             key: any string.
             default: returned when there is no value; a cached None is a value.
-            fresh: ask the server even if there is a local copy.
+            fresh: read from the server even if there is a local copy.
 
         Raises:
-            InvalidArgument: the key is no string that can be encoded.
+            InvalidArgument: the key is not a string, or cannot be encoded.
             BackendUnavailable: the server did not answer.
         """
         local = self._local
@@ -117,11 +117,11 @@ class Cache(ABC):
         return self._backend.run(self._flows.reader.get(key, default))
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
-        """Return the values of those keys that have one, by key. One command for each 256 keys."""
+        """Return a dict with the keys that have a value. Sends one command for each 256 keys."""
         return self._backend.run(self._flows.reader.get_many(keys, fresh=fresh))
 
     def entry(self, key: str) -> CacheEntry | None:
-        """Return all that is known of a key, or None. It does not count as a read."""
+        """Return all stored facts about a key, or None. It does not count as a read."""
         return self._backend.run(self._flows.reader.entry(key))
 
     @property
@@ -134,7 +134,7 @@ class Cache(ABC):
         """Store a value; see `LRUCache.put` and `TieredCache.put`."""
 
     def delete(self, key: str) -> bool:
-        """Remove a key, and refuse the value of whoever computes it at this moment.
+        """Remove a key. A value of it that is being computed at the moment will not be stored.
 
         Returns:
             Whether there was a value.
@@ -145,42 +145,43 @@ class Cache(ABC):
         """Remove keys as `delete` does.
 
         Returns:
-            How many had a value.
+            The number of keys that had a value.
         """
         return self._backend.run(self._flows.eraser.delete_many(keys))
 
     def clear(self) -> None:
-        """Make every key a miss, at once and at a cost that does not depend on how many there are."""
+        """Make every key a miss, at once and at a cost independent of the number of entries."""
         self._backend.run(self._flows.eraser.clear())
 
     def invalidate_tags(self, *tags: str) -> None:
-        """Make every entry that was stored with one of the tags a miss, at once and however many there are.
+        """Make every entry that was stored with one of the tags a miss, at once.
 
-        None of them is looked at, so they take room, and count in `size` and `keys`, until each is put anew, expires,
-        is evicted or swept; see `sweep`.
+        The cost does not depend on the number of entries, since none is touched. They use capacity, and count in `size`
+        and `keys`, until each is overwritten, expires, is evicted or swept; see `sweep`.
         """
         self._backend.run(self._flows.eraser.invalidate_tags(tags))
 
     def sweep(self) -> int:
-        """Clear away what is expired, cleared, dropped by the server, or a miss because a tag was invalidated.
+        """Remove entries that are expired, cleared, dropped by the server, or invalidated by tag.
 
-        Puts do the first two by and by; this does all of it now, in steps that hold up nobody else.
+        Puts gradually remove the first two kinds. This removes all four now, in short steps that do not block other
+        callers.
 
         Returns:
-            How many entries and values were cleared away.
+            The number of entries and values removed.
         """
         return self._backend.run(self._flows.eraser.sweep())
 
     def flush(self) -> None:
-        """Report the reads that this process has served since; done by itself within 0.2 s."""
+        """Report the reads that this process has buffered. It happens automatically within 0.2 s."""
         self._backend.run(flush(self._flows.shared))
 
     def stats(self) -> CacheStats:
-        """Return what all processes together have done with the cache, this one's latest reads included."""
+        """Return the statistics of all processes together, including the latest reads of this one."""
         return self._backend.run(inspection.stats(self._flows.shared))
 
     def keys(self) -> list[str]:
-        """Return all keys that take room (see `size`), the next to leave first.
+        """Return all keys that use capacity (see `size`), the next to be evicted first.
 
         Keys beyond 120 bytes appear under their hashed names.
         """
@@ -215,24 +216,24 @@ class Cache(ABC):
         tags: Iterable[str] = (),
         **freshness: Unpack[FreshnessOptions],
     ) -> Any:
-        """Return the value of a key; if there is none, have one caller in all processes compute it, and wait for it.
+        """Return the value of a key. If it is missing, one caller among all processes computes it, and the others wait.
 
-        A value that cannot be stored is returned as it is. If the server is away, see `on_unavailable` of the cache.
+        A value that cannot be stored is returned uncached. `on_unavailable` of the cache decides about an outage.
 
         Args:
             key: any string.
             function: computes the value.
-            ttl: life, seconds; None is the cache's, `math.inf` for ever.
-            tags: names by which it can be invalidated.
-            freshness: when it is computed anew behind its readers; see `FreshnessOptions`.
+            ttl: TTL, seconds; None is the cache's default, `math.inf` is no expiry.
+            tags: names by which the value can be invalidated.
+            freshness: when the value is refreshed in the background; see `FreshnessOptions`.
 
         Raises:
-            ComputeFailed: another process computed for us, and its function raised.
+            ComputeFailed: another process computed the value, and its function raised.
             BackendUnavailable: the server does not answer, and the cache was made with on_unavailable="raise".
         """
         _refuse_coroutines("get_or_compute", function)
-        asked = wanted(key, function, ttl, tags, freshness)
-        return compute(self._backend, self._flows, self._maintenance, asked)
+        request = wanted(key, function, ttl, tags, freshness)
+        return compute(self._backend, self._flows, self._maintenance, request)
 
     def warm_up(
         self,
@@ -245,47 +246,47 @@ class Cache(ABC):
         progress: OnProgress | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> WarmUpStatus:
-        """Compute the values of those keys that have none, as `get_or_compute` does, several at a time.
+        """Compute the missing values of several keys, as `get_or_compute` does, several at a time.
 
-        Several processes may do so at once: no value is computed twice. What a function raises ends nothing but that
-        value; it is among the `errors` returned.
+        Several processes may do so at once: no value is computed twice. An exception of the function ends only the
+        computation of that value, and is among the `errors` returned.
 
         Args:
-            items: the keys, taken only as they are needed.
+            items: the keys; the iterable is consumed as needed.
             function: computes the value of a key; called from several threads at a time.
-            ttl: life of each value, seconds; None is the cache's, `math.inf` for ever.
-            tags: names by which they can be invalidated.
+            ttl: TTL of each value, seconds; None is the cache's default, `math.inf` is no expiry.
+            tags: names by which the values can be invalidated.
             concurrency: values computed at a time.
             progress: called after each value with a `WarmUpStatus`, one call at a time, on the thread that computed.
-            freshness: when they are computed anew; see `FreshnessOptions`.
+            freshness: when the values are refreshed; see `FreshnessOptions`.
 
         Raises:
-            BackendUnavailable: the server does not answer, so that nothing would be kept.
+            BackendUnavailable: the server does not answer, so no value would be stored.
         """
         _refuse_coroutines("warm_up", function)
-        asked = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
-        return warm(self._backend, self._flows, self._maintenance, *asked, progress)
+        request = each_wanted(items, function, ttl, tags, concurrency, progress, freshness)
+        return warm(self._backend, self._flows, self._maintenance, *request, progress)
 
     @property
     def hits(self) -> int:
-        """Reads served, in all processes."""
+        """Hits, in all processes."""
         return self.stats().hits
 
     @property
     def misses(self) -> int:
-        """Reads not served, in all processes."""
+        """Misses, in all processes."""
         return self.stats().misses
 
 
 def _refuse_coroutines(method: str, function: object) -> None:
-    """Refuse what a blocking call could not await. By the flag alone: `inspect` takes three times as long for it."""
+    """Refuse a coroutine function in a blocking call. Checks only the flag: `inspect` takes three times as long."""
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
         raise InvalidArgument("function", function, f"a blocking function; .aio.{method} takes coroutine functions")
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:
-    """Return the lives that one object applies to its puts: those it was made with."""
+    """Return the TTLs that one object applies to its puts: those with which it was made."""
     hot, warm, cold = (
         ms if chosen(option) else TIERS_OWN_TTL_MS for ms, option in zip(settings.ttls_ms, given[-3:], strict=True)
     )

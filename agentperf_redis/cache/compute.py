@@ -1,4 +1,4 @@
-"""Computing a missing value: the function behind it is called once among all who want it."""
+"""Computes missing values: among all callers that need a value, one calls the function."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(slots=True)  # not frozen: one is made for each call, and that doubles what it takes
+@dataclass(slots=True)  # not frozen: one is made for each call, and frozen doubles the cost
 class Wanted(Generic[R_co]):
-    """A value that somebody wants, and how it comes about.
+    """A requested value and the means to compute it.
 
     Attributes:
         key: of the value; checked.
-        function: computes it; what it returns is awaited by asyncio callers if need be.
-        ttl: life of the value, seconds; checked.
+        function: computes it; asyncio callers await its result if that is awaitable.
+        ttl: TTL of the value, seconds; checked.
         tags: names by which it can be invalidated; checked.
-        freshness: when it is computed anew.
-        unstorable: called if the value cannot be stored; by default a RuntimeWarning is given.
+        freshness: when it is refreshed.
+        unstorable: called if the value cannot be stored; by default a RuntimeWarning is issued.
     """
 
     key: str
@@ -51,16 +51,16 @@ class Wanted(Generic[R_co]):
 def compute(
     backend: Backend, flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[R], *, look: bool = True
 ) -> R:
-    """Return a value, computing it if it is this caller's turn.
+    """Return a value; compute it if this caller gets the compute lease.
 
     Args:
-        backend: where flows run.
+        backend: runs the flows.
         flows: of the cache.
-        maintenance: renews the lease meanwhile.
+        maintenance: renews the lease during the computation.
         wanted: the value.
-        look: False computes although there is a value.
+        look: False computes even if there is a value.
     """
-    copy = copied(flows, wanted) if look else None  # outside of the flow, which takes longer than this
+    copy = copied(flows, wanted) if look else None  # outside of the flow, which costs more than this
     if copy is not None and not copy.stale:
         return cast("R", copy.value)
     return accepted(wanted, backend.run(computing(flows, maintenance, wanted, copy, look=look, blocking=True)))
@@ -69,7 +69,7 @@ def compute(
 async def compute_async(
     backend: Backend, flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[R], *, look: bool = True
 ) -> R:
-    """Do as `compute`; what the function returns is awaited if need be."""
+    """Do the same as `compute` on the running loop; an awaitable result of the function is awaited."""
     copy = copied(flows, wanted) if look else None
     if copy is not None and not copy.stale:
         return cast("R", copy.value)
@@ -77,7 +77,7 @@ async def compute_async(
 
 
 def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
-    """Return the value, or raise what the function raised. Tells of a value that could not be stored."""
+    """Return the value, or raise the function's error. Reports a value that could not be stored."""
     if isinstance(answer, Crashed):
         raise answer.error
     if not answer.storable:
@@ -88,26 +88,26 @@ def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
 def computing(
     flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], copy: Served | None, *, look: bool, blocking: bool
 ) -> Flow[Served | Crashed]:
-    """Return a value, or what its function raised; computes it if it is this caller's turn.
+    """Return a value or the error of its function; compute it if this caller gets the compute lease.
 
-    What a function raised is returned and not raised: a StopIteration would not get out of a flow.
+    An error of the function is returned, not raised: a StopIteration could not propagate out of a flow.
 
     Args:
         flows: of the cache.
-        maintenance: renews the lease meanwhile.
+        maintenance: renews the lease during the computation.
         wanted: the value.
-        copy: what `copied` has returned.
-        look: False computes although there is a value.
-        blocking: a thread wants it, which does nothing else meanwhile, and not a task.
+        copy: the result of `copied`.
+        look: False computes even if there is a value.
+        blocking: the caller is a thread, which is blocked meanwhile, and not a task.
     """
-    flight = flows.single_flight
+    single_flight = flows.single_flight
     answer: Answer | Crashed | None = copy
     if answer is None:
-        answer = yield from flight.value_or_lease(wanted.key, wanted.freshness, look=look, blocking=blocking)
+        answer = yield from single_flight.value_or_lease(wanted.key, wanted.freshness, look=look, blocking=blocking)
     if isinstance(answer, ComputeLease):
-        return (yield from _carry_out(flight, maintenance, wanted, answer, blocking=blocking))
+        return (yield from _compute_under_lease(single_flight, maintenance, wanted, answer, blocking=blocking))
     if isinstance(answer, Served) and answer.stale:
-        _refresh_behind(
+        _refresh_in_background(
             flows, wanted, refreshing(flows, maintenance, wanted, answer.stale, blocking=blocking), blocking=blocking
         )
     return answer
@@ -116,81 +116,94 @@ def computing(
 def refreshing(
     flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool
 ) -> Flow[None]:
-    """Compute a value anew, if that falls to this process. Readers are served the old one and hear of no errors."""
+    """Refresh a value if this process gets the lease. Readers still get the old value and see no errors."""
     try:
         compute_lease = yield from flows.single_flight.refresh_lease(wanted.key, stale, wanted.freshness)
         if compute_lease is not None:
             accepted(
                 wanted,
-                (yield from _carry_out(flows.single_flight, maintenance, wanted, compute_lease, blocking=blocking)),
+                (
+                    yield from _compute_under_lease(
+                        flows.single_flight, maintenance, wanted, compute_lease, blocking=blocking
+                    )
+                ),
             )
-    except Exception as error:  # noqa: BLE001  whatever the user's function raises
-        flows.shared.complain(
-            "cache %s: %s could not be computed anew, the value it had is served: %s: %s",
+    except Exception as error:  # noqa: BLE001  any error of the user's function
+        flows.shared.warn(
+            "cache %s: %s could not be refreshed, its old value is still returned: %s: %s",
             *(flows.shared.name, shown(wanted.key), type(error).__name__, error),
         )
 
 
-def _carry_out(
-    flight: SingleFlight, maintenance: Maintenance, wanted: Wanted[Any], compute_lease: ComputeLease, *, blocking: bool
+def _compute_under_lease(
+    single_flight: SingleFlight,
+    maintenance: Maintenance,
+    wanted: Wanted[Any],
+    compute_lease: ComputeLease,
+    *,
+    blocking: bool,
 ) -> Flow[Served | Crashed]:
-    """Call the function, tell all who wait and the server what it brought, and return it.
+    """Call the function, report its result to all waiters and to the server, and return it.
 
-    How the turn ended is told in a shielded flow: neither one cancellation nor a second keeps others waiting, and what
-    was computed is stored although nobody here waits for it any more.
+    The report is a shielded flow. Repeated cancellation cannot leave waiters without a result, and a computed value is
+    stored even if no local caller waits for it any more.
     """
     begun = time.perf_counter()
     try:
         maintenance.keep(compute_lease)
-        around = enter(compute_lease.flight)
+        enclosing = enter(compute_lease.flight)
         try:
             value = yield Call(wanted.function)
         finally:
-            leave(around)
-    except Exception as error:  # noqa: BLE001  it is the caller's
+            leave(enclosing)
+    except Exception as error:  # noqa: BLE001  it is returned to the caller
         maintenance.drop(compute_lease)
-        yield from Shielded(_end(flight, maintenance, compute_lease, flight.crash(compute_lease, error)))
+        yield from Shielded(_end(single_flight, maintenance, compute_lease, single_flight.crash(compute_lease, error)))
         return Crashed(error)
     except BaseException as error:
         maintenance.drop(compute_lease)
-        rest = flight.give_up(compute_lease)
+        rest = single_flight.give_up(compute_lease)
         if not isinstance(error, GeneratorExit):
-            yield from Shielded(_end(flight, maintenance, compute_lease, rest))
+            yield from Shielded(_end(single_flight, maintenance, compute_lease, rest))
         raise
     try:
         took_s = time.perf_counter() - begun
-        storable, rest = flight.land(compute_lease, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
+        storable, rest = single_flight.finish(compute_lease, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
     except BaseException as error:
         maintenance.drop(compute_lease)
-        flight.let_go(compute_lease)
+        single_flight.release_waiters(compute_lease)
         if isinstance(error, Exception):
             return Crashed(error)
         raise
-    yield from Shielded(_end(flight, maintenance, compute_lease, rest))
+    yield from Shielded(_end(single_flight, maintenance, compute_lease, rest))
     if blocking and not storable and inspect.iscoroutine(value) and wanted.unstorable is None:
         value.close()
-        allowed = "a blocking function; what returns a coroutine is awaited by the same method under .aio"
+        allowed = "a blocking function; for a function that returns a coroutine, use the same method under .aio"
         return Crashed(InvalidArgument("function", wanted.function, allowed))
     return Served(value, storable=storable)
 
 
-def _end(flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeLease, rest: Flow[None]) -> Flow[None]:
-    """Tell the server how a turn ended, and renew its lease no more, whatever comes of that.
+def _end(
+    single_flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeLease, rest: Flow[None]
+) -> Flow[None]:
+    """Report the end of a computation to the server and stop renewing its lease, even if the report fails.
 
-    If the server cannot be told, the lease ends by itself: the caller has his result.
+    If the report fails, the lease expires on the server. The caller has its result in any case.
     """
     try:
         if compute_lease.token:
             yield from rest
     except AgentPerfError as error:
-        flight.shared.complain("cache %s: could not finish: %s", flight.shared.name, error)
+        single_flight.shared.warn(
+            "cache %s: the end of a computation could not be reported: %s", single_flight.shared.name, error
+        )
     finally:
         maintenance.drop(compute_lease)
-        flight.let_go(compute_lease)
+        single_flight.release_waiters(compute_lease)
 
 
 def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
-    """Return the value of the copy within this process, or None. No I/O."""
+    """Return the value of the local copy, or None. No I/O."""
     local = flows.reader.local
     if local is None:
         return None
@@ -200,7 +213,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
     value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
     if copy.fresh_until_ms or wanted.freshness.early:
         age = wanted.freshness.age(copy, flows.shared.server_ms())
-        if age is Age.OLD:  # only the server knows of the failures that make it useless
+        if age is Age.OLD:  # only the server knows whether computing fails, which makes the value unusable
             return None
         stale = copy.version if age is Age.DUE else 0
     if value is MISSING:
@@ -209,8 +222,8 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
     return Served(value, stale=stale)
 
 
-def _refresh_behind(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:
-    """Have a flow run by a thread or a task of its own, unless that key is being refreshed already."""
+def _refresh_in_background(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:
+    """Run a flow in a background thread or task, unless that key is being refreshed already."""
     backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
     refresher = backend.share("cache refreshes", lambda: Refresher(backend))
     if blocking:
@@ -226,7 +239,7 @@ def wanted(
     tags: Iterable[str],
     options: Mapping[str, Any],
 ) -> Wanted[R]:
-    """Refuse bad arguments before the function is called; `options` are `FreshnessOptions`."""
+    """Check the arguments before the function is called; `options` are `FreshnessOptions`."""
     stored_name(key)
     if not callable(function):
         raise InvalidArgument("function", function, "a function without arguments that computes the value")

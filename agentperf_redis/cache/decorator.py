@@ -1,10 +1,10 @@
-"""`cached`: a function whose results are kept in a cache that all processes share.
+"""`cached`: caches the results of a function for all processes.
 
-A result is kept under the function's name, with a digest where the name alone could be another function's
-(`function_identity`), and its bound arguments, in a form that does not depend on the process, on how arguments were
-passed, or on the hash seed. An object whose value is not evident cannot be part of a key: say what stands for it by a
-method ``__cache_key__()``, or leave the argument out of the key by ``ignore=``. This holds for ``self`` of a method as
-well.
+The key of a result is the function's name with a digest of its bound arguments. A digest of the function follows the
+name where the name alone could mean another function (`function_identity`). The canonical form of the arguments does
+not depend on the process, on positional or keyword passing, or on the hash seed. An object without an evident value
+cannot be part of a key: define its value with a method ``__cache_key__()``, or exclude the argument with ``ignore=``.
+This applies to ``self`` of a method, too.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ R_co = TypeVar("R_co", covariant=True)
 _TAG = "function:"
 _MAX_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
 _ROOT = re.compile(r"[.\[]")
-"""Where the name of an argument ends in a field of a template."""
+"""Separates the name of an argument from the rest of a template field."""
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
-"""Types whose equal values have equal keys. Floats are not among them: 0.0 equals -0.0."""
+"""Types whose equal values have equal keys. Floats are excluded: 0.0 equals -0.0."""
 _MAX_KEYS = 1024
-"""Keys remembered for each function; making one takes ten times as long."""
+"""Keys remembered for each function; computing a key takes ten times as long as looking it up."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """What `cache_info` returns, of this process and this function.
+    """The counters of `cache_info`, for this process and this function.
 
     Attributes:
         calls: of the decorated function.
-        computed: calls of the function itself.
-        hits: calls answered without calling it.
+        computed: calls of the original function.
+        hits: calls answered without calling the original function.
         uncacheable: results that could not be stored.
     """
 
@@ -69,7 +69,7 @@ class CacheInfo:
 
 
 class CachedFunction(Protocol[P, R_co]):
-    """A blocking function with a cache. Of a method, `invalidate` and the like take the instance first."""
+    """A blocking function with a cache. For a method, `invalidate` and the like take the instance first."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Return the value for these arguments."""
@@ -90,11 +90,11 @@ class CachedFunction(Protocol[P, R_co]):
         ...
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Forget the value for these arguments. Returns whether there was one."""
+        """Remove the value for these arguments. Returns whether there was one."""
         ...
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Compute the value for these arguments anew, and return it."""
+        """Compute the value for these arguments again, and return it."""
         ...
 
     def warm(
@@ -103,18 +103,18 @@ class CachedFunction(Protocol[P, R_co]):
         """Compute the values that are missing, several at a time; see `LRUCache.warm_up`.
 
         Args:
-            items: the arguments of each call: a tuple of several, or the one.
+            items: the arguments of each call: a tuple of several, or a single one.
             concurrency: calls of the function at a time.
-            progress: called after each with a `WarmUpStatus`.
+            progress: called after each value with a `WarmUpStatus`.
         """
         ...
 
     def cache_clear(self) -> None:
-        """Forget all values of this function."""
+        """Invalidate all values of this function."""
         ...
 
     def cache_info(self) -> CacheInfo:
-        """Return what this process has done with it."""
+        """Return the counters of this process for this function."""
         ...
 
 
@@ -140,11 +140,11 @@ class AsyncCachedFunction(Protocol[P, R_co]):
         ...
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Forget the value for these arguments. Returns whether there was one."""
+        """Remove the value for these arguments. Returns whether there was one."""
         ...
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Compute the value for these arguments anew, and return it."""
+        """Compute the value for these arguments again, and return it."""
         ...
 
     async def warm(
@@ -154,19 +154,19 @@ class AsyncCachedFunction(Protocol[P, R_co]):
         ...
 
     async def cache_clear(self) -> None:
-        """Forget all values of this function."""
+        """Invalidate all values of this function."""
         ...
 
     def cache_info(self) -> CacheInfo:
-        """Return what this process has done with it."""
+        """Return the counters of this process for this function."""
         ...
 
 
 class Decorator(Protocol):
-    """What `cached` returns."""
+    """The return type of `cached`."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
+    def __call__(  # type: ignore[overload-overlap]  # the first matching overload applies
         self, function: Callable[P, Coroutine[Any, Any, R]]
     ) -> AsyncCachedFunction[P, R]: ...
     @overload
@@ -186,28 +186,28 @@ def cached(
 ) -> Decorator:
     """Cache a function's results: blocking and coroutine functions, methods, static and class methods.
 
-    A missing value is computed by one caller while all others, in whatever process, wait for it. Results that cannot be
-    stored are returned as they are, with one warning. The decorated function has ``.invalidate(*args)``,
-    ``.refresh(*args)``, ``.warm(items)``, ``.cache_clear()``, which are coroutine functions if it is one, and
-    ``.key(*args)``, ``.cache_info()`` and ``.cache``.
+    One caller computes a missing value while all others, in any process, wait for it. Results that cannot be stored
+    are returned uncached, with one warning. The decorated function has ``.invalidate(*args)``, ``.refresh(*args)``,
+    ``.warm(items)`` and ``.cache_clear()``, which are coroutine functions if it is one, and ``.key(*args)``,
+    ``.cache_info()`` and ``.cache``.
 
     Args:
         cache: an LRUCache or TieredCache.
-        ttl: life of a result, seconds; None is the cache's, `math.inf` for ever.
+        ttl: TTL of a result, seconds; None is the cache's default, `math.inf` is no expiry.
         tags: names by which results can be invalidated.
-        key: a template over the arguments, such as ``"user:{user_id}"``, or a function of the arguments; by default all
-            arguments count. The function's name always stands before it.
-        ignore: names of arguments that do not count, such as ``("self",)``.
-        version: change it to leave old results behind.
-        name: stands for the function in keys, 1 to 200 characters; functions of one name share results. By default
-            its module and qualified name. Where these could be another function's (lambdas, functions made by a
-            factory, decorated, or typed into a notebook), a digest of its code and of what it closes over follows; in a
-            script, also a digest of the file, so that an edited script begins with an empty cache.
-        freshness: when results are computed anew behind who asks; see `FreshnessOptions`.
+        key: a template over the arguments, such as ``"user:{user_id}"``, or a function of the arguments; by default the
+            key includes all arguments. The function's name always precedes it.
+        ignore: names of arguments to exclude from the key, such as ``("self",)``.
+        version: part of the key; change it to abandon old results.
+        name: identifies the function in keys, 1 to 200 characters; functions with the same name share results. The
+            default is its module and qualified name. Where these could mean another function (lambdas, functions made
+            by a factory, decorated, or typed into a notebook), a digest of its code and closure is added; in a script,
+            also a digest of the file, so an edited script begins with an empty cache.
+        freshness: when results are refreshed in the background; see `FreshnessOptions`.
 
     Raises:
-        InvalidArgument: the function cannot be cached, or could be taken for another; when called: an argument has no
-            value that identifies it.
+        InvalidArgument: the function cannot be cached, or cannot be distinguished from another; when called: an
+            argument has no value that identifies it.
     """
     if not isinstance(cache, Cache):
         raise InvalidArgument("cache", cache, "an LRUCache or TieredCache")
@@ -229,7 +229,7 @@ def cached(
             return type(function)(decorate(function.__func__))
         generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         if not callable(function) or generates or not (name or hasattr(function, "__qualname__")):
-            allowed = "a function or coroutine function: no generator; a partial or an object needs name='...'"
+            allowed = "a function or coroutine function, not a generator; a partial or an object needs name='...'"
             raise InvalidArgument("function", function, allowed)
         return _Wrapped(cache, function, ttl, own_tags, key, ignored, str(version), name, fresh).wrapper()
 
@@ -259,11 +259,11 @@ class DecoratingCache(Cache):
 
 
 _decorated: weakref.WeakKeyDictionary[SharedState, dict[str, weakref.ref[Any]]] = weakref.WeakKeyDictionary()
-"""Functions that are cached without a ``name=``, by cache and by their name."""
+"""Functions that are cached without a ``name=``, by cache and function name."""
 
 
 def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None:
-    """Refuse a function whose name another function of this process has, such as one defined twice in a module."""
+    """Refuse a function if another function of this process has its name, such as one defined twice in a module."""
 
     def code(of: Any) -> tuple[str, str]:
         return code_digest(of), code_digest(inspect.unwrap(of))
@@ -272,9 +272,11 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
     other = known.get(name, lambda: None)()
     if other is not None and code(other) != code(function):
         del other
-        gc.collect()  # a module that was loaded again leaves its old functions behind, in circles
+        gc.collect()  # a reloaded module leaves its old functions behind in reference cycles
         if known[name]() is not None:
-            allowed = f"one of another name: this cache already has a function {name}; say name='...' for one of them"
+            allowed = (
+                f"a function of another name: this cache already has a function {name}; give one of them name='...'"
+            )
             raise InvalidArgument("function", function, allowed)
     with contextlib.suppress(TypeError):  # an object without weak references
         known[name] = weakref.ref(function)
@@ -303,7 +305,7 @@ class _Wrapped(Generic[R]):
         self.name = own_name + (f"@{version}" if version else "")
         if name is None:
             _refuse_another_of_this_name(cache, function, self.name)
-        # a tag for cache_clear; hashed where the name would be too long for a tag
+        # a tag for cache_clear; hashed if the name is too long for a tag
         tag = self.name if len(self.name) <= _MAX_TAG_CHARACTERS else digest(self.name.encode(), DIGEST_BYTES)
         self.tag = _TAG + tag
         self.tags = (*tags, self.tag)
@@ -322,7 +324,7 @@ class _Wrapped(Generic[R]):
         self._keys: dict[object, str] = {}
 
     def key(self, *args: Any, **kwargs: Any) -> str:
-        """Return the key of a call, remembered where the arguments are of types whose equality is identity enough."""
+        """Return the key of a call. It is remembered if all arguments are of types in `_PLAIN`."""
         kinds = (*map(type, args), *map(type, kwargs.values()))
         if not _PLAIN.issuperset(kinds):
             return self._make_key(args, kwargs)
@@ -370,23 +372,23 @@ class _Wrapped(Generic[R]):
                 return await self.call_async(args, kwargs)
 
             async def invalidate_async(*args: Any, **kwargs: Any) -> bool:
-                """Forget the value for these arguments. Returns whether there was one."""
+                """Remove the value for these arguments. Returns whether there was one."""
                 return bool(await self.cache.aio.delete(self.key(*args, **kwargs)))
 
             async def refresh_async(*args: Any, **kwargs: Any) -> Any:
-                """Compute the value for these arguments anew, and return it."""
+                """Compute the value for these arguments again, and return it."""
                 return await self.call_async(args, kwargs, look=False)
 
             async def clear_async() -> None:
-                """Forget all values of this function."""
+                """Invalidate all values of this function."""
                 await self.cache.aio.invalidate_tags(self.tag)
 
             async def warm_up_async(
                 items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
             ) -> WarmUpStatus:
-                """Compute the values that are missing; each item is the argument of a call, or a tuple of them."""
-                asked = self._each_wanted(items, concurrency, progress)
-                return await warm_async(*self._where, *asked, progress)
+                """Compute the missing values; each item is the argument of a call, or a tuple of arguments."""
+                request = self._each_wanted(items, concurrency, progress)
+                return await warm_async(*self._where, *request, progress)
 
             return self._finish(call_async, invalidate_async, refresh_async, clear_async, warm_up_async)
 
@@ -395,23 +397,23 @@ class _Wrapped(Generic[R]):
             return self.call(args, kwargs)
 
         def invalidate(*args: Any, **kwargs: Any) -> bool:
-            """Forget the value for these arguments. Returns whether there was one."""
+            """Remove the value for these arguments. Returns whether there was one."""
             return self.cache.delete(self.key(*args, **kwargs))
 
         def refresh(*args: Any, **kwargs: Any) -> Any:
-            """Compute the value for these arguments anew, and return it."""
+            """Compute the value for these arguments again, and return it."""
             return self.call(args, kwargs, look=False)
 
         def clear() -> None:
-            """Forget all values of this function."""
+            """Invalidate all values of this function."""
             self.cache.invalidate_tags(self.tag)
 
         def warm_up(
             items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
         ) -> WarmUpStatus:
-            """Compute the values that are missing; each item is the argument of a call, or a tuple of them."""
-            asked = self._each_wanted(items, concurrency, progress)
-            return warm(*self._where, *asked, progress)
+            """Compute the missing values; each item is the argument of a call, or a tuple of arguments."""
+            request = self._each_wanted(items, concurrency, progress)
+            return warm(*self._where, *request, progress)
 
         return self._finish(call, invalidate, refresh, clear, warm_up)
 
@@ -432,7 +434,7 @@ class _Wrapped(Generic[R]):
         return each, total, concurrency
 
     def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what a local copy has, if its age is no question, or MISSING: the path of most calls."""
+        """Return the value of a local copy that stays fresh until it expires, or MISSING: the path of most calls."""
         value = self._reader.ageless_copy(self.key(*args, **kwargs))
         self.calls += value is not MISSING
         return value
@@ -464,7 +466,7 @@ class _Wrapped(Generic[R]):
             return self.key(*args, **kwargs)
 
         def cache_info() -> CacheInfo:
-            """Return what this process has done with it."""
+            """Return the counters of this process for this function."""
             return CacheInfo(self.calls, self.computed, self.uncacheable)
 
         given: dict[str, Any] = {
@@ -477,7 +479,7 @@ class _Wrapped(Generic[R]):
             "cache_info": cache_info,
         }
         for name, made in given.items():
-            if name != "cache":  # what `help` calls them
+            if name != "cache":  # the names that `help` shows
                 made.__name__, made.__qualname__ = name, f"{wrapper.__qualname__}.{name}"
         vars(wrapper).update(given)
         return wrapper

@@ -1,11 +1,11 @@
-"""What is stored for an entry: one line of facts, then the value's bytes.
+"""The stored form of an entry: a header line, then the value's bytes.
 
     178463520012345 1784635500123 Yk3vPq0w 1250 60000 news,team%201 m...
     version         expiry, ms    request  cost fresh tags          value
 
-The version is the cache's clock at the writing, in units of 10 us since 1970. The script `put` writes version and
-expiry, the client the rest. Fresh is for how many ms after its writing the value is fresh; 0 is until it expires.
-Whatever stands there is read without trust.
+The version is the cache's clock at the time of the write, in units of 10 us since 1970. The script `put` writes version
+and expiry, the client writes the rest. Fresh is how many ms after the write the value stays fresh; 0 is until it
+expires. Stored bytes are not trusted: every field is validated.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from agentperf_redis.errors import Undecodable
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
 _HIT = 10**10
-"""One read in the number that the index of sizes holds for an entry; the rest is bytes."""
+"""One read in an entry's number in the size index; the remainder is bytes."""
 _FREQUENCIES = 16
 """A score is the clock of the last access times this, plus the frequency."""
 
 LAST_MS = 253_402_300_799_000
-"""The end of the year 9999, ms: beyond, it is no time to Python."""
+"""The end of the year 9999, ms: the last time that Python's datetime can express."""
 _PARTS = 7
 _MAX_DIGITS = 4 * 16
 """Of four numbers; each stays exact in a double up to 2^53, which has 16 digits."""
 
 
 class Stored(NamedTuple):
-    """An entry as it came from the server, its value still in bytes. A tuple, which is made in a third of the time.
+    """An entry as read from the server, its value still encoded. A tuple, since it is built in a third of the time.
 
     Attributes:
-        version: clock of its writing.
+        version: clock of its write.
         expires_ms: when it expires, ms since 1970; 0 for never.
-        cost_ms: what computing it took, ms; 0 if it was put.
-        fresh_until_ms: when it is due to be computed anew, ms since 1970; 0 for never before it expires.
+        cost_ms: how long computing it took, ms; 0 if it was put.
+        fresh_until_ms: when it is due for a refresh, ms since 1970; 0 for never before it expires.
         tags: percent-encoded.
-        data: the value.
+        data: the encoded value.
     """
 
     version: int
@@ -52,12 +52,12 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InvalidationEpoch:
-    """What clear and tag invalidations have left behind, as versions.
+    """The record of past clears and tag invalidations, as versions.
 
     Attributes:
-        cleared_until: entries up to it are gone.
+        cleared_until: entries up to it are invalid.
         tagged: entries above it are certainly not invalidated by a tag.
-        tagged_cleared_until: entries up to it are gone if they have any tag.
+        tagged_cleared_until: entries up to it are invalid if they have any tag.
     """
 
     cleared_until: int = 0
@@ -69,7 +69,7 @@ NOTHING_INVALIDATED = InvalidationEpoch()
 
 
 def payload(request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes) -> bytes:
-    """Return the client's part of an entry; tags are percent-encoded, 0 ms fresh is until it expires."""
+    """Return the client's part of an entry; tags are percent-encoded, fresh_ms 0 is until it expires."""
     return f"{request} {cost_ms} {fresh_ms} {','.join(tags)} ".encode() + data
 
 
@@ -77,7 +77,7 @@ def parse(entry: bytes) -> Stored:
     """Read an entry.
 
     Raises:
-        Undecodable: it is not one of ours.
+        Undecodable: it is not a valid entry.
     """
     try:
         version, expires, _, cost, fresh, tags, data = entry.split(b" ", _PARTS - 1)
@@ -85,30 +85,30 @@ def parse(entry: bytes) -> Stored:
             raise Undecodable("an entry whose numbers are too long")
         written, until = int(version), int(expires)
         if written < 0 or not 0 <= until <= LAST_MS:
-            raise Undecodable("an entry of an impossible time")
+            raise Undecodable("an entry with an impossible time")
         stale_at = 0 if fresh == b"0" else written * 1000 // CLOCK_PER_S + int(fresh)
         names = tuple(tags.decode().split(",")) if tags else ()
         return Stored(written, until, int(cost), stale_at, names, data)
-    except ValueError:  # also of a name that is no UTF-8
-        raise Undecodable("an entry without its line of facts") from None
+    except ValueError:  # also raised for a tag that is not UTF-8
+        raise Undecodable("an entry without its header line") from None
 
 
 def version_text(entry: bytes | None) -> str:
-    """Return the version with which an entry begins, as text; empty for none."""
+    """Return the version at the beginning of an entry, as text; empty if there is none."""
     head = (entry or b"").split(b" ", 1)[0]
     return head.decode() if head.isdigit() else ""
 
 
 def parse_invalidation_epoch(gen: bytes) -> InvalidationEpoch:
-    """Read what invalidations have left.
+    """Read the record of past invalidations.
 
     Raises:
-        Undecodable: it is not one of ours.
+        Undecodable: it is not a valid record.
     """
     try:
         cleared_until, tagged, tagged_cleared_until = map(int, gen.split(b" "))
     except ValueError:
-        raise Undecodable("a generation that is not three versions") from None
+        raise Undecodable("an invalidation epoch that is not three versions") from None
     return InvalidationEpoch(cleared_until, tagged, tagged_cleared_until)
 
 
@@ -118,12 +118,12 @@ def timestamp(clock: int) -> datetime:
 
 
 def pack_size(hits: int, size_bytes: int) -> int:
-    """Return what the index of sizes holds for an entry; the counterpart of pack_size in index.lua."""
+    """Return the number that the size index holds for an entry; the counterpart of pack_size in index.lua."""
     return hits * _HIT + size_bytes
 
 
 def unpack_size(packed: float) -> tuple[int, int]:
-    """Return hits and bytes of what the index of sizes holds; the counterpart of unpack_size in index.lua."""
+    """Return hits and bytes from a number in the size index; the counterpart of unpack_size in index.lua."""
     return divmod(int(packed), _HIT)
 
 

@@ -1,12 +1,12 @@
-"""How long a value is fresh, and what happens to it then: the rules, without I/O.
+"""How long a value is fresh, and how it is treated afterwards: the rules, without I/O.
 
-A value is fresh for its soft TTL, stale until its hard TTL, and then gone. A stale value is served to everybody at once
-while one caller in all processes computes the next one behind (stale-while-revalidate, RFC 5861). If that fails, the
-stale value goes on being served, but for so long only (stale-if-error of that RFC, fail-safe elsewhere). What is
-invalidated or past its hard TTL is never served.
+A value is fresh for its soft TTL, stale until its hard TTL, and then expired. A stale value is returned to all readers
+at once while one caller among all processes computes the next one in the background (stale-while-revalidate, RFC 5861).
+If that fails, the stale value is still returned, but for a limited time (stale-if-error in that RFC, fail-safe
+elsewhere). A value that is invalidated or past its hard TTL is never returned.
 
-Where values must not even become stale, each reader throws a die whether to refresh early, loaded so that the chance
-rises as the end comes near, and sooner the longer the value takes to compute: XFetch (Vattani, Chierichetti,
+Where values must not even become stale, each reader decides at random whether to refresh early. The probability rises
+as the expiry approaches, and rises sooner the longer the value takes to compute: XFetch (Vattani, Chierichetti,
 Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB 8, 2015).
 """
 
@@ -25,24 +25,24 @@ from agentperf_redis.errors import InvalidArgument
 MAX_JITTER = 0.5
 MAX_EARLY_REFRESH = 100.0
 _MIN_RETRY_MS, _MAX_RETRY_MS = 1000, 30_000
-"""Bounds of how long a refresh that failed is not tried again, by anybody: else a tenth of the soft TTL."""
+"""Bounds of the time without retries, in any process, after a failed refresh; between them a tenth of the soft TTL."""
 
 
 class FreshnessOptions(TypedDict, total=False):
-    """Options of `get_or_compute` and `cached`, all of them off unless given.
+    """Options of `get_or_compute` and `cached`, all of them off by default.
 
     Attributes:
-        soft_ttl: seconds for which a value is fresh. After that, and until its TTL, readers are served the stale value
-            at once while one caller in all processes computes the next one behind.
-        jitter: part by which the soft TTL (the TTL if there is none) is made longer or shorter at random, such as 0.1
-            for 10 %: what was stored together is not due together.
+        soft_ttl: seconds for which a value is fresh. From then until its TTL, readers get the stale value at once while
+            one caller among all processes computes the next one in the background.
+        jitter: fraction by which the soft TTL (the TTL if there is none) is varied at random, such as 0.1 for 10 %:
+            values stored together are not due together.
         early_refresh: how eagerly to refresh before a value is stale (expires, without a soft TTL); 1.0 is XFetch as
-            published, more is earlier, 0 is off.
-        stale_if_error: seconds, from the soft TTL on, for which a stale value is served when computing the next one
-            fails; never beyond the TTL, so that what exceeds ``ttl - soft_ttl`` has no effect. Then it is as if there
-            were no value: readers call the function, one at a time for all, and see its error. None is until the TTL.
-            While the server is away, copies within this process that were right when
-            it was last heard of are served as long, if there is a soft TTL or such a limit.
+            published, higher is earlier, 0 is off.
+        stale_if_error: seconds, from the soft TTL on, for which a stale value is returned when computing the next one
+            fails; never beyond the TTL, so a value above ``ttl - soft_ttl`` has no further effect. After that, the
+            value counts as missing: readers call the function, one at a time among all, and see its error. None is
+            until the TTL. While the server is unreachable, local copies that were valid at the last contact are
+            returned for the same time, if there is a soft TTL or such a limit.
     """
 
     soft_ttl: float | None
@@ -52,7 +52,7 @@ class FreshnessOptions(TypedDict, total=False):
 
 
 class Aging(Protocol):
-    """What is known of an entry's age; a copy within this process knows it, too."""
+    """The facts that decide an entry's age; a local copy has them, too."""
 
     @property
     def expires_ms(self) -> int:
@@ -61,21 +61,21 @@ class Aging(Protocol):
 
     @property
     def fresh_until_ms(self) -> int:
-        """When it is due to be computed anew; 0 for never before it expires."""
+        """When it is due for a refresh; 0 for never before it expires."""
         ...
 
     @property
     def cost_ms(self) -> int:
-        """What computing it took."""
+        """How long computing it took, ms."""
         ...
 
 
 class Age(Enum):
-    """What to do with a value that was found."""
+    """How to treat a value that was found."""
 
-    FRESH = "serve it"
-    DUE = "serve it, and have it computed anew"
-    OLD = "as DUE, unless computing it anew is known to fail"
+    FRESH = "return it"
+    DUE = "return it, and refresh it in the background"
+    OLD = "as DUE, unless computing it is known to fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ class Freshness:
 
     Attributes:
         soft_ms: how long a value is fresh; 0 is until it expires.
-        jitter: part by which that varies.
+        jitter: fraction by which that varies.
         early: how eagerly to refresh early.
-        error_ms: how long a stale value stands in for one that cannot be computed; None is until it expires.
+        error_ms: how long a stale value is returned while computing fails; None is until it expires.
     """
 
     soft_ms: int = 0
@@ -96,10 +96,10 @@ class Freshness:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], ttl: float | None) -> Freshness:
-        """Check what a user gave.
+        """Check the options that a user gave.
 
         Raises:
-            InvalidArgument: for an option that there is not or that cannot be.
+            InvalidArgument: for an unknown option or an invalid value.
         """
         if not options:
             return UNTIL_EXPIRY
@@ -110,7 +110,7 @@ class Freshness:
         soft, limit = options.get("soft_ttl"), options.get("stale_if_error")
         soft_ms = 0 if soft is None else math.ceil(arguments.seconds("soft_ttl", soft) * 1000)
         if soft is not None and ttl is not None and soft >= ttl:
-            raise InvalidArgument("soft_ttl", soft, f"less than the ttl of {ttl:g} s, after which there is no value")
+            raise InvalidArgument("soft_ttl", soft, f"less than the ttl of {ttl:g} s, at which the value expires")
         return cls(
             soft_ms,
             arguments.amount("jitter", options.get("jitter", 0.0), maximum=MAX_JITTER),
@@ -120,28 +120,28 @@ class Freshness:
 
     @property
     def retry_ms(self) -> int:
-        """How long a refresh that failed is not tried again."""
+        """How long after a failed refresh it is not tried again."""
         return max(_MIN_RETRY_MS, min(_MAX_RETRY_MS, self.soft_ms // 10))
 
     @property
     def serve_stale_s(self) -> float:
-        """How long a copy within this process may stand in for a server that is away: not at all unless asked for."""
+        """How long a local copy may be returned during an outage, seconds: not at all unless an option allows it."""
         if self.error_ms is not None:
             return self.error_ms / 1000
         return math.inf if self.soft_ms else 0.0
 
     def spread(self, ttl_ms: int) -> int:
-        """Return a time, longer or shorter by the jitter; what is not above 0 is no time and stays."""
+        """Return a duration varied by the jitter; one of 0 or less stands for none and is returned unchanged."""
         if not self.jitter or ttl_ms <= 0:
             return ttl_ms
         return max(1, round(ttl_ms * random.uniform(1 - self.jitter, 1 + self.jitter)))
 
     def concerns(self, entry: Aging) -> bool:
-        """Return whether the age of an entry matters at all."""
+        """Return whether the age of an entry matters."""
         return entry.fresh_until_ms > 0 or (self.early > 0 and entry.expires_ms > 0)
 
     def age(self, entry: Aging, now_ms: int, chance: Callable[[], float] = random.random) -> Age:
-        """Judge an entry.
+        """Classify an entry by its age.
 
         Args:
             entry: one that was found and has not expired.
@@ -160,4 +160,4 @@ class Freshness:
 
 
 UNTIL_EXPIRY = Freshness()
-"""Fresh as long as there is a value."""
+"""Fresh until it expires."""

@@ -1,11 +1,12 @@
-"""What tells one function from another: the same in every process that runs the program, on any machine.
+"""The identity of a function: the same in every process that runs the program, on any machine.
 
-A function at the top of a module, and a method of a class there, is identified by its name. For all others, such as
-lambdas, functions made by a factory and functions typed into a notebook, the name is not enough: a digest of their code
-and of the values that they close over follows it. A function that closes over a value without an identity, such as a
-connection, is refused, because its results might be served for another function's. The way out is ``name=``.
+A function at the top level of a module, or a method of a class there, is identified by its name. For all others, such
+as lambdas, functions made by a factory and functions typed into a notebook, the name is not enough: a digest of their
+code and closure values is added. A function whose closure has a value without an identity, such as a connection, is
+refused, because it could get the results of another function. ``name=`` avoids that.
 
-Code is compared as bytecode, which differs between minor versions of Python: there, such functions do not share.
+Code is compared as bytecode, which differs between minor versions of Python: different versions do not share results of
+such functions.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from agentperf_redis.codec.storable import REGISTRY, Registry
 from agentperf_redis.errors import InvalidArgument
 
 _SCRIPTS: Final = ("__main__", "__mp_main__")
-"""What the script is called in the process that runs it, and in those that multiprocessing has started."""
+"""Names of the script's module in the process that runs it, and in processes started by multiprocessing."""
 _DIGEST_BYTES: Final = 8
-"""64 bits tell the functions of one name apart; they are few."""
+"""64 bits distinguish the functions of one name, which are few."""
 
 
 _THIS_LIBRARY: Final = __name__.partition(".")[0] + "."
 
 
 class _NoIdentity(Exception):
-    """A value that nothing identifies."""
+    """A value without an identity."""
 
     def __init__(self, value: object) -> None:
         super().__init__(value)
@@ -43,8 +44,8 @@ class _NoIdentity(Exception):
 def module_of(thing: Any) -> str:
     """Return the name of the module of a function or class.
 
-    Every process calls its script ``__main__``, so the name of the script's file stands for it; see `program_of`.
-    ``__main__`` alone where there is no file, as in a notebook.
+    Every process names its script ``__main__``, so the name of the script's file is used; see `program_of`. Without a
+    file, as in a notebook, it is ``__main__``.
     """
     module = str(thing.__module__)
     if module not in _SCRIPTS:
@@ -58,9 +59,9 @@ def module_of(thing: Any) -> str:
 
 
 def program_of(thing: Any) -> bytes:
-    """Return a digest of the script that defines a function or class, empty if a module does.
+    """Return a digest of the script that defines a function or class, empty if a module defines it.
 
-    Two scripts of one name are two programs; one script is the same program in any folder.
+    Two scripts with the same name are two programs; one script is the same program in any folder.
     """
     script = sys.modules.get(thing.__module__) if thing.__module__ in _SCRIPTS else None
     path = _file_of(script)
@@ -68,7 +69,7 @@ def program_of(thing: Any) -> bytes:
 
 
 def _file_of(script: ModuleType | None) -> str | None:
-    """Return the path of a script, None for one that was typed or piped in, which Python calls ``<stdin>``."""
+    """Return the path of a script; None for one that was typed or piped in, which Python names ``<stdin>``."""
     path = getattr(script, "__file__", None)
     return None if path is None or str(path).startswith("<") else str(path)
 
@@ -77,39 +78,40 @@ def _file_of(script: ModuleType | None) -> str | None:
 def _digest_of_file(path: str) -> bytes:
     try:
         return hashlib.blake2b(Path(path).read_bytes(), digest_size=_DIGEST_BYTES).digest()
-    except OSError:  # such as a file within a zip archive: its name has to do
+    except OSError:  # such as a file within a zip archive: only its name identifies it
         return b""
 
 
 def function_name(function: Any, registry: Registry = REGISTRY) -> str:
-    """Return the name of a function, with a digest behind it where the name alone could be another's.
+    """Return the name of a function, followed by a digest where the name alone could mean another function.
 
     Args:
         function: with a ``__qualname__``.
-        registry: the classes of users that have a value.
+        registry: the user classes whose values can be encoded.
 
     Raises:
-        InvalidArgument: it closes over a value that cannot be told from others.
+            InvalidArgument: its closure has a value without an identity.
     """
     try:
         return _Namer(registry).name(function)
     except _NoIdentity as refused:
         kind = type(refused.value)
         allowed = (
-            f"a function that can be told from others of its name; it uses a {kind.__module__}.{kind.__qualname__} "
-            "that nothing identifies: pass that as an argument, give its class a __cache_key__(), or say name='...'"
+            f"a function that can be distinguished from others of its name; it uses a {kind.__module__}."
+            f"{kind.__qualname__} without an identity: pass that as an argument, give its class a __cache_key__(), or "
+            "give name='...'"
         )
         raise InvalidArgument("function", function, allowed) from None
 
 
 def code_digest(function: Any) -> str:
-    """Return a digest of a function's code, empty for what has none, such as a function written in C."""
+    """Return a digest of a function's code, empty if it has none, such as a function written in C."""
     code = getattr(function, "__code__", None)
     return "" if code is None else digest(b"".join(_parts_of_code(code)), _DIGEST_BYTES)
 
 
 def digest(data: bytes, size_bytes: int) -> str:
-    """Return a hash of so many bytes, as text."""
+    """Return a hash of `size_bytes` bytes, as hexadecimal text."""
     return hashlib.blake2b(data, digest_size=size_bytes).hexdigest()
 
 
@@ -117,7 +119,7 @@ class _Namer:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._under_way: set[int] = set()
-        """Functions being named, by id: one that refers to itself needs no further look."""
+        """Functions being named, by id, so that a function that refers to itself ends the recursion."""
 
     def name(self, function: Any) -> str:
         module = module_of(function)
@@ -133,7 +135,7 @@ class _Namer:
         parts = [program] if program else []
         if not known:
             parts += _parts_of_code(getattr(function, "__code__", None))
-        # Behind functools.wraps, the name is that of the function within, which its module knows.
+        # With functools.wraps, the name is that of the wrapped function, which its module identifies.
         wraps = known and hasattr(function, "__wrapped__")
         for variable, cell in cells.items():
             try:
@@ -149,23 +151,23 @@ class _Namer:
     def _cell(self, cell: CellType) -> bytes:
         try:
             value = cell.cell_contents
-        except ValueError:  # not filled yet: the name under which the function is about to be bound
+        except ValueError:  # not filled yet: the variable to which the function is about to be bound
             return b"itself"
         return self._value(value)
 
     def _globals(self, function: Any) -> Iterator[bytes]:
-        """Yield what code typed into a session refers to there; other code is told by its module."""
+        """Yield the global values used by code typed into a session; the module identifies other code."""
         code = getattr(function, "__code__", None)
         around = getattr(function, "__globals__", {})
         for variable in sorted(_names_in(code) & around.keys() - {function.__name__}):
             yield variable.encode() + b"=" + self._value(around[variable])
 
     def _value(self, value: Any) -> bytes:
-        told = self._told(value)
-        return canonical(value if told is None else (type(value).__name__, *told), self._registry)
+        identity = self._identity(value)
+        return canonical(value if identity is None else (type(value).__name__, *identity), self._registry)
 
-    def _told(self, value: Any) -> tuple[Any, ...] | None:
-        """Return what identifies a value that is no data; None for data."""
+    def _identity(self, value: Any) -> tuple[Any, ...] | None:
+        """Return the identity of a value that is not data; None for data."""
         if isinstance(value, FunctionType):
             return (self.name(value),)
         if isinstance(value, MethodType):
@@ -185,7 +187,7 @@ class _Namer:
         if isinstance(value, logging.Logger):
             return (value.name,)
         if type(value).__module__.startswith(_THIS_LIBRARY) and not hasattr(value, "__cache_key__"):
-            return (str(getattr(value, "name", "")),)  # such as the cache itself
+            return (str(getattr(value, "name", "")),)  # such as the cache
         try:
             canonical(value, self._registry)
         except InvalidArgument:
@@ -196,7 +198,7 @@ class _Namer:
 def _cells_of(function: Any) -> Iterator[tuple[str, CellType]]:
     code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if code is not None and closure:
-        # __class__ is what super() needs: the class that the name speaks of.
+        # super() needs __class__: the class in the function's name.
         yield from ((name, cell) for name, cell in zip(code.co_freevars, closure, strict=True) if name != "__class__")
 
 
@@ -207,7 +209,7 @@ def _names_in(code: CodeType | None) -> set[str]:
 
 
 def _parts_of_code(code: CodeType | None) -> Iterator[bytes]:
-    """Yield what decides what code does: no file, no line numbers."""
+    """Yield all that determines the behaviour of code: no file, no line numbers."""
     if code is None:
         return
     yield code.co_code

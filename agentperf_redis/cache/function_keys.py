@@ -12,7 +12,7 @@ from agentperf_redis.errors import InvalidArgument
 DIGEST_BYTES: Final = 16
 """128 bits: among 10^12 keys two collide with a probability of 10^-15."""
 _CLASS: Final = b"\xc1"
-"""Stands before a class: no canonical form begins with it, so a class differs from a text that says the same."""
+"""Precedes a class: no canonical form begins with it, so a class differs from a string with its name."""
 
 
 def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> str:
@@ -20,19 +20,19 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
 
     Args:
         name: of the function.
-        counted: the arguments that count; a dict by name is checked one by one, so that an error names the argument.
-        registry: the classes of users that have a value.
+        counted: the arguments to include; a dict by name is checked item by item, so an error names the argument.
+        registry: the user classes whose values can be encoded.
     """
     if not isinstance(counted, dict):
         return f"{name}:{digest(canonical(counted, registry), DIGEST_BYTES)}"
     parts = []
     for argument, value in counted.items():
         try:
-            if isinstance(value, type):  # such as cls of a class method: known by its name
+            if isinstance(value, type):  # such as cls of a class method: identified by its name
                 known = f"{module_of(value)}.{value.__qualname__}"
                 outer, local, _ = known.rpartition("<locals>")
-                if local and not name.startswith(outer + local):  # beside the function, it is as sure as that
-                    raise InvalidArgument(argument, value, "a class that can be told by its name")
+                if local and not name.startswith(outer + local):  # a class local to the function is as unique as it
+                    raise InvalidArgument(argument, value, "a class that its name identifies")
                 parts.append(_CLASS + program_of(value) + canonical((argument, known), registry))
             else:
                 parts.append(canonical((argument, value), registry))

@@ -1,4 +1,4 @@
-"""`LRUCache`: one room, which the entry least recently used leaves first."""
+"""`LRUCache`: a single tier, from which the least recently used entry is evicted first."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from agentperf_redis.codec.codec import Codec
 
 
 class LRUCache(DecoratingCache):
-    """A cache shared by all processes, of bounded size: the entry least recently used leaves first.
+    """A bounded cache shared by all processes, which evicts the least recently used entry first.
 
-    A read costs one plain command. Reads are reported with the next put, or after 0.2 s: within one process entries
-    leave exactly in the order of a textbook LRU; with several it is exact to that delay, or to the read with `strict`.
+    A read costs one plain command. Reads are reported with the next put, or after 0.2 s. Within one process entries are
+    evicted in exact LRU order. Among several processes the order is exact to that delay, or exact with `strict`.
 
     Args:
         max_size: entries it holds.
-        default_ttl: life of entries that are put without one, seconds; None is the cache's, which is for ever if nobody
-            gave it one; `math.inf` is for ever.
+        default_ttl: TTL of entries put without one, seconds; None is the cache's default (no expiry if no process has
+            set one); `math.inf` is no expiry.
         name: of the cache; every object of that name in any process is the same cache.
-        backend: where it lies; by default the process-wide one.
+        backend: the server and namespace; by default the process-wide one.
         max_bytes: bytes of all keys and values together; None is no limit.
-        policy: who leaves when it is full.
-        strict: note each read at once, by one script call a read.
-        local_size: entries copied within this process, where a hit costs no round trip; None copies none. What other
-            processes change may be served from there for 0.25 s more.
+        policy: which entry is evicted when it is full.
+        strict: record each read at once, with one script call per read.
+        local_size: number of local copies in this process, where a hit costs no round trip; None is no local copies. A
+            value that another process has changed may be read from there for up to 0.25 s.
         local_bytes: bytes of their keys and values together.
-        codec: turns values into bytes.
-        lease: seconds for which a process that dies while it computes a value holds up those who wait for it. The
-            living renew it, however long they compute.
-        on_unavailable: "compute" calls the functions of `get_or_compute` and decorated ones while the server does not
-            answer, once a process at a time, unless a copy within this process may stand in (see `FreshnessOptions`);
+        codec: encodes and decodes values.
+        lease: seconds for which a process that crashes while it computes a value delays the waiters. A live process
+            renews its lease, no matter how long it computes.
+        on_unavailable: while the server is unreachable, "compute" calls the functions of `get_or_compute` and of
+            decorated functions, once per process, unless a stale local copy is allowed (see `FreshnessOptions`);
             "raise" raises BackendUnavailable there, as all other methods do.
 
-    Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
-    a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
-    but a TTL that is given applies to all puts of this object.
+    Options that are not given keep the cache's present values, whichever process has set them; the defaults apply to a
+    new cache. A given option that differs applies to every process from then on, which is logged as a warning. A given
+    TTL applies to all puts of this object instead.
 
     Raises:
-        InvalidArgument: for a limit, TTL or name that cannot be, or limits other than those of a living object of this
+        InvalidArgument: for an invalid limit, TTL or name, or limits different from those of a live object of this
             cache in this process.
     """
 
@@ -97,34 +97,34 @@ class LRUCache(DecoratingCache):
         Args:
             key: any string.
             value: see `agentperf_redis.codec.codec.Codec.encode`; it comes back equal and of the same type.
-            ttl: life, seconds; None is the cache's, `math.inf` for ever.
+            ttl: TTL, seconds; None is the cache's default, `math.inf` is no expiry.
             tags: names by which it can be invalidated.
 
         Returns:
-            Whether it was stored: False if it is larger than the whole cache, or if in doubt after a lost connection.
+            Whether it was stored: False if it is larger than the whole cache, or if unknown after a lost connection.
 
         Raises:
-            InvalidArgument: an argument cannot be; nothing was sent.
+            InvalidArgument: an argument is invalid; nothing was sent.
             BackendUnavailable: the server did not answer.
             BackendFull: the server is at its memory limit.
         """
         return self._backend.run(self._flows.writer.put(key, value, ttl, tags))
 
     def put_many(self, values: Mapping[str, Any], ttl: float | None = None, *, tags: Iterable[str] = ()) -> int:
-        """Store several values, in one round trip for each 256 of them.
+        """Store several values, in one round trip for each 256 values.
 
         Returns:
-            How many were stored.
+            The number of values stored.
         """
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags))
 
     def get_stats(self) -> dict[str, Any]:
-        """Return size, max_size, hits, misses, hit_rate (text) and total_requests; `stats` says more."""
+        """Return size, max_size, hits, misses, hit_rate (text) and total_requests; `stats` returns more."""
         return self.stats().render()
 
     @property
     def cache(self) -> dict[str, CacheEntry]:
-        """All entries as they are now, by key. For looking: it reads the whole cache."""
+        """All entries as they are now, by key. For inspection only: it reads the whole cache."""
         entries = ((key, self.entry(key)) for key in self.keys())
         return {key: entry for key, entry in entries if entry is not None}
 

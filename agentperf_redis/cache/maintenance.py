@@ -1,4 +1,4 @@
-"""The one background thread that the caches of a backend have in a process: it renews leases, and reports reads."""
+"""The single background thread of all caches of a backend in a process: it renews leases and reports reads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from agentperf_redis.command import Batch
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
 REPORT_AFTER_S = 0.2
-"""How long reads wait to be reported. Other processes' evictions do not know of them until then."""
+"""How long reads are buffered before they are reported. Evictions by other processes ignore them until then."""
 _AFTER_FAILURE_S = 1.0
 _CLOSE_S = 1.0
-"""How long closing may take for all caches together, should the server not answer."""
+"""How long closing may take for all caches together if the server does not answer."""
 
 
 class Maintenance:
-    """Renews compute leases and reports reads on a thread of its own.
+    """Renews compute leases and reports reads on a background thread.
 
     Args:
-        backend: where to send what is due.
+        backend: sends the commands.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -37,7 +37,7 @@ class Maintenance:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: begin with nothing, since the parent renews and reports its own."""
+        """In a forked child: start empty, since the parent keeps its leases and reports."""
         # Reentrant: a signal handler, or `__del__`, may use a cache while this very thread holds it.
         self._lock = threading.RLock()
         self._compute_leases: dict[ComputeLease, float] = {}
@@ -46,7 +46,7 @@ class Maintenance:
         self._failing = False
 
     def report_soon(self, shared: SharedState) -> None:
-        """Send what a cache has to report, a little later."""
+        """Send the reports of a cache after REPORT_AFTER_S."""
         due = time.monotonic() + REPORT_AFTER_S
         with self._lock:
             self._reports.setdefault(shared, due)
@@ -73,7 +73,7 @@ class Maintenance:
             self._jobs.at(due, self._do_due)
 
     def _do_due(self) -> None:
-        """On the background thread: renew and report what is due, and come back for the rest."""
+        """On the background thread: renew and report what is due, and schedule the next run."""
         now = time.monotonic()
         with self._lock:
             compute_leases = [compute_lease for compute_lease, at in list(self._compute_leases.items()) if at <= now]
@@ -95,16 +95,16 @@ class Maintenance:
                 self._backend.run(flush(shared))
         except AgentPerfError as error:
             if not self._failing:
-                log.warning("caches: reads cannot be reported, leases not renewed: %s", error)
+                log.warning("caches: reads cannot be reported, leases are not renewed: %s", error)
             self._failing = True
             with self._lock:
                 for shared in reports:
                     self._reports.setdefault(shared, time.monotonic() + _AFTER_FAILURE_S)
-        except Exception:  # noqa: BLE001  the thread serves all caches: one fault must not end it
+        except Exception:  # noqa: BLE001  the thread works for all caches: one fault must not end it
             log.exception("caches: a report or a renewal failed")
         else:
             if self._failing:
-                log.warning("caches: reads are reported again")
+                log.warning("caches: reads can be reported again")
             self._failing = False
 
     def _renew(self, compute_leases: list[ComputeLease]) -> None:
@@ -119,11 +119,11 @@ class Maintenance:
             )
         )
         for compute_lease, held in zip(compute_leases, self._backend.run(renewals.settled()), strict=True):
-            if held is False:  # given up, or taken over: what is computed will be refused, and nothing is left to renew
+            if held is False:  # released, or held by another: the value will be refused, and there is nothing to renew
                 self.drop(compute_lease)
 
     def _finish(self) -> None:
-        """Before the connections go: send what waits, end the thread."""
+        """Before the connections close: send all pending reports and end the thread."""
         end = time.monotonic() + _CLOSE_S
         with self._lock:
             self._closed = True
@@ -133,7 +133,7 @@ class Maintenance:
         for done, shared in enumerate(reports):
             try:
                 self._backend.run(flush(shared), max(0.05, end - time.monotonic()))
-            except BackendUnavailable as error:  # the others would wait for the same
+            except BackendUnavailable as error:  # the other reports would fail the same way
                 log.warning("%d caches: the last reads could not be reported: %s", len(reports) - done, error)
                 return
             except AgentPerfError as error:

@@ -1,4 +1,4 @@
-"""The values that caches take and give."""
+"""The types of the arguments and results of caches."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from agentperf_redis import arguments
 
 
 class Policy(Enum):
-    """Who leaves a full cache."""
+    """Which entry a full cache evicts."""
 
     LRU = "lru"
     """The least recently read or written entry."""
     TINYLFU = "tinylfu"
-    """The less frequently read of the oldest newcomer and the oldest established entry; suits repeated scans."""
+    """The less frequently read of the oldest new entry and the oldest established entry; suits repeated scans."""
 
 
 KINDS = {"cache": "lru", "tiered": "tiered"}
-"""What users call the two kinds of caches, by what keys and the list of resources call them."""
+"""The users' names of the two kinds of caches, by their names in keys and in the list of resources."""
 
 
 ARGUMENTS = {
     "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl"),
     "tiered": ("policy", "hot_size", "warm_size", "cold_size", "max_bytes", "hot_ttl", "warm_ttl", "cold_ttl"),
 }
-"""What users call the fields of the settings, by kind; an LRUCache leaves some unused."""
+"""The users' names of the settings' fields, by kind; an LRUCache has no use for some."""
 
 
 class WithoutServer(Enum):
-    """What becomes of whoever wants a value to be computed while the server does not answer."""
+    """How a value is computed while the server does not answer."""
 
     COMPUTE = "compute"
-    """A copy within this process stands in, where `FreshnessOptions` allow; else the function runs, once a process."""
+    """Return a stale local copy where `FreshnessOptions` allow it; else call the function, once per process."""
     RAISE = "raise"
-    """BackendUnavailable."""
+    """Raise BackendUnavailable."""
 
 
 class Tier(Enum):
-    """A keyspace of a TieredCache, with its own room and its own TTL. Values do not move when their tier changes."""
+    """A tier of a TieredCache, with its own capacity and TTL. Values do not move when their tier changes."""
 
     HOT = "hot"
     WARM = "warm"
@@ -55,13 +55,13 @@ TIERS = (Tier.HOT, Tier.WARM, Tier.COLD)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all processes that use a cache agree on. It is stored with the cache; the last one deployed holds.
+    """The settings common to all processes that use a cache. They are stored with it; the last deployed ones apply.
 
     Attributes:
-        policy: who leaves when the cache is full.
+        policy: which entry is evicted when the cache is full.
         capacities: entries that hot, warm and cold hold; 0 is an unused tier.
         max_bytes: bytes of all keys and values together; 0 is no limit.
-        ttls_ms: life of an entry placed in hot, warm, cold when none is given, ms; 0 is for ever.
+        ttls_ms: TTL of an entry placed in hot, warm, cold without one of its own, ms; 0 is no expiry.
     """
 
     policy: Policy
@@ -71,15 +71,15 @@ class Settings:
 
     @property
     def text(self) -> str:
-        """The form in which it is stored: ``lru capacity 0/0/1000 bytes 0 ttl 0/0/300000``."""
+        """The stored form: ``lru capacity 0/0/1000 bytes 0 ttl 0/0/300000``."""
         capacities, ttls = ("/".join(map(str, each)) for each in (self.capacities, self.ttls_ms))
         return f"{self.policy.value} capacity {capacities} bytes {self.max_bytes} ttl {ttls}"
 
     def shown(self, service: str) -> str:
-        """The same as users wrote it: ``max_size=1000, default_ttl=300, policy='lru'``.
+        """The settings as users write them: ``max_size=1000, default_ttl=300, policy='lru'``.
 
         Args:
-            service: "cache" or "tiered", whose options have their own names.
+            service: "cache" or "tiered", whose options have different names.
         """
 
         def value(argument: str, field: str) -> str:
@@ -95,19 +95,19 @@ class Settings:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Its eight values in the order of `text`. Which of them somebody chose is noted as 1 or 0 for each."""
+        """Its eight values in the order of `text`. `given` marks those that a user chose: 1 or 0 for each."""
         return (self.policy.value, *map(str, (*self.capacities, self.max_bytes, *self.ttls_ms)))
 
     @classmethod
     def of(cls, fields: Sequence[str]) -> Settings:
-        """Undo `fields`."""
+        """Build settings from their `fields`."""
         policy, hot, warm, cold, maximum, *ttls = fields
         hot_ms, warm_ms, cold_ms = map(int, ttls)
         return cls(Policy(policy), (int(hot), int(warm), int(cold)), int(maximum), (hot_ms, warm_ms, cold_ms))
 
     @classmethod
     def parse(cls, text: str) -> Settings | None:
-        """Undo `text`; None for what is no such form."""
+        """Parse a `text`; None if it has another form."""
         found = _SETTINGS.fullmatch(text)
         return None if found is None else cls.of(found.groups())
 
@@ -116,11 +116,11 @@ ALL_GIVEN = "11111111"
 
 
 class DefaultCount(int):
-    """A number of entries that nobody chose: it is for a new cache, and gives way to what the cache has."""
+    """A default number of entries: it applies to a new cache; an existing cache keeps its own."""
 
 
 class DefaultSeconds(float):
-    """A life that nobody chose."""
+    """A default TTL; an existing cache keeps its own."""
 
 
 def chosen(value: object) -> bool:
@@ -133,7 +133,7 @@ _SETTINGS = re.compile(r"(lru|tinylfu) capacity (\d+)/(\d+)/(\d+) bytes (\d+) tt
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """An entry as it was at one moment.
+    """A snapshot of an entry.
 
     Attributes:
         key: its key.
@@ -141,11 +141,11 @@ class CacheEntry:
         created_at: when it was stored, by the server's clock.
         expires_at: when it expires, or None.
         access_count: reads counted so far.
-        last_accessed: when it was last read, or None if it never was.
-        tier: where it stands now.
-        tags: what it can be invalidated by.
+        last_accessed: when it was last read, or None if it was not read yet.
+        tier: its present tier.
+        tags: names by which it can be invalidated.
         size_bytes: bytes of its key and value as stored.
-        compute_seconds: what computing it took, 0.0 if it was put.
+        compute_seconds: how long computing it took, 0.0 if it was put.
     """
 
     key: str
@@ -160,7 +160,7 @@ class CacheEntry:
     compute_seconds: float = 0.0
 
     def is_expired(self) -> bool:
-        """Return whether its time is over, by this machine's clock."""
+        """Return whether it has expired, by this machine's clock."""
         return self.expires_at is not None and datetime.now(UTC) > self.expires_at
 
 
@@ -170,9 +170,9 @@ class TierStats:
 
     Attributes:
         size: entries in it.
-        max_size: its room.
+        max_size: its capacity.
         hits: reads that found their entry in it.
-        misses: reads that came to it and had to go on: a hit in warm is a miss of hot.
+        misses: reads that looked in it and went on to the next tier: a hit in warm is a miss of hot.
     """
 
     size: int
@@ -182,16 +182,16 @@ class TierStats:
 
     @property
     def total_requests(self) -> int:
-        """Reads that came to this tier."""
+        """Reads that looked in this tier."""
         return self.hits + self.misses
 
     @property
     def hit_rate(self) -> float:
-        """Part of them that was served, 0.0 to 1.0."""
+        """Fraction of them that were hits, 0.0 to 1.0."""
         return self.hits / self.total_requests if self.total_requests else 0.0
 
     def render(self) -> dict[str, Any]:
-        """Return it as `get_stats` shows it."""
+        """Return the dict of `get_stats`."""
         return {
             "size": self.size,
             "max_size": self.max_size,
@@ -204,21 +204,21 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """A cache as all processes together have used it, since it was first used.
+    """The statistics of a cache over all processes, since its first use.
 
     Attributes:
         name: of the cache.
         kind: "lru" for an LRUCache, "tiered" for a TieredCache; one of each may have the same name.
         settings: its limits, as last deployed.
-        hot, warm, cold: its tiers; an LRUCache has all in cold.
-        hits: reads served.
-        misses: reads not served.
-        size: entries in it. What has expired counts until a later write, or a sweep, has cleared it away.
+        hot, warm, cold: its tiers; all entries of an LRUCache are in cold.
+        hits: reads that returned a stored value.
+        misses: reads that did not.
+        size: entries in it. An expired entry counts until a later write or a sweep removes it.
         bytes: of all keys and values.
-        evictions: entries that had to make room.
-        expirations: entries cleared away after their time.
-        corrupt: reads that met bytes which were no value; they count as misses, too.
-        seconds_saved: computing time that hits have saved, as far as the cache saw the computing.
+        evictions: entries removed because the cache was full.
+        expirations: expired entries removed.
+        corrupt: reads whose bytes were not a valid value; they count as misses, too.
+        seconds_saved: computing time saved by hits, for values that were computed through the cache.
     """
 
     name: str
@@ -238,36 +238,36 @@ class CacheStats:
 
     @property
     def max_size(self) -> int:
-        """Entries it holds at most."""
+        """Its capacity in entries."""
         return sum(self.settings.capacities)
 
     @property
     def max_bytes(self) -> int | None:
-        """Bytes it holds at most, or None."""
+        """Its capacity in bytes, or None."""
         return self.settings.max_bytes or None
 
     @property
     def hit_rate(self) -> float:
-        """Part of the reads that was served, 0.0 to 1.0."""
+        """Fraction of the reads that were hits, 0.0 to 1.0."""
         reads = self.hits + self.misses
         return self.hits / reads if reads else 0.0
 
     def render(self) -> dict[str, Any]:
-        """Return it as `LRUCache.get_stats` shows it."""
+        """Return the dict of `LRUCache.get_stats`."""
         return TierStats(self.size, self.max_size, self.hits, self.misses).render()
 
     def render_tiers(self) -> dict[str, dict[str, Any]]:
-        """Return it as `TieredCache.get_stats` shows it."""
+        """Return the dict of `TieredCache.get_stats`."""
         return {"hot": self.hot.render(), "warm": self.warm.render(), "cold": self.cold.render()}
 
 
 TIERS_OWN_TTL_MS = -1
-"""Stands for the TTL of the tier in which the entry is placed."""
+"""Stands for the default TTL of the tier in which the entry is placed."""
 CACHES_OWN_TTLS_MS = (TIERS_OWN_TTL_MS,) * 3
 
 
 def ttl_ms(argument: str, ttl: object) -> int:
-    """Check a life given by a user; None is the tier's own, `math.inf` is 0: for ever."""
+    """Check a user's TTL; None is the tier's default, `math.inf` is 0: no expiry."""
     if ttl is None:
         return TIERS_OWN_TTL_MS
     seconds = arguments.seconds(argument, ttl, endless=True)
@@ -275,10 +275,10 @@ def ttl_ms(argument: str, ttl: object) -> int:
 
 
 def default_ttl_ms(argument: str, ttl: object) -> int:
-    """Check a tier's life given by a user; None and `math.inf` are 0: for ever."""
+    """Check a user's default TTL of a tier; None and `math.inf` are 0: no expiry."""
     return 0 if ttl is None else max(0, ttl_ms(argument, ttl))
 
 
 def chosen_tier(priority: Tier | str | None) -> Tier | None:
-    """Check the tier that a put names; None lets the policy place the entry."""
+    """Check the tier of a put; None lets the policy place the entry."""
     return None if priority is None else arguments.choice("priority", priority, Tier)

@@ -1,6 +1,6 @@
-"""A cache met by its name alone, as operators do: they know neither its limits nor who uses it.
+"""Access to a cache by its name alone, for operators, who know neither its limits nor its users.
 
-Nothing here writes settings: those that the programs have deployed stay in force.
+Nothing here writes settings: those deployed by the programs stay in effect.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed, Undecodable
 
 MAX_SWEEPS: Final = 64
-"""Of 256 expired entries each."""
+"""Each removes up to 256 expired entries."""
 SERVICES: Final = ("cache", "tiered")
-"""What keys and the list of resources call an LRUCache and a TieredCache."""
+"""The names of an LRUCache and a TieredCache in keys and in the list of resources."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Stands for a value that is stored but cannot be decoded here.
+    """Replaces a stored value that cannot be decoded here.
 
     Attributes:
-        reason: why: damaged, larger than the cap, or of a class that this process does not know.
+        reason: damaged, larger than the limit, or of a class unknown to this process.
     """
 
     reason: str
 
 
 class _Lenient(Codec):
-    """Shows what it cannot decode as `Opaque`, since an operator's process knows none of the users' classes."""
+    """Decodes to `Opaque` where decoding fails, since an operator's process knows none of the users' classes."""
 
     __slots__ = ()
 
@@ -56,13 +56,13 @@ class _Lenient(Codec):
 
 @dataclass(frozen=True, slots=True)
 class ExistingCache:
-    """A cache that had settings when it was found. Its methods return flows, None where it has gone since.
+    """A cache that had settings when it was found. Its methods return flows; a flow returns None if the cache is gone.
 
     Attributes:
         backend: the server and namespace.
         service: one of SERVICES.
         name: of the cache.
-        settings: those in force when it was found.
+        settings: those in effect when it was found.
     """
 
     backend: Backend
@@ -75,10 +75,9 @@ class ExistingCache:
         return key_names.cache(self.backend.namespace, self.service, self.name)
 
     def sweep_expired(self) -> Flow[None]:
-        """Clear away what has expired, so that it is not counted: so much of it that nobody else waits for long.
+        """Remove expired entries before statistics are read, but only so many that other clients do not wait long.
 
-        Where it cannot be, since the server is full or nothing may be written, what is there can be looked at all the
-        same.
+        Errors of a full or read-only server are ignored: the cache can still be inspected.
         """
         cursor = "0"
         with suppress(BackendFull, ScriptFailed, CorruptState):
@@ -89,19 +88,19 @@ class ExistingCache:
                 cursor = swept.cursor
 
     def stats(self) -> Flow[CacheStats | None]:
-        """Return what all processes have done with it."""
+        """Return the statistics of all processes together."""
         return read_stats(self.backend, self.service, self.name)
 
     def keys(self, limit: int | None = None) -> Flow[list[str]]:
-        """Return the stored names of at most `limit` entries, the least recently touched first."""
+        """Return the stored names of at most `limit` entries, the least recently accessed first."""
         return read_keys(self._keys, limit)
 
     def top(self, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
-        """Return the `limit` entries that stand out, in each ranking; see `ranking.read_top`."""
+        """Return the top `limit` entries of each ranking; see `ranking.read_top`."""
         return read_top(self._keys, limit)
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
-        """Return what is known of a key; its value may be `Opaque`. It does not count as a read."""
+        """Return all stored facts about a key; its value may be `Opaque`. It does not count as a read."""
         none_chosen = "0" * len(list(self.settings.fields))
         shared = self.backend.share(
             ("existing cache", self.service, self.name),
@@ -110,7 +109,7 @@ class ExistingCache:
         return Reader(shared, _Lenient()).entry(key)
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int | None]:
-        """Remove keys, and refuse the values of those who compute them now. Returns how many had a value."""
+        """Remove keys. Values of them being computed now will not be stored. Returns how many had a value."""
         names = list(dict.fromkeys(map(stored_name, distinct_keys(keys))))
         removed = 0
         for chunk in chunks(names):
@@ -121,7 +120,7 @@ class ExistingCache:
         return removed
 
     def clear(self) -> Flow[int]:
-        """Make every key a miss. Returns how many entries there were."""
+        """Make every key a miss. Returns the number of entries there were."""
         forgotten, _ = yield from commands.clear(self._keys, self.backend.process)
         return forgotten
 
@@ -132,7 +131,7 @@ class ExistingCache:
 
 
 def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None]:
-    """Return a cache, or None if none of this name was ever used, or its server lost it.
+    """Return a cache, or None if no cache of this name was ever used, or if the server lost it.
 
     Args:
         backend: the server and namespace.
@@ -140,7 +139,7 @@ def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None
         name: of the cache.
 
     Raises:
-        SchemaMismatch: another major version of its data model.
+        SchemaMismatch: its data model has another major version.
     """
     settings = yield from commands.stored_settings(key_names.cache(backend.namespace, service, name))
     if isinstance(settings, OtherSchema):
@@ -160,4 +159,4 @@ def find_all(backend: Backend) -> Flow[list[ExistingCache]]:
 
 
 def _nothing_to_report(_: SharedState) -> None:
-    """Looking at an entry counts as no read."""
+    """Do nothing: inspecting an entry does not count as a read."""

@@ -1,4 +1,4 @@
-"""`TieredCache`: hot, warm and cold entries, each with their own room and their own life."""
+"""`TieredCache`: hot, warm and cold tiers, each with its own capacity and TTL."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from agentperf_redis.codec.codec import Codec
 
 
 class TierView:
-    """One tier of a TieredCache, looked at."""
+    """A read-only view of one tier of a TieredCache."""
 
     def __init__(self, cache: TieredCache, tier: Tier, max_size: int, default_ttl: float | None) -> None:
         self._cache = cache
@@ -49,44 +49,44 @@ class TierView:
 
     @property
     def misses(self) -> int:
-        """Reads that came to this tier and had to go on."""
+        """Reads that looked in this tier and went on to the next."""
         return int(self.get_stats()["misses"])
 
 
 class TieredCache(DecoratingCache):
-    """A cache shared by all processes, in three tiers, each with its own room and TTL.
+    """A cache shared by all processes, in three tiers, each with its own capacity and TTL.
 
-    A value lies in one place whatever its tier, and a read costs one plain command. A read moves an entry up by one
-    tier; a full tier moves its oldest down. What has moved keeps its time to live.
+    A value is stored in one place whatever its tier, and a read costs one plain command. A read promotes an entry by
+    one tier; a full tier demotes its oldest entry. A moved entry keeps its expiry time.
 
     Args:
         hot_size: entries that hot holds.
         warm_size: entries that warm holds.
-        cold_size: entries that cold holds; it may use what the others leave free.
-        hot_ttl: life of entries put into hot without one, seconds; None is for ever.
+        cold_size: entries that cold holds; it may use the free capacity of the others.
+        hot_ttl: TTL of entries put into hot without one, seconds; None is no expiry.
         warm_ttl: the same for warm.
         cold_ttl: the same for cold, and for entries whose tier the policy chooses.
         name: of the cache; every object of that name in any process is the same cache.
-        backend: where it lies; by default the process-wide one.
+        backend: the server and namespace; by default the process-wide one.
         max_bytes: bytes of all keys and values together; None is no limit.
-        policy: who leaves when it is full. By default the less frequently used of a newcomer and an old entry.
-        strict: note each read at once, by one script call a read.
-        local_size: entries copied within this process, where a hit costs no round trip; None copies none. What other
-            processes change may be served from there for 0.25 s more.
+        policy: which entry is evicted when it is full. By default the less frequently used of a new and an old entry.
+        strict: record each read at once, with one script call per read.
+        local_size: number of local copies in this process, where a hit costs no round trip; None is no local copies. A
+            value that another process has changed may be read from there for up to 0.25 s.
         local_bytes: bytes of their keys and values together.
-        codec: turns values into bytes.
-        lease: seconds for which a process that dies while it computes a value holds up those who wait for it. The
-            living renew it, however long they compute.
-        on_unavailable: "compute" calls the functions of `get_or_compute` and decorated ones while the server does not
-            answer, once a process at a time, unless a copy within this process may stand in (see `FreshnessOptions`);
+        codec: encodes and decodes values.
+        lease: seconds for which a process that crashes while it computes a value delays the waiters. A live process
+            renews its lease, no matter how long it computes.
+        on_unavailable: while the server is unreachable, "compute" calls the functions of `get_or_compute` and of
+            decorated functions, once per process, unless a stale local copy is allowed (see `FreshnessOptions`);
             "raise" raises BackendUnavailable there, as all other methods do.
 
-    Options that are not given are those the cache has already, in whatever process it was made; the defaults are for
-    a new one. An option that is given and differs holds from then on for every process, which is logged as a warning;
-    but a TTL that is given applies to all puts of this object.
+    Options that are not given keep the cache's present values, whichever process has set them; the defaults apply to a
+    new cache. A given option that differs applies to every process from then on, which is logged as a warning. A given
+    TTL applies to all puts of this object instead.
 
     Raises:
-        InvalidArgument: for a limit, TTL or name that cannot be, or limits other than those of a living object of this
+        InvalidArgument: for an invalid limit, TTL or name, or limits different from those of a live object of this
             cache in this process.
     """
 
@@ -112,7 +112,7 @@ class TieredCache(DecoratingCache):
         lease: float = DEFAULT_LEASE_S,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
-        # here None is for ever, and so it is a choice
+        # here None is no expiry, and so it is a choice
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls)
         capacities = (
@@ -163,14 +163,14 @@ class TieredCache(DecoratingCache):
             key: any string.
             value: see `agentperf_redis.codec.codec.Codec.encode`; it comes back equal and of the same type.
             priority: "hot", "warm" or "cold"; None lets the policy place it, or leaves it in its tier.
-            ttl: life, seconds; None is that of the tier it is placed in, `math.inf` for ever.
+            ttl: TTL, seconds; None is the default of the tier it is placed in, `math.inf` is no expiry.
             tags: names by which it can be invalidated.
 
         Returns:
-            Whether it was stored: False if it is larger than the whole cache, or if in doubt after a lost connection.
+            Whether it was stored: False if it is larger than the whole cache, or if unknown after a lost connection.
 
         Raises:
-            InvalidArgument: an argument cannot be; nothing was sent.
+            InvalidArgument: an argument is invalid; nothing was sent.
             BackendUnavailable: the server did not answer.
             BackendFull: the server is at its memory limit.
         """
@@ -184,13 +184,13 @@ class TieredCache(DecoratingCache):
         ttl: float | None = None,
         tags: Iterable[str] = (),
     ) -> int:
-        """Store several values, in one round trip for each 256 of them.
+        """Store several values, in one round trip for each 256 values.
 
         Returns:
-            How many were stored.
+            The number of values stored.
         """
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags, chosen_tier(priority)))
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
-        """Return for hot, warm and cold what `LRUCache.get_stats` returns; `stats` says more."""
+        """Return for hot, warm and cold the dict of `LRUCache.get_stats`; `stats` returns more."""
         return self.stats().render_tiers()

@@ -1,7 +1,7 @@
-"""Warming up: computing many values before anybody asks for them, a bounded number at a time.
+"""Warm-up: computes many values before they are needed, a bounded number at a time.
 
-Each value is computed under the lease under which it would be computed for a reader. So several processes may warm the
-same keys at once, and readers may ask meanwhile: nothing is computed twice.
+Each value is computed under the same lease as for a reader. So several processes may warm the same keys at once, and
+readers may request them meanwhile: nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MAX_CONCURRENCY = 256
 
 @dataclass(frozen=True, slots=True)
 class WarmUpStatus:
-    """How far a warm-up has come.
+    """The progress of a warm-up.
 
     Attributes:
-        done: values that are there now, or could not be computed.
-        total: how many were asked for; None if that cannot be known beforehand, as of a generator.
-        computed: those that this call has computed; the others were there, or another computed them.
-        errors: by key, what functions have raised.
+        done: values that are available now, or could not be computed.
+        total: number of values requested; None if that is not known beforehand, as for a generator.
+        computed: those that this call has computed; the others existed already, or another caller computed them.
+        errors: exceptions of the function, by key.
     """
 
     done: int = 0
@@ -46,7 +46,7 @@ OnProgress: TypeAlias = Callable[[WarmUpStatus], object]
 
 
 class _Count:
-    """What is done so far. Hands out what is next, and tells the user, one at a time."""
+    """The progress so far. Hands out the next value to compute, and reports progress one call at a time."""
 
     def __init__(self, wanted: Iterator[Wanted[Any]], total: int | None, progress: OnProgress | None) -> None:
         self._wanted = wanted
@@ -58,7 +58,7 @@ class _Count:
         self.fatal: BaseException | None = None
 
     def next(self) -> tuple[Wanted[Any], list[bool]] | None:
-        """Return what is next, which notes in the list that it was computed; None if there is nothing more to do."""
+        """Return the next value, and the list in which its function notes a computation; None at the end."""
         with self._lock:
             if self.fatal is not None:
                 return None
@@ -84,12 +84,12 @@ class _Count:
                 self._progress(self.report())
 
     def stop(self, error: BaseException) -> None:
-        """Begin nothing more; the caller is to get this error."""
+        """Start nothing new; the caller gets this error."""
         with self._lock:
             self.fatal = self.fatal or error
 
     def result(self) -> WarmUpStatus:
-        """Return what was done, or raise what ended it before its time."""
+        """Return the final status, or raise the error that ended the warm-up early."""
         if self.fatal is not None:
             raise self.fatal
         return self.report()
@@ -107,20 +107,20 @@ def warm(
     concurrency: int,
     progress: OnProgress | None,
 ) -> WarmUpStatus:
-    """Compute what is missing, on so many threads.
+    """Compute the missing values, on `concurrency` threads.
 
     Args:
-        backend: where flows run.
+        backend: runs the flows.
         flows: of the cache.
-        maintenance: renews leases meanwhile.
-        wanted: what to have; taken from only as it is needed.
-        total: how much that is, if known.
-        concurrency: values at a time; checked.
-        progress: called after each.
+        maintenance: renews the leases during the computations.
+        wanted: the values; the iterator is consumed as needed.
+        total: their number, if known.
+        concurrency: values computed at a time; checked.
+        progress: called after each value.
 
     Raises:
-        BackendUnavailable: the server does not answer, so that nothing would be kept.
-        Exception: taking the next one, or telling of progress, has failed.
+        BackendUnavailable: the server does not answer, so no value would be stored.
+        Exception: the iterator or the progress callback has failed.
     """
     count = _Count(wanted, total, progress)
     backend.run(warming(count, flows, maintenance, concurrency, blocking=True))
@@ -136,7 +136,7 @@ async def warm_async(
     concurrency: int,
     progress: OnProgress | None,
 ) -> WarmUpStatus:
-    """Do as `warm`, in so many tasks."""
+    """Do the same as `warm`, in `concurrency` tasks."""
     count = _Count(wanted, total, progress)
     await backend.arun(warming(count, flows, maintenance, concurrency, blocking=False))
     return count.result()
@@ -145,19 +145,19 @@ async def warm_async(
 def warming(
     count: _Count, flows: CacheFlows, maintenance: Maintenance, concurrency: int, *, blocking: bool
 ) -> Flow[None]:
-    """Compute what is missing, so many values at a time. What ended it before its time is kept in the count."""
+    """Compute the missing values, `concurrency` at a time. The count keeps an error that ends it early."""
     raising = flows.raising()
     try:
         work = tuple(_working(count, raising, maintenance, blocking=blocking) for _ in range(concurrency))
         yield from Together(work, "agentperf-warm")
-    except BaseException as error:  # Ctrl-C included: what runs comes to its end behind, and nothing new begins
+    except BaseException as error:  # also Ctrl-C: running functions finish in the background, and nothing new starts
         count.stop(error)
         if not isinstance(error, Exception):
             raise
 
 
 def _working(count: _Count, flows: CacheFlows, maintenance: Maintenance, *, blocking: bool) -> Flow[None]:
-    """Compute one value after the other, as long as there are any."""
+    """Compute one value after the other until none is left."""
     try:
         while (step := count.next()) is not None:
             each, computed = step
@@ -166,7 +166,7 @@ def _working(count: _Count, flows: CacheFlows, maintenance: Maintenance, *, bloc
                 accepted(each, (yield from computing(flows, maintenance, each, copy, look=True, blocking=blocking)))
             except BackendUnavailable:
                 raise
-            except Exception as error:  # noqa: BLE001  whatever the user's function raises
+            except Exception as error:  # noqa: BLE001  any error of the user's function
                 count.finished(each.key, computed, error)
             else:
                 count.finished(each.key, computed)
@@ -184,7 +184,7 @@ def each_wanted(
     progress: OnProgress | None,
     freshness: FreshnessOptions,
 ) -> tuple[Iterator[Wanted[Any]], int | None, int]:
-    """Check what `warm_up` was given; return what is wanted, how much that is, and how many at a time."""
+    """Check the arguments of `warm_up`; return the values to compute, their number if known, and the concurrency."""
     keys, total, concurrency = checked(items, concurrency, progress)
     if not callable(function):
         raise InvalidArgument("function", function, "a function that computes the value of a key")
@@ -194,11 +194,11 @@ def each_wanted(
 
 
 def checked(items: object, concurrency: object, progress: object) -> tuple[Iterable[Any], int | None, int]:
-    """Check what a user gave; return the items, how many they are if that is known, and the concurrency."""
+    """Check a user's arguments; return the items, their number if known, and the concurrency."""
     if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
         raise InvalidArgument("items", items, "an iterable, such as a list")
     if progress is not None and not callable(progress):
-        raise InvalidArgument("progress", progress, "a function that takes a Warmed, or None")
+        raise InvalidArgument("progress", progress, "a function that takes a WarmUpStatus, or None")
     total = len(items) if isinstance(items, Sized) else None
     return items, total, arguments.count("concurrency", concurrency, maximum=MAX_CONCURRENCY)
 

@@ -1,4 +1,4 @@
-"""The command `agentperf`. Needs the extra ``cli``; the library itself does not."""
+"""The command `agentperf`. It needs the extra ``cli``; the library itself does not."""
 
 from __future__ import annotations
 

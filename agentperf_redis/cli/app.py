@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in the modules beside this one.
+"""The commands and their options. The other modules of this package implement them.
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 interrupted.
 """
@@ -32,7 +32,7 @@ Window = Annotated[
     str | None,
     typer.Option("--window", help="The last 30s, 5m, 1h, 3d, or seconds. Default: all time.", metavar="TIME"),
 ]
-Limit = Annotated[int, typer.Option("--limit", help="Show so many.", min=1, max=1000)]
+Limit = Annotated[int, typer.Option("--limit", help="Maximum number of rows.", min=1, max=1000)]
 Agent = Annotated[str, typer.Argument(help="The agent.", metavar="AGENT", show_default=False)]
 MaybeAgent = Annotated[str | None, typer.Argument(help="Only this agent. Default: all.", metavar="[AGENT]")]
 
@@ -67,15 +67,15 @@ def demo(
     path: Annotated[
         Path | None, typer.Option("--path", help="Source tree to review. Default: the standard library.", metavar="DIR")
     ] = None,
-    files: Annotated[int | None, typer.Option("--files", help="Review so many files only.", min=1)] = None,
+    files: Annotated[int | None, typer.Option("--files", help="Review at most this many files.", min=1)] = None,
     workers: Annotated[int, typer.Option("--workers", help="Worker processes.", min=1, max=64)] = 4,
-    kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill one worker half-way.")] = True,
+    kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill one worker half-way through.")] = True,
     namespace: Annotated[
         str | None, typer.Option("--namespace", help="Prefix of all keys. Default: a new one.", metavar="NAME")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Have a team of code-review agents review a source tree, together, while one of them is killed."""
+    """Run code-review agents on a source tree in several workers, and kill one worker half-way through."""
     from agentperf_redis.cli.demo import demo as work
 
     do(lambda: work(url, path, files, workers, namespace, kill=kill, as_json=as_json))
@@ -83,7 +83,7 @@ def demo(
 
 @app.command()
 def up(data: Data = None, as_json: Json = False) -> None:
-    """Start the embedded server, or find it running. It stays until `agentperf down`."""
+    """Start the embedded server, or find it running. It runs until `agentperf down`."""
     from agentperf_redis.cli.embedded import up as work
 
     do(lambda: work(data, as_json=as_json))
@@ -91,7 +91,7 @@ def up(data: Data = None, as_json: Json = False) -> None:
 
 @app.command()
 def down(data: Data = None, as_json: Json = False) -> None:
-    """Stop the embedded server; its data stay on disk."""
+    """Stop the embedded server. Its data stays on disk."""
     from agentperf_redis.cli.embedded import down as work
 
     do(lambda: work(data, as_json=as_json))
@@ -127,7 +127,7 @@ def show(
     agent: Agent,
     window: Window = None,
 ) -> Exit | None:
-    """Show all about one agent. Exit 4 if nothing was ever recorded of it."""
+    """Show everything about one agent. Exit 4 if the agent has no records at all."""
     from agentperf_redis.cli.metrics import show as work
 
     return work(target, agent, window, as_json=target.as_json)
@@ -140,7 +140,7 @@ def errors(
     agent: MaybeAgent = None,
     window: Window = None,
 ) -> Exit | None:
-    """List what fails, of whom and how often."""
+    """List the errors of each agent and how often they occur."""
     from agentperf_redis.cli.metrics import errors as work
 
     return work(target, agent, window, as_json=target.as_json)
@@ -153,7 +153,7 @@ def slow(
     agent: MaybeAgent = None,
     limit: Limit = 20,
 ) -> Exit | None:
-    """List the slowest executions; the server keeps fifty an agent for 8 days. For windows: rank --by p95."""
+    """List the slowest executions. The server keeps 50 per agent for 8 days. For windows: rank --by p95."""
     from agentperf_redis.cli.metrics import slow as work
 
     return work(target, agent, limit, as_json=target.as_json)
@@ -163,11 +163,11 @@ def slow(
 @on_server
 def rank(
     target: Target,
-    by: Annotated[RankBy, typer.Option("--by", help="What to rank by.")] = RankBy.SCORE,
+    by: Annotated[RankBy, typer.Option("--by", help="Figure to rank by.")] = RankBy.SCORE,
     window: Window = None,
     min_tasks: Annotated[int, typer.Option("--min-tasks", help="Leave out agents with fewer executions.", min=0)] = 1,
 ) -> Exit | None:
-    """Rank the agents: best first by score, the one to look at first by all else."""
+    """Rank the agents. By score, the best comes first; by any other figure, the worst."""
     from agentperf_redis.cli.metrics import rank as work
 
     return work(target, by, window, min_tasks, as_json=target.as_json)
@@ -181,7 +181,7 @@ def compare(
     other: Annotated[
         str | None,
         typer.Argument(
-            help="What to compare it with. Default: itself, in the time before --window.", metavar="[OTHER]"
+            help="Agent to compare it with. Default: itself, in the time before --window.", metavar="[OTHER]"
         ),
     ] = None,
     window: Window = None,
@@ -199,7 +199,7 @@ def spans(
     agent: Agent,
     window: Window = None,
 ) -> Exit | None:
-    """Show where an agent's time goes, stage by stage."""
+    """Show how an agent's time is spent, span by span."""
     from agentperf_redis.cli.metrics import spans as work
 
     return work(target, agent, window, as_json=target.as_json)
@@ -210,7 +210,7 @@ def spans(
 def doctor(
     target: Target,
 ) -> Exit | None:
-    """Examine the server and say what should be changed. Exit 1 if something is bad."""
+    """Examine the server and suggest changes. Exit 1 if a finding is bad."""
     from agentperf_redis.cli.doctor import doctor as work
 
     return work(target, as_json=target.as_json)

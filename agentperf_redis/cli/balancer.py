@@ -1,4 +1,4 @@
-"""`agentperf lb ...`: look at pools, their leases and lines, and put right what no program puts right."""
+"""`agentperf lb ...`: show pools, their leases and queues, and make repairs that no program makes."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from agentperf_redis.cli.options import Yes, on_server
 from agentperf_redis.cli.status import pools_table
 
 app = typer.Typer(
-    help="Look at pools, their leases, lines and events; drain, remove, release and repair.",
+    help="Show pools, their leases, queues and events; drain, remove, release and repair.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-_LOOK_S = 0.25
-"""How often to look for more events."""
+_POLL_S = 0.25
+"""Interval between two polls for events."""
 
-PoolName = Annotated[str, typer.Argument(help="Agent type whose pool it is.", metavar="POOL")]
+PoolName = Annotated[str, typer.Argument(help="Agent type of the pool.", metavar="POOL")]
 InstanceName = Annotated[str, typer.Argument(help="Name of the instance.", metavar="INSTANCE")]
 
 
@@ -59,10 +59,10 @@ def status(
     target: Target,
     pool: Annotated[str | None, typer.Argument(help="Only the pool of this agent type.", metavar="[POOL]")] = None,
 ) -> Exit | None:
-    """Show pools: how they pick, what their instances bear, how many wait.
+    """Show pools: strategy, load of the instances, number of waiters.
 
-    overdue: leases that have expired and are cleared when somebody next asks. panic s: for how long so many instances
-    have been unfit that these get work as well. peak: the most leases an instance bore at once.
+    overdue: expired leases, which the next request to the pool clears. panic s: how long the pool has been in panic
+    mode, in which unhealthy instances get work too. peak: the highest number of leases an instance held at once.
     """
     with target.connect() as perf:
         pools = perf.balancer().status(*(() if pool is None else (pool,)))
@@ -102,12 +102,12 @@ def status(
 def events(
     target: Target,
     pool: PoolName,
-    limit: Annotated[int, typer.Option("--limit", help="How many of the last to begin with.", metavar="N")] = 20,
-    once: Annotated[bool, typer.Option("--once", help="Print what there is and end, instead of following.")] = False,
+    limit: Annotated[int, typer.Option("--limit", help="Number of past events to begin with.", metavar="N")] = 20,
+    once: Annotated[bool, typer.Option("--once", help="Print past events and exit; do not follow.")] = False,
 ) -> None:
-    """Show what happens in a pool as it happens: registrations, ejections, probes, panic, expiries, drains.
+    """Follow the events of a pool: registrations, ejections, probes, panic, expiries, drains.
 
-    With --json, each event is a line of JSON; with --once too, all are in one document.
+    With --json, each event is one line of JSON; with --json and --once, all are in one document.
     """
     with _in_pool(target, pool) as lb:
         found = lb.events(pool, limit=limit)
@@ -127,7 +127,7 @@ def events(
             if found:
                 after = found[-1].cursor
             else:
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
             found = lb.events(pool, after=after)
 
 
@@ -137,7 +137,7 @@ def leases(
     target: Target,
     pool: PoolName,
 ) -> None:
-    """Show who holds what in a pool since when, and who waits; the tokens are what `release` takes."""
+    """Show the leases of a pool with their holders and ages, and its waiters. `release` takes the tokens."""
     with _in_pool(target, pool) as lb:
         found = lb.leases(pool)
         if target.as_json:
@@ -148,17 +148,17 @@ def leases(
             print_json("lb leases", {"pool": pool, **plain})
             return
         if not (found.leases or found.waiters):
-            err.print(f"Nobody holds a lease of {pool}, and nobody waits for one.")
+            err.print(f"Pool {pool} has no leases and no waiters.")
         if found.leases:
             table = new_table("leases", ["instance", "holder", "token"], ["held s", "ends in s", "fence"])
-            table.columns[2].overflow = "fold"  # tokens are there to be copied
+            table.columns[2].overflow = "fold"  # a token must stay whole, so that it can be copied
             for each in found.leases:
                 holder = each.process if each.fetched else f"{each.process} (not fetched yet)"
                 times = (f"{each.held_for:.1f}", f"{each.expires_in:.1f}")
                 table.add_row(each.instance_id, holder, each.token, *times, str(each.fence))
             out.print(table)
         if found.waiters:
-            table = new_table("line", ["who", "needs", "token"], ["waited s"])
+            table = new_table("queue", ["process", "requires", "token"], ["waited s"])
             table.columns[2].overflow = "fold"
             for one in found.waiters:
                 table.add_row(one.process, ", ".join(sorted(one.require)), one.token, f"{one.waited:.1f}")
@@ -173,10 +173,10 @@ def drain(
     instance: InstanceName,
     wait: Annotated[
         float | None,
-        typer.Option("--wait", help="Wait so long for its last lease to end; inf: for ever.", metavar="SECONDS"),
+        typer.Option("--wait", help="Wait this long for its last lease to end; inf: no limit.", metavar="SECONDS"),
     ] = None,
 ) -> Exit | None:
-    """Let an instance finish what it has and take nothing new. With --wait, exit 1 if it is not idle in time."""
+    """Stop new work on an instance; its leases run on. With --wait, exit 1 if it is not idle in time."""
     with _in_pool(target, pool) as lb:
         limit = 0.0 if wait is None else arguments.seconds("--wait", wait, minimum=0.0, endless=True)
         if not lb.drain(pool, instance):
@@ -188,7 +188,7 @@ def drain(
         if target.as_json:
             print_json("lb drain", {"pool": pool, "instance": instance, "draining": True, "idle": idle})
         else:
-            state = "idle: it can be stopped" if idle else "still at work"
+            state = "idle: it can be stopped" if idle else "still busy"
             out.print(f"{instance} of {pool} takes no new work and is {state}.")
         return Exit.FAILURE if wait is not None and not idle else None
 
@@ -200,14 +200,14 @@ def undrain(
     pool: PoolName,
     instance: InstanceName,
 ) -> Exit | None:
-    """Let a drained instance take work again."""
+    """Put a drained instance back into rotation."""
     with _in_pool(target, pool) as lb:
         if not lb.undrain(pool, instance):
             return not_found(f"instance {instance} in pool {pool}")
         if target.as_json:
             print_json("lb undrain", {"pool": pool, "instance": instance, "draining": False})
         else:
-            out.print(f"{instance} of {pool} is not draining any more.")
+            out.print(f"{instance} of {pool} is no longer draining.")
         return None
 
 
@@ -219,21 +219,21 @@ def remove(
     instance: InstanceName,
     yes: Yes = False,
 ) -> Exit | None:
-    """Take an instance out of its pool. The leases it bears run on; a program that registers it brings it back."""
+    """Remove an instance from its pool. Its leases run on. A program that registers it adds it back."""
     with _in_pool(target, pool) as lb:
         found = _instance(lb, pool, instance)
         if found is None:
             return not_found(f"instance {instance} in pool {pool}")
         load = counted(found.instance.current_load, "lease")
-        refused = confirmed(f"Remove {instance}, which bears {load}, from {pool}?", yes=yes)
+        refused = confirmed(f"Remove {instance}, which holds {load}, from {pool}?", yes=yes)
         if refused is not None:
             return refused
         if not lb.remove_instance(pool, instance):
-            return not_found(f"instance {instance} in pool {pool}: it has gone just now")
+            return not_found(f"instance {instance} in pool {pool}: it was just removed")
         if target.as_json:
             print_json("lb remove", {"pool": pool, "instance": instance, "removed": True})
         else:
-            out.print(f"Removed {instance} from {pool}; leases it bears run on until released.")
+            out.print(f"Removed {instance} from {pool}; its leases run on until they are released.")
         return None
 
 
@@ -245,22 +245,22 @@ def release(
     token: Annotated[str, typer.Argument(help="Token, as `agentperf lb leases` shows it.", metavar="TOKEN")],
     yes: Yes = False,
 ) -> Exit | None:
-    """End a lease of any process. Its holder learns that it is lost, but may still be at work.
+    """End a lease of any process. Its holder sees the lease as lost, but may still be working.
 
-    The token of somebody in line ends that place; a program that is alive stands in line again where it was.
+    A waiter's token removes it from the queue; a live program takes its old position in the queue again.
     """
     with _in_pool(target, pool) as lb:
-        what = _described(lb.leases(pool), token)
-        if what is None:
+        subject = _described(lb.leases(pool), token)
+        if subject is None:
             return not_found(f"token {token} in pool {pool}")
-        refused = confirmed(f"End {what}?", yes=yes)
+        refused = confirmed(f"End {subject}?", yes=yes)
         if refused is not None:
             return refused
         freed = lb.release_token(pool, token)
         if target.as_json:
             print_json("lb release", {"pool": pool, "token": token, "freed": freed})
         else:
-            out.print(f"Ended {what}; " + ("its capacity is free." if freed else "it held no capacity."))
+            out.print(f"Ended {subject}; " + ("its capacity is free." if freed else "it held no capacity."))
         return None
 
 
@@ -270,7 +270,7 @@ def repair(
     target: Target,
     pool: PoolName,
 ) -> None:
-    """Recompute the loads of a pool from its leases, after something was changed by hand. It may stay in use."""
+    """Recompute the loads of a pool from its leases after a manual change. The pool may stay in use."""
     with _in_pool(target, pool) as lb:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
@@ -281,14 +281,18 @@ def repair(
             print_json("lb repair", {"pool": pool, **counts})
         else:
             out.print(
-                f"Looked at {counted(found.instances, 'instance')} of {pool}: corrected the load of {found.wrong}, "
-                f"dropped {counted(found.orphans, 'lease')} or places in line that nothing would have ended."
+                f"Checked {counted(found.instances, 'instance')} of {pool}: corrected the load of {found.wrong}, "
+                f"dropped {counted(found.orphans, 'orphaned lease')} or queue entries, which would never have ended."
             )
 
 
 @contextlib.contextmanager
 def _in_pool(target: Target, pool: str) -> Iterator[LoadBalancer]:
-    """Give a balancer for work in a pool that was used before."""
+    """Yield a balancer for a pool that has been used before.
+
+    Raises:
+        NotFound: the pool was never used.
+    """
     arguments.name("POOL", pool)
     with target.connect() as perf:
         if pool not in perf.backend.run(perf.backend.entered("lb")):
@@ -302,13 +306,13 @@ def _instance(lb: LoadBalancer, pool: str, name: str) -> InstanceStatus | None:
 
 
 def _described(found: PoolLeases, token: str) -> str | None:
-    """Return in words whose token it is, or None."""
+    """Return a description of the lease or waiter of a token, or None."""
     for lease in found.leases:
         if lease.token == token:
             return f"the lease of {lease.process} on {lease.instance_id}, held for {lease.held_for:.1f} s"
     for waiter in found.waiters:
         if waiter.token == token:
-            return f"the place of {waiter.process} in line, waiting for {waiter.waited:.1f} s"
+            return f"the queue entry of {waiter.process}, waiting for {waiter.waited:.1f} s"
     return None
 
 
@@ -369,7 +373,7 @@ def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
 
 
 def _finite(rate: float) -> float | None:
-    """Return a rate as JSON has it: null for any number."""
+    """Return a rate for JSON: null when it is unlimited."""
     return None if rate == math.inf else rate
 
 

@@ -1,4 +1,4 @@
-"""`agentperf cache ...`: look at the caches of a namespace, and make misses of what is wrong in them.
+"""`agentperf cache ...`: show the caches of a namespace, and invalidate entries.
 
 No command here changes the settings of a cache.
 """
@@ -36,7 +36,7 @@ from agentperf_redis.cli.options import Yes, on_server
 from agentperf_redis.errors import InvalidArgument
 
 app = typer.Typer(
-    help="Look at caches, and make misses of what is wrong in them. No command changes a cache's settings.",
+    help="Show caches and invalidate entries. No command changes a cache's settings.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -45,7 +45,7 @@ _MIB = 2**20
 
 
 class CacheKind(StrEnum):
-    """The two kinds of caches; one of each may have the same name."""
+    """The two kinds of caches. A cache of each kind may have the same name."""
 
     LRU = "lru"
     TIERED = "tiered"
@@ -53,7 +53,8 @@ class CacheKind(StrEnum):
 
 Name = Annotated[str, typer.Argument(help="Name of the cache.", metavar="CACHE")]
 KindOption = Annotated[
-    CacheKind | None, typer.Option("--kind", help="Which of two caches of the same name.", case_sensitive=False)
+    CacheKind | None,
+    typer.Option("--kind", help="Kind of the cache, when two have the same name.", case_sensitive=False),
 ]
 
 
@@ -102,7 +103,7 @@ def stats(
     name: Name,
     kind: KindOption = None,
 ) -> Exit | None:
-    """Show one cache: its settings, its tiers, and what all processes have done with it."""
+    """Show one cache: its settings, its tiers, and the counters of all processes."""
     with _on_cache(target, name, kind) as (perf, cache):
         found = _stats(perf, cache)
         if found is None:
@@ -110,9 +111,9 @@ def stats(
         if target.as_json:
             print_json("cache stats", _plain_stats(cache, found))
             return None
-        room = f"{found.size} of {found.max_size} entries, {found.bytes / _MIB:.2f} MiB"
+        size = f"{found.size} of {found.max_size} entries, {found.bytes / _MIB:.2f} MiB"
         out.print(f"{cache.name} ({KINDS[cache.service]}, policy {found.settings.policy.value})")
-        out.print(room + (f" of {found.max_bytes / _MIB:.2f}" if found.max_bytes else ""))
+        out.print(size + (f" of {found.max_bytes / _MIB:.2f}" if found.max_bytes else ""))
         out.print(f"{counted(found.hits, 'hit')}, {found.misses} misses, hit rate {found.hit_rate:.1%}")
         out.print(f"{found.evictions} evicted, {found.expirations} expired, {found.corrupt} reads of damaged entries")
         out.print(f"{found.seconds_saved:.1f} s of computing saved")
@@ -130,9 +131,9 @@ def keys(
     target: Target,
     name: Name,
     kind: KindOption = None,
-    limit: Annotated[int, typer.Option("--limit", help="Print at most so many.", min=1, metavar="N")] = 1000,
+    limit: Annotated[int, typer.Option("--limit", help="Maximum number of keys.", min=1, metavar="N")] = 1000,
 ) -> None:
-    """Print the keys of a cache, one a line, the least recently used first. Long keys appear with a hash in them."""
+    """Print the keys of a cache, one per line, the least recently used first. Long keys are shortened by a hash."""
     with _on_cache(target, name, kind) as (perf, cache):
         perf.backend.run(cache.sweep_expired())
         found = perf.backend.run(cache.keys(limit + 1))
@@ -154,9 +155,11 @@ def top(
     by: Annotated[
         EntryRanking | None, typer.Option("--by", help="Show this ranking only.", case_sensitive=False)
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Show at most so many in each.", min=1, metavar="N")] = 10,
+    limit: Annotated[
+        int, typer.Option("--limit", help="Maximum number of entries per ranking.", min=1, metavar="N")
+    ] = 10,
 ) -> None:
-    """Show the largest entries of a cache, the most read, and the most expensive to compute. Looks at every entry."""
+    """Show the largest, most read and most expensive entries of a cache. Scans every entry."""
     with _on_cache(target, name, kind) as (perf, cache):
         found = perf.backend.run(cache.top(limit))
         rankings = list(EntryRanking) if by is None else [by]
@@ -193,7 +196,7 @@ def get(
     key: Annotated[str, typer.Argument(help="Key of the entry.", metavar="KEY")],
     kind: KindOption = None,
 ) -> Exit | None:
-    """Show an entry: its value and all that is known of it. It does not count as a read."""
+    """Show an entry: its value and its metadata. It does not count as a read."""
     with _on_cache(target, name, kind) as (perf, cache):
         entry = perf.backend.run(cache.entry(key))
         if entry is None:
@@ -225,7 +228,7 @@ def delete(
     kind: KindOption = None,
     yes: Yes = False,
 ) -> Exit | None:
-    """Remove entries, and refuse the values of those who compute them at this moment."""
+    """Remove entries, and reject values whose computation has already begun."""
     with _on_cache(target, name, kind) as (perf, cache):
         refused = confirmed(f"Delete {counted(len(keys), 'key')} of cache {cache.name}?", yes=yes)
         if refused is not None:
@@ -248,16 +251,16 @@ def clear(
     kind: KindOption = None,
     yes: Yes = False,
 ) -> Exit | None:
-    """Make every key of a cache a miss, at once. Its settings and its counters stay."""
+    """Invalidate every key of a cache at once. Its settings and its counters stay."""
     with _on_cache(target, name, kind) as (perf, cache):
         refused = confirmed(f"Make every key of cache {cache.name} a miss?", yes=yes)
         if refused is not None:
             return refused
-        forgotten = perf.backend.run(cache.clear())
+        cleared = perf.backend.run(cache.clear())
         if target.as_json:
-            print_json("cache clear", {**_plain_name(cache), "entries": forgotten})
+            print_json("cache clear", {**_plain_name(cache), "entries": cleared})
         else:
-            out.print(f"Cleared cache {cache.name}, which held {forgotten} {'entry' if forgotten == 1 else 'entries'}.")
+            out.print(f"Cleared cache {cache.name}, which held {cleared} {'entry' if cleared == 1 else 'entries'}.")
         return None
 
 
@@ -270,7 +273,7 @@ def invalidate_tag(
     kind: KindOption = None,
     yes: Yes = False,
 ) -> Exit | None:
-    """Make every entry that was stored with one of the tags a miss, at once and however many there are."""
+    """Invalidate every entry that was stored with one of the tags, at once, however many there are."""
     with _on_cache(target, name, kind) as (perf, cache):
         invalidation = cache.invalidate_tags(tags)
         shown = ", ".join(sorted(set(tags)))
@@ -287,7 +290,12 @@ def invalidate_tag(
 
 @contextlib.contextmanager
 def _on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tuple[AgentPerf, ExistingCache]]:
-    """Give the cache of a name, and the client it is reached by."""
+    """Yield the client, and the cache of this name.
+
+    Raises:
+        NotFound: no such cache.
+        InvalidArgument: there is one of each kind, and no kind was given.
+    """
     arguments.name("CACHE", name)
     services = [service for service in SERVICES if kind is None or KINDS[service] == kind.value]
     with target.connect() as perf:
@@ -296,22 +304,22 @@ def _on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tup
         if not caches:
             raise NotFound(f"cache {name}")
         if len(caches) > 1:
-            raise InvalidArgument("--kind", None, f"lru or tiered, since there are both of the name {name}")
+            raise InvalidArgument("--kind", None, f"lru or tiered: there is one of each kind named {name}")
         yield perf, caches[0]
 
 
 def _stats(perf: AgentPerf, cache: ExistingCache) -> CacheStats | None:
-    """Return what there is to a cache now: what has expired is counted as such, not among the entries."""
+    """Return the statistics of a cache now. Expired entries count as expirations, not as entries."""
     perf.backend.run(cache.sweep_expired())
     return perf.backend.run(cache.stats())
 
 
 def _gone(cache: ExistingCache) -> Exit:
-    return not_found(f"cache {cache.name}: it has gone just now")
+    return not_found(f"cache {cache.name}: it was just removed")
 
 
 def _tiers(stats: CacheStats) -> list[tuple[str, int, TierStats]]:
-    """Return the tiers that have room: name, default TTL in ms, counts. Of an LRUCache, that is one."""
+    """Return the tiers that have capacity: name, default TTL in ms, counts. An LRUCache has one."""
     tiers = zip(TIERS, stats.settings.ttls_ms, (stats.hot, stats.warm, stats.cold), strict=True)
     return [(tier.value, ttl_ms, counts) for tier, ttl_ms, counts in tiers if counts.max_size]
 
@@ -376,7 +384,7 @@ def _plain_ranked_entry(entry: RankedEntry) -> dict[str, Any]:
 
 
 def _plain_value(value: object) -> dict[str, Any]:
-    """Return a value as JSON where that is the same value, else its text."""
+    """Return a value as JSON when it survives the round trip unchanged, else its text."""
     if isinstance(value, Opaque):
         return {"value_unreadable": value.reason}
     try:

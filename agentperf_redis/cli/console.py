@@ -1,4 +1,4 @@
-"""What the commands share: which server, where text goes, what exit codes mean.
+"""The parts that all commands share: target server, output, exit codes.
 
 Data goes to stdout, everything else to stderr. Colours are off without a terminal, and where NO_COLOR is set.
 """
@@ -26,7 +26,7 @@ from agentperf_redis.transport.address import URL_VARIABLES, ServerKind, parse_u
 T = TypeVar("T")
 
 JSON_VERSION = 1
-"""Raised when a field of some --json output changes its meaning or goes."""
+"""Incremented when a field of any --json output changes its meaning or is removed."""
 
 
 class Exit(IntEnum):
@@ -39,8 +39,8 @@ class Exit(IntEnum):
     NOT_FOUND = 4
 
 
-# What is printed is mostly other people's: a name with brackets or colons in it is neither markup nor an emoji.
-# Without a terminal nothing is folded, so that each row of a table is one line, to be cut and searched.
+# Printed names come from users: brackets or colons in a name are neither markup nor an emoji.
+# Without a terminal nothing is folded: each row of a table is one line, which cut and grep can process.
 _WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
 out = Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -48,7 +48,7 @@ err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which server and namespace a command works on, and how it answers."""
+    """The server and namespace of a command, its deadline in s, and the form of its output."""
 
     url: str | None = None
     namespace: str | None = None
@@ -56,7 +56,7 @@ class Target:
     as_json: bool = False
 
     def resolved(self) -> str | None:
-        """Return the URL: given, of the environment, of a running embedded server; None stands for localhost."""
+        """Return the URL from the option, the environment or a running embedded server; None means localhost."""
         if self.url is not None or any(os.environ.get(variable) for variable in URL_VARIABLES):
             return self.url
         server = running(data_folder(None))
@@ -66,7 +66,7 @@ class Target:
         """Make the client; nothing is sent yet.
 
         Raises:
-            BackendUnavailable: for an embedded server that does not run; looking at it does not start it.
+            BackendUnavailable: for an embedded server that is not running; a command never starts it.
         """
         url = self.resolved()
         address = parse_url(resolve_url(url))
@@ -77,7 +77,7 @@ class Target:
 
 
 class NotFound(Exception):
-    """There is no such thing as the command was asked for; the text says which."""
+    """The object of a command does not exist. The text names it."""
 
 
 _OPTIONS = {
@@ -87,11 +87,11 @@ _OPTIONS = {
     "url": "--url",
     "window": "--window",
 }
-"""How arguments of the library are called on the command line."""
+"""Library arguments and their names on the command line."""
 
 
 def guarded(work: Callable[[], Exit | None]) -> Exit:
-    """Do the work of a command and turn the library's errors into a line on stderr and an exit code."""
+    """Run a command. Errors of the library become a line on stderr and an exit code."""
     try:
         return work() or Exit.OK
     except NotFound as missing:
@@ -106,21 +106,24 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
 
 
 def not_found(what: str) -> Exit:
-    """Say that there is no such thing; returns the exit code for that."""
+    """Report a missing object on stderr and return its exit code."""
     err.print(f"agentperf: not found: {what}", style="red")
     return Exit.NOT_FOUND
 
 
 def confirmed(question: str, *, yes: bool) -> Exit | None:
-    """Ask before something is destroyed, unless `yes` was given. Returns None to go on, or the exit code to leave with.
+    """Ask for confirmation before data is destroyed, unless `yes` was given.
 
-    Where nobody can be asked, silence is no consent.
+    Without a terminal the answer is no.
+
+    Returns:
+        None to continue, otherwise the exit code.
     """
     if yes:
         return None
     if not (sys.stdin.isatty() and err.is_terminal):
         err.print(
-            f"agentperf: {question} Nobody can be asked here, and --yes was not given: nothing done.", style="red"
+            f"agentperf: {question} There is no terminal to ask on, and --yes was not given: nothing done.", style="red"
         )
         return Exit.USAGE
     err.print(f"{question} [y/N] ", end="")
@@ -131,7 +134,7 @@ def confirmed(question: str, *, yes: bool) -> Exit | None:
 
 
 def printable(text: str) -> str:
-    """Return text with all that could steer a terminal, or end a line, as escapes; --json prints it as it is."""
+    """Return text with control characters and line ends escaped; --json prints the original."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text
     )
@@ -143,7 +146,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def new_table(title: str, left: list[str], right: list[str]) -> Table:
-    """Make a table without lines: columns of text, then columns of numbers."""
+    """Make a table without borders: text columns `left`, then number columns `right`."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for column in left:
         table.add_column(column)

@@ -1,4 +1,4 @@
-"""`agentperf demo`: shows the main job while it runs, and its report at the end."""
+"""`agentperf demo`: show the demo while it runs, and its report at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def demo(
     kill: bool,
     as_json: bool,
 ) -> Exit:
-    """Run it; exit 0 only if everything it promises was seen to hold."""
+    """Run the demo; exit 0 only if every promise was checked and held."""
     options = DemoOptions(
         url=url, path=path, files=files, workers=workers, kill=kill and workers > 1, namespace=namespace
     )
@@ -48,7 +48,7 @@ def demo(
 
 
 class LiveProgress:
-    """A bar for each worker and the counts below, redrawn in place; what happens goes above."""
+    """A bar for each worker and the counts below, redrawn in place; events are printed above."""
 
     def __init__(self) -> None:
         self._bars = Bars(
@@ -73,13 +73,13 @@ class LiveProgress:
         self._live.__exit__(kind, error, trace)
 
     def begin(self, start: Start) -> None:
-        """Say what is about to run, and how to look at it."""
+        """Print the planned run, and the command that shows its keys."""
         server = f"a private server on {start.socket}" if start.socket is not None else start.address
         self.event(f"{start.workers} workers review {start.files} files of {start.root}, sharing {server}")
-        self.event(f"look at the keys while it runs: {start.look}")
+        self.event(f"show the keys while it runs: {start.look}")
 
     def update(self, snapshot: Snapshot) -> None:
-        """Redraw."""
+        """Redraw the bars and the counts."""
         for worker in snapshot.workers:
             if worker.number not in self._tasks:
                 name = f"worker {worker.number} ({worker.pid})"

@@ -1,4 +1,4 @@
-"""`agentperf doctor`: is this server fit for the job, and what should be changed?"""
+"""`agentperf doctor`: check whether a server suits the library, and suggest changes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from agentperf_redis.transport.topology import Topology
 
 PROBES = 100
 _SLOW_P99_MS = 10.0
-"""Above this, a lease or a hit costs more than the work it saves is likely to be worth."""
+"""Above this, a lease or a hit probably costs more than the work it saves."""
 _NEARLY_FULL = 0.85
 _COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One thing looked at."""
+    """The result of one check."""
 
     subject: str
     level: str
@@ -41,7 +41,7 @@ class Diagnosis:
     found: str
     advice: str = ""
     node: str = ""
-    """Which node of a Cluster; empty where there is one server, and for what concerns all."""
+    """Node of a Cluster; empty for a single server, and for a result about the whole deployment."""
 
 
 def doctor(target: Target, *, as_json: bool) -> Exit:
@@ -66,15 +66,15 @@ def doctor(target: Target, *, as_json: bool) -> Exit:
 
 
 def examine(backend: Backend) -> list[Diagnosis]:
-    """Ask the server, every primary of a Cluster, and judge the answers.
+    """Query the server, or every primary of a Cluster, and assess the replies.
 
     Raises:
-        BackendUnavailable: if one does not answer.
+        BackendUnavailable: one of them does not reply.
     """
     findings = []
     for name, server in _servers(backend):
         with contextlib.closing(server):
-            latency = assess_latency(_round_trips_ms(server))  # first: after it, a refusal is no unreachable server
+            latency = assess_latency(_round_trips_ms(server))  # first: a later refusal is then not an outage
             findings += [replace(finding, node=name) for finding in (*_assess_facts(server), latency)]
     return [*findings, _assess_handshake(backend)]
 
@@ -83,60 +83,64 @@ def _assess_facts(server: Executor) -> list[Diagnosis]:
     try:
         facts = _facts(server)
     except AgentPerfError as error:  # a user without INFO: the other findings still help
-        return [
-            Diagnosis("facts", "note", str(error), "version, eviction, memory and so on are shown to a user with +info")
-        ]
-    judges = (assess_version, assess_eviction, assess_memory, assess_persistence, assess_replication)
-    return [judge(facts) for judge in judges]
+        return [Diagnosis("facts", "note", str(error), "grant +info to check version, eviction, memory and so on")]
+    assessments = (assess_version, assess_eviction, assess_memory, assess_persistence, assess_replication)
+    return [assess(facts) for assess in assessments]
 
 
 def _assess_handshake(backend: Backend) -> Diagnosis:
-    """Does the namespace open, which takes scripts and a server and a namespace of the right versions?"""
+    """Check that the namespace opens: scripts run, and server and namespace have supported versions."""
     try:
-        there = backend.run(Command("EXISTS", (keys.meta(backend.namespace),), (), lambda reply: reply))
+        exists = backend.run(Command("EXISTS", (keys.meta(backend.namespace),), (), lambda reply: reply))
     except AgentPerfError as error:
         return Diagnosis("scripts", "bad", str(error), "the library cannot work here")
-    return Diagnosis("scripts", "ok" if there == 1 else "bad", "run" if there == 1 else "the first one left no trace")
+    return Diagnosis("scripts", "ok" if exists == 1 else "bad", "run" if exists == 1 else "the first one wrote nothing")
 
 
 def assess_version(facts: Mapping[str, str]) -> Diagnosis:
-    """Is the server new enough?"""
+    """Check that the server is new enough."""
     name = "valkey" if "valkey_version" in facts else "redis"
     text = facts.get("valkey_version") or facts.get("redis_version", "")
     version = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
     if version and version < OLDEST[name]:
         oldest = ".".join(map(str, OLDEST[name]))
-        return Diagnosis("version", "bad", f"{name} {text}", f"{oldest} is the oldest that works")
-    if facts.get("arch_bits", "64") != "64":  # scripts print microseconds as whole numbers of the machine
-        return Diagnosis("version", "bad", f"{name} {text}, {facts['arch_bits']} bits", "64 bits are needed")
+        return Diagnosis("version", "bad", f"{name} {text}", f"the oldest supported version is {oldest}")
+    if facts.get("arch_bits", "64") != "64":  # scripts format microseconds as machine integers
+        return Diagnosis("version", "bad", f"{name} {text}, {facts['arch_bits']} bits", "64 bits are required")
     mode = facts.get("redis_mode", facts.get("server_mode", ""))
     return Diagnosis("version", "ok", f"{name} {text}" + (f", {mode}" if mode else ""))
 
 
 def assess_eviction(facts: Mapping[str, str]) -> Diagnosis:
-    """Would the server throw away leases or indexes when memory runs out?"""
+    """Check whether the server may evict leases or indexes when memory runs out."""
     policy = facts.get("maxmemory_policy", "")
     if policy == "noeviction":
         return Diagnosis("eviction", "ok", policy)
     if policy.startswith("volatile-"):
         return Diagnosis(
-            "eviction", "note", policy, "cache values may go early; noeviction keeps the library's own limits in charge"
+            "eviction",
+            "note",
+            policy,
+            "the server may evict cache values early; with noeviction only the library's limits apply",
         )
     return Diagnosis(
         "eviction",
         "bad",
         policy or "unknown",
-        "leases and indexes may be thrown away: CONFIG SET maxmemory-policy noeviction",
+        "the server may evict leases and indexes: CONFIG SET maxmemory-policy noeviction",
     )
 
 
 def assess_memory(facts: Mapping[str, str]) -> Diagnosis:
-    """How near is the server to its limit?"""
+    """Check how near the server is to its memory limit."""
     used, limit = int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
     shown = f"{used / 2**20:.1f} MiB used"
     if not limit:
         return Diagnosis(
-            "memory", "note", f"{shown}, no limit", "set maxmemory, so that the system's memory is not used up"
+            "memory",
+            "note",
+            f"{shown}, no limit",
+            "set maxmemory, so that the server cannot exhaust the system's memory",
         )
     level = "note" if used > _NEARLY_FULL * limit else "ok"
     return Diagnosis(
@@ -148,51 +152,47 @@ def assess_memory(facts: Mapping[str, str]) -> Diagnosis:
 
 
 def assess_persistence(facts: Mapping[str, str]) -> Diagnosis:
-    """What does a restart of the server cost?"""
+    """Check how much data a restart of the server loses."""
     if facts.get("aof_enabled") == "1":
         if facts.get("aof_last_write_status", "ok") != "ok":
             return Diagnosis(
-                "persistence", "bad", "append-only file, last write failed", "look at the disk and the log"
+                "persistence", "bad", "append-only file, last write failed", "check the disk and the server's log"
             )
         return Diagnosis("persistence", "ok", "append-only file")
     if facts.get("rdb_last_bgsave_status", "ok") != "ok":
-        return Diagnosis("persistence", "bad", "last snapshot failed", "look at the disk and the log")
+        return Diagnosis("persistence", "bad", "last snapshot failed", "check the disk and the server's log")
     return Diagnosis(
         "persistence", "note", "snapshots at best", "a restart may lose metrics and leases: CONFIG SET appendonly yes"
     )
 
 
 def assess_replication(facts: Mapping[str, str]) -> Diagnosis:
-    """Is this a primary, and what would a failover lose?"""
+    """Check that this is a primary, and count its replicas."""
     role, replicas = facts.get("role", "unknown"), facts.get("connected_slaves", "0")
     if role != "master":
-        return Diagnosis(
-            "role", "bad", role, "writes go to the primary: give its address, or a Sentinel or Cluster URL"
-        )
+        return Diagnosis("role", "bad", role, "writes need the primary: use its address, or a Sentinel or Cluster URL")
     return Diagnosis("role", "ok", f"primary, {counted(int(replicas), 'replica')}")
 
 
 def assess_latency(times_ms: list[float]) -> Diagnosis:
-    """How long does a round trip take from here?"""
+    """Check how long a round trip from this machine takes."""
     ordered = sorted(times_ms)
     median, p99 = statistics.median(ordered), ordered[math.ceil(len(ordered) * 0.99) - 1]  # nearest rank
     found = f"median {median:.3f} ms, p99 {p99:.3f} ms over {len(ordered)} round trips"
     if p99 > _SLOW_P99_MS:
-        return Diagnosis(
-            "latency", "note", found, "slow: bring the workers nearer, or look for slow commands (SLOWLOG)"
-        )
+        return Diagnosis("latency", "note", found, "slow: move the workers nearer, or look for slow commands (SLOWLOG)")
     return Diagnosis("latency", "ok", found)
 
 
 def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
-    """Yield what runs commands on each primary, and its name in a Cluster.
+    """Yield the name of each primary, empty outside a Cluster, and an executor for it.
 
-    Without a greeting: a server that is too old, or whose namespace is too new, is to be examined all the same.
+    The executors make no handshake: a server that is too old, or has a namespace that is too new, is examined too.
     """
     address = backend.address
 
-    def executor(place: Address) -> Executor:
-        return Executor(Connector(place), Topology(place), None, backend.deadline, None)
+    def executor(target: Address) -> Executor:
+        return Executor(Connector(target), Topology(target), None, backend.deadline, None)
 
     if address.kind is not ServerKind.CLUSTER:
         yield "", executor(address)
@@ -206,7 +206,7 @@ def _node(address: Address, host: str, port: int) -> Address:
 
 
 def _layout(seeds: Sequence[tuple[tuple[str, int], Executor]]) -> list[tuple[str, int]]:
-    """Return the primaries, as the first node tells that answers."""
+    """Return the primaries from the first node that replies."""
     for (host, _), seed in seeds:
         with contextlib.closing(seed):
             try:
@@ -215,12 +215,12 @@ def _layout(seeds: Sequence[tuple[tuple[str, int], Executor]]) -> list[tuple[str
                 if seed is seeds[-1][1]:
                     raise
             else:
-                return [(name or host, port) for name, port in found]  # the one asked may not know its own name
+                return [(name or host, port) for name, port in found]  # a node may not know its own host
     return []
 
 
 def _primaries(reply: Reply) -> list[tuple[str, int]]:
-    """Read the primaries out of CLUSTER SLOTS, in order of slots. One that does not know its own host has none."""
+    """Parse the primaries of CLUSTER SLOTS, in slot order. The host is empty when the node does not know its own."""
     try:
         found = [(primary[0].decode() if primary[0] else "", int(primary[1])) for _, _, primary, *_ in sorted(reply)]
     except (AttributeError, IndexError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""`agentperf up` and `agentperf down`: a server for people who have none."""
+"""`agentperf up` and `agentperf down`: start and stop the embedded server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def up(data: Path | None, *, as_json: bool) -> Exit:
     ensure(folder)
     server = running(folder)
     if server is None:
-        err.print(f"agentperf: the server in {folder} ended at once; see its log there", style="red")
+        err.print(f"agentperf: the server in {folder} exited at once; its log is there", style="red")
         return Exit.FAILURE
     if as_json:
         print_json(
@@ -32,25 +32,25 @@ def up(data: Path | None, *, as_json: bool) -> Exit:
         return Exit.OK
     out.print(server.url)
     err.print(
-        f"Valkey {server.version} {'runs already' if was_running else 'is up'} (process {server.pid}), "
+        f"Valkey {server.version} {'is already running' if was_running else 'is up'} (process {server.pid}), "
         f"data in {server.folder}.",
     )
     is_default = data is None
     err.print(
         f"Programs:  export AGENTPERF_REDIS_URL={server.url}\n"
         f"Keys:      redis-cli -s {shlex.quote(str(server.socket))}\n"
-        f"The end:   agentperf down{'' if is_default else f' --data {shlex.quote(str(data))}'}; its data stay\n"
-        + ("agentperf commands find it by themselves." if is_default else "")
+        f"Stop:      agentperf down{'' if is_default else f' --data {shlex.quote(str(data))}'}; its data stays\n"
+        + ("agentperf commands find it without a URL." if is_default else "")
     )
     return Exit.OK
 
 
 def down(data: Path | None, *, as_json: bool) -> Exit:
-    """Stop the server of a data folder. None running is fine too."""
+    """Stop the server of a data folder. It is no error if none runs."""
     folder = data_folder(str(data) if data else None)
     stopped = stop(folder)
     if as_json:
         print_json("down", {"stopped": stopped, "folder": str(folder)})
     else:
-        err.print(f"Stopped; the data stay in {folder}." if stopped else f"No server runs in {folder}.")
+        err.print(f"Stopped; the data stays in {folder}." if stopped else f"No server runs in {folder}.")
     return Exit.OK

@@ -17,9 +17,9 @@ _NOTHING = "Nothing was recorded."
 
 
 def agents(target: Target, window: str | None, *, as_json: bool) -> Exit:
-    """Print one line an agent."""
+    """Print one line per agent."""
     with target.connect() as perf:
-        found = _active(perf.metrics.snapshots(window=_asked(window)).values())
+        found = _active(perf.metrics.snapshots(window=_parsed_window(window)).values())
     if as_json:
         print_json("agents", {"window": window, "agents": [plain_agent(each) for each in found]})
     elif found:
@@ -30,12 +30,12 @@ def agents(target: Target, window: str | None, *, as_json: bool) -> Exit:
 
 
 def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Exit:
-    """Print all about one agent."""
+    """Print everything about one agent."""
     with target.connect() as perf:
-        found = perf.metrics.get_or_create_metrics(agent, window=_asked(window))
+        found = perf.metrics.get_or_create_metrics(agent, window=_parsed_window(window))
         if not _is_known(perf.metrics, agent):
             return _unknown(agent)
-        streams = perf.metrics.streams(agent, window=_asked(window))
+        streams = perf.metrics.streams(agent, window=_parsed_window(window))
         latest = perf.metrics.recent(agent, limit=5)
     if as_json:
         data = plain_agent(found) | _more_of_agent(found) | {"window": window}
@@ -48,11 +48,11 @@ def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Ex
         print_json("show", data | {"latest": [_plain_execution(agent, each) for each in latest]})
         return Exit.OK
     about = "" if found.exact else "≈"
-    out.print(f"{agent}, {_told(window)}: {counted(found.task_count, 'execution')}")
+    out.print(f"{agent}, {_window_text(window)}: {counted(found.task_count, 'execution')}")
     if found.task_count:
         out.print(
             f"outcome    {found.success_count} succeeded ({found.success_rate:.1%}), {found.failure_count} failed, "
-            f"{found.cancelled_count} cancelled; {found.throughput:.3g} a second"
+            f"{found.cancelled_count} cancelled; {found.throughput:.3g} per second"
         )
         out.print(
             f"duration   average {found.avg_execution_time:.3f} s, from {found.min_execution_time:.3f} "
@@ -71,7 +71,7 @@ def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Ex
         )
     if found.llm_calls or found.tool_calls:
         out.print(
-            f"calls      {found.llm_calls} of models, {found.tool_calls} of tools; "
+            f"calls      {found.llm_calls} to models, {found.tool_calls} to tools; "
             f"{found.tokens_in} tokens in, {found.tokens_out} out, cost {found.cost:.6g}"
         )
     if found.tokens_cached_in or found.tokens_cache_write or found.tokens_reasoning:
@@ -87,12 +87,12 @@ def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Ex
 
 
 def errors(target: Target, agent: str | None, window: str | None, *, as_json: bool) -> Exit:
-    """Print one line an agent and type of error, the most frequent first."""
+    """Print one line per agent and error type, the most frequent first."""
     with target.connect() as perf:
         if agent is None:
-            found = list(perf.metrics.snapshots(window=_asked(window)).values())
+            found = list(perf.metrics.snapshots(window=_parsed_window(window)).values())
         else:
-            found = [perf.metrics.get_or_create_metrics(agent, window=_asked(window))]
+            found = [perf.metrics.get_or_create_metrics(agent, window=_parsed_window(window))]
             if not _is_known(perf.metrics, agent):
                 return _unknown(agent)
     if as_json:
@@ -128,9 +128,9 @@ def slow(target: Target, agent: str | None, limit: int, *, as_json: bool) -> Exi
 
 
 def rank(target: Target, by: RankBy, window: str | None, min_tasks: int, *, as_json: bool) -> Exit:
-    """Print the agents in the order asked for."""
+    """Print the agents in the requested order."""
     with target.connect() as perf:
-        found = perf.metrics.rank(by, window=_asked(window), min_tasks=min_tasks)
+        found = perf.metrics.rank(by, window=_parsed_window(window), min_tasks=min_tasks)
     if as_json:
         rows = [{"value": each.value, **plain_agent(each.metrics)} for each in found]
         print_json("rank", {"by": by.value, "window": window, "agents": rows})
@@ -138,11 +138,13 @@ def rank(target: Target, by: RankBy, window: str | None, min_tasks: int, *, as_j
     if not found:
         err.print(_NOTHING)
         return Exit.OK
-    table = new_table(f"agents by {by.value}, {_told(window)}", ["", "agent"], [by.value, "tasks", "success", "avg s"])
-    for place, each in enumerate(found, start=1):
+    table = new_table(
+        f"agents by {by.value}, {_window_text(window)}", ["", "agent"], [by.value, "tasks", "success", "avg s"]
+    )
+    for position, each in enumerate(found, start=1):
         about = "≈" if by is RankBy.P95 and not each.metrics.exact else ""
         table.add_row(
-            str(place),
+            str(position),
             each.metrics.agent_name,
             f"{each.value:.1%}" if by is RankBy.ERROR_RATE else f"{about}{_number(each.value)}",
             str(each.metrics.task_count),
@@ -154,9 +156,9 @@ def rank(target: Target, by: RankBy, window: str | None, min_tasks: int, *, as_j
 
 
 def compare(target: Target, agent: str, other: str | None, window: str | None, *, as_json: bool) -> Exit:
-    """Print two agents, or two times of one, figure by figure."""
+    """Print two agents, or one agent in two time ranges, figure by figure."""
     with target.connect() as perf:
-        found = perf.metrics.compare(agent, other, window=_asked(window))
+        found = perf.metrics.compare(agent, other, window=_parsed_window(window))
         for name in dict.fromkeys((agent, other or agent)):
             if not _is_known(perf.metrics, name):
                 return _unknown(name)
@@ -177,26 +179,26 @@ def compare(target: Target, agent: str, other: str | None, window: str | None, *
         }
         print_json("compare", {"window": window, **sides, "changes": changes})
         return Exit.OK
-    table = new_table(f"{first} → {agent}, {_told(window)}", ["figure"], [first, agent, "change"])
+    table = new_table(f"{first} → {agent}, {_window_text(window)}", ["figure"], [first, agent, "change"])
     for each in found.changes:
         if not any(map(_finite, (each.first, each.second))):
-            continue  # neither has any
+            continue  # both are zero or missing
         ratio = None if each.ratio is None else _finite(each.ratio)
-        change = "equal" if each.first == each.second else "none for certain" if not each.certain else "–"
+        change = "equal" if each.first == each.second else "not significant" if not each.certain else "–"
         if each.certain and ratio:
             change = f"{ratio - 1:+.1%}"
         table.add_row(each.name, _number(each.first), _number(each.second), change)
     if table.row_count:
         out.print(table)
     else:
-        err.print(f"Nothing was recorded of either in {_told(window)}.")
+        err.print(f"Nothing was recorded for either side in {_window_text(window)}.")
     return Exit.OK
 
 
 def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> Exit:
-    """Print the stages of an agent's work as they nest, and which takes most of the time."""
+    """Print the spans of an agent as a tree, and the span that takes most of the time."""
     with target.connect() as perf:
-        report = perf.metrics.spans(agent, window=_asked(window))
+        report = perf.metrics.spans(agent, window=_parsed_window(window))
         if not _is_known(perf.metrics, agent):
             return _unknown(agent)
     bottleneck = report.bottleneck
@@ -220,10 +222,10 @@ def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> E
         )
         return Exit.OK
     if bottleneck is None:
-        err.print(f"Nothing was recorded of {agent} in {_told(window)}.")
+        err.print(f"Nothing was recorded for {agent} in {_window_text(window)}.")
         return Exit.OK
     table = new_table(
-        f"where the time of {agent} goes, {_told(window)}",
+        f"time of {agent} by span, {_window_text(window)}",
         ["span"],
         ["self s", "share", "count", "failed", "avg s", "p95 s"],
     )
@@ -241,14 +243,14 @@ def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> E
     out.print(table)
     out.print()
     out.print(
-        f"Most of the time, {bottleneck.share:.1%} of {report.total:.3f} s, goes into "
+        f"Most of the time, {bottleneck.share:.1%} of {report.total:.3f} s, is spent in "
         f"{bottleneck.name or 'the work of ' + agent + ' itself'}."
     )
     return Exit.OK
 
 
-def _asked(window: str | None) -> str | float | None:
-    """Return a window as the library takes it: a bare number is seconds."""
+def _parsed_window(window: str | None) -> str | float | None:
+    """Return a window in the library's form: a bare number is in seconds."""
     if window is None:
         return None
     try:
@@ -257,20 +259,20 @@ def _asked(window: str | None) -> str | float | None:
         return window
 
 
-def _told(window: str | None) -> str:
+def _window_text(window: str | None) -> str:
     if window is None:
         return "all time"
-    return f"the last {window}" if isinstance(_asked(window), str) else f"the last {window} s"
+    return f"the last {window}" if isinstance(_parsed_window(window), str) else f"the last {window} s"
 
 
 def _is_known(metrics: MetricsCollector, agent: str) -> bool:
-    """Whether anything was ever recorded of an agent. Ask it last: a window that cannot be is the better answer."""
+    """Return whether an agent has any records. Call it last: the error for a bad window takes precedence."""
     found = metrics.get_or_create_metrics(agent)
     return bool(found.task_count or found.llm_calls or found.tool_calls or metrics.spans(agent).spans)
 
 
 def _unknown(agent: str) -> Exit:
-    return not_found(f"agent {agent!r}, of whom nothing was ever recorded; `agentperf agents` lists them")
+    return not_found(f"agent {agent!r}, which has no records; `agentperf agents` lists all agents")
 
 
 def _active(found: Iterable[PerformanceMetrics]) -> list[PerformanceMetrics]:
@@ -278,7 +280,7 @@ def _active(found: Iterable[PerformanceMetrics]) -> list[PerformanceMetrics]:
 
 
 def _by_frequency(found: Iterable[PerformanceMetrics]) -> list[tuple[PerformanceMetrics, str, int]]:
-    """Return agent, type and count; failures recorded without a type have the type ``""``."""
+    """Return agent, error type and count; failures recorded without a type have the type ``""``."""
     rows = [(each, error, count) for each in found for error, count in each.error_types.items()]
     for each in found:
         untyped = each.failure_count - sum(each.error_types.values())
@@ -376,11 +378,12 @@ def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity: the least duration of nothing, and what is compared with it."""
+    """Return None for infinity, which JSON cannot hold: the minimum duration without executions is infinite."""
     return value if value - value == 0 else None
 
 
 def _number(value: float) -> str:
     if _finite(value) is None:
         return "–"
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"  # noqa: PLR2004  exact so far
+    # Below 1e15 a double prints whole numbers exactly.
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""The options that commands share, and how a command is left."""
+"""The options that commands share, and the way a command exits."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Namespace = Annotated[
     str | None,
     typer.Option("--namespace", help="Prefix of all keys. Default: $AGENTPERF_NAMESPACE, agentperf.", metavar="NAME"),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds one command may take.", metavar="SECONDS")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Maximum duration of one command.", metavar="SECONDS")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Data = Annotated[
     Path | None,
     typer.Option("--data", help="Folder of the embedded server's data. Default: one per user.", metavar="DIR"),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask. Needed where nobody can be asked.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation. Required without a terminal.")]
 
 
 def do(work: Callable[[], Exit | None]) -> None:
-    """Do the work of a command and leave with its exit code."""
+    """Run a command and exit with its exit code."""
     raise typer.Exit(guarded(work))
 
 
@@ -52,17 +52,17 @@ _SERVER_OPTIONS = tuple(
 
 
 def on_server(body: Callable[..., Exit | None]) -> Callable[..., None]:
-    """Make a command of a function of a `Target`: it has the options --url, --namespace, --timeout and --json too."""
+    """Turn a function of a `Target` into a command that also has --url, --namespace, --timeout and --json."""
     signature = inspect.signature(body, eval_str=True)
     own = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in list(signature.parameters.values())[1:]]
     parameters = [*own, *_SERVER_OPTIONS]
 
     @functools.wraps(body)
-    def command(*, url: str | None, namespace: str | None, timeout: float, as_json: bool, **given: Any) -> None:
+    def command(*, url: str | None, namespace: str | None, timeout: float, as_json: bool, **own_options: Any) -> None:
         target = Target(url, namespace, timeout, as_json=as_json)
-        do(lambda: body(target, **given))
+        do(lambda: body(target, **own_options))
 
     # Typer reads a command's options from both of these.
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # mypy knows no such attribute
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # unknown to mypy
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command

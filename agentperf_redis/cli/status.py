@@ -37,7 +37,7 @@ def status(target: Target, *, as_json: bool) -> Exit:
         return Exit.OK
     out.print(f"Server {address}, namespace {namespace}")
     if not (agents or caches or pools):
-        out.print("Nothing here yet: no agent was recorded, no cache used, no instance registered.")
+        out.print("Nothing here yet: no agent is recorded, no cache is in use, no instance is registered.")
         return Exit.OK
     out.print(
         f"{counted(summary.total_tasks, 'task')} of {counted(summary.active_agents, 'agent')} "
@@ -51,7 +51,7 @@ def status(target: Target, *, as_json: bool) -> Exit:
 
 
 def agents_table(agents: list[PerformanceMetrics]) -> Table:
-    """One line an agent; percentiles that are estimates are marked with the sign for about."""
+    """Return one row per agent; ≈ marks estimated percentiles."""
     table = new_table("agents", ["agent"], ["tasks", "success", "avg s", "p50 s", "p95 s", "p99 s", "top error"])
     for each in sorted(agents, key=lambda agent: -agent.task_count):
         about = "" if each.exact else "≈"
@@ -69,7 +69,7 @@ def agents_table(agents: list[PerformanceMetrics]) -> Table:
 
 
 def caches_table(caches: list[CacheStats]) -> Table:
-    """One line a cache."""
+    """Return one row per cache."""
     table = new_table(
         "caches", ["cache"], ["entries", "limit", "MiB", "hits", "misses", "hit rate", "evicted", "seconds saved"]
     )
@@ -89,7 +89,7 @@ def caches_table(caches: list[CacheStats]) -> Table:
 
 
 def pools_table(pools: list[PoolStatus]) -> Table:
-    """One line an instance."""
+    """Return one row per instance."""
     table = new_table("pools", ["pool", "instance", "state"], ["load", "limit", "peak", "served", "failed", "ms"])
     for pool in pools:
         for each in pool.instances:
@@ -120,7 +120,7 @@ def _plain_summary(summary: SystemSummary) -> dict[str, Any]:
 
 
 def plain_agent(agent: PerformanceMetrics) -> dict[str, Any]:
-    """An agent as every --json output shows it."""
+    """Return the fields of an agent that every --json output shares."""
     return {
         "agent": agent.agent_name,
         "tasks": agent.task_count,

@@ -1,4 +1,4 @@
-"""The main job, `agentperf demo`: a team of code-review agents that shares all it has through the library."""
+"""`agentperf demo`: code-review agents in several workers that share metrics, caches and instances."""
 
 from agentperf_redis.demo.progress import PlainProgress, Progress, Snapshot, Start, WorkerProgress
 from agentperf_redis.demo.report import Casualty, Check, Report

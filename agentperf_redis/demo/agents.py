@@ -1,7 +1,7 @@
-"""The agents of a code review: what a reader, a critic, a librarian and a summariser make of real source files.
+"""The agents of a code review: a reader, a critic, a librarian and a summariser of real source files.
 
-All are pure functions of source text and of where modules lie; nothing is executed or imported of what they look at.
-Their results are values that a cache can hold, under names of their own in the registry.
+All are pure functions of source text and of module locations. They never execute or import the source they read.
+Their results can be cached: the result types are registered with the codec.
 
 Source of the complexity measure: T. J. McCabe, A Complexity Measure, IEEE TSE SE-2 (4), 1976: decisions + 1.
 """
@@ -20,9 +20,9 @@ from agentperf_redis.codec.storable import REGISTRY
 COMPLEX_FROM = 11
 """McCabe's own limit is 10."""
 LONG_FROM = 61
-"""Lines of a function: more than a screen."""
+"""Lines of a function: more than fit on a screen."""
 DEEP_FROM = 6
-"""Blocks within blocks in one function."""
+"""Nested blocks in one function."""
 MANY_ARGUMENTS_FROM = 8
 _SHOWN_FINDINGS = 3
 _STAR_DEPTH = 8
@@ -45,7 +45,7 @@ _MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One imported module, by its absolute name, and the names taken from it; none when it is imported as a whole."""
+    """One imported module by its absolute name, and the names imported from it; none for the module itself."""
 
     line: int
     module: str
@@ -54,7 +54,7 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What the reader makes of a file. `error` is set, and the rest empty, when it does not parse."""
+    """The reader's result for a file. When the file does not parse, `error` is set and the rest is empty."""
 
     lines: int
     functions: tuple[tuple[str, int, int], ...] = ()
@@ -66,7 +66,7 @@ class Outline:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing the critic dislikes."""
+    """One finding of the critic."""
 
     kind: str
     line: int
@@ -77,13 +77,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """What the summariser says about a file in the end."""
+    """The summariser's result for a file."""
 
     path: str
     lines: int
     points: int
     kinds: tuple[tuple[str, int], ...]
-    """Kinds of findings and how many there are, the most frequent first."""
+    """Kinds of findings and their counts, the most frequent first."""
     worst: tuple[Finding, ...]
 
 
@@ -123,13 +123,13 @@ def read(source: bytes, module: str, *, is_package: bool) -> Outline:
 
 
 def criticise(source: bytes) -> tuple[Finding, ...]:
-    """Look for what makes a file hard to maintain: the critic's work.
+    """Find the parts of a file that are hard to maintain: the critic's work.
 
     Args:
         source: its bytes.
 
     Returns:
-        All findings, the weightiest first.
+        All findings, those with the most points first.
     """
     try:
         tree = ast.parse(source)
@@ -152,15 +152,15 @@ def criticise(source: bytes) -> tuple[Finding, ...]:
 def public_names(module: str, search: Sequence[str]) -> tuple[str, ...] | None:
     """Find the public names of a module in its source, without importing it: the librarian's work.
 
-    Public is what ``__all__`` spells out, and every name bound at the top level that does not begin with ``_``;
-    ``from x import *`` is followed, and the submodules of a package belong to it.
+    The public names are those in ``__all__`` and every top-level name that does not begin with ``_``.
+    ``from x import *`` is followed. The submodules of a package count as its names.
 
     Args:
         module: absolute dotted name.
         search: folders to look for it in, as in ``sys.path``.
 
     Returns:
-        The names, sorted; None where there is no source to tell, as for a builtin, or no such module.
+        The names, sorted; None if there is no source, as for a builtin, or no such module.
     """
     names = _names_of(module, search, _STAR_DEPTH)
     return None if names is None else tuple(sorted(names))
@@ -169,16 +169,16 @@ def public_names(module: str, search: Sequence[str]) -> tuple[str, ...] | None:
 def summarise(
     path: str, outline: Outline, findings: Iterable[Finding], libraries: dict[str, tuple[str, ...] | None]
 ) -> Review:
-    """Weigh up what the others found about a file: the summariser's work.
+    """Combine the results of the other agents for a file: the summariser's work.
 
     Args:
-        path: the file, as it is to be called.
-        outline: what the reader made of it.
-        findings: what the critic dislikes.
-        libraries: public names by module, as the librarian knows them.
+        path: name of the file in the review.
+        outline: the reader's result.
+        findings: the critic's findings.
+        libraries: public names by module, from the librarian.
 
     Returns:
-        The review. Names that are imported though the module does not have them for the public count against the file.
+        The review. Imported names that are not public in their module count against the file.
     """
     everything = list(findings)
     for each in outline.imports:
@@ -202,7 +202,7 @@ def summarise(
 
 
 def complexity(function: Function) -> int:
-    """Return McCabe's cyclomatic complexity of a function; functions defined within it count for themselves."""
+    """Return McCabe's cyclomatic complexity of a function; nested functions count separately."""
     decisions = 1
     for node in _walk(function, into_functions=False):
         if isinstance(node, _DECISIONS):
@@ -239,7 +239,7 @@ def _weight(finding: Finding) -> tuple[int, int, str, str]:
 
 
 def _walk(root: ast.AST, *, into_functions: bool = True) -> Iterator[ast.AST]:
-    """Yield all nodes below a node, without recursion: expressions in generated code nest deeper than Python may."""
+    """Yield all nodes below a node, without recursion: generated expressions nest deeper than Python's stack."""
     stack = list(ast.iter_child_nodes(root))
     while stack:
         node = stack.pop()
@@ -253,7 +253,7 @@ def _length(node: Function) -> int:
 
 
 def _depth(function: Function) -> int:
-    """Return how many blocks lie within one another. An ``elif`` is no deeper than its ``if``."""
+    """Return the nesting depth of blocks. An ``elif`` is no deeper than its ``if``."""
     deepest = 0
     stack: list[tuple[ast.AST, int]] = [(child, 0) for child in function.body]
     while stack:
@@ -279,7 +279,7 @@ def _imports_from(node: ast.ImportFrom, package: str) -> list[Import]:
         return [Import(node.lineno, node.module or "", names)]
     parts = package.split(".") if package else []
     if node.level - 1 >= len(parts):
-        return []  # reaches above the top: a broken import, or a script that is no part of a package
+        return []  # reaches above the top: a broken import, or a script outside any package
     base = ".".join(parts[: len(parts) - node.level + 1])
     return [Import(node.lineno, f"{base}.{node.module}" if node.module else base, names)]
 
@@ -309,9 +309,9 @@ def _names_of(module: str, search: Sequence[str], star_depth: int) -> set[str] |
 
 
 def _find_source(module: str, search: Sequence[str]) -> tuple[bytes, bool, list[str]] | None:
-    """Return source, whether it is a package, and the package's folders.
+    """Return the source, whether it is a package, and the package's folders.
 
-    `importlib.util.find_spec` would import the parents of a dotted name; asking the path finder for each part does not.
+    `importlib.util.find_spec` would import the parents of a dotted name; the path finder, called per part, does not.
     """
     path: list[str] = list(search)
     spec = None
@@ -344,7 +344,7 @@ def _submodules(folder: str) -> set[str]:
 
 
 def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Yield the statements run on import, those in ``if``, ``try`` and loops too, but not in functions and classes."""
+    """Yield the statements that run on import, also those in ``if``, ``try`` and loops, not in functions or classes."""
     stack: list[ast.stmt] = list(reversed(tree.body))
     while stack:
         node = stack.pop()
@@ -362,7 +362,7 @@ def _assigns_all(node: ast.Assign | ast.AugAssign) -> bool:
 
 
 def _spelled_names(value: ast.expr) -> set[str]:
-    """Return the strings of a literal list; nothing where the list is computed."""
+    """Return the strings of a literal list; an empty set for a computed list."""
     try:
         names = ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a demo promises, judged by the workers' own journals and by the state of the server. Pure functions."""
+"""The promises of a demo, checked against the workers' journals and the state of the server. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from agentperf_redis.demo.journal import Account
 from agentperf_redis.demo.report import Casualty, Check
 
 MAX_TIMES_COMPUTED = 1.05
-"""What the killed worker was at must be computed again."""
+"""The computation that the killed worker was running must be repeated."""
 UNFLUSHED_S = 3.0
-"""Metrics are flushed every second; a loaded machine may take its time."""
+"""Metrics are flushed every second; a loaded machine may take longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known in the end.
+    """The facts that the checks use.
 
     Attributes:
-        accounts: of all workers.
-        failed: what the log of each worker says that failed.
-        victim: account of the worker that was to be killed; None if none was.
-        killed_at: when it was stopped to be killed, s by the monotonic clock; None if it could not be.
-        casualty: what is known of its death.
-        left: agent type of each lease that is left.
+        accounts: journals of all workers.
+        failed: exit code and end of the log of each worker that failed.
+        victim: journal of the worker chosen to be killed; None if none was chosen.
+        killed_at: when it was stopped for the kill, s by the monotonic clock; None if it was not killed.
+        casualty: the killed worker; None if none was killed.
+        left: agent type of each remaining lease.
         pools: all pools, before `regained`.
-        regained: leases that could be had in each pool in the end, all at once.
-        granted: leases granted in each pool while the demo ran, by the scripts' count.
-        tried: of these, those taken to look whether the dead worker's had come back.
-        recorded: executions of each agent recorded while the demo ran.
+        regained: leases that could be held in each pool at the end, all at once.
+        granted: leases granted in each pool during the demo, as counted by the scripts.
+        tried: those of them that tested whether the dead worker's capacity was back.
+        recorded: executions of each agent recorded during the demo.
     """
 
     accounts: Sequence[Account]
@@ -48,28 +48,28 @@ class Evidence:
 
     @property
     def computed(self) -> int:
-        """Computations begun by anybody, the killed worker included."""
+        """Computations begun by all workers, including the killed one."""
         return sum(account.began.total() for account in self.accounts)
 
     @property
     def distinct(self) -> int:
-        """Distinct computations among them."""
+        """Number of distinct computations among them."""
         return len(set().union(*(account.began for account in self.accounts)))
 
     @property
     def served(self) -> int:
-        """Results that were used without computing them."""
+        """Results that were used without a computation."""
         return max(0, sum(account.used.total() for account in self.accounts) - self.computed)
 
 
 def checks(evidence: Evidence) -> tuple[Check, ...]:
-    """Judge a demo.
+    """Check the promises of a demo.
 
     Args:
-        evidence: what is known of it.
+        evidence: the facts about it.
 
     Returns:
-        Every promise, and whether it held.
+        Every promise with its result.
     """
     killing = (_victim_held_leases(evidence), _capacity_came_back(evidence)) if evidence.victim is not None else ()
     return (
@@ -95,30 +95,30 @@ def _all_through(evidence: Evidence) -> Check:
 
 def _same_report(evidence: Evidence) -> Check:
     digests = Counter(account.result["digest"] for account in evidence.accounts if account.result is not None)
-    said = ", ".join(f"{digest[:12]} from {count}" for digest, count in digests.most_common()) or "no report at all"
-    return Check("every worker's report is the same", len(digests) == 1, said)
+    shown = ", ".join(f"{digest[:12]} from {count}" for digest, count in digests.most_common()) or "no report at all"
+    return Check("every worker's report is the same", len(digests) == 1, shown)
 
 
 def _computed_once(evidence: Evidence) -> Check:
     times = evidence.computed / max(1, evidence.distinct)
-    again = Counter[str]()
+    by_key = Counter[str]()
     for account in evidence.accounts:
-        again.update(account.began)
-    maximum, count = max(again.items(), key=lambda item: item[1], default=("", 0))
+        by_key.update(account.began)
+    maximum, count = max(by_key.items(), key=lambda item: item[1], default=("", 0))
     figures = (
         f"{evidence.distinct} distinct computations were done {times:.3f} times on average, {evidence.served} results "
         f"came from a cache" + (f"; {maximum} was computed {count} times" if count > 1 else "")
     )
     promise = f"each computation was done at most {MAX_TIMES_COMPUTED} times on average"
     if not evidence.computed:
-        return Check(promise, False, "nothing was computed: all results were there, from an earlier demo")
+        return Check(promise, False, "nothing was computed: all results came from an earlier demo")
     return Check(promise, times <= MAX_TIMES_COMPUTED, figures)
 
 
 def _victim_held_leases(evidence: Evidence) -> Check:
     promise = "one worker was killed while it held a lease"
     if evidence.casualty is None:
-        return Check(promise, False, "it finished before it could be caught holding one")
+        return Check(promise, False, "it finished before it was caught with one")
     held = evidence.casualty.leases
     return Check(promise, len(held) >= 1, f"worker {evidence.casualty.number} held {len(held)}: {', '.join(held)}")
 
@@ -153,39 +153,39 @@ def _nothing_left(evidence: Evidence) -> Check:
 
 
 def _leases_balance(evidence: Evidence) -> Check:
-    """Every lease granted did one step, save those the killed worker took with it."""
+    """Every granted lease ran one step, except those that the killed worker held."""
     steps = _steps(evidence)
     unfinished = Counter(evidence.casualty.leases if evidence.casualty is not None else ())
-    odd, granted = [], 0
+    wrong, granted = [], 0
     for agent, count in evidence.granted.items():
         for_steps = count - evidence.tried.get(agent, 0)
         granted += for_steps
         if not steps[agent] <= for_steps <= steps[agent] + unfinished[agent]:
-            odd.append(f"{agent}: {for_steps} leases for {steps[agent]} steps")
-    figures = "; ".join(odd) or f"{granted} leases granted, {steps.total()} steps done"
-    return Check("leases granted and steps done balance", not odd and granted > 0, figures)
+            wrong.append(f"{agent}: {for_steps} leases for {steps[agent]} steps")
+    figures = "; ".join(wrong) or f"{granted} leases granted, {steps.total()} steps done"
+    return Check("leases granted and steps done balance", not wrong and granted > 0, figures)
 
 
 def _metrics_balance(evidence: Evidence) -> Check:
-    """Every step was recorded, save what the killed worker had not flushed."""
+    """Every step was recorded, except those that the killed worker had not flushed."""
     steps, unflushed = _steps(evidence), Counter[str]()
     if evidence.victim is not None and evidence.killed_at is not None:
         since = evidence.killed_at - UNFLUSHED_S
         unflushed.update(agent for when, agent in evidence.victim.steps if when >= since)
-    odd = [
+    wrong = [
         f"{agent}: {evidence.recorded.get(agent, 0)} recorded of {count}"
         for agent, count in sorted(steps.items())
         if not count - unflushed[agent] <= evidence.recorded.get(agent, 0) <= count
     ]
     recorded = sum(evidence.recorded.get(agent, 0) for agent in steps)
     lost = steps.total() - recorded
-    figures = "; ".join(odd) or f"{recorded} of {steps.total()} recorded" + (
+    figures = "; ".join(wrong) or f"{recorded} of {steps.total()} recorded" + (
         f", {lost} died with the worker, which had done {unflushed.total()} in its last {UNFLUSHED_S:g} s"
         if lost
         else ""
     )
     return Check(
-        "every step is in the metrics, save what the killed worker had not sent", not odd and bool(steps), figures
+        "every step is in the metrics, except what the killed worker had not sent", not wrong and bool(steps), figures
     )
 
 

@@ -1,7 +1,7 @@
-"""What a worker did, line by line in a file of its own, so that a killed worker's account survives it.
+"""The journal of a worker: one line per event in its own file, which survives a kill.
 
-Each line is one ``write`` to a file opened with O_APPEND: whatever was written before SIGKILL is there, whole. The
-counts that the demo is judged by come from here, never from the library that is being judged.
+Each line is one ``write`` to a file opened with O_APPEND, so every line written before SIGKILL is complete. The
+checks of the demo take their counts from here, never from the library under test.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Journal:
         os.close(self._file)
 
     def hello(self, process: str) -> None:
-        """Say by which name the library knows this process."""
+        """Write the library's name for this process."""
         self._write("hello", process)
 
     def began(self, key: str) -> None:
-        """A computation begins; it counts from here, whether or not it ends."""
+        """A computation begins. It counts from here, even if it never ends."""
         self._write("began", key)
 
     def computed(self, key: str, seconds: float) -> None:
-        """It ended, after so many seconds."""
+        """A computation ended after this many s."""
         self._write("computed", key, f"{seconds:.6f}")
 
     def used(self, key: str) -> None:
-        """A result was used, wherever it came from."""
+        """A result was used, computed or cached."""
         self._write("used", key)
 
     def step(self, agent: str, instance: str) -> None:
-        """A step was done on a leased instance. Written before it is recorded as a metric, and timed."""
+        """A step was done on a leased instance. Written with its time, before the metric is recorded."""
         self._write("step", agent, instance, f"{time.monotonic():.6f}")
 
     def lost(self, agent: str) -> None:
@@ -63,19 +63,19 @@ class Journal:
 
 @dataclass(slots=True)
 class Account:
-    """The reading side: what one worker's journal says so far.
+    """The reading side: the content of one worker's journal so far.
 
     Attributes:
         path: the file.
-        process: the library's name of the process; empty until it said hello.
+        process: the library's name of the process; empty until its hello line.
         began: computations begun, by key.
         spent: seconds of the last computation, by key.
         used: uses of results, by key.
-        steps: (when, agent) of each step, s by the monotonic clock of the machine.
+        steps: (time, agent) of each step, s by the machine's monotonic clock.
         instances: steps by instance.
         lost: leases lost while in use.
-        files: files done.
-        result: what the worker came to, when it is through.
+        files: number of files done.
+        result: the worker's result; None until it finishes.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class Account:
     _read_bytes: int = 0
 
     def update(self) -> None:
-        """Read on from where the last call came to; a line that is not whole yet waits for the next."""
+        """Read on from the end of the last call. An incomplete line is read by a later call."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._read_bytes)
@@ -101,9 +101,9 @@ class Account:
         end = data.rfind(b"\n") + 1
         self._read_bytes += end
         for line in data[:end].decode("utf-8", "surrogateescape").split("\n")[:-1]:
-            self._take(line.split("\t"))
+            self._apply(line.split("\t"))
 
-    def _take(self, words: list[str]) -> None:
+    def _apply(self, words: list[str]) -> None:
         match words:
             case ["used", key]:
                 self.used[key] += 1
@@ -123,4 +123,4 @@ class Account:
             case ["finished", result]:
                 self.result = json.loads(result)
             case _:
-                raise ValueError(f"{self.path} holds the line {words}")
+                raise ValueError(f"{self.path} has an unknown line {words}")

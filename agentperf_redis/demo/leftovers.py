@@ -1,4 +1,4 @@
-"""What a demo leaves on a server of the user's goes by itself after a day: until then it can be looked at."""
+"""Keys that a demo leaves on the user's server. They expire after a day; until then they can be inspected."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _NO_KEYS = {"tag", "bus", "entry_prefix", "lease_prefix"}
 
 
 def let_expire(backend: Backend, within: int = DAY_S) -> int:
-    """Give every key of a finished demo that would stay for ever an end.
+    """Set a TTL on every key of a finished demo that has none.
 
-    Slices of the metrics have one of their own.
+    Time slices of the metrics already have a TTL.
 
     Args:
-        backend: the demo's namespace.
-        within: s from now.
+        backend: backend of the demo's namespace.
+        within: the TTL, s.
 
     Returns:
-        How many keys got one.
+        Number of keys that got a TTL.
     """
     commands = tuple(Command("EXPIRE", (key,), (within, "NX"), _was_set) for key in _keys(backend.namespace))
-    return sum(answer is True for answer in backend.run(Batch(commands).settled()))
+    return sum(reply is True for reply in backend.run(Batch(commands).settled()))
 
 
 def _keys(namespace: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a demo says while it runs, and the plainest way to show it."""
+"""The progress of a running demo, and its display as plain lines."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ WorkerState = Literal["starting", "working", "killed", "done", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What is about to run.
+    """The planned run.
 
     Attributes:
         address: the server, password masked.
-        socket: the embedded server's Unix socket; None on a server of the user's.
+        socket: the embedded server's Unix socket; None on the user's own server.
         namespace: prefix of all keys.
-        root: the tree.
-        files: files in it.
-        workers: worker processes.
-        kill: whether one of them will be killed.
+        root: folder of the tree.
+        files: number of files in it.
+        workers: number of worker processes.
+        kill: whether one worker will be killed.
     """
 
     address: str
@@ -41,7 +41,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProgress:
-    """How far one worker is."""
+    """The progress of one worker."""
 
     number: int
     pid: int
@@ -51,13 +51,13 @@ class WorkerProgress:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How far the demo is.
+    """The progress of the demo.
 
     Attributes:
-        elapsed: s since the workers were started.
-        files: files each worker has to review.
-        workers: each of them.
-        steps: steps done so far, of all.
+        elapsed: s since the workers started.
+        files: number of files that each worker reviews.
+        workers: progress of each worker.
+        steps: steps done so far by all workers.
         computed: computations begun so far.
         served: results taken from a cache so far.
         leases: leases held now, by agent.
@@ -73,24 +73,24 @@ class Snapshot:
 
 
 class Progress(Protocol):
-    """Shows a demo while it runs. Called from the thread that runs it; must be quick."""
+    """Shows a running demo. The demo's thread calls the methods, so they must be quick."""
 
     def begin(self, start: Start) -> None:
-        """All is set up; the workers are about to start."""
+        """Setup is complete; the workers are about to start."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Some time passed; called about ten times a second."""
+        """Called about ten times per second."""
 
     def event(self, text: str) -> None:
-        """Something happened that is worth a line."""
+        """An event worth one line."""
 
 
 class PlainProgress:
     """Plain lines, for logs and pipes.
 
     Args:
-        stream: where they go.
-        every: s between two lines about the progress.
+        stream: output of the lines.
+        every: s between two progress lines.
     """
 
     def __init__(self, stream: TextIO, every: float = 2.0) -> None:
@@ -99,13 +99,13 @@ class PlainProgress:
         self._next = 0.0
 
     def begin(self, start: Start) -> None:
-        """Say what is about to run, and how to look at it."""
+        """Print the planned run, and the command that shows its keys."""
         server = f"a private server on {start.socket}" if start.socket is not None else start.address
         self.event(f"{start.workers} workers review {start.files} files of {start.root}, sharing {server}")
-        self.event(f"look at the keys while it runs: {start.look}")
+        self.event(f"show the keys while it runs: {start.look}")
 
     def update(self, snapshot: Snapshot) -> None:
-        """Say how far it is, not too often."""
+        """Print the progress, at most once per `every` s."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -120,6 +120,6 @@ class PlainProgress:
         )
 
     def event(self, text: str) -> None:
-        """Write a line."""
+        """Print one line."""
         self._stream.write(text + "\n")
         self._stream.flush()

@@ -1,4 +1,4 @@
-"""What a demo comes to: the findings, what the library measured meanwhile, and whether all that was promised held."""
+"""The result of a demo: the findings, the library's measurements, and the checked promises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentperf_redis.metrics.model import PerformanceMetrics
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise: whether it held, and the figures it is judged by."""
+    """One promise, whether it held, and the figures that decide it."""
 
     promise: str
     held: bool
@@ -26,9 +26,9 @@ class Casualty:
 
     Attributes:
         number: of the worker.
-        files: it had reviewed.
-        leases: agent types of the leases it held, as the server knew them while it was stopped and just before it died.
-        recovered_after: s until the last of them was gone; None if one never was.
+        files: number of files it had reviewed.
+        leases: agent types of its leases, read from the server while it was stopped, just before it was killed.
+        recovered_after: s until the last of them was gone; None if one remained.
     """
 
     number: int
@@ -42,23 +42,23 @@ class Report:
     """A demo's result.
 
     Attributes:
-        root: the tree reviewed.
-        files: files in it.
-        lines: lines in them.
-        findings: all findings.
+        root: folder of the tree.
+        files: number of files in it.
+        lines: number of lines in them.
+        findings: number of findings.
         worst: the worst files, each a `Review` as a dict.
         seconds: from the start of the workers to the end of the last.
         workers: worker processes started.
-        casualty: who was killed, if anybody.
+        casualty: the killed worker; None if none was killed.
         agents: metrics of each agent.
         caches: statistics of each cache.
         pools: pools at the end.
-        instances: steps by instance, as the workers accounted for them.
-        computed: computations done, by anybody.
-        distinct: distinct computations among them.
+        instances: steps by instance, from the workers' journals.
+        computed: computations done by all workers.
+        distinct: number of distinct computations among them.
         served: results that came from a cache.
-        checks: all that was promised.
-        namespace: where the state is.
+        checks: every promise.
+        namespace: prefix of all keys.
     """
 
     root: str
@@ -90,7 +90,7 @@ class Report:
         return [f"{check.promise}: {check.figures}" for check in self.checks if not check.held]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report for machines: numbers as numbers, seconds, shares from 0 to 1."""
+        """Return the report as plain data: times in s, shares from 0 to 1."""
         return {
             "ok": self.ok,
             "checks": [asdict(check) for check in self.checks],

@@ -1,4 +1,4 @@
-"""The main job: several worker processes review one source tree together, one of them is killed, and all is checked."""
+"""Run the demo: several workers review one source tree together, one is killed, and every promise is checked."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ from agentperf_redis.metrics.model import PerformanceMetrics
 
 MAX_WORKERS = 64
 _TICK_S = 0.05
-_LOOK_EVERY_S = 0.25
+_CHECK_EVERY_S = 0.25
 _HUNTING_TICK_S = 0.003
-"""While the victim is to be caught holding a lease. A step, and with it a lease, takes some ms."""
+"""Tick while the victim must be caught with a lease: a step, and so its lease, lasts some ms."""
 MIN_FILES_TO_KILL_IN = 20
-"""Files. A smaller tree has no middle to speak of."""
+"""Minimum number of files: in a smaller tree the workers finish too soon after the half-way point."""
 _TIMEOUT_S = 600.0
 _TAIL_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What to do.
+    """Options of a demo.
 
     Attributes:
         url: the server; None starts a private one that ends with the demo.
         path: folder to review; None for the standard library of the running Python.
-        files: review so many files only, spread over the tree; None for all.
-        workers: worker processes, 1 to 64.
-        kill: whether one of them, the last, is killed half-way; only with two or more workers and at least
+        files: maximum number of files, spread over the tree; None for all.
+        workers: number of worker processes, 1 to 64.
+        kill: whether the last worker is killed half-way through; only with two or more workers and at least
             `MIN_FILES_TO_KILL_IN` files.
-        namespace: prefix of all keys; None makes a new one, so that no earlier demo's results are found, and lets it go
-            after a day.
-        lease_ttl: life of a lease without renewal, s: how long a dead worker's capacity is gone.
+        namespace: prefix of all keys; None makes a new one, which holds no results of earlier demos and expires after a
+            day.
+        lease_ttl: TTL of a lease without renewal, s: a dead worker's capacity stays occupied this long.
         program: arguments to Python that start a worker.
     """
 
@@ -83,15 +83,15 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
     """Run the demo.
 
     Args:
-        options: what to do.
-        progress: what shows it meanwhile.
+        options: options of the demo.
+        progress: display of the running demo.
 
     Returns:
-        The report; `Report.ok` says whether all that was promised held.
+        The report; `Report.ok` is true if every promise held.
 
     Raises:
-        InvalidArgument: for a folder that cannot be reviewed.
-        BackendUnavailable: no server.
+        InvalidArgument: the folder cannot be reviewed.
+        BackendUnavailable: the server is unreachable.
     """
     tree = find_tree(options.path, options.files)
     with contextlib.ExitStack() as stack:
@@ -105,9 +105,9 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentperf-demo-")))
         perf = stack.enter_context(AgentPerf(url, namespace=namespace))
         demo = _Demo(options, progress, tree, perf, url, folder)
-        demo.look_before()
+        demo.read_earlier_counts()
         if options.url is not None and options.namespace is None:
-            stack.callback(_tidy, perf.backend)  # however the demo ends
+            stack.callback(_tidy, perf.backend)  # also after a failure
         progress.begin(
             Start(
                 address=perf.backend.address.masked,
@@ -120,28 +120,28 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
             )
         )
         if options.kill and not demo.kills:
-            progress.event(f"nobody is killed: that takes 2 workers and {MIN_FILES_TO_KILL_IN} files")
+            progress.event(f"no worker is killed: that needs 2 workers and {MIN_FILES_TO_KILL_IN} files")
         return demo.run()
 
 
 def _tidy(backend: Backend) -> None:
-    with contextlib.suppress(AgentPerfError):  # what ended the demo is what its user has to hear of
+    with contextlib.suppress(AgentPerfError):  # the error that ended the demo takes precedence
         let_expire(backend)
 
 
 @dataclass(slots=True)
 class _Worker:
-    """One worker process, as its parent sees it."""
+    """One worker process, from the parent's side."""
 
     number: int
     process: subprocess.Popen[bytes]
     account: Account
     log: Path
     stopped_at: float | None = None
-    """When it was last seen at work, before it was killed."""
+    """When it was last stopped, s by the monotonic clock; just before the kill for a killed worker."""
     killed_at: float | None = None
     held: dict[str, str] = field(default_factory=dict)
-    """Leases held when it was killed: token -> agent type."""
+    """Leases it held when it was killed: token -> agent type."""
 
     @property
     def state(self) -> WorkerState:
@@ -171,27 +171,27 @@ class _Demo:
 
     @property
     def kills(self) -> bool:
-        """Whether a worker is to be killed."""
+        """Whether a worker will be killed."""
         enough = self._options.workers > 1 and len(self._tree.files) >= MIN_FILES_TO_KILL_IN
         return self._options.kill and enough
 
     @property
     def _half(self) -> int:
-        """Files after which the victim is hunted."""
+        """Number of files after which the victim may be killed."""
         return len(self._tree.files) // 2
 
     @property
     def _last(self) -> int:
-        """Files after which the victim waits for its end: whatever holds this process up, it does not get away."""
+        """Number of files after which the victim waits for the kill, so that a stall of this process cannot save it."""
         return self._half + len(self._tree.files) // 4
 
-    def look_before(self) -> None:
-        """Contact the server and note what an earlier demo counted there."""
+    def read_earlier_counts(self) -> None:
+        """Contact the server and read the counts of earlier demos."""
         self._granted_before = {status.agent_type: status.granted for status in self._balancer.status(*AGENTS)}
         self._recorded_before = {agent: each.task_count for agent, each in self._perf.metrics.snapshots().items()}
 
     def run(self) -> Report:
-        """Have it all done, and judge it."""
+        """Run the demo and check its promises."""
         for instance in Shares(self._options.workers).instances():
             self._balancer.register_instance(instance)
         began = time.monotonic()
@@ -206,7 +206,7 @@ class _Demo:
         pools = self._balancer.status(*AGENTS)
         evidence = Evidence(
             accounts=[worker.account for worker in workers],
-            failed=[self._epitaph(worker) for worker in workers if worker.state in ("failed", "working", "starting")],
+            failed=[self._failure(worker) for worker in workers if worker.state in ("failed", "working", "starting")],
             victim=victim.account if victim is not None else None,
             casualty=self._casualty(victim),
             left=sorted(left.values()),
@@ -223,11 +223,11 @@ class _Demo:
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[list[_Worker]]:
-        """Start the workers; whatever happens, none is left in the end."""
+        """Start the workers, and end all of them on every exit."""
         workers: list[_Worker] = []
         try:
             for number in range(self._options.workers):
-                workers.append(self._start(number))  # noqa: PERF401  those started before one fails have to be ended
+                workers.append(self._start(number))  # noqa: PERF401  if a start fails, the earlier ones must end
             yield workers
         finally:
             for worker in workers:
@@ -261,14 +261,14 @@ class _Demo:
                 stderr=output,
                 env=environment,
             )
-        with contextlib.suppress(BrokenPipeError):  # it ended at once; its log says why
-            assert process.stdin is not None  # noqa: S101  it was asked for
+        with contextlib.suppress(BrokenPipeError):  # it exited at once; its log has the reason
+            assert process.stdin is not None  # noqa: S101  stdin is PIPE
             process.stdin.write(task.to_json().encode())
             process.stdin.close()
         return _Worker(number, process, Account(journal), log)
 
     def _watch(self, workers: list[_Worker], victim: _Worker | None, began: float) -> None:
-        """Stay until every worker is through, and kill the victim half-way."""
+        """Wait until every worker has ended, and kill the victim half-way through."""
         half = self._half
         give_up_at = began + _TIMEOUT_S
         next_show = next_look = 0.0
@@ -279,7 +279,7 @@ class _Demo:
                 worker.account.update()
             now = time.monotonic()
             if now >= next_look:
-                next_look = now + _LOOK_EVERY_S
+                next_look = now + _CHECK_EVERY_S
                 leases = dict(Counter(self._leases().values()))
                 if victim is not None:
                     self._look_for_recovery(victim)
@@ -295,11 +295,11 @@ class _Demo:
             time.sleep(_HUNTING_TICK_S if closing_in else _TICK_S)
 
     def _try_to_kill(self, victim: _Worker) -> None:
-        """Kill the victim if it holds a lease at this very moment, which cannot pass while it is stopped."""
+        """Stop the victim, and kill it if it holds a lease: a stopped worker cannot release one."""
         victim.stopped_at = time.monotonic()
         victim.process.send_signal(signal.SIGSTOP)
         held = self._leases_of(victim)
-        # A release may have been under way when the victim stopped; by the second look the server has read it.
+        # A release may have been in flight when the victim stopped; before the second read the server has processed it.
         held = {token: agent for token, agent in self._leases_of(victim).items() if token in held}
         if not held:
             victim.process.send_signal(signal.SIGCONT)
@@ -314,10 +314,10 @@ class _Demo:
             f"while it held a lease on: {', '.join(sorted(held.values()))}"
         )
 
-    # ---- the server's state
+    # ---- state of the server
 
     def _leases(self) -> dict[str, str]:
-        """Return all leases the server knows of: token -> agent type."""
+        """Return all leases on the server: token -> agent type."""
         found: dict[str, str] = {}
         for agent in AGENTS:
             due = keys.pool(self._perf.backend.namespace, agent).due
@@ -339,11 +339,11 @@ class _Demo:
         return self._recovered_at is not None
 
     def _await_recovery(self, victim: _Worker) -> None:
-        """Wait for the killed worker's leases to expire. Expiries are cleared by whoever uses the pool next."""
+        """Wait until the killed worker's leases are gone. The next request to a pool clears its expired leases."""
         give_up_at = time.monotonic() + 2 * self._options.lease_ttl + 2.0
         late = False
         while not self._look_for_recovery(victim) and not late:
-            late = time.monotonic() > give_up_at  # by now: the next look is at what there is after that
+            late = time.monotonic() > give_up_at  # checked before the last look, so that it still happens
             for agent in set(victim.held.values()):
                 self._try_capacity(agent)
             time.sleep(_TICK_S)
@@ -355,21 +355,21 @@ class _Demo:
             self._balancer.release(instance, outcome="neutral")
 
     def _fill(self, pools: list[PoolStatus]) -> dict[str, int]:
-        """Lease all capacity there is and give it back: whatever is missing was never returned."""
+        """Lease all capacity and release it. A missing unit was never released by its holder."""
         regained = {}
         for pool in pools:
-            taken = []
+            leased = []
             for _ in range(pool.total_capacity):
                 instance = self._balancer.acquire(pool.agent_type)
                 if instance is None:
                     break
-                taken.append(instance)
-            for instance in taken:
+                leased.append(instance)
+            for instance in leased:
                 self._balancer.release(instance, outcome="neutral")
-            regained[pool.agent_type] = len(taken)
+            regained[pool.agent_type] = len(leased)
         return regained
 
-    # ---- what to say
+    # ---- results
 
     def _snapshot(self, workers: list[_Worker], began: float, leases: dict[str, int]) -> Snapshot:
         accounts = [worker.account for worker in workers]
@@ -393,9 +393,9 @@ class _Demo:
         recovered = None if self._recovered_at is None else self._recovered_at - victim.killed_at
         return Casualty(victim.number, victim.account.files, tuple(sorted(victim.held.values())), recovered)
 
-    def _epitaph(self, worker: _Worker) -> str:
+    def _failure(self, worker: _Worker) -> str:
         end = worker.log.read_text(errors="replace")[-_TAIL_CHARACTERS:].strip() if worker.log.exists() else ""
-        return f"worker {worker.number} ended with exit code {worker.process.returncode}: {end or 'it said nothing'}"
+        return f"worker {worker.number} ended with exit code {worker.process.returncode}: {end or 'its log is empty'}"
 
     def _report(self, evidence: Evidence, metrics: dict[str, PerformanceMetrics], seconds: float) -> Report:
         results = [account.result for account in evidence.accounts if account.result is not None]
@@ -422,7 +422,7 @@ class _Demo:
 
 
 def _lease_tokens(due: str) -> Command[list[str]]:
-    """Pick the leases out of a pool's timers: members that begin with @."""
+    """Read the leases from a pool's timers: the members that begin with @."""
 
     def decode(reply: Reply) -> list[str]:
         if not isinstance(reply, list) or not all(isinstance(name, bytes) for name in reply):

@@ -1,4 +1,4 @@
-"""A worker's team: each step of a review leases an agent, shares its result through a cache and records how it went."""
+"""A worker's agents: each step of a review leases an instance, caches its result and records its metrics."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Names = tuple[str, ...] | None
 READER, CRITIC, LIBRARIAN, SUMMARISER = AGENTS = ("reader", "critic", "librarian", "summariser")
 FILES_CACHE, MODULES_CACHE = "files", "modules"
 EDITION = "1"
-"""Part of every cache key: what other versions of the agents have made must not be found."""
+"""Part of every cache key, so that results of other versions of the agents are never found."""
 WAIT_S = 60.0
-"""How long a step stands in line for an instance: longer than any lease of a dead worker lives."""
-_LOOK_EVERY_S = 0.05
+"""How long a step waits in the queue for an instance: longer than the TTL of a dead worker's lease."""
+_CHECK_EVERY_S = 0.05
 KEEP_S = 3600.0
-"""Life of cached results: nothing of a demo stays on a server for long."""
+"""TTL of cached results, so that a demo leaves nothing on a server for long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The agents there are, for so many workers: fewer than the workers want, so that they have to share.
+    """The instances for a number of workers: fewer than the workers need, so that they must share.
 
     Attributes:
-        workers: worker processes.
+        workers: number of worker processes.
     """
 
     workers: int
@@ -56,19 +56,19 @@ class Shares:
 
 
 def caches(perf: AgentPerf, tree: Tree) -> tuple[LRUCache, TieredCache]:
-    """Return the cache of what is made of files, and that of modules' names. Both have room for all of it."""
+    """Return the cache of file results and the cache of module names. Each has capacity for all entries."""
     files = perf.cache(FILES_CACHE, max_size=2 * len(tree.files) + 100, default_ttl=KEEP_S)
     return files, perf.tiered_cache(MODULES_CACHE, cold_size=2000 + 4 * len(tree.files))
 
 
 class Team:
-    """The agents as one worker uses them.
+    """The agents of one worker.
 
     Args:
         perf: the library.
-        tree: what to review.
-        journal: where to account for it.
-        lease_ttl: life of a lease without renewal, s.
+        tree: the tree to review.
+        journal: the worker's journal.
+        lease_ttl: TTL of a lease without renewal, s.
     """
 
     def __init__(self, perf: AgentPerf, tree: Tree, journal: Journal, lease_ttl: float) -> None:
@@ -97,7 +97,7 @@ class Team:
         """Review one file, in four steps.
 
         Args:
-            file: one of the tree's.
+                file: one of the tree's files.
 
         Returns:
             The review.
@@ -113,20 +113,20 @@ class Team:
         self._journal.reviewed(file)
         return review
 
-    def hold(self, look: Callable[[], None]) -> NoReturn:
+    def hold(self, check: Callable[[], None]) -> NoReturn:
         """Keep an instance leased until this process is killed.
 
         Args:
-            look: called meanwhile; may end the process.
+            check: called repeatedly; may end the process.
         """
         while True:
             with suppress(LeaseLost), self._balancer.lease(READER, wait=WAIT_S, ttl=self._lease_ttl) as lease:
                 while lease.held:
-                    look()
-                    time.sleep(_LOOK_EVERY_S)
+                    check()
+                    time.sleep(_CHECK_EVERY_S)
 
     def _step(self, agent: str, work: Callable[[], T]) -> T:
-        """Do the work of an agent on an instance leased for it."""
+        """Run the work of an agent on a leased instance."""
         try:
             with self._balancer.lease(agent, wait=WAIT_S, ttl=self._lease_ttl) as lease:
                 began = time.perf_counter()
@@ -139,7 +139,7 @@ class Team:
                 self._journal.step(agent, lease.instance_id)
                 self._metrics.record_execution(agent, took, True)
         except LeaseLost:
-            self._journal.lost(agent)  # the work is done and changes nothing elsewhere: it stands
+            self._journal.lost(agent)  # the work is done and has no side effects, so it counts
         return result
 
     def _names(self, module: str) -> Names:
@@ -160,5 +160,5 @@ class Team:
     def _source(self, file: str, digest: str) -> bytes:
         source = (self._tree.root / file).read_bytes()
         if sha256(source).hexdigest() != digest:
-            raise RuntimeError(f"{file} was changed while it was being reviewed")
+            raise RuntimeError(f"{file} changed during its review")
         return source

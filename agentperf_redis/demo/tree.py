@@ -1,4 +1,4 @@
-"""The source files to review, and where their imports are to be looked for."""
+"""The source files to review, and the folders in which their imports are looked up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from agentperf_redis.errors import InvalidArgument
 
-LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "node_modules"})
-"""Folders not reviewed: the standard library's tests are larger than the library, the others belong to others."""
+EXCLUDED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "node_modules"})
+"""Folders not reviewed: the standard library's tests are larger than the library; the others hold foreign code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Tree:
     Attributes:
         root: the folder.
         files: paths relative to it, in POSIX form, sorted.
-        top: the folder from which the modules' absolute names count: root, or above it if root lies within a package.
+        top: folder that absolute module names start from: root, or a folder above it if root lies within a package.
     """
 
     root: Path
@@ -28,13 +28,13 @@ class Tree:
     top: Path
 
     def module_name(self, file: str) -> str:
-        """Return the dotted name under which a file would be imported."""
+        """Return the dotted module name of a file."""
         parts = list((self.root / file).relative_to(self.top).with_suffix("").parts)
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
     @property
     def search(self) -> tuple[str, ...]:
-        """Folders in which imports are looked for: the tree's own, then those of the running Python."""
+        """Folders in which imports are looked up: the tree's own, then those of the running Python."""
         found = [str(self.top), sysconfig.get_path("stdlib"), *(path for path in sys.path if path)]
         return tuple(dict.fromkeys(found))
 
@@ -49,24 +49,24 @@ def find_tree(path: Path | None, limit: int | None) -> Tree:
 
     Args:
         path: a folder; None for the standard library.
-        limit: take only so many files, evenly spread over the tree; None takes all.
+        limit: maximum number of files, spread evenly over the tree; None takes all.
 
     Returns:
         The tree.
 
     Raises:
-        InvalidArgument: no such folder, or no Python file in it.
+        InvalidArgument: the folder does not exist or has no Python file.
     """
     root = (standard_library() if path is None else path).resolve()
     if not root.is_dir():
-        raise InvalidArgument("path", str(path), "a folder that exists")
+        raise InvalidArgument("path", str(path), "an existing folder")
     files = sorted(
         relative.as_posix()
         for relative in (found.relative_to(root) for found in root.rglob("*.py"))
-        if not LEFT_OUT.intersection(relative.parts[:-1]) and not any(part.startswith(".") for part in relative.parts)
+        if not EXCLUDED.intersection(relative.parts[:-1]) and not any(part.startswith(".") for part in relative.parts)
     )
     if not files:
-        raise InvalidArgument("path", str(root), "a folder with Python files (test folders are left out)")
+        raise InvalidArgument("path", str(root), "a folder with Python files (test folders are excluded)")
     if limit is not None and limit < len(files):
         files = [files[index * len(files) // limit] for index in range(limit)]
     top = root

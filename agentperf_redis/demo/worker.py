@@ -1,6 +1,6 @@
-"""One worker process: reviews the whole tree in an order of its own. Started by `agentperf_redis.demo.run`.
+"""One worker process: it reviews the whole tree in its own order. `agentperf_redis.demo.run` starts it.
 
-Its settings come as one JSON object on stdin, since the URL may hold a password and arguments are for all to see.
+Its task is one JSON object on stdin, because the URL may hold a password and arguments are visible to other users.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ WORST = 10
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is told.
+    """The task of a worker.
 
     Attributes:
         url: the server.
         namespace: prefix of all keys.
-        number: of the worker, from 0; the seed of its order.
-        parent: pid of who started it; a worker does not outlive it.
+        number: number of the worker, from 0; the seed of its order.
+        parent: pid of the process that started it; a worker ends soon after it.
         root: folder to review.
         top: see `Tree`.
-        files: files to review.
-        journal: file to account in.
-        lease_ttl: life of a lease without renewal, s.
-        last: files after which it waits, with a lease, to be killed; None for a worker that is to finish.
+        files: paths to review.
+        journal: path of the worker's journal.
+        lease_ttl: TTL of a lease without renewal, s.
+        last: number of files after which it waits with a lease to be killed; None for a worker that finishes.
     """
 
     url: str
@@ -52,12 +52,12 @@ class Task:
     last: int | None = None
 
     def to_json(self) -> str:
-        """Return the task as it goes to stdin."""
+        """Return the task as JSON, for stdin."""
         return json.dumps(asdict(self))
 
 
 def main() -> None:
-    """Do the task on stdin."""
+    """Run the task from stdin."""
     work(Task(**json.load(sys.stdin)))
 
 
@@ -65,7 +65,7 @@ def work(task: Task) -> None:
     """Review every file of the task's tree.
 
     Args:
-        task: what to do.
+        task: the task of this worker.
     """
     tree = Tree(Path(task.root), tuple(task.files), Path(task.top))
     order = list(tree.files)
@@ -77,21 +77,21 @@ def work(task: Task) -> None:
         reviews = []
         for number, file in enumerate(order):
             if number == task.last:
-                team.hold(lambda: _go_on_for(task))
-            _go_on_for(task)
+                team.hold(lambda: _exit_without_parent(task))
+            _exit_without_parent(task)
             reviews.append(team.review(file))
         perf.metrics.flush()
     journal.finished(conclude(reviews))
     journal.close()
 
 
-def _go_on_for(task: Task) -> None:
+def _exit_without_parent(task: Task) -> None:
     if os.getppid() != task.parent:
         sys.exit("the demo that started this worker is gone")
 
 
 def conclude(reviews: list[Review]) -> dict[str, object]:
-    """Return what a worker reports: a digest of all reviews, in whatever order they were made, and the worst files."""
+    """Return a worker's result: the worst files, and a digest of all reviews that does not depend on their order."""
     everything = json.dumps([asdict(review) for review in sorted(reviews, key=lambda review: review.path)])
     worst = sorted(reviews, key=lambda review: (-review.points, review.path))[:WORST]
     return {

@@ -1,4 +1,4 @@
-"""What one series got in one step of time: samples added up, and some of them kept as they were."""
+"""The records of one series in one time step: sums of its samples, and some raw samples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from agentperf_redis.metrics.histogram import ZERO, bucket_counts, micros
 from agentperf_redis.metrics.model import OTHER
 
 MAX_RAW = 1000
-"""Raw samples kept of a cell, and of a series on the server."""
+"""Maximum number of raw samples of an accumulator, and of a series on the server."""
 MAX_SLOW = 50
-"""Slowest samples that are sent on whatever the refill allows."""
+"""Slowest samples that are sent regardless of the rate limit."""
 MAX_COUNTERS = 2000
-"""Counters of a cell: 720 buckets at most, and error types; what goes beyond is ``__other__``."""
+"""Counters of an accumulator: at most 720 buckets, and error types; further types count as ``__other__``."""
 
 OK = "ok"
 FAILED = "err"
@@ -26,7 +26,7 @@ _OTHER_ERROR = f"{FAILED}:{OTHER}"
 
 
 class Series(NamedTuple):
-    """A line of counts: an agent, a span of it, a measure of it."""
+    """One set of counters: of an agent, of one of its spans, or of one of its measures."""
 
     shard: int
     name: str
@@ -34,7 +34,7 @@ class Series(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A span of an agent by its path, or a further measure such as ``ttft``: recorded under its own name."""
+    """A span of an agent by its path, or another measure such as ``ttft``. It has its own series."""
 
     agent: str
     path: tuple[str, ...] = ()
@@ -54,16 +54,16 @@ def _fields_of_outcome(outcome: str) -> tuple[str, ...]:
 
 
 Samples = list[Any]
-"""Executions in order of their end, four items each, one after the other: when it ended by our clock, its duration in
-s, its outcome, and of a span, how much of the time was its own, s. Flat, so that a record leaves one list behind and
-nothing for the garbage collector to walk through, and a column of it is a slice.
+"""Executions in order of their end, with four items each: the end by our clock, the duration in s, the outcome, and for
+a span the self time in s. The list is flat, so that a record creates no object for the garbage collector, and a column
+is a slice.
 """
 ITEMS = 4
 _ENDED, _SECONDS, _OUTCOME, _OWN = range(ITEMS)
 
 
 class Accumulator:
-    """What one series got in one step."""
+    """The records of one series in one step."""
 
     __slots__ = ("counts", "max_us", "min_us", "newest", "oldest", "raw", "raw_dropped")
 
@@ -88,14 +88,14 @@ class Accumulator:
             for outcome, count in Counter(outcomes).items():
                 for name in _fields_of_outcome(outcome):
                     counts[name if name in counts or len(counts) < MAX_COUNTERS else _OTHER_ERROR] += count
-        counts["sum_us"] += micros(sum(durations))  # closer than a sum of rounded ones, and no work for each
+        counts["sum_us"] += micros(sum(durations))  # more exact than a sum of rounded values, and faster
         own_s = sum(samples[_OWN::ITEMS])
         if own_s:
             counts["self_us"] += micros(own_s)
         buckets, zeros = bucket_counts(durations)
         for bucket, count in buckets.items():
             name = _bucket_field(bucket)
-            counts[name] = counts.get(name, 0) + count  # a Counter's += is slow where there is none yet
+            counts[name] = counts.get(name, 0) + count  # += of a Counter is slow for a new key
         if zeros:
             counts[_bucket_field(ZERO)] += zeros
         minimum, maximum = micros(durations[0]), micros(durations[-1])
@@ -106,7 +106,7 @@ class Accumulator:
         self._keep(samples)
 
     def merge(self, other: Accumulator) -> None:
-        """Take another cell in."""
+        """Add another accumulator to this one."""
         self.counts.update(other.counts)
         if other.min_us is not None:
             self.min_us = other.min_us if self.min_us is None else min(self.min_us, other.min_us)
@@ -117,11 +117,11 @@ class Accumulator:
         self._keep(other.raw)
 
     def add(self, counts: Mapping[str, int]) -> None:
-        """Add to further counters."""
+        """Add to other counters."""
         own = self.counts
         for name, value in counts.items():
             if name not in own and len(own) >= MAX_COUNTERS and name.startswith(MODEL):
-                name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted there instead
+                name = MODEL + OTHER + name[name.rindex(":") :]  # noqa: PLW2901  counted under __other__
             own[name] += value
 
     def _keep(self, samples: Samples) -> None:
@@ -130,18 +130,18 @@ class Accumulator:
 
     @property
     def raw_count(self) -> int:
-        """How many raw samples it holds."""
+        """Number of raw samples in it."""
         return len(self.raw) // ITEMS
 
     def sample(self, allowed: int) -> None:
-        """Keep the newest raw samples, as many as allowed, and the slowest."""
+        """Keep the newest raw samples, at most `allowed`, and the slowest."""
         excess = self.raw_count - allowed
         if excess <= 0:
             return
         kept = self.raw[excess * ITEMS :]
         if allowed < MAX_RAW:
             slowest = slowest_of(self.raw[: excess * ITEMS])
-            kept = [item for place in slowest for item in self.raw[place * ITEMS : place * ITEMS + ITEMS]] + kept
+            kept = [item for index in slowest for item in self.raw[index * ITEMS : index * ITEMS + ITEMS]] + kept
             excess -= len(slowest)
         self.raw = kept
         self.raw_dropped += excess
@@ -153,11 +153,11 @@ class Accumulator:
 
 
 def columns(samples: Samples) -> Iterator[tuple[float, float, str]]:
-    """Return of each sample when it ended, its duration and its outcome."""
+    """Return the end, the duration and the outcome of each sample."""
     return zip(samples[_ENDED::ITEMS], samples[_SECONDS::ITEMS], samples[_OUTCOME::ITEMS], strict=True)
 
 
 def slowest_of(samples: Samples) -> list[int]:
-    """Return the places of the slowest samples, the slowest first."""
+    """Return the indexes of the slowest samples, the slowest first."""
     durations = samples[_SECONDS::ITEMS]
     return nlargest(MAX_SLOW, range(len(durations)), key=durations.__getitem__)

@@ -1,4 +1,4 @@
-"""`MetricsCollector` for asyncio: the same flows, awaited."""
+"""`MetricsCollector` for asyncio: it awaits the same flows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agentperf_redis.metrics.windows import Timestamp, Window
 
 
 class AsyncMetricsCollector:
-    """`MetricsCollector` for asyncio; each call does what the call of that name does there."""
+    """`MetricsCollector` for asyncio; each method does the same as its blocking counterpart."""
 
     def __init__(self, flusher: Flusher) -> None:
         self._flusher = flusher
@@ -100,6 +100,6 @@ class AsyncMetricsCollector:
         """See `MetricsCollector.forget`."""
         return await self._backend.arun(flows.forget(self._flusher, agent_name))
 
-    async def flush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  the same argument as of the blocking method
+    async def flush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109  as in the blocking method
         """See `MetricsCollector.flush`."""
         return await self._backend.arun(flows.flush(self._flusher, timeout))

@@ -1,14 +1,14 @@
-"""What a process has recorded and the server has not confirmed yet. No I/O here.
+"""The records of a process that the server has not confirmed yet. No I/O here.
 
-The way of a sample: `Buffer.record` appends it to the sample buffer of its series, a plain list, without a lock.
+The path of a sample: `Buffer.record` appends it to the sample buffer of its series, a plain list, without a lock.
 `Buffer.aggregate` empties the sample buffers into one `Accumulator` for each series and each ten seconds of server
-time, so that a sample delayed by an outage still lands in the slice it belongs to. `Buffer.batches` packs the
-accumulators of each shard into a `FlushBatch` with the next number of that shard. A batch never changes until it is
-settled; what is recorded meanwhile waits for the next one. So a batch can be sent any number of times, and counts once.
+time, so that a sample delayed by an outage still counts in the right slice. `Buffer.batches` packs the accumulators of
+each shard into a `FlushBatch` with the shard's next sequence number. A batch never changes until it is settled; new
+records wait for the next one. So a batch can be sent any number of times, and counts once.
 
-What is bounded: series (`MAX_SERIES`, then ``__other__``), samples in a sample buffer (`MAX_BUFFERED_SAMPLES`, then the
-recording thread aggregates), raw samples of an accumulator (`MAX_RAW`, the rest is counted only), accumulators (they
-are downsampled as they age beyond the TTL of the finer slices, and when there are too many).
+Bounds: series (`MAX_SERIES`, then ``__other__``), samples in a sample buffer (`MAX_BUFFERED_SAMPLES`, then the
+recording thread aggregates), raw samples of an accumulator (`MAX_RAW`, the others are only counted), accumulators
+(they are downsampled as they age beyond the TTL of the finer slices, and when there are too many).
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from agentperf_redis.metrics.model import OTHER
 STEP_S = 10
 """Width of the finest slice."""
 MAX_SERIES = 4000
-"""Series one process holds apart; 2000 agents are what the server takes, spans come on top."""
+"""Series that one process counts separately: the server takes 2000 agents, and spans are additional."""
 RAW_REFILL_PER_S = 50.0
-"""Raw samples a second that a busy series may send on after its first 1000: a sample of now, and no flood."""
+"""Raw samples per second that a busy series may send after its first 1000: recent samples without a flood."""
 MAX_ACCUMULATORS = 20_000
-"""About 1.6 kB each with 60 different durations, so 32 MB in an outage of days; then steps become coarser early."""
+"""About 1.6 kB each with 60 different durations, so 32 MB in an outage of days; beyond, they are downsampled early."""
 MAX_WAITING_RAW = 100_000
-"""Raw samples that wait through an outage, 13 MB; the newest stay."""
+"""Raw samples that wait during an outage, 13 MB; the newest are kept."""
 MAX_BUFFERED_SAMPLES = 1000
-"""Samples of a series that are not added up yet; the next second's flush does it, or else the thread that records."""
+"""Samples of a series before aggregation, which the next flush does; at this limit, the recording thread does it."""
 _MAX_BUFFERED_ITEMS = MAX_BUFFERED_SAMPLES * ITEMS
 MAX_BATCH_ACCUMULATORS = 32
-"""Cells of one script call: about 3 ms of the server's time."""
+"""Accumulators of one script call: about 3 ms of server time."""
 MAX_BATCH_SAMPLES = 2000
-"""Raw samples after which a parcel is full: about as much again."""
+"""Raw samples at which a batch is full: about 3 ms more."""
 WRITER_KEEP_S = 3600.0
-"""How long the server remembers the number of a writer's last parcel."""
+"""How long the server remembers the sequence number of a writer's last batch."""
 _UNCERTAIN_S = WRITER_KEEP_S - 60.0
 
 WIDER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
@@ -51,7 +51,7 @@ WIDER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
 
 
 class PackedAccumulator(NamedTuple):
-    """A cell on its way: the series it belongs to, and the width in s of the slice it must stay within."""
+    """An accumulator to send: its series, and the width in s of the slice it must stay within."""
 
     series: Series
     width_s: int
@@ -60,18 +60,18 @@ class PackedAccumulator(NamedTuple):
 
 @dataclass(slots=True)
 class FlushBatch:
-    """The cells of one shard that travel, and count, together."""
+    """The accumulators of one shard that are sent, and counted, together."""
 
     shard: int
     writer: str
     seq: int
     accumulators: list[PackedAccumulator]
     first_sent: float | None = None
-    """When an attempt was first made whose outcome is unknown."""
+    """Time of the first attempt with an unknown outcome, s by the buffer's clock."""
 
     @property
     def samples(self) -> int:
-        """Executions in it."""
+        """Number of executions in it."""
         return sum(packed.accumulator.counts["n"] for packed in self.accumulators)
 
 
@@ -80,7 +80,7 @@ class _Shard:
     writer: str
     seq: int = 0
     waiting: dict[tuple[str, int, int], PackedAccumulator] = field(default_factory=dict)
-    """By series, step and width."""
+    """Accumulators by series, step and width."""
     batch: FlushBatch | None = None
 
 
@@ -89,11 +89,11 @@ def _no_wider(limit: int, _step: int, width: int) -> bool:
 
 
 class Buffer:
-    """The samples of one process.
+    """The unconfirmed samples of one process.
 
     Args:
-        on_first: called when something was recorded after a time of nothing; quick, on the recording thread.
-        clock: seconds that never go back.
+        on_first: called on the first record after `announce_next`; must be quick, runs on the recording thread.
+        clock: monotonic clock, s.
     """
 
     def __init__(self, *, on_first: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -103,15 +103,15 @@ class Buffer:
         self.reset()
 
     def reset(self) -> None:
-        """Begin empty, as another writer: at first, and in a forked child, where the parent flushes its own."""
+        """Start empty, as a new writer: initially, and in a forked child, because the parent flushes its records."""
         self.writer = uuid.uuid4().hex[:12]
         self._sample_buffers.clear()
         self._series: dict[str | Part, Series] = {}
         self._check_at = 0
-        """Items of a lane at which who records has more to do: fold it, or with 0, announce that there is something."""
-        self._offset = time.time() - self._clock()  # until the server told its time
+        """Items in a sample buffer at which `record` must do more: aggregate, or, at 0, call `on_first`."""
+        self._offset = time.time() - self._clock()  # until the server's time is known
         self._synchronised = False
-        # Reentrant, since a signal handler or a collected generator may record while this very thread folds.
+        # Reentrant: a signal handler or a garbage-collected generator may record while this thread aggregates.
         self._lock = threading.RLock()
         self._aggregating = False
         self._shards: dict[int, _Shard] = {}
@@ -125,13 +125,13 @@ class Buffer:
     # -- recording
 
     def record(self, agent: str | Part, seconds: float, outcome: str, own: float = 0.0) -> None:
-        """Note an execution. Needs no lock: extending a list is one step, and a fold leaves what comes after it.
+        """Record an execution. Needs no lock: extending a list is atomic, and `aggregate` keeps later items.
 
         Args:
             agent: the agent, or a part of it.
             seconds: its duration.
             outcome: ``ok``, ``err``, ``err:<type>`` or ``cancelled``.
-            own: of a span, how much of it was its own, s.
+            own: for a span, its self time, s.
         """
         try:
             sample_buffer = self._sample_buffers[agent]
@@ -139,17 +139,17 @@ class Buffer:
             sample_buffer = self._sample_buffer(agent)
         sample_buffer += (self._clock(), seconds, outcome, own)
         if len(sample_buffer) >= self._check_at:
-            self._look_up(sample_buffer)
+            self._after_record(sample_buffer)
 
     def add(self, agent: str | Part, counts: Mapping[str, int]) -> None:
-        """Add to further counters of a series, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
+        """Add to other counters of a series, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
         now = self._clock()
         with self._lock:
             self._accumulator(self._known(agent), now).add(counts)
-        self._look_up([])
+        self._after_record([])
 
-    def _look_up(self, sample_buffer: Samples) -> None:
-        """Do what is due now and then, after something was recorded."""
+    def _after_record(self, sample_buffer: Samples) -> None:
+        """Do the occasional work after a record: call `on_first`, or aggregate a full sample buffer."""
         if not self._check_at:
             self._check_at = _MAX_BUFFERED_ITEMS
             self._on_first()
@@ -161,7 +161,7 @@ class Buffer:
             return self._sample_buffers.setdefault(self._known(given), [])
 
     def _known(self, given: object) -> str | Part:
-        """Return the series to count under: what was given, or `OTHER` when there are too many."""
+        """Return the series to count under: the given one, or `OTHER` when there are too many."""
         key = given if isinstance(given, Part) else arguments.name("agent_name", given)
         if key in self._series:
             return key
@@ -174,13 +174,13 @@ class Buffer:
     # -- packing
 
     def announce_next(self) -> None:
-        """Call `on_first` again for what is recorded from now on."""
+        """Call `on_first` again on the next record."""
         self._check_at = 0
 
     def aggregate(self) -> None:
-        """Add up everything recorded so far, to wait for being packed."""
+        """Add up everything recorded so far, ready to be packed."""
         with self._lock:
-            if self._aggregating:  # by a record made within, see __init__
+            if self._aggregating:  # called by a nested record, see __init__
                 return
             self._aggregating = True
             try:
@@ -192,7 +192,7 @@ class Buffer:
 
     def _aggregate(self, key: str | Part, sample_buffer: Samples) -> None:
         samples = sample_buffer[:]
-        del sample_buffer[: len(samples)]  # others may have appended since
+        del sample_buffer[: len(samples)]  # other threads may have appended since
         while samples:
             step = self._step(samples[0])
             end = len(samples)
@@ -206,15 +206,15 @@ class Buffer:
         return int((when + self._offset) // STEP_S) * STEP_S
 
     def _accumulator(self, key: str | Part, when: float) -> Accumulator:
-        """Return the waiting cell of a series for a moment."""
+        """Return the waiting accumulator of a series for a timestamp."""
         series = self._series[key]
         shard = self._shards.get(series.shard)
         if shard is None:
             shard = self._shards[series.shard] = _Shard(self.writer)
-        place = (series.name, self._step(when), STEP_S)
-        packed = shard.waiting.get(place)
+        slot = (series.name, self._step(when), STEP_S)
+        packed = shard.waiting.get(slot)
         if packed is None:
-            packed = shard.waiting[place] = PackedAccumulator(series, STEP_S, Accumulator(when))
+            packed = shard.waiting[slot] = PackedAccumulator(series, STEP_S, Accumulator(when))
         else:
             packed.accumulator.newest = max(packed.accumulator.newest, when)
         return packed.accumulator
@@ -223,22 +223,22 @@ class Buffer:
         shard = self._shards.get(packed.series.shard)
         if shard is None:
             shard = self._shards[packed.series.shard] = _Shard(self.writer)
-        place = (packed.series.name, step, packed.width_s)
-        known = shard.waiting.get(place)
+        slot = (packed.series.name, step, packed.width_s)
+        known = shard.waiting.get(slot)
         if known is None:
-            shard.waiting[place] = packed
+            shard.waiting[slot] = packed
         else:
             known.accumulator.merge(packed.accumulator)
 
     def downsample(self, ttls: dict[int, float]) -> None:
-        """Hold what waits within bounds: for when it could not be sent.
+        """Keep the waiting records within bounds. Called when they could not be sent.
 
-        Cells that are older than the slices they were made for are merged, and more when there are too many. Of raw
-        samples, the newest of each series are kept, as many as the server would keep, and the slowest of each cell, all
-        while there is room.
+        Accumulators older than the TTL of their slices are merged, and further ones when there are too many. Of the raw
+        samples, the newest of each series are kept, as many as the server would keep, and the slowest of each
+        accumulator, both within `MAX_WAITING_RAW`.
 
         Args:
-            ttls: for each width in s, how long such a slice lives after its end, s.
+            ttls: TTL of a slice after its end by its width, both in s.
         """
         with self._lock:
             now = self._clock() + self._offset
@@ -267,22 +267,22 @@ class Buffer:
             total += accumulator.raw_count
 
     def _downsample(self, shard: _Shard, due: Callable[[int, int], bool]) -> None:
-        for place, packed in list(shard.waiting.items()):
-            _, step, width = place
+        for slot, packed in list(shard.waiting.items()):
+            _, step, width = slot
             wider = width
             while wider < WIDER[wider] and due(step // wider * wider, wider):
                 wider = WIDER[wider]
             if wider != width:
-                del shard.waiting[place]
+                del shard.waiting[slot]
                 self._wait(PackedAccumulator(packed.series, wider, packed.accumulator), step // wider * wider)
 
     @property
     def waiting_accumulators(self) -> int:
-        """Cells that wait to be packed."""
+        """Number of accumulators that wait to be packed."""
         return sum(len(shard.waiting) for shard in self._shards.values())
 
     def batches(self) -> list[FlushBatch]:
-        """Return one parcel for each shard that has cells waiting: the one under way, or else a new one."""
+        """Return one batch for each shard with waiting accumulators: the unsettled one, or a new one."""
         with self._lock:
             now = self._clock()
             found = []
@@ -292,7 +292,7 @@ class Buffer:
                     shard.seq += 1
                     batch = shard.batch = FlushBatch(number, shard.writer, shard.seq, self._take(shard, now))
                 elif batch is not None and batch.first_sent is not None and now - batch.first_sent > _UNCERTAIN_S:
-                    # Whether it was counted can no longer be found out. More likely not: send it as another writer.
+                    # It can no longer be determined whether it was counted. Probably not: send it as a new writer.
                     self._uncertain += batch.samples
                     shard.writer = batch.writer = uuid.uuid4().hex[:12]
                     shard.seq = batch.seq = 1
@@ -304,8 +304,8 @@ class Buffer:
     def _take(self, shard: _Shard, now: float) -> list[PackedAccumulator]:
         accumulators: list[PackedAccumulator] = []
         samples = 0
-        for place in list(shard.waiting)[:MAX_BATCH_ACCUMULATORS]:
-            packed = shard.waiting.pop(place)
+        for slot in list(shard.waiting)[:MAX_BATCH_ACCUMULATORS]:
+            packed = shard.waiting.pop(slot)
             self._ration(packed, now)
             accumulators.append(packed)
             samples += packed.accumulator.raw_count
@@ -314,7 +314,7 @@ class Buffer:
         return accumulators
 
     def _ration(self, packed: PackedAccumulator, now: float) -> None:
-        """Let a series send its first 1000 raw samples, and then as many as it earns with time."""
+        """Limit the raw samples of a series to the first 1000, and then to a constant rate."""
         allowance, since = self._raw_allowance.get(packed.series, (float(MAX_RAW), now))
         allowance = min(MAX_RAW, allowance + (now - since) * RAW_REFILL_PER_S)
         accumulator = packed.accumulator
@@ -324,17 +324,17 @@ class Buffer:
         accumulator.raw_dropped = 0
 
     def unanswered(self, batch: FlushBatch, sent: float) -> None:
-        """Note that a parcel was sent and may or may not have been counted."""
+        """Record that a batch was sent and may or may not have been counted."""
         if batch.first_sent is None:
             batch.first_sent = sent
 
     def settled(self, batch: FlushBatch, other: int = 0, outdated: int = 0) -> None:
-        """Note that the server has counted a parcel.
+        """Record that the server has counted a batch.
 
         Args:
-            batch: what was sent.
-            other: executions of it that went to ``__other__``.
-            outdated: raw samples of it that were too old to be kept.
+            batch: the sent batch.
+            other: its executions that went to ``__other__``.
+            outdated: its raw samples that were too old to keep.
         """
         with self._lock:
             shard = self._shards.get(batch.shard)
@@ -345,58 +345,58 @@ class Buffer:
                 self._samples_dropped += outdated
 
     def refused(self, batch: FlushBatch, part: str) -> int:
-        """Give up the series of a parcel whose key is corrupt; the server refused before it wrote anything.
+        """Drop the series with a corrupt key from a batch. The server rejected the batch before it wrote anything.
 
         Args:
-            batch: what was sent.
+            batch: the sent batch.
             part: the corrupt key without its tag, such as ``total:research``.
 
         Returns:
-            How many executions were given up; 0 when the key is none of a series of the parcel.
+            Number of dropped executions; 0 when the key belongs to no series of the batch.
         """
         with self._lock:
             shard = self._shards.get(batch.shard)
             kind, colon, name = part.partition(":")
             if shard is None or shard.batch is not batch or not colon or kind == "w":
                 return 0
-            name = name.rpartition(":")[2]  # a slice has its time before its name, and a name has no colon
+            name = name.rpartition(":")[2]  # in a slice's key the time comes before the name, which has no colon
 
-            def concerned(series: Series) -> bool:
+            def is_corrupt(series: Series) -> bool:
                 if kind == "parts":
                     return series.name.startswith((name + "/", name + "#"))
                 return series.name == name
 
-            lost = sum(packed.accumulator.counts["n"] for packed in batch.accumulators if concerned(packed.series))
-            batch.accumulators = [packed for packed in batch.accumulators if not concerned(packed.series)]
+            lost = sum(packed.accumulator.counts["n"] for packed in batch.accumulators if is_corrupt(packed.series))
+            batch.accumulators = [packed for packed in batch.accumulators if not is_corrupt(packed.series)]
             self._dropped += lost
-            shard.seq += 1  # another content, another number: a late copy of the old one is refused
+            shard.seq += 1  # new content needs a new number, so that a late copy of the old batch is rejected
             batch.seq = shard.seq
             if not batch.accumulators:
                 shard.batch = None
             return lost
 
     def synchronise(self, server_s: float, at: float) -> None:
-        """Learn the server's time: `server_s` at our clock's `at`. Used to cut steps where the server cuts slices."""
+        """Set the server's time: `server_s` when our clock showed `at`. It aligns steps with the server's slices."""
         with self._lock:
             self._offset = server_s - at
             self._synchronised = True
 
     def server_ms(self, at: float) -> int:
-        """Return the server's time at our clock's `at`, ms since 1970; -1 while it has not told it."""
+        """Return the server's time when our clock shows `at`, ms since 1970; -1 while it is unknown."""
         return int((at + self._offset) * 1000) if self._synchronised else -1
 
-    # -- looking
+    # -- state
 
     @property
     def empty(self) -> bool:
-        """Whether everything recorded was confirmed."""
+        """Whether everything recorded has been confirmed."""
         return not any(list(self._sample_buffers.values())) and not any(
             shard.batch or shard.waiting for shard in list(self._shards.values())
         )
 
     @property
     def doubtful(self) -> bool:
-        """Whether something was sent of which it is not known whether it was counted."""
+        """Whether a sent batch may or may not have been counted."""
         batches = [shard.batch for shard in list(self._shards.values())]
         return any(batch is not None and batch.first_sent is not None for batch in batches)
 

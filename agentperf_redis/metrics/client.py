@@ -1,4 +1,4 @@
-"""The public API of metrics: `MetricsCollector`; its methods for asyncio are in `MetricsCollector.aio`."""
+"""The public API of metrics: `MetricsCollector`. Its asyncio methods are in `MetricsCollector.aio`."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from agentperf_redis.metrics.windows import Timestamp, Window
 class MetricsCollector(Recording):
     """Metrics of agents, shared by all processes of a namespace.
 
-    Recording never waits for the server: it adds to a list, and a thread brings the sums there every second. Reading
-    first flushes what this process has recorded. Percentiles are exact while the server holds all raw samples of what
-    is asked (1000 an agent), and within 2.17 % beyond; `PerformanceMetrics.exact` says which.
+    Recording never waits for the server: it adds to a list, and a thread sends the sums every second. Reading first
+    flushes the records of this process. Percentiles are exact while the server holds all raw samples of the time range
+    (1000 per agent), and within 2.17 % beyond; see `PerformanceMetrics.exact`.
 
     Args:
         backend: the namespace; None takes the process-wide default.
-        retention: how long what is kept, the same for all collectors of a namespace; None takes what it has, or the
+        retention: how long data is kept, the same for all collectors of a namespace; None takes the stored one, or the
             default.
-        flush_every: s between two flushes of this process, 0.1 to 60; None is one. What a killed process loses, and how
-            late others see what it records, is at most this. A flush costs the server some 0.1 ms for each agent in it,
-            so that a thousand agents are better flushed every few seconds.
+        flush_every: s between two flushes of this process, 0.1 to 60; None is one. It bounds the records that a killed
+            process loses, and the delay until other processes see them. A flush costs the server about 0.1 ms for each
+            agent in it, so a thousand agents are better flushed every few seconds.
 
     Raises:
-        InvalidArgument: for a time that cannot be, and if another collector of this process and namespace was given
-            another retention or another time.
+        InvalidArgument: for an invalid time, and if another collector of this process and namespace has another
+            retention or another flush interval.
     """
 
     def __init__(
@@ -62,20 +62,20 @@ class MetricsCollector(Recording):
             self._flusher.settle(retention)
         if flush_every is not None:
             self._flusher.settle_rhythm(flush_every)
-        self.start_time = datetime.now()  # noqa: DTZ005  the reference's attribute: naive local time
+        self.start_time = datetime.now()  # noqa: DTZ005  naive local time, as in the in-memory version
 
     def __repr__(self) -> str:
         return f"MetricsCollector(backend={self._backend!r})"
 
     @cached_property
     def aio(self) -> AsyncMetricsCollector:
-        """The same collector for asyncio: every call that does I/O is awaited."""
+        """The same collector for asyncio: calls with I/O are awaited."""
         return AsyncMetricsCollector(self._flusher)
 
     def get_or_create_metrics(
         self, agent_name: str, *, window: Window = None, as_of: Timestamp = None
     ) -> PerformanceMetrics:
-        """Return the metrics of one agent; counts of zero when nothing was recorded.
+        """Return the metrics of one agent; all counts are zero without records.
 
         Args:
             agent_name: the agent.
@@ -83,11 +83,11 @@ class MetricsCollector(Recording):
             as_of: the end of the window: a datetime (local time when it has no zone), or s since 1970; None is now.
 
         Returns:
-            A frozen snapshot; reading again gives a new one.
+            A frozen snapshot; each call returns a new one.
 
         Raises:
-            InvalidArgument: for a name, window or moment that cannot be.
-            AgentPerfError: if the server cannot be reached, or holds something else under these keys.
+            InvalidArgument: for an invalid name, window or timestamp.
+            AgentPerfError: if the server cannot be reached, or holds other data under these keys.
         """
         return self._backend.run(flows.agent(self._flusher, agent_name, window, as_of))
 
@@ -98,8 +98,8 @@ class MetricsCollector(Recording):
 
         Args:
             window: as for `get_or_create_metrics`.
-            as_of: likewise.
-            percentiles: False reads the plain counters only, a third of the work: percentiles are NaN then, and error
+            as_of: as for `get_or_create_metrics`.
+            percentiles: False reads only the plain counters, with a third of the work: percentiles are NaN, and error
                 types, models and buckets are empty.
 
         Raises:
@@ -109,17 +109,17 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.agents(self._flusher, window, as_of, percentiles=percentiles))
 
     def combined(self, *agent_names: str, window: Window = None, as_of: Timestamp = None) -> PerformanceMetrics:
-        """Return the metrics of several agents as if they were one; of all, when none is named.
+        """Return the metrics of several agents as if they were one; of all agents, when none is named.
 
         Args:
-            agent_names: which.
+            agent_names: the agents.
             window: as for `get_or_create_metrics`.
-            as_of: likewise.
+            as_of: as for `get_or_create_metrics`.
         """
         return self._backend.run(flows.combined(self._flusher, agent_names, window, as_of))
 
     def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Return an agent's latest executions, the last first, as far as raw samples are kept.
+        """Return an agent's latest executions, the last first, within the retention of raw samples.
 
         Args:
             agent_name: the agent.
@@ -128,7 +128,7 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.recent(self._flusher, agent_name, limit))
 
     def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Return an agent's slowest executions, the slowest first; the server keeps fifty.
+        """Return an agent's slowest executions, the slowest first; the server keeps 50.
 
         Args:
             agent_name: the agent.
@@ -138,27 +138,27 @@ class MetricsCollector(Recording):
 
     @property
     def metrics(self) -> dict[str, PerformanceMetrics]:
-        """The metrics of all agents, of all time: the reference's attribute, read anew each time."""
+        """The all-time metrics of all agents, as in the in-memory version; each access reads the server."""
         return self.snapshots()
 
     def get_all_metrics(self, window: Window = None, as_of: Timestamp = None) -> dict[str, dict[str, Any]]:
-        """Return the summary of each agent, as the reference renders it. Arguments as for `get_or_create_metrics`."""
+        """Return each agent's summary in the in-memory version's form. Arguments as for `get_or_create_metrics`."""
         return summaries(self.snapshots(window=window, as_of=as_of))
 
     def summary(self, *, window: Window = None, as_of: Timestamp = None) -> SystemSummary:
-        """Return all agents at a glance. Arguments as for `get_or_create_metrics`."""
+        """Return a summary of all agents together. Arguments as for `get_or_create_metrics`."""
         return system_summary(self.snapshots(window=window, as_of=as_of, percentiles=False).values())
 
     def get_system_summary(self, window: Window = None, as_of: Timestamp = None) -> dict[str, Any]:
-        """Return all agents at a glance, as the reference renders it. Uptime counts from the first sample."""
+        """Return the summary in the in-memory version's form. Uptime counts from the first sample."""
         return self.summary(window=window, as_of=as_of).rendered()
 
     def spans(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> SpanReport:
-        """Return where an agent's time goes. Arguments as for `get_or_create_metrics`."""
+        """Return the time of an agent by span. Arguments as for `get_or_create_metrics`."""
         return self._backend.run(flows.spans(self._flusher, agent_name, window, as_of))
 
     def streams(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> StreamMetrics:
-        """Return how an agent's streams came. Arguments as for `get_or_create_metrics`."""
+        """Return the metrics of an agent's streams. Arguments as for `get_or_create_metrics`."""
         return self._backend.run(flows.streams(self._flusher, agent_name, window, as_of))
 
     def rank(
@@ -172,14 +172,14 @@ class MetricsCollector(Recording):
         """Rank all agents.
 
         Args:
-            by: ``score`` (the reference's, best first), or ``p95``, ``average``, ``total_time``, ``tasks``,
+            by: ``score`` (the in-memory version's, best first), or ``p95``, ``average``, ``total_time``, ``tasks``,
                 ``error_rate``, ``errors``, ``cost``, ``tokens``, largest first.
             window: as for `get_or_create_metrics`.
-            as_of: likewise.
-            min_tasks: leave out agents with fewer executions.
+            as_of: as for `get_or_create_metrics`.
+            min_tasks: minimum number of executions; agents with fewer are omitted.
 
         Returns:
-            The agents in order, each with the value it was ranked by.
+            The agents in order, each with its ranked value.
 
         Raises:
             InvalidArgument: for anything else.
@@ -197,21 +197,21 @@ class MetricsCollector(Recording):
         other_window: Window = None,
         other_as_of: Timestamp = None,
     ) -> Comparison:
-        """Compare an agent with another, or with itself at another time.
+        """Compare an agent with another, or with itself in another time range.
 
         Args:
             agent_name: the agent.
-            other: the one to compare it with; None is the same agent.
-            window: of the agent, as for `get_or_create_metrics`.
-            as_of: of the agent.
-            other_window: of the other; None takes `window`.
-            other_as_of: of the other; None takes `as_of`, or, for the same agent over a window, the time just before.
+            other: the agent to compare it with; None is the same agent.
+            window: window of the agent, as for `get_or_create_metrics`.
+            as_of: end of the agent's window.
+            other_window: window of the other; None takes `window`.
+            other_as_of: end of the other's window; None takes `as_of` or, for the same agent, the window's start.
 
         Returns:
-            The other first, the agent second, and what changed from one to the other.
+            The other as first, the agent as second, and the changes from first to second.
 
         Raises:
-            InvalidArgument: for anything else; for the same agent without a window, too.
+            InvalidArgument: for anything else, and for the same agent without a window.
             AgentPerfError: as `get_or_create_metrics`.
         """
         return self._backend.run(
@@ -219,33 +219,33 @@ class MetricsCollector(Recording):
         )
 
     def forget(self, agent_name: str) -> bool:
-        """Forget an agent that is no more: its counts of all time, raw samples and spans.
+        """Delete a retired agent: its all-time counts, raw samples and spans.
 
-        It leaves its place among the 2000 agents that are counted apart. Its slices of time expire by themselves;
-        should it come back before, windows show them again.
+        It no longer counts against the limit of 2000 agents. Its time slices expire later; if the agent records again
+        before that, windows show them again.
 
         Args:
             agent_name: the agent.
 
         Returns:
-            Whether it was known.
+            Whether the agent existed.
         """
         return self._backend.run(flows.forget(self._flusher, agent_name))
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until everything recorded in this process is counted.
+        """Wait until all records of this process are counted.
 
         Args:
             timeout: s; None waits as long as the server's deadlines allow.
 
         Returns:
-            Whether all is counted; False when the time was over before. What is not counted is kept and tried again.
+            Whether all are counted; False after the timeout. Uncounted records are kept and sent again.
 
         Raises:
-            AgentPerfError: what the flush met.
+            AgentPerfError: the error of the flush.
         """
         return self._backend.run(flows.flush(self._flusher, timeout))
 
     def delivery(self) -> Delivery:
-        """Return how this process's records fare on their way to the server. No I/O."""
+        """Return the delivery state of this process's records. No I/O."""
         return self._flusher.delivery_state()

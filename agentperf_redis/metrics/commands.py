@@ -1,4 +1,4 @@
-"""The commands of the metrics service: their arguments, and the meaning of their replies."""
+"""The commands of the metrics service: their arguments and their replies."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ READ = Script("metrics/read")
 FORGET = Script("metrics/forget")
 
 MAX_AGENTS = 160
-"""Limit for the agents of one shard: 2000 in all, with a margin for an uneven spread over 16 shards (mean 125,
-deviation 11)."""
+"""Limit for the agents of one shard: 2000 in total, with a margin for an uneven spread over 16 shards (mean 125,
+standard deviation 11)."""
 MAX_PARTS = 200
 MAX_ERRORS = 64
 
@@ -57,10 +57,10 @@ class Flushed:
 
 @dataclass(frozen=True, slots=True)
 class ReadReply:
-    """Counters of some series of a shard, by their encoded name.
+    """Counters of some series of a shard.
 
     Attributes:
-        now_ms: the server's time.
+        now_ms: the server's time, ms since 1970.
         counter_sets: counters by the series' encoded name.
     """
 
@@ -74,24 +74,24 @@ def flush(
     """Count a batch.
 
     Args:
-        namespace: of the installation.
+        namespace: the namespace.
         batch: the batch.
-        now: reading of the buffer's clock, from which the ages of its samples count.
+        now: time of the buffer's clock, from which the ages of its samples count.
         retention: how long slices and samples are kept.
-        firm: whether the user chose the retention; else it is the default for a namespace that has none yet.
+        firm: whether the user chose the retention; otherwise it is the default for a namespace without one.
         server_ms: the server's time at `now`, ms since 1970; -1 if it is not known.
     """
     series: dict[Series, int] = {}
     accumulators: list[Arg] = []
     for packed in batch.accumulators:
         accumulator = packed.accumulator
-        place = series.setdefault(packed.series, len(series) + 1)
+        index = series.setdefault(packed.series, len(series) + 1)
         fields = dict(accumulator.counts)
         if accumulator.min_us is not None:
             fields["min_us"] = accumulator.min_us
             fields["max_us"] = accumulator.max_us
         accumulators += (
-            place,
+            index,
             _ms(now - accumulator.oldest),
             _ms(now - accumulator.newest),
             packed.width_s * 1000,
@@ -162,12 +162,12 @@ def read(
     """Read some series of a shard.
 
     Args:
-        namespace: of the installation.
-        shard: of the series.
-        names: of the series, encoded.
+        namespace: the namespace.
+        shard: shard of the series.
+        names: encoded names of the series.
         window_ms: length of the window, ms; 0 for all time.
-        as_of_ms: its end, ms since 1970; -1 for now.
-        max_exact: read all durations of a series if there are no more than this; -1 reads plain counters only.
+        as_of_ms: end of the window, ms since 1970; -1 for now.
+        max_exact: read all durations of a series if there are at most this many; -1 reads plain counters only.
     """
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
@@ -179,7 +179,7 @@ def read(
 
 
 def forget(namespace: str, agent: str) -> Command[bool]:
-    """Remove an agent from the index and the counts of all time. Returns whether there was one."""
+    """Remove an agent from the index and the all-time counts. Returns whether it existed."""
     shard, series = keys.metrics_shard(agent), keys.metrics_series(agent)
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
@@ -239,7 +239,7 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
 
 
 def _samples(raw: Samples, now: float) -> tuple[str, str]:
-    """Return raw samples as flush.lua takes them: those that may be among the slowest of all, and the others."""
+    """Return raw samples in the form of flush.lua: those that may be among the slowest, and the others."""
     texts = [
         f"{int((now - when) * 1000)} {micros(seconds)}us|{_shown_outcome(outcome)}"
         for when, seconds, outcome in columns(raw)
@@ -248,14 +248,14 @@ def _samples(raw: Samples, now: float) -> tuple[str, str]:
         return " ".join(texts), ""
     slowest = set(slowest_of(raw))
     return (
-        " ".join([texts[place] for place in slowest]),
-        " ".join([text for place, text in enumerate(texts) if place not in slowest]),
+        " ".join([texts[index] for index in slowest]),
+        " ".join([text for index, text in enumerate(texts) if index not in slowest]),
     )
 
 
 @lru_cache(maxsize=1024)
 def _shown_outcome(outcome: str) -> str:
-    """Return ``err:TimeoutError``; characters that would end the field in a raw sample are encoded."""
+    """Return an outcome such as ``err:TimeoutError``, with characters encoded that would end its field."""
     kind, colon, error = outcome.partition(":")
     return kind + colon + keys.encoded(error)
 
@@ -321,11 +321,11 @@ _PLAIN = (
     *_EXTREMES,
     *_TOKEN_PARTS,
 )
-"""The plain counters, in the order of the reply of read.lua."""
+"""The plain counters, in the order of read.lua's reply."""
 
 
 def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[int, int]:
-    """Return the time range of a reading: all time starts with the first sample."""
+    """Return the time range of a read. All time starts with the first sample."""
     start, end = interval_ms
     return interval_ms if start else (counts.get("first_ms", end), end)
 
@@ -355,7 +355,7 @@ _COUNT, _ERROR, _BUCKET, _MODEL = range(4)
 
 @lru_cache(maxsize=4096)
 def _field(field: bytes) -> tuple[int, str, int]:
-    """Return the kind of a stored counter, its name without that of the kind, and the number of a bucket."""
+    """Return the kind of a stored counter, its name without the kind, and the index of a bucket."""
     name = field.decode()
     kind, _, rest = name.partition(":")
     if kind == "h" and rest != ZERO:

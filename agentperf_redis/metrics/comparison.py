@@ -1,4 +1,4 @@
-"""Agents ranked, and two of them, or two times of one, held against each other."""
+"""Ranking of agents, and comparison of two agents or of one agent in two time ranges."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from agentperf_redis.metrics.model import PerformanceMetrics
 
 
 class RankBy(Enum):
-    """What agents are ranked by. The best comes first by score, the one to look at first by all others."""
+    """Figures to rank agents by. By score, the best comes first; by any other figure, the worst."""
 
     SCORE = "score"
-    """The reference's: success rate / (average duration + 1)."""
+    """As in the in-memory version: success rate / (average duration + 1)."""
     P95 = "p95"
     AVERAGE = "average"
     TOTAL_TIME = "total_time"
@@ -39,11 +39,11 @@ _VALUES: dict[RankBy, Callable[[PerformanceMetrics], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """An agent in its place.
+    """An agent in a ranking.
 
     Attributes:
-        value: what it was ranked by.
-        metrics: all of it.
+        value: the figure it was ranked by.
+        metrics: metrics of the agent.
     """
 
     value: float
@@ -51,12 +51,13 @@ class Ranked:
 
 
 def ranked(agents: Iterable[PerformanceMetrics], by: RankBy, min_tasks: int = 1) -> tuple[Ranked, ...]:
-    """Rank agents, largest value first, equal ones by name.
+    """Rank agents by value, the largest first; equal ones by name.
 
     Args:
-        agents: to rank.
-        by: what to rank by.
-        min_tasks: agents with fewer executions are left out, lest one lucky run leads; cost and tokens need none.
+        agents: the agents.
+        by: the figure to rank by.
+        min_tasks: agents with fewer executions are omitted, so that one lucky run does not lead. Ignored for cost and
+            tokens.
     """
     if by in (RankBy.COST, RankBy.TOKENS):
         min_tasks = 0
@@ -67,14 +68,14 @@ def ranked(agents: Iterable[PerformanceMetrics], by: RankBy, min_tasks: int = 1)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure, in the first and in the second of two.
+    """One figure of the two compared sides.
 
     Attributes:
-        name: of the figure: ``p95_execution_time``.
-        first: its value there.
-        second: its value there.
-        certain: whether they differ for sure: False when they are equal, no further apart than the bound on
-            estimated percentiles, or when one of the two had no executions, of which there is no rate or duration.
+        name: name of the figure, such as ``p95_execution_time``.
+        first: its value on the first side.
+        second: its value on the second side.
+        certain: whether the values certainly differ. False when they are equal, when they lie within the error bound of
+            estimated percentiles, and for a rate or duration when one side had no executions.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Change:
 
     @property
     def difference(self) -> float:
-        """Second less first."""
+        """Second minus first."""
         return self.second - self.first
 
     @property
@@ -95,12 +96,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two agents, or two times of one.
+    """Two agents, or one agent in two time ranges.
 
     Attributes:
-        first: what is compared with.
-        second: what is compared.
-        changes: their figures, one by one.
+        first: the baseline.
+        second: the compared side.
+        changes: the figures of both sides.
     """
 
     first: PerformanceMetrics
@@ -131,13 +132,13 @@ _PER_TASK = (
 
 
 def compared(first: PerformanceMetrics, second: PerformanceMetrics) -> Comparison:
-    """Hold two against each other. Tokens, cost and calls are compared per execution, named ``cost_per_task``."""
+    """Compare two sides. Tokens, cost and calls are compared per execution, as ``cost_per_task``."""
     both = first.task_count > 0 and second.task_count > 0
     changes = [_exact(name, getattr(first, name), getattr(second, name)) for name in _COUNTED]
     changes += [_exact(name, getattr(first, name), getattr(second, name), both) for name in _EXACT]
     for name in _ESTIMATED:
         one, other = getattr(first, name), getattr(second, name)
-        # Each may stand for any value that is off by the bound.
+        # The true value of each may differ by its error bound.
         low, high = sorted((one, other))
         (low_bound, high_bound) = (
             (first.error_bound, second.error_bound) if one <= other else (second.error_bound, first.error_bound)

@@ -1,4 +1,4 @@
-"""The counters of a series as stored, added up, and made into what users read."""
+"""The stored counters of a series: adding them up, and converting them to `PerformanceMetrics`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentperf_redis.metrics.windows import local_timestamp
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The counters of one series, as stored: whole microseconds, milliseconds and 10^-9 of a cost."""
+    """The stored counters of one series: integers in microseconds, milliseconds and 10^-9 of a cost."""
 
     counts: Mapping[str, int]
     errors: Mapping[str, int]
@@ -24,7 +24,7 @@ class Counters:
 
     @property
     def n(self) -> int:
-        """Executions."""
+        """Number of executions."""
         return self.counts.get("n", 0)
 
 
@@ -33,7 +33,7 @@ MAXIMA = frozenset({"max_us", "last_ms"})
 
 
 def added(counter_sets: Iterable[Counters]) -> Counters:
-    """Add up the tallies of several series or windows. At least one."""
+    """Add up the counters of several series or windows, at least one."""
     parts = list(counter_sets)
     if len(parts) == 1:
         return parts[0]
@@ -69,11 +69,11 @@ def added(counter_sets: Iterable[Counters]) -> Counters:
 
 SHARES = (0.5, 0.95, 0.99)
 """The percentiles of a snapshot."""
-_NOT_ASKED = (float("nan"),) * len(SHARES)
+_NOT_READ = (float("nan"),) * len(SHARES)
 
 
 def performance(agent_name: str, counters: Counters, *, plain: bool = False) -> PerformanceMetrics:
-    """Make the snapshot of an agent from its counters; `plain` ones tell nothing of percentiles."""
+    """Make the snapshot of an agent from its counters. With `plain` ones, percentiles are NaN."""
     counts = counters.counts
     get = counts.get
     n = get("n", 0)
@@ -84,7 +84,7 @@ def performance(agent_name: str, counters: Counters, *, plain: bool = False) -> 
     times = tuple(map(seconds, counters.durations_us))
     exact = len(times) == n
     if plain and n:
-        p50, p95, p99 = _NOT_ASKED
+        p50, p95, p99 = _NOT_READ
     elif times:
         ordered = sorted(times)
         p50, p95, p99 = (exact_quantile(ordered, share) for share in SHARES)
@@ -125,7 +125,7 @@ def performance(agent_name: str, counters: Counters, *, plain: bool = False) -> 
 
 @lru_cache(maxsize=64)
 def _interval(start_ms: int, end_ms: int) -> Interval:
-    """The same for all agents of a reading."""
+    """Return the interval; cached, because all agents of a read share it."""
     return Interval(start_ms / 1000, end_ms / 1000)
 
 

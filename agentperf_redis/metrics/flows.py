@@ -1,4 +1,4 @@
-"""Reading metrics: several commands in a row, for one agent or for all."""
+"""Reading metrics: sequences of commands, for one agent or for all."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from agentperf_redis.metrics.spans import SpanReport, span_report
 from agentperf_redis.metrics.windows import TimeRange, Timestamp, Window, asked_time
 
 READ_SERIES, READ_SERIES_PLAIN = 16, 48
-"""Series of one script call, whole or plain: 1 to 2 ms of the server's time with eight slices each."""
+"""Series per script call, with all counters or plain ones: 1 to 2 ms of server time with eight slices each."""
 MAX_EXACT = 1000
 MAX_EXACT_OF_MANY = 16
-"""With many agents asked at once, raw durations are fetched only where they are few."""
+"""When many series are read at once, raw durations are read only for series with at most this many."""
 MANY_SERIES = 64
 
 
 def own_records_counted(flusher: Flusher) -> Flow[None]:
-    """Flush this process's own records, so that a program sees what it just did.
+    """Flush the records of this process, so that a program reads its own records.
 
     Raises:
-        BackendUnavailable: if the server cannot be reached. Other troubles of a flush are no reason not to read.
+        BackendUnavailable: if the server cannot be reached. Other errors of the flush do not prevent reading.
     """
     _, error = yield from flusher.flushed()
     if isinstance(error, BackendUnavailable):
@@ -42,7 +42,7 @@ def agents(
     *,
     percentiles: bool = True,
 ) -> Flow[dict[str, PerformanceMetrics]]:
-    """Read all agents, sorted by name. Arguments are checked at once, not when the flow runs; so they are below."""
+    """Read all agents, sorted by name. As in all flows here, arguments are checked at the call, not when it runs."""
     return _agents(flusher, asked_time(window, as_of), plain=not arguments.flag("percentiles", percentiles))
 
 
@@ -52,7 +52,7 @@ def _agents(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str,
 
 
 def _read_counters(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str, list[Counters]]]:
-    """Read all agents. What went beyond the guards has a tally in each shard."""
+    """Read all agents. Each shard has its own counters for agents beyond the limit."""
     namespace = flusher.backend.namespace
     yield from own_records_counted(flusher)
     listed = yield from Batch(tuple(commands.agents(namespace, shard) for shard in range(keys.METRICS_SHARDS)))
@@ -86,7 +86,7 @@ def _combined(flusher: Flusher, agent_names: tuple[str, ...], time: TimeRange) -
 
 
 def forget(flusher: Flusher, agent_name: str) -> Flow[bool]:
-    """Count what this process still holds of an agent, then forget it."""
+    """Flush this process's records, then delete the agent."""
     return _forget(flusher, arguments.name("agent_name", agent_name))
 
 
@@ -122,7 +122,7 @@ def agent(
     window: Window = None,
     as_of: Timestamp = None,
 ) -> Flow[PerformanceMetrics]:
-    """Read one agent; one that is not known has counts of zero."""
+    """Read one agent; an unknown one has counts of zero."""
     return _agent(flusher, arguments.name("agent_name", agent_name), asked_time(window, as_of))
 
 
@@ -161,7 +161,7 @@ def streams(
     window: Window = None,
     as_of: Timestamp = None,
 ) -> Flow[StreamMetrics]:
-    """Read how the streams of an agent came."""
+    """Read the metrics of an agent's streams."""
     return _streams(flusher, arguments.name("agent_name", agent_name), asked_time(window, as_of))
 
 
@@ -195,13 +195,13 @@ def _rank(reading: Flow[dict[str, PerformanceMetrics]], by: RankBy, min_tasks: i
     return ranked(found.values(), by, min_tasks)
 
 
-AskedAgent = tuple[str | None, Window, Timestamp]
+AgentQuery = tuple[str | None, Window, Timestamp]
 """An agent's name, a window and its end."""
 
 
-def compare(flusher: Flusher, asked: AskedAgent, other: AskedAgent) -> Flow[Comparison]:
-    """Read one agent twice, or two agents, and compare."""
-    agent_name, window, as_of = asked
+def compare(flusher: Flusher, query: AgentQuery, other: AgentQuery) -> Flow[Comparison]:
+    """Read two agents, or one agent in two time ranges, and compare."""
+    agent_name, window, as_of = query
     name = arguments.name("agent_name", agent_name)
     time = asked_time(window, as_of)
     other_name, other_window, other_as_of = other
@@ -219,12 +219,12 @@ def compare(flusher: Flusher, asked: AskedAgent, other: AskedAgent) -> Flow[Comp
 
 
 def _compare(
-    flusher: Flusher, asked: tuple[str, TimeRange], other: tuple[str, TimeRange], before: bool
+    flusher: Flusher, query: tuple[str, TimeRange], other: tuple[str, TimeRange], before: bool
 ) -> Flow[Comparison]:
-    name, time = asked
+    name, time = query
     other_name, other_time = other
     second = yield from _agent(flusher, name, time)
-    if before:  # the same length of time, up to where the other begins
+    if before:  # the same length, up to the start of the second
         other_time = TimeRange(other_time.window_ms, round(second.interval.start * 1000))
     first = yield from _agent(flusher, other_name, other_time)
     return compared(first, second)
@@ -233,19 +233,19 @@ def _compare(
 def _read(
     flusher: Flusher, wanted: Iterable[tuple[int, str]], time: TimeRange, *, plain: bool = False
 ) -> Flow[list[Counters]]:
-    """Read series, given by shard and encoded name; the tallies come in the same order."""
-    places = list(wanted)
+    """Read series, given by shard and encoded name; return their counters in the same order."""
+    series = list(wanted)
     at_once = READ_SERIES_PLAIN if plain else READ_SERIES
     by_shard: dict[int, list[str]] = {}
-    for shard, name in places:
+    for shard, name in series:
         by_shard.setdefault(shard, []).append(name)
-    asked = [
+    chunks = [
         (shard, names[first : first + at_once])
         for shard, names in by_shard.items()
         for first in range(0, len(names), at_once)
     ]
-    max_exact = -1 if plain else MAX_EXACT if len(places) <= MANY_SERIES else MAX_EXACT_OF_MANY
-    answers: list[ReadReply] = yield from Batch(
+    max_exact = -1 if plain else MAX_EXACT if len(series) <= MANY_SERIES else MAX_EXACT_OF_MANY
+    replies: list[ReadReply] = yield from Batch(
         tuple(
             commands.read(
                 flusher.backend.namespace,
@@ -255,19 +255,19 @@ def _read(
                 as_of_ms=time.as_of_ms,
                 max_exact=max_exact,
             )
-            for shard, names in asked
+            for shard, names in chunks
         )
     )
     found = {
         (shard, name): counters
-        for (shard, _), answer in zip(asked, answers, strict=True)
-        for name, counters in answer.counter_sets.items()
+        for (shard, _), reply in zip(chunks, replies, strict=True)
+        for name, counters in reply.counter_sets.items()
     }
-    return [found[place] for place in places]
+    return [found[each] for each in series]
 
 
 def flush(flusher: Flusher, timeout: float | None = None) -> Flow[bool]:
-    """Wait until everything recorded is counted, at most `timeout` seconds. Returns whether it is."""
+    """Wait at most `timeout` seconds until all records are counted. Returns whether they are."""
     return _flush(flusher, None if timeout is None else arguments.seconds("timeout", timeout, minimum=0.0))
 
 

@@ -1,7 +1,7 @@
-"""Brings what the buffer holds to the server: once a second or as often as asked for, when asked, and at the end.
+"""Sends the buffer to the server: once per second or flush interval, on request, and at the end.
 
-All sending is done by one background thread of the process, started when something was first recorded. Requests reach
-it through a `SimpleQueue`, which may be put into from anywhere, also from a signal handler or from `__del__`.
+One background thread of the process does all sending. The first record starts it. Requests reach it through a
+`SimpleQueue`, whose `put` is safe everywhere, also in a signal handler or in `__del__`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from agentperf_redis.metrics.retention import Retention
 _log = logging.getLogger("agentperf_redis")
 
 FLUSH_EVERY_S = 1.0
-"""By default, and after a flush that failed: what waits is tried again soon, however rarely it is flushed otherwise."""
+"""The default interval, and the retry interval after a failed flush, even if the chosen interval is longer."""
 MAX_FLUSH_EVERY_S = 60.0
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
-"""How long the last flush may go on without anything being counted; and where the one before it failed."""
+"""How long the last flush may run without progress; the second value applies if the flush before it failed."""
 _LAST_COMMAND_SHARE = 0.8
-"""Of that, what a command may take: so that it is there to say why it failed."""
-_AS_LONG_AS_IT_TAKES_S = 3600.0
+"""Share of that time for one command, so that the reason for a failure is known in time."""
+_UNLIMITED_S = 3600.0
 _PROMPT_S = 0.5
 
 
 @dataclass(slots=True)
 class _Request:
-    """Somebody waits for a flush that begins after this."""
+    """A caller that waits for a flush which begins after this request."""
 
     wake_up: WakeUp = field(default_factory=WakeUp)
     error: AgentPerfError | None = None
@@ -51,8 +51,8 @@ class Flusher:
     """The buffer of a process and namespace, and the thread that empties it.
 
     Args:
-        backend: where it goes.
-        retention: how long the server keeps it; None takes what the namespace has.
+        backend: backend of the namespace.
+        retention: how long the server keeps the data; None takes the namespace's retention.
     """
 
     def __init__(self, backend: Backend, retention: Retention | None = None) -> None:
@@ -63,29 +63,29 @@ class Flusher:
         self.buffer = Buffer(on_first=self._wake)
         self._begin_usages()
         self._closed = False
-        self._said_closed = False
+        self._warned_closed = False
         self._settled = 0
-        """Parcels confirmed, by which it is seen that the last flush gets on."""
+        """Number of settled batches, which shows the progress of the last flush."""
         self._jobs = Background("agentperf-metrics")
         self._begin()
         backend.on_close(self.close)
         register_for_fork(self)
 
     def settle(self, retention: Retention) -> None:
-        """Make a retention the one asked for.
+        """Set the retention.
 
         Raises:
-            InvalidArgument: if another was asked for in this process.
+            InvalidArgument: if this process has already set another one.
         """
         if self._firm and retention != self.retention:
             raise InvalidArgument("retention", retention, f"that of this namespace's other collector, {self.retention}")
         self.retention, self._firm = retention, True
 
     def settle_rhythm(self, flush_every: float) -> None:
-        """Make this the time between two flushes, s.
+        """Set the time between two flushes, s.
 
         Raises:
-            InvalidArgument: if another was asked for in this process.
+            InvalidArgument: if this process has already set another one.
         """
         if self._flush_every not in (None, flush_every):
             raise InvalidArgument(
@@ -97,7 +97,7 @@ class Flusher:
         return FLUSH_EVERY_S if self._flush_every is None or self._last_error is not None else self._flush_every
 
     def after_fork(self) -> None:
-        """In a forked child: begin empty, under another writer's name. The parent flushes what it has."""
+        """In a forked child: start empty, as a new writer. The parent flushes its own records."""
         self.buffer.reset()
         self._begin_usages()
         self._begin()
@@ -115,22 +115,22 @@ class Flusher:
 
     def _wake(self) -> None:
         if self._closed:
-            self._say_closed()
+            self._warn_closed()
             return
         self._end_with_worker()
         self._jobs.at(time.monotonic() + self._rhythm(), self._flush_due)
 
-    def _say_closed(self) -> None:
-        if not self._said_closed:
-            self._said_closed = True
+    def _warn_closed(self) -> None:
+        if not self._warned_closed:
+            self._warned_closed = True
             warnings.warn(
-                f"{self.backend!r} is closed: what its MetricsCollector records from now on is not counted",
+                f"{self.backend!r} is closed: later records of its MetricsCollector are not counted",
                 RuntimeWarning,
-                stacklevel=6,  # who recorded: this, _wake, Buffer._look_up, record, MetricsCollector.record_execution
+                stacklevel=6,  # the caller of record_execution: _warn_closed, _wake, _after_record, record are between
             )
 
     def _end_with_worker(self) -> None:
-        """Processes of multiprocessing end without atexit; they have finalizers of their own."""
+        """Register a multiprocessing finalizer, because processes of multiprocessing end without atexit."""
         if self._ends_with_worker:
             return
         self._ends_with_worker = True
@@ -143,32 +143,32 @@ class Flusher:
     def _flush_due(self) -> None:
         if self._closed:  # the last flush follows
             return
-        self._flush(self._asked())
+        self._flush(self._take_requests())
         if not self.buffer.empty:
             self._jobs.at(time.monotonic() + self._rhythm(), self._flush_due)
 
-    def _flush_asked(self) -> None:
-        asked = self._asked()
-        if asked:  # else another flush, begun after the request, has served it
-            self._flush(asked)
+    def _flush_requested(self) -> None:
+        requests = self._take_requests()
+        if requests:  # otherwise another flush that began after the request has completed it
+            self._flush(requests)
 
     def _flush_last(self) -> None:
-        if not self._tried_last:  # one deadline is enough for a server that does not answer
-            self._flush(self._asked())
+        if not self._tried_last:  # one deadline is enough for a server that does not reply
+            self._flush(self._take_requests())
 
-    def _asked(self) -> list[_Request]:
-        """Take the requests that wait; the flush that begins now serves them all."""
-        asked = []
+    def _take_requests(self) -> list[_Request]:
+        """Take the waiting requests; the flush that begins now completes all of them."""
+        requests = []
         with contextlib.suppress(queue.Empty):
             while True:
-                asked.append(self._requests.get_nowait())
-        return asked
+                requests.append(self._requests.get_nowait())
+        return requests
 
-    def _flush(self, asked: list[_Request]) -> None:
+    def _flush(self, requests: list[_Request]) -> None:
         last = self._closed
         error = self._deliver(_LAST_COMMAND_SHARE * self._attempt_timeout() if last else None)
         self._tried_last |= last
-        for request in asked:
+        for request in requests:
             request.error = error
             request.wake_up.send()
 
@@ -177,23 +177,23 @@ class Flusher:
             error = self.backend.run(self.delivery(), deadline)
         except AgentPerfError as met:
             error = met
-        except Exception as met:  # noqa: BLE001  the thread must live on, and what waits is kept
+        except Exception as met:  # noqa: BLE001  the thread must keep running, and the records are kept
             _log.exception("flushing metrics failed")
             error = AgentPerfError(f"flushing metrics failed: {met!r}")
         if error is not None:
             self.buffer.downsample(self.retention.ttls)
             if self._last_error is None:
-                _log.warning("metrics are held back: %s", error)
+                _log.warning("flushing metrics failed, records are kept: %s", error)
         elif self._last_error is not None:
-            _log.warning("metrics flow again; counted so far: %d", self.delivery_state().counted)
+            _log.warning("flushing metrics works again; executions counted so far: %d", self.delivery_state().counted)
         self._last_error = error
         return error
 
     def delivery(self) -> Flow[AgentPerfError | None]:
-        """Send all that was recorded until now.
+        """Send everything recorded until now.
 
         Returns:
-            The first error met, or None when all was counted.
+            The first error, or None when everything was counted.
         """
         buffer = self.buffer
         buffer.announce_next()
@@ -222,24 +222,24 @@ class Flusher:
                 for batch in batches:
                     buffer.unanswered(batch, sent)
                 raise
-            answered = time.monotonic()
+            replied = time.monotonic()
             for batch, result in zip(batches, results, strict=True):
                 if isinstance(result, AgentPerfError):
                     first = first or result
-                    if not self._lightened(batch, result, sent):
+                    if not self._dropped_corrupt(batch, result, sent):
                         failed.add(batch.shard)
                 else:
-                    self._settle(batch, result, sent, answered)
+                    self._settle(batch, result, sent, replied)
         return first
 
-    def _settle(self, batch: FlushBatch, flushed: Flushed, sent: float, answered: float) -> None:
+    def _settle(self, batch: FlushBatch, flushed: Flushed, sent: float, replied: float) -> None:
         self.buffer.settled(batch, flushed.other, flushed.outdated)
         self._settled += 1
-        if answered - sent < _PROMPT_S:  # an answer that was long on its way does not tell when the server gave it
-            self.buffer.synchronise(flushed.now, (sent + answered) / 2)
+        if replied - sent < _PROMPT_S:  # a slow reply does not show when the server sent it
+            self.buffer.synchronise(flushed.now, (sent + replied) / 2)
 
-    def _lightened(self, batch: FlushBatch, error: AgentPerfError, sent: float) -> bool:
-        """Whether the rest of a refused parcel can be tried at once."""
+    def _dropped_corrupt(self, batch: FlushBatch, error: AgentPerfError, sent: float) -> bool:
+        """Drop a corrupt series from a failed batch. Returns whether the rest can be sent at once."""
         if isinstance(error, BackendUnavailable) and error.outcome == "unknown":
             self.buffer.unanswered(batch, sent)
         if not isinstance(error, CorruptState):
@@ -250,13 +250,13 @@ class Flusher:
         return lost > 0
 
     def flushed(self, timeout: float | None = None) -> Flow[tuple[bool, AgentPerfError | None]]:
-        """Wait until what this process has recorded is counted.
+        """Wait until the records of this process are counted.
 
         Args:
             timeout: s; None waits as long as the server's deadlines allow.
 
         Returns:
-            Whether the flush has come to an end, and the error it met.
+            Whether the flush has ended, and its error.
         """
         if self.buffer.empty:
             return True, None
@@ -264,15 +264,15 @@ class Flusher:
         if not self._closed:
             self._end_with_worker()
             self._requests.put(request)
-        if self._closed or not self._jobs.put(self._flush_asked):
+        if self._closed or not self._jobs.put(self._flush_requested):
             return True, (yield from self.delivery())
-        ended = yield from Wait(request.wake_up, _AS_LONG_AS_IT_TAKES_S if timeout is None else timeout)
+        ended = yield from Wait(request.wake_up, _UNLIMITED_S if timeout is None else timeout)
         return ended, request.error
 
     def close(self) -> None:
-        """Flush a last time and end the thread. What is recorded later stays here.
+        """Flush a last time and end the thread. Later records are not sent.
 
-        Waits for a server that counts, and not for one that does not answer: see `CLOSE_S`.
+        It waits while the server counts batches, but not for a server that does not reply: see `CLOSE_S`.
         """
         if self._closed:
             return
@@ -285,26 +285,28 @@ class Flusher:
         while not ended and settled < (settled := self._settled):
             ended = self._jobs.close(attempt_timeout)
         if not self.buffer.empty:
-            self._say_lost(attempt_timeout, under_way=not ended)
+            self._warn_lost(attempt_timeout, in_flight=not ended)
 
     def _attempt_timeout(self) -> float:
         maximum = CLOSE_S if self._last_error is None else CLOSE_AFTER_FAILURE_S
         return min(maximum, self.backend.deadline)
 
-    def _say_lost(self, attempt_timeout: float, *, under_way: bool) -> None:
+    def _warn_lost(self, attempt_timeout: float, *, in_flight: bool) -> None:
         pending = self.delivery_state().pending
-        what = "1 execution" if pending == 1 else f"{pending} executions" if pending else "some use of models or tools"
-        unknown = self.buffer.doubtful or under_way
+        lost = (
+            "1 execution" if pending == 1 else f"{pending} executions" if pending else "some usage of models or tools"
+        )
+        unknown = self.buffer.doubtful or in_flight
         verb = "may not have been" if unknown else "was not" if pending <= 1 else "were not"
         error = self._last_error
-        if isinstance(error, BackendUnavailable):  # what it says of being applied is true of the last attempt only
+        if isinstance(error, BackendUnavailable):  # its outcome is that of the last attempt only
             cause = f"{error.address}: {error.reason}"
         else:
-            cause = str(error or f"{self.backend.address.masked} did not answer within {attempt_timeout:g} s")
-        warnings.warn(f"{what} {verb} counted: {cause}", RuntimeWarning, stacklevel=2)
+            cause = str(error or f"{self.backend.address.masked} did not reply within {attempt_timeout:g} s")
+        warnings.warn(f"{lost} {verb} counted: {cause}", RuntimeWarning, stacklevel=2)
 
     def delivery_state(self) -> Delivery:
-        """Return how this process's records fare."""
+        """Return the delivery state of this process's records."""
         counted, pending, dropped, uncertain, samples_dropped, other = self.buffer.delivery_counts()
         return Delivery(
             recorded=counted + pending + dropped,

@@ -1,10 +1,10 @@
 """Quantiles from counts: base-2 exponential buckets, relative error at most 2.17 %.
 
-Bucket i holds the durations in (2^(i/16), 2^((i+1)/16)] seconds: OpenTelemetry's exponential layout at scale 4. The
-scale is fixed, so buckets of any processes, windows and agents add up, and export is lossless.
+Bucket i counts the durations in (2^(i/16), 2^((i+1)/16)] seconds: OpenTelemetry's exponential layout at scale 4. The
+scale is fixed, so buckets of all processes, windows and agents can be added, and export is lossless.
 
-A quantile is the harmonic middle 2lu/(l+u) of the bucket (l, u] that holds the asked sample. No sample of the bucket is
-further from it than (u-l)/(u+l) of itself, which is `RELATIVE_ERROR` for every bucket.
+The estimate of a quantile is the harmonic mean 2lu/(l+u) of the bounds of the bucket (l, u] with the wanted sample. It
+differs from any sample of the bucket by at most (u-l)/(u+l) of that sample, which is `RELATIVE_ERROR` for all buckets.
 
 Sources: OpenTelemetry metrics data model, "ExponentialHistogram"; Masson, Rim, Lee: DDSketch (VLDB 2019), lemma 2.
 """
@@ -21,25 +21,25 @@ SCALE = 4
 BUCKETS_PER_DOUBLING = 1 << SCALE
 _BASE = 2.0 ** (1 / BUCKETS_PER_DOUBLING)
 RELATIVE_ERROR = (_BASE - 1) / (_BASE + 1)
-"""2.17 %: the bound for every quantile read from buckets, relative to the exact one."""
+"""2.17 %: the error bound of every quantile from buckets, relative to the exact quantile."""
 
 ZERO = "zero"
-"""The bucket of durations that round to 0 us, in place of a number."""
+"""Name of the bucket of durations that round to 0 us, which has no index."""
 
 
 def micros(seconds: float) -> int:
-    """Round a duration to whole microseconds, as it is counted."""
+    """Round a duration in s to whole microseconds, the unit of all counts."""
     return int(seconds * 1e6 + 0.5)
 
 
 def bucket_index(us: int) -> int:
-    """Return the bucket of a duration in microseconds, at least 1. Two seconds lie in bucket 15, just above in 16."""
+    """Return the bucket of a duration of at least 1 us. Two seconds lie in bucket 15, longer ones from 16 on."""
     return math.ceil(math.log2(us / 1e6) * BUCKETS_PER_DOUBLING) - 1
 
 
 @lru_cache(maxsize=1024)
 def _max_duration(index: int) -> float:
-    """Return the longest duration, in seconds, that lies in a bucket once it is rounded to microseconds."""
+    """Return the longest duration in s that lies in a bucket after rounding to microseconds."""
     us = int(2.0 ** ((index + 1) / BUCKETS_PER_DOUBLING) * 1e6)
     while bucket_index(us + 1) <= index:
         us += 1
@@ -61,10 +61,10 @@ _MAX_ZERO = _max_duration_rounded_to(0)
 
 
 def bucket_counts(ordered: Sequence[float]) -> tuple[dict[int, int], int]:
-    """Count sorted durations, in seconds, by bucket; those that round to 0 us apart.
+    """Count sorted durations in s by bucket, and separately those that round to 0 us.
 
-    Goes from bucket to bucket, not from one to the next: 0.03 us for each of a thousand and as much for sorting them,
-    where a logarithm of each takes 0.12.
+    It steps from bucket to bucket, not from sample to sample. For a thousand samples this takes 0.03 us per sample, and
+    the sort as much; a logarithm per sample would take 0.12 us.
     """
     counts: dict[int, int] = {}
     zeros = at = bisect_right(ordered, _MAX_ZERO)
@@ -77,19 +77,19 @@ def bucket_counts(ordered: Sequence[float]) -> tuple[dict[int, int], int]:
 
 
 def bucket_bounds(index: int) -> tuple[float, float]:
-    """Return the lower bound (excluded) and the upper bound (included) of a bucket, in seconds."""
+    """Return the lower bound (exclusive) and the upper bound (inclusive) of a bucket, s."""
     return 2.0 ** (index / BUCKETS_PER_DOUBLING), 2.0 ** ((index + 1) / BUCKETS_PER_DOUBLING)
 
 
 @lru_cache(maxsize=1024)
 def middle(index: int) -> float:
-    """Return the estimate for all samples of a bucket, in seconds."""
+    """Return the estimate for all samples of a bucket, s."""
     low, high = bucket_bounds(index)
     return 2 * low * high / (low + high)
 
 
 def rank(count: int, quantile: float) -> int:
-    """Return which of the sorted samples is the quantile, from 0: the reference's rule, ``sorted[int(n * q)]``."""
+    """Return the index of the quantile among sorted samples: ``sorted[int(n * q)]``, as in the in-memory version."""
     return min(int(count * quantile), count - 1)
 
 
@@ -104,11 +104,11 @@ def estimated_quantile(
     """Estimate a quantile from buckets.
 
     Args:
-        buckets: samples for each bucket.
-        zeros: samples of 0 us.
+        buckets: number of samples by bucket.
+        zeros: number of samples of 0 us.
         quantile: 0 to 1.
-        minimum: the smallest sample, s; the estimate is not below it.
-        maximum: the largest sample, s; the estimate is not above it.
+        minimum: the smallest sample, s, as a lower bound of the estimate.
+        maximum: the largest sample, s, as an upper bound of the estimate.
 
     Returns:
         Seconds, within `RELATIVE_ERROR` of the exact quantile; 0.0 when there is no sample.
@@ -120,7 +120,7 @@ def estimated_quantile(
 def estimated_quantiles(
     buckets: Mapping[int, int], zeros: int, quantiles: Sequence[float], *, minimum: float, maximum: float
 ) -> list[float]:
-    """Estimate several quantiles at once. Arguments and values as for `estimated_quantile`."""
+    """Estimate several quantiles at once. Arguments and results as for `estimated_quantile`."""
     count = zeros + sum(buckets.values())
     if count == 0:
         return [0.0] * len(quantiles)
@@ -128,8 +128,8 @@ def estimated_quantiles(
     passed = list(accumulate((buckets[index] for index in indexes), initial=zeros))
     found = []
     for quantile in quantiles:
-        place = bisect_right(passed, rank(count, quantile))
-        found.append(min(max(middle(indexes[place - 1]), minimum), maximum) if place else 0.0)
+        index = bisect_right(passed, rank(count, quantile))
+        found.append(min(max(middle(indexes[index - 1]), minimum), maximum) if index else 0.0)
     return found
 
 

@@ -1,8 +1,8 @@
-"""Reads the fields of any object without running more of its code than its properties.
+"""Reads the fields of any object, and runs no code of it other than properties.
 
-What a caller passes as a usage may be a mapping, a model of any library, a test's mock, or something that breaks when
-it is looked at. So fields are found where they are stored: in the mapping, in the instance, in its class. Methods are
-never called, a mock is never made to invent an attribute, and an exception of the object is a missing field.
+A usage may be a mapping, a model of any library, a test's mock, or an object that raises on access. So fields are
+looked up in their storage: the mapping, the instance, its class. Methods are never called, a mock never creates an
+attribute, and a field that raises counts as missing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import lru_cache, partialmethod
 from typing import Any
 
 MAX_DYNAMIC_LOOKS = 256
-"""Names asked of objects that answer through `__getattr__`, in one reading. An honest one answers in about 1 us."""
+"""Limit for lookups through `__getattr__` in one reading. A normal object takes about 1 us for each."""
 _MAX_TYPES = 512
-"""Classes whose fields are remembered."""
+"""Number of classes with cached fields."""
 _ABSENT_NAME = "agentperf_no_such_field"
-"""An object that has this field, too, makes up its fields."""
+"""An object that has even this field invents its fields."""
 _SCALARS = (str, bytes, bytearray, int, float, complex, type(None), type, types.ModuleType)
 _NOT_DATA = (
     types.FunctionType,
@@ -33,15 +33,15 @@ _NOT_DATA = (
 
 
 def is_scalar(value: object) -> bool:
-    """Whether this is a number, a text or the like, which has no fields to search."""
+    """Return whether this is a number, a text or another value without fields."""
     return issubclass(type(value), _SCALARS)
 
 
 class Fields:
-    """Reads fields, for one reading of a usage.
+    """Reads the fields for one reading of a usage.
 
     Args:
-        known: the names that are looked for, the likeliest first; others are never seen.
+        known: the names to look up, the most likely first; other fields are ignored.
     """
 
     def __init__(self, known: tuple[str, ...]) -> None:
@@ -51,13 +51,13 @@ class Fields:
         self._answering: dict[int, object] = {}
 
     def names(self, source: object) -> frozenset[str]:
-        """Return which of the known names are stored in the object. None of a number, a text, or what breaks."""
+        """Return the known names that the object stores; an empty set for numbers, texts, and objects that raise."""
         cls: Any = type(source)
         try:
             if issubclass(cls, _SCALARS):
                 return _NOTHING
             if issubclass(cls, dict):
-                found = self._known & dict.keys(source)  # type: ignore[arg-type]  # it is one
+                found = self._known & dict.keys(source)  # type: ignore[arg-type]  # it is a dict
                 return frozenset(found if cls is dict else found | (self._known & _own(source).keys()))
             if issubclass(cls, Mapping):
                 if _ABSENT_NAME in source:  # type: ignore[operator]
@@ -70,15 +70,15 @@ class Fields:
             for hidden in _pydantic_stores(cls):
                 found |= self._known & _store(source, hidden).keys()
             return frozenset(found)
-        except Exception:  # noqa: BLE001  the object's own errors are its missing fields
+        except Exception:  # noqa: BLE001  fields that raise count as missing
             return _NOTHING
 
     def get(self, source: object, name: str) -> Any:
-        """Return a field; None when it is not stored."""
+        """Return a field; None if it is not stored."""
         cls: Any = type(source)
         try:
             if issubclass(cls, dict):
-                found = dict.get(source, name)  # type: ignore[call-overload]  # it is one
+                found = dict.get(source, name)  # type: ignore[call-overload]  # it is a dict
                 return _own(source).get(name) if found is None and cls is not dict else found
             if issubclass(cls, Mapping):
                 return source[name]  # type: ignore[index]
@@ -93,11 +93,11 @@ class Fields:
                     return store[name]
             stored = (_mock_class_fields if mocked else _class_fields)(cls, self._known)
             return getattr(source, name) if name in stored or id(source) in self._answering else None
-        except Exception:  # noqa: BLE001  likewise
+        except Exception:  # noqa: BLE001  as above
             return None
 
-    def asked(self, source: object) -> frozenset[str]:
-        """Return which names an object gives by `__getattr__`, as wrappers do. None, if it answers to every name."""
+    def dynamic_names(self, source: object) -> frozenset[str]:
+        """Return the known names that `__getattr__` provides, as in wrappers; an empty set if it has every name."""
         cls: Any = type(source)
         try:
             if issubclass(cls, _SCALARS) or _MOCK_CHILDREN in _own(source) or not _answers_by_code(cls):
@@ -107,14 +107,14 @@ class Fields:
             found = frozenset(name for name in self._order if self._dynamic_looks > 0 and self._has(source, name))
             self._answering[id(source)] = source
             return found
-        except Exception:  # noqa: BLE001  likewise
+        except Exception:  # noqa: BLE001  as above
             return _NOTHING
 
     def _has(self, source: object, name: str) -> bool:
         self._dynamic_looks -= 1
         try:
             getattr(source, name)
-        except Exception:  # noqa: BLE001  likewise
+        except Exception:  # noqa: BLE001  as above
             return False
         return True
 
@@ -126,7 +126,7 @@ def _as_set(known: tuple[str, ...]) -> frozenset[str]:
 
 _NOTHING: frozenset[str] = frozenset()
 _MOCK_CHILDREN = "_mock_children"
-"""In the instance of every `unittest.mock` object: the attributes that exist so far."""
+"""Attribute of every `unittest.mock` object that holds its existing child attributes."""
 _PYDANTIC_STORES = ("__pydantic_extra__", "__pydantic_private__")
 
 
@@ -144,7 +144,7 @@ def _children(own: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _store(source: object, name: str) -> Mapping[str, Any]:
-    """Return what pydantic keeps beside the instance's own fields."""
+    """Return the fields that pydantic stores outside the instance's `__dict__`."""
     try:
         store = object.__getattribute__(source, name)
     except AttributeError:
@@ -154,20 +154,20 @@ def _store(source: object, name: str) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=_MAX_TYPES)
 def _class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
-    """Return the names that a class gives data to: slots, properties, plain values; no methods."""
+    """Return the names for which a class has data: slots, properties, plain values, but no methods."""
     found: set[str] = set()
     hidden: set[str] = set()
     for base in cls.__mro__:
         for name in known & base.__dict__.keys():
             if name not in found and name not in hidden:
                 (hidden if isinstance(base.__dict__[name], _NOT_DATA) else found).add(name)
-        descriptor = base.__dict__.get("DESCRIPTOR")  # protobuf's messages tell their fields there only
+        descriptor = base.__dict__.get("DESCRIPTOR")  # protobuf messages list their fields only there
         found |= known & set(getattr(descriptor, "fields_by_name", ()))
     return frozenset(found)
 
 
 def _mock_class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
-    """Do so for a mock. Each has a class of its own, for its properties; the classes behind that one are remembered."""
+    """Do the same for a mock. Each mock has its own class, for its properties; only the base classes are cached."""
     own = {name for name in known & cls.__dict__.keys() if not isinstance(cls.__dict__[name], _NOT_DATA)}
     return frozenset(own.union(*(_class_fields(base, known) for base in cls.__bases__)))
 
@@ -182,5 +182,5 @@ def _answers_by_code(cls: type) -> bool:
     return any(
         "__getattr__" in base.__dict__ or ("__getattribute__" in base.__dict__ and base is not object)
         for base in cls.__mro__
-        if base.__module__ != "pydantic.main"  # it answers from the stores above
+        if base.__module__ != "pydantic.main"  # it reads the stores above
     )

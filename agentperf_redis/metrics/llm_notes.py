@@ -1,4 +1,4 @@
-"""Counts the usages that could not be read, or not be trusted, and says so in the log once for each kind of them."""
+"""Counts usages that are unreadable or inconsistent, and logs each kind of them once."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ _NAME_CHARACTERS = 40
 
 
 class UsageNotes:
-    """Counts usages of one sort in a process.
+    """Counts usages with one problem in a process.
 
     Args:
-        message: said in the log for each kind of response; ``%s`` is the kind.
+        message: log message for each kind of response; ``%s`` is the kind.
     """
 
     def __init__(self, message: str) -> None:
         self.count = 0
         self._message = message
-        self._said: set[str] = set()
-        self._lock = threading.RLock()  # a signal handler may record while the thread it interrupts does
+        self._logged: set[str] = set()
+        self._lock = threading.RLock()  # reentrant: a signal handler may record while its thread records
 
     def note(self, response: object) -> None:
-        """Count it, and say so once for each kind of response."""
+        """Count a usage, and log each kind of response once."""
         kind = _kind(response)
         with self._lock:
             self.count += 1
-            if kind in self._said or len(self._said) >= _MAX_KINDS:
+            if kind in self._logged or len(self._logged) >= _MAX_KINDS:
                 return
-            self._said.add(kind)
+            self._logged.add(kind)
         _log.warning(self._message, kind)
 
     def add(self, count: int) -> None:
-        """Count without a word; -1 takes one back."""
+        """Change the count without logging; -1 removes one."""
         with self._lock:
             self.count += count
 
 
 def unread_usages() -> UsageNotes:
-    """Return the notes on usages without counts: the call is counted, its tokens cannot be."""
+    """Return the counter of usages without token counts. Their calls are counted, their tokens are not."""
     return UsageNotes("record_llm found no token counts in usage=<%s>: such calls are counted without tokens")
 
 
 def inconsistent_usages() -> UsageNotes:
-    """Return the notes on usages with a total that no reading of their parts adds up to."""
+    """Return the counter of usages with a total that no reading of their parts adds up to."""
     return UsageNotes(
-        "record_llm found a total in usage=<%s> that is not input plus output: the parts are counted as they stand"
+        "record_llm found a total in usage=<%s> that is not input plus output: the parts are counted unchanged"
     )
 
 
 def _kind(response: object) -> str:
-    """Describe without telling any content: the type, and of a mapping the names in it."""
+    """Describe a response without its content: its type and, for a mapping, the names in it."""
     try:
         cls = type(response)
         name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
@@ -67,5 +67,5 @@ def _kind(response: object) -> str:
             str.__str__(key)[:_NAME_CHARACTERS] if isinstance(key, str) else type(key).__name__ for key in shown
         )
         return f"{name} with {', '.join(names) or 'nothing'}"
-    except Exception:  # noqa: BLE001  it may do anything when it is looked at
+    except Exception:  # noqa: BLE001  any access may raise
         return "an object that cannot be described"

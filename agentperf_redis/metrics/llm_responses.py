@@ -1,9 +1,9 @@
-"""Counts a response once: it may come whole, in events of a stream, or again in each later state of a conversation.
+"""Counts a response once, whether it comes whole, as events of a stream, or again in later states of a conversation.
 
-The events of one stream may all be recorded, ``record_llm(usage=event)`` for each: the response is one call with its
-latest counts. They are told apart by the response's id. An event without one, such as Anthropic's ``message_delta``,
-belongs to the last response that began in the same thread or task; so two streams that are read by turns in one task
-must not be recorded event by event where the vendor names no id.
+All events of a stream may be recorded, with ``record_llm(usage=event)`` for each: the response counts as one call with
+its latest counts. The response's id identifies it. An event without an id, such as Anthropic's ``message_delta``,
+belongs to the latest response that began in the same thread or task. So two streams that are read alternately in one
+task must not be recorded event by event if the vendor sends no id.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from agentperf_redis.metrics.llm_usage import SUMMED, Found, Part, Usage, joined
 
 MAX_RESPONSES = 2048
-"""Responses that are remembered, the latest: some 300 bytes each. A stream ends, or a conversation comes again, before
-this process has begun as many others."""
+"""Limit for remembered responses, about 300 bytes each; the latest are kept. A stream ends, or a conversation comes
+again, before the process has begun this many others."""
 
 _Key = tuple[str, str]
 _latest: ContextVar[_Key | None] = ContextVar("agentperf_redis.latest_response", default=None)
@@ -31,21 +31,22 @@ class _Counted:
 
 
 class Responses:
-    """The responses of a process of which there may be more to come."""
+    """The responses of a process that may continue."""
 
     def __init__(self) -> None:
         self._counted: OrderedDict[_Key, _Counted] = OrderedDict()
-        self._lock = threading.RLock()  # a signal handler may record while the thread it interrupts does
+        self._lock = threading.RLock()  # reentrant: a signal handler may record while its thread records
 
     def news(self, agent: str, found: Iterable[Found]) -> tuple[list[Usage], int]:
-        """Take in usages.
+        """Register usages, and return their uncounted part.
 
         Args:
-            agent: for whom they are recorded.
+            agent: the agent.
             found: the usages.
 
         Returns:
-            What of them was not counted before, and of how many responses so far without counts they are.
+            The part of the usages that was not counted before, and the number of their responses that had no counts so
+            far.
         """
         news, first_counts = [], 0
         with self._lock:
@@ -73,15 +74,15 @@ class Responses:
         return replace(counted.usage, **difference), was_unread
 
     def event(self, agent: str, part: Part, *, unread: bool) -> bool | None:
-        """Take in an event without counts.
+        """Register an event without counts.
 
         Args:
-            agent: for whom it is recorded.
-            part: what it is a part of.
-            unread: whether its call is counted as one without tokens, until they come.
+            agent: the agent.
+            part: the part of a response that the event is.
+            unread: whether its call counts as one without tokens until its counts come.
 
         Returns:
-            Whether its response is known already, and its call counted; None, if it does not say which it is.
+            Whether its response is already known and its call counted; None if the event does not identify it.
         """
         with self._lock:
             key = self._key(agent, part)

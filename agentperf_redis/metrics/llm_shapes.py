@@ -1,9 +1,9 @@
-"""The shapes in which vendors and libraries tell token counts: one table, and the arithmetic that settles them.
+"""The formats of token counts from vendors and libraries: one table, and the arithmetic that resolves them.
 
-Two questions have no answer in the names. Are the cached tokens part of the input count, or beside it? Are the
-reasoning tokens part of the output count, or beside it? The table has each vendor's own answer. But gateways send one
-vendor's numbers under another vendor's names. So where there is a total, it decides: the reading that adds up to it is
-right. A part that is larger than its whole stands beside it, whatever the table says.
+The names leave two questions open. Are the cached tokens part of the input count, or separate? Are the reasoning tokens
+part of the output count, or separate? The table has each vendor's answer. But gateways send one vendor's numbers under
+another vendor's names. So a total decides, if there is one: the reading that adds up to it is right. A part that is
+larger than its whole is separate, whatever the table says.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ Count = Callable[[str], int | None]
 
 WITHIN, BESIDE = False, True
 _MAX_TOKENS = 2**53
-"""Counts are added up in doubles by the server: from here on they would lose the last digit."""
+"""The server adds counts as doubles, which lose the last digit from here on."""
 _MAX_COST = 1e9
-"""What `record_llm` takes."""
+"""The limit of `record_llm`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How one vendor or library tells token counts.
+    """The format of one vendor's or library's token counts.
 
-    A path names a field, or a field of a field; ``a.b+c`` is the sum of ``a.b`` and ``a.c``. Of several paths the first
-    that holds more than zero is taken.
+    A path names a field, or a field of a field; ``a.b+c`` is the sum of ``a.b`` and ``a.c``. The first of several paths
+    with a value above zero applies.
 
     Attributes:
-        vendor: who tells them so.
-        source: where that is written, and the version that was read.
-        tokens_in: the field of the input; what else is input is named in `more_in`.
+        vendor: the vendor or library.
+        source: where the format is documented, and the version that was read.
+        tokens_in: the field of the input; further input fields are in `more_in`.
         tokens_out: the field of the output.
-        marks: fields of which the usage has at least one, where others use the same names for input and output.
-        more_in: further input, in no case part of `tokens_in`.
-        cached_in: paths of what was read from the provider's cache.
-        cache_write: paths of what was written to it.
-        cached: whether both are counted within `tokens_in` or beside it.
-        reasoning: paths of what the model thought.
-        thought: whether that is counted within `tokens_out` or beside it.
+        marks: fields of which the usage has at least one; needed if other formats share the names of input and output.
+        more_in: further input fields, never part of `tokens_in`.
+        cached_in: paths of the tokens read from the provider's cache.
+        cache_write: paths of the tokens written to it.
+        cached: whether both are part of `tokens_in` (`WITHIN`) or separate (`BESIDE`).
+        reasoning: paths of the reasoning tokens.
+        thought: whether they are part of `tokens_out` or separate.
         total: the field of the total.
-        hides_reasoning: whether what the total has beyond input and output is output: thoughts told nowhere else.
-        iterations: whether a list ``iterations`` tells each request of the call, its sums being the call's.
+        hides_reasoning: whether the rest of the total, beyond input and output, is reasoning without its own field.
+        iterations: whether a list ``iterations`` has the counts of each request, which add up to the call's.
     """
 
     vendor: str
@@ -126,7 +126,7 @@ SHAPES: tuple[Shape, ...] = (
         reasoning=("output_tokens_details.thinking_tokens",), iterations=True,
     ),
     Shape(
-        "LangChain", "langchain-core 1.8.3, messages/ai.py UsageMetadata; a service tier is put before the names",
+        "LangChain", "langchain-core 1.8.3, messages/ai.py UsageMetadata; a service tier precedes the names",
         "input_tokens", "output_tokens", marks=("input_token_details", "output_token_details"),
         cached_in=(
             "input_token_details.cache_read",
@@ -197,7 +197,7 @@ SHAPES: tuple[Shape, ...] = (
     ),
     # -- Amazon
     Shape(
-        # strands counts OpenAI's cached tokens within and Anthropic's beside, under these names: its total tells.
+        # Strands counts OpenAI's cached tokens within and Anthropic's beside, under these names: its total decides.
         "Bedrock Converse, Strands", "Converse API, TokenUsage, 2026-11; strands-agents 1.62.0, types/event_loop.py",
         "inputTokens", "outputTokens",
         cached_in=("cacheReadInputTokens", "cacheReadInputTokenCount"),
@@ -213,10 +213,10 @@ SHAPES: tuple[Shape, ...] = (
           "prompt_token_count", "generation_token_count", total=""),
     # -- others
     Shape(
-        "Cohere", "cohere 7.3.1, types/usage.py, types/api_meta.py; billed units leave out what is free",
+        "Cohere", "cohere 7.3.1, types/usage.py, types/api_meta.py; billed units exclude free tokens",
         "tokens.input_tokens", "tokens.output_tokens", cached_in=("cached_tokens",), total="",
     ),
-    Shape("Cohere, where only billed units are told", "cohere 7.3.1, types/usage_billed_units.py",
+    Shape("Cohere, billed units only", "cohere 7.3.1, types/usage_billed_units.py",
           "billed_units.input_tokens", "billed_units.output_tokens", cached_in=("cached_tokens",), total=""),
     Shape("Ollama", "ollama 0.6.3, _types.py BaseGenerateResponse", "prompt_eval_count", "eval_count", total=""),
     Shape("llama.cpp", "llama.cpp server, POST /completion, 2026-11", "tokens_evaluated", "tokens_predicted", total=""),
@@ -230,10 +230,10 @@ SHAPES: tuple[Shape, ...] = (
         "promptTokens", "completionTokens", cached_in=("promptTokensDetails.cachedTokens",),
         reasoning=("completionTokensDetails.reasoningTokens",), total="totalTokens",
     ),
-    Shape("embeddings that tell one count (Voyage)", "docs.voyageai.com, POST /v1/embeddings, 2026-11",
+    Shape("embeddings with one count (Voyage)", "docs.voyageai.com, POST /v1/embeddings, 2026-11",
           "total_tokens", "", total=""),
 )  # fmt: skip
-"""In order: the first that fits is taken."""
+"""In order of precedence: the first match applies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,13 +241,13 @@ class Counts:
     """Token counts as they are recorded.
 
     Attributes:
-        tokens_in: everything sent.
-        tokens_out: everything received.
-        cached_in: of the input, read from the provider's cache.
-        cache_write: of the input, written to it.
-        reasoning: of the output, thoughts.
-        differs: whether the usage told a total that no reading of its parts adds up to.
-        hidden: whether that was taken for hidden reasoning.
+        tokens_in: all tokens sent.
+        tokens_out: all tokens received.
+        cached_in: input tokens read from the provider's cache.
+        cache_write: input tokens written to it.
+        reasoning: output tokens that were reasoning.
+        differs: whether the usage has a total that no reading of its parts adds up to.
+        hidden: whether the difference was counted as hidden reasoning.
     """
 
     tokens_in: int
@@ -261,7 +261,7 @@ class Counts:
 
 @lru_cache(maxsize=512)
 def fitting(names: frozenset[str]) -> tuple[Shape, ...]:
-    """Return the shapes that an object with fields of these names may have, in order."""
+    """Return the shapes that match an object with fields of these names, in order."""
     return tuple(
         shape
         for shape in SHAPES
@@ -278,20 +278,20 @@ def counts(shape: Shape, count: Count) -> Counts | None:
     """Read counts in one shape.
 
     Args:
-        shape: in which they are told.
+        shape: the shape of the counts.
         count: returns the count at a path.
 
     Returns:
-        The counts, or None when neither input nor output is one.
+        The counts, or None when neither the input nor the output has a count.
     """
-    told_in = count(shape.tokens_in)
-    told_out = count(shape.tokens_out) if shape.tokens_out else None
-    if told_in is None and told_out is None:
+    count_in = count(shape.tokens_in)
+    count_out = count(shape.tokens_out) if shape.tokens_out else None
+    if count_in is None and count_out is None:
         return None
     more = sum(count(name) or 0 for name in shape.more_in)
     parts = _Parts(
-        sent=(told_in or 0) + more,
-        received=told_out or 0,
+        sent=(count_in or 0) + more,
+        received=count_out or 0,
         cached=_first(shape.cached_in, count),
         written=_first(shape.cache_write, count),
         reasoning=_first(shape.reasoning, count),
@@ -303,16 +303,16 @@ def counts(shape: Shape, count: Count) -> Counts | None:
         if reading is not None and (not total or reading.tokens_in + reading.tokens_out == total):
             return reading
         nearest = nearest or reading
-    # With every part beside its whole there is always one.
-    return _with_rest(shape, cast("Counts", nearest), total, told_in, told_out)
+    # There is always one: the reading with every part separate.
+    return _with_rest(shape, cast("Counts", nearest), total, count_in, count_out)
 
 
-def _with_rest(shape: Shape, read: Counts, total: int, told_in: int | None, told_out: int | None) -> Counts:
-    """Place what the total has beyond the parts: on the side that is not told, or with the hidden thoughts."""
+def _with_rest(shape: Shape, read: Counts, total: int, count_in: int | None, count_out: int | None) -> Counts:
+    """Assign the rest of the total: to the missing side, or to hidden reasoning."""
     rest = total - read.tokens_in - read.tokens_out
-    if rest > 0 and told_in is None:
+    if rest > 0 and count_in is None:
         return replace(read, tokens_in=read.tokens_in + rest)
-    if rest > 0 and told_out is None:
+    if rest > 0 and count_out is None:
         return replace(read, tokens_out=read.tokens_out + rest)
     if rest > 0 and shape.hides_reasoning and not read.reasoning:
         return replace(read, tokens_out=read.tokens_out + rest, reasoning=rest, differs=True, hidden=True)
@@ -328,7 +328,7 @@ class _Parts:
     reasoning: int
 
     def read(self, cached_beside: bool, written_beside: bool, thought_beside: bool) -> Counts | None:
-        """Add up, unless a part were larger than its whole."""
+        """Return the counts of one reading; None if a part would be larger than its whole."""
         within = self.cached * (not cached_beside) + self.written * (not written_beside)
         if within > self.sent or (self.reasoning > self.received and not thought_beside):
             return None
@@ -343,7 +343,7 @@ class _Parts:
 
 @lru_cache(maxsize=8)
 def _readings(cached: bool, thought: bool) -> tuple[tuple[bool, bool, bool], ...]:
-    """Return all ways to read the parts, the nearest to the table's first."""
+    """Return all readings of the parts, the closest to the table's first."""
     table = (cached, cached, thought)
     sides = (WITHIN, BESIDE)
     ways = [(one, other, third) for one in sides for other in sides for third in sides]
@@ -363,14 +363,14 @@ _NUMBERS: Any = (int, float, Decimal, numbers.Real)
 
 
 def whole(value: Any) -> int | None:
-    """Return a count of tokens, or None for what is none. Databases and clients make floats and Decimals of counts."""
+    """Return a token count, or None for other values. Counts from databases and clients may be floats or Decimals."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return None
     return int(value) if 0 <= value < _MAX_TOKENS else None
 
 
 def amount(value: Any) -> float:
-    """Return a cost, or 0.0 for what is none."""
+    """Return a cost, or 0.0 for other values."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return 0.0
     found = float(value)

@@ -1,11 +1,11 @@
-"""Reads token counts out of what model clients return, whichever client it was.
+"""Reads token counts from the results of any model client.
 
-Takes mappings and objects alike: the usage itself, a response that holds it, the result of an agent or of a framework,
-a row of a batch, an event of a stream, or a list of any of these. Names are matched by the tables here and in
-`agentperf_redis.metrics.llm_shapes`, not by the client's type, so nothing is imported. How objects are looked at is
-`agentperf_redis.metrics.llm_fields`.
+It accepts mappings and objects: the usage itself, a response that holds it, the result of an agent or of a framework, a
+row of a batch, an event of a stream, or a list of any of these. The tables here and in
+`agentperf_redis.metrics.llm_shapes` match names, not client types, so no client is imported.
+`agentperf_redis.metrics.llm_fields` reads the fields of objects.
 
-The holders below were read in: openai 3.57.0, anthropic 2.14.0, google-genai 3.6.1, cohere 7.3.1, groq 1.7.0, mistralai
+The holders below are from: openai 3.57.0, anthropic 2.14.0, google-genai 3.6.1, cohere 7.3.1, groq 1.7.0, mistralai
 3.7.0, ollama 0.6.3, xai-sdk 1.21.0, litellm 1.110.2, langchain-core 1.8.3, langgraph 1.2.24, pydantic-ai-slim 2.68.0,
 openai-agents 0.24.0, dspy 3.4.1, haystack-ai 3.4.1, strands-agents 1.62.0.
 """
@@ -24,19 +24,19 @@ from agentperf_redis.metrics.llm_shapes import SHAPES, Count, Counts, Shape, amo
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a model was used for: one call, or some calls of one model.
+    """The usage of a model by one call, or by several calls.
 
     Attributes:
-        tokens_in: tokens sent, those read from or written to the provider's cache included.
-        tokens_out: tokens received, reasoning included.
-        model: its name, if the response tells.
-        cost: if the response tells.
-        tokens_cached_in: of `tokens_in`, those read from the provider's cache.
-        tokens_cache_write: of `tokens_in`, those written to it.
-        tokens_reasoning: of `tokens_out`, those that the model thought.
-        calls: how many calls these were.
-        differs: whether the response told a total that its parts do not add up to.
-        hidden: whether what the total had more was taken for hidden reasoning.
+        tokens_in: tokens sent, including those read from or written to the provider's cache.
+        tokens_out: tokens received, including reasoning.
+        model: name of the model, if the response has it.
+        cost: cost, if the response has it.
+        tokens_cached_in: the part of `tokens_in` that was read from the provider's cache.
+        tokens_cache_write: the part of `tokens_in` that was written to it.
+        tokens_reasoning: the part of `tokens_out` that was reasoning.
+        calls: number of calls.
+        differs: whether the response has a total that its parts do not add up to.
+        hidden: whether the rest of the total was counted as hidden reasoning.
     """
 
     tokens_in: int = 0
@@ -57,13 +57,13 @@ SUMMED = ("tokens_in", "tokens_out", "cost", "tokens_cached_in", "tokens_cache_w
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A message or an event: one of those that a response comes in, or that a conversation keeps.
+    """A part of a response: an event of a stream, or a message of a conversation.
 
     Attributes:
-        id: of the response that it is a part of; None where it does not say.
-        adds: whether its counts come on top of those of the earlier parts; else they replace them.
+        id: id of the response; None if the part has none.
+        adds: whether its counts add to those of the earlier parts; otherwise they replace them.
         ends: whether the response ends with it.
-        leads: whether parts without an id may follow, and belong to this one.
+        leads: whether later parts without an id belong to the same response.
     """
 
     id: str | None
@@ -74,11 +74,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One usage that was found.
+    """One usage in a response.
 
     Attributes:
         usage: the counts.
-        part: what it is a part of; None of a whole response.
+        part: the part of a response that holds it; None for a whole response.
     """
 
     usage: Usage
@@ -87,11 +87,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was found in a response.
+    """The result of reading a response.
 
     Attributes:
-        found: the usages, one a response.
-        part: of an event without counts, what it is a part of.
+        found: the usages, one per response.
+        part: for an event without counts, its part of a response.
     """
 
     found: tuple[Found, ...] = ()
@@ -115,8 +115,8 @@ _HOLDERS: dict[str, bool] = {
     "accumulated_usage": _ALL,  # Strands' EventLoopMetrics
     "context_wrapper": _ALL,  # openai-agents' RunResult
     "llm_output": _ALL,  # LangChain's LLMResult
-    "generations": _ONE,  # of several generations of one prompt each repeats the prompt's usage
-    "replies": _ONE,  # Haystack: likewise
+    "generations": _ONE,  # each of several generations of a prompt repeats the prompt's usage
+    "replies": _ONE,  # Haystack: each reply repeats the usage
     "meta": _ONE,  # Cohere; Haystack's generators: one for each reply
     "_meta": _ALL,  # Haystack's ChatMessage
     "response_metadata": _ALL,  # LangChain's AIMessage
@@ -148,10 +148,10 @@ _HOLDERS: dict[str, bool] = {
     "_proto": _ALL,
     "_result": _ALL,
 }
-"""Where usage is kept, in order: the first that holds counts is taken. Of a list all items count, or the first that
-does."""
+"""Names that hold a usage, in order: the first with counts applies. In a list, all items count (`_ALL`), or the first
+with counts (`_ONE`)."""
 _METRICS, _INVOCATIONS, _CYCLES = "metrics", "agent_invocations", "cycles"
-"""Strands adds up over the life of an agent. The result of an invocation has it as the last; a cycle is a call."""
+"""Strands adds up over an agent's lifetime. The last invocation is the one of the result; a cycle is a call."""
 _ITERATIONS = "iterations"
 _MODEL = (
     "model",
@@ -164,15 +164,15 @@ _MODEL = (
     "ai_model_id",
 )
 _MODEL_KIN = ("response_metadata", "_meta", "meta", "llm_output", "generation_info", "metadata", "response", "_proto")
-"""Where else beside a usage the model's name stands."""
+"""Other names beside a usage that hold the model's name."""
 _COST = ("cost", "total_cost", "total_cost_usd", "costUSD", "response_cost", "cost_usd")
-"""What some gateways and frameworks add (OpenRouter, litellm, pydantic-ai, LangChain, Claude Agent SDK)."""
+"""Costs that some gateways and frameworks add (OpenRouter, litellm, pydantic-ai, LangChain, Claude Agent SDK)."""
 _TICKS, _TICK = "cost_in_usd_ticks", 1e-10
-"""xAI tells ticks: xai-sdk 1.21.0, cost.py."""
+"""xAI's cost is in ticks: xai-sdk 1.21.0, cost.py."""
 _COST_KIN = ("_hidden_params", "cost")
 """litellm keeps the cost of a response among its hidden parameters; Perplexity has ``cost.total_cost``."""
 _CALLS = ("requests", "successful_requests")
-"""How many calls a sum stands for (pydantic-ai, openai-agents, LangChain, CrewAI)."""
+"""Number of calls in a sum (pydantic-ai, openai-agents, LangChain, CrewAI)."""
 _EVENT = ("type", "object", "event_type", "id", "response_id", "responseId", "candidates", "choices")
 _FINISH = ("finish_reason", "finishReason")
 
@@ -191,28 +191,28 @@ _NAMES = tuple(
     ))
 )  # fmt: skip
 _COMPONENT_NAMES = frozenset(_MODEL)
-"""Known names that may be those of components: LangChain's agents have a node ``model``."""
+"""Known names that may also be names of components: LangChain's agents have a node ``model``."""
 _MAX_DEPTH = 10
-"""The deepest that is known: a graph's update, state, messages, message, metadata, usage, counts."""
+"""The deepest known nesting: a graph's update, state, messages, message, metadata, usage, counts."""
 _OBJECT_COST, _SCALAR_COST, _MAX_FRUITLESS = 20, 1, 12_000
-"""What may be looked at since counts were last found: 200 messages in a row that have none, or 12,000 numbers of a
-list. An object costs twice as much as its holder, up to the next list: one that makes up what it holds ends after ten.
+"""Limit for a search since the last counts: 200 consecutive messages without counts, or 12,000 numbers of a list. An
+object costs twice as much as its holder, up to the next list, so an object that invents its content ends after ten.
 """
 _MAX_UNNAMED = 64
 """Items of a mapping without known names: outputs by component, usage by model."""
 
 
 def read(response: object) -> Reading:
-    """Find the usages in what a client returned. Never raises.
+    """Find the usages in a client's result. Never raises.
 
     Args:
-        response: what the client returned, or its usage: a mapping, an object, or a list of them.
+        response: the client's result, or its usage: a mapping, an object, or a list of them.
     """
     try:
         return _Search().read(response)
-    except (KeyboardInterrupt, SystemExit):  # a signal handler's
+    except (KeyboardInterrupt, SystemExit):  # from a signal handler
         raise
-    except BaseException:  # noqa: BLE001  whatever the object does, its usage is unread
+    except BaseException:  # noqa: BLE001  any error of the object leaves its usage unread
         return Reading()
 
 
@@ -226,7 +226,7 @@ def read_usage(response: object) -> Usage | None:
 
 
 def total(usages: list[Usage]) -> Usage | None:
-    """Add up usages; the model is that of all of them, or None. Of none there is none."""
+    """Add up usages; None without usages. The model is the common model of all usages, or None."""
     if len(usages) <= 1:
         return usages[0] if usages else None
     models = {usage.model for usage in usages}
@@ -238,7 +238,7 @@ def total(usages: list[Usage]) -> Usage | None:
 
 
 def merged(found: Sequence[Found]) -> list[Found]:
-    """Put the parts of a response together, as far as they are in one list."""
+    """Merge the parts of a response that are in one list."""
     responses: dict[str, int] = {}
     result: list[Found] = []
     latest: str | None = None
@@ -248,7 +248,7 @@ def merged(found: Sequence[Found]) -> list[Found]:
         if part is not None and key is not None and key in responses:
             before = result[responses[key]]
             usage = joined(before.usage, each.usage, adds=part.adds)
-            # A list of parts is a stream that was collected: nothing follows.
+            # A list of parts is a collected stream, so no part follows.
             result[responses[key]] = Found(usage, before.part and replace(before.part, ends=True))
         else:
             result.append(each)
@@ -261,14 +261,14 @@ def merged(found: Sequence[Found]) -> list[Found]:
 
 
 def joined(before: Usage, after: Usage, *, adds: bool) -> Usage:
-    """Return the usage of one response after a further part of it."""
+    """Return the usage of a response after another part of it."""
 
-    def together(name: str) -> Any:
+    def combined(name: str) -> Any:
         one, other = getattr(before, name), getattr(after, name)
         return one + other if adds else max(one, other)
 
     return Usage(
-        **{name: together(name) for name in SUMMED if name != "calls"},
+        **{name: combined(name) for name in SUMMED if name != "calls"},
         model=before.model or after.model,
         calls=max(before.calls, after.calls),
         differs=after.differs,
@@ -276,14 +276,14 @@ def joined(before: Usage, after: Usage, *, adds: bool) -> Usage:
 
 
 class _Search:
-    """One reading."""
+    """One search for usages."""
 
     def __init__(self) -> None:
         self._fields = Fields(_NAMES)
         self._fruitless = 0
         self._top = _MAX_DEPTH
         self._seen: dict[int, object] = {}
-        """What is being searched, or holds nothing: objects may hold each other."""
+        """Objects under search or without usages, by id, because objects may hold each other."""
 
     def read(self, response: object) -> Reading:
         found = self._within(response, _MAX_DEPTH)
@@ -311,7 +311,7 @@ class _Search:
         self._seen[id(source)] = source
         found = self._searched(source, depth)
         if found:
-            del self._seen[id(source)]  # a list may hold one response twice
+            del self._seen[id(source)]  # a list may contain one response twice
         return found
 
     def _searched(self, source: object, depth: int) -> list[Found]:
@@ -323,7 +323,7 @@ class _Search:
             return self._listed(source, depth)
         if _is_dict(source):
             return self._unnamed(source, depth) if names <= _COMPONENT_NAMES else []
-        return self._named(source, self._fields.asked(source) - names, depth)
+        return self._named(source, self._fields.dynamic_names(source) - names, depth)
 
     def _listed(self, items: Sequence[object], depth: int) -> list[Found]:
         found: list[Found] = []
@@ -359,21 +359,21 @@ class _Search:
     def _held(self, held: object, depth: int, every: bool) -> list[Found]:
         if every or not _is_list(held):
             return self._within(held, depth - 1)
-        prompts = held if all(map(_is_list, held)) else [held]  # LangChain: prompts, and generations of each
+        prompts = held if all(map(_is_list, held)) else [held]  # LangChain: prompts, and the generations of each
         return [each for prompt in prompts for each in self._first(prompt, depth - 2)]
 
     def _first(self, items: Sequence[object], depth: int) -> list[Found]:
         return next((found for item in items if (found := self._item(item, depth))), [])
 
     def _by_prompts(self, found: list[Found], source: object, names: frozenset[str]) -> list[Found]:
-        """Count a call for each prompt: LangChain's ``llm_output`` is their sum."""
+        """Count one call per prompt: LangChain's ``llm_output`` is their sum."""
         prompts = self._fields.get(source, "generations") if "generations" in names else None
         if len(found) != 1 or not _is_list(prompts) or not all(map(_is_list, prompts)):
             return found
         return [replace(found[0], usage=replace(found[0].usage, calls=max(1, len(prompts))))]
 
     def _conversation(self, messages: object, depth: int) -> list[Found]:
-        """Return the usages of a state's messages; by its id a message is known when the conversation comes again."""
+        """Return the usages of a state's messages. Their ids identify them when the conversation comes again."""
         if not _is_list(messages):
             return self._within(messages, depth - 1)
         found = []
@@ -395,7 +395,7 @@ class _Search:
         return [replace(each, usage=replace(each.usage, calls=calls)) for each in found]
 
     def _unnamed(self, source: dict[Any, Any], depth: int) -> list[Found]:
-        """Search a mapping by name of a component, or of a model: counts that stand right below are that model's."""
+        """Search a mapping by component or by model. The key of counts directly below is the model."""
         found: list[Found] = []
         for key, value in islice(dict.items(source), _MAX_UNNAMED):
             entries = value if _is_list(value) else (value,)
@@ -408,7 +408,7 @@ class _Search:
         return found
 
     def _counts(self, source: object, names: frozenset[str]) -> list[Found]:
-        """Return the usage that an object is, if it is one."""
+        """Return the usage if the object itself is one."""
         for shape in fitting(names):
             read = counts(shape, self._counter(source, names))
             if read is not None:
@@ -419,7 +419,7 @@ class _Search:
         return []
 
     def _iterations(self, shape: Shape, source: object, names: frozenset[str]) -> list[Usage]:
-        """Return the sum of a call's requests, and apart those of other models (an advisor's), if it tells them."""
+        """Return the sum of a call's requests, and separately those of other models (an advisor), if it lists them."""
         entries = self._fields.get(source, _ITERATIONS) if shape.iterations and _ITERATIONS in names else None
         if not _is_list(entries):
             return []
@@ -435,14 +435,14 @@ class _Search:
         sum_ = total(own)
         if sum_ is None:
             return []
-        # The thoughts of all requests are told in the usage only.
+        # Only the usage has the reasoning tokens of all requests.
         thoughts = counts(shape, self._counter(source, names))
         reasoning = max(sum_.tokens_reasoning, min(thoughts.reasoning if thoughts else 0, sum_.tokens_out))
         apart_sums = [other for each in others.values() if (other := total(each)) is not None]
         return [replace(sum_, calls=1, tokens_reasoning=reasoning), *apart_sums]
 
     def _completed(self, found: Found, source: object, names: frozenset[str]) -> Found:
-        """Add what the holder of a usage tells beside it: model, cost, and what it is a part of."""
+        """Add the values that the holder of a usage has beside it: model, cost, and part."""
         usage = found.usage
         if usage.model is None and (model := self._model(source, names)):
             usage = replace(usage, model=model)
@@ -476,13 +476,13 @@ class _Search:
 
     def _calls(self, source: object, names: frozenset[str], usage: Usage) -> int:
         for name in _CALLS:
-            told = self._counter(source, names)(name)
-            if told is not None and told < arguments.MAX_COUNT:
-                return max(told, 1 if usage.tokens_in or usage.tokens_out else 0)
+            number = self._counter(source, names)(name)
+            if number is not None and number < arguments.MAX_COUNT:
+                return max(number, 1 if usage.tokens_in or usage.tokens_out else 0)
         return usage.calls
 
     def _part(self, source: object, names: frozenset[str], *, counted: bool = False) -> Part | None:
-        """Tell which response an event or a chunk, with counts or without, is a part of; None of what is none."""
+        """Return the part that an event or a chunk is, with or without counts; None for other objects."""
         kind = self._text(source, names, ("type", "event_type")) or ""
         if kind in _ANTHROPIC_EVENTS or kind in _COHERE_EVENTS:
             return Part(self._id(source, names, "message"), ends=kind in _LAST_EVENTS, leads=True)
@@ -491,14 +491,14 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            # The last has counts and no choices. Ids may come again: Ollama has 999 of them.
+            # The last chunk has counts and no choices. Ids may repeat: Ollama has 999 of them.
             return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))
         return None
 
     def _finished(self, candidates: object) -> bool:
-        """Whether Gemini's candidates are complete: a stream's chunks are responses without a reason to finish."""
+        """Return whether Gemini's candidates are complete: the chunks of a stream have no finish reason."""
         if not _is_list(candidates) or not candidates:
             return False
         names = self._fields.names(candidates[0])
@@ -528,7 +528,7 @@ class _Search:
             if name in names:
                 value = self._fields.get(source, name)
                 if _is_text(value) and value:
-                    return str.__str__(value)  # of a subclass the plain text
+                    return str.__str__(value)  # plain text, also for a subclass
         return None
 
 
@@ -548,7 +548,7 @@ _LAST_EVENTS = frozenset({
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether this is a list or a tuple, by its real class: mocks claim others."""
+    """Return whether this is a list or a tuple by its real class; mocks claim other classes."""
     return issubclass(type(value), (list, tuple))
 
 
@@ -573,7 +573,7 @@ def _usage(read: Counts) -> Usage:
 
 
 def _known(usage: Usage) -> Usage:
-    """Return what is to be said of hidden reasoning: nothing of a vendor that is known for it."""
+    """Return a usage with hidden reasoning: without a note for a vendor that is known to hide it."""
     return replace(usage, hidden=False, differs=not (usage.model and _HIDES_REASONING in usage.model.lower()))
 
 
@@ -584,12 +584,12 @@ _HIDES_REASONING = "gemini"
 def _whole(value: object) -> int | None:
     try:
         return whole(value)
-    except Exception:  # noqa: BLE001  a number that breaks is none
+    except Exception:  # noqa: BLE001  a number that raises is not a count
         return None
 
 
 def _amount(value: object) -> float:
     try:
         return amount(value)
-    except Exception:  # noqa: BLE001  likewise
+    except Exception:  # noqa: BLE001  as above
         return 0.0

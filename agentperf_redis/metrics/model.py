@@ -1,4 +1,4 @@
-"""What the metrics service answers with: frozen snapshots, and the reference's dicts as renderings of them."""
+"""Results of the metrics service: frozen snapshots, and the in-memory version's dicts made from them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from agentperf_redis.metrics.histogram import estimated_quantile, exact_quantile
 
 _TOP_ERRORS = 5
 OTHER = "__other__"
-"""Under this name is counted what goes beyond the guards: the 2001st agent, the 65th error type of an agent."""
+"""Name under which everything beyond the limits is counted, such as the 2001st agent or an agent's 65th error type."""
 
 
 FIRST, BETWEEN = "ttft", "between"
-"""Measures of a stream: time to its first item, and mean time between the further ones."""
+"""Measures of a stream: time to its first item, and mean time between further items."""
 
 
 def seconds(us: int) -> float:
-    """Turn whole microseconds into seconds."""
+    """Convert whole microseconds to seconds."""
     return us / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The stretch of time an answer covers: whole slices, so it may begin a little before the window asked for.
+    """The time range of a result. It consists of whole slices, so it may begin slightly before the window.
 
     Attributes:
-        start: its first moment, s since 1970 by the server's clock.
-        end: its end (excluded), likewise.
+        start: its start (inclusive), s since 1970 by the server's clock.
+        end: its end (exclusive), s since 1970 by the server's clock.
     """
 
     start: float
@@ -38,22 +38,22 @@ class Interval:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Its length, s."""
         return max(0.0, self.end - self.start)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelUsage:
-    """What one language model was used for.
+    """The usage of one language model.
 
     Attributes:
-        calls: how often it was called.
-        tokens_in: tokens sent, those of the provider's cache included.
-        tokens_out: tokens received, reasoning included.
-        cost: in the unit the caller records, to 10^-9.
-        tokens_cached_in: of `tokens_in`, those read from the provider's cache.
-        tokens_cache_write: of `tokens_in`, those written to it.
-        tokens_reasoning: of `tokens_out`, those that the model thought.
+        calls: number of calls.
+        tokens_in: tokens sent, including those of the provider's cache.
+        tokens_out: tokens received, including reasoning.
+        cost: cost in the caller's unit, to 10^-9.
+        tokens_cached_in: the part of `tokens_in` that was read from the provider's cache.
+        tokens_cache_write: the part of `tokens_in` that was written to it.
+        tokens_reasoning: the part of `tokens_out` that was reasoning.
     """
 
     calls: int = 0
@@ -67,38 +67,38 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class PerformanceMetrics:
-    """Metrics of one agent, as they were when read. The first fields are the reference's.
+    """Metrics of one agent at the time of the read. The first fields are those of the in-memory version.
 
     Attributes:
         agent_name: the agent.
-        task_count: executions: succeeded, failed and cancelled.
-        success_count: of these, those that succeeded.
-        failure_count: those that failed.
+        task_count: executions, including failed and cancelled ones.
+        success_count: executions that succeeded.
+        failure_count: executions that failed.
         total_execution_time: s.
-        min_execution_time: s; infinite when there are none.
+        min_execution_time: s; infinite without executions.
         max_execution_time: s.
         avg_execution_time: s.
         p50_execution_time: s.
         p95_execution_time: s.
         p99_execution_time: s.
-        execution_times: all durations in s, in order of their end, when the server still holds them all; else empty.
+        execution_times: all durations in s, in order of their end, if the server still holds all; otherwise empty.
         error_types: failures by type.
-        last_execution: when the last one ended, local time; None when there are none.
+        last_execution: end of the last execution, local time; None without executions.
         cancelled_count: executions that were cancelled.
         exact: whether percentiles are exact (to 1 us) or within `error_bound`.
-        error_bound: how far a percentile may be off, relative to the exact one: 0 or 0.0217.
+        error_bound: maximum error of a percentile, relative to the exact one: 0 or 0.0217.
         buckets: the histogram, see `agentperf_redis.metrics.histogram`.
-        zeros: durations of 0 us.
-        tokens_in: tokens sent to models, those of the providers' caches included.
-        tokens_out: tokens received from models, reasoning included.
-        cost: what the models cost, to 10^-9.
-        llm_calls: calls of models.
-        tool_calls: calls of tools.
-        models: use of each model.
-        interval: the time covered.
-        tokens_cached_in: of `tokens_in`, those read from the providers' caches.
-        tokens_cache_write: of `tokens_in`, those written to them.
-        tokens_reasoning: of `tokens_out`, those that models thought.
+        zeros: number of durations of 0 us.
+        tokens_in: tokens sent to models, including those of the providers' caches.
+        tokens_out: tokens received from models, including reasoning.
+        cost: cost of the models, to 10^-9.
+        llm_calls: number of model calls.
+        tool_calls: number of tool calls.
+        models: usage by model.
+        interval: the covered time range.
+        tokens_cached_in: the part of `tokens_in` that was read from the providers' caches.
+        tokens_cache_write: the part of `tokens_in` that was written to them.
+        tokens_reasoning: the part of `tokens_out` that was reasoning.
     """
 
     agent_name: str
@@ -143,12 +143,12 @@ class PerformanceMetrics:
 
     @property
     def score(self) -> float:
-        """The reference's rank: success rate / (average duration in s + 1)."""
+        """The in-memory version's score: success rate / (average duration in s + 1)."""
         return self.success_rate / (self.avg_execution_time + 1)
 
     @property
     def throughput(self) -> float:
-        """Executions per second of the time covered."""
+        """Executions per second of the covered time range."""
         return self.task_count / self.interval.seconds if self.interval.seconds > 0 else 0.0
 
     def quantile(self, share: float) -> float:
@@ -158,10 +158,10 @@ class PerformanceMetrics:
             share: 0 to 1; 0.9 is the 90th percentile.
 
         Returns:
-            Seconds: exact when `exact`, else within `error_bound`; 0.0 when there are no executions.
+            Seconds: exact if `exact`, otherwise within `error_bound`; 0.0 without executions.
 
         Raises:
-            InvalidArgument: for a share that is none, such as 95.
+            InvalidArgument: for an invalid share, such as 95.
         """
         share = arguments.amount("share", share, maximum=1.0)
         if self.execution_times:
@@ -171,7 +171,7 @@ class PerformanceMetrics:
         )
 
     def get_summary(self) -> dict[str, Any]:
-        """Return the reference's summary: counts as numbers, the rest as text."""
+        """Return the in-memory version's summary: counts as numbers, other values as text."""
         return {
             "agent_name": self.agent_name,
             "task_count": self.task_count,
@@ -192,11 +192,11 @@ class Execution:
     """One raw sample.
 
     Attributes:
-        ended: when, local time.
+        ended: end of the execution, local time.
         seconds: its duration.
         success: whether it succeeded.
         cancelled: whether it was cancelled.
-        error_type: of a failure, if known.
+        error_type: error type of a failure, if known.
     """
 
     ended: datetime
@@ -208,12 +208,12 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class StreamMetrics:
-    """How the streams of an agent came.
+    """Timing of an agent's streams.
 
     Attributes:
-        items: of all streams.
-        first: time to the first item, one value for each stream.
-        between: mean time to make each further item, one value for each stream.
+        items: number of items of all streams.
+        first: time to the first item, one value per stream.
+        between: mean time to produce each further item, one value per stream.
     """
 
     items: int
@@ -223,10 +223,10 @@ class StreamMetrics:
 
 @dataclass(frozen=True, slots=True)
 class AgentRanking:
-    """One line of the ranking.
+    """One agent in the ranking.
 
     Attributes:
-        agent: its name.
+        agent: name of the agent.
         score: success rate / (average duration in s + 1).
         success_rate: 0 to 1.
         avg_execution_time: s.
@@ -238,7 +238,7 @@ class AgentRanking:
     avg_execution_time: float
 
     def rendered(self) -> dict[str, Any]:
-        """Return the reference's dict."""
+        """Return the dict of the in-memory version."""
         return {
             "agent": self.agent,
             "score": f"{self.score:.3f}",
@@ -249,17 +249,17 @@ class AgentRanking:
 
 @dataclass(frozen=True, slots=True)
 class SystemSummary:
-    """All agents at a glance.
+    """A summary of all agents.
 
     Attributes:
         uptime: s since the first sample, or the length of the window.
-        total_tasks: executions.
-        total_successes: of these, those that succeeded.
-        total_failures: those that failed.
-        total_cancelled: those that were cancelled.
-        active_agents: agents with executions in the time covered.
-        rankings: the agents, best first.
-        interval: the time covered.
+        total_tasks: number of executions.
+        total_successes: executions that succeeded.
+        total_failures: executions that failed.
+        total_cancelled: executions that were cancelled.
+        active_agents: number of agents with executions in the covered time range.
+        rankings: the agents, the best first.
+        interval: the covered time range.
     """
 
     uptime: float
@@ -282,7 +282,7 @@ class SystemSummary:
         return self.total_tasks / self.uptime if self.uptime > 0 else 0.0
 
     def rendered(self) -> dict[str, Any]:
-        """Return the reference's dict."""
+        """Return the dict of the in-memory version."""
         return {
             "uptime": f"{self.uptime:.0f}s",
             "total_tasks": self.total_tasks,
@@ -301,7 +301,7 @@ def summaries(agents: Mapping[str, PerformanceMetrics]) -> dict[str, dict[str, A
 
 
 def system_summary(agents: Iterable[PerformanceMetrics]) -> SystemSummary:
-    """Sum up all agents."""
+    """Return the summary of all agents."""
     active = [agent for agent in agents if agent.task_count > 0]
     ranked = sorted(active, key=lambda agent: (-agent.score, agent.agent_name))
     interval = Interval(
@@ -325,22 +325,22 @@ def system_summary(agents: Iterable[PerformanceMetrics]) -> SystemSummary:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How this process's records fare on their way to the server.
+    """The delivery state of this process's records.
 
-    ``recorded == counted + pending + dropped`` holds at every moment.
+    ``recorded == counted + pending + dropped`` always holds.
 
     Attributes:
         recorded: executions recorded in this process.
-        counted: of these, those the server has confirmed.
-        pending: those not confirmed yet.
-        dropped: those given up: their agent's keys hold a foreign type.
-        uncertain: those that may have been counted twice, because a request was without answer for longer than the
-            server remembers its number.
-        samples_dropped: raw samples that were counted, but not kept as samples.
+        counted: executions that the server has confirmed.
+        pending: executions that are not confirmed yet.
+        dropped: executions that were dropped, because a key of their agent has a foreign type.
+        uncertain: executions that may have been counted twice, because a request had no reply for longer than the
+            server remembers its sequence number.
+        samples_dropped: raw samples that were counted but not kept.
         other: executions counted under ``__other__``.
-        usage_unread: calls of models recorded with a ``usage=`` that held no token counts, so without their tokens.
+        usage_unread: model calls recorded without tokens, because their ``usage=`` had no token counts.
         usage_inconsistent: usages with a total that is not input plus output, counted by their parts.
-        last_error: what the last flush met, or None.
+        last_error: error of the last flush, or None.
     """
 
     recorded: int

@@ -1,4 +1,4 @@
-"""The calls that record, the same for blocking and asyncio code: none of them waits for the server."""
+"""The calls that record. Blocking and asyncio code share them: none waits for the server."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _MAX_S = 366 * 86_400.0
 _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
 _MAX_KNOWN_ERRORS = 4096
 _MAX_COST = 1e9
-_NO_USE = dict.fromkeys(("llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"), 0)
-"""Written together, so that who reads sees from one of them whether there are the others."""
+_NO_USAGE = dict.fromkeys(("llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"), 0)
+"""Counters that are written together, so that a reader of one of them knows whether the others exist."""
 
 
 class Recording:
-    """What a `MetricsCollector` does to record.
+    """The recording methods of a `MetricsCollector`.
 
     Args:
-        flusher: of the process and namespace.
+        flusher: flusher of the process and namespace.
     """
 
     def __init__(self, flusher: Flusher) -> None:
@@ -44,9 +44,9 @@ class Recording:
 
         Args:
             agent_name: the agent, 1 to 200 characters.
-            execution_time: s, 0 to a year; kept to 1 us.
+            execution_time: s, 0 to a year; rounded to 1 us.
             success: whether it succeeded.
-            error_type: of a failure, 1 to 200 characters, or None.
+            error_type: error type of a failure, 1 to 200 characters, or None.
 
         Raises:
             InvalidArgument: for anything else; nothing is recorded.
@@ -69,18 +69,18 @@ class Recording:
     def track(self, agent_name: str, *, not_failures: ExceptionTypes = ()) -> Span:
         """Return a context manager that records its block as an execution: duration, outcome, error type.
 
-        Spans opened within, also in tasks started there, nest within it.
+        Spans that open in the block, also in tasks started there, nest within it.
 
         Args:
             agent_name: the agent.
-            not_failures: an exception class, or a tuple of them, with which a block ends as it should, such as the
-                GraphInterrupt of an agent that asks its user.
+            not_failures: an exception class, or a tuple of them, that count as success, such as the GraphInterrupt of
+                an agent that asks its user.
 
         Returns:
-            To be entered once, with plain ``with``, in coroutines too: leaving it does no I/O.
+            A context manager for one use, with plain ``with``, also in coroutines: leaving it does no I/O.
 
         Raises:
-            InvalidArgument: for a name that cannot be, or what is no exception class.
+            InvalidArgument: for an invalid name or exception class.
         """
         kept = exception_types("not_failures", not_failures)
         return Span(arguments.name("agent_name", agent_name), None, self._finish, None, kept)
@@ -92,17 +92,17 @@ class Recording:
 
         Args:
             agent_name: the agent.
-            name: of the stage, such as ``tool:search``; 1 to 200 characters. Its path is this name after those of the
-                spans around it.
-            parent: the span it is part of, where that cannot be seen: in a thread started within one. None takes the
-                one that the code runs in.
+            name: name of the stage, such as ``tool:search``; 1 to 200 characters. Its path is this name after those of
+                the spans around it.
+            parent: the parent span, needed in a thread, which does not inherit the current span. None takes the current
+                span.
             not_failures: as for `track`.
 
         Returns:
-            To be entered once, with plain ``with``.
+            A context manager for one use, with plain ``with``.
 
         Raises:
-            InvalidArgument: for a name that cannot be.
+            InvalidArgument: for an invalid name.
         """
         if parent is not None and not isinstance(parent, Span):
             raise InvalidArgument("parent", parent, "a span that was entered, or None")
@@ -126,26 +126,26 @@ class Recording:
         usage: object = None,
         calls: int | None = None,
     ) -> None:
-        """Record the use of a language model, for the agent and for the span that the code runs in.
+        """Record the usage of a language model, for the agent and for the current span.
 
         Args:
-            agent_name: the agent; None takes that of the span or tracked execution that the code runs in.
-            tokens_in: tokens sent, those read from and written to the provider's cache included.
-            tokens_out: tokens received, reasoning included.
-            tokens_cached_in: of `tokens_in`, those read from the provider's cache.
-            tokens_cache_write: of `tokens_in`, those written to it.
-            tokens_reasoning: of `tokens_out`, those that the model thought.
-            cost: in any one unit; kept to 10^-9.
-            model: its name, 1 to 200 characters.
-            usage: a response, an event of its stream, the result of an agent, or a list of these, to read from it what
-                is not given; see `agentperf_redis.metrics.llm_usage`. It may be any object: one that holds no token
-                counts is counted as a call without them, in the log and in `delivery().usage_unread`; one with a
-                total that is not input plus output is told in the log and in `delivery().usage_inconsistent`. Events of
-                one stream, and the messages of a conversation that comes again, are counted once in a process.
-            calls: how many calls these were; None takes what the usage tells, or 1.
+            agent_name: the agent; None takes that of the current span or tracked execution.
+            tokens_in: tokens sent, including those read from and written to the provider's cache.
+            tokens_out: tokens received, including reasoning.
+            tokens_cached_in: the part of `tokens_in` that was read from the provider's cache.
+            tokens_cache_write: the part of `tokens_in` that was written to it.
+            tokens_reasoning: the part of `tokens_out` that was reasoning.
+            cost: cost, in the same unit for all records; rounded to 10^-9.
+            model: name of the model, 1 to 200 characters.
+            usage: a response, an event of its stream, the result of an agent, or a list of these. Values that are not
+                passed are read from it; see `agentperf_redis.metrics.llm_usage`. Any object is allowed. Without token
+                counts it counts as a call without tokens, reported in the log and in `delivery().usage_unread`. A total
+                that is not input plus output is reported in the log and in `delivery().usage_inconsistent`. A process
+                counts the events of one stream once, and also the messages of a conversation that is passed again.
+            calls: number of calls; None takes the number in the usage, or 1.
 
         Raises:
-            InvalidArgument: for anything else, for parts that are more than their whole, or without an agent; nothing
+            InvalidArgument: for anything else, for a part larger than its whole, or without an agent; nothing
                 is recorded.
         """
         agent, span = self._target(agent_name)
@@ -169,19 +169,19 @@ class Recording:
         usages = self._usages(agent, usage, reading, found, counted="tokens_in" in given or "tokens_out" in given)
         if given:
             usages = [_with_given(total(usages) or usages[0], given, usages[0].model)]
-        for place, each in enumerate(usages):
-            counted = each if calls is None else replace(each, calls=0 if place else calls)
+        for index, each in enumerate(usages):
+            counted = each if calls is None else replace(each, calls=0 if index else calls)
             self._add_to(agent, span, _counters(counted))
 
     def _usages(self, agent: str, usage: object, reading: Reading, found: list[Found], *, counted: bool) -> list[Usage]:
-        """Return what is new in a usage, at least one; of one without counts, the call.
+        """Return the usages that are not counted yet, at least one; for a usage without counts, the call alone.
 
         Args:
-            agent: for whom it is recorded.
-            usage: as it was passed.
-            reading: what was read in it.
-            found: the same, put together.
-            counted: whether the caller gives the counts.
+            agent: the agent.
+            usage: the passed usage.
+            reading: the result of reading it.
+            found: the usages in the reading, merged by response.
+            counted: whether the caller passes the counts.
         """
         flusher = self._flusher
         if found:
@@ -196,26 +196,26 @@ class Recording:
         if unread and known is None:
             flusher.unread_usage.note(usage)
         elif unread and not known:
-            flusher.unread_usage.add(1)  # not in the log: its counts may be still to come
+            flusher.unread_usage.add(1)  # not logged: its counts may come with a later event
         return [Usage(calls=0 if known else 1)]
 
     def record_tool_calls(self, agent_name: str | None = None, *, calls: int = 1) -> None:
-        """Record that tools were called.
+        """Record tool calls.
 
         Args:
             agent_name: as for `record_llm`.
-            calls: how often.
+            calls: number of calls.
         """
-        self._add(agent_name, _NO_USE | {"tool_calls": arguments.count("calls", calls, minimum=0)})
+        self._add(agent_name, _NO_USAGE | {"tool_calls": arguments.count("calls", calls, minimum=0)})
 
     def record_stream(self, agent_name: str, items: int, first: float, between: float | None = None) -> None:
-        """Record how a stream of items came, beside its execution. `track_performance` does so for generators.
+        """Record the timing of a stream, separate from its execution. `track_performance` does so for generators.
 
         Args:
             agent_name: the agent.
-            items: how many there were.
+            items: number of items.
             first: s until the first item.
-            between: mean time to make each further item, s, without what its consumer took; None with one item.
+            between: mean time to produce each further item, s, without the consumer's time; None with one item.
         """
         agent = arguments.name("agent_name", agent_name)
         buffer = self._flusher.buffer
@@ -230,10 +230,10 @@ class Recording:
         self._add_to(*self._target(agent_name), counts)
 
     def _target(self, agent_name: str | None) -> tuple[str, Span | None]:
-        """Return the agent, and the span to count for as well."""
+        """Return the agent, and the span to count for, or None."""
         span = current_span()
         if agent_name is None and span is None:
-            raise InvalidArgument("agent_name", None, "a name; None only within a span or a tracked execution")
+            raise InvalidArgument("agent_name", None, "a name; None is allowed only in a span or a tracked execution")
         agent = span.agent_name if agent_name is None and span is not None else agent_name
         inner = span if span is not None and span.path and span.agent_name == agent else None
         return arguments.name("agent_name", agent), inner
@@ -246,7 +246,7 @@ class Recording:
 
     def _failure(self, error_type: object) -> str:
         try:
-            return self._outcomes[error_type]  # type: ignore[index]  # what is no string is not found
+            return self._outcomes[error_type]  # type: ignore[index]  # only strings are found
         except (KeyError, TypeError):
             outcome = f"{FAILED}:{arguments.name('error_type', error_type)}"
         if len(self._outcomes) < _MAX_KNOWN_ERRORS:
@@ -255,7 +255,7 @@ class Recording:
 
 
 def exception_types(argument: str, value: object) -> tuple[type[BaseException], ...]:
-    """Check one exception class or a tuple of them; return the tuple."""
+    """Check one exception class or a tuple of them, and return the tuple."""
     found = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(each, type) and issubclass(each, BaseException) for each in found):
         raise InvalidArgument(argument, value, "an exception class, or a tuple of them")
@@ -273,7 +273,7 @@ _PARTS = {"tokens_in": ("tokens_cached_in", "tokens_cache_write"), "tokens_out":
 
 
 def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, int]:
-    """Check the counts that are given: parts may not be more than their whole, given or read."""
+    """Check the passed counts: no part may be larger than its whole, passed or read."""
     given = {name: arguments.count(name, count, minimum=0) for name, count in tokens.items() if count is not None}
     for whole, parts in _PARTS.items():
         left = given.get(whole, getattr(read_ones, whole))
@@ -285,7 +285,7 @@ def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, 
 
 
 def _with_given(usage: Usage, given: dict[str, Any], model: str | None) -> Usage:
-    """Put what is given in the place of what was read; parts that were read are cut to a whole that is given."""
+    """Replace read values by passed ones. A part that was read is limited to a whole that was passed."""
     usage = replace(usage, **({"model": usage.model or model} | given))
     if "tokens_in" in given:
         cached = min(usage.tokens_cached_in, usage.tokens_in)
@@ -303,7 +303,7 @@ def _cost(given: float | Decimal) -> float:
 
 
 def _counters(usage: Usage) -> dict[str, int]:
-    """Return what is stored of a use. Parts that are zero are left out: most models have none."""
+    """Return the counters of a usage. Parts that are zero are omitted: most models have none."""
     parts = {
         "tok_cached_in": usage.tokens_cached_in,
         "tok_cache_write": usage.tokens_cache_write,
@@ -316,7 +316,7 @@ def _counters(usage: Usage) -> dict[str, int]:
         **{name: count for name, count in parts.items() if count},
     }
     if usage.model is None:
-        return _NO_USE | counts | {"llm_calls": usage.calls}
+        return _NO_USAGE | counts | {"llm_calls": usage.calls}
     start = f"mdl:{keys.encoded(usage.model)}"
     of_model = {f"{start}:{name}": count for name, count in counts.items()}
-    return _NO_USE | counts | {"llm_calls": usage.calls, f"{start}:n": usage.calls} | of_model
+    return _NO_USAGE | counts | {"llm_calls": usage.calls, f"{start}:n": usage.calls} | of_model

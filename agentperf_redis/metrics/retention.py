@@ -1,7 +1,7 @@
-"""How long what is kept, and what that takes of the server's memory.
+"""The retention of metrics, and its memory on the server.
 
-The forecast's figures were measured with MEMORY USAGE and MEMORY STATS on Valkey 9.1, Redis 8.2 and Redis 7.0.
-Durations were lognormal with sigma 0.8. A test compares the forecast with a server's used_memory.
+The figures of the forecast were measured with MEMORY USAGE and MEMORY STATS on Valkey 9.1, Redis 8.2 and Redis 7.0,
+with lognormal durations of sigma 0.8. A test compares the forecast with a server's used_memory.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from agentperf_redis import arguments
 
 MAX_SLICES = 10_080
-"""Slices of one width: a week of minutes. What would read or write more has a wider slice."""
+"""Maximum number of slices of one width: a week of minutes. Longer times use wider slices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long the server keeps what, and so how far back windows reach. All processes of a namespace should agree.
+    """How long the server keeps data, and so how far back windows reach. All processes of a namespace should agree.
 
     Attributes:
-        slices_10s: life of the slices of 10 s, s; 0 writes none.
-        slices_1m: likewise.
-        slices_1h: likewise.
-        slices_1d: likewise.
-        recent: life of raw samples, s.
-        recent_count: raw samples kept for each agent, at most 1000; percentiles of no more samples are exact.
-        slow: life of the slowest samples, s.
+        slices_10s: TTL of slices of 10 s, s; 0 writes none.
+        slices_1m: TTL of slices of 1 min, s; 0 writes none.
+        slices_1h: TTL of slices of 1 h, s; 0 writes none.
+        slices_1d: TTL of slices of 1 day, s; 0 writes none.
+        recent: TTL of raw samples, s.
+        recent_count: raw samples per agent, at most 1000; percentiles of at most this many samples are exact.
+        slow: TTL of the slowest samples, s.
     """
 
     slices_10s: float = 15 * 60.0
@@ -48,7 +48,7 @@ class Retention:
 
     @property
     def slices_ms(self) -> tuple[int, int, int, int]:
-        """Life of the four kinds of slices, narrowest first, ms."""
+        """TTLs of the four widths of slices, the narrowest first, ms."""
         return (
             round(self.slices_10s * 1000),
             round(self.slices_1m * 1000),
@@ -58,30 +58,30 @@ class Retention:
 
     @property
     def ttls(self) -> dict[int, float]:
-        """Life of the slices by their width, both in s."""
+        """TTL of slices by their width, both in s."""
         return {10: self.slices_10s, 60: self.slices_1m, 3600: self.slices_1h, 86_400: self.slices_1d}
 
 
 _HASH_BYTES, _FIELD_BYTES = 150, 9.5
 """A hash of counters: 281 to 306 bytes with 17 fields, 1520 to 1624 with 156 to 161."""
 _KEY_BYTES = 80
-"""A key with a TTL has entries in two tables, which MEMORY USAGE leaves out: 44 on Valkey 9.1, 72 on Redis 8.2."""
+"""A key with a TTL has entries in two tables, which MEMORY USAGE omits: 44 on Valkey 9.1, 72 on Redis 8.2."""
 _FIELDS = 9
-"""Counters beside the buckets: n, ok, err, a type of error, sum, min, max, first, last."""
+"""Counters besides the buckets: n, ok, err, an error type, sum, min, max, first, last."""
 _SAMPLE_BYTES = 140
 """A raw sample in a sorted set, a skip list: 113 on Valkey 9.1, 128 on Redis 8.2, 175 on Redis 7.0."""
 _SLOW_SAMPLES, _SLOW_SAMPLE_BYTES = 50, 60
-"""The slowest samples are few enough for a listpack, in which one takes 53 on Valkey 9.1, 63 on Redis 8.2."""
+"""The slowest samples fit into a listpack, where a sample takes 53 bytes on Valkey 9.1, 63 on Redis 8.2."""
 _WIDTHS_S = (10, 60, 3600, 86_400)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast:
-    """Bytes of the server's memory once the slices have filled up.
+    """Memory on the server once all slices are filled, bytes.
 
     Attributes:
-        slices: counters in slices of time.
-        totals: counters of all time.
+        slices: counters in time slices.
+        totals: all-time counters.
         samples: raw samples.
     """
 
@@ -91,24 +91,24 @@ class MemoryForecast:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The total memory, bytes."""
         return self.slices + self.totals + self.samples
 
 
 def memory_forecast(retention: Retention, *, agents: int, per_second: float, spans: int = 0) -> MemoryForecast:
-    """Forecast memory.
+    """Forecast the memory of metrics.
 
     Args:
-        retention: what is kept, and how long.
-        agents: how many agents.
-        per_second: executions of each, a second, at any time of the day; spans are taken to be as frequent.
-        spans: different spans of each agent.
+        retention: the retention.
+        agents: number of agents.
+        per_second: executions per second and agent, around the clock; spans are assumed to be as frequent.
+        spans: number of different spans per agent.
 
     Returns:
-        An estimate, right within a factor of 1.5 for durations that vary like those of a model's calls.
+        An estimate, accurate within a factor of 1.5 for durations that vary like those of model calls.
 
     Raises:
-        InvalidArgument: for numbers that cannot be.
+        InvalidArgument: for invalid numbers.
     """
     series = arguments.count("agents", agents) * (1 + arguments.count("spans", spans, minimum=0))
     rate = arguments.amount("per_second", per_second, minimum=1e-6, maximum=1e9)
@@ -127,6 +127,6 @@ def memory_forecast(retention: Retention, *, agents: int, per_second: float, spa
 
 
 def _bytes_of_hash(executions: float) -> float:
-    # Different buckets among n lognormal durations: 8 of 10, 39 of 60, 53 of 100, 89 of 600, 121 of 6000.
+    # Distinct buckets for n lognormal durations: 8 for 10, 39 for 60, 53 for 100, 89 for 600, 121 for 6000.
     buckets = min(executions, 15 * math.log2(1 + executions / 10))
     return _KEY_BYTES + _HASH_BYTES + _FIELD_BYTES * (_FIELDS + buckets)

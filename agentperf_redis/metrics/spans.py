@@ -1,13 +1,13 @@
-"""Spans: which stage of an agent's work takes the time.
+"""Spans: the stages of an agent's work, and the time that each takes.
 
-A span is a named stretch of work within another, or within an execution. The one a piece of code runs in is kept in a
-context variable, so spans nest through functions, coroutines and tasks; into a thread it is handed as `parent=`.
+A span is a named part of the work within another span or an execution. A context variable holds the current span, so
+spans nest through functions, coroutines and tasks; a thread needs `parent=`.
 
-Self time. At each moment, the spans that are open and have no open child are *at work*; a moment that several are at
-work (tasks, threads) is divided among them equally. So the self times of a tree add up to the time it took, exactly,
-whatever ran side by side. Kept with a virtual clock that runs at 1/k of real time while k spans are at work: a span's
-self time is what that clock advanced while the span was at work, and opening or closing costs O(1). (The clock of
-processor sharing; Parekh and Gallager, "A generalized processor sharing approach to flow control", 1993.)
+Self time: the open spans without an open child are *active*. Time in which several are active (tasks, threads) is
+divided among them equally, so the self times of a tree add up exactly to its total time, whatever ran concurrently. A
+virtual clock runs at 1/k of real time while k spans are active. A span's self time is the advance of that clock while
+the span was active, so opening and closing cost O(1). (This is the clock of processor sharing; Parekh and Gallager, "A
+generalized processor sharing approach to flow control", 1993.)
 """
 
 from __future__ import annotations
@@ -32,47 +32,47 @@ from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 _log = logging.getLogger("agentperf_redis")
 
 MAX_SPAN_DEPTH = 16
-"""Deeper spans count as part of the sixteenth."""
+"""Spans deeper than this count as part of the span at this depth."""
 
 
 class _Tree:
-    """What the spans that began within one another share.
+    """The shared state of nested spans.
 
-    Made when a first one begins within its root, for most executions never: who is alone is at work all the time.
+    Created with the first nested span, so for most executions never: a span without children is always active.
 
     Attributes:
-        lock: held while any of this, or what the spans count in it, is changed.
-        clock: up to when `virtual` has been advanced.
+        lock: held during every change of this state and of the spans' counts in it.
+        clock: time to which `virtual` has been advanced.
         virtual: the virtual clock, see above.
-        at_work: how many of the spans are at work.
-        late: made while its root was leaving, which is not counted in it.
+        active: number of active spans.
+        late: it was created while its root was being left, so the root is not counted in it.
     """
 
-    __slots__ = ("at_work", "clock", "late", "lock", "virtual")
+    __slots__ = ("active", "clock", "late", "lock", "virtual")
 
     def __init__(self, began: float) -> None:
         self.lock = threading.RLock()
         self.clock = began
         self.virtual = 0.0
-        self.at_work = 0
+        self.active = 0
         self.late = False
 
     def advance(self, now: float) -> None:
         if now > self.clock:
-            if self.at_work:
-                self.virtual += (now - self.clock) / self.at_work
+            if self.active:
+                self.virtual += (now - self.clock) / self.active
             self.clock = now
 
 
-_planting = ModuleLock(threading.RLock)
-"""Held while a tree is made: for no longer than that, and never while anything waits."""
+_tree_creation = ModuleLock(threading.RLock)
+"""Held only while a tree is created, and never during a wait."""
 
 
 class _Forks:
-    """Tells spans of this process from those it inherited.
+    """Distinguishes spans of this process from inherited ones.
 
     Attributes:
-        count: of the forks between the first process and this one.
+        count: number of forks between the first process and this one.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentper
 
 
 def current_span() -> Span | None:
-    """Return the span that the running code is in."""
+    """Return the current span of the running code."""
     span = _current.get()
     while span is not None and not span.is_open:
         span = span.parent
@@ -99,14 +99,14 @@ def current_span() -> Span | None:
 class Span:
     """An open execution or span: ``with collector.track("research"):``, ``with collector.span("research", "plan"):``.
 
-    Enter it once. Leaving with an exception records a failure of that type; with a cancellation, a cancellation.
+    Enter it once. An exception that leaves the block records a failure of its type, or a cancellation.
 
     Attributes:
         agent_name: the agent.
         path: names from the outermost span to this one; empty for an execution.
         parent: the span around it, or None.
-        seconds: how long it took, once it is over.
-        self_seconds: of these, its own share, see above.
+        seconds: its duration, once it is over.
+        self_seconds: its self time, see above.
     """
 
     __slots__ = (
@@ -155,22 +155,22 @@ class Span:
         self._outer: Span | None = None
         self._tree: _Tree | None = None
         self._virtual_start: float | None = None
-        """Where the virtual clock stood when this one was put to work; None while the tree does not count it there."""
+        """The virtual clock when this span became active; None while the tree does not count it as active."""
 
     def fail(self, error_type: str | None = None) -> None:
-        """Record a failure, though the block is left without an exception.
+        """Record a failure for a block that is left without an exception.
 
         Args:
-            error_type: of the failure, 1 to 200 characters, or None.
+            error_type: type of the failure, 1 to 200 characters, or None.
 
         Raises:
-            InvalidArgument: for a type that cannot be.
+            InvalidArgument: for an invalid type.
         """
         self._failure = FAILED if error_type is None else f"{FAILED}:{arguments.name('error_type', error_type)}"
 
     def __enter__(self) -> Self:
         if self.is_open or self.seconds:
-            raise AgentPerfError("a span is entered once; make another for the next time")
+            raise AgentPerfError("a span can be entered only once; make a new one")
         outer = self._outer = _current.get()
         parent = self._parent_around(outer) if self.path else None
         if parent is None:
@@ -193,15 +193,15 @@ class Span:
             self._put_to_work(tree)
 
     def _shared_tree(self) -> _Tree:
-        """Return the tree, made if this is a root that was alone.
+        """Return the tree; create it for a root that had no children.
 
-        Leaving takes no lock while there is no tree: it first says that it is no longer open, then looks for a tree.
-        Here it is the other way round. So one of the two always sees what the other did; and under the tree's lock
-        both know whether the root is counted in it.
+        Leaving takes no lock while there is no tree: it first clears `is_open`, then reads the tree. This method works
+        in the opposite order, so one of the two always sees the other's change. Under the tree's lock both see whether
+        the root is counted in it.
         """
         if self._tree is None:
             tree = _Tree(self._start)
-            with _planting.lock, tree.lock:
+            with _tree_creation.lock, tree.lock:
                 if self._tree is None:
                     self._tree = tree
                     tree.late = not self.is_open
@@ -210,7 +210,7 @@ class Span:
         return self._tree
 
     def _parent_around(self, outer: Span | None) -> Span | None:
-        """Return the open span that this one is part of. Another agent's is none: its time is that agent's."""
+        """Return the open span around this one; None for a span of another agent, whose time is separate."""
         parent = self._parent_given
         if parent is None or not parent.is_open:
             parent = outer if parent is None else parent.parent
@@ -229,12 +229,12 @@ class Span:
             self._leave(tree)
         if _current.get() is self:
             _current.set(self._outer)
-        if self._forks != _forks.count:  # a child forked within the block leaves it too: the execution is its parent's
+        if self._forks != _forks.count:  # a child forked within the block leaves it too; the parent records it
             return
         try:
             normal = error is None or isinstance(error, self._not_failures)
             self._finish(self, (self._failure or OK) if normal else outcome_of(error))
-        except Exception:  # noqa: BLE001  what the block returns or raises is worth more than its record
+        except Exception:  # noqa: BLE001  a failed record must not affect the block
             not_recorded(self.agent_name)
 
     def _leave(self, tree: _Tree) -> None:
@@ -246,20 +246,20 @@ class Span:
                 self.self_seconds = self.seconds
             self._stop_working(tree)
             if self.parent is not None:
-                self.parent._child_closed(tree)  # noqa: SLF001  one of its own kind
+                self.parent._child_closed(tree)  # noqa: SLF001  the same class
 
     def suspend(self) -> None:
-        """Leave it for a while, as a generator does at each ``yield``: what its consumer does is not its work."""
+        """Pause the span, as a generator does at each ``yield``: its consumer's work is not its own."""
         tree = self._shared_tree()
         inner = _current.get()
         self._innermost = inner if inner is not None and inner.is_open and inner._tree is tree else self  # noqa: SLF001
         with tree.lock:
             tree.advance(perf_counter())
-            self._innermost._child_opened(tree)  # noqa: SLF001  the consumer is like a child that this report leaves out
+            self._innermost._child_opened(tree)  # noqa: SLF001  the consumer acts as an unreported child
         _current.set(self._outer)
 
     def resume(self) -> None:
-        """Go on after `suspend`."""
+        """Continue after `suspend`."""
         tree = self._shared_tree()
         with tree.lock:
             tree.advance(perf_counter())
@@ -277,23 +277,23 @@ class Span:
             self._put_to_work(tree)
 
     def _put_to_work(self, tree: _Tree) -> None:
-        tree.at_work += 1
+        tree.active += 1
         self._virtual_start = tree.virtual
 
     def _stop_working(self, tree: _Tree) -> None:
         if self._virtual_start is not None:
-            tree.at_work -= 1
+            tree.active -= 1
             self.self_seconds += tree.virtual - self._virtual_start
             self._virtual_start = None
 
     @property
     def part(self) -> str | Part:
-        """Under what it is recorded."""
+        """The series it is recorded under."""
         return Part(self.agent_name, self.path) if self.path else self.agent_name
 
 
 def outcome_of(error: BaseException | None) -> str:
-    """Return how a block that was left so has ended."""
+    """Return the outcome of a block that ended with this error, or without one."""
     if error is None:
         return OK
     if _is_cancellation(error):
@@ -306,28 +306,28 @@ def _is_cancellation(error: BaseException) -> bool:
         return all(map(_is_cancellation, error.exceptions))
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return True
-    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio over trio raises trio's, too
+    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio over trio also raises trio's
     return trio is not None and isinstance(error, trio.Cancelled)
 
 
 _class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
-"""The name a class was made with; asking for ``__name__`` might run a metaclass's code."""
+"""The name a class was created with; ``__name__`` might run a metaclass's code."""
 
 
 def not_recorded(agent_name: str) -> None:
-    """Log the exception at hand, which must not take the place of what the tracked code returns or raises."""
+    """Log the current exception, which must not replace the result or the exception of the tracked code."""
     _log.exception("an execution of %r could not be recorded", agent_name)
 
 
 @dataclass(frozen=True, slots=True)
 class SpanMetrics:
-    """One span of an agent, all its occurrences together.
+    """All occurrences of one span of an agent.
 
     Attributes:
         path: names from the outermost span to this one; empty for the executions themselves.
-        metrics: count, durations and errors; durations are from start to end, whatever ran within.
-        self_time: s of its own, without what its spans took; see `agentperf_redis.metrics.spans`.
-        share: of the self time of all of the agent's spans, 0 to 1.
+        metrics: count, durations and errors; durations run from start to end and include nested spans.
+        self_time: s without nested spans; see `agentperf_redis.metrics.spans`.
+        share: share of the self time of all the agent's spans, 0 to 1.
     """
 
     path: tuple[str, ...]
@@ -337,18 +337,18 @@ class SpanMetrics:
 
     @property
     def name(self) -> str:
-        """The path in one word: ``plan/search``; empty for the executions themselves."""
+        """The path as text: ``plan/search``; empty for the executions themselves."""
         return "/".join(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class SpanReport:
-    """Where an agent's time goes.
+    """The time of an agent by span.
 
     Attributes:
         agent_name: the agent.
-        total: s of all its spans, which their self times add up to.
-        spans: all of them, the most expensive first.
+        total: sum of the self times of all spans, s.
+        spans: all spans, the most expensive first.
     """
 
     agent_name: str
@@ -357,12 +357,12 @@ class SpanReport:
 
     @property
     def bottleneck(self) -> SpanMetrics | None:
-        """The span that takes most of the time itself; None when there are no spans."""
+        """The span with the largest self time; None when there are no spans."""
         return self.spans[0] if self.spans else None
 
     @property
     def tree(self) -> tuple[SpanMetrics, ...]:
-        """The spans as they nest, each after the one around it."""
+        """The spans in nesting order, each after the one around it."""
         return tuple(sorted(self.spans, key=lambda span: span.path))
 
 
@@ -371,7 +371,7 @@ def span_report(agent_name: str, found: Mapping[tuple[str, ...], tuple[Performan
 
     Args:
         agent_name: the agent.
-        found: metrics and self time in us of each path.
+        found: metrics and self time in us by path.
     """
     total = sum(self_us for _, self_us in found.values())
     spans = [

@@ -1,13 +1,12 @@
-"""`track_performance`: one decorator for functions, coroutines, generators and async generators, methods included.
+"""`track_performance`: one decorator for functions, coroutines, generators and async generators, also as methods.
 
-A stream (generator) is recorded once, when it is exhausted, closed or failed; one that its consumer closes early has
-done its work. Time runs from the first item asked for to the end. A cancelled task is an outcome of its own.
+A stream (generator) is recorded once, when it is exhausted or closed or fails; an early close by its consumer is a
+success. Its time runs from the first request for an item to the end. Cancellation is a separate outcome.
 
-Each call is an open execution while it runs, so that `MetricsCollector.span` nests within it; for a stream that is the
-time it works on an item, not the time its consumer takes.
+Each call is an open execution while it runs, so `MetricsCollector.span` nests within it. A stream is open only while it
+produces an item, not while its consumer works.
 
-A plain function that returns something to await, as clients of model vendors have them, is an execution until that is
-over.
+A plain function that returns an awaitable, as in clients of model vendors, is an execution until the awaitable ends.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ _Note: TypeAlias = Callable[[str, int, float, float | None], None]
 def track_performance(
     agent_name: str, collector: MetricsCollector, *, not_failures: ExceptionTypes = ()
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator that records every call of what it decorates.
+    """Return a decorator that records every call of a function.
 
     Args:
-        agent_name: the agent to record under.
-        collector: where to record.
-        not_failures: an exception class, or a tuple of them, with which a call ends as it should: exceptions that are
-            control flow, such as GraphInterrupt or ModelRetry.
+        agent_name: the agent.
+        collector: the collector that records.
+        not_failures: an exception class, or a tuple of them, that count as success: exceptions used as control flow,
+            such as GraphInterrupt or ModelRetry.
 
     Returns:
-        A decorator for functions, ``async def``, generators and async generators, also as methods, static or class's.
-        What it returns is of the same kind, and passes on arguments, results, exceptions and what is sent. It raises
-        InvalidArgument for what is no function, such as a tool object, which would lose its methods.
+        A decorator for functions, ``async def``, generators and async generators, also as methods, static methods or
+        class methods. The decorated function has the same kind, and forwards arguments, results, exceptions and sent
+        values. The decorator raises InvalidArgument for other objects, such as a tool, which would lose its methods.
 
     Raises:
-        InvalidArgument: for a name that cannot be, for what is no collector or no exception class.
+        InvalidArgument: for an invalid name, collector or exception class.
     """
     arguments.name("agent_name", agent_name)
     if not callable(getattr(collector, "track", None)):
@@ -68,13 +67,13 @@ def track_performance(
 
 
 def _called(func: Any) -> Callable[..., Any]:
-    """Return the function that runs when this is called; refuse what is more than a function."""
+    """Return the function that a call runs; reject an object that is more than a function."""
     if inspect.isroutine(func) or isinstance(func, functools.partial):
         if callable(func):
             return cast("Callable[..., Any]", func)
     elif callable(func) and not isinstance(func, type) and not any(_public_methods(type(func))):
         return type(func).__call__
-    allowed = "a function; of a class or of an object with further methods, such as a tool, decorate the method"
+    allowed = "a function; for a class or an object with further methods, such as a tool, decorate the method"
     raise InvalidArgument("func", func, allowed)
 
 
@@ -113,11 +112,11 @@ def _function(func: Callable[..., Any], begin: Callable[[], Span], note: _Note) 
 
 
 _NOT_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
-"""What most functions return; of all else it is asked whether it can be awaited."""
+"""Types of most results. Results of other types are checked for being awaitable."""
 
 
 def _tracked_until_over(result: Any, span: Span) -> Any:
-    """Return what stands for an awaitable, of its kind; its end is that of the span, which is suspended."""
+    """Return a replacement of the same kind for an awaitable. When it ends, it also ends the suspended span."""
     if asyncio.isfuture(result):
         result.add_done_callback(functools.partial(_leave_with, span))
         return result
@@ -144,14 +143,14 @@ def _leave_with(span: Span, future: asyncio.Future[Any]) -> None:
 
 
 class _TrackedAwaitable:
-    """Stands for an object that can be awaited, or entered with ``async with``, and has further attributes."""
+    """Wraps an object that can be awaited or entered with ``async with``, and that has further attributes."""
 
     def __init__(self, awaitable: Any, span: Span) -> None:
         self._awaitable = awaitable
         self._span = span
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # so that isinstance says what it is
+    def __class__(self) -> Any:  # so that isinstance sees the wrapped type
         return type(self._awaitable)
 
     def __getattr__(self, name: str) -> Any:
@@ -181,9 +180,9 @@ def _coroutine(
 
 
 class _Stream:
-    """One run of a generator: an execution that is left at each item and entered again for the next."""
+    """One run of a generator: an execution that is suspended at each item and resumed for the next."""
 
-    __slots__ = ("_asked", "_first_s", "_items", "_made_s", "_note", "_span", "_start")
+    __slots__ = ("_first_s", "_items", "_made_s", "_note", "_resumed_at", "_span", "_start")
 
     def __init__(self, begin: Callable[[], Span], note: _Note) -> None:
         self._span = begin()
@@ -192,25 +191,25 @@ class _Stream:
         self._first_s = 0.0
         self._made_s = 0.0
         self._span.__enter__()
-        self._start = self._asked = perf_counter()
+        self._start = self._resumed_at = perf_counter()
 
     def yields(self) -> None:
-        """An item is there; its consumer goes on."""
+        """The generator yields an item; its consumer continues."""
         now = perf_counter()
         self._items += 1
         if self._items == 1:
             self._first_s = now - self._start
         else:
-            self._made_s += now - self._asked
+            self._made_s += now - self._resumed_at
         self._span.suspend()
 
-    def asked(self) -> None:
-        """The consumer wants the next item."""
+    def resumed(self) -> None:
+        """The consumer requests the next item."""
         self._span.resume()
-        self._asked = perf_counter()
+        self._resumed_at = perf_counter()
 
     def ended(self, error: BaseException | None = None) -> None:
-        """It was exhausted or closed, or it raised."""
+        """The generator was exhausted or closed, or it raised."""
         failure = None if isinstance(error, GeneratorExit) else error
         self._span.__exit__(type(failure) if failure else None, failure, None)
         if self._items:
@@ -229,21 +228,21 @@ def _stream(
         stream = _Stream(begin, note)
         try:
             inner = func(*args, **kwargs)
-            # `yield from inner`, written out (PEP 380) to be there at each item.
+            # `yield from inner`, written out (PEP 380) to act at each item.
             item = next(inner)
             while True:
                 stream.yields()
                 try:
                     sent = yield item
                 except GeneratorExit:
-                    stream.asked()
+                    stream.resumed()
                     inner.close()
                     raise
-                except BaseException as error:  # noqa: BLE001  thrown in by the consumer, for the inner one to handle
-                    stream.asked()
+                except BaseException as error:  # noqa: BLE001  thrown by the consumer, handled by the inner generator
+                    stream.resumed()
                     item = inner.throw(error)
                 else:
-                    stream.asked()
+                    stream.resumed()
                     item = inner.send(sent)
         except StopIteration as end:
             stream.ended()
@@ -269,14 +268,14 @@ def _async_stream(
                 try:
                     sent = yield item
                 except GeneratorExit:
-                    stream.asked()
+                    stream.resumed()
                     await inner.aclose()
                     raise
                 except BaseException as error:  # noqa: BLE001  as above
-                    stream.asked()
+                    stream.resumed()
                     item = await inner.athrow(error)
                 else:
-                    stream.asked()
+                    stream.resumed()
                     item = await inner.asend(sent)
         except StopAsyncIteration:
             stream.ended()

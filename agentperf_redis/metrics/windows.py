@@ -1,11 +1,11 @@
-"""Windows and moments, as users give and get them.
+"""Windows and timestamps in the public API.
 
-A moment is given in one of three kinds, whichever is at hand, and means the same in each:
+A timestamp has one of three forms:
 
 - a datetime with a zone;
-- a datetime without one: local time, as ``datetime.now()`` gives it, and as the answers hold it (`last_execution`,
-  `Execution.ended`), since the reference does so; in the hour that a change of the clocks repeats, its ``fold`` tells;
-- a number: seconds since 1970, as ``time.time()`` gives them, and as `Interval` holds them.
+- a datetime without a zone: local time, as from ``datetime.now()``. Results use it too (`last_execution`,
+  `Execution.ended`), as the in-memory version does. In the hour that a clock change repeats, its ``fold`` decides;
+- a number: seconds since 1970, as from ``time.time()`` and in `Interval`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _WINDOW_ALLOWED = 'None, seconds, or a text such as "30s", "5m", "1h", "3d"'
 _TIMESTAMP_ALLOWED = "None, a datetime (local time when it has no zone), or seconds since 1970; between 1970 and 9999"
 _LATEST_S = 253_402_300_799.0
-"""The end of the year 9999, where names of slices end."""
+"""The end of the year 9999, the last year in slice names."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimeRange:
-    """The time asked for.
+    """A checked time range.
 
     Attributes:
         window_ms: its length; 0 is all time.
@@ -43,19 +43,19 @@ ALL_TIME = TimeRange()
 
 
 def asked_time(window: Window, as_of: Timestamp, *, names: tuple[str, str] = ("window", "as_of")) -> TimeRange:
-    """Check a window and the moment of its end.
+    """Check a window and the timestamp of its end.
 
     Args:
         window: its length.
         as_of: its end.
-        names: of the two arguments, for errors.
+        names: names of the two arguments, for errors.
 
     Raises:
-        InvalidArgument: for anything else than what is documented; `as_of` without a window among it.
+        InvalidArgument: for an invalid window or timestamp, and for `as_of` without a window.
     """
     if window is None:
         if as_of is not None:
-            raise InvalidArgument(names[1], as_of, "a moment together with a window; counts of all time have no past")
+            raise InvalidArgument(names[1], as_of, "None without a window: all-time counts have no history")
         return ALL_TIME
     return TimeRange(
         round(window_seconds(window, names[0]) * 1000), -1 if as_of is None else timestamp_ms(names[1], as_of)
@@ -63,7 +63,7 @@ def asked_time(window: Window, as_of: Timestamp, *, names: tuple[str, str] = ("w
 
 
 def window_seconds(window: str | float, argument: str = "window") -> float:
-    """Turn ``"5m"`` or a number of seconds into seconds."""
+    """Convert ``"5m"`` or a number of seconds to seconds."""
     number: object = window
     scale = 1.0
     if isinstance(window, str):
@@ -79,14 +79,14 @@ def window_seconds(window: str | float, argument: str = "window") -> float:
 
 
 def timestamp_ms(argument: str, given: object) -> int:
-    """Turn a moment of any kind into milliseconds since 1970.
+    """Convert a timestamp of any form to milliseconds since 1970.
 
     Raises:
-        InvalidArgument: for what is none, such as a date, a text, or milliseconds.
+        InvalidArgument: for anything else, such as a date, a text, or milliseconds.
     """
     try:
         seconds = given.timestamp() if isinstance(given, datetime) else None
-    except (OverflowError, ValueError, OSError):  # near the years 1 and 9999, where a zone leads out of the calendar
+    except (OverflowError, ValueError, OSError):  # near the years 1 and 9999, a zone may leave the calendar
         raise InvalidArgument(argument, given, _TIMESTAMP_ALLOWED) from None
     if seconds is None:
         seconds = arguments.number(argument, given, _TIMESTAMP_ALLOWED)
@@ -96,5 +96,5 @@ def timestamp_ms(argument: str, given: object) -> int:
 
 
 def local_timestamp(ms: int) -> datetime:
-    """Turn the server's milliseconds into local time without a zone, as ``datetime.now()`` gives it."""
-    return datetime.fromtimestamp(ms / 1000)  # noqa: DTZ006  the reference's moments are naive local ones
+    """Convert the server's milliseconds to local time without a zone, as from ``datetime.now()``."""
+    return datetime.fromtimestamp(ms / 1000)  # noqa: DTZ006  naive local time, as in the in-memory version

@@ -5,7 +5,7 @@
 --   checks      ZSET  agentperf:{lb:<type>}:checks
 -- ARGV
 --   interval_ms int   from one check of an instance to its next, ms
---   count       int   most to claim now
+--   count       int   max checks to claim now
 -- RETURNS
 --   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: until the next one is due, ms, at most the interval
 --   {-3, fact}  {-4, field}   as in pool.lua

@@ -22,8 +22,8 @@
 --   chosen      int   1 when these settings replace those of the pool
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy, born, before}   added; born: when the pool was founded, us; another number than before
---     tells that the pool was lost meanwhile; before: the settings that were replaced, empty when none were
+--   {1, strategy, born, before}   added; born: creation time of the pool, us; a changed value means that the pool
+--     was lost meanwhile; before: the settings that were replaced, empty when none were
 --   {0, strategy, born, before}   changed
 --   {-2, strategy}                the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in pool.lua
@@ -45,8 +45,8 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 
 local EXPIRIES, LOOK, LOOKS = 16, 64, 16
 
--- Whether a healthy, warm instance has been registered for as long as a warm-up takes. Without one the fleet starts,
--- and its instances do not warm up, whatever drained or dead instances are left of the fleet before it.
+-- Whether a healthy, warm instance has been registered for as long as a warm-up takes. Without one the fleet is just
+-- starting, and its instances do not warm up, even if drained or dead instances of an earlier fleet remain.
 local function has_warm_instance(pool)
   local before_us = format('%.0f', pool.now_us - pool.settings().slow_start_ms * 1000)
   for look = 0, LOOKS - 1 do

@@ -11,7 +11,7 @@
 --   response_us int   how long the work took, us; -1 when not measured
 --   bury_ms     int   how long to keep a tombstone that refuses a late copy of the acquire, ms; 0: there can be none
 --   again       int   1 when another copy of this release may have been executed, else 0
---   tokens      int   how many more it took than acquire counted; below 0 for fewer
+--   tokens      int   tokens used minus tokens that acquire counted; negative for fewer
 -- RETURNS
 --   1   this call, or the copy before it, freed the unit
 --   0   the token is unknown
@@ -52,7 +52,7 @@ if holder then
   local load, same, limit, seq, served, failed, streak, rest
   load, same, limit, seq, ewma_us, ewma_at_ms, served, failed, streak, rest = match(record or '', RELEASE)
   if load == '0' then return corrupt(id) end
-  if not load then  -- in another order than it is written in, or not written by the library, which `read` finds out
+  if not load then  -- in another order, or not written by the library; `read` distinguishes these
     ewma_us, ewma_at_ms = field(record or '', 'ewma_us'), field(record or '', 'ewma_at_ms')
     if not whole(ewma_us) or not whole(ewma_at_ms) or not ewma_us or not ewma_at_ms then return corrupt(id) end
   end
@@ -74,18 +74,27 @@ if holder then
     else
       ewma_us = ewma_us + 0.2 * (response_us - ewma_us)
     end
-    ewma_us = format('%.0f', math.max(1, ewma_us))
+    ewma_us = format('%d', (ewma_us > 1 and ewma_us or 1) + 0.5)
   end
 
   -- The usual case in a straight line: a good or neutral outcome of an instance without flags, an empty queue, and no
   -- copy of the acquire that can come late. The other cases need what is included below, and not above: it costs a call
   -- 1.3 us, which the usual case saves.
-  local labels, flags = '-', '-'
-  if load and not string.find(rest, PLAIN, 1, true) then labels, flags = field(rest, 'labels'), field(rest, 'flags') end
-  local weight = (score ~= 'free_share' or not load) and '0' or match(rest, ' weight=(%d+%.?%d*) ')
+  local labels, flags, weight = '-', '-', '0'
+  if not load then
+    flags = nil
+  elseif score == 'free_share' then
+    weight = match(rest, PLAIN_WEIGHT)
+    if not weight then
+      labels, flags, weight = field(rest, 'labels'), field(rest, 'flags'), match(rest, ' weight=(%d+%.?%d*) ')
+    end
+  elseif not string.find(rest, PLAIN, 1, true) then
+    labels, flags = field(rest, 'labels'), field(rest, 'flags')
+  end
   local is_plain = load and labels and weight and flags == '-'
   if is_plain and (OUTCOME == 'o' or OUTCOME == 'n') and not slow and bury_ms == 0 and facts[3] ~= '0' then
-    if not whole(facts[5]) then return corrupt('#load') end
+    local total = tonumber(facts[5] or 1)
+    if not total or total % 1 ~= 0 or total < 0 or total > 1e15 then return corrupt('#load') end
     load, limit = tonumber(load), tonumber(limit)
     local was = load < limit
     -- An instance that was ready stays so; the indexes change when its score depends on its load.
@@ -96,7 +105,7 @@ if holder then
     call('ZREM', DUE, TOKEN)
     call('HDEL', STATE, TOKEN)
     call('HSET', STATE, id, write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest),
-      '#load', format('%d', math.max(0, (facts[5] or 1) - 1)))
+      '#load', format('%d', total > 0 and total - 1 or 0))
     if is_indexed then index(score, id, load, limit, seq, weight, labels, was) end
     return DONE
   end

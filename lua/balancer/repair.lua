@@ -1,6 +1,6 @@
 -- repair: recompute the load of a page of instances from their leases, and rewrite their records, indexes and timers.
--- No other key tells when a heartbeat is due: where that was lost, the next heartbeat sets it again. An instance whose
--- record the library did not write is left as it is.
+-- A lost heartbeat timer cannot be recomputed: the next heartbeat sets it again. An instance whose record the library
+-- did not write is left unchanged.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -54,7 +54,7 @@ for _ = 1, ROUNDS do
   for i = 1, #scan[2], 2 do
     local name, start = scan[2][i], string.sub(scan[2][i], 1, 1)
     if start == '@' and not seen[name] then
-      seen[name] = true  -- a scan may bring a field twice
+      seen[name] = true  -- a scan may return a field twice
       local record = scan[2][i + 1]
       local id, fence = match(record, LEASE)
       if not id then id, fence = match(record, GRANTED) end
@@ -81,7 +81,7 @@ if first == 0 then
     if not waiting[token] then call('ZREM', WAITQ, token) end
   end
   for id in pairs(instances) do
-    if not call('ZSCORE', IDS, id) then page[#page + 1] = id end  -- removed, but for its leases
+    if not call('ZSCORE', IDS, id) then page[#page + 1] = id end  -- removed, but it still has leases
   end
 end
 local wrong = 0

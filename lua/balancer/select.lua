@@ -1,4 +1,4 @@
--- select: tell which instance a lease would be granted on now, without granting it.
+-- select: return the instance that a lease would be granted on now, without granting it.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -16,7 +16,7 @@
 --   {0}               nothing free
 --   {-2, strategy}    the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in pool.lua
--- REPEAT  harmless: but for clearing what is due it changes nothing
+-- REPEAT  harmless: it only processes due timers
 -- ERRORS  none
 -- COST    O(log N), and at most 64 expiries when some are due
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]

@@ -1,4 +1,4 @@
--- status: one page of a pool's instances, in the order of their registration, after clearing what is due.
+-- status: one page of a pool's instances, in the order of their registration, after processing due timers.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -14,7 +14,7 @@
 --     panic_ms: start of the panic, 0 for none; extra: the extra record, empty for most
 --   {0}   no such pool
 --   {-3, fact}  {-4, field}   as in pool.lua
--- REPEAT  harmless: but for clearing what is due it changes nothing
+-- REPEAT  harmless: it only processes due timers
 -- ERRORS  none
 -- COST    O(log N + count), at most 64 expiries, and a look at 5000 that are left
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]

@@ -1,4 +1,4 @@
--- update: change what an instance was registered with, and its flags.
+-- update: change the registered fields of an instance, and its flags.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -54,7 +54,7 @@ if not r or r.flags.removed then
 end
 if CAP ~= '-' then
   r.cap = tonumber(CAP)
-  pool.set(r, 'adaptive', false)  -- a capacity that a person sets overrules the adaptive limit
+  pool.set(r, 'adaptive', false)  -- a capacity set by hand resets the adaptive limit
 end
 if RPM ~= '-' then pool.extra(r).rpm = RPM end
 if TPM ~= '-' then pool.extra(r).tpm = TPM end

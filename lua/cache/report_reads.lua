@@ -1,4 +1,4 @@
--- report_reads: record the reads that a process served without a script.
+-- report_reads: record the reads that a process made without a script.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   size      HASH  <tag>:size

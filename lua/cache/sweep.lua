@@ -28,7 +28,7 @@
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
-local HEAD = 511                         -- bytes that tell an entry's tags; one with longer ones is left to its reader
+local HEAD = 511                         -- enough bytes to read an entry's tags; longer tags are left to the reader
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
 local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)

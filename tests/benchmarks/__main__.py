@@ -1,7 +1,7 @@
-"""`python -m tests.benchmarks [--full] [--only NAME] [--json FILE] [--save]`: every claim of speed, measured now.
+"""`python -m tests.benchmarks [--full] [--only NAME] [--json FILE] [--save]`: measure every performance claim.
 
-Starts a server of its own. Each module beside this one that has a function `rows(bench)` yielding `Row`s is a benchmark;
-its name is the module's.
+It starts its own server. Each module of this package with a function `rows(bench)` that yields `Row`s is a benchmark,
+with the module's name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.benchmarks.measure import Bench, Row
 
 
 def found() -> dict[str, Any]:
-    """All benchmarks by name."""
+    """Return all benchmarks by name."""
     modules = {}
     for module in pkgutil.iter_modules(benchmarks.__path__):
         if module.name != "__main__":
@@ -35,16 +35,16 @@ def found() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run what was asked for and print one table."""
+    """Run the chosen benchmarks and print one table."""
     modules = found()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="take more rounds and larger sizes")
-    parser.add_argument("--only", choices=sorted(modules), action="append", help="run this one; may be repeated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
-    parser.add_argument("--save", action="store_true", help=f"keep the run, in {history.PLACE.parent.name}/")
+    parser.add_argument("--full", action="store_true", help="use more rounds and larger sizes")
+    parser.add_argument("--only", choices=sorted(modules), action="append", help="run this benchmark; may be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--save", action="store_true", help=f"save the run in {history.PLACE.parent.name}/")
     options, rest = parser.parse_known_args()
     rows: list[Row] = []
-    print(f"{'work':<58} {'ours':>12} {'held against':<34} {'ratio':>7}  {'goal':<10} met")
+    print(f"{'work':<58} {'ours':>12} {'reference':<34} {'ratio':>7}  {'goal':<10} met")
     for name, module in modules.items():
         if options.only and name not in options.only:
             continue
@@ -58,14 +58,14 @@ def main() -> int:
         options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     slower = list(history.regressions(rows, full=options.full))
     if slower:
-        print("\nworse than in the runs that were kept:", *slower, sep="\n  ")
+        print("\nworse than in the saved runs:", *slower, sep="\n  ")
     if options.save:
         history.save(rows, full=options.full)
     return 0 if all(row.met is not False for row in rows) else 1
 
 
 def _rows(module: Any, bench: Bench, rest: list[str]) -> Iterator[Row]:
-    """A benchmark with options of its own takes what is left of the command line."""
+    """Run a benchmark; one with its own options gets the rest of the command line."""
     takes_rest = len(inspect.signature(module.rows).parameters) > 1
     yield from module.rows(bench, rest) if takes_rest else module.rows(bench)
 

@@ -1,7 +1,7 @@
-"""The balancer: one pair of acquire and release, at any size, under every strategy; the line; server time; memory.
+"""The balancer: acquire and release at several sizes, under every strategy; the queue; server time; memory.
 
-Server time is what the server itself counts. It runs beside whatever else the machine does, which can only add to it: of
-several rounds the lower quartile is shown. Where the machine has a Redis 7 of its own, it is measured there too.
+Server time is the server's own count. Other work of the machine can only add to it, so the lower quartile of several
+rounds is shown. If the machine has a Redis 7 installed, server time is measured there too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.servers import Server, program
 SIZES = (10, 1000, 10_000)
 LIVE_LEASES = 10_000
 WARM_UP = 500
-"""Pairs before the first row: it is not to pay for what is made once, and for a processor that was asleep."""
+"""Pairs before the first row, so that it does not include one-time setup and a processor waking up."""
 SLOTS, HELD_S = 10, 0.2
 PAIR_GOAL, HASH_PAIR_GOAL, SIZE_GOAL = 2.3, 2.6, 1.3
 ACQUIRE_GOAL_US, RELEASE_GOAL_US = 30.0, 20.0
@@ -37,9 +37,9 @@ MEMORY_GOAL_BYTES = {
     "Valkey": {"instance": 345, "lease": 1.3 * 166},
     "Redis 7": {"instance": 430, "lease": 1.3 * 250},
 }
-"""An instance: 228 and 311 with records packed by position, and what their fields' names may add."""
+"""An instance takes 228 and 311 bytes with records packed by position; the goals add the names of the fields."""
 BARE = Script("bare", "return 1")
-"""What is left of a script that does nothing: it is handed the same keys and arguments."""
+"""A script that does nothing with the same keys and arguments: the fixed cost of a call."""
 PIPELINED = 100
 SERVER_CALLS = 400
 
@@ -47,7 +47,7 @@ _numbers = itertools.count()
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """All of the balancer."""
+    """Yield all rows of the balancer."""
     backend = Backend(bench.url)
     for strategy in LoadBalancingStrategy:
         for size in SIZES:
@@ -69,7 +69,7 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 def times(bench: Bench) -> int:
-    """Pairs a round."""
+    """Return the number of pairs per round."""
     return 300 if bench.full else 150
 
 
@@ -78,14 +78,14 @@ def pool_name(strategy: LoadBalancingStrategy, size: int) -> str:
 
 
 def run_all(backend: Backend, work: Sequence[Command[Any]]) -> list[Any]:
-    answers: list[Any] = []
+    replies: list[Any] = []
     for at in range(0, len(work), PIPELINED):
-        answers += backend.run(Batch(tuple(work[at : at + PIPELINED])))
-    return answers
+        replies += backend.run(Batch(tuple(work[at : at + PIPELINED])))
+    return replies
 
 
 def fill(backend: Backend, strategy: LoadBalancingStrategy, size: int) -> Pool:
-    """Register a fleet of unequal weights, a third of its capacity leased."""
+    """Register a fleet with unequal weights, and lease a third of its capacity."""
     name = pool_name(strategy, size)
     pool = Pool.of(backend.namespace, name)
     fleet = [AgentInstance(f"i{number}", name, 0, 100, 1.0 + number % 5) for number in range(size)]
@@ -128,7 +128,7 @@ def against_bare_scripts(bench: Bench, backend: Backend, strategy: LoadBalancing
 
 
 def on_one_core(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """The default strategy with client and server on one core: the strictest, since waking another core hides nothing."""
+    """Measure the default strategy with client and server on one core, where waking another core hides no time."""
     if not hasattr(os, "sched_setaffinity"):
         return
     with closing(bench.client()) as client:
@@ -159,7 +159,7 @@ def against_small(bench: Bench, backend: Backend, strategy: LoadBalancingStrateg
 
 
 def against_least_busy(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """A lease and its end, against the same of litellm's router: the pick, and counting it up and down in Redis."""
+    """Measure acquire and release against litellm's router: the pick, and the count up and down in Redis."""
     for size, goal in LEAST_BUSY_GOALS.items():
         what = f"acquire + release, least_loaded, {size:,} instances"
         if not least_busy.installed():
@@ -178,7 +178,7 @@ def against_least_busy(bench: Bench, backend: Backend) -> Iterator[Row]:
 
 
 def server_time_on_redis(bench: Bench) -> Iterator[Row]:
-    """Server time and memory on the machine's own Redis 7, if it has one."""
+    """Measure server time and memory on the machine's own Redis 7, if it has one."""
     if program("redis70") is None:
         yield Row("server time on Redis 7", "", "not installed", None, "", None)
         return
@@ -194,26 +194,26 @@ def server_time_on_redis(bench: Bench) -> Iterator[Row]:
 
 
 def server_time(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
-    """The server's own count of microseconds per script, pipelined, with the most instances and that many live leases."""
+    """Measure the server's own count of microseconds per script, pipelined, in the largest pool with live leases."""
     client: Any = bench.client()
     for strategy in LoadBalancingStrategy:
         pool = Pool.of(backend.namespace, pool_name(strategy, SIZES[-1]))
-        plain, taken, given = [], [], []
+        bare, acquired, released = [], [], []
         for _ in range(2 * bench.rounds):
             tokens = [f"@bench:{next(_numbers)}" for _ in range(SERVER_CALLS)]
-            asking = [commands.acquire(pool, token, 60_000, ANY) for token in tokens]
-            plain.append(_usec_per_call(client, backend, [Command(BARE, a.keys, a.args, bool) for a in asking])[0])
-            figure, granted = _usec_per_call(client, backend, asking)
-            taken.append(figure)
+            acquires = [commands.acquire(pool, token, 60_000, ANY) for token in tokens]
+            bare.append(_usec_per_call(client, backend, [Command(BARE, a.keys, a.args, bool) for a in acquires])[0])
+            figure, granted = _usec_per_call(client, backend, acquires)
+            acquired.append(figure)
             held = zip(tokens, granted, strict=True)
-            given.append(_usec_per_call(client, backend, [_given_back(pool, *each) for each in held])[0])
-        compared = _lower_quartile(plain)
-        for what, figures, goal in (("acquire", taken, ACQUIRE_GOAL_US), ("release", given, RELEASE_GOAL_US)):
+            released.append(_usec_per_call(client, backend, [_release(pool, *each) for each in held])[0])
+        compared = _lower_quartile(bare)
+        for what, figures, goal in (("acquire", acquired, ACQUIRE_GOAL_US), ("release", released, RELEASE_GOAL_US)):
             figure = _lower_quartile(figures)
             yield Row(
                 f"server time of {what}, {strategy.value}, {kind}",
                 f"{figure:.3g} us",
-                f"`return 1`, given the same: {compared:.3g} us",
+                f"`return 1`, same arguments: {compared:.3g} us",
                 figure / compared,
                 f"<= {goal:g} us",
                 figure <= goal,
@@ -225,18 +225,18 @@ def _lower_quartile(figures: list[float]) -> float:
     return statistics.quantiles(figures, n=4)[0]
 
 
-def _given_back(pool: Pool, token: str, granted: Granted) -> Command[bool]:
-    """As `lb.lease` gives back: the instance is known, and the work went well and was measured."""
+def _release(pool: Pool, token: str, granted: Granted) -> Command[bool]:
+    """Return a release as `lb.lease` makes it: with the instance, outcome ok and a response time."""
     return commands.release(pool, token, granted.facts[0], outcome=Outcome.OK, response_time=0.01)
 
 
 def _usec_per_call(client: Any, backend: Backend, work: Sequence[Command[Any]]) -> tuple[float, list[Any]]:
-    """Return the server's microseconds per call, the first left out since it may send the script, and all answers."""
-    answers = run_all(backend, work[:1])
+    """Return the server's microseconds per call, without the first, which may send the script, and all replies."""
+    replies = run_all(backend, work[:1])
     client.config_resetstat()
-    answers += run_all(backend, work[1:])
+    replies += run_all(backend, work[1:])
     stats = client.info("commandstats")["cmdstat_evalsha"]
-    return float(stats["usec"]) / float(stats["calls"]), answers
+    return float(stats["usec"]) / float(stats["calls"]), replies
 
 
 def memory(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
@@ -266,34 +266,34 @@ def memory(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
 
 
 def hand_off(bench: Bench) -> Iterator[Row]:
-    """From the release in one backend to the lease in another that stands in line."""
+    """Measure the time from a release in one backend to the grant to a waiter in another."""
     sender, taker = Backend(bench.url), Backend(bench.url)
     first, second = LoadBalancer(backend=sender), LoadBalancer(backend=taker)
     first.register_instance(AgentInstance("one", "hand-off", max_capacity=1))
     times = []
     for _ in range(300 if bench.full else 80):
         instance = first.acquire("hand-off")
-        served: list[float] = []
+        granted_at: list[float] = []
 
-        def take(served: list[float] = served) -> None:
+        def take(granted_at: list[float] = granted_at) -> None:
             with second.lease("hand-off", wait=30):
-                served.append(time.perf_counter())
+                granted_at.append(time.perf_counter())
 
         thread = threading.Thread(target=take)
         thread.start()
         while not first.status("hand-off")[0].waiting:
             time.sleep(0.001)
-        time.sleep(0.005)  # the waiter has asked, and sleeps
+        time.sleep(0.005)  # the waiter is queued, and sleeps
         start = time.perf_counter()
         first.release(instance)
         thread.join()
-        times.append(served[0] - start)
+        times.append(granted_at[0] - start)
     times.sort()
     for what, figure in (("median", statistics.median(times)), ("p99", times[int(len(times) * 0.99)])):
         yield Row(
-            f"hand-off to who waits in line, {what}",
+            f"grant to a waiter in the queue, {what}",
             f"{figure * 1e3:.3g} ms",
-            "asking by itself: up to 1 s",
+            "polling: up to 1 s",
             None,
             "",
             None,
@@ -303,7 +303,7 @@ def hand_off(bench: Bench) -> Iterator[Row]:
 
 
 def saturated(bench: Bench) -> Row:
-    """What share of the capacity is in use while more callers wait than there are slots."""
+    """Measure the used share of the capacity while more callers wait than there are slots."""
     backend = Backend(bench.url)
     balancer = LoadBalancer(backend=backend)
     balancer.register_instance(AgentInstance("one", "busy", max_capacity=SLOTS))

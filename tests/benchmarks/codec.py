@@ -1,4 +1,4 @@
-"""Values to bytes and back, against bare msgpack, which keeps neither types nor itself from hostile bytes."""
+"""Encoding and decoding of values, against bare msgpack, which loses types and does not reject hostile bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ARGUMENTS = (("why is the sky blue?", 3), {"model": "large"})
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Encode, decode and key a small value; encode and decode one of unusual types."""
+    """Encode, decode and key a small value; encode and decode a value of unusual types."""
     codec, bare = Codec(), msgpack.packb(SMALL)
     small, typed = codec.encode(SMALL), codec.encode(TYPED)
 

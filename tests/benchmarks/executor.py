@@ -1,4 +1,4 @@
-"""The way of one script call, against redis-py's own."""
+"""One command through the executor, against redis-py's own client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.benchmarks.measure import Bench, Row, micros
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """A plain command, blocking, against redis-py's client on the same server."""
+    """Measure a blocking command against redis-py's client on the same server."""
     backend, client = Backend(bench.url), bench.client()
     echo = Command("ECHO", ("hello",), (), bytes)
 

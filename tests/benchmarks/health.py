@@ -1,4 +1,4 @@
-"""The balancer: what a label, rates and a slow instance cost a caller."""
+"""The balancer: the cost of a label, of rates and of a slow instance for a caller."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tests.benchmarks.measure import Bench, Row, Work, micros
 FLEET, MATCHING = 10_000, 10
 LABEL_GOAL, SLOW_GOAL = 2.0, 1.5
 CALLS, EVERY_S, TAKES_S, SLOW_S = 1000, 0.003, 0.01, 0.1
-ILL = range(100, 600)
+SLOW_CALLS = range(100, 600)
 PIPELINED = 500
 
 
 def rows(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """All of the balancer's health and capabilities."""
+    """Yield the rows of the balancer's health and capabilities."""
     yield from labels(bench, backend)
     yield rated(bench, backend)
     yield slow_instance(bench)
 
 
 def labels(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """A lease that requires a label that few of many have, against one that requires nothing, in the same pool."""
+    """Measure a lease that requires a rare label against a lease without requirements, in the same pool."""
     for strategy in (LoadBalancingStrategy.LEAST_LOADED, LoadBalancingStrategy.WEIGHTED):
         pool = Pool.of(backend.namespace, f"labelled-{strategy.value}")
         fleet = [
@@ -60,7 +60,7 @@ def labels(bench: Bench, backend: Backend) -> Iterator[Row]:
 
 
 def pairs(balancer: LoadBalancer, name: str, require: frozenset[str]) -> Work:
-    """Leases and their ends."""
+    """Return work that acquires and releases leases."""
 
     def work(times: int) -> None:
         for _ in range(times):
@@ -70,7 +70,7 @@ def pairs(balancer: LoadBalancer, name: str, require: frozenset[str]) -> Work:
 
 
 def rated(bench: Bench, backend: Backend) -> Row:
-    """A lease on instances with rates, against one on instances without any."""
+    """Measure a lease on instances with rates against a lease on instances without rates."""
     balancer = LoadBalancer(backend=backend)
     for name, rates in (("rated", Rates(1e9, 1e9)), ("unrated", commands.UNLIMITED)):
         pool = Pool.of(backend.namespace, name)
@@ -80,7 +80,7 @@ def rated(bench: Bench, backend: Backend) -> Row:
     ours, reference = (pairs(balancer, name, frozenset()) for name in ("rated", "unrated"))
     pair = bench.pair(ours, reference, 300 if bench.full else 150)
     return Row(
-        "acquire + release, requests and tokens a minute",
+        "acquire + release, requests and tokens per minute",
         micros(pair.ours_s),
         f"without rates: {micros(pair.reference_s)}",
         pair.ratio,
@@ -90,19 +90,19 @@ def rated(bench: Bench, backend: Backend) -> Row:
 
 
 def slow_instance(bench: Bench) -> Row:
-    """The slowest percent of a thousand calls at a steady load, one of ten instances ten times slower for half of them.
+    """Measure the p99 of 1,000 calls at a steady load, with one of ten instances ten times slower during half of them.
 
-    The median of three pairs: a single pause of the machine is a percent of the calls.
+    It is the median of three pairs, because one pause of the machine affects a percent of the calls.
     """
     pairs = [
-        [asyncio.run(_steady(bench, f"steady-{turn}-{slow}", slow)) for slow in (True, False)] for turn in range(3)
+        [asyncio.run(_steady(bench, f"steady-{repeat}-{slow}", slow)) for slow in (True, False)] for repeat in range(3)
     ]
-    ill, well = (statistics.median(side) for side in zip(*pairs, strict=True))
+    affected, healthy = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratio = statistics.median(one / other for one, other in pairs)
     return Row(
         "p99 of calls at a steady load, one of ten instances slow",
-        f"{ill * 1e3:.3g} ms",
-        f"none slow: {well * 1e3:.3g} ms",
+        f"{affected * 1e3:.3g} ms",
+        f"none slow: {healthy * 1e3:.3g} ms",
         ratio,
         f"<= {SLOW_GOAL} x",
         ratio <= SLOW_GOAL,
@@ -118,8 +118,8 @@ async def _steady(bench: Bench, name: str, slow: bool) -> float:
     async def call(number: int) -> float:
         begin = time.perf_counter()
         async with balancer.aio.lease(name) as lease:
-            ill = slow and number in ILL and lease.instance_id == "i3"
-            await asyncio.sleep(SLOW_S if ill else TAKES_S)
+            is_slow = slow and number in SLOW_CALLS and lease.instance_id == "i3"
+            await asyncio.sleep(SLOW_S if is_slow else TAKES_S)
         return time.perf_counter() - begin
 
     tasks = []

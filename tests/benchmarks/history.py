@@ -1,5 +1,5 @@
-"""Runs that were kept (`--save`), and what has become slower since: absolute times differ between machines and hours,
-so ratios are compared, and only with runs on a machine of the same kind."""
+"""Saved runs (`--save`) and regressions since them. Absolute times differ between machines and hours, so ratios are
+compared, and only with runs on a machine of the same kind."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tests.benchmarks.measure import Row
 from tests.support.places import ROOT
 
 PLACE = ROOT / ".benchmarks" / "history.jsonl"
-"""One JSON document a line and run; not part of the repository."""
-_LOOKED_BACK = 5
-"""Runs whose median is compared with."""
+"""One line of JSON per run; not part of the repository."""
+_COMPARED_RUNS = 5
+"""Number of last runs whose median is the baseline."""
 _WORSE = 1.25
-"""Times the median that count as a regression: rows repeated on one machine differ by about a fifth."""
+"""Factor over the median that counts as a regression: repeated rows on one machine differ by about a fifth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """A row that is worse than it was."""
+    """A row that is worse than its baseline."""
 
     work: str
     ratio: float
@@ -41,12 +41,12 @@ class Regression:
 
 
 def machine() -> str:
-    """What ratios depend on besides the code: the processor, the system, the Python."""
+    """Return the factors besides the code that ratios depend on: processor, system, Python."""
     return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def save(rows: Iterable[Row], *, full: bool, place: Path = PLACE) -> None:
-    """Append a run."""
+    """Append a run to the history."""
     run = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
@@ -60,26 +60,26 @@ def save(rows: Iterable[Row], *, full: bool, place: Path = PLACE) -> None:
 
 
 def regressions(rows: Iterable[Row], *, full: bool, place: Path = PLACE) -> Iterator[Regression]:
-    """Compare a run with those that were kept before it, row by row: ratios over what they are held against."""
+    """Yield the rows whose ratio is worse than the median of the saved runs with the same reference."""
     before: dict[tuple[str, str], list[float]] = {}
     for run in _runs(place):
         if (run["machine"], run["full"]) == (machine(), full):
             for row in run["rows"]:
                 if row["ratio"] is not None:
-                    before.setdefault((row["work"], _peer(row["reference"])), []).append(row["ratio"])
+                    before.setdefault((row["work"], _reference_name(row["reference"])), []).append(row["ratio"])
     for row in rows:
-        kept = before.get((row.work, _peer(row.reference)), [])[-_LOOKED_BACK:]
-        if row.ratio is None or not kept:
+        saved = before.get((row.work, _reference_name(row.reference)), [])[-_COMPARED_RUNS:]
+        if row.ratio is None or not saved:
             continue
-        usual = statistics.median(kept)
-        # what has a goal from below, such as a share that is used, is the better the larger it is
+        usual = statistics.median(saved)
+        # with a lower bound as its goal, such as a used share, a larger ratio is better
         worse = usual / row.ratio if row.goal.startswith(">=") else row.ratio / usual
         if worse > _WORSE:
-            yield Regression(row.work, row.ratio, usual, len(kept))
+            yield Regression(row.work, row.ratio, usual, len(saved))
 
 
-def _peer(reference: str) -> str:
-    """Who it is held against, without the figure: several rows of one work differ in that."""
+def _reference_name(reference: str) -> str:
+    """Return the name of a reference without its figure. It tells apart the rows of the same work."""
     return re.split(r":?\s\d", reference, maxsplit=1)[0]
 
 
@@ -90,7 +90,7 @@ def _runs(place: Path) -> list[dict[str, Any]]:
 
 
 def _commit() -> str:
-    told = subprocess.run(
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return told.stdout.strip() or "unknown"
+    return described.stdout.strip() or "unknown"

@@ -1,10 +1,10 @@
-"""Hit ratios: TieredCache as shipped, on the server, against a textbook LRU, W-TinyLFU and the optimum.
+"""Hit ratios of a TieredCache with default settings, against a textbook LRU, W-TinyLFU and the optimum.
 
     python -m tests.benchmarks --only hit-ratio --trace web.gz --size 500 1000 --trace search.txt --size 50
 
-A trace is a file with one key a line, plain or gzip; `--size` belongs to the `--trace` before it. Without any, traces are
-made here. One process asks for each key in turn and puts what it misses; eight share the trace between them, each taking
-the next few accesses when it is done with its last. W-TinyLFU is the library theine.
+A trace is a file with one key per line, plain or gzip; `--size` belongs to the `--trace` before it. Without `--trace`,
+traces are generated. One process reads each key in turn and puts each miss. Eight processes share the trace: each takes
+the next few accesses when it has finished its last ones. The library theine provides W-TinyLFU.
 
 The tests compare with stored figures of W-TinyLFU, `TINYLFU_HITS`. To recompute them:
 
@@ -34,26 +34,26 @@ from tests.support.workers import Workers
 
 PROCESSES = 8
 SHARE = 4
-"""Accesses that one of several processes takes at a time."""
+"""Accesses that a process takes at a time, when several share a trace."""
 BELOW_TINYLFU = 0.5
-"""Points by which the mean may lie below W-TinyLFU's."""
+"""Percentage points by which the mean may lie below W-TinyLFU's."""
 BELOW_LRU = 4.0
-"""Points by which it may lie below an LRU's where popularity drifts."""
+"""Percentage points by which a hit ratio may lie below an LRU's when popularity drifts."""
 TRACE_COUNT, TRACE_KEYS = 8000, 800
-"""Accesses and keys of the traces of `TINYLFU_HITS`."""
+"""Accesses and keys of the traces for `TINYLFU_HITS`."""
 TINYLFU_HITS = {(1, 100): 3478, (1, 300): 4456, (2, 100): 3479}
-"""Hits of W-TinyLFU by seed of `zipf_scan_loop` and size of the cache: medians of theine 2.0.0 in 51 processes.
+"""Hits of W-TinyLFU by seed of `zipf_scan_loop` and cache size: medians of theine 2.0.0 in 51 processes.
 
-theine seeds its hashes at random in each process, and its runs differ within one process too. Single runs lie up to 57
-hits from the median, so that a comparison with a live run is partly luck.
+theine seeds its hashes at random in each process, and its runs differ within one process too. Single runs differ by up
+to 57 hits from the median, so a comparison with a live run is partly luck.
 """
 HOT_PART, WARM_PART = 100 / 2600, 500 / 2600
-"""The tiers' parts of a TieredCache whose sizes nobody chose."""
+"""Shares of the tiers in a TieredCache with default sizes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A trace and the size of the cache; whether its popularity drifts."""
+    """A trace, the size of the cache, and whether the trace's popularity drifts."""
 
     name: str
     trace: Sequence[str]
@@ -62,17 +62,17 @@ class Scene:
 
 
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
-    """Every trace at every size by one process, then by eight."""
+    """Measure every trace at every size with one process, then with eight."""
     scenes = list(chosen(rest)) or list(made(full=bench.full))
     peers = [percents(scene, theine_hits(scene)) for scene in scenes]
-    beside = [
+    bounds = [
         (percents(scene, lru_hits(scene.trace, scene.size)), percents(scene, optimal_hits(scene.trace, scene.size)))
         for scene in scenes
     ]
     for processes in (1, PROCESSES):
         by = f"{processes} process" + ("es" if processes > 1 else "")
         ours = []
-        for scene, theirs, (lru, best) in zip(scenes, peers, beside, strict=True):
+        for scene, theirs, (lru, best) in zip(scenes, peers, bounds, strict=True):
             ours.append(percents(scene, hits(bench.url, scene, processes)))
             goal, met = "", None
             if scene.drifts:
@@ -80,7 +80,7 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
             name = f"hit ratio, {scene.name} {scene.size:,}, {by}"
             yield Row(name, f"{ours[-1]:.1f} %", figures(lru, theirs, best), None, goal, met)
         mean = statistics.fmean(ours)
-        lru, best = (statistics.fmean(column) for column in zip(*beside, strict=True))
+        lru, best = (statistics.fmean(column) for column in zip(*bounds, strict=True))
         known = [theirs for theirs in peers if theirs is not None]
         theirs = statistics.fmean(known) if known else None
         goal, met = (
@@ -101,24 +101,24 @@ def percents(scene: Scene, count: int | None) -> Any:
 
 
 def chosen(arguments: Sequence[str]) -> Iterator[Scene]:
-    """The traces asked for on the command line."""
+    """Yield the traces from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks --only hit-ratio", allow_abbrev=False)
-    asked: list[tuple[Path, list[int]]] = []
+    requested: list[tuple[Path, list[int]]] = []
 
     class Trace(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-            asked.append((values, []))
+            requested.append((values, []))
 
     class Size(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-            if not asked:
+            if not requested:
                 parser.error("--size belongs to the --trace before it")
-            asked[-1][1].extend(values)
+            requested[-1][1].extend(values)
 
-    parser.add_argument("--trace", action=Trace, type=existing, metavar="FILE", help="one key a line, plain or gzip")
+    parser.add_argument("--trace", action=Trace, type=existing, metavar="FILE", help="one key per line, plain or gzip")
     parser.add_argument("--size", action=Size, type=positive, nargs="+", metavar="N", help="entries of the cache")
     parser.parse_args(arguments)
-    for path, sizes in asked:
+    for path, sizes in requested:
         trace = read_trace(path)
         distinct = len(set(trace))
         for size in sizes or sorted({max(3, distinct // part) for part in (50, 10, 4)}):
@@ -128,19 +128,19 @@ def chosen(arguments: Sequence[str]) -> Iterator[Scene]:
 def existing(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f"there is no file {text}")
+        raise argparse.ArgumentTypeError(f"no such file: {text}")
     return path
 
 
 def positive(text: str) -> int:
     size = int(text)
     if size < 3:
-        raise argparse.ArgumentTypeError("a TieredCache has three tiers, so 3 at least")
+        raise argparse.ArgumentTypeError("a TieredCache has three tiers, so the minimum is 3")
     return size
 
 
 def made(*, full: bool) -> Iterator[Scene]:
-    """Traces of all kinds: popularity that stays, that is disturbed, that drifts; and a loop."""
+    """Yield generated traces: stable, disturbed and drifting popularity, and a loop."""
     count = 60_000 if full else 8000
     keys = count // 5
     yield Scene("zipf", zipf(count, keys, 0.9), keys // 10)
@@ -151,9 +151,9 @@ def made(*, full: bool) -> Iterator[Scene]:
 
 
 def theine_hits(scene: Scene, runs: int = 5) -> int | None:
-    """Hits of W-TinyLFU; None if theine is not installed.
+    """Return the hits of W-TinyLFU; None if theine is not installed.
 
-    The median of several runs, which differ by up to a point where the trace is short; see `TINYLFU_HITS`.
+    It is the median of several runs, which differ by up to a point on a short trace; see `TINYLFU_HITS`.
     """
     if importlib.util.find_spec("theine") is None:
         return None
@@ -173,7 +173,7 @@ def _theine_run(cache: Any, trace: Sequence[str]) -> int:
 
 
 def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
-    """Hits of a TieredCache as shipped, or of an LRUCache, on the server at `url`, asked by so many processes."""
+    """Return the hits of a TieredCache with default settings, or of an LRUCache, read by several processes."""
     namespace, text = uuid.uuid4().hex, "\n".join(scene.trace)
     workers = Workers()
     try:
@@ -184,15 +184,15 @@ def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
 
 
 def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool) -> int:
-    """One process: ask for what is next in the trace, put what is missed. Returns the hits.
+    """Play the trace in one process: read each key, put each miss. Returns the hits.
 
     Args:
         url: the server.
-        namespace: of the cache.
-        size: its entries.
-        text: the trace, a key a line.
-        share: accesses to take at a time, where several processes share the trace; 0 takes all.
-        lru: ask an LRUCache.
+        namespace: namespace of the cache.
+        size: entries of the cache.
+        text: the trace, one key per line.
+        share: accesses to take at a time, when several processes share the trace; 0 takes all.
+        lru: use an LRUCache.
     """
     trace = text.split("\n")
     backend = Backend(url, namespace=namespace)
@@ -211,7 +211,7 @@ def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool) 
 
 
 def client_at(url: str) -> Any:
-    """A plain client of one server, or of a Cluster by the first of its nodes that is named."""
+    """Return a plain client of one server, or of a Cluster by the first node in the URL."""
     cluster = "redis+cluster://"
     if not url.startswith(cluster):
         return Bench(url).client()
@@ -219,7 +219,7 @@ def client_at(url: str) -> Any:
 
 
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
-    """Where the next accesses of this process begin: wherever all processes together have come to."""
+    """Yield the start of this process's next accesses, from a position that all processes share."""
     if not share:
         yield 0
         return
@@ -233,7 +233,7 @@ def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
 
 
 def stored_again(_: int) -> list[int | None]:
-    """One run of theine for each of `TINYLFU_HITS`."""
+    """Run theine once for each entry of `TINYLFU_HITS`."""
     return [
         theine_hits(Scene("zipf, scan, loop", zipf_scan_loop(TRACE_COUNT, TRACE_KEYS, seed), size), runs=1)
         for seed, size in TINYLFU_HITS

@@ -1,6 +1,6 @@
-"""What litellm's router does to pick its least busy deployment, with the counts of all processes in Redis.
+"""The pick of the least busy deployment by litellm's router, which counts the calls of all processes in Redis.
 
-litellm is no dependency: it is measured where it is installed.
+litellm is not a dependency: it is measured if it is installed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ GROUP = "group"
 
 
 def installed() -> bool:
-    """Whether there is a litellm to measure."""
+    """Return whether litellm is installed."""
     return importlib.util.find_spec("litellm") is not None
 
 
 def calls(url: str, deployments: int) -> Work:
-    """Return what picks a deployment, counts a call on it as begun, and as ended: what its router does around a call.
+    """Return the router's work around a call: pick a deployment, count the call's start, count its end.
 
-    Made through its public face and the callbacks it makes itself, each call with an id, as it gives them.
+    It uses the router's public API and its own callbacks, with a call id in each, as the router does.
     """
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else importing it asks a server for prices
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # otherwise the import fetches prices from a server
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         router_class = importlib.import_module("litellm").Router

@@ -1,6 +1,6 @@
-"""How things are measured: ours and what it is held against in turn, in one run; medians of several rounds.
+"""The measurement: our work and its reference in turn, in one run; medians of several rounds.
 
-Machines are noisy: the ratio is what is judged, the times are only shown.
+Machines are noisy, so goals apply to ratios; times are only shown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import redis
 
 Work = Callable[[int], object]
-"""Does something so many times."""
+"""Does its work the given number of times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class Row:
     """One line of the table.
 
     Attributes:
-        work: what was done.
+        work: name of the work.
         ours: our figure, with its unit.
-        reference: what it is held against, and its figure.
-        ratio: ours over the reference's; None where the figure itself is judged.
-        goal: in words, such as "<= 2.3 x".
-        met: whether the goal was reached; None where there is none.
+        reference: the reference and its figure.
+        ratio: our figure over the reference's; None if the goal applies to the figure itself.
+        goal: the goal as text, such as "<= 2.3 x".
+        met: whether the goal was reached; None if there is none.
     """
 
     work: str
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two works measured in turn: seconds per operation, and the median of the ratios round by round."""
+    """Two works measured in turn: seconds per operation, and the median of the ratios of each round."""
 
     ours_s: float
     reference_s: float
@@ -48,11 +48,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What a benchmark is given.
+    """The environment of a benchmark.
 
     Attributes:
-        url: a server of the run's own.
-        full: take the time that trustworthy figures need, instead of a quick look.
+        url: the run's own server.
+        full: run long enough for reliable figures, instead of a quick check.
     """
 
     url: str
@@ -60,15 +60,15 @@ class Bench:
 
     @property
     def rounds(self) -> int:
-        """How often to measure each of a pair."""
+        """Number of rounds of a measurement."""
         return 15 if self.full else 5
 
     def client(self) -> redis.Redis:
-        """A plain redis-py client, to measure against and to look inside."""
+        """Return a plain redis-py client, as a reference and to inspect the server."""
         return redis.Redis.from_url(self.url, protocol=2)
 
     def pair(self, ours: Work, reference: Work, times: int) -> Pair:
-        """Measure two works in turn, each `times` operations a round, after one round to warm up."""
+        """Measure two works in turn, `times` operations each per round, after a warm-up round."""
         ours(max(1, times // 5))
         reference(max(1, times // 5))
         first, second = [], []
@@ -79,18 +79,18 @@ class Bench:
         return Pair(statistics.median(first), statistics.median(second), statistics.median(ratios))
 
     def single(self, work: Work, times: int) -> float:
-        """Measure one work: median seconds per operation."""
+        """Measure one work; return the median of the seconds per operation."""
         work(max(1, times // 5))
         return statistics.median(timed(work, times) for _ in range(self.rounds))
 
 
 def timed(work: Work, times: int) -> float:
-    """Seconds per operation of one round."""
+    """Return the seconds per operation of one round."""
     start = time.perf_counter()
     work(times)
     return (time.perf_counter() - start) / times
 
 
 def micros(seconds: float) -> str:
-    """Show seconds as microseconds."""
+    """Format seconds as microseconds."""
     return f"{seconds * 1e6:.3g} us"

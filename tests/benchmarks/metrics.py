@@ -1,4 +1,4 @@
-"""Recording, flushing and reading metrics: what they cost, and how far quantiles are off."""
+"""The cost of recording, flushing and reading metrics, and the error of quantiles."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECONDS = 0.734
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """All rows of the metrics."""
+    """Yield all rows of the metrics."""
     yield from recording(bench)
     yield from flushing(bench)
     yield from rhythms(bench)
@@ -47,11 +47,11 @@ Observe = Callable[[float], object]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another way to record a duration.
+    """Another library that records durations.
 
     Attributes:
-        observe: in one series, which was looked up once.
-        of_agents: in the series of many agents, known by name at each call, as ours is: in turn, so many times.
+        observe: records in one series, which was looked up once.
+        of_agents: returns work that records in the series of many agents in turn, looked up by name as in ours.
     """
 
     observe: Observe
@@ -59,10 +59,10 @@ class Peer:
 
 
 def peers() -> dict[str, Peer]:
-    """Return those that are installed."""
+    """Return the installed peers."""
     found: dict[str, Peer] = {}
     if importlib.util.find_spec("prometheus_client"):
-        # Which kind of value it keeps is decided when the module is loaded, by the environment: so once for each.
+        # The environment decides the kind of value when the module is loaded, so it is loaded once for each kind.
         for name, folder in ((PROMETHEUS, None), (PROMETHEUS_MULTI, tempfile.mkdtemp(prefix="agentperf-bench-"))):
             os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
             if folder is not None:
@@ -77,7 +77,7 @@ def peers() -> dict[str, Peer]:
 
 
 def prometheus() -> Peer:
-    """A histogram of prometheus_client as it is loaded now."""
+    """Return a histogram of the currently loaded prometheus_client."""
     labels = importlib.import_module("prometheus_client").Histogram("agent_seconds", "s", ["agent"]).labels
 
     def of_agents(names: list[str]) -> Work:
@@ -92,7 +92,7 @@ def prometheus() -> Peer:
 
 
 def opentelemetry() -> Peer:
-    """A histogram of OpenTelemetry's SDK."""
+    """Return a histogram of OpenTelemetry's SDK."""
     sdk = importlib.import_module("opentelemetry.sdk.metrics")
     export = importlib.import_module("opentelemetry.sdk.metrics.export")
     provider = sdk.MeterProvider(metric_readers=[export.InMemoryMetricReader()])
@@ -116,12 +116,12 @@ OPENTELEMETRY = "OpenTelemetry"
 
 
 def recording(bench: Bench) -> Iterator[Row]:
-    """The call that workers make, while the flushes go on."""
+    """Measure the call that workers make, during background flushes."""
     backend = Backend(bench.url, namespace="recording")
     collector = MetricsCollector(backend=backend)
-    beside = peers()
+    installed_peers = peers()
 
-    def judged(
+    def compared(
         work: str,
         ours: Work,
         name: str,
@@ -129,7 +129,7 @@ def recording(bench: Bench) -> Iterator[Row]:
         goal: float | None = None,
         less: tuple[Work, Work] | None = None,
     ) -> Row:
-        peer = beside.get(name)
+        peer = installed_peers.get(name)
         if peer is None:
             return Row(work, micros(bench.single(ours, TIMES)), f"{name}: not installed", None, "", None)
         pair = bench.pair(ours, theirs(peer), TIMES)
@@ -155,14 +155,14 @@ def recording(bench: Bench) -> Iterator[Row]:
 
         return work
 
-    yield judged("record_execution, 1 agent", one, PROMETHEUS_MULTI, observed, 0.2)
+    yield compared("record_execution, 1 agent", one, PROMETHEUS_MULTI, observed, 0.2)
     for agents in (50, 1000):
         names = [f"agent-{number}" for number in range(agents)]
-        yield judged(
+        yield compared(
             f"record_execution, {agents} agents", many(names), PROMETHEUS_MULTI, partial(named, names=names), 0.2
         )
     for name in (PROMETHEUS, OPENTELEMETRY):
-        yield judged("record_execution, 1 agent", one, name, observed)
+        yield compared("record_execution, 1 agent", one, name, observed)
 
     def plain() -> None:
         pass
@@ -174,14 +174,14 @@ def recording(bench: Bench) -> Iterator[Row]:
 
     tracked = called(track_performance("research", collector)(plain))
     less = (called(plain), nothing)
-    yield judged("what track_performance adds to a call", tracked, PROMETHEUS, observed, 3, less)
-    yield judged("the same", tracked, PROMETHEUS_MULTI, observed, None, less)
-    yield judged("an empty span", spans, PROMETHEUS, observed)
+    yield compared("what track_performance adds to a call", tracked, PROMETHEUS, observed, 3, less)
+    yield compared("the same", tracked, PROMETHEUS_MULTI, observed, None, less)
+    yield compared("an empty span", spans, PROMETHEUS, observed)
     backend.close()
 
 
 def observed(peer: Peer) -> Work:
-    """The peer's call, of one series."""
+    """Return work that records in one series of the peer."""
 
     def work(times: int) -> None:
         observe = peer.observe
@@ -192,12 +192,12 @@ def observed(peer: Peer) -> Work:
 
 
 def named(peer: Peer, names: list[str]) -> Work:
-    """The peer's calls, of many series."""
+    """Return work that records in many series of the peer."""
     return peer.of_agents(names)
 
 
 def called(function: Callable[[], None]) -> Work:
-    """A function, called."""
+    """Return work that calls a function."""
 
     def work(times: int) -> None:
         for _ in range(times):
@@ -207,7 +207,7 @@ def called(function: Callable[[], None]) -> Work:
 
 
 def nothing(times: int) -> None:
-    """What the loop itself takes."""
+    """Run the empty loop, as the baseline."""
     for _ in range(times):
         pass
 
@@ -215,7 +215,7 @@ def nothing(times: int) -> None:
 def packed(
     namespace: str, buffer: Buffer, now: float, retention: Retention | None = None, server_ms: int = -1
 ) -> list[tuple[Any, ...]]:
-    """Return the EVALSHA arguments of all that the buffer holds."""
+    """Return the EVALSHA arguments that flush the whole buffer."""
     calls: list[tuple[Any, ...]] = []
     buffer.aggregate()
     while batches := buffer.batches():
@@ -230,7 +230,7 @@ def packed(
 
 
 def flushing(bench: Bench) -> Iterator[Row]:
-    """The server's own time for a flush of one agent, by INFO commandstats, pipelined."""
+    """Measure the server time of a pipelined flush of one agent, by INFO commandstats."""
     client = bench.client()
     client.script_load(commands.FLUSH.source)
     flushes = 300 if bench.full else 100
@@ -244,7 +244,7 @@ def flushing(bench: Bench) -> Iterator[Row]:
             calls += packed(f"flushing.{samples}", buffer, time.monotonic())
         pipeline = client.pipeline(transaction=False)
         figures = []
-        for first in range(0, flushes, flushes // 5):  # in order: a flush whose number was passed is not counted again
+        for first in range(0, flushes, flushes // 5):  # in order: a flush with an old sequence number is not counted
             part = calls[first : first + flushes // 5]
             for call in part:
                 pipeline.execute_command("EVALSHA", *call)
@@ -256,7 +256,7 @@ def flushing(bench: Bench) -> Iterator[Row]:
         per_sample = statistics.median(figures)
         last = samples == SAMPLES_PER_FLUSH
         yield Row(
-            f"flush of {samples} samples, server time for each",
+            f"flush of {samples} samples, server time per sample",
             micros(per_sample),
             "prototype 1.6 us at 500",
             None,
@@ -270,7 +270,7 @@ RHYTHM_AGENTS = 50
 
 
 def rhythms(bench: Bench) -> Iterator[Row]:
-    """The server's time for a second of a process with many agents, each with one execution a second."""
+    """Measure the server time per second of a process with many agents, each with one execution per second."""
     client = bench.client()
     client.script_load(commands.FLUSH.source)
     found = {}
@@ -291,7 +291,7 @@ def rhythms(bench: Bench) -> Iterator[Row]:
         spent: Any = client.info("commandstats")
         found[every_s] = spent["cmdstat_evalsha"]["usec"] / 1e6 / 60 / RHYTHM_AGENTS
         yield Row(
-            f"flushed every {every_s} s, server time a second and agent",
+            f"flushed every {every_s} s, server time per second and agent",
             micros(found[every_s]),
             "" if every_s == 1 else f"every second {micros(found[1])}",
             None if every_s == 1 else found[every_s] / found[1],
@@ -308,9 +308,9 @@ def fill(bench: Bench, namespace: str, agents: int) -> float:
     """Record 72 executions of each agent over the last six minutes.
 
     Returns:
-        The moment of these that makes a window of five minutes up to it the most work, s since 1970. Ten seconds after
-        a minute began it is ten slices: five of ten seconds, four minutes, one of ten seconds; now it may be as few as
-        five, as it happens.
+        A timestamp for which a five-minute window before it takes the most work, s since 1970. Ten seconds after the
+        start of a minute the window has ten slices: five of ten seconds, four minutes, one of ten seconds. For the
+        current time it may have as few as five.
     """
     client = bench.client()
     client.script_load(commands.FLUSH.source)
@@ -332,7 +332,7 @@ def fill(bench: Bench, namespace: str, agents: int) -> float:
 
 
 def overviews(bench: Bench) -> Iterator[Row]:
-    """All agents over five minutes, percentiles included, as the overview shows them."""
+    """Measure an overview of all agents over five minutes, with percentiles."""
     for agents in (10, 100, 1000):
         as_of = fill(bench, f"overview.{agents}", agents)
         backend = Backend(bench.url, namespace=f"overview.{agents}")
@@ -379,7 +379,7 @@ DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {
 
 
 def quantiles(bench: Bench) -> Iterator[Row]:
-    """The largest error of p50, p90, p95, p99 and p99.9, against the exact ones by the reference's index rule."""
+    """Measure the largest error of p50 to p99.9, against exact quantiles by the in-memory version's index rule."""
     sizes = (100, 10_000, 1_000_000)
     for size in sizes:
         for name, draw in DISTRIBUTIONS.items():
@@ -402,7 +402,7 @@ def quantiles(bench: Bench) -> Iterator[Row]:
 
 
 def memory(bench: Bench) -> Row:
-    """A busy agent's memory with the default lives of slices, all of these being there and full."""
+    """Measure the memory of a busy agent with the default TTLs, when all its time slices exist and are full."""
     client = bench.client()
     agents = 10
     taken = fill_slices(client, "memory", Retention(), agents=agents, per_second=1) / agents
@@ -410,7 +410,7 @@ def memory(bench: Bench) -> Row:
     client.close()
     ratio = taken / 0.6e6
     return Row(
-        "memory of an agent with one execution a second",
+        "memory of an agent with one execution per second",
         f"{taken / 1e6:.2f} MB",
         f"forecast {forecast / 1e6:.2f} MB, prototype 0.6 MB",
         ratio,

@@ -1,7 +1,7 @@
-"""A build's calls of acquire and release, made by a process that imports that build; `scripts` starts one for each.
+"""Calls of acquire and release in a process that imports one build; `scripts` starts a process per build.
 
-It is run as a file and imports the public names of the library alone, so that it works in any checkout. Each line that
-it reads is a strategy and what to do; each is answered by a line when it is done.
+It runs as a file and imports only public names of the library, so that it works in any checkout. Each input line is a
+strategy and a piece of work; the process prints a line when the work is done.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.balancer import LoadBalancingStrategy
 
 HELD_S = 3600.0
-"""Leases live for that long, so that none is renewed while the server's time is counted."""
+"""TTL of the leases, so long that none is renewed during the measurement."""
 
 
 AT_ONCE = 100
-"""Calls of one turn of the event loop travel as one pipeline, so that the server is not woken for each of them."""
+"""Calls of one event-loop iteration form one pipeline, so that the server does not wake up for each of them."""
 
 
 def main(url: str, namespace: str, instances: int, calls: int) -> None:
-    """Do what is read, line by line."""
+    """Run the work from stdin, line by line."""
     perf = AgentPerf(url, namespace=namespace)
     held: dict[str, list[Any]] = {}
     with asyncio.Runner() as runner:
@@ -30,7 +30,7 @@ def main(url: str, namespace: str, instances: int, calls: int) -> None:
             name, work = line.split()
             balancer = perf.balancer(strategy=LoadBalancingStrategy(name.removesuffix("-metered")))
             if work == "fill":
-                kept.extend(runner.run(fill(balancer.aio, name, instances)))
+                referenced.extend(runner.run(fill(balancer.aio, name, instances)))
             elif work == "acquire":
                 held[name] = runner.run(acquire(balancer.aio, name, calls))
             else:
@@ -60,8 +60,8 @@ async def release(balancer: Any, instances: list[Any]) -> None:
         await asyncio.gather(*(balancer.release(each, outcome="ok", response_time=0.01) for each in some))
 
 
-kept: list[Any] = []
-"""A lease that is collected as garbage is released."""
+referenced: list[Any] = []
+"""References to the leases of `fill`, because a garbage-collected lease is released."""
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

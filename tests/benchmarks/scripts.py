@@ -1,8 +1,8 @@
-"""The server's time for acquire and release, against another checkout of the library: `--against FOLDER`.
+"""The server time of acquire and release, against another checkout of the library: `--against FOLDER`.
 
-Both builds send their own scripts to one server, in turn. What is compared is the server's own count of the time that it
-spends in scripts, so that neither client nor network is in it. What else the machine does can only add to that time: of many
-short rounds the lowest tenth is compared.
+Both builds send their own scripts to one server, in turn. The server's own count of its script time is compared, which
+excludes client and network. Other load on the machine can only add to that time, so the lowest tenth of many short
+rounds is compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.benchmarks.measure import Bench, Row, micros
 
 HERE = Path(__file__).resolve().parents[2]
 GOAL = 1.1
-"""What named records may cost, compared with packed ones."""
+"""Maximum cost of named records, relative to packed ones."""
 WORKS = ("acquire", "release")
 
 
@@ -46,7 +46,7 @@ class Build:
         )
 
     def run(self, name: str, work: str) -> None:
-        """Have it do something, and wait until it is done."""
+        """Send it one piece of work, and wait until it is done."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(name, work, file=self.process.stdin, flush=True)
@@ -60,7 +60,7 @@ class Build:
 
 
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
-    """One row for each strategy and script; none without --against."""
+    """Yield one row per strategy and script; none without --against."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--against", type=Path)
     other: Path | None = parser.parse_known_args(rest)[0].against
@@ -79,20 +79,20 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
                 pairs = figures[work]
                 first, second = (statistics.quantiles([pair[at] for pair in pairs], n=10)[0] for at in (0, 1))
                 ratio = first / second
-                # The goal is for the usual case. An instance with rates takes the general path of the scripts.
-                judged = name in names
+                # The goal applies to the usual case. An instance with rates takes the general path of the scripts.
+                has_goal = name in names
                 yield Row(
                     f"server time of {work}, {name}, {instances:,} instances",
                     micros(first / 1e6),
                     f"{other.name}: {micros(second / 1e6)}",
                     ratio,
-                    f"<= {GOAL} x" if judged else "",
-                    ratio <= GOAL if judged else None,
+                    f"<= {GOAL} x" if has_goal else "",
+                    ratio <= GOAL if has_goal else None,
                 )
 
 
 def _measured(client: Any, builds: Sequence[Build], name: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Microseconds a call of both builds, round by round; the first round is left out, since it sends the scripts."""
+    """Return the microseconds per call of both builds by round, without the first round, which sends the scripts."""
     figures: dict[str, list[tuple[float, float]]] = {work: [] for work in WORKS}
     for number in range(rounds + 1):
         found: dict[tuple[str, int], float] = {}

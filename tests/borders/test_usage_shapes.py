@@ -15,7 +15,10 @@ import pytest
 
 from agentperf_redis.metrics.llm_usage import Usage, merged, read, read_usage
 
-pytestmark = pytest.mark.filterwarnings("default")  # the packages' own warnings are not ours
+pytestmark = [
+    pytest.mark.thorough,  # the packages are large
+    pytest.mark.filterwarnings("default"),  # the packages' own warnings are not ours
+]
 
 CHAT = {
     "prompt_tokens": 100,

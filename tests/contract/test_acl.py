@@ -1,4 +1,4 @@
-"""The README's ACL user: enough for all three services on every kind of server, and no more than that."""
+"""The README's ACL user: its rights suffice for all three services on every kind of server, and none is unused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.servers import Raw, Server, wait_until
 
 
 def readme_rules() -> list[str]:
-    """What the README's line gives to its user."""
+    """Return the ACL rules in the README's line."""
     found = re.search(r"^ *redis-cli (ACL SETUSER (?:.*\\\n)*.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert found is not None
     acl, setuser, _, *rules = shlex.split(found[1].replace("\\\n", " "))
@@ -30,14 +30,14 @@ def readme_rules() -> list[str]:
 
 @dataclass
 class User:
-    """An ACL user, and the URL with which to be it."""
+    """An ACL user, and a URL with its credentials."""
 
     name: str
     url: str
     server: Server
 
     def refused(self) -> list[str]:
-        """What the servers' ACL logs say of this user."""
+        """Return the entries of the servers' ACL logs for this user."""
         found = []
         for node in self.server.nodes:
             with node.client() as client:
@@ -121,25 +121,25 @@ def use_balancer(perf: AgentPerf, strategy: str) -> None:
     assert status.current_load == 0
 
 
-def test_the_readmes_user_may_do_all_that_the_library_does(user: User, namespace: str) -> None:
+def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
     with AgentPerf(user.url, namespace=namespace) as perf, AgentPerf(user.url, namespace=namespace) as other:
         use_metrics(perf)
         use_caches(perf)
         for strategy in ("least_loaded", "weighted", "peak_ewma", "consistent_hash", "random"):
             use_balancer(perf, strategy)
-        # the bus: a copy kept in one process goes when another writes
+        # the bus: a write drops the local copies of other processes
         reader, writer = perf.cache("copies", local_size=10), other.cache("copies")
         writer.put("a", 1)
         wait_until(lambda: reader.get("a") == reader.get("a") == 1 and reader.stats().hits, "a first read")
         writer.put("a", 2)
-        wait_until(lambda: reader.get("a") == 2, "the bus to say so")
+        wait_until(lambda: reader.get("a") == 2, "the invalidation over the bus")
     done = CliRunner().invoke(app, ["status", "--json", "--url", user.url, "--namespace", namespace])
     assert done.exit_code == 0
     assert json.loads(done.stdout)["agents"][0]["agent"] == "planner"
     assert user.refused() == []
 
 
-def test_the_readmes_user_may_do_nothing_else(user: User, server: Server, namespace: str) -> None:
+def test_readme_user_has_no_other_rights(user: User, server: Server, namespace: str) -> None:
     host, _, port = user.url.rpartition("@")[2].partition(",")[0].partition("/")[0].partition(":")
     with redis.Redis(host=host, port=int(port), username=user.name, password="secret") as client:
         for words in (["FLUSHALL"], ["KEYS", "*"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["GET", "another:key"]):
@@ -148,7 +148,7 @@ def test_the_readmes_user_may_do_nothing_else(user: User, server: Server, namesp
     assert {"command flushall", "key another:key"} < set(user.refused())
 
 
-def test_every_command_that_a_script_calls_is_granted_and_nothing_is_that_nobody_sends() -> None:
+def test_readme_rights_match_the_commands_in_use() -> None:
     scripts = "".join(path.read_text() for path in (ROOT / "lua").rglob("*.lua"))
     called = set(re.findall(r"\bp?call\('([A-Z]+)'", scripts))
     sent = set()
@@ -158,5 +158,5 @@ def test_every_command_that_a_script_calls_is_granted_and_nothing_is_that_nobody
             sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', text))
             sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # the bus
     granted = {rule[1:].upper().partition("|")[0] for rule in readme_rules() if rule.startswith("+")}
-    handshake = {"SELECT"}  # AUTH and HELLO everybody may
+    handshake = {"SELECT"}  # AUTH and HELLO need no right
     assert granted == (called | sent | handshake | {"ECHO"}) - {"HELLO", "SENTINEL"}

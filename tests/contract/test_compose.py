@@ -1,4 +1,4 @@
-"""docker-compose.yml, as far as it can be held to its word without Docker."""
+"""docker-compose.yml, as far as it can be checked without Docker."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _COMPOSE = (ROOT / "docker-compose.yml").read_text()
 
 
 def _dockerfile() -> list[list[str]]:
-    """Return the instructions of the inline Dockerfile, each in words."""
+    """Return the instructions of the inline Dockerfile, each as a list of words."""
     found = re.search(r"dockerfile_inline: \|\n((?: {6}.*\n)+)", _COMPOSE)
     assert found
     return [shlex.split(line) for line in textwrap.dedent(found[1]).splitlines()]
 
 
 @pytest.mark.thorough
-def test_the_image_is_given_all_that_its_wheel_is_built_of(tmp_path: Path) -> None:
+def test_image_copies_everything_its_wheel_needs(tmp_path: Path) -> None:
     context = tmp_path / "app"
     context.mkdir()
     for _, *sources, target in (words for words in _dockerfile() if words[0] == "COPY"):
@@ -40,7 +40,7 @@ def test_the_image_is_given_all_that_its_wheel_is_built_of(tmp_path: Path) -> No
     assert list(tmp_path.glob("agentperf_redis-*.whl"))
 
 
-def test_nothing_but_that_is_sent_along() -> None:
+def test_build_context_contains_only_copied_files() -> None:
     everything, *kept = (ROOT / ".dockerignore").read_text().splitlines()
     copied = [source for words in _dockerfile() if words[0] == "COPY" for source in words[1:-1]]
     assert everything == "*"
@@ -48,7 +48,7 @@ def test_nothing_but_that_is_sent_along() -> None:
     assert [line for line in kept if not line.startswith("!")] == ["**/__pycache__"]
 
 
-def test_the_image_runs_the_command_with_its_extra() -> None:
+def test_image_runs_the_command_with_its_extra() -> None:
     words = _dockerfile()
     assert words[0] == ["FROM", "python:3.11-slim"]
     assert ["RUN", "pip", "install", "--no-cache-dir", ".[cli]"] in words
@@ -57,7 +57,7 @@ def test_the_image_runs_the_command_with_its_extra() -> None:
     assert 'command: [demo, --url, "redis://redis:6379/0"]' in _COMPOSE
 
 
-def test_the_server_keeps_its_data_and_evicts_nothing() -> None:
+def test_server_persists_data_and_never_evicts() -> None:
     command = re.search(r"command:\n((?: {6}- .*\n)+)", _COMPOSE)
     assert command
     words = [line.partition("- ")[2].partition(" #")[0].strip('"') for line in command[1].splitlines()]

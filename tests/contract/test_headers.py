@@ -1,3 +1,5 @@
+"""Every Lua script matches its header, and every call matches the header of its script."""
+
 from __future__ import annotations
 
 import ast
@@ -17,10 +19,10 @@ _PACKAGE = ROOT / "agentperf_redis"
 
 
 @pytest.mark.parametrize("name", headers.scripts())
-def test_a_script_keeps_to_its_header(name: str) -> None:
+def test_every_script_matches_its_header(name: str) -> None:
     text = (LUA / f"{name}.lua").read_text()
     assert headers.problems(text, headers.fragments_of(name)) == []
-    assert text.startswith(f"-- {name.split('/')[1]}: "), "the header names another script"
+    assert text.startswith(f"-- {name.split('/')[1]}: "), "the header has another script's name"
 
 
 LAID_OUT = [
@@ -31,7 +33,7 @@ LAID_OUT = [
 
 
 @pytest.mark.parametrize("name", LAID_OUT)
-def test_lua_files_have_one_layout(name: str) -> None:
+def test_lua_files_have_the_standard_layout(name: str) -> None:
     assert headers.layout_problems((LUA / name).read_text()) == []
 
 
@@ -40,13 +42,13 @@ def test_lua_files_have_one_layout(name: str) -> None:
     [
         ("return 1\n", f"return 1 -- {'x' * 120}\n", "line 18 has 132 columns"),
         ("--   entries...  STRING  <tag>", "--   entries... STRING  <tag>", "line 4: the name"),
-        ("--   ttl_ms      int     life", "--    ttl_ms     int     life", "line 6: the name"),
-        ("--   ttl_ms      int     life", "--   ttl_ms      int    life", "line 6: the text"),
-        ("-- COST    O(1)", "-- COST   O(1)", "line 12: what COST says begins"),
-        ("--         harmless", "--   harmless", "line 11: what REPEAT says goes on"),
+        ("--   ttl_ms      int     TTL", "--    ttl_ms     int     TTL", "line 6: the name"),
+        ("--   ttl_ms      int     TTL", "--   ttl_ms      int    TTL", "line 6: the text"),
+        ("-- COST    O(1)", "-- COST   O(1)", "line 12: the text of COST begins"),
+        ("--         harmless", "--   harmless", "line 11: the text of REPEAT continues"),
     ],
 )
-def test_files_of_another_layout_are_caught(right: str, wrong: str, complaint: str) -> None:
+def test_other_lua_layouts_are_detected(right: str, wrong: str, complaint: str) -> None:
     assert headers.layout_problems(_LAID_OUT) == []
     assert _LAID_OUT.count(right) == 1
     assert any(complaint in problem for problem in headers.layout_problems(_LAID_OUT.replace(right, wrong)))
@@ -58,7 +60,7 @@ _LAID_OUT = """\
 --   state       HASH    agentperf:{x:<name>}:state
 --   entries...  STRING  <tag>:e:<key>, one for each
 -- ARGV
---   ttl_ms      int     life, ms
+--   ttl_ms      int     TTL, ms
 -- RETURNS
 --   1   taken
 -- ERRORS  none
@@ -92,7 +94,7 @@ def test_fragments_do_not_end_their_script(name: str) -> None:
         ("-- return\nlocal text = 'return'\n", False),
     ],
 )
-def test_a_return_outside_functions_is_seen(fragment: str, ends: bool) -> None:
+def test_return_outside_functions_is_detected(fragment: str, ends: bool) -> None:
     assert headers.returns_from_script(fragment) == ends
 
 
@@ -103,7 +105,7 @@ def test_every_script_compiles(server: Server) -> None:
     assert shas == {name: Script(name).sha for name in headers.scripts()}
 
 
-def test_every_script_is_used_and_every_one_used_is_there() -> None:
+def test_scripts_in_use_are_the_scripts_present() -> None:
     texts = (file.read_text() for file in _PACKAGE.rglob("*.py") if file.name != "script.py")  # that has examples
     used = {name for text in texts for name in re.findall(r"""\bScript\(\s*"([\w/]+)"\s*\)""", text)}
     assert used == set(headers.scripts())
@@ -114,11 +116,11 @@ _GOOD = """\
 -- KEYS
 --   state   HASH  agentperf:{x:<name>}:state
 --   entries...  STRING  <tag>:e:<key>, one for each
---           and no more
+--           in index order
 --   The tag is that of state.
 -- ARGV
---   ttl_ms  int   life, ms
---   names...  text  who
+--   ttl_ms  int   TTL, ms
+--   names...  text  names
 -- RETURNS
 --   1   taken
 -- REPEAT  harmless
@@ -127,7 +129,7 @@ _GOOD = """\
 local STATE, ENTRIES = KEYS[1], 2
 local TTL_MS = tonumber(ARGV[1])
 --@include pool
--- tostring, os.time and KEYS[7] in a comment are nobody's business
+-- tostring, os.time and KEYS[7] in a comment are allowed
 for i = ENTRIES, #KEYS do redis.call('DEL', KEYS[i]) end
 local text = 'os.time tostring KEYS'
 for i = 2, #ARGV do redis.call('HSET', STATE, ARGV[i], TTL_MS) end
@@ -136,7 +138,7 @@ return 1
 _POOL = "-- The pool.\nlocal now = redis.call('TIME')\n"
 
 
-def test_a_right_script_passes() -> None:
+def test_correct_script_has_no_problems() -> None:
     assert headers.problems(_GOOD, {"pool": _POOL}) == []
 
 
@@ -148,13 +150,13 @@ def test_a_right_script_passes() -> None:
         *((f"-- {section}", f"-- {section.lower()}", f"has no {section}") for section in ("REPEAT", "ERRORS", "COST")),
         ("-- COST    O(1)", "-- COST", "nothing under COST"),
         ("--   1   taken\n", "", "nothing under RETURNS"),
-        ("--   ttl_ms  int   life, ms\n", "", "not in the header"),
+        ("--   ttl_ms  int   TTL, ms\n", "", "not in the header"),
         ("--   ttl_ms  int", "--   ttl_us  int", "ttl_us in the header and TTL_MS in the code"),
-        ("--   ttl_ms  int   life, ms\n", "--   ttl_ms  int   life, ms\n--   more  int   x\n", "has no name"),
-        ("--   names...  text  who\n", "", "no name... for any number"),
+        ("--   ttl_ms  int   TTL, ms\n", "--   ttl_ms  int   TTL, ms\n--   more  int   x\n", "has no name"),
+        ("--   names...  text  names\n", "", "no name... for any number"),
         (
-            "--   ttl_ms  int   life, ms\n--   names...  text  who\n",
-            "--   names...  text  who\n--   ttl_ms  int  life\n",
+            "--   ttl_ms  int   TTL, ms\n--   names...  text  names\n",
+            "--   names...  text  names\n--   ttl_ms  int  TTL\n",
             "last",
         ),
         ("for i = 2, #ARGV do redis.call('HSET', STATE, ARGV[i], TTL_MS) end\n", "", "the code does not use"),
@@ -171,21 +173,21 @@ def test_a_right_script_passes() -> None:
         ("return 1\n", "return math.random()\n", "randomness"),
         ("return 1\n", "STAET = 1\nreturn 1\n", "STAET is declared nowhere"),
         ("return 1\n", "return {1, state = 'x'..STAET}\n", "STAET is declared nowhere"),
-        ("return 1\n", "return os.time()\n", "time is the server's"),
+        ("return 1\n", "return os.time()\n", "use the server's time"),
         ("return 1\n", "return cmsgpack.pack(1)\n", "fakeredis"),
         ("return 1\n", "return redis.call('KEYS', '*')\n", "calls KEYS"),
         ("return 1\n", 'return redis.pcall("scan", 0)\n', "calls scan"),
         ("return 1\n", "return {redis.call('TIME'), redis.call('TIME')}\n", "TIME in more than one place"),
     ],
 )
-def test_a_wrong_script_is_caught(right: str, wrong: str, complaint: str) -> None:
-    """The check of the check."""
+def test_script_with_a_fault_is_reported(right: str, wrong: str, complaint: str) -> None:
+    """The check above can fail."""
     assert _GOOD.count(right) == 1
     found = headers.problems(_GOOD.replace(right, wrong), {"pool": _POOL})
     assert any(complaint in problem for problem in found), found
 
 
-def test_a_wrong_fragment_is_caught() -> None:
+def test_fragment_with_a_fault_is_reported() -> None:
     for fragment, complaint in (
         ("local x = f(KEYS[1])\n", "fragment pool: KEYS[1] is named twice"),
         (_POOL + "--@include more\n", "fragment pool: includes another"),
@@ -202,7 +204,7 @@ _BESIDE = ("ns:{cache:c}:e:a", "ns:{cache:c}:e:b", "ns:{cache:c}:l:a", "ns:{cach
 _NAMES: NamedArgs = {"bus": "x", "origin": "y", "names...": ("a", "b")}
 
 
-def test_commands_that_fit_their_headers_pass() -> None:
+def test_commands_that_match_their_headers_pass() -> None:
     opened: Command[Any] = Command(_OPEN, ("ns:meta",), _OPEN_ARGS, id, {"schema": 2})
     assert opened.wire_args() == [1, "x"]
     assert opened.wire_args(again=True) == [2, "x"]
@@ -215,9 +217,9 @@ def test_commands_that_fit_their_headers_pass() -> None:
     ("script", "keys", "args", "resend", "complaint"),
     [
         (_OPEN, ("ns:meta",), (1, "x"), None, "by name"),
-        (_OPEN, ("ns:meta",), {"schema": 1}, None, "was given schema"),
-        (_OPEN, ("ns:meta",), {"epoch": "x", "schema": 1}, None, "was given epoch, schema"),
-        (_OPEN, ("ns:meta",), {**_OPEN_ARGS, "more": 1}, None, "was given schema, epoch, more"),
+        (_OPEN, ("ns:meta",), {"schema": 1}, None, "got schema"),
+        (_OPEN, ("ns:meta",), {"epoch": "x", "schema": 1}, None, "got epoch, schema"),
+        (_OPEN, ("ns:meta",), {**_OPEN_ARGS, "more": 1}, None, "got schema, epoch, more"),
         (_OPEN, ("ns:meta",), {"schema": "1", "epoch": "x"}, None, "takes schema as"),
         (_OPEN, ("ns:meta",), {"schema": 1, "epoch": b"x"}, None, "takes epoch as"),
         (_OPEN, ("ns:meta",), {"schema": 1, "epoch": ("x",)}, None, "one value for epoch"),
@@ -231,16 +233,16 @@ def test_commands_that_fit_their_headers_pass() -> None:
         (_DELETE, _INDEX[::-1] + _BESIDE, _NAMES, None, "takes meta of the form"),
     ],
 )
-def test_calls_that_do_not_fit_their_headers_are_caught(
+def test_calls_that_mismatch_their_headers_fail(
     script: Script, keys: tuple[str, ...], args: Any, resend: Any, complaint: str
 ) -> None:
-    """The session checks every command that is made in its process this way (see the conftest)."""
+    """The conftest checks every command of the session in the same way."""
     with pytest.raises(AssertionError, match=re.escape(complaint)):
         Command(script, keys, args, id, resend)
 
 
 def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
-    """Find every call of Command with a script: where, the call, values of the local names, the script's name."""
+    """Yield every call of Command with a script: location, call, values of the local names, script's name."""
     for file in sorted(_PACKAGE.rglob("*.py")):
         tree = ast.parse(file.read_text())
         known = {}
@@ -260,20 +262,20 @@ def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
                         yield f"{file.name}:{node.lineno}", node, local, known[constant]
 
 
-def test_every_script_is_called_with_the_names_of_its_header() -> None:
-    """Whatever tests happen to call: names in the source are those of the header, in its order."""
+def test_scripts_are_called_with_their_header_names() -> None:
+    """The names in the source are those of the header, in its order, also for calls that no test makes."""
     called = set()
     for where, call, local, name in _calls():
         args = call.args[2]
         if isinstance(args, ast.Name):
             args = local[args.id]
-        assert isinstance(args, ast.Dict), f"{where}: arguments are a mapping literal, so that they can be compared"
-        said = [None if key is None else ast.literal_eval(key) for key in args.keys]
+        assert isinstance(args, ast.Dict), f"{where}: arguments must be a mapping literal, so that they can be compared"
+        names = [None if key is None else ast.literal_eval(key) for key in args.keys]
         wanted = [slot.name for slot in Script(name).header.argv]
-        given = iter(wanted)
-        if None not in said:
-            assert said == wanted, where
-        else:  # what another function adds is compared when the command is made
-            assert all(each in given for each in said if each is not None), (where, said, wanted)
+        remaining = iter(wanted)
+        if None not in names:
+            assert names == wanted, where
+        else:  # arguments that another function adds are checked when the command is made
+            assert all(each in remaining for each in names if each is not None), (where, names, wanted)
         called.add(name)
     assert called == set(headers.scripts())

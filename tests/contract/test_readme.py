@@ -1,4 +1,4 @@
-"""The README is true: its programs and calls run as written, and it names only what exists."""
+"""The README is correct: its programs and calls run as written, and every name in it exists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXT = README.read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
-def test_programs_show_each_service_both_ways() -> None:
+def test_programs_show_each_service_blocking_and_async() -> None:
     asynchronous = [program for program in PROGRAMS if "asyncio.run" in program]
     blocking = [program for program in PROGRAMS if "asyncio.run" not in program]
     for programs in (asynchronous, blocking):
@@ -66,8 +66,8 @@ def test_tables_have_calls_of_each_service() -> None:
 
 @pytest.fixture
 def names(perf: AgentPerf) -> Iterator[dict[str, Any]]:
-    """The names in the calls: a pool with free capacity, an agent with a record, an instance and a lease that are held."""
-    lb = perf.balancer("consistent_hash")  # the one strategy that all the calls are allowed under
+    """The names in the calls: a pool with free capacity, an agent with records, a held instance and a held lease."""
+    lb = perf.balancer("consistent_hash")  # the only strategy that allows all the calls
     instance = AgentInstance("coder-1", "coder", max_capacity=9, labels=frozenset({"gpu"}))
     lb.register_instance(instance)
     perf.metrics.record_execution("planner", 0.25, success=True)
@@ -104,7 +104,7 @@ def test_draining_call_in_tables_stops_new_leases(perf: AgentPerf) -> None:
 
 
 def listed_keys() -> set[tuple[str, str]]:
-    """The keys of the list, with their types: ``a|b`` in a part of a key stands for two keys."""
+    """Return the listed keys with their types. ``a|b`` in a part of a key means two keys."""
     listed = set()
     for line, kind in re.findall(r"^(agentperf:\S+) +(HASH|ZSET|STRING|LIST|STREAM)\b", TEXT, re.MULTILINE):
         parts = [part.split("|") for part in re.split(r"([:{}])", line)]
@@ -113,7 +113,7 @@ def listed_keys() -> set[tuple[str, str]]:
 
 
 def shown_state() -> list[tuple[str, str]]:
-    """The fields of the pool that is shown: several on a line, three spaces between them; ``-- `` begins a remark."""
+    """Return the fields of the example pool. Three spaces separate fields on a line; ``-- `` begins a remark."""
     shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:\S.*\n)+)", TEXT)
     assert shown is not None
     fields = [each for line in shown[1].splitlines() for each in re.split(r" {3,}", line) if not each.startswith("-- ")]
@@ -142,7 +142,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     perf.metrics.flush()
 
     def plain(key: str) -> str:
-        """Without the parts that differ each time."""
+        """Replace the parts that differ in each run."""
         key = re.sub(r":(10s|1m|1h|1d):20[-:T0-9]*:", r":\1:<UTC>:", key.replace(f"{namespace}:", "agentperf:"))
         return re.sub(r":w:.*", ":w:<process>", key)
 
@@ -158,7 +158,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     assert sorted(stamp.sub("*", value) for name, value in shown if name[0] == "@") == leases
     for name, value in shown:
         if name[0] != "@":
-            pattern = re.escape(stamp.sub("*", value)).replace(re.escape("..."), ".+")  # what is cut out
+            pattern = re.escape(stamp.sub("*", value)).replace(re.escape("..."), ".+")  # the README abbreviates
             assert re.fullmatch(pattern, by_name[name]), name
     assert lb.release(held)
 
@@ -176,7 +176,7 @@ ROWS = re.findall(r"^\| (`agentperf .*?) \|", TEXT, re.MULTILINE)
 
 
 def named_commands(row: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """The commands in the first cell of a row, with their options; after the first, a name alone is one beside it."""
+    """Yield the commands in the first cell of a row, with their options. A bare name belongs to the previous group."""
     group: tuple[str, ...] = ()
     for span in re.findall(r"`(.*?)`", row):
         words = tuple(re.split(r" (?=[\[A-Z-])", span)[0].split())
@@ -212,11 +212,11 @@ def test_files_and_steps_named_for_contributors_exist() -> None:
     root = README.parent
     paths = [root / top for top in ("agentperf_redis", "lua", "tests", ".ci")]
     paths += [path for top in paths for path in top.rglob("*") if "__pycache__" not in path.parts]
-    there = {f"/{path.relative_to(root)}" + "/" * path.is_dir() for path in paths}
+    existing = {f"/{path.relative_to(root)}" + "/" * path.is_dir() for path in paths}
     named = re.findall(r"`([\w./]+(?:\.py|\.lua|/))`", section) + re.findall(r"^([\w./]+/) {2,}", section, re.MULTILINE)
     named = [name for name in named if "NAME" not in name]
     assert len(named) >= 25
-    assert [name for name in named if not any(path.endswith(f"/{name}") for path in there)] == []
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in existing)] == []
     steps = re.search(r"yields steps \((.*?)\)", section)
     assert steps is not None
     assert {name for name in re.findall(r"`(\w+)`", steps[1]) if not hasattr(command, name)} == set()
@@ -234,7 +234,7 @@ def test_cited_tests_exist() -> None:
 
 
 def record(url: str, namespace: str) -> bool:
-    """A task of a pool. The AgentPerf belongs to the process and is not closed."""
+    """Run a task of a process pool. The AgentPerf belongs to the process and stays open."""
     perf = AgentPerf(url, namespace=namespace)
     perf.metrics.record_execution("planner", 0.1, success=True)
     return perf.metrics.flush()

@@ -1,4 +1,4 @@
-"""Every public name of the in-memory version works here, or the README says what to use instead."""
+"""Every public name of the in-memory version works here, or the README names its replacement."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ FIRST_PARAMETERS: dict[str, tuple[str, ...]] = {
 
 
 def replaced() -> set[str]:
-    """The names that the README's section speaks of, in its code spans."""
+    """Return the names in the code spans of the README's section."""
     text = README.read_text(encoding="utf-8")
     section = text.split("## Coming from the in-memory version", 1)[1].split("\n## ", 1)[0]
     return set(re.findall(r"[A-Za-z_]+\.[A-Za-z_]+", " ".join(re.findall(r"`([^`]+)`", section))))
@@ -132,15 +132,15 @@ def has(cls: Any, name: str) -> bool:
 
 
 @pytest.mark.parametrize("owner", NAMES)
-def test_every_name_works_or_is_replaced_in_words(owner: str) -> None:
+def test_every_name_works_or_has_a_replacement(owner: str) -> None:
     cls = getattr(agentperf_redis, owner)
-    told = replaced()
-    missing = [name for name in NAMES[owner] if not has(cls, name) and f"{owner}.{name}" not in told]
+    documented = replaced()
+    missing = [name for name in NAMES[owner] if not has(cls, name) and f"{owner}.{name}" not in documented]
     assert missing == []
 
 
 @pytest.mark.parametrize("call", FIRST_PARAMETERS)
-def test_arguments_keep_their_names_and_places(call: str) -> None:
+def test_arguments_keep_their_names_and_positions(call: str) -> None:
     target: Any = agentperf_redis
     for part in call.split("."):
         target = getattr(target, part)

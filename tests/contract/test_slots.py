@@ -1,6 +1,6 @@
-"""No script leaves its slot. A Cluster refuses that to a script with a shebang, and on one the conftest gives it to all.
+"""No script leaves its slot. A Cluster rejects that in a script with a shebang, which the conftest adds to all scripts.
 
-Other tests run on a Cluster as well; this one makes sure that every script there is has done so.
+Other tests run on a Cluster as well; this one guarantees that every script has run there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support import headers
 
 @pytest.fixture
 def ran(_scripts_keep_to_their_slot: None, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Return the names of the scripts that were sent."""
+    """Return the names of the scripts that were sent, filled as they are sent."""
     sent: set[str] = set()
     plain = Script.__dict__["sha"].fget
 
@@ -54,7 +54,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
         assert leased.lease is not None
         assert balancer.select_instance(agent) is not None
         assert balancer.status(agent)
-        assert balancer.acquire(agent, wait=0.01, require={"nobody has this"}) is None
+        assert balancer.acquire(agent, wait=0.01, require={"no instance has this"}) is None
         assert balancer.leases(agent).leases
         assert balancer.repair(agent).wrong == 0
         assert not backend.run(balancer_commands.renew(pool, [leased.lease.token], 60_000))
@@ -89,15 +89,13 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
 
 
 @pytest.mark.servers("cluster")
-def test_a_script_that_leaves_its_slot_is_caught(
-    backend: Backend, ran: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The check of the check."""
+def test_script_that_leaves_its_slot_fails(backend: Backend, ran: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check above can fail."""
 
     class Stray(Script):
         source = "#!lua\nreturn {redis.call('GET', KEYS[1]), redis.call('GET', 'elsewhere')}"
         sha = hashlib.sha1(source.encode()).hexdigest()
 
-    for number in range(3):  # on three nodes, at least two are not where it strays to
+    for number in range(3):  # at least two of the three nodes do not own the other slot
         with pytest.raises(ScriptFailed):
             backend.run(Command(Stray("test/stray"), (f"{{{number}}}:key",), (), lambda reply: reply))

@@ -1,4 +1,4 @@
-"""What the state machines of caches share: a cache on a server of its own namespace, time, and how long they run."""
+"""The common base of the caches' state machines: a cache in its own namespace, control of time, and run lengths."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.servers import Raw, Server
 
 @dataclass(kw_only=True)
 class Entry:
-    """What every model holds for a key."""
+    """The fields that every model records for a key."""
 
     expired: bool = False
-    """Its time is over; it keeps its place until a put, a report or a sweep."""
+    """It has expired; it keeps its place until a put, a report or a sweep."""
     dead: bool = False
-    """A tag of it was invalidated; it keeps its place until it is overwritten, leaves, or is swept."""
+    """A tag of it was invalidated; it keeps its place until it is overwritten, evicted or swept."""
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -39,11 +39,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.backend = Backend(self.server.url, namespace=uuid.uuid4().hex)
         self.raw: Raw = self.server.client()
         self.unreported = False
-        """Reads wait to be reported."""
+        """Reads are waiting to be reported."""
 
     @property
     def where(self) -> CacheKeys:
-        """The names of its keys."""
+        """The names of the cache's keys."""
         return self.cache._shared_state.keys
 
     def teardown(self) -> None:
@@ -55,14 +55,14 @@ class CacheMachine(RuleBasedStateMachine):
         raise NotImplementedError
 
     def reported(self) -> None:
-        """Have the model follow what a report of the reads that wait does to the cache."""
+        """Apply to the model the effect of reporting the buffered reads."""
         raise NotImplementedError
 
     def removed(self, key: str) -> None:
-        """Have the model follow what takes an entry out, wherever it stands, and evicts nobody."""
+        """Apply to the model the removal of an entry from any tier, without an eviction."""
         del self.model[key]
 
-    def reaped(self) -> None:
+    def remove_expired(self) -> None:
         for key in [key for key, held in self.model.items() if held.expired]:
             self.removed(key)
 
@@ -76,7 +76,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def swept(self) -> None:
         self.cache.sweep()
-        self.reaped()
+        self.remove_expired()
         for key in [key for key, held in self.model.items() if held.dead]:
             self.removed(key)
 
@@ -85,11 +85,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.model.clear()
 
     def time_is_over(self, key: str, *, expires: bool) -> None:
-        """The time of one entry is over, by the server's clock: the same as waiting, at once."""
+        """Expire one entry by the server's clock at once, instead of waiting."""
         held: Entry | None = self.model.get(key)
         if held is None or not expires or held.expired:
             return
-        self.cache.flush()  # a read that was not reported before its entry expired is booked, but moves nothing
+        self.cache.flush()  # a read reported after its entry expired is counted, but moves nothing
         self.reported()
         if key not in self.model:
             return
@@ -100,10 +100,10 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
-    """Run a machine on a server, through so many sequences, or to the first at which it disagrees."""
+    """Run a machine on a server, through `examples` sequences or to the first disagreement."""
     monkeypatch.setattr(
         maintenance, "REPORT_AFTER_S", 3600
-    )  # reports go when the model says, not when a step took long
+    )  # reports are sent when the model says so, not after a slow step
     effort = settings(
         max_examples=examples,
         stateful_step_count=40,

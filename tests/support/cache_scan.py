@@ -1,4 +1,4 @@
-"""Look at a whole cache with plain commands and say what is wrong with it, by the invariants of `lua/cache/includes/index.lua`."""
+"""Scans a whole cache with plain commands and reports violations of the invariants of `lua/cache/includes/index.lua`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from agentperf_redis import keys as key_names
 from agentperf_redis.cache import entry_format
 from agentperf_redis.cache.model import Settings
 
-_PAYLOAD_AND_LIFE = """
+_PAYLOAD_AND_TTL = """
 local entry = redis.call('GET', KEYS[1])
 return {entry and #entry - string.match(entry, '^%d+ %d+ ()') + 1 or -1, redis.call('PTTL', KEYS[1])}
 """
-"""Bytes, or -1 without a value; and ms. In one step, since an entry may expire while it is looked at."""
+"""Bytes, or -1 without a value; and ms. In one step, since an entry may expire between two commands."""
 TIERS = ("hot", "warm", "cold", "new")
 
 
 def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
-    """Return every broken invariant, in words. For caches that nobody uses at this moment.
+    """Return every violated invariant, in words. For caches that are not in use meanwhile.
 
     Args:
         raw: a redis client with decode_responses.
@@ -34,14 +34,14 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
     tiers = {tier: dict(raw.zrange(getattr(where, tier), 0, -1, withscores=True)) for tier in TIERS}
     members = [key for tier in tiers.values() for key in tier]
     if len(members) != len(set(members)):
-        found.append("an entry stands in two tiers")
+        found.append("an entry is in two tiers")
     if set(members) != set(size):
         found.append(f"tiers and size differ in {sorted(set(members) ^ set(size))}")
     if len(size) > sum(settings.capacities):
-        found.append(f"{len(size)} entries where {sum(settings.capacities)} have room")
-    for tier, room in zip(("hot", "warm"), settings.capacities, strict=False):
-        if len(tiers[tier]) > room:
-            found.append(f"{len(tiers[tier])} entries in {tier}, which has room for {room}")
+        found.append(f"{len(size)} entries where {sum(settings.capacities)} have capacity")
+    for tier, capacity in zip(("hot", "warm"), settings.capacities, strict=False):
+        if len(tiers[tier]) > capacity:
+            found.append(f"{len(tiers[tier])} entries in {tier}, which has capacity for {capacity}")
     accounted, total = int(meta.get("bytes", 0)), sum(entry_format.unpack_size(number)[1] for number in size.values())
     if accounted != total:
         found.append(f"bytes says {accounted}, the entries sum to {total}")
@@ -53,7 +53,7 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
     if expiries and not (meta.get("next") and int(meta["next"]) <= min(expiries.values())):
         found.append(f"next is {meta.get('next')}, but an entry expires at {min(expiries.values())}")
     for key, number in size.items():
-        payload, left_ms = raw.eval(_PAYLOAD_AND_LIFE, 1, where.entry_prefix + key)
+        payload, left_ms = raw.eval(_PAYLOAD_AND_TTL, 1, where.entry_prefix + key)
         if payload < 0:
             if key not in expiries:
                 found.append(f"{key} has no value, and does not expire")
@@ -62,16 +62,16 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
         if counted != payload + len(key.encode()):
             found.append(f"{key} counts {counted} bytes, and has {payload + len(key.encode())}")
         if (left_ms >= 0) != (key in expiries):
-            found.append(f"{key}: its expiry and its place in exp differ")
+            found.append(f"{key}: its expiry and its score in exp differ")
     cleared = {key for version in raw.lrange(where.deferred, 0, -1) for key in raw.hkeys(f"{where.deferred}:{version}")}
     stray = {key.removeprefix(where.entry_prefix) for key in raw.scan_iter(match=_literal(where.entry_prefix) + "*")}
     if not stray <= set(size) | cleared:
-        found.append(f"values that belong to nobody: {sorted(stray - set(size) - cleared)}")
+        found.append(f"values without an entry: {sorted(stray - set(size) - cleared)}")
     return found
 
 
 def without_value(raw: Any, namespace: str, service: str, name: str, since_ms: float) -> list[str]:
-    """Return the members of any index that have no value: dropped by the server, or expired before a moment."""
+    """Return the members of any index that have no value: dropped by the server, or expired before `since_ms`."""
     where = key_names.cache(namespace, service, name)
     members = {*raw.hkeys(where.size), *raw.zrange(where.exp, 0, -1)}
     for tier in TIERS:

@@ -1,4 +1,4 @@
-"""Calls of a client through its blocking or its asyncio methods."""
+"""Calls to a client through its blocking or its asyncio methods."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Call:
-    """Calls a method of a client the blocking way or the asyncio way: `call(lb, "acquire", "planner", wait=0)`.
+    """Calls a method of a client's blocking or asyncio API: `call(lb, "acquire", "planner", wait=0)`.
 
     Attributes:
-        is_async: which of the two.
+        is_async: whether it uses the asyncio API.
     """
 
     def __init__(self, runner: asyncio.Runner | None) -> None:
@@ -32,7 +32,7 @@ class Call:
 
     @contextlib.contextmanager
     def inside(self, client: Any, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Enter what the method returns: `with call.inside(lb, "lease", "planner") as lease`."""
+        """Enter the context manager that the method returns: `with call.inside(lb, "lease", "planner") as lease`."""
         if self._runner is None:
             with getattr(client, method)(*args, **kwargs) as entered:
                 yield entered

@@ -1,4 +1,4 @@
-"""The command line run within the tests' own process. The fixture `program` of its tests runs the real program."""
+"""The command line, run in the tests' process. The fixture `program` of its tests runs it as a separate program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OK, FAILURE, USAGE, UNREACHABLE, NOT_FOUND = range(5)
 
 
 class Done(NamedTuple):
-    """What a command left behind."""
+    """The exit code and the output of a command."""
 
     returncode: object
     stdout: str
@@ -28,7 +28,7 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def runner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return what runs `agentperf` with the words it is given."""
+    """Return a function that runs `agentperf` with the given arguments."""
     monkeypatch.setattr(console.out, "width", 140)
 
     def run(*words: str) -> Done:
@@ -41,16 +41,16 @@ def runner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 def shown(done: Done) -> str:
-    """Return what a command printed that went well and had nothing to remark."""
+    """Return the output of a command that succeeded without a message on stderr."""
     assert (done.returncode, done.stderr) == (OK, ""), done.stderr
     return done.stdout
 
 
 def document(done: Done, kind: str) -> dict[str, Any]:
-    """Return what a command printed with --json."""
+    """Return the --json output of a command."""
 
     def refuse(text: str) -> None:
-        raise AssertionError(f"{text} is no JSON")
+        raise AssertionError(f"{text} is not JSON")
 
     found: dict[str, Any] = json.loads(shown(done), parse_constant=refuse)
     assert (found["kind"], found["version"]) == (kind, 1)
@@ -58,10 +58,10 @@ def document(done: Done, kind: str) -> dict[str, Any]:
 
 
 def said(stderr: str) -> list[str]:
-    """Return what a program said under `-X dev`, but for asyncio's word that a step took 0.1 s: on a busy machine any may."""
+    """Return the lines of stderr under `-X dev` without asyncio's slow-step warnings, which busy machines cause."""
     return [line for line in stderr.splitlines() if not line.startswith("Executing <")]
 
 
 def has_line(text: str, *words: str) -> bool:
-    """Whether one line has all of the words."""
+    """Return whether one line contains all of the words."""
     return any(all(word in line for word in words) for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""Distributions of durations, in seconds, that an estimate of quantiles is held against."""
+"""Distributions of durations in s, for tests of quantile estimates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A script of the tests' own, and what drives a flow through a backend."""
+"""A script for tests only, and the type of a driver for flows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from agentperf_redis.command import Command
 from agentperf_redis.script import Script
 
 Run = Callable[[Backend, Any], Any]
-"""Drives a flow: `run(backend, flow)`. The fixture `run` of the transport's tests does it with either driver."""
+"""Runs a flow: `run(backend, flow)`. The fixture `run` of the transport's tests does so with either driver."""
 
 
 class Add(Script):
-    """A script of the tests' own: adds to a counter, so that every execution is seen."""
+    """Adds to a counter, so that every execution is visible."""
 
     source = """-- add: add to a counter.
 -- KEYS
 --   counter  STRING  <namespace>:<name>
 -- ARGV
---   amount   int     what to add
+--   amount   int     amount to add
 return redis.call('INCRBY', KEYS[1], ARGV[1])
 """
 

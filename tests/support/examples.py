@@ -1,4 +1,4 @@
-"""How many examples a test tries: few in a plain run, many in a thorough one."""
+"""The number of examples of a test: few in a plain run, many in a thorough one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import pytest
 
 
 def examples(plain: int, thorough: int) -> pytest.MarkDecorator:
-    """Give a test its argument `examples`, once for each kind of run."""
+    """Parametrize a test's argument `examples`, once for each kind of run."""
     counts = [plain, pytest.param(thorough, marks=pytest.mark.thorough)]
     return pytest.mark.parametrize("examples", counts, ids=["few", "many"])

@@ -1,4 +1,4 @@
-"""fakeredis for the unit layer: runs scripts in this process, in a fraction of a millisecond, nearly as a server does."""
+"""fakeredis for the unit layer: runs scripts in this process in a fraction of a millisecond, almost like a server."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from agentperf_redis.script import Script
 
 
 class Fake:
-    """A fresh, empty pretended server and the smallest driver for commands and flows.
+    """An empty simulated server and a minimal driver for commands and flows.
 
-    A flow's pauses take no time and no hint ever comes; both are noted. Errors are redis-py's own: mapping them is the
-    executor's, which this does not use.
+    A flow's pauses take no time, and no wake-up ever arrives; both are recorded. Errors are redis-py's own: only the
+    executor, which is not used here, maps them.
 
     Attributes:
         client: its raw client, with `decode_responses`.
-        pauses: the seconds of each Pause and Wait that a flow asked for.
+        pauses: the seconds of each Pause and Wait of a flow.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Fake:
         self.pauses: list[float] = []
 
     def run(self, what: Command[Any] | Batch[Any] | Flow[Any]) -> Any:
-        """Perform a command, a batch or a flow; return its result."""
+        """Run a command, a batch or a flow, and return its result."""
         if isinstance(what, Command):
             return what.decode(self._reply(what))
         flow: Generator[Any, Any, Any] = iter(what) if isinstance(what, Batch) else what
@@ -42,11 +42,11 @@ class Fake:
             except StopIteration as end:
                 return end.value
             try:
-                answer = self._perform(step)
-            except Exception as error:  # noqa: BLE001  whatever it is, it is the flow's to handle
+                result = self._perform(step)
+            except Exception as error:  # noqa: BLE001  the flow handles every error
                 resume = partial(flow.throw, error)
             else:
-                resume = partial(flow.send, answer)
+                resume = partial(flow.send, result)
 
     def _perform(self, step: object) -> Any:
         if isinstance(step, Command):

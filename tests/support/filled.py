@@ -1,4 +1,4 @@
-"""A namespace of metrics as it is once its slices have filled up, without waiting ninety days."""
+"""A namespace of metrics with all time slices filled, without a wait of ninety days."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ WIDTHS = {
     3600: ("1h", "%Y-%m-%dT%H"),
     86_400: ("1d", "%Y-%m-%d"),
 }
-"""How keys spell slices and their beginnings, by their width in s."""
+"""Name and time format of slices in keys, by their width in s."""
 
 
 def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: int, per_second: int) -> int:
-    """Leave on a server what agents do that have run so often, at any time, for as long as anything is kept.
+    """Write the metrics of agents that have run at a constant rate for longer than the retention.
 
-    One slice of each width is written by flushes that hold as many executions as belong into it, durations lognormal with
-    sigma 0.8; it is copied to the names of all others that live at the same time, and to all agents. Counts of all time
-    are those of a day.
+    Flushes with the right number of executions write a slice of each width, with lognormal durations of sigma 0.8. The
+    slice is copied to the keys of all other slices within the TTL, and to all agents. The all-time counts are those of
+    one day.
 
     Returns:
-        Bytes of the server's used memory that this takes.
+        Used memory of the server that this takes, bytes.
     """
     source = random.Random(1)
     agent, slices = "busy-00", dict[int, Any]()
@@ -51,13 +51,13 @@ def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: in
         for key_of in (keys.metrics_total, keys.metrics_recent, keys.metrics_slow):
             shard = keys.metrics_shard(agent)
             pipeline.copy(key_of(whole, shard, agent), key_of(namespace, shard, name))
-        for width, life in retention.ttls.items():
+        for width, ttl in retention.ttls.items():
             kind, spelt = WIDTHS[width]
-            for number in range(round(life / width) + 1 if life else 0):
+            for number in range(round(ttl / width) + 1 if ttl else 0):
                 begin = (now - timedelta(seconds=width * number)).strftime(spelt)
                 key = f"{keys.metrics_tag(namespace, keys.metrics_shard(agent))}:{kind}:{begin}:{name}"
                 pipeline.copy(slices[width], key)
-                pipeline.pexpire(key, round(life * 1000) + 1)
+                pipeline.pexpire(key, round(ttl * 1000) + 1)
         pipeline.execute()
     taken = used_memory(client) - before
     for of in scratch:
@@ -66,18 +66,18 @@ def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: in
 
 
 def used_memory(client: Any) -> int:
-    """Return the server's used memory without the buffers of the connection that has filled it.
+    """Return the server's used memory without the buffers of the connection that filled it.
 
-    They take 50 kB after a flush, for as long as the server sees fit: as much as a third of what a small namespace takes.
+    The buffers hold 50 kB after a flush, for an unspecified time: a third of the memory of a small namespace.
     """
     filled_by = client.client_id()
     client.connection_pool.disconnect()
-    wait_until(lambda: not client.client_list(client_id=[filled_by]), "the connection to be gone")
+    wait_until(lambda: not client.client_list(client_id=[filled_by]), "the connection to close")
     return int(client.info("memory")["used_memory"])
 
 
 def flush(client: Any, namespace: str, buffer: Buffer, retention: Retention) -> None:
-    """Send all that a buffer holds, as recorded just now."""
+    """Send the whole content of a buffer, as if it had just been recorded."""
     buffer.aggregate()
     while batches := buffer.batches():
         for batch in batches:

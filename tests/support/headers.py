@@ -1,4 +1,4 @@
-"""What is demanded of every Lua script, and of every call of one from Python. Used by the contract tests and the conftest."""
+"""The rules for every Lua script and every call of one. Used by the contract tests and the conftest."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _CONSTANT_INDEX = re.compile(r"\b(KEYS|ARGV)\[\s*(\d+)\s*\]")
 _BINDING = re.compile(r"local\s+([\w\s,]+?)\s*=\s*(.+)", re.DOTALL)
 
 _BANNED_NAMES = {
-    r"\btostring\b": "tostring loses digits from 2^47 up: string.format('%.0f', n)",
-    r"\bmath\.random": "randomness comes in ARGV",
-    r"\bos\.": "time is the server's: redis.call('TIME')",
-    r"\b(?:loadstring|dofile|require|io|print|setmetatable|getfenv|setfenv)\b": "not in a script",
-    r"\b(?:cmsgpack|struct|bit)\.": "fakeredis has no such library, and nor have we need of it",
-    r"\bredis\.(?:replicate_commands|set_repl|breakpoint|sha1hex|setresp)\b": "not in a script",
+    r"\btostring\b": "tostring loses digits from 2^47 on; use string.format('%.0f', n)",
+    r"\bmath\.random": "pass randomness in ARGV",
+    r"\bos\.": "use the server's time: redis.call('TIME')",
+    r"\b(?:loadstring|dofile|require|io|print|setmetatable|getfenv|setfenv)\b": "not allowed in a script",
+    r"\b(?:cmsgpack|struct|bit)\.": "fakeredis has no such library",
+    r"\bredis\.(?:replicate_commands|set_repl|breakpoint|sha1hex|setresp)\b": "not allowed in a script",
 }
 _KEYWORDS = {
     *("and", "break", "do", "else", "elseif", "end", "false", "for", "function"),
@@ -69,7 +69,7 @@ def scripts() -> list[str]:
 
 @cache
 def _known() -> frozenset[str]:
-    return frozenset(scripts())  # tests may make scripts of their own
+    return frozenset(scripts())  # tests may define other scripts
 
 
 def fragments_of(name: str) -> dict[str, str]:
@@ -78,11 +78,11 @@ def fragments_of(name: str) -> dict[str, str]:
 
 
 def problems(text: str, included: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with a script.
+    """Return the problems of a script.
 
     Args:
-        text: of its file.
-        included: its fragments' texts, by name.
+        text: text of its file.
+        included: texts of its fragments, by name.
     """
     header = parse_header(text)
     found = [*_of_header(text, header)]
@@ -98,10 +98,10 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
         indexed |= set(re.findall(r"\bunpack\(\s*(KEYS|ARGV)\b", part))
         found += [where + problem for problem in _banned(part)]
         if len(re.findall(r"""['"]TIME['"]""", _without(part, "comment"))) > 1:
-            found.append(f"{where}asks for TIME in more than one place: read it once")
+            found.append(f"{where}calls TIME in more than one place; read it once")
         found += [where + problem for problem in _undeclared(part, "\n".join((text, *included.values())))]
         if where and _INCLUDE.search(part):
-            found.append(f"{where}includes another: one level only")
+            found.append(f"{where}includes another fragment; only one level is allowed")
     for kind, slots in (("KEYS", header.keys), ("ARGV", header.argv)):
         found += _compare(
             kind, slots, {index: name for (of, index), name in bound.items() if of == kind}, kind in indexed
@@ -110,10 +110,11 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
 
 
 def layout_problems(text: str) -> list[str]:
-    """Return where the text of a script or a fragment departs from the one layout of Lua files.
+    """Return where the text of a script or a fragment differs from the standard layout of Lua files.
 
-    No line is longer than 120 columns. In the header, names under KEYS and ARGV begin in column 6, their types and
-    their texts in one column each, two spaces after the longest, and what REPEAT, ERRORS and COST say in column 12.
+    A line has at most 120 columns. In the header, the names under KEYS and ARGV begin in column 6. Their types share a
+    column, as do their texts, two spaces after the longest entry before it. The texts of REPEAT, ERRORS and COST begin
+    in column 12.
     """
     lines = text.splitlines()
     found = [f"line {at} has {len(line)} columns" for at, line in enumerate(lines, 1) if len(line) > _COLUMNS]
@@ -124,11 +125,11 @@ def layout_problems(text: str) -> list[str]:
         if start := re.match(r"-- (KEYS|ARGV|RETURNS|REPEAT|ERRORS|COST)\b", line):
             section = start[1]
             if section in ("REPEAT", "ERRORS", "COST") and not re.match(r"-- (?:REPEAT  |ERRORS  |COST    )\S", line):
-                found.append(f"line {at}: what {section} says begins in column 12")
+                found.append(f"line {at}: the text of {section} begins in column 12")
         elif section in ("KEYS", "ARGV") and (slot := _SLOT.match(line)):
             slots.append((at, slot.start(1), slot.end(1), slot.start(2), slot.start(3), len(slot[2])))
         elif section in ("REPEAT", "ERRORS", "COST") and not re.match(r"--         \S", line):
-            found.append(f"line {at}: what {section} says goes on in column 12")
+            found.append(f"line {at}: the text of {section} continues in column 12")
     if slots:
         types = max(slot[2] for slot in slots) + 2
         texts = types + max(longest for *_, longest in slots) + 2
@@ -141,7 +142,7 @@ def layout_problems(text: str) -> list[str]:
 
 
 def returns_from_script(fragment: str) -> bool:
-    """Whether a fragment has a `return` outside any function, which would end the script that includes it."""
+    """Return whether a fragment has a `return` outside any function, which would end the including script."""
     blocks = list[str]()
     for word in re.findall(r"\b(function|if|do|repeat|end|until|return)\b", _without(fragment, "comment", "string")):
         if word in ("end", "until"):
@@ -154,9 +155,9 @@ def returns_from_script(fragment: str) -> bool:
 
 
 def misfit(command: Command[object]) -> str | None:
-    """Return how a command's keys and arguments differ from its script's header; None if they fit.
+    """Return how a command's keys and arguments differ from its script's header; None if they match.
 
-    Arguments are compared by name, order and type; keys by number, and by shape where the header states it.
+    Arguments are compared by name, order and type; keys by number and, where the header states one, by shape.
     """
     if not isinstance(command.script, Script) or command.script.name not in _known():
         return None
@@ -164,26 +165,26 @@ def misfit(command: Command[object]) -> str | None:
     if not isinstance(args, Mapping):
         return f"{name} takes its arguments by name: {', '.join(wanted.types) or 'none'}"
     if tuple(args) != tuple(wanted.types):
-        return f"{name} takes the args {', '.join(wanted.types) or 'none'}, and was given {', '.join(args) or 'none'}"
+        return f"{name} takes the args {', '.join(wanted.types) or 'none'}; got {', '.join(args) or 'none'}"
     resent = command.resend_args or {}
     if unknown := set(resent) - set(args):
-        return f"{name} takes no argument {', '.join(sorted(unknown))}, which was given to be sent again"
+        return f"{name} takes no argument {', '.join(sorted(unknown))}, which resend_args contains"
     for each, value in (*args.items(), *resent.items()):
         many = each.endswith("...")
         if isinstance(value, tuple) != many:
-            return f"{name} takes {'a tuple' if many else 'one value'} for {each}, and was given {value!r}"
+            return f"{name} takes {'a tuple' if many else 'one value'} for {each}; got {value!r}"
         if not many and not isinstance(value, wanted.types[each]):
-            return f"{name} takes {each} as {wanted.types[each]}, and was given {value!r}"
+            return f"{name} takes {each} as {wanted.types[each]}; got {value!r}"
     return _misfit_of_keys(name, wanted.keys, command.keys)
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the calls of a script are compared with: every command asks.
+    """The arguments and keys that a script expects. Cached, because every command is checked.
 
     Attributes:
-        types: of each argument, by name, in order.
-        keys: name and pattern of each key.
+        types: types of each argument, by name, in order.
+        keys: name and pattern of each key, in order.
     """
 
     types: dict[str, tuple[type, ...]]
@@ -204,7 +205,7 @@ def _wanted(source: str) -> _Wanted:
 
 
 def _pattern(shape: str) -> re.Pattern[str]:
-    """Return what a key of a shape looks like. `agentperf` stands for any namespace, `<...>` for any name."""
+    """Return a pattern for the keys of a shape. `agentperf` stands for any namespace, `<...>` for any name."""
     parts = re.split(r"(<\w+>|^agentperf(?=:))", re.split(r"[;,]? ", shape, maxsplit=1)[0].rstrip(",;"))
     return re.compile("".join(".*" if at % 2 else re.escape(part) for at, part in enumerate(parts)), re.DOTALL)
 
@@ -214,29 +215,29 @@ def _misfit_of_keys(name: str, wanted: tuple[tuple[str, re.Pattern[str]], ...], 
     many = wanted[len(single) :]
     rest = len(given) - len(single)
     if rest < 0 or (rest % len(many) if many else rest):
-        return f"{name} takes the keys {', '.join(each for each, _ in wanted)}, and was given {len(given)}"
+        return f"{name} takes the keys {', '.join(each for each, _ in wanted)}; got {len(given)} keys"
     each_many = rest // len(many) if many else 0
     for key, (slot, pattern) in zip(given, (*single, *(each for each in many for _ in range(each_many))), strict=True):
         if not pattern.fullmatch(key):
-            return f"{name} takes {slot} of the form {pattern.pattern}, and was given {key}"
+            return f"{name} takes {slot} of the form {pattern.pattern}; got {key}"
     return None
 
 
 def _of_header(text: str, header: Header) -> Iterator[str]:
     if not re.match(r"^-- \w+: .+", text):
         yield "the first line is not `-- name: purpose`"
-    top = text[: re.search(r"^(?!--)|^--@|\Z", text, re.MULTILINE).start()]  # type: ignore[union-attr]  # \Z always is
+    top = text[: re.search(r"^(?!--)|^--@|\Z", text, re.MULTILINE).start()]  # type: ignore[union-attr]  # \Z matches
     for section in _SECTIONS:
         if not re.search(rf"^-- {section}\b", top, re.MULTILINE):
             yield f"the header has no {section}"
         elif section not in ("KEYS", "ARGV") and not header.notes.get(section, "").strip():
-            yield f"the header says nothing under {section}"
+            yield f"the header has nothing under {section}"
     if not header.keys:
-        yield "no key: KEYS[1] carries the hash tag"
+        yield "the script has no key; KEYS[1] carries the hash tag"
 
 
 def _without(text: str, *kinds: str) -> str:
-    """Blank out comments, or comments and strings, keeping the lines."""
+    """Replace comments, or comments and strings, by spaces; the lines stay."""
 
     def blank(found: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", found[0]) if found.lastgroup in kinds or found["comment"] else found[0]
@@ -245,7 +246,7 @@ def _without(text: str, *kinds: str) -> str:
 
 
 def _split(code: str) -> tuple[list[str], str]:
-    """Return the leading statements that give names to KEYS and ARGV, and the code after them."""
+    """Return the leading statements that name KEYS and ARGV, and the code after them."""
     lines = code.splitlines()
     statements: list[str] = []
     for at, line in enumerate(lines):
@@ -266,7 +267,7 @@ def _refers(line: str) -> bool:
 
 
 def _plain(line: str) -> bool:
-    """Whether a line names constants only, such as limits."""
+    """Return whether a line names only constants, such as limits."""
     return re.fullmatch(r"local [\w\s,]+=[\s\d,.]+", line) is not None
 
 
@@ -306,7 +307,7 @@ def _compare(kind: str, slots: tuple[Slot, ...], bound: dict[int, str], indexed:
     single = [slot.name for slot in slots if not slot.many]
     many = [slot.name for slot in slots if slot.many]
     if [slot.many for slot in slots] != [False] * len(single) + [True] * len(many):
-        yield f"{kind}: what may be many comes last"
+        yield f"{kind}: repeated values come last"
     for index, name in enumerate(single, 1):
         if index not in bound:
             yield f"{kind}[{index}], {name} in the header, has no name in the first lines"
@@ -321,7 +322,7 @@ def _compare(kind: str, slots: tuple[Slot, ...], bound: dict[int, str], indexed:
 
 
 def _undeclared(part: str, whole: str) -> Iterator[str]:
-    """Find names that are declared nowhere: a slip of the pen, which Lua takes for a global when it gets there."""
+    """Yield names that are declared nowhere. Lua would treat such a typing error as a global at run time."""
     everything = _without(whole, "comment", "string")
     declared = _KEYWORDS | _GLOBALS
     for names in re.findall(r"\blocal\s+(?!function\b)([\w\s,]+?)(?=\s*(?:=|\n|;|$))", everything):

@@ -1,4 +1,4 @@
-"""Processes that a test session started and did not end."""
+"""Processes that a test session started and has not ended."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.support.servers import gone, wait_until
 from tests.support.workers import server_pid
 
 END_PATIENCE_S = 5.0
-"""How long the processes of a session have to end after its last test."""
+"""How long the processes of a session may take to end after its last test."""
 _MARK = "AGENTPERF_TEST_SESSION"
-"""An environment variable that every process started during the session inherits, and is found by at its end."""
+"""Environment variable that every process of the session inherits, and by which the process is found at the end."""
 
 
 def mark_session() -> None:
-    """Mark this process, and with it every process that it starts from now on."""
+    """Mark this process, and so every process that it starts from now on."""
     os.environ[_MARK] = uuid.uuid4().hex
 
 
-def after_patience(folder: Path) -> dict[int, str]:
-    """Return `left_over` once it is empty, or when the processes have had their time."""
+def after_timeout(folder: Path) -> dict[int, str]:
+    """Return `left_over` once it is empty, or after the time limit."""
     try:
         wait_until(lambda: not left_over(folder), "the session's processes to end", timeout=END_PATIENCE_S)
     except TimeoutError:
@@ -32,16 +32,16 @@ def after_patience(folder: Path) -> dict[int, str]:
 
 
 def left_over(folder: Path) -> dict[int, str]:
-    """Return pid and command of every process that was started during this session, however indirectly, and still runs.
+    """Return pid and command of every running process that this session started, directly or indirectly.
 
-    They are known by the mark in their environment. A server overwrites its own with its title, and is known by its
-    working folder or its parent.
+    The mark in their environment identifies them. A server overwrites its environment with its title, so its working
+    folder or its parent identifies it.
 
     Args:
-        folder: in which every `tmp_path` of the session lies.
+        folder: parent folder of every `tmp_path` of the session.
     """
     mark = f"{_MARK}={os.environ[_MARK]}".encode()
-    # Python ends these two itself, when this process ends.
+    # Python ends these two when this process ends.
     known = (os.getpid(), server_pid(), getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None))
     found = {}
     for process in Path("/proc").glob("[0-9]*"):

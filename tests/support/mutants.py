@@ -1,4 +1,4 @@
-"""Scripts with one line changed: what proves that a check can fail."""
+"""Scripts with one line changed, to prove that a check can fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SEQUENCE_CHECK = (
 
 
 def alter(patch: pytest.MonkeyPatch, script: str, line: str, instead: str) -> None:
-    """For the rest of the test, run the scripts of that script's folder with `line` replaced, which must stand in it."""
+    """Replace `line`, which the script must contain, in all scripts of its folder until the end of the test."""
     kind: Any = Script
     plain, folder, texts = kind.source.fget, script.partition("/")[0] + "/", dict[str, str]()
     assert line in Script(script).source, line
@@ -32,7 +32,7 @@ def alter(patch: pytest.MonkeyPatch, script: str, line: str, instead: str) -> No
 
 
 def without_sequence_check() -> Script:
-    """The mutant: a flush that counts whatever arrives."""
+    """Return the mutant: a flush that counts every delivery, also a repeated one."""
     source = commands.FLUSH.source
     assert source.count(_SEQUENCE_CHECK) == 1
     return Script("metrics/flush", source.replace(_SEQUENCE_CHECK, ""))

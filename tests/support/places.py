@@ -1,4 +1,4 @@
-"""Where the project's files lie, said once: a test that moves to another folder finds them all the same."""
+"""The locations of the project's files, defined once, so that a test may move to another folder."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""A TCP proxy that stands before a server and breaks what the tests tell it to.
+"""A TCP proxy in front of a server, with faults on demand.
 
-It speaks enough RESP to know where a request and its reply begin and end, and handles a connection's requests one by one,
-so "the reply of the third EVALSHA is lost" is exact. Handshakes (HELLO, AUTH, CLIENT, SELECT, PING) are passed on and
-never counted. A connection that subscribes becomes a plain pipe.
+It parses enough RESP to find the ends of requests and replies, and handles a connection's requests one by one, so "the
+reply of the third EVALSHA is lost" is exact. Handshakes (HELLO, AUTH, CLIENT, SELECT, PING) are forwarded and never
+counted. A connection that subscribes becomes a plain pipe.
 
-    proxy.reset_after_reply()                    # the next request is executed, its reply is lost, the connection reset
+    proxy.reset_after_reply()                    # the next request runs, its reply is lost, the connection is reset
     proxy.half_reply(only="EVALSHA", nth=2)      # the second EVALSHA from now on
-    held = proxy.hold(only=Script("lb/acquire")) # that request travels for as long as the test likes
+    held = proxy.hold(only=Script("lb/acquire")) # the request stays in flight until the test delivers it
     proxy.cut(); proxy.close_port(); proxy.open_port()
 """
 
@@ -27,7 +27,7 @@ from agentperf_redis.script import Script
 Request: TypeAlias = tuple[bytes, ...]
 """The words of a request, the command first and in capitals."""
 Only: TypeAlias = str | Script | Callable[[Request], bool] | None
-"""Which requests a fault is for: a command's name, a script, a test of its own, or all."""
+"""Requests that a fault affects: a command's name, a script, a predicate, or all."""
 
 _HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"PING", b"COMMAND"}
 _SUBSCRIBE = {b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE", b"MONITOR"}
@@ -38,16 +38,16 @@ F = TypeVar("F", bound="Fault")
 
 
 class Reset(Exception):
-    """The connection to the client is to be reset."""
+    """Raised to reset the connection to the client."""
 
 
 @dataclass(eq=False)
 class Fault:
-    """Something that will happen to some of the requests.
+    """A fault that will affect some requests.
 
     Attributes:
-        caught: set once it has happened.
-        requests: the requests it happened to.
+        caught: set after its first effect.
+        requests: the affected requests.
     """
 
     act: Callable[[Connection, Request, bytes], Awaitable[None]]
@@ -58,14 +58,14 @@ class Fault:
     requests: list[Request] = field(default_factory=list)
 
     def wait(self, timeout: float = _TIMEOUT) -> Request:
-        """Wait until it has happened; return the request it happened to."""
+        """Wait until it has happened, and return the affected request."""
         if not self.caught.wait(timeout):
             raise TimeoutError(f"no request met the fault within {timeout:g} s")
         return self.requests[0]
 
 
 class Held(Fault):
-    """A request that the proxy keeps until it is delivered."""
+    """A request that the proxy holds until it is delivered."""
 
     release: asyncio.Event
     replies: list[bytes]
@@ -73,20 +73,20 @@ class Held(Fault):
     loop: asyncio.AbstractEventLoop
 
     def deliver(self, timeout: float = _TIMEOUT) -> bytes:
-        """Let the server have it now; return the server's raw reply (None of it reaches a client that has gone)."""
+        """Send it to the server now, and return the raw reply, which never reaches a closed client."""
         self.wait(timeout)
         self.loop.call_soon_threadsafe(self.release.set)
         return self.delivered(timeout)
 
     def delivered(self, timeout: float = _TIMEOUT) -> bytes:
-        """Wait until the server has answered; return its raw reply."""
+        """Wait until the server has replied, and return its raw reply."""
         if not self.answered.wait(timeout):
-            raise TimeoutError(f"the held request was not answered within {timeout:g} s")
+            raise TimeoutError(f"the held request got no reply within {timeout:g} s")
         return self.replies[0]
 
 
 class Kept(Fault):
-    """A reply that the proxy keeps until it is let go.
+    """A reply that the proxy holds until `let_go`.
 
     Attributes:
         answered: set once the server has executed the request.
@@ -97,7 +97,7 @@ class Kept(Fault):
     loop: asyncio.AbstractEventLoop
 
     def let_go(self) -> None:
-        """Let the client have it now."""
+        """Send it to the client now."""
         self.loop.call_soon_threadsafe(self.release.set)
 
 
@@ -113,7 +113,7 @@ class Connection:
         self.server_reader, self.server_writer = server
 
     async def ask(self, raw: bytes) -> bytes:
-        """Send a request to the server; return its reply."""
+        """Send a request to the server, and return its reply."""
         self.server_writer.write(raw)
         await self.server_writer.drain()
         return await read_value(self.server_reader)
@@ -124,11 +124,11 @@ class Connection:
         await self.client_writer.drain()
 
     def reset(self) -> None:
-        """Send the client an RST instead of an orderly end."""
+        """Close the client's connection with an RST."""
         reset(self.client_writer)
 
     async def pipe(self) -> None:
-        """Pass everything on, both ways, until one side ends."""
+        """Forward everything in both directions until one side ends."""
         ways = (
             asyncio.create_task(_copy(self.client_reader, self.server_writer)),
             asyncio.create_task(_copy(self.server_reader, self.client_writer)),
@@ -142,18 +142,18 @@ class Connection:
 
 
 class Proxy:
-    """The proxy; its event loop runs in a thread of this process.
+    """The proxy. Its event loop runs in a thread of this process.
 
     Attributes:
-        port: where it listens, on 127.0.0.1.
-        requests: every counted request it was sent, in order.
+        port: its port on 127.0.0.1.
+        requests: every counted request, in order of arrival.
     """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._faults: list[Fault] = []
         self._clients: dict[asyncio.Task[None], Connection | None] = {}
-        """What serves each client, and its connection, once its counterpart to the server is there."""
+        """The task of each client and, once the server's side is open, its connection."""
         self._listener: socket.socket | None = None
         self._swallowing = False
         self.requests: list[Request] = []
@@ -167,7 +167,7 @@ class Proxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    # Faults of single requests
+    # Faults of selected requests
 
     def reset_before_request(self, *, only: Only = None, nth: int = 1, times: float = 1) -> Fault:
         """The request never reaches the server; the connection is reset."""
@@ -178,7 +178,7 @@ class Proxy:
         return self._add(Fault(act, only, nth, times))
 
     def reset_after_reply(self, *, only: Only = None, nth: int = 1, times: float = 1) -> Fault:
-        """The server executes the request; its reply is lost and the connection reset."""
+        """The server executes the request; its reply is lost and the connection is reset."""
 
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             await connection.ask(raw)
@@ -192,13 +192,13 @@ class Proxy:
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             reply = await connection.ask(raw)
             await connection.answer(reply[: len(reply) // 2])
-            connection.client_writer.close()  # not an RST: that could overtake the half reply
+            connection.client_writer.close()  # not an RST, which could overtake the half reply
             raise Reset
 
         return self._add(Fault(act, only, nth, times))
 
     def swallow(self, *, only: Only = None, nth: int = 1, times: float = 1) -> Fault:
-        """The server executes the request; its reply never comes, the connection stays open."""
+        """The server executes the request; its reply never arrives, and the connection stays open."""
 
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             await connection.ask(raw)
@@ -206,7 +206,7 @@ class Proxy:
         return self._add(Fault(act, only, nth, times))
 
     def delay(self, seconds: float, *, only: Only = None, nth: int = 1, times: float = 1) -> Fault:
-        """The reply comes that much later."""
+        """The reply arrives this many seconds later."""
 
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             reply = await connection.ask(raw)
@@ -216,7 +216,7 @@ class Proxy:
         return self._add(Fault(act, only, nth, times))
 
     def keep_reply(self, *, only: Only = None, nth: int = 1) -> Kept:
-        """The server executes the request; its reply comes when the test says so."""
+        """The server executes the request; its reply arrives after `let_go`."""
 
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             reply = await connection.ask(raw)
@@ -230,15 +230,15 @@ class Proxy:
         return kept
 
     def hold(self, *, only: Only = None, nth: int = 1, after: float | None = None, reset: bool = True) -> Held:
-        """The request stays under way until `deliver()`, or for `after` seconds, whatever its client does meanwhile.
+        """The request stays in flight until `deliver()`, or for `after` seconds, even if its client gives up.
 
-        With `reset`, the client learns at once that its connection broke; else it waits until it loses patience.
+        With `reset`, the client's connection is reset at once; otherwise the client waits until its timeout.
         """
 
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             if reset:
                 connection.reset()
-            # A connection of its own: the client's may be closed long before.
+            # A separate connection: the client's may be closed long before.
             reader, writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             try:
                 with contextlib.suppress(TimeoutError):
@@ -259,35 +259,35 @@ class Proxy:
         self._add(held)
         return held
 
-    # Faults of all
+    # Faults of all requests
 
     def cut(self) -> None:
-        """Reset every connection there is. New ones are taken as before."""
+        """Reset every open connection. New ones are accepted as before."""
         self._call(self._cut())
 
     def close_port(self) -> None:
-        """Refuse new connections, and reset those there are."""
+        """Refuse new connections, and reset the open ones."""
         self._call(self._close_port())
 
     def open_port(self) -> None:
-        """Listen (again), on the same port as ever."""
+        """Listen, always on the same port."""
         self._call(self._open_port())
 
     def go_silent(self) -> None:
-        """Take connections and requests, and pass nothing on, as a network that drops every packet."""
+        """Accept connections and requests but forward nothing, like a network that drops every packet."""
         self._swallowing = True
 
     def speak_again(self) -> None:
-        """End `go_silent`; what came meanwhile stays lost, so its connections are cut."""
+        """End `go_silent`. The dropped requests stay lost, so all connections are reset."""
         self._swallowing = False
         self.cut()
 
     def clear(self) -> None:
-        """Forget all faults that have not happened."""
+        """Remove all pending faults."""
         self._faults.clear()
 
     def count(self, only: Only = None) -> int:
-        """Return how many requests of that kind have come."""
+        """Return the number of such requests so far."""
         return sum(matches(only, request) for request in self.requests)
 
     def close(self) -> None:
@@ -298,7 +298,7 @@ class Proxy:
             for task in self._clients:
                 task.cancel()
             await asyncio.gather(*self._clients, return_exceptions=True)
-            await asyncio.sleep(0)  # lets the transports that were just closed say so to their protocols
+            await asyncio.sleep(0)  # closed transports notify their protocols in the next round
 
         self._call(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -339,10 +339,10 @@ class Proxy:
         await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next round
 
     def _accept(self, listener: socket.socket) -> None:
-        """Take a client. By hand: whom asyncio's own server has just taken when it is closed, nobody closes."""
+        """Accept a client. asyncio's own server leaks a client that it accepted just before it is closed."""
         try:
             client, _ = listener.accept()
-        except BlockingIOError:  # it went again
+        except BlockingIOError:  # the client has already left
             return
         client.setblocking(False)
         task = self._loop.create_task(self._serve(client))
@@ -351,7 +351,7 @@ class Proxy:
 
     def _served(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         del self._clients[task]
-        client.close()  # where the task was cancelled before it began, nobody else does
+        client.close()  # nothing else does if the task was cancelled before it began
 
     async def _serve(self, client: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=client)
@@ -371,7 +371,7 @@ class Proxy:
         except Reset:
             reset(writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # either side went; what is left to do is to close the other
+            pass  # one side has closed; the other is closed below
         finally:
             writer.close()
 
@@ -408,7 +408,7 @@ class Proxy:
 
 
 def matches(only: Only, request: Request) -> bool:
-    """Whether a request is among those meant."""
+    """Return whether a request matches the filter of a fault."""
     if only is None:
         return True
     if isinstance(only, str):
@@ -419,7 +419,7 @@ def matches(only: Only, request: Request) -> bool:
 
 
 def words(raw: bytes) -> Request:
-    """Take a request apart that `read_value` has read."""
+    """Split a request from `read_value` into its words."""
     found: list[bytes] = []
     at = raw.index(b"\r\n") + 2
     while at < len(raw):
@@ -432,7 +432,7 @@ def words(raw: bytes) -> Request:
 
 
 async def read_value(reader: asyncio.StreamReader) -> bytes:
-    """Read one whole RESP2 value, raw."""
+    """Read one complete RESP2 value as raw bytes."""
     line = await reader.readuntil(b"\r\n")
     kind, size = line[:1], line[1:-2]
     if kind == b"$" and size != b"-1":

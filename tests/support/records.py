@@ -1,4 +1,4 @@
-"""Records of a pool's state, read and changed by name, as `redis-cli` shows them; the legend is in pool.lua."""
+"""Records of a pool's state, read and changed by field name. pool.lua documents the fields."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from agentperf_redis.balancer.commands.records import fields_of
 HELD = ("lease", "grant")
 """Kinds of a token's record that hold capacity."""
 PICKS = 2**40
-"""What a relative load of 1/8192 is worth in a score; see pack_load in pool.lua."""
+"""Weight of a relative load of 1/8192 in a score; see pack_load in pool.lua."""
 
 
 def kind_of(record: str) -> str:
-    """What became of a token: lease, grant, waiting or tombstone."""
+    """Return the kind of a token's record: lease, grant, waiting or tombstone."""
     return record.partition(" ")[0]
 
 
 def fields(record: str | None) -> dict[str, str]:
-    """Return the fields of a record by name; none of none."""
+    """Return the fields of a record by name; an empty dict for None."""
     return fields_of(record) if record else {}
 
 
@@ -28,17 +28,17 @@ def flags(record: str) -> set[str]:
 
 
 def number(record: str | None, name: str) -> float:
-    """Return a field; 0 when it is left out, as an extra record leaves out what is 0."""
+    """Return a field as a number; 0 if it is missing, because an extra record omits zeros."""
     return float(fields(record).get(name, 0))
 
 
 def changed(record: str | None, **values: object) -> str:
-    """Return an instance's record, or its extra record, with other values of some fields."""
+    """Return an instance's record, or its extra record, with some fields changed."""
     return " ".join(f"{name}={value}" for name, value in {**fields(record), **values}.items())
 
 
 def change(raw: Any, state: str, name: str, **values: object) -> None:
-    """Write other values of some fields of a stored record."""
+    """Change some fields of a stored record."""
     raw.hset(state, name, changed(raw.hget(state, name), **values))
 
 

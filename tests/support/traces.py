@@ -1,4 +1,4 @@
-"""Access traces, one key an access: made here or read from a file; and what textbook caches make of them."""
+"""Access traces, one key per access, generated or read from a file, and the hits of textbook caches on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_trace(path: Path) -> list[str]:
-    """Read a trace: one key a line, plain or gzip. Empty lines are no accesses."""
+    """Read a trace: one key per line, plain or gzip. Empty lines are ignored."""
     data = path.read_bytes()
     if data.startswith(_GZIP_MAGIC):
         data = gzip.decompress(data)
@@ -24,20 +24,20 @@ def read_trace(path: Path) -> list[str]:
 
 
 def zipf(count: int, keys: int, skew: float, seed: int = 1) -> list[str]:
-    """A popularity that stays, as of pages, words or prompts: the n-th key is asked for in proportion to n^-skew."""
+    """Return a trace of stable popularity, as of pages, words or prompts: key n has a frequency of n^-skew."""
     draw = _ranks(keys, skew, random.Random(seed))
     return [f"z{draw()}" for _ in range(count)]
 
 
 def zipf_scan_loop(count: int, keys: int, seed: int = 1) -> list[str]:
-    """A popularity that stays, disturbed: by turns also a scan of keys never seen before, and a loop over `keys / 4`."""
+    """Return a trace of stable popularity, mixed in some phases with a scan of new keys or a loop over `keys / 4`."""
     chance = random.Random(seed)
     draw = _ranks(keys, 0.9, chance)
     trace: list[str] = []
     scanned = looped = 0
-    stretch = max(1, count // 20)
+    phase = max(1, count // 20)
     while len(trace) < count:
-        match len(trace) // stretch % 4:
+        match len(trace) // phase % 4:
             case 1:
                 scanned += 1
                 trace.append(f"s{scanned}")
@@ -51,19 +51,19 @@ def zipf_scan_loop(count: int, keys: int, seed: int = 1) -> list[str]:
 
 
 def drift(count: int, keys: int, turns: float, seed: int = 1) -> list[str]:
-    """A popularity that drifts: the same skew, but who is how popular moves on by all `keys` `turns` times."""
+    """Return a trace of drifting popularity: the skew is constant; the ranks shift by `keys` `turns` times."""
     draw = _ranks(keys, 1.0, random.Random(seed))
     return [f"d{int(draw() + keys * turns * at / count)}" for at in range(count)]
 
 
 def births(count: int, life: int, seed: int = 1) -> list[str]:
-    """News: a key is born every few accesses, asked for most when it is young, and forgotten; `life` live at a time."""
+    """Return a trace like news: a new key every 4 accesses, read mostly while young; mean age of a read `life` keys."""
     chance = random.Random(seed)
     return [f"b{at // 4 - int(chance.expovariate(1 / life))}" for at in range(count)]
 
 
 def loop(count: int, keys: int) -> list[str]:
-    """The same keys in the same order, again and again: a cache smaller than the loop makes an LRU miss always."""
+    """Return a trace that repeats the same keys in order: an LRU smaller than the loop always misses."""
     return [f"l{at % keys}" for at in range(count)]
 
 
@@ -73,7 +73,7 @@ def _ranks(keys: int, skew: float, chance: random.Random) -> Callable[[], int]:
 
 
 def lru_hits(trace: Sequence[str], size: int) -> int:
-    """Hits of a textbook LRU."""
+    """Return the hits of a textbook LRU."""
     held: OrderedDict[str, None] = OrderedDict()
     hits = 0
     for key in trace:
@@ -88,7 +88,7 @@ def lru_hits(trace: Sequence[str], size: int) -> int:
 
 
 def optimal_hits(trace: Sequence[str], size: int) -> int:
-    """Hits of a cache that knows what comes: who is asked for again last leaves, the newcomer included.
+    """Return the hits of an optimal cache: it evicts the key whose next access is farthest away, also a new key.
 
     Source: Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5 (1966).
     """
@@ -98,7 +98,7 @@ def optimal_hits(trace: Sequence[str], size: int) -> int:
         after[at] = upcoming.get(trace[at], math.inf)
         upcoming[trace[at]] = at
     held: dict[str, float] = {}
-    """When each resident is asked for again."""
+    """Position of the next access of each resident key."""
     latest: list[tuple[float, str]] = []
     hits = 0
     for key, again in zip(trace, after, strict=True):
@@ -107,6 +107,6 @@ def optimal_hits(trace: Sequence[str], size: int) -> int:
         heapq.heappush(latest, (-again, key))
         while len(held) > size:
             until, candidate = heapq.heappop(latest)
-            if held.get(candidate) == -until:  # else it was asked for since, and stands there once more
+            if held.get(candidate) == -until:  # otherwise the key was read since and has a newer heap entry
                 del held[candidate]
     return hits

@@ -1,11 +1,11 @@
-"""Worker processes for the tests: real ones, each running one function of a test module.
+"""Worker processes for the tests. Each runs one function of a test module.
 
-They are forked, but not from the test process: from a clean one that has imported the library and nothing more (Python's
-forkserver). So they inherit neither connections nor threads nor locks. Started from nothing, sixteen took 8.7 s of
-processor time, most of what the tests with many processes took; so they are there and gone within 0.4 s.
+They are forked from a clean process that has only imported the library (Python's forkserver), so they inherit no
+connections, threads or locks of the test process. Sixteen newly spawned workers took 8.7 s of processor time, most of
+the time of the tests with many processes; sixteen forked ones start and end within 0.4 s.
 
-A worker's function is a plain function, whose return value is the result; or a generator, which stops at each `yield` to
-say something to the test and goes on when the test answers:
+A worker's function is a plain function, whose return value is the result, or a generator. A generator sends a value to
+the test at each `yield`, and continues when the test replies:
 
     def hold(url, namespace):
         with AgentPerf(url, namespace=namespace) as perf:
@@ -32,7 +32,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _TIMEOUT = 60.0
-"""Seconds: what takes one on an idle machine takes much longer on a loaded one."""
+"""Seconds. Work of one second on an idle machine takes much longer on a loaded one."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -41,16 +41,16 @@ _context.set_forkserver_preload(
 
 
 class WorkerFailed(Exception):
-    """A worker's function raised, or its process ended early; the text holds its traceback."""
+    """A worker's function raised, or its process ended early; the text contains the traceback."""
 
 
 class Worker:
-    """One process."""
+    """One worker process."""
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._pipe, theirs = _context.Pipe()
-        # The server that forks knows the environment of the time when it was started.
+        # The forkserver has the environment of the time when it was started.
         self._process = _context.Process(target=_work, args=(theirs, dict(os.environ), function, args), daemon=True)
         self._process.start()
         theirs.close()
@@ -60,10 +60,10 @@ class Worker:
         assert self._process.pid is not None
         return self._process.pid
 
-    def _hear(self, expected: str, timeout: float) -> Any:
+    def _receive(self, expected: str, timeout: float) -> Any:
         try:
             if not self._pipe.poll(timeout):
-                raise TimeoutError(f"{self._name} said nothing for {timeout:g} s")
+                raise TimeoutError(f"{self._name} sent nothing for {timeout:g} s")
             kind, value = self._pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join(timeout)
@@ -71,33 +71,33 @@ class Worker:
         if kind == "failed":
             raise WorkerFailed(f"{self._name} failed:\n{value}")
         if kind != expected:
-            raise WorkerFailed(f"{self._name}: expected {expected!r}, it {kind} {value!r}")
+            raise WorkerFailed(f"{self._name}: expected {expected!r}, but it {kind} {value!r}")
         return value
 
     def ready(self, timeout: float = _TIMEOUT) -> None:
         """Wait until it has imported its function."""
-        self._hear("is ready", timeout)
+        self._receive("is ready", timeout)
 
     def go(self) -> None:
-        """Let it begin."""
+        """Start its function."""
         self._pipe.send(None)
 
     def said(self, timeout: float = _TIMEOUT) -> Any:
-        """Return what the generator yields next."""
-        return self._hear("said", timeout)
+        """Return the next value that the generator yields."""
+        return self._receive("said", timeout)
 
     def answer(self, value: object = None) -> None:
-        """Let the generator go on; its `yield` returns the value."""
+        """Continue the generator; its `yield` returns the value."""
         self._pipe.send(value)
 
     def result(self, timeout: float = _TIMEOUT) -> Any:
         """Wait for the function's return value."""
-        value = self._hear("returned", timeout)
+        value = self._receive("returned", timeout)
         self._process.join(timeout)
         return value
 
     def kill(self) -> None:
-        """Kill it with SIGKILL, and wait until it is gone."""
+        """Kill it with SIGKILL, and wait until it has ended."""
         self._process.kill()
         self._process.join()
 
@@ -106,11 +106,11 @@ class Worker:
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on with SIGCONT."""
+        """Resume it with SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End it, whatever its state."""
         self.kill()
         self._pipe.close()
         self._process.close()
@@ -123,7 +123,7 @@ class Workers:
         self._started: list[Worker] = []
 
     def start(self, function: Callable[..., Any], *args: Any) -> Worker:
-        """Start one, and let it begin."""
+        """Start a worker and its function."""
         worker = self._launch(function, args)
         worker.ready()
         worker.go()
@@ -132,7 +132,7 @@ class Workers:
     def run(
         self, function: Callable[..., Any], args: Iterable[tuple[Any, ...]], timeout: float = _TIMEOUT
     ) -> list[Any]:
-        """Run one per tuple of arguments. They begin together, once all are ready; return their results in order."""
+        """Run one worker per tuple of arguments, all starting together; return their results in order."""
         workers = [self._launch(function, each) for each in args]
         for worker in workers:
             worker.ready()
@@ -146,13 +146,13 @@ class Workers:
         return worker
 
     def close(self) -> None:
-        """Kill those that are left."""
+        """Kill the remaining workers."""
         for worker in self._started:
             worker.close()
 
 
 def server_pid() -> int | None:
-    """Return the process from which workers are forked. It ends with this one."""
+    """Return the pid of the forkserver. It ends with this process."""
     pid: int | None = getattr(multiprocessing.forkserver._forkserver, "_forkserver_pid", None)
     return pid
 
@@ -167,23 +167,23 @@ def _work(pipe: Connection, environment: dict[str, str], function: Callable[...,
         result = function(*args)
         if inspect.isgenerator(result):
             try:
-                said = next(result)
+                value = next(result)
                 while True:
-                    pipe.send(("said", said))
-                    said = result.send(pipe.recv())
+                    pipe.send(("said", value))
+                    value = result.send(pipe.recv())
             except StopIteration as end:
                 result = end.value
         pipe.send(("returned", result))
     except EOFError:
-        pass  # the test has gone
-    except BaseException:  # noqa: BLE001  the test wants to see whatever it was
+        pass  # the test process has ended
+    except BaseException:  # noqa: BLE001  the test reports every error
         pipe.send(("failed", traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that forked it does, which ends with the test process, even if that is killed."""
-    # The server that forks lives as long as anybody holds the other end of its pipe, and Python gives one to each worker.
-    # A worker that kept it would keep its own parent alive, and with it itself.
+    """End this process with the forkserver, which ends with the test process, even if that is killed."""
+    # The forkserver runs until every holder of its pipe's other end has closed it, and Python gives that end to each
+    # worker. A worker that kept it open would keep the forkserver, and so itself, running.
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

@@ -1,6 +1,6 @@
-"""What type checkers see of the public names. Never run: mypy reads it, and fails where an assertion is wrong.
+"""The types of the public names, for type checkers. Never run: mypy reads it, and fails on a wrong assertion.
 
-The ignored lines are errors that must be found: under strict checks an ignore that is not needed is an error itself.
+The ignored lines are errors that mypy must find: under strict checks an unused ignore is itself an error.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def blocking() -> None:
     MetricsCollector(backend=perf.backend, retention=kept)
     assert_type(memory_forecast(kept, agents=5, per_second=0.5).total, int)
     plan(5)  # type: ignore[arg-type]  # the decorated function keeps its parameters
-    ask()  # type: ignore[call-arg]  # likewise
+    ask()  # type: ignore[call-arg]  # as above
 
 
 async def asynchronous() -> None:

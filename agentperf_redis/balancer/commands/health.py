@@ -1,4 +1,4 @@
-"""Health: the settings of a pool, its active checks, and what happened in it."""
+"""Health: the settings of a pool, its active checks and its events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPORT_CHECKS = Script("balancer/report_checks")
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """What one step of a change of settings did; see configure.lua."""
+    """The reply to one page of a change of settings; see configure.lua."""
 
     next_rank: int
     replaced: str
@@ -31,12 +31,12 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """Active checks that were taken on.
+    """Active checks that were claimed.
 
     Attributes:
-        at_ms: when, by the server's clock: what their results are reported under.
-        next_after: seconds until the next one is due.
-        instances: what to check.
+        at_ms: time of the claim, by the server's clock, ms; the results are reported with it.
+        next_after: seconds until the next check is due.
+        instances: the instances to check.
     """
 
     at_ms: int
@@ -47,7 +47,7 @@ class Claimed:
 def configure(
     pool: Pool, settings: PoolSettings, first: int, count: int, until_ms: int = 0
 ) -> Command[Configured | TooLate]:
-    """Give a pool settings, and have one page of its instances follow them."""
+    """Set the settings of a pool, and apply them to one page of its instances."""
 
     def decode(reply: Reply) -> Configured | TooLate:
         match opened(pool, reply):
@@ -63,12 +63,12 @@ def configure(
 
 
 def claim_checks(pool: Pool, interval_ms: int, count: int) -> Command[Claimed]:
-    """Take on active checks that are due."""
+    """Claim active checks that are due."""
 
     def decode(reply: Reply) -> Claimed:
         match opened(pool, reply):
             case Status.DONE, [int() as at_ms, int() as next_ms, *rest]:
-                # A record may be gone by now, but for its place in the order.
+                # An instance without a record has an empty text in its place.
                 found = [pair for pair in zip(rest[::2], rest[1::2], strict=False) if pair[1] != b""]
                 return Claimed(at_ms, next_ms / 1000, tuple(snapshot(facts_of(pool, *pair)) for pair in found))
             case status, values:
@@ -82,7 +82,7 @@ def claim_checks(pool: Pool, interval_ms: int, count: int) -> Command[Claimed]:
 def report_checks(
     pool: Pool, claimed_ms: int, results: Iterable[tuple[str, bool]], until_ms: int = 0
 ) -> Command[list[str] | TooLate]:
-    """Say how active checks went, at most `MANY`. Returns the instances that are not registered."""
+    """Report results of active checks, at most `MANY`. Returns the instances that are not registered."""
 
     def decode(reply: Reply) -> list[str] | TooLate:
         match opened(pool, reply):
@@ -99,7 +99,7 @@ def report_checks(
 
 
 def events(pool: Pool, after: str | None, count: int) -> Command[list[PoolEvent]]:
-    """Read what happened in a pool: what came after an event, the first `count` of it; or else the last `count`."""
+    """Read events of a pool: the first `count` after an event, or the last `count` when `after` is None."""
 
     def decode(reply: Reply) -> list[PoolEvent]:
         if not isinstance(reply, list):
@@ -113,13 +113,13 @@ def events(pool: Pool, after: str | None, count: int) -> Command[list[PoolEvent]
 
 
 def _event(pool: Pool, entry: Reply) -> Iterator[PoolEvent]:
-    """Decode an entry of the stream; nothing when it is of a kind that this version does not know."""
+    """Decode an entry of the stream; yields nothing for a kind that this version does not know."""
     match entry:
         case [bytes() as name, [*fields]] if len(fields) % 2 == 0:
-            said = {
+            details = {
                 text_of(pool, key): text_of(pool, value) for key, value in zip(fields[::2], fields[1::2], strict=True)
             }
-            kind, instance = said.pop("kind", ""), said.pop("id", "-")
+            kind, instance = details.pop("kind", ""), details.pop("id", "-")
             at_ms = name.partition(b"-")[0]
             if kind in _KINDS and at_ms.isdigit():
                 yield PoolEvent(
@@ -128,7 +128,7 @@ def _event(pool: Pool, entry: Reply) -> Iterator[PoolEvent]:
                     None if instance == "-" else decoded(instance),
                     int(at_ms) / 1000,
                     name.decode(),
-                    said,
+                    details,
                 )
         case _:
             raise CorruptState(pool.keys.events, f"an unexpected entry {shown(entry)}")

@@ -1,4 +1,4 @@
-"""A pool as it is: its instances, who holds what and who waits, page by page; and its repair."""
+"""Inspection of a pool, page by page: its instances, leases and waiters; and its repair."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class LeasesPage:
-    """One page of leases and of those who wait; see leases.lua."""
+    """One page of leases and waiters; see leases.lua."""
 
     leases: tuple[LeaseStatus, ...]
     waiters: tuple[WaiterStatus, ...]
@@ -42,7 +42,7 @@ class LeasesPage:
 
 @dataclass(frozen=True, slots=True)
 class RepairedPage:
-    """What one step of a repair did; see repair.lua."""
+    """The result of one page of a repair; see repair.lua."""
 
     wrong: int
     orphans: int

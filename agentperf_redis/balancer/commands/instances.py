@@ -1,4 +1,4 @@
-"""Instances: registered, changed, taken out, alive."""
+"""Instances: registration, changes, removal and heartbeats."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ REMOVE = Script("balancer/remove")
 UPDATE = Script("balancer/update")
 
 RING_POINTS = 32
-"""Points of an instance on the ring; remove.lua counts on it."""
+"""Points of an instance on the ring; remove.lua relies on this number."""
 
 _REMOVED = re.compile(rb"(?:.* )?flags=(?:\S+,)?removed(?:[ ,]|$)")
-"""A record that is kept for its last leases only."""
+"""The record of a removed instance, kept until its last lease ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class TooLate:
-    """The request came after its limit and did nothing; the server's clock, ms."""
+    """The request arrived after its time limit and did nothing. `now_ms`: the server's clock, ms."""
 
     now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What an instance takes a minute; math.inf is any number."""
+    """The rates of an instance; math.inf for no limit."""
 
     requests_per_minute: float = math.inf
     tokens_per_minute: float = math.inf
@@ -49,13 +49,13 @@ UNLIMITED = Rates()
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class RegisterReply:
     """An instance was registered.
 
     Attributes:
-        strategy: the pool's.
-        born: when it was founded, us.
-        replaced: settings the pool had, "" unless they were replaced.
+        strategy: of the pool.
+        born: creation time of the pool, us.
+        replaced: packed settings that were replaced, "" when none were.
     """
 
     strategy: LoadBalancingStrategy
@@ -72,8 +72,8 @@ def register(
     *,
     rates: Rates = UNLIMITED,
     settings: PoolSettings | None = None,
-) -> Command[Taken | TooLate]:
-    """Add or change an instance. Settings that are None leave those of the pool; a new one has the defaults then."""
+) -> Command[RegisterReply | TooLate]:
+    """Add or change an instance. With settings None the pool keeps its own; a new pool gets the defaults."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
     args: NamedArgs = {
@@ -93,10 +93,10 @@ def register(
         "until_ms": until_ms,
     }
 
-    def decode(reply: Reply) -> Taken | TooLate:
+    def decode(reply: Reply) -> RegisterReply | TooLate:
         match opened(pool, reply):
-            case ((Status.DONE | Status.NOTHING), [bytes() as taken, int() as born, bytes() as before]):
-                return Taken(strategy_of(pool, taken), born, text_of(pool, before))
+            case ((Status.DONE | Status.NOTHING), [bytes() as used, int() as born, bytes() as before]):
+                return RegisterReply(strategy_of(pool, used), born, text_of(pool, before))
             case Status.TOO_LATE, [int() as now_ms]:
                 return TooLate(now_ms)
             case status, values:
@@ -105,8 +105,8 @@ def register(
     return Command(REGISTER, pool.keys.all, args, decode)
 
 
-def look(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[int, list[bool]]]:
-    """Look when a pool was founded, 0 when it is not there, and for each instance whether it is registered."""
+def find_registered(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[int, list[bool]]]:
+    """Return the creation time of a pool, us, 0 for none, and for each instance whether it is registered."""
 
     def decode(reply: Reply) -> tuple[int, list[bool]]:
         match reply:
@@ -132,7 +132,7 @@ def update(
     tokens_per_minute: float | None = None,
     until_ms: int = 0,
 ) -> Command[int | TooLate | None]:
-    """Change facts of an instance; None leaves them. Returns its load, or None when there is no such instance."""
+    """Change an instance; arguments that are None stay. Returns its load, or None when it is not registered."""
     args: NamedArgs = {
         "id": encoded(instance_id),
         "cap": "-" if max_capacity is None else max_capacity,
@@ -160,7 +160,7 @@ def update(
 
 
 def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | TooLate]:
-    """Take an instance out. Returns whether it was there."""
+    """Remove an instance. Returns whether it was registered."""
 
     def decode(reply: Reply) -> bool | TooLate:
         match opened(pool, reply):
@@ -175,7 +175,7 @@ def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | To
 
 
 def heartbeat(pool: Pool, instance_ids: Iterable[str], heartbeat_ttl_ms: int) -> Command[list[str]]:
-    """Say that instances are alive, 0 ms: until what they registered with. Returns those that are not registered."""
+    """Report that instances are alive; 0 ms: for the TTL they registered with. Returns those not registered."""
 
     def decode(reply: Reply) -> list[str]:
         match opened(pool, reply):
@@ -189,11 +189,11 @@ def heartbeat(pool: Pool, instance_ids: Iterable[str], heartbeat_ttl_ms: int) ->
 
 
 def packed_rate(rate: float) -> str:
-    """Return a rate as the scripts take it: 0 for any number."""
+    """Return a rate in the format of the scripts: 0 for no limit."""
     return "0" if rate == math.inf else decimal(rate)
 
 
 def decimal(value: float) -> str:
-    """Return a weight as the scripts and people read it: no exponent, no more digits than a score has."""
+    """Return a weight as a plain decimal: without an exponent, and with no more digits than a score has."""
     text = f"{value:.9f}".rstrip("0").rstrip(".")
     return text if math.isfinite(value) else "0"

@@ -1,4 +1,4 @@
-"""Leases: granted, waited for, renewed and given back."""
+"""Leases: acquired, waited for, renewed and released."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _OUTCOME_LETTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a pick depends on.
+    """The parameters of a pick.
 
     Attributes:
-        strategy: what the pool must have; None takes its own.
-        require: labels the instance must have all of.
-        affinity: under CONSISTENT_HASH, what is to go to the same instance again.
+        strategy: that the pool must have; None accepts its own.
+        require: the instance must have all of these labels.
+        affinity: requests with the same value go to the same instance under CONSISTENT_HASH.
     """
 
     strategy: LoadBalancingStrategy | None = None
@@ -45,7 +45,7 @@ class Choice:
     affinity: str | None = None
 
     def args(self) -> dict[str, Arg]:
-        """Return the choice as the scripts take it."""
+        """Return the choice as arguments of the scripts."""
         number = random.getrandbits(52)
         if self.affinity is None:
             point = number % 2**48
@@ -65,9 +65,9 @@ class Granted:
     """A lease was granted.
 
     Attributes:
-        facts: the instance, just after.
+        facts: the instance right after the grant.
         expiry_ms: end of the lease, ms of the server's clock.
-        fence: its fencing number.
+        fence: its fencing token.
     """
 
     facts: Facts
@@ -80,12 +80,13 @@ class Refused:
     """No lease was granted.
 
     Attributes:
-        retry_after: seconds until capacity may come back by itself, at most 1; longer when nothing but time is needed.
+        retry_after: seconds until capacity may become free without a call, at most 1; longer when all instances are
+            unhealthy or rate-limited.
         registered: instances of the pool.
-        waiting: callers in line.
-        out_of_rotation: instances that drain, are silent or marked unhealthy.
-        unhealthy: those ejected, on probation or failing checks.
-        rate_limited: those that are out of rate.
+        waiting: callers in the queue.
+        out_of_rotation: instances that drain, missed their heartbeat or are marked unhealthy.
+        unhealthy: instances that are ejected, half-open or failing checks.
+        rate_limited: instances with no rate left.
     """
 
     retry_after: float
@@ -96,7 +97,7 @@ class Refused:
     rate_limited: int = 0
 
     def reason(self, agent_type: str) -> str:
-        """Return why, in words."""
+        """Return the reason as text."""
         if self.registered == 0:
             return f"no instance of {agent_type!r} is registered"
         full = max(0, self.registered - self.out_of_rotation - self.unhealthy - self.rate_limited)
@@ -106,26 +107,26 @@ class Refused:
             "unhealthy (ejected or failing checks)": self.unhealthy,
             "out of rotation (draining, marked unhealthy or heartbeat missed)": self.out_of_rotation,
         }
-        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        line = f"; {self.waiting} waiting in line" if self.waiting else ""
-        return f"of {self.registered} instances, {told}{line}"
+        causes = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        queue = f"; {self.waiting} waiting in the queue" if self.waiting else ""
+        return f"of {self.registered} instances, {causes}{queue}"
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """The token had its lease already: it ended, or another request holds its place."""
+    """The token is used up: its lease has ended, or another request waits with it."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """In line.
+    """The request is in the queue.
 
     Attributes:
-        ahead: how many are before it.
-        retry_after: seconds until capacity may come back by itself, at most 1.
-        position: what keeps the place, should the server have taken it for dead.
+        ahead: number of waiters before it.
+        retry_after: seconds until capacity may become free without a call, at most 1.
+        position: its ticket; with it the waiter keeps its position even if the server had removed it as gone.
     """
 
     ahead: int
@@ -134,7 +135,7 @@ class Queued:
 
 
 def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0) -> Command[Granted | Refused | Spent]:
-    """Pick an instance and lease one unit of it under a token."""
+    """Pick an instance and lease one unit of it; at most once per token."""
 
     def decode(reply: Reply) -> Granted | Refused | Spent:
         match opened(pool, reply):
@@ -169,14 +170,14 @@ def wait(
     position: str,
     tokens: int = 0,
 ) -> Command[Granted | Queued | Spent]:
-    """Stand in line under a token, keep the place, or fetch what was handed over."""
+    """Join the queue with a token, keep the position, or fetch the grant."""
 
     def decode(reply: Reply) -> Granted | Queued | Spent:
         match opened(pool, reply):
             case Status.DONE, [bytes() as name, int() as expiry_ms, int() as fence, bytes() as record]:
                 return Granted(facts_of(pool, name, record), expiry_ms, fence)
-            case Status.NOTHING, [int() as ahead, int() as poll_ms, bytes() as position]:
-                return Queued(ahead, poll_ms / 1000, text_of(pool, position))
+            case Status.NOTHING, [int() as ahead, int() as retry_ms, bytes() as position]:
+                return Queued(ahead, retry_ms / 1000, text_of(pool, position))
             case Status.SPENT, [bytes() as why]:
                 return Spent(text_of(pool, why))
             case status, values:
@@ -195,7 +196,7 @@ def wait(
 
 
 def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
-    """Look which instance a lease would be granted on now."""
+    """Return the instance that a lease would be granted on now."""
 
     def decode(reply: Reply) -> AgentInstance | None:
         match opened(pool, reply):
@@ -220,17 +221,17 @@ def release(
     tokens: int = 0,
     by_hand: bool = False,
 ) -> Command[bool]:
-    """Give a lease back.
+    """Release a lease.
 
     Args:
         pool: its pool.
         token: its token.
-        instance_id: its instance, when known: saves the server a look.
-        outcome: how the work went.
-        response_time: seconds it took, if measured.
-        tombstone_ms: how long to refuse a copy of the acquire that may still be under way, 0 when there can be none.
-        tokens: how many more it took than were counted when it was acquired; below 0 for fewer.
-        by_hand: whether an operator ends somebody else's lease, which is an event and no outcome.
+        instance_id: its instance, when known; saves the server a lookup.
+        outcome: the result of the work.
+        response_time: seconds the work took, if measured.
+        tombstone_ms: how long to refuse a late copy of the acquire, ms; 0 when there can be none.
+        tokens: tokens used minus tokens counted when it was acquired; negative for fewer.
+        by_hand: whether an operator ends another process's lease, which is an event and no outcome.
 
     Returns:
         Whether this freed the unit.
@@ -259,7 +260,7 @@ def release(
 
 
 def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:
-    """Prolong leases, at most `MANY`. Returns the tokens that are lost."""
+    """Renew leases, at most `MANY`. Returns the tokens of lost leases."""
 
     def decode(reply: Reply) -> frozenset[str]:
         match opened(pool, reply):

@@ -1,4 +1,4 @@
-"""A pool, and where it is kept."""
+"""A pool and its keys."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from agentperf_redis import keys
 from agentperf_redis.keys import PoolKeys
 
 MANY = 500
-"""Most names in one request: `unpack` takes some 7,000 values, and a long script stops the server."""
+"""Max names in one request: `unpack` takes some 7,000 values, and a long script blocks the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One pool and where it is kept."""
+    """One pool and its keys."""
 
     agent_type: str
     keys: PoolKeys

@@ -1,4 +1,4 @@
-"""What is stored of instances, leases and waiters, decoded; the legend is in pool.lua."""
+"""Decodes the records of instances, leases and waiters; the legend is in pool.lua."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _RECORD = re.compile(
     rb"load=(\d+) limit=(\d+) seq=\d+ fence=(\d+) peak=(\d+) ewma_us=(\d+) ewma_at_ms=\d+ served=(\d+) failed=(\d+) "
     rb"streak=(\d+) weight=(\d+\.?\d*) labels=(\S+) flags=(\S+) cap=(\d+)(?: |$)"
 )
-"""An instance record in the order in which the scripts write it, which every `acquire` decodes."""
+"""An instance record in the order in which the scripts write it; every `acquire` decodes one."""
 _NAMES = (
     *("load", "limit", "seq", "fence", "peak", "ewma_us", "ewma_at_ms"),
     *("served", "failed", "streak", "weight", "labels", "flags", "cap"),
 )
 _NO_LABELS: frozenset[str] = frozenset()
-_ILL = frozenset((b"unhealthy", b"heartbeat_missed", b"ejected", b"down"))
+_UNHEALTHY_FLAGS = frozenset((b"unhealthy", b"heartbeat_missed", b"ejected", b"down"))
 """Flags of an instance that takes no work because of its health."""
 _STATES = tuple((state.value.encode(), state) for state in InstanceState if state is not InstanceState.UP)
-"""What to call an instance with several flags: the first of these that is one of them."""
+"""The state of an instance with several flags is the first of these among them."""
 
 
 def fields_of(record: str) -> dict[str, str]:
-    """Return the fields of a record by name: of any record in the state, as pool.lua lists them.
+    """Return the fields of a record by name; for all records that pool.lua lists.
 
     Raises:
         ValueError: for a word that is no field.
     """
     words = record.split(" ")
-    if "=" not in words[0]:  # the kind of a token's record, or the record without fields
+    if "=" not in words[0]:  # the kind of a token's record, or "-" for no fields
         words = words[1:]
     return dict(_field(word) for word in words)
 
@@ -48,22 +48,22 @@ def _field(word: str) -> tuple[str, str]:
 
 
 def packed_labels(labels: frozenset[str]) -> str:
-    """Return labels as the scripts take them: encoded, sorted, ``a,b``; ``-`` for none."""
+    """Return labels in the format of the scripts: encoded, sorted, ``a,b``; ``-`` for none."""
     if not labels:
         return "-"
     return ",".join(sorted("%2D" if label == "-" else encoded(label) for label in labels))
 
 
 def labels_of(text: str) -> frozenset[str]:
-    """Return what `packed_labels` packed."""
+    """Return the labels that `packed_labels` packed."""
     return _NO_LABELS if text == "-" else frozenset(map(decoded, text.split(",")))
 
 
 def _matched(record: Reply) -> re.Match[bytes]:
-    """Match an instance record, whatever the order of its fields.
+    """Match an instance record, with its fields in any order.
 
     Raises:
-        ValueError: for something that the scripts did not write.
+        ValueError: for a record that the scripts did not write.
     """
     found = _RECORD.match(record)
     if found is None:
@@ -84,7 +84,7 @@ def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
             int(load),
             int(cap),
             float(weight),
-            flags == b"-" or _ILL.isdisjoint(flags.split(b",")),
+            flags == b"-" or _UNHEALTHY_FLAGS.isdisjoint(flags.split(b",")),
             int(ewma_us) / 1000,
             _NO_LABELS if labels == b"-" else labels_of(labels.decode()),
             b"draining" in flags.split(b","),
@@ -94,7 +94,7 @@ def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
 
 
 def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: Reply) -> InstanceStatus:
-    """Decode an instance record with what was counted, and the extra record that few instances have."""
+    """Decode an instance record with its counters, and the extra record that few instances have."""
     instance = snapshot(facts_of(pool, name, record))
     try:
         _, limit, fence, peak, _, served, failed, streak, _, _, words, _ = _matched(record).groups()
@@ -121,7 +121,7 @@ def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: 
 
 
 def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) -> LeaseStatus | WaiterStatus | None:
-    """Decode a lease, a grant that is not fetched yet or a waiter; None for what ended meanwhile."""
+    """Decode a lease, a grant that is not fetched yet or a waiter; None for one that ended meanwhile."""
     name, ends = text_of(pool, token), text_of(pool, due_ms)
     text = text_of(pool, record)
     process = name.removeprefix("@").rpartition(":")[0]

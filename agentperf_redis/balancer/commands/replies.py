@@ -1,4 +1,4 @@
-"""What all replies of the balancer's scripts have in common: a status first, and what a bad one means."""
+"""The status at the start of all replies of the balancer's scripts, and the errors that it means."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from agentperf_redis.command import Reply
 from agentperf_redis.errors import AgentPerfError, CorruptState, InvalidArgument, SchemaMismatch, shown
 
 SCHEMA = "2"
-"""Major version of the records, as #pool names it; records.lua has the same. Up to 1 they were packed by position."""
+"""Major version of the records, as in #pool and records.lua. Up to version 1, fields were packed by position."""
 
 
 class Status(IntEnum):
-    """First item of every reply, as records.lua has them."""
+    """First item of every reply; the same values as in records.lua."""
 
     DONE = 1
     NOTHING = 0
@@ -28,7 +28,7 @@ class Status(IntEnum):
 
 
 def opened(pool: Pool, reply: Reply) -> tuple[int, list[Reply]]:
-    """Part a reply into its status and the rest."""
+    """Split a reply into its status and the rest."""
     if isinstance(reply, int):
         return reply, []
     if isinstance(reply, list) and reply and isinstance(reply[0], int):
@@ -39,35 +39,35 @@ def opened(pool: Pool, reply: Reply) -> tuple[int, list[Reply]]:
 def refusal(
     pool: Pool, status: int, values: list[Reply], wanted: LoadBalancingStrategy | None = None
 ) -> AgentPerfError:
-    """Return the error that a status other than the good ones means."""
-    said = values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
+    """Return the error for a status that the caller does not handle."""
+    text = values[0].decode(errors="replace") if values and isinstance(values[0], bytes) else ""
     if status == Status.OTHER_STRATEGY and wanted is not None:
         return InvalidArgument(
             "strategy",
             wanted.value,
-            f"{said!r}, by which pool {pool.agent_type!r} was registered, or None to take the pool's own; to change "
+            f"{text!r}, the strategy of pool {pool.agent_type!r}, or None to accept the pool's own; to change "
             "it, remove all its instances and register them with the new one",
         )
     if status == Status.OTHER_SCHEMA:
-        # "schema=3 strategy=...", and before schema 2 "1 least_loaded"
-        return SchemaMismatch(pool.keys.state, said.partition(" ")[0].removeprefix("schema="), SCHEMA)
+        # "schema=3 strategy=...", or before schema 2 "1 least_loaded"
+        return SchemaMismatch(pool.keys.state, text.partition(" ")[0].removeprefix("schema="), SCHEMA)
     if status == Status.UNKNOWN_STRATEGY:
         known = ", ".join(each.value for each in LoadBalancingStrategy)
-        return InvalidArgument("strategy", said, f"one of {known}, which the scripts of this version know")
+        return InvalidArgument("strategy", text, f"one of {known}, which the scripts of this version know")
     if status == Status.CORRUPT:
-        return CorruptState(pool.keys.state, f"something that was not written by us in the field {shown(said)}")
+        return CorruptState(pool.keys.state, f"a value that this library did not write in the field {shown(text)}")
     return CorruptState(pool.keys.state, f"an unexpected reply {status} {shown(values)}")
 
 
 def text_of(pool: Pool, value: Reply) -> str:
-    """Return a part of a reply that is a text."""
+    """Return a part of a reply as text."""
     if not isinstance(value, bytes):
-        raise CorruptState(pool.keys.state, f"{shown(value)} where a text belongs")
+        raise CorruptState(pool.keys.state, f"{shown(value)} instead of a text")
     return value.decode(errors="replace")
 
 
 def strategy_of(pool: Pool, value: Reply) -> LoadBalancingStrategy:
-    """Return the strategy a reply names."""
+    """Return the strategy that a reply names."""
     text = text_of(pool, value)
     try:
         return LoadBalancingStrategy(text)
@@ -76,7 +76,7 @@ def strategy_of(pool: Pool, value: Reply) -> LoadBalancingStrategy:
 
 
 def settings_of(pool: Pool, value: Reply) -> PoolSettings | None:
-    """Return the settings a reply has; None for none."""
+    """Return the settings of a reply; None for none."""
     text = text_of(pool, value)
     try:
         return PoolSettings.unpacked(text) if text else None

@@ -1,1 +1,1 @@
-"""What a balancer does, as flows: descriptions of I/O that the blocking and the asyncio client both drive."""
+"""The balancer's operations as flows: descriptions of I/O that the blocking and the asyncio client both run."""

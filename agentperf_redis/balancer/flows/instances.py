@@ -1,4 +1,4 @@
-"""What is done to pools and their instances in several steps, described without doing it; leases are in leases.py."""
+"""Flows for pools and their instances; those for leases are in leases.py."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ def register(
     registrations: Registrations,
     wanted: Registered,
 ) -> Flow[LoadBalancingStrategy]:
-    """Add or change an instance, and remember it for the case that the server comes back empty."""
+    """Add or change an instance, and remember it in case the server comes back empty."""
     agent_type = wanted.instance.agent_type
     yield from backend.enter("lb", agent_type)
     pool = Pool.of(backend.namespace, agent_type)
-    taken = yield from clock.before_deadline(pool, partial(registration, pool, wanted))
-    registrations.remember(replace(wanted, born=taken.born))
-    if taken.replaced and wanted.settings is not None:
+    reply = yield from clock.before_deadline(pool, partial(registration, pool, wanted))
+    registrations.remember(replace(wanted, born=reply.born))
+    if reply.replaced and wanted.settings is not None:
         yield from registrations.deploy(pool, wanted.settings)
-        _tell_of_change(pool, taken.replaced, wanted.settings)
-    return taken.strategy
+        _log_change(pool, reply.replaced, wanted.settings)
+    return reply.strategy
 
 
 def configure(backend: Backend, registrations: Registrations, pool: Pool, settings: PoolSettings) -> Flow[None]:
-    """Give a pool settings, and have its instances follow them, page by page."""
+    """Set the settings of a pool, and apply them to its instances page by page."""
     yield from backend.enter("lb", pool.agent_type)
     before = yield from registrations.deploy(pool, settings)
-    registrations.configured(pool.agent_type, settings)
+    registrations.remember_settings(pool.agent_type, settings)
     if before and before != settings.packed():
-        _tell_of_change(pool, before, settings)
+        _log_change(pool, before, settings)
 
 
-def _tell_of_change(pool: Pool, before: str, settings: PoolSettings) -> None:
-    """Log which settings of a pool another process had deployed otherwise: the last one has the say."""
+def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
+    """Log which deployed settings of a pool were changed: the last deployment applies."""
     old = commands.settings_of(pool, before.encode())
     names = [each.name for each in fields(PoolSettings)]
     changes = [f"{name}={getattr(old, name)} -> {getattr(settings, name)}" for name in names]
@@ -87,7 +87,7 @@ def update(
     requests_per_minute: float | None,
     tokens_per_minute: float | None,
 ) -> Flow[bool]:
-    """Change what an instance was registered with."""
+    """Change the fields of an instance, here and in this process's registration."""
     load = yield from clock.before_deadline(
         pool,
         lambda until_ms: commands.update(
@@ -124,7 +124,7 @@ def mark(
     on: str = "",
     off: str = "",
 ) -> Flow[bool]:
-    """Set and clear flags of an instance. Returns whether it is there."""
+    """Set and clear flags of an instance. Returns whether it is registered."""
     load = yield from clock.before_deadline(
         pool, lambda until_ms: commands.update(pool, instance_id, on=on, off=off, until_ms=until_ms)
     )
@@ -135,7 +135,7 @@ def mark(
 
 
 def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:
-    """Say that instances are alive. Returns those that are not registered."""
+    """Report that instances are alive. Returns those that are not registered."""
     unknown: list[str] = []
     for at in range(0, len(instance_ids), commands.MANY):
         unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], heartbeat_ttl_ms)
@@ -145,7 +145,7 @@ def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) 
 def status(
     backend: Backend, registrations: Registrations, agent_types: Iterable[str] | None = None
 ) -> Flow[list[PoolStatus]]:
-    """Read pools, all that were ever used when none are named; pools without instances are left out."""
+    """Read the named pools, or all that were ever used; pools without instances are left out."""
     if agent_types is None:
         used = yield from backend.entered("lb")
         agent_types = sorted({*used, *(of for of, _ in list(registrations.registered))})
@@ -154,7 +154,7 @@ def status(
     found = []
     for pool, seen in zip(pools, first, strict=True):
         page = seen
-        if (page is None or not page.instances) and (yield from registrations.look(pool)):
+        if (page is None or not page.instances) and (yield from registrations.restore(pool)):
             page = yield from commands.status(pool, 0, STATUS_PAGE)
         if page is None or not page.instances:
             continue
@@ -180,7 +180,7 @@ def status(
 
 
 def leases(pool: Pool) -> Flow[PoolLeases]:
-    """Read who holds what in a pool, and who waits."""
+    """Read the leases and waiters of a pool."""
     held: list[LeaseStatus] = []
     waiters: list[WaiterStatus] = []
     rank, going = 0, True
@@ -193,13 +193,13 @@ def leases(pool: Pool) -> Flow[PoolLeases]:
         rank, going = page.next_rank, page.next_rank > 0
     return PoolLeases(
         pool.agent_type,
-        tuple({lease.token: lease for lease in held}.values()),  # a renewal may move one to a later page
+        tuple({lease.token: lease for lease in held}.values()),  # a renewal may move a lease to a later page
         tuple(sorted({each.token: each for each in waiters}.values(), key=lambda each: -each.waited)),
     )
 
 
-def free(keeper: LeaseKeeper, pool: Pool, token: str) -> Flow[bool]:
-    """End somebody else's lease, or place in line."""
+def end_lease(keeper: LeaseKeeper, pool: Pool, token: str) -> Flow[bool]:
+    """End a lease of another process, or remove its waiter."""
     return (yield from commands.release(pool, token, tombstone_ms=keeper.tombstone_ms(DEFAULT_TTL_S), by_hand=True))
 
 
@@ -220,7 +220,7 @@ def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repa
 
 
 def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
-    """Wait until an instance bears no lease. True when it does not, or is gone; False when time was up."""
+    """Wait until an instance has no leases. True when it has none or is gone; False when `wait` was over first."""
     until = time.monotonic() + wait
     pause = _FIRST_LOOK_S
     while True:

@@ -1,4 +1,4 @@
-"""Leases as their holders see them, described without doing it: asked for, waited for, held for a block, given back."""
+"""Flows for leases: acquiring, waiting, holding one for a block, and releasing."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _log = logging.getLogger("agentperf_redis")
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
 _CANCELLED_WAIT_S = 0.25
-"""How long who is cancelled waits for his lease to be given back; it is all the same, later."""
+"""How long a cancelled caller waits for its lease to be released; after that it is released in the background."""
 _EXPLAINED = 100
-"""Instances that are looked through to tell why none with some labels can be had."""
+"""Max instances of a pool for which a refusal with labels is explained."""
 _NEW_TOKENS = 3
-"""A token is spent when its lease expired before the answer came, which a longer TTL prevents."""
+"""Max tokens of one call. A token is spent when its lease expires before the reply arrives; a longer TTL helps."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What a caller asks of a pool.
+    """The arguments of `acquire` and `lease`, checked.
 
     Attributes:
-        choice: which instance it may be.
-        wait: seconds to stand in line when none has room.
-        priority: seconds earlier than it came that it counts as having come.
-        ttl: seconds the lease lives without renewal.
-        max_hold: seconds after which it is renewed no more.
+        choice: the instances it may be.
+        wait: max seconds in the queue when no instance has free capacity.
+        priority: seconds by which its arrival is moved earlier in the queue.
+        ttl: seconds after which the lease expires without renewal.
+        max_hold: seconds after which it is not renewed again.
         on_lost: called, on a background thread, when it is lost.
         tokens: counted against the instance's tokens a minute.
-        fallback: pools to try, in this order, when this one has no room.
+        fallback: pools to try, in this order, when this one has no free capacity.
     """
 
     choice: Choice = ANY
@@ -60,9 +60,9 @@ class LeaseRequest:
 
 
 def acquire(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
-    """Lease one unit of an instance, in line if need be and wanted, or learn why not.
+    """Lease one unit of an instance, waiting in the queue if requested, or return the refusal.
 
-    Of other pools, a unit is taken that is free when the first pool has none, or has had none within the time to wait.
+    The fallback pools are tried, without waiting, when the first pool has no free unit: at once and after `wait`.
     """
     if not request.fallback:
         return (yield from _acquire_in(keeper, queues, pool, request))
@@ -82,7 +82,7 @@ def acquire(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseReque
 
 
 def _acquire_in_fallback(keeper: LeaseKeeper, queues: Queues, request: LeaseRequest) -> Flow[Lease | None]:
-    """Lease what is free in the first of the other pools that has something."""
+    """Lease a unit in the first fallback pool with free capacity."""
     for pool in request.fallback:
         answer = yield from _acquire_in(keeper, queues, pool, request)
         if isinstance(answer, Lease):
@@ -99,10 +99,10 @@ def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseR
     for _ in range(_NEW_TOKENS):
         token = keeper.token()
         if refused is None:
-            asking = _ask(keeper, pool, token, ttl_ms, request)
-            answer, asked_at = yield from _or_undo(keeper, pool, token, request.ttl, asking)
+            acquiring = _request_lease(keeper, pool, token, ttl_ms, request)
+            answer, sent_at = yield from _or_undo(keeper, pool, token, request.ttl, acquiring)
             if isinstance(answer, Granted):
-                return (yield from _held(keeper, pool, token, request, answer, asked_at))
+                return (yield from _make_lease(keeper, pool, token, request, answer, sent_at))
             if isinstance(answer, Spent):
                 continue
             refused = answer
@@ -121,38 +121,38 @@ def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseR
         waiting = wait_in_queue(queues, entry, until)
         queued = yield from _or_undo(keeper, pool, token, request.ttl, waiting, in_queue=True)
         if queued.granted is not None:
-            return (yield from _held(keeper, pool, token, request, queued.granted, queued.asked_at))
+            return (yield from _make_lease(keeper, pool, token, request, queued.granted, queued.sent_at))
         if not queued.spent:
             return replace(refused, retry_after=queued.retry_after, waiting=queued.ahead)
         position = queued.position
-    raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the answer came")
+    raise LeaseLost(pool.agent_type, token, f"{_NEW_TOKENS} leases in a row expired before the reply arrived")
 
 
-def _ask(
+def _request_lease(
     keeper: LeaseKeeper, pool: Pool, token: str, ttl_ms: int, request: LeaseRequest
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
-    """Ask for a lease. A refusal is no answer yet while expired leases are left to clear, or instances were lost.
+    """Request a lease. A refusal is retried while expired leases remain, or while the server has lost instances.
 
     Returns:
-        The answer, and when it was asked for.
+        The answer, and the time.monotonic at which its request was sent.
     """
     until = time.monotonic() + keeper.deadline
     looked = False
     while True:
-        asked_at = time.monotonic()
+        sent_at = time.monotonic()
         answer = yield from commands.acquire(pool, token, ttl_ms, request.choice, request.tokens)
-        if not isinstance(answer, Refused) or asked_at > until:
-            return answer, asked_at
+        if not isinstance(answer, Refused) or sent_at > until:
+            return answer, sent_at
         if answer.registered == 0 and not looked:
             looked = True
-            if not (yield from keeper.registrations.look(pool)):
-                return answer, asked_at
+            if not (yield from keeper.registrations.restore(pool)):
+                return answer, sent_at
         elif answer.retry_after > 0:
-            return answer, asked_at
+            return answer, sent_at
 
 
-def _held(
-    keeper: LeaseKeeper, pool: Pool, token: str, request: LeaseRequest, granted: Granted, asked_at: float
+def _make_lease(
+    keeper: LeaseKeeper, pool: Pool, token: str, request: LeaseRequest, granted: Granted, sent_at: float
 ) -> Flow[Lease]:
     lease = Lease(
         keeper,
@@ -161,7 +161,7 @@ def _held(
         granted.fence,
         granted.facts,
         ttl=request.ttl,
-        asked_at=asked_at,
+        sent_at=sent_at,
         max_hold=request.max_hold,
         on_lost=request.on_lost,
         tokens=request.tokens,
@@ -174,26 +174,26 @@ def _held(
 
 
 def _or_undo(
-    keeper: LeaseKeeper, pool: Pool, token: str, ttl: float, asking: Flow[T], *, in_queue: bool = False
+    keeper: LeaseKeeper, pool: Pool, token: str, ttl: float, acquiring: Flow[T], *, in_queue: bool = False
 ) -> Flow[T]:
-    """Ask under a token; whatever breaks in between, leave no lease and no place in line that nobody knows of."""
+    """Run the acquisition for a token; if it is interrupted anywhere, leave no orphaned lease or queue entry."""
     interrupted = True
     try:
-        answer = yield from asking
+        answer = yield from acquiring
         interrupted = False
         return answer
     except AgentPerfError as error:
         interrupted = False
-        # A script that broke off, or whose reply was not understood, may have granted all the same.
+        # A script that failed midway, or whose reply could not be decoded, may still have granted.
         known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
         if in_queue or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
             keeper.undo(pool, token, ttl)
         raise
-    except GeneratorExit:  # the event loop is going down and can do nothing more
+    except GeneratorExit:  # the event loop is shutting down and can run nothing else
         interrupted = False
         keeper.undo(pool, token, ttl)
         raise
-    except asyncio.CancelledError:  # the caller's time may be up, and the server away: no second deadline for that
+    except asyncio.CancelledError:  # the caller may be out of time and the server away: no second deadline then
         interrupted = False
         yield from Wait(keeper.undo(pool, token, ttl), _CANCELLED_WAIT_S)
         raise
@@ -218,13 +218,13 @@ def enter(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest
     answer = yield from acquire(keeper, queues, pool, request)
     if isinstance(answer, Refused):
         require = request.choice.require
-        told = (yield from _reason_among(pool, require)) if require and answer.registered else None
-        raise NoCapacity(pool.agent_type, told or answer.reason(pool.agent_type), answer.retry_after)
+        reason = (yield from _reason_among(pool, require)) if require and answer.registered else None
+        raise NoCapacity(pool.agent_type, reason or answer.reason(pool.agent_type), answer.retry_after)
     return answer
 
 
 def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
-    """Look up why none of the instances with some labels can be had, if the pool is small."""
+    """Explain why no instance with some labels is available, if the pool is small."""
     labels = f"the labels {', '.join(sorted(require))}"
     try:
         page = yield from commands.status(pool, 0, _EXPLAINED)
@@ -240,7 +240,7 @@ def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
 
 
 def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: float | None) -> Flow[bool]:
-    """Give a lease back. Returns whether this freed it now."""
+    """Release a lease. Returns whether this call freed the unit."""
     if not lease.end():
         return False
     keeper.drop(lease)
@@ -254,12 +254,12 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
         answered = True
         return freed
     finally:
-        if not answered:  # nobody will ask again, so the keeper does; a repeat is harmless
+        if not answered:  # the caller will not retry, so the keeper does; a repeat is harmless
             keeper.retry_in_background(command, lease.ttl)
 
 
 def release_nothing() -> Flow[bool]:
-    """Release the None that `acquire` returned: callers may do so without asking."""
+    """Release the None that `acquire` returned, so that callers need not check for it."""
     yield from ()
     return False
 
@@ -268,7 +268,7 @@ def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flo
     """End a block that held a lease.
 
     Raises:
-        LeaseLost: when the block went well, but the lease was lost while it ran.
+        LeaseLost: when the block succeeded, but the lease was lost while it ran.
     """
     if not lease.is_own:  # a child forked within the block leaves it too; the lease is its parent's
         return
@@ -278,15 +278,15 @@ def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flo
     try:
         freed = yield from release(keeper, lease, outcome, response_time)
     except BackendUnavailable as unavailable:
-        # The work is done, and the capacity comes back by itself at the latest when the lease expires.
-        _log.warning("giving back %r: %s", lease, unavailable)
+        # The work is done, and the capacity becomes free at the latest when the lease expires.
+        _log.warning("releasing %r: %s", lease, unavailable)
         return
     if error is None:
         if lease.lost is not None:
             raise lease.lost
         if was_held and not freed:
             raise LeaseLost(
-                lease.agent_type, lease.token, "it was released by another, or expired, before it was given back"
+                lease.agent_type, lease.token, "another caller released it, or it expired before it was released"
             )
 
 

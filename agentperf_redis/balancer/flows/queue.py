@@ -1,9 +1,9 @@
-"""Standing in line for a lease.
+"""The queue for leases.
 
-The line is kept on the server, in the order of arrival. Whoever frees capacity leases it on behalf of the head of the
-line and stores that as a grant; then a message says so. The stored grant is the truth and the message a hint: every
-waiter also asks by itself, at least each second, which tells the server that it lives, clears what has expired and
-hands over what is free. So no wake-up is ever lost, a dead waiter is passed over, and a dead grantee costs seconds.
+The queue is on the server, in order of arrival. A script that frees capacity leases it for the first waiter, stores
+that as a grant and publishes a message. The stored grant decides, and the message is only a wake-up: every waiter also
+polls, at least each second. A poll shows that the waiter is alive, ends expired leases and grants free capacity to
+waiters. So no wake-up is ever lost, dead waiters are skipped, and a grant to a dead waiter is lost for seconds only.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from agentperf_redis.command import Flow, Wait, WakeUp
 from agentperf_redis.transport.pubsub.subscriptions import Subscription
 
 LIVE_MS = 3000
-"""Silence after which a waiter loses its place; it asks at least each second."""
+"""Time without a poll after which a waiter loses its position; it polls at least each second."""
 BOOST_MS_PER_POINT = 1000
-"""What a point of priority is worth: as if the caller had come a second earlier. So nobody waits for ever."""
+"""A point of priority counts as arriving a second earlier. So no waiter is overtaken forever."""
 NEW_POSITION = "-"
-"""Asks for a place at the end of the line."""
+"""Requests a new position, at the end of the queue."""
 _MIN_WAIT_S = 0.002
 
 
 class Queues:
-    """Who stands in line in this process, so that a message finds its waiter.
+    """The waiters of this process, so that a message finds its waiter.
 
-    A pool's channel is subscribed when somebody first waits there, and stays so: who waited once will wait again.
+    A pool's channel is subscribed on the first wait there and stays subscribed: one wait is usually followed by others.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -42,13 +42,13 @@ class Queues:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: the parent's waiters wait there, and this process's bus has no subscription yet."""
+        """In a forked child: drop the parent's waiters; this process's bus has no subscription yet."""
         self._lock = threading.Lock()
         self._wake_ups: dict[str, WakeUp] = {}
         self._channels: dict[str, Subscription] = {}
 
     def join(self, pool: Pool, token: str) -> WakeUp:
-        """Return what is given a hint when a grant for this token is announced."""
+        """Add a waiter. Returns the wake-up that is sent when a grant for its token is announced."""
         wake_up = WakeUp()
         channel = pool.keys.waitq
         with self._lock:
@@ -58,7 +58,7 @@ class Queues:
         return wake_up
 
     def leave(self, token: str) -> None:
-        """Wait no more."""
+        """Remove a waiter."""
         with self._lock:
             self._wake_ups.pop(token, None)
 
@@ -83,16 +83,16 @@ class Queues:
 
 @dataclass(frozen=True, slots=True)
 class QueueEntry:
-    """A place in line, as its holder asks for it.
+    """A waiter's request for a position in the queue.
 
     Attributes:
-        pool: where.
-        token: under which it is held.
-        ttl_ms: life of the lease once fetched, ms.
-        priority: seconds earlier than now that it counts as having come.
+        pool: the pool.
+        token: the waiter's token.
+        ttl_ms: TTL of the lease once fetched, ms.
+        priority: seconds by which its arrival is moved earlier.
         require: labels the instance must have.
-        held: the place held before, or NEW_POSITION.
-        tombstone_ms: how long the token is refused after the line was left, ms.
+        held: the position held before, or NEW_POSITION.
+        tombstone_ms: how long the token is refused after the waiter left the queue, ms.
         tokens: counted against the instance's tokens a minute.
     """
 
@@ -108,19 +108,19 @@ class QueueEntry:
 
 @dataclass(frozen=True, slots=True)
 class QueueResult:
-    """What the line led to.
+    """The result of waiting in the queue.
 
     Attributes:
-        granted: the grant that was fetched, or None when time was up.
-        asked_at: when it was asked for, by time.monotonic.
-        spent: whether the token's lease had come and gone before its answer came; ask again under another.
-        ahead: how many were still before it.
-        position: the place held to the end.
-        retry_after: seconds until capacity may come back by itself, at most 1.
+        granted: the grant that was fetched, or None when the time to wait was over.
+        sent_at: when the last request was sent, by time.monotonic.
+        spent: whether the token's lease had ended before the reply arrived; retry with another token.
+        ahead: number of waiters still before it.
+        position: the last position.
+        retry_after: seconds until capacity may become free without a call, at most 1.
     """
 
     granted: Granted | None
-    asked_at: float
+    sent_at: float
     spent: bool
     ahead: int
     position: str
@@ -128,13 +128,13 @@ class QueueResult:
 
 
 def wait_in_queue(queues: Queues, entry: QueueEntry, until: float) -> Flow[QueueResult]:
-    """Wait for a grant until a moment of time.monotonic, then leave the line."""
+    """Wait for a grant until a time of time.monotonic, then leave the queue."""
     wake_up = queues.join(entry.pool, entry.token)
     held = entry.held
     try:
         while True:
             wake_up.reset()
-            asked_at = time.monotonic()
+            sent_at = time.monotonic()
             answer = yield from commands.wait(
                 entry.pool,
                 entry.token,
@@ -146,19 +146,19 @@ def wait_in_queue(queues: Queues, entry: QueueEntry, until: float) -> Flow[Queue
                 tokens=entry.tokens,
             )
             if isinstance(answer, Granted):
-                return QueueResult(answer, asked_at, False, 0, held)
+                return QueueResult(answer, sent_at, False, 0, held)
             if not isinstance(answer, Queued):
-                return QueueResult(None, asked_at, True, 0, held)
+                return QueueResult(None, sent_at, True, 0, held)
             held = answer.position
             left = until - time.monotonic()
             if left <= 0:
                 yield from commands.release(entry.pool, entry.token, tombstone_ms=entry.tombstone_ms)
-                return QueueResult(None, asked_at, False, answer.ahead, held, answer.retry_after)
+                return QueueResult(None, sent_at, False, answer.ahead, held, answer.retry_after)
             yield from Wait(wake_up, min(left, max(_MIN_WAIT_S, answer.retry_after)))
     finally:
         queues.leave(entry.token)
 
 
 def queues_of(backend: Backend) -> Queues:
-    """Return the lines of this process for a backend."""
+    """Return the waiters of this process for a backend."""
     return backend.share("lb-queues", lambda: Queues(backend))

@@ -1,4 +1,4 @@
-"""The cache's scripts as commands: their arguments, and the meaning of their replies."""
+"""The cache's scripts as commands: their arguments and their decoded replies."""
 
 from agentperf_redis.cache.commands.claims import (
     Await,

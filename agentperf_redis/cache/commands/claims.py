@@ -24,7 +24,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """The caller computes. An invalidation after `version` refuses its value.
+    """The caller has the lease and computes. An invalidation after `version` refuses its value.
 
     Attributes:
         version: the cache's clock.
@@ -37,7 +37,7 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Another caller computes, under the lease `token`, which ends in `left_ms` unless it is renewed."""
+    """Another caller computes, under the lease `token`, which expires in `left_ms` unless it is renewed."""
 
     left_ms: int
     token: str
@@ -69,9 +69,9 @@ def claim(
     Args:
         keys: of the cache.
         name: stored name of the key.
-        token: random; of the lease, if it is granted.
+        token: random; identifies the lease if it is granted.
         lease_ms: TTL of the lease unless it is renewed.
-        ignore: version of an entry that was found dead; empty for none.
+        ignore: version of an entry that was found invalid; empty for none.
         awaited: token of the lease that the caller has waited for; empty for none.
         retry_ms: for stale-while-revalidate: how long after a failure the value is not computed again; None for a
             reader.
@@ -109,7 +109,7 @@ def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool
 
 
 def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str) -> Command[bool]:
-    """Release a lease without a value; an error of None is no error. Returns whether it was still held."""
+    """Release a lease without a value; error None means that there was none. Returns whether it was still held."""
     lease = keys.lease_prefix + name
     args: NamedArgs = {
         "token": token,
@@ -124,7 +124,7 @@ def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_
 
 
 def computing_failed(keys: CacheKeys, name: str) -> Command[bool]:
-    """Return whether the last attempt to compute a key failed, as far as the server still knows."""
+    """Return whether the last computation of a key failed, if the server still has a record of it."""
     lease = keys.lease_prefix + name
     return Command("HMGET", (lease,), ("failed",), lambda reply: texts(reply) != [None])
 

@@ -1,4 +1,4 @@
-"""Each operation on the entries of a cache as a Command: its script, keys, arguments, and the meaning of its reply."""
+"""Each operation on the entries of a cache as a Command: its script, keys, arguments and decoded reply."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
 MAX_EVICTIONS = 512
-"""Limit for the entries that one script call moves or evicts; index.lua sets it."""
+"""Limit for the entries that one script call moves or evicts; set in index.lua."""
 MAX_KEYS = 256
 """Limit for the keys in one command."""
 MAX_TAG_MARKS = 10_000
-"""Limit for the tags whose last invalidation is kept (about 1 MB); invalidate_tags.lua says what happens beyond."""
+"""Limit for the tags whose last invalidation is kept (about 1 MB); see invalidate_tags.lua for the tags beyond it."""
 _CANCEL_PUTS = Script("cache/cancel_puts")
 _CLEAR = Script("cache/clear")
 _DELETE = Script("cache/delete")
@@ -43,7 +43,7 @@ class PutResult(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PutReply:
-    """The result of a put, with the version (or the server's time in ms, if it was late)."""
+    """The result of a put, with the version (or the server's time in ms, if the put was late)."""
 
     outcome: PutResult
     version: int = 0
@@ -66,7 +66,7 @@ class StrictRead:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Numbers of what a sweep removed, and the cursor for the next one."""
+    """The numbers of entries and values that a sweep removed, and the cursor for the next one."""
 
     expired: int
     freed: int
@@ -104,7 +104,7 @@ def invalidation_epoch(keys: CacheKeys) -> Command[bytes | None]:
 
 
 def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[StrictRead | NoSettings]:
-    """Read an entry and record the read in the same step, or the miss, unless the caller records it."""
+    """Read an entry and record the hit in the same step. With `miss`, a miss is recorded too."""
 
     def decode(reply: Reply) -> StrictRead | NoSettings:
         match reply:
@@ -146,17 +146,17 @@ def put(
     Args:
         keys: of the cache.
         name: stored name of the key.
-        payload: see `entry_format.payload`; begins with the request.
-        request: random, the same for each delivery.
-        until_ms: server time after which no copy of the request does anything.
+        payload: see `entry_format.payload`; begins with the request id.
+        request: random id, the same for each delivery.
+        until_ms: server time after which no copy of the request has any effect.
         seen: the newest version this process knew before it sent the request for the first time.
         again: whether the request was sent before.
         ttl_ms: as `model.ttl_ms` returns it; or one for each tier, ``hot/warm/cold``.
-        tier: the tier to place it in; None leaves that to the policy.
+        tier: the tier to place it in; None lets the policy choose.
         token: of the compute lease under which it was computed; empty for a plain put.
         origin: the writing process.
         writer: the reporting process.
-        report: reads to report with it.
+        report: buffered reads to report with the put.
         tags: percent-encoded.
     """
     beside = (keys.entry_prefix + name, keys.lease_prefix + name, keys.epochs, keys.tags, keys.resent)
@@ -193,7 +193,7 @@ def put(
 
 
 def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[None]:
-    """Make every later copy of some puts do nothing; `put` explains the arguments."""
+    """Cancel puts: every later copy of them has no effect. `put` explains the arguments."""
 
     def decode(reply: Reply) -> None:
         if reply != [1]:
@@ -203,7 +203,7 @@ def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Co
 
 
 def report_reads(keys: CacheKeys, writer: str, report: AccessReport) -> Command[int | None]:
-    """Report reads. Returns the server's time in ms; None if the cache has no settings, and nothing was recorded."""
+    """Report reads. Returns the server's time in ms; None if the cache has no settings and nothing was recorded."""
     args: NamedArgs = {
         "writer": writer,
         "seq": report.seq,
@@ -225,7 +225,7 @@ def report_reads(keys: CacheKeys, writer: str, report: AccessReport) -> Command[
 
 
 def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int, int] | NoSettings]:
-    """Remove at most MAX_KEYS entries. Returns how many were there, and the version."""
+    """Remove at most MAX_KEYS entries. Returns how many existed, and the version."""
     entries = (keys.entry_prefix + name for name in names)
     leases = (keys.lease_prefix + name for name in names)
     args: NamedArgs = {"bus": keys.bus, "origin": origin, "names...": tuple(names)}

@@ -1,4 +1,4 @@
-"""Plain reads of a whole cache, for operators. The reads of its users are in `entries`."""
+"""Plain reads of a whole cache, for operators. The reads of user calls are in `entries`."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def members(key: str, *, of_hash: bool = False) -> Command[int]:
 
 
 def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
-    """Return what the index of sizes holds for an entry (`entry_format.unpack_size`), or None."""
+    """Return the number that the size index holds for an entry (`entry_format.unpack_size`), or None."""
     return Command("HGET", (keys.size,), (name,), lambda reply: _number(keys.size, reply))
 
 
 def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, float]]]]:
-    """Return the next cursor (0 at the end), and about `count` entries with what the index of sizes holds for each.
+    """Return the next cursor (0 at the end), and about `count` entries with their numbers in the size index.
 
-    An entry may come twice. `entry_format.unpack_size` reads the numbers.
+    An entry may appear twice. `entry_format.unpack_size` reads the numbers.
     """
 
     def decode(reply: Reply) -> tuple[str, list[tuple[str, float]]]:
@@ -61,7 +61,7 @@ def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, l
 
 
 def beginning(keys: CacheKeys, name: str, count: int) -> Command[bytes]:
-    """Read the first bytes of an entry, none if it is gone."""
+    """Read the first bytes of an entry; empty if it is gone."""
     entry = keys.entry_prefix + name
 
     def decode(reply: Reply) -> bytes:
@@ -78,7 +78,7 @@ def score(key: str, name: str) -> Command[float | None]:
 
 
 def oldest_first(key: str, first: int, last: int) -> Command[list[tuple[str, float]]]:
-    """Return members of an index with their scores, by rank."""
+    """Return members of an index with their scores, by rank, lowest score first."""
 
     def decode(reply: Reply) -> list[tuple[str, float]]:
         found = texts(reply)

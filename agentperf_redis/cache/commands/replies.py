@@ -12,19 +12,19 @@ Found: TypeAlias = tuple[bytes | None, bytes | None]
 
 
 class NoSettings:
-    """The cache has no settings: it is new, or the server lost its data. Write them, then try again."""
+    """The cache has no settings: it is new, or the server lost its data. Deploy the settings, then try again."""
 
 
 NO_SETTINGS = NoSettings()
 
 
 def texts(reply: Reply) -> list[bytes | None]:
-    """Return a reply that is a list of texts, some perhaps missing."""
+    """Return a reply that is a list of byte strings, some of them possibly None."""
     if not isinstance(reply, list) or not all(part is None or isinstance(part, bytes) for part in reply):
         raise unexpected("a cache", reply)
     return reply
 
 
 def unexpected(key: str, reply: Reply) -> CorruptState:
-    """Return the error for a reply that the scripts never give."""
-    return CorruptState(key, f"what makes a script answer {shown(reply)}")
+    """Return the error for a reply that no script returns."""
+    return CorruptState(key, f"data for which a script returns {shown(reply)}")

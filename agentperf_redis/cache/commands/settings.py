@@ -11,9 +11,9 @@ from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
 SCHEMA = 2
-"""Major version of a cache's data model, stored in its meta: scripts cannot read the namespace's.
+"""Major version of a cache's data model, stored in its meta, since scripts cannot read that of the namespace.
 
-2: the keys `epochs` and `deferred`, and the word capacity in the settings, have these names (were gen, trash, room).
+2: the keys `epochs` and `deferred`, and the word capacity in the settings, have these names (1: gen, trash, room).
 """
 
 _CONFIGURE = Script("cache/configure")
@@ -21,7 +21,7 @@ _CONFIGURE = Script("cache/configure")
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """The server's time, the settings before this call, if there were any, and the settings from now on."""
+    """The server's time, the settings before this call (empty if there were none), and the settings from now on."""
 
     now_ms: int
     before: str

@@ -1,4 +1,4 @@
-"""What a cache object does, as flows: descriptions of I/O that the blocking and the asyncio client both drive."""
+"""The operations of a cache object as flows: descriptions of I/O that both the blocking and the asyncio client run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from agentperf_redis.codec.codec import Codec
 
 
 class CacheFlows:
-    """The operations of one cache object, by subject.
+    """The operations of one cache object, grouped by subject.
 
     Args:
-        shared: what it shares with other objects of the same cache.
-        codec: turns values into bytes.
-        strict: note each read at once.
-        own_ttls_ms: lives of entries put into hot, warm, cold by this object; below 0 is the cache's.
-        local: copies within this process, if they are to be used.
-        lease_ms: life of the leases under which it computes.
-        on_unavailable: what becomes of who wants a value computed while the server is away.
+        shared: the state shared with other objects of the same cache.
+        codec: encodes and decodes values.
+        strict: record each read at once.
+        own_ttls_ms: TTLs of entries put into hot, warm, cold by this object; below 0 is the cache's default.
+        local: local copies of this process; None for none.
+        lease_ms: TTL of its compute leases.
+        on_unavailable: how a value is computed while the server is unreachable.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CacheFlows:
         self.single_flight = SingleFlight(self.reader, self.writer, lease_ms, on_unavailable)
 
     def raising(self) -> CacheFlows:
-        """Return the same operations, but who computes while the server is away gets the error."""
+        """Return the same operations, except that computing raises BackendUnavailable during an outage."""
         flows, known = copy(self), self.single_flight
         flows.single_flight = SingleFlight(self.reader, self.writer, known.lease_ms, WithoutServer.RAISE)
         return flows

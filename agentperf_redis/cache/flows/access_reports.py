@@ -1,4 +1,4 @@
-"""Telling the server of reads that were served without it; see `access_buffer`."""
+"""Reports reads to the server that were made without a script call; see `access_buffer`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from agentperf_redis.command import Flow, Wait, WakeUp
 from agentperf_redis.errors import BackendFull
 
 _WAIT_SHARE: Final = 0.25
-"""How long to wait for reads that another thread or task reports at this moment, as a part of a command's deadline. A
-server that is held up for a second must not turn the order round; one that is away must not cost a call much more."""
+"""How long to wait for a report that another thread or task is sending, as a share of a command's deadline. A server
+stall of a second must not reverse the order; an unreachable server must not delay a call much more."""
 
 
 def under_way(shared: SharedState, waited: WakeUp | None = None) -> Flow[WakeUp | None]:
-    """Wait for reads that another thread or task reports at this moment: they come before what is sent next.
+    """Wait for a report that another thread or task is sending: it comes before the next command.
 
     Args:
         shared: of the cache.
-        waited: what was waited for before: it is not waited for again.
+        waited: the report that the caller has waited for already; it is not waited for again.
 
     Returns:
-        What was waited for last.
+        The report that was waited for last.
     """
     flushing = shared.access_buffer.flushing
     if flushing is None or flushing is waited:
@@ -35,32 +35,32 @@ def under_way(shared: SharedState, waited: WakeUp | None = None) -> Flow[WakeUp 
 
 
 def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
-    """Report all reads that wait; `waited` as for `under_way`."""
+    """Report all buffered reads; `waited` as for `under_way`."""
     access_buffer, attempts = shared.access_buffer, 0
     if shared.pending_invalidations:
         yield from ready(shared)
     yield from under_way(shared, waited)
     while attempts < ATTEMPTS:
-        report, taken_in = access_buffer.take(flush=True), False
+        report, confirmed = access_buffer.take(flush=True), False
         if report is NO_REPORT:
             return
         try:
             yield from ready(shared)
-            asked_at = time.monotonic()
+            sent_at = time.monotonic()
             now_ms = yield from commands.report_reads(shared.keys, access_buffer.writer, report)
             if now_ms is not None:
-                taken_in = True
-                shared.set_clock(now_ms, asked_at)
+                confirmed = True
+                shared.set_clock(now_ms, sent_at)
         finally:
-            access_buffer.settle(report, taken_in=taken_in)
-        if not taken_in:
+            access_buffer.settle(report, confirmed=confirmed)
+        if not confirmed:
             shared.deployed = False
             attempts += 1
 
 
 def flush_if_possible(shared: SharedState) -> Flow[None]:
-    """Report all reads that wait, on the way of a read, which a full server must not fail: then they wait on."""
+    """Report all buffered reads during a read. A full server must not fail that read: then they stay buffered."""
     try:
         yield from flush(shared)
     except BackendFull as error:
-        shared.complain("cache %s: reads cannot be reported: %s", shared.name, error)
+        shared.warn("cache %s: reads cannot be reported: %s", shared.name, error)

@@ -1,4 +1,4 @@
-"""Looking at a cache as a whole: its statistics, its size, the names of its entries."""
+"""Reads a cache as a whole: its statistics, its size, the names of its entries."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from agentperf_redis.command import Batch, Flow
 from agentperf_redis.keys import CacheKeys
 
 _PAGE = 1000
-"""Members of an index read in one command."""
+"""Index members read in one command."""
 
 
 def stats(shared: SharedState) -> Flow[CacheStats]:
-    """Return what all processes have done with a cache, this one's reads included."""
+    """Return the statistics of all processes together, including the reads of this one."""
     yield from flush_if_possible(shared)
     snapshot = yield from read_stats(shared.backend, shared.service, shared.name)
     return snapshot or _no_stats(shared)
 
 
 def size(shared: SharedState) -> Flow[int]:
-    """Return how many entries there are."""
+    """Return the number of entries."""
     count = yield from inspection.members(shared.keys.size, of_hash=True)
     return count
 
 
 def oldest_first(shared: SharedState) -> Flow[list[str]]:
-    """Return the stored names of all entries by last touch, the next to leave first."""
+    """Return the stored names of all entries by last access, the next to be evicted first."""
     yield from flush_if_possible(shared)
     return (yield from read_keys(shared.keys))
 
 
 def read_keys(where: CacheKeys, limit: int | None = None) -> Flow[list[str]]:
-    """Return the stored names of at most `limit` entries, oldest touch first."""
+    """Return the stored names of at most `limit` entries, oldest access first."""
     scored: list[tuple[float, str]] = []
     for index in (where.cold, where.new, where.warm, where.hot):
         first = 0
@@ -64,12 +64,12 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     )
     hits = [count[tier.value] for tier in TIERS]
     misses = count["misses"]
-    come = sum(hits) + misses
+    lookups = sum(hits) + misses
     tiers = []
-    for capacity, entries, served in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
-        # a read comes to hot first, and goes on to the next tier where it is not served
-        tiers.append(TierStats(entries, capacity, served, come - served))
-        come -= served
+    for capacity, entries, tier_hits in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
+        # a read looks in hot first, and in the next tier if it does not find its entry
+        tiers.append(TierStats(entries, capacity, tier_hits, lookups - tier_hits))
+        lookups -= tier_hits
     return CacheStats(
         name,
         KINDS[service],

@@ -1,4 +1,4 @@
-"""Making entries a miss: by key, by tag, all; and clearing away what is left of them."""
+"""Invalidates entries (one key, a tag, or all) and frees the memory of invalidated ones."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from agentperf_redis.errors import BackendUnavailable
 class Eraser:
     """Deletions and invalidations of one cache object.
 
-    What fails because the server does not answer is owed to it: this process tells it before it reads or writes again.
+    An invalidation that fails because the server does not answer stays pending: this process sends it before its next
+    read or write.
 
     Args:
-        shared: what it shares with other objects of the same cache.
+        shared: the state shared with other objects of the same cache.
     """
 
     def __init__(self, shared: SharedState) -> None:
         self.shared = shared
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int]:
-        """Remove entries. Returns how many there were."""
+        """Remove entries. Returns how many existed."""
         names = list(dict.fromkeys(map(stored_name, distinct_keys(keys))))
         removed = 0
         for chunk in chunks(names):
@@ -37,7 +38,7 @@ class Eraser:
                 except BackendUnavailable:
                     self.shared.add_pending(
                         (InvalidationScope.KEY, name) for name in names
-                    )  # again what is done does no harm
+                    )  # repeating a completed deletion is harmless
                     raise
                 finally:
                     for name in chunk:
@@ -51,7 +52,7 @@ class Eraser:
 
     def delete(self, key: str) -> Flow[bool]:
         """Remove one entry. Returns whether there was one."""
-        stored_name(key)  # so that a refusal names the argument of this method
+        stored_name(key)  # so that an error names this method's argument
         removed = yield from self.delete_many((key,))
         return removed > 0
 
@@ -80,14 +81,14 @@ class Eraser:
                 self.shared.add_pending((InvalidationScope.TAG, tag) for tag in names)
                 raise
             finally:
-                self.shared.flights.detach_all()  # what tags their values will have is not known yet
+                self.shared.flights.detach_all()  # the tags of their values are not known yet
                 for tag in chunk:
                     if self.shared.local is not None:
                         self.shared.local.drop_tag(tag)
             self.shared.learn(version)
 
     def sweep(self) -> Flow[int]:
-        """Clear away all that is expired, cleared or dropped. Returns how many entries and values that were."""
+        """Remove all that is expired, cleared or dropped. Returns the number of entries and values removed."""
         total, cursor = 0, "0"
         yield from ready(self.shared)
         while True:

@@ -1,4 +1,4 @@
-"""Which entries of a cache stand out: the largest, the most read, the most expensive to compute."""
+"""Ranks the entries of a cache: the largest, the most read, the most expensive to compute."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from agentperf_redis.errors import Undecodable
 from agentperf_redis.keys import CacheKeys
 
 _PAGE = 1000
-"""Entries looked at in one command: about a millisecond of the server's time."""
+"""Entries read in one command: about a millisecond of the server's time."""
 _HEAD_BYTES = 4096
-"""As much of an entry is read as holds its line of facts, also with many tags."""
+"""Bytes to read of an entry: enough for its header line, even with many tags."""
 
 
 class EntryRanking(Enum):
-    """What entries are ranked by."""
+    """The property by which entries are ranked."""
 
     SIZE = "size"
     READS = "reads"
@@ -30,15 +30,15 @@ class EntryRanking(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RankedEntry:
-    """What is known of an entry without reading its value.
+    """The facts about an entry that are known without reading its value.
 
     Attributes:
         name: its stored name: the key itself up to 120 bytes.
         size_bytes: bytes of its key and value as stored.
         reads: counted so far.
-        compute_seconds: what computing it took, 0.0 if it was put.
+        compute_seconds: how long computing it took; 0.0 if it was put.
         created_at: when it was stored, by the server's clock.
-        tags: what it can be invalidated by.
+        tags: names by which it can be invalidated.
     """
 
     name: str
@@ -50,11 +50,11 @@ class RankedEntry:
 
     @property
     def saved_seconds(self) -> float:
-        """Computing time that its reads have saved."""
+        """Computing time saved by its reads, seconds."""
         return self.reads * self.compute_seconds
 
     def measure(self, by: EntryRanking) -> float:
-        """What counts in a ranking."""
+        """Return the value that decides its rank."""
         return {
             EntryRanking.SIZE: self.size_bytes,
             EntryRanking.READS: self.reads,
@@ -63,9 +63,10 @@ class RankedEntry:
 
 
 def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
-    """Return for each ranking at most `limit` entries, the first one first; entries of measure 0 are in none.
+    """Return for each ranking at most `limit` entries, the highest first; entries of measure 0 are excluded.
 
-    Looks at every entry, a page of them at a time, so it takes longer the larger the cache is, but holds up nobody.
+    Reads every entry, one page at a time. The duration grows with the size of the cache, but other clients are not
+    blocked.
     """
     gen = yield from commands.invalidation_epoch(where)
     invalidation_epoch = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
@@ -91,7 +92,7 @@ def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[Ranke
 
 
 def _opened(head: bytes) -> entry_format.Stored | None:
-    """Return what the beginning of an entry says; None if it is gone, or none of ours."""
+    """Parse the beginning of an entry; None if it is gone or not a valid entry."""
     try:
         return entry_format.parse(head)
     except Undecodable:
@@ -101,7 +102,7 @@ def _opened(head: bytes) -> entry_format.Stored | None:
 def _alive(
     where: CacheKeys, invalidation_epoch: entry_format.InvalidationEpoch, page: dict[str, entry_format.Stored]
 ) -> Flow[dict[str, entry_format.Stored]]:
-    """Leave out what was cleared or invalidated."""
+    """Filter out cleared and invalidated entries."""
     tagged = {
         name: stored for name, stored in page.items() if stored.tags and stored.version <= invalidation_epoch.tagged
     }

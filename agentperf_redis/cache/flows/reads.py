@@ -1,4 +1,4 @@
-"""Reads of a cache: one plain command for a hit, whatever its tier, and none for a copy within this process."""
+"""Reads of a cache: one plain command for a hit in any tier, none for a hit in a local copy."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Reader:
     """Reads of one cache object.
 
     Args:
-        shared: what it shares with other objects of the same cache.
-        codec: turns values into bytes.
-        strict: note each read at once.
-        local: copies within this process, if they are to be used.
+        shared: the state shared with other objects of the same cache.
+        codec: encodes and decodes values.
+        strict: record each read at once.
+        local: local copies of this process; None for none.
     """
 
     def __init__(
@@ -65,21 +65,21 @@ class Reader:
         return copy.value if copy.frozen else self.unpacked(copy)
 
     def ageless_copy(self, key: str) -> Any:
-        """Return the value of a key from its local copy if that is fresh until it expires, else MISSING. No I/O."""
+        """Return the value of a local copy that stays fresh until it expires, or MISSING. No I/O."""
         copy = None if self.local is None else self.local.find(key)
         if copy is None or copy.fresh_until_ms:
             return MISSING
         return copy.value if copy.frozen else self.unpacked(copy)
 
     def unpacked(self, copy: Copy) -> Any:
-        """Return a value of one's own, made from the bytes of a local copy; MISSING if they are of no known class."""
+        """Decode a new value from the bytes of a local copy; MISSING if its class is unknown."""
         try:
             return self.codec.decode(copy.data)
-        except Undecodable:  # copied by an object of this cache that has another registry
+        except Undecodable:  # the copy was made by an object of this cache with another registry
             return MISSING
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> Flow[dict[str, Any]]:
-        """Return the values of those keys that have one."""
+        """Return the values of those keys that have one, by key."""
         values: dict[str, Any] = {}
         names: dict[str, str] = {}
         for key in distinct_keys(keys):
@@ -103,7 +103,7 @@ class Reader:
         return values
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
-        """Return what is known of a key without counting as a read."""
+        """Return all stored facts about a key. It does not count as a read."""
         name = stored_name(key)
         where = self.shared.keys
         yield from flush_if_possible(self.shared)
@@ -136,7 +136,7 @@ class Reader:
     def look_up(
         self, name: str, key: str, *, miss: bool = True, hit: bool = True
     ) -> Flow[tuple[Any, entry_format.Stored | None]]:
-        """Read one value, with what is stored for it, and note the miss or the hit, unless the caller does."""
+        """Read a value and its entry. Record the miss or the hit, unless the caller does so."""
         if self.strict and hit:
             return (yield from self._look_up_strictly(name, miss=miss))
         ticket = None
@@ -144,11 +144,11 @@ class Reader:
             yield from self._prepare()
             ticket = self._ticket(name)
         entry, gen = yield commands.read(self.shared.keys, name)
-        # as `value`, of which it is a copy without one more generator: this is the path of every hit
+        # as `value`, inlined to save one generator: this is the path of every hit
         stored, doubtful = self._opened(name, entry, gen, counted=True)
         if stored is not None and doubtful:
             stored = yield from self._not_invalidated_by_tags(stored)
-        value = self._served(name, stored, miss=miss, hit=hit)
+        value = self._decoded(name, stored, miss=miss, hit=hit)
         if ticket is not None:
             self._fill_local(key, name, stored, value, ticket)
         if self.shared.access_buffer.is_full:
@@ -156,9 +156,9 @@ class Reader:
         return value, stored
 
     def _prepare(self) -> Flow[None]:
-        """Before the first copy: hear of changes, and know the server's clock, by which entries expire.
+        """Prepare a read. Before the first copy: subscribe to changes and learn the server's clock, for expiry times.
 
-        After an outage: nothing is read that this process could not invalidate meanwhile.
+        After an outage: send the pending invalidations, so that no invalidated value is read.
         """
         if self.local is not None:
             self.shared.listen()
@@ -179,17 +179,17 @@ class Reader:
         self.local.fill(key, name, stored, value, ttl_s, ticket)
 
     def _look_up_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
-        """Do as `look_up` with `strict`: the script counts, and looks at the tags."""
+        """Do the same as `look_up` with `strict`: the script records the read and checks the tags."""
         try:
             read = yield from self._read_strictly(name, miss=miss)
-        except BackendFull as error:  # where nothing can be noted there still is something to read
-            self.shared.complain("cache %s: reads cannot be noted: %s", self.shared.name, error)
+        except BackendFull as error:  # recording is impossible, reading is not
+            self.shared.warn("cache %s: reads cannot be recorded: %s", self.shared.name, error)
             entry, gen = yield from commands.read(self.shared.keys, name)
             return (yield from self.value(name, (entry, gen), counted=False))
         if read.wrong_type:
-            self.complain_of_type(name)
+            self.warn_of_wrong_type(name)
         value, stored = yield from self.value(name, read.found, counted=False)
-        if read.counted and value is MISSING:  # only who decodes the value can tell
+        if read.counted and value is MISSING:  # the script cannot decode values, so it has counted a hit
             self.shared.access_buffer.found_corrupt()
         return value, stored
 
@@ -203,27 +203,27 @@ class Reader:
         raise CorruptState(self.shared.keys.meta, "settings that do not last")
 
     def value(self, name: str, found: Found, *, counted: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
-        """Return the value of an entry with what is stored for it, or MISSING.
+        """Return the decoded value of an entry (or MISSING), and the entry.
 
         Args:
             name: stored name of the key.
-            found: the entry and the generation.
-            counted: note a read, or a miss.
+            found: the entry and the invalidation epochs.
+            counted: record a hit or a miss.
         """
         stored, doubtful = self._opened(name, *found, counted=counted)
         if stored is not None and doubtful:
             stored = yield from self._not_invalidated_by_tags(stored)
-        return self._served(name, stored, counted=counted), stored
+        return self._decoded(name, stored, counted=counted), stored
 
     def _opened(
         self, name: str, entry: bytes | None, gen: bytes | None, *, counted: bool
     ) -> tuple[entry_format.Stored | None, bool]:
-        """Return an entry unless it was cleared or is none of ours, and whether its tags have to be looked at."""
+        """Return an entry unless it was cleared or is not valid, and whether its tags have to be checked."""
         if entry is None:
             return None, False
         try:
             stored = entry_format.parse(entry)
-            known = self._known_gen  # parsed once, since it seldom changes; replaced whole, for other threads' sake
+            known = self._known_gen  # parsed once, since it seldom changes; replaced atomically, for thread safety
             if gen != known[0]:
                 known = (
                     gen,
@@ -231,7 +231,7 @@ class Reader:
                 )
                 self._known_gen = known
         except Undecodable as error:
-            self._complain_of(name, error, counted=counted)
+            self._warn_of(name, error, counted=counted)
             return None, False
         version, invalidation_epoch = stored.version, known[1]
         if version <= invalidation_epoch.cleared_until or (
@@ -241,18 +241,18 @@ class Reader:
         return stored, bool(stored.tags) and version <= invalidation_epoch.tagged
 
     def _not_invalidated_by_tags(self, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
-        """Return an entry older than the last invalidation of any tag, unless that was one of its own."""
-        # the generation once more, after the marks: what was merged into its tag floor is not among them any more
+        """Return an entry older than the last invalidation of any tag, unless one of its own tags was invalidated."""
+        # read the epochs again, after the marks: marks merged into tagged_cleared_until are no longer in the index
         where = self.shared.keys
         both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.invalidation_epoch(where)))
         newest, gen = yield from both
         try:
             known = entry_format.NOTHING_INVALIDATED if gen is None else entry_format.parse_invalidation_epoch(gen)
         except Undecodable:
-            raise CorruptState(where.epochs, "no three versions") from None
+            raise CorruptState(where.epochs, "not three versions") from None
         return stored if stored.version > max(newest, known.cleared_until, known.tagged_cleared_until) else None
 
-    def _served(
+    def _decoded(
         self,
         name: str,
         stored: entry_format.Stored | None,
@@ -261,12 +261,12 @@ class Reader:
         miss: bool = True,
         hit: bool = True,
     ) -> Any:
-        """Return the value of what is stored, or MISSING, and note the hit or the miss."""
+        """Return the decoded value of an entry, or MISSING, and record the hit or the miss."""
         if stored is not None:
             try:
                 value = self.codec.decode(stored.data)
             except Undecodable as error:
-                self._complain_of(name, error, counted=counted)
+                self._warn_of(name, error, counted=counted)
             else:
                 if counted and hit:
                     self.shared.access_buffer.read(name, stored.cost_ms)
@@ -275,12 +275,12 @@ class Reader:
             self.shared.access_buffer.missed()
         return MISSING
 
-    def complain_of_type(self, name: str) -> None:
-        """Log that a key which is to hold an entry or a lease is of another type."""
+    def warn_of_wrong_type(self, name: str) -> None:
+        """Log that a key for an entry or a lease has another type."""
         name, cache = shown(name), self.shared.name
-        self.shared.complain("cache %s: entry %s counts as missing: a key of it is of a wrong type", cache, name)
+        self.shared.warn("cache %s: entry %s counts as missing: one of its keys has a wrong type", cache, name)
 
-    def _complain_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
-        self.shared.complain("cache %s: entry %s counts as missing: %s", self.shared.name, shown(name), error)
+    def _warn_of(self, name: str, error: Undecodable, *, counted: bool) -> None:
+        self.shared.warn("cache %s: entry %s counts as missing: %s", self.shared.name, shown(name), error)
         if counted:
             self.shared.access_buffer.found_corrupt()

@@ -1,4 +1,4 @@
-"""Settings of a cache, written by the first use in each process, and again whenever the server has lost them."""
+"""Settings of a cache: written on its first use in each process, and again whenever the server has lost them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import BackendFull, SchemaMismatch
 
 ATTEMPTS: Final = 4
-"""How often an operation starts again because the server had lost the settings meanwhile."""
+"""How often an operation is retried because the server has lost the settings."""
 
 
 def ready(shared: SharedState) -> Flow[None]:
-    """Before the first write of a process: note that the cache is in use, and write its settings.
+    """Before the first write of a process: register the cache and write its settings.
 
-    Before anything at all after an outage: send the invalidations that failed meanwhile.
+    After an outage, before any read or write: send the pending invalidations.
     """
     if shared.pending_invalidations:
         yield from _flush_pending(shared)
     if shared.deployed:
         return
-    with suppress(BackendFull):  # whoever made the cache has noted it; what is new cannot be deployed either
+    with suppress(BackendFull):  # an existing cache is registered already; a new one cannot be deployed either
         yield from shared.backend.enter(shared.service, shared.name)
-    asked_at = time.monotonic()
+    sent_at = time.monotonic()
     reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
     if isinstance(reply, commands.OtherSchema):
         raise SchemaMismatch(f"cache {shared.name}", str(reply.schema), f"schema {commands.SCHEMA}")
@@ -39,7 +39,7 @@ def ready(shared: SharedState) -> Flow[None]:
     shared.settings = Settings.parse(reply.settings) or shared.settings
     if _lowered(Settings.parse(reply.before), shared.settings):
         yield from _shrink(shared)
-    shared.set_clock(reply.now_ms, asked_at)
+    shared.set_clock(reply.now_ms, sent_at)
     shared.learn(reply.now_ms * entry_format.CLOCK_PER_S // 1000)
     shared.deployed = True
 
@@ -50,7 +50,7 @@ def _in_words(shared: SharedState, text: str) -> str:
 
 
 def _flush_pending(shared: SharedState) -> Flow[None]:
-    """Tell the server what it was to forget. A miss is never wrong: others may do the same meanwhile."""
+    """Send the pending invalidations. Repeats, even by other processes, are harmless: a miss is never wrong."""
     invalidations = list(shared.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
     if names[InvalidationScope.ALL]:
@@ -60,7 +60,7 @@ def _flush_pending(shared: SharedState) -> Flow[None]:
     for chunk in chunks(names[InvalidationScope.KEY]):
         yield from commands.delete(shared.keys, chunk, shared.origin)  # nothing is there without settings
     shared.remove_pending(invalidations)
-    log.warning("cache %s: told the server of %d invalidations that had failed", shared.name, len(invalidations))
+    log.warning("cache %s: sent %d invalidations that had failed before", shared.name, len(invalidations))
 
 
 def _lowered(before: Settings | None, now: Settings) -> bool:
@@ -71,9 +71,9 @@ def _lowered(before: Settings | None, now: Settings) -> bool:
 
 
 def _shrink(shared: SharedState) -> Flow[None]:
-    """Bring a cache within limits that were lowered: each sweep moves and evicts 512 entries, so none holds up others.
+    """Shrink a cache to lowered limits. Each sweep moves and evicts at most 512 entries, to avoid blocking clients.
 
-    Should this process end meanwhile, every put goes on by as many.
+    If this process ends early, each later put continues with as many entries.
     """
     where, settings, steps = shared.keys, shared.settings, 0
     while True:
@@ -83,7 +83,7 @@ def _shrink(shared: SharedState) -> Flow[None]:
         _, count = yield from inspection.counters(where)
         capacities = settings.capacities
         within = total <= sum(capacities) and hot <= capacities[0] and warm <= capacities[1]
-        steps = steps or 3 + total // commands.MAX_EVICTIONS  # others may raise the limit meanwhile, and go on filling
+        steps = steps or 3 + total // commands.MAX_EVICTIONS  # others may raise the limit and add entries meanwhile
         if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:
             return
         steps -= 1

@@ -1,7 +1,7 @@
 """Single flight: of all processes, threads and tasks that miss a value, one computes it, the others wait for it.
 
-Within a process they meet in `flights`; among processes whoever computes holds a lease, by the script claim. Waiters
-hear of the end over the bus, and look by themselves should it bring no word.
+Within a process, `flights` coordinates them. Among processes, the computing process holds a lease, granted by the
+script claim. Waiters learn of the end over the bus, and poll in case the message is lost.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ from agentperf_redis.errors import (
 )
 
 DEFAULT_LEASE_S: Final = 5.0
-"""How long a dead process keeps others from computing; the living renew three times as often."""
+"""How long a crashed process delays other callers; a live process renews its lease at a third of this."""
 MIN_LEASE_S: Final = 0.1
-"""A renewal must have time to arrive, also from a busy process."""
+"""Leaves enough time for a renewal to arrive, even from a busy process."""
 ERROR_KEPT_MS: Final = 5000
-"""How long waiters have to learn of an error; they are told at once, and ask every 0.25 s at the latest."""
-_FIRST_LOOK_S, _MAX_LOOK_S = 0.02, 0.25
-"""How often a waiter looks by itself, should the bus bring no word."""
+"""How long an error is kept for waiters. They are notified at once, and poll at least every 0.25 s."""
+_MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
+"""Bounds of a waiter's poll interval, in case the message is lost."""
 _MAX_WAIT_S = 3600.0
 _MAX_ERROR_CHARACTERS = 500
-_COMPUTE_ANYWAY = (ComputeFailed, InvalidArgument, SchemaMismatch)
-"""Errors that are no trouble of the cache: they reach whoever wanted a value."""
+_RAISED = (ComputeFailed, InvalidArgument, SchemaMismatch)
+"""Errors that the cache itself did not cause: they are raised to the caller."""
 
 
 class SingleFlight:
     """Computations of one cache object.
 
     Args:
-        reader: reads, of the same object.
-        writer: puts what was computed, of the same object.
-        lease_ms: how long a dead process keeps others from computing.
-        on_unavailable: what becomes of who wants a value while the server is away.
+        reader: reads values, of the same object.
+        writer: stores computed values, of the same object.
+        lease_ms: how long a crashed process delays other callers.
+        on_unavailable: how a value is computed while the server is unreachable.
     """
 
     def __init__(
@@ -84,30 +84,30 @@ class SingleFlight:
     def value_or_lease(
         self, key: str, freshness: Freshness = UNTIL_EXPIRY, *, look: bool = True, blocking: bool = False
     ) -> Flow[Answer | Crashed]:
-        """Return the value of a key, or the turn to compute it, which must end with `land`, `crash` or `give_up`.
+        """Return the value of a key, or a lease to compute it, which must end with `finish`, `crash` or `give_up`.
 
-        Waits for whoever computes it already, in this process or another. What the function raised for another thread
-        or task of this process is returned as it is, since it may be a StopIteration.
+        Waits while another caller computes the value, in this process or another. An error that the function raised for
+        another thread or task of this process is returned, not raised, since it may be a StopIteration.
 
         Args:
             key: the key.
-            freshness: what to do with a value that is no longer fresh.
-            look: False computes anew although there is a value.
-            blocking: the calling thread does nothing else while it waits.
+            freshness: how to treat a value that is no longer fresh.
+            look: False computes even if there is a value.
+            blocking: the calling thread is blocked while it waits.
 
         Raises:
-            ComputeFailed: another process computed, and failed.
-            BackendUnavailable: the server does not answer, and that is to be an error.
+            ComputeFailed: another process computed the value and failed.
+            BackendUnavailable: the server does not answer, and `on_unavailable` is RAISE.
         """
         name, counts = stored_name(key), look
         try:
             if look:
-                refusable = freshness.error_ms is not None  # only then the read may yet turn out to be a miss
+                refusable = freshness.error_ms is not None  # only then the read may still become a miss
                 value, stored = yield from self.reader.look_up(name, key, miss=False, hit=not refusable)
                 if value is not MISSING:
                     served: Served | None = Served(value)
                     if stored is not None and freshness.concerns(stored):
-                        served = yield from self._served_by_age(name, value, stored, freshness)
+                        served = yield from self._value_by_age(name, value, stored, freshness)
                     if served is not None:
                         if refusable:
                             yield from self._note_hit(name, 0 if stored is None else stored.cost_ms)
@@ -116,7 +116,7 @@ class SingleFlight:
             answer: Answer | Crashed | None = None
             try:
                 answer = yield from self._join_or_claim(name, key, look=look, blocking=blocking)
-            finally:  # what another computes for us is a hit, the one that saves most
+            finally:  # a value that another caller computed counts as a hit, the one that saves most
                 if counts:
                     if isinstance(answer, Served):
                         self.shared.access_buffer.read(name, answer.saved_ms)
@@ -124,14 +124,14 @@ class SingleFlight:
                         self.shared.access_buffer.missed()
             if isinstance(answer, Served) and self.reader.strict:
                 yield from flush_if_possible(self.shared)
-        except _COMPUTE_ANYWAY:
+        except _RAISED:
             raise
         except BackendUnavailable as error:
             if self.on_unavailable is WithoutServer.RAISE:
                 raise
-            self._complain(error)
+            self._warn(error)
         except AgentPerfError as error:
-            self._complain(error)
+            self._warn(error)
             return self._lease_without_claim(name, key)
         else:
             return answer
@@ -145,7 +145,7 @@ class SingleFlight:
     def _without_server(
         self, name: str, key: str, freshness: Freshness, *, look: bool, blocking: bool = False
     ) -> Flow[Answer | Crashed]:
-        """A copy that may stand in, the turn to compute, or what another thread or task of this process brings."""
+        """Return a stale copy if allowed, a lease to compute, or the result of another local thread or task."""
         local, flights = self.reader.local, self.shared.flights
         copy = local.serve_stale(key, freshness.serve_stale_s) if look and local is not None else None
         if copy is not None and freshness.age(copy, self.shared.server_ms()) is not Age.OLD:
@@ -156,8 +156,8 @@ class SingleFlight:
         while True:
             if flights.waits_for_itself(name, blocking=blocking):
                 return self._lease_without_claim(name, key)
-            flight, asked = flights.join(name)
-            if asked is None:
+            flight, requests_before = flights.join(name)
+            if requests_before is None:
                 return ComputeLease(self.shared, name, key, "", self.lease_ms, flight)
             while not (yield from Wait(flight.ended, _MAX_WAIT_S)):
                 pass
@@ -169,16 +169,16 @@ class SingleFlight:
                 case Uncacheable():
                     return self._lease_without_claim(name, key)
 
-    def _complain(self, error: AgentPerfError) -> None:
-        self.shared.complain("cache %s: computing without it: %s", self.shared.name, error)
+    def _warn(self, error: AgentPerfError) -> None:
+        self.shared.warn("cache %s: computing without it: %s", self.shared.name, error)
 
-    def _served_by_age(
+    def _value_by_age(
         self, name: str, value: Any, stored: entry_format.Stored, freshness: Freshness
     ) -> Flow[Served | None]:
-        """Serve a value by its age; None if it is too old to stand in for one that cannot be computed."""
+        """Return a value if its age allows it; None if it is too old for stale-if-error and computing fails."""
         try:
-            yield from ready(self.shared)  # to know the server's clock
-        except BackendUnavailable:  # just now; the value is at hand
+            yield from ready(self.shared)  # for the server's clock
+        except BackendUnavailable:  # lost just now; the value is at hand
             return Served(value)
         age = freshness.age(stored, self.shared.server_ms())
         if age is Age.FRESH:
@@ -188,32 +188,32 @@ class SingleFlight:
         return Served(value, stale=stored.version)
 
     def refresh_lease(self, key: str, stale: int, freshness: Freshness) -> Flow[ComputeLease | None]:
-        """Return the turn to compute a value anew while the old one is served, or None if it is not for this process.
+        """Return the lease to refresh a stale value, or None if this process should not refresh it.
 
-        Nobody else may be at it, in this process or another, nor may anybody have failed just now.
+        None if another caller, in any process, is refreshing it, or if a refresh has failed a short time ago.
 
         Args:
             key: the key.
-            stale: version of the value that is served.
-            freshness: how long after a failure nobody tries again.
+            stale: version of the stale value.
+            freshness: gives the time without retries after a failure.
         """
         shared, name, token = self.shared, stored_name(key), secrets.token_hex(8)
-        flight, asked = shared.flights.join(name)
-        if asked is not None:
+        flight, requests_before = shared.flights.join(name)
+        if requests_before is not None:
             return None
         compute_lease = None
         try:
-            shared.flights.ask(flight)
+            shared.flights.note_request(flight)
             where, retry_ms = shared.keys, freshness.retry_ms
             reply = yield from commands.claim(
                 where, name, token, lease_ms=self.lease_ms, ignore=str(stale), retry_ms=retry_ms
             )
             if isinstance(reply, commands.Lead):
-                self._look_at_types(name, reply)
+                self._warn_of_wrong_type(name, reply)
                 compute_lease = ComputeLease(shared, name, key, token, self.lease_ms, flight)
             return compute_lease
         except BaseException as error:
-            yield from self._let_lease_go(error, name, key, token)
+            yield from self._release_interrupted(error, name, key, token)
             raise
         finally:
             if compute_lease is None:
@@ -227,8 +227,8 @@ class SingleFlight:
         while True:
             if flights.waits_for_itself(name, blocking=blocking):
                 return self._lease_without_claim(name, key)
-            flight, asked = flights.join(name)
-            if asked is None:
+            flight, requests_before = flights.join(name)
+            if requests_before is None:
                 try:
                     answer = yield from self._claim(name, key, flight, look=look)
                 except GeneratorExit:
@@ -243,7 +243,7 @@ class SingleFlight:
             while not (yield from Wait(flight.ended, _MAX_WAIT_S)):
                 pass
             match flight.outcome:
-                case Computed(data, cost_ms) if asked < flight.asked:
+                case Computed(data, cost_ms) if requests_before < flight.requests:
                     return Served(self.reader.codec.decode(data), cost_ms)
                 case Crashed() as crashed:
                     return crashed
@@ -255,9 +255,9 @@ class SingleFlight:
                     look = True
 
     def _claim(self, name: str, key: str, flight: Flight, *, look: bool) -> Flow[Answer]:
-        """Become the one who computes among all processes, or wait for what the one brings."""
+        """Get the compute lease among all processes, or wait for the result of its holder."""
         shared = self.shared
-        token, ignore, awaited, look_again_s = secrets.token_hex(8), "", "", _FIRST_LOOK_S
+        token, ignore, awaited, poll_s = secrets.token_hex(8), "", "", _MIN_POLL_S
         wake_up = None
         if not look:
             entry, _ = yield commands.read(shared.keys, name)
@@ -266,13 +266,13 @@ class SingleFlight:
             while True:
                 if wake_up is not None:
                     wake_up.reset()
-                shared.flights.ask(flight)
+                shared.flights.note_request(flight)
                 reply = yield from commands.claim(
                     shared.keys, name, token, lease_ms=self.lease_ms, ignore=ignore, awaited=awaited
                 )
                 match reply:
                     case commands.Lead():
-                        self._look_at_types(name, reply)
+                        self._warn_of_wrong_type(name, reply)
                         return ComputeLease(shared, name, key, token, self.lease_ms, flight)
                     case Hit(found):
                         value, stored = yield from self.reader.value(name, found, counted=False)
@@ -284,38 +284,38 @@ class SingleFlight:
                         if wake_up is None:
                             wake_up = shared.wake_up_for(name)
                         awaited = held
-                        pause = min(look_again_s * random.uniform(0.8, 1.2), left_ms / 1000 + 0.005)
-                        look_again_s = min(_MAX_LOOK_S, look_again_s * 1.5)
+                        pause = min(poll_s * random.uniform(0.8, 1.2), left_ms / 1000 + 0.005)
+                        poll_s = min(_MAX_POLL_S, poll_s * 1.5)
                         yield from Wait(wake_up, pause)
                     case Failed("", _):
                         return self._lease_without_claim(name, key)
                     case Failed(error_type, message):
                         raise ComputeFailed(key, error_type, message)
         except BaseException as error:
-            yield from self._let_lease_go(error, name, key, token)
+            yield from self._release_interrupted(error, name, key, token)
             raise
         finally:
             if wake_up is not None:
                 shared.forget_wake_up(name, wake_up)
 
-    def _look_at_types(self, name: str, lead: commands.Lead) -> None:
+    def _warn_of_wrong_type(self, name: str, lead: commands.Lead) -> None:
         if lead.wrong_type:
-            self.reader.complain_of_type(name)
+            self.reader.warn_of_wrong_type(name)
             self.shared.access_buffer.found_corrupt()
 
-    def _let_lease_go(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
-        """After a claim that was interrupted: the lease may have been given all the same; nobody shall wait for it.
+    def _release_interrupted(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
+        """Release the lease after an interrupted claim: it may have been granted, and no caller should wait for it.
 
-        Not where the server does not answer: who calls has waited for a whole deadline already, and the lease ends.
+        Not while the server does not answer: the caller has waited a whole deadline already, and the lease will expire.
         """
         if not isinstance(error, (GeneratorExit, AgentPerfError)):
             with suppress(AgentPerfError):
                 yield from self._release(ComputeLease(self.shared, name, key, token, self.lease_ms, None), None)
 
-    # The flow that is returned tells the server how the turn ended, unless the turn has no token. An error is for those
-    # who wait in this process at once; a value when the server has taken it, since it may be out of date by now.
+    # The returned flow reports the end of the computation to the server, unless the lease has no token. Waiters of this
+    # process get an error at once. They get a value after the server has accepted it, since it may be invalidated.
 
-    def land(
+    def finish(
         self,
         compute_lease: ComputeLease,
         value: Any,
@@ -324,29 +324,29 @@ class SingleFlight:
         tags: Iterable[str],
         freshness: Freshness = UNTIL_EXPIRY,
     ) -> tuple[bool, Flow[None]]:
-        """End a turn with a value. Returns whether it is one that can be stored, and what is left to do."""
+        """End a computation with a value. Returns whether it can be stored, and the remaining flow."""
         try:
             data = self.reader.codec.encode(value)
         except InvalidArgument:
             self._end(compute_lease, Uncacheable())
             return False, self._release(compute_lease, " ")
-        if not compute_lease.token:  # of which the server knows nothing
+        if not compute_lease.token:  # the server does not know this lease
             self._end(compute_lease, Computed(data, round(cost_s * 1000)))
         return True, self._store(compute_lease, data, cost_s, ttl, tags, freshness)
 
     def crash(self, compute_lease: ComputeLease, error: Exception) -> Flow[None]:
-        """End a turn with an error: all who wait for it get it. Returns what is left to do."""
+        """End a computation with an error, which all waiters get. Returns the remaining flow."""
         self._end(compute_lease, Crashed(error))
         text = str(error)[:_MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
         return self._release(compute_lease, f"{type(error).__name__} {text}")
 
     def give_up(self, compute_lease: ComputeLease) -> Flow[None]:
-        """End a turn without a result: whoever waits may try. Returns what is left to do."""
+        """End a computation without a result: a waiter may compute instead. Returns the remaining flow."""
         self._end(compute_lease, GivenUp())
         return self._release(compute_lease, None)
 
-    def let_go(self, compute_lease: ComputeLease) -> None:
-        """Make sure that nobody in this process waits for a turn any more. Changes nothing if it ended in order."""
+    def release_waiters(self, compute_lease: ComputeLease) -> None:
+        """Release all waiters of this process. Changes nothing after a regular end."""
         self._end(compute_lease, Uncacheable())
 
     def _end(self, compute_lease: ComputeLease, outcome: FlightOutcome) -> None:
@@ -368,7 +368,7 @@ class SingleFlight:
             chosen_ttl = self.writer.spread(chosen_ttl, freshness)
         fresh_ms = freshness.spread(freshness.soft_ms)
         if compute_lease.flight is not None:
-            self.shared.flights.ask(compute_lease.flight)
+            self.shared.flights.note_request(compute_lease.flight)
         try:
             outcome = yield from self.writer.store(
                 compute_lease.name,
@@ -382,15 +382,15 @@ class SingleFlight:
             )
         except (BackendUnavailable, GeneratorExit):
             raise
-        except BaseException:  # also where the server is full or spoilt: nobody should wait for the lease to end
+        except BaseException:  # also if the server is full or corrupt: no caller should wait for the lease to expire
             yield from self._release(compute_lease, None)
             raise
-        vouched = outcome in (PutResult.STORED, PutResult.TOO_LARGE, PutResult.NO_CAPACITY)
-        self._end(compute_lease, Computed(data, cost_ms) if vouched else GivenUp())
+        confirmed = outcome in (PutResult.STORED, PutResult.TOO_LARGE, PutResult.NO_CAPACITY)
+        self._end(compute_lease, Computed(data, cost_ms) if confirmed else GivenUp())
         if outcome is PutResult.LATE:
             yield from self._release(compute_lease, None)
         if outcome is PutResult.TOO_LARGE:
-            self.shared.complain("cache %s: %s is larger than the cache", self.shared.name, shown(compute_lease.key))
+            self.shared.warn("cache %s: %s is larger than the cache", self.shared.name, shown(compute_lease.key))
 
     def _release(self, compute_lease: ComputeLease, error: str | None) -> Flow[None]:
         where, origin = self.shared.keys, self.shared.origin
@@ -400,10 +400,10 @@ class SingleFlight:
 
 
 def _outcome_of(error: BaseException) -> FlightOutcome:
-    """Return what others who wait make of an error met while claiming."""
+    """Return the outcome for other waiters of an error during a claim."""
     if isinstance(error, ComputeFailed):
         return Crashed(error)
     if isinstance(error, BackendUnavailable):
         return Unreachable(error)
-    # with the cache in trouble they would meet the same, one after the other
+    # if the cache itself fails, each waiter would get the same error, one after the other
     return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()

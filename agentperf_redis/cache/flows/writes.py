@@ -1,4 +1,4 @@
-"""Puts: each executed at most once, however late or often its request is delivered; see the script put."""
+"""Puts: each executed at most once, no matter how late or often its request is delivered; see the script put."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Writer:
     """Puts of one cache object.
 
     Args:
-        shared: what it shares with other objects of the same cache.
-        codec: turns values into bytes.
-        own_ttls_ms: lives of entries put into hot, warm, cold by this object; below 0 is the cache's.
+        shared: the state shared with other objects of the same cache.
+        codec: encodes and decodes values.
+        own_ttls_ms: TTLs of entries put into hot, warm, cold by this object; below 0 is the cache's default.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Writer:
         self._own_ttls = None if own_ttls_ms == CACHES_OWN_TTLS_MS else "/".join(map(str, own_ttls_ms))
 
     def chosen_ttl(self, ttl: float | None) -> int | str:
-        """Check a life given by a user; this object's own if he gave none."""
+        """Check a user's TTL; return this object's default if it is None."""
         chosen_ttl = ttl_ms("ttl", ttl)
         return self._own_ttls if chosen_ttl == TIERS_OWN_TTL_MS and self._own_ttls else chosen_ttl
 
     def spread(self, chosen_ttl: int | str, freshness: Freshness) -> str:
-        """Make lives longer or shorter at random; those that are the cache's are taken as they were last known here."""
+        """Vary TTLs at random. For the cache's defaults, it uses the values last known to this process."""
         ttls = chosen_ttl.split("/") if isinstance(chosen_ttl, str) else [chosen_ttl] * 3
         known = zip(map(int, ttls), self.shared.settings.ttls_ms, strict=True)
         return "/".join(str(freshness.spread(own if each == TIERS_OWN_TTL_MS else each)) for each, own in known)
@@ -68,7 +68,7 @@ class Writer:
         items = [(stored_name(key), self.codec.encode(value)) for key, value in values.items()]
         if not items:
             return 0
-        # the first one brings the settings and the report along; the others need neither
+        # the first put carries the settings and the report; the others need neither
         first, *rest = items
         stored = int((yield from self.store(*first, chosen_ttl, names, tier)) is PutResult.STORED)
         for start in range(0, len(rest), commands.MAX_KEYS):
@@ -104,19 +104,19 @@ class Writer:
         cost_ms: int = 0,
         fresh_ms: int = 0,
     ) -> Flow[PutResult]:
-        """Store the bytes of a value; with the token of a lease if it was computed under one, and what that took."""
+        """Store an encoded value. A computed value has the token of its lease, and what computing it cost."""
         shared, access_buffer = self.shared, self.shared.access_buffer
         request, seen, again, waited = secrets.token_urlsafe(9), shared.seen, False, None
         for _ in range(ATTEMPTS):
             yield from ready(shared)
-            waited = yield from under_way(shared, waited)  # touches come before this put, so that the order is exact
+            waited = yield from under_way(shared, waited)  # reads are reported before this put, to keep the order exact
             if access_buffer.is_full:
                 yield from flush(shared, waited)
             report = access_buffer.take()
-            if report is NO_REPORT and access_buffer.flushing not in (None, waited):  # begun just now
+            if report is NO_REPORT and access_buffer.flushing not in (None, waited):  # a flush has just begun
                 waited = yield from under_way(shared, waited)
                 report = access_buffer.take()
-            asked_at, taken_in, until_ms = time.monotonic(), False, self._until_ms()
+            sent_at, confirmed, until_ms = time.monotonic(), False, self._until_ms()
             try:
                 reply = yield from commands.put(
                     shared.keys,
@@ -134,35 +134,35 @@ class Writer:
                     report=report,
                     tags=tags,
                 )
-                # a report is sent again wherever that is not sure: the server recognises it
-                taken_in = reply.outcome is PutResult.STORED
+                # a report of unknown result is sent again: its sequence number makes that idempotent
+                confirmed = reply.outcome is PutResult.STORED
             except BaseException as error:
-                if not token:  # whoever writes the key makes an end of the lease, and so of late copies of a fill
+                if not token:  # a later write of the key ends the lease, and so voids late copies of a computed value
                     yield from self._cancel_puts(error, (request,), until_ms)
                 raise
             finally:
-                access_buffer.settle(report, taken_in=taken_in)
+                access_buffer.settle(report, confirmed=confirmed)
                 shared.changed(name, computed=bool(token))
             if reply.outcome is PutResult.NO_SETTINGS:
                 shared.deployed = False
             elif reply.outcome is PutResult.LATE:
-                shared.set_clock(reply.version, asked_at)
-                again = True  # an earlier copy of it may have been executed
+                shared.set_clock(reply.version, sent_at)
+                again = True  # an earlier copy may have been executed
             else:
                 shared.learn(reply.version)
                 if reply.version:
-                    shared.set_clock(reply.version * 1000 / entry_format.CLOCK_PER_S, asked_at)
+                    shared.set_clock(reply.version * 1000 / entry_format.CLOCK_PER_S, sent_at)
                 return reply.outcome
         return PutResult.LATE
 
     def _until_ms(self) -> int:
-        """Return the server's time after which a put that is sent now shall do nothing."""
+        """Return the server time after which a put sent now must have no effect."""
         return self.shared.server_ms() + math.ceil(self.shared.backend.deadline * 1000)
 
     def _cancel_puts(self, error: BaseException, requests: tuple[str, ...], until_ms: int) -> Flow[None]:
-        """After an interruption (a cancelled task, Ctrl-C): copies of puts under way must not undo what comes next.
+        """After an interruption (a cancelled task, Ctrl-C): copies of puts in flight must not undo later changes.
 
-        If the server cannot be told, it takes as long to find out as the copies are good for.
+        If the server cannot be reached, the copies have expired by the time that is known.
         """
         if not isinstance(error, (AgentPerfError, GeneratorExit)):
             with suppress(AgentPerfError):

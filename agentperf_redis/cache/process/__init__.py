@@ -1,1 +1,1 @@
-"""What the caches of one process share: local copies, buffers of reads, leases, flights."""
+"""The state that the caches of one process share: local copies, access buffers, leases, flights."""

@@ -1,8 +1,8 @@
-"""What a process has to report of the reads it served: gathered, deduplicated, sent once.
+"""Buffers the reads of a process until they are reported: gathered, deduplicated, counted once.
 
-A hit is one plain read, so the server does not see what was used. Each process tells it later: with its next put, or
-after 0.2 s. Reports carry a rising sequence, and one is under way at a time. One whose fate is unknown is sent again as
-it was; the server recognises it.
+A hit is one plain read, so the server does not see the access. Each process reports its reads later: with its next put,
+or after 0.2 s. Reports have a rising sequence number, and one is in flight at a time. A report with unknown result is
+sent again unchanged; its sequence number makes that idempotent.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from itertools import islice
 from agentperf_redis.command import WakeUp, running_loop
 
 MAX_READS = 256
-"""Distinct keys in one report: a longer script call would hold up the server (about 1 ms at 3-6 us each)."""
+"""Distinct keys in one report: a longer script call would block the server too long (about 1 ms at 3-6 us each)."""
 MAX_PENDING = 16 * MAX_READS
-"""Distinct keys that wait while the server is away; the oldest are then forgotten."""
+"""Distinct keys buffered while the server is unreachable; beyond that, the oldest are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessReport:
-    """One report, fixed once it was sent for the first time."""
+    """One report. It does not change after it was first sent."""
 
     seq: int
     misses: int
@@ -36,14 +36,14 @@ NO_REPORT = AccessReport(0, 0, 0, 0, ())
 
 
 class AccessBuffer:
-    """Gathers reads on any thread; hands out reports.
+    """Gathers reads on any thread and builds reports.
 
     Args:
         process: returns the identity under which this process reports.
-        filled: called, outside any lock, when something waits that was not announced yet.
+        filled: called, outside any lock, when there is something to report that was not announced yet.
 
     Attributes:
-        drain: returns further reads, counted elsewhere: stored name, count, computing time saved in ms.
+        drain: returns reads counted elsewhere: stored name, count, computing time saved in ms.
     """
 
     def __init__(self, process: Callable[[], str], filled: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class AccessBuffer:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Begin anew: also what a forked child does, since its parent reports what it has gathered."""
+        """Start empty; also in a forked child, since its parent reports the reads it has gathered."""
         self._lock = threading.Lock()
         self._reads: dict[str, int] = {}
         self._misses = self._saved_ms = self._corrupt = 0
@@ -62,16 +62,16 @@ class AccessBuffer:
         self._under_way = False
         self._announced = False
         self.flushing: WakeUp | None = None
-        """Given when the flush that is under way has ended. Puts wait for it, to keep the order of touches."""
+        """Sent when the flush in flight has ended. Puts wait for it, to keep the order of accesses."""
 
     @property
     def writer(self) -> str:
-        """Who reports."""
+        """The identity of the reporting process."""
         return self._process()
 
     @property
     def is_full(self) -> bool:
-        """Whether more reads wait than one report takes."""
+        """Whether a full report is waiting."""
         return len(self._reads) >= MAX_READS
 
     @property
@@ -80,7 +80,7 @@ class AccessBuffer:
         return bool(self._reads or self._misses or self._corrupt or self._open)
 
     def read(self, name: str, saved_ms: int) -> None:
-        """Note a read that was served."""
+        """Record a hit."""
         with self._lock:
             reads = self._reads
             reads[name] = reads.pop(name, 0) + 1  # popped, so that it moves to the end
@@ -91,24 +91,24 @@ class AccessBuffer:
             self._announce()
 
     def found_corrupt(self) -> None:
-        """Note that a read met something that is no value; it is a miss as well, and noted as such."""
+        """Record that a read found an invalid value; it is also a miss, and recorded as such."""
         with self._lock:
             self._corrupt += 1
         if not self._announced:
             self._announce()
 
     def missed(self) -> None:
-        """Note a read that was not served."""
+        """Record a miss."""
         with self._lock:
             self._misses += 1
         if not self._announced:
             self._announce()
 
     def take(self, *, flush: bool = False) -> AccessReport:
-        """Take the next report, or NO_REPORT if there is none or another is under way.
+        """Take the next report, or NO_REPORT if there is none or another is in flight.
 
         Args:
-            flush: nothing but the report is being sent.
+            flush: the report is sent alone, not with a put.
         """
         with self._lock:
             if self._under_way:
@@ -131,13 +131,13 @@ class AccessBuffer:
                 self.flushing = WakeUp(running_loop())
             return self._open
 
-    def settle(self, report: AccessReport, *, taken_in: bool) -> None:
-        """Say what became of a report: taken in, or unknown, in which case it is sent again with the next chance."""
+    def settle(self, report: AccessReport, *, confirmed: bool) -> None:
+        """Record the result of a report: confirmed, or unknown; then it is sent again at the next opportunity."""
         if report is NO_REPORT:
             return
         with self._lock:
             self._under_way = False
-            if taken_in:
+            if confirmed:
                 self._open = None
             flushing, self.flushing = self.flushing, None
             announce = self.waits and not self._announced
@@ -147,7 +147,7 @@ class AccessBuffer:
             self._announce()
 
     def announce(self) -> None:
-        """Note that `drain` has something, unless that is known."""
+        """Announce that `drain` has reads, unless that was announced already."""
         if not self._announced:
             self._announce()
 

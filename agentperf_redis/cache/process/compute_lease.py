@@ -1,4 +1,4 @@
-"""A turn to compute: the lease under which one process computes a missing value while the others wait."""
+"""The lease under which one process computes a missing value while the others wait."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from agentperf_redis.cache.process.shared_state import SharedState
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComputeLease:
-    """The right, and the duty, to compute a key.
+    """The right and the obligation to compute a key.
 
     Attributes:
         shared: the cache.
         name: stored name of the key.
         key: the key.
-        token: of the lease; empty for a value that concerns nobody else, because it cannot be stored.
-        lease_ms: life of the lease unless it is renewed.
-        flight: others of this process who wait; None if none can.
+        token: of the lease; empty for a computation without a lease, whose value other processes do not share.
+        lease_ms: TTL of the lease unless it is renewed.
+        flight: connects it to the waiters of this process; None if there can be none.
     """
 
     shared: SharedState
@@ -31,19 +31,19 @@ class ComputeLease:
 
     @property
     def renew_every_s(self) -> float:
-        """Renewed at a third of its life, so that two renewals may get lost."""
+        """The interval of renewals: a third of the TTL, so that two renewals may be lost."""
         return self.lease_ms / 3000
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """There is a value, and no need to compute any more.
+    """There is a value; no computation is needed.
 
     Attributes:
         value: the value.
-        saved_ms: what that has saved, if another computed it meanwhile.
-        stale: its version if it is due to be computed anew, behind whoever is served; else 0.
-        storable: whether it is one that a cache can hold.
+        saved_ms: computing time saved, if another caller has just computed it.
+        stale: its version if it is due for a refresh in the background; else 0.
+        storable: whether a cache can store it.
     """
 
     value: Any

@@ -1,13 +1,13 @@
-"""One computation at a time of each key within this process; other threads and tasks wait for what it brings.
+"""One computation at a time of each key within this process; other threads and tasks wait for its result.
 
-Nobody may be handed a value that was invalidated before he asked. What this process invalidates takes the flight off
-the map at once, so who comes later begins another. Of what other processes invalidate only the server knows: it vouches
-for a value by answering a question, a claim or the put of what was computed, and only for those who had joined before
-that question was sent. Who joined later looks again. While the server is away nobody vouches, and what lands is only
-for those who found that out, too.
+No caller may get a value that was invalidated before its call. When this process invalidates a key, the flight leaves
+the map at once, so later callers begin another. Only the server knows of invalidations by other processes: its reply to
+a confirming request (a claim, or the put of the computed value) confirms a value, and only for callers that joined
+before that request was sent. Callers that joined later look again. While the server is unreachable nothing confirms a
+value, and a result is shared only with callers that have found the server unreachable, too.
 
-Who would wait for himself computes by himself: a function that asks for the very value it computes, and a blocking call
-on the thread of an event loop whose tasks compute it. Either would wait for ever.
+A caller that would wait for itself computes directly (re-entrancy): a function that needs the very value it computes,
+and a blocking call on the thread of an event loop whose tasks compute the value. Either would deadlock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentperf_redis.errors import BackendUnavailable
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """The computation brought a value: its bytes, from which everyone makes a copy of his own, and what it cost."""
+    """The computation returned a value: its bytes, of which every waiter decodes its own copy, and its cost."""
 
     data: bytes
     cost_ms: int = 0
@@ -38,105 +38,105 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class Uncacheable:
-    """The computation brought a value that cannot be stored: everyone computes his own."""
+    """The computation returned a value that cannot be stored: every caller computes its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """The server does not answer: everyone looks for a value without it."""
+    """The server does not answer: every caller looks for a value without it."""
 
     error: BackendUnavailable
 
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """Whoever computed was cancelled: another may try."""
+    """The computing caller was cancelled: another may compute."""
 
 
 FlightOutcome: TypeAlias = Computed | Crashed | Uncacheable | Unreachable | GivenUp
 
 
 class Flight:
-    """One computation under way in this process."""
+    """One computation in progress in this process."""
 
-    __slots__ = ("asked", "ended", "life", "name", "open", "outcome", "thread")
+    __slots__ = ("ended", "name", "open", "outcome", "owner", "requests", "thread")
 
-    def __init__(self, life: object, name: str) -> None:
-        self.life = life
+    def __init__(self, owner: object, name: str) -> None:
+        self.owner = owner
         self.name = name
         self.thread = threading.get_ident()
-        self.asked = 0
-        """Questions whose answer would vouch for the value, sent so far."""
+        self.requests = 0
+        """Number of confirming requests sent so far."""
         self.open = True
         self.ended = WakeUp()
         self.outcome: FlightOutcome = GivenUp()
 
 
-_around: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
-"""The flights whose functions called what runs now: also in tasks they started, and in `asyncio.to_thread`."""
+_enclosing: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
+"""The flights whose functions have called the present code: inherited by tasks they started and `asyncio.to_thread`."""
 
 
 def enter(flight: Flight | None) -> tuple[Flight, ...]:
-    """Note that the function of a flight is about to be called. Returns what `leave` wants."""
-    around = _around.get()
+    """Record that the function of a flight is about to be called. Returns the argument of `leave`."""
+    enclosing = _enclosing.get()
     if flight is not None:
-        _around.set((*around, flight))
-    return around
+        _enclosing.set((*enclosing, flight))
+    return enclosing
 
 
-def leave(around: tuple[Flight, ...]) -> None:
-    """Note that the function has returned. No token: a coroutine may be closed in another context than it began in."""
-    _around.set(around)
+def leave(enclosing: tuple[Flight, ...]) -> None:
+    """Record that the function has returned. No token: a coroutine may be closed outside the context of its start."""
+    _enclosing.set(enclosing)
 
 
 class Flights:
-    """The computations under way in this process, by stored name."""
+    """The computations in progress in this process, by stored name."""
 
     def __init__(self) -> None:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Begin anew: also what a forked child does, since it has none of the threads that compute."""
+        """Start empty; also in a forked child, since the computing threads stay in the parent."""
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
-        self._life = object()  # a child forked by a function does not compute for that function
+        self._owner = object()  # a child forked within a function is not part of that function's computation
 
     def join(self, name: str) -> tuple[Flight, int | None]:
-        """Return the flight of a key, and how often it had asked; None if it was begun by this call, which must end it.
+        """Return the flight of a key and its confirming requests so far; None if the caller began it and must end it.
 
-        A value it lands is for who joined when it had asked less often than at the end.
+        A result is shared only with callers that joined before the last confirming request was sent.
         """
         with self._lock:
             flight = self._flights.get(name)
             if flight is not None:
-                return flight, flight.asked
-            flight = self._flights[name] = Flight(self._life, name)
+                return flight, flight.requests
+            flight = self._flights[name] = Flight(self._owner, name)
             return flight, None
 
     def waits_for_itself(self, name: str, *, blocking: bool) -> bool:
-        """Return whether whoever waits for a key now keeps it from being computed.
+        """Return whether a caller that waits for a key now would block its computation.
 
         Args:
             name: stored name of the key.
-            blocking: the calling thread does nothing else while it waits.
+            blocking: the calling thread is blocked while it waits.
         """
-        if any(flight.open and flight.name == name and flight.life is self._life for flight in _around.get()):
+        if any(flight.open and flight.name == name and flight.owner is self._owner for flight in _enclosing.get()):
             return True
         flight = self._flights.get(name) if blocking else None
         return flight is not None and flight.thread == threading.get_ident()
 
-    def ask(self, flight: Flight) -> None:
-        """Note that the server is about to be asked for something that vouches for the value."""
+    def note_request(self, flight: Flight) -> None:
+        """Record that a confirming request is about to be sent."""
         with self._lock:
-            flight.asked += 1
+            flight.requests += 1
 
     def detach(self, name: str) -> None:
-        """Let nobody join a flight any more: its key was invalidated. Who has joined still gets what it brings."""
+        """Let no more callers join a flight: its key was invalidated. Those that have joined still get its result."""
         with self._lock:
             self._flights.pop(name, None)
 
     def detach_all(self) -> None:
-        """Let nobody join the flights that are under way."""
+        """Let no further callers join any flight in progress."""
         with self._lock:
             self._flights.clear()
 

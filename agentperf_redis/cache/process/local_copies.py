@@ -1,16 +1,16 @@
-"""A copy of some entries within this process: a hit costs no round trip.
+"""Local copies of some entries within this process: a hit costs no round trip.
 
-It is coherent: whoever changes an entry publishes that from the script that does it, and the bus brings the word here.
-The copy answers only while the bus is known to work: a ping that was sent on its connection within the last 250 ms has
-been answered, and so everything published before that ping has arrived. What another process has changed is therefore
-never served for longer than that. What this process has changed is never served at all.
+They are coherent: the script that changes an entry publishes the change, and the bus delivers it here. Copies are used
+only while the bus is known to work: a ping sent on its connection within the last 250 ms was answered, so everything
+published before that ping has arrived. A value that another process has changed is therefore never returned for longer
+than that. A value that this process has changed is never returned at all.
 
-A fill must not bring back what was invalidated while it was under way. Each takes a ticket before it reads from the
-server, and is refused if anything was invalidated since that shares its stripe.
+A fill must not restore a value that was invalidated while the fill was in progress. Each fill takes a ticket before it
+reads from the server, and is refused if an invalidation of the same stripe has occurred since.
 
-Who leaves when it is full is decided by SIEVE (Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI
-2024): a hit sets a flag and needs no lock; a hand moves from the oldest entry to the newest, takes the flag from those
-that have it, and removes the first that has none.
+Eviction follows SIEVE (Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI 2024): a hit sets a flag
+and needs no lock; a hand moves from the oldest entry to the newest, clears the flags that are set, and removes the
+first entry without one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any, TypeAlias
 from agentperf_redis.cache.entry_format import Stored
 
 TRUSTED_FOR_S = 0.25
-"""How old the last proof that the bus works may be, and so how long another process's write may go unnoticed."""
+"""Maximum age of the last proof that the bus works, and so how long another process's write may be missed."""
 MAX_COPY_TTL_S = 30.0
-"""No copy lives longer: a bound, should all else fail."""
+"""No copy lives longer: a bound in case all else fails."""
 
 _STRIPES = 256
 _UNCHANGEABLE = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -34,7 +34,7 @@ Ticket: TypeAlias = tuple[int, int]
 
 
 class Copy:
-    """One entry, in the ring of entries from newest to oldest."""
+    """One entry, in the list of entries from newest to oldest."""
 
     __slots__ = (
         "cost_ms",
@@ -67,18 +67,18 @@ class Copy:
         self.data = stored.data
         self.until = until
         self.frozen = type(value) in _UNCHANGEABLE
-        """Whether everyone may have the same object; else each gets one of his own, made from the bytes."""
+        """Whether all callers may share the object; else each decodes its own from the bytes."""
         self.value = value if self.frozen else None
         self.visited = False
         self.reads = self.reported = 0
         self.listed = False
-        """Whether it is among those whose reads are to be reported."""
+        """Whether its reads are listed for the next report."""
         self.newer: Copy | None = None
         self.older: Copy | None = None
 
     @property
     def size_bytes(self) -> int:
-        """What it counts against the limit in bytes."""
+        """The bytes it counts against the limit."""
         return len(self.data) + len(self.key)
 
 
@@ -86,10 +86,10 @@ class LocalCopies:
     """The copies of one cache in this process.
 
     Args:
-        max_entries: how many.
+        max_entries: maximum number of copies.
         max_bytes: of all their keys and values; None is no limit.
         proven_at: returns when the newest answered ping of the bus was sent, by `time.monotonic`.
-        announce: called when there are reads to report that were not announced.
+        announce: called when there are reads to report that were not announced yet.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LocalCopies:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Begin anew: also what a forked child does."""
+        """Start empty; also in a forked child."""
         self._lock = threading.Lock()
         self._copies: dict[str, Copy] = {}
         self._long_names: dict[str, str] = {}
@@ -126,19 +126,19 @@ class LocalCopies:
         return len(self._copies)
 
     def find(self, key: str, *, counted: bool = True) -> Copy | None:
-        """Return the copy of a key, if there is one and it may be served. Takes no lock.
+        """Return the copy of a key, if there is one and it may be used. Takes no lock.
 
         Args:
             key: the key.
-            counted: whether it counts as read; else `count` is called once it is known to be served.
+            counted: whether to count a read; if not, `count` is called once the copy is known to be used.
         """
         now = monotonic()
         try:
-            # Trust comes first: what was looked up before the bus was proven may be a copy that it has just dropped.
+            # Check the bus first: a copy found before that check may be one that the bus has just invalidated.
             if now > self._trusted_until and not (key in self._copies and self._trust(now)):
                 return None
-            copy = self._copies[key]  # a hit is faster by it than by `get`, and a miss will take a round trip
-        except (KeyError, TypeError):  # of no key at all whoever reads from the server says so
+            copy = self._copies[key]  # faster than `get` for a hit; a miss costs a round trip anyway
+        except (KeyError, TypeError):  # the read from the server raises the error for an invalid key
             return None
         if now > copy.until:
             self.drop(copy.name)
@@ -148,7 +148,7 @@ class LocalCopies:
         return copy
 
     def count(self, copy: Copy) -> None:
-        """Count a read of a copy that is served, to be reported. Takes no lock."""
+        """Count a read of a copy, to be reported. Takes no lock."""
         copy.visited = True
         copy.reads += 1
         if not copy.listed:
@@ -157,17 +157,17 @@ class LocalCopies:
             self._announce()
 
     def _trust(self, now: float) -> bool:
-        """Return whether the bus has been proven to work lately."""
-        # never back: a bus that has just been lost proves nothing, but what it proved stands; see `serve_stale`
+        """Return whether the bus was proven to work recently."""
+        # never decreases: a bus lost just now proves nothing new, but its earlier proof stays valid; see `serve_stale`
         self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
         return now <= self._trusted_until
 
     def ticket(self, name: str) -> Ticket:
-        """Return what `fill` wants to see, before the entry is read from the server."""
+        """Return the ticket that `fill` checks. Call it before the entry is read from the server."""
         return self._era, self._stripes[hash(name) % _STRIPES]
 
     def fill(self, key: str, name: str, stored: Stored, value: Any, ttl_s: float, ticket: Ticket) -> None:
-        """Keep a copy of what was read from the server, unless something was invalidated since its ticket."""
+        """Store a copy of an entry read from the server, unless something was invalidated since its ticket."""
         ttl_s = min(ttl_s, MAX_COPY_TTL_S)
         if ttl_s <= 0:
             return
@@ -199,11 +199,11 @@ class LocalCopies:
             self._bytes += copy.size_bytes
 
     def drop(self, name: str, older_than: int | None = None) -> None:
-        """Forget an entry, and refuse fills of it that are under way.
+        """Drop an entry and refuse fills of it in progress.
 
         Args:
             name: stored name of its key.
-            older_than: keep it if its version is at least that.
+            older_than: keep the copy if its version is at least this.
         """
         with self._lock:
             self._stripes[hash(name) % _STRIPES] += 1
@@ -214,7 +214,7 @@ class LocalCopies:
                 self._aside.pop(self._aside_long_names.get(name, name), None)
 
     def drop_tag(self, tag: str, older_than: int | None = None) -> None:
-        """Forget all entries that carry a tag, and refuse all fills that are under way."""
+        """Drop all entries with a tag and refuse all fills in progress."""
         with self._lock:
             self._era += 1
             for copy in list(self._copies.values()):
@@ -224,23 +224,23 @@ class LocalCopies:
                 self._aside = {key: copy for key, copy in self._aside.items() if tag not in copy.tags}
 
     def serve_stale(self, key: str, max_age_s: float) -> Copy | None:
-        """Return a copy of which nobody can say that it is still right, because the server is away.
+        """Return a copy that cannot be confirmed because the server is unreachable.
 
         Args:
             key: the key.
-            max_age_s: how long ago it must have been known to be right at most.
+            max_age_s: maximum time since the copy was last known to be valid.
         """
         now = monotonic()
         with self._lock:
             copy, known_at = self._copies.get(key), self._proven_at()
-            if copy is not None:  # a bus that has just been lost proves nothing, and has yet to say so
+            if copy is not None:  # a bus lost just now proves nothing new, and may not have reported the loss yet
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
-            elif known_at <= self._aside_at:  # else the server was heard of, and of them it was not
+            elif known_at <= self._aside_at:  # else the bus has worked since, without keeping these copies coherent
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 
     def set_aside(self) -> None:
-        """Serve none of the copies any more, since changes may have been missed; but `serve_stale` may."""
+        """Stop using all copies, since changes may have been missed; only `serve_stale` may still return them."""
         with self._lock:
             if self._copies:
                 self._aside, self._aside_long_names = self._copies, self._long_names
@@ -248,7 +248,7 @@ class LocalCopies:
             self._forget_all()
 
     def flush(self) -> None:
-        """Forget everything, and refuse all fills that are under way."""
+        """Drop everything and refuse all fills in progress."""
         with self._lock:
             self._aside = {}
             self._forget_all()
@@ -262,15 +262,14 @@ class LocalCopies:
         self._bytes = 0
 
     def drain(self) -> list[tuple[str, int, int]]:
-        """Return what was read since: stored name, count, computing time saved in ms."""
+        """Return the reads since the last call: stored name, count, computing time saved in ms."""
         read, self._read = self._read, []
         reads = []
         for copy in read:
-            copy.listed = False  # first: a read counted from here on lists the copy again
+            copy.listed = False  # first: a read counted after this lists the copy again
             count = copy.reads - copy.reported
-            copy.reported += (
-                count  # `reads` only grows: setting it to 0 here could undo, or repeat, a read being counted
-            )
+            # `reads` only grows: setting it to 0 here could lose or repeat a concurrent count
+            copy.reported += count
             if count:
                 reads.append((copy.name, count, count * copy.cost_ms))
         return reads

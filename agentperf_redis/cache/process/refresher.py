@@ -1,4 +1,4 @@
-"""Where values are computed anew behind the backs of readers: a few threads for blocking callers, tasks for asyncio."""
+"""Runs background refreshes: on a few threads for blocking callers, as tasks for asyncio."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from agentperf_redis.cache.process.shared_state import log
 from agentperf_redis.command import running_loop
 
 MAX_THREADS: Final = 4
-"""Functions that run at a time behind blocking callers of one process; a slow one must not hold up all others."""
+"""Functions that run at a time for blocking callers of one process; a slow one must not delay all others."""
 MAX_WAITING: Final = 256
-"""Refreshes that wait for a thread; those beyond are left to the next reader."""
+"""Refreshes that wait for a thread; further ones are left to the next reader."""
 _PAUSE_S = 0.25
-"""After a refresh, or an attempt at one that is another's, this process tries that key no sooner than this."""
+"""Minimum time between attempts of this process to refresh a key, even if another process was refreshing it."""
 _CLOSE_S = 0.5
-"""How long closing waits for functions that run. Their leases end by themselves."""
+"""How long closing waits for running functions. Their leases expire."""
 
 Subject: TypeAlias = tuple[str, str]
 """A cache and a key."""
@@ -32,11 +32,11 @@ Subject: TypeAlias = tuple[str, str]
 class Refresher:
     """Runs refreshes, one at a time of each key. Its threads start when there is work, and end when there is none.
 
-    They are not a `Background`, which does one job after the other: here several functions of users run at a time, and
-    share what waits.
+    It does not use `Background`, which runs one job after the other: here several user functions run at a time, from
+    one queue.
 
     Args:
-        backend: whose closing ends it.
+        backend: the refresher closes with it.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -49,13 +49,13 @@ class Refresher:
         self._idle = threading.Condition(self._lock)
         self._jobs: deque[tuple[Subject, Callable[[], object]]] = deque()
         self._taken: dict[Subject, float] = {}
-        """What is under way (for ever), or was just now (until when it is left alone)."""
+        """Keys being refreshed (infinity), or refreshed recently (when the pause ends)."""
         self._threads = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     def submit(self, subject: Subject, job: Callable[[], object]) -> None:
-        """Have `job` run by a thread soon, in the context of the caller, unless that key is being refreshed already."""
+        """Run `job` on a thread soon, in the caller's context, unless that key is being refreshed already."""
         with self._lock:
             if len(self._jobs) >= MAX_WAITING or not self._take(subject):
                 return
@@ -67,12 +67,12 @@ class Refresher:
                 start_new_thread(start, ())
 
     def spawn(self, subject: Subject, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Have a coroutine run as a task of the running loop, unless that key is being refreshed already."""
+        """Run a coroutine as a task of the running loop, unless that key is being refreshed already."""
         with self._lock:
             if not self._take(subject):
                 return
         task = asyncio.get_running_loop().create_task(make(), name="agentperf-refresh")
-        self._tasks.add(task)  # the loop itself holds tasks weakly
+        self._tasks.add(task)  # the loop holds only weak references to tasks
 
         def ended(_: object) -> None:
             with self._lock:
@@ -105,23 +105,23 @@ class Refresher:
                 subject, job = self._jobs.popleft()
             try:
                 job()
-            except BaseException:  # noqa: BLE001  SystemExit of a user's function included: the thread serves others, too
+            except BaseException:  # noqa: BLE001  even SystemExit of a user's function: the thread runs other jobs, too
                 log.exception("caches: a refresh failed")
             finally:
                 self._leave(subject)
 
     def _finish(self) -> None:
-        """Before the connections go: begin nothing more, cancel tasks, and let functions end that are short."""
+        """Before the connections close: start nothing new, cancel tasks, and let short functions finish."""
         here = running_loop()
         with self._lock:
             self._closed = True
             self._jobs.clear()
-            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # of this one nothing moves now
+            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # this loop is blocked now
             for task in self._tasks:
                 if not task.get_loop().is_closed():
                     task.get_loop().call_soon_threadsafe(task.cancel)
             self._idle.wait_for(lambda: not self._threads and all(task.done() for task in elsewhere), _CLOSE_S)
 
     def after_fork(self) -> None:
-        """In the child: threads and tasks are the parent's."""
+        """In the child: start empty, since threads and tasks stay in the parent."""
         self._start_empty()

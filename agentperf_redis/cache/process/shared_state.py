@@ -1,4 +1,4 @@
-"""What all objects of one cache have in common within a process: its settings, its buffers, its clock, its waiters."""
+"""The state that all objects of one cache share within a process: its settings, buffers, clock and waiters."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from agentperf_redis.errors import InvalidArgument
 log = logging.getLogger("agentperf_redis")
 
 MAX_PENDING_INVALIDATIONS = 10_000
-"""Names of keys and tags kept while the server is away; beyond, the whole cache is cleared on its return."""
-_COMPLAIN_EVERY_S = 10.0
+"""Names of keys and tags kept while the server is unreachable; beyond that, the whole cache is cleared on recovery."""
+_WARN_EVERY_S = 10.0
 
 
 class InvalidationScope(Enum):
-    """What the server could not be told to forget."""
+    """The scope of an invalidation that could not be sent."""
 
     KEY = "a key, by its stored name"
     TAG = "a tag, percent-encoded"
@@ -42,11 +42,11 @@ class SharedState:
     """One cache in this process.
 
     Args:
-        backend: the namespace it lies in.
+        backend: the server and namespace.
         service: "cache" or "tiered".
         name: of the cache.
         settings: its limits.
-        given: which of them were chosen; see `Settings.fields`.
+        given: marks those that a user chose; see `Settings.fields`.
         filled: called when there is something to report.
     """
 
@@ -67,13 +67,13 @@ class SharedState:
         self.given = given
         self.deployed = False
         self.seen = 0
-        """The newest version that a reply has brought to this process."""
+        """The newest version that this process has seen in a reply."""
         self._filled = filled
         self.access_buffer = AccessBuffer(lambda: backend.process, lambda: filled(self))
         self.flights = Flights()
         self.local: LocalCopies | None = None
         self._server_ahead_ms = 0.0
-        self._complained_at = -_COMPLAIN_EVERY_S
+        self._warned_at = -_WARN_EVERY_S
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._start_empty()
         backend.on_new_epoch(self._deploy_again)
@@ -83,15 +83,15 @@ class SharedState:
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
         self.pending_invalidations: dict[PendingInvalidation, None] = {}
-        """Invalidations that the server was not told of, in order: sent again before anything is read or written."""
+        """Invalidations that could not be sent, in order: they are sent again before the next read or write."""
         self._waiting: dict[str, list[WakeUp]] = {}
-        self._listening = False  # a forked child's bus has no subscription yet
+        self._listening = False  # the bus of a forked child has no subscription yet
 
     def adopt(self, user: object, settings: Settings, given: str) -> None:
-        """Count in one more object of this cache. Lives are no matter of dispute: each object applies its own.
+        """Register one more object of this cache. TTLs may differ: each object applies its own.
 
         Raises:
-            InvalidArgument: another living object of this process has other limits.
+            InvalidArgument: another live object in this process has other limits.
         """
         with self._lock:
             if not len(self._users):
@@ -99,15 +99,15 @@ class SharedState:
                     self.settings, self.given, self.deployed = settings, given, False
             elif (settings, given) != (self.settings, self.given):
                 held, marks = list(self.settings.fields), list(self.given)
-                for at, (argument, asked) in enumerate(zip(ARGUMENTS[self.service], settings.fields, strict=True)):
-                    if given[at] == "0" or (marks[at] == "1" and (asked == held[at] or argument.endswith("_ttl"))):
+                for at, (argument, requested) in enumerate(zip(ARGUMENTS[self.service], settings.fields, strict=True)):
+                    if given[at] == "0" or (marks[at] == "1" and (requested == held[at] or argument.endswith("_ttl"))):
                         continue
                     if marks[at] == "1":
-                        value = int(asked) if asked.isdigit() else asked
+                        value = int(requested) if requested.isdigit() else requested
                         raise InvalidArgument(
                             argument, value, f"cache {self.name!r} is open here with {argument}={held[at]}"
                         )
-                    held[at], marks[at] = asked, "1"
+                    held[at], marks[at] = requested, "1"
                     self.deployed = False
                 self.settings, self.given = Settings.of(held), "".join(marks)
             self._users.add(user)
@@ -116,7 +116,7 @@ class SharedState:
         """Return the local copies of this cache.
 
         Raises:
-            InvalidArgument: this process has them with other limits already.
+            InvalidArgument: this process already has local copies with other limits.
         """
         with self._lock:
             if self.local is None:
@@ -127,56 +127,56 @@ class SharedState:
                 self.access_buffer.drain = self.local.drain
             if (self.local.max_entries, self.local.max_bytes) != (max_entries, max_bytes):
                 held = f"local_size={self.local.max_entries}, local_bytes={self.local.max_bytes}"
-                raise InvalidArgument("local_size", max_entries, f"what this cache has in this process: {held}")
+                raise InvalidArgument("local_size", max_entries, f"the limits of this cache in this process: {held}")
             return self.local
 
     @property
     def origin(self) -> str:
-        """Who writes, as told on the bus."""
+        """The writing process, as sent on the bus."""
         return self.backend.process
 
     def learn(self, version: int) -> None:
-        """Take note of a version from a reply."""
+        """Record a version from a reply."""
         self.seen = max(self.seen, version)
 
     def changed(self, name: str, *, computed: bool = False) -> None:
-        """After a write of this process, also one of unknown fate: it must not see its own values of before."""
-        if not computed:  # what a flight brings needs not end the next one
+        """After a write of this process, even one of unknown result: it must not read its own earlier values."""
+        if not computed:  # storing a computed value need not detach the next flight
             self.flights.detach(name)
         if self.local is not None:
             self.local.drop(name)
 
     def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
-        """Take note of invalidations that failed: their caller knows, but nobody should read what they were to end."""
+        """Record failed invalidations. Their caller has the error, but no reader may get the values they concern."""
         with self._lock:
             self.pending_invalidations.update(dict.fromkeys(invalidations))
             if len(self.pending_invalidations) > MAX_PENDING_INVALIDATIONS:
                 self.pending_invalidations = {(InvalidationScope.ALL, ""): None}
-        self._filled(self)  # so that it is told also if nobody reads
+        self._filled(self)  # so that they are sent even without further reads
 
     def remove_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
-        """Take note that the server was told."""
+        """Record that invalidations were sent."""
         with self._lock:
             for invalidation in invalidations:
                 self.pending_invalidations.pop(invalidation, None)
 
-    def set_clock(self, server_ms: float, asked_at: float) -> None:
-        """Take note of the server's time; `asked_at` is `time.monotonic()` before the question was sent."""
-        self._server_ahead_ms = server_ms - asked_at * 1000
+    def set_clock(self, server_ms: float, sent_at: float) -> None:
+        """Record the server's time; `sent_at` is `time.monotonic()` before the request was sent."""
+        self._server_ahead_ms = server_ms - sent_at * 1000
 
     def server_ms(self) -> int:
-        """Return a time that the server's clock has not passed: it was read after `asked_at`."""
+        """Return an upper bound of the server's time: the server read its clock after `sent_at`."""
         return int(self._server_ahead_ms + time.monotonic() * 1000) + 1
 
-    def complain(self, message: str, *args: object) -> None:
+    def warn(self, message: str, *args: object) -> None:
         """Log a warning, at most one every ten seconds."""
         now = time.monotonic()
-        if now - self._complained_at >= _COMPLAIN_EVERY_S:
-            self._complained_at = now
+        if now - self._warned_at >= _WARN_EVERY_S:
+            self._warned_at = now
             log.warning(message, *args)
 
     def wake_up_for(self, name: str) -> WakeUp:
-        """Return a hint that is given when the bus brings word of a key. To be taken back with `forget_wake_up`."""
+        """Return a wake-up that is sent when the bus reports a change of a key. Release it with `forget_wake_up`."""
         wake_up = WakeUp()
         with self._lock:
             self._waiting.setdefault(name, []).append(wake_up)
@@ -184,7 +184,7 @@ class SharedState:
         return wake_up
 
     def listen(self) -> None:
-        """Hear what the bus brings from now on. It starts the bus's thread, so nobody listens without need."""
+        """Subscribe to the bus. This starts the bus's thread, so it is done only when needed."""
         if self._listening:
             return
         with self._lock:
@@ -193,7 +193,7 @@ class SharedState:
             self.backend.bus.subscribe(self.keys.bus, self._on_message, self._on_gap)
 
     def forget_wake_up(self, name: str, wake_up: WakeUp) -> None:
-        """Take a hint back."""
+        """Release a wake-up."""
         with self._lock:
             left = self._waiting.get(name, [])
             if wake_up in left:
@@ -206,7 +206,7 @@ class SharedState:
         try:
             kind, version, _, name = message.decode().split(" ", 3)
             at = int(version)
-        except ValueError:  # whatever it was meant to say, something may have changed
+        except ValueError:  # an unreadable message: anything may have changed
             kind = "c"
         if kind == "c":
             if self.local is not None:
@@ -244,7 +244,7 @@ class SharedState:
             self._filled(self)
 
     def after_fork(self) -> None:
-        """In the child: locks and buffers are made anew; what waits in them is the parent's business."""
+        """In the child: create new locks and buffers; the parent keeps the contents of the old ones."""
         self._start_empty()
         self.access_buffer.start_empty()
         self.flights.start_empty()

@@ -171,7 +171,7 @@ local function health(self, facts)
     return changed
   end
 
-  -- Replace the counts by those that `repair` found.
+  -- Replace the counts with those that `repair` computed.
   function self.recount(of_usable, of_unhealthy, of_warming)
     usable, unhealthy, warming = of_usable, of_unhealthy, of_warming
     write_counts()

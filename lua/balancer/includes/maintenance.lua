@@ -1,4 +1,4 @@
--- What is needed seldom: whole records, expiries, grants to waiters. Expects strategies, records, whole_records, pool
+-- The rarely needed part: whole records, expiries, grants to waiters. Expects strategies, records, whole_records, pool
 -- and health.
 
 -- Milliseconds until capacity may come back without a call, at most 1000: until the first lease or grant ends.
@@ -15,7 +15,7 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- The pool with functions for all that. Scripts call this only when they need it, since building the functions costs
+-- The pool as an object with these functions. Scripts call this only when they need it, since building it costs
 -- some microseconds. Rejects keys of a wrong type before the first write.
 local function maintenance(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, '4503599627370496'
@@ -268,14 +268,14 @@ local function maintenance(now_us)
     return true
   end
 
-  -- Note when the pool needs maintenance next.
+  -- Store when the pool next needs maintenance.
   function self.reschedule()
     local next_ms = '0'
     if call('ZCARD', WAITQ) == 0 then next_ms = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2] or NEVER end
     call('HSET', STATE, '#next', next_ms)
   end
 
-  -- Expiries, then waiters. Returns how many entries were due, and whether all waiters have what they can have.
+  -- Expiries, then waiters. Returns how many entries were due, and whether all possible grants to waiters were made.
   function self.maintain(limit)
     local expired = self.expire(limit)
     local dispatched = self.dispatch()

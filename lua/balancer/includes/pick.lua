@@ -69,7 +69,7 @@ end
 
 -- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded one.
 -- One of the first FEW is usually good, so these are read before the others.
--- A record in another order than it is written in is passed over until a script has stored it.
+-- An instance whose record has its fields in another order is skipped until a script has rewritten the record.
 local function clockwise(from, point, share, labels)
   local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
   for _, first in ipairs({'0', FEW}) do

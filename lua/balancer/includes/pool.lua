@@ -1,4 +1,4 @@
--- The pool: what its keys hold, and what every script needs to read and write them. Expects strategies.lua and
+-- The pool: the contents of its keys, and the functions that every script needs for them. Expects strategies.lua and
 -- records.lua. Only this file, health.lua and maintenance.lua write the pool's indexes (ready, ready@<label>, due,
 -- waitq, away) and its events. A script that includes them names its KEYS STATE, READY, DUE and WAITQ. The functions
 -- read these names and take no argument for them: they are the same in every call, and each argument would be passed on
@@ -25,7 +25,7 @@
 --         limited:       adaptive (concurrency limit below cap), warming, metered (has rates), rate_limited (no rate
 --                        is left)
 --       cap            leases that it bears at once, as registered
---     +<id>      what few instances have. A field that is 0 is left out; a record without fields is "-".
+--     +<id>      the extra record of few instances. A field that is 0 is left out; a record without fields is "-".
 --       ejections            in a row
 --       ejected_until_ms     end of the last ejection
 --       probe_since_us       leases granted from then on are probes; the time of the last ejection or of its end
@@ -38,7 +38,7 @@
 --       rpm, tpm             requests and tokens a minute, decimal
 --       rpm_arrival_us, tpm_arrival_us   their theoretical arrival times
 --       heartbeat_ms         after this time without a heartbeat it is disabled, as registered
---     @<token>   what became of a request for a lease; one of
+--     @<token>   the state of a request for a lease; one of
 --       lease instance= fence= [late=1]         late: a copy of its request may still be under way
 --       grant instance= fence= ticket=          granted to a waiter that has not fetched it yet
 --       waiting ticket= ttl_ms= labels= tokens=   ticket: its score in waitq
@@ -54,7 +54,7 @@
 --                                                                 bound of due; 0 while the queue is not empty
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the same for instances with a label; the name is computed
---   <tag>:due            ZSET    what happens at a time, ms. @<token>: a lease or grant ends
+--   <tag>:due            ZSET    timers -> time, ms. @<token>: a lease or grant ends
 --                                W@<token>: a waiter is gone | X@<token>: a tombstone is deleted
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate comes back
 --                                V:<id>: the next step of a warm-up
@@ -74,8 +74,8 @@ local function check_types(labels)
   end
 end
 
--- The counter that is no whole number, nil when all are: arithmetic on it would fail after the first write. The
--- counters are given as they were read, or else read here.
+-- The first counter that is no whole number, nil when all are: arithmetic on it would fail after the first write. The
+-- caller passes the counters if it has read them; otherwise they are read here.
 local function invalid_counter(next_ms, picks, load, cap)
   if not next_ms then next_ms, picks, load, cap = unpack(call('HMGET', STATE, '#next', '#picks', '#load', '#cap')) end
   return not whole(next_ms) and '#next' or not whole(picks) and '#picks' or not whole(load) and '#load'
@@ -83,7 +83,7 @@ local function invalid_counter(next_ms, picks, load, cap)
 end
 
 -- Relative load in 1/8192, then the last pick, in one score: exact for capacities up to 90 and 2^40 picks, and below
--- 2^53 in all. Nothing in the scripts takes it apart again; tests do, see tests/support/records.py.
+-- 2^53 in all. No script unpacks it; tests do, see tests/support/records.py.
 local function pack_load(load, limit, seq)
   local share = load * 8192 / limit
   return (share - share % 1) * 1099511627776 + seq

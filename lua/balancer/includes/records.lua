@@ -11,15 +11,16 @@
 -- inside: each local from outside that it names has to be built with it.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
--- What a release reads and writes; of limit, seq, fence and peak, which stay, it needs the first two.
+-- The fields that a release reads and writes; limit, seq, fence and peak stay, and it needs the first two of them.
 local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
   .. 'failed=(%d+) streak=(%d+)( .*)$'
 local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest)
   return 'load=' .. load .. ' ' .. same .. ' ewma_us=' .. ewma_us .. ' ewma_at_ms=' .. ewma_at_ms
     .. ' served=' .. served .. ' failed=' .. failed .. ' streak=' .. streak .. rest
 end
--- Most instances have neither labels nor flags, which is found out soonest by this text.
+-- Most instances have neither labels nor flags; a search for this text is the fastest way to tell.
 local PLAIN = ' labels=- flags=- cap='
+local PLAIN_WEIGHT = '^ weight=(%d+%.?%d*) labels=%- flags=%- cap='
 local LEASE, GRANTED = '^lease instance=(%S+) fence=(%d+)(.*)$', '^grant instance=(%S+) fence=(%d+) ticket=(%S+)'
 local WAITING = '^waiting ticket=(%S+) ttl_ms=%d+ labels=(%S+) tokens=(%d+)'
 local TOMBSTONE = '^tombstone why=(%S+)'
@@ -27,8 +28,8 @@ local SLOW_AFTER = ' slow_after_us=(%d+)'
 
 -- The status that every reply begins with; Status in replies.py.
 --   {-3, fact}                     #pool as it is: another major version of the library wrote it
---   {-4, field}                    the field of state that holds something the library did not write. Scripts look at
---                                  what they need before their first write, so nothing was changed
+--   {-4, field}                    a field of state that the library did not write. Scripts check the fields they
+--                                  need before their first write, so nothing was changed
 --   {UNKNOWN_STRATEGY, strategy}   no row of strategies.lua has this name; nothing was changed
 local DONE, NOTHING, SPENT, OTHER_STRATEGY, TOO_LATE, UNKNOWN_STRATEGY = 1, 0, -1, -2, -6, -7
 

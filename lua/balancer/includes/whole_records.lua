@@ -1,5 +1,5 @@
--- Whole records of instances, read and written; needed seldom, so that acquire and release do not build these functions
--- in the usual case. Expects records.lua; the legend of the fields is in pool.lua.
+-- Read and write whole records of instances. Rarely needed, so acquire and release do not build these functions in the
+-- usual case. Expects records.lua; the legend of the fields is in pool.lua.
 
 -- All fields of an instance's record, those of a later version last as one text; nil when the library did not write it.
 -- A record in another order than it is written in is put into that order first.
@@ -24,7 +24,7 @@ local function read_record(text)
   return unpack(values)
 end
 
--- #pool, and what becomes of a token besides a lease: a grant that is not fetched yet, a waiter, a tombstone.
+-- The records of a token besides a lease: a grant that is not fetched yet, a waiter, a tombstone.
 local function write_granted(id, fence, ticket)
   return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket
 end

@@ -145,7 +145,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   end
 
   -- Record reads of distinct keys, oldest first: recency, frequency, promotion by one tier a read. About ten commands
-  -- for any number of keys. Reads of keys that are gone by now are counted under cold.
+  -- for any number of keys. Reads of keys that no longer exist are counted under cold.
   function I.record_reads(keys, counts)
     local sizes, tiers, scores = I.locate(keys)
     if I.lfu and I.grow > 0 then                                       -- where the last 7.5 % of cold end
@@ -186,7 +186,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
   end
 
-  -- Record the reads that a process served without a script and reports now: once, however often it is delivered.
+  -- Record the reads that a process made without a script and reports now: once, however often it is delivered.
   function I.report(writer, seq, keys, counts, counters)
     local field = 'w:' .. writer
     local last = tonumber(string.match(I.call('HGET', I.meta, field) or '0', '^%d+'))

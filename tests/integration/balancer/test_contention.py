@@ -1,4 +1,4 @@
-"""Many processes and few instances: capacity is never exceeded, and nothing is left behind."""
+"""Many processes contend for few instances: capacity is never exceeded, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.support.workers import Workers
 
 PROCESSES, INSTANCES, CAPACITY = 16, 2, 3
 ROUNDS = 60
-HELD_S = 0.01  # long against a call, so that many hold at once also where cores are few
+HELD_S = 0.01  # much longer than a call, so that many leases overlap even with few cores
 
-# Without these the index offers what is full, and the record does not refuse it.
+# Without these checks the index offers full instances, and the record does not refuse them.
 MUTATIONS = (
     ("  if load < limit then\n    if score", "  if true then\n    if score"),
     ("    if load >= limit then\n", "    if false then\n"),
@@ -26,9 +26,9 @@ MUTATIONS = (
 
 
 def contend(url: str, namespace: str, mutant: bool) -> tuple[int, int]:
-    """Take and give back, holding each lease for a moment; returns how often that was granted and refused."""
+    """Acquire and release, holding each lease for HELD_S; return the counts of grants and refusals."""
     if mutant:
-        take_out_the_capacity_check()
+        remove_capacity_check()
     backend = Backend(url, namespace=namespace, deadline=30.0)
     balancer = LoadBalancer(backend=backend)
     granted = refused = 0
@@ -44,7 +44,7 @@ def contend(url: str, namespace: str, mutant: bool) -> tuple[int, int]:
     return granted, refused
 
 
-def take_out_the_capacity_check() -> None:
+def remove_capacity_check() -> None:
     for script in (commands.ACQUIRE, commands.RELEASE, commands.REGISTER):
         source = script.source
         for sound, broken in MUTATIONS:
@@ -54,7 +54,7 @@ def take_out_the_capacity_check() -> None:
 
 
 def peaks(raw: Raw, namespace: str) -> dict[str, int]:
-    """Return the highest load each instance ever bore, as the scripts recorded it."""
+    """Return the highest load of each instance, as recorded by the scripts."""
     found = records.instances(raw.hgetall(keys.pool(namespace, "planner").state))
     return {name: int(record["peak"]) for name, record in found.items()}
 
@@ -70,9 +70,7 @@ def contention(server: Server, namespace: str, workers: Workers, *, mutant: bool
 
 
 @pytest.mark.thorough
-def test_processes_that_contend_never_exceed_capacity(
-    server: Server, raw: Raw, namespace: str, workers: Workers
-) -> None:
+def test_contending_processes_never_exceed_capacity(server: Server, raw: Raw, namespace: str, workers: Workers) -> None:
     results = contention(server, namespace, workers, mutant=False)
 
     granted, refused = (sum(column) for column in zip(*results, strict=True))
@@ -87,7 +85,7 @@ def test_processes_that_contend_never_exceed_capacity(
 
 
 @pytest.mark.thorough
-def test_the_test_above_fails_without_the_capacity_check(
+def test_contention_detects_a_missing_capacity_check(
     server: Server, raw: Raw, namespace: str, workers: Workers
 ) -> None:
     contention(server, namespace, workers, mutant=True)

@@ -1,4 +1,4 @@
-"""What callers get when there is too little: other pools, and answers while the server is away."""
+"""Degradation: fallback pools, and the results of calls while the server is unreachable."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def balancer(backend: Backend) -> LoadBalancer:
     return made
 
 
-# Other pools
+# Fallback pools
 
 
 @pytest.mark.every_server
-def test_other_pools_are_tried_in_their_order(call: Call, balancer: LoadBalancer) -> None:
+def test_fallback_pools_are_tried_in_order(call: Call, balancer: LoadBalancer) -> None:
     others = ("generalist", "anybody")
     held = [call(balancer, "acquire", "planner", fallback=others) for _ in range(4)]
     assert [each.agent_type if each else None for each in held] == ["planner", *others, None]
@@ -50,7 +50,7 @@ def test_other_pools_are_tried_in_their_order(call: Call, balancer: LoadBalancer
     assert caught.value.agent_type == "nobody"
 
 
-def test_labels_and_affinity_hold_in_other_pools_and_the_strategy_is_their_own(call: Call, backend: Backend) -> None:
+def test_fallback_keeps_labels_and_affinity_but_not_strategy(call: Call, backend: Backend) -> None:
     sticky = LoadBalancer("consistent_hash", backend=backend)
     for number in range(8):
         labels = frozenset({"gpu", "fr"} if number < 4 else {"gpu"})
@@ -74,9 +74,9 @@ def test_labels_and_affinity_hold_in_other_pools_and_the_strategy_is_their_own(c
     assert busy.strategy is LoadBalancingStrategy.RANDOM
 
 
-def test_who_waits_gets_what_is_free_elsewhere_when_time_is_up(call: Call, balancer: LoadBalancer) -> None:
+def test_waiter_tries_fallback_pools_when_time_is_up(call: Call, balancer: LoadBalancer) -> None:
     held = [call(balancer, "acquire", kind) for kind in ("planner", "generalist")]
-    for _ in range(5):  # on a machine that is held up, time may be up before anything was freed
+    for _ in range(5):  # on a stalled machine, the wait may end before a unit is freed
         freed = threading.Timer(0.1, balancer.release, [held[1]])
         freed.start()
         begin = time.monotonic()
@@ -97,13 +97,13 @@ def test_who_waits_gets_what_is_free_elsewhere_when_time_is_up(call: Call, balan
 
 
 @pytest.mark.parametrize("fallback", ["generalist", [""], 5, [None]])
-def test_other_pools_that_cannot_be_are_refused(call: Call, balancer: LoadBalancer, fallback: Any) -> None:
+def test_invalid_fallback_is_refused(call: Call, balancer: LoadBalancer, fallback: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
         call(balancer, "acquire", "planner", fallback=fallback)
     assert caught.value.argument == "fallback"
 
 
-# The server is away
+# The server is unreachable
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def nowhere(connect: Callable[..., Backend]) -> Backend:
     return connect("redis://127.0.0.1:1/0", deadline=0.1)
 
 
-def test_by_default_callers_are_told(call: Call, nowhere: Backend) -> None:
+def test_unreachable_server_raises_by_default(call: Call, nowhere: Backend) -> None:
     balancer = LoadBalancer(backend=nowhere)
     for method in ("acquire", "select_instance"):
         with pytest.raises(BackendUnavailable):
@@ -120,20 +120,20 @@ def test_by_default_callers_are_told(call: Call, nowhere: Backend) -> None:
         pass
 
 
-def test_or_they_get_nothing(call: Call, nowhere: Backend) -> None:
+def test_unreachable_server_returns_nothing_under_none_policy(call: Call, nowhere: Backend) -> None:
     balancer = LoadBalancer(on_unavailable="none", backend=nowhere)
     assert call(balancer, "acquire", "planner", wait=30, fallback=("generalist",)) is None
     assert call(balancer, "select_instance", "planner") is None
     assert call(balancer, "release", None) is False
     with pytest.raises(NoCapacity) as caught, call.inside(balancer, "lease", "planner"):
         pass
-    assert "cannot be reached" in caught.value.reason
+    assert "is unreachable" in caught.value.reason
     assert caught.value.retry_after == 1.0
-    with pytest.raises(BackendUnavailable):  # what is no question of capacity is no different
+    with pytest.raises(BackendUnavailable):  # the policy applies to capacity only
         call(balancer, "status")
 
 
-def test_a_policy_that_cannot_be_is_refused(perf: AgentPerf) -> None:
+def test_unknown_unavailability_policy_is_refused(perf: AgentPerf) -> None:
     for given in ("local", None, True):
         with pytest.raises(InvalidArgument) as caught:
             perf.balancer(on_unavailable=given)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_a_policy_that_cannot_be_is_refused(perf: AgentPerf) -> None:
 @pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis70", "redis82")
 @pytest.mark.parametrize("policy", ["raise", "none"])
-def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_behind(
+def test_stopped_server_blocks_no_caller_and_leaks_nothing(
     own_server: Server,
     connect: Callable[..., Backend],
     namespace: str,
@@ -153,7 +153,7 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
     caplog: pytest.LogCaptureFixture,
     runner: asyncio.Runner,
 ) -> None:
-    """Four threads and four tasks ask all the time; each is judged by itself."""
+    """Four threads and four tasks acquire all the time; each is checked separately."""
     caplog.set_level(logging.WARNING, "agentperf_redis")
     balancer = LoadBalancer(on_unavailable=policy, backend=connect(own_server.url, deadline=DEADLINE_S))
     for number in range(4):
@@ -218,21 +218,21 @@ def test_a_server_that_stops_for_five_seconds_hangs_nobody_and_leaves_nothing_be
             assert not each.is_alive()
 
     meanwhile = {what for at, took, what in answers if stopped + 0.1 < at and at + took < resumed}
-    # The deadline is that of the command. Beyond it a caller is only to be run again, in turn with seven others, the
-    # server and whatever else the machine does: what that takes is the machine's, hence the 0.3 s.
+    # The deadline is that of the command. After it a caller only needs to be scheduled again, among seven others, the
+    # server and the machine's other work: hence the 0.3 s.
     assert max(stalls.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
     assert meanwhile == {"raised" if policy == "raise" else "none"}
     assert sum(stopped + 0.1 < at < resumed - DEADLINE_S for at, _, _ in answers) > 8
     assert max(stalls.own(resumed, next(at for at in times if at > resumed)) for times in granted_at) < 1.0
     with own_server.client() as raw:
-        judge_load(raw, namespace, len(kept))
+        wait_for_load(raw, namespace, len(kept))
     for instance in kept:
         assert instance is not None
         assert balancer.release(instance)
     assert any("unavailable" in text or "answer" in text for text in caplog.messages)
 
 
-def test_who_gives_up_while_the_server_is_away_waits_no_longer_for_giving_back(
+def test_cancelled_caller_does_not_wait_for_unreachable_server(
     own_server: Server, connect: Callable[..., Backend], namespace: str, runner: asyncio.Runner
 ) -> None:
     balancer = LoadBalancer(backend=connect(own_server.url, deadline=DEADLINE_S))
@@ -254,11 +254,11 @@ def test_who_gives_up_while_the_server_is_away_waits_no_longer_for_giving_back(
     assert runner.run(give_up()) < 0.9
     assert balancer.acquire("planner") is not None
     with own_server.client() as raw:
-        judge_load(raw, namespace, 0)  # neither of the two is referred to any more
+        wait_for_load(raw, namespace, 0)  # neither lease is referenced now
 
 
-def judge_load(raw: Raw, namespace: str, held: int) -> None:
-    """Wait until what is counted as load is what is held: what was asked for in vain is given back in the background."""
+def wait_for_load(raw: Raw, namespace: str, held: int) -> None:
+    """Wait until the load equals the held leases: abandoned requests are undone in the background."""
     state = keys.pool(namespace, "planner").state
 
     def counts() -> tuple[int, int, int]:
@@ -270,7 +270,7 @@ def judge_load(raw: Raw, namespace: str, held: int) -> None:
     wait_until(lambda: counts() == (held, held, held), f"load to be the {held} live leases")
 
 
-def test_instances_that_a_server_lost_are_registered_again_and_that_is_logged(
+def test_lost_instances_are_registered_again_and_logged(
     own_server: Server, connect: Callable[..., Backend], caplog: pytest.LogCaptureFixture
 ) -> None:
     balancer = LoadBalancer(on_unavailable="none", backend=connect(own_server.url, deadline=DEADLINE_S))
@@ -281,4 +281,4 @@ def test_instances_that_a_server_lost_are_registered_again_and_that_is_logged(
     wait_until(lambda: balancer.acquire("planner") is not None, "a lease again")
     (pool,) = balancer.status("planner")
     assert len(pool.instances) == 3
-    assert "registered 3 instances of planner again, which the server had lost" in caplog.messages
+    assert "registered 3 instances of planner again after the server lost them" in caplog.messages

@@ -1,4 +1,4 @@
-"""What the strategies promise about how work spreads, each with seeds."""
+"""The distribution of work that each strategy promises, with fixed seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentperf_redis.command import Batch, Command
 from tests.support.servers import Raw, wait_until
 
 RARE_Z = 3.72
-"""A normal deviate beyond which lies a probability of 10^-4."""
+"""The normal deviate that is exceeded with a probability of 10^-4."""
 PIPELINE = 500
 
 
@@ -39,7 +39,7 @@ def fleet(count: int, **facts: Any) -> list[AgentInstance]:
 
 
 def acquire(backend: Backend, pool: Pool, count: int, prefix: str, choice: Choice = commands.ANY) -> list[str]:
-    """Lease `count` units one after the other; return the instances."""
+    """Lease `count` units one after the other; return their instances."""
     work = [commands.acquire(pool, f"@{prefix}{number}", 3_600_000, choice) for number in range(count)]
     granted = run_all(backend, work)
     assert all(isinstance(answer, Granted) for answer in granted)
@@ -64,15 +64,15 @@ def chi_square_deviate(observed: Counter[str], shares: dict[str, float], draws: 
 
 
 def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str]:
-    """Lease a unit and give it back, so often, so that each draw meets the same loads; return how often each was it."""
+    """Acquire and release a unit `times` times, so that each draw sees the same loads; return the picks."""
     work: list[Command[Any]] = []
     for number in range(times + 1):
         token = f"@draw{number}"
         work += [commands.acquire(pool, token, 3_600_000, commands.ANY), commands.release(pool, token)]
-    for command in work[:2]:  # not in one batch: what a server does not know yet is sent once more, and so out of turn
+    for command in work[:2]:  # not in one batch: a script unknown to the server is resent, and so out of order
         backend.run(command)
     answers = run_all(backend, work[2:])
-    assert all(answers[1::2]), "one was not given back"
+    assert all(answers[1::2]), "one was not released"
     return Counter(granted.facts[0] for granted in answers[::2])
 
 
@@ -87,7 +87,7 @@ def test_weighted_draws_by_weight_and_free_share(backend: Backend, weights: tupl
     acquire(backend, pool, int(usable * 10 * leased), "held")
     shares = {name: weight * (1 - load / cap) for name, (load, cap, weight) in loads(backend, pool).items()}
     if leased:
-        assert len({load for load, _, _ in loads(backend, pool).values()}) > 1, "the loads were to be unequal"
+        assert len({load for load, _, _ in loads(backend, pool).values()}) > 1, "the loads should be unequal"
 
     draws = 6_000
     assert chi_square_deviate(leased_and_released(backend, pool, draws), shares, draws) < RARE_Z
@@ -106,7 +106,7 @@ def test_draws_from_many_instances_are_even(backend: Backend, strategy: LoadBala
     assert chi_square_deviate(Counter(each.id for each in picked), even, draws) < RARE_Z
 
 
-def test_least_loaded_keeps_the_loads_of_equals_within_one(backend: Backend) -> None:
+def test_least_loaded_keeps_equal_instances_within_one(backend: Backend) -> None:
     pool = fill(backend, "t", LoadBalancingStrategy.LEAST_LOADED, fleet(30, max_capacity=8))
     for batch in range(24):
         acquire(backend, pool, 10, f"{batch}-")
@@ -124,11 +124,11 @@ def test_least_loaded_fills_by_share_of_capacity(backend: Backend) -> None:
 @pytest.mark.thorough
 # A Cluster cannot copy between slots; the strategy is the same there.
 @pytest.mark.servers("valkey", "redis82", "redis70")
-def test_power_of_two_stays_low(backend: Backend, raw: Raw) -> None:
+def test_power_of_two_keeps_maximum_load_low(backend: Backend, raw: Raw) -> None:
     empty = fill(backend, "t", LoadBalancingStrategy.POWER_OF_TWO, fleet(1000, max_capacity=100)).keys
     worst = []
     for seed in range(20):
-        random.seed(seed)  # of the numbers that are sent along: the same on any server
+        random.seed(seed)  # seeds the numbers sent to the scripts: the same on any server
         pool = Pool.of(backend.namespace, f"t{seed}")
         raw.copy(empty.state, pool.keys.state)
         raw.copy(empty.ready, pool.keys.ready)
@@ -136,7 +136,7 @@ def test_power_of_two_stays_low(backend: Backend, raw: Raw) -> None:
     assert max(worst) <= 7
 
 
-def test_peak_ewma_prefers_the_faster(backend: Backend) -> None:
+def test_peak_ewma_prefers_the_faster_instance(backend: Backend) -> None:
     random.seed(1)
     pool = fill(backend, "t", LoadBalancingStrategy.PEAK_EWMA, fleet(2, max_capacity=1000))
     for number in range(40):
@@ -153,7 +153,7 @@ def homes(backend: Backend, pool: Pool, keys: Sequence[str]) -> dict[str, str]:
     return {key: each.id for key, each in zip(keys, picked, strict=True)}
 
 
-def test_consistent_hash_moves_keys_only_to_or_from_the_instance_that_changed(backend: Backend) -> None:
+def test_consistent_hash_moves_keys_only_for_changed_instance(backend: Backend) -> None:
     strategy = LoadBalancingStrategy.CONSISTENT_HASH
     pool = fill(backend, "t", strategy, fleet(20, max_capacity=100))
     keys = [f"session-{number}" for number in range(1000)]
@@ -174,7 +174,7 @@ def test_consistent_hash_moves_keys_only_to_or_from_the_instance_that_changed(ba
 
 
 @pytest.mark.parametrize("sessions", [1, 3, 50])
-def test_consistent_hash_never_passes_its_bound(backend: Backend, sessions: int) -> None:
+def test_consistent_hash_never_exceeds_its_bound(backend: Backend, sessions: int) -> None:
     pool = fill(backend, "t", LoadBalancingStrategy.CONSISTENT_HASH, fleet(100, max_capacity=50))
     for number in range(20):
         choice = Choice(affinity=f"session-{number % sessions}")
@@ -186,20 +186,22 @@ def test_consistent_hash_never_passes_its_bound(backend: Backend, sessions: int)
 
 @pytest.mark.parametrize("require", [frozenset(), frozenset({"gpu"}), frozenset({"gpu", "fr"})])
 @pytest.mark.parametrize("strategy", LoadBalancingStrategy)
-def test_those_in_line_are_spread_over_what_becomes_free(
+def test_waiters_spread_over_all_freed_instances(
     backend: Backend, strategy: LoadBalancingStrategy, require: frozenset[str]
 ) -> None:
     pool = Pool.of(backend.namespace, "t")
     instances = fleet(40, max_capacity=100, labels=frozenset({"gpu", "fr"}))
     run_all(backend, [commands.register(pool, instance, strategy, 1) for instance in instances])
-    wait_until(lambda: backend.run(commands.select(pool, commands.ANY)) is None, "all to be silent for too long")
-    ask = [
+    wait_until(
+        lambda: backend.run(commands.select(pool, commands.ANY)) is None, "all instances to miss their heartbeat"
+    )
+    waits = [
         commands.wait(pool, f"@{number}", ttl_ms=60_000, live_ms=60_000, boost_ms=0, require=require, position="-")
         for number in range(60)
     ]
-    assert not [answer for answer in run_all(backend, ask) if isinstance(answer, Granted)]
+    assert not [answer for answer in run_all(backend, waits) if isinstance(answer, Granted)]
     awake = ["p7", "p23", "p31"]
     assert backend.run(commands.heartbeat(pool, awake, 60_000)) == []
-    granted = [answer.facts[0] for answer in run_all(backend, ask)]
-    assert len(granted) == len(ask)
+    granted = [answer.facts[0] for answer in run_all(backend, waits)]
+    assert len(granted) == len(waits)
     assert set(granted) == set(awake)

@@ -1,4 +1,4 @@
-"""What goes wrong between a process and its leases: lost replies, late requests, cancellation, crashes, restarts."""
+"""Faults between a process and its leases: lost replies, late requests, cancellation, crashes, restarts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Connect = Callable[..., Backend]
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[object]]:
-    """Holds leases until after the backends were closed; a lease that is dropped goes back with a warning."""
+    """Holds leases until the backends are closed; a dropped lease would be released with a warning."""
     held: list[object] = []
     yield held
     held.clear()
@@ -64,12 +64,12 @@ def load(raw: Raw, pool: keys.PoolKeys) -> int:
 
 
 def warm_up(call: Call, balancer: LoadBalancer) -> None:
-    """Have the server know the scripts, so that the next request of each is the one the test means."""
+    """Load the scripts into the server, so that the next request of each is the one under test."""
     assert call(balancer, "release", call(balancer, "acquire", "planner"))
 
 
 @pytest.mark.parametrize("fault", ["reset_after_reply", "half_reply", "swallow", "reset_before_request"])
-def test_a_reply_lost_after_execution_changes_nothing_twice(
+def test_lost_reply_changes_nothing_twice(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, fault: str
 ) -> None:
     balancer = balancer_with(connect(proxy.url, deadline=2.0 if fault == "swallow" else 5.0))
@@ -91,14 +91,14 @@ def test_a_reply_lost_after_execution_changes_nothing_twice(
     assert records.number(raw.hget(pool.state, "p0"), "failed") == 1
 
 
-def test_a_copy_that_arrives_after_the_release_is_refused(
+def test_late_copy_after_release_is_refused(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(proxy.url))
     warm_up(call, balancer)
     held = proxy.hold(only=commands.ACQUIRE)
 
-    instance = call(balancer, "acquire", "planner")  # the second copy is granted, the first is still under way
+    instance = call(balancer, "acquire", "planner")  # the second copy is granted while the first is still delayed
     assert raw.hget(pool.state, instance.lease.token).endswith(" late=1")
     assert call(balancer, "release", instance) is True
     assert held.deliver() == b"*2\r\n:-1\r\n$8\r\nreleased\r\n"
@@ -107,7 +107,7 @@ def test_a_copy_that_arrives_after_the_release_is_refused(
     assert load(raw, pool) == 0
 
 
-def test_a_request_that_arrives_after_its_caller_gave_up_is_refused(
+def test_request_after_its_deadline_is_refused(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     backend = connect(proxy.url)
@@ -120,14 +120,14 @@ def test_a_request_that_arrives_after_its_caller_gave_up_is_refused(
         call(balancer, "acquire", "planner")
     assert caught.value.outcome == "unknown"
     token = held.requests[0][9].decode()
-    wait_until(lambda: raw.hget(pool.state, token) == "tombstone why=cancelled", "the keeper to bury the token")
+    wait_until(lambda: raw.hget(pool.state, token) == "tombstone why=cancelled", "the keeper to write the tombstone")
     assert b":-1" in held.deliver()
 
     assert token not in leases(raw, pool)
     assert load(raw, pool) == 1
 
 
-def test_a_release_that_got_no_answer_is_repeated_by_the_keeper(
+def test_keeper_repeats_an_unanswered_release(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(proxy.url)
@@ -139,12 +139,12 @@ def test_a_release_that_got_no_answer_is_repeated_by_the_keeper(
     with pytest.raises(BackendUnavailable):
         call(balancer, "release", instance)
     proxy.open_port()
-    wait_until(lambda: load(raw, pool) == 0, "the release to get through")
+    wait_until(lambda: load(raw, pool) == 0, "the release to be executed")
     assert leases(raw, pool) == []
 
 
 @pytest.mark.parametrize("error", [None, ValueError("the user's own")])
-def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_back(
+def test_block_ends_normally_during_an_outage(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys, error: Exception | None
 ) -> None:
     backend = connect(proxy.url)
@@ -166,19 +166,19 @@ def test_a_block_that_ends_in_a_noticed_outage_ends_well_and_gives_its_lease_bac
     assert load(raw, pool) == 1
 
     proxy.open_port()
-    wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
+    wait_until(lambda: load(raw, pool) == 0, "the keeper to release the lease")
     assert leases(raw, pool) == []
 
 
 @pytest.mark.parametrize("late", ["mark_unhealthy", "update_instance", "register_instance", "remove_instance"])
-def test_a_change_that_arrives_after_its_caller_gave_up_changes_nothing(
+def test_change_after_its_deadline_has_no_effect(
     call: Call, connect: Connect, proxy: Proxy, server: Server, raw: Raw, pool: keys.PoolKeys, late: str
 ) -> None:
     other = balancer_with(connect(server.url))
     backend = connect(proxy.url)
     slow = LoadBalancer(backend=backend)
     assert call(slow, "mark_healthy", "planner", "p0")
-    assert not call(slow, "remove_instance", "planner", "nobody")  # the server knows the scripts, this client its clock
+    assert not call(slow, "remove_instance", "planner", "nobody")  # loads the script and estimates the server's clock
     hurry(backend, 0.3)
     args: dict[str, tuple[Any, ...]] = {
         "register_instance": (AgentInstance("p0", "planner", max_capacity=9, is_healthy=False),)
@@ -198,7 +198,7 @@ def test_a_change_that_arrives_after_its_caller_gave_up_changes_nothing(
     assert raw.zcard(pool.ids) == 1
 
 
-def test_a_cancelled_acquire_leaves_nothing_wherever_it_was(
+def test_cancelled_acquire_leaves_no_lease_at_any_point(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(server.url)
@@ -222,12 +222,14 @@ def test_a_cancelled_acquire_leaves_nothing_wherever_it_was(
         await backend.aclose()
 
     asyncio.run(main())
-    # Those whose cancellation came too late got their lease, which closing gave back; the others hold none.
+    # Calls that were cancelled too late got their lease, which closing released; the others hold none.
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0
 
 
-def test_a_cancelled_release_still_releases(connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys) -> None:
+def test_cancelled_release_still_frees_the_unit(
+    connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
+) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend, max_capacity=1000)
 
@@ -248,13 +250,13 @@ def test_a_cancelled_release_still_releases(connect: Connect, server: Server, ra
     assert leases(raw, pool) == []
 
 
-def test_a_lease_cannot_be_sent_to_another_process(call: Call, connect: Connect, server: Server) -> None:
+def test_lease_cannot_be_pickled(call: Call, connect: Connect, server: Server) -> None:
     instance = call(balancer_with(connect(server.url)), "acquire", "planner")
-    with pytest.raises(TypeError, match="stays with the process that took it"):
+    with pytest.raises(TypeError, match="belongs to the process that acquired it"):
         pickle.dumps(instance)
 
 
-def test_a_lease_that_nobody_holds_any_more_is_given_back_with_a_warning(
+def test_unreferenced_lease_is_released_with_a_warning(
     call: Call,
     connect: Connect,
     server: Server,
@@ -269,12 +271,12 @@ def test_a_lease_that_nobody_holds_any_more_is_given_back_with_a_warning(
     del instance
     with pytest.warns(ResourceWarning, match="held, .* was dropped without release"):
         held.clear()
-    wait_until(lambda: load(raw, pool) == 0, "the keeper to give it back")
-    assert "'p0' of 'planner' was given back because nothing refers to it any more" in caplog.text
+    wait_until(lambda: load(raw, pool) == 0, "the keeper to release the lease")
+    assert "'p0' of 'planner' was released because nothing refers to it" in caplog.text
     assert leases(raw, pool) == []
 
 
-def test_closing_gives_back_what_is_held(
+def test_closing_releases_held_leases(
     call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     backend = connect(server.url)
@@ -287,7 +289,7 @@ def test_closing_gives_back_what_is_held(
 
 
 @pytest.mark.thorough
-def test_closing_first_does_what_the_keeper_had_put_off(
+def test_closing_runs_pending_retries_first(
     call: Call, connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(proxy.url)
@@ -301,7 +303,7 @@ def test_closing_first_does_what_the_keeper_had_put_off(
     keeper = lease_keeper_of(backend)
     wait_until(
         lambda: any(isinstance(job, partial) for job in list(keeper.jobs._due_times)),
-        "the keeper to have tried in vain",
+        "the keeper to have failed once",
     )
     proxy.open_port()
     hurry(backend, 5.0)
@@ -310,28 +312,28 @@ def test_closing_first_does_what_the_keeper_had_put_off(
     assert leases(raw, pool) == []
 
 
-def test_a_lease_that_is_dropped_at_the_very_end_is_given_back(
+def test_lease_dropped_just_before_closing_is_released(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
     keeper = lease_keeper_of(backend)
-    told = threading.Event()
+    gate = threading.Event()
     held = [balancer.acquire("planner")]
-    keeper.jobs.put(told.wait)  # so that what comes next stays in the inbox
+    keeper.jobs.put(gate.wait)  # blocks the thread, so that later jobs stay queued
     with pytest.warns(ResourceWarning):
         held.clear()
-    threading.Timer(0.1, told.set).start()
+    threading.Timer(0.1, gate.set).start()
     backend.close()
     assert load(raw, pool) == 0
 
 
-def test_a_lease_that_is_granted_while_closing_goes_back(
+def test_lease_granted_while_closing_is_released(
     call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
-    lease_keeper_of(backend).close()  # as closing the backend begins, while the reply is under way
+    lease_keeper_of(backend).close()  # as closing the backend does first, before the reply arrives
     with pytest.raises(BackendUnavailable, match="closed"):
         call(balancer, "acquire", "planner")
     assert load(raw, pool) == 0
@@ -355,7 +357,7 @@ def hold_one(url: str, namespace: str, ttl: float) -> Generator[str, None, bool]
     return freed
 
 
-def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
+def test_killed_process_frees_its_capacity_within_ttl(
     workers: Workers, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     balancer = balancer_with(connect(server.url), max_capacity=1)
@@ -364,25 +366,25 @@ def test_a_killed_process_gives_its_capacity_back_within_its_ttl(
     token = worker.said()
     assert token.split(":")[1] == str(worker.pid)
     first_end = raw.zscore(pool.due, token)
-    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process lives, so its lease does
+    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process lives, so its lease is renewed
     assert balancer.acquire("planner") is None
 
     with StallDetector(raw.ping) as stalls:
         worker.kill()
         killed_at = time.monotonic()
-        wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to come back")
+        wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to become free")
         assert stalls.own(killed_at, time.monotonic()) < ttl + 1.0
     assert raw.hget(pool.state, token) == "tombstone why=expired"
 
 
-def test_a_process_that_was_stopped_too_long_learns_that_its_lease_is_lost(
+def test_paused_process_notices_that_its_lease_is_lost(
     workers: Workers, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     balancer = balancer_with(connect(server.url), max_capacity=1)
     worker = workers.start(hold_one, server.url, balancer._backend.namespace, 0.2)
     worker.said()
     worker.pause()
-    wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to come back")
+    wait_until(lambda: keep(kept, balancer.acquire("planner")), "the capacity to become free")
     worker.resume()
     worker.answer()
     assert worker.result() is False
@@ -390,13 +392,13 @@ def test_a_process_that_was_stopped_too_long_learns_that_its_lease_is_lost(
     assert leases(raw, pool) == [kept[-1].lease.token]
 
 
-def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
+def test_empty_restart_restores_instances_and_loses_leases(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     backend = connect(own_server.url)
     balancer = balancer_with(backend)
-    told: list[LeaseLost] = []
-    instance = call(balancer, "acquire", "planner", on_lost=told.append)
+    losses: list[LeaseLost] = []
+    instance = call(balancer, "acquire", "planner", on_lost=losses.append)
     kept.append(instance)
     assert balancer.update_instance("planner", "p0", max_capacity=2)
     fence = instance.lease.fence
@@ -408,21 +410,21 @@ def test_after_a_restart_without_data_instances_are_back_and_leases_lost(
         return kept[-1] is not None
 
     wait_until(again, "the instance to be registered again")
-    wait_until(lambda: told, "the loss to be reported")
-    assert "without its data" in told[0].reason
+    wait_until(lambda: losses, "the loss to be reported")
+    assert "lost its data" in losses[0].reason
     assert call(balancer, "release", instance) is False
     new: Any = kept[-1]
     assert (new.max_capacity, new.current_load) == (2, 1)
     assert new.lease.fence > fence
 
 
-def there(server: Server, pool: keys.PoolKeys) -> set[str]:
+def registered_ids(server: Server, pool: keys.PoolKeys) -> set[str]:
     with server.client() as raw:
         return set(raw.zrange(pool.ids, 0, -1))
 
 
 @pytest.mark.thorough
-def test_who_only_registers_notices_that_the_server_came_back_empty(
+def test_idle_registrar_restores_instances_after_empty_restart(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(own_server.url))
@@ -432,12 +434,12 @@ def test_who_only_registers_notices_that_the_server_came_back_empty(
     call(balancer, "drain", "planner", "p1")
     call(balancer, "mark_healthy", "planner", "p2")
     own_server.restart()
-    wait_until(lambda: there(own_server, pool) == {"p0", "p1", "p2"}, "the keeper to register them again")
+    wait_until(lambda: registered_ids(own_server, pool) == {"p0", "p1", "p2"}, "the keeper to register them again")
     found = {each.id: (each.is_healthy, each.is_draining) for each in balancer.instances["planner"]}
     assert found == {"p0": (False, False), "p1": (True, True), "p2": (True, False)}
 
 
-def test_after_a_flush_a_pool_is_back_with_the_first_question(
+def test_first_call_restores_a_pool_after_flush(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     backend = connect(own_server.url)
@@ -449,12 +451,12 @@ def test_after_a_flush_a_pool_is_back_with_the_first_question(
         raw.flushall()
         assert list(call(balancer, "get_status")) == ["planner"]
         raw.flushall()
-        wait_until(lambda: there(own_server, pool) == {"p0"}, "the keeper to notice by itself")
+        wait_until(lambda: registered_ids(own_server, pool) == {"p0"}, "the keeper to notice without a call")
         assert call(LoadBalancer(backend=connect(own_server.url)), "get_status")["planner"]["instances"] == 1
 
 
 @pytest.mark.thorough
-def test_each_process_brings_its_instances_back_whoever_was_first(
+def test_each_process_restores_its_own_instances(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
     first = balancer_with(connect(own_server.url))
@@ -462,11 +464,11 @@ def test_each_process_brings_its_instances_back_whoever_was_first(
     call(second, "register_instance", AgentInstance("p1", "planner"))
     with own_server.client() as raw:
         raw.flushall()
-    assert call(first, "get_status")["planner"]["instances"] in (1, 2)  # the other's keeper may have looked already
-    wait_until(lambda: there(own_server, pool) == {"p0", "p1"}, "the other to follow")
+    assert call(first, "get_status")["planner"]["instances"] in (1, 2)  # the other's keeper may have checked already
+    wait_until(lambda: registered_ids(own_server, pool) == {"p0", "p1"}, "the other process to register its instance")
 
 
-def test_what_another_process_removed_does_not_come_back(
+def test_instance_removed_by_another_process_stays_removed(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
     backend = connect(own_server.url)
@@ -476,25 +478,25 @@ def test_what_another_process_removed_does_not_come_back(
     assert call(balancer, "acquire", "planner") is None
     assert call(balancer, "get_status") == {}
     assert lease_keeper_of(backend).registrations.registered == {}
-    assert there(own_server, pool) == set()
+    assert registered_ids(own_server, pool) == set()
 
 
-def test_a_lease_that_cannot_be_renewed_is_lost_to_its_holder_before_the_server_gives_it_away(
+def test_unrenewable_lease_is_lost_before_its_reuse(
     call: Call, connect: Connect, proxy: Proxy, kept: list[object]
 ) -> None:
     backend = connect(proxy.url)
     balancer = balancer_with(backend)
-    told: list[LeaseLost] = []
-    instance = call(balancer, "acquire", "planner", ttl=0.6, on_lost=told.append)
+    losses: list[LeaseLost] = []
+    instance = call(balancer, "acquire", "planner", ttl=0.6, on_lost=losses.append)
     kept.append(instance)
     hurry(backend, 0.1)
     proxy.close_port()
-    wait_until(lambda: told, "the loss to be noticed")
-    assert "renewed in time" in told[0].reason
+    wait_until(lambda: losses, "the loss to be noticed")
+    assert "renewed in time" in losses[0].reason
     proxy.open_port()
 
 
-def test_a_full_server_still_takes_releases_and_renewals(
+def test_full_server_accepts_releases_and_renewals(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys, kept: list[object]
 ) -> None:
     balancer = balancer_with(connect(own_server.url))
@@ -515,7 +517,7 @@ def test_a_full_server_still_takes_releases_and_renewals(
     assert lost == []
 
 
-def test_scripts_forgotten_by_the_server_are_sent_again(
+def test_scripts_flushed_from_the_server_are_reloaded(
     call: Call, own_server: Server, connect: Connect, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(own_server.url))
@@ -528,7 +530,7 @@ def test_scripts_forgotten_by_the_server_are_sent_again(
         assert [field for field in raw.hkeys(pool.state) if field.startswith("@")] == []
 
 
-def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
+def test_forked_child_leaves_its_parents_leases_alone(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     balancer = balancer_with(connect(server.url))
@@ -553,7 +555,7 @@ def test_a_forked_child_leaves_its_parents_leases_alone_and_takes_its_own(
 
 
 @pytest.mark.parametrize("ending", ["block", "release", "error"])
-def test_a_child_forked_within_a_lease_leaves_it_to_its_parent(
+def test_child_forked_within_a_block_keeps_parents_lease(
     connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, ending: str
 ) -> None:
     balancer = balancer_with(connect(server.url))
@@ -577,15 +579,13 @@ def test_a_child_forked_within_a_lease_leaves_it_to_its_parent(
         _, code = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(code) == 0
         assert load(raw, pool) == 1
-        time.sleep(1.3)  # longer than its TTL: the parent goes on renewing it
+        time.sleep(1.3)  # longer than its TTL: the parent continues to renew it
         lease.check()
         assert load(raw, pool) == 1
     assert load(raw, pool) == 0
 
 
-def test_an_interrupted_acquire_gives_back_what_it_was_granted(
-    connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys
-) -> None:
+def test_interrupted_acquire_releases_its_lease(connect: Connect, proxy: Proxy, raw: Raw, pool: keys.PoolKeys) -> None:
     balancer = balancer_with(connect(proxy.url))
     warm_up(Call(None), balancer)
     fault = proxy.swallow(only=commands.ACQUIRE)

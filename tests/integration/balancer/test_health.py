@@ -1,4 +1,4 @@
-"""A pool routes around what is ill: ejection by outcomes, probes, panic; each with its events."""
+"""A pool routes around unhealthy instances: ejection by outcomes, probes, panic; each with its events."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def kinds(balancer: LoadBalancer, name: str | None = None) -> list[EventKind]:
 
 
 def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", **facts: Any) -> None:
-    """Have calls on one instance end badly; on the others, none is begun."""
+    """Make calls on one instance end with this outcome; calls on the others end neutral."""
     for _ in range(times):
         held = []
         while True:
@@ -62,21 +62,21 @@ def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", 
             )
 
 
-# The runs of a thousand calls. Ejections end after so many of them, so that a slow machine makes no more probes than a fast one.
+# Runs of a thousand calls. An ejection ends after a number of calls, so that slow and fast machines make as many probes.
 
 
 def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], None]:
     pool = keys.pool(namespace, "planner")
 
-    def look(number: int) -> None:
+    def end_when_due(number: int) -> None:
         if number % calls == 0:
             raw.zadd(pool.due, {"E:" + name: 1}, xx=True)
             raw.hset(pool.state, "#next", 1)
 
-    return look
+    return end_when_due
 
 
-def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
+def test_failing_instance_is_ejected_probed_and_restored(
     backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
     balancer = LoadBalancer(settings=PoolSettings(base_ejection_time=60), backend=backend)
@@ -100,13 +100,13 @@ def test_an_instance_that_fails_is_ejected_probed_and_back_in_rotation(
 
 
 @pytest.mark.thorough
-def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
+def test_slow_instance_hardly_raises_the_p99(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
-    """Of two runs side by side, one has the slow instance: whatever holds up the machine holds up both.
+    """Two runs side by side, one of them with the slow instance: a stall of the machine affects both.
 
-    What moves the slowest percent of only one of them all the same is chance, so one attempt of three is to be within the
-    bound. Without ejection all are at three to five times the other.
+    Chance may still raise the p99 of one run alone, so one attempt of three must be within the bound. Without ejection
+    all attempts are at three to five times the other run.
     """
     every, takes = 2 * EVERY_S, 2 * TAKES_S
     slowly = 10 * takes
@@ -141,14 +141,14 @@ def test_an_instance_that_is_slow_hardly_moves_the_slowest_percent(
         ratios.append(p99[0] / p99[1])
         if ratios[-1] <= 1.5:
             return
-    pytest.fail(f"the slowest percent was moved by {ratios}")
+    pytest.fail(f"the p99 rose by the factors {ratios}")
 
 
-# Who is ejected, and who is not
+# Ejection
 
 
 @pytest.mark.parametrize("outcome", ["error", "timeout", "rejected"])
-def test_so_many_bad_outcomes_in_a_row_eject(backend: Backend, outcome: str) -> None:
+def test_consecutive_bad_outcomes_eject_an_instance(backend: Backend, outcome: str) -> None:
     balancer = LoadBalancer(backend=backend)
     register(balancer, 2)
     fail(balancer, "p0", 4, outcome)
@@ -165,7 +165,7 @@ def test_so_many_bad_outcomes_in_a_row_eject(backend: Backend, outcome: str) -> 
     assert {balancer.acquire("planner").id for _ in range(9)} == {"p1"}  # type: ignore[union-attr]
 
 
-def test_nobody_is_ejected_where_the_settings_say_never(backend: Backend) -> None:
+def test_eject_after_none_ejects_no_instance(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=None), backend=backend)
     register(balancer, 2)
     fail(balancer, "p0", 20)
@@ -173,7 +173,7 @@ def test_nobody_is_ejected_where_the_settings_say_never(backend: Backend) -> Non
     assert status_of(balancer, "p0").failed_in_a_row == 20
 
 
-def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend, raw: Raw) -> None:
+def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(
         settings=PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=1.0), backend=backend
     )
@@ -194,7 +194,7 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
     held = [balancer.acquire("planner") for _ in range(20)]
     assert {instance.id for instance in held if instance} == set(names)
 
-    for instance in held:  # those who do well in panic are fit again, and it ends when half of them are
+    for instance in held:  # instances that succeed in panic are healthy again, and panic ends when half of them are
         balancer.release(instance)
     assert [status_of(balancer, name).state for name in names] == [InstanceState.UP] * 5
     assert pool_of(balancer).panic_for is None
@@ -203,9 +203,7 @@ def test_the_last_is_never_ejected_and_panic_routes_and_says_so(backend: Backend
 
 
 @pytest.mark.parametrize(("share", "ejected"), [(0.5, 5), (0.1, 1), (0.0, 1), (0.39, 3)])
-def test_the_share_of_the_ejected_is_bounded_but_one_always_may_be(
-    backend: Backend, share: float, ejected: int
-) -> None:
+def test_share_of_ejected_instances_is_bounded(backend: Backend, share: float, ejected: int) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, max_ejection_share=share), backend=backend)
     names = register(balancer, 10)
     for name in names:
@@ -216,7 +214,7 @@ def test_the_share_of_the_ejected_is_bounded_but_one_always_may_be(
     assert pool_of(balancer).panic_for is None
 
 
-def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
+def test_panic_skips_instances_disabled_by_hand(backend: Backend) -> None:
     balancer = LoadBalancer(
         settings=PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5), backend=backend
     )
@@ -231,7 +229,7 @@ def test_panic_spares_those_taken_out_by_hand(backend: Backend) -> None:
 
 
 @pytest.mark.thorough
-def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backend, raw: Raw) -> None:
+def test_large_fleet_panics_and_recovers_in_batches(backend: Backend, raw: Raw) -> None:
     settings = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.9)
     balancer = LoadBalancer(settings=settings, backend=backend)
     names = register(balancer, 200, max_capacity=1)
@@ -245,13 +243,14 @@ def test_a_fleet_of_hundreds_panics_and_calms_down_batch_by_batch(backend: Backe
     balancer.configure("planner", settings)
     for each in held:
         balancer.release(each, outcome="neutral")
-    wait_until(lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50, "all to be settled")
+    wait_until(
+        lambda: pool_of(balancer).panic_for is None and raw.zcard(ready) == 50,
+        "the end of panic to reach all instances",
+    )
 
 
 @pytest.mark.thorough
-def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
-    backend: Backend, raw: Raw, namespace: str
-) -> None:
+def test_panic_change_reaches_every_instance_during_churn(backend: Backend, raw: Raw, namespace: str) -> None:
     calm = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.9)
     hot = PoolSettings(eject_after=1, max_ejection_share=1.0, panic_threshold=0.5)
     balancer = LoadBalancer(settings=calm, backend=backend)
@@ -261,8 +260,8 @@ def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
         balancer.release(balancer.acquire("planner"), outcome="error")
     away = pool.keys.tag + ":away"
 
-    def turn(settings: PoolSettings) -> None:
-        """Have panic turn for a first batch; then a part of those who are unfit is taken out."""
+    def change_panic(settings: PoolSettings) -> None:
+        """Start or end panic for a first batch; then remove some of the unhealthy instances."""
         backend.run(commands.configure(pool, settings, 0, 1))
         ill = raw.zrange(away, 0, -1)
         waits = [
@@ -279,13 +278,13 @@ def test_nobody_is_left_out_when_panic_turns_while_instances_come_and_go(
             balancer.status("planner")
         return {status.limit for status in pool_of(balancer).instances if not status.instance.is_healthy}
 
-    turn(hot)
+    change_panic(hot)
     assert limits() == {1}
-    turn(calm)
+    change_panic(calm)
     assert limits() == {0}
 
 
-def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Call, backend: Backend) -> None:
+def test_refusal_in_panic_has_a_short_retry_after(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=100), backend=backend)
     register(balancer, 2, max_capacity=1)
     fail(balancer, "p0", 1)
@@ -299,7 +298,7 @@ def test_in_panic_a_refusal_does_not_send_away_until_ejections_end(call: Call, b
     assert balancer.release(held, outcome="neutral")
 
 
-def test_probation_binds_nobody_in_panic(backend: Backend, raw: Raw) -> None:
+def test_half_open_limit_is_lifted_in_panic(backend: Backend, raw: Raw) -> None:
     settings = PoolSettings(eject_after=1, base_ejection_time=60, unhealthy_threshold=1, healthy_threshold=1)
     balancer = LoadBalancer(settings=settings, backend=backend)
     register(balancer, 3, max_capacity=4)
@@ -316,14 +315,14 @@ def test_probation_binds_nobody_in_panic(backend: Backend, raw: Raw) -> None:
 
 
 def end_ejection(balancer: LoadBalancer, raw: Raw, namespace: str, name: str) -> None:
-    """Have the time come at which an ejection ends."""
+    """Make the end of an ejection due."""
     pool = keys.pool(namespace, "planner")
     raw.zadd(pool.due, {"E:" + name: 1}, xx=True)
     raw.hset(pool.state, "#next", 1)
     assert status_of(balancer, name).state is InstanceState.HALF_OPEN
 
 
-def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Backend, raw: Raw) -> None:
+def test_failed_probe_ejects_for_longer(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(
         settings=PoolSettings(eject_after=1, base_ejection_time=10, max_ejection_time=25), backend=backend
     )
@@ -343,7 +342,7 @@ def test_a_probe_at_a_time_decides_and_failing_it_ejects_for_longer(backend: Bac
     assert kinds(balancer, "p0")[-1] is EventKind.RECOVERED
 
 
-def test_so_long_after_an_ejection_the_next_is_a_first_one_again(backend: Backend, raw: Raw) -> None:
+def test_ejection_time_resets_after_max_ejection_time(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(
         settings=PoolSettings(eject_after=1, base_ejection_time=10, max_ejection_time=40), backend=backend
     )
@@ -360,7 +359,7 @@ def test_so_long_after_an_ejection_the_next_is_a_first_one_again(backend: Backen
     assert lengths == ["10000", "20000", "10000"]
 
 
-def test_who_is_ejected_while_warming_up_is_on_probation_like_others(backend: Backend, raw: Raw) -> None:
+def test_instance_ejected_during_warm_up_becomes_half_open(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, slow_start=30), backend=backend)
     register(balancer, 2, max_capacity=10)
     pool = keys.pool(backend.namespace, "planner")
@@ -374,7 +373,7 @@ def test_who_is_ejected_while_warming_up_is_on_probation_like_others(backend: Ba
     assert records.flags(raw.hget(pool.state, "new")) == {"half_open"}
 
 
-def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: Backend, raw: Raw) -> None:
+def test_older_leases_only_prolong_an_ejection(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=20), backend=backend)
     register(balancer, 2, max_capacity=4)
     held = [balancer.acquire("planner") for _ in range(8)]
@@ -393,14 +392,14 @@ def test_leases_from_before_the_ejection_decide_nothing_but_prolong_it(backend: 
     assert (status.state, status.ejections) == (InstanceState.EJECTED, 1)
     assert ends_ms() >= before_ms + 99
     end_ejection(balancer, raw, backend.namespace, "p0")
-    assert status_of(balancer, "p0").limit == 3  # two old ones, and a probe
+    assert status_of(balancer, "p0").limit == 3  # two older leases and a probe
     balancer.release(old[2])
     balancer.release(old[3], outcome="error")
     status = status_of(balancer, "p0")
     assert (status.state, status.limit, status.instance.current_load) == (InstanceState.HALF_OPEN, 1, 0)
 
 
-def test_the_last_that_is_not_on_probation_is_not_ejected(backend: Backend) -> None:
+def test_last_instance_not_half_open_is_not_ejected(backend: Backend) -> None:
     balancer = LoadBalancer(
         settings=PoolSettings(eject_after=1, base_ejection_time=0.05, max_ejection_share=1.0), backend=backend
     )
@@ -411,7 +410,7 @@ def test_the_last_that_is_not_on_probation_is_not_ejected(backend: Backend) -> N
     assert status_of(balancer, "p1").state is InstanceState.UP
 
 
-def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> None:
+def test_neutral_probe_is_followed_by_another(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.05), backend=backend)
     register(balancer, 2)
     fail(balancer, "p0", 1)
@@ -423,7 +422,7 @@ def test_a_probe_that_says_nothing_is_followed_by_another(backend: Backend) -> N
 
 
 @pytest.mark.parametrize("state", [InstanceState.EJECTED, InstanceState.HALF_OPEN, InstanceState.DOWN])
-def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
+def test_mark_healthy_clears_ejection_checks_and_streak(
     call: Call, backend: Backend, raw: Raw, state: InstanceState
 ) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=2, unhealthy_threshold=2), backend=backend)
@@ -441,14 +440,14 @@ def test_marking_it_healthy_ends_what_was_held_against_it_and_what_led_to_it(
     assert status_of(balancer, "p0").state is InstanceState.UP
     assert raw.zrange(pool.keys.due, 0, -1) == []
     assert kinds(balancer, "p0")[-1] is EventKind.HEALTHY
-    told = len(kinds(balancer))
+    events_before = len(kinds(balancer))
     fail(balancer, "p0", 1)
     backend.run(commands.report_checks(pool, 3, [("p0", False)]))
     assert call(balancer, "mark_healthy", "planner", "p0")
-    assert (status_of(balancer, "p0").state, len(kinds(balancer))) == (InstanceState.UP, told)
+    assert (status_of(balancer, "p0").state, len(kinds(balancer))) == (InstanceState.UP, events_before)
 
 
-def test_instances_are_drained_and_marked_on_a_full_server(call: Call, own_server: Any, connect: Any) -> None:
+def test_full_server_still_drains_and_marks_instances(call: Call, own_server: Any, connect: Any) -> None:
     balancer = LoadBalancer(backend=connect(own_server.url))
     register(balancer, 2)
     with own_server.client() as client:
@@ -461,7 +460,7 @@ def test_instances_are_drained_and_marked_on_a_full_server(call: Call, own_serve
     assert seen == [InstanceState.DRAINING, InstanceState.UP, InstanceState.UNHEALTHY, InstanceState.UP]
 
 
-def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, raw: Raw) -> None:
+def test_waiter_is_granted_a_recovered_instance(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.3), backend=backend)
     register(balancer, 2, max_capacity=1)
     other, held = balancer.acquire("planner"), balancer.acquire("planner")
@@ -480,7 +479,7 @@ def test_who_waits_is_served_by_an_instance_that_comes_back(backend: Backend, ra
 # Settings
 
 
-def test_settings_last_deployed_hold_and_a_change_is_logged(
+def test_last_deployed_settings_apply_and_changes_are_logged(
     call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     balancer = LoadBalancer(backend=backend)
@@ -502,7 +501,7 @@ def test_settings_last_deployed_hold_and_a_change_is_logged(
     assert len(caplog.messages) == 1
 
 
-def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: Call, backend: Backend) -> None:
+def test_settings_of_a_registration_apply_to_all_instances(call: Call, backend: Backend) -> None:
     first = PoolSettings(eject_after=1, max_ejection_share=1.0, adaptive=True)
     balancer = LoadBalancer(settings=first, backend=backend)
     register(balancer, 4, max_capacity=10)
@@ -522,9 +521,7 @@ def test_settings_that_come_with_an_instance_are_followed_by_all_at_once(call: C
     assert [each.limit for each in pool.instances] == [0, 0, 0, 10, 10]
 
 
-def test_settings_may_come_before_instances_and_survive_a_server_that_lost_them(
-    own_server: Any, connect: Any, namespace: str
-) -> None:
+def test_settings_precede_instances_and_survive_data_loss(own_server: Any, connect: Any, namespace: str) -> None:
     balancer = LoadBalancer(backend=connect(own_server.url))
     chosen = PoolSettings(eject_after=7)
     balancer.configure("planner", chosen)
@@ -537,7 +534,7 @@ def test_settings_may_come_before_instances_and_survive_a_server_that_lost_them(
     assert pool_of(balancer).settings == PoolSettings(eject_after=8)
 
 
-def test_the_events_of_a_pool_are_bounded_and_the_latest_are_kept(backend: Backend, raw: Raw) -> None:
+def test_events_are_bounded_and_keep_the_latest(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(backend=backend)
     register(balancer, 1)
     pool = Pool.of(backend.namespace, "planner")
@@ -553,6 +550,6 @@ def test_the_events_of_a_pool_are_bounded_and_the_latest_are_kept(backend: Backe
     assert first[0].cursor not in {event.cursor for event in balancer.events("planner", limit=1000)}
 
 
-def test_settings_survive_their_packing() -> None:
+def test_settings_survive_a_round_trip() -> None:
     for settings in (PoolSettings(), PoolSettings(eject_after=None, slow_after=0.5, adaptive=True, slow_start=3.0)):
         assert PoolSettings.unpacked(settings.packed()) == settings

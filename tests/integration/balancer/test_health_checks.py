@@ -1,4 +1,4 @@
-"""Active checks: shared by processes without a leader, and what they lead to."""
+"""Active checks: processes share them without a leader, and their results disable and enable instances."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.workers import Worker, Workers
 INTERVAL_S, PROCESSES, FLEET = 0.5, 4, 30
 TIMEOUT_S = 0.15
 STALL_S = 0.2
-"""A machine that lets nothing be done for so long has checks come in another interval than they belong to."""
+"""After a stall of the machine as long as this, checks may fall into another interval than their own."""
 
 
 def states(balancer: LoadBalancer) -> dict[str, InstanceState]:
@@ -36,8 +36,8 @@ def states(balancer: LoadBalancer) -> dict[str, InstanceState]:
     return {each.instance.id: each.state for each in pool.instances}
 
 
-def check_for_ever(url: str, namespace: str, file: str, is_async: bool) -> None:
-    """Check the fleet; write down each check, which survives SIGKILL, and when the machine let nothing be done."""
+def check_until_killed(url: str, namespace: str, file: str, is_async: bool) -> None:
+    """Check the fleet; record each check and each stall of the machine in a file, which survives SIGKILL."""
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
     seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -63,7 +63,7 @@ def check_for_ever(url: str, namespace: str, file: str, is_async: bool) -> None:
 
 
 @pytest.mark.thorough
-def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_killed(
+def test_processes_check_each_instance_once_an_interval(
     server: Server, namespace: str, backend: Backend, raw: Raw, workers: Workers, tmp_path: Path
 ) -> None:
     balancer = LoadBalancer(backend=backend)
@@ -72,7 +72,7 @@ def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_ki
     file = tmp_path / "seen"
 
     def start(number: int) -> Worker:
-        return workers.start(check_for_ever, server.url, namespace, str(file), number % 2 == 1)
+        return workers.start(check_until_killed, server.url, namespace, str(file), number % 2 == 1)
 
     crowd = [start(number) for number in range(PROCESSES)]
 
@@ -93,8 +93,8 @@ def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_ki
             crowd[attempt % PROCESSES].kill()
             time.sleep(max(0.0, begin + intervals * INTERVAL_S - time.time()))
             end, end_here = time.time(), time.monotonic()
-        stretch = [(name, at) for name, at, _ in seen() if begin <= at < begin + intervals * INTERVAL_S]
-        counts = Counter(name for name, _ in stretch if name != "held-up")
+        in_range = [(name, at) for name, at, _ in seen() if begin <= at < begin + intervals * INTERVAL_S]
+        counts = Counter(name for name, _ in in_range if name != "held-up")
         assert len(counts) == FLEET
         longest = max(
             (until - since for since, until in stalls.spans if since < end_here and until > begin_here), default=0
@@ -104,66 +104,64 @@ def test_four_processes_check_each_instance_once_an_interval_also_when_one_is_ki
         ]:
             assert all(intervals - 1 <= count <= intervals + 1 for count in counts.values()), counts
             return
-        # Checks that a busy machine does not let be made say nothing of who makes them: once more.
+        # A stalled machine skips checks, which says nothing about the sharing: try again.
         crowd[attempt % PROCESSES] = start(attempt)
     lost = stalls.within(begin_here, end_here)
     assert all(count <= intervals + 1 + lost / INTERVAL_S for count in counts.values()), counts
 
 
 def check_until(call: Call, balancer: LoadBalancer, check: Callable[..., object], done: Callable[[], object]) -> None:
-    """Run checks, the one way or the other, until something holds."""
+    """Run checks through one of the APIs until a condition holds."""
     if not call.is_async:
         with balancer.run_checks("planner", check, interval=0.2, timeout=TIMEOUT_S) as checks:
             assert "running" in repr(checks)
-            wait_until(done, "the checks to tell")
+            wait_until(done, "the results of the checks")
         assert "stopped" in repr(checks)
         return
 
     async def run() -> None:
         task = asyncio.create_task(balancer.aio.run_checks("planner", check, interval=0.2, timeout=TIMEOUT_S))
         try:
-            await asyncio.to_thread(wait_until, done, "the checks to tell")
+            await asyncio.to_thread(wait_until, done, "the results of the checks")
         finally:
             task.cancel()
 
     call._runner.run(run())  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("how", ["says so", "raises", "hangs"])
-def test_failed_checks_take_out_more_than_may_be_ejected_and_passed_ones_bring_back(
-    call: Call, backend: Backend, how: str
-) -> None:
+@pytest.mark.parametrize("how", ["returns False", "raises", "hangs"])
+def test_failed_checks_disable_instances_and_passed_ones_enable(call: Call, backend: Backend, how: str) -> None:
     balancer = LoadBalancer(settings=PoolSettings(panic_threshold=1.0), backend=backend)
     for number in range(4):
         balancer.register_instance(AgentInstance(f"p{number}", "planner"))
-    ill = {"p0", "p1", "p2"}
-    asked: Counter[str] = Counter()
+    failing = {"p0", "p1", "p2"}
+    calls: Counter[str] = Counter()
 
     def plain(instance: AgentInstance) -> bool:
-        asked[instance.id] += 1
-        if instance.id in ill and how == "raises":
+        calls[instance.id] += 1
+        if instance.id in failing and how == "raises":
             raise ConnectionError("no route")
-        if instance.id in ill and how == "hangs":
+        if instance.id in failing and how == "hangs":
             time.sleep(2 * TIMEOUT_S)
-        return not (instance.id in ill and how == "says so")
+        return not (instance.id in failing and how == "returns False")
 
     async def awaited(instance: AgentInstance) -> bool:
-        if instance.id in ill and how == "hangs":
+        if instance.id in failing and how == "hangs":
             await asyncio.sleep(30)
         return plain(instance)
 
     check = awaited if call.is_async and how == "hangs" else plain
     down = dict.fromkeys(("p0", "p1", "p2"), InstanceState.DOWN) | {"p3": InstanceState.UP}
     check_until(call, balancer, check, lambda: states(balancer) == down)
-    assert asked["p3"] >= 3
+    assert calls["p3"] >= 3
     assert {balancer.acquire("planner").id for _ in range(5)} == {"p3"}  # type: ignore[union-attr]
-    ill.clear()
+    failing.clear()
     check_until(call, balancer, check, lambda: set(states(balancer).values()) == {InstanceState.UP})
     kinds = [each.kind for each in balancer.events("planner") if each.instance_id == "p0"]
     assert kinds == [EventKind.REGISTERED, EventKind.DOWN, EventKind.UP]
 
 
-def test_when_checks_fail_for_more_than_half_there_is_panic(backend: Backend) -> None:
+def test_failed_checks_of_most_instances_start_panic(backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(unhealthy_threshold=1), backend=backend)
     for number in range(3):
         balancer.register_instance(AgentInstance(f"p{number}", "planner"))
@@ -178,7 +176,7 @@ def test_when_checks_fail_for_more_than_half_there_is_panic(backend: Backend) ->
     assert balancer.status("planner")[0].panic_for is None
 
 
-def test_a_result_counts_once_and_a_late_one_not_at_all(backend: Backend) -> None:
+def test_check_result_counts_once_and_late_ones_never(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"))
     pool = Pool.of(backend.namespace, "planner")
@@ -192,7 +190,7 @@ def test_a_result_counts_once_and_a_late_one_not_at_all(backend: Backend) -> Non
     assert backend.run(commands.report_checks(pool, 13, [("p9", True)])) == ["p9"]
 
 
-def test_instances_that_come_and_go_are_checked_and_are_not(backend: Backend, raw: Raw) -> None:
+def test_new_instances_are_checked_and_removed_ones_skipped(backend: Backend, raw: Raw) -> None:
     balancer = LoadBalancer(backend=backend)
     pool = Pool.of(backend.namespace, "planner")
     assert backend.run(commands.claim_checks(pool, 1000, 8)).instances == ()
@@ -206,25 +204,25 @@ def test_instances_that_come_and_go_are_checked_and_are_not(backend: Backend, ra
     assert raw.zrange(keys.pool(backend.namespace, "planner").checks, 0, -1) == ["p1"]
 
 
-def test_checks_go_on_after_the_server_was_away(own_server: Any, connect: Any) -> None:
+def test_checks_continue_after_an_outage(own_server: Any, connect: Any) -> None:
     backend = connect(own_server.url, deadline=0.3)
     balancer = LoadBalancer(backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"))
-    asked: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
 
     def check(instance: AgentInstance) -> None:
-        asked[instance.id] += 1
+        calls[instance.id] += 1
 
     with balancer.run_checks("planner", check, interval=0.1, timeout=0.1):
-        wait_until(lambda: asked["p0"] > 2, "checks")
+        wait_until(lambda: calls["p0"] > 2, "checks")
         own_server.pause()
         time.sleep(0.5)
         own_server.resume()
-        before = asked["p0"]
-        wait_until(lambda: asked["p0"] > before + 2, "checks again")
+        before = calls["p0"]
+        wait_until(lambda: calls["p0"] > before + 2, "checks again")
 
 
-def test_checks_that_were_stopped_are_forgotten_and_those_that_run_end_with_the_client(backend: Backend) -> None:
+def test_stopped_checks_are_dropped_and_close_stops_others(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     kept = weakref.ref(stopped := balancer.run_checks("planner", bool))
     assert stopped.running
@@ -238,7 +236,7 @@ def test_checks_that_were_stopped_are_forgotten_and_those_that_run_end_with_the_
     assert not checks.running
 
 
-def test_a_child_process_checks_nothing_until_it_says_so(backend: Backend) -> None:
+def test_forked_child_runs_no_checks_of_its_parent(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     with balancer.run_checks("planner", bool) as checks:
         child = os.fork()
@@ -256,7 +254,7 @@ def test_a_child_process_checks_nothing_until_it_says_so(backend: Backend) -> No
         assert "running" in repr(checks)
 
 
-def test_what_cannot_be_checked_with_is_refused(call: Call, backend: Backend) -> None:
+def test_invalid_check_arguments_are_refused(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
     for argument, given in (("check", {"check": 5}), ("interval", {"interval": 0}), ("timeout", {"timeout": 9.0})):
         with pytest.raises(InvalidArgument) as caught:
@@ -264,39 +262,39 @@ def test_what_cannot_be_checked_with_is_refused(call: Call, backend: Backend) ->
         assert caught.value.argument == argument
 
 
-def test_a_coroutine_function_is_told_where_it_belongs(backend: Backend) -> None:
+def test_coroutine_check_error_names_the_async_method(backend: Backend) -> None:
     async def check(instance: AgentInstance) -> None: ...
 
     with pytest.raises(InvalidArgument, match=r"aio\.run_checks"):
         LoadBalancer(backend=backend).run_checks("planner", check)
 
 
-def test_a_check_that_raises_is_logged_once_and_again_after_it_went_through(
+def test_raising_check_is_logged_again_after_recovery(
     call: Call, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     balancer = LoadBalancer(backend=backend)
     balancer.register_instance(AgentInstance("p0", "planner"))
-    asked: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
     broken = True
 
     def check(instance: AgentInstance) -> bool:
-        asked["broken" if broken else "well"] += 1
+        calls["broken" if broken else "well"] += 1
         if broken:
             raise NameError("no such name")
         return True
 
-    def told() -> list[str]:
+    def logged() -> list[str]:
         return [str(each.exc_info[1]) for each in caplog.records if each.exc_info and each.name == "agentperf_redis"]
 
     def first_broken_then_well_then_broken() -> bool:
         nonlocal broken
-        if asked["broken"] >= 3 and not asked["well"]:
-            assert told() == ["no such name"]
+        if calls["broken"] >= 3 and not calls["well"]:
+            assert logged() == ["no such name"]
             broken = False
-        elif asked["well"] >= 2 and not broken:
-            asked["broken"], broken = 0, True
-        return broken and asked["well"] >= 2 and asked["broken"] >= 3
+        elif calls["well"] >= 2 and not broken:
+            calls["broken"], broken = 0, True
+        return broken and calls["well"] >= 2 and calls["broken"] >= 3
 
     check_until(call, balancer, check, first_broken_then_well_then_broken)
-    assert told() == ["no such name"] * 2
+    assert logged() == ["no such name"] * 2
     assert "the check of p0 of planner raised" in caplog.text

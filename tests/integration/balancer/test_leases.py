@@ -1,4 +1,4 @@
-"""The balancer against a real server, through both its faces."""
+"""Leases and instances on a real server, through both APIs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STRATEGIES = list(LoadBalancingStrategy)
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[AgentInstance]]:
-    """What the test acquired, held until after its backend was closed: a lease that is dropped goes back with a warning."""
+    """Holds leases until the backend is closed; a dropped lease would be released with a warning."""
     _kept.clear()
     yield _kept
     _kept.clear()
@@ -75,7 +75,7 @@ def pool(namespace: str) -> keys.PoolKeys:
 # The in-memory version's behaviour
 
 
-def test_the_demo_of_the_reference(call: Call, backend: Backend) -> None:
+def test_demo_of_the_in_memory_version_runs(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(LoadBalancingStrategy.LEAST_LOADED, backend=backend)
     for i in range(3):
         call(balancer, "register_instance", AgentInstance(id=f"p{i}", agent_type="ml-engineer", max_capacity=5))
@@ -102,14 +102,16 @@ def test_the_demo_of_the_reference(call: Call, backend: Backend) -> None:
     }
 
 
-def test_a_type_without_instances_gives_none(call: Call, balancer: LoadBalancer, raw: Raw, namespace: str) -> None:
+def test_agent_type_without_instances_returns_none(
+    call: Call, balancer: LoadBalancer, raw: Raw, namespace: str
+) -> None:
     assert acquire(call, balancer, "planner") is None
     assert call(balancer, "select_instance", "planner") is None
     assert call(balancer, "get_status") == {}
     assert not [key for key in raw.scan_iter(f"{namespace}:*") if "{" in key]
 
 
-def test_instances_are_seen_with_what_they_were_registered_with(call: Call, balancer: LoadBalancer) -> None:
+def test_instances_show_their_registered_fields(call: Call, balancer: LoadBalancer) -> None:
     given = AgentInstance("p {1}", "plan ner", 0, 7, 2.5, True, 12.5, labels=frozenset({"gpu", "-", "a,b"}))
     call(balancer, "register_instance", given)
     assert balancer.instances == {"plan ner": [given]}
@@ -117,7 +119,7 @@ def test_instances_are_seen_with_what_they_were_registered_with(call: Call, bala
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_fills_all_and_only_healthy_instances(call: Call, backend: Backend, strategy: Any) -> None:
+def test_every_strategy_fills_only_healthy_instances(call: Call, backend: Backend, strategy: Any) -> None:
     balancer = LoadBalancer(strategy, backend=backend)
     register(call, balancer, 3, max_capacity=2)
     assert call(balancer, "mark_unhealthy", "planner", "p1")
@@ -131,7 +133,7 @@ def test_every_strategy_fills_all_and_only_healthy_instances(call: Call, backend
         assert call(balancer, "release", instance)
 
 
-def test_round_robin_takes_turns(call: Call, backend: Backend) -> None:
+def test_round_robin_picks_instances_in_turn(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer("round_robin", backend=backend)
     register(call, balancer, 3)
     assert [acquire(call, balancer, "planner").id for _ in range(7)] == ["p0", "p1", "p2", "p0", "p1", "p2", "p0"]
@@ -145,7 +147,7 @@ def test_weight_zero_is_picked_only_when_all_are_zero(call: Call, backend: Backe
     assert {acquire(call, balancer, "planner").id for _ in range(19)} == {"heavy"}
 
 
-def test_consistent_hash_keeps_an_affinity_on_its_instance(call: Call, backend: Backend) -> None:
+def test_consistent_hash_keeps_affinity_on_its_instance(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer("consistent_hash", backend=backend)
     register(call, balancer, 5, max_capacity=100)
     for session in ("alice", "bob", "carol"):
@@ -154,7 +156,7 @@ def test_consistent_hash_keeps_an_affinity_on_its_instance(call: Call, backend: 
         assert call(balancer, "select_instance", "planner", affinity=session).id == first.id
 
 
-def test_required_labels_narrow_the_choice(call: Call, balancer: LoadBalancer) -> None:
+def test_required_labels_limit_the_instances(call: Call, balancer: LoadBalancer) -> None:
     for name, labels in (("a", {"gpu"}), ("b", {"gpu", "fr"}), ("c", {"fr"}), ("d", set())):
         call(balancer, "register_instance", AgentInstance(name, "planner", max_capacity=1, labels=frozenset(labels)))
     assert acquire(call, balancer, "planner", require={"gpu", "fr"}).id == "b"
@@ -167,7 +169,7 @@ def test_required_labels_narrow_the_choice(call: Call, balancer: LoadBalancer) -
 
 
 @pytest.mark.parametrize("label", ["-gpu", "gpu-", "-", "--"])
-def test_a_label_may_begin_and_end_with_a_dash(
+def test_label_may_begin_and_end_with_dash(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, label: str
 ) -> None:
     call(balancer, "register_instance", AgentInstance("p0", "planner", labels=frozenset({label})))
@@ -182,7 +184,7 @@ def test_a_label_may_begin_and_end_with_a_dash(
     assert [key for key in raw.scan_iter(f"{pool.ready.partition('{')[0]}*") if "@" in key] == []
 
 
-def test_none_is_no_answer_while_expired_leases_are_left_to_clear(
+def test_acquire_clears_all_expired_leases_before_refusing(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     for name, capacity in (("a", 200), ("b", 1)):
@@ -199,7 +201,7 @@ def test_none_is_no_answer_while_expired_leases_are_left_to_clear(
 # Instances
 
 
-def test_registering_again_changes_facts_and_keeps_load_and_health(
+def test_registering_again_keeps_load_and_health(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     register(call, balancer, 1, max_capacity=2)
@@ -213,7 +215,7 @@ def test_registering_again_changes_facts_and_keeps_load_and_health(
     assert raw.zcard(pool.ready) == 0
 
 
-def test_a_smaller_capacity_lets_leases_run_out(call: Call, balancer: LoadBalancer) -> None:
+def test_smaller_capacity_lets_leases_end_normally(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1, max_capacity=3)
     held = [acquire(call, balancer, "planner") for _ in range(3)]
     assert call(balancer, "update_instance", "planner", "p0", max_capacity=1)
@@ -224,7 +226,7 @@ def test_a_smaller_capacity_lets_leases_run_out(call: Call, balancer: LoadBalanc
     assert acquire(call, balancer, "planner") is not None
 
 
-def test_a_draining_instance_finishes_what_it_has(call: Call, balancer: LoadBalancer) -> None:
+def test_draining_instance_finishes_its_leases(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     held = acquire(call, balancer, "planner")
     assert call(balancer, "drain", "planner", "p0")
@@ -237,7 +239,7 @@ def test_a_draining_instance_finishes_what_it_has(call: Call, balancer: LoadBala
     assert acquire(call, balancer, "planner") is not None
 
 
-def test_a_removed_instance_goes_with_its_last_lease(
+def test_removed_instance_is_deleted_with_its_last_lease(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     register(call, balancer, 2, max_capacity=1)
@@ -253,7 +255,7 @@ def test_a_removed_instance_goes_with_its_last_lease(
     assert [acquire(call, balancer, "planner").id, acquire(call, balancer, "planner")] == ["p1", None]
 
 
-def test_calls_about_an_unknown_instance_say_so(call: Call, balancer: LoadBalancer) -> None:
+def test_calls_report_an_unknown_instance(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     for method in ("mark_healthy", "mark_unhealthy", "drain", "undrain", "remove_instance"):
         assert call(balancer, method, "planner", "nobody") is False
@@ -261,15 +263,15 @@ def test_calls_about_an_unknown_instance_say_so(call: Call, balancer: LoadBalanc
     assert call(balancer, "heartbeat", "planner", "p0", "no body") == ["no body"]
 
 
-def test_an_instance_without_heartbeat_takes_no_work_until_the_next(call: Call, balancer: LoadBalancer) -> None:
+def test_instance_without_heartbeat_takes_no_work(call: Call, balancer: LoadBalancer) -> None:
     call(balancer, "register_instance", AgentInstance("p0", "planner"), heartbeat_ttl=0.05)
-    wait_until(lambda: not call(balancer, "select_instance", "planner"), "the silent instance to be left out")
+    wait_until(lambda: not call(balancer, "select_instance", "planner"), "the heartbeat to be missed")
     assert call(balancer, "get_status")["planner"]["healthy"] == 0
     assert call(balancer, "heartbeat", "planner", "p0", within=60) == []
     assert acquire(call, balancer, "planner").id == "p0"
 
 
-def test_status_reads_many_instances_in_the_order_of_registration(
+def test_status_lists_instances_in_registration_order(
     call: Call, balancer: LoadBalancer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentperf_redis.balancer.flows.instances.STATUS_PAGE", 7)
@@ -284,7 +286,7 @@ def test_status_reads_many_instances_in_the_order_of_registration(
 # Strategy
 
 
-def test_another_strategy_for_a_pool_is_refused_with_the_way_to_change_it(
+def test_other_strategy_is_refused_with_instructions(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     first = LoadBalancer("round_robin", backend=backend)
@@ -310,7 +312,9 @@ def test_another_strategy_for_a_pool_is_refused_with_the_way_to_change_it(
 # Leases
 
 
-def test_release_says_whether_it_freed(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+def test_release_returns_whether_it_freed_a_unit(
+    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
+) -> None:
     register(call, balancer, 1)
     instance = acquire(call, balancer, "planner")
     assert instance.lease is not None
@@ -323,19 +327,19 @@ def test_release_says_whether_it_freed(call: Call, balancer: LoadBalancer, raw: 
     assert leases(raw, pool) == []
 
 
-def test_a_peek_cannot_be_released(call: Call, balancer: LoadBalancer) -> None:
+def test_selected_instance_cannot_be_released(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
-    peek = call(balancer, "select_instance", "planner")
-    assert peek.current_load == 0
+    selected = call(balancer, "select_instance", "planner")
+    assert selected.current_load == 0
     with pytest.raises(InvalidArgument, match="carries its lease"):
-        call(balancer, "release", peek)
+        call(balancer, "release", selected)
 
 
-def test_none_may_be_released_without_asking(call: Call, balancer: LoadBalancer) -> None:
+def test_releasing_none_returns_false(call: Call, balancer: LoadBalancer) -> None:
     assert call(balancer, "release", acquire(call, balancer, "planner")) is False
 
 
-def test_a_lease_of_another_namespace_cannot_be_released_here(
+def test_lease_of_another_namespace_cannot_be_released(
     call: Call, balancer: LoadBalancer, connect: Callable[..., Backend], server: Any, namespace: str
 ) -> None:
     register(call, balancer, 1)
@@ -346,13 +350,13 @@ def test_a_lease_of_another_namespace_cannot_be_released_here(
     assert call(balancer, "release", held)
 
 
-def test_fences_rise(call: Call, balancer: LoadBalancer) -> None:
+def test_fencing_tokens_rise_per_instance(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1, max_capacity=100)
     fences = [acquire(call, balancer, "planner").lease.fence for _ in range(20)]
     assert fences == sorted(set(fences))
 
 
-def test_a_block_measures_and_reports_how_it_ended(call: Call, balancer: LoadBalancer) -> None:
+def test_block_reports_response_time_and_outcome(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     with call.inside(balancer, "lease", "planner") as lease:
         assert lease.instance.id == "p0"
@@ -370,7 +374,7 @@ def test_a_block_measures_and_reports_how_it_ended(call: Call, balancer: LoadBal
     assert 0 < seen.instance.response_time_ms < 5000
 
 
-def test_response_times_are_smoothed(call: Call, balancer: LoadBalancer) -> None:
+def test_response_times_are_a_moving_average(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     for seconds, expected in ((0.1, 100), (0.2, 120), (0.12, 120)):
         call(balancer, "release", acquire(call, balancer, "planner"), response_time=seconds)
@@ -378,7 +382,7 @@ def test_response_times_are_smoothed(call: Call, balancer: LoadBalancer) -> None
         assert status.instances[0].instance.response_time_ms == pytest.approx(expected)
 
 
-def test_a_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBalancer) -> None:
+def test_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBalancer) -> None:
     with (
         pytest.raises(NoCapacity, match="no instance of 'planner' is registered"),
         call.inside(balancer, "lease", "planner"),
@@ -393,12 +397,12 @@ def test_a_block_on_a_full_pool_raises_no_capacity(call: Call, balancer: LoadBal
     assert call(balancer, "release", held)
 
 
-def test_capacity_of_an_expired_lease_comes_back_and_its_release_frees_nothing(
+def test_release_of_an_expired_lease_frees_nothing(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     register(call, balancer, 1, max_capacity=1)
     held = acquire(call, balancer, "planner", ttl=0.05)
-    balancer._operations.keeper.drop(held.lease)  # as if this process had been stopped
+    balancer._operations.keeper.drop(held.lease)  # as if this process had been paused
     wait_until(lambda: acquire(call, balancer, "planner"), "the lease to expire")
     assert _kept[-1].lease is not None
     assert _kept[-1].lease.fence > held.lease.fence
@@ -407,7 +411,7 @@ def test_capacity_of_an_expired_lease_comes_back_and_its_release_frees_nothing(
     assert raw.hget(pool.state, held.lease.token) == "tombstone why=expired"
 
 
-def test_snapshots_say_how_to_change_what_they_show(call: Call, balancer: LoadBalancer) -> None:
+def test_snapshot_errors_name_the_method_to_use(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     instance = acquire(call, balancer, "planner")
     with pytest.raises(FrozenInstanceError, match="mark_unhealthy"):
@@ -416,15 +420,15 @@ def test_snapshots_say_how_to_change_what_they_show(call: Call, balancer: LoadBa
         instance.max_capacity = 3
 
 
-# What something else wrote
+# Foreign data
 
 
 @pytest.mark.parametrize("part", ["state", "ready", "due", "waitq", "ids", "ring", "away", "checks", "events"])
-def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
+def test_key_of_wrong_type_is_named_and_unchanged(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, part: str
 ) -> None:
     register(call, balancer, 2)
-    # No lease is due for renewal during the test, however long it takes: what changes is what was just called.
+    # No lease is due for renewal during the test, however long it takes: only the call under test can change keys.
     held = acquire(call, balancer, "planner", ttl=3600)
     poisoned = f"{pool.tag}:{part}"
     raw.delete(poisoned)
@@ -465,14 +469,14 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
         try:
             _kept.append(
                 call(balancer, method, *args, **options)
-            )  # a lease that is dropped is given back, at a time of its own
+            )  # kept: a dropped lease would be released in the background
         except CorruptState as error:
             failed += 1
             named.add(error.key)
             assert everything() == before
         before = everything()
     assert set(raw.scan_iter(f"{pool.tag}:*", count=10_000)) <= set(names), "nothing was written elsewhere"
-    # Of a key whose name the scripts compute, only the pool is known.
+    # For a key whose name the scripts compute, the error names only the pool.
     assert named == {poisoned if poisoned in pool.all else pool.state}
     assert failed >= (1 if part in ("ring", "checks") else 2)
 
@@ -480,7 +484,9 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
 _RECORD = "load=0 limit=5 seq=0 fence=0 peak=0 ewma_us=0 ewma_at_ms=0 served=0 failed=0 streak=0 weight=1 labels=- flags=- cap=5"
 
 
-@pytest.mark.parametrize("strategy", ["least_loaded", "peak_ewma", "consistent_hash"])  # they read it in different ways
+@pytest.mark.parametrize(
+    "strategy", ["least_loaded", "peak_ewma", "consistent_hash"]
+)  # each reads the record differently
 @pytest.mark.parametrize(
     "record",
     [
@@ -493,7 +499,7 @@ _RECORD = "load=0 limit=5 seq=0 fence=0 peak=0 ewma_us=0 ewma_at_ms=0 served=0 f
         ),
     ],
 )
-def test_a_record_that_nobody_wrote_is_named(
+def test_foreign_record_is_named_in_the_error(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, record: str, strategy: str
 ) -> None:
     balancer = LoadBalancer(strategy, backend=balancer._backend)
@@ -508,12 +514,12 @@ def test_a_record_that_nobody_wrote_is_named(
 
 @pytest.mark.parametrize("field", ["#next", "#picks", "#load", "#cap"])
 @pytest.mark.parametrize("value", ["many", "1.5", "9" * 40, ""])
-def test_a_number_that_nobody_wrote_is_named_and_nothing_is_written(
+def test_foreign_counter_is_named_and_nothing_written(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, field: str, value: str
 ) -> None:
     register(call, balancer, 1, max_capacity=3)
     held = [acquire(call, balancer, "planner", ttl=600.0) for _ in range(2)]
-    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # due, so that whoever comes has something to clear
+    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # due, so that the next call has an expired lease to end
     raw.hset(pool.state, field, value)
     before = (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True))
     for method, args in (
@@ -538,7 +544,7 @@ def test_a_number_that_nobody_wrote_is_named_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(("fact", "found"), [("schema=3 strategy=least_loaded", "3"), ("1 least_loaded", "1")])
-def test_another_schema_is_left_alone(
+def test_other_schema_is_refused_and_unchanged(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, fact: str, found: str
 ) -> None:
     register(call, balancer, 1)
@@ -564,7 +570,7 @@ def test_another_schema_is_left_alone(
     assert raw.hgetall(pool.state) == before
 
 
-def test_a_pool_that_was_never_registered_is_named(call: Call, balancer: LoadBalancer) -> None:
+def test_error_names_a_pool_without_registrations(call: Call, balancer: LoadBalancer) -> None:
     with (
         pytest.raises(NoCapacity, match="no instance of 'typo' is registered"),
         call.inside(balancer, "lease", "typo"),
@@ -572,28 +578,26 @@ def test_a_pool_that_was_never_registered_is_named(call: Call, balancer: LoadBal
         pass
 
 
-def test_a_lease_lost_inside_a_block_is_raised_at_its_end(
-    call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
-) -> None:
+def test_lease_lost_inside_a_block_is_raised(call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
     register(call, balancer, 1)
-    told: list[LeaseLost] = []
+    losses: list[LeaseLost] = []
     with (  # noqa: PT012
         pytest.raises(LeaseLost) as caught,
-        call.inside(balancer, "lease", "planner", ttl=4.0, on_lost=told.append) as lease,
+        call.inside(balancer, "lease", "planner", ttl=4.0, on_lost=losses.append) as lease,
     ):
         raw.zrem(pool.due, lease.token)
-        wait_until(lambda: told, "the keeper to notice")
+        wait_until(lambda: losses, "the keeper to notice the loss")
         with pytest.raises(LeaseLost):
             lease.check()
         assert lease.remaining == 0.0
-    assert caught.value.token == told[0].token == lease.token
+    assert caught.value.token == losses[0].token == lease.token
     assert caught.value.pool == "planner"
-    assert caught.value.reason == "it was released by another, or expired before it was renewed"
+    assert caught.value.reason == "another caller released it, or it expired before it was renewed"
 
 
 def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1, max_capacity=1)
-    told: list[float] = []
+    lost_at: list[float] = []
     ttl, maximum = 2.0, 2.5
     with StallDetector() as stalls:
         begin = time.monotonic()
@@ -601,23 +605,23 @@ def test_leases_are_renewed_until_max_hold(call: Call, balancer: LoadBalancer) -
             *(balancer, "acquire", "planner"),
             ttl=ttl,
             max_hold=maximum,
-            on_lost=lambda _: told.append(time.monotonic()),
+            on_lost=lambda _: lost_at.append(time.monotonic()),
         )
-        wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to come back")
-        assert time.monotonic() - begin >= maximum, "longer than a life of the lease"
-        wait_until(lambda: told, "max_hold to be told")
-        assert told[0] - begin >= maximum
-        assert stalls.own(begin, told[0]) < maximum + 2.5
+        wait_until(lambda: acquire(call, balancer, "planner") is not None, "its capacity to become free")
+        assert time.monotonic() - begin >= maximum, "longer than the lease may be held"
+        wait_until(lambda: lost_at, "the loss at max_hold to be reported")
+        assert lost_at[0] - begin >= maximum
+        assert stalls.own(begin, lost_at[0]) < maximum + 2.5
     assert "max_hold" in str(held.lease.lost)
     assert call(balancer, "release", held) is False
 
 
-def test_endless_hold_is_allowed(call: Call, balancer: LoadBalancer) -> None:
+def test_max_hold_may_be_infinite(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     assert call(balancer, "release", acquire(call, balancer, "planner", max_hold=math.inf))
 
 
-def test_a_heartbeat_holds_as_long_as_was_registered_unless_told(
+def test_heartbeat_lasts_for_its_registered_ttl_by_default(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     def due_in() -> list[float]:
@@ -627,9 +631,9 @@ def test_a_heartbeat_holds_as_long_as_was_registered_unless_told(
     def beat(**how: float) -> None:
         assert call(balancer, "heartbeat", "planner", "p0", "p1", "p2", **how) == []
 
-    for number, silence in enumerate((5, None, 2000)):
-        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat_ttl=silence)
-    for _ in range(2):  # the first and each further one
+    for number, ttl in enumerate((5, None, 2000)):
+        call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat_ttl=ttl)
+    for _ in range(2):  # the first heartbeat and each further one
         beat()
         assert due_in() == pytest.approx([5, 30, 2000], abs=2)
     beat(within=100)
@@ -647,7 +651,7 @@ def test_a_heartbeat_holds_as_long_as_was_registered_unless_told(
     assert call(balancer, "status")[0].healthy == 3
 
 
-def test_overdue_are_leases_and_no_tombstones(
+def test_overdue_counts_leases_but_no_tombstones(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     register(call, balancer, 1, max_capacity=300)
@@ -658,7 +662,7 @@ def test_overdue_are_leases_and_no_tombstones(
     assert call(balancer, "status")[0].overdue == 100
 
 
-def test_who_gets_nothing_is_told_what_the_instances_lack(call: Call, balancer: LoadBalancer) -> None:
+def test_refusal_explains_why_no_instance_is_available(call: Call, balancer: LoadBalancer) -> None:
     def why(**request: Any) -> str:
         with pytest.raises(NoCapacity) as refused, call.inside(balancer, "lease", "planner", **request):
             pass
@@ -674,7 +678,7 @@ def test_who_gets_nothing_is_told_what_the_instances_lack(call: Call, balancer: 
     assert acquire(call, balancer, "planner", require=("gpu",)).id == "p1"
     assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
     held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
-    assert call(balancer, "release", held["p3"]) is True  # which has nothing left of its rate
+    assert call(balancer, "release", held["p3"]) is True  # it has no rate left
     assert (
         why()
         == "of 4 instances, 2 full, 1 rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"
@@ -683,7 +687,7 @@ def test_who_gets_nothing_is_told_what_the_instances_lack(call: Call, balancer: 
     assert why(wait=0.01).startswith("of 4 instances, 1 full, 1 rate-limited, 2 out of rotation")
 
 
-def test_a_lease_that_an_operator_ends_is_an_event(call: Call, balancer: LoadBalancer) -> None:
+def test_lease_ended_by_operator_is_an_event(call: Call, balancer: LoadBalancer) -> None:
     register(call, balancer, 1)
     held = acquire(call, balancer, "planner")
     assert held.lease is not None
@@ -696,7 +700,7 @@ def test_a_lease_that_an_operator_ends_is_an_event(call: Call, balancer: LoadBal
 
 
 @pytest.mark.parametrize("strategy", LoadBalancingStrategy)
-def test_a_weight_of_minus_zero_is_zero(backend: Backend, strategy: LoadBalancingStrategy) -> None:
+def test_weight_of_minus_zero_is_zero(backend: Backend, strategy: LoadBalancingStrategy) -> None:
     balancer = LoadBalancer(strategy, backend=backend)
     balancer.register_instance(AgentInstance("p1", "planner", weight=-0.0))
     balancer.update_instance("planner", "p1", weight=-0.0)

@@ -1,4 +1,4 @@
-"""Standing in line: first come first served, nobody lost, nothing left behind."""
+"""The queue: waiters are granted in order of arrival, none is lost, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Connect = Callable[..., Backend]
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[Any]]:
-    """Holds leases until after the backends were closed; a lease that is dropped goes back with a warning."""
+    """Holds leases until the backends are closed; a dropped lease would be released with a warning."""
     held: list[Any] = []
     yield held
     held.clear()
@@ -64,7 +64,7 @@ def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
     return thread, results
 
 
-def test_who_waits_gets_what_is_given_back(
+def test_waiter_gets_the_released_unit(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     first = balancer.acquire("planner")
@@ -74,7 +74,7 @@ def test_who_waits_gets_what_is_given_back(
     released_at: list[float] = []
 
     def release() -> None:
-        wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
+        wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to join the queue")
         released_at.append(time.monotonic())
         assert balancer.release(first)
 
@@ -82,7 +82,7 @@ def test_who_waits_gets_what_is_given_back(
         thread, _ = in_background(release)
         second = call(balancer, "acquire", "planner", wait=20)
         thread.join()
-        # by the message: asking by itself takes up to a second
+        # woken by the message: a poll would come up to a second later
         assert stalls.own(released_at[0], time.monotonic()) < 0.8
     assert second.lease.fence > first.lease.fence
     assert call(balancer, "release", second)
@@ -90,7 +90,7 @@ def test_who_waits_gets_what_is_given_back(
     nothing_left(raw, pool)
 
 
-def test_who_waits_too_long_leaves_the_line(
+def test_waiter_leaves_the_queue_after_its_wait(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     kept.append(balancer.acquire("planner"))
@@ -107,13 +107,13 @@ def test_who_waits_too_long_leaves_the_line(
     nothing_left(raw, pool)
 
 
-def test_waiting_for_a_pool_that_is_not_there_yet(
+def test_waiter_gets_the_first_registered_instance(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     balancer = LoadBalancer(backend=backend)
 
     def register() -> None:
-        wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
+        wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to join the queue")
         balancer.register_instance(AgentInstance("p0", "planner"))
 
     thread, _ = in_background(register)
@@ -122,11 +122,11 @@ def test_waiting_for_a_pool_that_is_not_there_yet(
     assert kept[0].id == "p0"
 
 
-def test_a_plain_acquire_does_not_overtake(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
+def test_non_waiting_acquire_does_not_jump_the_queue(balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys) -> None:
     first = balancer.acquire("planner")
     assert first is not None
     thread, results = in_background(lambda: balancer.acquire("planner", wait=20))
-    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
+    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to join the queue")
     assert balancer.release(first)
     assert balancer.acquire("planner") is None
     thread.join()
@@ -138,29 +138,29 @@ def test_a_plain_acquire_does_not_overtake(balancer: LoadBalancer, raw: Raw, poo
 def wait_in_order(
     call: Call, runner: asyncio.Runner, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> Callable[[list[int]], list[int]]:
-    """Has callers come one after the other, each with its priority; returns in which order they were served."""
-    served: list[int] = []
+    """Start callers one after the other, each with its priority; return the order in which they were granted."""
+    grants_seen: list[int] = []
 
     def by_threads(priorities: list[int]) -> list[int]:
         def take(number: int, priority: int) -> None:
             with balancer.lease("planner", wait=30, priority=priority):
-                served.append(number)
+                grants_seen.append(number)
 
         first = balancer.acquire("planner")
         threads = []
         for number, priority in enumerate(priorities):
             threads.append(threading.Thread(target=take, args=(number, priority)))
             threads[-1].start()
-            wait_until(lambda: raw.zcard(pool.waitq) == len(threads), "the next waiter to stand in line")
+            wait_until(lambda: raw.zcard(pool.waitq) == len(threads), "the next waiter to join the queue")
         assert balancer.release(first)
         for thread in threads:
             thread.join()
-        return served
+        return grants_seen
 
     async def by_tasks(priorities: list[int]) -> list[int]:
         async def take(number: int, priority: int) -> None:
             async with balancer.aio.lease("planner", wait=30, priority=priority):
-                served.append(number)
+                grants_seen.append(number)
 
         first = await balancer.aio.acquire("planner")
         tasks = []
@@ -171,26 +171,26 @@ def wait_in_order(
                     await asyncio.sleep(0.002)
             assert await balancer.aio.release(first)
             await asyncio.gather(*tasks)
-        return served
+        return grants_seen
 
     return (lambda priorities: runner.run(by_tasks(priorities))) if call.is_async else by_threads
 
 
-def test_first_come_first_served(
+def test_waiters_are_granted_in_order_of_arrival(
     wait_in_order: Callable[[list[int]], list[int]], raw: Raw, pool: keys.PoolKeys
 ) -> None:
     assert wait_in_order([0] * 12) == list(range(12))
     nothing_left(raw, pool)
 
 
-def test_priority_counts_as_having_come_earlier(
+def test_priority_counts_as_earlier_arrival(
     wait_in_order: Callable[[list[int]], list[int]], raw: Raw, pool: keys.PoolKeys
 ) -> None:
     assert wait_in_order([0, 0, 100, 200, -100, 100]) == [3, 2, 5, 0, 1, 4]
     nothing_left(raw, pool)
 
 
-def test_a_label_that_is_rare_does_not_hold_up_those_behind(
+def test_waiter_with_rare_label_does_not_block_others(
     backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any]
 ) -> None:
     balancer = LoadBalancer(backend=backend)
@@ -200,9 +200,9 @@ def test_a_label_that_is_rare_does_not_hold_up_those_behind(
         instance.id: instance for instance in (balancer.acquire("planner"), balancer.acquire("planner")) if instance
     }
     rare, rare_results = in_background(lambda: balancer.acquire("planner", wait=30, require={"gpu"}))
-    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the first to stand in line")
+    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the first waiter to join the queue")
     plain, plain_results = in_background(lambda: balancer.acquire("planner", wait=30))
-    wait_until(lambda: raw.zcard(pool.waitq) == 2, "the second to stand in line")
+    wait_until(lambda: raw.zcard(pool.waitq) == 2, "the second waiter to join the queue")
     balancer.release(held["p0"])
     plain.join()
     assert plain_results[0].id == "p0"
@@ -222,7 +222,7 @@ def test_waiting_works_without_the_bus(
     first = balancer.acquire("planner")
     assert first is not None
     thread, results = in_background(lambda: other.acquire("planner", wait=30))
-    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to stand in line")
+    wait_until(lambda: raw.zcard(pool.waitq) == 1, "the waiter to join the queue")
     other._operations.queues._channels[pool.waitq].close()
     assert balancer.release(first)
     thread.join(10)
@@ -230,7 +230,7 @@ def test_waiting_works_without_the_bus(
     nothing_left(raw, pool)
 
 
-def test_a_cancelled_wait_leaves_nothing_wherever_it_was(
+def test_cancelled_wait_leaves_nothing_at_any_point(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     async def once(pause: float) -> None:
@@ -259,10 +259,10 @@ def test_a_cancelled_wait_leaves_nothing_wherever_it_was(
     nothing_left(raw, pool)
 
 
-# The script itself: what happens to waiters that do not come back
+# The script itself: waiters that stop polling
 
 
-def ask(
+def poll(
     backend: Backend,
     token: str,
     position: str = "-",
@@ -279,78 +279,76 @@ def ask(
     )
 
 
-def test_priority_starves_nobody(balancer: LoadBalancer, backend: Backend, kept: list[Any]) -> None:
+def test_priority_starves_no_waiter(balancer: LoadBalancer, backend: Backend, kept: list[Any]) -> None:
     kept.append(balancer.acquire("planner"))
-    assert isinstance(ask(backend, "@first"), Queued)
-    came = time.monotonic()
-    assert ask(backend, "@urgent", boost_ms=60_000).ahead == 0
-    wait_until(lambda: time.monotonic() - came > 1.05, "a priority's worth of time to pass")
-    assert ask(backend, "@late and urgent", boost_ms=1000).ahead == 2
-    assert ask(backend, "@first").ahead == 1
+    assert isinstance(poll(backend, "@first"), Queued)
+    arrived_at = time.monotonic()
+    assert poll(backend, "@urgent", boost_ms=60_000).ahead == 0
+    wait_until(lambda: time.monotonic() - arrived_at > 1.05, "the time of one priority point to pass")
+    assert poll(backend, "@late and urgent", boost_ms=1000).ahead == 2
+    assert poll(backend, "@first").ahead == 1
 
 
 @pytest.mark.parametrize("ahead", [5, 40, 100])
-def test_many_who_need_what_is_rare_neither_hold_up_those_behind_nor_are_these_overtaken(
+def test_many_waiters_with_rare_labels_keep_the_order(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, ahead: int
 ) -> None:
     held = balancer.acquire("planner")
     for number in range(ahead):
-        assert isinstance(ask(backend, f"@rare{number}", require="fr" if number % 7 else "gpu"), Queued)
-    assert ask(backend, "@first").ahead == ahead
-    assert ask(backend, "@second").ahead == ahead + 1
+        assert isinstance(poll(backend, f"@rare{number}", require="fr" if number % 7 else "gpu"), Queued)
+    assert poll(backend, "@first").ahead == ahead
+    assert poll(backend, "@second").ahead == ahead + 1
     assert balancer.release(held)
     assert balancer.acquire("planner") is None
-    assert isinstance(ask(backend, "@first"), Granted)
+    assert isinstance(poll(backend, "@first"), Granted)
     assert backend.run(commands.release(Pool.of(backend.namespace, "planner"), "@first"))
     assert balancer.acquire("planner") is None
-    assert isinstance(ask(backend, "@second"), Granted)
+    assert isinstance(poll(backend, "@second"), Granted)
 
     balancer.register_instance(AgentInstance("french", "planner", max_capacity=ahead, labels=frozenset({"fr"})))
     french = [f"@rare{number}" for number in range(ahead) if number % 7]
-    for _ in range(0, len(french), 16):  # so many are handed something by one script
-        assert isinstance(ask(backend, "@rare0", require="gpu"), Queued)
+    for _ in range(0, len(french), 16):  # one script grants to at most 16 waiters
+        assert isinstance(poll(backend, "@rare0", require="gpu"), Queued)
     grants = {token: records.fields(raw.hget(pool.state, token)) for token in french}
     assert {grant["instance"] for grant in grants.values()} == {"french"}
     assert sorted(french, key=lambda token: int(grants[token]["fence"])) == french
 
 
-def test_a_waiter_that_fell_silent_is_passed_over(
-    balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
-) -> None:
+def test_dead_waiter_is_skipped(balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys) -> None:
     first = balancer.acquire("planner")
     assert first is not None
-    assert isinstance(ask(backend, "@dead", live_ms=50), Queued)
-    assert isinstance(ask(backend, "@living"), Queued)
-    wait_until(lambda: ask(backend, "@living").ahead == 0, "the dead one to lose its place")
+    assert isinstance(poll(backend, "@dead", live_ms=50), Queued)
+    assert isinstance(poll(backend, "@living"), Queued)
+    wait_until(lambda: poll(backend, "@living").ahead == 0, "the dead waiter to lose its position")
     assert balancer.release(first)
-    assert isinstance(ask(backend, "@living"), Granted)
+    assert isinstance(poll(backend, "@living"), Granted)
     assert not raw.hexists(pool.state, "@dead")
 
 
 @pytest.mark.parametrize("dead", [3, 20, 60])
-def test_what_comes_back_when_all_in_line_are_dead_goes_to_who_asks_next(
+def test_capacity_skips_dead_waiters_to_the_next_caller(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, dead: int
 ) -> None:
-    """However many there are: that they fell silent is cleared away a few at a time."""
+    """Also with many dead waiters, which are removed a few at a time."""
     first = balancer.acquire("planner")
     assert first is not None
     assert first.lease is not None
     for number in range(dead):
-        assert isinstance(ask(backend, f"@dead{number}"), Queued)
-    silence = {f"W@dead{number}": 2 + number for number in range(dead)}
-    raw.zadd(pool.due, {first.lease.token: 1, **silence}, xx=True)  # the lease ends first, and is dealt with first
+        assert isinstance(poll(backend, f"@dead{number}"), Queued)
+    expiries = {f"W@dead{number}": 2 + number for number in range(dead)}
+    raw.zadd(pool.due, {first.lease.token: 1, **expiries}, xx=True)  # the lease expires first and is processed first
     raw.hset(pool.state, "#next", 0)
 
     assert isinstance(
         backend.run(commands.acquire(Pool.of(backend.namespace, "planner"), "@next", 10_000, ANY)), Granted
     )
 
-    assert [record for record in raw.hvals(pool.state) if record[:2] == "G "] == []
+    assert [record for record in raw.hvals(pool.state) if records.kind_of(record) == "grant"] == []
     assert not balancer.release(first)
 
 
 @pytest.mark.parametrize("tombstones", [1, 31, 200])
-def test_tombstones_that_go_do_not_wake_the_line(
+def test_expiring_tombstones_do_not_wake_waiters(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, kept: list[Any], tombstones: int
 ) -> None:
     kept.append(balancer.acquire("planner", ttl=600.0))
@@ -364,60 +362,62 @@ def test_tombstones_that_go_do_not_wake_the_line(
     raw.zadd(pool.due, {f"X@gone{number}": at for number, at in enumerate(due_ms)})
 
     def minimum() -> float:
-        """Of so many that are due soon, the next is not looked for. To be asked for afterwards."""
+        """The lowest retry_after: beyond 31 tombstones the script stops looking. Call it after the reply."""
         return 0.8 if tombstones < 32 else (due_ms[31] - now_ms()) / 1000 - 0.002
 
-    retry_after = ask(backend, "@first").retry_after
+    retry_after = poll(backend, "@first").retry_after
     assert min(0.8, minimum()) < retry_after <= 1.0
     with pytest.raises(NoCapacity) as caught, balancer.lease("planner"):
         raise AssertionError
     assert caught.value.retry_after > min(0.8, minimum())
 
 
-def test_a_grant_that_is_not_fetched_goes_to_the_next_and_a_late_claimer_has_its_old_place(
+def test_unfetched_grant_moves_on_and_waiter_keeps_position(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     first = balancer.acquire("planner")
     assert first is not None
-    slow = ask(backend, "@slow")
-    ask(backend, "@second")
-    third = ask(backend, "@third")
+    slow = poll(backend, "@slow")
+    poll(backend, "@second")
+    third = poll(backend, "@third")
     assert balancer.release(first)
     assert raw.hget(pool.state, "@slow").startswith("grant instance=p0 ")
     raw.zadd(pool.due, {"@slow": 1})  # as if the three seconds to fetch it had passed
     raw.hset(pool.state, "#next", 1)
-    assert isinstance(ask(backend, "@second"), Granted)
+    assert isinstance(poll(backend, "@second"), Granted)
     assert raw.hget(pool.state, "@slow") == "tombstone why=unfetched"
-    again = ask(backend, "@slow", position=slow.position)
+    again = poll(backend, "@slow", position=slow.position)
     assert isinstance(again, Queued)
-    assert (again.ahead, ask(backend, "@third", position=third.position).ahead) == (0, 1)
+    assert (again.ahead, poll(backend, "@third", position=third.position).ahead) == (0, 1)
 
 
-def test_a_fetched_lease_that_expired_is_spent(balancer: LoadBalancer, backend: Backend, raw: Raw) -> None:
-    assert isinstance(ask(backend, "@t", ttl_ms=30), Granted)
-    wait_until(lambda: ask(backend, "@t") == Spent("expired"), "the lease to expire")
+def test_expired_fetched_lease_is_spent(balancer: LoadBalancer, backend: Backend, raw: Raw) -> None:
+    assert isinstance(poll(backend, "@t", ttl_ms=30), Granted)
+    wait_until(lambda: poll(backend, "@t") == Spent("expired"), "the lease to expire")
 
 
-def test_a_repeated_question_gets_the_same_lease(balancer: LoadBalancer, backend: Backend) -> None:
-    granted = ask(backend, "@t")
-    assert ask(backend, "@t") == granted
+def test_repeated_wait_gets_the_same_lease(balancer: LoadBalancer, backend: Backend) -> None:
+    granted = poll(backend, "@t")
+    assert poll(backend, "@t") == granted
 
 
 # Many processes
 
 
-def stand(url: str, namespace: str, count: int, dies_at: int) -> Generator[None, None, list[tuple[str, float]]]:
-    """Stand in line `count` times at once; return who was served when (its fence), or die holding lease `dies_at`."""
+def wait_in_threads(
+    url: str, namespace: str, count: int, dies_at: int
+) -> Generator[None, None, list[tuple[str, float]]]:
+    """Wait in `count` threads; return tokens and fences in grant order, or die while holding lease `dies_at`."""
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
-    served: list[tuple[str, float]] = []
+    grants_seen: list[tuple[str, float]] = []
     lock = threading.Lock()
 
     def take() -> None:
         with balancer.lease("planner", wait=60, ttl=1.0) as lease:
             with lock:
-                served.append((lease.token, lease.fence))
-                if len(served) == dies_at:
+                grants_seen.append((lease.token, lease.fence))
+                if len(grants_seen) == dies_at:
                     os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.005)
 
@@ -428,7 +428,7 @@ def stand(url: str, namespace: str, count: int, dies_at: int) -> Generator[None,
     for thread in threads:
         thread.join()
     backend.close()
-    return served
+    return grants_seen
 
 
 def hold(url: str, namespace: str) -> Generator[str, None, None]:
@@ -438,38 +438,40 @@ def hold(url: str, namespace: str) -> Generator[str, None, None]:
 
 
 @pytest.mark.thorough
-def test_waiters_of_many_processes_are_served_in_order_though_some_are_killed(
+def test_waiters_keep_order_though_some_are_killed(
     server: Server, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, workers: Workers
 ) -> None:
     first = balancer.acquire("planner")
     assert first is not None
-    crowd = [workers.start(stand, server.url, balancer._backend.namespace, 10, dies_at) for dies_at in (0, 0, 3, 0)]
+    crowd = [
+        workers.start(wait_in_threads, server.url, balancer._backend.namespace, 10, dies_at) for dies_at in (0, 0, 3, 0)
+    ]
     for worker in crowd:
         worker.said()
-    wait_until(lambda: raw.zcard(pool.waitq) == 40, "all to stand in line")
-    line = raw.zrange(pool.waitq, 0, -1)
+    wait_until(lambda: raw.zcard(pool.waitq) == 40, "all to join the queue")
+    queue_before = raw.zrange(pool.waitq, 0, -1)
 
     crowd[1].kill()
     assert balancer.release(first)
     living = [crowd[0], crowd[3]]
     for worker in living:
         worker.answer()
-    served = sorted((fence, token) for worker in living for token, fence in worker.result())
+    grants_seen = sorted((fence, token) for worker in living for token, fence in worker.result())
 
     pids = {str(worker.pid) for worker in living}
-    assert [token for _, token in served] == [token for token in line if token.split(":")[1] in pids]
-    assert len(served) == 20
-    wait_until(lambda: gone(crowd[2].pid), "the third to die of its third lease, however far behind it stood")
+    assert [token for _, token in grants_seen] == [token for token in queue_before if token.split(":")[1] in pids]
+    assert len(grants_seen) == 20
+    wait_until(lambda: gone(crowd[2].pid), "the third worker to die at its third lease")
 
-    def dead_are_gone() -> bool:  # out of line, and without what they held or were handed
+    def dead_are_gone() -> bool:  # without waiters, leases or grants
         (status,) = balancer.status("planner")
         return status.waiting == status.current_load == 0
 
-    wait_until(dead_are_gone, "the dead to be gone")
+    wait_until(dead_are_gone, "the state of dead workers to be removed")
     nothing_left(raw, pool)
 
 
-def test_the_capacity_of_a_killed_process_goes_to_the_line(
+def test_capacity_of_killed_process_goes_to_waiters(
     server: Server, balancer: LoadBalancer, kept: list[Any], workers: Workers
 ) -> None:
     worker = workers.start(hold, server.url, balancer._backend.namespace)
@@ -480,16 +482,16 @@ def test_the_capacity_of_a_killed_process_goes_to_the_line(
     assert isinstance(kept[0].lease, Lease)
 
 
-# Who holds what
+# Inspection and repair
 
 
-def test_leases_and_waiters_can_be_seen_with_their_processes(
+def test_leases_and_waiters_show_their_processes(
     call: Call, balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     held = balancer.acquire("planner", ttl=10)
     assert held is not None
     assert held.lease is not None
-    ask(backend, "@elsewhere:7:ab:1")
+    poll(backend, "@elsewhere:7:ab:1")
     seen = call(balancer, "leases", "planner")
     (lease,) = seen.leases
     (waiter,) = seen.waiters
@@ -508,7 +510,7 @@ def test_leases_and_waiters_can_be_seen_with_their_processes(
     nothing_left(raw, pool)
 
 
-def test_drain_and_wait_until_idle(call: Call, balancer: LoadBalancer, kept: list[Any]) -> None:
+def test_drained_instance_becomes_idle_after_release(call: Call, balancer: LoadBalancer, kept: list[Any]) -> None:
     held = balancer.acquire("planner")
     assert held is not None
     kept.append(held)
@@ -520,7 +522,7 @@ def test_drain_and_wait_until_idle(call: Call, balancer: LoadBalancer, kept: lis
     assert call(balancer, "wait_until_idle", "planner", "nobody") is True
 
 
-def test_repair_puts_right_what_was_changed_by_hand(
+def test_repair_corrects_manual_changes(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, kept: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentperf_redis.balancer.flows.instances.REPAIR_PAGE", 2)

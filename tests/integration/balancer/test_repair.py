@@ -1,4 +1,4 @@
-"""Repair of what a pool knows of the health of its instances."""
+"""Repair of the health state of a pool."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
     return next(each for each in pool.instances if each.instance.id == name)
 
 
-def test_what_was_to_become_of_instances_by_itself_is_due_again(
+def test_repair_rearms_lost_timers(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentperf_redis.balancer.flows.instances.REPAIR_PAGE", 2)
@@ -51,13 +51,13 @@ def test_what_was_to_become_of_instances_by_itself_is_due_again(
     again: dict[str, float] = dict(raw.zrange(pool.due, 0, -1, withscores=True))
     assert set(again) == set(due)
     assert (again["E:ill"], again["R:metered"]) == (due["E:ill"], due["R:metered"])
-    assert due["V:new"] <= again["V:new"] < due["V:new"] + 30_000  # a step begins anew
+    assert due["V:new"] <= again["V:new"] < due["V:new"] + 30_000  # a step starts over
     assert raw.zrange(pool.tag + ":away", 0, -1, withscores=True) == away
     assert int(raw.hget(pool.state, "#next")) == min(again.values())
     assert [status_of(balancer, name).state for name in ("ill", "metered", "well", "new")] == states
 
 
-def test_leases_from_before_a_probation_are_counted_anew(
+def test_repair_recounts_leases_of_half_open_instance(
     call: Call, backend: Backend, raw: Raw, pool: keys.PoolKeys
 ) -> None:
     balancer = LoadBalancer(settings=PoolSettings(eject_after=1, base_ejection_time=0.05), backend=backend)
@@ -68,9 +68,9 @@ def test_leases_from_before_a_probation_are_counted_anew(
     assert balancer.release(old.pop(), outcome="error")
     wait_until(lambda: status_of(balancer, "p0").state is InstanceState.HALF_OPEN, "its ejection to end")
     probe = next(each for each in (balancer.acquire("planner") for _ in range(3)) if each and each.id == "p0")
-    assert status_of(balancer, "p0").limit == 5  # four from before, and a probe
+    assert status_of(balancer, "p0").limit == 5  # four older leases and a probe
 
-    for each in old[:2]:  # lost by hand
+    for each in old[:2]:  # deleted by hand
         assert each.lease is not None
         raw.hdel(pool.state, each.lease.token)
         raw.zrem(pool.due, each.lease.token)

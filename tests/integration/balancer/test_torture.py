@@ -1,8 +1,8 @@
-"""Workers that take leases, wait for them, forget them, are killed and stopped; then the history is judged.
+"""Workers acquire, wait for and abandon leases, and are killed and paused; then the history of the pool is checked.
 
-For these tests the scripts write down what they do, in the order in which they did it: a list beside the pool's keys.
-Judging that list is a linear replay. Mutants of the scripts show that the judge can say no. All the while a proxy holds
-back requests until their callers have asked again, and given back what they got: those arrive late.
+For these tests the scripts log their actions, in execution order, to a list beside the pool's keys. The check is a
+linear replay of that list. Mutants of the scripts show that the check can fail. Meanwhile a proxy delays requests until
+their callers have retried and released: those copies arrive late.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.workers import Worker, Workers
 
 TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 2, 3, 8, 10.0
 LATE_S = 0.2
-"""How long a request is held back: much longer than it takes to ask again and to give back."""
+"""How long a request is delayed: much longer than a retry and a release take."""
 JUMPY = PoolSettings(
     eject_after=1,
     base_ejection_time=0.005,
@@ -40,13 +40,13 @@ JUMPY = PoolSettings(
     slow_start=0.01,
     rate_burst=0.05,
 )
-"""Ejections, probes, limits that are learnt, warming up and rates, all the time."""
+"""Causes ejections, probes, adaptive limits, warm-ups and rate limits all the time."""
 
 SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
 
 LOG = "call('RPUSH', STATE .. ':log', {})\n"
 HISTORY = (
-    # (where, what is written down)
+    # (anchor in the script, logged entry, side of the anchor)
     ("      record = write_grant(", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
     (
         "call('HSET', STATE, token, write(r.id",
@@ -75,7 +75,7 @@ MUTANTS = {
 
 
 def rewrite(mutant: str | None) -> Iterator[None]:
-    """Have the scripts write their history, and a mutant be in them; until the generator goes on."""
+    """Make the scripts log their history, with an optional mutant, until the generator is resumed."""
     plain = Script.__dict__["source"]
     changed = Counter[str]()
     texts: dict[str, str] = {}
@@ -89,7 +89,7 @@ def rewrite(mutant: str | None) -> Iterator[None]:
             changed[sound] += text.count(sound)
             text = text.replace(sound, broken)
         texts[script.name] = text
-    assert all(changed.values()), f"not in the scripts any more: {changed}"
+    assert all(changed.values()), f"anchors missing from the scripts: {changed}"
 
     def source(script: Script) -> str:
         return texts.get(script.name) or str(plain.__get__(script, Script))
@@ -111,15 +111,15 @@ def history_is_written(mutant: str | None) -> Iterator[None]:
 
 
 class Unsound(Exception):
-    """What the judge says no with."""
+    """The history breaks a guarantee."""
 
 
-def judge(history: list[str]) -> dict[str, str]:
-    """Replay what the scripts did; return what is still held at the end.
+def check_history(history: list[str]) -> dict[str, str]:
+    """Replay the actions of the scripts; return the leases held at the end.
 
     Raises:
-        Unsound: more leases than capacity at a grant, a token granted twice, a fence that did not rise, or capacity
-            freed that was not held.
+        Unsound: more leases than capacity at a grant, a token granted twice, a fencing token that did not rise, or
+            capacity freed that was not held.
     """
     live: dict[str, str] = {}
     granted: set[str] = set()
@@ -143,20 +143,20 @@ def judge(history: list[str]) -> dict[str, str]:
     return live
 
 
-def judge_clients(history: list[str], seen: list[str]) -> None:
-    """Compare what workers were told with what the scripts did."""
+def check_clients(history: list[str], seen: list[str]) -> None:
+    """Compare the replies that workers got with the actions of the scripts."""
     granted = Counter(entry.split(" ")[1] for entry in history if entry.startswith("grant"))
     freed = Counter(entry.split(" ")[1] for entry in history if entry.startswith("free"))
     for line in seen:
         what, token = line.split(" ")
         if what == "got" and granted[token] != 1:
-            raise Unsound(f"a worker was told of {token}, which was granted {granted[token]} times")
+            raise Unsound(f"a worker got {token}, which was granted {granted[token]} times")
         if what == "freed" and freed[token] != 1:
-            raise Unsound(f"a worker was told that it freed {token}, which was freed {freed[token]} times")
+            raise Unsound(f"a worker freed {token}, which was freed {freed[token]} times")
 
 
 def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> None:
-    """Take leases in all ways there are, for ever; append what is learnt to a file, which survives SIGKILL."""
+    """Acquire leases in every way until killed; append the replies to a file, which survives SIGKILL."""
     running = rewrite(mutant)
     next(running)
     chance = random.Random(seed)
@@ -180,8 +180,8 @@ def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> 
             os.write(seen, f"freed {token}\n".encode())
 
 
-def told(folder: Path) -> list[str]:
-    """Return what workers wrote down, whole lines only."""
+def observed(folder: Path) -> list[str]:
+    """Return the replies that workers recorded, complete lines only."""
     return [line for file in folder.iterdir() for line in file.read_text().splitlines() if line.count(" ") == 1]
 
 
@@ -195,14 +195,14 @@ def torture(
     seconds: float,
     enough: Callable[[], bool],
 ) -> None:
-    """Let a crowd work on one pool, killing and pausing its members, for so long, and longer until it is enough.
+    """Let workers use one pool while some are killed and paused, for at least `seconds` and until `enough`.
 
-    With a proxy, requests for leases arrive late now and then, after their copies. (A Cluster's nodes evade one.)
+    With a proxy, some requests for leases arrive late, after their copies. (It does not work for a Cluster's nodes.)
     """
     chance = random.Random(4)
     url = server.url if proxy is None else proxy.url
     backend = Backend(server.url, namespace=namespace)
-    # The mutant that does not look at the limit breaks off where that is 0.
+    # The mutant without the limit check fails where the limit is 0, so it gets settings without ejection.
     balancer = LoadBalancer(settings=PoolSettings(eject_after=None) if mutant else JUMPY, backend=backend)
     for number in range(INSTANCES):
         balancer.register_instance(
@@ -232,16 +232,16 @@ def torture(
     for worker in crowd:
         worker.kill()
     if proxy is not None:
-        time.sleep(2 * LATE_S)  # nothing is under way any more
+        time.sleep(2 * LATE_S)  # by then every delayed request has arrived
 
 
 def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:
-    """Return the tokens that units are leased to, fetched or not."""
+    """Return the tokens that hold units, fetched or not."""
     return records.held(raw.hgetall(pool.state))
 
 
-def let_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
-    """Wait until all leases, and all places in line, have ended by the server's clock, asking nothing of the pool."""
+def wait_until_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
+    """Wait until all leases and waiters have expired by the server's clock, without an operation on the pool."""
 
     def over() -> bool:
         seconds, micros = raw.time()
@@ -251,8 +251,8 @@ def let_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
     wait_until(over, "everything to have ended")
 
 
-def hold_all(url: str, namespace: str) -> Iterator[list[str]]:
-    """Take all units, and say by which tokens."""
+def acquire_all(url: str, namespace: str) -> Iterator[list[str]]:
+    """Acquire all units and yield their tokens."""
     running = rewrite(None)
     next(running)
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
@@ -260,19 +260,19 @@ def hold_all(url: str, namespace: str) -> Iterator[list[str]]:
     yield [each.lease.token for each in held if each is not None and each.lease is not None]
 
 
-def test_after_the_ttl_and_one_operation_all_units_of_a_killed_process_are_back(
+def test_killed_process_frees_all_units_after_ttl(
     server: Server, backend: Backend, namespace: str, raw: Raw, workers: Workers
 ) -> None:
     pool = keys.pool(namespace, "planner")
     balancer = LoadBalancer(backend=backend)
     for number in range(INSTANCES):
         balancer.register_instance(AgentInstance(f"p{number}", "planner", max_capacity=CAPACITY))
-    worker = workers.start(hold_all, server.url, namespace)
+    worker = workers.start(acquire_all, server.url, namespace)
     held = worker.said()
     assert len(held) == INSTANCES * CAPACITY
     worker.kill()
     assert sorted(units(raw, pool)) == sorted(held)
-    let_all_end(raw, pool)
+    wait_until_all_end(raw, pool)
     assert raw.hget(pool.state, "#load") == str(len(held)), "without an operation, nothing changes"
 
     instance = balancer.acquire("planner")
@@ -283,11 +283,11 @@ def test_after_the_ttl_and_one_operation_all_units_of_a_killed_process_are_back(
     assert raw.hget(pool.state, "#load") == "1"
     loads = {f"p{n}": int(records.number(raw.hget(pool.state, f"p{n}"), "load")) for n in range(INSTANCES)}
     assert loads == {f"p{n}": int(f"p{n}" == instance.id) for n in range(INSTANCES)}
-    assert set(judge(raw.lrange(f"{pool.state}:log", 0, -1))) == {instance.lease.token}
+    assert set(check_history(raw.lrange(f"{pool.state}:log", 0, -1))) == {instance.lease.token}
 
 
 @pytest.mark.thorough
-def test_no_crash_and_no_pause_spoils_the_pool(
+def test_crashes_and_pauses_leave_the_pool_consistent(
     server: Server,
     make_proxy: Callable[[Server], Proxy],
     namespace: str,
@@ -305,23 +305,23 @@ def test_no_crash_and_no_pause_spoils_the_pool(
 
     backend = Backend(server.url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
-    # Nobody is left to renew, so all leases end by themselves. Those who died in line lose their places after three
-    # seconds of silence, and what they were handed after three.
-    let_all_end(raw, pool)
+    # No process is left to renew, so all leases expire. Dead waiters lose their positions after three seconds without
+    # a poll, and their grants after three.
+    wait_until_all_end(raw, pool)
     first = balancer.acquire("planner")
-    assert first is not None, "no capacity came back after the TTL and one operation"
+    assert first is not None, "no capacity became free after the TTL and one operation"
     kinds = Counter(event.kind for event in balancer.events("planner", limit=1000))
     assert kinds[EventKind.EJECTED]
     assert kinds[EventKind.HALF_OPEN]
     assert kinds[EventKind.EXPIRED]
-    for number in range(INSTANCES):  # and none is limited any more
+    for number in range(INSTANCES):  # lift all limits
         balancer.mark_healthy("planner", f"p{number}")
         balancer.update_instance("planner", f"p{number}", max_capacity=CAPACITY, requests_per_minute=math.inf)
     everything: list[Any] = [first, *(balancer.acquire("planner") for _ in range(INSTANCES * CAPACITY - 1))]
-    assert all(everything), "not all capacity came back"
+    assert all(everything), "not all capacity became free"
     history = raw.lrange(f"{pool.state}:log", 0, -1)
-    assert set(judge(history)) == {instance.lease.token for instance in everything}
-    judge_clients(history, told(tmp_path))
+    assert set(check_history(history)) == {instance.lease.token for instance in everything}
+    check_clients(history, observed(tmp_path))
     entries = Counter(entry.split(" ")[0] for entry in history)
     assert entries["grant"] > 500
     assert entries["end"] > 5
@@ -339,29 +339,29 @@ def test_no_crash_and_no_pause_spoils_the_pool(
     ],
     indirect=["mutant"],
 )
-def test_the_torture_catches_mutants(
+def test_torture_catches_all_mutants(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers, tmp_path: Path, mutant: str, expected: str
 ) -> None:
-    """As the sound scripts are tortured, and judged by the same judges, until these say no."""
+    """The same torture and checks as for the sound scripts, until a check fails."""
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = told(tmp_path)  # before the history, which then holds all that they were told of
+        seen = observed(tmp_path)  # read before the history, which then contains all of it
         try:
             history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
-            judge(history)
-            judge_clients(history, seen)
+            check_history(history)
+            check_clients(history, seen)
         except Unsound as unsound:
             complaints.append(str(unsound))
         return bool(complaints)
 
     torture(server, proxy, namespace, workers, tmp_path, mutant, 0.0, caught)
-    assert complaints, "no judge said no"
+    assert complaints, "no check failed"
     assert expected in complaints[0]
 
 
 @pytest.mark.parametrize("mutant", [None, "no tombstone", "token made by the server"], indirect=True)
-def test_the_judge_sees_what_late_and_repeated_requests_do_to_mutants(
+def test_checker_detects_mutants_with_late_requests(
     namespace: str, raw: Raw, proxy: Proxy, connect: Callable[..., Backend], mutant: str | None
 ) -> None:
     balancer = LoadBalancer(backend=connect(proxy.url))
@@ -380,8 +380,8 @@ def test_the_judge_sees_what_late_and_repeated_requests_do_to_mutants(
     expected = {None: "", "no tombstone": "second time", "token made by the server": "granted 0 times"}[mutant]
     complaint = ""
     try:
-        live = judge(history)
-        judge_clients(history, seen)
+        live = check_history(history)
+        check_clients(history, seen)
     except Unsound as unsound:
         complaint = str(unsound)
     assert expected in complaint
@@ -400,9 +400,9 @@ def test_the_judge_sees_what_late_and_repeated_requests_do_to_mutants(
         (["grant @a p 1 1", "end @a p", "free @a p"], "not held"),
     ],
 )
-def test_the_judge_itself(history: list[str], complaint: str) -> None:
+def test_checker_accepts_sound_and_rejects_unsound_histories(history: list[str], complaint: str) -> None:
     if complaint:
         with pytest.raises(Unsound, match=complaint):
-            judge(history)
+            check_history(history)
     else:
-        assert judge(history) == {"@b": "p"}
+        assert check_history(history) == {"@b": "p"}

@@ -1,4 +1,4 @@
-"""Who stays in a full cache: hit ratios through the server, against a textbook LRU, W-TinyLFU and the optimum."""
+"""Admission: hit ratios of the cache through the server, compared with an LRU, W-TinyLFU and the optimum."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tests.support.traces import births, drift, lru_hits, optimal_hits, zipf_sca
 
 COUNT, KEYS = TRACE_COUNT, TRACE_KEYS
 ABOVE_LRU = 4.0
-"""Points by which both must lie above an LRU."""
+"""Points by which both hit ratios must exceed that of an LRU."""
 MAX_RUNS = 5
-"""Eight processes never ask in the same order: one run is up to half a point from the next, which says nothing of the mean."""
+"""Eight processes read in a different order on each run: one run is up to half a point off the next, so the mean counts."""
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("processes", "seeds_and_sizes"), [(1, [(1, 100), (1, 300)]), (8, [(1, 100), (2, 100)])])
-def test_among_a_popularity_a_scan_and_a_loop_it_keeps_what_a_tinylfu_keeps(
+def test_cache_matches_tinylfu_hit_ratio_on_mixed_trace(
     server: Server, processes: int, seeds_and_sizes: list[tuple[int, int]]
 ) -> None:
-    """LRU < W-TinyLFU - margin; TieredCache >= W-TinyLFU - 0.5, in the mean, since eight never ask in the same order."""
+    """LRU < W-TinyLFU - margin; TieredCache >= W-TinyLFU - 0.5, in the mean, since the order of eight processes varies."""
     scenes = [Scene("zipf, scan, loop", zipf_scan_loop(COUNT, KEYS, seed), size) for seed, size in seeds_and_sizes]
 
     points = COUNT / 100
@@ -57,14 +57,12 @@ DRIFTS = [Scene("drift", drift(COUNT, KEYS, 3), 80, drifts=True), Scene("births"
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("scene", DRIFTS, ids=lambda scene: scene.name)
-def test_where_popularity_drifts_it_stays_near_an_lru(server: Server, scene: Scene) -> None:
+def test_cache_stays_near_lru_when_popularity_drifts(server: Server, scene: Scene) -> None:
     assert hits(server.url, scene, 1) >= lru_hits(scene.trace, scene.size) - BELOW_LRU * COUNT / 100
 
 
 @pytest.mark.thorough
-def test_the_check_of_the_check_a_window_of_fixed_size_falls_behind(
-    server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fixed_window_fails_the_drift_check(server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     alter(monkeypatch, "cache/put", "math.min(math.max(0, I.total - 2), I.grow + I.step())", "0")
     trace = DRIFTS[1].trace[: COUNT // 2]
 
@@ -76,11 +74,11 @@ def test_the_check_of_the_check_a_window_of_fixed_size_falls_behind(
 @pytest.mark.thorough
 @pytest.mark.parametrize("policy", ["lru", "tinylfu"])
 @pytest.mark.parametrize("tiered", [True, False])
-def test_a_put_is_found_by_the_next_get_whatever_the_policy(backend: Backend, policy: str, tiered: bool) -> None:
+def test_next_get_finds_a_put_under_any_policy(backend: Backend, policy: str, tiered: bool) -> None:
     cache = (
         TieredCache(2, 3, 5, policy=policy, backend=backend) if tiered else LRUCache(10, policy=policy, backend=backend)
     )
-    for key in "abcdefghij" * 8:  # all that is in it is frequent
+    for key in "abcdefghij" * 8:  # every entry in it is frequent
         cache.get_or_compute(key, lambda key=key: key)  # type: ignore[misc]
 
     for number in range(40):
@@ -91,7 +89,7 @@ def test_a_put_is_found_by_the_next_get_whatever_the_policy(backend: Backend, po
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("policy", ["lru", "tinylfu"])
-def test_a_priority_places_as_asked(backend: Backend, policy: str) -> None:
+def test_priority_decides_the_tier(backend: Backend, policy: str) -> None:
     cache = TieredCache(2, 3, 5, policy=policy, backend=backend)
     for number in range(30):
         cache.put(f"k{number}", number)

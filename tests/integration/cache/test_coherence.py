@@ -1,4 +1,4 @@
-"""Local copies of several processes: never older than they may be."""
+"""Local copies of several processes: never older than allowed."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def with_copies(backend: Backend, **options: Any) -> LRUCache:
     return LRUCache(backend=backend, local_size=100, **options)
 
 
-def test_a_copied_value_costs_no_command(
-    call: Call, proxy: Proxy, connect: Callable[..., Backend], namespace: str
-) -> None:
+def test_local_copy_costs_no_command(call: Call, proxy: Proxy, connect: Callable[..., Backend], namespace: str) -> None:
     cache = with_copies(connect(proxy.url))
     call(cache, "put_many", {"k": [1], "none": None})
     for _ in range(10):
@@ -46,12 +44,12 @@ def test_a_copied_value_costs_no_command(
 
             values = [call(cache, "get", "k") for _ in range(10)]
             values[0].append(2)
-            assert values[1:] == [[1]] * 9, "each has a list of his own"
+            assert values[1:] == [[1]] * 9, "each caller has its own list"
             assert call(cache, "get", "none", "default") is None
             assert call(cache, "get_many", ["k", "none"]) == {"k": [1], "none": None}
             assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
             cost = proxy.count("MGET") - before
-            # Copies are silent when the bus has not been heard of for 250 ms, as on a machine that is held up.
+            # Copies are not used when the bus was silent for 250 ms, as on a stalled machine.
             if cost == 0 or stalls.within(begin, time.monotonic()) < 0.1:
                 break
     assert cost == 0
@@ -59,10 +57,10 @@ def test_a_copied_value_costs_no_command(
     assert call(cache, "get", "k", fresh=True) == [1]
     assert call(cache, "get_many", ["k"], fresh=True) == {"k": [1]}
     assert proxy.count("MGET") == before + 2
-    assert call(cache, "stats").hits >= 15, "copies' hits count"
+    assert call(cache, "stats").hits >= 15, "hits of local copies count"
 
 
-def test_one_sees_ones_own_writes_at_once(call: Call, backend: Backend) -> None:
+def test_process_sees_its_own_writes_at_once(call: Call, backend: Backend) -> None:
     cache, plain = with_copies(backend), LRUCache(backend=backend)
     for which in (cache, plain):
         for forget, left in (
@@ -78,15 +76,15 @@ def test_one_sees_ones_own_writes_at_once(call: Call, backend: Backend) -> None:
             assert call(cache, "get", "k") == left, forget
 
 
-def test_others_writes_are_seen_within_their_time(server: Server, connect: Callable[..., Backend]) -> None:
-    cache, elsewhere = with_copies(connect(server.url)), LRUCache(backend=connect(server.url))
+def test_writes_of_other_processes_are_seen_in_time(server: Server, connect: Callable[..., Backend]) -> None:
+    cache, remote = with_copies(connect(server.url)), LRUCache(backend=connect(server.url))
     for forget, left in (
-        (lambda: elsewhere.put("k", "new"), "new"),
-        (lambda: elsewhere.delete("k"), None),
-        (lambda: elsewhere.invalidate_tags("t"), None),
-        (elsewhere.clear, None),
+        (lambda: remote.put("k", "new"), "new"),
+        (lambda: remote.delete("k"), None),
+        (lambda: remote.invalidate_tags("t"), None),
+        (remote.clear, None),
     ):
-        elsewhere.put("k", "old", tags=["t"])
+        remote.put("k", "old", tags=["t"])
         cache.get("k", fresh=True)
         copied(cache, "k")
         forget()
@@ -94,7 +92,7 @@ def test_others_writes_are_seen_within_their_time(server: Server, connect: Calla
 
 
 def assert_seen_in_time(cache: LRUCache, left: object, acknowledged: float) -> None:
-    """Read `k` until that is what is left of it: no read that began too late may bring what was before."""
+    """Read `k` until it is gone or has the value `left`: no read that began too late may return an earlier value."""
     while True:
         begun = time.monotonic()
         if cache.get("k") == left:
@@ -102,7 +100,7 @@ def assert_seen_in_time(cache: LRUCache, left: object, acknowledged: float) -> N
         assert begun - acknowledged <= STALE_S
 
 
-def test_a_copy_lives_no_longer_than_its_entry(backend: Backend) -> None:
+def test_copy_expires_with_its_entry(backend: Backend) -> None:
     cache = with_copies(backend)
     local = cache._shared_state.local
     assert local is not None
@@ -123,26 +121,26 @@ def test_a_copy_lives_no_longer_than_its_entry(backend: Backend) -> None:
         begun = time.time()
 
 
-def test_without_the_bus_copies_are_silent(proxy: Proxy, server: Server, connect: Callable[..., Backend]) -> None:
-    """Requests pass; only the bus's connection is silent, so nothing tells that it is lost but its pings."""
-    cache, elsewhere = with_copies(connect(proxy.url)), LRUCache(backend=connect(server.url))
+def test_copies_are_unused_while_bus_is_silent(proxy: Proxy, server: Server, connect: Callable[..., Backend]) -> None:
+    """Requests pass; only the bus's connection is silent, so only its pings detect the loss."""
+    cache, remote = with_copies(connect(proxy.url)), LRUCache(backend=connect(server.url))
     cache.put("k", "old")
     copied(cache, "k")
     cache._backend.bus.close()
 
-    elsewhere.put("k", "new")
+    remote.put("k", "new")
     assert_seen_in_time(cache, "new", time.monotonic())
     assert all(cache.get("k") == "new" for _ in range(5))
 
 
-def test_a_fill_begun_before_an_invalidation_never_lands(
+def test_fill_begun_before_invalidation_is_refused(
     server: Server, proxy: Proxy, connect: Callable[..., Backend]
 ) -> None:
     left = interleaved(connect(proxy.url), connect(server.url), proxy)
     assert left == "new"
 
 
-def test_the_check_of_the_check_without_tickets_it_does(
+def test_fill_without_tickets_fails_the_check(
     server: Server, proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ticket(self: LocalCopies, name: str) -> Any:
@@ -159,18 +157,18 @@ def test_the_check_of_the_check_without_tickets_it_does(
 
     monkeypatch.setattr(LocalCopies, "ticket", ticket)
     backend, other = connect(proxy.url), connect(server.url)
-    # On a machine that is held up, copies are silent for a while: then it is the server that says what is new.
+    # On a stalled machine copies are not used for a while: then the server returns the new value.
     assert "old" in (interleaved(backend, other, proxy) for _ in range(5))
 
 
 def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
-    """Keep the reply of a read until another process's write has been heard of; return what is then copied."""
-    cache, elsewhere = with_copies(backend), LRUCache(backend=other)
-    elsewhere.put("k", "old")
-    elsewhere.put("warm", 1)
+    """Hold the reply of a read until another process's write is reported; return the value copied afterwards."""
+    cache, remote = with_copies(backend), LRUCache(backend=other)
+    remote.put("k", "old")
+    remote.put("warm", 1)
     copied(cache, "warm")
     heard = threading.Event()
-    cache._shared_state.local.drop("k")  # type: ignore[union-attr]  # with copies there are some
+    cache._shared_state.local.drop("k")  # type: ignore[union-attr]  # it has local copies
     subscription = backend.bus.subscribe(
         cache._shared_state.keys.bus, lambda message: heard.set() if message.endswith(b" k") else None, lambda: None
     )
@@ -179,8 +177,8 @@ def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
         reading = thread.submit(cache.get, "k")
         read.wait()
         assert read.answered.wait(10)
-        heard.clear()  # that was word of the old one
-        elsewhere.put("k", "new")
+        heard.clear()  # that message was about the old value
+        remote.put("k", "new")
         assert heard.wait(10)
         read.let_go()
         assert reading.result() in ("old", "new"), "the read itself was concurrent with the write"
@@ -188,7 +186,7 @@ def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
     return cache.get("k")
 
 
-def test_local_copies_are_one_per_cache_and_process(backend: Backend) -> None:
+def test_local_copies_are_shared_per_cache_and_process(backend: Backend) -> None:
     first, second = with_copies(backend), with_copies(backend)
     assert first._shared_state.local is second._shared_state.local
     with pytest.raises(InvalidArgument) as refused:
@@ -198,7 +196,7 @@ def test_local_copies_are_one_per_cache_and_process(backend: Backend) -> None:
         LRUCache(backend=backend, local_size=100, strict=True)
 
 
-# Writers and readers in processes of their own, with copies, while bus connections are cut.
+# Writers and readers in separate processes, with local copies, while bus connections are cut.
 
 KEYS = [f"k{number}" for number in range(6)]
 TAGS = ("even", "odd")
@@ -206,7 +204,7 @@ TAGS = ("even", "odd")
 
 @dataclass(frozen=True)
 class Write:
-    """An acknowledged write of a value that no other write has; or what ended a key's values: nobody reads its own."""
+    """An acknowledged write of a unique value, or an acknowledged invalidation, whose value no read returns."""
 
     key: str
     value: tuple[int, int]
@@ -217,7 +215,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Read:
-    """A read that found something."""
+    """A read that found a value."""
 
     key: str
     value: tuple[int, int]
@@ -226,7 +224,7 @@ class Read:
 
 
 def change(cache: LRUCache, me: int, count: int, chance: random.Random) -> list[Write]:
-    """Put a value or invalidate some; return what that wrote, one for each key concerned."""
+    """Put a value or invalidate some keys; return the writes, one for each key concerned."""
     how = chance.choice(("put", "put", "put", "delete", "tag", "clear"))
     key, begun = chance.choice(KEYS), time.monotonic()
     concerned = [key]
@@ -246,12 +244,12 @@ def change(cache: LRUCache, me: int, count: int, chance: random.Random) -> list[
 
 
 def enough(writes: list[Write], reads: list[Read]) -> bool:
-    """Whether one process has done enough for its part, which on a busy machine takes longer."""
+    """Whether one process has done enough; on a busy machine that takes longer."""
     return len(writes) > 10 and len(reads) > 300
 
 
 def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[list[Write], list[Read]]:
-    """A worker process: write unique values to shared keys and invalidate them, read them, note what and when."""
+    """A worker process: write unique values to shared keys and invalidate them, read them, record all with times."""
     cache = with_copies(Backend(url, namespace=namespace))
     writes, reads, chance, end = list[Write](), list[Read](), random.Random(me), time.monotonic() + seconds
     count = 0
@@ -259,7 +257,11 @@ def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[l
         key, choice = chance.choice(KEYS), chance.random()
         if choice < 0.06:
             writes += change(cache, me, count, chance)
-            key, choice, count = chance.choice(writes[-3:]).key, 1.0, count + 1  # what one has just changed oneself
+            key, choice, count = (
+                chance.choice(writes[-3:]).key,
+                1.0,
+                count + 1,
+            )  # a key that this process has just changed
         begun = time.monotonic()
         found = cache.get(key, fresh=choice < 0.15)
         if found is not None:
@@ -270,9 +272,9 @@ def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[l
 
 
 def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
-    """Say of each read of one process whether a newer write was acknowledged before it began, or long enough before.
+    """Return the stale reads of one process: a newer write was acknowledged before the read, or long enough before it.
 
-    A write is newer than another if it began after that one was acknowledged; what overlapped may come in any order.
+    A write is newer than another if it began after that one was acknowledged; overlapping writes have no order.
     """
     by_value = {write.value: write for write in writes if write.how == "put"}
     by_key: dict[str, list[Write]] = {}
@@ -290,9 +292,7 @@ def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
 
 
 @pytest.mark.thorough
-def test_no_process_reads_what_is_older_than_allowed(
-    server: Server, namespace: str, workers: Workers, raw: Raw
-) -> None:
+def test_no_process_reads_too_old_values(server: Server, namespace: str, workers: Workers, raw: Raw) -> None:
     seconds = 2.0
     processes = [workers.start(write_and_read, server.url, namespace, me, seconds) for me in range(4)]
     end, chance = time.monotonic() + seconds, random.Random(3)
@@ -312,7 +312,7 @@ def test_no_process_reads_what_is_older_than_allowed(
     assert [fault for me, (_, reads) in enumerate(done) for fault in stale(writes, reads, me)] == []
 
 
-def test_the_check_of_the_check_what_is_stale_is_found() -> None:
+def test_staleness_check_finds_stale_reads() -> None:
     writes = [Write("k", (0, 0), 1.0, 1.1), Write("k", (0, 1), 2.0, 2.1), Write("other", (1, 0), 2.0, 2.1)]
     late, early = 2.1 + STALE_S + 0.01, 2.1 + STALE_S - 0.01
     assert stale(writes, [Read("k", (0, 0), late, fresh=False)], reader=1)
@@ -324,16 +324,16 @@ def test_the_check_of_the_check_what_is_stale_is_found() -> None:
     assert not stale(gone, [Read("k", (0, 0), early, fresh=False)], reader=1)
 
 
-def test_threads_and_an_event_loop_of_one_process_share_its_copies(
+def test_threads_and_event_loop_share_coherent_copies(
     backend: Backend, connect: Callable[..., Backend], server: Server, runner: asyncio.Runner
 ) -> None:
-    """What any thread or task has changed, none of them reads from then on; what others change, not for long."""
-    cache, elsewhere = with_copies(backend), with_copies(connect(server.url))
+    """A change by any thread or task is visible to all of them at once; a change by another process, soon after."""
+    cache, remote = with_copies(backend), with_copies(connect(server.url))
     numbers, end = count(), time.monotonic() + 1.5
     writes, reads, others = list[Write](), list[Read](), list[Read]()
 
     def thread(number: int) -> None:
-        which, me, into = (elsewhere, 1, others) if number == 0 else (cache, 0, reads)
+        which, me, into = (remote, 1, others) if number == 0 else (cache, 0, reads)
         chance = random.Random(number)
         while time.monotonic() < end:
             key, choice = chance.choice(KEYS), chance.random()
@@ -375,7 +375,9 @@ def test_threads_and_an_event_loop_of_one_process_share_its_copies(
 
     assert stale(writes, reads + loops, reader=0) == []
     assert stale(writes, others, reader=1) == []
-    assert {read.value[0] for read in reads} == {read.value[0] for read in loops} == {0, 1}, "values of both were read"
+    assert {read.value[0] for read in reads} == {read.value[0] for read in loops} == {0, 1}, (
+        "values of both processes were read"
+    )
     local = cache._local
     assert local is not None
     assert local is cache.aio._local

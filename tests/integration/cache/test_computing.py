@@ -1,4 +1,4 @@
-"""One computation for everybody: threads, tasks and processes; errors; the decorator."""
+"""One computation among threads, tasks and processes; errors; the decorator."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def where(namespace: str, part: str) -> str:
     return f"{namespace}:{{cache:default}}:{part}"
 
 
-def test_a_missing_value_is_computed_once_and_then_served(call: Call, backend: Backend) -> None:
+def test_missing_value_is_computed_once_then_cached(call: Call, backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     calls: list[int] = []
 
@@ -55,7 +55,7 @@ def test_a_missing_value_is_computed_once_and_then_served(call: Call, backend: B
     assert calls == [1, 1]
 
 
-def test_threads_share_one_computation_and_nothing_else(backend: Backend) -> None:
+def test_threads_share_one_computation_but_no_object(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     calls: list[int] = []
 
@@ -70,7 +70,7 @@ def test_threads_share_one_computation_and_nothing_else(backend: Backend) -> Non
     assert calls == [1]
     assert values == [[1]] * 20
     stats = cache.stats()
-    assert (stats.hits, stats.misses) == (19, 1), "what another has computed for us is a hit"
+    assert (stats.hits, stats.misses) == (19, 1), "a value computed by another caller is a hit"
     assert stats.seconds_saved >= 19 * 0.09
     values[0].append(2)
     assert values[1:] == [[1]] * 19
@@ -94,7 +94,7 @@ def test_tasks_share_one_computation(backend: Backend, runner: asyncio.Runner) -
 
 
 def count_and_work(url: str, namespace: str, key: str, seconds: float) -> tuple[int, Any, float]:
-    """A worker process: ask for one key from five threads; return how often it computed, the value, and when it was served."""
+    """A worker process: request one key from five threads; return its number of computations, the value, and when it got it."""
     cache = LRUCache(backend=Backend(url, namespace=namespace))
     calls: list[int] = []
 
@@ -114,7 +114,7 @@ def test_processes_share_one_computation(server: Server, namespace: str, workers
 
     assert sum(calls for calls, _, _ in results) == 1
     assert len({value for _, value, _ in results}) == 1
-    assert raw.exists(where(namespace, "l:k")) == 0, "the lease is given back"
+    assert raw.exists(where(namespace, "l:k")) == 0, "the lease is released"
 
 
 def compute_for_ever(url: str, namespace: str) -> Iterator[str]:
@@ -124,7 +124,7 @@ def compute_for_ever(url: str, namespace: str) -> Iterator[str]:
     yield "computing"
 
 
-def test_a_killed_leader_is_replaced_when_its_lease_ends(
+def test_killed_leader_is_replaced_after_lease_expiry(
     backend: Backend, server: Server, namespace: str, workers: Workers, raw: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leader = workers.start(compute_for_ever, server.url, namespace)
@@ -133,17 +133,17 @@ def test_a_killed_leader_is_replaced_when_its_lease_ends(
     leader.kill()
     with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
-        raw.pexpire(where(namespace, "l:k"), 300)  # shortened: the test need not wait for all of it
+        raw.pexpire(where(namespace, "l:k"), 300)  # shortened, so that the test does not wait the whole TTL
         assert LRUCache(backend=backend).get_or_compute("k", lambda: "mine") == "mine"
         end = time.monotonic()
         assert end - begun >= 0.3
         assert stalls.own(begun, end) < 2.3
 
 
-def test_a_lease_is_renewed_while_the_function_runs(
+def test_lease_is_renewed_while_function_runs(
     backend: Backend, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
-    cache, elsewhere = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    cache, remote = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
     release = threading.Event()
     thread = threading.Thread(target=cache.get_or_compute, args=("k", lambda: release.wait(30)))
     thread.start()
@@ -151,25 +151,25 @@ def test_a_lease_is_renewed_while_the_function_runs(
     first = raw.pexpiretime(where(namespace, "l:k"))
 
     wait_until(lambda: raw.pexpiretime(where(namespace, "l:k")) > first + 1000, "the lease to be renewed")
-    other = threading.Thread(target=elsewhere.get_or_compute, args=("k", lambda: "never called"))
+    other = threading.Thread(target=remote.get_or_compute, args=("k", lambda: "never called"))
     other.start()
     release.set()
     thread.join()
     other.join()
-    assert elsewhere.get("k") is True
+    assert remote.get("k") is True
 
 
-def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
+def test_error_reaches_all_waiters_without_retries(
     backend: Backend, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
-    cache, elsewhere = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    cache, remote = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
     calls: list[str] = []
     all_wait = threading.Event()
 
     def fail() -> None:
         calls.append("here")
         wait_until(lambda: raw.hget(where(namespace, "l:k"), "waited"), "the other process to wait")
-        assert all_wait.wait(20)  # a thread that came after the error would rightly compute anew
+        assert all_wait.wait(20)  # a thread that came after the error would compute again, correctly
         raise KeyError("no such thing")
 
     def ask(which: LRUCache) -> Exception:
@@ -180,8 +180,8 @@ def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
     with ThreadPoolExecutor(10) as threads:
         ours = [threads.submit(ask, cache) for _ in range(5)]
         wait_until(lambda: raw.exists(where(namespace, "l:k")), "the lease")
-        theirs = [threads.submit(ask, elsewhere) for _ in range(5)]
-        wait_until(lambda: waiting(cache, "k") == waiting(elsewhere, "k") == 4, "everybody else to wait")
+        theirs = [threads.submit(ask, remote) for _ in range(5)]
+        wait_until(lambda: waiting(cache, "k") == waiting(remote, "k") == 4, "all other callers to wait")
         all_wait.set()
         assert {type(each.result()) for each in ours} == {KeyError}
         errors = [each.result() for each in theirs]
@@ -190,10 +190,10 @@ def test_an_error_reaches_all_who_wait_and_nobody_tries_in_turn(
     for error in errors:
         assert isinstance(error, ComputeFailed)
         assert (error.key, error.error_type, error.message) == ("k", "KeyError", "'no such thing'")
-    assert cache.get_or_compute("k", lambda: "anew") == "anew", "an error is no value: who comes later computes"
+    assert cache.get_or_compute("k", lambda: "again") == "again", "an error is not stored: a later caller computes"
 
 
-def test_a_value_begun_before_an_invalidation_never_lands(call: Call, backend: Backend) -> None:
+def test_value_begun_before_invalidation_is_not_stored(call: Call, backend: Backend) -> None:
     for number, forget in enumerate(
         (
             lambda cache: cache.delete("k"),
@@ -222,7 +222,7 @@ FORGET: dict[str, Callable[[LRUCache], object]] = {
 
 @pytest.mark.parametrize("how", FORGET)
 @pytest.mark.parametrize("by", ["this process", "another process"])
-def test_who_asks_after_an_invalidation_is_not_handed_what_was_begun_before(
+def test_caller_after_invalidation_gets_no_earlier_computation(
     backend: Backend, server: Server, connect: Callable[..., Backend], how: str, by: str
 ) -> None:
     cache = LRUCache(backend=backend)
@@ -239,15 +239,15 @@ def test_who_asks_after_an_invalidation_is_not_handed_what_was_begun_before(
         FORGET[how](cache if by == "this process" else LRUCache(backend=connect(server.url)))
         second = threads.submit(cache.get_or_compute, "k", lambda: "new", tags=["t"])
         if how not in ("clear", "invalidate_tags") and by == "this process":
-            assert second.result(10) == "new", "it need not even wait"
+            assert second.result(10) == "new", "it does not even wait"
         go.set()
-        assert first.result(10) == "old", "who asked before may have it"
+        assert first.result(10) == "old", "an earlier caller may get it"
         assert second.result(10) == "new"
 
     assert cache.get("k") == "new"
 
 
-def test_a_cancelled_leader_lets_another_compute(
+def test_cancelled_leader_lets_another_compute(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:
     cache = LRUCache(backend=backend)
@@ -274,11 +274,11 @@ def test_a_cancelled_leader_lets_another_compute(
     with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         assert runner.run(scene()) == "second"
-        assert stalls.own(begin, time.monotonic()) < 2, "not when the first one's lease has ended"
+        assert stalls.own(begin, time.monotonic()) < 2, "it did not wait for the lease of the first to expire"
     assert raw.exists(where(namespace, "l:k")) == 0
 
 
-def test_what_cannot_be_stored_is_returned_uncached_with_one_warning(call: Call, backend: Backend) -> None:
+def test_unstorable_value_is_returned_with_one_warning(call: Call, backend: Backend) -> None:
     made = decorated(call, LRUCache(backend=backend), lambda x: [object(), x])
     with pytest.warns(RuntimeWarning, match="cannot be stored") as warned:
         values = [made(1)[1] for _ in range(3)]
@@ -286,13 +286,15 @@ def test_what_cannot_be_stored_is_returned_uncached_with_one_warning(call: Call,
     assert made.cache_info().computed == 3
 
 
-def test_without_a_server_the_function_is_called(call: Call, connect: Callable[..., Backend]) -> None:
+def test_function_is_called_during_an_outage(call: Call, connect: Callable[..., Backend]) -> None:
     backend = connect("redis://127.0.0.1:1/0", deadline=0.2)
     function = decorated(call, LRUCache(backend=backend), lambda x: x + 1)
     with StallDetector() as stalls:
         begun = time.monotonic()
         assert [function(1), function(1), function(2)] == [2, 2, 3]
-        assert stalls.own(begun, time.monotonic()) < 1, "after the first failure the cache is let alone for a while"
+        assert stalls.own(begun, time.monotonic()) < 1, (
+            "after the first failure the cache does not try the server for a while"
+        )
     with pytest.raises(BackendUnavailable):
         call(LRUCache(backend=backend), "get", "k")
 
@@ -301,7 +303,7 @@ def test_without_a_server_the_function_is_called(call: Call, connect: Callable[.
 
 
 class _Caller:
-    """A decorated function that a test calls without minding whether it is asynchronous."""
+    """A decorated function that a test calls the same way whether it is asynchronous or not."""
 
     def __init__(self, call: Call, function: Any) -> None:
         self._call, self._function = call, function
@@ -340,14 +342,14 @@ def decorated(call: Call, cache: LRUCache | TieredCache, body: Callable[..., Any
     return _Caller(call, cache.cached(**options)(coroutine))
 
 
-def test_a_decorated_function_has_its_handles(call: Call, backend: Backend) -> None:
+def test_decorated_function_has_its_methods(call: Call, backend: Backend) -> None:
     cache = TieredCache(backend=backend)
     calls: list[Any] = []
     function = decorated(call, cache, calls.append, ttl=60)
 
     assert function(1) is None
     assert function(x=1, y=2) is None
-    assert calls == [1], "None is a value; how arguments are passed does not matter"
+    assert calls == [1], "None is a value; positional and keyword arguments are equivalent"
     assert function.key(1) == function.key(x=1, y=2) != function.key(1, 3)
     assert function.cache is cache
     assert (function.cache_info().calls, function.cache_info().hits) == (2, 1)
@@ -367,7 +369,7 @@ def test_a_decorated_function_has_its_handles(call: Call, backend: Backend) -> N
     )
 
 
-def test_different_values_have_different_keys(backend: Backend) -> None:
+def test_different_arguments_have_different_keys(backend: Backend) -> None:
     @cached(LRUCache(backend=backend))
     def function(*args: Any, **kwargs: Any) -> str:
         return repr((args, kwargs))
@@ -403,7 +405,7 @@ class Report:
         self.calls = 0
 
 
-def test_methods_say_how_self_counts(backend: Backend) -> None:
+def test_methods_define_whether_self_is_in_key(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
 
     class Plain(Report):
@@ -456,7 +458,7 @@ def test_methods_say_how_self_counts(backend: Backend) -> None:
     assert (Plain.of_class_too(1), Other.of_class_too(1)) == ("Plain1", "Other1")
 
 
-def test_a_key_of_ones_own(backend: Backend) -> None:
+def test_custom_keys_replace_the_default_key(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
 
     @cached(cache, key="user:{user_id}", version=3)
@@ -470,21 +472,21 @@ def test_a_key_of_ones_own(backend: Backend) -> None:
     assert re.search(r"by_template#\w+@3:user:5$", by_template.key(5))
     assert by_template(5, object()) == 5
     assert re.search(r"by_function#\w+:5$", by_function.key(5, object()))
-    with pytest.raises(InvalidArgument, match="nobody"):
-        cached(cache, ignore=("nobody",))(lambda x: x)
+    with pytest.raises(InvalidArgument, match="unknown"):
+        cached(cache, ignore=("unknown",))(lambda x: x)
 
     def generator() -> Iterator[int]:
         yield 1
 
-    with pytest.raises(InvalidArgument, match="no generator"):
+    with pytest.raises(InvalidArgument, match="not a generator"):
         cached(cache)(generator)
 
 
-def test_the_body_does_not_enter_the_key_but_the_version_does(backend: Backend) -> None:
+def test_key_includes_version_but_not_function_body(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
 
     def make(result: str, version: int) -> Callable[[int], str]:
-        """Return the function `work` of a module, as it was before or after an edit."""
+        """Return the function `work` of a module, before or after an edit."""
         module: dict[str, Any] = {"__name__": "a_module"}
         exec(f"def work(x): return {result!r}", module)
         made: Callable[[int], str] = cached(cache, version=version)(module["work"])
@@ -495,7 +497,7 @@ def test_the_body_does_not_enter_the_key_but_the_version_does(backend: Backend) 
     assert make("new", 2)(5) == "new"
 
 
-def test_keys_do_not_depend_on_the_process() -> None:
+def test_keys_are_equal_in_all_processes() -> None:
     program = """
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, cached
@@ -512,7 +514,7 @@ print(f.key({"b", "a", "c"}, {"x": 1, "y": (2, 3.5)}, z="z"))
     assert len(keys) == 1
 
 
-def test_asyncio_sees_a_coroutine_function(backend: Backend) -> None:
+def test_decorated_coroutine_function_stays_a_coroutine_function(backend: Backend) -> None:
     async def function() -> None: ...
 
     assert asyncio.iscoroutinefunction(cached(LRUCache(backend=backend))(function))
@@ -521,7 +523,7 @@ def test_asyncio_sees_a_coroutine_function(backend: Backend) -> None:
         assert inspect.unwrap(cached(LRUCache(backend=backend))(function)) is function
 
 
-def test_functions_of_two_scripts_do_not_share_their_results(server: Server, namespace: str, tmp_path: Path) -> None:
+def test_functions_of_two_scripts_share_no_results(server: Server, namespace: str, tmp_path: Path) -> None:
     for name in ("bills", "offers"):
         (tmp_path / f"{name}.py").write_text(
             "import sys\n"
@@ -562,7 +564,7 @@ def local_class() -> type:
     return Local
 
 
-def test_a_class_and_a_text_that_says_the_same_have_different_keys(backend: Backend) -> None:
+def test_class_and_its_name_have_different_keys(backend: Backend) -> None:
     @cached(LRUCache(backend=backend))
     def function(x: Any) -> str:
         return repr(x)
@@ -583,8 +585,6 @@ def test_a_class_and_a_text_that_says_the_same_have_different_keys(backend: Back
         (lambda cache: cached(cache)(cast("Any", functools.partial(len, "x"))), "needs name="),
     ],
 )
-def test_what_cannot_be_decorated_is_refused_at_once(
-    backend: Backend, wrong: Callable[[Any], object], says: str
-) -> None:
+def test_invalid_decorations_are_refused_at_once(backend: Backend, wrong: Callable[[Any], object], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         wrong(LRUCache(backend=backend))

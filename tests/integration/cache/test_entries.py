@@ -1,4 +1,4 @@
-"""Entries, limits, tiers, tags: what goes in comes out, and what Redis holds is what the legend says."""
+"""Entries, limits, tiers, tags: values come back equal, and Redis holds the documented keys."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def tag(namespace: str, service: str = "cache", name: str = "default") -> str:
     return f"{namespace}:{{{service}:{name}}}"
 
 
-def test_a_value_comes_back_and_lies_where_the_legend_says(
-    call: Call, backend: Backend, raw: Raw, namespace: str
-) -> None:
+def test_value_is_stored_under_the_documented_keys(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(backend=backend)
 
     assert call(cache, "put", "answer", 42, 60, tags=["news"]) is True
@@ -47,7 +45,7 @@ def test_a_value_comes_back_and_lies_where_the_legend_says(
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_a_miss_is_the_default_and_none_is_a_value(call: Call, backend: Backend) -> None:
+def test_miss_returns_default_and_none_is_a_value(call: Call, backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     call(cache, "put", "none", None)
 
@@ -58,7 +56,7 @@ def test_a_miss_is_the_default_and_none_is_a_value(call: Call, backend: Backend)
     assert (stats.hits, stats.misses) == (1, 2)
 
 
-def test_statistics_have_the_shape_of_the_in_memory_version(call: Call, backend: Backend) -> None:
+def test_statistics_have_the_in_memory_version_shape(call: Call, backend: Backend) -> None:
     cache = LRUCache(max_size=3, backend=backend)
     for key in "abcd":
         call(cache, "put", key, 1)
@@ -79,9 +77,7 @@ def test_statistics_have_the_shape_of_the_in_memory_version(call: Call, backend:
     assert (cache.hits, cache.misses, len(cache), cache.max_size) == (1, 1, 3, 3)
 
 
-def test_the_least_recently_used_leaves_and_an_overwrite_evicts_nobody(
-    call: Call, backend: Backend, raw: Raw, namespace: str
-) -> None:
+def test_only_new_keys_evict_the_least_recently_used(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(max_size=3, backend=backend)
     for key in "abc":
         call(cache, "put", key, key)
@@ -98,8 +94,8 @@ def test_the_least_recently_used_leaves_and_an_overwrite_evicts_nobody(
 
 
 RECORDED = DATA / "calls.trace.gz"
-"""9,000 accesses to 262 keys: the functions that Python's standard library called, one after the other, while it parsed
-arguments, mail, configuration, source and XML; of every third function, without calls of the same one in a row."""
+"""9,000 accesses to 262 keys: the functions that Python's standard library called, in order, while it parsed arguments,
+mail, configuration, source and XML; every third function, without consecutive calls of the same one."""
 
 
 @pytest.mark.parametrize("size", [8, 50])
@@ -125,7 +121,7 @@ def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: 
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_entries_expire_and_leave_no_trace(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+def test_expired_entries_leave_no_trace(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(default_ttl=0.03, backend=backend)
     call(cache, "put", "short", 1)
     call(cache, "put", "long", 2, math.inf)
@@ -140,7 +136,7 @@ def test_entries_expire_and_leave_no_trace(call: Call, backend: Backend, raw: Ra
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_an_entry_tells_its_story(call: Call, backend: Backend) -> None:
+def test_entry_returns_all_stored_facts(call: Call, backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     before = datetime.now(UTC)
     call(cache, "put", "k", [1], 60, tags=["a b", "c"])
@@ -156,11 +152,11 @@ def test_an_entry_tells_its_story(call: Call, backend: Backend) -> None:
     assert abs(entry.created_at - before) < timedelta(seconds=10)
     assert entry.expires_at - entry.created_at == pytest.approx(timedelta(seconds=60), abs=timedelta(milliseconds=2))
     assert not entry.is_expired()
-    assert call(cache, "stats").hits == 1, "looking does not count"
+    assert call(cache, "stats").hits == 1, "inspection does not count as a read"
     assert cache.cache == {"k": entry}
 
 
-def test_deleting_clearing_and_tags_make_misses(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+def test_delete_clear_and_tags_make_misses(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(backend=backend)
     call(cache, "put_many", {"a": 1, "b": 2, "c": 3}, tags=["all"])
     call(cache, "put", "d", 4, tags=["some", "more"])
@@ -184,7 +180,7 @@ def test_deleting_clearing_and_tags_make_misses(call: Call, backend: Backend, ra
 
 
 @pytest.mark.parametrize("kind", [LRUCache, TieredCache])
-def test_a_sweep_clears_away_what_invalidated_tags_made_misses(
+def test_sweep_removes_entries_invalidated_by_tag(
     call: Call, backend: Backend, raw: Raw, namespace: str, kind: type[LRUCache | TieredCache]
 ) -> None:
     cache = kind(backend=backend)
@@ -196,7 +192,7 @@ def test_a_sweep_clears_away_what_invalidated_tags_made_misses(
     assert call(cache, "sweep") == 0
     call(cache, "invalidate_tags", "gone")
     call(cache, "put", "again", 5, tags=["gone"])
-    assert call(cache, "size") == 604, "no entry was looked at"
+    assert call(cache, "size") == 604, "no entry was touched"
 
     assert call(cache, "sweep") == 600
 
@@ -225,11 +221,11 @@ def test_bytes_are_bounded_too(call: Call, backend: Backend, raw: Raw, namespace
 
     assert call(cache, "put", "k19", "x" * 600) is False
 
-    assert call(cache, "get", "k19") is None, "the old value is out of date"
+    assert call(cache, "get", "k19") is None, "the old value was invalidated"
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_long_and_odd_keys_are_kept_apart(call: Call, backend: Backend) -> None:
+def test_long_and_unusual_keys_stay_distinct(call: Call, backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     keys = ["", "{", "}", "a}b{c", "*?[", "\x00", "\r\n", "é", "e\u0301", "x" * 121, "x" * 122, "x" * 10_000]
     for number, key in enumerate(keys):
@@ -237,9 +233,7 @@ def test_long_and_odd_keys_are_kept_apart(call: Call, backend: Backend) -> None:
     assert call(cache, "get_many", keys) == {key: number for number, key in enumerate(keys)}
 
 
-def test_tiers_promote_and_demote_and_promotion_gives_no_new_life(
-    call: Call, backend: Backend, raw: Raw, namespace: str
-) -> None:
+def test_tiers_promote_and_demote_without_new_ttl(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = TieredCache(1, 2, 3, 100, 200, 300, policy="lru", backend=backend)
     where = tag(namespace, "tiered")
 
@@ -261,7 +255,7 @@ def test_tiers_promote_and_demote_and_promotion_gives_no_new_life(
     assert call(cache, "get", "a") == 1
     assert tiers() == {"hot": ["c"], "warm": ["b", "a"], "cold": []}
     assert call(cache, "get", "a") == 1
-    assert tiers() == {"hot": ["a"], "warm": ["b", "c"], "cold": []}, "hot has room for one"
+    assert tiers() == {"hot": ["a"], "warm": ["b", "c"], "cold": []}, "hot has capacity for one"
     assert {key: raw.pexpiretime(f"{where}:e:{key}") for key in "abc"} == expiries
     call(cache, "put", "b", 5)
     assert tiers()["warm"] == ["c", "b"], "an overwritten entry keeps its tier"
@@ -278,9 +272,7 @@ def test_tiers_promote_and_demote_and_promotion_gives_no_new_life(
     assert faults(raw, namespace, "tiered", "default") == []
 
 
-def test_tinylfu_keeps_what_is_read_often_through_a_scan(
-    call: Call, backend: Backend, raw: Raw, namespace: str
-) -> None:
+def test_tinylfu_keeps_frequent_entries_through_a_scan(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     often = [f"often{number}" for number in range(15)]
     kept = {}
     for policy in Policy:
@@ -298,7 +290,7 @@ def test_tinylfu_keeps_what_is_read_often_through_a_scan(
     assert kept[Policy.LRU] <= 2
 
 
-def test_strict_reads_are_noted_at_once(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+def test_strict_reads_are_recorded_at_once(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(max_size=2, strict=True, backend=backend)
     call(cache, "put", "a", 1)
     call(cache, "put", "b", 2)
@@ -311,28 +303,26 @@ def test_strict_reads_are_noted_at_once(call: Call, backend: Backend, raw: Raw, 
     assert (stats.hits, stats.misses) == (1, 1)
 
 
-def ask_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None]:
-    """A worker process: read a key when told to, and put the step's number if it is missing. Says what it found."""
+def read_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None]:
+    """A worker process: on each request, read a key, and put the step's number if it is missing. Yields the value found."""
     backend = Backend(url, namespace=namespace)
     cache = LRUCache(max_size=max_size, strict=True, backend=backend)
     found: int | None = None
     while True:
-        asked: tuple[str, int] | None = yield found
-        if asked is None:
+        requested: tuple[str, int] | None = yield found
+        if requested is None:
             break
-        key, step = asked
+        key, step = requested
         found = cache.get(key)
         if found is None:
             cache.put(key, step)
     backend.close()
 
 
-def test_with_strict_two_processes_share_one_textbook_lru(
-    server: Server, namespace: str, workers: Workers, raw: Raw
-) -> None:
-    """Reads of either count at once: the same hits as a textbook LRU, and after each access the same order."""
+def test_strict_processes_share_one_textbook_lru(server: Server, namespace: str, workers: Workers, raw: Raw) -> None:
+    """Reads of either process count at once: the same hits as a textbook LRU, and the same order after each access."""
     size, model = 8, OrderedDict[str, int]()
-    processes = [workers.start(ask_in_turn, server.url, namespace, size) for _ in range(2)]
+    processes = [workers.start(read_in_turn, server.url, namespace, size) for _ in range(2)]
     for process in processes:
         process.said()
     hits = evicted = 0
@@ -360,11 +350,11 @@ def test_with_strict_two_processes_share_one_textbook_lru(
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_with_strict_what_another_process_computes_is_a_hit(
+def test_strict_waiter_of_another_process_counts_a_hit(
     call: Call, backend: Backend, server: Server, connect: Callable[..., Backend]
 ) -> None:
-    """Both miss; one computes, the other is served by it."""
-    cache, elsewhere = LRUCache(strict=True, backend=backend), LRUCache(strict=True, backend=connect(server.url))
+    """Both miss; one computes, the other gets its result."""
+    cache, remote = LRUCache(strict=True, backend=backend), LRUCache(strict=True, backend=connect(server.url))
     begun, go_on = threading.Event(), threading.Event()
 
     def compute() -> int:
@@ -373,12 +363,12 @@ def test_with_strict_what_another_process_computes_is_a_hit(
         return 1
 
     with ThreadPoolExecutor(2) as threads:
-        leading = threads.submit(elsewhere.get_or_compute, "k", compute)
+        leading = threads.submit(remote.get_or_compute, "k", compute)
         assert begun.wait(10)
         waiting = threads.submit(call, cache, "get_or_compute", "k", lambda: 2)
         where = f"{tag(backend.namespace)}:l:k"
         with contextlib.closing(server.client()) as raw:
-            wait_until(lambda: raw.hexists(where, "waited"), "the other to wait")
+            wait_until(lambda: raw.hexists(where, "waited"), "the other caller to wait")
         go_on.set()
         assert (leading.result(10), waiting.result(10)) == (1, 1)
 
@@ -392,24 +382,24 @@ def test_with_strict_what_another_process_computes_is_a_hit(
     assert stats.kind == "lru"
 
 
-def test_what_a_process_read_is_told_to_the_others_by_itself(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_reads_are_reported_automatically(backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(backend=backend)
     cache.put("a", 1)
     cache.get("a")
     wait_until(lambda: raw.hget(f"{tag(namespace)}:meta", "cold") == "1", "the read to be reported")
     cache.get("nothing")
     backend.close()
-    assert raw.hget(f"{tag(namespace)}:meta", "misses") == "1", "closing reports what is left"
+    assert raw.hget(f"{tag(namespace)}:meta", "misses") == "1", "closing reports the remaining reads"
 
 
-def test_both_kinds_of_the_same_name_live_side_by_side(backend: Backend) -> None:
+def test_both_kinds_with_one_name_coexist(backend: Backend) -> None:
     lru, tiered = LRUCache(backend=backend), TieredCache(backend=backend)
     lru.put("k", "lru")
     tiered.put("k", "tiered")
     assert (lru.get("k"), tiered.get("k")) == ("lru", "tiered")
 
 
-def test_objects_of_one_process_must_agree_and_the_last_deployed_process_holds(
+def test_last_settings_apply_and_local_conflicts_are_refused(
     server: Server, backend: Backend, connect: Callable[..., Backend], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = LRUCache(max_size=5, backend=backend)
@@ -418,20 +408,20 @@ def test_objects_of_one_process_must_agree_and_the_last_deployed_process_holds(
         LRUCache(max_size=6, backend=backend)
 
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
-        elsewhere = LRUCache(max_size=2, backend=connect(server.url))
-        elsewhere.put("b", 2)
+        remote = LRUCache(max_size=2, backend=connect(server.url))
+        remote.put("b", 2)
     was, is_now = (f"max_size={size}, max_bytes=None, default_ttl=None, policy='lru'" for size in (5, 2))
     assert f"settings changed from {was} to {is_now}" in caplog.text
-    assert repr(elsewhere) == f"LRUCache('default', {is_now})"
+    assert repr(remote) == f"LRUCache('default', {is_now})"
     cache.put("c", 3)
-    assert len(cache) == 2, "the other process's limit holds here too"
+    assert len(cache) == 2, "the other process's limit applies here too"
     assert cache.stats().max_size == 2
 
     del cache
     assert LRUCache(max_size=6, backend=backend).stats().max_size == 2, "not deployed before its first write"
 
 
-def test_options_that_are_not_given_are_those_of_the_cache(
+def test_omitted_options_keep_the_cache_settings(
     call: Call,
     server: Server,
     backend: Backend,
@@ -450,29 +440,31 @@ def test_options_that_are_not_given_are_those_of_the_cache(
 
     assert raw.hget(f"{tag(namespace, 'cache')}:meta", "settings") == settings
     assert caplog.text == ""
-    assert raw.ttl(f"{tag(namespace, 'cache')}:e:b") in range(50, 61), "the cache's"
+    assert raw.ttl(f"{tag(namespace, 'cache')}:e:b") in range(50, 61), "the cache's default"
     call(LRUCache(max_size=9, default_ttl=600, backend=connect(server.url)), "put", "c", 1)
     assert (
         raw.hget(f"{tag(namespace, 'cache')}:meta", "settings") == "tinylfu capacity 0/0/9 bytes 1000000 ttl 0/0/600000"
     )
     call(made, "put", "d", 1)
     call(made, "put_many", {"e": 1, "f": 1})
-    assert [raw.ttl(f"{tag(namespace, 'cache')}:e:{key}") in range(50, 61) for key in "def"] == [True] * 3, "its own"
+    assert [raw.ttl(f"{tag(namespace, 'cache')}:e:{key}") in range(50, 61) for key in "def"] == [True] * 3, (
+        "the object's default"
+    )
 
 
-def test_each_object_of_a_tiered_cache_applies_its_own_lives(
+def test_each_tiered_object_applies_its_own_ttls(
     call: Call, server: Server, backend: Backend, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     made = TieredCache(hot_ttl=50, cold_ttl=None, backend=backend)
     call(made, "put", "k", 1)
     call(TieredCache(hot_ttl=5, warm_ttl=500, cold_ttl=7, backend=connect(server.url)), "put", "other", 1)
 
-    for tier, lives in (("hot", range(40, 51)), ("warm", range(490, 501)), ("cold", (-1,)), (None, (-1,))):
+    for tier, ttls in (("hot", range(40, 51)), ("warm", range(490, 501)), ("cold", (-1,)), (None, (-1,))):
         call(made, "put", f"{tier}", 1, tier)
-        assert raw.ttl(f"{tag(namespace, 'tiered')}:e:{tier}") in lives
+        assert raw.ttl(f"{tag(namespace, 'tiered')}:e:{tier}") in ttls
 
 
-def test_a_process_does_not_argue_with_itself(backend: Backend) -> None:
+def test_settings_of_one_process_do_not_alternate(backend: Backend) -> None:
     first = LRUCache(max_size=10, name="c", backend=backend)
     with pytest.raises(InvalidArgument, match="cache 'c' is open here with max_size=10"):
         LRUCache(max_size=20, name="c", backend=backend)
@@ -481,7 +473,7 @@ def test_a_process_does_not_argue_with_itself(backend: Backend) -> None:
     assert (first.stats().max_size, first.stats().max_bytes) == (10, 10**6)
 
 
-def test_changing_the_policy_keeps_the_entries(
+def test_policy_change_keeps_the_entries(
     server: Server, backend: Backend, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     cache = TieredCache(5, 5, 30, policy="tinylfu", backend=backend)
@@ -501,7 +493,7 @@ def test_changing_the_policy_keeps_the_entries(
     [(TieredCache, part) for part in ("meta", "size", "exp", "new", "hot", "warm", "cold", "ghost")]
     + [(LRUCache, part) for part in ("meta", "size", "exp", "cold")],
 )
-def test_a_key_of_the_wrong_type_is_named_and_nothing_is_written(
+def test_wrong_key_type_is_named_without_writes(
     call: Call, backend: Backend, raw: Raw, namespace: str, kind: type[LRUCache | TieredCache], part: str
 ) -> None:
     cache = kind(backend=backend)
@@ -534,7 +526,7 @@ def test_hostile_bytes_are_misses_and_reported(
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_key_of_the_wrong_type_where_an_entry_or_a_lease_belongs_is_reported_and_replaced(
+def test_wrongly_typed_keys_are_reported_and_replaced(
     call: Call, backend: Backend, raw: Raw, namespace: str, strict: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = LRUCache(backend=backend, strict=strict)
@@ -544,16 +536,16 @@ def test_a_key_of_the_wrong_type_where_an_entry_or_a_lease_belongs_is_reported_a
         assert call(cache, "get", "k") is None
         for key in "kl":
             assert call(cache, "get_or_compute", key, lambda: "computed") == "computed"
-            assert call(cache, "get", key) == "computed", "and from now on it is kept"
+            assert call(cache, "get", key) == "computed", "and it is stored"
     stats = call(cache, "stats")
-    # who reads without a script cannot tell a wrong type from nothing; who is to compute can, and so can the script
+    # a read without a script cannot distinguish a wrong type from a miss; a claim can, and so can the script
     assert stats.corrupt == (4 if strict else 2)
     assert (stats.hits, stats.misses) == (2, 3)
-    assert "of a wrong type" in caplog.text
+    assert "has a wrong type" in caplog.text
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_with_strict_what_counts_as_a_hit_is_one(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
+def test_strict_counts_a_hit_only_for_a_value(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(backend=backend, strict=True)
     call(cache, "put", "of t", 1, tags=["s", "t"])
     call(cache, "put", "of u", 1, tags=["u"])
@@ -571,7 +563,7 @@ def test_with_strict_what_counts_as_a_hit_is_one(call: Call, backend: Backend, r
 
 
 @pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA + 1])
-def test_another_data_model_is_not_touched(call: Call, backend: Backend, raw: Raw, namespace: str, schema: int) -> None:
+def test_another_data_model_is_not_changed(call: Call, backend: Backend, raw: Raw, namespace: str, schema: int) -> None:
     stored = {"schema": str(schema), "settings": "of another form"}
     raw.hset(f"{tag(namespace)}:meta", mapping=stored)
     with pytest.raises(SchemaMismatch, match=f"version {schema}"):
@@ -580,7 +572,7 @@ def test_another_data_model_is_not_touched(call: Call, backend: Backend, raw: Ra
 
 
 @pytest.mark.thorough
-def test_limits_that_were_lowered_hold_when_the_first_call_returns(
+def test_lowered_limits_hold_after_the_first_call(
     call: Call, backend: Backend, connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
 ) -> None:
     values = {f"k{number}": "x" * 50 for number in range(1500)}
@@ -590,15 +582,15 @@ def test_limits_that_were_lowered_hold_when_the_first_call_returns(
     tiered.put_many(values, "hot")
     tiered.put_many({f"w{number}": 1 for number in range(500)}, "warm")
 
-    elsewhere = connect(server.url)
-    lru = LRUCache(10, name="lru", backend=elsewhere)
-    in_bytes = LRUCache(5000, name="bytes", max_bytes=2000, backend=elsewhere)
-    tiers = TieredCache(2, 3, 5000, name="tiers", backend=elsewhere)
+    remote = connect(server.url)
+    lru = LRUCache(10, name="lru", backend=remote)
+    in_bytes = LRUCache(5000, name="bytes", max_bytes=2000, backend=remote)
+    tiers = TieredCache(2, 3, 5000, name="tiers", backend=remote)
     call(lru, "delete", "none")
     call(in_bytes, "delete", "none")
     call(tiers, "delete", "none")
 
-    assert call(lru, "keys") == [f"k{number}" for number in range(1490, 1500)], "the latest stay"
+    assert call(lru, "keys") == [f"k{number}" for number in range(1490, 1500)], "the newest stay"
     assert 0 < call(in_bytes, "stats").bytes <= 2000
     stats = call(tiers, "stats")
     assert (stats.hot.size, stats.warm.size, stats.size) == (2, 3, 2000)

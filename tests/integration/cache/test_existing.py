@@ -1,4 +1,4 @@
-"""A cache met by its name alone: everything is done by the settings it has, and they stay as they are."""
+"""A cache accessed by its name alone: every operation uses its stored settings and leaves them unchanged."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Page:
 
 @pytest.fixture
 def operator(server: Server, connect: Callable[..., Backend]) -> Backend:
-    """Another process's view."""
+    """A backend in the role of another process."""
     return connect(server.url)
 
 
 @pytest.fixture
 def cache(backend: Backend, raw: Raw, namespace: str) -> Iterator[LRUCache]:
-    """A program's cache; its settings are the same before and after."""
+    """A program's cache; its settings must be the same before and after."""
     made = LRUCache(3, 60.0, name="answers", backend=backend)
     made.put("a", 1, tags=["odd"])
     made.put("b", 2)
@@ -49,7 +49,7 @@ def found(operator: Backend, service: str = "cache") -> ExistingCache:
     return cache
 
 
-def test_it_is_operated_by_the_settings_it_has(cache: LRUCache, operator: Backend, backend: Backend) -> None:
+def test_operations_use_the_stored_settings(cache: LRUCache, operator: Backend, backend: Backend) -> None:
     existing = found(operator)
     assert existing.settings.capacities == (0, 0, 3)
     assert operator.run(existing.keys()) == ["a", "b"]
@@ -62,7 +62,7 @@ def test_it_is_operated_by_the_settings_it_has(cache: LRUCache, operator: Backen
     assert operator.run(existing.delete_many(["b", "z"])) == 1
     assert cache.get("b") is None
     cache.put("c", 3)
-    assert operator.run(existing.clear()) == 2  # a, which is a miss, is not cleared away yet
+    assert operator.run(existing.clear()) == 2  # a is a miss, but not removed yet
     assert cache.get("c") is None
     stats = operator.run(existing.stats())
     assert stats is not None
@@ -77,7 +77,7 @@ def test_it_is_operated_by_the_settings_it_has(cache: LRUCache, operator: Backen
     ]
 
 
-def test_a_value_being_computed_is_refused_after_a_deletion(cache: LRUCache, operator: Backend) -> None:
+def test_deletion_refuses_a_value_being_computed(cache: LRUCache, operator: Backend) -> None:
     existing = found(operator)
 
     def compute() -> int:
@@ -88,7 +88,7 @@ def test_a_value_being_computed_is_refused_after_a_deletion(cache: LRUCache, ope
     assert cache.get("c") is None
 
 
-def test_a_value_of_an_unknown_class_is_opaque(cache: LRUCache, operator: Backend, backend: Backend) -> None:
+def test_value_of_an_unknown_class_is_opaque(cache: LRUCache, operator: Backend, backend: Backend) -> None:
     registry = Registry()
     registry.add(Page)
     LRUCache(3, 60.0, name="answers", backend=backend, codec=Codec(registry=registry)).put("page", Page("Agents"))
@@ -100,7 +100,7 @@ def test_a_value_of_an_unknown_class_is_opaque(cache: LRUCache, operator: Backen
     assert operator.run(found(operator).entry("nothing")) is None
 
 
-def test_what_is_not_there_is_none_and_stays_so(cache: LRUCache, operator: Backend, raw: Raw, namespace: str) -> None:
+def test_missing_cache_is_none_and_is_not_created(cache: LRUCache, operator: Backend, raw: Raw, namespace: str) -> None:
     existing = found(operator)
     assert operator.run(find(operator, "tiered", "answers")) is None
     where = keys.cache(namespace, "cache", "answers")
@@ -113,7 +113,7 @@ def test_what_is_not_there_is_none_and_stays_so(cache: LRUCache, operator: Backe
     raw.hset(where.meta, mapping=settings)
 
 
-def test_what_is_not_ours_is_refused(cache: LRUCache, operator: Backend, raw: Raw, namespace: str) -> None:
+def test_foreign_data_is_refused(cache: LRUCache, operator: Backend, raw: Raw, namespace: str) -> None:
     where = keys.cache(namespace, "cache", "answers")
     for schema in (SCHEMA - 1, SCHEMA + 1):
         raw.hset(where.meta, "schema", schema)
@@ -129,7 +129,7 @@ def test_what_is_not_ours_is_refused(cache: LRUCache, operator: Backend, raw: Ra
 
 
 @pytest.mark.every_server
-def test_all_caches_of_a_namespace_are_told_blocking_and_in_a_loop(perf: AgentPerf, runner: asyncio.Runner) -> None:
+def test_all_caches_are_listed_in_both_apis(perf: AgentPerf, runner: asyncio.Runner) -> None:
     assert perf.caches() == runner.run(perf.acaches()) == []
     perf.cache("answers", max_size=7).put("a", 1)
     perf.tiered_cache("answers").put("a", 1)

@@ -1,4 +1,4 @@
-"""Stale values: served at once, computed anew by one behind; standing in where that fails; never beyond their end."""
+"""Stale values: returned at once and refreshed in the background; returned on error up to the limit, never beyond it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.stalls import StallDetector
 from tests.support.workers import Workers
 
 STALL_S = 0.2
-"""A machine that lets nothing be done for so long is asked once more."""
+"""A run with a stall this long is repeated."""
 
 
 def where(namespace: str, part: str) -> str:
@@ -38,7 +38,7 @@ COST_MS = "return string.match(redis.call('GET', KEYS[1]), '^%d+ %d+ %S+ (%d+) '
 
 
 class Source:
-    """A function to be cached: counts its calls, and takes as long as, or fails when, it is told to."""
+    """A function to cache: counts its calls, takes a given time, and fails on request."""
 
     def __init__(self, takes_s: float = 0.0) -> None:
         self.calls = 0
@@ -59,7 +59,7 @@ class Source:
 
 
 class Reader:
-    """Asks a cache for one key over and over, blocking or in asyncio."""
+    """Reads one key from a cache repeatedly, blocking or in asyncio."""
 
     def __init__(
         self, cache: LRUCache | TieredCache, source: Source, runner: asyncio.Runner | None, **options: Any
@@ -70,21 +70,21 @@ class Reader:
         if self.runner is None:
             return self.cache.get_or_compute("k", self.source, **self.options)
 
-        async def asked() -> Any:
+        async def read() -> Any:
             async def function() -> list[int]:
                 return self.source()
 
             value = await self.cache.aio.get_or_compute("k", function, **self.options)
-            await asyncio.sleep(0.002)  # what goes on behind is part of this loop
+            await asyncio.sleep(0.002)  # background refreshes run on this loop
             return value
 
-        return self.runner.run(asked())
+        return self.runner.run(read())
 
     def until(self, wanted: object, timeout_s: float = 10) -> float:
-        """Ask until that is the answer, values or errors; return how long it took."""
-        begun = asked = time.monotonic()
-        while asked < begun + timeout_s:
-            asked = time.monotonic()
+        """Read until the answer, a value or an error, equals `wanted`; return how long it took."""
+        begun = now = time.monotonic()
+        while now < begun + timeout_s:
+            now = time.monotonic()
             try:
                 answer: object = self.ask()
             except ValueError as error:
@@ -99,11 +99,11 @@ NO_LONGER_FRESH = """
 local before, fresh, after = string.match(redis.call('GET', KEYS[1]), '^(%d+ %d+ %S+ %d+ )(%d+)( .*)$')
 redis.call('SET', KEYS[1], before .. string.rep('0', #fresh - 1) .. '1' .. after, 'KEEPTTL')
 """
-"""Has an entry be fresh for one millisecond from its writing."""
+"""Makes an entry fresh for one millisecond from its write."""
 
 
 def no_longer_fresh(cache: LRUCache | TieredCache, raw: Raw, key: str) -> None:
-    """The soft TTL of an entry is over: the same as waiting, at once. Local copies of it are gone."""
+    """Expire the soft TTL of an entry at once instead of waiting. Its local copies are dropped."""
     raw.eval(NO_LONGER_FRESH, 1, cache._shared_state.keys.entry(key))
     if cache._shared_state.local is not None:
         cache._shared_state.local.drop(stored_name(key))
@@ -116,7 +116,7 @@ def loop(request: pytest.FixtureRequest, runner: asyncio.Runner) -> asyncio.Runn
 
 
 @pytest.mark.parametrize("kind", ["redis", "local", "strict", "tiered"])
-def test_a_stale_value_is_served_at_once_and_computed_anew_behind(
+def test_stale_value_returns_at_once_and_is_refreshed(
     backend: Backend, raw: Raw, loop: asyncio.Runner | None, kind: str
 ) -> None:
     kinds: dict[str, Callable[[], LRUCache | TieredCache]] = {
@@ -131,11 +131,11 @@ def test_a_stale_value_is_served_at_once_and_computed_anew_behind(
     assert reader.ask() == [1]
     assert reader.ask() == [1]
     no_longer_fresh(cache, raw, "k")
-    cache.get("k")  # with a copy here: not only the one that computed has read it
+    cache.get("k")  # makes a local copy, so that a reader that did not compute it has one
 
-    if loop is None:  # a loop's own time is everybody's
+    if loop is None:  # a loop shares its time with the refresh
         source.may_return.clear()
-    assert reader.ask() == [1], "stale, and at once: the function has not returned"
+    assert reader.ask() == [1], "stale, and at once: the function has not returned yet"
     source.may_return.set()
     reader.until([2])
     assert source.calls == 2
@@ -146,11 +146,11 @@ def test_a_stale_value_is_served_at_once_and_computed_anew_behind(
 
 @dataclass(frozen=True)
 class Reading:
-    """What one process saw that read one key all the time.
+    """The observations of one process that read one key continuously.
 
     Attributes:
-        computed: when it computed, from when to when.
-        waits: how often it waited for who computes.
+        computed: begin and end of each of its computations.
+        waits: how often it computed or waited for a computation.
         reads: when each read began, and how long it took.
     """
 
@@ -160,7 +160,7 @@ class Reading:
 
 
 def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s: float) -> Reading:
-    """A worker process: read one key all the time."""
+    """A worker process: read one key continuously."""
     cache = LRUCache(backend=Backend(url, namespace=namespace))
     computed: list[tuple[float, float]] = []
     waits: list[str] = []
@@ -168,7 +168,7 @@ def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s:
     compute_lease = SingleFlight._join_or_claim
 
     def noted(self: SingleFlight, name: str, key: str, *, look: bool, blocking: bool) -> Any:
-        waits.append(key)  # who comes here computes, or waits for who does
+        waits.append(key)  # this call computes, or waits for a computation
         return compute_lease(self, name, key, look=look, blocking=blocking)
 
     def work() -> int:
@@ -184,13 +184,13 @@ def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s:
         while (begun := time.monotonic()) < end:
             cache.get_or_compute("k", work, 60, soft_ttl=soft_ttl)
             reads.append((begun, time.monotonic() - begun))
-    wait_until(lambda: not cache._shared_state.flights._flights, "what goes on behind to end")
+    wait_until(lambda: not cache._shared_state.flights._flights, "background refreshes to end")
     cache._backend.close()
     return Reading(computed, len(waits), reads)
 
 
 @pytest.mark.thorough
-def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_reader_waits(
+def test_processes_refresh_once_per_soft_ttl_without_waiting(
     server: Server, namespace: str, workers: Workers, connect: Callable[..., Backend]
 ) -> None:
     seconds, soft_ttl, takes_s = 3.0, 0.75, 0.25
@@ -202,8 +202,8 @@ def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_read
         computed = sorted(each for result in results for each in result.computed)
         reads = sorted(each for result in results for each in result.reads)
         assert [result.waits for result in results] == [0] * 4
-        # Fresh for the soft TTL from when the server wrote it. A process knows the server's time to within one exchange,
-        # and none took longer than the longest read of all; and in whole milliseconds.
+        # A value is fresh for the soft TTL from its write on. A process knows the server's time to within one round trip,
+        # which is at most as long as the longest read, and in whole milliseconds.
         early_s = max(took for _, took in reads) + 0.002
         fresh_s = max(0.0, soft_ttl - early_s)
         assert all(later >= ended + fresh_s for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
@@ -214,16 +214,16 @@ def test_four_processes_compute_a_soft_expired_key_once_per_soft_ttl_and_no_read
             assert abs(len(computed) - seconds / soft_ttl) <= 1
             assert times[-len(times) // 500] < takes_s
             return
-    # A machine that holds up who computes, or all who read, lets less be done: what there was time for was done.
+    # A stall of the computing process, or of all readers, reduces the count: as many as the remaining time allows.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
-    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)  # at most: see above, whatever the machine does
+    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)  # the pauses checked above bound it from above
 
 
-def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_error_is_seen(
+def test_failing_function_raises_after_the_stale_limit(
     backend: Backend, loop: asyncio.Runner | None, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report learns the server's time anew
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # since each report updates the server's time
     soft_ttl, limit = 0.1, 0.8
     source = Source()
     reader = Reader(LRUCache(backend=backend), source, loop, ttl=60, soft_ttl=soft_ttl, stale_if_error=limit)
@@ -233,7 +233,7 @@ def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_erro
     source.fails = True
 
     served, refused = list[float](), list[float]()
-    known = math.inf  # when the server has been told that computing fails: who hears of that first is served
+    known = math.inf  # when the server knows that computing fails; the reader that causes this still gets a value
     while len(refused) < 3 and time.monotonic() < written + 30:
         begun = time.monotonic()
         try:
@@ -246,17 +246,17 @@ def test_a_function_that_fails_is_stood_in_for_until_the_limit_and_then_its_erro
         time.sleep(0.005)
 
     assert len(refused) == 3
-    # This process knows the server's time to within its first call, and whole milliseconds.
+    # This process knows the server's time to within the duration of its first call, and in whole milliseconds.
     assert min(refused) > before + soft_ttl + limit - (written - before) - 0.002
     assert max(served) < max(known, written + soft_ttl + limit + 0.002)
     assert max(served) > before + soft_ttl, "it was stale"
-    assert source.calls <= 5, "a refresh that failed rests for a second; then errors are seen"
+    assert source.calls <= 5, "a failed refresh is not retried for a second; then errors are raised"
     source.fails = False
-    assert reader.ask() == [source.calls], "who sees errors computes himself, and so learns first that it is over"
+    assert reader.ask() == [source.calls], "a reader that gets errors computes, and so sees the recovery first"
 
 
 @pytest.mark.parametrize("options", [{}, {"strict": True}, {"local_size": 10}], ids=str)
-def test_a_read_that_ends_in_the_error_is_a_miss_and_saves_nothing(
+def test_failed_read_is_a_miss_and_saves_nothing(
     backend: Backend, raw: Raw, namespace: str, loop: asyncio.Runner | None, options: dict[str, Any]
 ) -> None:
     cache, source = LRUCache(backend=backend, **options), Source(takes_s=0.05)
@@ -275,18 +275,16 @@ def test_a_read_that_ends_in_the_error_is_a_miss_and_saves_nothing(
         except ValueError:
             failed += 1
     assert failed == 20
-    wait_until(lambda: not cache._shared_state.flights._flights, "what goes on behind to end")
+    wait_until(lambda: not cache._shared_state.flights._flights, "background refreshes to end")
 
     stats = cache.stats()
 
     assert (stats.hits, stats.misses) == (served + 1, 1 + failed)
-    assert round(stats.seconds_saved * 1000) == (served + 1) * cost_ms, "strict or not"
+    assert round(stats.seconds_saved * 1000) == (served + 1) * cost_ms, "with and without strict"
 
 
-def test_a_copy_too_old_to_be_served_is_never_reported_as_read(
-    backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reads are reported by another thread, at any moment: also between finding the copy and looking at its age."""
+def test_too_old_copy_is_not_reported_as_read(backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread reports reads at any time: also between finding the copy and checking its age."""
     cache, age, seen, served = LRUCache(local_size=10, backend=backend), Freshness.age, list[Age](), list[str]()
 
     def reported_meanwhile(freshness: Freshness, *args: Any) -> Age:
@@ -310,12 +308,12 @@ def test_a_copy_too_old_to_be_served_is_never_reported_as_read(
         return True
 
     wait_until(refused, "the copy to be too old")
-    wait_until(lambda: not cache._shared_state.flights._flights, "what goes on behind to end")
+    wait_until(lambda: not cache._shared_state.flights._flights, "background refreshes to end")
     assert Age.OLD in seen
     assert cache.stats().hits - hits == len(served)
 
 
-def test_a_failed_refresh_rests_for_all_processes(
+def test_failed_refresh_delays_retries_of_all_processes(
     backend: Backend, server: Server, connect: Callable[..., Backend]
 ) -> None:
     source = Source()
@@ -333,7 +331,7 @@ def test_a_failed_refresh_rests_for_all_processes(
     readers[1].until([source.calls + 1])
 
 
-def test_hard_expiry_wins_over_everything(backend: Backend, raw: Raw, loop: asyncio.Runner | None) -> None:
+def test_hard_expiry_overrides_all_options(backend: Backend, raw: Raw, loop: asyncio.Runner | None) -> None:
     source = Source()
     reader = Reader(LRUCache(local_size=10, backend=backend), source, loop, ttl=0.4, soft_ttl=0.1, stale_if_error=60)
     with StallDetector(raw.ping) as stalls:
@@ -347,10 +345,10 @@ def test_hard_expiry_wins_over_everything(backend: Backend, raw: Raw, loop: asyn
 
 
 @pytest.mark.parametrize("forget", ["delete", "clear", "invalidate_tags", "put"])
-def test_what_a_refresh_brings_that_began_before_an_invalidation_never_lands(
+def test_refresh_begun_before_invalidation_is_not_stored(
     backend: Backend, server: Server, connect: Callable[..., Backend], forget: str
 ) -> None:
-    cache, elsewhere = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    cache, remote = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
     begun, release = threading.Event(), threading.Event()
 
     def slow() -> str:
@@ -366,20 +364,20 @@ def test_what_a_refresh_brings_that_began_before_an_invalidation_never_lands(
 
     match forget:
         case "delete":
-            elsewhere.delete("k")
+            remote.delete("k")
         case "clear":
-            elsewhere.clear()
+            remote.clear()
         case "invalidate_tags":
-            elsewhere.invalidate_tags("t")
+            remote.invalidate_tags("t")
         case _:
-            elsewhere.put("k", "put")
+            remote.put("k", "put")
 
     expected = "put" if forget == "put" else None
-    assert elsewhere.get("k") == expected, "the stale value is gone as well"
+    assert remote.get("k") == expected, "the stale value is gone as well"
     release.set()
     wait_until(lambda: not cache._shared_state.flights._flights, "the refresh to end")
-    assert cache.get("k") == elsewhere.get("k") == expected
-    assert elsewhere.get_or_compute("k", lambda: "new", **options) == (expected or "new")
+    assert cache.get("k") == remote.get("k") == expected
+    assert remote.get_or_compute("k", lambda: "new", **options) == (expected or "new")
 
 
 def refresh_for_ever(url: str, namespace: str) -> Iterator[str]:
@@ -388,7 +386,7 @@ def refresh_for_ever(url: str, namespace: str) -> Iterator[str]:
     yield "refreshing"
 
 
-def test_a_refresher_that_was_killed_is_replaced_and_nobody_waits_for_that(
+def test_killed_refresher_is_replaced_without_waiting_readers(
     backend: Backend, server: Server, namespace: str, workers: Workers, raw: Raw
 ) -> None:
     cache, source = LRUCache(backend=backend), Source()
@@ -402,11 +400,11 @@ def test_a_refresher_that_was_killed_is_replaced_and_nobody_waits_for_that(
     reader = Reader(cache, source, None, ttl=60, soft_ttl=0.05)
     assert reader.ask() == "old"
     assert source.calls == 0
-    raw.pexpire(where(namespace, "l:k"), 100)  # shortened: the test need not wait for all of it
+    raw.pexpire(where(namespace, "l:k"), 100)  # shortened, so that the test does not wait the whole TTL
     reader.until([1])
 
 
-def test_a_value_is_refreshed_early_and_so_never_missing(backend: Backend, raw: Raw) -> None:
+def test_early_refresh_prevents_misses(backend: Backend, raw: Raw) -> None:
     for attempt in range(10):
         cache, source = LRUCache(name=f"c{attempt}", backend=backend), Source(takes_s=0.05)
         reader = Reader(cache, source, None, ttl=1.0, early_refresh=2.0)
@@ -419,14 +417,14 @@ def test_a_value_is_refreshed_early_and_so_never_missing(backend: Backend, raw: 
                 time.sleep(0.001)
             end = time.monotonic()
             missed = cache.stats().misses - misses
-            # Nobody can refresh a value early while the machine is held up.
+            # A stalled machine cannot refresh a value early.
             if not missed or stalls.within(begin, end) < 0.2:
                 break
-    assert missed == 0, "nobody found it missing, and so nobody waited"
-    assert end - begin > 0.75, "and it was not computed anew all the time"
+    assert missed == 0, "no reader missed it, so none waited"
+    assert end - begin > 0.75, "and it was not refreshed all the time"
 
 
-def test_what_was_stored_together_is_not_due_together(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_jitter_spreads_values_stored_together(backend: Backend, raw: Raw, namespace: str) -> None:
     lru, tiered = LRUCache(100, 50, backend=backend), TieredCache(backend=backend)
     random.seed(20)
     for number in range(20):
@@ -437,13 +435,13 @@ def test_what_was_stored_together_is_not_due_together(backend: Backend, raw: Raw
     soft = [int(raw.get(where(namespace, f"e:soft{number}")).split(" ")[4]) for number in range(20)]
     whole = [raw.pttl(where(namespace, f"e:soft{number}")) for number in range(20)]
     tier = [raw.pttl(f"{namespace}:{{tiered:default}}:e:tier{number}") for number in range(20)]
-    for lives, middle in ((hard, 50_000), (soft, 20_000), (tier, 3_600_000)):
-        assert 0.85 * middle < min(lives) < 0.99 * middle
-        assert 1.01 * middle < max(lives) <= 1.1 * middle
+    for ttls, middle in ((hard, 50_000), (soft, 20_000), (tier, 3_600_000)):
+        assert 0.85 * middle < min(ttls) < 0.99 * middle
+        assert 1.01 * middle < max(ttls) <= 1.1 * middle
     assert max(whole) <= 40_000, "with a soft TTL the hard one is exact"
 
 
-def test_a_decorated_function_is_refreshed_with_its_own_arguments(backend: Backend, raw: Raw) -> None:
+def test_decorated_function_is_refreshed_with_its_arguments(backend: Backend, raw: Raw) -> None:
     cache = LRUCache(local_size=10, backend=backend)
     calls: list[str] = []
 
@@ -456,14 +454,14 @@ def test_a_decorated_function_is_refreshed_with_its_own_arguments(backend: Backe
     for question in "ab":
         no_longer_fresh(cache, raw, ask.key(question))
     assert [ask("a"), ask("b")] == ["a1", "b1"]
-    wait_until(lambda: (ask("a"), ask("b")) == ("a2", "b2"), "both to be computed anew")
+    wait_until(lambda: (ask("a"), ask("b")) == ("a2", "b2"), "both to be refreshed")
     assert ask.cache_info().computed == len(calls)
     ask.invalidate("a")
     assert ask("a")[:-1] == "a"
 
 
 @pytest.mark.parametrize("options", [{"soft_ttl": 60}, {"jitter": 2}, {"stale_if_error": -1}, {"unknown": 1}])
-def test_bad_options_are_refused_before_anything_is_sent(
+def test_invalid_options_are_refused_before_any_command(
     backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner, options: dict[str, Any]
 ) -> None:
     cache = LRUCache(backend=backend)
@@ -477,7 +475,7 @@ def test_bad_options_are_refused_before_anything_is_sent(
     assert not list(raw.scan_iter(match=f"{namespace}:*"))
 
 
-def test_closing_cancels_what_a_loop_refreshes(
+def test_closing_cancels_refreshes_of_a_loop(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = LRUCache(backend=backend)
@@ -501,13 +499,11 @@ def test_closing_cancels_what_a_loop_refreshes(
         await asyncio.wait_for(ended.wait(), 20)
 
     runner.run(scene())
-    assert raw.exists(where(namespace, "l:k")) == 0, "the lease was given back while there was a connection"
+    assert raw.exists(where(namespace, "l:k")) == 0, "the lease was released while the connection was open"
     assert caplog.records == []
 
 
-def test_closing_does_not_wait_for_a_slow_refresh_nor_does_a_forked_child(
-    server: Server, connect: Callable[..., Backend]
-) -> None:
+def test_closing_and_forked_child_skip_slow_refreshes(server: Server, connect: Callable[..., Backend]) -> None:
     backend = connect(server.url)
     cache = LRUCache(backend=backend)
     release, begun = threading.Event(), threading.Event()

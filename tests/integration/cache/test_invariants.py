@@ -1,4 +1,4 @@
-"""Processes do what they like to one cache; after every script its indexes, limits and accounts agree."""
+"""Random operations of several processes on one cache; after every script its indexes, limits and counters agree."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AFTERWARDS = """
 local reply = (function()
 %s
 end)()
-local tag, sum, standing = string.sub(KEYS[1], 1, -5), 0, 0
+local tag, sum, members = string.sub(KEYS[1], 1, -5), 0, 0
 if string.sub(KEYS[1], -5) ~= ':meta' then return reply end
 local found = redis.call('HMGET', KEYS[1], 'settings', 'bytes', 'next')
 local first_ms = redis.call('ZRANGE', tag .. 'exp', 0, 0, 'WITHSCORES')[2]
@@ -47,23 +47,23 @@ if not found[1] then return reply end
 local hot, warm, cold, most = string.match(found[1], 'capacity (%%d+)/(%%d+)/(%%d+) bytes (%%d+)')
 local sizes = redis.call('HVALS', tag .. 'size')
 for _, size in ipairs(sizes) do sum = sum + size %% 1e10 end
-for _, tier in ipairs({'hot', 'warm', 'cold', 'new'}) do standing = standing + redis.call('ZCARD', tag .. tier) end
-if #sizes > hot + warm + cold or standing ~= #sizes or sum ~= tonumber(found[2] or 0) or (most ~= '0' and sum > tonumber(most))
+for _, tier in ipairs({'hot', 'warm', 'cold', 'new'}) do members = members + redis.call('ZCARD', tag .. tier) end
+if #sizes > hot + warm + cold or members ~= #sizes or sum ~= tonumber(found[2] or 0) or (most ~= '0' and sum > tonumber(most))
   or (hot ~= '0' and redis.call('ZCARD', tag .. 'hot') > tonumber(hot))
   or (warm ~= '0' and redis.call('ZCARD', tag .. 'warm') > tonumber(warm))
   or redis.call('ZCARD', tag .. 'exp') > #sizes
   or (first_ms and (tonumber(found[3] or nil) or math.huge) > tonumber(first_ms)) then
-  redis.call('RPUSH', tag .. 'faults', #sizes .. ' entries, ' .. standing .. ' standing, ' .. sum .. ' bytes, '
+  redis.call('RPUSH', tag .. 'faults', #sizes .. ' entries, ' .. members .. ' members, ' .. sum .. ' bytes, '
     .. (found[2] or '') .. ' accounted, under ' .. found[1])
 end
 redis.call('INCR', tag .. 'checks')
 return reply
 """
-"""A script, and after it, in the same step, a look at what it has left."""
+"""Runs a script and, in the same step, checks the state it has left."""
 
 
 def check_after_every_script(without: str) -> None:
-    """In a worker process: have every script of a cache checked. What is `without` is cut from them."""
+    """In a worker process: check every script of a cache after it has run. `without` is cut from their source."""
     scripts: Any = script.Script
     plain, texts = scripts.source.fget, dict[str, str]()
 
@@ -77,7 +77,7 @@ def check_after_every_script(without: str) -> None:
     scripts.source = property(source)
 
 
-def wreak(url: str, namespace: str, seed: int, operations: int, without: str | None = None) -> int:
+def operate(url: str, namespace: str, seed: int, operations: int, without: str | None = None) -> int:
     """A worker process: random operations on all caches. Returns how often a value was wrong."""
     if without is not None:
         check_after_every_script(without)
@@ -114,17 +114,17 @@ def wreak(url: str, namespace: str, seed: int, operations: int, without: str | N
     return wrong
 
 
-def test_limits_and_accounts_hold_whatever_four_processes_do(
+def test_limits_and_counters_hold_under_four_processes(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
-    results = workers.run(wreak, [(server.url, namespace, seed, 400) for seed in range(PROCESSES)])
+    results = workers.run(operate, [(server.url, namespace, seed, 400) for seed in range(PROCESSES)])
 
     assert results == [0] * PROCESSES
     agree_and_leave_nothing(backend, raw)
 
 
 def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
-    """Scan all of each cache: as the processes left it, after one sweep, and after clear and sweep."""
+    """Scan each cache completely: as the processes left it, after one sweep, and after clear and sweep."""
     namespace = backend.namespace
     for cache in caches(backend):
         service = "cache" if isinstance(cache, LRUCache) else "tiered"
@@ -134,31 +134,29 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
         assert stats.misses > 0
 
         for key in list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:e:*"))[::2]:
-            raw.unlink(key)  # as a server does that evicts by itself
+            raw.unlink(key)  # as a server with its own eviction policy does
         cache.put("soon over", 1, ttl=0.001)
         wait_until(lambda cache=cache: cache.entry("soon over") is None, "the entry to expire")  # type: ignore[misc]
-        begun_ms = time.time() * 1000  # of one machine with the server; what expires later is no business of this sweep
+        begun_ms = time.time() * 1000  # the server runs on the same machine; later expiries are not due for this sweep
         cache.sweep()
         assert without_value(raw, namespace, service, cache.name, begun_ms) == [], "after one sweep"
         assert faults(raw, namespace, service, cache.name) == [], cache
 
         cache.clear()
         cache.sweep()
-        resent = keys.cache(namespace, service, cache.name).resent  # of puts sent twice, as on a busy machine
+        resent = keys.cache(namespace, service, cache.name).resent  # set by puts that were resent, as on a busy machine
         wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
         left = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*")}
         assert left <= {"meta", "epochs", "checks"}, cache
 
 
 @pytest.mark.thorough
-def test_limits_and_accounts_hold_after_every_script(
+def test_limits_and_counters_hold_after_every_script(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
-    for compute_lease in range(
-        TURNS
-    ):  # a worker's time limit is there to end one that hangs: 5000 steps may take longer
+    for compute_lease in range(TURNS):  # a worker's timeout is for hangs; 5000 steps in one worker may exceed it
         seeds = range(PROCESSES * compute_lease, PROCESSES * (compute_lease + 1))
-        assert workers.run(wreak, [(server.url, namespace, seed, 1000, "") for seed in seeds]) == [0] * PROCESSES
+        assert workers.run(operate, [(server.url, namespace, seed, 1000, "") for seed in seeds]) == [0] * PROCESSES
     assert list(raw.scan_iter(match=f"{namespace}:*:faults")) == []
     checks = [int(raw.get(key)) for key in raw.scan_iter(match=f"{namespace}:*:checks")]
     assert len(checks) == len(_CACHES) + len(_TIERED)
@@ -178,7 +176,7 @@ def test_limits_and_accounts_hold_after_every_script(
         "        if #leave[i] > 0 then I.call('ZREM', I.tier[i], unpack(leave[i])) end\n",
     ],
 )
-def test_the_check_of_the_check_a_fault_in_a_script_is_found(
+def test_script_fault_fails_the_check(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend, without: str
 ) -> None:
     sources = script.Script("cache/put").source
@@ -187,8 +185,8 @@ def test_the_check_of_the_check_a_fault_in_a_script_is_found(
     def found() -> bool:
         return any(raw.exists(f"{cache._shared_state.keys.tag}:faults") for cache in caches(backend))
 
-    for seed in range(1, 6):  # a worker's time limit is there to end one that hangs
-        workers.run(wreak, [(server.url, namespace, seed, 300, without)])
+    for seed in range(1, 6):  # several short runs, since a worker's timeout is for hangs
+        workers.run(operate, [(server.url, namespace, seed, 300, without)])
         if found():
             break
     assert found()

@@ -1,4 +1,4 @@
-"""A cache whose server is away, and comes back: callers get results, and nothing that was invalidated meanwhile."""
+"""A cache during and after a server outage: callers get results, and none that was invalidated meanwhile."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests.support.workers import Workers
 NOWHERE = "redis://127.0.0.1:1/0"
 STALE_S = 0.25
 NOTICED_S = 1.0
-"""A process notices within this time that the server is back."""
+"""A process detects the server's return within this time."""
 
 
 def copied(cache: LRUCache, *keys: str) -> None:
-    """Wait until there are copies of all keys at once: a gap of the bus takes those that were there."""
+    """Wait until all keys have local copies at the same time: a gap of the bus drops the earlier ones."""
     assert cache._local is not None
     local = cache._local
 
@@ -47,27 +47,25 @@ def copied(cache: LRUCache, *keys: str) -> None:
     wait_until(answers, "local copies")
 
 
-def test_without_a_server_threads_share_one_computation(connect: Callable[..., Backend]) -> None:
+def test_threads_share_one_computation_during_an_outage(connect: Callable[..., Backend]) -> None:
     cache = LRUCache(backend=connect(NOWHERE, deadline=0.2))
     calls: list[int] = []
 
     def work() -> list[int]:
         calls.append(1)
         if len(calls) == 1:
-            wait_until(lambda: waiting(cache, "k") == 19, "all others to find the server away, and wait")
+            wait_until(lambda: waiting(cache, "k") == 19, "all others to find the server unreachable, and wait")
         return [len(calls)]
 
     with ThreadPoolExecutor(20) as threads:
         values = list(threads.map(lambda _: cache.get_or_compute("k", work), range(20)))
 
     assert values == [[1]] * 20
-    assert len({id(value) for value in values}) == 20, "each has a value of his own"
-    assert cache.get_or_compute("k", work) == [2], "nothing is kept"
+    assert len({id(value) for value in values}) == 20, "each caller has its own value"
+    assert cache.get_or_compute("k", work) == [2], "nothing is stored"
 
 
-def test_without_a_server_tasks_share_one_computation_and_its_error(
-    connect: Callable[..., Backend], runner: asyncio.Runner
-) -> None:
+def test_tasks_share_one_error_during_an_outage(connect: Callable[..., Backend], runner: asyncio.Runner) -> None:
     cache = TieredCache(backend=connect(NOWHERE, deadline=0.2))
     calls: list[int] = []
 
@@ -85,10 +83,10 @@ def test_without_a_server_tasks_share_one_computation_and_its_error(
 
 
 @pytest.mark.parametrize("away", [False, True])
-def test_an_error_of_the_function_is_told_to_all_also_if_it_is_of_our_classes(
+def test_library_error_of_the_function_reaches_all_waiters(
     connect: Callable[..., Backend], server: Server, away: bool
 ) -> None:
-    """A function may ask another server, which is away: that is no reason for all to call it in turn."""
+    """A function may use another server that is down: then the other callers must not call it one after the other."""
     cache = LRUCache(backend=connect(NOWHERE, deadline=0.2) if away else connect(server.url))
     calls: list[int] = []
 
@@ -107,7 +105,7 @@ def test_an_error_of_the_function_is_told_to_all_also_if_it_is_of_our_classes(
     assert calls == [1]
 
 
-def test_it_may_be_an_error_that_the_server_is_away(call: Call, connect: Callable[..., Backend]) -> None:
+def test_on_unavailable_raise_raises_during_an_outage(call: Call, connect: Callable[..., Backend]) -> None:
     cache = LRUCache(on_unavailable="raise", backend=connect(NOWHERE, deadline=0.2))
     with pytest.raises(BackendUnavailable):
         call(cache, "get_or_compute", "k", lambda: pytest.fail("it is not called"))
@@ -117,7 +115,7 @@ def test_it_may_be_an_error_that_the_server_is_away(call: Call, connect: Callabl
 
 
 @pytest.mark.parametrize("how", ["killed", "paused"])
-def test_copies_stand_in_as_long_as_is_allowed_and_no_longer(
+def test_stale_copies_are_returned_up_to_the_limit(
     own_server: Server, connect: Callable[..., Backend], how: str
 ) -> None:
     backend = connect(own_server.url)
@@ -129,36 +127,36 @@ def test_copies_stand_in_as_long_as_is_allowed_and_no_longer(
     own_server.kill() if how == "killed" else own_server.pause()
     away = time.monotonic()
     try:
-        wait_until(lambda: cache._local is not None and cache._local.find("a") is None, "the copies to be silent")
+        wait_until(lambda: cache._local is not None and cache._local.find("a") is None, "the copies to be unusable")
 
         def ask(key: str, **options: Any) -> Any:
             return cache.get_or_compute(key, lambda: "computed", 60, **options)
 
         assert ask("a", stale_if_error=60) == ask("a", soft_ttl=30) == "of before"
-        assert ask("a") == "computed", "nobody allowed that it stands in"
+        assert ask("a") == "computed", "no option allows a stale value"
         assert ask("missing", stale_if_error=60) == "computed"
         with pytest.raises(BackendUnavailable):
             cache.get("a")
         with pytest.raises(BackendUnavailable):
             cache.delete("a") if how == "killed" else cache.invalidate_tags("tag a")
-        assert ask("a", stale_if_error=60) == "computed", "it was invalidated here"
+        assert ask("a", stale_if_error=60) == "computed", "this process has invalidated it"
         assert ask("b", stale_if_error=60) == "of before"
         wait_until(lambda: time.monotonic() > away + 1.1, "the limit")
         assert ask("b", stale_if_error=1) == "computed"
     finally:
         own_server.restart() if how == "killed" else own_server.resume()
-    wait_until(lambda: answered(cache) is None, "it to be back")
+    wait_until(lambda: answered(cache) is None, "the server to be back")
 
 
-def test_copies_of_before_an_outage_are_gone_after_it(
+def test_copies_from_before_an_outage_are_dropped(
     own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the bus's connection outlasts the outage, however slow the machine
+    # the bus's connection outlasts the outage, no matter how slow the machine is
     monkeypatch.setattr(pubsub_connection, "LOST_AFTER_S", 60)
     assert copies_after_recovery(own_server, connect) == (0, "computed")
 
 
-def test_the_check_of_the_check_without_a_flush_they_are_not(
+def test_copies_without_a_flush_fail_the_check(
     own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pubsub_connection, "LOST_AFTER_S", 60)
@@ -167,9 +165,9 @@ def test_the_check_of_the_check_without_a_flush_they_are_not(
 
 
 def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tuple[int, Any]:
-    """Have the server not answer for a while, though no connection breaks, so that only its answering tells of it.
+    """Stop the server's replies for a while without breaking a connection, so that only replies show its return.
 
-    Returns how many copies there are when it is known to be back, and what one of them stands in for in the next outage.
+    Returns the number of copies once its return is detected, and the stale value returned in the next outage.
     """
     backend = connect(server.url)
     cache = LRUCache(local_size=10, backend=backend)
@@ -177,17 +175,18 @@ def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tu
     copied(cache, "k")
     hurry(backend, 0.3)
     known: list[int] = []
-    backend.on_recovery(lambda: known.append(len(cache._local or ())))  # called after the cache's own
+    backend.on_recovery(lambda: known.append(len(cache._local or ())))  # called after the cache's own callback
 
     def outage() -> None:
         server.pause()
         wait_until(
-            lambda: isinstance(answered(cache), BackendUnavailable) and backend._breaker.open, "it to be noticed"
+            lambda: isinstance(answered(cache), BackendUnavailable) and backend._breaker.open,
+            "the outage to be detected",
         )
 
     outage()
     server.resume()
-    wait_until(lambda: known, "its return to be noticed")
+    wait_until(lambda: known, "its return to be detected")
     outage()
     try:
         return known[0], cache.get_or_compute("k", lambda: "computed", stale_if_error=60)
@@ -196,7 +195,7 @@ def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tu
 
 
 def answered(cache: LRUCache) -> Any:
-    """What the server holds for a key, or that it does not answer."""
+    """The server's value of a key, or the error if it does not answer."""
     try:
         return cache.get("a", fresh=True)
     except BackendUnavailable as error:
@@ -212,25 +211,25 @@ FORGET: dict[str, Callable[[LRUCache], object]] = {
 
 
 @pytest.mark.parametrize("forget", FORGET)
-def test_an_invalidation_that_failed_is_told_before_the_first_read_after_recovery(
+def test_failed_invalidation_is_sent_before_the_next_read(
     start_server: Callable[..., Server], connect: Callable[..., Backend], forget: str
 ) -> None:
     assert invalidated_meanwhile(start_server(aof=True), connect, forget) == []
 
 
-def test_the_check_of_the_check_without_telling_the_old_value_is_read(
+def test_unsent_invalidation_fails_the_check(
     start_server: Callable[..., Server], connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forget_it(shared: SharedState) -> Flow[None]:
+    def drop_pending(shared: SharedState) -> Flow[None]:
         shared.pending_invalidations.clear()
         yield from ()
 
-    monkeypatch.setattr(settings_flows, "_flush_pending", forget_it)
+    monkeypatch.setattr(settings_flows, "_flush_pending", drop_pending)
     assert invalidated_meanwhile(start_server(aof=True), connect, "delete") == ["old"]
 
 
 def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
-    """Invalidate while the server is down; return the old values read once it is back with all it had."""
+    """Invalidate while the server is down; return the old values read after it is back with all its data."""
     backend = connect(server.url)
     cache = LRUCache(backend=backend)
     cache.put("k", "old", tags=["t"])
@@ -251,7 +250,9 @@ def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forge
     return [value for value in read if value is not None]
 
 
-def test_it_is_told_even_if_nobody_reads(start_server: Callable[..., Server], connect: Callable[..., Backend]) -> None:
+def test_failed_invalidation_is_sent_without_reads(
+    start_server: Callable[..., Server], connect: Callable[..., Backend]
+) -> None:
     server = start_server(aof=True)
     backend = connect(server.url)
     cache = LRUCache(backend=backend)
@@ -262,11 +263,11 @@ def test_it_is_told_even_if_nobody_reads(start_server: Callable[..., Server], co
         cache.delete("k")
     server.restart()
 
-    elsewhere = LRUCache(backend=connect(server.url))
-    wait_until(lambda: elsewhere.get("k") is None, "the background thread to tell it")
+    remote = LRUCache(backend=connect(server.url))
+    wait_until(lambda: remote.get("k") is None, "the background thread to send it")
 
 
-def test_what_is_owed_is_bounded(connect: Callable[..., Backend]) -> None:
+def test_pending_invalidations_are_bounded(connect: Callable[..., Backend]) -> None:
     cache = LRUCache(backend=connect(NOWHERE, deadline=0.1))
     with pytest.raises(BackendUnavailable):
         cache.delete_many([f"k{number}" for number in range(MAX_PENDING_INVALIDATIONS)])
@@ -276,7 +277,7 @@ def test_what_is_owed_is_bounded(connect: Callable[..., Backend]) -> None:
     assert list(cache._shared_state.pending_invalidations) == [(InvalidationScope.ALL, "")]
 
 
-# Processes at work while the server is killed and comes back. A value is the time at which its computing began.
+# Processes at work while the server is killed and restarted. A value is the time at which its computing began.
 
 DEADLINE_S = 1.0
 KEYS = [f"k{number}" for number in range(4)]
@@ -287,7 +288,7 @@ Spans = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call brought, and when it began and ended."""
+    """The result of one call, and when it began and ended."""
 
     key: str
     value: float
@@ -296,15 +297,15 @@ class Answer:
 
 
 def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[Answer], Spans]:
-    """A worker process: ask for values until told to stop. Returns what it saw, and when the machine held it up.
+    """A worker process: request values until stopped. Returns its answers, and when the machine stalled it.
 
-    It writes a byte into the file `progress` for each, and stops when a file ``progress.stop`` is there.
+    It writes a byte into the file `progress` for each, and stops when a file ``progress.stop`` exists.
     """
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
     seen: list[Answer] = []
     with StallDetector() as stalls, Path(progress).open("ab", buffering=0) as written:
-        while goes_on(progress):
+        while is_running(progress):
             key = KEYS[len(seen) % len(KEYS)]
             begun = time.monotonic()
             value = cache.get_or_compute(key, time.monotonic, 60, tags=[f"tag of {key}"], **options)
@@ -315,7 +316,7 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[A
     return seen, stalls.spans
 
 
-def goes_on(progress: str) -> bool:
+def is_running(progress: str) -> bool:
     return not Path(f"{progress}.stop").exists()
 
 
@@ -324,13 +325,13 @@ def use_with_stale_copies(url: str, namespace: str, progress: str) -> tuple[list
 
 
 def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float, float]]:
-    """A worker process: invalidate until told to stop. Returns key, begin and end of each that was acknowledged."""
+    """A worker process: invalidate until stopped. Returns key, begin and end of each acknowledged invalidation."""
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(backend=backend)
     acknowledged: list[tuple[str, float, float]] = []
     count = 0
     with Path(progress).open("ab", buffering=0) as written:
-        while goes_on(progress):
+        while is_running(progress):
             key, count = KEYS[count % len(KEYS)], count + 1
             begun = time.monotonic()
             try:
@@ -350,7 +351,7 @@ def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float
 @pytest.mark.thorough
 @pytest.mark.servers("valkey", "redis82", "redis70")
 @pytest.mark.parametrize("aof", [False, True], ids=["empty", "aof"])
-def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old_back(
+def test_killed_server_costs_no_results_or_coherence(
     start_server: Callable[..., Server],
     server_kind: ServerKind,
     workers: Workers,
@@ -358,7 +359,7 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     aof: bool,
     tmp_path: Path,
 ) -> None:
-    # under the default, everysec, a reply may go out before its write: a killed server may forget what it acknowledged
+    # with the default, everysec, a reply may precede its write to disk: a killed server may lose what it acknowledged
     server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
     files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
     for file in (*files, written):
@@ -370,34 +371,34 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     ]
     writer = workers.start(invalidate, server.url, namespace, str(tmp_path / "writer"))
 
-    def all_go_on(calls: int) -> None:
-        """Wait until each reader has made so many calls more."""
+    def wait_for_calls(calls: int) -> None:
+        """Wait until each reader has made at least `calls` more calls."""
         before = [file.stat().st_size for file in files]
         wait_until(
             lambda: all(file.stat().st_size >= at + calls for file, at in zip(files, before, strict=True)), "calls"
         )
 
     def ask() -> None:
-        if server.nodes[0].alive:  # else it is no machine that holds the readers up
-            with contextlib.suppress(RedisError):  # it loads its data
+        if server.nodes[0].alive:  # a dead server is an outage, not a stall
+            with contextlib.suppress(RedisError):  # it is loading its data
                 client.ping()
 
     with server.client() as client, StallDetector(ask) as server_stalls:
-        all_go_on(150)
+        wait_for_calls(150)
         server.kill()
         killed = time.monotonic()
-        time.sleep(DEADLINE_S + 0.5)  # beyond the deadline: the outage is noticed
-        all_go_on(30)
+        time.sleep(DEADLINE_S + 0.5)  # longer than the deadline: the outage is detected
+        wait_for_calls(30)
         server.restart()
         back = time.monotonic()
         acknowledged_before = written.stat().st_size
         time.sleep(NOTICED_S)
         wait_until(lambda: written.stat().st_size > acknowledged_before + 5, "invalidations")
-        all_go_on(300)
+        wait_for_calls(300)
         (tmp_path / "writer.stop").touch()
         acknowledged = writer.result()
         unchanged = time.monotonic()
-        all_go_on(100)
+        wait_for_calls(100)
     for file in files:
         Path(f"{file}.stop").touch()
 
@@ -406,24 +407,24 @@ def test_a_server_killed_under_load_costs_nobody_a_result_and_brings_nothing_old
     assert late
     for function, reader in zip(functions, readers, strict=True):
         seen, spans = reader.result()
-        stalls = union(spans, server_stalls.spans)  # each of a call's commands has to wait for a server that is slow
+        stalls = union(spans, server_stalls.spans)  # each command of a call waits for a stalled server
         for call in seen:
             if call.ended - call.begun > DEADLINE_S / 2:
                 own = call.ended - call.begun - overlap(stalls, call.begun, call.ended)
-                # what was computed when the server died may first have waited for the reads being reported just then
+                # a value computed when the server died may first have waited for the report in flight
                 waited_s = access_reports._WAIT_SHARE * DEADLINE_S if call.begun < killed else 0.0
-                assert own < DEADLINE_S + waited_s + 0.05, "no call beyond its deadline"
+                assert own < DEADLINE_S + waited_s + 0.05, "no call exceeds its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
-        assert len(without) > 20, "results also while there was no server"
+        assert len(without) > 20, "results during the outage, too"
         after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
         assert len(after) > 100
-        # what may stand in for a server that is away does so until this process has noticed that it is back
+        # a stale copy may be returned until this process has detected that the server is back
         for call in after if function is use_with_stale_copies else seen:
             over = call.begun - STALE_S
             newest = max((at for key, at, end in acknowledged if key == call.key and end < over), default=0.0)
             assert call.value > newest, (
-                f"{call.key}: what was computed {newest - call.value:.3f} s before it was invalidated"
+                f"{call.key}: a value computed {newest - call.value:.3f} s before its invalidation"
             )
         quiet = [call for call in seen if call.begun > unchanged]
         assert len(quiet) > 90
-        assert len([call for call in quiet if call.value > call.begun]) < len(quiet) / 4, "the cache serves again"
+        assert len([call for call in quiet if call.value > call.begun]) < len(quiet) / 4, "the cache answers again"

@@ -1,4 +1,4 @@
-"""Whoever would wait for himself computes by himself: functions that ask for their own value, loops that are blocked."""
+"""Callers that would wait for themselves compute directly: functions that need their own value, blocked event loops."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TIMEOUT_S = 10.0
 
 
 def in_time(function: Callable[[], Any]) -> Any:
-    """Call a function that may wait for ever, on a thread that does not outlast the tests."""
+    """Call a function that may deadlock, on a thread that does not outlast the tests."""
     outcome: list[Any] = []
 
     def run() -> None:
         try:
             outcome.append(function())
-        except BaseException as error:  # noqa: BLE001  it is raised where it is looked for
+        except BaseException as error:  # noqa: BLE001  raised again by the caller
             outcome.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -36,8 +36,8 @@ def in_time(function: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def asking_for_itself(call: Call, cache: LRUCache, meanwhile: Callable[[], object]) -> tuple[Any, list[int]]:
-    """Return a function that computes k by way of k, three deep, and the list of its calls."""
+def self_referencing(call: Call, cache: LRUCache, meanwhile: Callable[[], object]) -> tuple[Any, list[int]]:
+    """Return a function that computes k from k, three levels deep, and the list of its calls."""
     calls: list[int] = []
 
     def blocking() -> int:
@@ -58,7 +58,7 @@ def asking_for_itself(call: Call, cache: LRUCache, meanwhile: Callable[[], objec
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "a tag is invalidated", "the key is deleted"])
-def test_a_function_that_asks_for_its_own_value_is_called_as_without_a_cache(
+def test_self_referencing_function_runs_as_if_uncached(
     call: Call, backend: Backend, raw: Raw, namespace: str, meanwhile: str
 ) -> None:
     cache = LRUCache(backend=backend)
@@ -67,23 +67,25 @@ def test_a_function_that_asks_for_its_own_value_is_called_as_without_a_cache(
         "a tag is invalidated": lambda: cache.invalidate_tags("t"),
         "the key is deleted": lambda: cache.delete("k"),
     }
-    function, calls = asking_for_itself(call, cache, acts[meanwhile])
+    function, calls = self_referencing(call, cache, acts[meanwhile])
 
     assert in_time(lambda: call(cache, "get_or_compute", "k", function)) == 3
 
     assert len(calls) == 3
-    assert cache.get("k") == (None if meanwhile == "the key is deleted" else 3), "of no such tag, or begun before"
+    assert cache.get("k") == (None if meanwhile == "the key is deleted" else 3), (
+        "without that tag, or begun before the deletion"
+    )
     assert not raw.exists(f"{namespace}:{{cache:default}}:l:k")
 
 
-def test_so_it_is_without_a_server(call: Call, connect: Callable[..., Backend]) -> None:
+def test_self_referencing_function_runs_during_an_outage(call: Call, connect: Callable[..., Backend]) -> None:
     cache = LRUCache(backend=connect("redis://127.0.0.1:1", deadline=0.05))
-    function, calls = asking_for_itself(call, cache, int)
+    function, calls = self_referencing(call, cache, int)
     assert in_time(lambda: call(cache, "get_or_compute", "k", function)) == 3
     assert len(calls) == 3
 
 
-def test_one_that_never_ends_is_told_so_as_any_other(backend: Backend) -> None:
+def test_endless_recursion_raises_recursion_error(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
 
     def endless() -> int:
@@ -92,10 +94,10 @@ def test_one_that_never_ends_is_told_so_as_any_other(backend: Backend) -> None:
 
     with pytest.raises(RecursionError):
         in_time(endless)
-    assert cache.get_or_compute("k", lambda: 1) == 1, "and nobody has to wait for it"
+    assert cache.get_or_compute("k", lambda: 1) == 1, "and no caller waits for it"
 
 
-def test_a_recursive_function_needs_each_value_once(backend: Backend) -> None:
+def test_recursive_function_computes_each_value_once(backend: Backend) -> None:
     cache, calls = LRUCache(backend=backend), list[int]()
 
     @cache.cached()
@@ -107,7 +109,7 @@ def test_a_recursive_function_needs_each_value_once(backend: Backend) -> None:
     assert sorted(calls) == list(range(21))
 
 
-def test_a_blocking_call_does_not_wait_for_a_task_of_the_loop_it_blocks(backend: Backend) -> None:
+def test_blocking_call_on_loop_computes_directly(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
 
     async def main() -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What networks, servers and forks do to a cache, and what it makes of it: nothing twice, nothing old."""
+"""Faults of networks, servers and forks: a cache does nothing twice and returns nothing outdated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PUT, TOUCH, RENEW = Script("cache/put"), Script("cache/report_reads"), Script("c
 
 
 def state(raw: Raw, namespace: str) -> dict[str, Any]:
-    """What matters of a cache: order, sizes with hits, counters."""
+    """The relevant state of a cache: order, sizes with hits, counters."""
     where = f"{namespace}:{{cache:default}}"
     meta = raw.hgetall(f"{where}:meta")
     counters = {name: meta.get(name, "0") for name in ("bytes", "evicted", "hot", "warm", "cold", "misses")}
@@ -49,7 +49,7 @@ def through_proxy(proxy: Proxy, connect: Callable[..., Backend]) -> Backend:
     return connect(proxy.url)
 
 
-def test_a_put_whose_reply_is_lost_happens_once_with_its_report(
+def test_put_with_lost_reply_is_executed_once(
     call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str
 ) -> None:
     cache = LRUCache(max_size=3, backend=through_proxy)
@@ -67,13 +67,11 @@ def test_a_put_whose_reply_is_lost_happens_once_with_its_report(
     assert after["order"] == ["c", "a", "d"]
     assert after["size"]["a"].startswith("1000000"), "read once"
     assert (after["evicted"], after["cold"], after["misses"]) == ("1", "1", "1")
-    assert call(cache, "stats").hits == 1, "the report, whose fate was unknown, was sent again and recognised"
+    assert call(cache, "stats").hits == 1, "the report with unknown result was sent again and recognised"
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_a_put_that_never_arrived_is_sent_again(
-    call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str
-) -> None:
+def test_lost_put_is_sent_again(call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str) -> None:
     cache = LRUCache(backend=through_proxy)
     call(cache, "put", "k", "old")
     proxy.reset_before_request(only=PUT)
@@ -85,12 +83,12 @@ def test_a_put_that_never_arrived_is_sent_again(
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_a_put_that_was_cancelled_does_not_overwrite_a_newer_one(
+def test_cancelled_put_does_not_overwrite_a_newer_one(
     through_proxy: Backend, proxy: Proxy, runner: asyncio.Runner, raw: Raw, namespace: str, *, many: bool
 ) -> None:
     cache = LRUCache(backend=through_proxy)
     cache.put("k", "older")
-    names = ["j", "k"] if many else ["k"]  # the first of several is no part of the batch
+    names = ["j", "k"] if many else ["k"]  # the first of several is not part of the batch
     held = proxy.hold(only=PUT, nth=len(names), reset=False)
 
     async def scene() -> None:
@@ -111,9 +109,7 @@ def test_a_put_that_was_cancelled_does_not_overwrite_a_newer_one(
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_closing_does_not_wait_for_a_lost_server_once_for_each_cache(
-    connect: Callable[..., Backend], server: Server
-) -> None:
+def test_closing_waits_once_for_a_lost_server(connect: Callable[..., Backend], server: Server) -> None:
     backend = connect(server.url)
     caches = [LRUCache(name=f"c{number}", backend=backend) for number in range(8)]
     for cache in caches:
@@ -129,12 +125,12 @@ def test_closing_does_not_wait_for_a_lost_server_once_for_each_cache(
         server.resume()
 
 
-def test_who_is_cancelled_while_claiming_leaves_no_lease_behind(
+def test_cancelled_claim_leaves_no_lease(
     through_proxy: Backend, proxy: Proxy, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:
     cache = LRUCache(backend=through_proxy)
     cache.put("other", 1)
-    lost = proxy.swallow(only=Script("cache/claim"))  # granted, but the claimer does not hear of it
+    lost = proxy.swallow(only=Script("cache/claim"))  # granted, but the reply is lost
 
     async def scene() -> None:
         first = asyncio.create_task(cache.aio.get_or_compute("k", lambda: "never called"))
@@ -148,7 +144,7 @@ def test_who_is_cancelled_while_claiming_leaves_no_lease_behind(
     assert raw.exists(f"{namespace}:{{cache:default}}:l:k") == 0
 
 
-def test_a_report_whose_reply_is_lost_counts_once(
+def test_report_with_lost_reply_counts_once(
     call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str
 ) -> None:
     cache = LRUCache(backend=through_proxy)
@@ -167,7 +163,7 @@ def test_a_report_whose_reply_is_lost_counts_once(
 
 
 @pytest.mark.parametrize("begins", ["before the put looks", "after the put looked"])
-def test_a_put_comes_after_the_reads_that_are_being_reported(
+def test_put_follows_the_reads_being_reported(
     proxy: Proxy,
     connect: Callable[..., Backend],
     raw: Raw,
@@ -204,7 +200,7 @@ def test_a_put_comes_after_the_reads_that_are_being_reported(
     assert state(raw, namespace)["order"] == ["b", "a", "c"]
 
 
-def test_a_late_put_does_not_overwrite_a_newer_one(
+def test_late_put_does_not_overwrite_a_newer_one(
     call: Call, proxy: Proxy, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     backend = connect(proxy.url)
@@ -216,10 +212,10 @@ def test_a_late_put_does_not_overwrite_a_newer_one(
         call(slow, "put", "k", "late")
     assert lost.value.outcome == "unknown"
     call(other, "put", "k", "newer")
-    wait_until(held.caught.is_set, "the request to be under way")
+    wait_until(held.caught.is_set, "the request to be in flight")
     wait_until(lambda: call(other, "put", "later", 1), "time to pass")
     server_ms = int(raw.time()[0]) * 1000 + raw.time()[1] // 1000
-    wait_until(lambda: raw.time()[0] * 1000 + raw.time()[1] // 1000 > server_ms + 400, "the deadline to be over")
+    wait_until(lambda: raw.time()[0] * 1000 + raw.time()[1] // 1000 > server_ms + 400, "the deadline to pass")
 
     assert b"\r\n:-6" in held.deliver(), "too late"
 
@@ -227,7 +223,7 @@ def test_a_late_put_does_not_overwrite_a_newer_one(
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_a_first_copy_that_arrives_after_its_repetition_changes_nothing(
+def test_late_first_copy_changes_nothing(
     call: Call,
     through_proxy: Backend,
     proxy: Proxy,
@@ -248,7 +244,7 @@ def test_a_first_copy_that_arrives_after_its_repetition_changes_nothing(
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_a_repetition_in_doubt_makes_a_miss_of_the_key(
+def test_doubtful_repetition_makes_the_key_a_miss(
     call: Call,
     through_proxy: Backend,
     proxy: Proxy,
@@ -257,7 +253,7 @@ def test_a_repetition_in_doubt_makes_a_miss_of_the_key(
     raw: Raw,
     namespace: str,
 ) -> None:
-    """The first copy was executed and overwritten elsewhere: the repetition must not bring its value back."""
+    """The first copy was executed and overwritten by another process: the repetition must not restore its value."""
     cache, other = LRUCache(backend=through_proxy), LRUCache(backend=connect(server.url))
     call(cache, "put", "k", "first")
 
@@ -282,9 +278,7 @@ def test_a_repetition_in_doubt_makes_a_miss_of_the_key(
     assert faults(raw, namespace, "cache", "default") == []
 
 
-def test_a_script_that_was_forgotten_is_no_repetition(
-    call: Call, own_server: Server, connect: Callable[..., Backend]
-) -> None:
+def test_unloaded_script_is_not_a_repetition(call: Call, own_server: Server, connect: Callable[..., Backend]) -> None:
     cache = LRUCache(backend=connect(own_server.url))
     call(cache, "put", "k", 1)
     with own_server.client() as client:
@@ -294,7 +288,7 @@ def test_a_script_that_was_forgotten_is_no_repetition(
     assert call(cache, "get", "k") == 2
 
 
-def test_a_server_that_came_back_empty_is_given_its_settings_again(
+def test_emptied_server_gets_its_settings_again(
     call: Call, own_server: Server, connect: Callable[..., Backend]
 ) -> None:
     cache, tiered = LRUCache(max_size=2, backend=connect(own_server.url)), TieredCache(backend=connect(own_server.url))
@@ -305,7 +299,7 @@ def test_a_server_that_came_back_empty_is_given_its_settings_again(
     for key in "abc":
         assert call(cache, "put", key, key) is True
     with own_server.client() as client:
-        client.flushall()  # no connection breaks: nothing tells the process
+        client.flushall()  # no connection breaks: the process is not notified
     assert call(tiered, "get", "a") is None
     assert call(tiered, "delete", "a") is False
     assert call(tiered, "get_or_compute", "a", lambda: 3) == 3
@@ -313,7 +307,7 @@ def test_a_server_that_came_back_empty_is_given_its_settings_again(
     assert call(cache, "get_stats")["max_size"] == 2
 
 
-def test_on_a_full_server_what_frees_still_works(
+def test_freeing_commands_work_on_a_full_server(
     call: Call, own_server: Server, connect: Callable[..., Backend]
 ) -> None:
     cache = LRUCache(backend=connect(own_server.url))
@@ -340,7 +334,7 @@ def test_on_a_full_server_what_frees_still_works(
     "options",
     [{}, *(pytest.param(more, marks=pytest.mark.thorough) for more in ({"strict": True}, {"local_size": 10}))],
 )
-def test_on_a_full_server_reads_go_on_and_are_reported_later(
+def test_reads_work_on_a_full_server(
     call: Call, own_server: Server, connect: Callable[..., Backend], options: dict[str, Any]
 ) -> None:
     cache = LRUCache(2000, backend=connect(own_server.url), **options)
@@ -353,10 +347,10 @@ def test_on_a_full_server_reads_go_on_and_are_reported_later(
         assert call(latecomer, "get", "k1") == 1
         assert call(latecomer, "get", "none") is None
         assert len(call(latecomer, "get_many", [f"k{number}" for number in range(400)])) == 400
-        assert call(cache, "get_or_compute", "k2", lambda: "anew") == 2
+        assert call(cache, "get_or_compute", "k2", lambda: "again") == 2
         assert call(cache, "entry", "k3").value == 3
         assert len(call(cache, "keys")) == 600
-        assert call(cache, "stats").hits == 0, "of them the server knows nothing yet"
+        assert call(cache, "stats").hits == 0, "the server does not know of them yet"
         with pytest.raises(BackendFull):
             call(cache, "put", "more", 1)
         client.config_set("maxmemory", "0")
@@ -366,7 +360,7 @@ def test_on_a_full_server_reads_go_on_and_are_reported_later(
         assert (stats.hits, stats.misses) == (400 + 1 + 400 + 1, 1)
 
 
-def test_a_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, namespace: str) -> None:
     cache = LRUCache(backend=backend)
     cache.put("k", 1)
     for _ in range(3):
@@ -398,12 +392,12 @@ def test_a_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, na
     assert (cache.get("child"), cache.get("slow")) == (2, "parent's")
 
 
-def test_a_put_waits_for_the_same_report_once(backend: Backend) -> None:
+def test_put_waits_for_the_same_report_once(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     cache.put("a", 1)
     cache.flush()
     cache._shared_state.access_buffer.missed()
-    cache._shared_state.access_buffer.take(flush=True)  # and nobody sends it
+    cache._shared_state.access_buffer.take(flush=True)  # and it is not sent
     steps: Any = cache._flows.writer.put("b", 2, None, ())
     waits, step = 0, next(steps)
     while not (isinstance(step, Command) and step.script == entries._PUT):
@@ -416,30 +410,30 @@ def test_a_put_waits_for_the_same_report_once(backend: Backend) -> None:
     assert waits == 1
 
 
-def test_a_blocking_put_does_not_wait_for_a_task_of_the_loop_it_holds_up(backend: Backend) -> None:
+def test_blocking_put_does_not_wait_for_its_loop(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     cache.put("a", 1)
 
     async def main() -> float:
         cache._shared_state.access_buffer.missed()
-        report = cache._shared_state.access_buffer.take(flush=True)  # as a task of this loop that is sending it
+        report = cache._shared_state.access_buffer.take(flush=True)  # as if a task of this loop were sending it
         begin = time.monotonic()
         assert cache.put("b", 2)
         took = time.monotonic() - begin
-        cache._shared_state.access_buffer.settle(report, taken_in=False)
+        cache._shared_state.access_buffer.settle(report, confirmed=False)
         return took
 
     assert asyncio.run(main()) < access_reports._WAIT_SHARE * backend.deadline
 
 
-class _Forgetful:
-    """Renewals that are not ended where the value is stored, but by the caller, which a cancellation does not reach."""
+class _EndlessRenewals:
+    """Renewals that the end of the put does not stop, only the caller, which a cancellation does not reach."""
 
     def drop(self, compute_lease: ComputeLease) -> None: ...
 
 
 @pytest.mark.parametrize("sound", [True, False], ids=["sound", "renewed though cancelled"])
-def test_who_is_cancelled_while_his_value_is_stored_leaves_the_key_to_others(
+def test_cancelled_store_releases_the_key(
     proxy: Proxy,
     connect: Callable[..., Backend],
     server: Server,
@@ -451,7 +445,7 @@ def test_who_is_cancelled_while_his_value_is_stored_leaves_the_key_to_others(
 ) -> None:
     if not sound:
         end = compute._end
-        forgetful = cast("Maintenance", _Forgetful())
+        forgetful = cast("Maintenance", _EndlessRenewals())
         monkeypatch.setattr(
             compute,
             "_end",
@@ -461,13 +455,13 @@ def test_who_is_cancelled_while_his_value_is_stored_leaves_the_key_to_others(
 
 
 def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server, runner: asyncio.Runner) -> bool:
-    """Cancel a task whose value never arrives at the server; return whether another process then computes its own.
+    """Cancel a task whose value does not reach the server; return whether another process then computes its own.
 
-    It does not, if the lease is still renewed long after the last attempt to store the value.
+    It does not if the lease is still renewed long after the last attempt to store the value.
     """
     deadline_s, lease_s = 0.4, 0.3
     cache = LRUCache(backend=connect(proxy.url, deadline=deadline_s), lease=lease_s)
-    elsewhere = LRUCache(backend=connect(server.url), lease=lease_s)
+    remote = LRUCache(backend=connect(server.url), lease=lease_s)
     runner.run(cache.aio.put("warm", 1))
     lost = proxy.reset_before_request(only=PUT, times=math.inf)
 
@@ -477,17 +471,17 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(deadline_s)  # the loop goes on, and so does the put, until it gives up
+        await asyncio.sleep(deadline_s)  # the loop runs on, and so does the put, until it fails
 
     with ThreadPoolExecutor(1) as threads:
         runner.run(cancelled())
-        other = threads.submit(elsewhere.get_or_compute, "k", lambda: "other")
+        other = threads.submit(remote.get_or_compute, "k", lambda: "other")
         before = proxy.count(RENEW)
-        # a lease is renewed three times in its life; ten lives are ten times what the put may still take at most
+        # a lease is renewed three times per TTL; 30 renewals are ten TTLs, ten times the remaining duration of the put
         wait_until(
-            lambda: other.done() or proxy.count(RENEW) > before + 30, "the other to compute, or the lease to last"
+            lambda: other.done() or proxy.count(RENEW) > before + 30, "the other to compute, or the lease to be kept"
         )
         computes = other.done()
-        cache._backend.close()  # what still renews ends with it, and so does the lease
+        cache._backend.close()  # ends any remaining renewals, and so the lease
         assert other.result(20) == "other"
     return computes

@@ -1,4 +1,4 @@
-"""Many processes with many tasks want one missing value at once: it is computed once."""
+"""Many processes with many tasks request one missing value at once: it is computed once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.support.workers import Workers
 PROCESSES, TASKS = 8, 50
 LEASE_S = 1.5
 PATIENT_S = 20.0
-"""A deadline, and a lease, where a busy machine must not look like a server that is away or a leader that is dead."""
+"""A deadline, and a lease, so long that a busy machine does not look like a lost server or a crashed leader."""
 
 
 def all_wait(cache: LRUCache, calls: list[int]) -> bool:
-    """Whether all of this process's tasks but one wait for that one, which computes, or waits for another process."""
+    """Whether all tasks of this process but one wait for that one, which computes or waits for another process."""
     flights = list(cache._shared_state.flights._flights.values())
     return sum(len(flight.ended._callbacks) for flight in flights) == TASKS - 1 and bool(
         calls or cache._shared_state._waiting
@@ -34,9 +34,9 @@ def all_wait(cache: LRUCache, calls: list[int]) -> bool:
 
 
 def crowd(url: str, namespace: str, waiting: str, failing: bool) -> tuple[int, list[str]]:
-    """A worker process: fifty tasks call one decorated function; return its calls, and what they got.
+    """A worker process: fifty tasks call one decorated function; return the number of calls, and their answers.
 
-    Each process writes a byte into the file `waiting` once all of its tasks wait; then only a call goes on.
+    Each process writes a byte into the file `waiting` once all of its tasks wait; only then the function proceeds.
     """
     backend = Backend(url, namespace=namespace, deadline=PATIENT_S)
     cache = LRUCache(backend=backend, lease=PATIENT_S)
@@ -57,10 +57,10 @@ def crowd(url: str, namespace: str, waiting: str, failing: bool) -> tuple[int, l
             return str(error)
 
     async def all_of_them() -> list[str]:
-        asking = [asyncio.create_task(one()) for _ in range(TASKS)]
+        calling = [asyncio.create_task(one()) for _ in range(TASKS)]
         await asyncio.to_thread(wait_until, lambda: all_wait(cache, calls), "all tasks but one to wait for that one")
         written.write(b".")
-        return await asyncio.gather(*asking)
+        return await asyncio.gather(*calling)
 
     with Path(waiting).open("ab", buffering=0) as written, asyncio.Runner() as runner:
         got = runner.run(all_of_them())
@@ -68,7 +68,7 @@ def crowd(url: str, namespace: str, waiting: str, failing: bool) -> tuple[int, l
     return len(calls), got
 
 
-def test_one_call_serves_all(server: Server, namespace: str, workers: Workers, tmp_path: Path) -> None:
+def test_one_call_computes_for_all_tasks(server: Server, namespace: str, workers: Workers, tmp_path: Path) -> None:
     (tmp_path / "waiting").touch()
     results = workers.run(crowd, [(server.url, namespace, str(tmp_path / "waiting"), False)] * PROCESSES)
 
@@ -79,7 +79,7 @@ def test_one_call_serves_all(server: Server, namespace: str, workers: Workers, t
 
 
 @pytest.mark.thorough
-def test_one_failing_call_is_an_error_for_all(
+def test_one_failing_call_raises_in_all_tasks(
     server: Server, namespace: str, workers: Workers, raw: Raw, tmp_path: Path
 ) -> None:
     (tmp_path / "waiting").touch()
@@ -87,16 +87,16 @@ def test_one_failing_call_is_an_error_for_all(
 
     assert sum(calls for calls, _ in results) == 1
     answers = {answer for _, got in results for answer in got}
-    assert len(answers) == 2, "the original error for one process, word of it for the others"
+    assert len(answers) == 2, "the original error in one process, its report in the others"
     assert all("no answer to why?" in answer for answer in answers)
     assert not list(raw.scan_iter(match=f"{namespace}*:e:*"))
 
 
-def ask_until_served(url: str, namespace: str, calls: str, leads: bool) -> Iterator[Any]:
-    """A worker process: fifty tasks ask for one key. If it leads, its one call of the function never ends.
+def request_until_done(url: str, namespace: str, calls: str, leads: bool) -> Iterator[Any]:
+    """A worker process: fifty tasks request one key. If it leads, its single call of the function does not end.
 
-    Says that it is there, that all of its tasks wait, and at last what they got, when, and when the machine held this
-    process up. Every call of the function is a byte in `calls`.
+    Yields once at the start, once when all of its tasks wait, and then their values, the time, and the stalls of this
+    process. Every call of the function writes a byte into `calls`.
     """
     cache = LRUCache(backend=Backend(url, namespace=namespace, deadline=PATIENT_S), lease=LEASE_S)
     own_calls: list[int] = []
@@ -112,23 +112,23 @@ def ask_until_served(url: str, namespace: str, calls: str, leads: bool) -> Itera
 
     with Path(calls).open("ab", buffering=0) as written, ThreadPoolExecutor(1) as thread:
         yield "is there"
-        asking = thread.submit(asyncio.run, all_of_them())
+        calling = thread.submit(asyncio.run, all_of_them())
         wait_until(lambda: all_wait(cache, own_calls), "all tasks but one to wait for that one")
         with StallDetector() as stalls:
             yield "all wait"
-            values, at = asking.result()
+            values, at = calling.result()
         yield os.getpid(), values, at, stalls.spans
 
 
 @pytest.mark.thorough
-def test_a_killed_leader_costs_one_more_call_and_its_lease(
+def test_killed_leader_costs_one_call_and_its_lease(
     server: Server, namespace: str, workers: Workers, tmp_path: Path, raw: Raw
 ) -> None:
     calls = tmp_path / "calls"
     leader, *waiting = (
-        workers.start(ask_until_served, server.url, namespace, str(calls), number == 0) for number in range(PROCESSES)
+        workers.start(request_until_done, server.url, namespace, str(calls), number == 0) for number in range(PROCESSES)
     )
-    for each in (leader, *waiting):  # so that none is kept from what it does by the starting of others
+    for each in (leader, *waiting):  # so that starting the others delays none of them
         each.said()
     leader.answer()
     leader.said()
@@ -149,6 +149,6 @@ def test_a_killed_leader_costs_one_more_call_and_its_lease(
     assert [len(values) for _, values, _, _ in served] == [TASKS] * (PROCESSES - 1)
     (second,) = {value for _, values, _, _ in served for value in values}
     spans = {pid: spans for pid, _, _, spans in served}
-    for pid, _, at, _ in served:  # what held up the server, the one who computed, or the waiter itself is no one's wait
+    for pid, _, at, _ in served:  # stalls of the server, the computing process or the waiter do not count
         stall_s = overlap(union(server_stalls.spans, spans[second], spans[pid]), killed, at)
         assert at - killed - stall_s < LEASE_S + 2

@@ -1,4 +1,4 @@
-"""What goes in comes out, equal and of the same type, by every way; and what was planted does nothing."""
+"""Values come back equal and of the same type on every path, and planted bytes run no code."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ VALUES: list[Any] = [
     frozenset({1}),
     datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
     datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=-5, minutes=-30))),
-    datetime(2026, 1, 2),  # noqa: DTZ001  naive ones stay naive
+    datetime(2026, 1, 2),  # noqa: DTZ001  naive values stay naive
     date(2026, 1, 2),
     time(1, 2, 3),
     timedelta(days=-1, microseconds=1),
@@ -104,7 +104,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("value", VALUES, ids=[f"{at} {type(value).__name__}" for at, value in enumerate(VALUES)])
-def test_a_value_is_the_same_on_miss_hit_and_local_copy(call: Call, backend: Backend, value: Any) -> None:
+def test_value_is_equal_on_miss_hit_and_copy(call: Call, backend: Backend, value: Any) -> None:
     cache = LRUCache(backend=backend, local_size=10, codec=Codec(registry=REGISTRY))
     calls: list[int] = []
 
@@ -130,8 +130,8 @@ def spoil(value: Any) -> None:
     value.clear()
 
 
-def test_changing_what_one_was_given_changes_nothing_for_others(call: Call, backend: Backend) -> None:
-    """Whoever computed it, waited for it, or read it from Redis or a local copy."""
+def test_changing_a_result_does_not_affect_other_callers(call: Call, backend: Backend) -> None:
+    """For callers that computed it, waited for it, or read it from Redis or a local copy."""
 
     def value() -> dict[str, Any]:
         finding, array = Finding(1, ["a"]), np.zeros(3)
@@ -174,7 +174,7 @@ def test_changing_what_one_was_given_changes_nothing_for_others(call: Call, back
 
 
 class Planted:
-    """An object whose unpickling would be seen."""
+    """An object whose unpickling would be noticed."""
 
     seen: ClassVar[list[int]] = []
 
@@ -192,7 +192,7 @@ INDEXES = {
     "strict": {"meta", "size", "cold"},
     "tiered": {"meta", "size", "exp", "new", "hot", "warm", "cold", "ghost"},
 }
-"""Keys of fixed types that every script of such a cache looks at first; the others it does not use."""
+"""Keys of fixed types that every script of such a cache reads first; it does not use the other keys."""
 PARTS = (
     "meta",
     "size",
@@ -213,7 +213,7 @@ PARTS = (
 
 
 def refused(kind: str, part: str) -> set[str]:
-    """The methods that say which key is corrupt. All others answer: a miss, where the key itself tells what is read."""
+    """The methods that report the corrupt key. All others return a miss, where the key shows what is wrong."""
     if part in INDEXES[kind]:
         reads = {"get"} if kind == "strict" else set()
         return {"put", "delete", "sweep", "clear"} | ({"invalidate_tags"} if part == "meta" else set()) | reads
@@ -229,10 +229,10 @@ def refused(kind: str, part: str) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", CACHES)
-def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
+def test_planted_bytes_run_nothing_and_are_reported(
     call: Call, backend: Backend, raw: Raw, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever stands in any key: reads are misses or say which key is corrupt, and calls of functions go on."""
+    """With hostile bytes in any key, reads are misses or report the corrupt key, and functions are still called."""
     import pickle
 
     hostile = [pickle.dumps(Planted()), b"", b"\xff" * 50, b"0 0 0 0 0 0", b"1 0 r 0  z\x00"]
@@ -240,7 +240,7 @@ def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
     for case, (part, payload) in enumerate(cases):
         cache = CACHES[kind](backend, f"c{case}")
         where = cache._shared_state.keys.tag + ":" + part
-        if part == "deferred:":  # what was cleared, and waits to be swept
+        if part == "deferred:":  # cleared values that wait for a sweep
             call(cache, "put_many", {f"k{number}": 1 for number in range(100)})
             call(cache, "clear")
         call(cache, "put", "k", 1, tags=["t"])
@@ -278,7 +278,7 @@ def test_bytes_planted_under_every_key_run_nothing_and_are_reported(
         if reported:
             assert call(cache, "stats").corrupt > 0, part
         elif part not in INDEXES[kind]:
-            assert refusing or part in ("resent", "deferred:"), "of which no answer is made"
+            assert refusing or part in ("resent", "deferred:"), "no result depends on them"
     assert Planted.seen == []
     used = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{backend.namespace}:*}}:*")}
     assert {re.sub("^(e|l):.*", r"\1:k", re.sub("^deferred:.*", "deferred:", part)) for part in used} <= set(PARTS)

@@ -1,4 +1,4 @@
-"""Warming up: what is missing is computed once, so many at a time, and the caller hears how far it has come."""
+"""Warm-up: missing values are computed once, a bounded number at a time, and the caller sees the progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.workers import Workers
 
 
 class Busy:
-    """A function that notes how many of its calls run at a time."""
+    """A function that records how many of its calls run at a time."""
 
     def __init__(self, takes_s: float = 0.02) -> None:
         self.takes_s = takes_s
@@ -28,7 +28,7 @@ class Busy:
         self.maximum = self._now = 0
         self._lock = threading.Lock()
         self.met = threading.Event()
-        """Two ran at a time. Set it where nobody is waited for."""
+        """Set when two calls run at a time. A test that does not wait for that sets it first."""
 
     def __call__(self, key: str) -> str:
         with self._lock:
@@ -55,21 +55,21 @@ class Busy:
         return key.upper()
 
 
-def test_what_is_missing_is_computed_so_many_at_a_time(call: Call, backend: Backend) -> None:
+def test_missing_values_are_computed_with_bounded_concurrency(call: Call, backend: Backend) -> None:
     cache, busy = TieredCache(backend=backend), Busy()
     keys = [f"k{number}" for number in range(30)]
     cache.put("k7", "there")
-    told: list[WarmUpStatus] = []
+    reports: list[WarmUpStatus] = []
 
     warmed = call(
-        cache, "warm_up", keys, busy.later if call.is_async else busy, 60, concurrency=5, progress=told.append
+        cache, "warm_up", keys, busy.later if call.is_async else busy, 60, concurrency=5, progress=reports.append
     )
 
     assert (warmed.done, warmed.total, warmed.computed, warmed.errors) == (30, 30, 29, {})
     assert sorted(busy.calls) == sorted(set(keys) - {"k7"})
     assert 2 <= busy.maximum <= 5
-    assert [each.done for each in told] == list(range(1, 31))
-    assert told[-1] == warmed
+    assert [each.done for each in reports] == list(range(1, 31))
+    assert reports[-1] == warmed
     assert cache.get_many(keys) == {key: "there" if key == "k7" else key.upper() for key in keys}
     entry = cache.entry("k0")
     assert entry is not None
@@ -85,7 +85,7 @@ def warm_in_worker(url: str, namespace: str, count: int) -> tuple[int, int]:
 
 
 @pytest.mark.thorough
-def test_processes_that_warm_the_same_keys_compute_each_once(
+def test_processes_warm_each_common_key_once(
     server: Server, namespace: str, workers: Workers, backend: Backend
 ) -> None:
     results = workers.run(warm_in_worker, [(server.url, namespace, 100)] * 3)
@@ -94,7 +94,7 @@ def test_processes_that_warm_the_same_keys_compute_each_once(
     assert LRUCache(backend=backend).size() == 100
 
 
-def test_what_a_function_raises_ends_only_its_own_value(call: Call, backend: Backend) -> None:
+def test_function_error_ends_only_its_value(call: Call, backend: Backend) -> None:
     cache = LRUCache(backend=backend)
 
     def work(key: str) -> str:
@@ -109,7 +109,7 @@ def test_what_a_function_raises_ends_only_its_own_value(call: Call, backend: Bac
     assert sorted(cache.keys()) == ["a", "c", "e"]
 
 
-def test_keys_are_taken_only_as_they_are_needed(call: Call, backend: Backend) -> None:
+def test_keys_are_consumed_only_as_needed(call: Call, backend: Backend) -> None:
     cache, taken = LRUCache(backend=backend), []
 
     def keys() -> Iterator[str]:
@@ -127,7 +127,7 @@ def test_keys_are_taken_only_as_they_are_needed(call: Call, backend: Backend) ->
     assert 10 <= len(taken) <= 14
 
 
-def test_a_decorated_function_is_warmed_by_its_arguments(backend: Backend, runner: asyncio.Runner) -> None:
+def test_decorated_function_is_warmed_by_its_arguments(backend: Backend, runner: asyncio.Runner) -> None:
     cache = LRUCache(backend=backend)
     calls: list[Any] = []
 
@@ -150,7 +150,7 @@ def test_a_decorated_function_is_warmed_by_its_arguments(backend: Backend, runne
     assert len(calls) == 8
 
 
-def test_without_a_server_nothing_is_computed_for_nothing(call: Call, connect: Callable[..., Backend]) -> None:
+def test_warm_up_computes_nothing_during_an_outage(call: Call, connect: Callable[..., Backend]) -> None:
     cache, busy = LRUCache(backend=connect("redis://127.0.0.1:1/0", deadline=0.2)), Busy()
 
     with pytest.raises(BackendUnavailable):

@@ -15,7 +15,7 @@ from tests.support.places import ROOT
 
 @pytest.fixture
 def program(tmp_path: Path) -> Program:
-    """Run `agentperf` as a program of its own, with a data folder of the test's own and no server in the environment."""
+    """Run `agentperf` as a separate program with its own data folder and no server in the environment."""
     env = {name: value for name, value in os.environ.items() if name not in ("AGENTPERF_REDIS_URL", "REDIS_URL")}
     env |= {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path / "data"), "NO_COLOR": "1", "COLUMNS": "140"}
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: usage, exit codes, help, and what it refuses to touch."""
+"""The whole command line: usage, exit codes, help, and namespaces that it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers import Server
 
 @pytest.mark.standalone
 @pytest.mark.parametrize("tail", ["0", "99"])
-def test_a_refusal_is_no_reason_to_start_a_server(agentperf: Run, server: Server, tail: str) -> None:
+def test_refused_connection_does_not_suggest_a_server(agentperf: Run, server: Server, tail: str) -> None:
     login = "me:hunter2@" if tail == "0" else ""
     done = agentperf("status", "--url", f"redis://{login}127.0.0.1:{server.port}/{tail}")
     assert (done.returncode, done.stdout) == (UNREACHABLE, "")
@@ -23,7 +23,7 @@ def test_a_refusal_is_no_reason_to_start_a_server(agentperf: Run, server: Server
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("status", "--url", "nonsense"), "--url is 'nonsense'; allowed: a URL"),
         (("status", "--namespace", "a b"), "--namespace is 'a b'; allowed: 1 to 64"),
@@ -36,14 +36,14 @@ def test_a_refusal_is_no_reason_to_start_a_server(agentperf: Run, server: Server
         (("demo", "--workers", "0"), "--workers"),
     ],
 )
-def test_wrong_usage_is_exit_2(agentperf: Run, words: tuple[str, ...], told: str) -> None:
+def test_wrong_usage_exits_2(agentperf: Run, words: tuple[str, ...], message: str) -> None:
     done = agentperf(*words)
     assert done.returncode == USAGE
     assert done.stdout == ""
-    assert told in done.stderr
+    assert message in done.stderr
 
 
-def test_a_namespace_of_a_newer_version_is_left_alone(agentperf: Run, server: Server, namespace: str) -> None:
+def test_newer_namespace_is_left_unchanged(agentperf: Run, server: Server, namespace: str) -> None:
     with server.client() as client:
         client.hset(f"{namespace}:meta", mapping={"schema": 7, "epoch": "e"})
     done = agentperf("status", "--url", server.url, "--namespace", namespace)
@@ -51,7 +51,7 @@ def test_a_namespace_of_a_newer_version_is_left_alone(agentperf: Run, server: Se
     assert "version 7" in done.stderr
 
 
-def test_help_and_version(program: Program, agentperf: Run) -> None:
+def test_help_lists_commands_and_version_prints(program: Program, agentperf: Run) -> None:
     help_ = program("--help")
     assert help_.returncode == OK
     commands = "demo up down status agents show errors slow rank compare spans doctor lb cache version"

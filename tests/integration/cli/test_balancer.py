@@ -1,4 +1,4 @@
-"""`agentperf lb`, as an operator runs it on pools that programs use."""
+"""`agentperf lb` on pools that programs use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lb(agentperf: Run, perf: AgentPerf) -> Run:
     return partial(agentperf, "lb")
 
 
-def test_status_shows_pools_and_their_instances(lb: Run, perf: AgentPerf) -> None:
+def test_status_lists_pools_and_their_instances(lb: Run, perf: AgentPerf) -> None:
     held = perf.balancer().acquire("planner")
     perf.balancer().register_instance(AgentInstance("[red]", "odd"))
     text = shown(lb("status"))
@@ -43,7 +43,7 @@ def test_status_shows_pools_and_their_instances(lb: Run, perf: AgentPerf) -> Non
     assert perf.balancer().release(held)
 
 
-def test_leases_are_shown_and_one_can_be_ended(
+def test_shown_lease_tokens_can_be_released(
     lb: Run, perf: AgentPerf, raw: Raw, namespace: str, start_waiting: Callable[[], None]
 ) -> None:
     held = [perf.balancer().acquire("planner") for _ in range(4)]
@@ -61,15 +61,15 @@ def test_leases_are_shown_and_one_can_be_ended(
     assert has_line(text, token, first.id, perf.backend.process)
     assert has_line(text, waiter["token"], waiter["process"])
 
-    unasked = lb("release", "planner", token)
-    assert (unasked.returncode, unasked.stdout) == (USAGE, "")
-    assert "--yes" in unasked.stderr
+    unconfirmed = lb("release", "planner", token)
+    assert (unconfirmed.returncode, unconfirmed.stdout) == (USAGE, "")
+    assert "--yes" in unconfirmed.stderr
     state = keys.pool(namespace, "planner").state
     assert raw.hexists(state, token)
-    line = lb("release", "planner", waiter["token"], "--yes")
-    assert "place" in line.stdout
+    queued = lb("release", "planner", waiter["token"], "--yes")
+    assert "queue entry" in queued.stdout
     left = document(lb("leases", "planner", "--json"), "lb leases")["waiters"]
-    assert waiter["token"] not in {each["token"] for each in left}  # though who is alive asks again, under a new one
+    assert waiter["token"] not in {each["token"] for each in left}  # the live waiter queues again with a new one
     ended = lb("release", "planner", token, "--yes")
     assert (ended.returncode, ended.stderr) == (OK, "")
     assert f"the lease of {perf.backend.process} on {first.id}" in ended.stdout
@@ -79,14 +79,14 @@ def test_leases_are_shown_and_one_can_be_ended(
     assert (again.returncode, again.stdout) == (NOT_FOUND, "")
     for each in held[1:]:
         assert perf.balancer().release(each)
-    nobody = lb("leases", "planner")
-    assert (nobody.returncode, nobody.stdout) == (OK, "")
-    assert "Nobody" in nobody.stderr
+    none_left = lb("leases", "planner")
+    assert (none_left.returncode, none_left.stdout) == (OK, "")
+    assert "no leases and no waiters" in none_left.stderr
 
 
 @pytest.fixture
 def start_waiting(perf: AgentPerf, namespace: str, raw: Raw) -> Any:
-    """Have a thread stand in the planner's line; it ends when it is put out of it, or its time is up."""
+    """Return a function that starts a thread which waits in the planner's queue for at most 10 s."""
     threads: list[threading.Thread] = []
 
     def start() -> None:
@@ -95,7 +95,7 @@ def start_waiting(perf: AgentPerf, namespace: str, raw: Raw) -> Any:
 
         threads.append(threading.Thread(target=wait))
         threads[-1].start()
-        wait_until(lambda: raw.zcard(keys.pool(namespace, "planner").waitq) == 1, "a thread to stand in line")
+        wait_until(lambda: raw.zcard(keys.pool(namespace, "planner").waitq) == 1, "a thread to wait in the queue")
 
     yield start
     for thread in threads:
@@ -103,13 +103,13 @@ def start_waiting(perf: AgentPerf, namespace: str, raw: Raw) -> Any:
         assert not thread.is_alive()
 
 
-def test_drain_waits_until_the_last_lease_has_ended(lb: Run, perf: AgentPerf) -> None:
+def test_drain_waits_for_the_last_lease(lb: Run, perf: AgentPerf) -> None:
     balancer = perf.balancer()
     held = balancer.acquire("planner")
     assert held is not None
     busy = lb("drain", "planner", held.id, "--wait", "0.1")
     assert busy.returncode == FAILURE
-    assert "still at work" in busy.stdout
+    assert "still busy" in busy.stdout
     assert document(lb("drain", "planner", held.id, "--json"), "lb drain")["idle"] is False
     others = [balancer.acquire("planner") for _ in range(3)]
     assert [each.id for each in others if each is not None] == [{"p0": "p1", "p1": "p0"}[held.id]] * 2
@@ -127,7 +127,7 @@ def test_drain_waits_until_the_last_lease_has_ended(lb: Run, perf: AgentPerf) ->
         balancer.release(each)
 
 
-def test_remove_takes_an_instance_out(lb: Run, perf: AgentPerf) -> None:
+def test_remove_deletes_a_confirmed_instance(lb: Run, perf: AgentPerf) -> None:
     assert lb("remove", "planner", "p0").returncode == USAGE
     assert len(perf.balancer().instances["planner"]) == 2
     done = lb("remove", "planner", "p0", "--yes")
@@ -137,11 +137,11 @@ def test_remove_takes_an_instance_out(lb: Run, perf: AgentPerf) -> None:
     assert lb("remove", "planner", "p0", "--yes").returncode == NOT_FOUND
 
 
-def test_repair_puts_right_what_was_changed_by_hand(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
+def test_repair_corrects_manual_changes(lb: Run, perf: AgentPerf, raw: Raw, namespace: str) -> None:
     state = keys.pool(namespace, "planner").state
     records.change(raw, state, "p1", load=2)
     raw.hset(state, "@orphan", "lease instance=p0 fence=5")
-    assert "corrected the load of 1, dropped 1 lease" in lb("repair", "planner").stdout
+    assert "corrected the load of 1, dropped 1 orphaned lease" in lb("repair", "planner").stdout
     assert perf.balancer().status("planner")[0].current_load == 0
     again = document(lb("repair", "planner", "--json"), "lb repair")
     assert (again["instances"], again["wrong"], again["orphans"]) == (2, 0, 0)
@@ -160,9 +160,7 @@ def test_repair_puts_right_what_was_changed_by_hand(lb: Run, perf: AgentPerf, ra
         ("repair", "nobody"),
     ],
 )
-def test_what_is_not_there_is_exit_4_and_leaves_no_trace(
-    lb: Run, raw: Raw, namespace: str, words: tuple[str, ...]
-) -> None:
+def test_missing_objects_exit_4_and_change_nothing(lb: Run, raw: Raw, namespace: str, words: tuple[str, ...]) -> None:
     pool = keys.pool(namespace, "planner")
     before = (set(raw.scan_iter(f"{namespace}:*")), raw.hgetall(pool.state))
     done = lb(*words)
@@ -174,13 +172,13 @@ def test_what_is_not_there_is_exit_4_and_leaves_no_trace(
 @pytest.mark.parametrize(
     "words", [("leases",), ("drain", "planner", "p0", "--wait", "-1"), ("repair", ""), ("nonsense",)]
 )
-def test_wrong_usage_is_exit_2(lb: Run, words: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_2(lb: Run, words: tuple[str, ...]) -> None:
     done = lb(*words)
     assert (done.returncode, done.stdout) == (USAGE, "")
     assert done.stderr
 
 
-def test_events_are_shown_and_followed(
+def test_events_are_printed_and_followed(
     lb: Run, perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
 ) -> None:
     balancer = perf.balancer()
@@ -194,7 +192,7 @@ def test_events_are_shown_and_followed(
         ["registered", "p1"],
         ["ejected", "p0"],
         ["draining", "p1"],
-        ["panic", "unhealthy=1"],  # nobody else is left to take work
+        ["panic", "unhealthy=1"],  # no healthy instance is left
     ]
     assert "for_ms=10000 in_a_row=1" in text
     found = document(lb("events", "planner", "--once", "--limit", "2", "--json"), "lb events")["events"]
@@ -207,16 +205,16 @@ def test_events_are_shown_and_followed(
     assert pool["panic_s"] is not None
 
     seen = tmp_path / "seen"
-    # A session that runs in the background of a shell has its children ignore interrupts.
+    # A background job of a shell starts its children with SIGINT ignored.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from agentperf_redis.cli import main; main()"
     program = [sys.executable, "-c", code, "lb", "events", "planner", "--json"]
     place = {**os.environ, "AGENTPERF_REDIS_URL": server.url, "AGENTPERF_NAMESPACE": namespace}
     with seen.open("w") as file, subprocess.Popen(program, stdout=file, env=place) as follower:
         try:
-            wait_until(lambda: len(seen.read_text().splitlines()) == 5, "what there is to be shown", timeout=20.0)
+            wait_until(lambda: len(seen.read_text().splitlines()) == 5, "the past events", timeout=20.0)
             balancer.undrain("planner", "p1")
-            wait_until(lambda: len(seen.read_text().splitlines()) == 7, "what happens to be shown")
+            wait_until(lambda: len(seen.read_text().splitlines()) == 7, "the new events")
             lines = [json.loads(line)["event"] for line in seen.read_text().splitlines()]
             assert lines[-2:] == ["undrained", "calm"]
             follower.send_signal(signal.SIGINT)
@@ -225,5 +223,5 @@ def test_events_are_shown_and_followed(
             follower.kill()
 
 
-def test_events_of_a_pool_that_never_was_are_not_found(lb: Run) -> None:
+def test_events_of_an_unknown_pool_exit_4(lb: Run) -> None:
     assert lb("events", "nobody", "--once").returncode == NOT_FOUND

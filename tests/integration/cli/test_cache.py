@@ -1,4 +1,4 @@
-"""`agentperf cache`, as an operator runs it on caches that programs use."""
+"""`agentperf cache` on caches that programs use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cache(agentperf: Run, perf: AgentPerf) -> Run:
 
 @pytest.fixture(autouse=True)
 def _settings_stay(cache: Run, raw: Raw, namespace: str) -> Any:
-    """No command changes the settings of any cache."""
+    """Check that no command changes the settings of a cache."""
     metas = [keys.cache(namespace, *which).meta for which in (("cache", "answers"), ("tiered", "docs"))]
     before = [raw.hget(meta, "settings") for meta in metas]
     resources = set(raw.zrange(keys.resources(namespace), 0, -1))
@@ -44,7 +44,7 @@ def _settings_stay(cache: Run, raw: Raw, namespace: str) -> Any:
     assert {each for each in raw.zrange(keys.resources(namespace), 0, -1) if "both" not in each} == resources
 
 
-def test_list_shows_all_caches_with_their_own_limits(cache: Run) -> None:
+def test_list_shows_caches_with_their_limits(cache: Run) -> None:
     found = {each["cache"]: each for each in document(cache("list", "--json"), "cache list")["caches"]}
     assert (found["answers"]["cache_kind"], found["docs"]["cache_kind"]) == ("lru", "tiered")
     assert (found["answers"]["entries"], found["answers"]["max_entries"], found["answers"]["max_bytes"]) == (
@@ -58,7 +58,7 @@ def test_list_shows_all_caches_with_their_own_limits(cache: Run) -> None:
         assert has_line(text, *words), text
 
 
-def test_stats_show_one_cache(cache: Run) -> None:
+def test_stats_show_one_cache_by_tier(cache: Run) -> None:
     found = document(cache("stats", "docs", "--json"), "cache stats")
     assert {tier: each["entries"] for tier, each in found["tiers"].items()} == {"hot": 1, "warm": 0, "cold": 0}
     assert [each["default_ttl_s"] for each in found["tiers"].values()] == [300, 1800, 3600]
@@ -68,7 +68,7 @@ def test_stats_show_one_cache(cache: Run) -> None:
     assert "warm" not in text
 
 
-def test_keys_come_one_a_line_the_least_recently_used_first(cache: Run, perf: AgentPerf) -> None:
+def test_keys_print_least_recently_used_first(cache: Run, perf: AgentPerf) -> None:
     odd = "a\nb\x1b[31m é"
     perf.cache("answers").put(odd, 1)
     done = cache("keys", "answers")
@@ -104,15 +104,15 @@ def test_top_ranks_by_size_reads_and_cost(cache: Run, perf: AgentPerf) -> None:
     text = shown(cache("top", "both", "--by", "reads"))
     assert has_line(text, "small7", "5"), text
     assert "large" not in text
-    assert docs.stats().hits == 6, "looking counts as no read"
+    assert docs.stats().hits == 6, "inspection counts no read"
     assert cache("top", "nothing").returncode == NOT_FOUND
     done = cache("top", "answers", "--by", "cost")
     assert (done.returncode, done.stdout, done.stderr) == (OK, "", "most expensive to compute: none\n")
 
 
-def test_what_has_expired_is_counted_as_expired_by_all_that_look(cache: Run, perf: AgentPerf) -> None:
+def test_every_command_counts_expired_entries_as_expired(cache: Run, perf: AgentPerf) -> None:
     brief = perf.cache("both", max_size=1000)
-    brief.put_many({f"k{number}": 1 for number in range(600)}, 0.05)  # more than one sweep clears away
+    brief.put_many({f"k{number}": 1 for number in range(600)}, 0.05)  # more than one sweep removes
     brief.put("stays", 1)
     wait_until(lambda: brief.get("k599") is None, "the entries to expire")
 
@@ -150,7 +150,7 @@ def _entry(namespace: str, key: str) -> str:
     return keys.cache(namespace, "cache", "answers").entry(key)
 
 
-def test_delete_removes_entries(cache: Run, perf: AgentPerf) -> None:
+def test_delete_removes_confirmed_keys(cache: Run, perf: AgentPerf) -> None:
     assert cache("delete", "answers", "a", "z").returncode == USAGE
     assert perf.cache("answers").get("a") == {"n": 1}
     done = cache("delete", "answers", "a", "z", "--yes")
@@ -180,15 +180,15 @@ def test_invalidate_tag_makes_its_entries_misses(cache: Run, perf: AgentPerf) ->
     assert perf.cache("answers").get_many(["a", "b"]) == {"b": (1, Decimal("2.5"))}
 
 
-def test_a_local_copy_of_a_program_hears_of_it(cache: Run, server: Server, namespace: str) -> None:
+def test_delete_invalidates_local_copies_of_programs(cache: Run, server: Server, namespace: str) -> None:
     with AgentPerf(server.url, namespace=namespace) as program:
         copies = program.cache("answers", max_size=7, default_ttl=60, max_bytes=10_000, local_size=10)
         assert copies.get("a") == copies.get("a") == {"n": 1}
         assert cache("delete", "answers", "a", "--yes").returncode == OK
-        wait_until(lambda: copies.get("a") is None, "the program to hear of it", timeout=0.3)
+        wait_until(lambda: copies.get("a") is None, "the program to drop its copy", timeout=0.3)
 
 
-def test_of_two_caches_of_one_name_the_kind_says_which(cache: Run, perf: AgentPerf) -> None:
+def test_kind_selects_between_caches_of_one_name(cache: Run, perf: AgentPerf) -> None:
     perf.cache("both").put("a", 1)
     perf.tiered_cache("both").put("a", 2)
     unclear = cache("get", "both", "a")
@@ -211,7 +211,7 @@ def test_of_two_caches_of_one_name_the_kind_says_which(cache: Run, perf: AgentPe
         ("invalidate-tag", "nothing", "odd", "--yes"),
     ],
 )
-def test_what_is_not_there_is_exit_4_and_leaves_no_trace(
+def test_missing_objects_exit_4_and_change_nothing(
     cache: Run, raw: Raw, namespace: str, words: tuple[str, ...]
 ) -> None:
     before = set(raw.scan_iter(f"{namespace}:*"))
@@ -221,7 +221,7 @@ def test_what_is_not_there_is_exit_4_and_leaves_no_trace(
     assert set(raw.scan_iter(f"{namespace}:*")) == before
 
 
-def test_a_cache_of_a_newer_version_is_left_alone(cache: Run, raw: Raw, namespace: str) -> None:
+def test_newer_cache_is_left_unchanged(cache: Run, raw: Raw, namespace: str) -> None:
     meta = keys.cache(namespace, "cache", "answers").meta
     raw.hset(meta, "schema", 7)
     done = cache("clear", "answers", "--yes")
@@ -231,7 +231,7 @@ def test_a_cache_of_a_newer_version_is_left_alone(cache: Run, raw: Raw, namespac
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", OK), ("n", FAILURE), ("", FAILURE)])
-def test_on_a_terminal_it_asks(
+def test_clear_asks_for_confirmation_on_a_terminal(
     cache: Run, server: Server, namespace: str, perf: AgentPerf, answer: str, code: int
 ) -> None:
     words = ("cache", "clear", "answers", "--url", server.url, "--namespace", namespace)
@@ -247,10 +247,10 @@ def test_on_a_terminal_it_asks(
             timeout=60,
             check=False,
         )
-        said = os.read(terminal, 10_000).decode()
+        prompt = os.read(terminal, 10_000).decode()
     finally:
         os.close(terminal)
         os.close(end)
     assert done.returncode == code
-    assert "Make every key of cache answers a miss? [y/N]" in said
+    assert "Make every key of cache answers a miss? [y/N]" in prompt
     assert perf.cache("answers").size() == (0 if code == OK else 2)

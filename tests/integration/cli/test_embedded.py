@@ -1,4 +1,4 @@
-"""`agentperf up` and `down`, as programs: they find one another, and nothing else starts a server."""
+"""`agentperf up` and `down` as separate programs share a server. No other command starts one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.support.commandline import OK, UNREACHABLE, Program
 
 
-def test_up_status_and_down_find_one_another(program: Program) -> None:
+def test_up_status_and_down_share_a_server(program: Program) -> None:
     try:
         up = program("up", "--json")
         assert up.returncode == OK, up.stderr
@@ -22,10 +22,10 @@ def test_up_status_and_down_find_one_another(program: Program) -> None:
         status = program("status")
         assert status.returncode == OK
         assert first["url"] in status.stdout
-        said = program("up")
-        assert said.stdout == first["url"] + "\n"
-        assert f"redis-cli -s {first['url'].removeprefix('unix://')}" in said.stderr
-        assert f"export AGENTPERF_REDIS_URL={first['url']}" in said.stderr
+        text = program("up")
+        assert text.stdout == first["url"] + "\n"
+        assert f"redis-cli -s {first['url'].removeprefix('unix://')}" in text.stderr
+        assert f"export AGENTPERF_REDIS_URL={first['url']}" in text.stderr
         by_scheme = program("status", AGENTPERF_REDIS_URL="embedded://")
         assert (by_scheme.returncode, by_scheme.stderr) == (OK, "")
     finally:
@@ -35,7 +35,7 @@ def test_up_status_and_down_find_one_another(program: Program) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", pytest.param("doctor", marks=pytest.mark.thorough)])
-def test_looking_starts_no_server(program: Program, tmp_path: Path, command: str) -> None:
+def test_read_commands_start_no_server(program: Program, tmp_path: Path, command: str) -> None:
     for url, up in (
         ("embedded://", "`agentperf up`"),
         (f"embedded://{tmp_path}/a", f"`agentperf up --data {tmp_path}/a`"),
@@ -48,7 +48,7 @@ def test_looking_starts_no_server(program: Program, tmp_path: Path, command: str
         assert up in done.stderr
 
 
-def test_no_server_is_exit_3_and_says_what_to_do(program: Program) -> None:
+def test_unreachable_server_exits_3_with_advice(program: Program) -> None:
     done = program("status", "--url", "redis://me:hunter2@127.0.0.1:1/0", "--timeout", "0.2")
     assert done.returncode == UNREACHABLE
     assert done.stdout == ""

@@ -1,4 +1,4 @@
-"""The command line about metrics, as a user runs it: what it prints where, and its exit codes."""
+"""The metrics commands: their output on stdout and stderr, and their exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = {
 
 @pytest.fixture
 def used(perf: AgentPerf) -> AgentPerf:
-    """A planner that fails now and then, and a critic that never does; both use models, one streams."""
+    """Record a planner that sometimes fails and a critic that never does; both use models, one streams."""
     metrics = perf.metrics
     for number in range(8):
         metrics.record_execution("planner", 0.25 * (number + 1), number >= 3, None if number >= 3 else "TimeoutError")
@@ -42,7 +42,7 @@ def used(perf: AgentPerf) -> AgentPerf:
 
 
 @pytest.mark.every_server
-def test_agents_are_listed(agentperf: Run, used: AgentPerf) -> None:
+def test_agents_command_lists_every_agent(agentperf: Run, used: AgentPerf) -> None:
     text = shown(agentperf("agents"))
     assert has_line(text, "planner", "10", "50.0%", "TimeoutError × 3")
     assert has_line(text, "critic", "3", "100.0%", "0.125")
@@ -51,7 +51,7 @@ def test_agents_are_listed(agentperf: Run, used: AgentPerf) -> None:
     assert {each["agent"]: each["tasks"] for each in found["agents"]} == {"planner": 10, "critic": 3}
 
 
-def test_one_agent_is_shown_whole(agentperf: Run, used: AgentPerf) -> None:
+def test_show_prints_everything_about_an_agent(agentperf: Run, used: AgentPerf) -> None:
     text = shown(agentperf("show", "planner"))
     assert "planner, all time: 10 executions" in text
     assert "5 succeeded (50.0%), 4 failed, 1 cancelled" in text
@@ -75,7 +75,7 @@ def test_one_agent_is_shown_whole(agentperf: Run, used: AgentPerf) -> None:
     assert len(found["latest"]) == 5
 
 
-def test_percentiles_that_are_estimates_are_marked_so(agentperf: Run, perf: AgentPerf) -> None:
+def test_estimated_percentiles_are_marked(agentperf: Run, perf: AgentPerf) -> None:
     for number in range(1100):
         perf.metrics.record_execution("planner", 1.0 + number / 1000, True)
     perf.metrics.flush()
@@ -101,12 +101,12 @@ def test_errors_are_listed_by_frequency(agentperf: Run, used: AgentPerf) -> None
     ]
 
 
-def test_errors_of_those_who_have_none(agentperf: Run, used: AgentPerf) -> None:
+def test_errors_reports_an_agent_without_failures(agentperf: Run, used: AgentPerf) -> None:
     done = agentperf("errors", "critic")
     assert (done.returncode, done.stdout, done.stderr) == (OK, "", "Nothing failed.\n")
 
 
-def test_the_slowest_executions_of_all_are_listed(agentperf: Run, used: AgentPerf) -> None:
+def test_slow_lists_the_slowest_executions(agentperf: Run, used: AgentPerf) -> None:
     lines = shown(agentperf("slow", "--limit", "3")).splitlines()
     assert [line.split()[2:] for line in lines[2:]] == [
         ["planner", "failed", "4.000"],
@@ -117,7 +117,7 @@ def test_the_slowest_executions_of_all_are_listed(agentperf: Run, used: AgentPer
     assert (slowest["agent"], slowest["seconds"], slowest["success"]) == ("critic", 0.125, True)
 
 
-def test_agents_are_ranked(agentperf: Run, used: AgentPerf) -> None:
+def test_rank_orders_agents_by_the_given_figure(agentperf: Run, used: AgentPerf) -> None:
     lines = shown(agentperf("rank")).splitlines()
     assert [line.split()[1] for line in lines[2:]] == ["critic", "planner"]
     lines = shown(agentperf("rank", "--by", "p95", "--window", "300")).splitlines()
@@ -128,7 +128,7 @@ def test_agents_are_ranked(agentperf: Run, used: AgentPerf) -> None:
     assert [(each["agent"], each["value"]) for each in found["agents"]] == [("planner", 10.0)]
 
 
-def test_two_agents_are_compared(agentperf: Run, used: AgentPerf) -> None:
+def test_compare_shows_two_agents(agentperf: Run, used: AgentPerf) -> None:
     text = shown(agentperf("compare", "planner", "critic"))
     assert has_line(text, "figure", "critic", "planner", "change")
     assert has_line(text, "task_count", "3", "10", "+233.3%")
@@ -137,7 +137,7 @@ def test_two_agents_are_compared(agentperf: Run, used: AgentPerf) -> None:
     assert found["changes"]["task_count"] == {"first": 3.0, "second": 10.0, "ratio": 10 / 3, "certain": True}
 
 
-def test_an_agent_is_compared_with_itself_before(agentperf: Run, used: AgentPerf) -> None:
+def test_compare_shows_an_agent_before_the_window(agentperf: Run, used: AgentPerf) -> None:
     text = shown(agentperf("compare", "planner", "--window", "1h"))
     assert text.startswith("before → planner, the last 1h")
     assert has_line(text, "min_execution_time", "–", "0.25")
@@ -146,7 +146,7 @@ def test_an_agent_is_compared_with_itself_before(agentperf: Run, used: AgentPerf
     assert found["changes"]["min_execution_time"]["first"] is None
 
 
-def test_spans_show_where_the_time_goes(agentperf: Run, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_show_the_bottleneck(agentperf: Run, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics, now = perf.metrics, [100.0]
     monkeypatch.setattr(spans, "perf_counter", lambda: now[0])
     with metrics.track("planner"), metrics.span("planner", "think"):
@@ -159,7 +159,7 @@ def test_spans_show_where_the_time_goes(agentperf: Run, perf: AgentPerf, monkeyp
     text = shown(agentperf("spans", "planner"))
     names = [line.split("   0.")[0].rstrip() for line in text.splitlines()[2:6]]
     assert names == ["planner", "  think", "    tool:read", "    tool:search"]
-    assert "goes into think/tool:search." in text
+    assert "is spent in think/tool:search." in text
     found = document(agentperf("spans", "planner", "--json", "--window", "5m"), "spans")
     assert found["bottleneck"] == ["think", "tool:search"]
     assert sum(each["self_s"] for each in found["spans"]) == pytest.approx(found["total_s"])
@@ -167,15 +167,15 @@ def test_spans_show_where_the_time_goes(agentperf: Run, perf: AgentPerf, monkeyp
 
 
 @pytest.mark.parametrize("words", [("show",), ("errors",), ("slow",), ("spans",), ("compare", "critic")])
-def test_an_agent_that_is_not_known_is_exit_4(agentperf: Run, used: AgentPerf, words: tuple[str, ...]) -> None:
+def test_unknown_agents_exit_4(agentperf: Run, used: AgentPerf, words: tuple[str, ...]) -> None:
     for more in ((), ("--json",)):
         done = agentperf(*words, "nobody", *more)
         assert (done.returncode, done.stdout) == (NOT_FOUND, "")
         assert "'nobody'" in done.stderr
 
 
-def test_an_agent_that_rests_is_known(agentperf: Run, used: AgentPerf, raw: Raw, namespace: str) -> None:
-    """Nothing in a window is an answer, and not the same as an agent that never was."""
+def test_idle_agents_are_still_known(agentperf: Run, used: AgentPerf, raw: Raw, namespace: str) -> None:
+    """An agent without records in the window differs from an agent without any records."""
     for width in ("10s", "1m", "1h", "1d"):
         raw.delete(*raw.keys(f"{namespace}:*:{width}:*"))  # as if they had expired
     assert "planner, the last 5m: 0 executions" in shown(agentperf("show", "planner", "--window", "5m"))
@@ -183,18 +183,18 @@ def test_an_agent_that_rests_is_known(agentperf: Run, used: AgentPerf, raw: Raw,
     for command in ("spans", "compare"):
         done = agentperf(command, "planner", "--window", "5m")
         assert (done.returncode, done.stdout) == (OK, "")
-        assert done.stderr.startswith("Nothing was recorded of")
+        assert done.stderr.startswith("Nothing was recorded for")
 
 
 @pytest.mark.parametrize("command", [name for name, words in COMMANDS.items() if not words])
-def test_of_nothing_there_is_nothing_to_show(agentperf: Run, command: str) -> None:
+def test_empty_namespace_shows_no_agents(agentperf: Run, command: str) -> None:
     done = agentperf(command)
     assert (done.returncode, done.stdout, done.stderr) == (OK, "", "Nothing was recorded.\n")
     assert document(agentperf(command, "--json"), command)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_names_with_brackets_are_shown_as_they_are(agentperf: Run, perf: AgentPerf, command: str) -> None:
+def test_names_with_brackets_are_printed_unchanged(agentperf: Run, perf: AgentPerf, command: str) -> None:
     odd = "[/x] [red]:boom:"
     with pytest.raises(KeyError), perf.metrics.track(odd), perf.metrics.span(odd, odd):
         raise KeyError
@@ -205,7 +205,7 @@ def test_names_with_brackets_are_shown_as_they_are(agentperf: Run, perf: AgentPe
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_server_that_is_not_there_and_wrong_use(agentperf: Run, command: str) -> None:
+def test_unreachable_server_and_wrong_usage_have_exit_codes(agentperf: Run, command: str) -> None:
     words = COMMANDS[command]
     done = agentperf(command, *words, "--url", "redis://127.0.0.1:1/0", "--timeout", "0.2")
     assert (done.returncode, done.stdout) == (UNREACHABLE, "")

@@ -8,7 +8,7 @@ from tests.support.servers import Server
 
 
 def used(perf: AgentPerf) -> AgentInstance | None:
-    """Leave something of each service behind. Returns what holds a lease."""
+    """Use each service, and return an instance that holds a lease."""
     perf.metrics.record_execution("planner", 0.25, success=True)
     perf.metrics.record_execution("planner", 0.75, success=False, error_type="TimeoutError")
     cache = perf.cache("answers", max_size=7)
@@ -35,13 +35,13 @@ def test_status_shows_all_three_services(agentperf: Run, server: Server, perf: A
     assert perf.balancer().release(held)
 
 
-def test_status_of_nothing_says_so(agentperf: Run, server: Server, namespace: str) -> None:
+def test_status_reports_an_empty_namespace(agentperf: Run, server: Server, namespace: str) -> None:
     done = agentperf("status", "--url", server.url, "--namespace", namespace)
     assert done.returncode == OK
     assert "Nothing here yet" in done.stdout
 
 
-def test_names_with_brackets_are_shown_as_they_are(
+def test_names_with_brackets_are_printed_unchanged(
     agentperf: Run, server: Server, perf: AgentPerf, namespace: str
 ) -> None:
     odd = ("[/x]", "[red]", ":boom:")

@@ -1,4 +1,4 @@
-"""The main job, small: real workers on a real tree over a real server, and what makes it fail."""
+"""The demo on a small tree: real workers over a real server, and the faults that its checks detect."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from agentperf_redis.demo.worker import conclude
 from agentperf_redis.errors import BackendUnavailable
 from tests.support.places import ROOT
 from tests.support.servers import Raw, Server, wait_until
-from tests.support.servers import gone as through
+from tests.support.servers import gone as has_ended
 
 FILES = 40
 
 
 class Watcher:
-    """A progress display that remembers, and may look at the server meanwhile."""
+    """A progress display that records everything, and calls `look` on each snapshot."""
 
     def __init__(self, look: Callable[[Start, Snapshot], None] | None = None) -> None:
         self.start: Start | None = None
@@ -59,7 +59,7 @@ def gone(pid: int) -> bool:
 
 
 def reviewed_here(tree: Tree) -> Any:
-    """What one worker alone comes to, without the library."""
+    """Return the result of one worker alone, without the library."""
     reviews = []
     for file in tree.files:
         source = (tree.root / file).read_bytes()
@@ -70,7 +70,7 @@ def reviewed_here(tree: Tree) -> Any:
 
 
 @pytest.mark.thorough
-def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: str, raw: Raw) -> None:
+def test_demo_succeeds_although_a_worker_is_killed(server: Server, namespace: str, raw: Raw) -> None:
     watcher = Watcher()
     report = run_demo(DemoOptions(url=server.url, files=FILES, workers=3, namespace=namespace, lease_ttl=1.0), watcher)
 
@@ -90,15 +90,15 @@ def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: st
     assert 4 * 2.5 * FILES <= steps < 4 * 3 * FILES
     assert {agent.agent_name for agent in report.agents} == set(AGENTS)
     assert all(agent.success_rate == 1.0 and agent.p99_execution_time > 0 for agent in report.agents)
-    # the caches served what was not computed
+    # all other results came from the caches
     assert report.computed <= 1.05 * report.distinct
     assert report.served > report.computed
     assert all(cache.hits > 0 and cache.seconds_saved > 0 for cache in report.caches)
-    # what the server holds agrees
+    # the state of the server agrees
     for agent in AGENTS:
         due = raw.zrange(f"{namespace}:{{lb:{agent}}}:due", 0, -1)
         assert not [member for member in due if member.startswith("@")]
-    # and it was to be seen
+    # the display showed it
     assert watcher.start is not None
     assert watcher.start.kill
     assert any("killed worker 2" in event for event in watcher.events)
@@ -110,14 +110,14 @@ def test_the_job_is_done_though_a_worker_is_killed(server: Server, namespace: st
 
 
 @pytest.mark.thorough
-def test_who_is_to_be_killed_does_not_get_away_while_the_demo_is_held_up(server: Server, namespace: str) -> None:
+def test_victim_waits_for_the_kill_while_the_demo_stalls(server: Server, namespace: str) -> None:
     stalls: list[int] = []
 
     def stall(_: Start, snapshot: Snapshot) -> None:
         first, victim = snapshot.workers
         if victim.state == "working" and not stalls:
             stalls.append(victim.files)
-            wait_until(lambda: through(first.pid), "the other worker to be through", 60)
+            wait_until(lambda: has_ended(first.pid), "the other worker to end", 60)
 
     report = run_demo(
         DemoOptions(url=server.url, files=20, workers=2, namespace=namespace, lease_ttl=1.0), Watcher(stall)
@@ -130,7 +130,7 @@ def test_who_is_to_be_killed_does_not_get_away_while_the_demo_is_held_up(server:
 
 
 @pytest.mark.thorough
-def test_without_a_url_it_runs_on_a_private_server_whose_keys_can_be_read_meanwhile(tmp_path: Path) -> None:
+def test_demo_without_url_runs_a_readable_private_server(tmp_path: Path) -> None:
     for name in ("a.py", "b.py", "pack/__init__.py", "pack/c.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("import json, os\nfrom json import loads, _default_decoder\ndef f(a=[]): pass\n")
@@ -178,7 +178,7 @@ BROKEN = {
         from agentperf_redis.demo import journal, worker
         from agentperf_redis.metrics.client import MetricsCollector
         flush, kept = MetricsCollector.flush, []
-        def leak(self):  # the last thing a worker does with the library
+        def leak(self):  # the last call of a worker to the library
             kept.append(LoadBalancer(backend=self._backend).acquire("critic", ttl=60.0))
             return flush(self)
         MetricsCollector.flush = leak
@@ -197,8 +197,8 @@ BROKEN = {
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("promise", BROKEN)
-def test_a_broken_promise_is_found_out(promise: str, server: Server, namespace: str, tmp_path: Path) -> None:
-    """The checks must be able to fail: each of these workers breaks one promise."""
+def test_check_detects_a_broken_promise(promise: str, server: Server, namespace: str, tmp_path: Path) -> None:
+    """Each of these workers breaks one promise, so the check of that promise must fail."""
     program = tmp_path / "worker.py"
     program.write_text(dedent(BROKEN[promise]) + "\nfrom agentperf_redis.demo import worker\nworker.main()\n")
 
@@ -214,16 +214,16 @@ def test_a_broken_promise_is_found_out(promise: str, server: Server, namespace: 
 
 
 @pytest.mark.thorough
-def test_no_worker_outlives_a_demo_that_was_killed(server: Server, namespace: str, tmp_path: Path) -> None:
+def test_workers_end_after_their_demo_is_killed(server: Server, namespace: str, tmp_path: Path) -> None:
     program = f"""
 from agentperf_redis.demo import DemoOptions, run_demo
-class Tell:
+class PrintPids:
     def begin(self, start): pass
     def event(self, text): pass
     def update(self, snapshot):
         if all(worker.state == "working" for worker in snapshot.workers):
             print(*(worker.pid for worker in snapshot.workers), flush=True)
-run_demo(DemoOptions(url={server.url!r}, workers=2, namespace={namespace!r}), Tell())
+run_demo(DemoOptions(url={server.url!r}, workers=2, namespace={namespace!r}), PrintPids())
 """
     library = str(ROOT)
     demo = subprocess.Popen(
@@ -239,19 +239,19 @@ run_demo(DemoOptions(url={server.url!r}, workers=2, namespace={namespace!r}), Te
     demo.wait()
     demo.stdout.close()
 
-    wait_until(lambda: all(map(gone, pids)), "the workers to notice")
+    wait_until(lambda: all(map(gone, pids)), "the workers to end")
 
 
-def test_what_a_demo_leaves_on_a_server_goes_after_a_day(
+def test_demo_keys_expire_after_a_day(
     server: Server, namespace: str, raw: Raw, backend: Backend, tmp_path: Path
 ) -> None:
     (tmp_path / "a.py").write_text("import os\n")
     report: Report = run_demo(DemoOptions(url=server.url, path=tmp_path, workers=1, namespace=namespace), Watcher())
     assert report.ok
-    forever = [key for key in raw.scan_iter(f"{namespace}:*") if raw.ttl(key) == -1]
-    assert forever
+    persistent = [key for key in raw.scan_iter(f"{namespace}:*") if raw.ttl(key) == -1]
+    assert persistent
 
-    assert let_expire(backend) == len(forever)
+    assert let_expire(backend) == len(persistent)
 
     assert not [key for key in raw.scan_iter(f"{namespace}:*") if raw.ttl(key) == -1]
 
@@ -263,7 +263,7 @@ class Interrupted(Watcher):
 
 
 @pytest.mark.thorough
-def test_what_an_interrupted_demo_leaves_goes_after_a_day_too(server: Server, raw: Raw) -> None:
+def test_interrupted_demo_keys_expire_after_a_day(server: Server, raw: Raw) -> None:
     watcher = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         run_demo(DemoOptions(url=server.url, files=FILES, workers=2), watcher)
@@ -274,7 +274,7 @@ def test_what_an_interrupted_demo_leaves_goes_after_a_day_too(server: Server, ra
     assert not [key for key in left if raw.ttl(key) == -1]
 
 
-def test_nothing_is_announced_before_the_server_has_answered(server: Server, tmp_path: Path) -> None:
+def test_progress_begins_only_after_the_server_replies(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.py").touch()
     watcher = Watcher()
     with pytest.raises(BackendUnavailable):
@@ -283,9 +283,7 @@ def test_nothing_is_announced_before_the_server_has_answered(server: Server, tmp
 
 
 @pytest.mark.thorough
-def test_a_namespace_that_holds_all_results_already_shows_nothing(
-    server: Server, namespace: str, tmp_path: Path
-) -> None:
+def test_namespace_with_all_results_fails_the_demo(server: Server, namespace: str, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("import os\n")
     options = DemoOptions(url=server.url, path=tmp_path, workers=1, namespace=namespace)
     assert run_demo(options, Watcher()).ok
@@ -294,7 +292,7 @@ def test_a_namespace_that_holds_all_results_already_shows_nothing(
     assert "nothing was computed" in failure
 
 
-def test_plain_progress_is_lines(tmp_path: Path) -> None:
+def test_plain_progress_prints_one_line_per_event(tmp_path: Path) -> None:
     import io
 
     (tmp_path / "a.py").touch()

@@ -1,4 +1,4 @@
-"""Conservation: what many processes recorded is what is counted, whatever happened on the way."""
+"""Conservation: the counts equal the records of many processes, whatever faults happen in between."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Expected = dict[str, Counter[str]]
 
 
 def record_some(collector: MetricsCollector, source: random.Random, count: int) -> Expected:
-    """Record `count` random executions; return what each agent's counters must be."""
+    """Record `count` random executions, and return the expected counters of each agent."""
     expected: Expected = {agent: Counter() for agent in AGENTS}
     for _ in range(count):
         agent = source.choice(AGENTS)
@@ -60,7 +60,7 @@ def added(parts: Iterable[Expected]) -> Expected:
 
 
 def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expected:
-    """Record in several rounds, flushing now and then; fork once, and record in the child too. Until all is counted."""
+    """Record in several rounds, with flushes and one fork whose child records too. Returns when all is counted."""
     source = random.Random(seed)
     parts = []
     for turn in range(4):
@@ -79,7 +79,7 @@ def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expecte
             assert os.waitpid(pid, 0)[1] == 0
         if turn == 2:
             with contextlib.suppress(BackendUnavailable):
-                collector.flush(timeout=0.01)  # which waits no longer, and may find it done or under way
+                collector.flush(timeout=0.01)  # a short wait: the flush may be finished or in flight
     deliver_all(collector)
     return added(parts)
 
@@ -100,9 +100,9 @@ SPOILED, SPOILED_COUNT, LATE_COUNT = "spoiled", 30, 100
 def work_until_cut_off(
     url: str, namespace: str, seed: int, count: int
 ) -> Generator[tuple[Expected, Delivery], None, None]:
-    """As `work`, with an agent that cannot be counted; and when the test has cut the server off, go on recording.
+    """Do the same as `work`, plus an agent that cannot be counted; record more after the test cuts off the server.
 
-    What is flushed then fails, by assertion; and is counted when the test lets the server be reached again.
+    The flush must fail then. The records are counted once the server is reachable again.
     """
     collector = MetricsCollector(backend=Backend(url, namespace=namespace, deadline=2.0))
     for _ in range(SPOILED_COUNT):
@@ -118,7 +118,7 @@ def work_until_cut_off(
 
 
 def record_late(collector: MetricsCollector) -> Expected:
-    """Record an execution of each agent in turn; return what their counters must become by that."""
+    """Record executions of the agents in turn, and return the expected increase of their counters."""
     sums = Counter({"n": 1, "ok": 1, "sum_us": 100_000, f"h:{bucket_index(100_000)}": 1})
     agents = [AGENTS[number % len(AGENTS)] for number in range(LATE_COUNT)]
     for agent in agents:
@@ -127,7 +127,7 @@ def record_late(collector: MetricsCollector) -> Expected:
 
 
 def deliver_all(collector: MetricsCollector) -> None:
-    """Flush until all is counted, for as long as a test may take."""
+    """Flush until all records are counted, for at most 30 s."""
     deadline = time.monotonic() + 30
     while collector.delivery().pending and time.monotonic() < deadline:
         with contextlib.suppress(BackendUnavailable, CorruptState):
@@ -135,7 +135,7 @@ def deliver_all(collector: MetricsCollector) -> None:
 
 
 class _Nowhere(MetricsCollector):
-    """Takes records and forgets them, to compute what the child recorded."""
+    """Discards records. It computes the expected counters of the child."""
 
     def __init__(self) -> None:
         pass
@@ -171,10 +171,10 @@ def assert_conserved(expected: Expected, raw: Raw, namespace: str, url: str) -> 
         backend.close()
 
 
-def test_what_processes_record_is_what_is_counted(server: Server, namespace: str, raw: Raw, workers: Workers) -> None:
+def test_counts_equal_the_records_of_all_processes(server: Server, namespace: str, raw: Raw, workers: Workers) -> None:
     results = workers.run(work, [(server.url, namespace, seed, 2_000) for seed in range(4)])
     for _, delivery in results:
-        assert delivery.recorded == delivery.counted == 1_600, "the child's are its own"
+        assert delivery.recorded == delivery.counted == 1_600, "the child counts its own records"
         assert (delivery.pending, delivery.dropped, delivery.uncertain) == (0, 0, 0)
     assert_conserved(added(expected for expected, _ in results), raw, namespace, server.url)
 
@@ -182,8 +182,8 @@ def test_what_processes_record_is_what_is_counted(server: Server, namespace: str
 class Trouble:
     """Breaks things on a proxy: lost and half replies, requests that never arrive, cut connections.
 
-    The next fault comes after so many more flushes were sent, not after so much time: however slow the machine is,
-    something gets through in between.
+    The next fault comes after a number of flushes, not after a time. So some flushes succeed in between, however slow
+    the machine is.
     """
 
     def __init__(self, proxy: Proxy, seed: int) -> None:
@@ -215,15 +215,15 @@ FLUSHES_BETWEEN_FAULTS = (5, 40)
 
 
 @pytest.mark.thorough
-def test_eight_processes_count_exactly_through_a_network_that_breaks_all_the_time(
+def test_eight_processes_count_exactly_over_a_broken_network(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers
 ) -> None:
-    """Recorded = counted + pending + dropped, and counted is what lies in Redis; of each of them there is some.
+    """Recorded = counted + pending + dropped, and Redis holds the counted records. Each number is above zero.
 
-    In the end the server cannot be reached, and each flush fails: of who is killed then, what was pending is lost, and
-    nothing else; of the others it is counted later.
+    At the end the server is unreachable, and each flush fails. A worker killed then loses its pending records and
+    nothing else; the pending records of the others are counted later.
     """
-    raw.set(keys.metrics_total(namespace, keys.metrics_shard(SPOILED), SPOILED), "somebody else's")
+    raw.set(keys.metrics_total(namespace, keys.metrics_shard(SPOILED), SPOILED), "foreign data")
     trouble = Trouble(proxy, 1)
     crew = [workers.start(work_until_cut_off, proxy.url, namespace, seed, 20_000) for seed in range(8)]
     try:
@@ -231,7 +231,7 @@ def test_eight_processes_count_exactly_through_a_network_that_breaks_all_the_tim
     finally:
         trouble.stop()
     assert trouble.happened["reset_after_reply"] + trouble.happened["half_reply"] >= 5, trouble.happened
-    own = 16_000  # of 20,000, the rest is the child's
+    own = 16_000  # of 20,000; the child records the others
     for _, delivery in done:
         assert (delivery.recorded, delivery.counted) == (own + SPOILED_COUNT, own)
         assert (delivery.pending, delivery.dropped, delivery.uncertain) == (0, SPOILED_COUNT, 0)
@@ -259,10 +259,10 @@ def test_eight_processes_count_exactly_through_a_network_that_breaks_all_the_tim
     assert_conserved(expected, raw, namespace, server.url)
 
 
-def test_the_same_catches_a_flush_that_does_not_check_its_sequence(
+def test_missing_sequence_check_breaks_conservation(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers
 ) -> None:
-    """The test of the test above."""
+    """The test above can fail."""
     mutant = without_sequence_check()
     raw.script_load(mutant.source)
     lost = proxy.reset_after_reply(only=mutant, nth=2)
@@ -273,7 +273,7 @@ def test_the_same_catches_a_flush_that_does_not_check_its_sequence(
 
 
 def record_until_killed(url: str, namespace: str) -> Generator[tuple[int, int], None, None]:
-    """Say now and then how many were recorded, and how many of these are confirmed."""
+    """Yield the numbers of recorded and of confirmed executions after every 100 records."""
     collector = MetricsCollector(backend=Backend(url, namespace=namespace))
     recorded = 0
     while True:
@@ -285,16 +285,14 @@ def record_until_killed(url: str, namespace: str) -> Generator[tuple[int, int], 
         yield recorded, collector.delivery().counted
 
 
-def test_a_killed_process_loses_no_more_than_it_had_pending(
-    server: Server, namespace: str, raw: Raw, workers: Workers
-) -> None:
+def test_killed_process_loses_only_pending_records(server: Server, namespace: str, raw: Raw, workers: Workers) -> None:
     worker = workers.start(record_until_killed, server.url, namespace)
     recorded = counted = 0
     for _ in range(25):
         recorded, counted = worker.said()
         worker.answer()
-    recorded, counted = worker.said()  # it waits for an answer that does not come
-    wait_until(lambda: stored_count(raw, namespace) >= counted, "what was confirmed to be there")
+    recorded, counted = worker.said()  # the worker now waits for a reply that never comes
+    wait_until(lambda: stored_count(raw, namespace) >= counted, "the confirmed records")
     worker.kill()
     assert counted <= stored_count(raw, namespace) <= recorded
 
@@ -308,9 +306,7 @@ def end_without_closing(url: str, namespace: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_worker_of_multiprocessing_flushes_when_it_ends(
-    server: Server, namespace: str, raw: Raw, method: str
-) -> None:
+def test_multiprocessing_worker_flushes_at_exit(server: Server, namespace: str, raw: Raw, method: str) -> None:
     process: Any = multiprocessing.get_context(method).Process(  # type: ignore[attr-defined]  # base class lacks it
         target=end_without_closing, args=(server.url, namespace)
     )
@@ -320,7 +316,7 @@ def test_a_worker_of_multiprocessing_flushes_when_it_ends(
     assert stored_count(raw, namespace) == 1
 
 
-def test_a_program_flushes_when_it_ends(server: Server, namespace: str, raw: Raw) -> None:
+def test_program_flushes_at_exit(server: Server, namespace: str, raw: Raw) -> None:
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""What goes wrong between a worker and the server changes no count: each fault is injected, each count compared."""
+"""Faults between a worker and the server change no count: each fault is injected, and each count is compared."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.support.stalls import StallDetector, hurry
 
 
 def warm(collector: MetricsCollector) -> None:
-    """Count one execution of `warm`, so that the script is known to the server and the next flush is one request."""
+    """Count one execution of `warm`, so that the server knows the script and the next flush is one request."""
     collector.record_execution("warm", 0.001, True)
     assert collector.flush()
 
 
 @pytest.mark.parametrize("fault", ["reset_after_reply", "half_reply"])
-def test_a_reply_lost_after_execution_counts_nothing_twice(
+def test_lost_reply_never_counts_twice(
     proxy: Proxy, connect: Callable[..., Backend], call: Call, raw: Raw, fault: str
 ) -> None:
     collector = MetricsCollector(backend=connect(proxy.url))
@@ -51,10 +51,10 @@ def test_a_reply_lost_after_execution_counts_nothing_twice(
     assert collector.delivery().counted == 8
 
 
-def test_the_same_with_a_flush_that_does_not_check_its_sequence_counts_twice(
+def test_missing_sequence_check_counts_twice(
     proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test of the test above."""
+    """The test above can fail."""
     monkeypatch.setattr(commands, "FLUSH", without_sequence_check())
     collector = MetricsCollector(backend=connect(proxy.url))
     warm(collector)
@@ -65,7 +65,7 @@ def test_the_same_with_a_flush_that_does_not_check_its_sequence_counts_twice(
     assert collector.metrics["research"].task_count == 2
 
 
-def test_an_answer_that_never_comes_leaves_the_batch_to_be_sent_again(
+def test_batch_without_reply_is_sent_again(
     proxy: Proxy, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     backend = connect(proxy.url)
@@ -90,22 +90,22 @@ def test_an_answer_that_never_comes_leaves_the_batch_to_be_sent_again(
     assert (delivery.recorded, delivery.counted, delivery.pending, delivery.last_error) == (3, 3, 0, None)
 
 
-def test_a_late_copy_of_a_batch_changes_nothing(
+def test_late_batch_copy_changes_nothing(
     proxy: Proxy, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     collector = MetricsCollector(backend=connect(proxy.url))
     warm(collector)
     held = proxy.hold(only=commands.FLUSH)
     collector.record_execution("research", 0.5, True)
-    assert collector.flush(), "sent again at once, since the first connection broke"
+    assert collector.flush(), "sent again at once, because the first connection broke"
     collector.record_execution("research", 0.5, True)
     assert collector.flush()
     reply = held.deliver()
-    assert reply.startswith(b"*4\r\n:0\r\n"), "the script says that it knows it"
+    assert reply.startswith(b"*4\r\n:0\r\n"), "the script replies that it is a repetition"
     assert collector.metrics["research"].task_count == 2
 
 
-def test_an_outage_delays_and_loses_nothing(
+def test_outage_delays_counts_and_loses_none(
     proxy: Proxy, connect: Callable[..., Backend], call: Call, raw: Raw, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = connect(proxy.url)
@@ -125,15 +125,15 @@ def test_an_outage_delays_and_loses_nothing(
     assert "nothing was applied" in delivery.last_error
 
     proxy.open_port()
-    wait_until(lambda: collector.delivery().pending == 0, "the flush that comes by itself")
+    wait_until(lambda: collector.delivery().pending == 0, "the background flush")
     hurry(backend, 5.0)
     assert call(collector, "get_or_create_metrics", "research").task_count == 5
-    held_back = [record for record in caplog.records if "held back" in record.message]
-    assert len(held_back) == 1, "said once, when it began"
-    assert [record for record in caplog.records if "flow again" in record.message]
+    failed = [record for record in caplog.records if "flushing metrics failed" in record.message]
+    assert len(failed) == 1, "logged once, at the start of the outage"
+    assert [record for record in caplog.records if "flushing metrics works again" in record.message]
 
 
-def test_a_flush_in_an_outage_gives_up_after_its_timeout(proxy: Proxy, connect: Callable[..., Backend]) -> None:
+def test_flush_in_an_outage_respects_its_timeout(proxy: Proxy, connect: Callable[..., Backend]) -> None:
     backend = connect(proxy.url)
     collector = MetricsCollector(backend=backend)
     warm(collector)
@@ -148,7 +148,7 @@ def test_a_flush_in_an_outage_gives_up_after_its_timeout(proxy: Proxy, connect: 
     wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
 
 
-def test_a_full_server_refuses_a_flush_whole_and_takes_it_later(
+def test_full_server_rejects_a_whole_flush_and_accepts_later(
     own_server: Server, connect: Callable[..., Backend]
 ) -> None:
     collector = MetricsCollector(backend=connect(own_server.url))
@@ -171,10 +171,10 @@ def state(raw: Raw, namespace: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("part", ["agents", "settings", "total", "recent", "slow", "10s", "1m", "1h", "1d"])
-def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
+def test_wrong_key_type_is_named_and_nothing_written(
     backend: Backend, raw: Raw, namespace: str, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # both lie in one shard
+    # both belong to one shard
     names = [name for name in (f"agent-{number}" for number in range(1000)) if keys.metrics_shard(name) == 3]
     bad, good = names[:2]
     collector = MetricsCollector(backend=backend)
@@ -193,7 +193,7 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
                 f"{tag}:10s:{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now + more))}:{bad}" for more in (0, 10)
             ]
     for key in poisoned:
-        raw.set(key, "somebody else's")
+        raw.set(key, "foreign data")
     before = state(raw, namespace)
     for _ in range(3):
         collector.record_execution(bad, 0.5, True)
@@ -206,7 +206,7 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
     assert state(raw, namespace) == before
     delivery = collector.delivery()
     assert delivery.recorded == delivery.counted + delivery.pending + delivery.dropped == 4
-    if part in ("agents", "settings"):  # nobody's alone: kept until it is gone
+    if part in ("agents", "settings"):  # shared by all agents: the records are kept until the key is deleted
         assert delivery.pending == 3
         raw.delete(*poisoned)
         collector.record_execution(good, 0.5, True)
@@ -218,23 +218,23 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
     collector.record_execution(good, 0.5, True)
     with pytest.raises(CorruptState):
         collector.flush()
-    assert collector.get_or_create_metrics(good).task_count == 1, "the others of the shard are counted"
+    assert collector.get_or_create_metrics(good).task_count == 1, "the other agents of the shard are counted"
 
 
-def test_reading_a_key_of_a_wrong_type_names_it(backend: Backend, call: Call, raw: Raw, namespace: str) -> None:
+def test_read_names_a_key_of_wrong_type(backend: Backend, call: Call, raw: Raw, namespace: str) -> None:
     collector = MetricsCollector(backend=backend)
     collector.record_execution("research", 0.5, True)
     collector.flush()
     key = keys.metrics_total(namespace, keys.metrics_shard("research"), "research")
     raw.delete(key)
-    raw.set(key, "somebody else's")
+    raw.set(key, "foreign data")
     with pytest.raises(CorruptState) as caught:
         call(collector, "get_all_metrics")
     assert caught.value.key == key
 
 
 @pytest.mark.parametrize("percentiles", [True, False])
-def test_a_counter_that_is_no_number_is_named(
+def test_non_numeric_counter_is_named(
     backend: Backend, call: Call, raw: Raw, namespace: str, percentiles: bool
 ) -> None:
     collector = MetricsCollector(backend=backend)
@@ -248,18 +248,18 @@ def test_a_counter_that_is_no_number_is_named(
 
 
 @pytest.mark.parametrize("window", [None, "5m"])
-def test_a_sum_larger_than_a_reply_can_say_stands_still(backend: Backend, call: Call, window: str | None) -> None:
+def test_sums_saturate_at_the_largest_reply_integer(backend: Backend, call: Call, window: str | None) -> None:
     collector = MetricsCollector(backend=backend)
     for _ in range(20):
         collector.record_llm("research", cost=1e9, model="gpt-x")
     for percentiles in (True, False):
         found = call(collector, "snapshots", window=window, percentiles=percentiles)["research"]
-        assert found.cost == 9223372036.854774784, "2^63 billionths, and not less than nothing"
+        assert found.cost == 9223372036.854774784, "2^63 billionths, without an overflow to a negative number"
         assert found.llm_calls == 20
 
 
 def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
-    """Count one execution for each age in seconds, in one flush that comes after an outage."""
+    """Count one execution for each age in seconds, in one flush after an outage."""
     clock = [1000.0]
     buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
     seconds, micros = raw.time()
@@ -275,7 +275,7 @@ def aged_flush(raw: Raw, namespace: str, ages: list[float]) -> None:
     assert raw.eval(command.script.source, len(command.keys), *command.keys, *command.wire_args())[0] == 1
 
 
-def test_samples_held_back_land_in_the_slices_where_they_belong(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_delayed_samples_count_in_their_slices(backend: Backend, raw: Raw, namespace: str) -> None:
     ages = [0.0, 1.0, 45.0, 46.0, 47.0, 130.0]
     aged_flush(raw, namespace, ages)
     seconds, micros = raw.time()
@@ -286,12 +286,12 @@ def test_samples_held_back_land_in_the_slices_where_they_belong(backend: Backend
         return collector.get_or_create_metrics("research", window=window, as_of=now - ago).task_count
 
     for window, ago in ((1.0, 0.0), (10.0, 40.0), (10.0, 125.0), (10.0, 80.0), (60.0, 0.0), (300.0, 0.0), (60.0, 90.0)):
-        # an answer covers whole slices, so what it holds lies between what the window and what the slices hold
+        # a result covers whole slices, so its count lies between those of the window and of the slices
         metrics = collector.get_or_create_metrics("research", window=window, as_of=now - ago)
         covered = metrics.interval
-        belongs = [now - age for age in ages if covered.start + 0.2 <= now - age < covered.end - 0.2]
-        might = [now - age for age in ages if covered.start - 0.2 <= now - age < covered.end + 0.2]
-        assert len(belongs) <= metrics.task_count <= len(might), (window, ago, covered)
+        certain = [now - age for age in ages if covered.start + 0.2 <= now - age < covered.end - 0.2]
+        possible = [now - age for age in ages if covered.start - 0.2 <= now - age < covered.end + 0.2]
+        assert len(certain) <= metrics.task_count <= len(possible), (window, ago, covered)
         assert metrics.exact
     assert seen(300.0, 0.0) == 6
     assert seen(3600.0, 0.0) == 6
@@ -299,11 +299,9 @@ def test_samples_held_back_land_in_the_slices_where_they_belong(backend: Backend
     assert seen(30.0, 60.0) == 0, "no burst where nothing happened"
 
 
-def test_a_flush_that_waited_before_a_stopped_server_is_filed_by_when_it_was_sent(
-    backend: Backend, raw: Raw, namespace: str
-) -> None:
+def test_flush_delayed_by_a_stopped_server_keeps_its_time(backend: Backend, raw: Raw, namespace: str) -> None:
     buffer = Buffer(on_first=lambda: None, clock=lambda: 1000.0)
-    assert buffer.server_ms(1000.0) == -1, "not known before the server told it"
+    assert buffer.server_ms(1000.0) == -1, "unknown before the first reply of the server"
     seconds, micros = raw.time()
     now = seconds + micros / 1e6
     buffer.synchronise(now - 45.0, 1000.0)
@@ -322,7 +320,7 @@ def test_a_flush_that_waited_before_a_stopped_server_is_filed_by_when_it_was_sen
     assert abs(sample.ended.timestamp() - (now - 45.0)) < 0.01
 
 
-def test_a_server_that_comes_back_empty_counts_on(own_server: Server, connect: Callable[..., Backend]) -> None:
+def test_server_that_restarts_empty_keeps_counting(own_server: Server, connect: Callable[..., Backend]) -> None:
     collector = MetricsCollector(backend=connect(own_server.url, deadline=2.0))
     for _ in range(3):
         collector.record_execution("research", 0.5, True)
@@ -332,11 +330,11 @@ def test_a_server_that_comes_back_empty_counts_on(own_server: Server, connect: C
         collector.record_execution("research", 0.5, True)
     own_server.restart()
     wait_until(lambda: collector.delivery().pending == 0, "the server to be reached again")
-    assert collector.metrics["research"].task_count == 4, "what it had counted is lost with it, what waited is not"
+    assert collector.metrics["research"].task_count == 4, "its counts are lost, the pending records are not"
     assert collector.delivery().counted == 7
 
 
-def test_trouble_of_our_own_making_keeps_what_waits(
+def test_internal_error_keeps_pending_records(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector = MetricsCollector(backend=backend)
@@ -354,7 +352,7 @@ def test_trouble_of_our_own_making_keeps_what_waits(
     assert "flushing metrics failed" in caplog.text
 
 
-def test_forks_in_the_middle_of_recording_and_flushing(backend: Backend) -> None:
+def test_forks_during_recording_and_flushing_lose_nothing(backend: Backend) -> None:
     collector = MetricsCollector(backend=backend)
     going = threading.Event()
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""How a program ends whose records cannot be counted: soon, and not in silence."""
+"""A program whose records cannot be counted exits soon, with a warning."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ from tests.support.servers import Raw, Server
 from tests.support.stalls import StallDetector, hurry
 
 SLACK_S = 0.7
-"""What a busy machine may add to a bound."""
+"""Time that a busy machine may add to a bound."""
 
 SCRIPT = """
+import atexit
 import time
+
+from tests.support.stalls import StallDetector
+
+stalls = StallDetector().__enter__()
+atexit.register(lambda: print(stalls.own(begin, time.monotonic()), flush=True))  # registered first, so called last
 
 from agentperf_redis import AgentPerf, track_performance
 
@@ -41,10 +47,10 @@ def plan():
 
 for _ in range(3):
     plan()
-print(time.monotonic())
+begin = time.monotonic()
 {rest}
 """
-"""Says when it begins to end, by a clock that the processes of a machine share."""
+"""Prints the time from the end of its work to its exit, s, without stalls of the machine."""
 
 
 def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess[str]:
@@ -59,27 +65,24 @@ def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("rest", ["", "perf.close()"])
-def test_a_program_with_a_wrong_url_says_so_and_ends_as_it_would(namespace: str, rest: str) -> None:
-    for _ in range(3):  # how long the machine held up another process is not known; but it does not each time
-        done = run("redis://me:hunter2@127.0.0.1:1/0", namespace, rest)
-        took = time.monotonic() - float(done.stdout)
-        if took < 2.0 + SLACK_S:
-            break
-    assert took < 2.0 + SLACK_S
+def test_program_with_wrong_url_warns_and_exits_normally(namespace: str, rest: str) -> None:
+    done = run("redis://me:hunter2@127.0.0.1:1/0", namespace, rest)
+    assert float(done.stdout) < 2.0 + SLACK_S
     assert done.returncode == 0
     assert re.search(r"RuntimeWarning: 3 executions were not counted: .*redis://me:\*+@127\.0\.0\.1:1/0", done.stderr)
     assert done.stderr.count("RuntimeWarning") == 1
     assert "hunter2" not in done.stderr
 
 
-def test_a_program_whose_records_are_counted_says_nothing(server: Server, namespace: str, raw: Raw) -> None:
+def test_program_with_counted_records_exits_silently(server: Server, namespace: str, raw: Raw) -> None:
     done = run(server.url, namespace)
     assert (done.returncode, done.stderr) == (0, "")
+    assert float(done.stdout) >= 0.0
     assert raw.keys(f"{namespace}:*:total:planner")
 
 
 @pytest.mark.parametrize("trouble", ["close_port", "go_silent"])
-def test_closing_after_a_failed_flush_takes_a_second_at_most(
+def test_close_after_failed_flush_takes_at_most_a_second(
     proxy: Proxy, connect: Callable[..., Backend], trouble: str
 ) -> None:
     backend = connect(proxy.url)
@@ -100,7 +103,7 @@ def test_closing_after_a_failed_flush_takes_a_second_at_most(
     assert collector.delivery().pending == 1
 
 
-def test_closing_in_the_middle_of_an_attempt_waits_no_longer(proxy: Proxy, connect: Callable[..., Backend]) -> None:
+def test_close_during_an_attempt_takes_two_seconds(proxy: Proxy, connect: Callable[..., Backend]) -> None:
     backend = connect(proxy.url, deadline=20.0)
     collector = MetricsCollector(backend=backend)
     collector.record_execution("research", 0.1, True)
@@ -115,10 +118,10 @@ def test_closing_in_the_middle_of_an_attempt_waits_no_longer(proxy: Proxy, conne
         assert stalls.own(begin, time.monotonic()) < 2.0 + SLACK_S
 
 
-def test_a_slow_server_that_gets_on_is_waited_for(
+def test_close_waits_for_a_slow_server_with_progress(
     proxy: Proxy, connect: Callable[..., Backend], raw: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bound is on a server that does not answer, not on work that is being done."""
+    """The time limit applies to a server that does not reply, not to one that makes progress."""
     monkeypatch.setattr("agentperf_redis.metrics.buffer.MAX_BATCH_ACCUMULATORS", 1)
     backend = connect(proxy.url)
     collector = MetricsCollector(backend=backend)
@@ -137,14 +140,14 @@ def test_a_slow_server_that_gets_on_is_waited_for(
     assert collector.delivery().pending == 0
 
 
-def test_recording_after_the_end_is_said_once(server: Server, namespace: str) -> None:
+def test_recording_after_close_warns_once(server: Server, namespace: str) -> None:
     with AgentPerf(server.url, namespace=namespace) as perf:
         collector = perf.metrics
         collector.record_execution("planner", 0.1, True)
-    with pytest.warns(RuntimeWarning, match=rf"{re.escape(namespace)}.*is closed") as said:
+    with pytest.warns(RuntimeWarning, match=rf"{re.escape(namespace)}.*is closed") as warned:
         collector.record_execution("planner", 0.1, True)
-    assert len(said) == 1
-    assert said[0].filename == __file__
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         collector.record_execution("planner", 0.1, True)
@@ -152,18 +155,18 @@ def test_recording_after_the_end_is_said_once(server: Server, namespace: str) ->
     assert (delivery.counted, delivery.pending) == (1, 2)
 
 
-def test_recording_after_the_end_without_having_recorded_before(server: Server, namespace: str) -> None:
+def test_first_record_after_close_warns(server: Server, namespace: str) -> None:
     with AgentPerf(server.url, namespace=namespace) as perf:
         collector = perf.metrics
     with pytest.warns(RuntimeWarning, match="is closed"):
         collector.record_llm("planner", tokens_in=5)
 
 
-def test_a_tracked_call_after_the_end_is_not_disturbed(server: Server, namespace: str) -> None:
+def test_tracked_call_after_close_is_undisturbed(server: Server, namespace: str) -> None:
     perf = AgentPerf(server.url, namespace=namespace)
     work = track_performance("planner", perf.metrics)(lambda: 5)
     assert work() == 5
     perf.close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert work() == 5, "also where a warning is made an error"
+        assert work() == 5, "also when warnings are errors"

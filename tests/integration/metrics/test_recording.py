@@ -1,4 +1,4 @@
-"""Metrics on a real server: what is recorded is what is read, in Redis and in the answers."""
+"""Metrics on a real server: records appear unchanged in Redis and in the results."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def collector(backend: Backend) -> MetricsCollector:
 
 
 def total_of(raw: Raw, namespace: str, agent: str) -> dict[str, int]:
-    """The all-time counters of an agent, as stored."""
+    """Return the stored all-time counters of an agent."""
     stored = raw.hgetall(keys.metrics_total(namespace, keys.metrics_shard(agent), keys.metrics_series(agent)))
     return {name: int(value) for name, value in stored.items()}
 
 
-def test_what_is_recorded_is_read_as_the_reference_shows_it(
+def test_records_are_read_in_the_in_memory_form(
     collector: MetricsCollector, call: Call, raw: Raw, namespace: str
 ) -> None:
     for number in range(1, 11):
@@ -93,8 +93,8 @@ def test_what_is_recorded_is_read_as_the_reference_shows_it(
     assert sum(count for name, count in stored.items() if name.startswith("h:")) == 10
 
 
-def test_one_agent_is_read_whole(collector: MetricsCollector, call: Call) -> None:
-    before = datetime.now()  # noqa: DTZ005  as the reference's moments
+def test_every_field_of_an_agent_is_read(collector: MetricsCollector, call: Call) -> None:
+    before = datetime.now()  # noqa: DTZ005  as in the in-memory version
     times = [0.734, 0.001234, 12.0, 0.0]
     for seconds in times:
         collector.record_execution("research", seconds, True)
@@ -115,7 +115,7 @@ def test_one_agent_is_read_whole(collector: MetricsCollector, call: Call) -> Non
     assert before - timedelta(seconds=5) < metrics.last_execution < before + timedelta(seconds=30)
 
 
-def test_an_unknown_agent_has_nothing(collector: MetricsCollector, call: Call, raw: Raw, namespace: str) -> None:
+def test_unknown_agent_has_no_metrics(collector: MetricsCollector, call: Call, raw: Raw, namespace: str) -> None:
     metrics = call(collector, "get_or_create_metrics", "nobody")
     assert (metrics.task_count, metrics.min_execution_time, metrics.last_execution) == (0, math.inf, None)
     assert call(collector, "get_all_metrics") == {}
@@ -123,16 +123,16 @@ def test_an_unknown_agent_has_nothing(collector: MetricsCollector, call: Call, r
     assert not raw.keys(f"{namespace}:{{metrics*")
 
 
-def test_the_references_attributes_are_there(collector: MetricsCollector) -> None:
+def test_in_memory_attributes_are_available(collector: MetricsCollector) -> None:
     collector.record_execution("research", 1.0, True)
     assert collector.metrics["research"].task_count == 1
-    assert datetime.now() - collector.start_time < timedelta(seconds=60)  # noqa: DTZ005  as in the reference
+    assert datetime.now() - collector.start_time < timedelta(seconds=60)  # noqa: DTZ005  as in the in-memory version
 
 
 @pytest.mark.parametrize(
     "name", ["a b{1}", "}{", "*?[", "é", "e\N{COMBINING ACUTE ACCENT}", "a:b/c#d|e%f", "__other__", "x" * 200]
 )
-def test_any_name_is_counted_apart(collector: MetricsCollector, name: str) -> None:
+def test_unusual_names_have_separate_counts(collector: MetricsCollector, name: str) -> None:
     collector.record_execution(name, 1.0, False, "E|:x}")
     collector.record_execution("plain", 1.0, True)
     metrics = collector.metrics
@@ -140,9 +140,7 @@ def test_any_name_is_counted_apart(collector: MetricsCollector, name: str) -> No
     assert metrics[name].error_types == {"E|:x}": 1}
 
 
-def test_percentiles_are_exact_up_to_a_thousand_samples_and_bounded_beyond(
-    collector: MetricsCollector, call: Call
-) -> None:
+def test_percentiles_are_exact_up_to_1000_samples(collector: MetricsCollector, call: Call) -> None:
     source = random.Random(3)
     times = [round(source.lognormvariate(0.7, 0.8), 6) for _ in range(1500)]
     for count in (1000, 1500):
@@ -162,7 +160,7 @@ def test_percentiles_are_exact_up_to_a_thousand_samples_and_bounded_beyond(
             assert metrics.error_bound in (0.0, RELATIVE_ERROR)
 
 
-def test_windows_hold_what_was_recorded_in_them(collector: MetricsCollector, call: Call) -> None:
+def test_windows_contain_only_their_records(collector: MetricsCollector, call: Call) -> None:
     for _ in range(5):
         collector.record_execution("research", 0.5, True)
     for window in ("10s", "1m", "5m", "1h", "1d", "30d", 90):
@@ -176,26 +174,28 @@ def test_windows_hold_what_was_recorded_in_them(collector: MetricsCollector, cal
     assert call(collector, "get_or_create_metrics", "research", window="5m", as_of=later).task_count == 0
 
 
-def test_whole_numbers_and_other_reals_are_durations(collector: MetricsCollector) -> None:
+def test_integers_and_other_reals_are_accepted_durations(collector: MetricsCollector) -> None:
     for value in (2, Fraction(1, 4), np.float64(0.5), np.float32(0.5), np.int64(3)):
-        collector.record_execution("research", value, True)  # type: ignore[arg-type]  # fractions are Real, no float
+        collector.record_execution("research", value, True)  # type: ignore[arg-type]  # fractions are Real, not float
     assert sorted(collector.metrics["research"].execution_times) == [0.25, 0.5, 0.5, 2.0, 3.0]
 
 
-def test_two_collectors_of_a_backend_share_one_buffer(backend: Backend) -> None:
+def test_collectors_of_a_backend_share_one_buffer(backend: Backend) -> None:
     first, second = MetricsCollector(backend=backend), MetricsCollector(backend=backend)
     first.record_execution("research", 1.0, True)
     assert second.metrics["research"].task_count == 1
     assert first.delivery() == second.delivery()
 
 
-def test_records_arrive_without_being_asked_for(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
+def test_records_are_flushed_in_the_background(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
     collector.record_execution("research", 1.0, True)
-    wait_until(lambda: total_of(raw, namespace, "research").get("n") == 1, "the flush that comes every second")
-    wait_until(lambda: collector.delivery().pending == 0, "the answer to it")
+    wait_until(lambda: total_of(raw, namespace, "research").get("n") == 1, "the background flush")
+    wait_until(lambda: collector.delivery().pending == 0, "its reply")
 
 
-def test_closing_flushes(server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str) -> None:
+def test_close_flushes_pending_records(
+    server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
+) -> None:
     backend = connect(server.url)
     collector = MetricsCollector(backend=backend)
     collector.record_execution("research", 1.0, True)
@@ -206,7 +206,7 @@ def test_closing_flushes(server: Server, connect: Callable[..., Backend], raw: R
     assert collector.delivery().pending == 1
 
 
-def test_agents_beyond_the_guard_are_counted_together(
+def test_agents_beyond_the_limit_are_counted_together(
     collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch, raw: Raw, namespace: str
 ) -> None:
     monkeypatch.setattr(commands, "MAX_AGENTS", 3)
@@ -227,7 +227,7 @@ def test_agents_beyond_the_guard_are_counted_together(
     assert collector.get_system_summary(window="5m")["total_tasks"] == 30
 
 
-def test_error_types_beyond_the_guard_are_counted_together(
+def test_error_types_beyond_the_limit_are_counted_together(
     collector: MetricsCollector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "MAX_ERRORS", 3)
@@ -242,15 +242,15 @@ def test_error_types_beyond_the_guard_are_counted_together(
         assert sum(metrics.error_types.values()) == metrics.failure_count
 
 
-def test_slices_carry_their_life(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
+def test_slices_have_their_ttls(collector: MetricsCollector, raw: Raw, namespace: str) -> None:
     collector.record_execution("research", 1.0, True)
     collector.flush()
     tag = keys.metrics_tag(namespace, keys.metrics_shard("research"))
     ttls = {key.split(":")[3]: raw.pttl(key) / 1000 for key in raw.keys(f"{tag}:*") if "research" in key}
     quarter, hours, days, months = 900, 3 * 3600, 8 * 86_400, 90 * 86_400
-    assert ttls["total"] < 0, "never"
-    for width, name, life in ((10, "10s", quarter), (60, "1m", hours), (3600, "1h", days), (86_400, "1d", months)):
-        assert life - 5 < ttls[name] <= life + width
+    assert ttls["total"] < 0, "totals never expire"
+    for width, name, ttl in ((10, "10s", quarter), (60, "1m", hours), (3600, "1h", days), (86_400, "1d", months)):
+        assert ttl - 5 < ttls[name] <= ttl + width
     assert 3590 < ttls["recent"] <= 3600
     assert 8 * 86_400 - 5 < ttls["slow"] <= 8 * 86_400
 
@@ -273,10 +273,10 @@ def test_recent_and_slow_samples_are_bounded(collector: MetricsCollector, raw: R
     assert (delivery.recorded, delivery.counted, delivery.pending) == (1400, 1400, 0)
 
 
-def test_a_forked_child_counts_its_own_and_only_its_own(
+def test_forked_child_counts_only_its_own_records(
     server: Server, collector: MetricsCollector, raw: Raw, namespace: str
 ) -> None:
-    collector.record_execution("parent", 1.0, True)  # in the buffer while forking
+    collector.record_execution("parent", 1.0, True)  # in the buffer during the fork
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -294,7 +294,7 @@ def test_a_forked_child_counts_its_own_and_only_its_own(
     assert {name: each.task_count for name, each in collector.metrics.items()} == {"parent": 3, "child": 3}
 
 
-def test_counters_alone_are_read_without_percentiles(collector: MetricsCollector, call: Call) -> None:
+def test_plain_counters_are_read_without_percentiles(collector: MetricsCollector, call: Call) -> None:
     for number in range(10):
         collector.record_execution("research", number / 10, number != 3, "E")
     for window in (None, "5m"):
@@ -309,7 +309,7 @@ def test_counters_alone_are_read_without_percentiles(collector: MetricsCollector
         call(collector, "snapshots", percentiles=1)
 
 
-def test_counters_alone_say_what_the_whole_reading_says(collector: MetricsCollector, call: Call) -> None:
+def test_plain_counters_equal_those_of_a_full_read(collector: MetricsCollector, call: Call) -> None:
     collector.record_execution("fine", 0.25, True)
     collector.record_execution("fine", 0.0, True)
     collector.record_execution("failing", 0.5, False, "TimeoutError")
@@ -322,7 +322,7 @@ def test_counters_alone_say_what_the_whole_reading_says(collector: MetricsCollec
     collector.record_tool_calls("tools", calls=3)
     collector.record_stream("stream", 7, 0.1, 0.01)
 
-    told = [
+    figures = [
         "task_count", "success_count", "failure_count", "cancelled_count", "total_execution_time", "min_execution_time",
         "max_execution_time", "avg_execution_time", "last_execution", "tokens_in", "tokens_out", "cost",
         "tokens_cached_in", "tokens_cache_write", "tokens_reasoning",
@@ -333,13 +333,13 @@ def test_counters_alone_say_what_the_whole_reading_says(collector: MetricsCollec
         plain = call(collector, "snapshots", window=window, percentiles=False)
         assert sorted(plain) == ["cancelled", "failing", "fine", "model", "stream", "tools"]
         for agent in plain:
-            for name in told:
+            for name in figures:
                 assert getattr(plain[agent], name) == getattr(whole[agent], name), (agent, name)
             assert plain[agent].interval.start == whole[agent].interval.start
     assert (plain["model"].cost, plain["tools"].tool_calls, plain["failing"].failure_count) == (0.0125, 3, 1)
 
 
-def test_agents_are_combined_as_if_they_were_one(collector: MetricsCollector, call: Call) -> None:
+def test_combined_agents_read_as_one_agent(collector: MetricsCollector, call: Call) -> None:
     for number in range(30):
         collector.record_execution(f"agent-{number % 3}", number / 10, number % 10 != 0, "E")
     for names in ((), ("agent-0", "agent-1", "agent-2", "agent-0")):
@@ -353,10 +353,10 @@ def test_agents_are_combined_as_if_they_were_one(collector: MetricsCollector, ca
         call(collector, "combined", "")
 
 
-def test_raw_samples_are_listed(collector: MetricsCollector, call: Call) -> None:
+def test_recent_and_slowest_samples_are_listed(collector: MetricsCollector, call: Call) -> None:
     collector.record_execution("research", 0.25, True)
     collector.flush()
-    time.sleep(0.002)  # ends are kept to a millisecond
+    time.sleep(0.002)  # ends are stored in milliseconds
     collector.record_execution("research", 3.0, False, "a|b c")
     collector.flush()
     time.sleep(0.002)
@@ -374,17 +374,15 @@ def test_raw_samples_are_listed(collector: MetricsCollector, call: Call) -> None
         call(collector, "recent", "research", limit=0)
 
 
-def test_a_raw_sample_that_is_none_of_ours_is_named(
-    collector: MetricsCollector, call: Call, raw: Raw, namespace: str
-) -> None:
+def test_foreign_raw_sample_is_named(collector: MetricsCollector, call: Call, raw: Raw, namespace: str) -> None:
     key = keys.metrics_slow(namespace, keys.metrics_shard("research"), "research")
-    raw.zadd(key, {"somebody else's": 1})
+    raw.zadd(key, {"foreign data": 1})
     with pytest.raises(CorruptState) as caught:
         call(collector, "slowest", "research")
     assert caught.value.key == key
 
 
-def test_an_agent_is_forgotten(collector: MetricsCollector, call: Call, raw: Raw, namespace: str) -> None:
+def test_forget_deletes_an_agent(collector: MetricsCollector, call: Call, raw: Raw, namespace: str) -> None:
     for name in ("research", "writer"):
         with collector.track(name), collector.span(name, "plan"):
             pass
@@ -393,7 +391,7 @@ def test_an_agent_is_forgotten(collector: MetricsCollector, call: Call, raw: Raw
     assert set(call(collector, "snapshots")) == {"writer"}
     assert call(collector, "get_or_create_metrics", "research").task_count == 0
     left = {key.split(":")[3] for key in raw.keys(f"{namespace}:*") if "research" in key}
-    assert left == {"10s", "1m", "1h", "1d"}, "these expire by themselves"
+    assert left == {"10s", "1m", "1h", "1d"}, "the slices expire later"
     with collector.track("research"):
         pass
     assert call(collector, "get_or_create_metrics", "research").task_count == 1

@@ -1,4 +1,4 @@
-"""The same operations on the scripts and on a plain model; all of the pool's state is compared after every one."""
+"""The same operations on the scripts and on a plain model; the whole state of the pool is compared after each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABELS = ("gpu", "fr")
 BY_HAND = ("", "unhealthy", "draining")
 DAY_MS = 86_400_000
 DEPTH = 132
-"""How deep the line is looked into for somebody whom what is free would suit (pool.lua)."""
+"""How deep the scripts search the queue for a waiter that a free instance suits (maintenance.lua)."""
 
 
 @dataclass
@@ -38,11 +38,11 @@ class Instance:
     weight: float
     labels: frozenset[str]
     flags: set[str] = field(default_factory=set)
-    """Those that are set by hand."""
+    """Flags that are set by hand."""
     health: set[str] = field(default_factory=set)
-    """Those that the pool set by itself, as they were seen after the last operation."""
+    """Flags that the pool set, as of the last operation."""
     limit: int = 0
-    """What it may bear, by these."""
+    """Max leases that follow from these flags."""
 
 
 JUMPY = PoolSettings(
@@ -57,7 +57,7 @@ JUMPY = PoolSettings(
     unhealthy_threshold=1,
     healthy_threshold=1,
 )
-"""Nothing of it ends by itself, within a test."""
+"""No ejection or warm-up ends on its own during a test."""
 DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
 UNHEALTHY = {"ejected", "down", "half_open"}
 HEALTH = UNHEALTHY | {"adaptive", "warming", "metered", "rate_limited"}
@@ -65,7 +65,7 @@ TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:"}
 
 
 def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> int:
-    """What the legend of pool.lua says of the units that may be leased."""
+    """Return the limit as the legend of pool.lua defines it."""
     if flags & (DISABLED | {"rate_limited"}) or (flags & {"ejected", "down"} and not panic):
         return 0
     bounds = [capacity]
@@ -79,7 +79,7 @@ def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> 
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Time does not pass by itself: leases live for a day, and `expire` sets their end into the past."""
+    """Time does not pass: leases last for a day, and `expire` moves their end into the past."""
 
     settings = PoolSettings(eject_after=None)
 
@@ -91,9 +91,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.leases: dict[str, str] = {}
         self.waiting: dict[str, frozenset[str]] = {}
         self.granted: set[str] = set()
-        self.places: dict[str, str] = {}
-        self.stood: set[str] = set()
-        self.tombs: dict[str, str] = {}
+        self.positions: dict[str, str] = {}
+        self.queued_before: set[str] = set()
+        self.tombstones: dict[str, str] = {}
         self.fences: dict[str, int] = {}
         self.peaks: dict[str, int] = {}
         self.tokens = 0
@@ -106,14 +106,14 @@ class PoolMachine(RuleBasedStateMachine):
         seed=st.integers(0, 2**32),
     )
     def begin(self, strategy: LoadBalancingStrategy, seed: int) -> None:
-        # Under these two, it depends on the time who is picked, and more depends on that when health is judged.
+        # Picks of these two depend on the time, and with health checks more state depends on the picks.
         timed = {LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA}
         jumpy = self.settings is JUMPY
         self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy
         self.checked = 0
         random.seed(seed)
         self.register("a", 2, 1.0, frozenset(), True, None)
-        self.fake.client.zadd(self.pool.keys.ids, {"a": 1})  # since long ago: those who come later are newcomers
+        self.fake.client.zadd(self.pool.keys.ids, {"a": 1})  # registered long ago: later instances are new ones
 
     def load(self, name: str) -> int:
         return sum(holder == name for holder in self.leases.values())
@@ -185,15 +185,15 @@ class PoolMachine(RuleBasedStateMachine):
         command = commands.report_checks(self.pool, self.checked, [(name, good) for name in names])
         unknown = self.fake.run(command)
         assert set(unknown) == set(names) - set(self.registered())
-        assert self.fake.run(command) == unknown  # a repeat counts for nothing
+        assert self.fake.run(command) == unknown  # a repeat has no effect
         self.refresh()
         for name in set(names) & set(self.registered()):
             assert ("down" in self.instances[name].health) is not good
 
     @precondition(lambda self: self.settings is JUMPY)
     @rule(name=st.sampled_from(IDS), flag=st.sampled_from(["ejected"] * 3 + ["warming", "rate_limited"]))
-    def time_comes(self, name: str, flag: str) -> None:
-        """An ejection ends, a step of warming up is over, a rate comes back."""
+    def timer_fires(self, name: str, flag: str) -> None:
+        """An ejection ends, a step of a warm-up is over, or a rate recovers."""
         if name not in self.registered() or flag not in self.instances[name].health:
             return
         state = self.pool.keys.state
@@ -205,7 +205,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.refresh()
         if flag == "ejected" or (
             flag == "rate_limited" and not self.waiting
-        ):  # who waits may have taken what came back
+        ):  # a waiter may have used the recovered rate
             assert flag not in self.instances[name].health
         if flag == "ejected":
             assert "half_open" in self.instances[name].health
@@ -242,12 +242,12 @@ class PoolMachine(RuleBasedStateMachine):
         assert isinstance(answer, Granted)
         assert answer.facts[0] == self.leases[token]
 
-    @precondition(lambda self: self.tombs)
+    @precondition(lambda self: self.tombstones)
     @rule(data=st.data())
     def acquire_too_late(self, data: st.DataObject) -> None:
-        token = data.draw(st.sampled_from(sorted(self.tombs)))
+        token = data.draw(st.sampled_from(sorted(self.tombstones)))
         assert self.fake.run(commands.acquire(self.pool, token, DAY_MS, Choice(self.strategy))) == Spent(
-            self.tombs[token]
+            self.tombstones[token]
         )
         assert self.fake.run(commands.release(self.pool, token)) is False
 
@@ -266,7 +266,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.settings is JUMPY)
     @rule(outcome=st.sampled_from(Outcome))
     def work(self, outcome: Outcome) -> None:
-        """Lease something and give it back at once, by which much happens to an instance."""
+        """Acquire and release at once, which changes much of an instance's state."""
         self.acquire(frozenset(), None)
         token = f"@{self.tokens}"
         if token in self.leases:
@@ -286,26 +286,26 @@ class PoolMachine(RuleBasedStateMachine):
         self.refresh()
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
-            # Never the last that is fit; one on probation may go back.
+            # The last healthy instance is never ejected; a half-open one may be ejected again.
             assert len(fit_before - {ejected}) >= 1
         del self.leases[token]
-        fetched_in_line = token in self.stood and token not in self.granted
+        fetched_from_queue = token in self.queued_before and token not in self.granted
         self.granted.discard(token)
-        # Without a tombstone the second release is of a token nobody knows; with one, of a spent one.
-        if tombstone or fetched_in_line:
-            self.tombs[token] = "released"
+        # Without a tombstone the second release is of an unknown token; with one, of a spent one.
+        if tombstone or fetched_from_queue:
+            self.tombstones[token] = "released"
         self.forget_removed()
 
-    def stand(self, token: str, labels: frozenset[str]) -> Granted | Queued | Spent:
-        self.stood.add(token)
-        position = self.places.get(token, "-")
+    def poll_queue(self, token: str, labels: frozenset[str]) -> Granted | Queued | Spent:
+        self.queued_before.add(token)
+        position = self.positions.get(token, "-")
         answer: Granted | Queued | Spent = self.fake.run(
             commands.wait(
                 self.pool, token, ttl_ms=DAY_MS, live_ms=DAY_MS, boost_ms=0, require=labels, position=position
             )
         )
         if isinstance(answer, Queued):
-            self.places[token] = answer.position
+            self.positions[token] = answer.position
         return answer
 
     @precondition(lambda self: len(self.waiting) < DEPTH - 3)
@@ -320,9 +320,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.refresh()
         fits = any(self.load(name) < each.limit and require <= each.labels for name, each in self.instances.items())
         self.waiting[token] = require
-        answer = self.stand(token, require)
+        answer = self.poll_queue(token, require)
         assert isinstance(answer, Granted if fits else Queued)
-        self.hand_over()
+        self.check_grants()
         if isinstance(answer, Granted):
             self.granted.discard(token)
             assert self.leases[token] == answer.facts[0]
@@ -331,26 +331,26 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def wait_again(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting) + sorted(self.granted)))
-        answer = self.stand(token, self.waiting.get(token, frozenset()))
+        answer = self.poll_queue(token, self.waiting.get(token, frozenset()))
         if token in self.granted:
             self.granted.discard(token)
             assert isinstance(answer, Granted)
             assert answer.facts[0] == self.leases[token]
         else:
             assert isinstance(answer, Queued)
-            assert answer.ahead == sorted(self.waiting, key=lambda each: int(self.places[each])).index(token)
+            assert answer.ahead == sorted(self.waiting, key=lambda each: int(self.positions[each])).index(token)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
-    def leave_the_line(self, data: st.DataObject) -> None:
+    def leave_queue(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
         assert self.fake.run(commands.release(self.pool, token, tombstone_ms=DAY_MS)) is False
         del self.waiting[token]
-        self.tombs[token] = "cancelled"
+        self.tombstones[token] = "cancelled"
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
-    def fall_silent(self, data: st.DataObject) -> None:
+    def stop_polling(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
         self.fake.client.zadd(self.pool.keys.due, {"W" + token: 1})
         self.fake.run(commands.status(self.pool, 0, 100))
@@ -358,28 +358,28 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.granted)
     @rule(data=st.data())
-    def do_not_fetch(self, data: st.DataObject) -> None:
+    def let_grant_expire(self, data: st.DataObject) -> None:
         token = data.draw(st.sampled_from(sorted(self.granted)))
         self.fake.client.zadd(self.pool.keys.due, {token: 1})
         self.fake.client.hset(self.pool.keys.state, "#next", 1)
         self.fake.run(commands.status(self.pool, 0, 100))
         del self.leases[token]
         self.granted.discard(token)
-        self.tombs[token] = "unfetched"
+        self.tombstones[token] = "unfetched"
         self.forget_removed()
 
-    def hand_over(self) -> None:
-        """Learn from the state who was handed something, and judge whether it was right."""
+    def check_grants(self) -> None:
+        """Read new grants from the state, and check that they are right."""
         state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
-        for token in sorted(self.waiting, key=lambda each: int(self.places.get(each, 2**62))):
+        for token in sorted(self.waiting, key=lambda each: int(self.positions.get(each, 2**62))):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # Nobody who came earlier and asks for no more may still be waiting.
+            # No earlier waiter with the same or fewer labels may still be waiting.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"
-                    and int(self.places[earlier]) < int(self.places.get(token, 2**62))
+                    and int(self.positions[earlier]) < int(self.positions.get(token, 2**62))
                     and labels <= self.waiting[token]
                 )
         for token in [token for token in self.waiting if records.kind_of(state[token]) != "waiting"]:
@@ -396,11 +396,11 @@ class PoolMachine(RuleBasedStateMachine):
                 self.peaks[name] = max(self.peaks.get(name, 0), self.load(name))
 
     @rule()
-    def give_up(self) -> None:
+    def cancel_unknown_token(self) -> None:
         self.tokens += 1
         token = f"@{self.tokens}"
         assert self.fake.run(commands.release(self.pool, token, tombstone_ms=DAY_MS)) is False
-        self.tombs[token] = "cancelled"
+        self.tombstones[token] = "cancelled"
 
     @precondition(lambda self: self.fetched())
     @rule(data=st.data())
@@ -413,11 +413,11 @@ class PoolMachine(RuleBasedStateMachine):
         assert page is not None
         assert page.overdue == 0
         del self.leases[token]
-        self.tombs[token] = "expired"
+        self.tombstones[token] = "expired"
         self.forget_removed()
 
     def refresh(self) -> None:
-        """See what the pool thinks of its instances, and compute what follows from that."""
+        """Read the health flags of the instances, and compute their limits from them."""
         state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
         for name, known in self.instances.items():
             if name in state:
@@ -428,12 +428,12 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def state_is_the_models(self) -> None:
         self.refresh()
-        self.hand_over()
+        self.check_grants()
         self.compare_records()
         self.compare_indexes()
 
     def compare_records(self) -> None:
-        # Nothing is free while somebody waits whom it would suit.
+        # No instance has free capacity while a waiter suits it.
         for name, each in self.instances.items():
             if self.load(name) < each.limit:
                 assert not any(labels <= each.labels for labels in self.waiting.values())
@@ -454,9 +454,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert {token: tokens[token]["instance"] for token in records.held(state)} == self.leases
         assert {token for token, kind in kinds.items() if kind == "grant"} == self.granted
         assert {token for token, kind in kinds.items() if kind == "waiting"} == set(self.waiting)
-        line = self.fake.client.zrange(self.pool.keys.waitq, 0, -1)
-        assert line == sorted(self.waiting, key=lambda token: int(self.places[token]))
-        assert {token: tokens[token]["why"] for token, kind in kinds.items() if kind == "tombstone"} == self.tombs
+        queue = self.fake.client.zrange(self.pool.keys.waitq, 0, -1)
+        assert queue == sorted(self.waiting, key=lambda token: int(self.positions[token]))
+        assert {token: tokens[token]["why"] for token, kind in kinds.items() if kind == "tombstone"} == self.tombstones
         assert int(state.get("#load", 0)) == len(self.leases)
         assert int(state.get("#cap", 0)) == sum(each.capacity for each in self.instances.values() if each.limit)
         usable = [each for each in self.instances.values() if not each.flags & DISABLED]
@@ -480,7 +480,7 @@ class PoolMachine(RuleBasedStateMachine):
         due: dict[str, float] = dict(self.fake.client.zrange(self.pool.keys.due, 0, -1, withscores=True))
         assert set(due) == (
             set(self.leases)
-            | {"X" + token for token in self.tombs}
+            | {"X" + token for token in self.tombstones}
             | {"W" + token for token in self.waiting}
             | {
                 kind + name
@@ -513,13 +513,13 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 class JumpyPoolMachine(PoolMachine):
-    """The same with all that a pool does by itself."""
+    """The same with ejections, adaptive limits, warm-ups, rates and checks."""
 
     settings = JUMPY
 
 
 @pytest.mark.parametrize("machine", [PoolMachine, JumpyPoolMachine])
 @examples(8, 100)
-def test_any_sequence_of_operations_agrees_with_the_model(machine: type[PoolMachine], examples: int) -> None:
+def test_any_sequence_of_operations_matches_the_model(machine: type[PoolMachine], examples: int) -> None:
     effort = settings(max_examples=examples, stateful_step_count=45, deadline=None, phases=[Phase.generate])
     run_state_machine_as_test(machine, settings=effort)

@@ -1,4 +1,4 @@
-"""LRUCache against a plain model: any sequence of operations, on a real server, by one process."""
+"""LRUCache against a simple model: any sequence of operations by one process, on a real server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES = st.one_of(st.none(), st.integers(), st.lists(st.integers(), max_size=3)
 
 @dataclass
 class Held(Entry):
-    """What the model holds for a key."""
+    """The model's record of a key."""
 
     value: Any
     tags: frozenset[str]
@@ -33,7 +33,7 @@ class Held(Entry):
 
 
 class LRUMachine(CacheMachine):
-    """The rules; the model is an OrderedDict, the oldest first."""
+    """The rules; the model is an OrderedDict, oldest first."""
 
     cache: LRUCache
 
@@ -45,12 +45,12 @@ class LRUMachine(CacheMachine):
 
     def reported(self) -> None:
         if self.unreported:
-            self.reaped()
+            self.remove_expired()
         self.unreported = False
 
     def stored(self, key: str, value: Any, tags: set[str], expires: bool) -> None:
         self.unreported = False
-        self.reaped()
+        self.remove_expired()
         self.model.pop(key, None)
         self.model[key] = Held(value, frozenset(tags), expires)
         if len(self.model) > MAX_SIZE:
@@ -136,7 +136,7 @@ class LRUMachine(CacheMachine):
 
     @rule()
     def they_agree(self) -> None:
-        """Seldom, since looking reports all reads, which otherwise ride on the next put."""
+        """Run rarely, since it reports all reads, which otherwise go with the next put."""
         if not self.raw.exists(self.where.meta):
             return
         keys = self.cache.keys()
@@ -149,7 +149,7 @@ class LRUMachine(CacheMachine):
 
 
 @examples(10, 100)
-def test_any_sequence_of_operations_agrees_with_the_model(
+def test_any_sequence_of_operations_matches_the_model(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     run(LRUMachine, server, monkeypatch, examples)

@@ -1,4 +1,4 @@
-"""TieredCache under policy lru against a plain model: promotion, demotion, eviction, lives."""
+"""TieredCache under policy lru against a simple model: promotion, demotion, eviction, TTLs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.support.examples import examples
 from tests.support.servers import Server
 
 TIERS = ("hot", "warm", "cold")
-ROOM = {"hot": 1, "warm": 2, "cold": 3}
-LIFE_S = {"hot": 100, "warm": 200, "cold": 300}
+CAPACITY = {"hot": 1, "warm": 2, "cold": 3}
+TTLS_S = {"hot": 100, "warm": 200, "cold": 300}
 KEYS = st.sampled_from("abcdefgh")
 
 PUTS = st.tuples(
@@ -28,22 +28,22 @@ PUTS = st.tuples(
 
 @dataclass
 class Held(Entry):
-    """What the model holds for a key."""
+    """The model's record of a key."""
 
     value: int
     tier: str
     at: int
-    life_s: float
+    ttl_s: float
 
 
 class TieredMachine(CacheMachine):
-    """The rules; the model knows each entry's tier and the time of its last touch."""
+    """The rules; the model knows each entry's tier and the time of its last access."""
 
     cache: TieredCache
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = TieredCache(*ROOM.values(), *LIFE_S.values(), policy="lru", name="m", backend=self.backend)
+        self.cache = TieredCache(*CAPACITY.values(), *TTLS_S.values(), policy="lru", name="m", backend=self.backend)
         self.model: dict[str, Held] = {}
         self.waiting: dict[str, int] = {}
         """Reads not reported yet, oldest first."""
@@ -57,8 +57,8 @@ class TieredMachine(CacheMachine):
         self.clock += 1
         return self.clock
 
-    def standing(self, tier: str) -> list[str]:
-        """The keys of a tier, the oldest first."""
+    def members(self, tier: str) -> list[str]:
+        """The keys of a tier, oldest first."""
         return sorted(
             (key for key, held in self.model.items() if held.tier == tier), key=lambda key: self.model[key].at
         )
@@ -78,19 +78,19 @@ class TieredMachine(CacheMachine):
 
     def balance(self, keep: str | None = None) -> None:
         for tier, below in (("hot", "warm"), ("warm", "cold")):
-            for key in self.standing(tier)[: max(0, len(self.standing(tier)) - ROOM[tier])]:
+            for key in self.members(tier)[: max(0, len(self.members(tier)) - CAPACITY[tier])]:
                 self.model[key].tier = below
-        while len(self.model) > sum(ROOM.values()):
-            oldest = (self.standing(tier)[:1] for tier in reversed(TIERS))
+        while len(self.model) > sum(CAPACITY.values()):
+            oldest = (self.members(tier)[:1] for tier in reversed(TIERS))
             del self.model[next(key for keys in oldest for key in keys if key != keep)]
 
     def reported(self) -> None:
         if self.unreported:
             self.report()
-            self.reaped()
+            self.remove_expired()
             self.balance()
 
-    # what users do
+    # operations of users
 
     @rule(keys=st.lists(st.tuples(KEYS, st.integers(1, 3)), min_size=2, max_size=8))
     def get(self, keys: list[tuple[str, int]]) -> None:
@@ -108,10 +108,10 @@ class TieredMachine(CacheMachine):
         for key, value, tier, ttl in puts:
             assert self.cache.put(key, value, tier, ttl=ttl) is True
             self.report()
-            self.reaped()
+            self.remove_expired()
             known = self.model.get(key)
             place = tier or (known.tier if known else "cold")
-            self.model[key] = Held(value, place, self.tick(), LIFE_S[place] if ttl is None else ttl)
+            self.model[key] = Held(value, place, self.tick(), TTLS_S[place] if ttl is None else ttl)
             self.balance(key)
 
     @rule(key=KEYS, how=st.sampled_from(("delete", "delete", "delete", "sweep", "sweep", "clear")))
@@ -126,7 +126,7 @@ class TieredMachine(CacheMachine):
     @rule(key=KEYS)
     def time_passes(self, key: str) -> None:
         held = self.model.get(key)
-        self.time_is_over(key, expires=held is not None and held.life_s != math.inf)
+        self.time_is_over(key, expires=held is not None and held.ttl_s != math.inf)
 
     @rule(key=KEYS)
     def entry(self, key: str) -> None:
@@ -137,8 +137,10 @@ class TieredMachine(CacheMachine):
         if entry is None or held is None:
             return
         assert (entry.value, entry.tier.value) == (held.value, held.tier)
-        life: Any = math.inf if entry.expires_at is None else (entry.expires_at - entry.created_at).total_seconds()
-        assert life == pytest.approx(held.life_s, abs=0.002), "where it stands now does not matter"
+        stored_ttl: Any = (
+            math.inf if entry.expires_at is None else (entry.expires_at - entry.created_at).total_seconds()
+        )
+        assert stored_ttl == pytest.approx(held.ttl_s, abs=0.002), "its present tier does not matter"
 
     @rule()
     def they_agree(self) -> None:
@@ -147,14 +149,14 @@ class TieredMachine(CacheMachine):
         stats = self.cache.get_stats()
         self.reported()
         for tier in TIERS:
-            assert self.raw.zrange(getattr(self.where, tier), 0, -1) == self.standing(tier), tier
+            assert self.raw.zrange(getattr(self.where, tier), 0, -1) == self.members(tier), tier
             assert stats[tier]["hits"] == self.hits[tier]
         assert stats["cold"]["misses"] == self.misses
         assert faults(self.raw, self.backend.namespace, "tiered", "m") == []
 
 
 @examples(10, 100)
-def test_any_sequence_of_operations_agrees_with_the_model(
+def test_any_sequence_of_operations_matches_the_model(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     run(TieredMachine, server, monkeypatch, examples)

@@ -1,4 +1,4 @@
-"""Policy tinylfu against its model: the whole state in Redis after random operations, and mutants that must be caught."""
+"""Policy tinylfu against its model: the whole state in Redis after random operations; mutants must be detected."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LARGE = [(8, 40, 160), (0, 0, 120)]
 
 
 class Both:
-    """A cache on the server and the model beside it, given the same operations."""
+    """A cache on the server and its model, with the same operations applied to both."""
 
-    def __init__(self, backend: Backend, raw: Raw, rooms: tuple[int, int, int]) -> None:
+    def __init__(self, backend: Backend, raw: Raw, capacities: tuple[int, int, int]) -> None:
         self.raw = raw
         self.cache: LRUCache | TieredCache
-        if rooms[HOT]:
-            self.cache = TieredCache(*rooms, backend=backend)
+        if capacities[HOT]:
+            self.cache = TieredCache(*capacities, backend=backend)
         else:
-            self.cache = LRUCache(rooms[-1], policy="tinylfu", backend=backend)
-        self.model = TinyLFU(*rooms)
+            self.cache = LRUCache(capacities[-1], policy="tinylfu", backend=backend)
+        self.model = TinyLFU(*capacities)
         self.where = self.cache._shared_state.keys
         self.reads: dict[str, int] = {}
         self.missed = False
@@ -67,12 +67,12 @@ class Both:
 
 
 def work(both: Both, seed: int, operations: int, look_every: int) -> list[str]:
-    """Do something random so many times; return the first differences found."""
+    """Do that many random operations; return the first differences found."""
     chance = random.Random(seed)
     keys = 3 * both.model.total
     drifted = 0
     for step in range(operations):
-        drifted += step % 7 == 0 and step % 600 > 300  # popularity that stays by turns, and drifts
+        drifted += step % 7 == 0 and step % 600 > 300  # popularity alternates between stable and drifting
         key = f"k{(drifted + int(keys * chance.random() ** 3)) % (8 * keys)}"
         match chance.randrange(24):
             case 0:
@@ -98,20 +98,20 @@ def _reports_go_when_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rooms", "operations", "look_every"),
-    [(rooms, 600, 1) for rooms in SMALL]
-    + [pytest.param(rooms, 2500, 50, marks=pytest.mark.thorough) for rooms in LARGE],
+    ("capacities", "operations", "look_every"),
+    [(capacities, 600, 1) for capacities in SMALL]
+    + [pytest.param(capacities, 2500, 50, marks=pytest.mark.thorough) for capacities in LARGE],
 )
-def test_the_whole_state_is_the_models_after_whatever_is_done(
-    backend: Backend, raw: Raw, namespace: str, rooms: tuple[int, int, int], operations: int, look_every: int
+def test_server_state_matches_the_model_after_any_operations(
+    backend: Backend, raw: Raw, namespace: str, capacities: tuple[int, int, int], operations: int, look_every: int
 ) -> None:
-    both = Both(backend, raw, rooms)
+    both = Both(backend, raw, capacities)
 
     assert work(both, 1, operations, look_every) == []
 
-    assert both.model.halvings[-1] or rooms in LARGE, "frequencies were halved often"
+    assert both.model.halvings[-1] or capacities in LARGE, "frequencies were halved several times"
     assert both.model.ghosts
-    service = "tiered" if rooms[HOT] else "cache"
+    service = "tiered" if capacities[HOT] else "cache"
     assert faults(raw, namespace, service, "default") == []
 
 
@@ -131,7 +131,7 @@ def test_the_whole_state_is_the_models_after_whatever_is_done(
         ("-1 - math.max(16, I.share(2))", "-1 - math.max(16, I.share(1))"),
     ],
 )
-def test_the_check_of_the_check_a_changed_policy_is_found(
+def test_changed_policy_fails_the_check(
     backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch, line: str, instead: str
 ) -> None:
     alter(monkeypatch, "cache/put", line, instead)

@@ -1,4 +1,4 @@
-"""TieredCache as shipped, under policy tinylfu, against its model: any sequence of operations, with lives and tags."""
+"""TieredCache with policy tinylfu, as shipped, against its model: any sequence of operations, with TTLs and tags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.servers import Server
 from tests.support.tinylfu import COLD, NEW, TIERS, TinyLFU, differences
 
 ROOMS = (1, 2, 3)
-LIVES_S = (100, 200, 300)
+TTLS_S = (100, 200, 300)
 KEYS = st.sampled_from("abcdefghijk")
 TAGS = st.sets(st.sampled_from("tu"))
 PUTS = st.tuples(
@@ -33,22 +33,22 @@ PUTS = st.tuples(
 
 @dataclass
 class Held(Entry):
-    """What the model holds for a key; where it stands is the policy's."""
+    """The model's record of a key; its tier is up to the policy."""
 
     value: int
     tags: frozenset[str]
-    life_s: float
+    ttl_s: float
     reads: int = 0
 
 
 class TinyLFUMachine(CacheMachine):
-    """The rules; what is held is the model's, and who stays is `TinyLFU`'s."""
+    """The rules; the model knows the values, `TinyLFU` decides which entries stay."""
 
     cache: TieredCache
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = TieredCache(*ROOMS, *LIVES_S, name="m", backend=self.backend)
+        self.cache = TieredCache(*ROOMS, *TTLS_S, name="m", backend=self.backend)
         self.model: dict[str, Held] = {}
         self.policy = TinyLFU(*ROOMS)
         self.waiting: dict[str, int] = {}
@@ -72,14 +72,14 @@ class TinyLFUMachine(CacheMachine):
         self.policy.touch(self.waiting)
         self.waiting.clear()
         self.unreported = False
-        self.reaped()
+        self.remove_expired()
 
     def removed(self, key: str) -> None:
         super().removed(key)
         self.policy.remove(key)
 
     def evicted(self) -> None:
-        """Take those out of the model whom the policy did not keep."""
+        """Remove the entries that the policy has evicted from the model."""
         for key in [key for key in self.model if key not in self.policy]:
             del self.model[key]
             self.evictions += 1
@@ -95,10 +95,10 @@ class TinyLFUMachine(CacheMachine):
         known = self.policy.find(key)
         place = TIERS.index(tier) if tier else NEW if known is None else known
         self.policy.put(key, {}, TIERS.index(tier) if tier else None)
-        self.model[key] = Held(value, frozenset(tags), LIVES_S[min(place, COLD)] if ttl is None else ttl)
+        self.model[key] = Held(value, frozenset(tags), TTLS_S[min(place, COLD)] if ttl is None else ttl)
         self.evicted()
 
-    # what users do
+    # operations of users
 
     @rule(keys=st.lists(st.tuples(KEYS, st.integers(1, 3)), min_size=2, max_size=8))
     def get(self, keys: list[tuple[str, int]]) -> None:
@@ -152,7 +152,7 @@ class TinyLFUMachine(CacheMachine):
     def time_passes(self, keys: set[str]) -> None:
         for key in sorted(keys):
             held = self.model.get(key)
-            self.time_is_over(key, expires=held is not None and held.life_s != math.inf)
+            self.time_is_over(key, expires=held is not None and held.ttl_s != math.inf)
 
     @rule(key=KEYS)
     def entry(self, key: str) -> None:
@@ -166,8 +166,10 @@ class TinyLFUMachine(CacheMachine):
         assert place is not None
         assert (entry.value, entry.tags, entry.access_count) == (held.value, held.tags, held.reads)
         assert entry.tier.value == TIERS[min(place, COLD)]
-        life: Any = math.inf if entry.expires_at is None else (entry.expires_at - entry.created_at).total_seconds()
-        assert life == pytest.approx(held.life_s, abs=0.002)
+        stored_ttl: Any = (
+            math.inf if entry.expires_at is None else (entry.expires_at - entry.created_at).total_seconds()
+        )
+        assert stored_ttl == pytest.approx(held.ttl_s, abs=0.002)
 
     @rule()
     def they_agree(self) -> None:
@@ -182,7 +184,7 @@ class TinyLFUMachine(CacheMachine):
 
 
 @examples(10, 100)
-def test_any_sequence_of_operations_agrees_with_the_model(
+def test_any_sequence_of_operations_matches_the_model(
     server: Server, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
     run(TinyLFUMachine, server, monkeypatch, examples)
@@ -201,7 +203,7 @@ def test_any_sequence_of_operations_agrees_with_the_model(
         ),
     ],
 )
-def test_the_check_of_the_check_a_fault_in_a_script_is_found(
+def test_script_fault_fails_the_check(
     server: Server, monkeypatch: pytest.MonkeyPatch, name: str, line: str, instead: str
 ) -> None:
     alter(monkeypatch, f"cache/{name}", line, instead)

@@ -1,4 +1,4 @@
-"""Random histories of two processes' worth of collectors against the reference's own in-memory classes."""
+"""Random histories of two collectors, as in two processes, against the in-memory version's rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ERRORS = st.sampled_from([None, "", "TimeoutError", "ValueError", "a|b:c"])
 
 
 class Reference:
-    """The numbers of the in-memory version, kept as it keeps them."""
+    """The counts of the in-memory version, computed as it computes them."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -55,7 +55,7 @@ class Reference:
 
 
 class Metrics(RuleBasedStateMachine):
-    """Two collectors on backends of their own, as two processes have them."""
+    """Two collectors with separate backends, as in two processes."""
 
     url = ""
 
@@ -126,7 +126,7 @@ class Metrics(RuleBasedStateMachine):
 
 
 @examples(8, 60)
-def test_random_histories_agree_with_the_reference(server: Server, examples: int) -> None:
+def test_random_histories_match_the_in_memory_version(server: Server, examples: int) -> None:
     machine = type("Machine", (Metrics,), {"url": server.url})
     run_state_machine_as_test(
         machine,

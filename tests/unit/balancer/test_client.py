@@ -101,7 +101,7 @@ def test_releasing_nothing_needs_no_server(balancer: LoadBalancer) -> None:
 
 @pytest.mark.parametrize("client", [LoadBalancer, LRUCache, TieredCache, MetricsCollector])
 @pytest.mark.parametrize("backend", ["redis://localhost", object()])
-def test_client_refuses_what_is_not_a_backend(client: Any, backend: object) -> None:
+def test_client_refuses_an_object_that_is_no_backend(client: Any, backend: object) -> None:
     with pytest.raises(InvalidArgument) as refused:
         client(backend=backend)
     assert (refused.value.argument, refused.value.value) == ("backend", backend)

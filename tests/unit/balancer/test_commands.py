@@ -1,4 +1,4 @@
-"""The balancer's commands without a server: what is sent, and what replies become."""
+"""The balancer's commands without a server: their arguments and the decoding of replies."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ COMMANDS: list[Command[Any]] = [
 
 
 @examples(250, 1500)
-def test_decoders_answer_every_reply(examples: int) -> None:
+def test_decoders_raise_only_library_errors(examples: int) -> None:
     @settings(max_examples=examples)
     @given(st.sampled_from(COMMANDS), REPLIES | st.lists(st.integers(-5, 2) | REPLIES, min_size=1, max_size=9))
     def decode(command: Command[Any], reply: Any) -> None:
@@ -66,26 +66,26 @@ def test_decoders_answer_every_reply(examples: int) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.script.name)
 @pytest.mark.parametrize("reply", [None, b"", [], [b"1"], [-4, b"p0"], [-9], [1, [b"x"], None], "text"])
-def test_an_unexpected_reply_is_corrupt_state(command: Command[Any], reply: Any) -> None:
+def test_unexpected_reply_is_corrupt_state(command: Command[Any], reply: Any) -> None:
     with pytest.raises(CorruptState) as caught:
         command.decode(reply)
     assert caught.value.key == POOL.keys.state
 
 
 @pytest.mark.parametrize("reply", [[0, 0, 0, 0, b""], [0, 0, 0, 0, 0, 0, []], [0, 1, 2, 3], [0] * 8])
-def test_a_refusal_that_nobody_sends_is_corrupt_state(reply: Any) -> None:
+def test_malformed_refusal_is_corrupt_state(reply: Any) -> None:
     with pytest.raises(CorruptState):
         commands.acquire(POOL, "@t", 1000, ANY).decode(reply)
 
 
-def test_a_record_becomes_a_snapshot() -> None:
+def test_instance_record_decodes_to_a_snapshot() -> None:
     status = commands.instance_status(POOL, 0, b"p%201", RECORD, b"")
     labels = frozenset({"gpu", "fr"})
     instance = AgentInstance("p 1", "t", 1, 5, 2.5, True, 1.5, labels=labels)
     assert status == InstanceStatus(instance, peak_load=3, served=4, failed=2, failed_in_a_row=1, fence=1000, limit=5)
 
 
-def test_what_few_instances_have_is_in_their_snapshot() -> None:
+def test_extra_record_decodes_into_the_status() -> None:
     record = RECORD.replace(b"flags=-", b"flags=ejected,metered")
     extra = b"ejections=2 ejected_until_ms=3500 rpm=60"
     status = commands.instance_status(POOL, 1000, b"p", record, extra)
@@ -106,21 +106,23 @@ def test_what_few_instances_have_is_in_their_snapshot() -> None:
         ("adaptive,half_open,metered,rate_limited,warming", True, False),
     ],
 )
-def test_flags_become_health(flags: str, healthy: bool, draining: bool) -> None:
+def test_flags_decode_to_health_and_draining(flags: str, healthy: bool, draining: bool) -> None:
     instance = commands.instance_status(
         POOL, 0, b"p", RECORD.replace(b"flags=-", f"flags={flags}".encode()), b""
     ).instance
     assert (instance.is_healthy, instance.is_draining) == (healthy, draining)
 
 
-def test_records_of_later_versions_may_be_longer() -> None:
+def test_records_of_later_versions_may_have_more_fields() -> None:
     longer = commands.instance_status(POOL, 0, b"p", RECORD + b" zone=17 x=-", b"zone=17")
     assert longer == commands.instance_status(POOL, 0, b"p", RECORD, b"")
 
 
 def test_records_are_decoded_in_any_order() -> None:
-    turned = b" ".join(reversed(RECORD.split(b" ")))
-    assert commands.instance_status(POOL, 0, b"p", turned, b"") == commands.instance_status(POOL, 0, b"p", RECORD, b"")
+    reversed_record = b" ".join(reversed(RECORD.split(b" ")))
+    assert commands.instance_status(POOL, 0, b"p", reversed_record, b"") == commands.instance_status(
+        POOL, 0, b"p", RECORD, b""
+    )
 
 
 def test_unknown_strategy_is_an_invalid_argument() -> None:
@@ -137,7 +139,7 @@ def test_other_schema_names_both_versions(fact: bytes, found: str) -> None:
 
 
 @given(st.frozensets(st.text(st.characters(codec="utf-8", min_codepoint=0x20, max_codepoint=0x2FF), min_size=1)))
-def test_labels_survive_their_packing(labels: frozenset[str]) -> None:
+def test_labels_survive_a_round_trip(labels: frozenset[str]) -> None:
     labels = frozenset(label for label in labels if label.isprintable())
     packed = commands.packed_labels(labels)
     assert (packed == "-") == (not labels)
@@ -145,7 +147,7 @@ def test_labels_survive_their_packing(labels: frozenset[str]) -> None:
     assert commands.instance_status(POOL, 0, b"p", record, b"").instance.labels == labels
 
 
-def test_an_affinity_always_has_the_same_point() -> None:
+def test_affinity_always_maps_to_the_same_point() -> None:
     points = {Choice(affinity="alice").args()["point"] for _ in range(5)}
     assert len(points) == 1
     assert Choice(affinity="bob").args()["point"] not in points

@@ -1,4 +1,4 @@
-"""The block of a lease names the right form when it is used in a wrong one."""
+"""A lease block that is misused names the right form in its error."""
 
 from __future__ import annotations
 

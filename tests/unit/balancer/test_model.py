@@ -1,4 +1,4 @@
-"""The values that the balancer's users make and get."""
+"""The balancer's data model: instances, labels and snapshots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from agentperf_redis.errors import InvalidArgument
         ("is_draining", None),
     ],
 )
-def test_instance_refuses_bad_field_at_birth(argument: str, value: object) -> None:
+def test_instance_refuses_a_bad_field(argument: str, value: object) -> None:
     fields: dict[str, Any] = {"id": "p", "agent_type": "planner", argument: value}
     with pytest.raises(InvalidArgument) as refused:
         AgentInstance(**fields)
@@ -39,7 +39,7 @@ def test_instance_refuses_bad_field_at_birth(argument: str, value: object) -> No
 
 
 @pytest.mark.parametrize("value", ["gpu", b"gpu", 5, None, [""], ["a\nb"], [None], {1: 2}])
-def test_labels_are_a_collection_of_names(value: object) -> None:
+def test_labels_must_be_a_collection_of_names(value: object) -> None:
     with pytest.raises(InvalidArgument, match="labels"):
         checked_labels("labels", value)
     assert checked_labels("labels", ["a", "b", "a"]) == {"a", "b"}
@@ -68,7 +68,7 @@ def test_load_is_a_share_of_capacity() -> None:
     assert (over.load_percentage, over.available_capacity) == (125.0, 0)
 
 
-def test_a_pool_without_instances_renders_as_the_reference_does() -> None:
+def test_empty_pool_renders_like_the_in_memory_version() -> None:
     status = PoolStatus("t", LoadBalancingStrategy.RANDOM, (), waiting=0, granted=0, overdue=0)
     assert status.render() == {
         "instances": 0,

@@ -1,4 +1,4 @@
-"""What a balancer's calls mean, before anything is sent."""
+"""The checks of a balancer's arguments, before anything is sent."""
 
 from __future__ import annotations
 

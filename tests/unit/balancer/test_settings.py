@@ -1,4 +1,4 @@
-"""The settings of a pool refuse what cannot be."""
+"""The settings of a pool: invalid ones are refused, and the README lists the defaults."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ def test_bad_setting_is_refused_by_its_name(facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (
             {"base_ejection_time": 400},
-            "base_ejection_time is 400; allowed: seconds up to those of max_ejection_time, 300",
+            "base_ejection_time is 400; allowed: seconds up to max_ejection_time, 300",
         ),
         (
             {"max_ejection_time": 5},
-            "max_ejection_time is 5; allowed: seconds from those of base_ejection_time, 10, to 86400",
+            "max_ejection_time is 5; allowed: seconds from base_ejection_time, 10, to 86400",
         ),
         (
             {"base_ejection_time": 40, "max_ejection_time": 30},
-            "max_ejection_time is 30; allowed: seconds from those of base_ejection_time, 40",
+            "max_ejection_time is 30; allowed: seconds from base_ejection_time, 40",
         ),
         ({"max_ejection_time": 0}, "max_ejection_time is 0; allowed: seconds from 0.001 to 86400"),
     ],
 )
-def test_ejection_beyond_its_maximum_names_the_given_argument(given: dict[str, float], said: str) -> None:
+def test_ejection_beyond_its_maximum_names_the_given_argument(given: dict[str, float], message: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         PoolSettings(**given)  # type: ignore[arg-type]
-    assert str(refused.value).startswith(said)
+    assert str(refused.value).startswith(message)
     assert PoolSettings(base_ejection_time=400, max_ejection_time=400).base_ejection_time == 400
 
 
-def test_the_readme_lists_the_default_settings() -> None:
+def test_readme_lists_the_default_settings() -> None:
     text = README.read_text(encoding="utf-8")
     table = re.findall(
         r"^\| `(\w+)` \| ([\w.]+) \| \S", text[text.index("| setting | default | why |") :], re.MULTILINE

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks says of the runs before it."""
+"""The comparison of a benchmark run with the runs before it."""
 
 from __future__ import annotations
 
@@ -25,28 +25,26 @@ def found(place: Path, row: Row, *, full: bool = False) -> list[str]:
     return [str(each) for each in history.regressions([row, PLAIN], full=full, place=place)]
 
 
-def test_a_first_run_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+def test_first_run_reports_no_regression(tmp_path: Path) -> None:
     assert found(tmp_path / "none" / "history.jsonl", GET) == []
 
 
-def test_a_ratio_much_worse_than_the_median_of_the_last_runs_is_told(tmp_path: Path) -> None:
+def test_ratio_much_worse_than_the_median_is_reported(tmp_path: Path) -> None:
     place = tmp_path / "kept" / "history.jsonl"
-    kept(place, 9.0, 1.0, 1.0, 1.1, 0.9, 5.0)  # the first is too long ago, the last an outlier
+    kept(place, 9.0, 1.0, 1.0, 1.1, 0.9, 5.0)  # the first is too old, the last is an outlier
     assert found(place, replace(GET, ratio=1.2, reference="raw GET 91 us")) == []
     assert found(place, replace(GET, ratio=1.5)) == ["get: 1.50, was 1.00 (median of 5)"]
     (first, *_) = place.read_text().splitlines()
     assert json.loads(first)["rows"][0]["ratio"] == 9.0
 
 
-def test_a_share_is_worse_when_it_is_smaller(tmp_path: Path) -> None:
+def test_smaller_share_is_a_regression(tmp_path: Path) -> None:
     kept(tmp_path / "h", 0.98, row=USE)
     assert found(tmp_path / "h", replace(USE, ratio=0.7)) == ["use of 10 slots: 0.70, was 0.98 (median of 1)"]
     assert found(tmp_path / "h", replace(USE, ratio=1.4)) == []
 
 
-def test_other_peers_other_modes_and_other_machines_are_not_compared_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_references_modes_and_machines_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "h"
     kept(place, 1.0)
     slow = replace(GET, ratio=3.0)

@@ -1,4 +1,4 @@
-"""What the unit tests of the cache's flows share."""
+"""Common fixtures of the unit tests of the cache's flows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.support.renewed import Renewed
 
 @pytest.fixture
 def renewed() -> Renewed:
-    """What renews leases."""
+    """Records the leases to renew."""
     return Renewed()
 
 
 @pytest.fixture
 def deployed() -> Iterator[LRUCache]:
-    """A cache without a server. It takes its settings for written, and reports no reads."""
+    """A cache without a server. Its settings count as deployed, and it reports no reads."""
     backend = Backend("redis://127.0.0.1:1", deadline=0.05)
     made = LRUCache(backend=backend)
     made._shared_state.deployed = True

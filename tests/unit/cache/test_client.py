@@ -1,4 +1,4 @@
-"""The methods of the caches refuse bad arguments in both APIs, before they send anything."""
+"""The methods of the caches refuse invalid arguments in both APIs, before they send anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentperf_redis.cache import LRUCache, TieredCache
 from agentperf_redis.errors import InvalidArgument
 from tests.support.refusals import assert_refused
 
-# One bad value an argument: which values each checker refuses is shown beside the checkers.
+# One invalid value for each argument; the tests of each checker show which values it refuses.
 REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     *[("key", method, (5,), {}) for method in ("get", "delete", "entry")],
     ("key", "put", (None, 1), {}),
@@ -34,7 +34,7 @@ REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("argument", "method", "args", "kwargs"), REFUSED, ids=lambda part: part if isinstance(part, str) else ""
 )
-def test_bad_argument_is_refused_by_its_name(
+def test_invalid_argument_is_refused_by_its_name(
     dead_backend: Backend, argument: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     assert_refused(LRUCache(backend=dead_backend), argument, method, *args, **kwargs)
@@ -52,12 +52,12 @@ def test_bad_argument_is_refused_by_its_name(
         *[(TieredCache, argument, 0) for argument in ("hot_size", "warm_size", "cold_size", "warm_ttl")],
     ],
 )
-def test_bad_setting_is_refused_by_its_name(dead_backend: Backend, kind: Any, argument: str, value: Any) -> None:
+def test_invalid_setting_is_refused_by_its_name(dead_backend: Backend, kind: Any, argument: str, value: Any) -> None:
     with pytest.raises(InvalidArgument) as refused:
         kind(**{argument: value}, backend=dead_backend)
     assert refused.value.argument == argument
 
 
-def test_unknown_tier_is_refused_with_the_known_ones(dead_backend: Backend) -> None:
+def test_unknown_tier_error_lists_the_known_tiers(dead_backend: Backend) -> None:
     with pytest.raises(InvalidArgument, match="'hot', 'warm', 'cold'"):
         TieredCache(backend=dead_backend).put("k", 1, "lukewarm")

@@ -1,6 +1,6 @@
-"""The commands of a cache: replies are decoded or corrupt, and the scripts run on a pretended server.
+"""The commands of a cache: replies are decoded or corrupt, and the scripts run on a fake server.
 
-That server is nearly a real one. The integration layer has the last word.
+The fake is close to a real server. The integration tests are authoritative.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ REPLIES = st.recursive(
 
 
 @examples(250, 1500)
-def test_every_reply_is_understood_or_corrupt(examples: int) -> None:
+def test_every_reply_is_decoded_or_corrupt(examples: int) -> None:
     @effort(max_examples=examples)
     @given(st.sampled_from(ALL_COMMANDS), REPLIES)
     def decode(command: Command[Any], reply: Any) -> None:
@@ -84,12 +84,12 @@ def test_every_reply_is_understood_or_corrupt(examples: int) -> None:
     decode()
 
 
-def test_all_keys_of_a_command_lie_in_one_slot() -> None:
+def test_all_keys_of_a_command_share_a_slot() -> None:
     for command in ALL_COMMANDS:
         assert all(key.startswith("ns:{cache:c}:") for key in command.keys)
 
 
-# The scripts on a pretended server
+# The scripts on a fake server
 
 FAR = 10**14
 
@@ -115,7 +115,7 @@ def put(fake: Fake, name: str, report: AccessReport = NO_REPORT, **options: Any)
     return reply
 
 
-def test_without_settings_nothing_is_done(fake: Fake) -> None:
+def test_scripts_do_nothing_without_settings(fake: Fake) -> None:
     assert put(fake, "k").outcome is PutResult.NO_SETTINGS
     assert fake.run(commands.report_reads(KEYS, "me", AccessReport(1, 1, 0, 0, ()))) is None
     assert fake.run(commands.delete(KEYS, ["k"], "me")) is commands.NO_SETTINGS
@@ -123,16 +123,14 @@ def test_without_settings_nothing_is_done(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_packed_numbers_are_the_same_in_lua_and_python(fake: Fake, policy: Policy) -> None:
+def test_packed_numbers_match_in_lua_and_python(fake: Fake, policy: Policy) -> None:
     deployed(fake, Settings(policy, (0, 0, 5), 0, (0, 0, 0)))
     put(fake, "name")
     put(fake, "other", report=AccessReport(1, 0, 0, 0, (("name", 3),)))
     size_bytes = len("name") + len(b"r 0  m\x01")
     size = fake.run(inspection.size_of(KEYS, "name"))
-    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the put of the other one has the last reading
-    score = fake.run(
-        inspection.score(KEYS.cold, "name")
-    )  # under tinylfu the other one has taken its place in the window
+    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the put of the other key has the last reading
+    score = fake.run(inspection.score(KEYS.cold, "name"))  # under tinylfu the other key has replaced it in the window
 
     assert size is not None
     assert score is not None
@@ -144,7 +142,7 @@ def test_packed_numbers_are_the_same_in_lua_and_python(fake: Fake, policy: Polic
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_cancelled_put_does_nothing_more(fake: Fake, *, again: bool) -> None:
+def test_cancelled_put_has_no_effect(fake: Fake, *, again: bool) -> None:
     deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
     fake.run(commands.cancel_puts(KEYS, ("r",), FAR))
     newer = fake.run(
@@ -162,7 +160,7 @@ def test_a_cancelled_put_does_nothing_more(fake: Fake, *, again: bool) -> None:
     assert fake.client.get(KEYS.entry_prefix + "k") == before
 
 
-def test_put_evicts_as_a_textbook_lru(fake: Fake) -> None:
+def test_put_evicts_like_a_textbook_lru(fake: Fake) -> None:
     deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
     chance, model, seq = random.Random(3), OrderedDict[str, None](), 0
     for _ in range(200):
@@ -179,7 +177,7 @@ def test_put_evicts_as_a_textbook_lru(fake: Fake) -> None:
         assert fake.client.zrange(KEYS.cold, 0, -1) == list(model)
 
 
-def test_a_report_counts_once_whoever_brings_it(fake: Fake) -> None:
+def test_report_counts_once_on_any_command(fake: Fake) -> None:
     deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
     put(fake, "a")
     report = AccessReport(1, 2, 30, 1, (("a", 2), ("gone", 1)))
@@ -195,7 +193,7 @@ def test_a_report_counts_once_whoever_brings_it(fake: Fake) -> None:
     }
 
 
-def test_claims_are_answered_the_same_again(fake: Fake) -> None:
+def test_repeated_claims_get_the_same_reply(fake: Fake) -> None:
     deployed(fake, Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 0)))
 
     def claim(token: str, ignore: str = "", awaited: str = "") -> Any:
@@ -209,7 +207,7 @@ def test_claims_are_answered_the_same_again(fake: Fake) -> None:
     release = commands.release(KEYS, "k", "one", error="ValueError no luck", error_ms=5000, origin="me")
     assert [fake.run(release), fake.run(release)] == [True, False]
     assert claim("two", awaited="one") == commands.Failed("ValueError", "no luck")
-    assert isinstance(claim("three"), commands.Lead), "who did not wait for it computes anew"
+    assert isinstance(claim("three"), commands.Lead), "a caller that did not wait for it computes again"
     assert fake.run(commands.renew(KEYS, "k", "three", 5000)) is True
     assert fake.run(commands.renew(KEYS, "k", "one", 5000)) is False
     assert put(fake, "k", token="one").outcome is PutResult.LEASE_LOST
@@ -220,7 +218,7 @@ def test_claims_are_answered_the_same_again(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize("forget", ["delete", "clear", "tag", "put"])
-def test_what_was_begun_before_an_invalidation_is_refused(fake: Fake, forget: str) -> None:
+def test_value_begun_before_invalidation_is_refused(fake: Fake, forget: str) -> None:
     deployed(fake, Settings(Policy.TINYLFU, (1, 1, 3), 0, (0, 0, 0)))
     fake.run(commands.claim(KEYS, "k", "token", lease_ms=5000, ignore="", awaited=""))
     match forget:
@@ -237,7 +235,7 @@ def test_what_was_begun_before_an_invalidation_is_refused(fake: Fake, forget: st
     assert not fake.client.exists(KEYS.lease("k"))
 
 
-def test_too_many_tag_marks_merge_on_the_safe_side(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_excess_tag_marks_merge_without_losing_invalidations(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries, "MAX_TAG_MARKS", 3)
     versions = [fake.run(commands.invalidate_tags(KEYS, (f"t{number}",), "me")) for number in range(5)]
     assert fake.client.zcard(KEYS.tags) == 3

@@ -1,4 +1,4 @@
-"""Computing as a flow, driven with `send()`: what happens in which order, whichever way the function or the put ends."""
+"""Computing as a flow, driven with `send()`: the order of steps for each way in which the function or the put ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AWAY = BackendUnavailable("somewhere", "unknown", "down")
 
 
 class Computation:
-    """One run of the flow, as far as the step that is to be performed now."""
+    """One run of the flow, up to the step to be performed next."""
 
     def __init__(
         self, cache: LRUCache, renewed: Renewed, function: Callable[[], object] = int, *, blocking: bool = True
@@ -37,7 +37,7 @@ class Computation:
         self.flights = cache._shared_state.flights
 
     def called(self) -> None:
-        """Get as far as the function, under a lease."""
+        """Advance to the call of the function, under a lease."""
         assert self.sends(next(self.flow)) == "MGET"
         assert self.sends(self.flow.send([None, None])) == "cache/claim"
         self.flight = self.flights._flights["k"]
@@ -47,7 +47,7 @@ class Computation:
 
     @staticmethod
     def sends(step: object) -> str:
-        """The script or the command that is to be sent."""
+        """The script or command of a step."""
         assert isinstance(step, Command)
         return step.script.name if isinstance(step.script, Script) else step.script
 
@@ -58,20 +58,20 @@ def shielded(step: object) -> Flow[None]:
 
 
 def end(flow: Flow[Any], answer: object = None) -> Any:
-    """Answer the last step of a flow; return what it returns."""
+    """Send the last answer to a flow; return the flow's result."""
     with pytest.raises(StopIteration) as done:
         flow.send(answer)
     return done.value.value
 
 
-def test_a_value_is_stored_before_the_flow_ends(deployed: LRUCache, renewed: Renewed) -> None:
+def test_value_is_stored_before_the_flow_ends(deployed: LRUCache, renewed: Renewed) -> None:
     run = Computation(deployed, renewed)
     run.called()
 
     storing = shielded(run.flow.send(5))
 
     assert run.sends(next(storing)) == "cache/put"
-    assert run.flight.open, "it is for others when the server has it"
+    assert run.flight.open, "other callers get it after the server has it"
     end(storing, PutReply(PutResult.STORED, 7))
     assert isinstance(run.flight.outcome, Computed)
     assert not run.renewed.compute_leases
@@ -81,7 +81,7 @@ def test_a_value_is_stored_before_the_flow_ends(deployed: LRUCache, renewed: Ren
 @pytest.mark.parametrize(
     "error", [KeyError("no such thing"), StopIteration(5), AWAY], ids=lambda error: type(error).__name__
 )
-def test_an_error_of_the_function_is_told_and_returned_as_it_is(
+def test_function_error_is_reported_and_returned_unchanged(
     deployed: LRUCache, renewed: Renewed, error: Exception
 ) -> None:
     run = Computation(deployed, renewed)
@@ -89,7 +89,7 @@ def test_an_error_of_the_function_is_told_and_returned_as_it_is(
 
     telling = shielded(run.flow.throw(error))
 
-    assert run.flight.outcome == Crashed(error), "others of this process have it at once"
+    assert run.flight.outcome == Crashed(error), "other callers of this process get it at once"
     assert not run.renewed.compute_leases
     assert run.sends(next(telling)) == "cache/release_claim"
     end(telling)
@@ -98,7 +98,7 @@ def test_an_error_of_the_function_is_told_and_returned_as_it_is(
     assert raised.value is error
 
 
-def test_a_cancelled_function_gives_its_turn_up(deployed: LRUCache, renewed: Renewed) -> None:
+def test_cancelled_function_releases_its_lease(deployed: LRUCache, renewed: Renewed) -> None:
     run = Computation(deployed, renewed)
     run.called()
 
@@ -113,7 +113,7 @@ def test_a_cancelled_function_gives_its_turn_up(deployed: LRUCache, renewed: Ren
 
 
 @pytest.mark.parametrize("end_of_put", ["server away", "loop ends", "collected"])
-def test_a_cancellation_while_storing_leaves_the_rest_to_the_shielded_flow(
+def test_cancellation_while_storing_leaves_the_shielded_flow(
     deployed: LRUCache, renewed: Renewed, end_of_put: str
 ) -> None:
     run = Computation(deployed, renewed)
@@ -124,7 +124,7 @@ def test_a_cancellation_while_storing_leaves_the_rest_to_the_shielded_flow(
     with pytest.raises(asyncio.CancelledError):
         run.flow.throw(asyncio.CancelledError())
 
-    assert run.renewed.compute_leases, "the put is still under way, under its lease"
+    assert run.renewed.compute_leases, "the put is still in flight, under its lease"
     if end_of_put == "server away":
         with pytest.raises(StopIteration):
             storing.throw(AWAY)
@@ -138,7 +138,7 @@ def test_a_cancellation_while_storing_leaves_the_rest_to_the_shielded_flow(
     assert (run.flight.open, run.flight.outcome) == (False, Uncacheable())
 
 
-def test_a_flow_that_is_closed_while_the_function_runs_sends_nothing(deployed: LRUCache, renewed: Renewed) -> None:
+def test_flow_closed_during_function_sends_nothing(deployed: LRUCache, renewed: Renewed) -> None:
     run = Computation(deployed, renewed)
     run.called()
     run.flow.close()
@@ -147,9 +147,7 @@ def test_a_flow_that_is_closed_while_the_function_runs_sends_nothing(deployed: L
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_value_that_cannot_be_stored_is_returned_and_told(
-    deployed: LRUCache, renewed: Renewed, blocking: bool
-) -> None:
+def test_unstorable_value_is_returned_and_reported(deployed: LRUCache, renewed: Renewed, blocking: bool) -> None:
     run = Computation(deployed, renewed, blocking=blocking)
     run.called()
     value = object()
@@ -164,7 +162,7 @@ def test_a_value_that_cannot_be_stored_is_returned_and_told(
         assert accepted(run.wanted, answer) is value
 
 
-def test_a_coroutine_from_a_blocking_call_is_closed_and_refused(deployed: LRUCache, renewed: Renewed) -> None:
+def test_coroutine_of_blocking_call_is_closed_and_refused(deployed: LRUCache, renewed: Renewed) -> None:
     async def later() -> int:
         raise AssertionError("it never runs")
 

@@ -1,4 +1,4 @@
-"""What cannot be decorated or computed is refused where it is written, before anything is sent."""
+"""Invalid decorations and functions are refused at once, before anything is sent."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def cache() -> Iterator[LRUCache]:
         ("tags", [""]),
         ("ignore", "self"),
         ("ignore", 5),
-        ("ignore", ("nobody",)),
+        ("ignore", ("unknown",)),
         ("key", 5),
-        ("key", "{nobody}"),
+        ("key", "{unknown}"),
         ("version", None),
         ("version", True),
         ("ttl", "5"),
         ("ttl", len),
     ],
 )
-def test_a_decorator_names_the_argument_that_cannot_be(cache: LRUCache, argument: str, value: Any) -> None:
+def test_decorator_names_the_invalid_argument(cache: LRUCache, argument: str, value: Any) -> None:
     options = {argument: value}
     with pytest.raises(InvalidArgument) as refused:
 
@@ -49,7 +49,7 @@ def test_a_decorator_names_the_argument_that_cannot_be(cache: LRUCache, argument
     assert refused.value.argument == argument
 
 
-def test_tags_that_can_be_taken_once_serve_all_that_is_decorated(cache: LRUCache) -> None:
+def test_one_shot_iterables_apply_to_every_decorated_function(cache: LRUCache) -> None:
     decorator = cache.cached(tags=iter(["news"]), ignore=iter(["x"]))
 
     def one(x: int) -> int:
@@ -62,7 +62,7 @@ def test_tags_that_can_be_taken_once_serve_all_that_is_decorated(cache: LRUCache
     assert decorator(two).key(1) == decorator(two).key(2)
 
 
-def test_what_a_decorated_function_has_says_what_it_does(cache: LRUCache) -> None:
+def test_methods_of_decorated_function_are_documented(cache: LRUCache) -> None:
     @cache.cached()
     def blocking(x: int) -> int:
         return x
@@ -77,7 +77,7 @@ def test_what_a_decorated_function_has_says_what_it_does(cache: LRUCache) -> Non
             assert (part.__name__, bool(part.__doc__)) == (name, True)
 
 
-def test_what_public_signatures_name_can_be_imported() -> None:
+def test_types_in_public_signatures_are_exported() -> None:
     named: set[str] = set()
     for each in (LRUCache, TieredCache, AsyncLRUCache, AsyncTieredCache, agentperf_redis.cached):
         methods = (
@@ -91,21 +91,21 @@ def test_what_public_signatures_name_can_be_imported() -> None:
     assert ours <= set(agentperf_redis.__all__)
 
 
-def test_what_is_to_compute_is_a_function(cache: LRUCache) -> None:
+def test_non_callable_function_is_refused(cache: LRUCache) -> None:
     nothing: Any = 5
     for call in (lambda: cache.get_or_compute("k", nothing), lambda: cache.warm_up(["k"], nothing)):
         with pytest.raises(InvalidArgument, match="function is 5"):
             call()
 
 
-def test_a_blocking_call_refuses_a_coroutine_function_and_says_who_awaits_it(cache: LRUCache) -> None:
+def test_blocking_call_refuses_coroutine_function_naming_aio(cache: LRUCache) -> None:
     async def fetch(key: str = "k") -> str:
         return key
 
     for method, call in (
         ("get_or_compute", lambda: cache.get_or_compute("k", fetch)),
         ("warm_up", lambda: cache.warm_up(["k"], fetch)),
-        ("", lambda: cache.get_or_compute("k", lambda: fetch("k"))),  # what it returns is seen only when it has run
+        ("", lambda: cache.get_or_compute("k", lambda: fetch("k"))),  # its result is known only after it has run
     ):
         with pytest.raises(InvalidArgument, match=rf"\.aio\.?{method}") as refused:
             call()

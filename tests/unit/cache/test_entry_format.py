@@ -1,4 +1,4 @@
-"""An entry's bytes: what is stored comes back, and any other bytes are undecodable."""
+"""An entry's bytes: a stored entry is parsed back, and any other bytes are undecodable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agentperf_redis.errors import Undecodable
     st.lists(st.text(min_size=1)),
     st.binary(),
 )
-def test_what_is_stored_comes_back(
+def test_stored_entry_is_parsed_back(
     version: int, expires: int, cost: int, fresh: int, tags: list[str], data: bytes
 ) -> None:
     names = tuple(key_names.encoded(tag) for tag in tags if tag.isprintable())
@@ -41,11 +41,11 @@ def test_any_bytes_are_an_entry_or_undecodable(data: bytes) -> None:
             continue
 
 
-def test_a_moment_is_that_of_the_servers_clock() -> None:
+def test_timestamp_follows_the_server_clock() -> None:
     assert entry_format.timestamp(178_000_000_012_345) == datetime.fromtimestamp(1_780_000_000.12345, UTC)
 
 
 @pytest.mark.parametrize("facts", [b"-1 0", b"1 -5", b"1 9999999999999999"])
-def test_an_entry_of_an_impossible_time_is_none(facts: bytes) -> None:
+def test_entry_with_impossible_time_is_undecodable(facts: bytes) -> None:
     with pytest.raises(Undecodable):
         entry_format.parse(facts + b" r 0 0  m\x01")

@@ -35,16 +35,14 @@ def entry(fresh_until_ms: int = 0, expires_ms: int = 0, cost_ms: int = 0) -> Sto
         ({"early_refresh": 1.0}, entry(0, 0, 1000), Age.FRESH),
     ],
 )
-def test_an_entry_is_judged_by_what_it_says_and_what_the_reader_allows(
-    options: dict[str, Any], stored: Stored, age: Age
-) -> None:
+def test_age_depends_on_entry_and_reader_options(options: dict[str, Any], stored: Stored, age: Age) -> None:
     freshness = Freshness.of(options, None)
     assert freshness.age(stored, NOW_MS) is age
     assert age is Age.FRESH or freshness.concerns(stored)
 
 
 @pytest.mark.parametrize("early", [0.5, 1.0, 3.0])
-def test_a_refresh_comes_early_by_the_law_of_xfetch(early: float) -> None:
+def test_early_refresh_follows_the_xfetch_probability(early: float) -> None:
     """P(refresh) = P(-ln(u) >= gap / (cost * beta)) = exp(-gap / (cost * beta))."""
     chance, draws, cost_ms = random.Random(1), 20_000, 200
     freshness = Freshness.of({"early_refresh": early}, 60)
@@ -54,12 +52,12 @@ def test_a_refresh_comes_early_by_the_law_of_xfetch(early: float) -> None:
             assert due / draws == pytest.approx(math.exp(-gap_ms / (cost_ms * early)), abs=0.012)
 
 
-def test_the_jitter_spreads_evenly_and_nothing_else_is_touched() -> None:
+def test_jitter_spreads_evenly_and_changes_nothing_else() -> None:
     freshness = Freshness.of({"soft_ttl": 10, "jitter": 0.1}, 60)
     spread = [freshness.spread(freshness.soft_ms) for _ in range(2000)]
     assert min(spread) in range(9000, 9100)
     assert max(spread) in range(10_900, 11_001)
-    assert [freshness.spread(ms) for ms in (0, -1)] == [0, -1], "no life, and the cache's own"
+    assert [freshness.spread(ms) for ms in (0, -1)] == [0, -1], "no expiry, and the cache's default"
     assert UNTIL_EXPIRY.spread(1000) == 1000
 
 
@@ -77,13 +75,13 @@ def test_the_jitter_spreads_evenly_and_nothing_else_is_touched() -> None:
         ({"softttl": 5}, "softttl"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], argument: str) -> None:
+def test_invalid_option_is_refused_by_its_name(options: dict[str, Any], argument: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         Freshness.of(options, 60)
     assert refused.value.argument == argument
 
 
-def test_how_long_a_failed_refresh_rests_goes_with_the_soft_ttl() -> None:
+def test_retry_delay_scales_with_the_soft_ttl() -> None:
     assert [Freshness.of({"soft_ttl": soft}, None).retry_ms for soft in (1, 60, 3600)] == [1000, 6000, 30_000]
 
 
@@ -97,5 +95,5 @@ def test_how_long_a_failed_refresh_rests_goes_with_the_soft_ttl() -> None:
         ({"soft_ttl": 1, "stale_if_error": 5}, 5),
     ],
 )
-def test_copies_stand_in_only_for_who_allows_it(options: dict[str, Any], seconds: float) -> None:
+def test_stale_copies_require_an_option(options: dict[str, Any], seconds: float) -> None:
     assert Freshness.of(options, None).serve_stale_s == seconds

@@ -1,4 +1,4 @@
-"""Two functions that are not the same never share a name; one function has the same name in every process."""
+"""Two different functions never share a name; one function has the same name in every process."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def of(value: object) -> Callable[[], object]:
     return closing
 
 
-def test_functions_that_their_module_knows_are_named_by_it() -> None:
+def test_module_level_functions_are_identified_by_name() -> None:
     assert function_name(plain) == f"{__name__}.plain"
     assert function_name(Thing.method) == f"{__name__}.Thing.method"
     assert function_name(Thing.calls_its_base) == f"{__name__}.Thing.calls_its_base", "super() closes over the class"
@@ -81,7 +81,7 @@ def nothing() -> None:
 
 
 def other() -> None:
-    """Another one."""
+    """Another function."""
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_functions_made_alike_have_one_name() -> None:
     assert function_name(logged(nothing)) == function_name(logged(nothing))
 
 
-def test_a_function_that_calls_itself_has_a_name() -> None:
+def test_recursive_function_has_a_stable_name() -> None:
     def fall(n: int) -> int:
         return fall(n - 1) if n else 0
 
@@ -128,13 +128,13 @@ def test_a_function_that_calls_itself_has_a_name() -> None:
 @pytest.mark.parametrize(
     "value", [threading.Lock(), object(), [object()], threading.Event()], ids=lambda v: type(v).__name__
 )
-def test_functions_over_what_nothing_identifies_are_refused(value: object) -> None:
+def test_closures_without_identity_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match=r"name='\.\.\.'"):
         function_name(of(value))
-    assert function_name(retried(value)(plain)), "behind functools.wraps the module knows the function"
+    assert function_name(retried(value)(plain)), "with functools.wraps the module identifies the function"
 
 
-def test_an_object_that_says_what_stands_for_it_is_an_identity() -> None:
+def test_cache_key_method_gives_an_identity() -> None:
     class Client:
         def __init__(self, url: str) -> None:
             self.url = url
@@ -146,11 +146,11 @@ def test_an_object_that_says_what_stands_for_it_is_an_identity() -> None:
     assert function_name(of(Client("a"))) == function_name(of(Client("a")))
 
 
-def test_the_cache_and_its_kin_may_be_closed_over(cache: LRUCache) -> None:
+def test_closures_over_library_objects_are_allowed(cache: LRUCache) -> None:
     assert function_name(of(cache)) == function_name(of(cache))
 
 
-def test_a_name_is_the_way_out(cache: LRUCache) -> None:
+def test_explicit_name_allows_any_closure(cache: LRUCache) -> None:
     lock = threading.Lock()
 
     def ask() -> object:
@@ -163,7 +163,7 @@ def test_a_name_is_the_way_out(cache: LRUCache) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "a\nb", 3])
-def test_names_that_are_none_are_refused(cache: LRUCache, name: Any) -> None:
+def test_invalid_names_are_refused(cache: LRUCache, name: Any) -> None:
     with pytest.raises(InvalidArgument, match="name is"):
         cache.cached(name=name)
 
@@ -174,14 +174,14 @@ def module_with(body: str) -> ModuleType:
     return module
 
 
-def test_a_second_function_of_a_name_is_refused_while_the_first_lives(cache: LRUCache) -> None:
+def test_name_is_refused_while_another_function_has_it(cache: LRUCache) -> None:
     first = cache.cached()(module_with("def work(x): return 1").work)
     with pytest.raises(InvalidArgument, match=r"already has a function a_module\.work"):
         cache.cached()(module_with("def work(x): return 2").work)
-    assert cache.cached()(module_with("def work(x): return 1").work).key(1) == first.key(1), "the same once more"
+    assert cache.cached()(module_with("def work(x): return 1").work).key(1) == first.key(1), "the same function again"
     del first
     gc.collect()
-    cache.cached()(module_with("def work(x): return 2").work)  # as a module that was edited and loaded again
+    cache.cached()(module_with("def work(x): return 2").work)  # as an edited and reloaded module
 
 
 PROGRAM = """
@@ -204,7 +204,7 @@ def names_from(*words: str, text: str | None = None, seed: str = "0") -> list[st
     return done.stdout.split()
 
 
-def test_scripts_are_told_apart_by_their_text_and_not_by_their_folder(tmp_path: Path) -> None:
+def test_scripts_are_distinguished_by_content_not_folder(tmp_path: Path) -> None:
     for folder, model in (("a", "small"), ("b", "small"), ("c", "large")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "main.py").write_text(PROGRAM.format(model=model))
@@ -216,9 +216,9 @@ def test_scripts_are_told_apart_by_their_text_and_not_by_their_folder(tmp_path: 
     assert not set(here) & set(else_where)
 
 
-def test_functions_typed_in_are_told_apart_by_what_they_use() -> None:
+def test_typed_functions_are_distinguished_by_used_globals() -> None:
     small, again, large = (
         names_from("-", text=PROGRAM.format(model=m), seed=s) for m, s in (("s", "1"), ("s", "2"), ("l", "1"))
     )
     assert small == again
-    assert small[2] != large[2], "what it refers to is another"
+    assert small[2] != large[2], "it uses a different global"

@@ -1,4 +1,4 @@
-"""Settings, lives and counts of a cache, as values."""
+"""Settings, TTLs and counts of a cache, as values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentperf_redis.errors import InvalidArgument
 SETTINGS = Settings(Policy.LRU, (0, 0, 5), 0, (0, 0, 60_000))
 
 
-def test_settings_survive_their_text() -> None:
+def test_settings_survive_their_text_form() -> None:
     for settings in (SETTINGS, Settings(Policy.TINYLFU, (1, 2, 3), 2**50, (1, 2, 3))):
         assert Settings.parse(settings.text) == settings
     assert SETTINGS.text == "lru capacity 0/0/5 bytes 0 ttl 0/0/60000"
@@ -23,14 +23,14 @@ def test_settings_survive_their_text() -> None:
     assert Settings.parse("mru capacity 1/2/3 bytes 0 ttl 0/0/0") is None
 
 
-def test_lives_are_milliseconds_rounded_up() -> None:
+def test_ttls_are_milliseconds_rounded_up() -> None:
     assert [ttl_ms("ttl", ttl) for ttl in (None, math.inf, 1, 0.001, 0.0015)] == [-1, 0, 1000, 1, 2]
     assert [default_ttl_ms("ttl", ttl) for ttl in (None, math.inf, 300)] == [0, 0, 300_000]
     with pytest.raises(InvalidArgument):
         ttl_ms("ttl", 0)
 
 
-def test_an_entry_is_expired_when_its_time_is_over() -> None:
+def test_entry_is_expired_after_its_expiry_time() -> None:
     now = datetime.now(UTC)
     assert CacheEntry("k", 1, now, now - timedelta(seconds=1)).is_expired()
     assert not CacheEntry("k", 1, now, now + timedelta(seconds=60)).is_expired()

@@ -1,4 +1,4 @@
-"""Warming up as a flow, driven with `send()`."""
+"""Warm-up as a flow, driven with `send()`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def counting(keys: str, function: Callable[[str], object] = str.upper, progress:
 
 
 def together(cache: LRUCache, count: _Count, concurrency: int) -> tuple[Flow[None], tuple[Flow[object], ...]]:
-    """The flow, and those that it runs at the same time."""
+    """Return the flow, and the flows that it runs concurrently."""
     flow = warming(count, cache._flows, cast("Maintenance", Renewed()), concurrency, blocking=True)
     step = next(flow)
     assert isinstance(step, Together)
@@ -35,7 +35,7 @@ def together(cache: LRUCache, count: _Count, concurrency: int) -> tuple[Flow[Non
 
 
 def answer(step: Step) -> Any:
-    """What a server without any values says; users' functions are called."""
+    """The reply of a server without values; user functions are called."""
     if isinstance(step, Call):
         return step.function()
     if isinstance(step, Shielded):
@@ -47,13 +47,13 @@ def answer(step: Step) -> Any:
 
 
 def drive(flow: Flow[Any]) -> Any:
-    """Perform a flow to its end."""
+    """Run a flow to its end."""
     try:
         step = next(flow)
         while True:
             try:
                 reply = answer(step)
-            except Exception as error:  # noqa: BLE001  it is the flow's
+            except Exception as error:  # noqa: BLE001  thrown into the flow
                 step = flow.throw(error)
             else:
                 step = flow.send(reply)
@@ -61,21 +61,21 @@ def drive(flow: Flow[Any]) -> Any:
         return done.value
 
 
-def test_flows_share_the_keys_and_each_is_computed_once(deployed: LRUCache) -> None:
-    told: list[WarmUpStatus] = []
-    count = counting("abc", progress=told.append)
+def test_flows_share_keys_and_compute_each_once(deployed: LRUCache) -> None:
+    reports: list[WarmUpStatus] = []
+    count = counting("abc", progress=reports.append)
     flow, (first, second) = together(deployed, count, 2)
 
     assert isinstance(next(first), Command)  # it has taken "a"
     drive(second)
-    assert [warmed.done for warmed in told] == [1, 2], "the second has done the others"
+    assert [warmed.done for warmed in reports] == [1, 2], "the second flow has done the others"
     first.close()
 
     with pytest.raises(StopIteration):
         flow.send(None)
 
 
-def test_what_a_function_raises_is_kept_by_its_key(deployed: LRUCache) -> None:
+def test_function_error_is_recorded_by_key(deployed: LRUCache) -> None:
     def work(key: str) -> str:
         if key == "b":
             raise StopIteration
@@ -93,7 +93,7 @@ def test_what_a_function_raises_is_kept_by_its_key(deployed: LRUCache) -> None:
 
 
 @pytest.mark.parametrize("ended_by", ["server away", "progress", "cancelled"])
-def test_one_that_ends_ends_all(deployed: LRUCache, ended_by: str) -> None:
+def test_failing_flow_ends_all_flows(deployed: LRUCache, ended_by: str) -> None:
     def progress(warmed: WarmUpStatus) -> None:
         if ended_by == "progress":
             raise StopIteration(warmed.done)
@@ -109,7 +109,7 @@ def test_one_that_ends_ends_all(deployed: LRUCache, ended_by: str) -> None:
         with pytest.raises(type(errors[ended_by])):
             first.throw(errors[ended_by])
         assert drive(second) is None
-    assert count.report().done == (1 if ended_by == "progress" else 0), "nothing more is begun"
+    assert count.report().done == (1 if ended_by == "progress" else 0), "nothing more is started"
 
     if ended_by == "cancelled":
         with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""What `agentperf doctor` makes of the facts it was told."""
+"""The assessments of `agentperf doctor` for given facts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from agentperf_redis.cli import doctor
         ([10.5] * 100, "note", "median 10.500 ms, p99 10.500 ms over 100 round trips"),
     ],
 )
-def test_more_than_one_round_trip_in_a_hundred_over_ten_milliseconds_is_slow(
-    times_ms: list[float], level: str, found: str
-) -> None:
+def test_latency_is_slow_above_10_ms_p99(times_ms: list[float], level: str, found: str) -> None:
     finding = doctor.assess_latency(times_ms)
     assert (finding.subject, finding.level, finding.found) == ("latency", level, found)
     assert ("SLOWLOG" in finding.advice) == (level == "note")
@@ -36,7 +34,7 @@ def test_more_than_one_round_trip_in_a_hundred_over_ten_milliseconds_is_slow(
         ({"redis_version": "7.2.4", "arch_bits": "32"}, "bad"),
     ],
 )
-def test_doctor_knows_which_servers_are_too_old(facts: dict[str, str], level: str) -> None:
+def test_versions_below_the_oldest_are_bad(facts: dict[str, str], level: str) -> None:
     assert doctor.assess_version(facts).level == level
 
 
@@ -44,14 +42,14 @@ def test_doctor_knows_which_servers_are_too_old(facts: dict[str, str], level: st
     ("policy", "level"),
     [("noeviction", "ok"), ("volatile-lru", "note"), ("allkeys-lru", "bad"), ("allkeys-random", "bad"), ("", "bad")],
 )
-def test_a_policy_that_may_throw_leases_away_is_bad(policy: str, level: str) -> None:
+def test_policies_that_evict_leases_are_bad(policy: str, level: str) -> None:
     assert doctor.assess_eviction({"maxmemory_policy": policy}).level == level
 
 
 @pytest.mark.parametrize(
     ("used", "limit", "level"), [(84, 100, "ok"), (86, 100, "note"), (100, 100, "note"), (86, 0, "note")]
 )
-def test_memory_is_judged_by_how_near_the_limit_it_is(used: int, limit: int, level: str) -> None:
+def test_memory_near_its_limit_gets_a_note(used: int, limit: int, level: str) -> None:
     finding = doctor.assess_memory({"used_memory": str(used * 2**20), "maxmemory": str(limit * 2**20)})
     assert finding.level == level
     assert f"{used}.0 MiB" in finding.found
@@ -66,11 +64,11 @@ def test_memory_is_judged_by_how_near_the_limit_it_is(used: int, limit: int, lev
         ({"aof_enabled": "0", "rdb_last_bgsave_status": "err"}, "bad"),
     ],
 )
-def test_what_a_restart_would_cost(facts: dict[str, str], level: str) -> None:
+def test_persistence_is_assessed_by_restart_loss(facts: dict[str, str], level: str) -> None:
     assert doctor.assess_persistence(facts).level == level
 
 
-def test_a_replica_is_no_place_for_writes() -> None:
+def test_replica_role_is_bad_for_writes() -> None:
     assert doctor.assess_replication({"role": "slave"}).level == "bad"
     primary = doctor.assess_replication({"role": "master", "connected_slaves": "2"})
     assert (primary.level, primary.found) == ("ok", "primary, 2 replicas")

@@ -1,4 +1,4 @@
-"""The agents of the demo: real findings on real source, and nothing of it executed."""
+"""The agents of the demo: real findings on real source, which is never executed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def function(text: str) -> agents.Function:
     return node
 
 
-def test_the_reader_outlines_a_file() -> None:
+def test_reader_outlines_functions_classes_and_imports() -> None:
     outline = agents.read(
         source(
             """
@@ -61,13 +61,13 @@ def test_the_reader_outlines_a_file() -> None:
     )
 
 
-def test_relative_imports_of_a_package_count_from_itself() -> None:
+def test_relative_imports_resolve_against_the_package() -> None:
     assert agents.read(b"from .x import y", "pack", is_package=True).imports == (Import(1, "pack.x", ("y",)),)
     assert agents.read(b"from .x import y", "script", is_package=False).imports == ()
 
 
 @pytest.mark.parametrize("broken", [b"def f(:", b"x = '\x00'", b"# coding: nonsense\n", b"\xff\xfe"])
-def test_what_does_not_parse_is_said_to(broken: bytes) -> None:
+def test_source_that_does_not_parse_is_reported(broken: bytes) -> None:
     assert agents.read(broken, "m", is_package=False).error
     assert [finding.kind for finding in agents.criticise(broken)] == ["does not parse"]
 
@@ -87,7 +87,7 @@ def test_what_does_not_parse_is_said_to(broken: bytes) -> None:
         ("async def f(a):\n async for x in a: assert x", 3),
     ],
 )
-def test_complexity_is_mccabes(text: str, complexity: int) -> None:
+def test_complexity_follows_mccabes_definition(text: str, complexity: int) -> None:
     assert agents.complexity(function(text)) == complexity
 
 
@@ -95,7 +95,7 @@ def kinds(text: str) -> list[tuple[str, str]]:
     return [(finding.kind, finding.name) for finding in agents.criticise(source(text))]
 
 
-def test_the_critic_misses_docstrings_only_in_public() -> None:
+def test_critic_requires_docstrings_on_public_names_only() -> None:
     assert kinds(
         """
         class A:
@@ -110,7 +110,7 @@ def test_the_critic_misses_docstrings_only_in_public() -> None:
     assert agents.criticise(b"") == ()
 
 
-def test_the_critic_finds_what_is_complex_long_deep_and_wide() -> None:
+def test_critic_finds_complex_long_deep_and_wide_functions() -> None:
     def branches(count: int) -> str:
         return "def f(a):\n" + "".join(f"    if a == {n}: return {n}\n" for n in range(count))
 
@@ -125,20 +125,20 @@ def test_the_critic_finds_what_is_complex_long_deep_and_wide() -> None:
     assert ("many arguments", "f") in kinds("def f(a, b, c, /, d, e, *, f, g, h): pass")
 
 
-def test_the_critic_finds_traps() -> None:
+def test_critic_finds_mutable_defaults_and_bare_excepts() -> None:
     assert ("mutable default", "f") in kinds("def f(a=[]): pass")
     assert ("mutable default", "f") not in kinds("def f(a=()): pass")
     assert ("bare except", "") in kinds("try: pass\nexcept: pass")
     assert ("bare except", "") not in kinds("try: pass\nexcept:\n    raise")
 
 
-def test_the_critic_survives_expressions_deeper_than_the_stack() -> None:
+def test_critic_handles_expressions_deeper_than_the_stack() -> None:
     assert agents.criticise(b"'''d'''\nx = " + b"1 + " * 900 + b"1") == ()
 
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """A folder of modules, each of which would leave a mark if it were run."""
+    """A folder of modules, each of which would create a file if it were executed."""
     package = tmp_path / "pack"
     package.mkdir()
     run = f"open({str(tmp_path / 'executed')!r}, 'w')\n"
@@ -154,7 +154,7 @@ def library(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_librarian_reads_names_without_running_anything(library: Path) -> None:
+def test_librarian_reads_names_without_executing_modules(library: Path) -> None:
     search = [str(library)]
     assert agents.public_names("pack.part", search) == ("_listed", "more", "shown")
     assert agents.public_names("pack", search) == (
@@ -169,11 +169,11 @@ def test_the_librarian_reads_names_without_running_anything(library: Path) -> No
 
 
 @pytest.mark.parametrize("module", ["sys", "nowhere", "pack.nowhere", "pack.part.deeper", "pack.broken", ""])
-def test_the_librarian_says_when_there_is_nothing_to_read(library: Path, module: str) -> None:
+def test_librarian_returns_none_without_readable_source(library: Path, module: str) -> None:
     assert agents.public_names(module, [str(library)]) is None
 
 
-def test_the_librarian_knows_the_standard_library() -> None:
+def test_librarian_reads_the_standard_library() -> None:
     import json
 
     search = [str(standard_library())]
@@ -181,7 +181,7 @@ def test_the_librarian_knows_the_standard_library() -> None:
     assert {"environ", "path", "walk"} <= set(agents.public_names("os", search) or ())
 
 
-def test_the_summariser_weighs_findings_and_counts_private_imports() -> None:
+def test_summariser_weighs_findings_and_private_imports() -> None:
     findings = (
         Finding("complex", 5, "f", 7, ""),
         Finding("no docstring", 1, "m", 2, ""),
@@ -204,7 +204,7 @@ def test_the_summariser_weighs_findings_and_counts_private_imports() -> None:
     assert review.worst[2].detail == "takes _private, gone"
 
 
-def test_what_agents_make_can_be_cached() -> None:
+def test_agent_results_survive_the_codec() -> None:
     outline = agents.read(b"import os\ndef f(): pass\nclass A: pass\n", "m", is_package=False)
     review = agents.summarise("m.py", outline, agents.criticise(b"def f(a=[]): pass"), {})
     for value in (outline, review, agents.criticise(b"def f(a=[]): pass")):
@@ -213,7 +213,7 @@ def test_what_agents_make_can_be_cached() -> None:
         assert type(back) is type(value)
 
 
-def test_a_tree_leaves_out_tests_and_what_is_not_its_own(tmp_path: Path) -> None:
+def test_tree_excludes_tests_and_foreign_folders(tmp_path: Path) -> None:
     for name in (
         "b.py",
         "a/c.py",
@@ -231,7 +231,7 @@ def test_a_tree_leaves_out_tests_and_what_is_not_its_own(tmp_path: Path) -> None
     assert find_tree(tmp_path, 1).files == ("a/c.py",)
 
 
-def test_modules_of_a_tree_within_a_package_keep_their_full_names(tmp_path: Path) -> None:
+def test_tree_inside_a_package_keeps_full_module_names(tmp_path: Path) -> None:
     inner = tmp_path / "pack" / "inner"
     inner.mkdir(parents=True)
     for file in (tmp_path / "pack" / "__init__.py", inner / "__init__.py", inner / "m.py"):
@@ -241,7 +241,7 @@ def test_modules_of_a_tree_within_a_package_keep_their_full_names(tmp_path: Path
     assert tree.search[0] == str(tmp_path)
 
 
-def test_the_default_tree_is_the_standard_library_spread_evenly() -> None:
+def test_default_tree_samples_the_standard_library_evenly() -> None:
     everything = find_tree(None, None)
     assert {"ast.py", "json/decoder.py", "asyncio/locks.py"} <= set(everything.files)
     assert not any("test" in Path(file).parts[:-1] for file in everything.files)
@@ -251,7 +251,7 @@ def test_the_default_tree_is_the_standard_library_spread_evenly() -> None:
     assert some[-1] > "u"
 
 
-def test_a_tree_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_tree_without_python_files_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InvalidArgument, match="path"):
             find_tree(path, None)

@@ -1,4 +1,4 @@
-"""What the demo promises, judged on made-up evidence: what holds, and each thing that must be found out."""
+"""The demo's checks on constructed evidence: sound evidence passes, and each fault fails its check."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pool(peak: int = 2, load: int = 0) -> PoolStatus:
 
 
 def evidence() -> Evidence:
-    """Three workers, the last killed at 100.0 with a lease in hand and two steps not flushed."""
+    """Three workers; the last was killed at 100.0 with one lease held and two steps not flushed."""
     victim = account(2, ["c"], 10, through=False)
     return Evidence(
         accounts=[account(0, ["a"], 10), account(1, ["b"], 10), victim],
@@ -49,12 +49,12 @@ def evidence() -> Evidence:
     )
 
 
-def test_sound_evidence_holds() -> None:
+def test_sound_evidence_passes_every_check() -> None:
     for check in checks(evidence()):
         assert check.held, check
 
 
-def test_without_a_kill_nothing_is_asked_of_it() -> None:
+def test_run_without_a_kill_omits_kill_checks() -> None:
     sound = evidence()
     alive = replace(
         sound,
@@ -66,9 +66,9 @@ def test_without_a_kill_nothing_is_asked_of_it() -> None:
         tried={},
         recorded={"reader": 20},
     )
-    verdict = checks(alive)
-    assert all(check.held for check in verdict)
-    assert not any("killed while" in check.promise for check in verdict)
+    found = checks(alive)
+    assert all(check.held for check in found)
+    assert not any("killed while" in check.promise for check in found)
 
 
 def change_digest(sound: Evidence) -> Evidence:
@@ -93,7 +93,7 @@ BROKEN: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
         "every worker that was not killed",
         lambda sound: replace(sound, failed=["worker 1 ended with exit code 1: Boom"]),
     ),
-    "a worker said nothing": (
+    "a worker has no result": (
         "every worker that was not killed",
         lambda sound: replace(
             sound, accounts=[sound.accounts[0], account(1, [], 10, through=False), sound.accounts[2]]
@@ -128,19 +128,19 @@ BROKEN: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
 
 
 @pytest.mark.parametrize(("promise", "spoil"), BROKEN.values(), ids=BROKEN.keys())
-def test_each_fault_breaks_its_promise_and_no_other(promise: str, spoil: Callable[[Evidence], Evidence]) -> None:
+def test_each_fault_fails_only_its_own_check(promise: str, spoil: Callable[[Evidence], Evidence]) -> None:
     broken = [check.promise for check in checks(spoil(evidence())) if not check.held]
     assert len(broken) == 1
     assert broken[0].startswith(promise)
 
 
-def test_a_victim_that_got_away_is_no_success() -> None:
+def test_victim_that_survives_fails_the_checks() -> None:
     away = replace(evidence(), casualty=None, killed_at=None, granted={"reader": 32}, recorded={"reader": 30})
     broken = {check.promise.split(" ")[0] for check in checks(away) if not check.held}
     assert broken == {"every", "one", "its"}
 
 
-def test_a_journal_is_read_as_it_grows_and_only_in_whole_lines(tmp_path: Path) -> None:
+def test_growing_journal_is_read_in_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     read = Account(path)
     read.update()
@@ -173,7 +173,7 @@ def test_a_journal_is_read_as_it_grows_and_only_in_whole_lines(tmp_path: Path) -
     assert read.result == {"digest": "d"}
 
 
-def test_a_journal_that_somebody_else_wrote_to_is_refused(tmp_path: Path) -> None:
+def test_journal_with_unknown_lines_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_text("nonsense\n")
     with pytest.raises(ValueError, match="nonsense"):

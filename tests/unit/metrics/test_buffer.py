@@ -45,7 +45,7 @@ def raw_us(accumulator: Accumulator) -> list[int]:
 
 
 def counts(buffer: Buffer) -> dict[str, int]:
-    """What the buffer would still send, added up over everything."""
+    """Return the counters that the buffer would still send, added up over all series."""
     found: dict[str, int] = {}
     for batch in pack(buffer):
         for packed in batch.accumulators:
@@ -54,7 +54,7 @@ def counts(buffer: Buffer) -> dict[str, int]:
     return found
 
 
-def test_samples_become_counts(buffer: Buffer) -> None:
+def test_samples_are_aggregated_into_counts(buffer: Buffer) -> None:
     buffer.record("research", 2_000_000 / 1e6, OK)
     buffer.record("research", 0 / 1e6, "err:TimeoutError")
     buffer.record("research", 2_000_001 / 1e6, "err")
@@ -72,7 +72,7 @@ def test_samples_become_counts(buffer: Buffer) -> None:
     assert raw_us(packed.accumulator) == [2_000_000, 0, 2_000_001, 5]
 
 
-def test_a_parcel_under_way_does_not_change(buffer: Buffer) -> None:
+def test_batch_in_flight_never_changes(buffer: Buffer) -> None:
     buffer.record("research", 1 / 1e6, OK)
     (first,) = pack(buffer)
     buffer.record("research", 1 / 1e6, OK)
@@ -85,7 +85,7 @@ def test_a_parcel_under_way_does_not_change(buffer: Buffer) -> None:
     assert (second.seq, second.samples, second.writer) == (first.seq + 1, 1, first.writer)
 
 
-def test_a_parcel_is_settled_once(buffer: Buffer) -> None:
+def test_batch_is_settled_only_once(buffer: Buffer) -> None:
     buffer.record("research", 1 / 1e6, OK)
     (batch,) = pack(buffer)
     buffer.settled(batch, 0)
@@ -94,7 +94,7 @@ def test_a_parcel_is_settled_once(buffer: Buffer) -> None:
     assert buffer.empty
 
 
-def test_cells_are_cut_where_the_server_cuts_its_slices(buffer: Buffer, clock: Clock) -> None:
+def test_accumulators_align_with_server_slices(buffer: Buffer, clock: Clock) -> None:
     for timestamp in (1000.0, 1009.99, 1010.0, 1029.0):  # 5000, 5009.99, 5010 and 5029 of the server's seconds
         clock.now = timestamp
         buffer.record("research", 1 / 1e6, OK)
@@ -106,9 +106,9 @@ def test_cells_are_cut_where_the_server_cuts_its_slices(buffer: Buffer, clock: C
     ]
 
 
-def test_a_long_outage_is_held_in_coarser_and_coarser_cells(buffer: Buffer, clock: Clock) -> None:
+def test_long_outage_is_downsampled_step_by_step(buffer: Buffer, clock: Clock) -> None:
     buffer.record("first", 1 / 1e6, OK)
-    pack(buffer)  # under way, and stays so
+    pack(buffer)  # in flight, and never settled
     for _ in range(6 * 60 * 5):  # five hours, every ten seconds
         clock.now += 10
         buffer.record("first", 1 / 1e6, OK)
@@ -130,7 +130,7 @@ def test_a_long_outage_is_held_in_coarser_and_coarser_cells(buffer: Buffer, cloc
     assert (widths, total) == ({10, 60, 3600}, 1800)
 
 
-def test_too_many_cells_are_merged_and_nothing_is_lost(
+def test_excess_accumulators_are_merged_without_loss(
     buffer: Buffer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_ACCUMULATORS", 10)
@@ -144,7 +144,7 @@ def test_too_many_cells_are_merged_and_nothing_is_lost(
     assert buffer.delivery_counts()[1] == 40
 
 
-def test_raw_samples_that_wait_through_an_outage_are_bounded(
+def test_raw_samples_waiting_in_an_outage_are_bounded(
     buffer: Buffer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAITING_RAW", 2500)
@@ -159,12 +159,12 @@ def test_raw_samples_that_wait_through_an_outage_are_bounded(
     raw = sum(packed.accumulator.raw_count for packed in kept)
     assert 2000 < raw <= 2500
     assert sum(packed.accumulator.counts["n"] for packed in kept) == 4 * 3 * 600
-    assert buffer.delivery_counts()[4] == 4 * 3 * 600 - raw, "what is dropped is counted"
+    assert buffer.delivery_counts()[4] == 4 * 3 * 600 - raw, "dropped samples are counted"
     newest = max(packed.accumulator.newest for packed in kept)
     assert all(packed.accumulator.raw_count == 600 for packed in kept if packed.accumulator.newest == newest)
 
 
-def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) -> None:
+def test_batch_bounds_its_accumulators(buffer: Buffer, clock: Clock) -> None:
     for _ in range(MAX_BATCH_ACCUMULATORS + 5):
         clock.now += 10
         buffer.record("research", 1 / 1e6, OK)
@@ -175,7 +175,7 @@ def test_a_parcel_holds_a_bounded_number_of_cells(buffer: Buffer, clock: Clock) 
     assert len(batch.accumulators) == 5
 
 
-def test_a_parcel_holds_a_bounded_number_of_raw_samples(buffer: Buffer) -> None:
+def test_batch_bounds_its_raw_samples(buffer: Buffer) -> None:
     names = [name for name in (f"agent-{number}" for number in range(500)) if keys.metrics_shard(name) == 3][:5]
     for name in names:
         for _ in range(MAX_RAW):
@@ -189,7 +189,7 @@ def test_a_parcel_holds_a_bounded_number_of_raw_samples(buffer: Buffer) -> None:
     assert sent == 5 * MAX_RAW
 
 
-def test_raw_samples_are_bounded_and_what_is_dropped_is_counted(buffer: Buffer, clock: Clock) -> None:
+def test_raw_samples_are_bounded_and_drops_counted(buffer: Buffer, clock: Clock) -> None:
     for us in range(MAX_RAW + 500):
         buffer.record("research", us / 1e6, OK)
     (batch,) = pack(buffer)
@@ -205,11 +205,11 @@ def test_raw_samples_are_bounded_and_what_is_dropped_is_counted(buffer: Buffer, 
     (batch,) = pack(buffer)
     kept = set(raw_us(batch.accumulators[0].accumulator))
     assert kept == set(range(1, 51)) | set(range(951, 1001)), (
-        "a busy series sends the newest 50 a second and the slowest"
+        "a busy series sends the newest 50 per second and the slowest"
     )
 
 
-def test_series_beyond_the_bound_are_counted_together(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_series_beyond_the_limit_are_counted_together(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SERIES", 3)
     for number in range(10):
         buffer.record(f"agent-{number}", 1 / 1e6, OK)
@@ -219,7 +219,7 @@ def test_series_beyond_the_bound_are_counted_together(buffer: Buffer, monkeypatc
     assert by_name == {"agent-0": 1, "agent-1": 1, "agent-2": 1, OTHER: 7}
 
 
-def test_error_types_of_a_cell_are_bounded(buffer: Buffer) -> None:
+def test_accumulator_bounds_its_error_types(buffer: Buffer) -> None:
     for number in range(5000):
         buffer.record("research", 1 / 1e6, f"err:E{number}")
     (batch,) = pack(buffer)
@@ -229,7 +229,7 @@ def test_error_types_of_a_cell_are_bounded(buffer: Buffer) -> None:
     assert len(errors) <= MAX_COUNTERS
 
 
-def test_a_parcel_unanswered_for_too_long_is_sent_as_another_writer(buffer: Buffer, clock: Clock) -> None:
+def test_batch_unanswered_too_long_gets_a_new_writer(buffer: Buffer, clock: Clock) -> None:
     buffer.record("research", 1 / 1e6, OK)
     (batch,) = pack(buffer)
     writer = batch.writer
@@ -243,8 +243,8 @@ def test_a_parcel_unanswered_for_too_long_is_sent_as_another_writer(buffer: Buff
     assert buffer.delivery_counts()[3] == 1, "and is reported as uncertain"
 
 
-def test_a_corrupt_series_leaves_the_rest_of_its_parcel(buffer: Buffer) -> None:
-    # both lie in shard 2
+def test_corrupt_series_leaves_the_rest_of_its_batch(buffer: Buffer) -> None:
+    # both belong to shard 2
     buffer.record("research", 1 / 1e6, OK)
     buffer.record("a b{1}", 1 / 1e6, OK)
     buffer.record("a b{1}", 1 / 1e6, OK)
@@ -255,7 +255,7 @@ def test_a_corrupt_series_leaves_the_rest_of_its_parcel(buffer: Buffer) -> None:
     assert buffer.refused(batch, "w:abc") == 0
     assert buffer.refused(batch, "1m:2026-11-22T16:45:a%20b%7B1%7D") == 2
     assert [packed.series.name for packed in batch.accumulators] == ["research"]
-    assert batch.seq > number, "a late copy of the whole parcel must not stand for the rest"
+    assert batch.seq > number, "a late copy of the whole batch must not replace the rest"
 
     assert buffer.refused(batch, "total:research") == 1
     assert buffer.empty
@@ -263,13 +263,13 @@ def test_a_corrupt_series_leaves_the_rest_of_its_parcel(buffer: Buffer) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a" * 201, "a\n", "\ud800", None, 3, ["x"], {}, b"x"])
-def test_bad_names_are_refused(buffer: Buffer, name: str) -> None:
+def test_invalid_names_are_rejected(buffer: Buffer, name: str) -> None:
     with pytest.raises(InvalidArgument, match="agent_name"):
         buffer.record(name, 1 / 1e6, OK)
     assert buffer.empty
 
 
-def test_reset_forgets_and_takes_another_name(buffer: Buffer) -> None:
+def test_reset_empties_the_buffer_and_renames_the_writer(buffer: Buffer) -> None:
     buffer.record("research", 1 / 1e6, OK)
     writer = buffer.writer
     buffer.reset()
@@ -277,7 +277,7 @@ def test_reset_forgets_and_takes_another_name(buffer: Buffer) -> None:
     assert buffer.writer != writer
 
 
-def test_the_first_record_after_a_silence_is_announced(clock: Clock) -> None:
+def test_first_record_after_a_flush_calls_on_first(clock: Clock) -> None:
     calls: list[float] = []
     buffer = Buffer(on_first=lambda: calls.append(clock.now), clock=clock)
     for name in ("a", "b", "a"):
@@ -288,8 +288,8 @@ def test_the_first_record_after_a_silence_is_announced(clock: Clock) -> None:
     assert len(calls) == 2
 
 
-def test_a_record_made_while_recording_does_not_deadlock(clock: Clock) -> None:
-    """As by a signal handler, or a tracked generator collected at that moment."""
+def test_nested_record_does_not_deadlock(clock: Clock) -> None:
+    """A signal handler or a garbage-collected tracked generator may record during a record."""
     nested: list[int] = []
 
     def on_first() -> None:
@@ -305,7 +305,7 @@ def test_a_record_made_while_recording_does_not_deadlock(clock: Clock) -> None:
     assert counts(made)["n"] == 2
 
 
-def test_threads_lose_nothing() -> None:
+def test_concurrent_threads_lose_no_records() -> None:
     buffer = Buffer(on_first=lambda: None)
     sent = 0
 
@@ -328,7 +328,7 @@ def test_threads_lose_nothing() -> None:
     assert buffer.delivery_counts()[0] == 20_000
 
 
-def test_a_lane_that_is_full_is_added_up_by_who_records(buffer: Buffer) -> None:
+def test_full_sample_buffer_is_aggregated_while_recording(buffer: Buffer) -> None:
     for _ in range(module.MAX_BUFFERED_SAMPLES - 1):
         buffer.record("research", 0.5, OK)
     assert buffer.waiting_accumulators == 0
@@ -336,7 +336,7 @@ def test_a_lane_that_is_full_is_added_up_by_who_records(buffer: Buffer) -> None:
     assert buffer.waiting_accumulators == 1
 
 
-def test_spans_and_measures_are_series_of_their_agents_shard(buffer: Buffer) -> None:
+def test_spans_and_measures_share_their_agents_shard(buffer: Buffer) -> None:
     buffer.record(Part("research", ("plan", "tool:a/b")), 0.5, OK, 0.25)
     buffer.record(Part("research", (), "ttft"), 0.5, OK)
     buffer.add("research", {"tok_in": 5})

@@ -1,4 +1,4 @@
-"""A collector refuses bad arguments, before it keeps or sends anything."""
+"""A collector rejects invalid arguments before it keeps or sends anything."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.refusals import assert_refused
         ("error_type", ("x", 1.0, False, ["x"])),
     ],
 )
-def test_bad_record_is_refused_and_not_kept(dead_backend: Backend, argument: str, args: Any) -> None:
+def test_invalid_record_is_rejected_and_not_kept(dead_backend: Backend, argument: str, args: Any) -> None:
     collector = MetricsCollector(backend=dead_backend)
     with pytest.raises(InvalidArgument, match=argument):
         collector.record_execution(*args)
@@ -55,7 +55,7 @@ def test_bad_record_is_refused_and_not_kept(dead_backend: Backend, argument: str
         ("timeout", "flush", (math.nan,), {}),
     ],
 )
-def test_bad_argument_is_refused_by_its_name(
+def test_invalid_argument_is_rejected_by_name(
     dead_backend: Backend, argument: str, method: str, args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
     assert_refused(MetricsCollector(backend=dead_backend), argument, method, *args, **options)
@@ -87,7 +87,7 @@ def test_bad_argument_is_refused_by_its_name(
         ("calls", {"agent_name": "a", "calls": -1}),
     ],
 )
-def test_bad_use_of_a_model_is_refused_and_not_kept(dead_backend: Backend, argument: str, options: Any) -> None:
+def test_invalid_model_usage_is_rejected_and_not_kept(dead_backend: Backend, argument: str, options: Any) -> None:
     collector = MetricsCollector(backend=dead_backend)
     with pytest.raises(InvalidArgument, match=argument):
         collector.record_llm(**options)

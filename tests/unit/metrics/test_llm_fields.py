@@ -12,7 +12,7 @@ KNOWN = ("usage", "model", "total", "cached")
 
 
 class Message:
-    """As protobuf's messages: the descriptor names the fields, and an attribute of C has them."""
+    """Like protobuf messages: the descriptor names the fields, and C code stores them."""
 
     DESCRIPTOR = SimpleNamespace(fields_by_name={"usage": None, "other": None})
 
@@ -35,12 +35,12 @@ class Base:
 
 
 class Derived(Base):
-    def usage(self) -> int:  # type: ignore[override]  # it hides the field
+    def usage(self) -> int:  # type: ignore[override]  # hides the field
         raise AssertionError("never called")
 
 
 class Both(dict[str, Any]):
-    """As `huggingface_hub`'s types: a mapping with attributes."""
+    """Like the types of `huggingface_hub`: a mapping with attributes."""
 
 
 def both() -> Both:
@@ -70,7 +70,7 @@ def test_fields_are_found_where_they_are_stored(source: object, expected: dict[s
         assert fields.get(source, absent) is None
 
 
-def test_field_that_a_mock_lacks_is_none_and_stays_away() -> None:
+def test_missing_field_of_a_mock_is_never_created() -> None:
     mock = MagicMock(usage=MagicMock(total=3))
     fields = Fields(KNOWN)
     assert fields.names(mock) == {"usage"}
@@ -79,7 +79,7 @@ def test_field_that_a_mock_lacks_is_none_and_stays_away() -> None:
     assert set(vars(mock)["_mock_children"]) == {"usage"}
 
 
-def test_field_that_is_answered_by_code_is_got_after_it_was_asked() -> None:
+def test_dynamic_field_is_readable_after_its_lookup() -> None:
     class Proxy:
         def __getattr__(self, name: str) -> Any:
             return getattr(SimpleNamespace(usage=1), name)
@@ -87,11 +87,11 @@ def test_field_that_is_answered_by_code_is_got_after_it_was_asked() -> None:
     proxy, fields = Proxy(), Fields(KNOWN)
     assert fields.names(proxy) == set()
     assert fields.get(proxy, "usage") is None
-    assert fields.asked(proxy) == {"usage"}
+    assert fields.dynamic_names(proxy) == {"usage"}
     assert fields.get(proxy, "usage") == 1
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 0.5, "x", b"x", int, pytest])
-def test_scalar_is_not_searched(value: object) -> None:
+def test_scalars_are_not_searched(value: object) -> None:
     assert is_scalar(value)
     assert not is_scalar([value])

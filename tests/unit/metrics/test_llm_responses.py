@@ -19,7 +19,7 @@ STOP = {"type": "message_stop"}
 
 
 class Recorded:
-    """Records events one by one, and adds up."""
+    """Records events one by one, and adds up their usages."""
 
     def __init__(self) -> None:
         self.responses = Responses()
@@ -61,7 +61,7 @@ def test_events_of_a_stream_are_one_call() -> None:
     assert recorded.unread == 0
 
 
-def test_event_alone_is_a_call() -> None:
+def test_single_event_is_one_call() -> None:
     for event, expected in ((START, (1, 100, 90, 1)), (DELTA, (1, 100, 90, 15))):
         llm_responses._latest.set(None)
         recorded = Recorded()
@@ -69,14 +69,14 @@ def test_event_alone_is_a_call() -> None:
         assert recorded.sum() == expected
 
 
-def test_event_without_id_does_not_join_a_stream_that_ended() -> None:
+def test_event_without_id_never_joins_an_ended_stream() -> None:
     recorded = Recorded()
     for event in (START, DELTA, STOP, DELTA):
         recorded.record(event)
     assert recorded.sum() == (2, 200, 180, 30)
 
 
-def test_chunks_are_unread_until_the_last_brings_counts() -> None:
+def test_chunks_are_unread_until_the_last_has_counts() -> None:
     recorded = Recorded()
     chunk = {"object": "chat.completion.chunk", "id": "c", "model": "gpt-x", "usage": None}
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_chunks_are_unread_until_the_last_brings_counts() -> None:
     assert (recorded.sum(), recorded.unread) == ((1, 5, 0, 6), 0)
 
 
-def test_id_that_comes_again_after_the_end_is_another_call() -> None:
+def test_repeated_id_after_the_end_is_another_call() -> None:
     recorded = Recorded()
     usage = {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
     last = {"object": "chat.completion.chunk", "id": "chatcmpl-7", "choices": [], "usage": usage}
@@ -110,9 +110,9 @@ def test_responses_api_is_one_call_from_created_to_completed() -> None:
     assert (recorded.sum(), recorded.unread) == ((1, 5, 0, 6), 0)
 
 
-def test_conversation_that_comes_again_counts_its_new_messages() -> None:
+def test_repeated_conversation_counts_only_new_messages() -> None:
     def message(identity: str) -> dict[str, Any]:
-        kind = "ai" if identity == "1" else "AIMessageChunk"  # a stream's, put together
+        kind = "ai" if identity == "1" else "AIMessageChunk"  # a merged stream
         return {"type": kind, "id": identity, "usage_metadata": {"input_tokens": 5, "output_tokens": 6}}
 
     recorded = Recorded()
@@ -121,10 +121,10 @@ def test_conversation_that_comes_again_counts_its_new_messages() -> None:
     recorded.record({"messages": [message("1"), message("2")]})
     assert recorded.sum() == (2, 10, 0, 12)
     recorded.record({"messages": [message("1")]}, agent="b")
-    assert recorded.sum() == (3, 15, 0, 18), "another agent's is counted for it"
+    assert recorded.sum() == (3, 15, 0, 18), "each agent counts its own messages"
 
 
-def test_counts_that_come_on_top_are_added() -> None:
+def test_additional_counts_are_added() -> None:
     recorded = Recorded()
     for sent in (5, 0, 0):
         recorded.record(
@@ -133,7 +133,7 @@ def test_counts_that_come_on_top_are_added() -> None:
     assert recorded.sum() == (1, 5, 0, 6)
 
 
-def test_streams_in_two_threads_do_not_mix() -> None:
+def test_streams_in_two_threads_stay_separate() -> None:
     recorded = Recorded()
     recorded.record(START)
 
@@ -150,11 +150,11 @@ def test_streams_in_two_threads_do_not_mix() -> None:
     assert recorded.sum() == (2, 101, 90, 22)
 
 
-def test_responses_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_responses_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm_responses, "MAX_RESPONSES", 3)
     responses = Responses()
     for number in range(10):
         responses.news("a", [Found(Usage(1, 1), Part(str(number)))])
     assert list(responses._counted) == [("a", "7"), ("a", "8"), ("a", "9")]
     responses.news("a", [Found(Usage(1, 1), Part("whole", ends=True))])
-    assert ("a", "whole") not in responses._counted, "nothing follows what came whole"
+    assert ("a", "whole") not in responses._counted, "a whole response has no later parts"

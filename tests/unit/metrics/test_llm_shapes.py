@@ -20,7 +20,7 @@ BESIDES = Shape(
 
 
 @pytest.mark.parametrize(
-    ("shape", "told", "expected"),
+    ("shape", "given", "expected"),
     [
         (SHAPE, {"in": 10, "out": 5}, Counts(10, 5)),
         (SHAPE, {"in": 10, "out": 5, "details.cached": 4, "cached": 9, "a": 1, "b": 2}, Counts(10, 5, 4, 3)),
@@ -40,8 +40,8 @@ BESIDES = Shape(
         (BESIDES, {"total": 15}, None),
     ],
 )
-def test_total_decides_and_else_the_table(shape: Shape, told: dict[str, int], expected: Counts | None) -> None:
-    assert counts(shape, told.get) == expected
+def test_total_takes_precedence_over_the_table(shape: Shape, given: dict[str, int], expected: Counts | None) -> None:
+    assert counts(shape, given.get) == expected
 
 
 def test_parts_never_exceed_their_wholes() -> None:
@@ -51,7 +51,7 @@ def test_parts_never_exceed_their_wholes() -> None:
                 for written in (0, 2):
                     for thought in (0, 4):
                         for total in (0, 3, 9, 12):
-                            told = {
+                            given = {
                                 "in": sent,
                                 "out": 3,
                                 "cached": cached,
@@ -59,11 +59,11 @@ def test_parts_never_exceed_their_wholes() -> None:
                                 "thought": thought,
                                 "total": total,
                             }
-                            read = counts(shape, told.get)
+                            read = counts(shape, given.get)
                             assert read is not None
-                            assert read.cached_in + read.cache_write <= read.tokens_in, told
-                            assert read.reasoning <= read.tokens_out, told
-                            assert not total or read.differs or read.tokens_in + read.tokens_out == total, told
+                            assert read.cached_in + read.cache_write <= read.tokens_in, given
+                            assert read.reasoning <= read.tokens_out, given
+                            assert not total or read.differs or read.tokens_in + read.tokens_out == total, given
 
 
 def test_table_names_every_source_with_its_version() -> None:
@@ -72,7 +72,7 @@ def test_table_names_every_source_with_its_version() -> None:
         assert any(character.isdigit() for character in shape.source), shape.vendor
 
 
-def test_each_shape_is_found_by_its_own_names() -> None:
+def test_shapes_are_found_by_their_own_names() -> None:
     for shape in SHAPES:
         names = frozenset({shape.tokens_in.partition(".")[0], *shape.marks[:1]})
         assert shape in fitting(names), shape.vendor
@@ -87,7 +87,7 @@ def test_each_shape_is_found_by_its_own_names() -> None:
         (-1, None), (2**53, None), (float("nan"), None), (float("inf"), None), (True, None), ("7", None), (None, None),
     ],
 )  # fmt: skip
-def test_whole_number_is_a_count(value: Any, expected: int | None) -> None:
+def test_whole_numbers_are_counts(value: Any, expected: int | None) -> None:
     assert whole(value) == expected
 
 
@@ -98,5 +98,5 @@ def test_whole_number_is_a_count(value: Any, expected: int | None) -> None:
         (float("nan"), 0.0), (float("inf"), 0.0), (True, 0.0), ("1", 0.0), (None, 0.0),
     ],
 )  # fmt: skip
-def test_amount_is_a_cost(value: Any, expected: float) -> None:
+def test_positive_amounts_are_costs(value: Any, expected: float) -> None:
     assert amount(value) == expected

@@ -21,7 +21,7 @@ def used(tokens_in: int, tokens_out: int, model: str | None = None, **more: Any)
     return Usage(tokens_in, tokens_out, model, **{parts.get(name, name): value for name, value in more.items()})
 
 
-# -- what vendors send; the sources and versions are those of the table in `llm_shapes`
+# -- responses of vendors; the table in `llm_shapes` has the sources and versions
 
 CHAT = {
     "prompt_tokens": 100,
@@ -104,7 +104,7 @@ WIRE: dict[str, tuple[Any, Usage]] = {
         {"prompt_tokens": 32, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 94}},
         used(32, 103, reasoning=94),
     ),
-    "gemini's openai endpoint: thoughts in the total only": (
+    "gemini's openai endpoint: reasoning in the total only": (
         {"model": "gemini-x", "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 35}},
         used(10, 25, "gemini-x", reasoning=20),
     ),
@@ -128,7 +128,7 @@ WIRE: dict[str, tuple[Any, Usage]] = {
         used(110, 5),
     ),
     "anthropic": ({"model": "claude-x", "usage": CLAUDE}, used(3210, 50, "claude-x", cached=3000, written=200, reasoning=30)),
-    "anthropic, written by life only": (
+    "anthropic, written by ttl only": (
         {"input_tokens": 1, "output_tokens": 2, "cache_creation": {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 4}},
         used(8, 2, written=7),
     ),
@@ -153,7 +153,7 @@ WIRE: dict[str, tuple[Any, Usage]] = {
         ),
         used(8, 9, "gemini-x"),
     ),
-    "gemini that thought and said nothing": (
+    "gemini with reasoning and no output": (
         {"usageMetadata": {"promptTokenCount": 8, "thoughtsTokenCount": 100, "totalTokenCount": 108}},
         used(8, 100, reasoning=100),
     ),
@@ -218,25 +218,25 @@ WIRE: dict[str, tuple[Any, Usage]] = {
 
 
 @pytest.mark.parametrize("name", WIRE)
-def test_vendors_response_is_read(name: str) -> None:
+def test_vendor_responses_are_read(name: str) -> None:
     response, expected = WIRE[name]
     assert read_usage(response) == expected
 
 
 def objects(value: Any) -> Any:
-    """Make objects of mappings, as clients do."""
+    """Convert mappings to objects, as clients do."""
     if isinstance(value, dict):
         return SimpleNamespace(**{key: objects(item) for key, item in value.items()})
     return [objects(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("name", [name for name in WIRE if "invocation metrics" not in name])
-def test_same_response_is_read_from_objects(name: str) -> None:
+def test_responses_are_read_from_objects(name: str) -> None:
     response, expected = WIRE[name]
     assert read_usage(objects(response)) == expected
 
 
-def test_compaction_and_advisor_are_counted_beside_the_message() -> None:
+def test_compaction_and_advisor_are_counted_separately() -> None:
     entries = [
         {"type": "compaction", "input_tokens": 180_000, "output_tokens": 3_500, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0},
         {"type": "message", "input_tokens": 23_000, "output_tokens": 1_000, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 40},
@@ -256,16 +256,16 @@ def test_compaction_and_advisor_are_counted_beside_the_message() -> None:
         ({"input_tokens": 10, "output_tokens": 5, "total_tokens": 99}, used(10, 5, differs=True)),
         ({"inputTokens": 10, "outputTokens": 5, "totalTokens": 99}, used(10, 5, differs=True)),
         ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 99}, used(10, 89, reasoning=84, differs=True)),
-        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 0}, used(10, 5)),  # a class's default
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 0}, used(10, 5)),  # the class default
         ({"prompt_tokens": 10, "total_tokens": 15}, used(10, 5)),
         ({"completion_tokens": 5, "total_tokens": 15}, used(10, 5)),
     ],
 )
-def test_total_that_nothing_adds_up_to_is_marked(usage: Any, expected: Usage) -> None:
+def test_inconsistent_total_is_marked(usage: Any, expected: Usage) -> None:
     assert read_usage({"usage": usage}) == expected
 
 
-# -- where frameworks keep it
+# -- results of frameworks
 
 
 def ai(identity: str | None, tokens_in: int, tokens_out: int, **more: Any) -> SimpleNamespace:
@@ -286,7 +286,7 @@ CHAT_RESULT = {"token_usage": {"prompt_tokens": 10, "completion_tokens": 4, "tot
 
 
 class Hidden:
-    """As pydantic-ai's result: the usage is a method, its state holds it."""
+    """Like pydantic-ai's result: `usage` is a method, and the state holds the usage."""
 
     def __init__(self) -> None:
         self._state = SimpleNamespace(
@@ -298,7 +298,7 @@ class Hidden:
 
 
 class Shown:
-    """As pydantic-ai's result since 2.0: a property."""
+    """Like pydantic-ai's result since 2.0: `usage` is a property."""
 
     @property
     def usage(self) -> Any:
@@ -317,20 +317,20 @@ class Shown:
 
 
 class Computed(BaseModel):
-    """As pydantic models with fields of their own, extra ones and private ones."""
+    """Like pydantic models with normal, extra and private fields."""
 
     model_config = ConfigDict(extra="allow")
     prompt_tokens: int = 5
     _hidden_params: dict[str, Any] = PrivateAttr({"response_cost": 0.5})
 
-    @computed_field  # type: ignore[prop-decorator]  # as pydantic documents it
+    @computed_field  # type: ignore[prop-decorator]  # as in pydantic's documentation
     @property
     def completion_tokens(self) -> int:
         return 6
 
 
 class Callback:
-    """As LangChain's OpenAI callback: defaults on the class."""
+    """Like LangChain's OpenAI callback: the class has the defaults."""
 
     total_tokens = 0
     prompt_tokens = 0
@@ -346,7 +346,7 @@ class Callback:
 
 
 class Wrapped:
-    """As instrumentations wrap a response: everything else is answered by what is inside."""
+    """Like a response wrapped by instrumentation: the inner object provides all other attributes."""
 
     def __init__(self, inner: Any) -> None:
         self.model = None
@@ -376,7 +376,7 @@ class Invocations:
     )
 
 
-Tupled = namedtuple("Tupled", "prompt_tokens completion_tokens")  # noqa: PYI024  as old code has them
+Tupled = namedtuple("Tupled", "prompt_tokens completion_tokens")  # noqa: PYI024  as in old code
 
 HELD: dict[str, tuple[Any, Usage]] = {
     "langchain message": (ai("1", 10, 2, **DETAILS), used(10, 2, "gpt-x", cached=3, written=2, reasoning=1)),
@@ -432,7 +432,7 @@ HELD: dict[str, tuple[Any, Usage]] = {
         used(1, 2, "nova"),
     ),
     "pydantic fields, computed, extra and private": (
-        Computed(completion_tokens_details={"reasoning_tokens": 4}),  # type: ignore[call-arg]  # an extra one
+        Computed(completion_tokens_details={"reasoning_tokens": 4}),  # type: ignore[call-arg]  # an extra field
         used(5, 6, reasoning=4, cost=0.5),
     ),
     "a wrapper": (Wrapped(objects({"usage": CHAT})), used(100, 20, cached=64, reasoning=12)),
@@ -446,12 +446,12 @@ HELD: dict[str, tuple[Any, Usage]] = {
 
 
 @pytest.mark.parametrize("name", HELD)
-def test_usage_is_found_where_it_is_kept(name: str) -> None:
+def test_usage_is_found_in_every_known_holder(name: str) -> None:
     response, expected = HELD[name]
     assert read_usage(response) == expected
 
 
-def test_models_of_one_result_are_told_apart() -> None:
+def test_models_of_one_result_are_separated() -> None:
     found = read({"gpt-x": CHAT, "claude-x": CLAUDE}).found
     assert [(each.usage.model, each.usage.tokens_in) for each in found] == [("gpt-x", 100), ("claude-x", 3210)]
 
@@ -480,7 +480,7 @@ def test_events_of_a_list_are_one_response() -> None:
     ]
 
 
-def test_chunks_of_langchain_add_up_and_those_of_gemini_replace() -> None:
+def test_langchain_chunks_add_up_and_gemini_chunks_replace() -> None:
     chunks = [
         SimpleNamespace(
             type="AIMessageChunk", id="1", usage_metadata={"input_tokens": 5 * (n == 0), "output_tokens": 2}
@@ -509,16 +509,16 @@ def test_chunks_of_langchain_add_up_and_those_of_gemini_replace() -> None:
         ({"type": "text", "text": "x"}, None),
     ],
 )
-def test_event_without_counts_tells_its_response(event: Any, part: Part | None) -> None:
+def test_event_without_counts_identifies_its_response(event: Any, part: Part | None) -> None:
     assert read(event).found == ()
     assert read(event).part == part
 
 
-# -- what must not hurt
+# -- hostile and broken objects
 
 
 class CountedMock(MagicMock):
-    """Counts the attributes that it is made to invent."""
+    """Counts the attributes that it creates on access."""
 
     invented = 0
 
@@ -530,7 +530,7 @@ class CountedMock(MagicMock):
 @pytest.mark.parametrize(
     "make", [Mock, MagicMock, AsyncMock, NonCallableMock, CountedMock, lambda: create_autospec(Computed)]
 )
-def test_mock_is_never_made_to_invent(make: Any) -> None:
+def test_mock_attributes_are_never_created(make: Any) -> None:
     mock = make()
     CountedMock.invented = 0
     before = set(vars(mock)["_mock_children"])
@@ -547,7 +547,7 @@ def test_property_of_a_mock_is_read() -> None:
 
 
 class Inventing:
-    """Answers to every name, as other libraries' mocks do."""
+    """Has every attribute, like other libraries' mocks."""
 
     looks = 0
 
@@ -557,7 +557,7 @@ class Inventing:
 
 
 class Silent:
-    """Answers to no name, slowly."""
+    """Has no attribute, and fails slowly."""
 
     looks = 0
 
@@ -582,14 +582,14 @@ class InventingMapping(Mapping[str, Any]):
         return 0
 
 
-def test_looks_at_objects_that_answer_by_code_are_bounded() -> None:
+def test_dynamic_lookups_are_bounded() -> None:
     Inventing.looks = Silent.looks = 0
     assert read(Inventing()).found == ()
-    assert Inventing.looks == 1, "one made-up name is enough"
+    assert Inventing.looks == 1, "one invented name is enough"
     assert read(InventingMapping()).found == ()
-    assert InventingMapping.looks <= 4, "asked as the two it may be: a mapping, and what has fields"
+    assert InventingMapping.looks <= 4, "tried as a mapping and as an object with fields"
     assert read([Silent() for _ in range(100)]).found == ()
-    assert Silent.looks <= 256 + 100, "the names of one reading, and a question each"
+    assert Silent.looks <= 256 + 100, "the names of one reading, and one lookup each"
 
 
 class Breaking:
@@ -613,7 +613,7 @@ class Untouchable:
 class Panicking:
     @property
     def usage(self) -> Any:
-        raise BaseException  # noqa: TRY002  as extensions in Rust do
+        raise BaseException  # noqa: TRY002  as Rust extensions do
 
 
 class BrokenMapping(OrderedDict[str, Any]):
@@ -680,17 +680,17 @@ HOSTILE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_error_of_the_object_is_no_error_of_reading(name: str) -> None:
+def test_errors_of_objects_never_fail_the_read(name: str) -> None:
     make = HOSTILE[name]
     assert read(make()).found == ()
     assert read({"usage": make()}).found == ()
 
 
-def test_broken_mapping_is_read_as_it_is_stored() -> None:
+def test_broken_mapping_is_read_from_its_storage() -> None:
     assert read_usage(BrokenMapping(prompt_tokens=1, completion_tokens=2)) == used(1, 2)
 
 
-def test_error_of_one_field_hides_no_other() -> None:
+def test_failing_field_hides_no_other_field() -> None:
     class Partly:
         input_tokens = 3
         output_tokens = 4
@@ -702,7 +702,7 @@ def test_error_of_one_field_hides_no_other() -> None:
     assert read_usage(Partly()) == used(3, 4)
 
 
-def test_signals_are_not_swallowed() -> None:
+def test_signals_are_not_suppressed() -> None:
     class Interrupted:
         @property
         def usage(self) -> Any:
@@ -712,7 +712,7 @@ def test_signals_are_not_swallowed() -> None:
         read(Interrupted())
 
 
-def test_object_that_holds_itself_ends() -> None:
+def test_cyclic_object_ends_the_search() -> None:
     endless: dict[str, Any] = {}
     endless.update(dict.fromkeys(("usage", "response", "message", "result", "data"), endless))
     assert read_usage(endless) is None
@@ -721,7 +721,7 @@ def test_object_that_holds_itself_ends() -> None:
     assert read_usage(node) is None
 
 
-def test_search_without_finds_is_bounded_and_one_with_finds_is_not() -> None:
+def test_only_searches_without_finds_are_bounded() -> None:
     looked = 0
 
     class Message:
@@ -738,7 +738,7 @@ def test_search_without_finds_is_bounded_and_one_with_finds_is_not() -> None:
     assert len(read([*["text"] * 5000, *[{}] * 100, CHAT]).found) == 1
 
 
-def test_object_that_makes_up_what_it_holds_ends_soon() -> None:
+def test_object_with_invented_content_ends_the_search() -> None:
     class Endless:
         looks = 0
 
@@ -758,7 +758,7 @@ def test_deepest_known_nesting_is_found() -> None:
     assert read_usage([{"data": {"output": {"agent": state}}}]) == used(100, 20, cached=64, reasoning=12)
 
 
-def test_model_name_is_made_storable() -> None:
+def test_model_name_is_converted_to_a_storable_one() -> None:
     found = read_usage({"model": "m\ud800\n" + "x" * 300, "usage": {"prompt_tokens": 1}})
     assert found is not None
     assert found.model == "m??" + "x" * 197

@@ -36,7 +36,7 @@ def counters(times_us: list[int], failures: int = 0, *, whole: bool = True, end_
     )
 
 
-def test_the_summary_has_the_reference_shape() -> None:
+def test_summary_has_the_in_memory_shape() -> None:
     metrics = performance("research", counters([1_000_000, 2_000_000, 3_000_000, 4_000_000], failures=1))
     assert metrics.get_summary() == {
         "agent_name": "research",
@@ -53,7 +53,7 @@ def test_the_summary_has_the_reference_shape() -> None:
     }
 
 
-def test_an_agent_without_executions_is_all_zeros_as_in_the_reference() -> None:
+def test_agent_without_executions_is_all_zeros() -> None:
     metrics = performance("nobody", Counters({}, {}, {}, {}, (), (0, 0)))
     assert metrics == PerformanceMetrics("nobody")
     assert (metrics.success_rate, metrics.failure_rate, metrics.quantile(0.5)) == (0.0, 0.0, 0.0)
@@ -67,7 +67,7 @@ def test_top_errors_are_the_five_most_frequent() -> None:
     }
 
 
-def test_percentiles_are_exact_with_all_samples_and_bounded_without() -> None:
+def test_percentiles_are_exact_only_with_all_samples() -> None:
     source = random.Random(5)
     times = [round(source.lognormvariate(0.7, 0.8) * 1e6) for _ in range(700)]
     ordered = sorted(times)
@@ -86,7 +86,7 @@ def test_percentiles_are_exact_with_all_samples_and_bounded_without() -> None:
         assert abs(at_rough - truth) <= RELATIVE_ERROR * truth
 
 
-def test_tallies_add_up_to_the_tally_of_all() -> None:
+def test_added_counters_equal_the_combined_counters() -> None:
     first, second = [5, 7, 100], [1, 1_000_000]
     both = added([counters(first, 1), counters(second, 2, end_ms=20_000)])
     assert both == Counters(
@@ -99,13 +99,13 @@ def test_tallies_add_up_to_the_tally_of_all() -> None:
     )
 
 
-def test_samples_that_are_missing_in_one_part_are_missing_in_all() -> None:
+def test_missing_samples_of_a_part_make_the_sum_inexact() -> None:
     both = added([counters([5, 7]), counters([9], whole=False)])
     assert both.durations_us == ()
     assert not performance("x", both).exact
 
 
-def test_the_system_summary_has_the_reference_shape() -> None:
+def test_system_summary_has_the_in_memory_shape() -> None:
     agents = [
         performance("slow", counters([3_000_000, 3_000_000])),
         performance("failing", counters([1_000_000, 1_000_000], failures=2)),
@@ -128,7 +128,7 @@ def test_the_system_summary_has_the_reference_shape() -> None:
     }
 
 
-def test_the_summary_of_nothing_is_the_reference_summary_of_nothing() -> None:
+def test_empty_system_summary_has_the_in_memory_values() -> None:
     assert system_summary([]).rendered() == {
         "uptime": "0s",
         "total_tasks": 0,
@@ -141,7 +141,7 @@ def test_the_summary_of_nothing_is_the_reference_summary_of_nothing() -> None:
     }
 
 
-def test_throughput_is_over_the_time_covered() -> None:
+def test_throughput_uses_the_covered_time_range() -> None:
     assert PerformanceMetrics("x", task_count=30, interval=Interval(100.0, 110.0)).throughput == 3.0
 
 
@@ -157,7 +157,7 @@ def test_throughput_is_over_the_time_covered() -> None:
         (1.5, 1500),
     ],
 )
-def test_windows(window: str | float, expected_ms: int) -> None:
+def test_valid_windows_are_converted(window: str | float, expected_ms: int) -> None:
     assert asked_time(window, None) == TimeRange(expected_ms, -1)
     assert asked_time(window, 1000.5) == TimeRange(expected_ms, 1_000_500)
 
@@ -167,7 +167,7 @@ def test_windows(window: str | float, expected_ms: int) -> None:
     ["", "m", "5", "5 m", "-5m", "5w", "nan", "nans", "infs", "1e3s", "٣m", "0s", "9999999d", 0, -1, True, [], b"5m",
      float("nan"), float("inf")],
 )  # fmt: skip
-def test_bad_windows_are_refused(window: str) -> None:
+def test_invalid_windows_are_rejected(window: str) -> None:
     with pytest.raises(InvalidArgument, match="window"):
         asked_time(window, None)
 
@@ -177,31 +177,33 @@ def test_bad_windows_are_refused(window: str) -> None:
     ["now", True, float("nan"), float("inf"), -1, 1e300, [], date(2026, 1, 1), 1_764_100_000_000, datetime(1, 1, 1),  # noqa: DTZ001
      datetime.max.replace(tzinfo=timezone(timedelta(hours=-14))), datetime(1969, 1, 1, tzinfo=UTC)],
 )  # fmt: skip
-def test_bad_moments_are_refused(as_of: float) -> None:
+def test_invalid_timestamps_are_rejected(as_of: float) -> None:
     with pytest.raises(InvalidArgument, match="as_of"):
         asked_time("5m", as_of)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
-def test_a_moment_of_each_kind_means_the_same(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+def test_all_timestamp_forms_mean_the_same(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
-        seconds = 1_793_509_200.125  # an hour before clocks go back in New York, and half an hour into that hour
+        seconds = (
+            1_793_509_200.125  # an hour before the clock change in New York, and half an hour into the repeated hour
+        )
         for as_of in (seconds, seconds + 5400.0):
             aware = datetime.fromtimestamp(as_of, timezone(timedelta(hours=9)))
-            local = datetime.fromtimestamp(as_of)  # noqa: DTZ006  the kind that is tested
+            local = datetime.fromtimestamp(as_of)  # noqa: DTZ006  the form under test
             ms = round(as_of * 1000)
             for given in (as_of, aware, local):
                 assert asked_time("5m", given) == TimeRange(300_000, ms)
             assert local_timestamp(ms) == local
-            assert asked_time("5m", local_timestamp(ms)).as_of_ms == ms, "what an answer holds can be asked about"
+            assert asked_time("5m", local_timestamp(ms)).as_of_ms == ms, "timestamps of results are valid arguments"
     finally:
         monkeypatch.undo()
         time.tzset()
 
 
-def test_all_time_has_no_past() -> None:
+def test_all_time_has_no_history() -> None:
     with pytest.raises(InvalidArgument, match="as_of"):
         asked_time(None, 1000.0)
 
@@ -217,19 +219,19 @@ def test_all_time_has_no_past() -> None:
         ("slow", "1h"),
     ],
 )
-def test_bad_retention_is_refused(field: str, value: float) -> None:
+def test_invalid_retention_is_rejected(field: str, value: float) -> None:
     with pytest.raises(InvalidArgument, match=field):
-        Retention(**{field: value})  # type: ignore[arg-type]  # one of them is a whole number
+        Retention(**{field: value})  # type: ignore[arg-type]  # one field is an int
 
 
 @pytest.mark.parametrize("share", [95, 1.5, -0.1, float("nan"), "p95", None, True])
-def test_a_share_that_is_none_is_refused(share: object) -> None:
+def test_invalid_quantile_share_is_rejected(share: object) -> None:
     metrics = performance("research", counters([1_000_000] * 20))
     with pytest.raises(InvalidArgument, match=r"share .* a number from 0 to 1"):
-        metrics.quantile(share)  # type: ignore[arg-type]  # that is the point
+        metrics.quantile(share)  # type: ignore[arg-type]  # invalid on purpose
 
 
-def test_nothing_is_certain_of_who_did_nothing_but_that() -> None:
+def test_comparison_with_an_idle_agent_has_few_certain_changes() -> None:
     busy, idle = (
         performance("busy", counters([200_000] * 4, failures=1)),
         performance("idle", Counters({}, {}, {}, {}, (), (0, 0))),

@@ -18,7 +18,7 @@ from agentperf_redis.metrics.spans import Span, current_span, span_report
 
 
 class Clock:
-    """Real time, replaced: the test says how it passes."""
+    """Replaces the real clock. The test advances it."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Book:
-    """Keeps every span that ended: seconds, own seconds, outcome by path."""
+    """Records every ended span by path: duration, self time, outcome."""
 
     def __init__(self) -> None:
         self.ended: dict[str, tuple[float, float, str]] = {}
@@ -63,7 +63,7 @@ def book() -> Book:
     return Book()
 
 
-def test_spans_nest_and_their_own_times_add_up(clock: Clock, book: Book) -> None:
+def test_nested_self_times_add_up(clock: Clock, book: Book) -> None:
     with book.track("a"):
         clock.now += 1
         with book.span("a", "plan"):
@@ -76,7 +76,7 @@ def test_spans_nest_and_their_own_times_add_up(clock: Clock, book: Book) -> None
     assert current_span() is None
 
 
-def test_a_moment_that_several_are_at_work_is_divided(clock: Clock, book: Book) -> None:
+def test_concurrent_spans_divide_their_time_equally(clock: Clock, book: Book) -> None:
     root, one, two = book.track("a"), book.span("a", "one"), book.span("a", "two")
     with root:
         one = book.span("a", "one", root)
@@ -93,7 +93,7 @@ def test_a_moment_that_several_are_at_work_is_divided(clock: Clock, book: Book) 
     assert book.own == 12
 
 
-def test_another_agent_within_has_a_tree_of_its_own(clock: Clock, book: Book) -> None:
+def test_nested_agent_has_its_own_tree(clock: Clock, book: Book) -> None:
     with book.track("boss"):
         clock.now += 1
         with book.track("helper"), book.span("helper", "read"):
@@ -108,7 +108,7 @@ def test_another_agent_within_has_a_tree_of_its_own(clock: Clock, book: Book) ->
     }
 
 
-def test_spans_nest_over_tasks(book: Book) -> None:
+def test_spans_nest_across_tasks(book: Book) -> None:
     async def leaf(name: str) -> None:
         with book.span("a", name):
             await asyncio.sleep(0.02)
@@ -122,11 +122,11 @@ def test_spans_nest_over_tasks(book: Book) -> None:
     assert book.own == pytest.approx(book.ended["a"][0], abs=1e-6)
 
 
-def test_spans_are_handed_into_threads(book: Book) -> None:
+def test_spans_nest_in_threads_through_parent(book: Book) -> None:
     with book.track("a") as root:
 
         def work(name: str) -> None:
-            assert current_span() is None, "threads begin outside"
+            assert current_span() is None, "threads start outside any span"
             with book.span("a", name, root), book.span("a", "inner"):
                 time.sleep(0.02)
 
@@ -139,23 +139,23 @@ def test_spans_are_handed_into_threads(book: Book) -> None:
     assert book.own == pytest.approx(book.ended["a"][0], abs=1e-6)
 
 
-def test_a_task_that_outlives_the_span_it_was_started_in(clock: Clock, book: Book) -> None:
+def test_task_outliving_its_span_counts_for_itself(clock: Clock, book: Book) -> None:
     with book.track("a") as root:
         context = contextvars.copy_context()
         clock.now += 1
         outer = book.span("a", "outer", root).__enter__()
         late = book.span("a", "late", outer)
         outer.__exit__(None, None, None)
-        late.__enter__()  # its parent is over: part of what is still open around it
+        late.__enter__()  # its parent is over, so it belongs to the next open span around it
         clock.now += 2
     assert root.self_seconds == 1
     clock.now += 4
     late.__exit__(None, None, None)
     assert book.ended["a/late"] == (6, 6, "ok")
-    assert context.run(current_span) is None, "a span that is over is nobody's parent"
+    assert context.run(current_span) is None, "an ended span is no parent"
 
 
-def test_a_span_that_begins_when_its_root_has_just_left(
+def test_span_starting_after_its_root_left_counts_alone(
     clock: Clock, book: Book, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = book.track("a").__enter__()
@@ -163,7 +163,7 @@ def test_a_span_that_begins_when_its_root_has_just_left(
 
     def left_meanwhile(span: Span, outer: Span | None) -> Span | None:
         parent = around(span, outer)
-        root.__exit__(None, None, None)  # by another thread, right after it was seen open
+        root.__exit__(None, None, None)  # in another thread, right after it was read as open
         return parent
 
     monkeypatch.setattr(Span, "_parent_around", left_meanwhile)
@@ -171,18 +171,18 @@ def test_a_span_that_begins_when_its_root_has_just_left(
     with book.span("a", "one", root) as late:
         clock.now += 2
     assert late.parent is root
-    assert book.ended == {"a": (1, 1, "ok"), "a/one": (2, 2, "ok")}, "the root is not at work any more"
+    assert book.ended == {"a": (1, 1, "ok"), "a/one": (2, 2, "ok")}, "the root is no longer active"
     assert root.self_seconds == 1
 
 
-def test_a_span_that_begins_while_its_root_is_leaving(clock: Clock, book: Book) -> None:
+def test_span_starting_while_its_root_leaves_counts_alone(clock: Clock, book: Book) -> None:
     late = book.span("a", "one")
 
     class Leaving(Span):
         def __setattr__(self, name: str, value: object) -> None:
             if name == "is_open" and value is False and hasattr(self, "_start"):
                 super().__setattr__(name, value)
-                late._open_within(self)  # by another thread, which has seen it open
+                late._open_within(self)  # in another thread, which read it as open
             else:
                 super().__setattr__(name, value)
 
@@ -194,9 +194,7 @@ def test_a_span_that_begins_while_its_root_is_leaving(clock: Clock, book: Book) 
     assert book.ended == {"a": (1, 1, "ok"), "a/one": (2, 2, "ok")}
 
 
-def test_two_spans_that_begin_at_once_are_of_one_tree(
-    clock: Clock, book: Book, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spans_starting_at_once_share_one_tree(clock: Clock, book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     made = spans._Tree
 
     def another_meanwhile(began: float) -> spans._Tree:
@@ -216,7 +214,7 @@ def test_two_spans_that_begin_at_once_are_of_one_tree(
     assert book.ended == {"a/one": (4, 2, "ok"), "a/other": (6, 4, "ok"), "a": (6, 0, "ok")}
 
 
-def test_roots_left_while_spans_begin_in_other_threads(book: Book) -> None:
+def test_roots_leave_safely_while_threads_start_spans(book: Book) -> None:
     trees: list[spans._Tree | None] = []
     source = random.Random(7)
     interval = sys.getswitchinterval()
@@ -234,13 +232,13 @@ def test_roots_left_while_spans_begin_in_other_threads(book: Book) -> None:
                         pass
                     trees.append(stage._tree if stage.parent is root else None)
 
-                if turn % 2:  # before the root is left; else its tree may be made while it is being left
+                if turn % 2:  # before the root is left; otherwise its tree may be created during the exit
                     one()
                 begun.wait(20)
-                for _ in range(5):  # while it is being left
+                for _ in range(5):  # during the exit
                     one()
                 assert left.wait(20)
-                one()  # after it was left
+                one()  # after the exit
 
             others = [threading.Thread(target=stages) for _ in range(2)]
             with root:
@@ -256,11 +254,13 @@ def test_roots_left_while_spans_begin_in_other_threads(book: Book) -> None:
         sys.setswitchinterval(interval)
     assert len(trees) == 75 * 2 * (6 + 7)
     within = [tree for tree in trees if tree is not None]
-    assert 150 <= len(within) <= len(trees) - 300, "of each thread, one began before the root was left, and one after"
-    assert {tree.at_work for tree in within} == {0}
+    assert 150 <= len(within) <= len(trees) - 300, (
+        "in each thread, one span began before the root's exit, and one after it"
+    )
+    assert {tree.active for tree in within} == {0}
 
 
-def test_random_trees_add_up(clock: Clock, book: Book) -> None:
+def test_self_times_of_random_trees_add_up(clock: Clock, book: Book) -> None:
     source = random.Random(7)
     for turn in range(50):
         book.ended.clear()
@@ -278,7 +278,7 @@ def test_random_trees_add_up(clock: Clock, book: Book) -> None:
         assert book.own == pytest.approx(root.seconds, abs=1e-6)
 
 
-def test_outcomes(book: Book) -> None:
+def test_blocks_record_their_outcomes(book: Book) -> None:
     with pytest.raises(KeyError), book.span("a", "raises"):
         raise KeyError
     with pytest.raises(asyncio.CancelledError), book.span("a", "cancelled"):
@@ -297,12 +297,12 @@ def test_outcomes(book: Book) -> None:
         book.span("a", "x").fail("")
 
 
-def test_a_span_is_entered_once(book: Book) -> None:
+def test_span_is_entered_only_once(book: Book) -> None:
     with book.span("a", "x") as span, pytest.raises(AgentPerfError, match="once"):
         span.__enter__()
 
 
-def test_depth_is_bounded(book: Book) -> None:
+def test_span_depth_is_bounded(book: Book) -> None:
     def descend(depth: int) -> None:
         with book.span("a", f"{depth}"):
             if depth < 30:
@@ -312,7 +312,7 @@ def test_depth_is_bounded(book: Book) -> None:
     assert max(len(path.split("/")) for path in book.ended) == 1 + spans.MAX_SPAN_DEPTH
 
 
-def test_a_generator_left_in_the_middle_does_not_keep_its_span(book: Book) -> None:
+def test_abandoned_generator_releases_its_span(book: Book) -> None:
     def work() -> Generator[int, None, None]:
         with book.span("a", "inside"):
             yield 1
@@ -324,10 +324,10 @@ def test_a_generator_left_in_the_middle_does_not_keep_its_span(book: Book) -> No
         stream.close()
         inner = current_span()
         assert inner is not None
-        assert inner.path == ("inside", "outside")  # the context of a plain generator is its consumer's
+        assert inner.path == ("inside", "outside")  # a plain generator runs in its consumer's context
 
 
-def test_the_report_names_the_bottleneck() -> None:
+def test_report_names_the_bottleneck() -> None:
     found = {
         (): (PerformanceMetrics("a", task_count=2), 1_000_000),
         ("plan",): (PerformanceMetrics("a/plan", task_count=2), 2_000_000),
@@ -344,7 +344,7 @@ def test_the_report_names_the_bottleneck() -> None:
     assert span_report("a", {}).bottleneck is None
 
 
-def test_a_child_forked_within_a_span_does_not_record_it() -> None:
+def test_forked_child_does_not_record_the_parents_span() -> None:
     reading, writing = os.pipe()
     recorded: list[str] = []
     with Span("agent", None, lambda span, outcome: recorded.append(outcome)):

@@ -20,21 +20,23 @@ STEP_S = 0.01
 
 
 class Notes:
-    """Stands in for a collector and keeps what it is told: agent, seconds, outcome."""
+    """Replaces a collector, and keeps the agent, the duration and the outcome of each execution."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[str, float, str]] = []
+        self.recorded: list[tuple[str, float, str]] = []
         self.streams: list[tuple[int, float, float | None]] = []
 
     def track(self, agent_name: str) -> Span:
-        return Span(agent_name, None, lambda span, outcome: self.said.append((span.agent_name, span.seconds, outcome)))
+        return Span(
+            agent_name, None, lambda span, outcome: self.recorded.append((span.agent_name, span.seconds, outcome))
+        )
 
     def record_stream(self, agent_name: str, items: int, first: float, between: float | None) -> None:
         self.streams.append((items, first, between))
 
     def once(self, outcome: str, *, at_least: float = 0.0) -> None:
-        """Assert that there was one execution, with that outcome and a duration that makes sense."""
-        ((agent, seconds, found),) = self.said
+        """Assert that there was one execution, with this outcome and a plausible duration."""
+        ((agent, seconds, found),) = self.recorded
         assert (agent, found) == ("agent", outcome)
         assert at_least <= seconds < at_least + 5.0
 
@@ -51,12 +53,12 @@ def track(notes: Notes) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize("collector", [AgentPerf("redis://nobody.invalid"), "perf", None])
-def test_what_is_no_collector_is_refused_before_anything_is_decorated(collector: Any) -> None:
+def test_invalid_collector_is_rejected_before_decoration(collector: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"collector is .*; allowed: a MetricsCollector, such as perf\.metrics"):
         track_performance("agent", collector)
 
 
-def test_a_function(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_function_records_one_success(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work(first: int, *, second: int) -> int:
         """Add."""
@@ -68,7 +70,7 @@ def test_a_function(notes: Notes, track: Callable[[Any], Any]) -> None:
     notes.once("ok", at_least=STEP_S)
 
 
-def test_a_function_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_failing_function_records_its_error_type(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work() -> None:
         raise KeyError("x")
@@ -88,7 +90,7 @@ def test_a_function_that_fails(notes: Notes, track: Callable[[Any], Any]) -> Non
     ],
     ids=["controls", "none", "long", "letters"],
 )
-def test_an_error_of_any_name_reaches_the_caller(
+def test_errors_with_unusual_names_reach_the_caller(
     notes: Notes, track: Callable[[Any], Any], error: type[Exception], outcome: str
 ) -> None:
     @track
@@ -101,13 +103,13 @@ def test_an_error_of_any_name_reaches_the_caller(
     notes.once(outcome)
 
 
-def test_an_error_that_does_not_tell_its_name_reaches_the_caller(notes: Notes, track: Callable[[Any], Any]) -> None:
-    class Secretive(type):
+def test_error_with_a_raising_name_reaches_the_caller(notes: Notes, track: Callable[[Any], Any]) -> None:
+    class RaisingName(type):
         @property
-        def __name__(cls) -> str:  # type: ignore[override]  # that is the point
+        def __name__(cls) -> str:  # type: ignore[override]  # it must raise
             raise ZeroDivisionError
 
-    class Odd(Exception, metaclass=Secretive):
+    class Odd(Exception, metaclass=RaisingName):
         pass
 
     @track
@@ -117,13 +119,13 @@ def test_an_error_that_does_not_tell_its_name_reaches_the_caller(notes: Notes, t
     found: type | None = None
     try:
         work()
-    except Exception as error:  # noqa: BLE001  pytest.raises would ask for its name
+    except Exception as error:  # noqa: BLE001  pytest.raises would read its name
         found = type(error)
     assert found is Odd
     notes.once("err:Odd")
 
 
-class Unwilling(Notes):
+class BrokenNotes(Notes):
     """A collector that cannot record."""
 
     def track(self, agent_name: str) -> Span:
@@ -136,8 +138,8 @@ class Unwilling(Notes):
         raise InvalidArgument("items", 1, "something else")
 
 
-def test_recording_that_fails_disturbs_no_call(caplog: pytest.LogCaptureFixture) -> None:
-    unwilling: Any = Unwilling()
+def test_failing_recorder_never_disturbs_calls(caplog: pytest.LogCaptureFixture) -> None:
+    unwilling: Any = BrokenNotes()
     track = track_performance("agent", unwilling)
 
     @track
@@ -161,7 +163,7 @@ def test_recording_that_fails_disturbs_no_call(caplog: pytest.LogCaptureFixture)
     assert "'agent'" in caplog.text
 
 
-def test_a_function_interrupted_is_a_failure_with_its_name(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_interrupted_function_records_a_named_failure(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work() -> None:
         raise KeyboardInterrupt
@@ -171,7 +173,7 @@ def test_a_function_interrupted_is_a_failure_with_its_name(notes: Notes, track: 
     notes.once("err:KeyboardInterrupt")
 
 
-def test_a_coroutine(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_coroutine_records_one_success(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     async def work(value: int) -> int:
         await asyncio.sleep(STEP_S)
@@ -182,7 +184,7 @@ def test_a_coroutine(notes: Notes, track: Callable[[Any], Any]) -> None:
     notes.once("ok", at_least=STEP_S)
 
 
-def test_a_coroutine_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_failing_coroutine_records_its_error_type(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     async def work() -> None:
         await asyncio.sleep(0)
@@ -193,7 +195,7 @@ def test_a_coroutine_that_fails(notes: Notes, track: Callable[[Any], Any]) -> No
     notes.once("err:TimeoutError")
 
 
-def test_a_cancelled_task(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_cancelled_task_records_a_cancellation(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     async def work() -> None:
         await asyncio.sleep(60)
@@ -209,7 +211,7 @@ def test_a_cancelled_task(notes: Notes, track: Callable[[Any], Any]) -> None:
     notes.once("cancelled", at_least=STEP_S / 2)
 
 
-def test_a_generator_is_recorded_when_it_is_exhausted(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_generator_is_recorded_when_exhausted(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work(count: int) -> Generator[int, str, str]:
         heard = []
@@ -220,9 +222,9 @@ def test_a_generator_is_recorded_when_it_is_exhausted(notes: Notes, track: Calla
 
     assert inspect.isgeneratorfunction(work)
     stream = work(3)
-    assert not notes.said
+    assert not notes.recorded
     assert [next(stream), stream.send("a"), stream.send("b")] == [0, 1, 2]
-    assert not notes.said
+    assert not notes.recorded
     with pytest.raises(StopIteration) as end:
         stream.send("c")
     assert end.value.value == "a,b,c"
@@ -234,15 +236,15 @@ def test_a_generator_is_recorded_when_it_is_exhausted(notes: Notes, track: Calla
     assert between >= STEP_S
 
 
-def test_the_time_of_a_consumer_is_not_that_between_items(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_consumer_time_is_excluded_between_items(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work() -> Iterator[int]:
-        assert current_span() is not None, "it runs as an execution"
+        assert current_span() is not None, "the generator runs as an execution"
         yield 1
         yield 2
 
     for _ in work():
-        assert current_span() is None, "its consumer does not"
+        assert current_span() is None, "its consumer does not run in it"
         time.sleep(10 * STEP_S)
     notes.once("ok", at_least=20 * STEP_S)
     ((items, _, between),) = notes.streams
@@ -251,7 +253,7 @@ def test_the_time_of_a_consumer_is_not_that_between_items(notes: Notes, track: C
     assert between < 5 * STEP_S
 
 
-def test_a_span_held_open_over_an_item_is_left_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_span_open_across_a_yield_is_suspended(notes: Notes, track: Callable[[Any], Any]) -> None:
     inner = Span("agent", "inside", lambda span, _: None)
 
     @track
@@ -269,7 +271,7 @@ def test_a_span_held_open_over_an_item_is_left_with_it(notes: Notes, track: Call
     notes.once("ok", at_least=20 * STEP_S)
 
 
-def test_a_generator_that_is_closed_has_done_its_work(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_closed_generator_counts_as_success(notes: Notes, track: Callable[[Any], Any]) -> None:
     cleaned = []
 
     @track
@@ -287,7 +289,7 @@ def test_a_generator_that_is_closed_has_done_its_work(notes: Notes, track: Calla
     notes.once("ok")
 
 
-def test_a_generator_that_is_dropped_is_recorded_too(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_dropped_generator_is_recorded(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work() -> Iterator[int]:
         yield 1
@@ -298,7 +300,7 @@ def test_a_generator_that_is_dropped_is_recorded_too(notes: Notes, track: Callab
     notes.once("ok")
 
 
-def test_a_generator_that_fails(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_failing_generator_records_its_error_type(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work() -> Iterator[int]:
         yield 1
@@ -309,7 +311,7 @@ def test_a_generator_that_fails(notes: Notes, track: Callable[[Any], Any]) -> No
     notes.once("err:ValueError")
 
 
-def test_what_is_thrown_into_a_generator_reaches_it(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_thrown_exceptions_reach_the_inner_generator(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     def work() -> Iterator[str]:
         try:
@@ -324,7 +326,7 @@ def test_what_is_thrown_into_a_generator_reaches_it(notes: Notes, track: Callabl
     notes.once("ok")
 
 
-def test_an_async_generator(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_async_generator_records_one_success(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     async def work() -> AsyncIterator[int]:
         for number in range(3):
@@ -339,7 +341,7 @@ def test_an_async_generator(notes: Notes, track: Callable[[Any], Any]) -> None:
     notes.once("ok", at_least=3 * STEP_S)
 
 
-def test_an_async_generator_is_sent_and_thrown_to(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_async_generator_receives_sent_and_thrown_values(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     async def work() -> Any:
         heard = yield "first"
@@ -359,7 +361,7 @@ def test_an_async_generator_is_sent_and_thrown_to(notes: Notes, track: Callable[
     notes.once("ok")
 
 
-def test_an_async_generator_that_is_closed(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_closed_async_generator_counts_as_success(notes: Notes, track: Callable[[Any], Any]) -> None:
     cleaned = []
 
     @track
@@ -381,7 +383,7 @@ def test_an_async_generator_that_is_closed(notes: Notes, track: Callable[[Any], 
     notes.once("ok")
 
 
-def test_an_async_generator_that_fails_or_is_cancelled(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_async_generator_records_failure_and_cancellation(notes: Notes, track: Callable[[Any], Any]) -> None:
     @track
     async def failing() -> AsyncIterator[int]:
         yield 1
@@ -406,10 +408,10 @@ def test_an_async_generator_that_fails_or_is_cancelled(notes: Notes, track: Call
             await task
 
     asyncio.run(main())
-    assert [outcome for _, _, outcome in notes.said] == ["err:ValueError", "cancelled"]
+    assert [outcome for _, _, outcome in notes.recorded] == ["err:ValueError", "cancelled"]
 
 
-def test_methods_of_every_kind(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_methods_of_every_kind_are_recorded(notes: Notes, track: Callable[[Any], Any]) -> None:
     class Agent:
         base = 10
 
@@ -448,10 +450,10 @@ def test_methods_of_every_kind(notes: Notes, track: Callable[[Any], Any]) -> Non
     assert asyncio.run(agent.asynchronous()) == 1
     assert list(agent.stream()) == [1]
     assert (Agent.of_class(), Agent.static(5), agent.static_below(6)) == (10, 5, 6)
-    assert [outcome for _, _, outcome in notes.said] == ["ok"] * 6
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok"] * 6
 
 
-def test_callables_that_are_no_functions(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_partials_and_callable_objects_are_recorded(notes: Notes, track: Callable[[Any], Any]) -> None:
     class Doubles:
         async def __call__(self, value: int) -> int:
             await asyncio.sleep(STEP_S)
@@ -463,18 +465,18 @@ def test_callables_that_are_no_functions(notes: Notes, track: Callable[[Any], An
 
     assert asyncio.run(track(Doubles())(4)) == 8
     assert asyncio.run(track(functools.partial(add, 1))(2)) == 3
-    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.said)
-    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
+    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.recorded)
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok", "ok"]
 
 
-def test_a_bad_name_is_refused_when_decorating(notes: Notes) -> None:
+def test_invalid_agent_name_is_rejected_at_decoration(notes: Notes) -> None:
     collector: Any = notes
     with pytest.raises(InvalidArgument, match="agent_name"):
         track_performance("", collector)
 
 
 class Tool:
-    """What a decorator of a framework makes of a function: an object that can be called, and more."""
+    """The result of a framework's decorator: a callable object with further methods."""
 
     def __call__(self) -> None: ...
 
@@ -491,15 +493,15 @@ class Plain:
     [Plain(), Tool(), Tool, None, "text", 3, property(len), asyncio, [len]],
     ids=["instance", "tool", "class", "none", "text", "number", "property", "module", "list"],
 )
-def test_what_is_no_function_is_refused_at_decoration(track: Callable[[Any], Any], thing: object) -> None:
+def test_tools_and_classes_are_rejected_at_decoration(track: Callable[[Any], Any], thing: object) -> None:
     with pytest.raises(InvalidArgument, match="decorate the method"):
         track(thing)
 
 
-def test_functions_written_in_c_and_remembered_ones_are_functions(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_c_functions_and_cached_functions_are_accepted(notes: Notes, track: Callable[[Any], Any]) -> None:
     assert track(len)("ab") == 2
     assert track(functools.lru_cache(lambda x: x))(1) == 1
-    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok", "ok"]
 
 
 async def later(fails: bool = False) -> str:
@@ -509,13 +511,13 @@ async def later(fails: bool = False) -> str:
     return "an answer"
 
 
-def test_a_plain_function_that_returns_a_coroutine(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_function_returning_a_coroutine_ends_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
     ask = track(lambda fails: later(fails))  # noqa: PLW0108  a plain function
 
     async def main() -> None:
         call = ask(False)
         assert asyncio.iscoroutine(call)
-        assert current_span() is None, "what follows the call is not its work"
+        assert current_span() is None, "code after the call is not part of it"
         assert await call == "an answer"
         assert await asyncio.create_task(ask(False)) == "an answer"
         with pytest.raises(ConnectionError):
@@ -527,11 +529,11 @@ def test_a_plain_function_that_returns_a_coroutine(notes: Notes, track: Callable
         assert current_span() is None
 
     asyncio.run(main())
-    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok", "err:ConnectionError", "cancelled"]
-    assert all(seconds >= STEP_S / 2 for _, seconds, outcome in notes.said if outcome == "ok")
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok", "ok", "err:ConnectionError", "cancelled"]
+    assert all(seconds >= STEP_S / 2 for _, seconds, outcome in notes.recorded if outcome == "ok")
 
 
-def test_spans_within_an_awaited_result_nest_in_it(track: Callable[[Any], Any]) -> None:
+def test_spans_inside_an_awaited_result_nest_in_it(track: Callable[[Any], Any]) -> None:
     seen: list[Span | None] = []
 
     async def inner() -> None:
@@ -542,7 +544,7 @@ def test_spans_within_an_awaited_result_nest_in_it(track: Callable[[Any], Any]) 
     assert seen[0].agent_name == "agent"
 
 
-def test_a_plain_function_that_returns_a_task(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_function_returning_a_task_ends_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
     start = track(lambda fails: asyncio.ensure_future(later(fails)))
 
     async def main() -> None:
@@ -556,12 +558,12 @@ def test_a_plain_function_that_returns_a_task(notes: Notes, track: Callable[[Any
         await asyncio.gather(stopped, return_exceptions=True)
 
     asyncio.run(main())
-    assert [outcome for _, _, outcome in notes.said] == ["ok", "err:ConnectionError", "cancelled"]
-    assert notes.said[0][1] >= STEP_S / 2
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok", "err:ConnectionError", "cancelled"]
+    assert notes.recorded[0][1] >= STEP_S / 2
 
 
 class Request:
-    """As HTTP clients have it: to be awaited, or to be entered."""
+    """An object as in HTTP clients, which can be awaited or entered."""
 
     url = "http://127.0.0.1/"
 
@@ -574,7 +576,7 @@ class Request:
     async def __aexit__(self, *error: object) -> None: ...
 
 
-def test_a_plain_function_that_returns_another_awaitable(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_function_returning_an_awaitable_object_ends_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
     get = track(lambda: Request())  # noqa: PLW0108  as above
 
     async def main() -> None:
@@ -585,11 +587,11 @@ def test_a_plain_function_that_returns_another_awaitable(notes: Notes, track: Ca
             assert answer == "an answer"
 
     asyncio.run(main())
-    assert [outcome for _, _, outcome in notes.said] == ["ok", "ok"]
-    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.said)
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok", "ok"]
+    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.recorded)
 
 
-def test_a_function_that_fails_before_it_returns_something_to_await(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_function_that_fails_before_its_awaitable_is_recorded(notes: Notes, track: Callable[[Any], Any]) -> None:
     def ask() -> Any:
         raise ValueError("no key")
 
@@ -603,7 +605,7 @@ class Interrupt(Exception):
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine", "awaitable", "stream"])
-def test_exceptions_that_are_control_flow_are_no_failures(kind: str, perf_notes: list[str]) -> None:
+def test_control_flow_exceptions_count_as_success(kind: str, perf_notes: list[str]) -> None:
     collector: Any = Tracks(perf_notes)
     track = track_performance("agent", collector, not_failures=(Interrupt,))
 
@@ -629,7 +631,7 @@ def test_exceptions_that_are_control_flow_are_no_failures(kind: str, perf_notes:
 
 
 class Tracks(Notes):
-    """A collector that takes `not_failures`, as the real one does."""
+    """A collector that accepts `not_failures`, like the real one."""
 
     def __init__(self, outcomes: list[str]) -> None:
         super().__init__()
@@ -645,7 +647,7 @@ def perf_notes() -> list[str]:
 
 
 @pytest.mark.parametrize("wrong", ["GraphInterrupt", [ValueError], ValueError("x"), (ValueError, 3), object])
-def test_what_is_no_exception_class_is_refused(wrong: Any) -> None:
+def test_invalid_exception_classes_are_rejected(wrong: Any) -> None:
     metrics = AgentPerf("redis://nobody.invalid").metrics
     for call in (
         lambda: track_performance("agent", metrics, not_failures=wrong),
@@ -656,7 +658,7 @@ def test_what_is_no_exception_class_is_refused(wrong: Any) -> None:
             call()
 
 
-def test_cancellations_of_trio_are_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trio_cancellation_records_a_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
     class Cancelled(BaseException):
         pass
 

@@ -1,4 +1,4 @@
-"""The scripts on a pretended server whose clock the test sets: what a window covers is what it counts, at any moment."""
+"""The scripts on a simulated server with the test's clock: a window counts exactly the range that it covers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMESTAMPS = [
 
 
 class World:
-    """A pretended server at a moment of its own, and executions at moments of the past."""
+    """A simulated server with a fixed time, and executions at past timestamps."""
 
     def __init__(self, fake: Fake, now: float) -> None:
         self.fake = fake
@@ -53,7 +53,7 @@ class World:
         self.recorded += timestamps
 
     def read(self, window_s: float, as_of: float | None) -> Counters:
-        answer = self.fake.run(
+        reply = self.fake.run(
             commands.read(
                 NAMESPACE,
                 SHARD,
@@ -63,7 +63,7 @@ class World:
                 max_exact=0,
             )
         )
-        counters: Counters = answer.counter_sets["research"]
+        counters: Counters = reply.counter_sets["research"]
         return counters
 
 
@@ -71,21 +71,21 @@ class World:
 def world(request: pytest.FixtureRequest, fake: Fake) -> Iterator[World]:
     now = request.param.timestamp()
     with mock.patch("time.time", return_value=now):
-        assert fake.client.time()[0] == int(now), "the pretended server goes by time.time"
+        assert fake.client.time()[0] == int(now), "the simulated server uses time.time"
         yield World(fake, now)
 
 
 def kept(world: World, timestamp: float) -> float:
-    """The width of the finest slices that are still kept of a moment."""
-    for width, life in TIERS:
-        if timestamp // width * width + width + life > world.now:
+    """Return the width of the finest slices that are still kept for a timestamp."""
+    for width, ttl in TIERS:
+        if timestamp // width * width + width + ttl > world.now:
             return width
     return 0.0
 
 
-def test_what_a_window_covers_is_what_it_counts(world: World) -> None:
+def test_window_counts_exactly_the_range_it_covers(world: World) -> None:
     source = random.Random(world.now)
-    # not within a millisecond of the border of a slice, where rounding decides
+    # not within a millisecond of a slice's border, where rounding decides
     timestamps = [
         (world.now - age) // 10 * 10 + source.uniform(0.01, 9.9)
         for age in (*(source.uniform(0, 1200) for _ in range(60)), *(10 ** source.uniform(3, 6.8) for _ in range(60)))
@@ -119,13 +119,13 @@ def test_slices_are_named_in_utc(world: World) -> None:
     assert set(world.fake.client.keys(f"{tag}:1*:research")) == expected
 
 
-def test_a_window_in_the_future_holds_what_reaches_into_it(world: World) -> None:
+def test_future_window_counts_slices_that_overlap_it(world: World) -> None:
     world.record([world.now - 30.0], Retention())
     for ahead, window, expected in ((20.0, 60.0, 1), (60.0, 60.0, 0), (1000.0, 60.0, 0), (1000.0, 3600.0, 1)):
         assert world.read(window, world.now + ahead).n == expected
 
 
-def test_without_fine_slices_the_wider_ones_answer(world: World) -> None:
+def test_wider_slices_replace_missing_fine_ones(world: World) -> None:
     coarse = Retention(slices_10s=0.0, slices_1m=0.0)
     world.record([world.now - 30.0, world.now - 5000.0], coarse)
     for window in (60.0, 300.0, 4000.0, 86_400.0):
@@ -135,7 +135,7 @@ def test_without_fine_slices_the_wider_ones_answer(world: World) -> None:
         assert start_s <= world.now - window
 
 
-def test_nothing_kept_is_nothing_read(world: World) -> None:
+def test_windows_are_empty_without_slices(world: World) -> None:
     world.record([world.now - 30.0], Retention(slices_10s=0.0, slices_1m=0.0, slices_1h=0.0, slices_1d=0.0))
     assert world.read(300.0, None).n == 0
-    assert world.read(0.0, None).n == 1, "but all time is"
+    assert world.read(0.0, None).n == 1, "all-time counts remain"

@@ -1,4 +1,4 @@
-"""Records as the scripts read and write them, on a pretended server: any order, later fields, and what is none of ours."""
+"""Records as the scripts read and write them, on a fake server: any order, later fields and foreign records."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def every_command() -> dict[str, Command[Any]]:
 EVERY = sorted(every_command())
 
 
-def test_every_script_is_looked_at() -> None:
+def test_commands_cover_every_script_that_reads_state() -> None:
     assert set(EVERY) == {name.partition("/")[2] for name in headers.scripts() if name.startswith("balancer/")} - {
         "renew"
     }
@@ -107,15 +107,15 @@ def test_fields_of_a_later_version_are_kept(fake: Fake, outcome: Outcome) -> Non
 
 @pytest.mark.parametrize("strategy", list(LoadBalancingStrategy))
 def test_fields_are_read_in_any_order(fake: Fake, strategy: LoadBalancingStrategy) -> None:
-    def turn() -> None:
+    def reverse_fields() -> None:
         words = fake.client.hget(STATE, "p0").split(" ")
         fake.client.hset(STATE, "p0", " ".join(reversed(words)))
 
     registered(fake, strategy)
-    turn()
+    reverse_fields()
     assert fake.run(commands.select(POOL, ANY)).id == "p0"
     acquired(fake)
-    turn()
+    reverse_fields()
     assert fake.run(commands.release(POOL, "@a", "p0", outcome=Outcome.OK)) is True
     found = records.fields(fake.client.hget(STATE, "p0"))
     assert list(found) == NAMES
@@ -156,7 +156,7 @@ def test_extra_record_survives_reading_and_writing(fake: Fake) -> None:
     assert fake.client.hget(STATE, "+p0") == text
 
 
-def test_flags_are_words_in_order(fake: Fake) -> None:
+def test_flags_are_sorted_words(fake: Fake) -> None:
     registered(fake)
     rates = Rates(requests_per_minute=60)
     fake.run(commands.register(POOL, AgentInstance("p0", "t", is_healthy=False), None, 0, rates=rates))
@@ -192,7 +192,7 @@ def test_unknown_wanted_strategy_is_refused(fake: Fake, script: str, is_register
 
 
 NEEDS_NO_RECORD = {"leases", "wait", "repair"}
-"""Scripts that read no record of an instance, and the one that leaves such a record as it is."""
+"""Scripts that read no instance record, and repair, which leaves a foreign record unchanged."""
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - NEEDS_NO_RECORD))
@@ -206,7 +206,7 @@ def test_foreign_record_is_corrupt_state_in_every_script(fake: Fake, name: str, 
         fake.run(every_command()[name])
     after = {key: value for key, value in everything(fake).items() if not key.endswith(":checks")}
     assert fake.client.hget(STATE, "p0") == wrong
-    if name not in ("status", "select"):  # these do the maintenance that is due, whatever the record is
+    if name not in ("status", "select"):  # these run due maintenance, whatever the record is
         assert after == before
 
 

@@ -1,4 +1,4 @@
-"""The order of steps in which leases are asked for and given back, without a server."""
+"""The order of steps in acquiring and releasing leases, without a server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECORD = (
 
 
 class NoThread(Background):
-    """Does nothing of what it is given."""
+    """Accepts jobs and never runs them."""
 
     def put(self, job: Job) -> bool:
         return True
@@ -44,15 +44,15 @@ class NoThread(Background):
 
 
 class SilentKeeper(LeaseKeeper):
-    """Notes what it is told to do in the background, and does nothing."""
+    """Records commands for the background and never runs them."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
         self.jobs = NoThread("none")
-        self.told: list[Any] = []
+        self.background: list[Any] = []
 
     def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
-        self.told.append((command, seconds))
+        self.background.append((command, seconds))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ GRANTED = commands.Granted(commands.facts_of(POOL, b"p0", RECORD), 99, 1000)
 UNKNOWN = BackendUnavailable("here", "unknown", "late")
 
 
-def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentKeeper) -> None:
+def test_interrupted_acquire_releases_with_a_tombstone(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     first: Any = flow.send(None)
     second: Any = flow.throw(KeyboardInterrupt())
@@ -75,14 +75,14 @@ def test_an_interrupted_acquire_is_followed_by_a_burying_release(keeper: SilentK
     assert int(second.args["bury_ms"]) >= 90_000
     with pytest.raises(KeyboardInterrupt):
         flow.send(True)
-    assert keeper.told == []
+    assert keeper.background == []
 
 
-def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background(keeper: SilentKeeper) -> None:
+def test_cancelled_acquire_waits_briefly_for_its_release(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(ttl=7.0))
     first: Any = flow.send(None)
     waits: Any = flow.throw(asyncio.CancelledError())
-    ((command, seconds),) = keeper.told
+    ((command, seconds),) = keeper.background
     assert (command.script, command.args["token"], seconds) == (commands.RELEASE, first.args["token"], 7.0)
     assert int(command.args["bury_ms"]) >= 60_000
     assert isinstance(waits, Wait)
@@ -92,29 +92,25 @@ def test_a_cancelled_acquire_waits_but_shortly_for_its_release_in_the_background
 
 
 @pytest.mark.parametrize("error", [UNKNOWN, CorruptState("k", "x"), ScriptFailed("balancer/acquire", "ERR broken off")])
-def test_an_acquire_of_unknown_outcome_is_compensated_in_the_background(
-    keeper: SilentKeeper, error: AgentPerfError
-) -> None:
+def test_acquire_of_unknown_outcome_is_undone_in_background(keeper: SilentKeeper, error: AgentPerfError) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(ttl=7.0))
     first: Any = flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
-    ((command, seconds),) = keeper.told
+    ((command, seconds),) = keeper.background
     assert (command.script, command.args["token"], seconds) == (commands.RELEASE, first.args["token"], 7.0)
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("here", "not_applied", "no"), SchemaMismatch("k", "2", "1")])
-def test_an_acquire_that_surely_did_nothing_needs_no_compensation(keeper: SilentKeeper, error: AgentPerfError) -> None:
+def test_acquire_that_was_not_applied_is_not_undone(keeper: SilentKeeper, error: AgentPerfError) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     flow.send(None)
     with pytest.raises(type(error)):
         flow.throw(error)
-    assert keeper.told == []
+    assert keeper.background == []
 
 
-def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
-    keeper: SilentKeeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unresponsive_node_costs_other_pools_no_leases(keeper: SilentKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
     for name in ("gone", "also gone", "well"):
         flow = leases.acquire(keeper, queues_of(keeper._backend), Pool.of("n", name), leases.LeaseRequest(ttl=1.2))
@@ -143,14 +139,14 @@ def test_a_pool_whose_node_is_silent_costs_the_leases_of_others_nothing(
     assert [lease.end() for lease in held] == [True] * 3
 
 
-def test_a_closed_flow_asks_for_nothing_more(keeper: SilentKeeper) -> None:
+def test_closed_flow_undoes_its_request(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     flow.send(None)
     flow.close()
-    assert len(keeper.told) == 1
+    assert len(keeper.background) == 1
 
 
-def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
+def test_spent_token_is_replaced_by_a_new_one(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     step: Any = flow.send(None)
     second: Any = flow.send(commands.Spent("expired"))
@@ -168,20 +164,20 @@ def test_a_spent_token_is_replaced_a_few_times(keeper: SilentKeeper) -> None:
 REFUSED = commands.Refused(1.0, 2, 0)
 
 
-def test_who_gives_up_waiting_leaves_the_line(keeper: SilentKeeper) -> None:
+def test_waiter_that_gives_up_leaves_the_queue(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=0.001))
-    asked: Any = flow.send(None)
+    acquire: Any = flow.send(None)
     waited: Any = flow.send(REFUSED)
-    assert (waited.script, waited.args["token"], waited.args["ticket"]) == (commands.WAIT, asked.args["token"], "-")
+    assert (waited.script, waited.args["token"], waited.args["ticket"]) == (commands.WAIT, acquire.args["token"], "-")
     time.sleep(0.002)
     left: Any = flow.send(commands.Queued(3, 0.5, "17"))
-    assert (left.script, left.args["token"]) == (commands.RELEASE, asked.args["token"])
+    assert (left.script, left.args["token"]) == (commands.RELEASE, acquire.args["token"])
     with pytest.raises(StopIteration) as end:
         flow.send(False)
     assert end.value.value == commands.Refused(0.5, 2, 3)
 
 
-def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: SilentKeeper) -> None:
+def test_waiter_polls_again_and_keeps_its_position(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=100.0, priority=2))
     flow.send(None)
     flow.send(REFUSED)
@@ -200,18 +196,16 @@ def test_a_waiter_looks_again_when_something_is_due_and_keeps_its_place(keeper: 
 
 
 @pytest.mark.parametrize("outcome", ["unknown", "not_applied"])
-def test_a_place_in_line_is_given_up_in_the_background_when_the_server_is_gone(
-    keeper: SilentKeeper, outcome: Any
-) -> None:
+def test_queue_entry_is_removed_in_background_after_failure(keeper: SilentKeeper, outcome: Any) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest(wait=100.0))
-    asked: Any = flow.send(None)
+    acquire: Any = flow.send(None)
     flow.send(REFUSED)
     with pytest.raises(BackendUnavailable):
         flow.throw(BackendUnavailable("here", outcome, "gone"))
-    assert keeper.told[0][0].args["token"] == asked.args["token"]
+    assert keeper.background[0][0].args["token"] == acquire.args["token"]
 
 
-def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper) -> None:
+def test_unknown_outcome_is_refused_when_set(keeper: SilentKeeper) -> None:
     flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
     flow.send(None)
     with pytest.raises(StopIteration) as end:
@@ -234,7 +228,7 @@ def test_an_outcome_there_is_not_is_refused_where_it_is_set(keeper: SilentKeeper
         (GeneratorExit(), "n"),
     ],
 )
-def test_how_a_block_ends_is_the_outcome(keeper: SilentKeeper, error: BaseException | None, outcome: str) -> None:
+def test_end_of_a_block_decides_its_outcome(keeper: SilentKeeper, error: BaseException | None, outcome: str) -> None:
     for stated, expected in ((None, outcome), ("rejected", "j"), (Outcome.NEUTRAL, "n")):
         flow = leases.acquire(keeper, queues_of(keeper._backend), POOL, leases.LeaseRequest())
         flow.send(None)

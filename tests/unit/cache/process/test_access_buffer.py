@@ -1,4 +1,4 @@
-"""The reads of a process, on their way to the server."""
+"""The access buffer: reads of a process until they are reported."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ def test_reads_are_reported_once_oldest_first() -> None:
     assert (report.seq, report.misses, report.saved_ms, report.corrupt) == (1, 2, 30, 1)
     assert report.reads == (("b", 1), ("a", 2))
     assert announced == [1]
-    assert box.take() is NO_REPORT, "one is under way"
-    box.settle(report, taken_in=True)
+    assert box.take() is NO_REPORT, "one is in flight"
+    box.settle(report, confirmed=True)
     assert box.take() is NO_REPORT
     assert not box.waits
 
 
-def test_a_report_whose_fate_is_unknown_is_repeated_as_it_was() -> None:
+def test_unconfirmed_report_is_repeated_unchanged() -> None:
     announced: list[int] = []
     box = access_buffer(announced)
     box.read("a", 0)
     report = box.take(flush=True)
     wake_up = box.flushing
     box.read("b", 0)
-    box.settle(report, taken_in=False)
+    box.settle(report, confirmed=False)
     assert wake_up is not None
     given: list[int] = []
     wake_up.call_when_sent(lambda: given.append(1))
     assert given == [1]
     assert box.take() is report
-    box.settle(report, taken_in=True)
+    box.settle(report, confirmed=True)
     second = box.take()
     assert (second.seq, second.reads) == (2, (("b", 1),))
 
 
-def test_reports_and_waiting_reads_are_bounded() -> None:
+def test_reports_and_buffered_reads_are_bounded() -> None:
     box = access_buffer([])
     for number in range(MAX_PENDING + 10):
         box.read(str(number), 0)
     assert box.is_full
     report = box.take()
     assert len(report.reads) == MAX_READS
-    assert report.reads[0] == ("10", 1), "the oldest were forgotten"
+    assert report.reads[0] == ("10", 1), "the oldest were dropped"

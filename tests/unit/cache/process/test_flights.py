@@ -1,23 +1,23 @@
-"""The computations of a process that others may join."""
+"""Flights: computations of a process that other callers may join."""
 
 from __future__ import annotations
 
 from agentperf_redis.cache.process.flights import Computed, Flights, GivenUp
 
 
-def test_one_flight_at_a_time() -> None:
+def test_only_one_flight_runs_at_a_time() -> None:
     flights = Flights()
-    first, asked = flights.join("k")
-    assert asked is None, "begun by this call"
-    flights.ask(first)
+    first, requests_before = flights.join("k")
+    assert requests_before is None, "begun by this call"
+    flights.note_request(first)
     assert flights.join("k") == (first, 1)
     flights.detach("k")
-    second, asked = flights.join("k")
+    second, requests_before = flights.join("k")
     assert second is not first
-    assert asked is None
+    assert requests_before is None
     flights.end(first, Computed(b"m"))
     flights.end(first, GivenUp())
-    assert first.outcome == Computed(b"m"), "who had joined it is told, once"
+    assert first.outcome == Computed(b"m"), "callers that had joined get its outcome, once"
     assert flights.join("k") == (second, 0), "the end of a detached flight leaves the next one alone"
     flights.detach_all()
     assert flights.join("k")[1] is None

@@ -1,4 +1,4 @@
-"""Local copies: bounded, guarded, and silent when the bus is in doubt."""
+"""Local copies: bounded, guarded by tickets, and unused while the bus is in doubt."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def stored(version: int = 1, data: bytes = b"m\x01", tags: tuple[str, ...] = (),
 
 
 class Bus:
-    """A bus that was proven to work at some time."""
+    """A bus that was proven to work at a given time."""
 
     def __init__(self) -> None:
         self.at: float | None = None
         self.announced = 0
         self.arrives: Callable[[], object] = lambda: None
-        """Called before the answer of a ping: what was published before."""
+        """Called before the reply to a ping, with the messages published before it."""
 
     def proven_at(self) -> float:
         self.arrives()
@@ -53,7 +53,7 @@ def held(local: LocalCopies, *keys: str) -> list[str]:
     return [key for key in keys if local.find(key) is not None]
 
 
-def test_a_copy_is_found_and_its_reads_are_counted(bus: Bus) -> None:
+def test_copy_is_found_and_its_reads_counted(bus: Bus) -> None:
     local = copies(bus)
     fill(local, "k", "value", cost_ms=5)
     first, second = local.find("k"), local.find("k")
@@ -65,7 +65,7 @@ def test_a_copy_is_found_and_its_reads_are_counted(bus: Bus) -> None:
     assert local.drain() == []
 
 
-def test_only_a_served_copy_counts_as_read(bus: Bus) -> None:
+def test_only_a_used_copy_counts_as_read(bus: Bus) -> None:
     local = copies(bus)
     fill(local, "k", cost_ms=5)
     copy = local.find("k", counted=False)
@@ -77,7 +77,7 @@ def test_only_a_served_copy_counts_as_read(bus: Bus) -> None:
     assert bus.announced == 1
 
 
-def test_a_read_counted_while_reads_are_reported_is_reported_next(bus: Bus) -> None:
+def test_read_counted_during_a_report_is_reported_next(bus: Bus) -> None:
     local = copies(bus)
     fill(local, "k")
     copy = local.find("k")
@@ -90,7 +90,7 @@ def test_a_read_counted_while_reads_are_reported_is_reported_next(bus: Bus) -> N
 
 
 class Interrupted(list[Copy]):
-    """A list in whose iteration another thread runs, after each element."""
+    """A list whose iteration runs another thread's code after each element."""
 
     def __init__(self, copies: list[Copy], other: Callable[[], object]) -> None:
         super().__init__(copies)
@@ -102,7 +102,7 @@ class Interrupted(list[Copy]):
             self._other()
 
 
-def test_only_values_that_cannot_be_changed_are_shared(bus: Bus) -> None:
+def test_only_immutable_values_are_shared(bus: Bus) -> None:
     local = copies(bus, 10)
     values: list[object] = [None, True, 1, 1.5, "s", b"b", [1], {}, (1, [2]), {1}, bytearray()]
     for number, value in enumerate(values):
@@ -111,7 +111,7 @@ def test_only_values_that_cannot_be_changed_are_shared(bus: Bus) -> None:
     assert frozen == [True] * 5 + [False] * 5
 
 
-def test_copies_are_bounded_and_the_unread_leave_first(bus: Bus) -> None:
+def test_full_copies_evict_unread_entries_first(bus: Bus) -> None:
     local = copies(bus)
     for key in "abc":
         fill(local, key)
@@ -121,7 +121,7 @@ def test_copies_are_bounded_and_the_unread_leave_first(bus: Bus) -> None:
     assert len(local) == 3
 
 
-def test_bytes_are_bounded(bus: Bus) -> None:
+def test_bytes_of_copies_are_bounded(bus: Bus) -> None:
     local = copies(bus, 1000, 100)
     for number in range(50):
         fill(local, f"k{number}", data=b"x" * 20)
@@ -131,7 +131,7 @@ def test_bytes_are_bounded(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_whatever_happens_the_ring_and_the_table_agree(bus: Bus, seed: int) -> None:
+def test_list_and_table_of_copies_agree(bus: Bus, seed: int) -> None:
     chance, local = random.Random(seed), copies(bus, 8, 300)
     for _ in range(2000):
         key = f"k{chance.randrange(20)}"
@@ -156,7 +156,7 @@ def test_whatever_happens_the_ring_and_the_table_agree(bus: Bus, seed: int) -> N
         assert len(ring) <= 8
 
 
-def test_nothing_is_served_while_the_bus_is_in_doubt(bus: Bus) -> None:
+def test_copies_are_unused_while_bus_is_in_doubt(bus: Bus) -> None:
     local = copies(bus)
     fill(local, "k")
     bus.at = time.monotonic() - 0.3
@@ -166,8 +166,8 @@ def test_nothing_is_served_while_the_bus_is_in_doubt(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("forget", ["drop", "drop_tag", "flush", "set_aside"])
-def test_a_copy_dropped_before_the_proof_is_not_served(bus: Bus, forget: str) -> None:
-    """The bus's thread runs in the middle of a read: it brings a message, or a gap, and then its ping is answered."""
+def test_copy_dropped_before_the_proof_is_unused(bus: Bus, forget: str) -> None:
+    """The bus's thread runs in the middle of a read: it delivers a message or a gap, and then the reply to its ping."""
     local = copies(bus)
     fill(local, "k", tags=("t",))
     bus.arrives = lambda: getattr(local, forget)(*{"drop": ("k",), "drop_tag": ("t",)}.get(forget, ()))
@@ -175,9 +175,9 @@ def test_a_copy_dropped_before_the_proof_is_not_served(bus: Bus, forget: str) ->
     assert len(local) == 0, "the message arrived within the read"
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["before its gap is told", "after"])
-def test_what_a_lost_bus_had_proven_stands(bus: Bus, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
-    """Whoever looks at the very moment at which the bus is lost does not make it one that never worked."""
+@pytest.mark.parametrize("reported", [False, True], ids=["before the gap is reported", "after"])
+def test_proof_of_a_lost_bus_stays_valid(bus: Bus, monkeypatch: pytest.MonkeyPatch, reported: bool) -> None:
+    """A read at the very moment of the loss must not forget the earlier proof."""
     now = [1000.0]
     monkeypatch.setattr(local_copies, "monotonic", lambda: now[0])
     local = copies(bus)
@@ -187,13 +187,13 @@ def test_what_a_lost_bus_had_proven_stands(bus: Bus, monkeypatch: pytest.MonkeyP
     now[0] += 1.0
     bus.at = 0.0  # lost
     assert held(local, "k") == []
-    if told:
+    if reported:
         local.set_aside()
     assert local.serve_stale("k", 2.0) is not None
     assert local.serve_stale("k", 0.5) is None, "that was longer ago"
 
 
-def test_a_copy_expires(bus: Bus) -> None:
+def test_copy_is_unused_after_its_ttl(bus: Bus) -> None:
     local = copies(bus)
     local.fill("k", "k", stored(), 1, 0.01, local.ticket("k"))
     local.fill("never", "never", stored(), 1, 0, local.ticket("never"))
@@ -205,7 +205,7 @@ def test_a_copy_expires(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("forget", ["drop", "drop_tag", "flush"])
-def test_a_fill_begun_before_an_invalidation_is_refused(bus: Bus, forget: str) -> None:
+def test_fill_begun_before_invalidation_is_refused(bus: Bus, forget: str) -> None:
     local = copies(bus)
     ticket = local.ticket("k")
     getattr(local, forget)(*{"drop": ("k",), "drop_tag": ("t",), "flush": ()}[forget])
@@ -213,7 +213,7 @@ def test_a_fill_begun_before_an_invalidation_is_refused(bus: Bus, forget: str) -
     assert local.find("k") is None
 
 
-def test_word_of_an_older_version_leaves_a_newer_copy(bus: Bus) -> None:
+def test_message_about_older_version_keeps_newer_copy(bus: Bus) -> None:
     local = copies(bus)
     fill(local, "k", version=5, tags=("t",))
     local.drop("k", older_than=5)
@@ -223,7 +223,7 @@ def test_word_of_an_older_version_leaves_a_newer_copy(bus: Bus) -> None:
     assert local.find("k") is None
 
 
-def test_a_long_key_is_dropped_by_its_stored_name_and_never_found_by_it(bus: Bus) -> None:
+def test_stored_name_drops_but_does_not_find_copies(bus: Bus) -> None:
     local = copies(bus)
     fill(local, "a long key", name="its hash")
     assert held(local, "a long key", "its hash") == ["a long key"]
@@ -232,12 +232,12 @@ def test_a_long_key_is_dropped_by_its_stored_name_and_never_found_by_it(bus: Bus
     assert local._long_names == {}
 
 
-def test_odd_keys_are_left_to_the_server(bus: Bus) -> None:
+def test_invalid_keys_are_left_to_the_server(bus: Bus) -> None:
     local = copies(bus)
     assert local.find([1]) is None  # type: ignore[arg-type]
 
 
-def test_threads_may_do_what_they_like(bus: Bus) -> None:
+def test_threads_use_copies_concurrently_without_errors(bus: Bus) -> None:
     local, wrong = copies(bus, 20), []
 
     def work(seed: int) -> None:
@@ -252,7 +252,7 @@ def test_threads_may_do_what_they_like(bus: Bus) -> None:
                     wrong.append(key)
                 if chance.random() < 0.05:
                     local.drop(key)
-        except Exception as error:  # noqa: BLE001  the test wants to see whatever it was
+        except Exception as error:  # noqa: BLE001  the test reports any error
             wrong.append(repr(error))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
