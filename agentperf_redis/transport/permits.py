@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import weakref
+from _thread import allocate_lock
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import Final
 
 _POLL_S: Final = 0.005
@@ -35,7 +35,10 @@ class Permits:
     def __init__(self, count: int) -> None:
         self._count = count
         self._in_use: set[weakref.ref[Permit]] = set()
-        self._freed: SimpleQueue[None] = SimpleQueue()
+        # A wake-up for one waiter: a lock that is free while the wake-up is pending. It is not a `SimpleQueue`: `get`
+        # with several waiters may ignore its timeout and block forever (seen on CPython 3.11.7).
+        self._freed = allocate_lock()
+        self._freed.acquire()
 
     def qsize(self) -> int:
         """Return the number of free permits."""
@@ -62,12 +65,12 @@ class Permits:
             end = end or now + timeout_s
             if now >= end:
                 return None
-            with suppress(Empty):
-                self._freed.get(timeout=min(end - now, _POLL_S))
+            self._freed.acquire(timeout=min(end - now, _POLL_S))
 
     def release(self, permit: Permit) -> None:
         """Release a permit."""
         full = len(self._in_use) >= self._count
         self._in_use.discard(permit.reference)
-        if full and self._freed.qsize() < self._count:
-            self._freed.put(None)
+        if full:
+            with suppress(RuntimeError):  # a wake-up is pending already
+                self._freed.release()
