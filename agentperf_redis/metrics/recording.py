@@ -82,7 +82,7 @@ class Recording:
         Raises:
             InvalidArgument: for an invalid name or exception class.
         """
-        kept = exception_types("not_failures", not_failures)
+        kept = exception_types("not_failures", not_failures) if not_failures else ()
         return Span(arguments.name("agent_name", agent_name), None, self._finish, None, kept)
 
     def span(
@@ -106,7 +106,7 @@ class Recording:
         """
         if parent is not None and not isinstance(parent, Span):
             raise InvalidArgument("parent", parent, "a span that was entered, or None")
-        kept = exception_types("not_failures", not_failures)
+        kept = exception_types("not_failures", not_failures) if not_failures else ()
         return Span(arguments.name("agent_name", agent_name), arguments.name("name", name), self._finish, parent, kept)
 
     def _finish(self, span: Span, outcome: str) -> None:

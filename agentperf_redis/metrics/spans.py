@@ -69,21 +69,20 @@ _tree_creation = ModuleLock(threading.RLock)
 
 
 class _Forks:
-    """Distinguishes spans of this process from inherited ones.
-
-    Attributes:
-        count: number of forks between the first process and this one.
-    """
+    """Replaces the token of this process in each forked child."""
 
     def __init__(self) -> None:
-        self.count = 0
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        self.count += 1
+        global _process  # noqa: PLW0603  the fastest to read, once per span
+        _process = object()
 
 
+_process = object()
+"""Distinguishes the spans of this process from those that a fork copied."""
 _forks = _Forks()
+_DEFERRED = object()
 
 _current: contextvars.ContextVar[Span | None] = contextvars.ContextVar("agentperf_span", default=None)
 
@@ -113,11 +112,11 @@ class Span:
         "_children",
         "_failure",
         "_finish",
-        "_forks",
         "_innermost",
         "_not_failures",
         "_outer",
         "_parent_given",
+        "_process",
         "_start",
         "_tree",
         "_virtual_start",
@@ -149,7 +148,7 @@ class Span:
         self._parent_given = parent
         self._finish = finish
         self._children = 0
-        self._forks = _forks.count
+        self._process: object = _process
         self._failure: str | None = None
         self._not_failures = not_failures
         self._outer: Span | None = None
@@ -221,6 +220,9 @@ class Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._process is not _process:
+            self._exit_without_record()
+            return
         self.is_open = False
         tree = self._tree
         if tree is None:
@@ -229,13 +231,25 @@ class Span:
             self._leave(tree)
         if _current.get() is self:
             _current.set(self._outer)
-        if self._forks != _forks.count:  # a child forked within the block leaves it too; the parent records it
-            return
         try:
             normal = error is None or isinstance(error, self._not_failures)
             self._finish(self, (self._failure or OK) if normal else outcome_of(error))
         except Exception:  # noqa: BLE001  a failed record must not affect the block
             not_recorded(self.agent_name)
+
+    def defer(self) -> None:
+        """Keep the span open, suspended, when its block ends: a later `resume` and `__exit__` end it."""
+        self._process = _DEFERRED
+
+    def _exit_without_record(self) -> None:
+        if self._process is _DEFERRED:
+            self._process = _process
+            self.suspend()
+            return
+        # A child forked within the block leaves it too. The parent records it.
+        self.is_open = False
+        if _current.get() is self:
+            _current.set(self._outer)
 
     def _leave(self, tree: _Tree) -> None:
         with tree.lock:

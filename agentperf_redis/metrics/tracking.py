@@ -94,19 +94,12 @@ def _wrapper_for(called: Callable[..., Any]) -> Callable[[Any, Callable[[], Span
 def _function(func: Callable[..., Any], begin: Callable[[], Span], note: _Note) -> Callable[..., Any]:  # noqa: ARG001
     @functools.wraps(func)
     def tracked(*args: Any, **kwargs: Any) -> Any:
-        span = begin()
-        span.__enter__()
-        try:
+        with begin() as span:
             result = func(*args, **kwargs)
-            awaited = type(result) not in _NOT_AWAITED and inspect.isawaitable(result)
-        except BaseException as error:
-            span.__exit__(type(error), error, None)
-            raise
-        if awaited:
-            span.suspend()
-            return _tracked_until_over(result, span)
-        span.__exit__(None, None, None)
-        return result
+            if type(result) in _NOT_AWAITED or not inspect.isawaitable(result):
+                return result
+            span.defer()
+        return _tracked_until_over(result, span)
 
     return tracked
 
