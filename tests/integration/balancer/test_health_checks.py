@@ -300,7 +300,9 @@ def test_raising_check_is_logged_again_after_recovery(
     assert "the check of p0 of planner raised" in caplog.text
 
 
-def test_awaitable_of_a_plain_check_decides(balancer: LoadBalancer) -> None:
+def test_awaitable_of_a_plain_check_decides(backend: Backend) -> None:
+    balancer = LoadBalancer(backend=backend)
+
     async def answer(good: bool) -> bool:
         await asyncio.sleep(0)
         return good
