@@ -30,6 +30,13 @@ _DIGEST_BYTES: Final = 8
 """64 bits distinguish the functions of one name, which are few."""
 
 
+_CLIENTS: Final = frozenset(
+    (
+        *("AgentPerf", "LRUCache", "AsyncLRUCache", "TieredCache", "AsyncTieredCache"),
+        *("MetricsCollector", "LoadBalancer", "AsyncLoadBalancer"),
+    )
+)
+"""Classes of this library whose objects are identified by name, server and namespace."""
 _THIS_LIBRARY: Final = __name__.partition(".")[0] + "."
 
 
@@ -90,7 +97,7 @@ def function_name(function: Any, registry: Registry = REGISTRY) -> str:
         registry: the user classes whose values can be encoded.
 
     Raises:
-            InvalidArgument: its closure has a value without an identity.
+        InvalidArgument: it uses a value without an identity.
     """
     try:
         return _Namer(registry).name(function)
@@ -107,12 +114,16 @@ def function_name(function: Any, registry: Registry = REGISTRY) -> str:
 def code_digest(function: Any) -> str:
     """Return a digest of a function's code, empty if it has none, such as a function written in C."""
     code = getattr(function, "__code__", None)
-    return "" if code is None else digest(b"".join(_parts_of_code(code)), _DIGEST_BYTES)
+    return "" if code is None else _digest_of_parts([*_parts_of_code(code)])
 
 
 def digest(data: bytes, size_bytes: int) -> str:
     """Return a hash of `size_bytes` bytes, as hexadecimal text."""
     return hashlib.blake2b(data, digest_size=size_bytes).hexdigest()
+
+
+def _digest_of_parts(parts: list[bytes]) -> str:
+    return digest(canonical(parts), _DIGEST_BYTES)
 
 
 class _Namer:
@@ -122,6 +133,8 @@ class _Namer:
         """Functions being named, by id, so that a function that refers to itself ends the recursion."""
 
     def name(self, function: Any) -> str:
+        if isinstance(function, MethodType):  # its arguments do not include the object to which it is bound
+            return f"{self.name(function.__func__)}#{_digest_of_parts([self._value(function.__self__)])}"
         module = module_of(function)
         name = f"{module}.{function.__qualname__}"
         known = "<" not in function.__qualname__ and module not in ("__main__", "None")
@@ -133,26 +146,22 @@ class _Namer:
             return "itself"
         self._under_way.add(id(function))
         parts = [program] if program else []
-        if not known:
+        # With functools.wraps, the name is that of the wrapped function, so it does not identify the wrapper.
+        if not known or hasattr(function, "__wrapped__"):
             parts += _parts_of_code(getattr(function, "__code__", None))
-        # With functools.wraps, the name is that of the wrapped function, which its module identifies.
-        wraps = known and hasattr(function, "__wrapped__")
-        for variable, cell in cells.items():
-            try:
-                parts.append(variable.encode() + b"=" + self._cell(cell))
-            except _NoIdentity:
-                if not wraps:
-                    raise
+        parts += (variable.encode() + b"=" + self._cell(function, variable, cell) for variable, cell in cells.items())
         if module == "__main__":
             parts += self._globals(function)
         self._under_way.discard(id(function))
-        return f"{name}#{digest(b''.join(parts), _DIGEST_BYTES)}" if parts else name
+        return f"{name}#{_digest_of_parts(parts)}" if parts else name
 
-    def _cell(self, cell: CellType) -> bytes:
+    def _cell(self, function: Any, variable: str, cell: CellType) -> bytes:
         try:
             value = cell.cell_contents
-        except ValueError:  # not filled yet: the variable to which the function is about to be bound
-            return b"itself"
+        except ValueError:  # not filled yet
+            if variable == function.__name__:  # the variable to which the function is about to be bound
+                return b"itself"
+            raise _NoIdentity(_Unbound()) from None
         return self._value(value)
 
     def _globals(self, function: Any) -> Iterator[bytes]:
@@ -186,13 +195,18 @@ class _Namer:
             return (value.__name__,)
         if isinstance(value, logging.Logger):
             return (value.name,)
-        if type(value).__module__.startswith(_THIS_LIBRARY) and not hasattr(value, "__cache_key__"):
-            return (str(getattr(value, "name", "")),)  # such as the cache
+        if type(value).__module__.startswith(_THIS_LIBRARY) and type(value).__name__ in _CLIENTS:
+            backend = getattr(value, "backend", None) or value._backend  # noqa: SLF001  of one package
+            return (str(getattr(value, "name", "")), backend.address.masked, backend.namespace)
         try:
             canonical(value, self._registry)
         except InvalidArgument:
             raise _NoIdentity(value) from None
         return None
+
+
+class _Unbound:
+    """Stands for a variable of the enclosing function that has no value when the function is decorated."""
 
 
 def _cells_of(function: Any) -> Iterator[tuple[str, CellType]]:
@@ -216,8 +230,19 @@ def _parts_of_code(code: CodeType | None) -> Iterator[bytes]:
     yield code.co_exceptiontable
     shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
     yield canonical((*shape, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _parts_of_code(constant)
-        else:
-            yield b"..." if constant is ... else canonical(constant)
+    yield from map(_constant, code.co_consts)
+
+
+def _constant(value: Any) -> bytes:
+    """Encode a constant of compiled code; unlike arguments, it may be or contain Ellipsis, slices and code."""
+    if isinstance(value, CodeType):
+        return canonical([*_parts_of_code(value)])
+    if value is ...:
+        return b"..."
+    if isinstance(value, slice):
+        return b"slice" + canonical([_constant(part) for part in (value.start, value.stop, value.step)])
+    if isinstance(value, tuple):
+        return b"tuple" + canonical([_constant(part) for part in value])
+    if isinstance(value, frozenset):
+        return b"set" + canonical(sorted(_constant(part) for part in value))
+    return canonical(value)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from agentperf_redis import AgentInstance, PoolSettings
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache
 from agentperf_redis.cache.function_identity import function_name
@@ -63,6 +64,41 @@ def retried(times: object) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return decorate
 
 
+def doubled(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return 2 * function(*args)
+
+    return wrapper
+
+
+def tripled(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return 3 * function(*args)
+
+    return wrapper
+
+
+class Keyed:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __cache_key__(self) -> str:
+        return self.name
+
+    def search(self, query: str) -> str:
+        return self.name + query
+
+    @classmethod
+    def of_class(cls) -> str:
+        return cls.__name__
+
+
+class KeyedToo(Keyed):
+    pass
+
+
 def of(value: object) -> Callable[[], object]:
     def closing() -> object:
         return value
@@ -106,6 +142,14 @@ def other() -> None:
         (logged(nothing), logged(other)),
         (retried(2)(plain), retried(3)(plain)),
         (retried(2)(plain), plain),
+        (retried(2)(plain), doubled(plain)),
+        (doubled(plain), tripled(plain)),
+        (Keyed("a").search, Keyed("b").search),
+        (Keyed.of_class, KeyedToo.of_class),
+        (of(AgentInstance("a", "t")), of(AgentInstance("b", "t"))),
+        (of(PoolSettings()), of(PoolSettings(eject_after=99))),
+        (lambda x: x[..., 0], lambda x: x[..., 1]),
+        (lambda x: x in {1, ...}, lambda x: x in {2, ...}),
     ],
 )
 def test_different_functions_have_different_names(one: Any, another: Any) -> None:
@@ -131,7 +175,8 @@ def test_recursive_function_has_a_stable_name() -> None:
 def test_closures_without_identity_are_refused(value: object) -> None:
     with pytest.raises(InvalidArgument, match=r"name='\.\.\.'"):
         function_name(of(value))
-    assert function_name(retried(value)(plain)), "with functools.wraps the module identifies the function"
+    with pytest.raises(InvalidArgument, match=r"name='\.\.\.'"):
+        function_name(retried(value)(plain))
 
 
 def test_cache_key_method_gives_an_identity() -> None:
@@ -222,3 +267,23 @@ def test_typed_functions_are_distinguished_by_used_globals() -> None:
     )
     assert small == again
     assert small[2] != large[2], "it uses a different global"
+
+
+def test_methods_of_objects_without_identity_are_refused(cache: LRUCache) -> None:
+    with pytest.raises(InvalidArgument, match="Thing without an identity"):
+        cache.cached()(Thing().method)
+    one, other = cache.cached()(Keyed("a").search), cache.cached()(Keyed("b").search)
+    assert one.key("q") != other.key("q")
+
+
+def test_variables_bound_after_decoration_are_refused() -> None:
+    def make(model: str) -> str:
+        def ask(query: str) -> str:
+            return prefix + query
+
+        name = function_name(ask)
+        prefix = model
+        return name
+
+    with pytest.raises(InvalidArgument, match="_Unbound without an identity"):
+        make("small")
