@@ -21,7 +21,7 @@ import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeAlias
@@ -113,25 +113,29 @@ class Background:
         Returns:
             Whether all jobs are done.
         """
+        until = time.monotonic() + limit_s
         self._closing = True
         if self._identity == threading.get_ident():  # a job called this; the other jobs run after it
             return False
         thread = self._thread
-        if thread is None and self._inbox.empty():
+        if thread is None and self._is_empty():
             return True
         ended: SimpleQueue[None] = SimpleQueue()
         self._closers.append(ended)
         self._inbox.put(None)
         if self._thread is None and not self._start():
-            self._drain(time.monotonic() + limit_s)  # the interpreter is shutting down
-            return True
+            self._drain(until)  # the interpreter is shutting down
+            return self._is_empty()
         try:
-            ended.get(timeout=limit_s)
+            ended.get(timeout=max(0.0, until - time.monotonic()))
         except Empty:
             return False
         if thread is not None and thread.is_alive():
-            thread.join(limit_s)
+            thread.join(max(0.0, until - time.monotonic()))
         return True
+
+    def _is_empty(self) -> bool:
+        return self._inbox.empty() and not (self._ready or self._heap)
 
     def _start(self) -> bool:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
@@ -161,6 +165,9 @@ class Background:
             self._identity = 0
             # A caller puts a job, then checks for a thread. This does the reverse, so one of them sees the other.
             self._thread = None
+        with self._starting:
+            if self._thread is not None:  # a later thread has the jobs that came meanwhile, and reports the end
+                return
         with contextlib.suppress(IndexError):
             while self._closing:
                 self._closers.popleft().put(None)
@@ -218,18 +225,23 @@ class Background:
             self._receive(0.0)
             jobs = [*self._due_jobs(math.inf), *self._ready]
             self._ready.clear()
-            self._run(jobs, until)
+            remaining = self._run(jobs, until)
+            if remaining:  # the time is over
+                self._ready.extend(remaining)
+                break
         self._draining = False
         self._identity = 0
 
-    def _run(self, jobs: Iterable[Job], until: float = math.inf) -> None:
-        for job in jobs:
+    def _run(self, jobs: Sequence[Job], until: float = math.inf) -> Sequence[Job]:
+        """Run jobs until that time; return those that remain."""
+        for number, job in enumerate(jobs):
             if time.monotonic() > until:
-                return
+                return jobs[number:]
             try:
                 job()
             except BaseException:  # noqa: BLE001  the thread has other jobs; SystemExit of user code must not end it
                 _log.exception("%s: a background job failed", self._name)
+        return ()
 
 
 def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callable[[], None]:

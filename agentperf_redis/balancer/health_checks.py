@@ -202,8 +202,14 @@ class Checks:
                 self._checking.failed(instance, "its previous check is still running")
                 continue
             self._hanging.add(instance.id)
-            started += 1
-            threading.Thread(target=self._check_one, args=(instance, answers), daemon=True).start()
+            try:
+                threading.Thread(target=self._check_one, args=(instance, answers), daemon=True).start()
+            except RuntimeError as error:  # too many threads, which says nothing about the instance
+                self._checking.failed(instance, error)
+                self._hanging.discard(instance.id)
+                del results[instance.id]
+            else:
+                started += 1
         until = time.monotonic() + self._checking.timeout
         for _ in range(started):
             try:

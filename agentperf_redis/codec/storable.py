@@ -105,7 +105,7 @@ def _converters(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     if dataclasses.is_dataclass(cls):
         return _dataclass_converters(cls)
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        return _items_of, partial(tuple.__new__, cls)
+        return _items_of, partial(_load_named_tuple, cls)
     if hasattr(cls, "model_construct") and hasattr(cls, "model_fields"):
         return _model_converters(cls)
     raise InvalidArgument(
@@ -140,6 +140,12 @@ def _load_member(cls: type[Enum], state: Any) -> Enum:
     if type(member) is not cls:
         raise Undecodable(f"{shown(value)} is not a member of {cls.__qualname__}")
     return member
+
+
+def _load_named_tuple(cls: Any, items: list[Any]) -> Any:
+    if len(items) != len(cls._fields):
+        raise Undecodable(f"the fields of {cls.__qualname__} have changed")
+    return tuple.__new__(cls, items)
 
 
 def _items_of(instance: tuple[Any, ...]) -> list[Any]:

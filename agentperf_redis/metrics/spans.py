@@ -147,8 +147,8 @@ class Span:
         self.is_open = False
         self._parent_given = parent
         self._finish = finish
-        self._children = 0
         self._process: object = _process
+        self._children = 0
         self._failure: str | None = None
         self._not_failures = not_failures
         self._outer: Span | None = None
@@ -170,6 +170,7 @@ class Span:
     def __enter__(self) -> Self:
         if self.is_open or self.seconds:
             raise AgentPerfError("a span can be entered only once; make a new one")
+        self._process = _process
         outer = self._outer = _current.get()
         parent = self._parent_around(outer) if self.path else None
         if parent is None:
@@ -237,9 +238,16 @@ class Span:
         except Exception:  # noqa: BLE001  a failed record must not affect the block
             not_recorded(self.agent_name)
 
-    def defer(self) -> None:
-        """Keep the span open, suspended, when its block ends: a later `resume` and `__exit__` end it."""
+    def defer(self) -> bool:
+        """Keep the span open, suspended, when its block ends: a later `resume` and `__exit__` end it.
+
+        Returns:
+            False in a child that was forked within the block: the span is its parent's.
+        """
+        if self._process is not _process:
+            return False
         self._process = _DEFERRED
+        return True
 
     def _exit_without_record(self) -> None:
         if self._process is _DEFERRED:

@@ -96,9 +96,8 @@ def _function(func: Callable[..., Any], begin: Callable[[], Span], note: _Note) 
     def tracked(*args: Any, **kwargs: Any) -> Any:
         with begin() as span:
             result = func(*args, **kwargs)
-            if type(result) in _NOT_AWAITED or not inspect.isawaitable(result):
+            if type(result) in _NOT_AWAITED or not _ends_later(result) or not span.defer():
                 return result
-            span.defer()
         return _tracked_until_over(result, span)
 
     return tracked
@@ -106,6 +105,20 @@ def _function(func: Callable[..., Any], begin: Callable[[], Span], note: _Note) 
 
 _NOT_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 """Types of most results. Results of other types are checked for being awaitable."""
+
+
+def _ends_later(result: Any) -> bool:
+    """Whether a result is awaited by its caller, so that the execution ends with it.
+
+    An awaitable object with methods of its own, such as a future of another library, may be used without being awaited:
+    the execution ends when the function returns it.
+    """
+    if not inspect.isawaitable(result):
+        return False
+    if asyncio.isfuture(result) or isinstance(result, Coroutine):
+        return True
+    kind = type(result)
+    return hasattr(kind, "__aenter__") or not (hasattr(kind, "__aiter__") or any(_public_methods(kind)))
 
 
 def _tracked_until_over(result: Any, span: Span) -> Any:
@@ -136,11 +149,12 @@ def _leave_with(span: Span, future: asyncio.Future[Any]) -> None:
 
 
 class _TrackedAwaitable:
-    """Wraps an object that can be awaited or entered with ``async with``, and that has further attributes."""
+    """Wraps an object that can be awaited, or entered with ``async with``. Its first use ends the span."""
 
     def __init__(self, awaitable: Any, span: Span) -> None:
         self._awaitable = awaitable
-        self._span = span
+        self._span: Span | None = span
+        self._running: Coroutine[Any, Any, Any] | None = None
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # so that isinstance sees the wrapped type
@@ -149,14 +163,41 @@ class _TrackedAwaitable:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._awaitable, name)
 
+    def _tracked(self, awaitable: Any) -> Any:
+        span, self._span = self._span, None
+        return awaitable if span is None else _awaited(awaitable, span)
+
     def __await__(self) -> Generator[Any, Any, Any]:
-        return _awaited(self._awaitable, self._span).__await__()
+        found: Generator[Any, Any, Any] = self._tracked(self._awaitable).__await__()
+        return found
 
     async def __aenter__(self) -> Any:
-        return await _awaited(self._awaitable.__aenter__(), self._span)
+        return await self._tracked(self._awaitable.__aenter__())
 
     async def __aexit__(self, *error: object) -> Any:
         return await self._awaitable.__aexit__(*error)
+
+    # A task runs an object that is a Coroutine, as those of HTTP clients are, by these three.
+
+    def _coroutine(self) -> Coroutine[Any, Any, Any]:
+        if self._running is None:
+            self._running = self._tracked(self._awaitable)
+        return self._running
+
+    def send(self, value: Any) -> Any:
+        return self._coroutine().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._coroutine().throw(*error)
+
+    def close(self) -> None:
+        self._coroutine().close()
+
+    def __del__(self) -> None:
+        span = self.__dict__.get("_span")
+        if span is not None:  # it was not awaited: the execution ended when the function returned
+            span.resume()
+            span.__exit__(None, None, None)
 
 
 def _coroutine(

@@ -59,6 +59,8 @@ class Permits:
         while True:
             self._in_use.add(reference)  # first, so that two threads never both get the last one
             if len(self._in_use) <= self._count:
+                if end and len(self._in_use) < self._count:
+                    self._wake_one()  # several permits may have been released for the one wake-up that this got
                 return permit
             self._in_use.discard(reference)
             now = time.monotonic()
@@ -72,5 +74,8 @@ class Permits:
         full = len(self._in_use) >= self._count
         self._in_use.discard(permit.reference)
         if full:
-            with suppress(RuntimeError):  # a wake-up is pending already
-                self._freed.release()
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        with suppress(RuntimeError):  # a wake-up is pending already
+            self._freed.release()

@@ -41,7 +41,6 @@ PROVEN_BY = {
     "cache/maintenance.py": f"{INTEGRATION}/cache/test_reliability.py",
     "cache/operator.py": f"{INTEGRATION}/cache/test_existing.py",
     "cache/process/compute_lease.py": f"{INTEGRATION}/cache/test_computing.py",
-    "cache/process/refresher.py": f"{INTEGRATION}/cache/test_freshness.py",
     "cache/process/shared_state.py": f"{INTEGRATION}/cache/test_reliability.py",
     "cache/tiered.py": "tests/stateful/cache/test_tiered.py",
     "cli/app.py": f"{INTEGRATION}/cli/test_app.py",

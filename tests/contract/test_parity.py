@@ -23,7 +23,7 @@ CLIENTS: dict[str, type] = {
 
 WITHOUT_IO = {
     "LoadBalancer": {"aio", "check_strategy", "strategy"},
-    "LRUCache": {"aio", "cached"},
+    "LRUCache": {"aio", "cached", "default_ttl", "max_size"},
     "TieredCache": {"aio", "cached"},
     "MetricsCollector": {
         "aio",
@@ -34,6 +34,7 @@ WITHOUT_IO = {
         "record_stream",
         "record_tool_calls",
         "span",
+        "start_time",
         "track",
     },
 }

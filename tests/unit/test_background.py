@@ -523,3 +523,23 @@ def test_package_registers_exactly_one_fork_hook() -> None:
     folder = Path(background.__file__).parent
     sources = {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in folder.rglob("*.py")}
     assert [name for name, text in sources.items() if "register_at_fork(" in text] == ["background.py"]
+
+
+def test_close_without_a_thread_reports_jobs_that_it_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(background, "start_new_thread", refused)
+    done: list[int] = []
+    jobs = background.Background("test")
+
+    def slow() -> None:
+        time.sleep(0.05)
+        done.append(1)
+
+    jobs.put(slow)
+    jobs.put(lambda: done.append(2))
+    assert jobs.close(0.01) is False
+    assert done == [1]
+    assert jobs.close(5.0) is True
+    assert done == [1, 2]

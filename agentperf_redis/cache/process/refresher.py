@@ -9,6 +9,7 @@ import time
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from agentperf_redis.backend import Backend
@@ -51,11 +52,12 @@ class Refresher:
         self._taken: dict[Subject, float] = {}
         """Keys being refreshed (infinity), or refreshed recently (when the pause ends)."""
         self._threads = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], Subject] = {}
         self._closed = False
 
     def submit(self, subject: Subject, job: Callable[[], object]) -> None:
         """Run `job` on a thread soon, in the caller's context, unless that key is being refreshed already."""
+        self._drop_closed_loops()
         with self._lock:
             if len(self._jobs) >= MAX_WAITING or not self._take(subject):
                 return
@@ -63,24 +65,44 @@ class Refresher:
             start = starter(threading.Thread(target=self._work, name="agentperf-refresh", daemon=True), self._work)
             self._jobs.append((subject, lambda: context.run(job)))
             if self._threads < MAX_THREADS:
-                self._threads += 1  # no signal is handled between this and the next call
-                start_new_thread(start, ())
+                try:
+                    self._threads += 1  # no signal is handled between this and the next call
+                    start_new_thread(start, ())
+                except RuntimeError:  # no further thread can start: one of the others runs it, or a later reader
+                    self._threads -= 1
+                    if not self._threads:
+                        self._jobs.clear()
+                        self._taken.pop(subject, None)
 
     def spawn(self, subject: Subject, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Run a coroutine as a task of the running loop, unless that key is being refreshed already."""
+        self._drop_closed_loops()
         with self._lock:
             if not self._take(subject):
                 return
         task = asyncio.get_running_loop().create_task(make(), name="agentperf-refresh")
-        self._tasks.add(task)  # the loop holds only weak references to tasks
+        self._tasks[task] = subject  # the loop holds only weak references to tasks
 
         def ended(_: object) -> None:
             with self._lock:
-                self._tasks.discard(task)
+                self._tasks.pop(task, None)
                 self._idle.notify_all()
             self._leave(subject)
 
         task.add_done_callback(ended)
+
+    def _drop_closed_loops(self) -> None:
+        """End refreshes whose loop was closed in the middle: nothing else ends them, and their keys stay taken."""
+        if not self._tasks:
+            return
+        with self._lock:
+            ended = [task for task in self._tasks if task.get_loop().is_closed()]
+            for task in ended:
+                self._taken.pop(self._tasks.pop(task), None)
+        for task in ended:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio.gather does
+            with suppress(RuntimeError):  # it does not end at once; its lease then expires
+                task.get_coro().close()
 
     def _take(self, subject: Subject) -> bool:
         now = time.monotonic()

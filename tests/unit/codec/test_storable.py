@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 from collections.abc import Callable
@@ -599,3 +600,13 @@ def test_public_decorator_uses_the_process_registry() -> None:
 
     codec = Codec()
     assert codec.decode(codec.encode([Finding(1, "x")])) == [Finding(1, "x")]
+
+
+@pytest.mark.parametrize("fields", [["x"], ["x", "y", "z"]])
+def test_named_tuples_of_other_lengths_are_undecodable(fields: list[str]) -> None:
+    one, other = Registry(), Registry()
+    one.add(collections.namedtuple("Pair", ["x", "y"]), name="pair")  # noqa: PYI024  its fields vary
+    other.add(collections.namedtuple("Pair", fields), name="pair")  # noqa: PYI024
+    stored = Codec(registry=one).encode(one.of_name("pair").cls(1, 2))  # type: ignore[union-attr]
+    with pytest.raises(Undecodable, match="have changed"):
+        Codec(registry=other).decode(stored)

@@ -360,3 +360,28 @@ def test_forked_child_does_not_record_the_parents_span() -> None:
     assert os.read(reading, 100) == b"own ok"
     os.close(reading)
     os.close(writing)
+
+
+def test_child_records_a_span_that_it_enters_itself() -> None:
+    reading, writing = os.pipe()
+    recorded: list[str] = []
+    span = Span("agent", None, lambda span, outcome: recorded.append(outcome))
+    child = os.fork()
+    if child == 0:
+        with span:
+            pass
+        os.write(writing, ",".join(recorded).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100) == b"ok"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_child_cannot_defer_a_span_of_its_parent() -> None:
+    with Span("agent", None, lambda span, outcome: None) as span:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if span.defer() is False else 1)
+        _, code = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(code) == 0

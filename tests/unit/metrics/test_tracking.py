@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -666,3 +667,86 @@ def test_trio_cancellation_records_a_cancellation(monkeypatch: pytest.MonkeyPatc
     assert outcome_of(Cancelled()) == "cancelled"
     assert outcome_of(BaseExceptionGroup("several", [Cancelled(), asyncio.CancelledError()])) == "cancelled"
     assert outcome_of(BaseExceptionGroup("several", [Cancelled(), KeyError()])) == "err:BaseExceptionGroup"
+
+
+class ClientRequest(Coroutine[Any, Any, str]):
+    """A coroutine that can also be entered, as `session.get(url)` of an HTTP client is."""
+
+    def __init__(self) -> None:
+        self.coroutine = later()
+
+    def send(self, value: Any) -> Any:
+        return self.coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self.coroutine.throw(*error)
+
+    def close(self) -> None:
+        self.coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, str]:
+        return self.coroutine.__await__()
+
+    async def __aenter__(self) -> str:
+        return await self.coroutine
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+def test_requests_run_as_tasks_are_tracked(notes: Notes, track: Callable[[Any], Any]) -> None:
+    get = track(lambda: ClientRequest())  # noqa: PLW0108  a plain function
+
+    async def main() -> None:
+        assert await asyncio.create_task(get()) == "an answer"
+        assert list(await asyncio.gather(get(), get())) == ["an answer", "an answer"]
+        async with get() as answer:
+            assert answer == "an answer"
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok"] * 4
+    assert all(seconds >= STEP_S / 2 for _, seconds, _ in notes.recorded)
+
+
+class ForeignFuture:
+    """The future of another library: it may be awaited, or asked for its result."""
+
+    def __await__(self) -> Generator[Any, Any, str]:
+        return later().__await__()
+
+    def result(self) -> str:
+        return "an answer"
+
+
+class Cursor:
+    def __await__(self) -> Generator[Any, Any, str]:
+        return later().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        yield 1
+
+
+def test_awaitables_with_other_uses_are_returned_unchanged(notes: Notes, track: Callable[[Any], Any]) -> None:
+    future = track(lambda: ForeignFuture())()  # noqa: PLW0108  a plain function
+    assert type(future) is ForeignFuture
+    assert future.result() == "an answer"
+    cursor = track(lambda: Cursor())  # noqa: PLW0108  as above
+
+    async def main() -> None:
+        assert [number async for number in cursor()] == [1]
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok", "ok"]
+
+
+def test_awaitable_is_recorded_once_however_often_it_is_used(notes: Notes, track: Callable[[Any], Any]) -> None:
+    get = track(lambda: Request())  # noqa: PLW0108  a plain function
+
+    async def main() -> None:
+        twice = get()
+        assert [await twice, await twice] == ["an answer", "an answer"]
+
+    asyncio.run(main())
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok"]
+    get()
+    gc.collect()
+    assert [outcome for _, _, outcome in notes.recorded] == ["ok", "ok"], "it was not awaited"

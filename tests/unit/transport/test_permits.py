@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import pytest
 
@@ -122,6 +123,7 @@ def test_interrupts_at_any_step_lose_no_permit() -> None:
     assert permits.qsize() == COUNT
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("alarm")
 def test_interrupts_do_lose_manually_counted_permits() -> None:
     """The control: a count restored in a `finally` loses permits under the same interrupts."""
@@ -141,3 +143,19 @@ def test_interrupts_do_lose_manually_counted_permits() -> None:
         interrupted += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert len(free) < 100_000
+
+
+def test_every_released_permit_wakes_a_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two releases before any waiter runs are one wake-up, which the first waiter passes on."""
+    monkeypatch.setattr("agentperf_redis.transport.permits._POLL_S", 30.0)
+    permits = Permits(2)
+    held = acquired(permits, 2)
+    got: SimpleQueue[Permit | None] = SimpleQueue()
+    waiters = [threading.Thread(target=lambda: got.put(permits.acquire(60.0)), daemon=True) for _ in range(2)]
+    for waiter in waiters:
+        waiter.start()
+    time.sleep(0.05)  # mostly, both wait now; a waiter that comes later finds a free permit
+    for permit in held:
+        permits.release(permit)
+    del held[:], permit
+    assert all(got.get(timeout=20.0) is not None for _ in waiters)
