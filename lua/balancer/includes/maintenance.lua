@@ -79,8 +79,8 @@ local function maintenance(now_us)
     return text == '' and '-' or match(text, '^ ?(.*)$')
   end
 
-  -- Return the record of an instance. If there is no record, return nil, false. If the library did not write the record,
-  -- return nil, true.
+  -- Return the record of an instance. Return nil, false if there is no record; nil, true if the library did not write
+  -- the record.
   function self.read(id)
     local found = call('HMGET', STATE, id, '+' .. id)
     if not found[1] then return nil, false end
