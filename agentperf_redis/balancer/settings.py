@@ -66,7 +66,7 @@ class PoolSettings:
         )
         if self.base_ejection_time > max_ejection_time:
             if max_ejection_time == _DEFAULT_MAX_EJECTION_S:  # the default, not the caller's choice
-                allowed = f"seconds up to max_ejection_time, {max_ejection_time:g}; increase max_ejection_time too for a longer ejection"
+                allowed = f"seconds up to max_ejection_time, {max_ejection_time:g}; for a longer ejection raise both"
                 raise InvalidArgument("base_ejection_time", self.base_ejection_time, allowed)
             allowed = f"seconds from base_ejection_time, {self.base_ejection_time:g}, to {_MAX_S:g}"
             raise InvalidArgument("max_ejection_time", self.max_ejection_time, allowed)
