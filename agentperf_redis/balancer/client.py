@@ -350,7 +350,8 @@ class LoadBalancer:
         Args:
             agent_type: the pool.
             check: called with an instance; the check fails when the function raises, returns False or exceeds
-                `timeout`. The first exception is logged as a warning; so is the first one after checks stopped raising.
+                `timeout`. The first exception is logged as a warning, as is the first one after all checks have
+                completed again.
             interval: seconds from one check of an instance to the next. Default five: three failures take at most 15 s.
             timeout: max seconds of one check, at most the interval. None: two, or the interval if that is shorter.
 

@@ -92,7 +92,9 @@ class LeaseKeeper:
     def hold(self, lease: Lease) -> bool:
         """Renew a lease from now on. Returns False when the keeper is closed."""
         self._held[lease.token] = weakref.ref(lease)
-        if self._closed:  # checked after the lease was added, so that either this method or `close` sees the other
+        # Checked after the lease was added: if `close` ran too early to see the lease, the keeper is seen to be closed
+        # here.
+        if self._closed:
             self._held.pop(lease.token, None)
             return False
         self.jobs.at(lease.renew_at, self._renew_due)

@@ -29,7 +29,7 @@ _CHANGED_THROUGH = {
 
 
 class LoadBalancingStrategy(Enum):
-    """How a pool picks among its instances with free capacity. The first registration fixes it for the pool.
+    """How a pool picks among its instances with free capacity. The first registration fixes the strategy of a pool.
 
     To add a strategy:
 

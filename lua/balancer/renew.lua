@@ -26,7 +26,7 @@ for i, expiry_ms in ipairs(call('ZMSCORE', DUE, unpack(tokens))) do
   end
 end
 if #prolong > 0 then
-  call('ZREM', DUE, '')  -- removes nothing; this first write is allowed at maxmemory, and then ZADD is too
+  call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
   call('ZADD', DUE, 'XX', 'GT', unpack(prolong))
 end
 return reply

@@ -42,7 +42,7 @@ call('ZCARD', RING)
 if LABELS ~= '-' then check_types(LABELS) end
 
 local pool = maintenance()
-call('ZREM', DUE, '')  -- removes nothing; this first write is allowed at maxmemory, and then the others are too
+call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 pool.maintain(EXPIRIES)
 local id
 local several = string.find(LABELS, ',', 1, true)

@@ -37,7 +37,7 @@ if refused then return refused end
 local invalid = invalid_counter()
 if invalid then return corrupt(invalid) end
 local pool = maintenance()
-call('ZREM', DUE, '')  -- removes nothing; this first write is allowed at maxmemory, and then the others are too
+call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 pool.maintain(EXPIRIES)
 local late = 0
 for at = 0, first == 0 and OVERDUE - CHUNK or -1, CHUNK do

@@ -45,7 +45,7 @@ if invalid then return corrupt(invalid) end
 local pool = maintenance(now_us)
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 if LABELS ~= '-' and LABELS ~= '' then check_types(LABELS) end
-call('ZREM', DUE, '')  -- removes nothing; this first write is allowed at maxmemory, and then the others are too
+call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 pool.expire(EXPIRIES)
 local r = pool.read(ID)
 if not r or r.flags.removed then

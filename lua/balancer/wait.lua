@@ -56,8 +56,8 @@ if not known or match(known, TOMBSTONE) == 'unfetched' then
   call('ZREM', DUE, 'X' .. TOKEN)
   call('ZADD', WAITQ, ticket, TOKEN)
 else
-  -- Removes nothing. This first write is allowed at maxmemory, and then the others are too: a waiter that is already
-  -- queued keeps its ticket.
+  -- Removes nothing: a first write that is allowed at maxmemory, after which all writes are allowed. A waiter that is
+  -- already queued thus keeps its ticket.
   call('ZREM', DUE, '')
 end
 if match(known, WAITING) then call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN) end

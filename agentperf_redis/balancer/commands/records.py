@@ -35,7 +35,7 @@ def fields_of(record: str) -> dict[str, str]:
         ValueError: for a word that is not "name=value".
     """
     words = record.split(" ")
-    if "=" not in words[0]:  # the kind of a token's record, or "-" for no fields
+    if "=" not in words[0]:  # the first word is the kind of a token's record, or "-" for no fields
         words = words[1:]
     return dict(_field(word) for word in words)
 

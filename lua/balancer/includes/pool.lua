@@ -29,7 +29,7 @@
 --                fields is "-".
 --       ejections            number of ejections in a row
 --       ejected_until_ms     end of the last ejection
---       probe_since_us       start of the last ejection, or its end once it is over; leases granted later are probes
+--       probe_since_us       when the last ejection began, or ended if it is over; leases granted later are probes
 --       leases_before        while the instance is half-open: its leases granted before probe_since_us
 --       adaptive_limit_milli adaptive concurrency limit, in 1/1000, decimal
 --       limit_cut_us         when the adaptive limit was last lowered
@@ -61,8 +61,8 @@
 --                                V:<id>: the next step of a warm-up
 --                                P:<cursor>: store the next batch of unhealthy instances after panic began or ended
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority; also the channel of grants
---   <tag>:away           ZSET    <id> -> end of its absence, ms, 0 for unknown. Usable instances that are unhealthy or
---                                rate-limited
+--   <tag>:away           ZSET    <id> -> when the instance comes back, ms, 0 for unknown. Contains the usable instances
+--                                that are unhealthy or rate-limited
 --   <tag>:events         STREAM  kind, id and details; about the last EVENTS_KEPT entries
 --
 -- When a later minor version adds fields to the record of an instance, the scripts keep these fields. records.lua,

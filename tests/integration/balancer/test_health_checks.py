@@ -37,7 +37,7 @@ def states(balancer: LoadBalancer) -> dict[str, InstanceState]:
 
 
 def check_until_killed(url: str, namespace: str, file: str, is_async: bool) -> None:
-    """Check the fleet until killed. Write each check and each stall of the machine to a file, which survives SIGKILL."""
+    """Check the fleet until killed. Write each check and each stall of the machine to a file that survives SIGKILL."""
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
     seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
