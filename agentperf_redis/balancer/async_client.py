@@ -24,7 +24,7 @@ from agentperf_redis.balancer.settings import PoolSettings
 
 
 class AsyncLoadBalancer:
-    """`LoadBalancer` for asyncio; each method does the same as the method of that name there."""
+    """`LoadBalancer` for asyncio; each method does the same as the method of the same name in `LoadBalancer`."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

@@ -40,16 +40,17 @@ from agentperf_redis.balancer.settings import PoolSettings
 class LoadBalancer:
     """Shares agent instances among all processes: picks an instance and leases one unit of its capacity, atomically.
 
-    Connects on the first call, not before.
+    Connects to the server on the first call.
 
     Args:
-        strategy: how pools pick. The first registration fixes it for the pool: LEAST_LOADED when this is None. A
-            different one for an existing pool raises InvalidArgument; None accepts each pool's own.
+        strategy: how pools pick an instance. The first registration fixes the strategy of a pool; None then means
+            LEAST_LOADED. Calls on a pool with a different strategy raise InvalidArgument; None accepts any strategy.
         settings: health settings for the pools in which this balancer registers instances. The settings deployed last
-            apply to all processes; a change is logged. None keeps a pool's settings; a new pool gets the defaults of
-            `PoolSettings`.
-        on_unavailable: how `acquire`, `lease`, `select_instance` and `release` behave while the server is unreachable.
-            "raise": BackendUnavailable. "none": None, NoCapacity, None and False, in that order.
+            apply to all processes; a change is logged. None keeps the settings of an existing pool; a new pool gets the
+            defaults of `PoolSettings`.
+        on_unavailable: what calls do while the server is unreachable. "raise": they raise BackendUnavailable. "none":
+            `acquire` and `select_instance` return None, `lease` raises NoCapacity, `release` returns False, and all
+            other calls raise BackendUnavailable.
         backend: the server and namespace; None for the process-wide default.
     """
 
@@ -74,7 +75,7 @@ class LoadBalancer:
 
     @staticmethod
     def check_strategy(strategy: object) -> LoadBalancingStrategy | None:
-        """Check a strategy: a LoadBalancingStrategy, its value, or None for the pool's own."""
+        """Check a strategy: a LoadBalancingStrategy, its value, or None for any strategy."""
         return None if strategy is None else arguments.choice("strategy", strategy, LoadBalancingStrategy)
 
     def __repr__(self) -> str:
@@ -103,17 +104,18 @@ class LoadBalancer:
         requests_per_minute: float = math.inf,
         tokens_per_minute: float = math.inf,
     ) -> None:
-        """Add an instance to its pool, or change its capacity, weight, labels and rates if it is registered already.
+        """Add an instance to its pool, or change the capacity, weight, labels and rate limits of a registered one.
 
-        Its load, health and measurements stay. `is_healthy=False` marks it unhealthy, which `mark_healthy` undoes.
-        `is_draining=True` drains it, which `undrain` undoes. While this process lives, it registers the instance again
-        if the server loses it.
+        The load, health and measurements of a registered instance stay. `is_healthy=False` marks the instance unhealthy
+        (undo with `mark_healthy`); `is_draining=True` drains it (undo with `undrain`). If the server loses the
+        instance, this process registers it again as long as the process lives.
 
         Args:
-            instance: the instance; its current_load is ignored, since load follows from leases.
-            heartbeat_ttl: seconds without a `heartbeat` after which it takes no work; None: no heartbeat is expected.
-            requests_per_minute: max leases a minute; the pool's `rate_burst` limits how many are granted at once.
-            tokens_per_minute: max tokens a minute, as counted by the `tokens` of `acquire` and `release`.
+            instance: the instance; its current_load is ignored, because the server computes the load from leases.
+            heartbeat_ttl: seconds without a `heartbeat` after which the instance takes no work; None: no heartbeat is
+                expected.
+            requests_per_minute: max leases per minute; the pool's `rate_burst` limits how many are granted at once.
+            tokens_per_minute: max tokens per minute, as counted by the `tokens` of `acquire` and `release`.
 
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
@@ -131,19 +133,19 @@ class LoadBalancer:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
     ) -> bool:
-        """Change an instance; arguments that are None stay. Leases beyond a smaller capacity end normally.
+        """Change an instance; None keeps a value. If leases exceed a smaller capacity, they may still end normally.
 
         Args:
-            agent_type: its pool.
-            instance_id: its name.
+            agent_type: the pool of the instance.
+            instance_id: the name of the instance.
             max_capacity: max concurrent leases, at least 1. Resets the adaptive concurrency limit.
-            weight: its share under WEIGHTED, 0 to 10^6.
-            labels: its capabilities, at most 16.
+            weight: relative share of the picks under WEIGHTED, 0 to 10^6.
+            labels: capabilities of the instance, at most 16 names.
             requests_per_minute: see `register_instance`; math.inf for no limit.
             tokens_per_minute: see `register_instance`; math.inf for no limit.
 
         Returns:
-            Whether it is registered.
+            Whether the instance is registered.
         """
         rates = (requests_per_minute, tokens_per_minute)
         return self._backend.run(self._operations.update(agent_type, instance_id, max_capacity, weight, labels, rates))
@@ -152,40 +154,45 @@ class LoadBalancer:
         """Remove an instance from its pool: it gets no new leases. Its leases may still be renewed and released.
 
         Args:
-            agent_type: its pool.
-            instance_id: its name.
+            agent_type: the pool of the instance.
+            instance_id: the name of the instance.
 
         Returns:
-            Whether it was registered.
+            Whether the instance was registered.
         """
         return self._backend.run(self._operations.remove(agent_type, instance_id))
 
     def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
-        """Make an instance take work again, and clear its ejection and failed checks. Returns if it is registered."""
+        """Let an instance take work again: clears its ejection, failed checks, missed heartbeat and mark by hand.
+
+        Returns:
+            Whether the instance is registered.
+        """
         return self._backend.run(self._operations.mark(agent_type, instance_id, off=BETTER))
 
     def mark_unhealthy(self, agent_type: str, instance_id: str) -> bool:
-        """Give an instance no new work until it is marked healthy. Returns whether it is registered."""
+        """Stop new work on an instance until it is marked healthy. Returns whether the instance is registered."""
         return self._backend.run(self._operations.mark(agent_type, instance_id, on="unhealthy"))
 
     def drain(self, agent_type: str, instance_id: str) -> bool:
-        """Let an instance finish its leases and give it no new ones. Returns whether it is registered."""
+        """Let an instance finish its leases and get no new ones. Returns whether the instance is registered."""
         return self._backend.run(self._operations.mark(agent_type, instance_id, on="draining"))
 
     def undrain(self, agent_type: str, instance_id: str) -> bool:
-        """Undo `drain`. Returns whether it is registered."""
+        """Undo `drain`. Returns whether the instance is registered."""
         return self._backend.run(self._operations.mark(agent_type, instance_id, off="draining"))
 
     def heartbeat(self, agent_type: str, *instance_ids: str, within: float | None = None) -> list[str]:
         """Report that instances are alive. An instance that missed its heartbeat takes work again.
 
         Args:
-            agent_type: their pool.
-            instance_ids: their names.
-            within: seconds until the next heartbeat is due. None: the `heartbeat_ttl` of each, or 30.
+            agent_type: the pool of the instances.
+            instance_ids: the names of the instances.
+            within: seconds until the next heartbeat is due. None: the `heartbeat_ttl` of each instance, or 30 if it was
+                registered without one.
 
         Returns:
-            Instances that are not registered; the caller should register them again.
+            The names of those that are not registered; the caller should register them again.
         """
         return self._backend.run(self._operations.heartbeat(agent_type, instance_ids, within))
 
@@ -196,11 +203,11 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
-            require: the instance must have all of these labels.
+            require: labels that the instance must all have.
             affinity: see `acquire`.
 
         Returns:
-            A snapshot, or None when no instance has free capacity.
+            A snapshot of the instance, or None when no instance has free capacity.
         """
         return self._backend.run(self._operations.select(agent_type, require, affinity))
 
@@ -220,7 +227,7 @@ class LoadBalancer:
     ) -> AgentInstance | None:
         """Pick an instance and lease one unit of its capacity. End the lease with `release`.
 
-        The lease is renewed in the background while the returned object lives. If this process dies, the capacity
+        A background thread renews the lease while the returned object is referenced. If this process dies, the capacity
         becomes free after at most `ttl`.
 
         Args:
@@ -228,17 +235,19 @@ class LoadBalancer:
             wait: max seconds in the queue when no instance has free capacity; the queue is first in, first out.
                 math.inf for no limit.
             priority: moves this call ahead in the queue, as if it had arrived this many seconds earlier.
-            require: the instance must have all of these labels.
-            affinity: calls with the same value go to the same instance under CONSISTENT_HASH; a session's name, say.
-            ttl: seconds after which the lease expires without renewal, at least 0.05.
+            require: labels that the instance must all have.
+            affinity: under CONSISTENT_HASH, calls with the same value go to the same instance; for example the name of
+                a session.
+            ttl: seconds after which the lease expires unless it is renewed, at least 0.05.
             max_hold: seconds after which the lease is not renewed again; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
-            tokens: expected tokens of the work, counted against the instance's tokens a minute.
-            fallback: other agent types to try, in this order, for free capacity when this pool has none: at once, and
-                again when `wait` is over. Labels and affinity apply there too; each pool uses its own strategy.
+            tokens: expected tokens of the work, counted against the instance's tokens per minute.
+            fallback: other agent types to try, in this order, when this pool has no free capacity: first before waiting
+                in the queue, and again when `wait` is over. Labels and affinity apply to them too; each pool uses its
+                own strategy.
 
         Returns:
-            A snapshot of the instance, carrying its lease; None when no capacity was free, or became free in `wait`.
+            A snapshot of the instance that carries the lease; None when no capacity became free within `wait`.
 
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
@@ -257,13 +266,13 @@ class LoadBalancer:
         """Release a lease and report the outcome of the work.
 
         Args:
-            instance: the return value of `acquire`, None included, or its lease.
-            outcome: "ok", "error", "timeout", "rejected", or "neutral" when it says nothing about the instance.
-            response_time: seconds the work took, if measured.
-            tokens: tokens the work used; None for the number given to `acquire`.
+            instance: the return value of `acquire`, which may be None; or the lease.
+            outcome: "ok", "error", "timeout", "rejected", or "neutral" when the result says nothing about the instance.
+            response_time: seconds that the work took, if measured.
+            tokens: number of tokens that the work used; None for the number passed to `acquire`.
 
         Returns:
-            True when this call freed the unit; False when the lease had been released or had expired before.
+            True when this call freed the unit; False when the lease was released or expired earlier, or is None.
 
         Raises:
             InvalidArgument: for an instance that carries no lease, such as one from `select_instance`.
@@ -286,23 +295,24 @@ class LoadBalancer:
     ) -> LeaseBlock:
         """Hold a lease for a `with` block, measure the response time and report the outcome.
 
-        An exception that leaves the block is an error, a TimeoutError a timeout; `lease.outcome` overrides that.
+        When an exception leaves the block, the outcome is "timeout" for a TimeoutError, "neutral" for a cancellation or
+        KeyboardInterrupt, and "error" for other exceptions; set `lease.outcome` to report another outcome.
 
         Args:
             agent_type: the pool.
             wait: see `acquire`.
             priority: see `acquire`.
-            require: the instance must have all of these labels.
+            require: labels that the instance must all have.
             affinity: see `acquire`.
-            ttl: seconds after which the lease expires without renewal, at least 0.05.
+            ttl: seconds after which the lease expires unless it is renewed, at least 0.05.
             max_hold: seconds after which the lease is not renewed again; math.inf for no limit.
-            on_lost: called with a LeaseLost, on a background thread, if the lease ends before the block.
-            tokens: see `acquire`; set `lease.tokens_used` to the number that was used.
+            on_lost: called with a LeaseLost, on a background thread, if the lease ends before the block ends.
+            tokens: see `acquire`; set `lease.tokens_used` to the number of tokens that the work used.
             fallback: see `acquire`; `lease.agent_type` is the pool of the lease.
 
         Returns:
             A context manager that yields a `Lease`. Entering raises NoCapacity when no instance has free capacity.
-            Leaving raises LeaseLost when the block succeeded but its lease was lost while it ran.
+            Leaving raises LeaseLost when the block succeeded but the lease was lost while the block ran.
         """
         return LeaseBlock(
             self._operations,
@@ -315,7 +325,7 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool; it need not have instances yet.
-            settings: its new settings.
+            settings: the new settings of the pool.
         """
         self._backend.run(self._operations.configure(agent_type, settings))
 
@@ -327,20 +337,22 @@ class LoadBalancer:
         interval: float = 5.0,
         timeout: float | None = None,
     ) -> Checks:
-        """Check the instances of a pool, each once an interval, on background threads, until stopped.
+        """Run active checks of a pool on background threads until stopped: each instance is checked once per interval.
 
-        Any number of processes may run checks: they share the work, and if one dies the others continue. The pool's
-        settings say how many results in a row disable or enable an instance. A child process must start its own checks.
+        Any number of processes may run checks: they share the work, and if one process dies, the others continue. The
+        pool's settings say how many results in a row disable or enable an instance. A child process must start its own
+        checks.
 
-        A process claims each check for one interval. A check that is unfinished when its process ends, or whose task is
-        cancelled, is skipped once. A shorter interval applies to an instance from its next check on, which is still due
-        by the longer one.
+        A process claims each check for one interval. If the process ends or the task is cancelled before the check is
+        finished, the instance misses this check. After a change to a shorter interval, the next check of each instance
+        is still due by the old interval; the new one applies from then on.
 
         Args:
             agent_type: the pool.
-            check: called with an instance; the check fails when it raises, returns False or exceeds `timeout`. The
-                first exception is logged, and again the first one after a time in which no check raised.
-            interval: seconds from one check of an instance to the next. Five: three failures take at most 15 s.
+            check: called with an instance; the check fails when the function raises, returns False or exceeds
+                `timeout`. The first exception is logged as a warning, as is the first one after all checks have
+                completed again.
+            interval: seconds from one check of an instance to the next. Default five: three failures take at most 15 s.
             timeout: max seconds of one check, at most the interval. None: two, or the interval if that is shorter.
 
         Returns:
@@ -353,7 +365,8 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
-            after: the cursor of an event: returns the first `limit` events after it. None: the last `limit` events.
+            after: the cursor of an event: returns the first `limit` events after that event. None: returns the last
+                `limit` events.
             limit: max number of events.
         """
         return self._backend.run(self._operations.events(agent_type, after, limit))
@@ -366,7 +379,7 @@ class LoadBalancer:
         """Return typed snapshots of pools; `get_status` renders them as dicts.
 
         Args:
-            agent_types: the pools; none for all.
+            agent_types: the pools; without arguments, all pools.
         """
         return self._backend.run(self._operations.status(agent_types))
 
@@ -382,30 +395,30 @@ class LoadBalancer:
         return self._backend.run(self._operations.leases(agent_type))
 
     def release_token(self, agent_type: str, token: str) -> bool:
-        """End a lease of any process by its token, for operators. Its holder gets LeaseLost at the next renewal.
+        """End a lease of any process by its token, for operators. The holder gets LeaseLost at the next renewal.
 
         Args:
             agent_type: the pool.
-            token: as `leases` shows it.
+            token: the token of the lease, as `leases` shows it.
 
         Returns:
-            Whether it held capacity until now.
+            Whether the lease held capacity until this call.
         """
         return self._backend.run(self._operations.end_lease(agent_type, token))
 
     def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
         """Recompute the load of all instances from their leases, and rewrite indexes and sums.
 
-        Normal operation never needs it: it repairs manual changes of the keys. The pool may stay in use.
-        Lost timers of ejections, rates and slow starts are set again. A lost heartbeat timer cannot be recomputed: a
-        missed heartbeat is detected only after the next heartbeat has arrived.
+        Normal operation never needs a repair: it corrects manual changes of the keys. The pool may stay in use.
+        Lost timers of ejections, rate limits and slow starts are set again. A lost heartbeat timer cannot be
+        recomputed: until the instance sends another heartbeat, a missed one is not detected.
 
         Args:
             agent_type: the pool.
-            progress: called with the number of instances done and their total, after each page of 500.
+            progress: called after each page of 500 instances with two numbers: instances done, and all instances.
 
         Returns:
-            The counts of instances and errors found.
+            The number of instances checked, of wrong loads and of orphans.
         """
         return self._backend.run(self._operations.repair(agent_type, progress))
 
@@ -413,11 +426,11 @@ class LoadBalancer:
         """Wait until an instance has no leases, usually after `drain`.
 
         Args:
-            agent_type: its pool.
-            instance_id: its name.
+            agent_type: the pool of the instance.
+            instance_id: the name of the instance.
             wait: max seconds to wait; math.inf for no limit.
 
         Returns:
-            True when it has none or is not registered; False when `wait` was over first.
+            True when the instance has no leases or is not registered; False when `wait` is over first.
         """
         return self._backend.run(self._operations.wait_until_idle(agent_type, instance_id, wait))

@@ -1,7 +1,8 @@
 """Active checks: processes claim due checks from the server, run them, and report the results.
 
-There is no leader. The first process that claims a due check gets it; the next one is due an interval later. Any number
-of processes share the work this way. When a process dies, the checks it had claimed are skipped once.
+There is no leader, and any number of processes can share the work. A due check goes to the first process that claims
+it; the next check of the same instance is due one interval later. When a process dies, the instances whose checks it
+had claimed miss one check.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ from agentperf_redis.errors import AgentPerfError, InvalidArgument
 _log = logging.getLogger("agentperf_redis")
 
 AT_ONCE = 8
-"""Max checks that a process claims together: small enough to leave some for other processes."""
+"""Max checks that a process claims at once: small enough to leave some for other processes."""
 _RETRY_S = 0.5
 _MIN_PAUSE_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Checking:
-    """The checks of one pool: the function, its interval and its timeout.
+    """The parameters of the checks of one pool, and the requests and logs that belong to them.
 
     Attributes:
         backend: the server and namespace.
-        clock: of the servers.
-        pool: its instances are checked.
-        check: the user's function; it fails by returning False or raising.
+        clock: estimates of the servers' clocks.
+        pool: the pool whose instances are checked.
+        check: the user's function; a check fails when the function returns False or raises.
         interval: seconds from one check of an instance to the next.
-        timeout: max seconds of a check.
+        timeout: max seconds of one check.
     """
 
     backend: Backend
@@ -57,7 +58,7 @@ class Checking:
     interval: float
     timeout: float
     _raising: set[str] = field(default_factory=set, init=False, repr=False)
-    """Instances whose last check here raised."""
+    """Instances whose last check in this process raised an exception."""
 
     def claim(self) -> Flow[Claimed]:
         """Claim due checks."""
@@ -70,11 +71,15 @@ class Checking:
         yield from self.clock.before_deadline(self.pool, request)
 
     def failed(self, instance: AgentInstance, why: object) -> None:
-        """Log why a check failed."""
+        """Log the reason why a check failed."""
         _log.debug("check of %s of %s failed: %s", instance.id, self.pool.agent_type, why)
 
     def raised(self, instance: AgentInstance, error: Exception) -> None:
-        """Log that a check raised: as a warning when no other does, since the check itself may be broken."""
+        """Log that a check raised an exception.
+
+        The first one is logged as a warning, since the check function itself may be broken. While the last check of any
+        instance has raised, further exceptions are logged at DEBUG level.
+        """
         if self._raising:
             self.failed(instance, error)
         else:
@@ -88,17 +93,18 @@ class Checking:
         self._raising.add(instance.id)
 
     def completed(self, instance: AgentInstance) -> None:
-        """Note that a check completed, passed or failed."""
+        """Record that a check returned without an exception, whether it passed or failed."""
         self._raising.discard(instance.id)
 
 
 class _Rounds:
-    """The rounds of claiming, checking and reporting, for threads and tasks alike.
+    """Runs rounds of claiming, checking and reporting; used by both the blocking and the asyncio API.
 
     Args:
         checking: the checks to run.
-        check_all: checks instances concurrently and returns by id whether each passed; awaited under asyncio.
-        ended: whether the checks have stopped, so that a failure is not retried.
+        check_all: checks instances concurrently; returns, by instance id, whether each check passed. The result is
+            awaited under asyncio.
+        ended: returns whether the checks have stopped; after that, an error is raised instead of retried.
     """
 
     def __init__(
@@ -113,10 +119,10 @@ class _Rounds:
         self._interrupted = False
 
     def next(self) -> Flow[float]:
-        """Run due checks. Returns the seconds until the next round.
+        """Run one round: claim and run due checks, and report the results. Returns the seconds until the next round.
 
         Raises:
-            AgentPerfError: the server did not answer, and the checks have stopped.
+            AgentPerfError: when a request fails after the checks have stopped.
         """
         checking = self._checking
         try:
@@ -138,7 +144,7 @@ class _Rounds:
 
 
 class Checks:
-    """Checks the instances of a pool on a background thread, until stopped. A forked child does not continue them.
+    """Checks the instances of a pool on background threads until stopped. A forked child does not continue the checks.
 
     Args:
         checking: the checks to run.
@@ -162,7 +168,7 @@ class Checks:
 
     @property
     def running(self) -> bool:
-        """Whether this process runs checks: False after `stop`, and in a forked child."""
+        """Whether this process runs the checks: False after `stop`, and in a forked child."""
         return self._jobs.running and not self._jobs.closing
 
     def __enter__(self) -> Self:
@@ -174,7 +180,7 @@ class Checks:
         self.stop()
 
     def stop(self) -> None:
-        """Stop checking; running checks finish first, within their timeout."""
+        """Stop checking. Waits until running checks finish, at most for their timeout."""
         self._checking.backend.off_close(self.stop)
         self._jobs.close(self._checking.timeout + 1.0)
 
@@ -184,21 +190,21 @@ class Checks:
         pause = _RETRY_S
         try:
             pause = self._checking.backend.run(self._rounds.next())
-        except AgentPerfError:  # stopped meanwhile
+        except AgentPerfError:  # raised only after the checks were stopped
             return
         finally:
             self._jobs.at(time.monotonic() + pause, self._round)
 
     def _check_all(self, instances: tuple[AgentInstance, ...]) -> dict[str, bool]:
-        """Check all concurrently, each on its own thread: a check that hangs does not delay the others.
+        """Check all instances concurrently, each on its own thread, so that a hanging check does not delay the others.
 
-        These are not background jobs: a check may hang forever, and then its thread stays behind.
+        The threads are daemon threads: if a check hangs forever, its thread keeps running after the timeout.
         """
         results = {instance.id: False for instance in instances}
         answers: SimpleQueue[tuple[str, bool]] = SimpleQueue()
         started = 0
         for instance in instances:
-            if instance.id in self._hanging:  # since an earlier check
+            if instance.id in self._hanging:  # an earlier check has not returned yet
                 self._checking.failed(instance, "its previous check is still running")
                 continue
             self._hanging.add(instance.id)
@@ -223,7 +229,7 @@ class Checks:
         good = False
         try:
             answer = self._checking.check(instance)
-            if inspect.isawaitable(answer):  # a plain function may return one, as in clients of model vendors
+            if inspect.isawaitable(answer):  # a plain function may return an awaitable, as model vendors' clients do
                 answer = asyncio.run(_result_of(answer))
             good = answer is not False
             self._checking.completed(instance)
@@ -260,6 +266,6 @@ async def _check(checking: Checking, instance: AgentInstance) -> bool:
                 answer = await answer
         checking.completed(instance)
         return answer is not False
-    except Exception as error:  # noqa: BLE001  as in Checks
+    except Exception as error:  # noqa: BLE001  any exception is a failed check
         (checking.failed if limit.expired() else checking.raised)(instance, error)
         return False

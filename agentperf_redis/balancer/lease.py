@@ -18,17 +18,18 @@ from agentperf_redis.errors import LeaseLost
 
 
 class KeeperProtocol(Protocol):
-    """The interface of the process's lease keeper that a lease uses."""
+    """The part of the lease keeper that a lease uses."""
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
-        """Release a lease whose object is gone. Called from `__del__`, so it takes no lock."""
+        """Release a lease whose object is being deleted. Called from `__del__`, so it takes no lock."""
 
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
-        """Report a lost lease, once."""
+        """Report that a lease is lost. Called once per lease."""
 
 
 _transitions = ModuleLock()
-"""Decides between a release and a loss at the same time. Held for an assignment only, never during a call."""
+"""Guards the state of all leases: when a lease is released and lost at the same time, only one of the two happens.
+It is held only for an assignment, never during a call."""
 
 
 class _State(Enum):
@@ -38,20 +39,20 @@ class _State(Enum):
 
 
 class Lease:
-    """One unit of an instance's capacity, held until released. The process's lease keeper renews it.
+    """One unit of an instance's capacity, held until it is released. The process's lease keeper renews the lease.
 
-    The keeper refers to it weakly: a lease without references is released, with a ResourceWarning.
-    It belongs to the process that acquired it. In a forked child, the copy of the object is neither held nor renewed,
-    and ending it does nothing.
+    The keeper has only a weak reference to the lease. When no other reference is left, the lease is released, with a
+    ResourceWarning. A lease belongs to the process that acquired it. The copy of the object in a forked child is not
+    held and not renewed, and releasing the copy does nothing.
 
     Attributes:
         agent_type: the pool.
-        token: identifies the lease on the server; it begins with the name of its process.
-        fence: fencing token, which rises with every lease of the instance. A resource that remembers the highest one
-            and refuses lower ones is safe from holders that were paused beyond their lease.
-        ttl: seconds after which it expires without renewal.
-        tokens: tokens counted against the instance's tokens a minute when it was granted.
-        tokens_used: tokens the work used. Set it before the lease is released; None when `tokens` was right.
+        token: identifies the lease on the server; begins with the name of the process.
+        fence: fencing token, which rises with every lease of the instance. A resource that remembers the highest
+            fencing token and refuses lower ones is safe from holders that were paused beyond the end of their lease.
+        ttl: seconds after which the lease expires unless it is renewed.
+        tokens: number of tokens counted against the instance's tokens per minute at the grant.
+        tokens_used: number of tokens that the work used; None if the work used `tokens`. Set it before the release.
     """
 
     __slots__ = (
@@ -104,11 +105,11 @@ class Lease:
         self.tokens_used: int | None = None
         self._outcome: Outcome | None = None
         self.started = time.monotonic()
-        # Counted from before the request was sent: for this process the lease never lasts longer than on the server.
+        # Times count from before the request was sent, so the lease ends here no later than on the server.
         self.renew_at = sent_at + ttl / 3
         self.valid_until = sent_at + ttl
         self.hold_until = sent_at + max_hold
-        self._state = _State.HELD  # last: a signal handler may raise before, and then `__del__` must do nothing
+        self._state = _State.HELD  # set last: if a signal handler raises before this line, `__del__` must do nothing
 
     def __repr__(self) -> str:
         return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
@@ -119,7 +120,7 @@ class Lease:
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.HELD:
             me, self._state = repr(self), _State.RELEASED
-            # A failure cannot be handled here, and at interpreter exit many objects are gone already.
+            # A failure cannot be handled here; it may happen at interpreter exit, when many objects are already gone.
             with contextlib.suppress(Exception):
                 if self._keeper.abandon(self.pool, self.token, self._facts[0]):
                     warnings.warn(f"{me} was dropped without release", ResourceWarning, source=self, stacklevel=2)
@@ -131,7 +132,10 @@ class Lease:
 
     @property
     def outcome(self) -> Outcome | str | None:
-        """The result of the work. Set it inside `with lb.lease(...)`; None derives it from the end of the block."""
+        """The result of the work, which may be set inside `with lb.lease(...)`.
+
+        If it is None, the result depends on the exception with which the block ends.
+        """
         return self._outcome
 
     @outcome.setter
@@ -145,33 +149,33 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether it is neither released nor lost, as far as this process knows; False in a forked child."""
+        """Whether the lease is neither released nor lost, as far as this process knows; False in a forked child."""
         return self._state is _State.HELD and self.is_own
 
     @property
     def is_own(self) -> bool:
-        """Whether this process acquired it; False in a process that was forked since."""
+        """Whether this process acquired the lease; False in a child that was forked later."""
         return self._pid == os.getpid()
 
     @property
     def lost(self) -> LeaseLost | None:
-        """Why it is lost, or None."""
+        """The error that says why the lease is lost, or None."""
         return self._loss
 
     @property
     def remaining(self) -> float:
-        """Seconds for which it is valid without another renewal; 0.0 when it has ended."""
+        """Seconds for which the lease is valid without another renewal; 0.0 when it has ended."""
         return max(0.0, self.valid_until - time.monotonic()) if self.held else 0.0
 
     def check(self) -> None:
-        """Raise if this process knows that the lease is lost. No I/O.
+        """Raise LeaseLost if this process knows that the lease is lost. Does no I/O.
 
-        It knows the result of the last renewal, and the time. A lease that ended on the server (by hand, or because the
-        server lost its data) is noticed at the next renewal, up to a third of the TTL later. Work that must not happen
-        twice is safe only if the resource checks the `fence`.
+        The process knows only the time and the result of the last renewal. If the lease ends on the server (by hand, or
+        because the server lost its data), the process notices at the next renewal, up to a third of the TTL later. Work
+        that must not happen twice is safe only if the resource checks the `fence`.
 
         Raises:
-            LeaseLost: when a renewal found it lost, or it could not be renewed in time.
+            LeaseLost: when a renewal found that the lease is lost, or the lease could not be renewed in time.
         """
         if self._loss is not None:
             raise self._loss
@@ -181,11 +185,11 @@ class Lease:
                 raise self._loss
 
     def kept_by(self, keeper: KeeperProtocol) -> bool:
-        """Whether this keeper renews it."""
+        """Whether this keeper renews the lease."""
         return self._keeper is keeper
 
     def end(self) -> bool:
-        """Mark it released. Returns whether it was held until now, and by this process."""
+        """Mark the lease released. Returns whether this process held it until now."""
         with _transitions.lock:
             if self._state is not _State.HELD or not self.is_own:
                 return False
@@ -193,7 +197,7 @@ class Lease:
             return True
 
     def lose(self, reason: str) -> None:
-        """Mark it lost and call its `on_lost`; does nothing when it has ended already."""
+        """Mark the lease lost and call its `on_lost`. Does nothing if the lease has already ended."""
         with _transitions.lock:
             if self._state is not _State.HELD or not self.is_own:
                 return

@@ -13,7 +13,7 @@ from agentperf_redis.errors import InvalidArgument
 
 
 class LeaseBlock:
-    """Returned by `LoadBalancer.lease`: holds a lease within `with`. Reusable, for one block after another."""
+    """Returned by `LoadBalancer.lease`: holds a lease during a `with` block. Reusable, but not for nested blocks."""
 
     def __init__(self, operations: Operations, agent_type: str, request: LeaseRequest) -> None:
         self._backend = operations.backend
@@ -42,7 +42,7 @@ class LeaseBlock:
         raise TypeError("in a coroutine use `async with lb.aio.lease(...)`")
 
     async def __aexit__(self, *_: object) -> None:
-        """Never reached: there only so that entering can tell."""
+        """Never called. Without it, `async with` would raise Python's own error instead of the one in `__aenter__`."""
 
 
 class AsyncLeaseBlock:
@@ -75,4 +75,4 @@ class AsyncLeaseBlock:
         raise TypeError("use `async with lb.aio.lease(...)`; outside coroutines, `with lb.lease(...)`")
 
     def __exit__(self, *_: object) -> None:
-        """Never reached: there only so that entering can tell."""
+        """Never called. Without it, `with` would raise Python's own error instead of the one in `__enter__`."""

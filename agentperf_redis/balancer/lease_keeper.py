@@ -1,7 +1,8 @@
-"""The lease keeper renews this process's leases on one background thread, and releases abandoned ones.
+"""The lease keeper renews this process's leases on one background thread, and releases abandoned leases.
 
-Event loops block and workers compute, so a separate thread renews leases, in one batch a pool, when a third of their
-TTL is over. The keeper refers to leases weakly, so that it does not keep alive a lease that its user has dropped.
+It uses a separate thread because event loops may block and worker threads may be busy. It renews a lease when a third
+of its TTL is over, together with the pool's other leases that are due. The keeper has only weak references to leases,
+so that it does not keep a lease alive that the user has dropped.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from agentperf_redis.transport.exchange import CLOSED
 _log = logging.getLogger("agentperf_redis")
 
 TOMBSTONE_S = 60.0
-"""For how long the server refuses a token after the last copy of its request could arrive, s."""
+"""How long the server still refuses a token after the last copy of its request could have arrived, s."""
 _AHEAD = 0.1
-"""Leases due within this share of their TTL are renewed together with the one that is due, in one batch."""
+"""When a lease is renewed, leases that become due within this share of their TTL are renewed in the same batch."""
 _ATTEMPT_TIMEOUT_SHARE = 0.3
-"""Share of the shortest TTL that a round of renewals may wait in vain; two thirds are left when it begins."""
+"""Share of the shortest TTL that one round of renewals may spend on failing requests. When a round begins, two thirds
+of the TTL are left."""
 _MIN_ATTEMPT_TIMEOUT_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
@@ -47,14 +49,14 @@ def _notify(on_lost: Callable[[LeaseLost], object], loss: LeaseLost) -> None:
 
 
 class LeaseKeeper:
-    """One per backend and process; see `lease_keeper_of`.
+    """Renews the leases of one process on one backend. `lease_keeper_of` returns the keeper of a backend.
 
     Args:
         backend: the server and namespace.
 
     Attributes:
-        jobs: its thread.
-        registrations: of this process with the same backend, restored on the same thread.
+        jobs: the background thread of the keeper.
+        registrations: the registrations of this process on the backend, restored on the same thread.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -67,8 +69,9 @@ class LeaseKeeper:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: start without leases. The parent continues to renew its own."""
-        # Needs no lock: each step is one operation of the dict, which a signal handler or `__del__` may interleave.
+        """In a forked child: start without leases. The parent continues to renew its leases."""
+        # The dict needs no lock: each access is a single atomic operation, so a signal handler or `__del__` may run
+        # between any two of them.
         self._held: dict[str, weakref.ref[Lease]] = {}
         self._closed = False
         self._numbers = itertools.count(1)
@@ -79,7 +82,7 @@ class LeaseKeeper:
         return self._backend.deadline
 
     def token(self) -> str:
-        """Return a new unique token, which names this process."""
+        """Return a new unique token, which contains the name of this process."""
         return f"@{self._backend.process}:{next(self._numbers):x}"
 
     def tombstone_ms(self, ttl: float) -> int:
@@ -87,16 +90,18 @@ class LeaseKeeper:
         return math.ceil((max(self._backend.deadline, ttl) + TOMBSTONE_S) * 1000)
 
     def hold(self, lease: Lease) -> bool:
-        """Renew a lease from now on. Returns False when the keeper was closed meanwhile."""
+        """Renew a lease from now on. Returns False when the keeper is closed."""
         self._held[lease.token] = weakref.ref(lease)
-        if self._closed:  # checked last: either this sees that the keeper is closed, or `close` sees the lease
+        # Checked after the lease was added: if `close` ran too early to see the lease, the keeper is seen to be closed
+        # here.
+        if self._closed:
             self._held.pop(lease.token, None)
             return False
         self.jobs.at(lease.renew_at, self._renew_due)
         return True
 
     def closed_error(self) -> BackendUnavailable:
-        """Return the error of a call whose lease was granted after the keeper was closed."""
+        """Return the error for a call whose lease was granted after the keeper was closed."""
         return BackendUnavailable(self._backend.address.masked, "not_applied", CLOSED)
 
     def drop(self, lease: AttachedLease) -> None:
@@ -104,14 +109,14 @@ class LeaseKeeper:
         self._held.pop(lease.token, None)
 
     def held(self) -> list[Lease]:
-        """Return the leases this process holds."""
+        """Return the leases that this process holds."""
         return [lease for reference in list(self._held.values()) if (lease := reference()) is not None and lease.held]
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
-        """Release a lease whose object is gone. Takes no lock, so that `__del__` may call it.
+        """Release a lease whose object is being deleted. Takes no lock, so that `__del__` may call it.
 
         Returns:
-            False when this keeper does not hold it: the object is a forked copy, or the keeper was closed.
+            False when this keeper does not renew the lease: the object is a forked copy, or the keeper was closed.
         """
         if self._closed or token not in self._held:
             return False
@@ -119,29 +124,29 @@ class LeaseKeeper:
         return True
 
     def undo(self, pool: Pool, token: str, ttl: float) -> WakeUp:
-        """Release the lease that a request of unknown outcome may have left, even if the server is away for a time.
+        """Release the lease that a request of unknown outcome may have left. Retries while the server is unreachable.
 
         Returns:
-            A wake-up, sent after the first attempt.
+            A wake-up that is sent after the first attempt.
         """
         tried = WakeUp()
         self.retry_in_background(commands.release(pool, token, tombstone_ms=self.tombstone_ms(ttl)), ttl, tried)
         return tried
 
     def retry_in_background(self, command: Command[Any], seconds: float, tried: WakeUp | None = None) -> None:
-        """Retry a command on the background thread until the server answers or this time is over."""
+        """Run a command on the background thread, and retry it until the server answers or these seconds are over."""
         self.jobs.put(partial(self._attempt, command, time.monotonic() + seconds, tried))
 
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
-        """Report a lost lease, once."""
+        """Report that a lease is lost. Called once per lease."""
         self.drop(lease)
         _log.warning("%s", loss)
         if on_lost is not None:
-            # Always on the background thread: the user's function must not block an event loop.
+            # Always call the user's function on the background thread, so that it cannot block an event loop.
             self.jobs.put(partial(_notify, on_lost, loss))
 
     def close(self) -> None:
-        """Release the leases still held, run pending retries once, and end the thread."""
+        """Release all held leases, run pending retries once, and end the thread."""
         if self._closed:
             return
         self._closed = True  # from here on `hold` refuses leases
@@ -173,10 +178,11 @@ class LeaseKeeper:
         except BackendUnavailable:
             again_at = time.monotonic() + _RETRY_S
             if again_at < until:
-                # Then it queues behind all jobs, so that many retries due at once do not delay a renewal.
+                # When the retry is due, it is put behind all waiting jobs, so that many retries at once do not delay a
+                # renewal.
                 self.jobs.at(again_at, partial(self.jobs.put, partial(self._attempt, command, until, None)))
         except AgentPerfError as error:
-            _log.warning("releasing a lease: %s", error)
+            _log.warning("could not release a lease: %s", error)
         finally:
             if tried is not None:
                 tried.send()
@@ -207,8 +213,8 @@ class LeaseKeeper:
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
         budget_s = _ATTEMPT_TIMEOUT_SHARE * min(ttl for _, _, ttl in batches)
         for leases, pool, ttl in batches:
-            # One at a time, each with half of the remaining time: a Cluster node that does not answer must not cost
-            # the leases on the others.
+            # One batch at a time, each with half of the time that is left: an unresponsive Cluster node must not cost
+            # the leases on the other nodes.
             sent_at = time.monotonic()
             command = commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
             try:
@@ -229,12 +235,15 @@ class LeaseKeeper:
                     lease.renew_at = sent_at + ttl / 3
 
     def _attempt_timeout_s(self) -> float:
-        """Return how long a request other than a renewal may take without making renewals late, s."""
+        """Return how long the background thread may wait for a request other than a renewal, s.
+
+        The limit ensures that such a request does not make renewals late.
+        """
         shortest = min((lease.ttl for lease in self.held()), default=math.inf)
         return min(self._backend.deadline, max(_MIN_ATTEMPT_TIMEOUT_S, _ATTEMPT_TIMEOUT_SHARE / 2 * shortest))
 
     def _start_over(self) -> None:
-        """Mark all leases lost: the server came back empty. Runs on the thread that noticed."""
+        """Mark all leases lost, because the server lost its data. Runs on the thread that detected the loss."""
         for lease in self.held():
             lease.lose("the server lost its data")
 

@@ -13,9 +13,9 @@ from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.errors import LeaseLost
 
 MAX_WEIGHT = 1e6
-"""A score is weight * 10^9 and must stay below 2^53."""
+"""Under WEIGHTED, the score of an instance is up to weight * 10^9, and must stay below 2^53."""
 MAX_LABELS = 16
-"""Each label of an instance adds an index to write on each pick."""
+"""Each label of an instance has an index in Redis, which every pick of the instance must update."""
 
 _CHANGED_THROUGH = {
     "max_capacity": "lb.update_instance(agent_type, id, max_capacity=...)",
@@ -29,12 +29,16 @@ _CHANGED_THROUGH = {
 
 
 class LoadBalancingStrategy(Enum):
-    """How a pool picks among its instances with free capacity. The first registration fixes it for the pool.
+    """How a pool picks among its instances with free capacity. The first registration fixes the strategy of a pool.
 
-    To add a strategy: a member here; a row of `rules` in `lua/balancer/includes/strategies.lua`, and code for a value
-    in that row that no other strategy has (a score in pool.lua, a pick in pick.lua, an order for waiters in
-    maintenance.lua, a response in release.lua); a line in the README's table of strategies; and its distribution in
-    `tests/integration/test_balancer_distribution.py`. All other tests run for every member.
+    To add a strategy:
+
+    - Add a member here.
+    - Add a row to `rules` in `lua/balancer/includes/strategies.lua`. If the row has a new value, add the code for it: a
+      score in pool.lua, a pick in pick.lua, an order for waiters in maintenance.lua, a response in release.lua.
+    - Add a line to the README's table of strategies.
+    - Test the distribution of its picks in `tests/integration/balancer/test_distribution.py`. All other tests run for
+      every member.
     """
 
     ROUND_ROBIN = "round_robin"
@@ -50,7 +54,7 @@ class LoadBalancingStrategy(Enum):
     PEAK_EWMA = "peak_ewma"
     """Of two random instances, the one with the lower product of latency and pending work."""
     CONSISTENT_HASH = "consistent_hash"
-    """By affinity on a ring, while the instance has at most 1.25 times its share of the load."""
+    """The instance next to the affinity on a hash ring, unless it has more than 1.25 times its share of the load."""
 
 
 class Outcome(Enum):
@@ -62,17 +66,18 @@ class Outcome(Enum):
     REJECTED = "rejected"
     """The instance refused the work, for example because of its own rate limit."""
     NEUTRAL = "neutral"
-    """Says nothing about the instance: a cancellation, a fault of the caller."""
+    """The result says nothing about the instance: the work was cancelled, or the caller was at fault."""
 
 
 class InstanceState(Enum):
-    """Whether an instance takes work, and if not, why. When several apply, the first one after UP is reported.
+    """Whether an instance takes work, and if not, why.
 
-    Apart from UP, the values are flags of the instance's record; see pool.lua.
+    An instance is UP when no other state applies. When several others apply, the first one in this list is reported.
+    Apart from UP, the values are flags of the instance's record, see pool.lua.
     """
 
     UP = "up"
-    """It takes work."""
+    """The instance takes work."""
     DRAINING = "draining"
     """Marked by hand: it finishes its leases and takes no new ones."""
     UNHEALTHY = "unhealthy"
@@ -82,17 +87,17 @@ class InstanceState(Enum):
     DOWN = "down"
     """It fails its active checks."""
     EJECTED = "ejected"
-    """Because of its outcomes, for a limited time."""
+    """Its outcomes were bad; it takes no work for a limited time."""
     HALF_OPEN = "half_open"
-    """After an ejection, it takes one lease at a time until one succeeds."""
+    """An ejection has ended: the instance takes one lease at a time until the work on one succeeds."""
     RATE_LIMITED = "rate_limited"
-    """Its requests or tokens a minute are used up for now."""
+    """Its limit of requests or tokens per minute is used up for now."""
     WARMING = "warming"
-    """New or returned: its capacity is growing."""
+    """It is new or has recovered: its usable capacity still grows (slow start)."""
 
 
 class AttachedLease(Protocol):
-    """The interface of `Lease`, which an instance carries. Declared here because the two refer to each other."""
+    """The interface of `Lease`. Declared here because `AgentInstance` and `Lease` refer to each other."""
 
     agent_type: str
     token: str
@@ -118,18 +123,18 @@ class AttachedLease(Protocol):
 
     @property
     def held(self) -> bool:
-        """Whether it is neither released nor lost, as far as this process knows."""
+        """Whether the lease is neither released nor lost, as far as this process knows."""
 
     @property
     def lost(self) -> LeaseLost | None:
-        """Why it is lost, or None."""
+        """The error that says why the lease is lost, or None."""
 
     @property
     def remaining(self) -> float:
-        """Seconds for which it is valid without another renewal; 0.0 when it has ended."""
+        """Seconds for which the lease is valid without another renewal; 0.0 when it has ended."""
 
     def check(self) -> None:
-        """Raise LeaseLost unless it is still held."""
+        """Raise LeaseLost if this process knows that the lease is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +163,19 @@ class _Fields:
 
 
 class AgentInstance(_Fields):
-    """One instance of an agent: its registered fields and its measurements at one time. An immutable snapshot.
+    """An immutable snapshot of one instance of an agent: its registered fields, and its measurements at one time.
 
     Args:
-        id: its name, unique among its agent type.
-        agent_type: the pool it belongs to.
-        current_load: leases on it at the time of the snapshot. Ignored when registering: load follows from leases.
+        id: the instance's name, unique within its agent type.
+        agent_type: the pool of the instance.
+        current_load: number of leases at the time of the snapshot. Ignored by `register_instance`, because the server
+            computes the load from leases.
         max_capacity: max concurrent leases, at least 1.
-        weight: its share under WEIGHTED, 0 to 10^6.
-        is_healthy: whether it takes work.
+        weight: relative share of the picks under WEIGHTED, 0 to 10^6.
+        is_healthy: whether the instance takes work.
         response_time_ms: smoothed response time, ms.
-        labels: capabilities, at most 16 names.
-        is_draining: whether it only finishes its current work.
+        labels: capabilities of the instance, at most 16 names.
+        is_draining: whether the instance finishes its leases and takes no new ones.
         lease: the lease from `acquire`; None in all other snapshots.
     """
 
@@ -188,7 +194,7 @@ class AgentInstance(_Fields):
 
     @property
     def available_capacity(self) -> int:
-        """Leases it could still take."""
+        """Number of leases that the instance could still take."""
         return max(0, self.max_capacity - self.current_load)
 
 
@@ -197,11 +203,11 @@ _SET_FIELDS = tuple(getattr(_Fields, each.name).__set__ for each in fields(_Fiel
 
 
 Facts: TypeAlias = tuple[str, str, int, int, float, bool, float, frozenset[str], bool]
-"""The fields of an instance in their order, except its lease."""
+"""All fields of an AgentInstance except `lease`, in the order of its arguments."""
 
 
 def snapshot(facts: Facts, lease: AttachedLease | None = None) -> AgentInstance:
-    """Return an instance from its fields, unchecked: they come from the server, on every acquire."""
+    """Return an instance with these fields. Skips the checks for speed: every acquire calls this with server data."""
     instance = object.__new__(AgentInstance)
     for set_field, value in zip(_SET_FIELDS, (*facts, lease), strict=True):
         set_field(instance, value)
@@ -209,7 +215,7 @@ def snapshot(facts: Facts, lease: AttachedLease | None = None) -> AgentInstance:
 
 
 def checked_labels(argument: str, value: object) -> frozenset[str]:
-    """Check labels: a collection of at most 16 names."""
+    """Check that labels are a collection of at most 16 names, and return them."""
     labels = frozenset(arguments.names(argument, value))
     arguments.count(f"number of {argument}", len(labels), minimum=0, maximum=MAX_LABELS)
     return labels
@@ -217,21 +223,21 @@ def checked_labels(argument: str, value: object) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """An instance and its counters since it was registered.
+    """The status of an instance, with its counters since it was registered.
 
     Attributes:
-        instance: its snapshot.
-        peak_load: its highest load so far, as recorded by the script that grants leases.
-        served: leases released with the outcome ok.
-        failed: leases released with a bad outcome.
-        failed_in_a_row: bad outcomes since the last good one, slow ones included.
-        fence: its last fencing token.
-        state: whether it takes work, and if not, why.
+        instance: snapshot of the instance.
+        peak_load: highest load so far, as recorded by the scripts that grant leases.
+        served: number of leases released with the outcome ok.
+        failed: number of leases released with a bad outcome.
+        failed_in_a_row: number of bad outcomes, slow ones included, since the last good one.
+        fence: the last fencing token of the instance.
+        state: whether the instance takes work, and if not, why.
         limit: max leases at this time: below its capacity while it is limited, 0 while it takes no work.
         ejections: number of ejections in a row.
-        ejected_for: seconds until its ejection ends, 0.0 when it is not ejected.
-        requests_per_minute: its limit; math.inf for none.
-        tokens_per_minute: its limit; math.inf for none.
+        ejected_for: seconds until the ejection ends, 0.0 when the instance is not ejected.
+        requests_per_minute: max requests per minute; math.inf for no limit.
+        tokens_per_minute: max tokens per minute; math.inf for no limit.
     """
 
     instance: AgentInstance
@@ -253,13 +259,14 @@ class LeaseStatus:
     """A snapshot of a lease.
 
     Attributes:
-        token: its token.
-        instance_id: its instance.
-        process: its holder, "host:pid:random".
-        fence: its fencing token.
-        held_for: seconds since it was granted, by the server's clock.
-        expires_in: seconds until it expires without renewal; negative when it has expired and is not deleted yet.
-        fetched: False while a waiter has not fetched its grant yet.
+        token: identifies the lease on the server.
+        instance_id: the leased instance.
+        process: the process that holds the lease, "host:pid:random".
+        fence: fencing token of the lease.
+        held_for: seconds since the lease was granted, by the server's clock.
+        expires_in: seconds until the lease expires unless it is renewed; negative when it has expired but is not
+            deleted yet.
+        fetched: False while the lease is a grant that its waiter has not fetched yet.
     """
 
     token: str
@@ -276,10 +283,10 @@ class WaiterStatus:
     """A snapshot of a waiter in the queue.
 
     Attributes:
-        token: its token.
-        process: its process, "host:pid:random".
-        waited: seconds in the queue, plus the seconds of its priority.
-        require: labels the instance must have.
+        token: identifies the waiter on the server.
+        process: the process of the waiter, "host:pid:random".
+        waited: seconds in the queue, plus the waiter's priority in seconds.
+        require: labels that the waiter requires of an instance.
     """
 
     token: str
@@ -313,7 +320,7 @@ class EventKind(Enum):
     UNHEALTHY = "unhealthy"
     """Marked by hand."""
     HEALTHY = "healthy"
-    """Marked by hand, which also ends an ejection, a half-open state and the effect of failed checks."""
+    """Marked by hand. This also ends an ejection or half-open state, and clears failed checks."""
     HEARTBEAT_MISSED = "heartbeat_missed"
     """A heartbeat did not arrive in time."""
     HEARTBEAT_RESUMED = "heartbeat_resumed"
@@ -323,19 +330,19 @@ class EventKind(Enum):
     UP = "up"
     """Active checks passed again."""
     EJECTED = "ejected"
-    """Because of its outcomes."""
+    """The instance was ejected because of its outcomes."""
     HALF_OPEN = "half_open"
-    """The ejection is over; one lease at a time is granted."""
+    """The ejection is over; the instance gets one lease at a time."""
     RECOVERED = "recovered"
-    """The probe succeeded."""
+    """A probe after an ejection succeeded."""
     WARM = "warm"
-    """It has its full capacity."""
+    """The slow start is over; the instance has its full capacity."""
     PANIC = "panic"
-    """So many instances are unhealthy that these get work too."""
+    """Too many instances are unhealthy, so unhealthy instances get work too."""
     CALM = "calm"
     """The panic is over: unhealthy instances get no work."""
     EXPIRED = "expired"
-    """A lease ended that was neither renewed nor released, or a grant that was not fetched."""
+    """A lease expired because it was neither renewed nor released, or a grant because it was not fetched."""
     RELEASED = "released"
     """An operator ended a lease of another process."""
 
@@ -346,10 +353,10 @@ class PoolEvent:
 
     Attributes:
         agent_type: the pool.
-        kind: its kind.
-        instance_id: its instance; None when it concerns the whole pool.
-        at: its time, seconds since the epoch, by the server's clock.
-        cursor: its identifier: `events(..., after=cursor)` returns later events.
+        kind: the kind of event.
+        instance_id: the instance concerned; None when the event concerns the whole pool.
+        at: time of the event, seconds since the epoch, by the server's clock.
+        cursor: identifies the event: `events(..., after=cursor)` returns later events.
         details: further values by name; times in ms.
     """
 
@@ -366,9 +373,9 @@ class Repaired:
     """The result of a repair.
 
     Attributes:
-        instances: instances repaired or found correct.
-        wrong: instances whose load was not the number of their leases.
-        orphans: leases and queue entries deleted because nothing would ever have ended them.
+        instances: number of instances checked.
+        wrong: number of instances whose load differed from the number of their leases.
+        orphans: number of leases and queue entries deleted because they had no timer and would never have ended.
     """
 
     instances: int
@@ -381,14 +388,14 @@ class PoolStatus:
     """A snapshot of a pool.
 
     Attributes:
-        agent_type: its name.
-        strategy: how it picks.
-        instances: in the order of their registration.
-        waiting: callers in the queue.
-        granted: leases granted so far.
-        overdue: leases that have expired but are not ended yet, among the first 5000 due entries.
-        panic_for: seconds since the start of the panic; None when there is none.
-        settings: its settings; None when the pool lost them.
+        agent_type: the name of the pool.
+        strategy: how the pool picks an instance.
+        instances: the instances in the order of their registration.
+        waiting: number of callers in the queue.
+        granted: number of leases granted so far.
+        overdue: number of leases that have expired but are not ended yet, among the first 5000 due timers.
+        panic_for: seconds since the start of the panic; None when there is no panic.
+        settings: the settings of the pool; None if they are missing on the server.
     """
 
     agent_type: str
@@ -402,17 +409,17 @@ class PoolStatus:
 
     @property
     def healthy(self) -> int:
-        """Instances that are healthy."""
+        """Number of healthy instances."""
         return sum(1 for status in self.instances if status.instance.is_healthy)
 
     @property
     def total_capacity(self) -> int:
-        """Sum of the capacities."""
+        """Sum of the capacities of all instances."""
         return sum(status.instance.max_capacity for status in self.instances)
 
     @property
     def current_load(self) -> int:
-        """Leases on all instances."""
+        """Number of leases on all instances."""
         return sum(status.instance.current_load for status in self.instances)
 
     def render(self) -> dict[str, Any]:

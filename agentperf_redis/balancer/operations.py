@@ -1,4 +1,4 @@
-"""The balancer's operations: check the arguments before anything is sent, and return flows."""
+"""The balancer's operations: they check their arguments before anything is sent, and return flows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _CURSOR = re.compile(r"\d{1,20}-\d{1,20}")
 NO_WAIT = 0.0
 _DEFAULT_ARGUMENTS = (NO_WAIT, 0, (), None, DEFAULT_TTL_S, DEFAULT_MAX_HOLD_S, None, 0, ())
 BETTER = "unhealthy,heartbeat_missed,down,ejected,half_open,warming"
-"""Flags that are cleared when an instance is marked healthy by hand."""
+"""The flags that `mark_healthy` clears."""
 MAX_EVENTS = 1000
 _MIN_RATE, _MAX_RATE = 0.001, 1e9
 _CHECK_TIMEOUT_S = 2.0
@@ -64,14 +64,14 @@ OnUnavailable = Literal["raise", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """The operations shared by both APIs of a balancer.
+    """The operations of a balancer, shared by its blocking and asyncio APIs.
 
     Attributes:
         backend: the server and namespace.
-        keeper: renews this process's leases there.
-        queues: this process's waiters there.
-        wanted: the strategy that pools must have; None accepts each pool's own.
-        settings: settings for the pools in which it registers instances; None leaves them unchanged.
+        keeper: renews this process's leases on the backend.
+        queues: this process's waiters on the backend.
+        wanted: the strategy that pools must have; None accepts any strategy.
+        settings: settings for the pools in which this balancer registers instances; None leaves them unchanged.
         on_unavailable: what calls do while the server is unreachable.
     """
 
@@ -82,7 +82,7 @@ class Operations:
     settings: PoolSettings | None
     on_unavailable: OnUnavailable
     plain: LeaseRequest = field(init=False)
-    """The request of a call with default arguments."""
+    """The lease request of a call with default arguments."""
     clock: ServerClock = field(init=False)
     registrations: Registrations = field(init=False)
 
@@ -92,7 +92,7 @@ class Operations:
         object.__setattr__(self, "registrations", self.keeper.registrations)
 
     def pool(self, agent_type: str) -> Pool:
-        """Return a pool, its name checked."""
+        """Check the agent type and return its pool."""
         return Pool.of(self.backend.namespace, arguments.name("agent_type", agent_type))
 
     def request(
@@ -125,7 +125,7 @@ class Operations:
         )
 
     def choice(self, require: Collection[str], affinity: str | None) -> Choice:
-        """Check the arguments of a pick and return them as a choice."""
+        """Check the labels and the affinity of a call, and return them with the strategy as a Choice."""
         labels = checked_labels("require", require) if require != () else frozenset()
         return Choice(self.wanted, labels, None if affinity is None else arguments.cache_key("affinity", affinity))
 
@@ -197,7 +197,7 @@ class Operations:
         return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
-        """Set or clear flags of an instance: names from pool.lua, comma-separated."""
+        """Set and clear flags of an instance: names from pool.lua, comma-separated."""
         name = arguments.name("instance_id", instance_id)
         return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
 
@@ -217,12 +217,12 @@ class Operations:
         return self._or_none(leases.acquire_instance(self.keeper, self.queues, self.pool(agent_type), request), None)
 
     def enter(self, pool: Pool, request: LeaseRequest) -> Flow[Lease]:
-        """Lease one unit for a block, or raise NoCapacity."""
+        """Lease one unit for a `with` block, or raise NoCapacity."""
         entering = leases.enter(self.keeper, self.queues, pool, request)
         return entering if self.on_unavailable == "raise" else _or_no_capacity(pool, entering)
 
     def _or_none(self, flow: Flow[T], default: T) -> Flow[T]:
-        """Run a flow; when the server is unreachable, raise or return the default, as `on_unavailable` says."""
+        """Run a flow. While the server is unreachable, raise or return the default, depending on `on_unavailable`."""
         return flow if self.on_unavailable == "raise" else _or_else(flow, default)
 
     def release(
@@ -310,7 +310,7 @@ def _or_no_capacity(pool: Pool, entering: Flow[Lease]) -> Flow[Lease]:
 
 
 def _rate(argument: str, value: float) -> float:
-    """Check a rate a minute; math.inf for no limit."""
+    """Check a rate limit per minute; math.inf for no limit."""
     allowed = f"a number from {_MIN_RATE:g} to {_MAX_RATE:g}, or math.inf"
     rate = arguments.number(argument, value, allowed)
     if rate != math.inf and not _MIN_RATE <= rate <= _MAX_RATE:

@@ -1,4 +1,8 @@
-"""The registrations of a process: it registers its instances again, with later changes, if the server loses them."""
+"""The registrations of a process.
+
+A process remembers the instances that it registered, and its later changes to them. If the server loses an instance,
+the process registers it again.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +31,16 @@ _CHECK_EVERY_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A registration by this process, kept to repeat it if the server loses it.
+    """A registration by this process, remembered in order to repeat it if the server loses the instance.
 
     Attributes:
-        instance: with the changes that this process has made since.
-        strategy: that the pool must have; None accepts the pool's own.
-        heartbeat_ttl_ms: time without a heartbeat after which it takes no work, ms; 0 when none is expected.
-        rates: its requests and tokens a minute.
-        settings: for its pool; None accepts the pool's own.
-        born: creation time of its pool, us. A different value on the server means that the server lost the pool.
+        instance: the instance, including the changes that this process has made since its registration.
+        strategy: the strategy that the pool must have; None accepts any strategy.
+        heartbeat_ttl_ms: time without a heartbeat after which the instance takes no work, ms; 0 when no heartbeat is
+            expected.
+        rates: the rate limits of the instance.
+        settings: the settings of the pool; None keeps the settings of an existing pool.
+        born: creation time of the pool, us. A different value on the server means that the server lost the pool.
     """
 
     instance: AgentInstance
@@ -64,9 +69,9 @@ class Registrations:
 
     Args:
         backend: the server and namespace.
-        clock: of its servers.
-        jobs: the thread that restores them.
-        attempt_timeout_s: returns how long that thread may wait for one reply, s.
+        clock: estimates of the clocks of its servers.
+        jobs: the background thread that restores lost instances.
+        attempt_timeout_s: returns how long the background thread may wait for one reply, s.
     """
 
     def __init__(
@@ -77,24 +82,24 @@ class Registrations:
         self._jobs = jobs
         self._attempt_timeout_s = attempt_timeout_s
         self.registered: dict[tuple[str, str], Registered] = {}
-        """By agent type and id."""
+        """Registrations by agent type and instance id."""
         backend.on_new_epoch(self.restore_soon)
 
     def remember(self, known: Registered) -> None:
-        """Register this instance again if the server loses it."""
+        """Remember a registration, to repeat it if the server loses the instance."""
         instance = known.instance
         self.registered[instance.agent_type, instance.id] = replace(known, instance=replace(instance, lease=None))
         self._jobs.at(time.monotonic() + _CHECK_EVERY_S, self._restore_all)
 
     def forget(self, agent_type: str, instance_id: str) -> None:
-        """Do not register this instance again."""
+        """Forget a registration, so that it is not repeated."""
         self.registered.pop((agent_type, instance_id), None)
 
     def restore(self, pool: Pool) -> Flow[bool]:
         """Register the instances of a pool that the server lost, and forget those that another process removed.
 
         Returns:
-            Whether this process has instances registered in it now.
+            Whether this process now has instances registered in the pool.
         """
         mine = {name: known for (of, name), known in list(self.registered.items()) if of == pool.agent_type}
         lost: list[str] = []
@@ -120,7 +125,7 @@ class Registrations:
         """Set the settings of a pool, and apply them to its instances page by page.
 
         Returns:
-            The settings they replaced, packed; empty for none.
+            The replaced settings, packed; empty if there were none.
         """
         done = yield from self._clock.before_deadline(
             pool, partial(commands.configure, pool, settings, 0, commands.MANY)
@@ -142,7 +147,7 @@ class Registrations:
         requests_per_minute: float | None,
         tokens_per_minute: float | None,
     ) -> None:
-        """Update the remembered instance with a change."""
+        """Apply a change to the remembered instance; None keeps a value."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             rates = Rates(
@@ -154,13 +159,13 @@ class Registrations:
             self._alter(known, **{name: value for name, value in changes.items() if value is not None})
 
     def remember_settings(self, agent_type: str, settings: PoolSettings) -> None:
-        """Create the pool with these settings if the server loses it."""
+        """Remember new settings, to create the pool with them if the server loses it."""
         for known in list(self.registered.values()):
             if known.instance.agent_type == agent_type:
                 self.registered[agent_type, known.instance.id] = replace(known, settings=settings)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
-        """Update the remembered instance with flags that were set and cleared."""
+        """Apply flags that were set or cleared to the remembered instance."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             set_flags, flags = on.split(","), f"{on},{off}".split(",")
@@ -170,7 +175,7 @@ class Registrations:
                 self._alter(known, is_draining="draining" in set_flags)
 
     def restore_soon(self) -> None:
-        """Schedule a check on the background thread, because the server may have lost data. Does no I/O."""
+        """Schedule an immediate check for lost registrations on the background thread. Does no I/O itself."""
         if self.registered:
             self._jobs.at(time.monotonic(), self._restore_all)
 
@@ -180,14 +185,14 @@ class Registrations:
         return changed
 
     def _restore_all(self) -> None:
-        """Restore registrations that the server lost: it may lose a pool without losing a connection."""
+        """Restore lost registrations. Runs regularly, since a server may lose a pool without losing a connection."""
         if self._jobs.closing:
             return
         for agent_type in {of for of, _ in list(self.registered)}:
             try:
                 self._backend.run(self.restore(Pool.of(self._backend.namespace, agent_type)), self._attempt_timeout_s())
-            except AgentPerfError as error:  # the next check is soon
-                _log.debug("restoring the instances of %s: %s", agent_type, error)
+            except AgentPerfError as error:  # retried by the next check
+                _log.debug("could not restore the instances of %s: %s", agent_type, error)
         if self.registered:
             self._jobs.at(time.monotonic() + _CHECK_EVERY_S, self._restore_all)
 

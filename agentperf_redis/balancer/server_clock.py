@@ -1,4 +1,4 @@
-"""Estimates of the servers' clocks, and requests that servers refuse after their caller's deadline."""
+"""Estimates of the servers' clocks, and requests that a server refuses after the caller's deadline."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ _CLOCK_READINGS = 3
 
 
 class ServerClock:
-    """One per backend and process; see `clock_of`. It stays valid in a forked child: both read the same clocks.
+    """Estimates of the clocks of a backend's servers. `clock_of` returns the object of this process for a backend.
+
+    The estimates stay valid in a forked child, because parent and child share the monotonic clock.
 
     Args:
-        backend: its servers have the clocks.
+        backend: the servers and namespace.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._ahead_ms: dict[str, float] = {}
-        """By agent type: an upper bound on the server's clock minus `time.monotonic`."""
+        """By agent type: an upper bound on the server's clock minus `time.monotonic`, ms."""
 
     def before_deadline(self, pool: Pool, request: Callable[[int], Command[T | TooLate]]) -> Flow[T]:
-        """Send a request that the server refuses, by its own clock, once the caller has given up.
+        """Send a request that the server refuses, by its own clock, after the caller's deadline.
 
-        A copy that arrives late therefore does not undo later changes by other processes.
+        This prevents a late copy of the request from undoing later changes by other processes.
 
         Args:
-            pool: the pool it changes; in a Cluster, each pool has the clock of its node.
-            request: builds the request from its time limit, ms.
+            pool: the pool that the request changes; in a Cluster, the clock is that of the pool's node.
+            request: builds the request from its time limit, ms of the server's clock.
         """
         for _ in range(_CLOCK_READINGS):
             sent_at = time.monotonic()
-            # Before the first estimate the limit is long past, and the refusal carries the server's time.
+            # Without an estimate yet, the time limit is long past: the server refuses, and its reply contains its time.
             ahead_ms = self._ahead_ms.get(pool.agent_type, 0.0)
             answer = yield from request(math.ceil(ahead_ms + (sent_at + self._backend.deadline) * 1000))
             if not isinstance(answer, TooLate):

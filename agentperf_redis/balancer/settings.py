@@ -1,4 +1,4 @@
-"""The settings of a pool, stored with it, and the reason for each default."""
+"""The settings of a pool, which the server stores with the pool, and the reason for each default."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ _DEFAULT_MAX_EJECTION_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """The health and capacity settings of a pool. Stored with it: the last deployed ones apply to all processes.
+    """The health and capacity settings of a pool. The settings deployed last apply to all processes.
 
     Args:
-        eject_after: bad outcomes in a row (error, timeout, rejected, slow) that eject an instance; None for never.
-            Default five, as in Envoy: one bad request with three retries ejects no instance.
-        base_ejection_time: seconds of the first ejection; each further one in a row is twice as long. Default ten: long
-            enough for a restart, short enough not to matter when the ejection was wrong.
-        max_ejection_time: max seconds of an ejection. When this time has passed since an ejection ended, the next one
-            is a first one again. Default five minutes.
-        max_ejection_share: max share of the instances that may be ejected; one instance always may. Default a half:
-            ejection alone never leads to panic, and of four instances two may be unhealthy.
-        panic_threshold: when more than this share of the instances is unhealthy (ejected or failing checks), all of
-            them get work again: the health data is more likely wrong than the instances, and the others could not
-            carry the load. 1 for never.
-        slow_after: response time in seconds from which an outcome is slow, and so bad; None for never. Default None: a
-            model's response time depends on the length of its answer.
-        adaptive: whether each instance has an adaptive concurrency limit, up to its max_capacity, that follows its
-            outcomes. Default False: max_capacity is the configured limit.
-        slow_start: seconds over which a new instance's capacity grows from a tenth to all of it; None for at once. It
-            applies while at least half of the instances are healthy and warm. Default None: most agents have nothing
-            to warm up.
-        rate_burst: a lease is granted while the instance is at most this many seconds ahead of its rates. Default six,
-            a tenth of a minute: in any minute, the leases before the last one use at most 1.1 times its rate. The last
-            one may use any number of tokens; the next lease then waits longer.
-        unhealthy_threshold: failed active checks in a row that make an instance unhealthy. Default three: one lost
-            packet is not enough.
-        healthy_threshold: passed checks in a row that make it healthy again. Default two: one lucky check is not
-            enough.
+        eject_after: number of bad outcomes in a row (error, timeout, rejected, slow) after which an instance is
+            ejected; None for never. Default five, as in Envoy: one bad request with three retries ejects no instance.
+        base_ejection_time: seconds of the first ejection; each further ejection in a row lasts twice as long. Default
+            ten: long enough for a restart, and short enough to do little harm if the ejection was wrong.
+        max_ejection_time: max seconds of an ejection. If this time has passed since the end of an ejection, the next
+            ejection counts as the first again. Default five minutes.
+        max_ejection_share: max share of the instances that may be ejected; one instance may always be ejected. Default
+            a half: ejections alone never cause panic, and two of four instances may be unhealthy.
+        panic_threshold: when more than this share of the instances is unhealthy (ejected or failing checks), the
+            unhealthy instances get work too: the health data is more likely wrong than the instances, and the healthy
+            instances could not carry the load. 1 for never.
+        slow_after: seconds; an ok outcome with a longer response time is slow and counts as bad. None for never.
+            Default None: a model's response time depends on the length of its answer.
+        adaptive: whether each instance has an adaptive concurrency limit, which follows its outcomes and is at most its
+            max_capacity. Default False: max_capacity is the limit.
+        slow_start: seconds in which the capacity of a new or recovered instance grows from a tenth to all of it; None
+            for no slow start. Applies only while at least half of the instances are healthy and warm. Default None:
+            most agents have nothing to warm up.
+        rate_burst: a lease is granted while the instance is at most this many seconds ahead of its rate limits. Default
+            six, a tenth of a minute: in any minute, all leases but the last use at most 1.1 times the rate limit. The
+            last lease may use any number of tokens; the next lease then waits longer.
+        unhealthy_threshold: number of failed active checks in a row after which an instance is unhealthy. Default
+            three: one lost packet is not enough.
+        healthy_threshold: number of passed active checks in a row after which such an instance is healthy again.
+            Default two: one lucky check is not enough.
     """
 
     eject_after: int | None = 5
@@ -66,7 +66,7 @@ class PoolSettings:
         )
         if self.base_ejection_time > max_ejection_time:
             if max_ejection_time == _DEFAULT_MAX_EJECTION_S:  # the default, not the caller's choice
-                allowed = f"seconds up to max_ejection_time, {max_ejection_time:g}; raise that too for a longer one"
+                allowed = f"seconds up to max_ejection_time, {max_ejection_time:g}; for a longer ejection raise both"
                 raise InvalidArgument("base_ejection_time", self.base_ejection_time, allowed)
             allowed = f"seconds from base_ejection_time, {self.base_ejection_time:g}, to {_MAX_S:g}"
             raise InvalidArgument("max_ejection_time", self.max_ejection_time, allowed)
@@ -82,7 +82,7 @@ class PoolSettings:
         arguments.count("healthy_threshold", self.healthy_threshold, maximum=1000)
 
     def packed(self) -> str:
-        """Return the settings in the format of #settings, which the scripts read by name."""
+        """Return the settings as "name=value" words: the value of #settings on the server, which the scripts read."""
         stored = {
             "eject_after": self.eject_after or 0,
             "base_ejection_ms": _ms(self.base_ejection_time),
@@ -100,10 +100,10 @@ class PoolSettings:
 
     @staticmethod
     def unpacked(text: str) -> PoolSettings:
-        """Undo `packed`.
+        """Return the settings from the text that `packed` returned.
 
         Raises:
-            ValueError: for a text that `packed` did not write.
+            ValueError: if a setting is missing or invalid.
         """
         stored = dict(word.split("=") for word in text.split(" "))
         try:

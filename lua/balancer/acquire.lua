@@ -9,24 +9,25 @@
 -- ARGV
 --   token       text  @ and the client's token
 --   ttl_ms      int   life of the lease, ms
---   late        int   1 when another copy of this request may be under way, else 0
---   wanted      text  strategy the pool must have, or - for its own
---   labels      text  a,b the instance must have all of; - for none
---   point       int   of the affinity on the ring, 0 to 2^48 - 1
---   random      int   0 to 2^52 - 1
---   tokens      int   counted against the instance's tokens a minute
+--   late        int   1 when another copy of this request may still arrive, else 0
+--   wanted      text  strategy the pool must have, or - for any
+--   labels      text  labels that the instance must all have, comma-separated; - for none
+--   point       int   position of the affinity on the ring, 0 to 2^48 - 1
+--   random      int   random number, 0 to 2^52 - 1
+--   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record}    granted, or the same grant again
+--   {1, id, expiry_ms, fence, record}    granted now, or granted before to the same token
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
---     nothing free; retry_ms: until capacity may come back, at most 1000; when only time is needed, until an instance
---     comes back; disabled: instances that drain, missed their heartbeat or are marked unhealthy; unhealthy: by
---     outcomes or checks
---   {-1, why}                            the token is spent: why of its tombstone, or waiting, grant
+--     nothing is free; retry_ms: time until capacity may become free, at most 1000; if all instances are unhealthy or
+--     rate-limited, the time until the first one comes back; registered, waiting: number of instances and of waiters;
+--     disabled: instances that drain, missed their heartbeat or are marked unhealthy; unhealthy: instances that are
+--     ejected, half-open or failing checks
+--   {-1, why}                            the token is spent; why: the tombstone's reason, or waiting or grant
 --   {-2, strategy}                       the pool has another strategy
---   {-3, fact}  {-4, field}  {-7, strategy}   as in pool.lua
--- REPEAT  returns the same lease; after release (when late), cancellation or expiry it is refused
+--   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
+-- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (late)
 -- ERRORS  none
--- COST    O(log N + log L), and at most 64 expiries when some are due
+-- COST    O(log N + log L), and at most 64 expiries when some are due; N instances, L leases
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TOKEN, TTL_MS, LATE, WANTED = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, POINT, RANDOM, TOKENS = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -65,8 +66,8 @@ local expiry_ms, next_ms = now_ms + TTL_MS, tonumber(facts[3] or 0)
 local look, several = next_ms <= now_ms, string.find(LABELS, ',', 1, true)
 local from = (LABELS == '-' or several) and READY or READY .. '@' .. LABELS
 
--- The usual case in a straight line: nothing is due, the queue is empty, and the instance has no rates. The other cases
--- need what is included below, and not above: it costs a call 1.3 us, which the usual case saves.
+-- The usual case: nothing is due, the queue is empty, and the instance has no rate limits. The other cases need the
+-- files included further down. These are not included above, which saves 1.3 us per call in the usual case.
 if not look and not several then
   id, record = pick(how, from, RANDOM, POINT, now_ms, facts[5], facts[6])
   record = id and (record or call('HGET', STATE, id))
@@ -97,10 +98,10 @@ end
 --@include health
 --@include maintenance
 
--- Expiries first, then waiters, so that a new caller takes the place of neither. The pool is not full while expiries
--- are left.
+-- Process expiries first, then grant to waiters, so that this caller does not overtake a waiter. Repeat while more
+-- leases may have expired: until then, the pool must not be reported as full.
 local pool = (look or several or id) and maintenance(now_us)
-if look then  -- a key that is read after the first write has its type checked before it
+if look then  -- check the types of the keys that are read after the first write
   call('ZCARD', IDS)
   call('ZCARD', RING)
   if LABELS ~= '-' then check_types(LABELS) end

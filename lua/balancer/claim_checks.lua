@@ -1,17 +1,18 @@
--- claim_checks: claim the active checks that are due. The first caller gets them, so processes share the work.
+-- claim_checks: claim active checks that are due. Each check goes to the first caller, so processes share the work.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ids         ZSET  agentperf:{lb:<type>}:ids
 --   checks      ZSET  agentperf:{lb:<type>}:checks
 -- ARGV
---   interval_ms int   from one check of an instance to its next, ms
---   count       int   max checks to claim now
+--   interval_ms int   time from one check of an instance to the next, ms
+--   count       int   max checks to claim
 -- RETURNS
---   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: until the next one is due, ms, at most the interval
---   {-3, fact}  {-4, field}   as in pool.lua
--- REPEAT  claims others that are due: a lost reply skips one check of the instances in it
+--   {1, now_ms, next_ms, id, record, id, record ...}   next_ms: time until the next check is due, ms, at most
+--     interval_ms; id, record: the instances to check
+--   {-3, fact}  {-4, field}   as in records.lua
+-- REPEAT  claims other due checks: if a reply is lost, the instances in it miss one check
 -- ERRORS  none
--- COST    O(count log N), and O(N log N) after instances were registered or removed
+-- COST    O(count log N), and O(N log N) after instances were registered or removed; N instances
 local STATE, IDS, CHECKS = KEYS[1], KEYS[2], KEYS[3]
 local INTERVAL_MS, COUNT = ARGV[1], ARGV[2]
 --@include strategies
@@ -31,15 +32,15 @@ for i = 1, math.min(#newcomers, tonumber(COUNT)) do claimable[#claimable + 1] = 
 for i, record in ipairs(#claimable > 0 and call('HMGET', STATE, unpack(claimable)) or {}) do
   if record and not read_record(record) then return corrupt(claimable[i]) end
 end
-call('ZREM', CHECKS, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
+call('ZREM', CHECKS, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 if known ~= registered then
-  -- Newcomers are due at once: ZUNIONSTORE gives them the time 0.
+  -- New instances are due at once: ZUNIONSTORE gives them the score 0.
   call('ZUNIONSTORE', CHECKS, 2, CHECKS, IDS, 'WEIGHTS', 1, 0, 'AGGREGATE', 'MAX')
 end
 local due = call('ZRANGEBYSCORE', CHECKS, '-inf', format('%.0f', now_ms), 'WITHSCORES', 'LIMIT', 0, COUNT)
 local ids = {}
 for i = 1, #due, 2 do
-  -- An interval after it was due, so that being late now does not make all later ones late.
+  -- The next check is due one interval after the time at which this one was due, so that delays do not add up.
   local next_ms = tonumber(due[i + 1]) + INTERVAL_MS
   if next_ms <= now_ms then next_ms = now_ms + INTERVAL_MS end
   if call('ZSCORE', IDS, due[i]) then

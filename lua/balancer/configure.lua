@@ -1,4 +1,4 @@
--- configure: replace the settings of a pool, and apply them to a page of its instances.
+-- configure: replace the settings of a pool, and apply the new settings to one page of its instances.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -6,17 +6,18 @@
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids
 -- ARGV
---   settings    text  #settings, see pool.lua
+--   settings    text  new value of #settings, see pool.lua
 --   first       int   rank of the first instance of the page
 --   count       int   instances per page
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, next_rank, before}   next_rank: 0 after the last page; before: the settings that were replaced, empty for none
---   {-3, fact}  {-4, field}   as in pool.lua
---   {-6, now_ms}             too late; nothing done
--- REPEAT  the same state; after until_ms nothing, so that no late copy undoes a later change
+--   {1, next_rank, before}   next_rank: rank of the next page, 0 after the last page; before: the replaced settings,
+--     empty if there were none
+--   {-3, fact}  {-4, field}   as in records.lua
+--   {-6, now_ms}             the request came after until_ms; nothing was changed
+-- REPEAT  results in the same state; refused after until_ms, so that a late copy cannot undo a later change
 -- ERRORS  none
--- COST    O(count log N), and grants to at most 16 waiters
+-- COST    O(count log N), and grants to at most 16 waiters; N instances
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local SETTINGS, FIRST, COUNT, UNTIL_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 --@include strategies

@@ -1,18 +1,18 @@
--- heartbeat: note that instances are alive; one whose heartbeat was missed takes work again.
+-- heartbeat: record that instances are alive. An instance that was disabled for a missed heartbeat takes work again.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   silence_ms  int   the next heartbeat is due within, ms; 0: the time each was registered with, or 30 s
---   names...    text  instances, at most 500
+--   silence_ms  int   time until the next heartbeat is due, ms; 0: each instance's registered heartbeat TTL, or 30 s
+--   names...    text  ids of instances, at most 500
 -- RETURNS
---   {1, id...}   done, but for these: not registered
---   {-3, fact}  {-4, field}   as in pool.lua
+--   {1, id...}   the instances that are not registered; the other heartbeats were recorded
+--   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless
 -- ERRORS  none
--- COST    O(k log L), and grants to at most 16 waiters
+-- COST    O(k log L), and grants to at most 16 waiters; k instances, L timers
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local SILENCE_MS = ARGV[1]
 --@include strategies
@@ -45,7 +45,7 @@ for i in ipairs(names) do
 end
 local corrupt_id = pool.first_corrupt(late)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
+call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 for i, name in ipairs(names) do
   if ends[i] and tonumber(ends[i]) > pool.now_ms then
     call('ZADD', DUE, due_ms(i), name)

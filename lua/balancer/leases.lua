@@ -1,4 +1,4 @@
--- leases: one page of a pool's leases and waiters, as they are.
+-- leases: return one page of a pool's leases and waiters, without changing anything.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   due         ZSET  agentperf:{lb:<type>}:due
@@ -7,12 +7,13 @@
 --   count       int   entries per page, at most 1000
 -- RETURNS
 --   {1, now_ms, next_rank, token, record, due_ms, token, record, due_ms ...}
---     next_rank: 0 after the last page; the order is that of due_ms: when a lease ends, or a waiter is gone
+--     next_rank: rank of the next page, 0 after the last page; due_ms: when the lease expires, or when the waiter loses
+--     its position; entries are sorted by due_ms
 --   {0}   no such pool
---   {-3, fact}  {-4, field}   as in pool.lua
+--   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: it changes nothing
 -- ERRORS  none
--- COST    O(log L + count)
+-- COST    O(log L + count); L timers
 local STATE, DUE = KEYS[1], KEYS[2]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies

@@ -1,4 +1,4 @@
--- register: add an instance, or change one that is registered; its load, health and measurements stay.
+-- register: add an instance, or change a registered one; the load, health and measurements of the latter stay.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -8,30 +8,30 @@
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   id          text  the instance
---   wanted      text  strategy, or - for the pool's own (least_loaded for a new pool)
---   cap         int   units that may be leased at once
---   weight      text  decimal, at least 0
---   labels      text  a,b or - for none
---   on          text  flags to set, comma-separated, or - for none; the others stay
---   ewma_us     int   response time to start from, us; 0 when not known
---   silence_ms  int   after this time without a heartbeat it is disabled, ms; 0: none is expected
---   points      text  its points on the ring, numbers of 48 bits
---   rpm         text  requests a minute, decimal; 0: any number
---   tpm         text  tokens a minute, decimal; 0: any number
---   settings    text  #settings of a new pool, or of any when chosen is 1
---   chosen      int   1 when these settings replace those of the pool
+--   wanted      text  strategy the pool must have, or - for any (least_loaded for a new pool)
+--   cap         int   max concurrent leases
+--   weight      text  weight, decimal, at least 0
+--   labels      text  labels, comma-separated, or - for none
+--   on          text  flags to set, comma-separated, or - for none; other flags stay
+--   ewma_us     int   initial smoothed response time, us; 0 when not known
+--   silence_ms  int   time without a heartbeat after which the instance is disabled, ms; 0: no heartbeat is expected
+--   points      text  positions of the instance on the ring: numbers of 48 bits
+--   rpm         text  max requests per minute, decimal; 0: no limit
+--   tpm         text  max tokens per minute, decimal; 0: no limit
+--   settings    text  value of #settings for a new pool; for an existing pool only when chosen is 1
+--   chosen      int   1 when settings replace those of an existing pool, else 0
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy, born, before}   added; born: creation time of the pool, us; a changed value means that the pool
---     was lost meanwhile; before: the settings that were replaced, empty when none were
+--   {1, strategy, born, before}   added; born: creation time of the pool, us; if it differs from an earlier reply, the
+--     server has lost the pool since; before: the replaced settings, empty when none were replaced
 --   {0, strategy, born, before}   changed
 --   {-2, strategy}                the pool has another strategy
---   {-3, fact}  {-4, field}  {-7, strategy}   as in pool.lua
---   {-6, now_ms}    too late; nothing done
--- REPEAT  the same state; after until_ms nothing, so that no late copy undoes a later change
+--   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
+--   {-6, now_ms}    the request came after until_ms; nothing was changed
+-- REPEAT  results in the same state; refused after until_ms, so that a late copy cannot undo a later change
 -- ERRORS  none
--- COST    O(log N + labels + points log ring), and grants to at most 16 waiters; with a slow start, a look
---         through at most 1024 records for a healthy, warm instance, the longest registered first
+-- COST    O(log N + labels + points log ring), and grants to at most 16 waiters; with slow_start, also a search of up
+--         to 1024 records for a healthy, warm instance, the longest registered first
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, WANTED, CAP, WEIGHT, LABELS = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local ON, EWMA_US, SILENCE_MS, POINTS, RPM, TPM = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
@@ -45,8 +45,8 @@ local SETTINGS, CHOSEN, UNTIL_MS = ARGV[12], ARGV[13], ARGV[14]
 
 local EXPIRIES, LOOK, LOOKS = 16, 64, 16
 
--- Whether a healthy, warm instance has been registered for as long as a warm-up takes. Without one the fleet is just
--- starting, and its instances do not warm up, even if drained or dead instances of an earlier fleet remain.
+-- Whether some healthy, warm instance was registered at least one warm-up time ago. If there is none, the whole fleet
+-- is just starting, and its instances do not warm up. Drained or dead instances of an earlier fleet do not count.
 local function has_warm_instance(pool)
   local before_us = format('%.0f', pool.now_us - pool.settings().slow_start_ms * 1000)
   for look = 0, LOOKS - 1 do
@@ -75,7 +75,7 @@ if WANTED ~= '-' and not rules(WANTED) then return {UNKNOWN_STRATEGY, WANTED} en
 if call('ZCARD', IDS) > 0 then
   if WANTED ~= '-' and WANTED ~= strategy then return {OTHER_STRATEGY, strategy} end
 elseif WANTED ~= '-' or not strategy then
-  -- No instance is registered: the pool is new, or may get another strategy.
+  -- No instance is registered: the pool is new, or is empty and may change its strategy.
   strategy = WANTED ~= '-' and WANTED or DEFAULT_STRATEGY
 end
 local invalid = invalid_counter()

@@ -6,17 +6,17 @@
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
 --   token       text  @ and the lease's token
---   id          text  the instance, or - when no reply of acquire arrived
+--   id          text  the instance, or - when the reply of acquire was lost
 --   outcome     text  o ok, e error, t timeout, j rejected by the instance, n neutral, f freed by an operator
---   response_us int   how long the work took, us; -1 when not measured
---   bury_ms     int   how long to keep a tombstone that refuses a late copy of the acquire, ms; 0: there can be none
---   again       int   1 when another copy of this release may have been executed, else 0
---   tokens      int   tokens used minus tokens that acquire counted; negative for fewer
+--   response_us int   response time of the work, us; -1 when not measured
+--   bury_ms     int   TTL of a tombstone that refuses a late copy of the acquire, ms; 0 when no copy can arrive
+--   again       int   1 when another copy of this release may have been executed before, else 0
+--   tokens      int   tokens used minus tokens counted by acquire; negative if fewer were used
 -- RETURNS
---   1   this call, or the copy before it, freed the unit
+--   1   the unit is free: freed by this call or by an earlier copy of it
 --   0   the token is unknown
---   {-1, why}   the lease ended before: why of its tombstone
---   {-3, fact}  {-4, field}   as in pool.lua
+--   {-1, why}   the lease ended earlier; why: the tombstone's reason
+--   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  frees nothing twice
 -- ERRORS  none
 -- COST    O(log N + log L), and grants to at most 16 waiters
@@ -52,7 +52,7 @@ if holder then
   local load, same, limit, seq, served, failed, streak, rest
   load, same, limit, seq, ewma_us, ewma_at_ms, served, failed, streak, rest = match(record or '', RELEASE)
   if load == '0' then return corrupt(id) end
-  if not load then  -- in another order, or not written by the library; `read` distinguishes these
+  if not load then  -- fields in another order, or a record that the library did not write; `read` tells which
     ewma_us, ewma_at_ms = field(record or '', 'ewma_us'), field(record or '', 'ewma_at_ms')
     if not whole(ewma_us) or not whole(ewma_at_ms) or not ewma_us or not ewma_at_ms then return corrupt(id) end
   end
@@ -61,7 +61,7 @@ if holder then
   if response_us >= 0 and OUTCOME ~= 'n' then
     ewma_us = tonumber(ewma_us)
     if response == 'peak' then
-      -- A higher latency counts at once, a lower one as time passes: decay over 10 s.
+      -- A higher latency replaces the smoothed one at once; a lower one over time, with a decay constant of 10 s.
       local clock = call('TIME')
       local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
       if response_us < ewma_us then
@@ -77,9 +77,9 @@ if holder then
     ewma_us = format('%d', (ewma_us > 1 and ewma_us or 1) + 0.5)
   end
 
-  -- The usual case in a straight line: a good or neutral outcome of an instance without flags, an empty queue, and no
-  -- copy of the acquire that can come late. The other cases need what is included below, and not above: it costs a call
-  -- 1.3 us, which the usual case saves.
+  -- The usual case: the outcome is good or neutral, the instance has no flags, the queue is empty, and no late copy of
+  -- the acquire can arrive. The other cases need the files included further down. These are not included above, which
+  -- saves 1.3 us per call in the usual case.
   local labels, flags, weight = '-', '-', '0'
   if not load then
     flags = nil
@@ -97,7 +97,7 @@ if holder then
     if not total or total % 1 ~= 0 or total < 0 or total > 1e15 then return corrupt('#load') end
     load, limit = tonumber(load), tonumber(limit)
     local was = load < limit
-    -- An instance that was ready stays so; the indexes change when its score depends on its load.
+    -- An instance that was ready stays ready. Its index entry changes only if the score depends on the load.
     local is_indexed = not was or score == 'load' or score == 'free_share'
     if is_indexed then check_types(labels) end
     load = load - 1

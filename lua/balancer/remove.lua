@@ -1,4 +1,4 @@
--- remove: remove an instance: it gets no new leases, and its record is deleted with its last lease.
+-- remove: remove an instance. It gets no new leases, and its record is deleted when its last lease ends.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away, events and checks are computed under
@@ -11,13 +11,13 @@
 --   id          text  the instance
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   1   done
+--   1   removed
 --   0   no such instance
---   {-3, fact}  {-4, field}   as in pool.lua
---   {-6, now_ms}   too late; nothing done
--- REPEAT  0, nothing changes; after until_ms nothing, so that no late copy undoes a later change
+--   {-3, fact}  {-4, field}   as in records.lua
+--   {-6, now_ms}   the request came after until_ms; nothing was changed
+-- REPEAT  returns 0 and changes nothing; refused after until_ms, so that a late copy cannot undo a later change
 -- ERRORS  none
--- COST    O(log N + log ring)
+-- COST    O(log N + log ring); N instances
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ID, UNTIL_MS = ARGV[1], ARGV[2]
 --@include strategies

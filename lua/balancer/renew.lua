@@ -1,14 +1,14 @@
--- renew: prolong many leases at once; never shorten one.
+-- renew: extend the expiry of many leases in one call; never shorten a lease.
 -- KEYS
 --   due         ZSET  agentperf:{lb:<type>}:due
 -- ARGV
---   ttl_ms      int   life from now, ms
---   tokens...   text  @ and a lease's token each, at most 500
+--   ttl_ms      int   TTL from now, ms
+--   tokens...   text  @ and the client's token, one for each lease, at most 500
 -- RETURNS
---   {1, token...}   done, but for these: expired, released or never granted
+--   {1, token...}   the tokens that could not be renewed: expired, released or never granted
 -- REPEAT  harmless
 -- ERRORS  none
--- COST    O(k log L)
+-- COST    O(k log L); k tokens, L leases
 local DUE = KEYS[1]
 local TTL_MS = ARGV[1]
 local call = redis.call
@@ -26,7 +26,7 @@ for i, expiry_ms in ipairs(call('ZMSCORE', DUE, unpack(tokens))) do
   end
 end
 if #prolong > 0 then
-  call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory; after it ZADD is allowed too
+  call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
   call('ZADD', DUE, 'XX', 'GT', unpack(prolong))
 end
 return reply

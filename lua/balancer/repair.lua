@@ -1,6 +1,6 @@
--- repair: recompute the load of a page of instances from their leases, and rewrite their records, indexes and timers.
--- A lost heartbeat timer cannot be recomputed: the next heartbeat sets it again. An instance whose record the library
--- did not write is left unchanged.
+-- repair: recompute the load of one page of instances from their leases, and rewrite their records, indexes and timers.
+-- A lost heartbeat timer cannot be recomputed: the next heartbeat sets it again. If the library did not write the
+-- record of an instance, the instance is left unchanged.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -11,14 +11,15 @@
 --   first       int   rank of the first instance of the page
 --   count       int   instances per page
 -- RETURNS
---   {1, next_rank, wrong, orphans, registered}   next_rank: 0 after the last page; wrong: instances whose load was
---     not the number of their leases; orphans: leases and waiters deleted because nothing would have ended them, on the
---     first page only
+--   {1, next_rank, wrong, orphans, registered}   next_rank: rank of the next page, 0 after the last page; wrong:
+--     number of instances whose load differed from the number of their leases; orphans: number of leases and waiters
+--     deleted because they had no timer, on the first page only; registered: number of instances of the pool
 --   {0}   no such pool
---   {-3, fact}  {-4, field}   as in pool.lua
--- REPEAT  repairs nothing more
+--   {-3, fact}  {-4, field}   as in records.lua
+-- REPEAT  changes nothing more
 -- ERRORS  none
--- COST    O(L + count log N): every page counts all leases, some 1 us each, so that it is exact at its moment
+-- COST    O(L + count log N): every page counts all L leases again, some 1 us each, so that the loads of its instances
+--         are exact when they are written
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
@@ -42,7 +43,7 @@ local pool = maintenance()
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
 local page = call('ZRANGE', IDS, first, first + count - 1)
-local since_us, before = {}, {}  -- of half-open instances: when probes began, and leases from before
+local since_us, before = {}, {}  -- of half-open instances: probe_since_us, and the leases granted before it
 for _, id in ipairs(page) do
   local r = pool.read(id)
   if r and r.flags.half_open then since_us[id], before[id] = pool.extra(r).probe_since_us, 0 end
@@ -81,7 +82,7 @@ if first == 0 then
     if not waiting[token] then call('ZREM', WAITQ, token) end
   end
   for id in pairs(instances) do
-    if not call('ZSCORE', IDS, id) then page[#page + 1] = id end  -- removed, but it still has leases
+    if not call('ZSCORE', IDS, id) then page[#page + 1] = id end  -- a removed instance that still has leases
   end
 end
 local wrong = 0

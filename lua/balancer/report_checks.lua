@@ -1,21 +1,21 @@
--- report_checks: record results of active checks. So many failed ones in a row disable an instance, so many passed ones
--- enable it.
+-- report_checks: record results of active checks. unhealthy_threshold failed checks in a row disable an instance,
+-- healthy_threshold passed checks in a row enable it again.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
---   claimed_ms  int   when they were claimed, as claim_checks replied
+--   claimed_ms  int   when the checks were claimed: now_ms of claim_checks
 --   until_ms    int   server time after which this request is refused, ms; 0: never
---   results...  text  + or - and an instance that passed or failed, at most 500
+--   results...  text  + (passed) or - (failed), then the id of an instance; at most 500
 -- RETURNS
---   {1, id...}   done, but for these: not registered
---   {-3, fact}  {-4, field}   as in pool.lua
---   {-6, now_ms}   too late; nothing done
--- REPEAT  harmless: a result counts once, and not when a later one was recorded
+--   {1, id...}   the instances that are not registered; the other results were recorded
+--   {-3, fact}  {-4, field}   as in records.lua
+--   {-6, now_ms}   the request came after until_ms; nothing was changed
+-- REPEAT  harmless: a result counts once, and is ignored when a check claimed later has been recorded
 -- ERRORS  none
--- COST    O(k log N), and grants to at most 16 waiters
+-- COST    O(k log N), and grants to at most 16 waiters; k results, N instances
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local CLAIMED_MS, UNTIL_MS = ARGV[1], ARGV[2]
 --@include strategies
@@ -38,7 +38,7 @@ local reply, ids = {DONE}, {}
 for i = 3, #ARGV do ids[i - 2] = string.sub(ARGV[i], 2) end
 local corrupt_id = pool.first_corrupt(ids)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
+call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 for i, id in ipairs(ids) do
   local r = pool.read(id)
   if not r or r.flags.removed then

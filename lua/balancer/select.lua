@@ -1,4 +1,4 @@
--- select: return the instance that a lease would be granted on now, without granting it.
+-- select: return the instance that acquire would pick now, without granting a lease.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -7,15 +7,15 @@
 --   ids         ZSET  agentperf:{lb:<type>}:ids
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
---   wanted      text  strategy the pool must have, or - for its own
---   labels      text  a,b the instance must have all of; - for none
---   point       int   of the affinity on the ring, 0 to 2^48 - 1
---   random      int   0 to 2^52 - 1
+--   wanted      text  strategy the pool must have, or - for any
+--   labels      text  labels that the instance must all have, comma-separated; - for none
+--   point       int   position of the affinity on the ring, 0 to 2^48 - 1
+--   random      int   random number, 0 to 2^52 - 1
 -- RETURNS
---   {1, id, record}   the instance
---   {0}               nothing free
+--   {1, id, record}   the instance that would be picked
+--   {0}               no instance has free capacity
 --   {-2, strategy}    the pool has another strategy
---   {-3, fact}  {-4, field}  {-7, strategy}   as in pool.lua
+--   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
 -- REPEAT  harmless: it only processes due timers
 -- ERRORS  none
 -- COST    O(log N), and at most 64 expiries when some are due
@@ -42,7 +42,7 @@ call('ZCARD', RING)
 if LABELS ~= '-' then check_types(LABELS) end
 
 local pool = maintenance()
-call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
+call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 pool.maintain(EXPIRIES)
 local id
 local several = string.find(LABELS, ',', 1, true)

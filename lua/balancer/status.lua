@@ -1,4 +1,4 @@
--- status: one page of a pool's instances, in the order of their registration, after processing due timers.
+-- status: process due timers, then return one page of a pool's instances in the order of their registration.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -10,13 +10,14 @@
 --   count       int   instances per page
 -- RETURNS
 --   {1, strategy, registered, waiting, late, picks, next_rank, now_ms, panic_ms, settings, id, record, extra, id ...}
---     late: leases that have expired but are not ended yet, on the first page; next_rank: 0 after the last page;
---     panic_ms: start of the panic, 0 for none; extra: the extra record, empty for most
+--     registered, waiting: number of instances and of waiters; late: number of leases that have expired but are not
+--     ended yet, counted on the first page only; picks: leases granted so far; next_rank: rank of the next page, 0
+--     after the last page; panic_ms: start of the panic, 0 for none; extra: the extra record, empty for most instances
 --   {0}   no such pool
---   {-3, fact}  {-4, field}   as in pool.lua
+--   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  harmless: it only processes due timers
 -- ERRORS  none
--- COST    O(log N + count), at most 64 expiries, and a look at 5000 that are left
+-- COST    O(log N + count), at most 64 expiries, and a read of up to 5000 more due timers; N instances
 local STATE, READY, DUE, WAITQ, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST, COUNT = ARGV[1], ARGV[2]
 --@include strategies
@@ -36,7 +37,7 @@ if refused then return refused end
 local invalid = invalid_counter()
 if invalid then return corrupt(invalid) end
 local pool = maintenance()
-call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
+call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 pool.maintain(EXPIRIES)
 local late = 0
 for at = 0, first == 0 and OVERDUE - CHUNK or -1, CHUNK do

@@ -6,20 +6,20 @@
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
 --   id          text  the instance
---   cap         text  units, or - to leave it
---   weight      text  decimal, or - to leave it
---   labels      text  a,b; empty for none, or - to leave them
+--   cap         text  max concurrent leases, or - to keep the value
+--   weight      text  weight, decimal, or - to keep the value
+--   labels      text  labels, comma-separated; empty for no labels; - to keep them
 --   on          text  flags to set, comma-separated, or - for none
---   off         text  flags to clear, the same
---   rpm         text  requests a minute, decimal, 0: any number, or - to leave it
---   tpm         text  tokens a minute, the same
+--   off         text  flags to clear, comma-separated, or - for none
+--   rpm         text  max requests per minute, decimal; 0: no limit; - to keep the value
+--   tpm         text  max tokens per minute, decimal; 0: no limit; - to keep the value
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, load}   done; the units leased now
+--   {1, load}   changed; load: current number of leases
 --   {0}         no such instance
---   {-3, fact}  {-4, field}   as in pool.lua
---   {-6, now_ms}   too late; nothing done
--- REPEAT  the same state; after until_ms nothing, so that no late copy undoes a later change
+--   {-3, fact}  {-4, field}   as in records.lua
+--   {-6, now_ms}   the request came after until_ms; nothing was changed
+-- REPEAT  results in the same state; refused after until_ms, so that a late copy cannot undo a later change
 -- ERRORS  none
 -- COST    O(log N), and grants to at most 16 waiters
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -45,7 +45,7 @@ if invalid then return corrupt(invalid) end
 local pool = maintenance(now_us)
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 if LABELS ~= '-' and LABELS ~= '' then check_types(LABELS) end
-call('ZREM', DUE, '')  -- removes nothing: a first write that is allowed at maxmemory makes the others allowed
+call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
 pool.expire(EXPIRIES)
 local r = pool.read(ID)
 if not r or r.flags.removed then
@@ -63,7 +63,8 @@ if r.extra then
   pool.limit_rate(r)
 end
 local on, off = pool.flags_of(ON), pool.flags_of(OFF)
--- Marking an instance healthy clears pool of `off`, also what outcomes, checks and heartbeats set.
+-- To mark an instance healthy, the caller passes `unhealthy` in `off`, and also the flags that outcomes, checks and
+-- heartbeats set. The event `healthy` is added only if one of these flags was set.
 local is_cleared = false
 for flag in pairs(off) do
   is_cleared = is_cleared or (flag ~= 'draining' and flag ~= 'warming' and r.flags[flag])

@@ -1,4 +1,4 @@
--- wait: queue for a lease, keep the ticket, and fetch the grant. A waiter calls it again and again.
+-- wait: join the queue for a lease, stay in the queue, or fetch the grant. A waiter calls it until it has a lease.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -6,21 +6,21 @@
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
 --   token       text  @ and the client's token
---   ttl_ms      int   life of the lease once fetched, ms
---   live_ms     int   time without a call after which the ticket is lost, ms
---   boost_ms    int   its priority: its ticket counts as that much older, ms
---   labels      text  a,b the instance must have all of; - for none
---   ticket      text  the ticket held before, or - for a new one
---   tokens      int   counted against the instance's tokens a minute
+--   ttl_ms      int   TTL of the lease once fetched, ms
+--   live_ms     int   time without a call after which the waiter loses its position, ms
+--   boost_ms    int   the waiter's priority: it is queued as if it had arrived this much earlier, ms
+--   labels      text  labels that the instance must all have, comma-separated; - for none
+--   ticket      text  the waiter's ticket from an earlier reply, or - for a new ticket
+--   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
 -- RETURNS
---   {1, id, expiry_ms, fence, record}   granted, or the same grant again
---   {0, ahead, poll_ms, ticket}         queued; ahead: waiters before it; poll_ms: until capacity may come back, at
---     most 1000
---   {-1, why}                           the token is spent: why of its tombstone
---   {-3, fact}  {-4, field}   as in pool.lua
--- REPEAT  the same ticket, or the same lease
+--   {1, id, expiry_ms, fence, record}   granted and fetched now, or fetched before by the same token
+--   {0, ahead, poll_ms, ticket}         queued; ahead: number of waiters before this one; poll_ms: time until capacity
+--     may become free, at most 1000
+--   {-1, why}                           the token is spent; why: the tombstone's reason
+--   {-3, fact}  {-4, field}   as in records.lua
+-- REPEAT  returns the same ticket, or the same lease
 -- ERRORS  none
--- COST    O(log W + log N), at most 16 expiries and grants to at most 16 waiters
+-- COST    O(log W + log N), at most 16 expiries and grants to at most 16 waiters; W waiters, N instances
 local STATE, READY, DUE, WAITQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TOKEN, TTL_MS, LIVE_MS, BOOST_MS = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local LABELS, TICKET, TOKENS = ARGV[5], ARGV[6], ARGV[7]
@@ -49,14 +49,16 @@ pool.expire(EXPIRIES)
 
 known = call('HGET', STATE, TOKEN)
 if not known or match(known, TOMBSTONE) == 'unfetched' then
-  -- New, or its grant was not fetched in time: then it has its old ticket again.
+  -- A new waiter, or a waiter that did not fetch its grant in time; the latter queues again with its old ticket.
   local ticket = TICKET ~= '-' and TICKET or format('%.0f', pool.now_us - BOOST_MS * 1000)
   known = write_waiting(ticket, TTL_MS, LABELS, TOKENS)
   call('HSET', STATE, TOKEN, known)
   call('ZREM', DUE, 'X' .. TOKEN)
   call('ZADD', WAITQ, ticket, TOKEN)
 else
-  call('ZREM', DUE, '')  -- removes nothing: a waiter that is queued already keeps its ticket at maxmemory too
+  -- Removes nothing: a first write that is allowed at maxmemory, after which all writes are allowed. A waiter that is
+  -- already queued thus keeps its ticket.
+  call('ZREM', DUE, '')
 end
 if match(known, WAITING) then call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN) end
 pool.dispatch()
@@ -65,7 +67,8 @@ known = call('HGET', STATE, TOKEN)
 local expiry_ms
 local id, fence = match(known, GRANTED)
 if id then
-  -- Fetched. Other copies of this request may be under way, hence late=1: its release will leave a tombstone.
+  -- The grant is fetched. Other copies of this request may still arrive, so write late=1: the release of this lease
+  -- will then leave a tombstone.
   expiry_ms = pool.now_ms + TTL_MS
   call('HSET', STATE, TOKEN, write_lease(id, fence, '1'))
   call('ZADD', DUE, format('%.0f', expiry_ms), TOKEN)

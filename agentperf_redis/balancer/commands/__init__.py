@@ -1,4 +1,4 @@
-"""The balancer's scripts as commands: their arguments, and the decoding of their replies."""
+"""Commands for the balancer's scripts: they build the arguments and decode the replies."""
 
 from agentperf_redis.balancer.commands.health import (
     CLAIM_CHECKS,

@@ -1,4 +1,4 @@
-"""Health: the settings of a pool, its active checks and its events."""
+"""Commands for the health of a pool: its settings, active checks and events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPORT_CHECKS = Script("balancer/report_checks")
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """The reply to one page of a change of settings; see configure.lua."""
+    """The settings were applied to one page of instances; configure.lua describes the fields."""
 
     next_rank: int
     replaced: str
@@ -31,10 +31,10 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """Active checks that were claimed.
+    """The result of claiming active checks.
 
     Attributes:
-        at_ms: time of the claim, by the server's clock, ms; the results are reported with it.
+        at_ms: time of the claim by the server's clock, ms. `report_checks` needs it.
         next_after: seconds until the next check is due.
         instances: the instances to check.
     """
@@ -68,7 +68,7 @@ def claim_checks(pool: Pool, interval_ms: int, count: int) -> Command[Claimed]:
     def decode(reply: Reply) -> Claimed:
         match opened(pool, reply):
             case Status.DONE, [int() as at_ms, int() as next_ms, *rest]:
-                # An instance without a record has an empty text in its place.
+                # If an instance has no record, the reply contains an empty text instead.
                 found = [pair for pair in zip(rest[::2], rest[1::2], strict=False) if pair[1] != b""]
                 return Claimed(at_ms, next_ms / 1000, tuple(snapshot(facts_of(pool, *pair)) for pair in found))
             case status, values:
@@ -82,7 +82,7 @@ def claim_checks(pool: Pool, interval_ms: int, count: int) -> Command[Claimed]:
 def report_checks(
     pool: Pool, claimed_ms: int, results: Iterable[tuple[str, bool]], until_ms: int = 0
 ) -> Command[list[str] | TooLate]:
-    """Report results of active checks, at most `MANY`. Returns the instances that are not registered."""
+    """Report at most `MANY` results of active checks. Returns the instances that are not registered."""
 
     def decode(reply: Reply) -> list[str] | TooLate:
         match opened(pool, reply):
@@ -99,7 +99,10 @@ def report_checks(
 
 
 def events(pool: Pool, after: str | None, count: int) -> Command[list[PoolEvent]]:
-    """Read events of a pool: the first `count` after an event, or the last `count` when `after` is None."""
+    """Read events of a pool, oldest first.
+
+    Returns the first `count` events after the cursor `after`, or the last `count` events if it is None.
+    """
 
     def decode(reply: Reply) -> list[PoolEvent]:
         if not isinstance(reply, list):
@@ -113,7 +116,7 @@ def events(pool: Pool, after: str | None, count: int) -> Command[list[PoolEvent]
 
 
 def _event(pool: Pool, entry: Reply) -> Iterator[PoolEvent]:
-    """Decode an entry of the stream; yields nothing for a kind that this version does not know."""
+    """Decode an entry of the stream. Yields nothing if this version does not know the kind of the event."""
     match entry:
         case [bytes() as name, [*fields]] if len(fields) % 2 == 0:
             details = {

@@ -1,4 +1,4 @@
-"""Inspection of a pool, page by page: its instances, leases and waiters; and its repair."""
+"""Commands that read or repair a pool page by page: its instances, leases and waiters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATUS = Script("balancer/status")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a pool's instances; see status.lua."""
+    """One page of a pool's instances; status.lua describes the fields."""
 
     strategy: LoadBalancingStrategy
     instances: tuple[InstanceStatus, ...]
@@ -33,7 +33,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class LeasesPage:
-    """One page of leases and waiters; see leases.lua."""
+    """One page of leases and waiters; leases.lua describes the fields."""
 
     leases: tuple[LeaseStatus, ...]
     waiters: tuple[WaiterStatus, ...]
@@ -42,7 +42,7 @@ class LeasesPage:
 
 @dataclass(frozen=True, slots=True)
 class RepairedPage:
-    """The result of one page of a repair; see repair.lua."""
+    """The result of one page of a repair; repair.lua describes the fields."""
 
     wrong: int
     orphans: int
@@ -51,7 +51,7 @@ class RepairedPage:
 
 
 def status(pool: Pool, first: int, count: int) -> Command[Page | None]:
-    """Read one page of instances, from rank `first` on. None when there is no such pool."""
+    """Read one page of instances, starting at rank `first`. Returns None when there is no such pool."""
 
     def decode(reply: Reply) -> Page | None:
         match opened(pool, reply):
@@ -90,7 +90,7 @@ def status(pool: Pool, first: int, count: int) -> Command[Page | None]:
 
 
 def leases_page(pool: Pool, first: int, count: int) -> Command[LeasesPage | None]:
-    """Read one page of leases and waiters. None when there is no such pool."""
+    """Read one page of leases and waiters. Returns None when there is no such pool."""
 
     def decode(reply: Reply) -> LeasesPage | None:
         match opened(pool, reply):
@@ -110,7 +110,7 @@ def leases_page(pool: Pool, first: int, count: int) -> Command[LeasesPage | None
 
 
 def repair(pool: Pool, first: int, count: int) -> Command[RepairedPage | None]:
-    """Recompute the load of one page of instances. None when there is no such pool."""
+    """Recompute the load of one page of instances. Returns None when there is no such pool."""
 
     def decode(reply: Reply) -> RepairedPage | None:
         match opened(pool, reply):

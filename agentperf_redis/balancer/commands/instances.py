@@ -1,4 +1,4 @@
-"""Instances: registration, changes, removal and heartbeats."""
+"""Commands for instances: registration, changes, removal and heartbeats."""
 
 from __future__ import annotations
 
@@ -24,22 +24,26 @@ REMOVE = Script("balancer/remove")
 UPDATE = Script("balancer/update")
 
 RING_POINTS = 32
-"""Points of an instance on the ring; remove.lua relies on this number."""
+"""Number of points of an instance on the hash ring. POINTS in remove.lua must be the same number."""
 
 _REMOVED = re.compile(rb"(?:.* )?flags=(?:\S+,)?removed(?:[ ,]|$)")
-"""The record of a removed instance, kept until its last lease ends."""
+"""Matches the record of a removed instance, which is kept until its last lease ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class TooLate:
-    """The request arrived after its time limit and did nothing. `now_ms`: the server's clock, ms."""
+    """The request arrived after its time limit and changed nothing.
+
+    Attributes:
+        now_ms: the server's clock, ms.
+    """
 
     now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The rates of an instance; math.inf for no limit."""
+    """The rate limits of an instance; math.inf for no limit."""
 
     requests_per_minute: float = math.inf
     tokens_per_minute: float = math.inf
@@ -53,9 +57,9 @@ class RegisterReply:
     """An instance was registered.
 
     Attributes:
-        strategy: of the pool.
+        strategy: the strategy of the pool.
         born: creation time of the pool, us.
-        replaced: packed settings that were replaced, "" when none were.
+        replaced: the replaced settings of the pool, packed; "" when none were replaced.
     """
 
     strategy: LoadBalancingStrategy
@@ -73,7 +77,7 @@ def register(
     rates: Rates = UNLIMITED,
     settings: PoolSettings | None = None,
 ) -> Command[RegisterReply | TooLate]:
-    """Add or change an instance. With settings None the pool keeps its own; a new pool gets the defaults."""
+    """Add or change an instance. If settings are None, an existing pool keeps its own and a new pool gets defaults."""
     points = shake_128(instance.id.encode()).digest(6 * RING_POINTS)
     numbers = (int.from_bytes(points[at : at + 6]) for at in range(0, len(points), 6))
     args: NamedArgs = {
@@ -106,7 +110,11 @@ def register(
 
 
 def find_registered(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[int, list[bool]]]:
-    """Return the creation time of a pool, us, 0 for none, and for each instance whether it is registered."""
+    """Read whether instances are registered.
+
+    Returns:
+        The creation time of the pool, us, 0 for no pool; and for each instance whether it is registered.
+    """
 
     def decode(reply: Reply) -> tuple[int, list[bool]]:
         match reply:
@@ -132,7 +140,7 @@ def update(
     tokens_per_minute: float | None = None,
     until_ms: int = 0,
 ) -> Command[int | TooLate | None]:
-    """Change an instance; arguments that are None stay. Returns its load, or None when it is not registered."""
+    """Change an instance; None keeps a value. Returns the instance's load, or None when it is not registered."""
     args: NamedArgs = {
         "id": encoded(instance_id),
         "cap": "-" if max_capacity is None else max_capacity,
@@ -160,7 +168,7 @@ def update(
 
 
 def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | TooLate]:
-    """Remove an instance. Returns whether it was registered."""
+    """Remove an instance. Returns whether the instance was registered."""
 
     def decode(reply: Reply) -> bool | TooLate:
         match opened(pool, reply):
@@ -175,7 +183,16 @@ def remove(pool: Pool, instance_id: str, until_ms: int = 0) -> Command[bool | To
 
 
 def heartbeat(pool: Pool, instance_ids: Iterable[str], heartbeat_ttl_ms: int) -> Command[list[str]]:
-    """Report that instances are alive; 0 ms: for the TTL they registered with. Returns those not registered."""
+    """Report that instances are alive.
+
+    Args:
+        pool: the pool of the instances.
+        instance_ids: the instances, at most `MANY`.
+        heartbeat_ttl_ms: time until the next heartbeat is due, ms; 0: each instance's registered heartbeat TTL.
+
+    Returns:
+        The instances that are not registered.
+    """
 
     def decode(reply: Reply) -> list[str]:
         match opened(pool, reply):
@@ -189,11 +206,11 @@ def heartbeat(pool: Pool, instance_ids: Iterable[str], heartbeat_ttl_ms: int) ->
 
 
 def packed_rate(rate: float) -> str:
-    """Return a rate in the format of the scripts: 0 for no limit."""
+    """Return a rate limit in the format of the scripts: 0 for no limit."""
     return "0" if rate == math.inf else decimal(rate)
 
 
 def decimal(value: float) -> str:
-    """Return a weight as a plain decimal: without an exponent, and with no more digits than a score has."""
+    """Return a number as a plain decimal without an exponent. Nine decimal places: weights become scores times 10^9."""
     text = f"{value:.9f}".rstrip("0").rstrip(".")
     return text if math.isfinite(value) else "0"

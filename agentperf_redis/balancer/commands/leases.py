@@ -1,4 +1,4 @@
-"""Leases: acquired, waited for, renewed and released."""
+"""Commands that acquire, wait for, renew and release leases."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Choice:
     """The parameters of a pick.
 
     Attributes:
-        strategy: that the pool must have; None accepts its own.
-        require: the instance must have all of these labels.
-        affinity: requests with the same value go to the same instance under CONSISTENT_HASH.
+        strategy: the strategy that the pool must have; None accepts any strategy.
+        require: labels that the instance must all have.
+        affinity: under CONSISTENT_HASH, requests with the same value go to the same instance.
     """
 
     strategy: LoadBalancingStrategy | None = None
@@ -45,7 +45,7 @@ class Choice:
     affinity: str | None = None
 
     def args(self) -> dict[str, Arg]:
-        """Return the choice as arguments of the scripts."""
+        """Return the choice as arguments for the scripts, with a new random number."""
         number = random.getrandbits(52)
         if self.affinity is None:
             point = number % 2**48
@@ -65,9 +65,9 @@ class Granted:
     """A lease was granted.
 
     Attributes:
-        facts: the instance right after the grant.
-        expiry_ms: end of the lease, ms of the server's clock.
-        fence: its fencing token.
+        facts: the fields of the instance right after the grant.
+        expiry_ms: end of the lease by the server's clock, ms.
+        fence: fencing token of the lease.
     """
 
     facts: Facts
@@ -80,13 +80,13 @@ class Refused:
     """No lease was granted.
 
     Attributes:
-        retry_after: seconds until capacity may become free without a call, at most 1; longer when all instances are
-            unhealthy or rate-limited.
-        registered: instances of the pool.
-        waiting: callers in the queue.
-        out_of_rotation: instances that drain, missed their heartbeat or are marked unhealthy.
-        unhealthy: instances that are ejected, half-open or failing checks.
-        rate_limited: instances with no rate left.
+        retry_after: seconds until capacity may become free without a call, at most 1; may be longer when all instances
+            are unhealthy or rate-limited.
+        registered: number of instances of the pool.
+        waiting: number of callers in the queue.
+        out_of_rotation: number of instances that drain, missed their heartbeat or are marked unhealthy.
+        unhealthy: number of instances that are ejected, half-open or failing checks.
+        rate_limited: number of instances whose rate limits are used up.
     """
 
     retry_after: float
@@ -97,7 +97,7 @@ class Refused:
     rate_limited: int = 0
 
     def reason(self, agent_type: str) -> str:
-        """Return the reason as text."""
+        """Return the reason of the refusal as text."""
         if self.registered == 0:
             return f"no instance of {agent_type!r} is registered"
         full = max(0, self.registered - self.out_of_rotation - self.unhealthy - self.rate_limited)
@@ -114,7 +114,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """The token is used up: its lease has ended, or another request waits with it."""
+    """The token cannot be used again: its lease has ended, or another request waits with the same token."""
 
     why: str
 
@@ -124,9 +124,10 @@ class Queued:
     """The request is in the queue.
 
     Attributes:
-        ahead: number of waiters before it.
+        ahead: number of waiters before this one.
         retry_after: seconds until capacity may become free without a call, at most 1.
-        position: its ticket; with it the waiter keeps its position even if the server had removed it as gone.
+        position: the waiter's ticket. A waiter that sends it keeps its position, even if the server has removed the
+            waiter because its polls came too late.
     """
 
     ahead: int
@@ -135,7 +136,7 @@ class Queued:
 
 
 def acquire(pool: Pool, token: str, ttl_ms: int, choice: Choice, tokens: int = 0) -> Command[Granted | Refused | Spent]:
-    """Pick an instance and lease one unit of it; at most once per token."""
+    """Pick an instance and lease one unit of its capacity, at most once per token."""
 
     def decode(reply: Reply) -> Granted | Refused | Spent:
         match opened(pool, reply):
@@ -170,7 +171,7 @@ def wait(
     position: str,
     tokens: int = 0,
 ) -> Command[Granted | Queued | Spent]:
-    """Join the queue with a token, keep the position, or fetch the grant."""
+    """Join the queue with a token, stay in the queue, or fetch the grant."""
 
     def decode(reply: Reply) -> Granted | Queued | Spent:
         match opened(pool, reply):
@@ -196,7 +197,7 @@ def wait(
 
 
 def select(pool: Pool, choice: Choice) -> Command[AgentInstance | None]:
-    """Return the instance that a lease would be granted on now."""
+    """Return the instance that `acquire` would pick now, without leasing it."""
 
     def decode(reply: Reply) -> AgentInstance | None:
         match opened(pool, reply):
@@ -224,17 +225,17 @@ def release(
     """Release a lease.
 
     Args:
-        pool: its pool.
-        token: its token.
-        instance_id: its instance, when known; saves the server a lookup.
+        pool: the pool.
+        token: the token of the lease.
+        instance_id: the leased instance, if known; saves the server a lookup.
         outcome: the result of the work.
-        response_time: seconds the work took, if measured.
-        tombstone_ms: how long to refuse a late copy of the acquire, ms; 0 when there can be none.
-        tokens: tokens used minus tokens counted when it was acquired; negative for fewer.
-        by_hand: whether an operator ends another process's lease, which is an event and no outcome.
+        response_time: seconds that the work took, if measured.
+        tombstone_ms: how long to refuse a late copy of the acquire request, ms; 0 when no copy can arrive.
+        tokens: tokens used minus tokens counted at the grant; negative if fewer were used.
+        by_hand: whether an operator ends the lease of another process. This adds an event and records no outcome.
 
     Returns:
-        Whether this freed the unit.
+        Whether this call freed the unit.
     """
     response_us = -1 if response_time is None else round(response_time * 1e6)
     args: NamedArgs = {
@@ -260,7 +261,7 @@ def release(
 
 
 def renew(pool: Pool, tokens: Iterable[str], ttl_ms: int) -> Command[frozenset[str]]:
-    """Renew leases, at most `MANY`. Returns the tokens of lost leases."""
+    """Renew at most `MANY` leases. Returns the tokens of the leases that are lost."""
 
     def decode(reply: Reply) -> frozenset[str]:
         match opened(pool, reply):

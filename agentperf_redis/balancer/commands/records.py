@@ -1,4 +1,4 @@
-"""Decodes the records of instances, leases and waiters; the legend is in pool.lua."""
+"""Decodes the records of instances, leases and waiters; pool.lua describes their fields."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _RECORD = re.compile(
     rb"load=(\d+) limit=(\d+) seq=\d+ fence=(\d+) peak=(\d+) ewma_us=(\d+) ewma_at_ms=\d+ served=(\d+) failed=(\d+) "
     rb"streak=(\d+) weight=(\d+\.?\d*) labels=(\S+) flags=(\S+) cap=(\d+)(?: |$)"
 )
-"""An instance record in the order in which the scripts write it; every `acquire` decodes one."""
+"""An instance record with its fields in the order in which the scripts write them. Every `acquire` decodes a record."""
 _NAMES = (
     *("load", "limit", "seq", "fence", "peak", "ewma_us", "ewma_at_ms"),
     *("served", "failed", "streak", "weight", "labels", "flags", "cap"),
 )
 _NO_LABELS: frozenset[str] = frozenset()
 _UNHEALTHY_FLAGS = frozenset((b"unhealthy", b"heartbeat_missed", b"ejected", b"down"))
-"""Flags of an instance that takes no work because of its health."""
+"""The flags with which an instance is reported as not healthy."""
 _STATES = tuple((state.value.encode(), state) for state in InstanceState if state is not InstanceState.UP)
-"""The state of an instance with several flags is the first of these among them."""
+"""Flags and their states. When an instance has several flags, the first one in this order is its state."""
 
 
 def fields_of(record: str) -> dict[str, str]:
-    """Return the fields of a record by name; for all records that pool.lua lists.
+    """Return the fields of any record that pool.lua lists, by name.
 
     Raises:
-        ValueError: for a word that is no field.
+        ValueError: for a word that is not "name=value".
     """
     words = record.split(" ")
-    if "=" not in words[0]:  # the kind of a token's record, or "-" for no fields
+    if "=" not in words[0]:  # the first word is the kind of a token's record, or "-" for no fields
         words = words[1:]
     return dict(_field(word) for word in words)
 
@@ -48,19 +48,19 @@ def _field(word: str) -> tuple[str, str]:
 
 
 def packed_labels(labels: frozenset[str]) -> str:
-    """Return labels in the format of the scripts: encoded, sorted, ``a,b``; ``-`` for none."""
+    """Return labels in the format of the scripts: encoded, sorted, and joined as ``a,b``; ``-`` for no labels."""
     if not labels:
         return "-"
     return ",".join(sorted("%2D" if label == "-" else encoded(label) for label in labels))
 
 
 def labels_of(text: str) -> frozenset[str]:
-    """Return the labels that `packed_labels` packed."""
+    """Return the labels from the text that `packed_labels` returned."""
     return _NO_LABELS if text == "-" else frozenset(map(decoded, text.split(",")))
 
 
 def _matched(record: Reply) -> re.Match[bytes]:
-    """Match an instance record, with its fields in any order.
+    """Match an instance record whose fields may be in any order.
 
     Raises:
         ValueError: for a record that the scripts did not write.
@@ -94,7 +94,7 @@ def facts_of(pool: Pool, name: Reply, record: Reply) -> Facts:
 
 
 def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: Reply) -> InstanceStatus:
-    """Decode an instance record with its counters, and the extra record that few instances have."""
+    """Decode an instance record with its counters, and the extra record, which is empty for most instances."""
     instance = snapshot(facts_of(pool, name, record))
     try:
         _, limit, fence, peak, _, served, failed, streak, _, _, words, _ = _matched(record).groups()
@@ -121,7 +121,11 @@ def instance_status(pool: Pool, now_ms: int, name: Reply, record: Reply, extra: 
 
 
 def holder(pool: Pool, now_ms: int, token: Reply, record: Reply, due_ms: Reply) -> LeaseStatus | WaiterStatus | None:
-    """Decode a lease, a grant that is not fetched yet or a waiter; None for one that ended meanwhile."""
+    """Decode the record of a lease, of a grant that is not fetched yet, or of a waiter.
+
+    Returns:
+        None if the lease, grant or wait has ended meanwhile.
+    """
     name, ends = text_of(pool, token), text_of(pool, due_ms)
     text = text_of(pool, record)
     process = name.removeprefix("@").rpartition(":")[0]

@@ -1,4 +1,4 @@
-"""The status at the start of all replies of the balancer's scripts, and the errors that it means."""
+"""Decodes the status at the start of every reply of the balancer's scripts, and returns the error for a refusal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from agentperf_redis.command import Reply
 from agentperf_redis.errors import AgentPerfError, CorruptState, InvalidArgument, SchemaMismatch, shown
 
 SCHEMA = "2"
-"""Major version of the records, as in #pool and records.lua. Up to version 1, fields were packed by position."""
+"""Major version of the record format, as in #pool and records.lua. Up to version 1, fields had positions, not names."""
 
 
 class Status(IntEnum):
-    """First item of every reply; the same values as in records.lua."""
+    """The first item of every reply; the same values as in records.lua."""
 
     DONE = 1
     NOTHING = 0
@@ -28,7 +28,7 @@ class Status(IntEnum):
 
 
 def opened(pool: Pool, reply: Reply) -> tuple[int, list[Reply]]:
-    """Split a reply into its status and the rest."""
+    """Split a reply into its status and its other values."""
     if isinstance(reply, int):
         return reply, []
     if isinstance(reply, list) and reply and isinstance(reply[0], int):
@@ -49,7 +49,7 @@ def refusal(
             "it, remove all its instances and register them with the new one",
         )
     if status == Status.OTHER_SCHEMA:
-        # "schema=3 strategy=...", or before schema 2 "1 least_loaded"
+        # The text is "schema=3 strategy=...", or in schema 1 "1 least_loaded".
         return SchemaMismatch(pool.keys.state, text.partition(" ")[0].removeprefix("schema="), SCHEMA)
     if status == Status.UNKNOWN_STRATEGY:
         known = ", ".join(each.value for each in LoadBalancingStrategy)
@@ -60,14 +60,14 @@ def refusal(
 
 
 def text_of(pool: Pool, value: Reply) -> str:
-    """Return a part of a reply as text."""
+    """Decode a value of a reply as text."""
     if not isinstance(value, bytes):
         raise CorruptState(pool.keys.state, f"{shown(value)} instead of a text")
     return value.decode(errors="replace")
 
 
 def strategy_of(pool: Pool, value: Reply) -> LoadBalancingStrategy:
-    """Return the strategy that a reply names."""
+    """Decode a value of a reply as a strategy."""
     text = text_of(pool, value)
     try:
         return LoadBalancingStrategy(text)
@@ -76,7 +76,7 @@ def strategy_of(pool: Pool, value: Reply) -> LoadBalancingStrategy:
 
 
 def settings_of(pool: Pool, value: Reply) -> PoolSettings | None:
-    """Return the settings of a reply; None for none."""
+    """Decode a value of a reply as settings; None if the text is empty."""
     text = text_of(pool, value)
     try:
         return PoolSettings.unpacked(text) if text else None

@@ -1,4 +1,4 @@
-"""Flows for pools and their instances; those for leases are in leases.py."""
+"""Flows for pools and their instances. The flows for leases are in leases.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def register(
     registrations: Registrations,
     wanted: Registered,
 ) -> Flow[LoadBalancingStrategy]:
-    """Add or change an instance, and remember it in case the server comes back empty."""
+    """Add or change an instance, and remember it in case the server loses its data."""
     agent_type = wanted.instance.agent_type
     yield from backend.enter("lb", agent_type)
     pool = Pool.of(backend.namespace, agent_type)
@@ -62,7 +62,7 @@ def configure(backend: Backend, registrations: Registrations, pool: Pool, settin
 
 
 def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
-    """Log which deployed settings of a pool were changed: the last deployment applies."""
+    """Log which settings of a pool a deployment has changed, since the last deployment applies to all processes."""
     old = commands.settings_of(pool, before.encode())
     names = [each.name for each in fields(PoolSettings)]
     changes = [f"{name}={getattr(old, name)} -> {getattr(settings, name)}" for name in names]
@@ -71,7 +71,7 @@ def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
 
 
 def remove(clock: ServerClock, registrations: Registrations, pool: Pool, instance_id: str) -> Flow[bool]:
-    """Remove an instance, and do not register it again."""
+    """Remove an instance, and forget this process's registration of it."""
     registrations.forget(pool.agent_type, instance_id)
     return (yield from clock.before_deadline(pool, partial(commands.remove, pool, instance_id)))
 
@@ -88,7 +88,7 @@ def update(
     requests_per_minute: float | None,
     tokens_per_minute: float | None,
 ) -> Flow[bool]:
-    """Change the fields of an instance, here and in this process's registration."""
+    """Change the fields of an instance on the server and in this process's registration of it."""
     load = yield from clock.before_deadline(
         pool,
         lambda until_ms: commands.update(
@@ -136,7 +136,7 @@ def mark(
 
 
 def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) -> Flow[list[str]]:
-    """Report that instances are alive. Returns those that are not registered."""
+    """Report that instances are alive. Returns the instances that are not registered."""
     unknown: list[str] = []
     for at in range(0, len(instance_ids), commands.MANY):
         unknown += yield from commands.heartbeat(pool, instance_ids[at : at + commands.MANY], heartbeat_ttl_ms)
@@ -146,7 +146,7 @@ def heartbeat(pool: Pool, instance_ids: tuple[str, ...], heartbeat_ttl_ms: int) 
 def status(
     backend: Backend, registrations: Registrations, agent_types: Iterable[str] | None = None
 ) -> Flow[list[PoolStatus]]:
-    """Read the named pools, or all that were ever used; pools without instances are left out."""
+    """Read the named pools, or all pools that were ever used. Pools without instances are left out."""
     if agent_types is None:
         used = yield from backend.entered("lb")
         agent_types = sorted({*used, *(of for of, _ in list(registrations.registered))})
@@ -221,11 +221,11 @@ def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repa
 
 
 def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
-    """Wait until an instance has no leases. True when it has none or is gone; False when `wait` was over first."""
+    """Wait until an instance has no leases or is not registered. Returns False when `wait` is over first."""
     until = time.monotonic() + wait
     pause = _FIRST_LOOK_S
     while True:
-        load = yield from commands.update(pool, instance_id)  # changes nothing, so it is never too late
+        load = yield from commands.update(pool, instance_id)  # reads the load; changes nothing, so needs no time limit
         if not load:
             return True
         left = until - time.monotonic()

@@ -27,26 +27,27 @@ _log = logging.getLogger("agentperf_redis")
 DEFAULT_TTL_S = 30.0
 DEFAULT_MAX_HOLD_S = 3600.0
 _CANCELLED_WAIT_S = 0.25
-"""How long a cancelled caller waits for its lease to be released; after that it is released in the background."""
+"""How long a cancelled caller waits for the release of its lease, s. A slower release continues in the background."""
 _EXPLAINED = 100
-"""Max instances of a pool for which a refusal with labels is explained."""
+"""When a call with labels is refused, the reason is detailed only for pools of at most this many instances."""
 _NEW_TOKENS = 3
-"""Max tokens of one call. A token is spent when its lease expires before the reply arrives; a longer TTL helps."""
+"""How many tokens one call may try. A token is spent when its lease expires before the reply arrives; then the TTL is
+too short."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """The arguments of `acquire` and `lease`, checked.
+    """The checked arguments of `acquire` and `lease`.
 
     Attributes:
-        choice: the instances it may be.
+        choice: which instances may be picked, and how.
         wait: max seconds in the queue when no instance has free capacity.
-        priority: seconds by which its arrival is moved earlier in the queue.
-        ttl: seconds after which the lease expires without renewal.
-        max_hold: seconds after which it is not renewed again.
-        on_lost: called, on a background thread, when it is lost.
-        tokens: counted against the instance's tokens a minute.
-        fallback: pools to try, in this order, when this one has no free capacity.
+        priority: the caller is queued as if it had arrived this many seconds earlier.
+        ttl: seconds after which the lease expires unless it is renewed.
+        max_hold: seconds after which the lease is not renewed again.
+        on_lost: called on a background thread when the lease is lost.
+        tokens: expected tokens of the work, counted against the instance's tokens per minute.
+        fallback: pools to try, in this order, when the requested pool has no free capacity.
     """
 
     choice: Choice = ANY
@@ -60,9 +61,10 @@ class LeaseRequest:
 
 
 def acquire(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
-    """Lease one unit of an instance, waiting in the queue if requested, or return the refusal.
+    """Lease one unit of an instance, or return the refusal. Waits in the queue if the request says so.
 
-    The fallback pools are tried, without waiting, when the first pool has no free unit: at once and after `wait`.
+    When the pool has no free unit, the fallback pools are tried without waiting: once before the wait in the pool's
+    queue, and again when `wait` is over.
     """
     if not request.fallback:
         return (yield from _acquire_in(keeper, queues, pool, request))
@@ -82,7 +84,7 @@ def acquire(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseReque
 
 
 def _acquire_in_fallback(keeper: LeaseKeeper, queues: Queues, request: LeaseRequest) -> Flow[Lease | None]:
-    """Lease a unit in the first fallback pool with free capacity."""
+    """Lease a unit in the first fallback pool that has free capacity; None if all are full."""
     for pool in request.fallback:
         answer = yield from _acquire_in(keeper, queues, pool, request)
         if isinstance(answer, Lease):
@@ -91,7 +93,7 @@ def _acquire_in_fallback(keeper: LeaseKeeper, queues: Queues, request: LeaseRequ
 
 
 def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
-    """Lease one unit of an instance of one pool."""
+    """Lease one unit of an instance of this pool, without its fallback pools, or return the refusal."""
     until = time.monotonic() + request.wait
     ttl_ms = math.ceil(request.ttl * 1000)
     refused: Refused | None = None
@@ -131,10 +133,13 @@ def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseR
 def _request_lease(
     keeper: LeaseKeeper, pool: Pool, token: str, ttl_ms: int, request: LeaseRequest
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
-    """Request a lease. A refusal is retried while expired leases remain, or while the server has lost instances.
+    """Request a lease without waiting in the queue.
+
+    A refusal is retried while the script has more expired leases to end. It is also retried once if the server has no
+    instances but this process can register its own again.
 
     Returns:
-        The answer, and the time.monotonic at which its request was sent.
+        The answer, and the value of time.monotonic when its request was sent.
     """
     until = time.monotonic() + keeper.deadline
     looked = False
@@ -176,7 +181,10 @@ def _make_lease(
 def _or_undo(
     keeper: LeaseKeeper, pool: Pool, token: str, ttl: float, acquiring: Flow[T], *, in_queue: bool = False
 ) -> Flow[T]:
-    """Run the acquisition for a token; if it is interrupted anywhere, leave no orphaned lease or queue entry."""
+    """Run the flow that acquires a lease with a token.
+
+    If the flow is interrupted at any point, this releases the token, so that no lease or queue entry is left behind.
+    """
     interrupted = True
     try:
         answer = yield from acquiring
@@ -184,16 +192,17 @@ def _or_undo(
         return answer
     except AgentPerfError as error:
         interrupted = False
-        # A script that failed midway, or whose reply could not be decoded, may still have granted.
+        # If the script failed midway, or its reply could not be decoded, it may still have granted a lease.
         known = isinstance(error, BackendUnavailable) and error.outcome == "not_applied"
         if in_queue or (isinstance(error, (BackendUnavailable, CorruptState, ScriptFailed)) and not known):
             keeper.undo(pool, token, ttl)
         raise
-    except GeneratorExit:  # the event loop is shutting down and can run nothing else
+    except GeneratorExit:  # the event loop is shutting down, so this flow can do no more I/O
         interrupted = False
         keeper.undo(pool, token, ttl)
         raise
-    except asyncio.CancelledError:  # the caller may be out of time and the server away: no second deadline then
+    except asyncio.CancelledError:
+        # The caller may be out of time and the server unreachable, so wait only briefly and not for another deadline.
         interrupted = False
         yield from Wait(keeper.undo(pool, token, ttl), _CANCELLED_WAIT_S)
         raise
@@ -208,7 +217,7 @@ def _or_undo(
 def acquire_instance(
     keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest
 ) -> Flow[AgentInstance | None]:
-    """Lease one unit and return the instance that carries its lease, or None."""
+    """Lease one unit. Returns the instance, which carries the lease, or None when there is no capacity."""
     answer = yield from acquire(keeper, queues, pool, request)
     return answer.instance if isinstance(answer, Lease) else None
 
@@ -224,7 +233,7 @@ def enter(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest
 
 
 def _reason_among(pool: Pool, require: frozenset[str]) -> Flow[str]:
-    """Explain why no instance with some labels is available, if the pool is small."""
+    """Explain why no instance with these labels is available. Gives details only for small pools."""
     labels = f"the labels {', '.join(sorted(require))}"
     try:
         page = yield from commands.status(pool, 0, _EXPLAINED)
@@ -254,23 +263,23 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
         answered = True
         return freed
     finally:
-        if not answered:  # the caller will not retry, so the keeper does; a repeat is harmless
+        if not answered:  # the caller will not retry, so the keeper retries; releasing twice is harmless
             keeper.retry_in_background(command, lease.ttl)
 
 
 def release_nothing() -> Flow[bool]:
-    """Release the None that `acquire` returned, so that callers need not check for it."""
+    """The release of None: does nothing, so that callers may pass a None from `acquire`."""
     yield from ()
     return False
 
 
 def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flow[None]:
-    """End a block that held a lease.
+    """End a `with` block that held a lease.
 
     Raises:
-        LeaseLost: when the block succeeded, but the lease was lost while it ran.
+        LeaseLost: when the block succeeded, but the lease was lost while the block ran.
     """
-    if not lease.is_own:  # a child forked within the block leaves it too; the lease is its parent's
+    if not lease.is_own:  # this is a child that was forked within the block; the lease belongs to its parent
         return
     response_time = time.monotonic() - lease.started
     outcome = _outcome(error) if lease.outcome is None else Outcome(lease.outcome)
@@ -279,7 +288,7 @@ def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flo
         freed = yield from release(keeper, lease, outcome, response_time)
     except BackendUnavailable as unavailable:
         # The work is done, and the capacity becomes free at the latest when the lease expires.
-        _log.warning("releasing %r: %s", lease, unavailable)
+        _log.warning("could not release %r: %s", lease, unavailable)
         return
     if error is None:
         if lease.lost is not None:

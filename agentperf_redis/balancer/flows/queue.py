@@ -1,9 +1,10 @@
 """The queue for leases.
 
-The queue is on the server, in order of arrival. A script that frees capacity leases it for the first waiter, stores
-that as a grant and publishes a message. The stored grant decides, and the message is only a wake-up: every waiter also
-polls, at least each second. A poll shows that the waiter is alive, ends expired leases and grants free capacity to
-waiters. So no wake-up is ever lost, dead waiters are skipped, and a grant to a dead waiter is lost for seconds only.
+The queue is on the server, in order of arrival. When a script frees capacity, it grants it to the first waiter: it
+stores the grant and publishes a message. The message is only a wake-up, and only the stored grant counts: every waiter
+also polls at least once per second. A poll shows that the waiter is alive, ends expired leases, and grants free
+capacity to waiters. Therefore a lost message only causes a delay, dead waiters are skipped, and a grant to a dead
+waiter blocks capacity only for seconds.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from agentperf_redis.command import Flow, Wait, WakeUp
 from agentperf_redis.transport.pubsub.subscriptions import Subscription
 
 LIVE_MS = 3000
-"""Time without a poll after which a waiter loses its position; it polls at least each second."""
+"""Time without a poll after which a waiter loses its position, ms. A waiter polls at least once per second."""
 BOOST_MS_PER_POINT = 1000
-"""A point of priority counts as arriving a second earlier. So no waiter is overtaken forever."""
+"""One point of priority counts as arriving one second earlier. Priorities are bounded, so no waiter starves."""
 NEW_POSITION = "-"
-"""Requests a new position, at the end of the queue."""
+"""The position to send for a new waiter, which gets a new position in the queue."""
 _MIN_WAIT_S = 0.002
 
 
 class Queues:
-    """The waiters of this process, so that a message finds its waiter.
+    """The waiters of this process by token, so that a published message wakes the right waiter.
 
-    A pool's channel is subscribed on the first wait there and stays subscribed: one wait is usually followed by others.
+    The first wait in a pool subscribes to the pool's channel. The subscription stays, since one wait is usually
+    followed by others.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -42,13 +44,13 @@ class Queues:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: drop the parent's waiters; this process's bus has no subscription yet."""
+        """In a forked child: drop the parent's waiters and subscriptions; the child subscribes on its first wait."""
         self._lock = threading.Lock()
         self._wake_ups: dict[str, WakeUp] = {}
         self._channels: dict[str, Subscription] = {}
 
     def join(self, pool: Pool, token: str) -> WakeUp:
-        """Add a waiter. Returns the wake-up that is sent when a grant for its token is announced."""
+        """Add a waiter. Returns the wake-up that is sent when a grant for its token is published."""
         wake_up = WakeUp()
         channel = pool.keys.waitq
         with self._lock:
@@ -89,11 +91,11 @@ class QueueEntry:
         pool: the pool.
         token: the waiter's token.
         ttl_ms: TTL of the lease once fetched, ms.
-        priority: seconds by which its arrival is moved earlier.
-        require: labels the instance must have.
-        held: the position held before, or NEW_POSITION.
-        tombstone_ms: how long the token is refused after the waiter left the queue, ms.
-        tokens: counted against the instance's tokens a minute.
+        priority: the waiter is queued as if it had arrived this many seconds earlier.
+        require: labels that the instance must all have.
+        held: the position that the waiter already has, or NEW_POSITION.
+        tombstone_ms: how long the token is refused after the waiter has left the queue, ms.
+        tokens: expected tokens of the work, counted against the instance's tokens per minute.
     """
 
     pool: Pool
@@ -111,11 +113,11 @@ class QueueResult:
     """The result of waiting in the queue.
 
     Attributes:
-        granted: the grant that was fetched, or None when the time to wait was over.
+        granted: the grant that was fetched; None when the wait was over first, or the token is spent.
         sent_at: when the last request was sent, by time.monotonic.
-        spent: whether the token's lease had ended before the reply arrived; retry with another token.
-        ahead: number of waiters still before it.
-        position: the last position.
+        spent: whether the token's lease ended before the reply arrived; then retry with another token.
+        ahead: number of waiters that were still before this one.
+        position: the last position of the waiter.
         retry_after: seconds until capacity may become free without a call, at most 1.
     """
 
@@ -128,7 +130,7 @@ class QueueResult:
 
 
 def wait_in_queue(queues: Queues, entry: QueueEntry, until: float) -> Flow[QueueResult]:
-    """Wait for a grant until a time of time.monotonic, then leave the queue."""
+    """Wait for a grant, at most until this time of time.monotonic; then leave the queue."""
     wake_up = queues.join(entry.pool, entry.token)
     held = entry.held
     try:

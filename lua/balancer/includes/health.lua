@@ -1,12 +1,14 @@
--- Health and capacity: how many leases an instance may bear now, by its outcomes, its checks, its age and its rates.
--- Expects strategies.lua and pool.lua. `maintenance` adds these functions to its own.
---   Ejection follows Envoy's outlier detection: so many bad outcomes in a row, for a time that doubles, up to a share
---   of the instances, never the last one; then one probe at a time. Panic, as there: when too many instances are
---   unhealthy, the health data is more likely wrong than the instances.
---   Adaptive limits follow additive increase, multiplicative decrease: one step down a round trip, up only while in
---   use.
---   Rates follow the generic cell rate algorithm (ITU-T I.371): an instance that has none left is rate-limited until
---   it has.
+-- Health and capacity: computes how many leases an instance may have now, from its outcomes, checks, age and rate
+-- limits. Needs strategies.lua and pool.lua. `maintenance` adds these functions to the object that it returns.
+--   Ejection follows Envoy's outlier detection. A number of bad outcomes in a row ejects an instance; each further
+--   ejection in a row lasts twice as long. At most a share of the instances is ejected, and never the last healthy one.
+--   After an ejection, one probe at a time is allowed.
+--   Panic also follows Envoy: when too many instances are unhealthy, the health data is more likely wrong than the
+--   instances, so unhealthy instances get work too.
+--   Adaptive limits follow additive increase, multiplicative decrease (AIMD). A limit is lowered at most once per round
+--   trip, and raised only while the instance uses at least half of it.
+--   Rate limits follow the generic cell rate algorithm (GCRA, ITU-T I.371). An instance that has used up a limit is
+--   rate-limited until the limit recovers.
 local function health(self, facts)
   local EVENTS_KEPT, BATCH, TENTHS, CUT = 1000, 64, 10, 0.8
   local DISABLED, UNHEALTHY = {'heartbeat_missed', 'unhealthy', 'draining', 'removed'}, {'ejected', 'down', 'half_open'}
@@ -23,7 +25,7 @@ local function health(self, facts)
     call('XADD', EVENTS, 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'id', id, ...)
   end
 
-  -- The pool's settings. Without any, no instance is ejected or limited.
+  -- Return the pool's settings. In a pool without settings, no instance is ejected or limited.
   function self.settings()
     if not settings then
       settings = {
@@ -41,12 +43,12 @@ local function health(self, facts)
     return settings
   end
 
-  -- The text of #pool: what each acquire and release reads.
+  -- Return the text of #pool, which every acquire and release reads.
   function self.pool_fact(strategy, of_settings)
     return write_pool(strategy, field(of_settings, 'slow_after_us') or '0')
   end
 
-  -- Flags of a record, as a set by name.
+  -- Convert the flags of a record from text to a set.
   function self.flags_of(text)
     local flags = {}
     if text ~= '-' then
@@ -55,7 +57,7 @@ local function health(self, facts)
     return flags
   end
 
-  -- What `flags_of` read, as a record has it.
+  -- Convert a set of flags to the text in a record; the inverse of `flags_of`.
   function self.flags_text(flags)
     local names = {}
     for flag in pairs(flags) do names[#names + 1] = flag end
@@ -77,13 +79,13 @@ local function health(self, facts)
     return not any(flags, DISABLED) and (any(flags, UNHEALTHY) or flags.rate_limited) and true or false
   end
 
-  -- The extra record that few instances have; made when it is first needed.
+  -- Return the extra record of an instance; create it if there is none.
   function self.extra(r)
     r.extra = r.extra or self.no_extra()
     return r.extra
   end
 
-  -- Leases that an instance may bear now: a function of its record, and of panic.
+  -- Compute the max leases of an instance now. Depends only on its record and on whether there is panic.
   function self.limit(r)
     local flags, extra = r.flags, r.extra
     if any(flags, DISABLED) or flags.rate_limited then return 0 end
@@ -103,9 +105,9 @@ local function health(self, facts)
       - self.settings().rate_burst_ms * 1000
   end
 
-  -- Store the unhealthy instances again after panic began or ended: their limits change. One batch now, the others as
-  -- entries of due. A scan misses no instance that is there all the while, and one that comes or goes meanwhile is
-  -- stored by the script that does it.
+  -- After panic began or ended, store the unhealthy instances again, because their limits have changed. This call
+  -- stores one batch; a timer in `due` continues with the next one. ZSCAN returns every instance that is in `away`
+  -- during the whole scan. An instance that is added or removed during the scan is stored by the script that does so.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -115,7 +117,7 @@ local function health(self, facts)
     if scan[1] ~= '0' then call('ZADD', DUE, format('%.0f', now_ms), 'P:' .. scan[1]) end
   end
 
-  -- Begin or end panic, by the share of unhealthy instances. Returns whether it changed.
+  -- Begin or end panic, depending on the share of unhealthy instances. Returns whether panic began or ended.
   function self.update_panic()
     local threshold = self.settings().panic_threshold
     local panic = usable > 0 and unhealthy * 1000 > usable * threshold and threshold > 0
@@ -144,7 +146,8 @@ local function health(self, facts)
     return 1, 0, flags.warming and 1 or 0
   end
 
-  -- Count an instance that is about to be stored. Returns whether panic began or ended.
+  -- Update the pool's counts and `away` for an instance that is about to be stored. Returns whether panic began or
+  -- ended.
   function self.count(r)
     local is, is_text = r.flags, self.flags_text(r.flags)
     local was = is_text == r.old_flags and is or self.flags_of(r.old_flags)
@@ -183,8 +186,9 @@ local function health(self, facts)
     call('ZADD', DUE, format('%.0f', now_ms + step_ms), 'V:' .. r.id)
   end
 
-  -- Start a warm-up, if others can bear the load meanwhile: healthy, warm instances that are no minority. A fleet that
-  -- comes back together is needed whole, so none warms up in panic and for one step after it.
+  -- Start a warm-up if the other instances can carry the load meanwhile: at least half of the usable instances must be
+  -- healthy and warm. When a whole fleet comes back at once, all of its capacity is needed. Therefore no instance
+  -- starts a warm-up during a panic or within one warm-up step after it.
   function self.warm_up(r)
     local slow_start_ms, others = self.settings().slow_start_ms, usable - unhealthy - warming
     if slow_start_ms == 0 or others < 1 or 2 * others < usable then return end
@@ -209,7 +213,7 @@ local function health(self, facts)
     self.add_event('ejected', r.id, 'for_ms', format('%.0f', for_ms), 'in_a_row', format('%d', extra.ejections))
   end
 
-  -- End an ejection for good, after a probe that went well.
+  -- End an ejection and its half-open state, after a successful probe.
   function self.recover(r)
     self.set(r, 'ejected', false)
     self.set(r, 'half_open', false)
@@ -219,13 +223,14 @@ local function health(self, facts)
     self.add_event('recovered', r.id)
   end
 
-  -- Whether one more may be ejected: that one is within the share, or the first, and it is not the last healthy one.
+  -- Whether one more instance may be ejected. It must not be the last healthy one. And it must be the only unhealthy
+  -- one, or the unhealthy instances, including it, must be within max_ejection_share.
   local function may_eject()
     local most = math.max(1, floor(usable * self.settings().max_ejection_share / 1000))
     return usable - unhealthy >= 2 and unhealthy + 1 <= most
   end
 
-  -- Take the end of a lease into the record.
+  -- Update the record of an instance for a lease that ends.
   function self.end_lease(r, fence)
     r.load = math.max(0, r.load - 1)
     if r.extra and r.flags.half_open and fence < r.extra.probe_since_us then
@@ -233,8 +238,9 @@ local function health(self, facts)
     end
   end
 
-  -- Take an outcome into the record of its instance. kind: o ok, s ok but slow, e t j as in release.lua; fence: of the
-  -- lease, which is also the time of its grant.
+  -- Update the record of an instance with the outcome of a lease.
+  --   kind   o: ok, s: ok but slow; e, t, j as in release.lua
+  --   fence  the lease's fencing token, which is also the time of the grant, us
   function self.record_outcome(r, kind, fence)
     local of, good = self.settings(), kind == 'o'
     local overload = kind ~= 'o' and kind ~= 'e'
@@ -247,7 +253,7 @@ local function health(self, facts)
       elseif fence > self.extra(r).limit_cut_us then
         limit, r.extra.limit_cut_us = math.max(1000, floor(limit * CUT)), now_us
       end
-      -- An overload is no sign of ill health as long as a lower limit is an answer to it.
+      -- While the limit can still be lowered, an overload does not count as a bad outcome for ejection.
       overload = overload and limit > 1000
       if limit < full then self.extra(r).adaptive_limit_milli = limit end
       self.set(r, 'adaptive', limit < full)
@@ -262,7 +268,7 @@ local function health(self, facts)
     elseif r.flags.ejected then
       if good and is_probe then
         self.recover(r)
-      elseif not good then  -- it is as unhealthy as it was: the later end holds
+      elseif not good then  -- still unhealthy: prolong the ejection, never shorten it
         local for_ms = math.min(of.base_ejection_ms * 2 ^ math.max(0, r.extra.ejections - 1), of.max_ejection_ms)
         r.extra.ejected_until_ms = math.max(r.extra.ejected_until_ms, now_ms + for_ms)
         call('ZADD', DUE, format('%.0f', r.extra.ejected_until_ms), 'E:' .. r.id)
@@ -272,7 +278,8 @@ local function health(self, facts)
     end
   end
 
-  -- Take the result of an active check into the record. claimed_ms: when it was claimed; a later one overrules it.
+  -- Update the record of an instance with the result of an active check. claimed_ms: when the check was claimed. A
+  -- result is ignored if a check claimed at the same time or later has been recorded.
   function self.record_check(r, good, claimed_ms)
     local of, extra = self.settings(), self.extra(r)
     if claimed_ms <= extra.checked_ms then return end
@@ -289,7 +296,7 @@ local function health(self, facts)
     end
   end
 
-  -- Set or clear rate_limited, by what is left of its rates.
+  -- Set or clear the flag rate_limited of an instance, depending on whether its rate limits are used up.
   function self.limit_rate(r)
     local until_us = rate_limited_until_us(r)
     if until_us > now_us then
@@ -301,8 +308,8 @@ local function health(self, facts)
     end
   end
 
-  -- Count a request of so many tokens against its rates. A request that begins while something is left may take more
-  -- than that; the following ones wait the longer.
+  -- Count a request, and its tokens, against the rate limits of an instance. A request is granted while any part of the
+  -- limit is left, and may use more tokens than are left; the next requests then wait longer.
   function self.count_request(r, tokens)
     local extra = self.extra(r)
     if extra.rpm ~= '0' then
@@ -314,7 +321,7 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- Settle the tokens of a request: it took so many more than were counted; below 0 for fewer.
+  -- Settle the tokens of a request. tokens: tokens used minus tokens counted at the grant; negative if it used fewer.
   function self.settle(r, tokens)
     local extra = r.extra
     if not extra or extra.tpm == '0' then return end
@@ -323,15 +330,16 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- Milliseconds until an instance comes back, when nothing else can bring capacity: all are unhealthy or rate-limited.
-  -- In panic, unhealthy instances have leases whose end may bring capacity.
+  -- If all usable instances are unhealthy or rate-limited, return the milliseconds until the first of them comes back,
+  -- when that time is known. Otherwise return nil: capacity may become free earlier. Also nil in panic, because the
+  -- unhealthy instances then have leases, and the end of one may free capacity.
   function self.back_after_ms()
     if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]
     return soonest_ms and tonumber(soonest_ms) > now_ms and soonest_ms - now_ms or nil
   end
 
-  -- Add the timers of an instance to due again, where they were lost.
+  -- Add the lost timers of an instance to due again.
   function self.restore_timers(r)
     local function lost(kind) return not call('ZSCORE', DUE, kind .. r.id) end
     if r.flags.ejected and lost('E:') then
@@ -341,7 +349,7 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- Remove stale members of away: instances that are available, or gone.
+  -- Remove stale members of `away`: instances that are available or no longer exist.
   function self.sweep_away()
     for _, id in ipairs(call('ZRANGE', AWAY, 0, -1)) do
       local r = self.read(id)
@@ -349,7 +357,7 @@ local function health(self, facts)
     end
   end
 
-  -- A timer of an instance is due.
+  -- Process a due timer of an instance. kind: the letter in pool.lua.
   function self.timer(kind, id)
     local r = self.read(id)
     if not r then return end

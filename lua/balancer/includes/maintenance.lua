@@ -1,9 +1,9 @@
--- The rarely needed part: whole records, expiries, grants to waiters. Expects strategies, records, whole_records, pool
--- and health.
+-- The rarely needed functions: whole records, expiries, grants to waiters. Needs strategies.lua, records.lua,
+-- whole_records.lua, pool.lua and health.lua.
 
--- Milliseconds until capacity may come back without a call, at most 1000: until the first lease or grant ends.
--- Tombstones, waiters and heartbeats bring none, and a busy queue leaves many tombstones: at most AHEAD of these are
--- looked past.
+-- Return the milliseconds until capacity may become free without a call, at most 1000: until the first timer in `due`
+-- that may free capacity, such as the end of a lease or grant. Timers of tombstones, waiters and heartbeats free none
+-- and are skipped. A busy queue leaves many tombstones, so only the first AHEAD timers are read.
 local function retry_after_ms(now_ms)
   local AHEAD = 32
   local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
@@ -15,12 +15,12 @@ local function retry_after_ms(now_ms)
   return 1000
 end
 
--- The pool as an object with these functions. Scripts call this only when they need it, since building it costs
--- some microseconds. Rejects keys of a wrong type before the first write.
+-- Return the pool as an object with the functions below and those of health.lua. Scripts call this only when they need
+-- the object, since creating it costs some microseconds. Rejects keys of a wrong type before the first write.
 local function maintenance(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, '4503599627370496'
   local GRANTS, FEW, MANY, LOOKS = 16, 4, 32, 5
-  -- Fields of the extra record in the order in which they are written, each with its format.
+  -- The fields of the extra record in the order in which they are written, each followed by its format.
   local EXTRA = {
     'ejections', '%d', 'ejected_until_ms', '%.0f', 'probe_since_us', '%.0f', 'leases_before', '%d',
     'adaptive_limit_milli', '%.15g', 'limit_cut_us', '%.0f', 'warm_tenths', '%d', 'checks', '%d', 'checked_ms', '%.0f',
@@ -44,14 +44,14 @@ local function maintenance(now_us)
     warming = number(known[6]), calm_ms = number(known[7]),
   })
 
-  -- An extra record without fields; rates are text, the others numbers.
+  -- Return an extra record with every field 0. Rate limits are text, the other fields are numbers.
   function self.no_extra()
     local extra = {later = ''}
     for i = 1, #EXTRA, 2 do extra[EXTRA[i]] = EXTRA[i + 1] == '%s' and '0' or 0 end
     return extra
   end
 
-  -- Read the extra record; nil when the library did not write it.
+  -- Decode the text of an extra record. Returns nil when the library did not write it.
   local function read_extra(text)
     local extra = self.no_extra()
     for word in string.gmatch(text, '%S+') do
@@ -79,7 +79,8 @@ local function maintenance(now_us)
     return text == '' and '-' or match(text, '^ ?(.*)$')
   end
 
-  -- The record of an instance. Without one: nil, and whether there is one that the library did not write.
+  -- Return the record of an instance. Return nil, false if there is no record; nil, true if the library did not write
+  -- the record.
   function self.read(id)
     local found = call('HMGET', STATE, id, '+' .. id)
     if not found[1] then return nil, false end
@@ -97,7 +98,7 @@ local function maintenance(now_us)
     }
   end
 
-  -- A new record.
+  -- Return a new record, not stored yet.
   function self.new(id)
     return {
       id = id, load = 0, limit = 0, seq = '0', fence = 0, peak = 0, weight = '1', labels = '-', flags = {}, cap = 0,
@@ -106,7 +107,7 @@ local function maintenance(now_us)
     }
   end
 
-  -- The first of some instances whose record the library did not write; nil for none.
+  -- Return the first of these instances whose record the library did not write; nil if there is none.
   function self.first_corrupt(ids)
     for _, id in ipairs(ids) do
       local _, is_corrupt = self.read(id)
@@ -114,7 +115,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- Change the labels. Removes it from the indexes of all old labels; `store` adds it to those of the new ones.
+  -- Change the labels of an instance. Removes the instance from the indexes of its old labels; `store` adds it to the
+  -- indexes of the new ones.
   function self.relabel(r, labels)
     if r.labels ~= '-' and r.labels ~= labels then
       for label in string.gmatch(r.labels, '[^,]+') do call('ZREM', READY .. '@' .. label, r.id) end
@@ -122,8 +124,8 @@ local function maintenance(now_us)
     r.labels = labels
   end
 
-  -- Write a record back: the limit follows from the rest, a removed instance without leases is deleted, and sums,
-  -- counts and indexes follow. Returns its text.
+  -- Write a record, or delete it if the instance is removed and has no leases. Computes the limit from the other
+  -- fields, and updates the pool's sums, counts and indexes. Returns the text of the record, nil if it was deleted.
   function self.store(r)
     local panic_changed, text = self.count(r), nil
     r.limit = self.limit(r)
@@ -143,8 +145,8 @@ local function maintenance(now_us)
     return text
   end
 
-  -- Leave a tombstone for a token. The ZREM removes nothing: it is a first write that is allowed at maxmemory, and
-  -- after a first write memory is not checked again.
+  -- Write a tombstone for a token. The ZREM comes first because it is allowed at maxmemory even if it removes nothing;
+  -- the server does not check memory again after the first write of a script.
   function self.tombstone(token, why, keep_ms)
     call('ZREM', DUE, token)
     call('HSET', STATE, token, write_tombstone(why))
@@ -159,11 +161,12 @@ local function maintenance(now_us)
     end
   end
 
-  -- Fencing tokens rise per instance, also over a restart that lost them, as long as the clock does.
+  -- Return the next fencing token of an instance. The tokens of an instance always rise, even over a restart that lost
+  -- its data, as long as the server's clock rises.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
-  -- Grant a token one unit of an instance. write: write_lease or write_granted; last: its last field. Returns the
-  -- fencing token and the instance's record.
+  -- Grant one unit of an instance to the request with this token. write: write_lease or write_granted; last: the last
+  -- argument of that function. Returns the fencing token and the text of the instance's record.
   function self.grant(r, token, due_ms, write, last, tokens)
     r.load, r.fence = r.load + 1, self.next_fence(r.fence)
     r.peak = math.max(r.peak, r.load)
@@ -174,7 +177,7 @@ local function maintenance(now_us)
     return r.fence, self.store(r)
   end
 
-  -- Process at most limit entries of due; returns how many there were.
+  -- Process at most `limit` due timers. Returns the number processed.
   function self.expire(limit)
     local names = call('ZRANGEBYSCORE', DUE, '-inf', format('%.0f', now_ms), 'LIMIT', 0, limit)
     for _, name in ipairs(names) do
@@ -204,8 +207,9 @@ local function maintenance(now_us)
     return #names
   end
 
-  -- The ready instance with all of these labels ('-' for none) that a waiter is granted: the first or the last of its
-  -- index, or any where the index has no order. With several labels, look through the smallest of their indexes.
+  -- Return the ready instance to grant to a waiter that requires these labels ('-' for none): the first or the last of
+  -- the index, or any if the strategy gives the index no order. With several labels, search the smallest of their
+  -- indexes.
   local offset = now_us
   function self.best(labels)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
@@ -232,10 +236,11 @@ local function maintenance(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
-  -- Grant free units to waiters, in order of the queue, but not to a waiter that is gone and not removed yet. Waiters
-  -- that no instance suits do not hold up those behind them, some 130 deep; labels that were looked for in vain are not
-  -- looked for again, since nothing becomes free meanwhile. A grant is kept for CLAIM_MS to be fetched; the message is
-  -- a wake-up. Returns false when it stopped at GRANTS.
+  -- Grant free units to waiters in queue order, and skip waiters that have stopped polling. A waiter for whom no ready
+  -- instance has the required labels does not block the waiters behind it; the search ends after some 130 waiters.
+  -- Labels without a suitable instance are searched only once, since no unit becomes free during the search. A waiter
+  -- has CLAIM_MS to fetch its grant; the published message is only a wake-up. Returns false when it stopped after
+  -- GRANTS grants, so that more may be possible.
   function self.dispatch()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}
@@ -268,14 +273,15 @@ local function maintenance(now_us)
     return true
   end
 
-  -- Store when the pool next needs maintenance.
+  -- Store in #next when the pool next needs maintenance.
   function self.reschedule()
     local next_ms = '0'
     if call('ZCARD', WAITQ) == 0 then next_ms = call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2] or NEVER end
     call('HSET', STATE, '#next', next_ms)
   end
 
-  -- Expiries, then waiters. Returns how many entries were due, and whether all possible grants to waiters were made.
+  -- Process due timers, then grant free units to waiters. Returns the number of timers processed, and whether all
+  -- possible grants were made.
   function self.maintain(limit)
     local expired = self.expire(limit)
     local dispatched = self.dispatch()

@@ -1,17 +1,20 @@
--- How each strategy picks from the ready instances, in O(log N). Expects strategies.lua, pool.lua, and the key RING.
+-- How each strategy picks from the ready instances, in O(log N). Needs strategies.lua, pool.lua, and the key RING.
 --
--- pick(how, from, random, point, now_ms, load, cap, labels) returns an id or nil, and its record where it was read.
+-- pick(how, from, random, point, now_ms, load, cap, labels) returns the id of an instance, or nil; and also its record
+-- if the pick has read it.
 --   how     the strategy's pick, as in strategies.lua
---   from    ready, or ready@<label>
---   random  an integer below 2^52 drawn by the caller: two numbers of 26 bits
---   point   of the affinity on the ring, 0 to 2^48 - 1
---   load    and cap: the sums over the pool. They bound the load of an instance that `ring` picks
---   labels  several labels the instance must have all of, under `ring`; nil when `from` is their index
+--   from    the index to pick from: ready, or ready@<label>
+--   random  a random integer below 2^52 from the caller, used as two numbers of 26 bits
+--   point   the hash of the affinity: its position on the ring, 0 to 2^48 - 1
+--   load    sum of the loads in the pool; for `ring`, which bounds the load of the picked instance
+--   cap     sum of the capacities in the pool; for the same bound
+--   labels  for `ring` only: several labels, all of which the instance must have; nil when `from` is the right index
 
--- Draw in proportion to the scores by rejection sampling, which is exact for any bound on the scores. When the highest
--- score is a poor bound, draw from classes of scores that differ by at most a factor of 4; a class is a range of ranks.
--- Ranks and acceptance use two streams of random numbers (Park and Miller): with a single one the draw is visibly
--- biased from some thousand instances on. When all scores are 0, all instances are equally likely.
+-- Draw an instance with a probability proportional to its score, by rejection sampling, which is exact for any upper
+-- bound on the scores. First the highest score is the bound. If most draws are rejected, draw from classes of instances
+-- whose scores differ by at most a factor of 4; a class is a range of ranks. Ranks and acceptance use two separate
+-- generators (Park and Miller): with a single one the draw is visibly biased from some thousand instances on. When all
+-- scores are 0, all instances are equally likely.
 local function draw(from, n, u1, u2)
   local M = 2147483647
   local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
@@ -51,8 +54,8 @@ local function draw(from, n, u1, u2)
   return id
 end
 
--- Peak EWMA: the cheaper of two instances. The price is the latency, decayed towards now, times the leases there would
--- be. An instance that is busy and was never measured is expensive, as in Finagle.
+-- Peak EWMA: return the cheaper of two instances. The price of an instance is its latency, decayed by the time since
+-- its measurement, times (load + 1). A busy instance whose latency was never measured is expensive, as in Finagle.
 local function cheaper(one, other, now_ms)
   local PRICED = '^load=(%d+) limit=%S+ %S+ %S+ %S+ ewma_us=(%d+) ewma_at_ms=(%d+) '
   local best, lowest, its
@@ -67,9 +70,10 @@ local function cheaper(one, other, now_ms)
   return best or one, its  -- the caller checks the record of `one`
 end
 
--- The first of at most 32 points clockwise whose instance is in `from` and within its share, else the least loaded one.
--- One of the first FEW is usually good, so these are read before the others.
--- An instance whose record has its fields in another order is skipped until a script has rewritten the record.
+-- Look at up to 32 points of the ring, clockwise from `point`. Return the first instance that is in `from` and whose
+-- load is within its share; if there is none, the least loaded instance of `from` (nil with several labels). One of the
+-- first FEW points is usually suitable, so these are read first. An instance whose record has its fields in another
+-- order is skipped until a script has rewritten the record.
 local function clockwise(from, point, share, labels)
   local FEW, POINTS, LOADED = '4', '28', '^load=(%d+) limit=(%d+) '
   for _, first in ipairs({'0', FEW}) do
@@ -77,7 +81,7 @@ local function clockwise(from, point, share, labels)
     local names = call('ZRANGEBYSCORE', RING, point, '+inf', 'LIMIT', first, count)
     local missing = count - #names
     if missing > 0 then
-      -- Past the end of the ring, go on at its beginning. A point may be looked at twice, which is harmless.
+      -- At the end of the ring, continue at its beginning. Looking at a point twice is harmless.
       for _, name in ipairs(call('ZRANGE', RING, 0, missing - 1)) do names[#names + 1] = name end
     end
     for _, name in ipairs(names) do
@@ -103,7 +107,7 @@ local function pick(how, from, random, point, now_ms, load, cap, labels)
   end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
   if how == 'proportional' then return draw(from, n, u1, u2) end
-  -- For lower_of_two, `from` is in order of load: the lower of two random ranks is the less loaded of two random
+  -- Under lower_of_two, `from` is sorted by load, so the lower of two random ranks is the less loaded of two random
   -- instances.
   local rank = format('%d', (how == 'lower_of_two' and math.min(u1, u2) or u1) * n)
   local id = call('ZRANGE', from, rank, rank)[1]

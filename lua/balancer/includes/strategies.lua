@@ -1,17 +1,17 @@
--- The strategies: what each one means in the scripts. No other Lua file compares a strategy's name.
--- LoadBalancingStrategy in model.py is the same list in Python, and says how to add a strategy.
---   score     of a ready instance in ready and ready@<label>, see `index` in pool.lua
---     load        relative load, then the last pick    last_pick   the last pick alone
---     free_share  weight * free share of the limit     none        0: membership alone
+-- The strategies, each as a row of four properties. No other Lua file compares a strategy's name.
+-- LoadBalancingStrategy in model.py is the same list in Python; its docstring says how to add a strategy.
+--   score     the score of an instance in ready and ready@<label>, see `index` in pool.lua
+--     load        relative load, then the last pick    last_pick   only the last pick
+--     free_share  weight * free share of the limit     none        always 0
 --   pick      how acquire and select pick a ready instance, see `pick` in pick.lua
---   waiter    which ready instance a waiter is granted, see `best` in maintenance.lua: first or last by score, or any
---   response  how release takes in a response time: mean, a moving average to which each one adds a fifth of the
---             difference; peak, a higher one at once and a lower one as time passes
--- A row is a line of `rules`, and not an entry of a table, which every call would build: 1.4 us for a nested table, 0.9
--- us for one text a row, 0.1 us so (Valkey 9.1). A call of acquire takes some 20 us.
+--   waiter    which ready instance a waiter gets, see `best` in maintenance.lua: first or last by score, or any
+--   response  how release updates the smoothed response time. mean: a moving average, in which a new response time has
+--             a weight of one fifth. peak: a higher response time replaces it at once, a lower one over time
+-- A row is a line of code in `rules`, which costs 0.1 us. A table would be created on every call: 1.4 us with a nested
+-- table for each row, 0.9 us with one text for each row (Valkey 9.1). A call of acquire takes some 20 us.
 local DEFAULT_STRATEGY = 'least_loaded'
 
--- Returns the score, pick, waiter and response of a strategy; nil when it is unknown.
+-- Return the score, pick, waiter and response of a strategy; nil for an unknown strategy.
 local function rules(strategy)
   --                                          score         pick              waiter   response
   if strategy == 'least_loaded'    then return 'load',       'first',          'first', 'mean' end

@@ -1,8 +1,8 @@
--- Read and write whole records of instances. Rarely needed, so acquire and release do not build these functions in the
--- usual case. Expects records.lua; the legend of the fields is in pool.lua.
+-- Read and write whole records of instances. Rarely needed: in the usual case, acquire and release do not create these
+-- functions. Needs records.lua; pool.lua describes all fields.
 
--- All fields of an instance's record, those of a later version last as one text; nil when the library did not write it.
--- A record in another order than it is written in is put into that order first.
+-- Return all fields of an instance's record in their order, then the fields of a later version as one text. Returns nil
+-- for a record that the library did not write. If the fields are in another order, they are sorted first.
 local function read_record(text)
   local NAMES = 'load limit seq fence peak ewma_us ewma_at_ms served failed streak weight labels flags cap'
   local RECORD = '^load=(%d+) limit=(%d+) seq=(%d+) fence=(%d+) peak=(%d+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
@@ -24,7 +24,7 @@ local function read_record(text)
   return unpack(values)
 end
 
--- The records of a token besides a lease: a grant that is not fetched yet, a waiter, a tombstone.
+-- The records of tokens other than leases: a grant that is not fetched yet, a waiter, a tombstone. And #pool.
 local function write_granted(id, fence, ticket)
   return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket
 end

@@ -17,7 +17,8 @@ PROCESSES, INSTANCES, CAPACITY = 16, 2, 3
 ROUNDS = 60
 HELD_S = 0.01  # much longer than a call, so that many leases overlap even with few cores
 
-# Without these checks the index offers full instances, and the record does not refuse them.
+# These replacements remove all capacity checks: the index then contains full instances, and their records are not
+# checked either.
 MUTATIONS = (
     ("  if load < limit then\n    if score", "  if true then\n    if score"),
     ("    if load >= limit then\n", "    if false then\n"),

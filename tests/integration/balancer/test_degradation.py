@@ -76,7 +76,7 @@ def test_fallback_keeps_labels_and_affinity_but_not_strategy(call: Call, backend
 
 def test_waiter_tries_fallback_pools_when_time_is_up(call: Call, balancer: LoadBalancer) -> None:
     held = [call(balancer, "acquire", kind) for kind in ("planner", "generalist")]
-    for _ in range(5):  # on a stalled machine, the wait may end before a unit is freed
+    for _ in range(5):  # retries: on a stalled machine, the wait may end before the unit is freed
         freed = threading.Timer(0.1, balancer.release, [held[1]])
         freed.start()
         begin = time.monotonic()
@@ -129,7 +129,7 @@ def test_unreachable_server_returns_nothing_under_none_policy(call: Call, nowher
         pass
     assert "is unreachable" in caught.value.reason
     assert caught.value.retry_after == 1.0
-    with pytest.raises(BackendUnavailable):  # the policy applies to capacity only
+    with pytest.raises(BackendUnavailable):  # the policy applies only to calls for capacity
         call(balancer, "status")
 
 
@@ -153,7 +153,7 @@ def test_stopped_server_blocks_no_caller_and_leaks_nothing(
     caplog: pytest.LogCaptureFixture,
     runner: asyncio.Runner,
 ) -> None:
-    """Four threads and four tasks acquire all the time; each is checked separately."""
+    """Four threads and four tasks acquire in a loop; the answers of each are checked separately."""
     caplog.set_level(logging.WARNING, "agentperf_redis")
     balancer = LoadBalancer(on_unavailable=policy, backend=connect(own_server.url, deadline=DEADLINE_S))
     for number in range(4):
@@ -218,8 +218,8 @@ def test_stopped_server_blocks_no_caller_and_leaks_nothing(
             assert not each.is_alive()
 
     meanwhile = {what for at, took, what in answers if stopped + 0.1 < at and at + took < resumed}
-    # The deadline is that of the command. After it a caller only needs to be scheduled again, among seven others, the
-    # server and the machine's other work: hence the 0.3 s.
+    # The deadline ends the command. Then the caller must still be scheduled, and competes for the CPU with seven other
+    # callers, the server and the machine's other work: hence another 0.3 s.
     assert max(stalls.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
     assert meanwhile == {"raised" if policy == "raise" else "none"}
     assert sum(stopped + 0.1 < at < resumed - DEADLINE_S for at, _, _ in answers) > 8
@@ -254,11 +254,11 @@ def test_cancelled_caller_does_not_wait_for_unreachable_server(
     assert runner.run(give_up()) < 0.9
     assert balancer.acquire("planner") is not None
     with own_server.client() as raw:
-        wait_for_load(raw, namespace, 0)  # neither lease is referenced now
+        wait_for_load(raw, namespace, 0)  # no reference to either lease is left, so both are released
 
 
 def wait_for_load(raw: Raw, namespace: str, held: int) -> None:
-    """Wait until the load equals the held leases: abandoned requests are undone in the background."""
+    """Wait until the load equals the number of held leases; abandoned requests are undone in the background."""
     state = keys.pool(namespace, "planner").state
 
     def counts() -> tuple[int, int, int]:

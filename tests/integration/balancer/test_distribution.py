@@ -17,7 +17,7 @@ from agentperf_redis.command import Batch, Command
 from tests.support.servers import Raw, wait_until
 
 RARE_Z = 3.72
-"""The normal deviate that is exceeded with a probability of 10^-4."""
+"""A standard normal variable exceeds this value with a probability of 10^-4."""
 PIPELINE = 500
 
 
@@ -39,7 +39,7 @@ def fleet(count: int, **facts: Any) -> list[AgentInstance]:
 
 
 def acquire(backend: Backend, pool: Pool, count: int, prefix: str, choice: Choice = commands.ANY) -> list[str]:
-    """Lease `count` units one after the other; return their instances."""
+    """Lease `count` units one after the other; return the names of the leased instances."""
     work = [commands.acquire(pool, f"@{prefix}{number}", 3_600_000, choice) for number in range(count)]
     granted = run_all(backend, work)
     assert all(isinstance(answer, Granted) for answer in granted)
@@ -54,7 +54,7 @@ def loads(backend: Backend, pool: Pool) -> dict[str, tuple[int, int, float]]:
 
 
 def chi_square_deviate(observed: Counter[str], shares: dict[str, float], draws: int) -> float:
-    """Return the normal deviate of the chi-square statistic (Wilson and Hilferty 1931)."""
+    """Convert the chi-square statistic to a standard normal deviate (Wilson and Hilferty 1931)."""
     total = sum(shares.values())
     expected = {name: share / total * draws for name, share in shares.items() if share > 0}
     assert set(observed) <= set(expected)
@@ -64,12 +64,13 @@ def chi_square_deviate(observed: Counter[str], shares: dict[str, float], draws: 
 
 
 def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str]:
-    """Acquire and release a unit `times` times, so that each draw sees the same loads; return the picks."""
+    """Acquire and release a unit `times` times, so that each pick sees the same loads; return the picks."""
     work: list[Command[Any]] = []
     for number in range(times + 1):
         token = f"@draw{number}"
         work += [commands.acquire(pool, token, 3_600_000, commands.ANY), commands.release(pool, token)]
-    for command in work[:2]:  # not in one batch: a script unknown to the server is resent, and so out of order
+    # Not in a batch: if the server does not know a script yet, the command is sent again, and so out of order.
+    for command in work[:2]:
         backend.run(command)
     answers = run_all(backend, work[2:])
     assert all(answers[1::2]), "one was not released"
@@ -122,13 +123,13 @@ def test_least_loaded_fills_by_share_of_capacity(backend: Backend) -> None:
 
 
 @pytest.mark.thorough
-# A Cluster cannot copy between slots; the strategy is the same there.
+# Not on a Cluster, which cannot copy keys between slots. The strategy does not depend on the kind of server.
 @pytest.mark.servers("valkey", "redis82", "redis70")
 def test_power_of_two_keeps_maximum_load_low(backend: Backend, raw: Raw) -> None:
     empty = fill(backend, "t", LoadBalancingStrategy.POWER_OF_TWO, fleet(1000, max_capacity=100)).keys
     worst = []
     for seed in range(20):
-        random.seed(seed)  # seeds the numbers sent to the scripts: the same on any server
+        random.seed(seed)  # the scripts get their random numbers from here, so the result is the same on any server
         pool = Pool.of(backend.namespace, f"t{seed}")
         raw.copy(empty.state, pool.keys.state)
         raw.copy(empty.ready, pool.keys.ready)

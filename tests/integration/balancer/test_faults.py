@@ -64,7 +64,7 @@ def load(raw: Raw, pool: keys.PoolKeys) -> int:
 
 
 def warm_up(call: Call, balancer: LoadBalancer) -> None:
-    """Load the scripts into the server, so that the next request of each is the one under test."""
+    """Load the scripts into the server, so that the next call of each script needs only one request."""
     assert call(balancer, "release", call(balancer, "acquire", "planner"))
 
 
@@ -98,7 +98,8 @@ def test_late_copy_after_release_is_refused(
     warm_up(call, balancer)
     held = proxy.hold(only=commands.ACQUIRE)
 
-    instance = call(balancer, "acquire", "planner")  # the second copy is granted while the first is still delayed
+    # The retry is granted while the first copy of the request is still delayed.
+    instance = call(balancer, "acquire", "planner")
     assert raw.hget(pool.state, instance.lease.token).endswith(" late=1")
     assert call(balancer, "release", instance) is True
     assert held.deliver() == b"*2\r\n:-1\r\n$8\r\nreleased\r\n"
@@ -178,7 +179,8 @@ def test_change_after_its_deadline_has_no_effect(
     backend = connect(proxy.url)
     slow = LoadBalancer(backend=backend)
     assert call(slow, "mark_healthy", "planner", "p0")
-    assert not call(slow, "remove_instance", "planner", "unknown")  # loads the script and estimates the server's clock
+    # This call loads the script and estimates the server's clock.
+    assert not call(slow, "remove_instance", "planner", "unknown")
     hurry(backend, 0.3)
     args: dict[str, tuple[Any, ...]] = {
         "register_instance": (AgentInstance("p0", "planner", max_capacity=9, is_healthy=False),)
@@ -222,7 +224,7 @@ def test_cancelled_acquire_leaves_no_lease_at_any_point(
         await backend.aclose()
 
     asyncio.run(main())
-    # Calls that were cancelled too late got their lease, which closing released; the others hold none.
+    # Calls that were cancelled too late got a lease, and closing the backend released it. The other calls hold none.
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0
 
@@ -333,7 +335,8 @@ def test_lease_granted_while_closing_is_released(
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
-    lease_keeper_of(backend).close()  # as closing the backend does first, before the reply arrives
+    # When a backend is closed, its keeper is closed first. Here that happens before the reply of acquire arrives.
+    lease_keeper_of(backend).close()
     with pytest.raises(BackendUnavailable, match="closed"):
         call(balancer, "acquire", "planner")
     assert load(raw, pool) == 0
@@ -366,7 +369,7 @@ def test_killed_process_frees_its_capacity_within_ttl(
     token = worker.said()
     assert token.split(":")[1] == str(worker.pid)
     first_end = raw.zscore(pool.due, token)
-    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process lives, so its lease is renewed
+    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # while the process lives, its lease is renewed
     assert balancer.acquire("planner") is None
 
     with StallDetector(raw.ping) as stalls:
@@ -464,7 +467,8 @@ def test_each_process_restores_its_own_instances(
     call(second, "register_instance", AgentInstance("p1", "planner"))
     with own_server.client() as raw:
         raw.flushall()
-    assert call(first, "get_status")["planner"]["instances"] in (1, 2)  # the other's keeper may have checked already
+    # The other process may have registered its instance again already.
+    assert call(first, "get_status")["planner"]["instances"] in (1, 2)
     wait_until(lambda: registered_ids(own_server, pool) == {"p0", "p1"}, "the other process to register its instance")
 
 
@@ -543,7 +547,7 @@ def test_forked_child_leaves_its_parents_leases_alone(
             del instance
             gc.collect()
             own = balancer.acquire("planner", ttl=2.4)
-            time.sleep(2.5)  # longer than its TTL: it is renewed
+            time.sleep(2.5)  # longer than the TTL, so the lease must be renewed
             if own is not None and balancer.release(own):
                 status = 0
         finally:
@@ -579,7 +583,7 @@ def test_child_forked_within_a_block_keeps_parents_lease(
         _, code = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(code) == 0
         assert load(raw, pool) == 1
-        time.sleep(1.3)  # longer than its TTL: the parent continues to renew it
+        time.sleep(1.3)  # longer than the TTL, so the parent must continue to renew the lease
         lease.check()
         assert load(raw, pool) == 1
     assert load(raw, pool) == 0

@@ -1,4 +1,4 @@
-"""A pool routes around unhealthy instances: ejection by outcomes, probes, panic; each with its events."""
+"""A pool gives no work to unhealthy instances: tests of ejection by outcomes, probes and panic, and of their events."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def kinds(balancer: LoadBalancer, name: str | None = None) -> list[EventKind]:
 
 
 def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", **facts: Any) -> None:
-    """Make calls on one instance end with this outcome; calls on the others end neutral."""
+    """End `times` calls on one instance with this outcome. Calls on other instances end with the outcome neutral."""
     for _ in range(times):
         held = []
         while True:
@@ -62,7 +62,8 @@ def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", 
             )
 
 
-# Runs of a thousand calls. An ejection ends after a number of calls, so that slow and fast machines make as many probes.
+# Runs of a thousand calls. An ejection ends after a number of calls and not after a time, so that the number of probes
+# does not depend on the speed of the machine.
 
 
 def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], None]:
@@ -103,10 +104,10 @@ def test_failing_instance_is_ejected_probed_and_restored(
 def test_slow_instance_hardly_raises_the_p99(
     server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str, runner: asyncio.Runner
 ) -> None:
-    """Two runs side by side, one of them with the slow instance: a stall of the machine affects both.
+    """Compares two simultaneous runs, one with a slow instance and one without; a stall of the machine affects both.
 
-    Chance may still raise the p99 of one run alone, so one attempt of three must be within the bound. Without ejection
-    all attempts are at three to five times the other run.
+    Chance may still raise the p99 of only one run. Therefore it is enough if one of three attempts is within the bound.
+    Without ejection, the p99 with the slow instance is three to five times the other p99 in every attempt.
     """
     every, takes = 2 * EVERY_S, 2 * TAKES_S
     slowly = 10 * takes
@@ -196,7 +197,8 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
     held = [balancer.acquire("planner") for _ in range(20)]
     assert {instance.id for instance in held if instance} == set(names)
 
-    for instance in held:  # instances that succeed in panic are healthy again, and panic ends when half of them are
+    # A success during panic makes an instance healthy again, and panic ends when half of the instances are healthy.
+    for instance in held:
         balancer.release(instance)
     assert [status_of(balancer, name).state for name in names] == [InstanceState.UP] * 5
     assert pool_of(balancer).panic_for is None
@@ -224,7 +226,7 @@ def test_panic_skips_instances_disabled_by_hand(backend: Backend) -> None:
     balancer.mark_unhealthy("planner", "p3")
     balancer.drain("planner", "p4")
     fail(balancer, "p0", 1)
-    assert pool_of(balancer).panic_for is None  # one of three
+    assert pool_of(balancer).panic_for is None  # one of the three usable instances is unhealthy
     fail(balancer, "p1", 1)
     assert pool_of(balancer).panic_for is not None
     assert {each.id for each in (balancer.acquire("planner") for _ in range(30)) if each} == {"p0", "p1", "p2"}
@@ -263,7 +265,7 @@ def test_panic_change_reaches_every_instance_during_churn(backend: Backend, raw:
     away = pool.keys.tag + ":away"
 
     def change_panic(settings: PoolSettings) -> None:
-        """Start or end panic for a first batch; then remove some of the unhealthy instances."""
+        """Start or end panic, which updates a first batch of instances; then remove some of the unhealthy ones."""
         backend.run(commands.configure(pool, settings, 0, 1))
         ill = raw.zrange(away, 0, -1)
         waits = [
@@ -317,7 +319,7 @@ def test_half_open_limit_is_lifted_in_panic(backend: Backend, raw: Raw) -> None:
 
 
 def end_ejection(balancer: LoadBalancer, raw: Raw, namespace: str, name: str) -> None:
-    """Make the end of an ejection due."""
+    """End an ejection now, by moving its timer into the past."""
     pool = keys.pool(namespace, "planner")
     raw.zadd(pool.due, {"E:" + name: 1}, xx=True)
     raw.hset(pool.state, "#next", 1)
@@ -394,7 +396,7 @@ def test_older_leases_only_prolong_an_ejection(backend: Backend, raw: Raw) -> No
     assert (status.state, status.ejections) == (InstanceState.EJECTED, 1)
     assert ends_ms() >= before_ms + 99
     end_ejection(balancer, raw, backend.namespace, "p0")
-    assert status_of(balancer, "p0").limit == 3  # two older leases and a probe
+    assert status_of(balancer, "p0").limit == 3  # two leases from before the ejection, and a probe
     balancer.release(old[2])
     balancer.release(old[3], outcome="error")
     status = status_of(balancer, "p0")
@@ -495,7 +497,7 @@ def test_last_deployed_settings_apply_and_changes_are_logged(
     (message,) = caplog.messages
     assert "eject_after=5 -> 3" in message
     assert "slow_after=None -> 0.25" in message
-    register(LoadBalancer(backend=backend), 2)  # chooses none
+    register(LoadBalancer(backend=backend), 2)  # a balancer without settings
     assert pool_of(balancer).settings == PoolSettings(eject_after=3, slow_after=0.25)
     caplog.clear()
     register(LoadBalancer(settings=PoolSettings(adaptive=True), backend=backend), 2)
@@ -546,7 +548,7 @@ def test_events_are_bounded_and_keep_the_latest(backend: Backend, raw: Raw) -> N
     for _ in range(5):
         backend.run(Batch(tuple(turns)))
     kept = raw.xlen(pool.keys.tag + ":events")
-    # The server drops whole nodes of the stream, of a hundred entries by default.
+    # The server removes only whole nodes of the stream; a node has a hundred entries by default.
     assert 1000 <= kept <= 1100 < len(first) + 5 * len(turns)
     assert balancer.events("planner", limit=1)[0].kind is EventKind.DRAINING
     assert first[0].cursor not in {event.cursor for event in balancer.events("planner", limit=1000)}

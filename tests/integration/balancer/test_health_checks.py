@@ -1,4 +1,4 @@
-"""Active checks: processes share them without a leader, and their results disable and enable instances."""
+"""Active checks: processes share the checks without a leader; the results disable and enable instances."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.workers import Worker, Workers
 INTERVAL_S, PROCESSES, FLEET = 0.5, 4, 30
 TIMEOUT_S = 0.15
 STALL_S = 0.2
-"""After a stall of the machine as long as this, checks may fall into another interval than their own."""
+"""When the machine stalls for at least this time, a check may be counted in the wrong interval, s."""
 
 
 def states(balancer: LoadBalancer) -> dict[str, InstanceState]:
@@ -37,7 +37,7 @@ def states(balancer: LoadBalancer) -> dict[str, InstanceState]:
 
 
 def check_until_killed(url: str, namespace: str, file: str, is_async: bool) -> None:
-    """Check the fleet; record each check and each stall of the machine in a file, which survives SIGKILL."""
+    """Check the fleet until killed. Write each check and each stall of the machine to a file that survives SIGKILL."""
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
     seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -104,14 +104,14 @@ def test_processes_check_each_instance_once_an_interval(
         ]:
             assert all(intervals - 1 <= count <= intervals + 1 for count in counts.values()), counts
             return
-        # A stalled machine skips checks, which says nothing about the sharing: try again.
+        # The machine stalled and skipped checks, so this attempt says nothing about how processes share them.
         crowd[attempt % PROCESSES] = start(attempt)
     lost = stalls.within(begin_here, end_here)
     assert all(count <= intervals + 1 + lost / INTERVAL_S for count in counts.values()), counts
 
 
 def check_until(call: Call, balancer: LoadBalancer, check: Callable[..., object], done: Callable[[], object]) -> None:
-    """Run checks through one of the APIs until a condition holds."""
+    """Run checks through the blocking or the asyncio API until a condition holds."""
     if not call.is_async:
         with balancer.run_checks("planner", check, interval=0.2, timeout=TIMEOUT_S) as checks:
             assert "running" in repr(checks)

@@ -59,7 +59,7 @@ def register(call: Call, balancer: LoadBalancer, count: int, **facts: Any) -> No
 
 
 def leases(raw: Raw, pool: keys.PoolKeys) -> list[str]:
-    """Return the tokens that hold capacity."""
+    """Return the tokens that hold capacity: of leases and of grants."""
     return records.held(raw.hgetall(pool.state))
 
 
@@ -402,7 +402,7 @@ def test_release_of_an_expired_lease_frees_nothing(
 ) -> None:
     register(call, balancer, 1, max_capacity=1)
     held = acquire(call, balancer, "planner", ttl=0.05)
-    balancer._operations.keeper.drop(held.lease)  # as if this process had been paused
+    balancer._operations.keeper.drop(held.lease)  # no longer renewed, as if this process were paused
     wait_until(lambda: acquire(call, balancer, "planner"), "the lease to expire")
     assert _kept[-1].lease is not None
     assert _kept[-1].lease.fence > held.lease.fence
@@ -428,7 +428,7 @@ def test_key_of_wrong_type_is_named_and_unchanged(
     call: Call, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, part: str
 ) -> None:
     register(call, balancer, 2)
-    # No lease is due for renewal during the test, however long it takes: only the call under test can change keys.
+    # With this TTL, no lease becomes due for renewal during the test, so only the call under test can change keys.
     held = acquire(call, balancer, "planner", ttl=3600)
     poisoned = f"{pool.tag}:{part}"
     raw.delete(poisoned)
@@ -469,14 +469,14 @@ def test_key_of_wrong_type_is_named_and_unchanged(
         try:
             _kept.append(
                 call(balancer, method, *args, **options)
-            )  # kept: a dropped lease would be released in the background
+            )  # keep a reference: a dropped lease would be released in the background
         except CorruptState as error:
             failed += 1
             named.add(error.key)
             assert everything() == before
         before = everything()
     assert set(raw.scan_iter(f"{pool.tag}:*", count=10_000)) <= set(names), "nothing was written elsewhere"
-    # For a key whose name the scripts compute, the error names only the pool.
+    # If the scripts compute the name of the key, the error cannot name the key and names `state` instead.
     assert named == {poisoned if poisoned in pool.all else pool.state}
     assert failed >= (1 if part in ("ring", "checks") else 2)
 
@@ -486,7 +486,7 @@ _RECORD = "load=0 limit=5 seq=0 fence=0 peak=0 ewma_us=0 ewma_at_ms=0 served=0 f
 
 @pytest.mark.parametrize(
     "strategy", ["least_loaded", "peak_ewma", "consistent_hash"]
-)  # each reads the record differently
+)  # the script parses the record differently for each of these strategies
 @pytest.mark.parametrize(
     "record",
     [
@@ -519,7 +519,7 @@ def test_foreign_counter_is_named_and_nothing_written(
 ) -> None:
     register(call, balancer, 1, max_capacity=3)
     held = [acquire(call, balancer, "planner", ttl=600.0) for _ in range(2)]
-    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # due, so that the next call has an expired lease to end
+    raw.zadd(pool.due, {held[1].lease.token: 1.0})  # the lease has expired, so the next call must end it
     raw.hset(pool.state, field, value)
     before = (raw.hgetall(pool.state), raw.zrange(pool.due, 0, -1, withscores=True))
     for method, args in (
@@ -633,7 +633,7 @@ def test_heartbeat_lasts_for_its_registered_ttl_by_default(
 
     for number, ttl in enumerate((5, None, 2000)):
         call(balancer, "register_instance", AgentInstance(f"p{number}", "planner"), heartbeat_ttl=ttl)
-    for _ in range(2):  # the first heartbeat and each further one
+    for _ in range(2):  # the first heartbeat and a later one
         beat()
         assert due_in() == pytest.approx([5, 30, 2000], abs=2)
     beat(within=100)
@@ -678,7 +678,7 @@ def test_refusal_explains_why_no_instance_is_available(call: Call, balancer: Loa
     assert acquire(call, balancer, "planner", require=("gpu",)).id == "p1"
     assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
     held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
-    assert call(balancer, "release", held["p3"]) is True  # it has no rate left
+    assert call(balancer, "release", held["p3"]) is True  # its rate limit is used up
     assert (
         why()
         == "of 4 instances, 2 full, 1 rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"

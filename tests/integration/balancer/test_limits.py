@@ -1,4 +1,4 @@
-"""Limits of an instance: adaptive concurrency limits, slow start and rates."""
+"""Limits of an instance: adaptive concurrency limits, slow start and rate limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.workers import Workers
 
 LONG_AGO_US = 1_000_000_000_000_000
 GRAIN_US = 2000
-"""The timers of an instance have a resolution of a millisecond."""
+"""Tolerance for times, us: the timers of an instance have a resolution of one millisecond."""
 
 
 def status_of(balancer: LoadBalancer, name: str) -> InstanceStatus:
@@ -44,7 +44,7 @@ def test_adaptive_limit_settles_at_the_knee_and_recovers(backend: Backend, runne
     concurrency = 3
 
     async def run(calls: int) -> list[int]:
-        """Let 12 callers make `calls` calls; return the limits seen in the second half."""
+        """Let 12 callers make `calls` calls; return the limits seen in the second half of the calls."""
         begun, seen = 0, []
 
         async def caller() -> None:
@@ -105,7 +105,7 @@ def test_limit_above_a_thousand_recovers(backend: Backend) -> None:
     balancer.release(balancer.acquire("planner"), outcome="timeout")
     assert status_of(balancer, "p0").limit == 1040
     held = [balancer.acquire("planner") for _ in range(530)]
-    for _ in range(1050):  # one unit a round trip of a limit's worth of calls
+    for _ in range(1050):  # the limit rises by one when as many calls as the limit have succeeded
         balancer.release(balancer.acquire("planner"))
     assert status_of(balancer, "p0").limit == 1041
     assert all(held)
@@ -122,7 +122,8 @@ def test_limit_grows_only_while_half_used(backend: Backend, raw: Raw, namespace:
     held = [balancer.acquire("planner") for _ in range(2)]
     for _ in range(20):
         balancer.release(balancer.acquire("planner"))
-    assert (adaptive_limit_milli(), len(held)) == (8000, 2)  # at most three of eight at once
+    # At most three of eight units were in use, which is less than half.
+    assert (adaptive_limit_milli(), len(held)) == (8000, 2)
     held.append(balancer.acquire("planner"))
     balancer.release(balancer.acquire("planner"))
     assert (adaptive_limit_milli(), len(held)) == (8125, 3)
@@ -142,20 +143,21 @@ def test_overload_ejects_only_when_lower_limits_fail(backend: Backend) -> None:
         assert outcomes < 50
         if outcomes == 4:
             assert status_of(balancer, "p0").limit < 4
-    assert outcomes > 6  # 4, 3.2, 2.56, 2.04, 1.63, 1.31, 1.04, 1: then three in a row
+    # The limit falls: 4, 3.2, 2.56, 2.04, 1.63, 1.31, 1.04, 1. Then three bad outcomes in a row eject the instance.
+    assert outcomes > 6
 
 
 # Slow start
 
 
 def age(raw: Raw, namespace: str) -> None:
-    """Make the pool's instances registered long ago."""
+    """Make the pool's instances appear to have been registered long ago."""
     ids = keys.pool(namespace, "planner").ids
     raw.zadd(ids, dict.fromkeys(raw.zrange(ids, 0, -1), LONG_AGO_US))
 
 
 def test_new_instance_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
-    """The test makes each step due, so that each step has the same number of calls on a busy machine."""
+    """The test makes each step due itself, so that each step has the same number of calls even on a busy machine."""
     balancer = LoadBalancer(settings=PoolSettings(slow_start=3600.0), backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=20))
@@ -179,7 +181,7 @@ def test_new_instance_takes_a_growing_share(backend: Backend, raw: Raw, namespac
         return granted["new"] / granted.total()
 
     shares = []
-    for step in range(1, 10):  # a tenth of the capacity each
+    for step in range(1, 10):  # each step adds a tenth of the capacity
         status = status_of(balancer, "new")
         assert (status.state, status.limit) == (InstanceState.WARMING, 2 * step)
         shares.append(runner.run(share()))
@@ -207,7 +209,8 @@ def test_new_instance_is_warm_after_slow_start(backend: Backend, raw: Raw, names
     def warm() -> bool:
         status = status_of(balancer, "new")
         seconds, micros = raw.time()
-        steps = (seconds * 1_000_000 + micros - registered_us + GRAIN_US) // 50_000  # of a tenth of the half second
+        # A step takes 50 ms, a tenth of the slow start of half a second.
+        steps = (seconds * 1_000_000 + micros - registered_us + GRAIN_US) // 50_000
         assert 2 <= status.limit <= 2 + 2 * steps
         return status.state is InstanceState.UP
 
@@ -254,12 +257,13 @@ def test_fleet_that_recovers_together_skips_warm_up(
     for number, name in enumerate(names):
         backend.run(commands.report_checks(pool, 2 + number, [(name, True)]))
     limits = [status_of(balancer, name).limit for name in names]
-    # Without panic, the later half returns to a pool whose first half is warm, and may warm up.
+    # Without panic, the second half of the instances warms up, because the first half is already warm.
     assert limits == ([10] * 10 if panic_threshold < 1 else [10] * 5 + [1] * 5)
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):
         backend.run(commands.report_checks(pool, at, [("p0", good)]))
-    assert status_of(balancer, "p0").limit == (1 if panic_threshold < 1 else 10)  # five of ten are warm, or nine
+    # p0 warms up only if at least half of the instances are warm: nine others are after a panic, four without.
+    assert status_of(balancer, "p0").limit == (1 if panic_threshold < 1 else 10)
     assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_threshold < 1 else 5)
 
 
@@ -290,10 +294,10 @@ def test_only_recovered_instances_with_others_warm_up(backend: Backend, raw: Raw
 
 
 def acquire_repeatedly(url: str, namespace: str, times: int, tokens: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Acquire `times` times; return the server times of the grants, us: their fences are these times.
+    """Acquire `times` times. Return the server times of the grants, us, which are the fencing tokens.
 
-    For each refusal, return when the request was sent and when its reply arrived, by the same clock: both are clocks of
-    this machine.
+    For each refusal, also return when the request was sent and when its reply arrived. Server and client run on this
+    machine, so their clocks are the same.
     """
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
     held, refused = [], []
@@ -322,19 +326,19 @@ def test_acquires_get_exactly_what_gcra_allows(
     refusals = sorted(each for _, refused in results for each in refused)
     assert len(grants) + len(refusals) == 1000
     arrivals, burst_us = [0], 6_000_000
-    for at in grants:  # the algorithm alone, applied to the server's grant times
+    for at in grants:  # the plain algorithm (GCRA), applied to the times at which the server granted
         assert at >= arrivals[-1] - burst_us, "one more than the rate allows"
         arrivals.append(max(arrivals[-1], at) + every_us)
     at_once = burst_us // every_us + 1
     assert len(grants) >= at_once + 1
-    # No allowed lease is missing: every refused request was sent before the rate allowed it, given all leases granted
-    # until its reply arrived.
+    # No lease was refused wrongly: each refused request was sent before the time at which the rate limit allowed the
+    # next lease, given the leases granted until the refusal arrived.
     too_early_us = [arrivals[bisect.bisect(grants, there)] - burst_us - sent for sent, there in refusals]
     assert all(each > -GRAIN_US for each in too_early_us), min(too_early_us)
 
 
 def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
-    """Move the arrival times of an instance's rates back by `us`."""
+    """Simulate that `us` microseconds pass: move the theoretical arrival times of an instance's rate limits back."""
     pool = keys.pool(namespace, "planner")
     extra = raw.hget(pool.state, "+" + name)
     arrivals = ("rpm_arrival_us", "tpm_arrival_us")
@@ -348,7 +352,7 @@ def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("rates", ["requests", "tokens"])
 def test_leases_a_minute_stay_within_rate_and_burst(backend: Backend, raw: Raw, namespace: str, rates: str) -> None:
-    """For requests far below and above the burst; time passes by moving arrival times back."""
+    """Uses requests far below and far above the burst. Time is simulated by `pass_time`."""
     chance = random.Random(6)
     balancer = LoadBalancer(backend=backend)
     rate = {"requests": 40, "tokens": 6000}[rates]
@@ -385,7 +389,8 @@ def test_large_lease_delays_the_next_by_its_tokens(backend: Backend) -> None:
         with pytest.raises(NoCapacity) as caught, balancer.lease(kind, tokens=1):
             pass
         assert balancer.release(held)
-        # An instance may be six seconds ahead of its rate, so at one request a minute the next lease comes after 54 s.
+        # An instance may be six seconds ahead of its rate limit. At one request per minute, the next lease therefore
+        # comes after 54 s.
         assert (
             backlog_s - 6.0 - (time.monotonic() - begin) - 0.002 <= caught.value.retry_after <= backlog_s - 6.0 + 0.002
         )
@@ -411,7 +416,7 @@ def test_refusal_by_rate_has_its_retry_after(call: Call, backend: Backend) -> No
 def test_token_rate_settles_to_the_tokens_used(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     call(balancer, "register_instance", AgentInstance("p0", "planner"), tokens_per_minute=60_000)
-    big = call(balancer, "acquire", "planner", tokens=30_000)  # half a minute's worth
+    big = call(balancer, "acquire", "planner", tokens=30_000)  # as many as the limit allows in half a minute
     assert balancer.acquire("planner") is None
     assert call(balancer, "release", big, tokens=0)
     with call.inside(balancer, "lease", "planner") as lease:
@@ -428,7 +433,7 @@ def test_waiter_is_granted_when_a_rate_recovers(call: Call, backend: Backend, ra
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=3000, tokens_per_minute=30_000)
     with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
-        for _ in range(4):  # 0.2 s each by the token rate, for granted waiters too; 0.02 s by the request rate
+        for _ in range(4):  # each takes 0.2 s by the token limit, also for waiters; 0.02 s by the request limit
             call(balancer, "release", call(balancer, "acquire", "planner", wait=20, tokens=100))
         end = time.monotonic()
         assert end - begin >= 0.55

@@ -82,7 +82,7 @@ def test_waiter_gets_the_released_unit(
         thread, _ = in_background(release)
         second = call(balancer, "acquire", "planner", wait=20)
         thread.join()
-        # woken by the message: a poll would come up to a second later
+        # The message woke the waiter; without it, the next poll would come up to a second later.
         assert stalls.own(released_at[0], time.monotonic()) < 0.8
     assert second.lease.fence > first.lease.fence
     assert call(balancer, "release", second)
@@ -138,7 +138,7 @@ def test_non_waiting_acquire_does_not_jump_the_queue(balancer: LoadBalancer, raw
 def wait_in_order(
     call: Call, runner: asyncio.Runner, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> Callable[[list[int]], list[int]]:
-    """Start callers one after the other, each with its priority; return the order in which they were granted."""
+    """Start callers one after the other, each with a priority; return the order in which they got their leases."""
     grants_seen: list[int] = []
 
     def by_threads(priorities: list[int]) -> list[int]:
@@ -239,7 +239,7 @@ def test_cancelled_wait_leaves_nothing_at_any_point(
         waiter = asyncio.ensure_future(balancer.aio.acquire("planner", wait=30))
         await asyncio.sleep(0.02)
         release = asyncio.ensure_future(balancer.aio.release(holder))
-        await asyncio.sleep(pause)  # the grant races with the cancellation
+        await asyncio.sleep(pause)  # let the grant and the cancellation happen at about the same time
         waiter.cancel()
         try:
             instance = await waiter
@@ -259,7 +259,7 @@ def test_cancelled_wait_leaves_nothing_at_any_point(
     nothing_left(raw, pool)
 
 
-# The script itself: waiters that stop polling
+# The script wait.lua, called directly, so that waiters can stop polling
 
 
 def poll(
@@ -307,7 +307,7 @@ def test_many_waiters_with_rare_labels_keep_the_order(
 
     balancer.register_instance(AgentInstance("french", "planner", max_capacity=ahead, labels=frozenset({"fr"})))
     french = [f"@rare{number}" for number in range(ahead) if number % 7]
-    for _ in range(0, len(french), 16):  # one script grants to at most 16 waiters
+    for _ in range(0, len(french), 16):  # each run of the script grants to at most 16 waiters
         assert isinstance(poll(backend, "@rare0", require="gpu"), Queued)
     grants = {token: records.fields(raw.hget(pool.state, token)) for token in french}
     assert {grant["instance"] for grant in grants.values()} == {"french"}
@@ -329,14 +329,15 @@ def test_dead_waiter_is_skipped(balancer: LoadBalancer, backend: Backend, raw: R
 def test_capacity_skips_dead_waiters_to_the_next_caller(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, dead: int
 ) -> None:
-    """Also with many dead waiters, which are removed a few at a time."""
+    """Includes cases with many dead waiters: each call removes only a few of them."""
     first = balancer.acquire("planner")
     assert first is not None
     assert first.lease is not None
     for number in range(dead):
         assert isinstance(poll(backend, f"@dead{number}"), Queued)
     expiries = {f"W@dead{number}": 2 + number for number in range(dead)}
-    raw.zadd(pool.due, {first.lease.token: 1, **expiries}, xx=True)  # the lease expires first and is processed first
+    # The lease expires before the waiters do, so it is processed first.
+    raw.zadd(pool.due, {first.lease.token: 1, **expiries}, xx=True)
     raw.hset(pool.state, "#next", 0)
 
     assert isinstance(
@@ -362,7 +363,7 @@ def test_expiring_tombstones_do_not_wake_waiters(
     raw.zadd(pool.due, {f"X@gone{number}": at for number, at in enumerate(due_ms)})
 
     def minimum() -> float:
-        """The lowest retry_after: beyond 31 tombstones the script stops looking. Call it after the reply."""
+        """Return the lower bound of retry_after. The script looks past at most 31 tombstones. Call after the reply."""
         return 0.8 if tombstones < 32 else (due_ms[31] - now_ms()) / 1000 - 0.002
 
     retry_after = poll(backend, "@first").retry_after
@@ -382,7 +383,7 @@ def test_unfetched_grant_moves_on_and_waiter_keeps_position(
     third = poll(backend, "@third")
     assert balancer.release(first)
     assert raw.hget(pool.state, "@slow").startswith("grant instance=p0 ")
-    raw.zadd(pool.due, {"@slow": 1})  # as if the three seconds to fetch it had passed
+    raw.zadd(pool.due, {"@slow": 1})  # as if the three seconds to fetch the grant had passed
     raw.hset(pool.state, "#next", 1)
     assert isinstance(poll(backend, "@second"), Granted)
     assert raw.hget(pool.state, "@slow") == "tombstone why=unfetched"
@@ -407,7 +408,7 @@ def test_repeated_wait_gets_the_same_lease(balancer: LoadBalancer, backend: Back
 def wait_in_threads(
     url: str, namespace: str, count: int, dies_at: int
 ) -> Generator[None, None, list[tuple[str, float]]]:
-    """Wait in `count` threads; return tokens and fences in grant order, or die while holding lease `dies_at`."""
+    """Wait in `count` threads; return tokens and fences in grant order, or die while holding lease number `dies_at`."""
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
     grants_seen: list[tuple[str, float]] = []
@@ -463,7 +464,7 @@ def test_waiters_keep_order_though_some_are_killed(
     assert len(grants_seen) == 20
     wait_until(lambda: gone(crowd[2].pid), "the third worker to die at its third lease")
 
-    def dead_are_gone() -> bool:  # without waiters, leases or grants
+    def dead_are_gone() -> bool:  # no waiter, lease or grant is left
         (status,) = balancer.status("planner")
         return status.waiting == status.current_load == 0
 

@@ -1,8 +1,8 @@
-"""Workers acquire, wait for and abandon leases, and are killed and paused; then the history of the pool is checked.
+"""Workers acquire, wait for and abandon leases, while some are killed and paused. Then the pool's history is checked.
 
-For these tests the scripts log their actions, in execution order, to a list beside the pool's keys. The check is a
-linear replay of that list. Mutants of the scripts show that the check can fail. Meanwhile a proxy delays requests until
-their callers have retried and released: those copies arrive late.
+For these tests, the scripts log their actions, in the order of execution, to a list beside the pool's keys. The check
+replays this list. Tests with mutants of the scripts show that the check can fail. During the run, a proxy delays some
+requests until their callers have retried them and released the leases, so the delayed copies arrive late.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.workers import Worker, Workers
 
 TTL, CAPACITY, INSTANCES, PROCESSES, SECONDS = 0.4, 2, 3, 8, 10.0
 LATE_S = 0.2
-"""How long a request is delayed: much longer than a retry and a release take."""
+"""How long a request is delayed, s: much longer than a retry and a release take."""
 JUMPY = PoolSettings(
     eject_after=1,
     base_ejection_time=0.005,
@@ -40,13 +40,13 @@ JUMPY = PoolSettings(
     slow_start=0.01,
     rate_burst=0.05,
 )
-"""Causes ejections, probes, adaptive limits, warm-ups and rate limits all the time."""
+"""With these settings, ejections, probes, adaptive limits, warm-ups and rate limits occur all the time."""
 
 SCRIPTS = [each for each in vars(commands).values() if isinstance(each, Script)]
 
 LOG = "call('RPUSH', STATE .. ':log', {})\n"
 HISTORY = (
-    # (anchor in the script, logged entry, side of the anchor)
+    # (line of a script, entry to log, whether to log it before or after this line)
     ("      record = write_grant(", "format('grant %s %s %.0f %d', TOKEN, id, fence, limit)", "before"),
     (
         "call('HSET', STATE, token, write(r.id",
@@ -75,7 +75,7 @@ MUTANTS = {
 
 
 def rewrite(mutant: str | None) -> Iterator[None]:
-    """Make the scripts log their history, with an optional mutant, until the generator is resumed."""
+    """Make the scripts log their history, and optionally apply a mutant to them, until the generator is resumed."""
     plain = Script.__dict__["source"]
     changed = Counter[str]()
     texts: dict[str, str] = {}
@@ -111,7 +111,7 @@ def history_is_written(mutant: str | None) -> Iterator[None]:
 
 
 class Unsound(Exception):
-    """The history breaks a guarantee."""
+    """Raised when the history violates a guarantee."""
 
 
 def check_history(history: list[str]) -> dict[str, str]:
@@ -144,7 +144,7 @@ def check_history(history: list[str]) -> dict[str, str]:
 
 
 def check_clients(history: list[str], seen: list[str]) -> None:
-    """Compare the replies that workers got with the actions of the scripts."""
+    """Check that the replies received by the workers match the actions logged by the scripts."""
     granted = Counter(entry.split(" ")[1] for entry in history if entry.startswith("grant"))
     freed = Counter(entry.split(" ")[1] for entry in history if entry.startswith("free"))
     for line in seen:
@@ -156,7 +156,7 @@ def check_clients(history: list[str], seen: list[str]) -> None:
 
 
 def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> None:
-    """Acquire leases in every way until killed; append the replies to a file, which survives SIGKILL."""
+    """Acquire leases in every way until killed; write the replies to a file, which survives SIGKILL."""
     running = rewrite(mutant)
     next(running)
     chance = random.Random(seed)
@@ -174,14 +174,14 @@ def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> 
         os.write(seen, f"got {token}\n".encode())
         time.sleep(chance.choice([0.0, 0.001, 0.01]))
         if chance.random() < 0.02:
-            balancer._operations.keeper.drop(instance.lease)  # it expires
+            balancer._operations.keeper.drop(instance.lease)  # no longer renewed, so the lease expires
             forgotten.append(instance)
         elif balancer.release(instance, outcome=chance.choice(["ok"] * 38 + ["error", "neutral"])):
             os.write(seen, f"freed {token}\n".encode())
 
 
 def observed(folder: Path) -> list[str]:
-    """Return the replies that workers recorded, complete lines only."""
+    """Return the replies that the workers wrote to their files; only complete lines."""
     return [line for file in folder.iterdir() for line in file.read_text().splitlines() if line.count(" ") == 1]
 
 
@@ -195,14 +195,16 @@ def torture(
     seconds: float,
     enough: Callable[[], bool],
 ) -> None:
-    """Let workers use one pool while some are killed and paused, for at least `seconds` and until `enough`.
+    """Let workers use one pool while some are killed and paused, for at least `seconds` and until `enough` is true.
 
-    With a proxy, some requests for leases arrive late, after their copies. (It does not work for a Cluster's nodes.)
+    With a proxy, some requests for leases arrive late, after other copies of them. The proxy does not work with a
+    Cluster.
     """
     chance = random.Random(4)
     url = server.url if proxy is None else proxy.url
     backend = Backend(server.url, namespace=namespace)
-    # The mutant without the limit check fails where the limit is 0, so it gets settings without ejection.
+    # The mutant without the limit check fails with a script error when the limit of an instance is 0, for example while
+    # the instance is ejected. Therefore mutants run without ejection.
     balancer = LoadBalancer(settings=PoolSettings(eject_after=None) if mutant else JUMPY, backend=backend)
     for number in range(INSTANCES):
         balancer.register_instance(
@@ -236,12 +238,12 @@ def torture(
 
 
 def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:
-    """Return the tokens that hold units, fetched or not."""
+    """Return the tokens that hold capacity: of leases, and of grants that are not fetched yet."""
     return records.held(raw.hgetall(pool.state))
 
 
 def wait_until_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
-    """Wait until all leases and waiters have expired by the server's clock, without an operation on the pool."""
+    """Wait until all leases and waiters have expired by the server's clock. Runs no script on the pool."""
 
     def over() -> bool:
         seconds, micros = raw.time()
@@ -252,7 +254,7 @@ def wait_until_all_end(raw: Raw, pool: keys.PoolKeys) -> None:
 
 
 def acquire_all(url: str, namespace: str) -> Iterator[list[str]]:
-    """Acquire all units and yield their tokens."""
+    """Acquire all units of the pool, and yield the tokens of their leases."""
     running = rewrite(None)
     next(running)
     balancer = LoadBalancer(backend=Backend(url, namespace=namespace))
@@ -305,8 +307,8 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
 
     backend = Backend(server.url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
-    # No process is left to renew, so all leases expire. Dead waiters lose their positions after three seconds without
-    # a poll, and their grants after three.
+    # No process is left to renew leases, so all leases expire. A dead waiter loses its position after three seconds
+    # without a poll; a grant expires after three seconds if it is not fetched.
     wait_until_all_end(raw, pool)
     first = balancer.acquire("planner")
     assert first is not None, "no capacity became free after the TTL and one operation"
@@ -314,7 +316,7 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
     assert kinds[EventKind.EJECTED]
     assert kinds[EventKind.HALF_OPEN]
     assert kinds[EventKind.EXPIRED]
-    for number in range(INSTANCES):  # lift all limits
+    for number in range(INSTANCES):  # remove all limits
         balancer.mark_healthy("planner", f"p{number}")
         balancer.update_instance("planner", f"p{number}", max_capacity=CAPACITY, requests_per_minute=math.inf)
     everything: list[Any] = [first, *(balancer.acquire("planner") for _ in range(INSTANCES * CAPACITY - 1))]
@@ -342,11 +344,11 @@ def test_crashes_and_pauses_leave_the_pool_consistent(
 def test_torture_catches_all_mutants(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers, tmp_path: Path, mutant: str, expected: str
 ) -> None:
-    """The same torture and checks as for the sound scripts, until a check fails."""
+    """Runs the same load and checks on mutants of the scripts, until a check fails."""
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = observed(tmp_path)  # read before the history, which then contains all of it
+        seen = observed(tmp_path)  # read before the history, so that the history contains all these actions
         try:
             history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
             check_history(history)

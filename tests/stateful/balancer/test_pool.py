@@ -1,4 +1,4 @@
-"""The same operations on the scripts and on a plain model; the whole state of the pool is compared after each."""
+"""Runs the same operations on the scripts and on a plain model; compares the whole state of the pool after each one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABELS = ("gpu", "fr")
 BY_HAND = ("", "unhealthy", "draining")
 DAY_MS = 86_400_000
 DEPTH = 132
-"""How deep the scripts search the queue for a waiter that a free instance suits (maintenance.lua)."""
+"""How many waiters the scripts look at to find one that a free instance suits (`dispatch` in maintenance.lua)."""
 
 
 @dataclass
@@ -38,11 +38,11 @@ class Instance:
     weight: float
     labels: frozenset[str]
     flags: set[str] = field(default_factory=set)
-    """Flags that are set by hand."""
+    """The flags set by hand, as the model expects them."""
     health: set[str] = field(default_factory=set)
-    """Flags that the pool set, as of the last operation."""
+    """The flags set by the scripts, read after the last operation."""
     limit: int = 0
-    """Max leases that follow from these flags."""
+    """Max leases of the instance, computed from its flags."""
 
 
 JUMPY = PoolSettings(
@@ -57,7 +57,7 @@ JUMPY = PoolSettings(
     unhealthy_threshold=1,
     healthy_threshold=1,
 )
-"""No ejection or warm-up ends on its own during a test."""
+"""With these settings, the first bad outcome ejects; no ejection or warm-up ends on its own during a test."""
 DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
 UNHEALTHY = {"ejected", "down", "half_open"}
 HEALTH = UNHEALTHY | {"adaptive", "warming", "metered", "rate_limited"}
@@ -65,7 +65,7 @@ TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:"}
 
 
 def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> int:
-    """Return the limit as the legend of pool.lua defines it."""
+    """Return the max leases of an instance, as pool.lua defines `limit`."""
     if flags & (DISABLED | {"rate_limited"}) or (flags & {"ejected", "down"} and not panic):
         return 0
     bounds = [capacity]
@@ -79,7 +79,7 @@ def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> 
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Time does not pass: leases last for a day, and `expire` moves their end into the past."""
+    """No lease expires on its own: leases last for a day, and the rule `expire` moves their end into the past."""
 
     settings = PoolSettings(eject_after=None)
 
@@ -106,14 +106,15 @@ class PoolMachine(RuleBasedStateMachine):
         seed=st.integers(0, 2**32),
     )
     def begin(self, strategy: LoadBalancingStrategy, seed: int) -> None:
-        # Picks of these two depend on the time, and with health checks more state depends on the picks.
+        # The picks of these two strategies depend on the server's time. With JUMPY settings, too much of the state
+        # depends on the picks, so another strategy is used.
         timed = {LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA}
         jumpy = self.settings is JUMPY
         self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy
         self.checked = 0
         random.seed(seed)
         self.register("a", 2, 1.0, frozenset(), True, None)
-        self.fake.client.zadd(self.pool.keys.ids, {"a": 1})  # registered long ago: later instances are new ones
+        self.fake.client.zadd(self.pool.keys.ids, {"a": 1})  # registered long ago, so that later instances count as new
 
     def load(self, name: str) -> int:
         return sum(holder == name for holder in self.leases.values())
@@ -193,7 +194,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.settings is JUMPY)
     @rule(name=st.sampled_from(IDS), flag=st.sampled_from(["ejected"] * 3 + ["warming", "rate_limited"]))
     def timer_fires(self, name: str, flag: str) -> None:
-        """An ejection ends, a step of a warm-up is over, or a rate recovers."""
+        """Fire one timer: an ejection ends, a step of a warm-up ends, or a rate limit recovers."""
         if name not in self.registered() or flag not in self.instances[name].health:
             return
         state = self.pool.keys.state
@@ -203,9 +204,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.fake.client.hset(state, "#next", 1)
         self.fake.run(commands.status(self.pool, 0, 100))
         self.refresh()
-        if flag == "ejected" or (
-            flag == "rate_limited" and not self.waiting
-        ):  # a waiter may have used the recovered rate
+        # If there are waiters, one of them may have used up the recovered rate limit again.
+        if flag == "ejected" or (flag == "rate_limited" and not self.waiting):
             assert flag not in self.instances[name].health
         if flag == "ejected":
             assert "half_open" in self.instances[name].health
@@ -266,7 +266,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.settings is JUMPY)
     @rule(outcome=st.sampled_from(Outcome))
     def work(self, outcome: Outcome) -> None:
-        """Acquire and release at once, which changes much of an instance's state."""
+        """Acquire a lease and release it immediately; this changes many fields of an instance."""
         self.acquire(frozenset(), None)
         token = f"@{self.tokens}"
         if token in self.leases:
@@ -286,12 +286,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.refresh()
         for ejected in {n for n, each in self.instances.items() if "ejected" in each.health} - ejected_before:
             assert outcome not in (Outcome.OK, Outcome.NEUTRAL) or seconds
-            # The last healthy instance is never ejected; a half-open one may be ejected again.
+            # The last healthy instance is never ejected. A half-open instance may be ejected again.
             assert len(fit_before - {ejected}) >= 1
         del self.leases[token]
         fetched_from_queue = token in self.queued_before and token not in self.granted
         self.granted.discard(token)
-        # Without a tombstone the second release is of an unknown token; with one, of a spent one.
+        # After a release that left a tombstone, the token is spent; without a tombstone, the token is unknown.
         if tombstone or fetched_from_queue:
             self.tombstones[token] = "released"
         self.forget_removed()
@@ -369,13 +369,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.forget_removed()
 
     def check_grants(self) -> None:
-        """Read new grants from the state, and check that they are right."""
+        """Read new grants from the state, and check that they respect the order of the queue."""
         state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
         for token in sorted(self.waiting, key=lambda each: int(self.positions.get(each, 2**62))):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # No earlier waiter with the same or fewer labels may still be waiting.
+            # An earlier waiter that requires the same or fewer labels must not be waiting any longer.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"
@@ -417,7 +417,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.forget_removed()
 
     def refresh(self) -> None:
-        """Read the health flags of the instances, and compute their limits from them."""
+        """Read the health flags of the instances, and compute the limits from these flags."""
         state: dict[str, str] = self.fake.client.hgetall(self.pool.keys.state)
         for name, known in self.instances.items():
             if name in state:
@@ -433,7 +433,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.compare_indexes()
 
     def compare_records(self) -> None:
-        # No instance has free capacity while a waiter suits it.
+        # While an instance has free capacity, no waiter that it suits is in the queue.
         for name, each in self.instances.items():
             if self.load(name) < each.limit:
                 assert not any(labels <= each.labels for labels in self.waiting.values())
@@ -513,7 +513,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 class JumpyPoolMachine(PoolMachine):
-    """The same with ejections, adaptive limits, warm-ups, rates and checks."""
+    """Like PoolMachine, but with ejections, adaptive limits, warm-ups, rate limits and active checks."""
 
     settings = JUMPY
 

@@ -19,7 +19,7 @@ def balancer(dead_backend: Backend) -> LoadBalancer:
 
 
 PLANNER = AgentInstance("p0", "planner")
-# One bad value an argument: which values each checker refuses is shown beside the checkers.
+# One bad value per argument. The tests of the argument checks cover all values that each check refuses.
 REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     *[("agent_type", method, ("",), {}) for method in ("acquire", "select_instance", "lease", "leases", "repair")],
     ("agent_types", "status", ("",), {}),
@@ -64,7 +64,7 @@ REFUSED: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     ("instance_ids", "heartbeat", ("planner", ""), {}),
     ("within", "heartbeat", ("planner", "p0"), {"within": 0}),
     ("instance", "release", ("p0",), {}),
-    ("instance", "release", (PLANNER,), {}),  # it carries no lease
+    ("instance", "release", (PLANNER,), {}),  # this instance carries no lease
     ("agent_type", "release_token", ("", "@host:1:a"), {}),
     ("token", "release_token", ("planner", ""), {}),
     ("token", "release_token", ("planner", "no-at"), {}),

@@ -1,4 +1,4 @@
-"""The balancer's commands without a server: their arguments and the decoding of replies."""
+"""The balancer's commands without a server: the arguments that they send, and how they decode replies."""
 
 from __future__ import annotations
 

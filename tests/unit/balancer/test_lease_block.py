@@ -1,4 +1,4 @@
-"""A lease block that is misused names the right form in its error."""
+"""The error of a misused lease block says how to use the block."""
 
 from __future__ import annotations
 

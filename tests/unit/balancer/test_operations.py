@@ -1,4 +1,4 @@
-"""The checks of a balancer's arguments, before anything is sent."""
+"""A balancer checks the arguments of its calls before anything is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records as the scripts read and write them, on a fake server: any order, later fields and foreign records."""
+"""How the scripts read and write records, on a fake server: field order, fields of later versions, foreign records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def acquired(fake: Fake, token: str = "@a") -> Granted:
 
 
 def every_command() -> dict[str, Command[Any]]:
-    """Return one command of every script that reads the state."""
+    """Return one command for every script that reads the hash `state`, by the name of the script."""
     instance = AgentInstance("p0", "t", max_capacity=5)
     return {
         "acquire": commands.acquire(POOL, "@new", 1000, ANY),
@@ -192,7 +192,7 @@ def test_unknown_wanted_strategy_is_refused(fake: Fake, script: str, is_register
 
 
 NEEDS_NO_RECORD = {"leases", "wait", "repair"}
-"""Scripts that read no instance record, and repair, which leaves a foreign record unchanged."""
+"""Scripts that do not fail on a foreign record: two read no instance records, and repair skips foreign records."""
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - NEEDS_NO_RECORD))
@@ -206,7 +206,7 @@ def test_foreign_record_is_corrupt_state_in_every_script(fake: Fake, name: str, 
         fake.run(every_command()[name])
     after = {key: value for key, value in everything(fake).items() if not key.endswith(":checks")}
     assert fake.client.hget(STATE, "p0") == wrong
-    if name not in ("status", "select"):  # these run due maintenance, whatever the record is
+    if name not in ("status", "select"):  # these two process due timers before they read the record
         assert after == before
 
 

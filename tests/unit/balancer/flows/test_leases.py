@@ -1,4 +1,4 @@
-"""The order of steps in acquiring and releasing leases, without a server."""
+"""The order of requests when leases are acquired and released, without a server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECORD = (
 
 
 class NoThread(Background):
-    """Accepts jobs and never runs them."""
+    """A background thread that accepts jobs and never runs them."""
 
     def put(self, job: Job) -> bool:
         return True
@@ -44,7 +44,7 @@ class NoThread(Background):
 
 
 class SilentKeeper(LeaseKeeper):
-    """Records commands for the background and never runs them."""
+    """A lease keeper that records the commands to retry in the background, and never runs them."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
