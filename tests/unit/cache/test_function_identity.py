@@ -181,7 +181,7 @@ def test_name_is_refused_while_another_function_has_it(cache: LRUCache) -> None:
     assert cache.cached()(module_with("def work(x): return 1").work).key(1) == first.key(1), "the same function again"
     del first
     gc.collect()
-    cache.cached()(module_with("def work(x): return 2").work)  # as an edited and reloaded module
+    cache.cached()(module_with("def work(x): return 2").work)  # as after an edit and a reload
 
 
 PROGRAM = """
@@ -221,4 +221,4 @@ def test_typed_functions_are_distinguished_by_used_globals() -> None:
         names_from("-", text=PROGRAM.format(model=m), seed=s) for m, s in (("s", "1"), ("s", "2"), ("l", "1"))
     )
     assert small == again
-    assert small[2] != large[2], "it uses a different global"
+    assert small[2] != large[2], "the function uses a different global"
