@@ -85,6 +85,10 @@ class Cache(ABC):
     def __len__(self) -> int:
         return self.size()
 
+    def __bool__(self) -> bool:
+        """Return True, even for an empty cache, so that ``cache or LRUCache()`` returns the cache. Does no I/O."""
+        return True
+
     def size(self) -> int:
         """Return the number of entries, as ``len(cache)`` does. The asyncio client has only this method.
 

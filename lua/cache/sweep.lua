@@ -72,5 +72,5 @@ I.delete_dropped()
 I.promoted = true                        -- balance every tier
 I.balance()
 I.delete_dropped()
-if expired + freed + orphans + I.evicted > 0 then I.save() end  -- a full server refuses writes
+if expired + freed + orphans + I.evicted > 0 then I.save() end  -- only if needed: a full server refuses it
 return {1, expired, freed, orphans, I.evicted, (expired == N or I.deferred_count > 0) and 1 or 0, page[1]}

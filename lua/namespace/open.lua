@@ -6,7 +6,7 @@
 --   epoch   text  random; becomes the namespace's epoch if it has none
 -- RETURNS
 --   {1, schema, epoch}   the namespace is open
---   {-1, schema, epoch}  the namespace was created by a newer major version; nothing was written
+--   {-1, schema, epoch}  the namespace was written by a newer major version; nothing was written
 -- REPEAT  the first call creates the namespace, every later call reads it
 -- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
 -- COST    O(1)

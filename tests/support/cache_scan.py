@@ -12,7 +12,7 @@ _PAYLOAD_AND_TTL = """
 local entry = redis.call('GET', KEYS[1])
 return {entry and #entry - string.match(entry, '^%d+ %d+ ()') + 1 or -1, redis.call('PTTL', KEYS[1])}
 """
-"""Returns the size of an entry's payload, in bytes (-1 without a value), and the TTL in ms. It is one script, because an
+"""Returns the size of an entry's payload in bytes (-1 without a value), and its TTL in ms. It is one script, because an
 entry may expire between two commands."""
 TIERS = ("hot", "warm", "cold", "new")
 

@@ -30,7 +30,7 @@ def zipf(count: int, keys: int, skew: float, seed: int = 1) -> list[str]:
 
 
 def zipf_scan_loop(count: int, keys: int, seed: int = 1) -> list[str]:
-    """Return a trace of stable popularity. In some phases, a scan of new keys or a loop of `keys / 4` keys is mixed in."""
+    """Return a trace of stable popularity. Some phases contain a scan of new keys or a loop of `keys / 4` keys, too."""
     chance = random.Random(seed)
     draw = _ranks(keys, 0.9, chance)
     trace: list[str] = []

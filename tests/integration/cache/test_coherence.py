@@ -92,7 +92,7 @@ def test_writes_of_other_processes_are_seen_in_time(server: Server, connect: Cal
 
 
 def assert_seen_in_time(cache: LRUCache, left: object, acknowledged: float) -> None:
-    """Read `k` until it has the value `left`. A read that begins STALE_S after `acknowledged` must return that value."""
+    """Read `k` until it has the value `left`. A read that begins STALE_S after `acknowledged` must return `left`."""
     while True:
         begun = time.monotonic()
         if cache.get("k") == left:
