@@ -1,4 +1,4 @@
-"""`LRUCache` and `TieredCache` for asyncio: the same flows, awaited."""
+"""`LRUCache` and `TieredCache` for asyncio. They await the flows that the blocking classes run."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class AsyncCache:
 
 
 class AsyncLRUCache(AsyncCache):
-    """`LRUCache` for asyncio, available as its `aio`; each method does the same as the method of that name there."""
+    """`LRUCache` for asyncio, available as `LRUCache.aio`. Each method does the same as its blocking namesake."""
 
     async def put(self, key: str, value: Any, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
         """See `LRUCache.put`."""
@@ -150,7 +150,7 @@ class AsyncLRUCache(AsyncCache):
 
 
 class AsyncTieredCache(AsyncCache):
-    """`TieredCache` for asyncio, available as its `aio`; each method does the same as the method of that name there."""
+    """`TieredCache` for asyncio, available as `TieredCache.aio`. Each method does the same as its blocking namesake."""
 
     async def put(
         self,

@@ -26,7 +26,7 @@ from agentperf_redis.errors import InvalidArgument
 R = TypeVar("R")
 
 _LOCAL_SIZE = 10_000
-"""Number of local copies when only their bytes are limited."""
+"""Maximum number of local copies if only `local_bytes` is given."""
 MAX_CACHE_BYTES = 10**15
 """Larger than any server's memory; sums of it stay exact in a double."""
 
@@ -86,14 +86,14 @@ class Cache(ABC):
         return self.size()
 
     def __bool__(self) -> bool:
-        """True: a cache is not false because it is empty, as in ``cache or LRUCache()``. No I/O."""
+        """Return True, even for an empty cache, so that ``cache or LRUCache()`` returns the cache. Does no I/O."""
         return True
 
     def size(self) -> int:
-        """Return the number of entries: the same as ``len(cache)``, for which asyncio has no counterpart.
+        """Return the number of entries, as ``len(cache)`` does. The asyncio client has only this method.
 
         An expired entry counts until it is swept. An entry invalidated by tag counts until it is overwritten, expires,
-        is evicted or swept.
+        is evicted or is swept.
         """
         return self._backend.run(inspection.size(self._flows.shared))
 
@@ -103,7 +103,7 @@ class Cache(ABC):
         Args:
             key: any string.
             default: returned when there is no value; a cached None is a value.
-            fresh: read from the server even if there is a local copy.
+            fresh: True reads from the server even if there is a local copy.
 
         Raises:
             InvalidArgument: the key is not a string, or cannot be encoded.
@@ -125,7 +125,7 @@ class Cache(ABC):
         return self._backend.run(self._flows.reader.get_many(keys, fresh=fresh))
 
     def entry(self, key: str) -> CacheEntry | None:
-        """Return all stored facts about a key, or None. It does not count as a read."""
+        """Return the value and the metadata of a key, or None if it has no value. This does not count as a read."""
         return self._backend.run(self._flows.reader.entry(key))
 
     @property
@@ -138,7 +138,7 @@ class Cache(ABC):
         """Store a value; see `LRUCache.put` and `TieredCache.put`."""
 
     def delete(self, key: str) -> bool:
-        """Remove a key. A value of it that is being computed at the moment will not be stored.
+        """Remove a key. If its value is being computed now, the result will not be stored.
 
         Returns:
             Whether there was a value.
@@ -160,16 +160,17 @@ class Cache(ABC):
     def invalidate_tags(self, *tags: str) -> None:
         """Make every entry that was stored with one of the tags a miss, at once.
 
-        The cost does not depend on the number of entries, since none is touched. They use capacity, and count in `size`
-        and `keys`, until each is overwritten, expires, is evicted or swept; see `sweep`.
+        The cost does not depend on the number of entries, since the entries are not touched. An invalidated entry uses
+        capacity, and counts in `size` and `keys`, until it is overwritten, expires, is evicted or is swept; see
+        `sweep`.
         """
         self._backend.run(self._flows.eraser.invalidate_tags(tags))
 
     def sweep(self) -> int:
         """Remove entries that are expired, cleared, dropped by the server, or invalidated by tag.
 
-        Puts gradually remove the first two kinds. This removes all four now, in short steps that do not block other
-        callers.
+        Puts gradually remove expired and cleared entries. A sweep removes all four kinds now, in short steps that do
+        not block other callers.
 
         Returns:
             The number of entries and values removed.
@@ -177,7 +178,7 @@ class Cache(ABC):
         return self._backend.run(self._flows.eraser.sweep())
 
     def flush(self) -> None:
-        """Report the reads that this process has buffered. It happens automatically within 0.2 s."""
+        """Report buffered reads to the server now. Without this call, they are reported within 0.2 s."""
         self._backend.run(flush(self._flows.shared))
 
     def stats(self) -> CacheStats:
@@ -222,7 +223,8 @@ class Cache(ABC):
     ) -> Any:
         """Return the value of a key. If it is missing, one caller among all processes computes it, and the others wait.
 
-        A value that cannot be stored is returned uncached. `on_unavailable` of the cache decides about an outage.
+        A value that cannot be stored is returned uncached. During an outage, the cache's option `on_unavailable`
+        applies.
 
         Args:
             key: any string.
@@ -252,16 +254,17 @@ class Cache(ABC):
     ) -> WarmUpStatus:
         """Compute the missing values of several keys, as `get_or_compute` does, several at a time.
 
-        Several processes may do so at once: no value is computed twice. An exception of the function ends only the
-        computation of that value, and is among the `errors` returned.
+        Several processes may warm the same keys at once: no value is computed twice. If the function raises for a key,
+        the others are still computed; the exception is in the `errors` of the result.
 
         Args:
             items: the keys; the iterable is consumed as needed.
             function: computes the value of a key; called from several threads at a time.
             ttl: TTL of each value, seconds; None is the cache's default, `math.inf` is no expiry.
             tags: names by which the values can be invalidated.
-            concurrency: values computed at a time.
-            progress: called after each value with a `WarmUpStatus`, one call at a time, on the thread that computed.
+            concurrency: maximum number of values computed at a time.
+            progress: called with a `WarmUpStatus` after each value, on the thread that computed it; calls never
+                overlap.
             freshness: when the values are refreshed; see `FreshnessOptions`.
 
         Raises:
@@ -273,24 +276,24 @@ class Cache(ABC):
 
     @property
     def hits(self) -> int:
-        """Hits, in all processes."""
+        """Hits of all processes."""
         return self.stats().hits
 
     @property
     def misses(self) -> int:
-        """Misses, in all processes."""
+        """Misses of all processes."""
         return self.stats().misses
 
 
 def _refuse_coroutines(method: str, function: object) -> None:
-    """Refuse a coroutine function in a blocking call. Checks only the flag: `inspect` takes three times as long."""
+    """Refuse a coroutine function in a blocking call. Checks its code flag: `inspect` takes three times as long."""
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
         raise InvalidArgument("function", function, f"a blocking function; .aio.{method} takes coroutine functions")
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:
-    """Return the TTLs that one object applies to its puts: those with which it was made."""
+    """Return the TTLs that an object applies to its puts: those given to its constructor, else the tiers' defaults."""
     hot, warm, cold = (
         ms if chosen(option) else TIERS_OWN_TTL_MS for ms, option in zip(settings.ttls_ms, given[-3:], strict=True)
     )

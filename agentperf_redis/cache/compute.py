@@ -1,4 +1,4 @@
-"""Computes missing values: among all callers that need a value, one calls the function."""
+"""Computes missing values: of all callers that need a value, one calls the function, and the others get its result."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(slots=True)  # not frozen: one is made for each call, and frozen doubles the cost
+@dataclass(slots=True)  # not frozen: each call makes such an object, and freezing doubles the cost
 class Wanted(Generic[R_co]):
     """A requested value and the means to compute it.
 
     Attributes:
-        key: of the value; checked.
-        function: computes it; asyncio callers await its result if that is awaitable.
+        key: key of the value; checked.
+        function: computes the value; asyncio callers await the result if it is awaitable.
         ttl: TTL of the value, seconds; checked.
-        tags: names by which it can be invalidated; checked.
-        freshness: when it is refreshed.
+        tags: names by which the value can be invalidated; checked.
+        freshness: when the value is refreshed.
         unstorable: called if the value cannot be stored; by default a RuntimeWarning is issued.
     """
 
@@ -55,12 +55,12 @@ def compute(
 
     Args:
         backend: runs the flows.
-        flows: of the cache.
+        flows: the flows of the cache.
         maintenance: renews the lease during the computation.
-        wanted: the value.
+        wanted: the requested value.
         look: False computes even if there is a value.
     """
-    copy = copied(flows, wanted) if look else None  # outside of the flow, which costs more than this
+    copy = copied(flows, wanted) if look else None  # before a flow is started, which costs more than this look-up
     if copy is not None and not copy.stale:
         return cast("R", copy.value)
     return accepted(wanted, backend.run(computing(flows, maintenance, wanted, copy, look=look, blocking=True)))
@@ -77,7 +77,7 @@ async def compute_async(
 
 
 def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
-    """Return the value, or raise the function's error. Reports a value that could not be stored."""
+    """Return the value, or raise the function's error. Warns if the value could not be stored."""
     if isinstance(answer, Crashed):
         raise answer.error
     if not answer.storable:
@@ -90,15 +90,16 @@ def computing(
 ) -> Flow[Served | Crashed]:
     """Return a value or the error of its function; compute it if this caller gets the compute lease.
 
-    An error of the function is returned, not raised: a StopIteration could not propagate out of a flow.
+    An error of the function is returned, not raised, since a StopIteration cannot propagate out of a flow: a flow is a
+    generator.
 
     Args:
-        flows: of the cache.
+        flows: the flows of the cache.
         maintenance: renews the lease during the computation.
-        wanted: the value.
+        wanted: the requested value.
         copy: the result of `copied`.
         look: False computes even if there is a value.
-        blocking: the caller is a thread, which is blocked meanwhile, and not a task.
+        blocking: True if the caller is a thread, which is blocked meanwhile; False if it is a task.
     """
     single_flight = flows.single_flight
     answer: Answer | Crashed | None = copy
@@ -145,8 +146,8 @@ def _compute_under_lease(
 ) -> Flow[Served | Crashed]:
     """Call the function, report its result to all waiters and to the server, and return it.
 
-    The report is a shielded flow. Repeated cancellation cannot leave waiters without a result, and a computed value is
-    stored even if no local caller waits for it any more.
+    The report is a shielded flow, which runs to its end even if the caller is cancelled, also repeatedly. Waiters
+    therefore always get a result, and a computed value is stored even if no local caller waits for it any more.
     """
     begun = time.perf_counter()
     try:
@@ -203,7 +204,7 @@ def _end(
 
 
 def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
-    """Return the value of the local copy, or None. No I/O."""
+    """Return the value of the local copy, or None. Does no I/O."""
     local = flows.reader.local
     if local is None:
         return None
@@ -213,7 +214,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
     value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
     if copy.fresh_until_ms or wanted.freshness.early:
         age = wanted.freshness.age(copy, flows.shared.server_ms())
-        if age is Age.OLD:  # only the server knows whether computing fails, which makes the value unusable
+        if age is Age.OLD:  # usable only if computing does not fail, and only the server knows that
             return None
         stale = copy.version if age is Age.DUE else 0
     if value is MISSING:

@@ -42,9 +42,9 @@ _MAX_TAG_CHARACTERS = arguments.MAX_NAME_CHARACTERS - len(_TAG)
 _ROOT = re.compile(r"[.\[]")
 """Separates the name of an argument from the rest of a template field."""
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
-"""Types whose equal values have equal keys. Floats are excluded: 0.0 equals -0.0."""
+"""Types for which equal values have equal keys. Float is excluded: 0.0 equals -0.0, but has a different key."""
 _MAX_KEYS = 1024
-"""Keys remembered for each function; computing a key takes ten times as long as looking it up."""
+"""Maximum keys remembered for each function. Computing a key takes ten times as long as looking it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class CacheInfo:
     """The counters of `cache_info`, for this process and this function.
 
     Attributes:
-        calls: of the decorated function.
+        calls: calls of the decorated function.
         computed: calls of the original function.
         hits: calls answered without calling the original function.
         uncacheable: results that could not be stored.
@@ -69,7 +69,7 @@ class CacheInfo:
 
 
 class CachedFunction(Protocol[P, R_co]):
-    """A blocking function with a cache. For a method, `invalidate` and the like take the instance first."""
+    """A blocking function with a cache. For a method, pass the instance first to `key`, `invalidate` and `refresh`."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Return the value for these arguments."""
@@ -184,12 +184,13 @@ def cached(
     name: str | None = None,
     **freshness: Unpack[FreshnessOptions],
 ) -> Decorator:
-    """Cache a function's results: blocking and coroutine functions, methods, static and class methods.
+    """Cache the results of a blocking or coroutine function, a method, a static method or a class method.
 
     One caller computes a missing value while all others, in any process, wait for it. Results that cannot be stored
     are returned uncached, with one warning. A function that returns an awaitable must be declared with ``async def``.
-    The decorated function has ``.invalidate(*args)``, ``.refresh(*args)``,
-    ``.warm(items)`` and ``.cache_clear()``, which are coroutine functions if it is one, and ``.key(*args)``,
+
+    The decorated function has the methods ``.invalidate(*args)``, ``.refresh(*args)``, ``.warm(items)`` and
+    ``.cache_clear()``; they are coroutine functions if the function is one. It also has ``.key(*args)``,
     ``.cache_info()`` and ``.cache``.
 
     Args:
@@ -201,14 +202,15 @@ def cached(
         ignore: names of arguments to exclude from the key, such as ``("self",)``.
         version: part of the key; change it to abandon old results.
         name: identifies the function in keys, 1 to 200 characters; functions with the same name share results. The
-            default is its module and qualified name. Where these could mean another function (lambdas, functions made
-            by a factory, decorated, or typed into a notebook), a digest of its code and closure is added; in a script,
-            also a digest of the file, so an edited script begins with an empty cache.
+            default is the function's module and qualified name. A digest of its code and closure is added where that
+            name could mean another function: for a lambda, and for a function that was made by a factory, decorated, or
+            typed into a notebook. In a script, a digest of the file is added, too, so an edited script begins with an
+            empty cache.
         freshness: when results are refreshed in the background; see `FreshnessOptions`.
 
     Raises:
-        InvalidArgument: the function cannot be cached, or cannot be distinguished from another; when called: an
-            argument has no value that identifies it.
+        InvalidArgument: the function cannot be cached, or cannot be distinguished from another. Calls of the decorated
+            function raise it for an argument that cannot be part of a key.
     """
     if not isinstance(cache, Cache):
         raise InvalidArgument("cache", cache, "an LRUCache or TieredCache")
@@ -264,12 +266,12 @@ _decorated: weakref.WeakKeyDictionary[SharedState, dict[str, weakref.ref[Any]]] 
 
 
 def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None:
-    """Refuse a function if another function of this process has its name, such as one defined twice in a module."""
+    """Refuse a function if a different function of this process has its name, as when a module defines it twice."""
 
     def code(of: Any) -> tuple[str, str]:
         return code_digest(of), code_digest(inspect.unwrap(of))
 
-    known = _decorated.setdefault(cache._shared_state, {})  # noqa: SLF001  of one package
+    known = _decorated.setdefault(cache._shared_state, {})  # noqa: SLF001  same package
     other = known.get(name, lambda: None)()
     if other is not None and code(other) != code(function):
         del other
@@ -279,7 +281,7 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
                 f"a function of another name: this cache already has a function {name}; give one of them name='...'"
             )
             raise InvalidArgument("function", function, allowed)
-    with contextlib.suppress(TypeError):  # an object without weak references
+    with contextlib.suppress(TypeError):  # the object does not support weak references
         known[name] = weakref.ref(function)
 
 
@@ -320,13 +322,13 @@ class _Wrapped(Generic[R]):
         if isinstance(key, str):
             self._check_template(key)
         self.calls = self.computed = self.uncacheable = 0
-        self._where = (cache._backend, cache._flows, cache._maintenance)  # noqa: SLF001  of one package
+        self._where = (cache._backend, cache._flows, cache._maintenance)  # noqa: SLF001  same package
         self._reader = cache._flows.reader  # noqa: SLF001  as above
         self._may_be_copied = self._reader.local is not None and freshness == UNTIL_EXPIRY
         self._keys: dict[object, str] = {}
 
     def key(self, *args: Any, **kwargs: Any) -> str:
-        """Return the key of a call. It is remembered if all arguments are of types in `_PLAIN`."""
+        """Return the key of a call. The key is remembered if the types of all arguments are in `_PLAIN`."""
         kinds = (*map(type, args), *map(type, kwargs.values()))
         if not _PLAIN.issuperset(kinds):
             return self._make_key(args, kwargs)
@@ -363,7 +365,7 @@ class _Wrapped(Generic[R]):
         if rule is not None:
             return f"{self.name}:{rule.format(**bound.arguments)}"
         counted = {name: value for name, value in bound.arguments.items() if name not in self.ignore}
-        return function_key(self.name, counted, self.cache._flows.reader.codec.registry)  # noqa: SLF001  of one package
+        return function_key(self.name, counted, self.cache._flows.reader.codec.registry)  # noqa: SLF001  same package
 
     def wrapper(self) -> Any:
         function = self.function
@@ -439,7 +441,7 @@ class _Wrapped(Generic[R]):
         return each, total, concurrency
 
     def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the value of a local copy that stays fresh until it expires, or MISSING: the path of most calls."""
+        """Return the value of a local copy that stays fresh until it expires, or MISSING. Most calls take this path."""
         value = self._reader.ageless_copy(self.key(*args, **kwargs))
         self.calls += value is not MISSING
         return value

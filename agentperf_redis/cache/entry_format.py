@@ -3,9 +3,9 @@
     178463520012345 1784635500123 Yk3vPq0w 1250 60000 news,team%201 m...
     version         expiry, ms    request  cost fresh tags          value
 
-The version is the cache's clock at the time of the write, in units of 10 us since 1970. The script `put` writes version
-and expiry, the client writes the rest. Fresh is how many ms after the write the value stays fresh; 0 is until it
-expires. Stored bytes are not trusted: every field is validated.
+The version is the cache's clock at the time of the write, in units of 10 us since 1970. `put.lua` writes version
+and expiry, the client writes the rest. Cost is the computing time in ms. Fresh is the time after the write for which
+the value is fresh, in ms; 0 means until it expires. Stored bytes are not trusted: every field is validated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agentperf_redis.errors import Undecodable
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
 _HIT = 10**10
-"""One read in an entry's number in the size index; the remainder is bytes."""
+"""In the size index, an entry's number is its reads times this, plus its bytes."""
 _FREQUENCIES = 16
 """A score is the clock of the last access times this, plus the frequency."""
 
@@ -27,17 +27,19 @@ LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: the last time that Python's datetime can express."""
 _PARTS = 7
 _MAX_DIGITS = 4 * 16
-"""Of four numbers; each stays exact in a double up to 2^53, which has 16 digits."""
+"""Maximum digits of the four numbers together. A double is exact up to 2^53, which has 16 digits."""
 
 
 class Stored(NamedTuple):
-    """An entry as read from the server, its value still encoded. A tuple, since it is built in a third of the time.
+    """An entry as read from the server, with its value still encoded.
+
+    It is a tuple, because a tuple is built in a third of the time.
 
     Attributes:
-        version: clock of its write.
+        version: the cache's clock when the entry was written.
         expires_ms: when it expires, ms since 1970; 0 for never.
         cost_ms: how long computing it took, ms; 0 if it was put.
-        fresh_until_ms: when it is due for a refresh, ms since 1970; 0 for never before it expires.
+        fresh_until_ms: when it is due for a refresh, ms since 1970; 0 if it stays fresh until it expires.
         tags: percent-encoded.
         data: the encoded value.
     """
@@ -55,9 +57,9 @@ class InvalidationEpoch:
     """The record of past clears and tag invalidations, as versions.
 
     Attributes:
-        cleared_until: entries up to it are invalid.
-        tagged: entries above it are certainly not invalidated by a tag.
-        tagged_cleared_until: entries up to it are invalid if they have any tag.
+        cleared_until: entries up to this version are invalid.
+        tagged: entries above this version are certainly not invalidated by a tag.
+        tagged_cleared_until: entries up to this version are invalid if they have any tag.
     """
 
     cleared_until: int = 0
@@ -69,7 +71,7 @@ NOTHING_INVALIDATED = InvalidationEpoch()
 
 
 def payload(request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes) -> bytes:
-    """Return the client's part of an entry; tags are percent-encoded, fresh_ms 0 is until it expires."""
+    """Return the client's part of an entry. Tags are percent-encoded; a `fresh_ms` of 0 means until it expires."""
     return f"{request} {cost_ms} {fresh_ms} {','.join(tags)} ".encode() + data
 
 
@@ -77,7 +79,7 @@ def parse(entry: bytes) -> Stored:
     """Read an entry.
 
     Raises:
-        Undecodable: it is not a valid entry.
+        Undecodable: the bytes are not a valid entry.
     """
     try:
         version, expires, _, cost, fresh, tags, data = entry.split(b" ", _PARTS - 1)
@@ -103,7 +105,7 @@ def parse_invalidation_epoch(gen: bytes) -> InvalidationEpoch:
     """Read the record of past invalidations.
 
     Raises:
-        Undecodable: it is not a valid record.
+        Undecodable: the bytes are not a valid record.
     """
     try:
         cleared_until, tagged, tagged_cleared_until = map(int, gen.split(b" "))

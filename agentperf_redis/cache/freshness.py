@@ -2,11 +2,11 @@
 
 A value is fresh for its soft TTL, stale until its hard TTL, and then expired. A stale value is returned to all readers
 at once while one caller among all processes computes the next one in the background (stale-while-revalidate, RFC 5861).
-If that fails, the stale value is still returned, but for a limited time (stale-if-error in that RFC, fail-safe
-elsewhere). A value that is invalidated or past its hard TTL is never returned.
+If that computation fails, the stale value is still returned, but for a limited time (stale-if-error in the RFC,
+fail-safe elsewhere). A value that is invalidated or past its hard TTL is never returned.
 
-Where values must not even become stale, each reader decides at random whether to refresh early. The probability rises
-as the expiry approaches, and rises sooner the longer the value takes to compute: XFetch (Vattani, Chierichetti,
+For values that must not even become stale, each reader decides at random whether to refresh early. The probability
+rises as the expiry approaches, and rises sooner the longer the value takes to compute: XFetch (Vattani, Chierichetti,
 Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB 8, 2015).
 """
 
@@ -25,7 +25,7 @@ from agentperf_redis.errors import InvalidArgument
 MAX_JITTER = 0.5
 MAX_EARLY_REFRESH = 100.0
 _MIN_RETRY_MS, _MAX_RETRY_MS = 1000, 30_000
-"""Bounds of the time without retries, in any process, after a failed refresh; between them a tenth of the soft TTL."""
+"""Bounds of the time after a failed refresh in which no process retries. Within the bounds, it is soft TTL / 10."""
 
 
 class FreshnessOptions(TypedDict, total=False):
@@ -34,15 +34,15 @@ class FreshnessOptions(TypedDict, total=False):
     Attributes:
         soft_ttl: seconds for which a value is fresh. From then until its TTL, readers get the stale value at once while
             one caller among all processes computes the next one in the background.
-        jitter: fraction by which the soft TTL (the TTL if there is none) is varied at random, such as 0.1 for 10 %:
-            values stored together are not due together.
-        early_refresh: how eagerly to refresh before a value is stale (expires, without a soft TTL); 1.0 is XFetch as
-            published, higher is earlier, 0 is off.
-        stale_if_error: seconds, from the soft TTL on, for which a stale value is returned when computing the next one
-            fails; never beyond the TTL, so a value above ``ttl - soft_ttl`` has no further effect. After that, the
-            value counts as missing: readers call the function, one at a time among all, and see its error. None is
-            until the TTL. While the server is unreachable, local copies that were valid at the last contact are
-            returned for the same time, if there is a soft TTL or such a limit.
+        jitter: fraction by which the soft TTL (the TTL if there is none) is varied at random, such as 0.1 for 10 %, so
+            that values stored together are not due together.
+        early_refresh: how eagerly to refresh before a value becomes stale, or before it expires if it has no soft TTL.
+            1.0 is XFetch as published, higher values refresh earlier, 0 is off.
+        stale_if_error: seconds, counted from the soft TTL, for which a stale value is returned when computing the next
+            one fails. It is never returned beyond the TTL, so more than ``ttl - soft_ttl`` has no further effect. After
+            this time, the value counts as missing: readers call the function, one at a time among all processes, and
+            see its error. None is until the TTL. While the server is unreachable, local copies that were valid at the
+            last contact are returned for the same time, if `soft_ttl` or `stale_if_error` is given.
     """
 
     soft_ttl: float | None
@@ -52,7 +52,7 @@ class FreshnessOptions(TypedDict, total=False):
 
 
 class Aging(Protocol):
-    """The facts that decide an entry's age; a local copy has them, too."""
+    """The fields that decide the age of an entry. Stored entries and local copies have them."""
 
     @property
     def expires_ms(self) -> int:
@@ -61,7 +61,7 @@ class Aging(Protocol):
 
     @property
     def fresh_until_ms(self) -> int:
-        """When it is due for a refresh; 0 for never before it expires."""
+        """When it is due for a refresh; 0 if it stays fresh until it expires."""
         ...
 
     @property
@@ -84,8 +84,8 @@ class Freshness:
 
     Attributes:
         soft_ms: how long a value is fresh; 0 is until it expires.
-        jitter: fraction by which that varies.
-        early: how eagerly to refresh early.
+        jitter: fraction by which the soft TTL varies, or the TTL if there is no soft TTL.
+        early: how eagerly to refresh before a value is stale.
         error_ms: how long a stale value is returned while computing fails; None is until it expires.
     """
 
@@ -99,7 +99,7 @@ class Freshness:
         """Check the options that a user gave.
 
         Raises:
-            InvalidArgument: for an unknown option or an invalid value.
+            InvalidArgument: an option is unknown or its value is invalid.
         """
         if not options:
             return UNTIL_EXPIRY
@@ -120,18 +120,18 @@ class Freshness:
 
     @property
     def retry_ms(self) -> int:
-        """How long after a failed refresh it is not tried again."""
+        """The time after a failed refresh in which no process retries, ms."""
         return max(_MIN_RETRY_MS, min(_MAX_RETRY_MS, self.soft_ms // 10))
 
     @property
     def serve_stale_s(self) -> float:
-        """How long a local copy may be returned during an outage, seconds: not at all unless an option allows it."""
+        """How long a local copy may be returned during an outage, seconds; 0.0 unless an option allows it."""
         if self.error_ms is not None:
             return self.error_ms / 1000
         return math.inf if self.soft_ms else 0.0
 
     def spread(self, ttl_ms: int) -> int:
-        """Return a duration varied by the jitter; one of 0 or less stands for none and is returned unchanged."""
+        """Return a duration varied by the jitter. A duration of 0 or less has a special meaning and is not varied."""
         if not self.jitter or ttl_ms <= 0:
             return ttl_ms
         return max(1, round(ttl_ms * random.uniform(1 - self.jitter, 1 + self.jitter)))
@@ -144,7 +144,7 @@ class Freshness:
         """Classify an entry by its age.
 
         Args:
-            entry: one that was found and has not expired.
+            entry: an entry that has not expired.
             now_ms: the server's time.
             chance: returns a random number from 0.0 up to, not including, 1.0.
         """

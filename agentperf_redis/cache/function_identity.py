@@ -1,12 +1,12 @@
 """The identity of a function: the same in every process that runs the program, on any machine.
 
-A function at the top level of a module, or a method of a class there, is identified by its name. For all others, such
-as lambdas, functions made by a factory and functions typed into a notebook, the name is not enough: a digest of their
-code and closure values is added. A function whose closure has a value without an identity, such as a connection, is
-refused, because it could get the results of another function. ``name=`` avoids that.
+A function at the top level of a module, or a method of a class there, is identified by its name. For all other
+functions, such as lambdas, functions made by a factory and functions typed into a notebook, the name is not enough: a
+digest of their code and closure values is added to it. A function whose closure has a value without an identity, such
+as a connection, is refused, because it could get the results of another function. The user avoids that with ``name=``.
 
-Code is compared as bytecode, which differs between minor versions of Python: different versions do not share results of
-such functions.
+Code is compared as bytecode, which differs between minor versions of Python. Processes with different versions
+therefore share no results of functions that need a digest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agentperf_redis.errors import InvalidArgument
 _SCRIPTS: Final = ("__main__", "__mp_main__")
 """Names of the script's module in the process that runs it, and in processes started by multiprocessing."""
 _DIGEST_BYTES: Final = 8
-"""64 bits distinguish the functions of one name, which are few."""
+"""64 bits are enough, since few functions have the same name."""
 
 
 _CLIENTS: Final = frozenset(
@@ -130,7 +130,7 @@ class _Namer:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._under_way: set[int] = set()
-        """Functions being named, by id, so that a function that refers to itself ends the recursion."""
+        """Ids of the functions being named. They end the recursion for a function that refers to itself."""
 
     def name(self, function: Any) -> str:
         if isinstance(function, MethodType):  # its arguments do not include the object to which it is bound
@@ -165,7 +165,7 @@ class _Namer:
         return self._value(value)
 
     def _globals(self, function: Any) -> Iterator[bytes]:
-        """Yield the global values used by code typed into a session; the module identifies other code."""
+        """Yield the global values that code typed into a session uses. Other code is identified by its module."""
         code = getattr(function, "__code__", None)
         around = getattr(function, "__globals__", {})
         for variable in sorted(_names_in(code) & around.keys() - {function.__name__}):
@@ -212,7 +212,7 @@ class _Unbound:
 def _cells_of(function: Any) -> Iterator[tuple[str, CellType]]:
     code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if code is not None and closure:
-        # super() needs __class__: the class in the function's name.
+        # Functions that call super() have a cell __class__. It is left out: their name contains the class already.
         yield from ((name, cell) for name, cell in zip(code.co_freevars, closure, strict=True) if name != "__class__")
 
 
@@ -223,7 +223,7 @@ def _names_in(code: CodeType | None) -> set[str]:
 
 
 def _parts_of_code(code: CodeType | None) -> Iterator[bytes]:
-    """Yield all that determines the behaviour of code: no file, no line numbers."""
+    """Yield everything that determines the behaviour of code, but not its file and line numbers."""
     if code is None:
         return
     yield code.co_code

@@ -10,9 +10,9 @@ from agentperf_redis.codec.storable import REGISTRY, Registry
 from agentperf_redis.errors import InvalidArgument
 
 DIGEST_BYTES: Final = 16
-"""128 bits: among 10^12 keys two collide with a probability of 10^-15."""
+"""128 bits: the probability that any two of 10^12 keys collide is 10^-15."""
 _CLASS: Final = b"\xc1"
-"""Precedes a class: no canonical form begins with it, so a class differs from a string with its name."""
+"""Precedes a class. No canonical form begins with this byte, so a class differs from a string with its name."""
 
 
 def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> str:
@@ -20,7 +20,7 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
 
     Args:
         name: of the function.
-        counted: the arguments to include; a dict by name is checked item by item, so an error names the argument.
+        counted: the arguments to include. A dict by name is checked item by item, so that an error names the argument.
         registry: the user classes whose values can be encoded.
     """
     if not isinstance(counted, dict):
@@ -31,7 +31,8 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
             if isinstance(value, type):  # such as cls of a class method: identified by its name
                 known = f"{module_of(value)}.{value.__qualname__}"
                 outer, local, _ = known.rpartition("<locals>")
-                if local and not name.startswith(outer + local):  # a class local to the function is as unique as it
+                # a class defined inside this very function is as unique as the function
+                if local and not name.startswith(outer + local):
                     raise InvalidArgument(argument, value, "a class that its name identifies")
                 parts.append(_CLASS + program_of(value) + canonical((argument, known), registry))
             else:

@@ -26,35 +26,36 @@ from agentperf_redis.codec.codec import Codec
 class LRUCache(DecoratingCache):
     """A bounded cache shared by all processes, which evicts the least recently used entry first.
 
-    A read costs one plain command. Reads are reported with the next put, or after 0.2 s. Within one process entries are
-    evicted in exact LRU order. Among several processes the order is exact to that delay, or exact with `strict`.
+    A read costs one plain command. Reads are reported with the next put, or after 0.2 s. If one process uses the cache,
+    entries are evicted in exact LRU order. If several processes use it, the order may lag by the delay of the reports;
+    with `strict` it is exact.
 
     Args:
-        max_size: entries it holds.
+        max_size: maximum number of entries.
         default_ttl: TTL of entries put without one, seconds; None is the cache's default (no expiry if no process has
             set one); `math.inf` is no expiry.
-        name: of the cache; every object of that name in any process is the same cache.
+        name: name of the cache; every object of that name in any process is the same cache.
         backend: the server and namespace; by default the process-wide one.
-        max_bytes: bytes of all keys and values together; None is no limit.
-        policy: which entry is evicted when it is full.
+        max_bytes: maximum bytes of all keys and values together; None is no limit.
+        policy: which entry is evicted when the cache is full.
         strict: record each read at once, with one script call per read.
-        local_size: number of local copies in this process, where a hit costs no round trip; None is no local copies. A
-            value that another process has changed may be read from there for up to 0.25 s.
-        local_bytes: bytes of their keys and values together.
+        local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
+            no round trip. For up to 0.25 s, it may return a value that another process has changed.
+        local_bytes: maximum bytes of the keys and values of the local copies together.
         codec: encodes and decodes values.
-        lease: seconds for which a process that crashes while it computes a value delays the waiters. A live process
+        lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
         on_unavailable: while the server is unreachable, "compute" calls the functions of `get_or_compute` and of
-            decorated functions, once per process, unless a stale local copy is allowed (see `FreshnessOptions`);
+            decorated functions, once per process, unless a stale local copy may be returned (see `FreshnessOptions`);
             "raise" raises BackendUnavailable there, as all other methods do.
 
-    Options that are not given keep the cache's present values, whichever process has set them; the defaults apply to a
-    new cache. A given option that differs applies to every process from then on, which is logged as a warning. A given
-    TTL applies to all puts of this object instead.
+    An option that is not given keeps the cache's present value, whichever process has set it; the defaults apply to a
+    new cache. A given option that differs from the present value applies to every process from then on, and a warning
+    is logged. A given TTL always applies to the puts of this object, even if another process later sets another.
 
     Raises:
-        InvalidArgument: for an invalid limit, TTL or name, or limits different from those of a live object of this
-            cache in this process.
+        InvalidArgument: a limit, TTL or name is invalid, or a live object of this cache in this process has other
+            limits.
     """
 
     _service = "cache"
@@ -96,7 +97,7 @@ class LRUCache(DecoratingCache):
 
     @property
     def max_size(self) -> int:
-        """The maximum number of entries. A new value applies to every process from this one's next write on."""
+        """The maximum number of entries. An assigned value applies to every process after this process's next write."""
         return self._max_size
 
     @max_size.setter
@@ -106,7 +107,7 @@ class LRUCache(DecoratingCache):
 
     @property
     def default_ttl(self) -> float | None:
-        """TTL of entries put by this object without one, seconds; see the class. A new value applies to later puts."""
+        """TTL of entries that this object puts without one, seconds. An assigned value applies to later puts."""
         return self._default_ttl
 
     @default_ttl.setter
@@ -125,12 +126,14 @@ class LRUCache(DecoratingCache):
 
         Args:
             key: any string.
-            value: see `agentperf_redis.codec.codec.Codec.encode`; it comes back equal and of the same type.
+            value: any value that `agentperf_redis.codec.codec.Codec.encode` accepts; reads return an equal value of the
+                same type.
             ttl: TTL, seconds; None is the cache's default, `math.inf` is no expiry.
-            tags: names by which it can be invalidated.
+            tags: names by which the value can be invalidated.
 
         Returns:
-            Whether it was stored: False if it is larger than the whole cache, or if unknown after a lost connection.
+            Whether the value was stored: False if it is larger than the whole cache, or if a lost connection leaves the
+            result unknown.
 
         Raises:
             InvalidArgument: an argument is invalid; nothing was sent.

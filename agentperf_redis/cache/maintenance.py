@@ -16,7 +16,7 @@ from agentperf_redis.command import Batch
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable
 
 REPORT_AFTER_S = 0.2
-"""How long reads are buffered before they are reported. Evictions by other processes ignore them until then."""
+"""How long reads are buffered before they are reported. Until then, evictions by other processes ignore them."""
 _AFTER_FAILURE_S = 1.0
 _CLOSE_S = 1.0
 """How long closing may take for all caches together if the server does not answer."""
@@ -38,7 +38,7 @@ class Maintenance:
 
     def after_fork(self) -> None:
         """In a forked child: start empty, since the parent keeps its leases and reports."""
-        # Reentrant: a signal handler, or `__del__`, may use a cache while this very thread holds it.
+        # Reentrant: a signal handler or `__del__` may use a cache on the thread that holds this lock.
         self._lock = threading.RLock()
         self._compute_leases: dict[ComputeLease, float] = {}
         self._reports: dict[SharedState, float] = {}
@@ -46,7 +46,7 @@ class Maintenance:
         self._failing = False
 
     def report_soon(self, shared: SharedState) -> None:
-        """Send the reports of a cache after REPORT_AFTER_S."""
+        """Report the buffered reads of a cache after REPORT_AFTER_S."""
         due = time.monotonic() + REPORT_AFTER_S
         with self._lock:
             self._reports.setdefault(shared, due)
@@ -119,7 +119,7 @@ class Maintenance:
             )
         )
         for compute_lease, held in zip(compute_leases, self._backend.run(renewals.settled()), strict=True):
-            if held is False:  # released, or held by another: the value will be refused, and there is nothing to renew
+            if held is False:  # the lease was released or replaced: the value will be refused, so renewal ends
                 self.drop(compute_lease)
 
     def _finish(self) -> None:

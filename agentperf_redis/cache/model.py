@@ -23,14 +23,14 @@ class Policy(Enum):
 
 
 KINDS = {"cache": "lru", "tiered": "tiered"}
-"""The users' names of the two kinds of caches, by their names in keys and in the list of resources."""
+"""The kinds of caches as users see them, by the name of each kind in keys and in the list of resources."""
 
 
 ARGUMENTS = {
     "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl"),
     "tiered": ("policy", "hot_size", "warm_size", "cold_size", "max_bytes", "hot_ttl", "warm_ttl", "cold_ttl"),
 }
-"""The users' names of the settings' fields, by kind; an LRUCache has no use for some."""
+"""The constructor arguments for the fields of `Settings`, by kind; empty where an LRUCache has no such argument."""
 
 
 class WithoutServer(Enum):
@@ -43,7 +43,7 @@ class WithoutServer(Enum):
 
 
 class Tier(Enum):
-    """A tier of a TieredCache, with its own capacity and TTL. Values do not move when their tier changes."""
+    """A tier of a TieredCache, with its own capacity and TTL. A value is not moved when its entry changes tiers."""
 
     HOT = "hot"
     WARM = "warm"
@@ -55,13 +55,13 @@ TIERS = (Tier.HOT, Tier.WARM, Tier.COLD)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings common to all processes that use a cache. They are stored with it; the last deployed ones apply.
+    """The settings common to all processes that use a cache, stored on the server. Those deployed last apply.
 
     Attributes:
         policy: which entry is evicted when the cache is full.
-        capacities: entries that hot, warm and cold hold; 0 is an unused tier.
-        max_bytes: bytes of all keys and values together; 0 is no limit.
-        ttls_ms: TTL of an entry placed in hot, warm, cold without one of its own, ms; 0 is no expiry.
+        capacities: maximum numbers of entries in hot, warm and cold; 0 is an unused tier.
+        max_bytes: maximum bytes of all keys and values together; 0 is no limit.
+        ttls_ms: default TTLs of entries placed in hot, warm and cold, ms; 0 is no expiry.
     """
 
     policy: Policy
@@ -79,7 +79,7 @@ class Settings:
         """The settings as users write them: ``max_size=1000, default_ttl=300, policy='lru'``.
 
         Args:
-            service: "cache" or "tiered", whose options have different names.
+            service: "cache" or "tiered". The options of the two have different names.
         """
 
         def value(argument: str, field: str) -> str:
@@ -95,7 +95,7 @@ class Settings:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Its eight values in the order of `text`. `given` marks those that a user chose: 1 or 0 for each."""
+        """The eight values, in the order of `text`. A `given` text has one digit per value: 1 if a user chose it."""
         return (self.policy.value, *map(str, (*self.capacities, self.max_bytes, *self.ttls_ms)))
 
     @classmethod
@@ -116,11 +116,11 @@ ALL_GIVEN = "11111111"
 
 
 class DefaultCount(int):
-    """A default number of entries: it applies to a new cache; an existing cache keeps its own."""
+    """A default number of entries. It applies to a new cache; an existing cache keeps its own capacity."""
 
 
 class DefaultSeconds(float):
-    """A default TTL; an existing cache keeps its own."""
+    """A default TTL. It applies to a new cache; an existing cache keeps its own TTL."""
 
 
 def chosen(value: object) -> bool:
@@ -166,13 +166,13 @@ class CacheEntry:
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
-    """One tier of a cache.
+    """The statistics of one tier of a cache.
 
     Attributes:
-        size: entries in it.
-        max_size: its capacity.
-        hits: reads that found their entry in it.
-        misses: reads that looked in it and went on to the next tier: a hit in warm is a miss of hot.
+        size: entries in the tier.
+        max_size: capacity of the tier.
+        hits: reads that found their entry in this tier.
+        misses: reads that looked in this tier and went on to the next: a hit in warm is also a miss of hot.
     """
 
     size: int
@@ -187,7 +187,7 @@ class TierStats:
 
     @property
     def hit_rate(self) -> float:
-        """Fraction of them that were hits, 0.0 to 1.0."""
+        """Fraction of `total_requests` that were hits, 0.0 to 1.0."""
         return self.hits / self.total_requests if self.total_requests else 0.0
 
     def render(self) -> dict[str, Any]:
@@ -207,14 +207,14 @@ class CacheStats:
     """The statistics of a cache over all processes, since its first use.
 
     Attributes:
-        name: of the cache.
-        kind: "lru" for an LRUCache, "tiered" for a TieredCache; one of each may have the same name.
-        settings: its limits, as last deployed.
-        hot, warm, cold: its tiers; all entries of an LRUCache are in cold.
+        name: name of the cache.
+        kind: "lru" for an LRUCache, "tiered" for a TieredCache; a cache of each kind may have the same name.
+        settings: limits of the cache, as last deployed.
+        hot, warm, cold: the tiers; all entries of an LRUCache are in cold.
         hits: reads that returned a stored value.
-        misses: reads that did not.
-        size: entries in it. An expired entry counts until a later write or a sweep removes it.
-        bytes: of all keys and values.
+        misses: reads that returned no stored value.
+        size: entries in the cache. An expired entry counts until a later write or a sweep removes it.
+        bytes: bytes of all keys and values.
         evictions: entries removed because the cache was full.
         expirations: expired entries removed.
         corrupt: reads whose bytes were not a valid value; they count as misses, too.
@@ -238,12 +238,12 @@ class CacheStats:
 
     @property
     def max_size(self) -> int:
-        """Its capacity in entries."""
+        """Capacity of the cache in entries."""
         return sum(self.settings.capacities)
 
     @property
     def max_bytes(self) -> int | None:
-        """Its capacity in bytes, or None."""
+        """Capacity of the cache in bytes; None is no limit."""
         return self.settings.max_bytes or None
 
     @property
@@ -262,12 +262,12 @@ class CacheStats:
 
 
 TIERS_OWN_TTL_MS = -1
-"""Stands for the default TTL of the tier in which the entry is placed."""
+"""As a TTL, means the default TTL of the tier in which the entry is placed."""
 CACHES_OWN_TTLS_MS = (TIERS_OWN_TTL_MS,) * 3
 
 
 def ttl_ms(argument: str, ttl: object) -> int:
-    """Check a user's TTL; None is the tier's default, `math.inf` is 0: no expiry."""
+    """Check a user's TTL and return it in ms. None becomes the tier's default; `math.inf` becomes 0, no expiry."""
     if ttl is None:
         return TIERS_OWN_TTL_MS
     seconds = arguments.seconds(argument, ttl, endless=True)
@@ -275,7 +275,7 @@ def ttl_ms(argument: str, ttl: object) -> int:
 
 
 def default_ttl_ms(argument: str, ttl: object) -> int:
-    """Check a user's default TTL of a tier; None and `math.inf` are 0: no expiry."""
+    """Check a user's default TTL of a tier and return it in ms. None and `math.inf` become 0, no expiry."""
     return 0 if ttl is None else max(0, ttl_ms(argument, ttl))
 
 

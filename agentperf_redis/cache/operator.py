@@ -1,6 +1,6 @@
 """Access to a cache by its name alone, for operators, who know neither its limits nor its users.
 
-Nothing here writes settings: those deployed by the programs stay in effect.
+Nothing here writes settings: the settings that programs have deployed stay in effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed, Undecodable
 
 MAX_SWEEPS: Final = 64
-"""Each removes up to 256 expired entries."""
+"""Maximum sweeps before statistics are read. Each removes up to 256 expired entries."""
 SERVICES: Final = ("cache", "tiered")
 """The names of an LRUCache and a TieredCache in keys and in the list of resources."""
 
@@ -36,14 +36,14 @@ class Opaque:
     """Replaces a stored value that cannot be decoded here.
 
     Attributes:
-        reason: damaged, larger than the limit, or of a class unknown to this process.
+        reason: why it cannot: damaged, larger than the limit, or of a class unknown to this process.
     """
 
     reason: str
 
 
 class _Lenient(Codec):
-    """Decodes to `Opaque` where decoding fails, since an operator's process knows none of the users' classes."""
+    """Returns `Opaque` where decoding fails, since an operator's process knows none of the users' classes."""
 
     __slots__ = ()
 
@@ -61,8 +61,8 @@ class ExistingCache:
     Attributes:
         backend: the server and namespace.
         service: one of SERVICES.
-        name: of the cache.
-        settings: those in effect when it was found.
+        name: name of the cache.
+        settings: the settings in effect when the cache was found.
     """
 
     backend: Backend
@@ -75,7 +75,7 @@ class ExistingCache:
         return key_names.cache(self.backend.namespace, self.service, self.name)
 
     def sweep_expired(self) -> Flow[None]:
-        """Remove expired entries before statistics are read, but only so many that other clients do not wait long.
+        """Remove expired entries before statistics are read; not more than MAX_SWEEPS allows, to spare other clients.
 
         Errors of a full or read-only server are ignored: the cache can still be inspected.
         """
@@ -100,7 +100,7 @@ class ExistingCache:
         return read_top(self._keys, limit)
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
-        """Return all stored facts about a key; its value may be `Opaque`. It does not count as a read."""
+        """Return the value, or `Opaque`, and the metadata of a key. This does not count as a read."""
         none_chosen = "0" * len(list(self.settings.fields))
         shared = self.backend.share(
             ("existing cache", self.service, self.name),
@@ -109,7 +109,7 @@ class ExistingCache:
         return Reader(shared, _Lenient()).entry(key)
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int | None]:
-        """Remove keys. Values of them being computed now will not be stored. Returns how many had a value."""
+        """Remove keys. If a value is being computed now, it will not be stored. Returns how many keys had a value."""
         names = list(dict.fromkeys(map(stored_name, distinct_keys(keys))))
         removed = 0
         for chunk in chunks(names):
@@ -120,7 +120,7 @@ class ExistingCache:
         return removed
 
     def clear(self) -> Flow[int]:
-        """Make every key a miss. Returns the number of entries there were."""
+        """Make every key a miss. Returns the number of entries before."""
         forgotten, _ = yield from commands.clear(self._keys, self.backend.process)
         return forgotten
 
@@ -136,10 +136,10 @@ def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None
     Args:
         backend: the server and namespace.
         service: one of SERVICES.
-        name: of the cache.
+        name: name of the cache.
 
     Raises:
-        SchemaMismatch: its data model has another major version.
+        SchemaMismatch: the cache's data model has another major version.
     """
     settings = yield from commands.stored_settings(key_names.cache(backend.namespace, service, name))
     if isinstance(settings, OtherSchema):

@@ -66,38 +66,40 @@ class TierView:
 class TieredCache(DecoratingCache):
     """A cache shared by all processes, in three tiers, each with its own capacity and TTL.
 
-    A value is stored in one place whatever its tier, and a read costs one plain command. A read promotes an entry by
-    one tier; a full tier demotes its oldest entry. A moved entry keeps its expiry time.
+    A value is stored in the same place whatever its tier, so a read costs one plain command. A read promotes an entry
+    by one tier; a full tier demotes its oldest entry. A moved entry keeps its expiry time.
 
     Args:
         hot_size: entries that hot holds.
         warm_size: entries that warm holds.
-        cold_size: entries that cold holds; it may use the free capacity of the others.
+        cold_size: entries that cold holds; cold may also use the free capacity of hot and warm.
         hot_ttl: TTL of entries put into hot without one, seconds; None is no expiry.
-        warm_ttl: the same for warm.
-        cold_ttl: the same for cold, and for entries whose tier the policy chooses.
-        name: of the cache; every object of that name in any process is the same cache.
+        warm_ttl: TTL of entries put into warm without one, seconds; None is no expiry.
+        cold_ttl: TTL of other entries put without one, seconds: those put into cold, and those whose tier the policy
+            chooses; None is no expiry.
+        name: name of the cache; every object of that name in any process is the same cache.
         backend: the server and namespace; by default the process-wide one.
-        max_bytes: bytes of all keys and values together; None is no limit.
-        policy: which entry is evicted when it is full. By default the less frequently used of a new and an old entry.
+        max_bytes: maximum bytes of all keys and values together; None is no limit.
+        policy: which entry is evicted when the cache is full; by default the less frequently used of a new and an old
+            entry.
         strict: record each read at once, with one script call per read.
-        local_size: number of local copies in this process, where a hit costs no round trip; None is no local copies. A
-            value that another process has changed may be read from there for up to 0.25 s.
-        local_bytes: bytes of their keys and values together.
+        local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
+            no round trip. For up to 0.25 s, it may return a value that another process has changed.
+        local_bytes: maximum bytes of the keys and values of the local copies together.
         codec: encodes and decodes values.
-        lease: seconds for which a process that crashes while it computes a value delays the waiters. A live process
+        lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
         on_unavailable: while the server is unreachable, "compute" calls the functions of `get_or_compute` and of
-            decorated functions, once per process, unless a stale local copy is allowed (see `FreshnessOptions`);
+            decorated functions, once per process, unless a stale local copy may be returned (see `FreshnessOptions`);
             "raise" raises BackendUnavailable there, as all other methods do.
 
-    Options that are not given keep the cache's present values, whichever process has set them; the defaults apply to a
-    new cache. A given option that differs applies to every process from then on, which is logged as a warning. A given
-    TTL applies to all puts of this object instead.
+    An option that is not given keeps the cache's present value, whichever process has set it; the defaults apply to a
+    new cache. A given option that differs from the present value applies to every process from then on, and a warning
+    is logged. A given TTL always applies to the puts of this object, even if another process later sets another.
 
     Raises:
-        InvalidArgument: for an invalid limit, TTL or name, or limits different from those of a live object of this
-            cache in this process.
+        InvalidArgument: a limit, TTL or name is invalid, or a live object of this cache in this process has other
+            limits.
     """
 
     _service = "tiered"
@@ -122,7 +124,7 @@ class TieredCache(DecoratingCache):
         lease: float = DEFAULT_LEASE_S,
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
-        # here None is no expiry, and so it is a choice
+        # None means no expiry here, so it counts as a TTL that the user chose
         ttls = [math.inf if ttl is None else ttl for ttl in (hot_ttl, warm_ttl, cold_ttl)]
         given = (policy, hot_size, warm_size, cold_size, max_bytes, *ttls)
         capacities = (
@@ -171,13 +173,15 @@ class TieredCache(DecoratingCache):
 
         Args:
             key: any string.
-            value: see `agentperf_redis.codec.codec.Codec.encode`; it comes back equal and of the same type.
-            priority: "hot", "warm" or "cold"; None lets the policy place it, or leaves it in its tier.
-            ttl: TTL, seconds; None is the default of the tier it is placed in, `math.inf` is no expiry.
-            tags: names by which it can be invalidated.
+            value: any value that `agentperf_redis.codec.codec.Codec.encode` accepts; reads return an equal value of the
+                same type.
+            priority: "hot", "warm" or "cold"; None lets the policy choose, and leaves an existing entry in its tier.
+            ttl: TTL, seconds; None is the default of the entry's tier, `math.inf` is no expiry.
+            tags: names by which the value can be invalidated.
 
         Returns:
-            Whether it was stored: False if it is larger than the whole cache, or if unknown after a lost connection.
+            Whether the value was stored: False if it is larger than the whole cache, or if a lost connection leaves the
+            result unknown.
 
         Raises:
             InvalidArgument: an argument is invalid; nothing was sent.
@@ -202,5 +206,5 @@ class TieredCache(DecoratingCache):
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags, chosen_tier(priority)))
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
-        """Return for hot, warm and cold the dict of `LRUCache.get_stats`; `stats` returns more."""
+        """Return a dict as `LRUCache.get_stats` does, for each of hot, warm and cold; `stats` returns more."""
         return self.stats().render_tiers()

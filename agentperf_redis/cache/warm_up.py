@@ -1,7 +1,7 @@
 """Warm-up: computes many values before they are needed, a bounded number at a time.
 
-Each value is computed under the same lease as for a reader. So several processes may warm the same keys at once, and
-readers may request them meanwhile: nothing is computed twice.
+Each value is computed under the same lease as for a reader. Several processes may therefore warm the same keys at once,
+and readers may request these keys meanwhile: nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class WarmUpStatus:
     """The progress of a warm-up.
 
     Attributes:
-        done: values that are available now, or could not be computed.
-        total: number of values requested; None if that is not known beforehand, as for a generator.
-        computed: those that this call has computed; the others existed already, or another caller computed them.
+        done: values finished so far: they are available now, or could not be computed.
+        total: number of values requested; None if it is not known beforehand, as for a generator.
+        computed: values that this call has computed. The others existed already, or another caller computed them.
         errors: exceptions of the function, by key.
     """
 
@@ -46,7 +46,7 @@ OnProgress: TypeAlias = Callable[[WarmUpStatus], object]
 
 
 class _Count:
-    """The progress so far. Hands out the next value to compute, and reports progress one call at a time."""
+    """The progress so far. Returns the next value to compute, and reports progress one call at a time."""
 
     def __init__(self, wanted: Iterator[Wanted[Any]], total: int | None, progress: OnProgress | None) -> None:
         self._wanted = wanted
@@ -58,7 +58,7 @@ class _Count:
         self.fatal: BaseException | None = None
 
     def next(self) -> tuple[Wanted[Any], list[bool]] | None:
-        """Return the next value, and the list in which its function notes a computation; None at the end."""
+        """Return the next value, and a list that is no longer empty once its function was called; None at the end."""
         with self._lock:
             if self.fatal is not None:
                 return None
@@ -84,7 +84,7 @@ class _Count:
                 arguments.refuse_awaitable("progress", self._progress, self._progress(self.report()))
 
     def stop(self, error: BaseException) -> None:
-        """Start nothing new; the caller gets this error."""
+        """Start no further values, and keep the error for the caller."""
         with self._lock:
             self.fatal = self.fatal or error
 
@@ -111,11 +111,11 @@ def warm(
 
     Args:
         backend: runs the flows.
-        flows: of the cache.
+        flows: the flows of the cache.
         maintenance: renews the leases during the computations.
-        wanted: the values; the iterator is consumed as needed.
-        total: their number, if known.
-        concurrency: values computed at a time; checked.
+        wanted: the requested values; the iterator is consumed as needed.
+        total: number of values, if known.
+        concurrency: maximum number of values computed at a time; checked.
         progress: called after each value.
 
     Raises:
@@ -145,7 +145,7 @@ async def warm_async(
 def warming(
     count: _Count, flows: CacheFlows, maintenance: Maintenance, concurrency: int, *, blocking: bool
 ) -> Flow[None]:
-    """Compute the missing values, `concurrency` at a time. The count keeps an error that ends it early."""
+    """Compute the missing values, `concurrency` at a time. An error that ends the warm-up early is kept in `count`."""
     raising = flows.raising()
     try:
         work = tuple(_working(count, raising, maintenance, blocking=blocking) for _ in range(concurrency))

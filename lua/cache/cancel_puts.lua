@@ -1,15 +1,15 @@
--- cancel_puts: make every later copy of some puts do nothing, for a caller that gives them up.
+-- cancel_puts: cancel put requests that their caller has given up. Copies of them that arrive later do nothing.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   resent    ZSET  <tag>:resent
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   until_ms  int   server time after which put refuses those requests in any case, ms
+--   until_ms  int   server time after which put refuses these requests in any case, ms
 --   ids...    text  the request ids; the caller sends at most 256
 -- RETURNS
 --   {1}                 cancelled; a put that was executed before keeps its effect
--- REPEAT  a second delivery finds them cancelled
--- ERRORS  CORRUPT meta is not ours
+-- REPEAT  a second delivery cancels the same requests again
+-- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(ids log N)
 --@include corrupt
 local META, RESENT = KEYS[1], KEYS[2]

@@ -6,20 +6,21 @@
 --   epochs    STRING  <tag>:epochs
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   token     text    random; of the lease, if it is granted
---   lease_ms  int     its TTL unless renewed, ms
---   ignore    text    version of the entry that the caller found dead or undecodable; empty for none
+--   token     text    random; becomes the token of the lease if it is granted
+--   lease_ms  int     TTL of the lease unless it is renewed, ms
+--   ignore    text    version of an entry that the caller found invalid, and that counts as missing; empty for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
---   retry_ms  text    empty for a caller that needs the value; for one that refreshes a stale value which readers
---                     still get, how long after a failure it does not retry, ms
+--   retry_ms  text    empty for a reader; for a background refresh of a stale value, the time after a failed
+--                     computation during which the value is not computed again, ms
 -- RETURNS
 --   {1, entry, epochs}  there is a value
---   {2, version, wrong_type}  the caller computes; an invalidation after that version refuses its value; wrong_type is
---                       1 if the key of the entry or of the lease was of a wrong type, and is replaced
---   {3, lease_left_ms, token}  another computes
+--   {2, version, wrong_type}  the lease is granted, and the caller computes; put.lua refuses the computed value if it
+--                       was invalidated after that version; wrong_type is 1 if the key of the entry or of the lease
+--                       had a wrong type, and is replaced
+--   {3, lease_left_ms, token}  another caller computes the value; its lease has this TTL and token
 --   {4, error}          the awaited computation failed: "<type> <message>", or a blank if its value cannot be stored;
---                       for a caller that refreshes: the last computation failed within retry_ms
--- REPEAT  a second delivery answers the same. A late one may take a lease that no caller uses, until it expires
+--                       for a background refresh: the last computation failed less than retry_ms ago
+-- REPEAT  a second delivery returns the same reply. A late one may take a lease that no caller uses; it expires
 -- ERRORS  none
 -- COST    O(1)
 local ENTRY, LEASE, META, EPOCHS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -51,7 +52,8 @@ if lease[1] then
   if not RETRY_MS then call('HSET', LEASE, 'waited', 1) end
   return {3, math.max(1, call('PTTL', LEASE)), lease[1]}
 end
--- the last version, not the time: a later invalidation has a higher version even if the server's clock jumps back
+-- The lease records the last version, not the time: a later invalidation then has a higher version, even if the
+-- server's clock jumps back.
 call('HSET', LEASE, 'token', TOKEN, 'version', clock)
 call('PEXPIRE', LEASE, LEASE_MS)
 return {2, tonumber(clock), wrong_type}

@@ -16,10 +16,10 @@
 --   bus       text    channel of invalidations
 --   origin    text    the clearing process, which ignores its own messages
 -- RETURNS
---   {1, cleared, version}  cleared counts the entries
+--   {1, cleared, version}  cleared is the number of entries there were
 -- REPEAT  a second or late delivery clears again: a miss is never wrong
 -- ERRORS  none
--- COST    O(1): a rename, and unlinks that the server frees in the background
+-- COST    O(1): one rename, and unlinked keys, whose memory the server frees in the background
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local BUS, ORIGIN = ARGV[1], ARGV[2]
@@ -28,7 +28,7 @@ local call = redis.call
 local clock = tonumber(call('HGET', META, 'clock') or 0) or 0
 local cleared = call('HLEN', SIZE)
 local deferred_count = call('LLEN', DEFERRED)
-for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end  -- fails if it is no ZSET
+for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end  -- fails for another type
 call('GET', EPOCHS)
 local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1

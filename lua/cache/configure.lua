@@ -1,5 +1,5 @@
--- configure: write a cache's settings, which all its scripts read. The last ones written apply to every process. A
--- value that the caller did not choose stays as it is.
+-- configure: write the settings of a cache. All scripts of the cache read them, so the settings written last apply to
+-- every process. A value that the caller did not choose keeps its stored setting.
 -- KEYS
 --   meta      HASH  <tag>:meta
 --   new       ZSET  <tag>:new
@@ -9,10 +9,10 @@
 -- ARGV
 --   schema    int   major version of the data model that the caller writes
 --   settings  text  "<policy> capacity <hot>/<warm>/<cold> bytes <max> ttl <hot>/<warm>/<cold>", ms; 0 is no limit
---   given     text  for each of these 8 values 1 if the caller chose it, 0 if it is for a new cache only
+--   given     text  one digit for each of the 8 values: 1 if the caller chose it, 0 if it applies only to a new cache
 -- RETURNS
---   {1, now_ms, before, settings}  before: the settings until now, empty if there were none; settings: the new ones
---   {-1, schema}        written by another major version; nothing done
+--   {1, now_ms, before, settings}  before: the previous settings, empty if there were none; settings: the new ones
+--   {-1, schema}        the cache was written by another major version; nothing done
 -- REPEAT  a second delivery finds the settings in place
 -- ERRORS  none
 -- COST    O(1); O(N log N) when the policy changes from tinylfu

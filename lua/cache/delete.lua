@@ -1,4 +1,4 @@
--- delete: remove entries and void the compute leases on them, so that no value whose computing began before is stored.
+-- delete: remove entries and their compute leases, so that a value whose computation began earlier is not stored.
 -- KEYS
 --   meta        HASH    <tag>:meta
 --   size        HASH    <tag>:size
@@ -17,10 +17,10 @@
 --   origin      text    the deleting process, which ignores its own messages
 --   names...    text    the stored names
 -- RETURNS
---   {1, removed, version}  removed counts the values that were there
+--   {1, removed, version}  removed is the number of entries that existed
 --   {0}                    the cache has no settings; nothing done
--- REPEAT  a second or late delivery removes what it finds: a miss is never wrong
--- ERRORS  CORRUPT meta is not ours
+-- REPEAT  a second or late delivery removes the entries again: a miss is never wrong
+-- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(keys log N)
 --@include corrupt
 --@include index
@@ -35,7 +35,7 @@ I.clock = I.clock + 1
 I.removed = I.clock
 for i = 1, count do
   local key = ARGV[NAMES + i]
-  local freed = I.call('UNLINK', KEYS[ENTRIES + i])        -- also a cleared value, which is no entry and not counted
+  local freed = I.call('UNLINK', KEYS[ENTRIES + i])        -- also frees a cleared value, which does not count
   if I.call('HEXISTS', SIZE, key) == 1 then
     removed = removed + freed
     I.remove(key)

@@ -14,16 +14,17 @@
 --   tags      ZSET    <tag>:tags
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   key       text    its stored name
---   misses    int     misses to count where there is no value: 1, or 0 if the caller counts
+--   key       text    stored name of the key
+--   misses    int     misses to count if there is no value: 1, or 0 if the caller counts the miss
 -- RETURNS
---   {1, entry}          a value that nothing has invalidated
+--   {1, entry}          a value that was not invalidated
 --   {2}                 no value
---   {3, entry, epochs}  one of them is not ours: a miss, counted as corrupt; the reader reports what is wrong
---   {4}                 the same for an entry whose key is of a wrong type
+--   {3, entry, epochs}  the entry or the epochs cannot be decoded: a miss, counted as corrupt; the caller reports
+--                       what is wrong
+--   {4}                 the key of the entry has a wrong type: a miss, counted as corrupt
 --   {0}                 the cache has no settings; nothing done
 -- REPEAT  a second delivery counts the read twice
--- ERRORS  CORRUPT meta is not ours
+-- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(log N)
 --@include corrupt
 --@include index
@@ -53,7 +54,7 @@ if not alive then
   return found[1] and {3, found[1], found[2] or '0 0 0'} or {4}
 end
 I.record_reads({KEY}, {1})
-if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- the reader reports a longer one as undecodable
+if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- the caller finds a longer number undecodable
 I.balance()
 I.delete_dropped()
 I.save()

@@ -1,19 +1,20 @@
 -- invalidate_tags: make every entry that has one of the tags and is older than now a miss.
 -- KEYS
 --   meta       HASH    <tag>:meta
---   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", versions: entries up to <cleared> are gone;
---                      entries above <tagged> are not invalidated by a tag; tagged entries up to <merged> are gone
+--   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", three versions: entries up to <cleared> are
+--                      invalid; entries with any tag up to <merged> are invalid; entries above <tagged> are not
+--                      invalidated by any tag
 --   tags       ZSET    <tag>:tags
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   bus        text    channel of invalidations
 --   origin     text    the invalidating process, which ignores its own messages
---   max_marks  int     invalidations to keep; beyond, the oldest merge into <merged>
+--   max_marks  int     number of tags whose last invalidation is kept; older ones are merged into <merged>
 --   tags...    text    percent-encoded
 -- RETURNS
 --   {1, version}        the version of this invalidation
 -- REPEAT  a second or late delivery invalidates again: a miss is never wrong
--- ERRORS  CORRUPT epochs is not ours
+-- ERRORS  CORRUPT if epochs was not written by this library
 -- COST    O(tags log T)
 --@include corrupt
 local META, EPOCHS, TAGS = KEYS[1], KEYS[2], KEYS[3]
@@ -28,7 +29,7 @@ local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1
 local version = string.format('%d', clock)
 for i = FIRST_TAG, #ARGV do
-  call('ZREM', TAGS, ARGV[i])            -- freeing comes first: after it, a full server accepts the other writes
+  call('ZREM', TAGS, ARGV[i])            -- frees memory first, so that a full server accepts the writes below
   call('ZADD', TAGS, version, ARGV[i])
 end
 local over = call('ZCARD', TAGS) - MAX_MARKS

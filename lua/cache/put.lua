@@ -16,41 +16,41 @@
 --   resent     ZSET    <tag>:resent
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   key        text    its stored name
+--   key        text    stored name of the key
 --   payload    bytes   starts with the request id and a space
 --   id         text    the request id, random
 --   until_ms   int     server time after which this request is refused, ms
---   seen       text    empty on the first delivery; on a repeated one the newest version that was known before
---   ttl_ms     text    TTL, ms; 0 never expires, -1 takes the tier's own; or three of these, for hot/warm/cold
---   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy place it, or leaves it where it is
+--   seen       text    empty on the first delivery; on a repeated one, the newest version known before the first
+--   ttl_ms     text    TTL, ms; 0 never expires, -1 is the tier's default; or three of these, for hot/warm/cold
+--   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy choose, and keeps the tier of an existing entry
 --   token      text    of the compute lease under which the value was computed; empty for a plain put
 --   bus        text    channel of invalidations
 --   origin     text    the writing process, which ignores its own messages
 --   writer     text    the reporting process
---   seq        int     rises with each report of that writer (its idempotency key); 0 reports nothing
---   misses     int     since the last report
---   saved_ms   int     computing time that hits have saved since, ms
---   corrupt    int     undecodable entries found since
+--   seq        int     idempotency key of the report; rises with each report of the writer; 0 if there is no report
+--   misses     int     misses since the last report
+--   saved_ms   int     computing time that hits have saved since the last report, ms
+--   corrupt    int     undecodable entries found since the last report
 --   tag_count  int     number of tags
 --   tags...    text    percent-encoded
---   reads...   text    key, count of each reported read, distinct keys, oldest first
+--   reads...   text    key and number of reads, for distinct keys, oldest first
 -- RETURNS
 --   {1, version, evicted}  stored
 --   {0}                    the cache has no settings; nothing done
 --   {-1}                   the lease was lost; nothing done
---   {-2, version}          larger than the cache's bytes; the old value is gone
---   {-3}                   cleared or invalidated since the claim; nothing done but that the lease is released
---   {-4, version}          no capacity after 512 evictions; the old value is gone
---   {-5, version}          a copy of this request may have been executed and undone since, and then the key is a miss
---                          now; or the request was cancelled; nothing done
---   {-6, now_ms}           too late; nothing done
--- REPEAT  a copy that finds its id in the entry answers as the first did. Otherwise a repeated delivery writes only
---         where nothing can have happened since the first was sent: the entry is no newer than `seen`, or it is absent
---         and no entry was removed since. In doubt it makes the key a miss, which is never wrong. It leaves its id in
---         resent, as cancel_puts does for a caller that gives up, so that a later copy does nothing; after until_ms
---         every copy is refused. So no copy, late or repeated, overwrites a newer value. A repeated put under a lease
---         finds its token spent, a repeated report its seq.
--- ERRORS  CORRUPT meta or epochs is not ours
+--   {-2, version}          the value is larger than the whole cache; the old value is removed
+--   {-3}                   cleared or invalidated since the claim; the lease is released, nothing else done
+--   {-4, version}          no capacity after 512 evictions; the old value is removed
+--   {-5, version}          the request was cancelled or repeated before: nothing done; or an earlier copy of it may
+--                          have been executed and its value replaced since: the key is made a miss
+--   {-6, now_ms}           until_ms has passed; nothing done
+-- REPEAT  a copy that finds its id in the entry reports success again. Any other repeated delivery writes only if the
+--         key cannot have changed since the first delivery was sent: the entry is no newer than `seen`, or the entry is
+--         absent and none was removed since. In doubt, it makes the key a miss, which is never wrong. A repeated
+--         delivery leaves its id in resent, so that later copies do nothing; cancel_puts does the same for a caller
+--         that gives up. After until_ms every copy is refused. Therefore no late or repeated copy overwrites a newer
+--         value. A repeated put under a lease finds that the lease is gone; a repeated report finds its seq recorded.
+-- ERRORS  CORRUPT if meta or epochs was not written by this library
 -- COST    O((reads + evictions) log N); evictions <= 512
 --@include corrupt
 --@include index
@@ -68,7 +68,7 @@ if not I then return refusal end
 local call = I.call
 if I.now_ms > UNTIL_MS then return {-6, I.now_ms} end
 
--- First the reads that may forbid the write.
+-- First the reads that decide whether the put is refused.
 local doubt = false
 if SEEN ~= '' or I.resent >= I.now_ms then
   local stored = call('MGET', ENTRY)[1]
@@ -118,20 +118,20 @@ local version, weight = I.clock, #KEY + #PAYLOAD
 local version_text = I.text(version)
 
 local refused = doubt and -5 or (I.max_bytes > 0 and weight > I.max_bytes) and -2 or 0
-if refused < 0 then                      -- the value that it was to replace is out of date in any case
+if refused < 0 then                      -- the caller wanted to replace the old value: remove it in any case
   if call('HEXISTS', SIZE, KEY) == 1 then I.remove(KEY) end
   I.delete_dropped(LEASE)
 else
   local f, packed = 0, I.text(I.pack_size(0, weight))
   local known = call('HSETNX', SIZE, KEY, packed) == 0
   local tier = TIER > 0 and TIER or nil
-  if known then                          -- it keeps its tier unless the caller names another
+  if known then                          -- the entry keeps its tier unless the caller chose one
     local _, replaced = I.unpack_size(call('HGET', SIZE, KEY))
     I.bytes = I.bytes - replaced
     call('HSET', SIZE, KEY, packed)
     if I.lfu or I.top < 3 then
       local i, score = I.top, nil
-      repeat                             -- in which tier is it?
+      repeat                             -- find the tier of the entry
         score = (i == 4 or I.capacity[i] > 0) and tonumber(call('ZSCORE', I.tier[i], KEY) or nil)
         if not score then i = i + 1 end
       until score or i > (I.lfu and 4 or 3)
@@ -185,7 +185,7 @@ else
   if refused == 0 then
     local value = version_text .. ' ' .. I.text(expiry_ms) .. ' ' .. PAYLOAD
     if ttl_ms > 0 then call('SET', ENTRY, value, 'PX', ttl_ms) else call('SET', ENTRY, value) end
-    -- also for a key that was absent: a process may still hold a copy of an evicted entry
+    -- Publish the put even if the key was absent: a process may still have a local copy of an evicted entry.
     call('SPUBLISH', BUS, 's ' .. version_text .. ' ' .. ORIGIN .. ' ' .. KEY)
   end
 end

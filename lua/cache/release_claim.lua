@@ -1,6 +1,6 @@
--- release_claim: release a compute lease without a value. The error is kept a while for the callers that waited for
--- this very lease. A caller that comes later computes again. While a stale value can be served, the error is kept as
--- long as that value: by it readers know that computing fails, and refreshers when it last did.
+-- release_claim: release a compute lease without a value. An error is kept for error_ms, for the callers that waited
+-- for this lease; a later caller computes again. If there is a stale value, the error is kept as long as that value: it
+-- shows readers that computing fails, and it shows background refreshes when computing last failed.
 -- KEYS
 --   lease     HASH    <tag>:l:<key>
 --   entry     STRING  <tag>:e:<key>
@@ -9,19 +9,19 @@
 --   token     text    of the lease
 --   outcome   text    failed or given_up
 --   error     text    "<type> <message>" if failed; a blank if the value cannot be stored
---   error_ms  int     how long it is kept, ms
+--   error_ms  int     how long the error is kept, ms
 --   bus       text    channel of invalidations
 --   origin    text    the releasing process, which ignores its own messages
---   key       text    its stored name
+--   key       text    stored name of the key
 -- RETURNS
 --   {1}                 released
---   {-1}                it was no longer held
+--   {-1}                the lease was no longer held
 -- REPEAT  a second delivery finds the token gone
 -- ERRORS  none
 -- COST    O(1)
 local LEASE, ENTRY = KEYS[1], KEYS[2]
 local TOKEN, OUTCOME, ERROR, ERROR_MS, BUS, ORIGIN, KEY = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local DAY_MS = 86400000                  -- where the stale value never expires
+local DAY_MS = 86400000                  -- how long the error is kept if the stale value never expires
 
 local held = redis.call('HMGET', LEASE, 'token', 'waited')
 if held[1] ~= TOKEN then return {-1} end

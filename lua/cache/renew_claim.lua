@@ -1,13 +1,13 @@
--- renew_claim: keep a compute lease while the value is being computed.
+-- renew_claim: renew a compute lease while the value is being computed.
 -- KEYS
 --   lease     HASH  <tag>:l:<key>
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   token     text  of the lease
---   lease_ms  int   its TTL from now, ms
+--   lease_ms  int   new TTL of the lease, ms
 -- RETURNS
 --   {1}                 renewed
---   {-1}                lost
+--   {-1}                the lease was lost
 -- REPEAT  a second delivery renews again
 -- ERRORS  none
 -- COST    O(1)

@@ -12,17 +12,17 @@
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
 --   writer    text  the reporting process
---   seq       int   rises with each report of that writer: its idempotency key
---   misses    int   since the last report
---   saved_ms  int   computing time that hits have saved since, ms
---   corrupt   int   undecodable entries found since
---   reads...  text  key, count of each read, distinct keys, oldest first; the caller sends at most 256 keys
+--   seq       int   idempotency key of the report; rises with each report of the writer
+--   misses    int   misses since the last report
+--   saved_ms  int   computing time that hits have saved since the last report, ms
+--   corrupt   int   undecodable entries found since the last report
+--   reads...  text  key and number of reads, for distinct keys, oldest first; the caller sends at most 256 keys
 -- RETURNS
 --   {1, now_ms}  recorded, now or by an earlier delivery
 --   {0}          the cache has no settings; nothing done
--- REPEAT  a second delivery finds its seq and changes nothing
--- ERRORS  CORRUPT meta is not ours
--- COST    O(reads log N), about ten commands a call
+-- REPEAT  a second delivery finds its seq recorded and changes nothing
+-- ERRORS  CORRUPT if meta was not written by this library
+-- COST    O(reads log N), about ten commands per call
 --@include corrupt
 --@include index
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]

@@ -14,21 +14,22 @@
 --   tags      ZSET    <tag>:tags
 --   <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 -- ARGV
---   n         int     limit for each kind, 1 to 256
---   cursor    text    where in size to continue the search for dropped and invalidated values; 0 to start
+--   n         int     limit for the removals of each kind, 1 to 256
+--   cursor    text    HSCAN cursor in size, to continue the search for dropped and invalidated values; 0 to start
 -- RETURNS
---   {1, expired, freed, orphans, evicted, more, cursor}  freed counts cleared and invalidated values; more is 1 if
---                       expired entries or cleared values are left; cursor is text
+--   {1, expired, freed, orphans, evicted, more, cursor}  freed counts cleared and invalidated values, orphans counts
+--                       entries without a value; more is 1 if expired entries or cleared values are left; cursor is
+--                       text
 --   {0}                 the cache has no settings; nothing done
 -- REPEAT  a second delivery continues with what is left
--- ERRORS  CORRUPT meta is not ours
+-- ERRORS  CORRUPT if meta was not written by this library
 -- COST    O(n log N)
 --@include corrupt
 --@include index
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
-local HEAD = 511                         -- enough bytes to read an entry's tags; longer tags are left to the reader
+local HEAD = 511                         -- bytes read to find an entry's tags; longer tags are left to readers
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
 local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
@@ -43,7 +44,7 @@ if #idle > 0 then I.call('HDEL', META, unpack(idle)) end
 local expired, freed, orphans = I.expire(N), I.free_cleared(N), 0
 local tagged, merged = string.match(I.call('MGET', EPOCHS)[1] or '', '^%d+ (%d+) (%d+)$')
 tagged, merged = tonumber(tagged or 0), tonumber(merged or 0)
-local function invalidated(key)          -- called only where some tag was invalidated
+local function invalidated(key)          -- called only if a tag was invalidated
   local head = redis.pcall('GETRANGE', I.prefix .. key, 0, HEAD)
   local version, tags = string.match(type(head) == 'string' and head or '', '^(%d+) %d+ %S+ %d+ %d+ (%S+) ')
   if not version or tonumber(version) > tagged then return false end
@@ -58,7 +59,7 @@ for i = 1, #page[2], 2 do
   local key = page[2][i]
   if I.call('EXISTS', I.prefix .. key) == 0 and I.call('HEXISTS', SIZE, key) == 1 then
     local due_ms = I.next and I.call('ZSCORE', EXP, key)
-    if not (due_ms and tonumber(due_ms) <= I.now_ms) then  -- else it has expired, and the next sweep counts it so
+    if not (due_ms and tonumber(due_ms) <= I.now_ms) then  -- else the next sweep removes it as expired
       I.remove(key)
       orphans = orphans + 1
     end
@@ -71,5 +72,5 @@ I.delete_dropped()
 I.promoted = true                        -- balance every tier
 I.balance()
 I.delete_dropped()
-if expired + freed + orphans + I.evicted > 0 then I.save() end  -- a full server refuses a write, so none without need
+if expired + freed + orphans + I.evicted > 0 then I.save() end  -- only if needed: a full server refuses it
 return {1, expired, freed, orphans, I.evicted, (expired == N or I.deferred_count > 0) and 1 or 0, page[1]}

@@ -5,7 +5,7 @@
 --   resource   text  <service>:<name>
 -- RETURNS
 --   1         recorded
--- REPEAT  a second delivery updates the time
+-- REPEAT  a second delivery updates the time of use
 -- ERRORS  none
 -- COST    O(log N) in resources
 local RESOURCES = KEYS[1]

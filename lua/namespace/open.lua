@@ -1,4 +1,4 @@
--- open: read a namespace's schema version and epoch, or create them. The epoch is new when the server came back empty.
+-- open: read a namespace's schema version and epoch, or create them. A new epoch shows that the server lost its data.
 -- KEYS
 --   meta    HASH  agentperf:meta
 -- ARGV
@@ -6,9 +6,9 @@
 --   epoch   text  random; becomes the namespace's epoch if it has none
 -- RETURNS
 --   {1, schema, epoch}   the namespace is open
---   {-1, schema, epoch}  it was written by a newer major version; nothing was written
--- REPEAT  the first call creates the namespace, every further one reads it
--- ERRORS  CORRUPT <meta>: its schema is not a number; nothing was written
+--   {-1, schema, epoch}  the namespace was written by a newer major version; nothing was written
+-- REPEAT  the first call creates the namespace, every later call reads it
+-- ERRORS  CORRUPT if the schema in meta is not a number; nothing was written
 -- COST    O(1)
 --@include corrupt
 local META = KEYS[1]

@@ -22,9 +22,9 @@ class Entry:
     """The fields that every model records for a key."""
 
     expired: bool = False
-    """It has expired; it keeps its place until a put, a report or a sweep."""
+    """Whether it has expired. An expired entry keeps its place until a put, a report or a sweep."""
     dead: bool = False
-    """A tag of it was invalidated; it keeps its place until it is overwritten, evicted or swept."""
+    """Whether a tag of it was invalidated. Such an entry keeps its place until it is overwritten, evicted or swept."""
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -39,7 +39,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.backend = Backend(self.server.url, namespace=uuid.uuid4().hex)
         self.raw: Raw = self.server.client()
         self.unreported = False
-        """Reads are waiting to be reported."""
+        """Whether reads are waiting to be reported."""
 
     @property
     def where(self) -> CacheKeys:

@@ -12,12 +12,13 @@ _PAYLOAD_AND_TTL = """
 local entry = redis.call('GET', KEYS[1])
 return {entry and #entry - string.match(entry, '^%d+ %d+ ()') + 1 or -1, redis.call('PTTL', KEYS[1])}
 """
-"""Bytes, or -1 without a value; and ms. In one step, since an entry may expire between two commands."""
+"""Returns the size of an entry's payload in bytes (-1 without a value), and its TTL in ms. It is one script, because an
+entry may expire between two commands."""
 TIERS = ("hot", "warm", "cold", "new")
 
 
 def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
-    """Return every violated invariant, in words. For caches that are not in use meanwhile.
+    """Return every violated invariant, in words. The cache must not be in use meanwhile.
 
     Args:
         raw: a redis client with decode_responses.

@@ -14,6 +14,6 @@ def copied(cache: LRUCache, key: str) -> None:
 
 
 def waiting(cache: LRUCache | TieredCache, key: str) -> int:
-    """Return the number of threads or tasks of this process that wait for the computing or claiming one."""
+    """Return how many threads or tasks of this process wait for the one that computes the value or claims the lease."""
     flight = cache._shared_state.flights._flights.get(key)
     return len(flight.ended._callbacks) if flight else 0

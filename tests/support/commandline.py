@@ -1,4 +1,4 @@
-"""The command line, run in the tests' process. The fixture `program` of its tests runs it as a separate program."""
+"""Runs the command line in the tests' process. The fixture `program` of its tests runs it as a separate program."""
 
 from __future__ import annotations
 

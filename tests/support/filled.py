@@ -1,4 +1,4 @@
-"""A namespace of metrics with all time slices filled, without a wait of ninety days."""
+"""Fills all time slices of a metrics namespace without waiting for ninety days."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ WIDTHS = {
 def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: int, per_second: int) -> int:
     """Write the metrics of agents that have run at a constant rate for longer than the retention.
 
-    Flushes with the right number of executions write a slice of each width, with lognormal durations of sigma 0.8. The
-    slice is copied to the keys of all other slices within the TTL, and to all agents. The all-time counts are those of
-    one day.
+    Flushes write one slice of each width, with the right number of executions and with lognormal durations of sigma
+    0.8. Each slice is copied to the keys of all other slices of its width within the TTL, and to all agents. The
+    all-time counts are those of one day.
 
     Returns:
-        Used memory of the server that this takes, bytes.
+        The server's memory that the metrics use, bytes.
     """
     source = random.Random(1)
     agent, slices = "busy-00", dict[int, Any]()

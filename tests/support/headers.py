@@ -112,9 +112,9 @@ def problems(text: str, included: Mapping[str, str]) -> list[str]:
 def layout_problems(text: str) -> list[str]:
     """Return where the text of a script or a fragment differs from the standard layout of Lua files.
 
-    A line has at most 120 columns. In the header, the names under KEYS and ARGV begin in column 6. Their types share a
-    column, as do their texts, two spaces after the longest entry before it. The texts of REPEAT, ERRORS and COST begin
-    in column 12.
+    A line has at most 120 columns. In the header, the names under KEYS and ARGV begin in column 6. All types begin in
+    one column, two spaces after the longest name. All texts begin in one column, two spaces after the longest type. The
+    texts of REPEAT, ERRORS and COST begin in column 12.
     """
     lines = text.splitlines()
     found = [f"line {at} has {len(line)} columns" for at, line in enumerate(lines, 1) if len(line) > _COLUMNS]
@@ -192,7 +192,7 @@ class _Wanted:
 
 
 _TYPES = {"int": (int,), "float": (int, float), "text": (str, int), "bytes": (bytes,), "any": (str, bytes, int)}
-"""A text may be sent as a number, such as "-" or a capacity."""
+"""The Python types of each type in a header. A text may be sent as an int: some arguments are "-" or a capacity."""
 
 
 @cache
@@ -237,7 +237,7 @@ def _of_header(text: str, header: Header) -> Iterator[str]:
 
 
 def _without(text: str, *kinds: str) -> str:
-    """Replace comments, or comments and strings, by spaces; the lines stay."""
+    """Replace comments, or comments and strings, by spaces; line breaks stay."""
 
     def blank(found: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", found[0]) if found.lastgroup in kinds or found["comment"] else found[0]
@@ -322,7 +322,7 @@ def _compare(kind: str, slots: tuple[Slot, ...], bound: dict[int, str], indexed:
 
 
 def _undeclared(part: str, whole: str) -> Iterator[str]:
-    """Yield names that are declared nowhere. Lua would treat such a typing error as a global at run time."""
+    """Yield names that are declared nowhere, such as mistyped ones. Lua would treat them as globals at run time."""
     everything = _without(whole, "comment", "string")
     declared = _KEYWORDS | _GLOBALS
     for names in re.findall(r"\blocal\s+(?!function\b)([\w\s,]+?)(?=\s*(?:=|\n|;|$))", everything):

@@ -32,7 +32,7 @@ def alter(patch: pytest.MonkeyPatch, script: str, line: str, instead: str) -> No
 
 
 def without_sequence_check() -> Script:
-    """Return the mutant: a flush that counts every delivery, also a repeated one."""
+    """Return a mutant of the flush script that counts every delivery, even a repeated one."""
     source = commands.FLUSH.source
     assert source.count(_SEQUENCE_CHECK) == 1
     return Script("metrics/flush", source.replace(_SEQUENCE_CHECK, ""))

@@ -1,8 +1,8 @@
 """A TCP proxy in front of a server, with faults on demand.
 
-It parses enough RESP to find the ends of requests and replies, and handles a connection's requests one by one, so "the
-reply of the third EVALSHA is lost" is exact. Handshakes (HELLO, AUTH, CLIENT, SELECT, PING) are forwarded and never
-counted. A connection that subscribes becomes a plain pipe.
+It parses enough RESP to find the ends of requests and replies, and handles the requests of a connection one by one. A
+fault such as "the reply of the third EVALSHA is lost" therefore affects exactly that reply. Handshakes (HELLO, AUTH,
+CLIENT, SELECT, PING) are forwarded and never counted. A connection that subscribes becomes a plain pipe.
 
     proxy.reset_after_reply()                    # the next request runs, its reply is lost, the connection is reset
     proxy.half_reply(only="EVALSHA", nth=2)      # the second EVALSHA from now on
@@ -58,7 +58,7 @@ class Fault:
     requests: list[Request] = field(default_factory=list)
 
     def wait(self, timeout: float = _TIMEOUT) -> Request:
-        """Wait until it has happened, and return the affected request."""
+        """Wait until the fault has happened, and return the affected request."""
         if not self.caught.wait(timeout):
             raise TimeoutError(f"no request met the fault within {timeout:g} s")
         return self.requests[0]
@@ -73,7 +73,7 @@ class Held(Fault):
     loop: asyncio.AbstractEventLoop
 
     def deliver(self, timeout: float = _TIMEOUT) -> bytes:
-        """Send it to the server now, and return the raw reply, which never reaches a closed client."""
+        """Send the request to the server now, and return the raw reply. A closed client never gets the reply."""
         self.wait(timeout)
         self.loop.call_soon_threadsafe(self.release.set)
         return self.delivered(timeout)
@@ -97,7 +97,7 @@ class Kept(Fault):
     loop: asyncio.AbstractEventLoop
 
     def let_go(self) -> None:
-        """Send it to the client now."""
+        """Send the reply to the client now."""
         self.loop.call_soon_threadsafe(self.release.set)
 
 
@@ -238,7 +238,7 @@ class Proxy:
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             if reset:
                 connection.reset()
-            # A separate connection: the client's may be closed long before.
+            # A separate connection, since the client's connection may be closed long before the delivery.
             reader, writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             try:
                 with contextlib.suppress(TimeoutError):
@@ -287,7 +287,7 @@ class Proxy:
         self._faults.clear()
 
     def count(self, only: Only = None) -> int:
-        """Return the number of such requests so far."""
+        """Return the number of counted requests so far that match `only`."""
         return sum(matches(only, request) for request in self.requests)
 
     def close(self) -> None:
@@ -351,7 +351,7 @@ class Proxy:
 
     def _served(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         del self._clients[task]
-        client.close()  # nothing else does if the task was cancelled before it began
+        client.close()  # the task does not if it was cancelled before it began
 
     async def _serve(self, client: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=client)
@@ -371,7 +371,7 @@ class Proxy:
         except Reset:
             reset(writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # one side has closed; the other is closed below
+            pass  # one side has closed; the other side is closed below
         finally:
             writer.close()
 

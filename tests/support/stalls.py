@@ -1,7 +1,7 @@
-"""A stall detector: it separates the time in which a busy machine did not run a process from the time under test.
+"""A stall detector: it finds the times in which a busy machine did not run a process, to exclude them from tests.
 
-A bound such as "within a second" is about the library. If the machine did not run the process for a second, the bound
-proves nothing about the library, so tests subtract the stalls of the detector from the elapsed time:
+A bound such as "within a second" is about the library. If the machine did not run the process for a second, exceeding
+the bound proves nothing about the library. Tests therefore subtract the detected stalls from the elapsed time:
 
     with StallDetector() as stalls:
         begin = time.monotonic()
@@ -25,7 +25,7 @@ _LATE_S = 0.0005
 
 
 class StallDetector:
-    """A thread that runs every few milliseconds, and records when it could not.
+    """A thread that wakes every few milliseconds, and records the times in which it could not.
 
     Args:
         probe: called each time, such as a server's `ping`, so that stalls of the server are recorded as well.
@@ -61,7 +61,7 @@ class StallDetector:
 
     def within(self, begin: float, end: float) -> float:
         """Return the stalled part of a time range, s."""
-        current = [] if self._ended.is_set() else [(self._last + _EVERY_S, time.monotonic())]  # a stall may be going on
+        current = [] if self._ended.is_set() else [(self._last + _EVERY_S, time.monotonic())]  # a stall in progress
         return overlap([*self.spans, *current], begin, end)
 
     def own(self, begin: float, end: float) -> float:
@@ -86,7 +86,7 @@ def union(*detectors: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def hurry(backend: Backend, deadline: float) -> Backend:
-    """Shorten the deadline of a backend's commands from now on. Its setup had the time that a busy machine needs."""
+    """Shorten the deadline of a backend's commands, after a setup with the long deadline that a busy machine needs."""
     backend.deadline = deadline
     backend._breaker._attempt_timeout_s = deadline
     drivers: list[Any] = [backend._executor, *backend._async_executors.values()]

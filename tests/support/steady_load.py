@@ -15,12 +15,12 @@ class CallRecord:
     """The result of a call.
 
     Attributes:
-        number: its position in the order of their start.
+        number: its position in the order in which the calls started.
         instance: the chosen instance; None when none had capacity.
         outcome: its outcome; "none" when none had capacity.
         seconds: its duration on the instance.
-        waited: seconds for which its caller waited: for the lease, the instance, and the release.
-        begin: when it began, s by `time.monotonic`.
+        waited: seconds for which its caller waited for the lease, for the instance, and for the release.
+        begin: when the call began, s by `time.monotonic`.
     """
 
     number: int
@@ -43,7 +43,7 @@ async def steady(
     """Start a call every `every` seconds, whatever the state of earlier ones; return all in the order of their start.
 
     After a stall of the machine, calls start later, not all at once: at most `MAX_AT_ONCE` are in flight, two to three
-    times as many as this load needs. `before` is called with the number of each.
+    times as many as this load needs. `before` is called with each number.
     """
     free = asyncio.Semaphore(MAX_AT_ONCE)
 

@@ -1,7 +1,7 @@
 """A reference model of `lua/cache/includes/index.lua` and `put.lua` in plain Python: the state of a cache under tinylfu.
 
 Source: Einziger, Friedman, Manes, "TinyLFU: A Highly Efficient Cache Admission Policy", ACM Transactions on Storage 13
-(2017), for admission and ageing; the window that adapts by ghosts follows ARC (Megiddo, Modha, FAST 2003) in spirit.
+(2017), for admission and ageing. The window adapts by means of ghosts, similarly to ARC (Megiddo, Modha, FAST 2003).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class TinyLFU:
             self.tiers[to][key] = pack_score(self.clock, min(MOST, self.frequency(score) + count))
 
     def step_with(self, missing: int) -> float:
-        """Return the step while `missing` entries are temporarily absent."""
+        """Return the step for a cache from which `missing` entries are temporarily absent."""
         return max(1, min(self.total, len(self) + missing) * STEP_PART)
 
     def put(self, key: str, reads: dict[str, int], tier: int | None = None) -> None:
@@ -129,7 +129,7 @@ class TinyLFU:
         self.balance(key)
 
     def missed(self, ghost: int) -> None:
-        """An evicted key is stored again: widen the window if its eviction was recent."""
+        """Widen the window if an evicted key that is stored again was evicted recently."""
         rank = min(self.total, len(self) + 1) * MISSED_PART
         order = self.ghosts.order()[::-1]
         mark = self.ghosts[order[math.floor(rank)]] if math.floor(rank) < len(order) else None

@@ -30,7 +30,7 @@ def zipf(count: int, keys: int, skew: float, seed: int = 1) -> list[str]:
 
 
 def zipf_scan_loop(count: int, keys: int, seed: int = 1) -> list[str]:
-    """Return a trace of stable popularity, mixed in some phases with a scan of new keys or a loop over `keys / 4`."""
+    """Return a trace of stable popularity. Some phases contain a scan of new keys or a loop of `keys / 4` keys, too."""
     chance = random.Random(seed)
     draw = _ranks(keys, 0.9, chance)
     trace: list[str] = []
@@ -51,7 +51,7 @@ def zipf_scan_loop(count: int, keys: int, seed: int = 1) -> list[str]:
 
 
 def drift(count: int, keys: int, turns: float, seed: int = 1) -> list[str]:
-    """Return a trace of drifting popularity: the skew is constant; the ranks shift by `keys` `turns` times."""
+    """Return a trace of drifting popularity: the skew is constant, and all ranks shift by `keys * turns` in total."""
     draw = _ranks(keys, 1.0, random.Random(seed))
     return [f"d{int(draw() + keys * turns * at / count)}" for at in range(count)]
 
@@ -88,7 +88,7 @@ def lru_hits(trace: Sequence[str], size: int) -> int:
 
 
 def optimal_hits(trace: Sequence[str], size: int) -> int:
-    """Return the hits of an optimal cache: it evicts the key whose next access is farthest away, also a new key.
+    """Return the hits of an optimal cache. It evicts the key whose next access is farthest away, even a new key.
 
     Source: Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5 (1966).
     """
@@ -107,6 +107,6 @@ def optimal_hits(trace: Sequence[str], size: int) -> int:
         heapq.heappush(latest, (-again, key))
         while len(held) > size:
             until, candidate = heapq.heappop(latest)
-            if held.get(candidate) == -until:  # otherwise the key was read since and has a newer heap entry
+            if held.get(candidate) == -until:  # if not, the key was read since and has a newer heap entry
                 del held[candidate]
     return hits

@@ -1,8 +1,8 @@
 """Worker processes for the tests. Each runs one function of a test module.
 
 They are forked from a clean process that has only imported the library (Python's forkserver), so they inherit no
-connections, threads or locks of the test process. Sixteen newly spawned workers took 8.7 s of processor time, most of
-the time of the tests with many processes; sixteen forked ones start and end within 0.4 s.
+connections, threads or locks of the test process. Spawning sixteen new workers took 8.7 s of processor time, most of
+the time of tests with many processes. Sixteen forked workers start and end within 0.4 s.
 
 A worker's function is a plain function, whose return value is the result, or a generator. A generator sends a value to
 the test at each `yield`, and continues when the test replies:
@@ -50,7 +50,7 @@ class Worker:
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._pipe, theirs = _context.Pipe()
-        # The forkserver has the environment of the time when it was started.
+        # The environment is passed, since that of the forkserver is as old as the forkserver.
         self._process = _context.Process(target=_work, args=(theirs, dict(os.environ), function, args), daemon=True)
         self._process.start()
         theirs.close()
@@ -182,8 +182,8 @@ def _work(pipe: Connection, environment: dict[str, str], function: Callable[...,
 
 def _end_with_parent() -> None:
     """End this process with the forkserver, which ends with the test process, even if that is killed."""
-    # The forkserver runs until every holder of its pipe's other end has closed it, and Python gives that end to each
-    # worker. A worker that kept it open would keep the forkserver, and so itself, running.
+    # The forkserver runs until every process that holds the other end of its pipe has closed that end, and Python gives
+    # the end to each worker. A worker that kept it open would keep the forkserver running, and thereby itself.
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

@@ -1,4 +1,4 @@
-"""The compute lease, under which a missing value is computed: claimed, renewed, released."""
+"""Commands that claim, renew and release the compute lease, under which a missing value is computed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """The caller has the lease and computes. An invalidation after `version` refuses its value.
+    """The caller got the lease and computes the value. The put is refused if the value is invalidated after `version`.
 
     Attributes:
-        version: the cache's clock.
-        wrong_type: whether the key of the entry or of the lease was of a wrong type.
+        version: the cache's clock when the lease was granted.
+        wrong_type: whether the key of the entry or of the lease had a wrong type.
     """
 
     version: int
@@ -37,7 +37,7 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Another caller computes, under the lease `token`, which expires in `left_ms` unless it is renewed."""
+    """Another caller computes the value. Its lease has this token, and expires in `left_ms` unless it is renewed."""
 
     left_ms: int
     token: str
@@ -67,14 +67,14 @@ def claim(
     """Claim the compute lease on a missing value.
 
     Args:
-        keys: of the cache.
+        keys: key names of the cache.
         name: stored name of the key.
         token: random; identifies the lease if it is granted.
         lease_ms: TTL of the lease unless it is renewed.
-        ignore: version of an entry that was found invalid; empty for none.
+        ignore: version of an entry that was found invalid, and that counts as missing; empty for none.
         awaited: token of the lease that the caller has waited for; empty for none.
-        retry_ms: for stale-while-revalidate: how long after a failure the value is not computed again; None for a
-            reader.
+        retry_ms: for a background refresh, the time after a failure during which the value is not computed again, ms;
+            None for a reader.
     """
     lease = keys.lease_prefix + name
 
@@ -103,13 +103,13 @@ def claim(
 
 
 def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool]:
-    """Renew a lease. Returns whether it was still held."""
+    """Renew a lease. Returns whether the lease was still held."""
     lease = keys.lease_prefix + name
     return Command(_RENEW, (lease,), {"token": token, "lease_ms": lease_ms}, lambda reply: _held(lease, reply))
 
 
 def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str) -> Command[bool]:
-    """Release a lease without a value; error None means that there was none. Returns whether it was still held."""
+    """Release a lease without a value; `error` is None if none occurred. Returns whether the lease was still held."""
     lease = keys.lease_prefix + name
     args: NamedArgs = {
         "token": token,

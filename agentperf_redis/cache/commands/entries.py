@@ -1,4 +1,4 @@
-"""Each operation on the entries of a cache as a Command: its script, keys, arguments and decoded reply."""
+"""The commands for the entries of a cache: the script, keys, arguments and decoded reply of each operation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PutResult(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PutReply:
-    """The result of a put, with the version (or the server's time in ms, if the put was late)."""
+    """The result of a put, and its version. If the put was late, `version` is the server's time in ms instead."""
 
     outcome: PutResult
     version: int = 0
@@ -54,9 +54,9 @@ class StrictRead:
     """The result of a read that is recorded at once.
 
     Attributes:
-        found: the entry; with the invalidation epochs only where the script could not read one of them.
+        found: the entry; the invalidation epochs only if the script could not decode the entry or the epochs.
         counted: whether the script counted a hit.
-        wrong_type: whether the entry's key is of a wrong type.
+        wrong_type: whether the entry's key has a wrong type.
     """
 
     found: Found
@@ -104,7 +104,7 @@ def invalidation_epoch(keys: CacheKeys) -> Command[bytes | None]:
 
 
 def read_strictly(keys: CacheKeys, name: str, *, miss: bool = True) -> Command[StrictRead | NoSettings]:
-    """Read an entry and record the hit in the same step. With `miss`, a miss is recorded too."""
+    """Read an entry and record a hit in the same step. If `miss` is True, a miss is recorded, too."""
 
     def decode(reply: Reply) -> StrictRead | NoSettings:
         match reply:
@@ -144,16 +144,16 @@ def put(
     """Store one value.
 
     Args:
-        keys: of the cache.
+        keys: key names of the cache.
         name: stored name of the key.
         payload: see `entry_format.payload`; begins with the request id.
         request: random id, the same for each delivery.
         until_ms: server time after which no copy of the request has any effect.
-        seen: the newest version this process knew before it sent the request for the first time.
+        seen: the newest version that this process knew before it first sent the request.
         again: whether the request was sent before.
         ttl_ms: as `model.ttl_ms` returns it; or one for each tier, ``hot/warm/cold``.
-        tier: the tier to place it in; None lets the policy choose.
-        token: of the compute lease under which it was computed; empty for a plain put.
+        tier: the tier of the entry; None lets the policy choose.
+        token: token of the compute lease under which the value was computed; empty for a plain put.
         origin: the writing process.
         writer: the reporting process.
         report: buffered reads to report with the put.
@@ -193,7 +193,7 @@ def put(
 
 
 def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Command[None]:
-    """Cancel puts: every later copy of them has no effect. `put` explains the arguments."""
+    """Cancel puts: copies of these requests that arrive later have no effect. `put` explains the arguments."""
 
     def decode(reply: Reply) -> None:
         if reply != [1]:
@@ -203,7 +203,7 @@ def cancel_puts(keys: CacheKeys, requests: tuple[str, ...], until_ms: int) -> Co
 
 
 def report_reads(keys: CacheKeys, writer: str, report: AccessReport) -> Command[int | None]:
-    """Report reads. Returns the server's time in ms; None if the cache has no settings and nothing was recorded."""
+    """Report reads. Returns the server's time in ms, or None if nothing was recorded because there are no settings."""
     args: NamedArgs = {
         "writer": writer,
         "seq": report.seq,
@@ -225,7 +225,7 @@ def report_reads(keys: CacheKeys, writer: str, report: AccessReport) -> Command[
 
 
 def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int, int] | NoSettings]:
-    """Remove at most MAX_KEYS entries. Returns how many existed, and the version."""
+    """Remove at most MAX_KEYS entries. Returns the number of entries that existed, and the version of the deletion."""
     entries = (keys.entry_prefix + name for name in names)
     leases = (keys.lease_prefix + name for name in names)
     args: NamedArgs = {"bus": keys.bus, "origin": origin, "names...": tuple(names)}
@@ -242,7 +242,7 @@ def delete(keys: CacheKeys, names: list[str], origin: str) -> Command[tuple[int,
 
 
 def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
-    """Make every entry a miss. Returns the number of entries, and the version."""
+    """Make every entry a miss. Returns the number of entries, and the version of the clear."""
 
     def decode(reply: Reply) -> tuple[int, int]:
         match reply:
@@ -254,7 +254,7 @@ def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
 
 
 def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int]:
-    """Make every entry that has one of the tags a miss. Returns the version."""
+    """Make every entry that has one of the tags a miss. Returns the version of the invalidation."""
 
     def decode(reply: Reply) -> int:
         match reply:
@@ -285,5 +285,5 @@ def _index(keys: CacheKeys) -> tuple[str, ...]:
 
 
 def _flat(report: AccessReport) -> tuple[Arg, ...]:
-    assert len(report.reads) <= MAX_READS  # noqa: S101  the scripts unpack them
+    assert len(report.reads) <= MAX_READS  # noqa: S101  the scripts unpack all of them at once
     return tuple(part for pair in report.reads for part in pair)

@@ -1,4 +1,4 @@
-"""Plain reads of a whole cache, for operators. The reads of user calls are in `entries`."""
+"""Plain read commands that inspect a cache, for operators. The commands of user calls are in `entries`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COUNTERS = ("bytes", "evicted", "expired", "hot", "warm", "cold", "misses", "sav
 
 
 def counters(keys: CacheKeys) -> Command[tuple[str, dict[str, int]]]:
-    """Read the settings' text and the counters."""
+    """Read the settings, as text, and the counters."""
 
     def decode(reply: Reply) -> tuple[str, dict[str, int]]:
         try:
@@ -41,9 +41,9 @@ def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
 
 
 def sizes_page(keys: CacheKeys, cursor: str, count: int) -> Command[tuple[str, list[tuple[str, float]]]]:
-    """Return the next cursor (0 at the end), and about `count` entries with their numbers in the size index.
+    """Return the next cursor (0 at the end), and the names and numbers of about `count` entries in the size index.
 
-    An entry may appear twice. `entry_format.unpack_size` reads the numbers.
+    An entry may be returned twice. `entry_format.unpack_size` unpacks the numbers.
     """
 
     def decode(reply: Reply) -> tuple[str, list[tuple[str, float]]]:
@@ -104,4 +104,4 @@ def _number(key: str, reply: Reply) -> float | None:
 
 
 _EXACT = 2.0**57
-"""Above any score until the year 2200; see `entry_format.pack_score`."""
+"""Upper bound of valid numbers. Scores stay below it until the year 2200; see `entry_format.pack_score`."""

@@ -8,7 +8,7 @@ from agentperf_redis.command import Reply
 from agentperf_redis.errors import CorruptState, shown
 
 Found: TypeAlias = tuple[bytes | None, bytes | None]
-"""An entry and the cache's invalidation epochs, as stored; None where there is none."""
+"""An entry and the cache's invalidation epochs, as stored; each is None if it does not exist."""
 
 
 class NoSettings:
@@ -19,7 +19,7 @@ NO_SETTINGS = NoSettings()
 
 
 def texts(reply: Reply) -> list[bytes | None]:
-    """Return a reply that is a list of byte strings, some of them possibly None."""
+    """Check that a reply is a list whose items are byte strings or None, and return it."""
     if not isinstance(reply, list) or not all(part is None or isinstance(part, bytes) for part in reply):
         raise unexpected("a cache", reply)
     return reply

@@ -1,4 +1,4 @@
-"""The settings of a cache: written and read."""
+"""Commands that write and read the settings of a cache."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from agentperf_redis.keys import CacheKeys
 from agentperf_redis.script import Script
 
 SCHEMA = 2
-"""Major version of a cache's data model, stored in its meta, since scripts cannot read that of the namespace.
+"""Major version of a cache's data model. Each cache stores it, since its scripts cannot read the namespace's version.
 
-2: the keys `epochs` and `deferred`, and the word capacity in the settings, have these names (1: gen, trash, room).
+Version 2 renamed the keys gen and trash to `epochs` and `deferred`, and the word room in the settings to capacity.
 """
 
 _CONFIGURE = Script("cache/configure")
@@ -21,7 +21,7 @@ _CONFIGURE = Script("cache/configure")
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """The server's time, the settings before this call (empty if there were none), and the settings from now on."""
+    """The server's time, the previous settings (empty if there were none), and the settings from now on."""
 
     now_ms: int
     before: str

@@ -22,8 +22,8 @@ class CacheFlows:
         codec: encodes and decodes values.
         strict: record each read at once.
         own_ttls_ms: TTLs of entries put into hot, warm, cold by this object; below 0 is the cache's default.
-        local: local copies of this process; None for none.
-        lease_ms: TTL of its compute leases.
+        local: local copies of this process; None if the object uses none.
+        lease_ms: TTL of the object's compute leases.
         on_unavailable: how a value is computed while the server is unreachable.
     """
 

@@ -1,4 +1,4 @@
-"""Reports reads to the server that were made without a script call; see `access_buffer`."""
+"""Reports to the server the reads that were made without a script call; see `access_buffer`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from agentperf_redis.command import Flow, Wait, WakeUp
 from agentperf_redis.errors import BackendFull
 
 _WAIT_SHARE: Final = 0.25
-"""How long to wait for a report that another thread or task is sending, as a share of a command's deadline. A server
-stall of a second must not reverse the order; an unreachable server must not delay a call much more."""
+"""How long to wait for a report that another thread or task is sending, as a share of a command's deadline. The wait is
+long enough that a server stall of a second does not reverse the order of the report and the next command. It is short
+enough that an unreachable server does not delay a call much more."""
 
 
 def under_way(shared: SharedState, waited: WakeUp | None = None) -> Flow[WakeUp | None]:
-    """Wait for a report that another thread or task is sending: it comes before the next command.
+    """Wait until another thread or task has sent its report, so that the report precedes the caller's next command.
 
     Args:
-        shared: of the cache.
+        shared: the state of the cache in this process.
         waited: the report that the caller has waited for already; it is not waited for again.
 
     Returns:
@@ -35,7 +36,7 @@ def under_way(shared: SharedState, waited: WakeUp | None = None) -> Flow[WakeUp 
 
 
 def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
-    """Report all buffered reads; `waited` as for `under_way`."""
+    """Report all buffered reads. `under_way` explains `waited`."""
     access_buffer, attempts = shared.access_buffer, 0
     if shared.pending_invalidations:
         yield from ready(shared)
@@ -59,7 +60,7 @@ def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
 
 
 def flush_if_possible(shared: SharedState) -> Flow[None]:
-    """Report all buffered reads during a read. A full server must not fail that read: then they stay buffered."""
+    """Report all buffered reads during a read. If the server is full, they stay buffered and the read does not fail."""
     try:
         yield from flush(shared)
     except BackendFull as error:

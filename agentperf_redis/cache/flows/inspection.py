@@ -29,7 +29,7 @@ def size(shared: SharedState) -> Flow[int]:
 
 
 def oldest_first(shared: SharedState) -> Flow[list[str]]:
-    """Return the stored names of all entries by last access, the next to be evicted first."""
+    """Return the stored names of all entries in order of last access, the oldest first."""
     yield from flush_if_possible(shared)
     return (yield from read_keys(shared.keys))
 
@@ -67,7 +67,7 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     lookups = sum(hits) + misses
     tiers = []
     for capacity, entries, tier_hits in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
-        # a read looks in hot first, and in the next tier if it does not find its entry
+        # a read counts as a lookup in hot, and in each next tier until its entry is found
         tiers.append(TierStats(entries, capacity, tier_hits, lookups - tier_hits))
         lookups -= tier_hits
     return CacheStats(

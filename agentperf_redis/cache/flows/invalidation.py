@@ -52,7 +52,7 @@ class Eraser:
 
     def delete(self, key: str) -> Flow[bool]:
         """Remove one entry. Returns whether there was one."""
-        stored_name(key)  # so that an error names this method's argument
+        stored_name(key)  # checked here so that an error names `key`, the argument of this method
         removed = yield from self.delete_many((key,))
         return removed > 0
 
@@ -81,14 +81,14 @@ class Eraser:
                 self.shared.add_pending((InvalidationScope.TAG, tag) for tag in names)
                 raise
             finally:
-                self.shared.flights.detach_all()  # the tags of their values are not known yet
+                self.shared.flights.detach_all()  # the tags of the values being computed are not known yet
                 for tag in chunk:
                     if self.shared.local is not None:
                         self.shared.local.drop_tag(tag)
             self.shared.learn(version)
 
     def sweep(self) -> Flow[int]:
-        """Remove all that is expired, cleared or dropped. Returns the number of entries and values removed."""
+        """Remove entries that are expired, cleared, dropped by the server, or invalidated by tag; return the number."""
         total, cursor = 0, "0"
         yield from ready(self.shared)
         while True:

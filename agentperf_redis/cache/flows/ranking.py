@@ -33,9 +33,9 @@ class RankedEntry:
     """The facts about an entry that are known without reading its value.
 
     Attributes:
-        name: its stored name: the key itself up to 120 bytes.
+        name: its stored name, which is the key itself if that has at most 120 bytes.
         size_bytes: bytes of its key and value as stored.
-        reads: counted so far.
+        reads: reads counted so far.
         compute_seconds: how long computing it took; 0.0 if it was put.
         created_at: when it was stored, by the server's clock.
         tags: names by which it can be invalidated.
@@ -54,7 +54,7 @@ class RankedEntry:
         return self.reads * self.compute_seconds
 
     def measure(self, by: EntryRanking) -> float:
-        """Return the value that decides its rank."""
+        """Return the property that decides the entry's rank."""
         return {
             EntryRanking.SIZE: self.size_bytes,
             EntryRanking.READS: self.reads,
@@ -63,7 +63,7 @@ class RankedEntry:
 
 
 def read_top(where: CacheKeys, limit: int) -> Flow[dict[EntryRanking, list[RankedEntry]]]:
-    """Return for each ranking at most `limit` entries, the highest first; entries of measure 0 are excluded.
+    """Return at most `limit` entries for each ranking, the highest first. Entries whose property is 0 are excluded.
 
     Reads every entry, one page at a time. The duration grows with the size of the cache, but other clients are not
     blocked.
@@ -102,7 +102,7 @@ def _opened(head: bytes) -> entry_format.Stored | None:
 def _alive(
     where: CacheKeys, invalidation_epoch: entry_format.InvalidationEpoch, page: dict[str, entry_format.Stored]
 ) -> Flow[dict[str, entry_format.Stored]]:
-    """Filter out cleared and invalidated entries."""
+    """Return the entries of a page that were neither cleared nor invalidated."""
     tagged = {
         name: stored for name, stored in page.items() if stored.tags and stored.version <= invalidation_epoch.tagged
     }

@@ -35,7 +35,7 @@ class Reader:
         shared: the state shared with other objects of the same cache.
         codec: encodes and decodes values.
         strict: record each read at once.
-        local: local copies of this process; None for none.
+        local: local copies of this process; None if the object uses none.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Reader:
         return default if value is MISSING else value
 
     def copied(self, key: str) -> Any:
-        """Return the value of a key from its local copy, or MISSING. No I/O."""
+        """Return the value of a key from its local copy, or MISSING. Does no I/O."""
         copy = None if self.local is None else self.local.find(key)
         if copy is None:
             return MISSING
         return copy.value if copy.frozen else self.unpacked(copy)
 
     def ageless_copy(self, key: str) -> Any:
-        """Return the value of a local copy that stays fresh until it expires, or MISSING. No I/O."""
+        """Return the value of a local copy that stays fresh until it expires, or MISSING. Does no I/O."""
         copy = None if self.local is None else self.local.find(key)
         if copy is None or copy.fresh_until_ms:
             return MISSING
@@ -103,7 +103,7 @@ class Reader:
         return values
 
     def entry(self, key: str) -> Flow[CacheEntry | None]:
-        """Return all stored facts about a key. It does not count as a read."""
+        """Return the value and the metadata of a key, or None if it has no value. This does not count as a read."""
         name = stored_name(key)
         where = self.shared.keys
         yield from flush_if_possible(self.shared)
@@ -136,7 +136,7 @@ class Reader:
     def look_up(
         self, name: str, key: str, *, miss: bool = True, hit: bool = True
     ) -> Flow[tuple[Any, entry_format.Stored | None]]:
-        """Read a value and its entry. Record the miss or the hit, unless the caller does so."""
+        """Read a value and its entry. If `miss` or `hit` is False, the caller records the miss or the hit."""
         if self.strict and hit:
             return (yield from self._look_up_strictly(name, miss=miss))
         ticket = None
@@ -144,7 +144,7 @@ class Reader:
             yield from self._prepare()
             ticket = self._ticket(name)
         entry, gen = yield commands.read(self.shared.keys, name)
-        # as `value`, inlined to save one generator: this is the path of every hit
+        # the code of `value`, inlined to save one generator, since every hit takes this path
         stored, doubtful = self._opened(name, entry, gen, counted=True)
         if stored is not None and doubtful:
             stored = yield from self._not_invalidated_by_tags(stored)
@@ -156,9 +156,10 @@ class Reader:
         return value, stored
 
     def _prepare(self) -> Flow[None]:
-        """Prepare a read. Before the first copy: subscribe to changes and learn the server's clock, for expiry times.
+        """Prepare a read.
 
-        After an outage: send the pending invalidations, so that no invalidated value is read.
+        With local copies, subscribe to changes and get the server's time, which the copies' expiry times need. If
+        invalidations are pending after an outage, send them, so that no invalidated value is read.
         """
         if self.local is not None:
             self.shared.listen()
@@ -182,7 +183,7 @@ class Reader:
         """Do the same as `look_up` with `strict`: the script records the read and checks the tags."""
         try:
             read = yield from self._read_strictly(name, miss=miss)
-        except BackendFull as error:  # recording is impossible, reading is not
+        except BackendFull as error:  # a full server cannot record the read, but still returns the value
             self.shared.warn("cache %s: reads cannot be recorded: %s", self.shared.name, error)
             entry, gen = yield from commands.read(self.shared.keys, name)
             return (yield from self.value(name, (entry, gen), counted=False))
@@ -218,7 +219,7 @@ class Reader:
     def _opened(
         self, name: str, entry: bytes | None, gen: bytes | None, *, counted: bool
     ) -> tuple[entry_format.Stored | None, bool]:
-        """Return an entry unless it was cleared or is not valid, and whether its tags have to be checked."""
+        """Parse an entry. Returns the entry, or None if it is cleared or invalid, and whether to check its tags."""
         if entry is None:
             return None, False
         try:
@@ -241,8 +242,9 @@ class Reader:
         return stored, bool(stored.tags) and version <= invalidation_epoch.tagged
 
     def _not_invalidated_by_tags(self, stored: entry_format.Stored) -> Flow[entry_format.Stored | None]:
-        """Return an entry older than the last invalidation of any tag, unless one of its own tags was invalidated."""
-        # read the epochs again, after the marks: marks merged into tagged_cleared_until are no longer in the index
+        """Return an entry, or None if one of its tags was invalidated since it was written."""
+        # The epochs are read again, after the marks of the tags: a mark may just have been merged into
+        # tagged_cleared_until, and such a mark is no longer in the index.
         where = self.shared.keys
         both: Batch[Any] = Batch((commands.tag_marks(where, stored.tags), commands.invalidation_epoch(where)))
         newest, gen = yield from both
@@ -276,7 +278,7 @@ class Reader:
         return MISSING
 
     def warn_of_wrong_type(self, name: str) -> None:
-        """Log that a key for an entry or a lease has another type."""
+        """Log that the Redis key of an entry or of its lease has a wrong type."""
         name, cache = shown(name), self.shared.name
         self.shared.warn("cache %s: entry %s counts as missing: one of its keys has a wrong type", cache, name)
 

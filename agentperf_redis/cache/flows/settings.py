@@ -1,4 +1,4 @@
-"""Settings of a cache: written on its first use in each process, and again whenever the server has lost them."""
+"""Writes the settings of a cache: on its first use in each process, and again whenever the server has lost them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from agentperf_redis.command import Batch, Flow
 from agentperf_redis.errors import BackendFull, SchemaMismatch
 
 ATTEMPTS: Final = 4
-"""How often an operation is retried because the server has lost the settings."""
+"""Maximum attempts of an operation that fails because the server has lost the settings."""
 
 
 def ready(shared: SharedState) -> Flow[None]:
-    """Before the first write of a process: register the cache and write its settings.
+    """Register the cache and write its settings, unless this process has done so already.
 
-    After an outage, before any read or write: send the pending invalidations.
+    If invalidations are pending after an outage, send them first, so that they precede any read or write.
     """
     if shared.pending_invalidations:
         yield from _flush_pending(shared)
     if shared.deployed:
         return
-    with suppress(BackendFull):  # an existing cache is registered already; a new one cannot be deployed either
+    with suppress(BackendFull):  # an existing cache is registered already; a new one fails below, too
         yield from shared.backend.enter(shared.service, shared.name)
     sent_at = time.monotonic()
     reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
@@ -50,7 +50,7 @@ def _in_words(shared: SharedState, text: str) -> str:
 
 
 def _flush_pending(shared: SharedState) -> Flow[None]:
-    """Send the pending invalidations. Repeats, even by other processes, are harmless: a miss is never wrong."""
+    """Send the pending invalidations. Repeating them is harmless, even if other processes do: a miss is never wrong."""
     invalidations = list(shared.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
     if names[InvalidationScope.ALL]:
@@ -58,7 +58,7 @@ def _flush_pending(shared: SharedState) -> Flow[None]:
     for chunk in chunks(names[InvalidationScope.TAG]):
         yield from commands.invalidate_tags(shared.keys, tuple(chunk), shared.origin)
     for chunk in chunks(names[InvalidationScope.KEY]):
-        yield from commands.delete(shared.keys, chunk, shared.origin)  # nothing is there without settings
+        yield from commands.delete(shared.keys, chunk, shared.origin)  # without settings there are no entries
     shared.remove_pending(invalidations)
     log.warning("cache %s: sent %d invalidations that had failed before", shared.name, len(invalidations))
 
@@ -73,7 +73,7 @@ def _lowered(before: Settings | None, now: Settings) -> bool:
 def _shrink(shared: SharedState) -> Flow[None]:
     """Shrink a cache to lowered limits. Each sweep moves and evicts at most 512 entries, to avoid blocking clients.
 
-    If this process ends early, each later put continues with as many entries.
+    If this process ends before the cache fits, each later put moves and evicts up to 512 entries.
     """
     where, settings, steps = shared.keys, shared.settings, 0
     while True:
@@ -83,7 +83,7 @@ def _shrink(shared: SharedState) -> Flow[None]:
         _, count = yield from inspection.counters(where)
         capacities = settings.capacities
         within = total <= sum(capacities) and hot <= capacities[0] and warm <= capacities[1]
-        steps = steps or 3 + total // commands.MAX_EVICTIONS  # others may raise the limit and add entries meanwhile
+        steps = steps or 3 + total // commands.MAX_EVICTIONS  # bounded, since others may raise a limit meanwhile
         if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:
             return
         steps -= 1

@@ -1,7 +1,8 @@
-"""Single flight: of all processes, threads and tasks that miss a value, one computes it, the others wait for it.
+"""Single flight: of all processes, threads and tasks that miss a value, one computes it, and the others wait for it.
 
-Within a process, `flights` coordinates them. Among processes, the computing process holds a lease, granted by the
-script claim. Waiters learn of the end over the bus, and poll in case the message is lost.
+Within a process, `flights` coordinates threads and tasks. Among processes, the computing process holds a lease, which
+`claim.lua` grants. When the computation ends, a message on the bus wakes the waiters of other processes. They also
+poll, in case the message is lost.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ from agentperf_redis.errors import (
 DEFAULT_LEASE_S: Final = 5.0
 """How long a crashed process delays other callers; a live process renews its lease at a third of this."""
 MIN_LEASE_S: Final = 0.1
-"""Leaves enough time for a renewal to arrive, even from a busy process."""
+"""Minimum TTL of a lease: long enough for a renewal to arrive in time, even from a busy process."""
 ERROR_KEPT_MS: Final = 5000
 """How long an error is kept for waiters. They are notified at once, and poll at least every 0.25 s."""
 _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
-"""Bounds of a waiter's poll interval, in case the message is lost."""
+"""Bounds of a waiter's poll interval. Waiters poll in case the message about the end is lost."""
 _MAX_WAIT_S = 3600.0
 _MAX_ERROR_CHARACTERS = 500
 _RAISED = (ComputeFailed, InvalidArgument, SchemaMismatch)
@@ -62,8 +63,8 @@ class SingleFlight:
     """Computations of one cache object.
 
     Args:
-        reader: reads values, of the same object.
-        writer: stores computed values, of the same object.
+        reader: the object's reader.
+        writer: the object's writer, which stores computed values.
         lease_ms: how long a crashed process delays other callers.
         on_unavailable: how a value is computed while the server is unreachable.
     """
@@ -84,10 +85,11 @@ class SingleFlight:
     def value_or_lease(
         self, key: str, freshness: Freshness = UNTIL_EXPIRY, *, look: bool = True, blocking: bool = False
     ) -> Flow[Answer | Crashed]:
-        """Return the value of a key, or a lease to compute it, which must end with `finish`, `crash` or `give_up`.
+        """Return the value of a key, or a lease to compute it.
 
-        Waits while another caller computes the value, in this process or another. An error that the function raised for
-        another thread or task of this process is returned, not raised, since it may be a StopIteration.
+        The caller must end the lease with `finish`, `crash` or `give_up`. Waits while another caller, in any process,
+        computes the value. If that caller is a thread or task of this process and its function raises, the error is
+        returned, not raised, since it may be a StopIteration.
 
         Args:
             key: the key.
@@ -96,13 +98,13 @@ class SingleFlight:
             blocking: the calling thread is blocked while it waits.
 
         Raises:
-            ComputeFailed: another process computed the value and failed.
+            ComputeFailed: the function failed in another process.
             BackendUnavailable: the server does not answer, and `on_unavailable` is RAISE.
         """
         name, counts = stored_name(key), look
         try:
             if look:
-                refusable = freshness.error_ms is not None  # only then the read may still become a miss
+                refusable = freshness.error_ms is not None  # a value that was found may still count as a miss
                 value, stored = yield from self.reader.look_up(name, key, miss=False, hit=not refusable)
                 if value is not MISSING:
                     served: Served | None = Served(value)
@@ -116,7 +118,7 @@ class SingleFlight:
             answer: Answer | Crashed | None = None
             try:
                 answer = yield from self._join_or_claim(name, key, look=look, blocking=blocking)
-            finally:  # a value that another caller computed counts as a hit, the one that saves most
+            finally:  # a value that another caller computed counts as a hit: it saved a whole computation
                 if counts:
                     if isinstance(answer, Served):
                         self.shared.access_buffer.read(name, answer.saved_ms)
@@ -175,10 +177,10 @@ class SingleFlight:
     def _value_by_age(
         self, name: str, value: Any, stored: entry_format.Stored, freshness: Freshness
     ) -> Flow[Served | None]:
-        """Return a value if its age allows it; None if it is too old for stale-if-error and computing fails."""
+        """Return a value that was found; None if it is beyond the limit of stale-if-error and computing fails."""
         try:
             yield from ready(self.shared)  # for the server's clock
-        except BackendUnavailable:  # lost just now; the value is at hand
+        except BackendUnavailable:  # the server was lost after the value had been read
             return Served(value)
         age = freshness.age(stored, self.shared.server_ms())
         if age is Age.FRESH:
@@ -190,12 +192,12 @@ class SingleFlight:
     def refresh_lease(self, key: str, stale: int, freshness: Freshness) -> Flow[ComputeLease | None]:
         """Return the lease to refresh a stale value, or None if this process should not refresh it.
 
-        None if another caller, in any process, is refreshing it, or if a refresh has failed a short time ago.
+        Returns None if another caller, in any process, is refreshing the value, or if a refresh has just failed.
 
         Args:
             key: the key.
             stale: version of the stale value.
-            freshness: gives the time without retries after a failure.
+            freshness: its `retry_ms` is the time without retries after a failed refresh.
         """
         shared, name, token = self.shared, stored_name(key), secrets.token_hex(8)
         flight, requests_before = shared.flights.join(name)
@@ -255,7 +257,7 @@ class SingleFlight:
                     look = True
 
     def _claim(self, name: str, key: str, flight: Flight, *, look: bool) -> Flow[Answer]:
-        """Get the compute lease among all processes, or wait for the result of its holder."""
+        """Claim the compute lease from the server, or wait for the result of the process that holds it."""
         shared = self.shared
         token, ignore, awaited, poll_s = secrets.token_hex(8), "", "", _MIN_POLL_S
         wake_up = None
@@ -306,14 +308,16 @@ class SingleFlight:
     def _release_interrupted(self, error: BaseException, name: str, key: str, token: str) -> Flow[None]:
         """Release the lease after an interrupted claim: it may have been granted, and no caller should wait for it.
 
-        Not while the server does not answer: the caller has waited a whole deadline already, and the lease will expire.
+        If the server does not answer, nothing is sent: the caller has already waited a whole deadline, and the lease
+        will expire.
         """
         if not isinstance(error, (GeneratorExit, AgentPerfError)):
             with suppress(AgentPerfError):
                 yield from self._release(ComputeLease(self.shared, name, key, token, self.lease_ms, None), None)
 
-    # The returned flow reports the end of the computation to the server, unless the lease has no token. Waiters of this
-    # process get an error at once. They get a value after the server has accepted it, since it may be invalidated.
+    # `finish`, `crash` and `give_up` end a computation. Each returns a flow that reports the end to the server; the
+    # caller runs the flow if the lease has a token. Waiters of this process get an error at once. They get a value only
+    # after the server has accepted it, since it may have been invalidated during the computation.
 
     def finish(
         self,
@@ -324,7 +328,7 @@ class SingleFlight:
         tags: Iterable[str],
         freshness: Freshness = UNTIL_EXPIRY,
     ) -> tuple[bool, Flow[None]]:
-        """End a computation with a value. Returns whether it can be stored, and the remaining flow."""
+        """End a computation with a value. Returns whether it can be stored, and the flow that reports the end."""
         try:
             data = self.reader.codec.encode(value)
         except InvalidArgument:
@@ -335,18 +339,18 @@ class SingleFlight:
         return True, self._store(compute_lease, data, cost_s, ttl, tags, freshness)
 
     def crash(self, compute_lease: ComputeLease, error: Exception) -> Flow[None]:
-        """End a computation with an error, which all waiters get. Returns the remaining flow."""
+        """End a computation with an error, which all waiters get. Returns the flow that reports the end."""
         self._end(compute_lease, Crashed(error))
         text = str(error)[:_MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
         return self._release(compute_lease, f"{type(error).__name__} {text}")
 
     def give_up(self, compute_lease: ComputeLease) -> Flow[None]:
-        """End a computation without a result: a waiter may compute instead. Returns the remaining flow."""
+        """End a computation without a result, so that a waiter may compute. Returns the flow that reports the end."""
         self._end(compute_lease, GivenUp())
         return self._release(compute_lease, None)
 
     def release_waiters(self, compute_lease: ComputeLease) -> None:
-        """Release all waiters of this process. Changes nothing after a regular end."""
+        """Release all waiters of this process. Does nothing if the computation has already ended."""
         self._end(compute_lease, Uncacheable())
 
     def _end(self, compute_lease: ComputeLease, outcome: FlightOutcome) -> None:
@@ -382,7 +386,7 @@ class SingleFlight:
             )
         except (BackendUnavailable, GeneratorExit):
             raise
-        except BaseException:  # also if the server is full or corrupt: no caller should wait for the lease to expire
+        except BaseException:  # such as a full server or corrupt state: no caller should wait until the lease expires
             yield from self._release(compute_lease, None)
             raise
         confirmed = outcome in (PutResult.STORED, PutResult.TOO_LARGE, PutResult.NO_CAPACITY)
@@ -400,10 +404,10 @@ class SingleFlight:
 
 
 def _outcome_of(error: BaseException) -> FlightOutcome:
-    """Return the outcome for other waiters of an error during a claim."""
+    """Return the outcome that the waiters of this process get after an error during a claim."""
     if isinstance(error, ComputeFailed):
         return Crashed(error)
     if isinstance(error, BackendUnavailable):
         return Unreachable(error)
-    # if the cache itself fails, each waiter would get the same error, one after the other
+    # If the cache itself fails, each waiter computes its own value: claiming one after the other, all would fail.
     return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()

@@ -1,4 +1,4 @@
-"""Puts: each executed at most once, no matter how late or often its request is delivered; see the script put."""
+"""Puts. Each is executed at most once, no matter how late or how often its request is delivered; see `put.lua`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Writer:
         self.use_ttls(own_ttls_ms)
 
     def use_ttls(self, own_ttls_ms: tuple[int, int, int]) -> None:
-        """Set the default TTLs of this object's puts; see the class."""
+        """Set the default TTLs of this object's puts; `Writer` explains the argument."""
         self._own_ttls = None if own_ttls_ms == CACHES_OWN_TTLS_MS else "/".join(map(str, own_ttls_ms))
 
     def chosen_ttl(self, ttl: float | None) -> int | str:
@@ -49,7 +49,7 @@ class Writer:
         return self._own_ttls if chosen_ttl == TIERS_OWN_TTL_MS and self._own_ttls else chosen_ttl
 
     def spread(self, chosen_ttl: int | str, freshness: Freshness) -> str:
-        """Vary TTLs at random. For the cache's defaults, it uses the values last known to this process."""
+        """Vary TTLs at random. If a TTL is the cache's default, vary the default that this process has last seen."""
         ttls = chosen_ttl.split("/") if isinstance(chosen_ttl, str) else [chosen_ttl] * 3
         known = zip(map(int, ttls), self.shared.settings.ttls_ms, strict=True)
         return "/".join(str(freshness.spread(own if each == TIERS_OWN_TTL_MS else each)) for each, own in known)
@@ -72,7 +72,7 @@ class Writer:
         items = [(stored_name(key), self.codec.encode(value)) for key, value in values.items()]
         if not items:
             return 0
-        # the first put carries the settings and the report; the others need neither
+        # the first put deploys the settings and carries the report of reads; the others need neither
         first, *rest = items
         stored = int((yield from self.store(*first, chosen_ttl, names, tier)) is PutResult.STORED)
         for start in range(0, len(rest), commands.MAX_KEYS):
@@ -108,7 +108,7 @@ class Writer:
         cost_ms: int = 0,
         fresh_ms: int = 0,
     ) -> Flow[PutResult]:
-        """Store an encoded value. A computed value has the token of its lease, and what computing it cost."""
+        """Store an encoded value. For a computed value, `token` is of its lease and `cost_ms` is its computing time."""
         shared, access_buffer = self.shared, self.shared.access_buffer
         request, seen, again, waited = secrets.token_urlsafe(9), shared.seen, False, None
         for _ in range(ATTEMPTS):
@@ -141,7 +141,7 @@ class Writer:
                 # a report of unknown result is sent again: its sequence number makes that idempotent
                 confirmed = reply.outcome is PutResult.STORED
             except BaseException as error:
-                if not token:  # a later write of the key ends the lease, and so voids late copies of a computed value
+                if not token:  # late copies of a computed value are refused: a later write of the key ends the lease
                     yield from self._cancel_puts(error, (request,), until_ms)
                 raise
             finally:
@@ -151,7 +151,7 @@ class Writer:
                 shared.deployed = False
             elif reply.outcome is PutResult.LATE:
                 shared.set_clock(reply.version, sent_at)
-                again = True  # an earlier copy may have been executed
+                again = True  # an earlier copy of the request may have been executed
             else:
                 shared.learn(reply.version)
                 if reply.version:
@@ -160,13 +160,14 @@ class Writer:
         return PutResult.LATE
 
     def _until_ms(self) -> int:
-        """Return the server time after which a put sent now must have no effect."""
+        """Return the server time after which a put that is sent now must have no effect."""
         return self.shared.server_ms() + math.ceil(self.shared.backend.deadline * 1000)
 
     def _cancel_puts(self, error: BaseException, requests: tuple[str, ...], until_ms: int) -> Flow[None]:
-        """After an interruption (a cancelled task, Ctrl-C): copies of puts in flight must not undo later changes.
+        """Cancel puts in flight after an interruption (a cancelled task, Ctrl-C), so that none undoes a later change.
 
-        If the server cannot be reached, the copies have expired by the time that is known.
+        If the server is unreachable, nothing needs to be cancelled: the error comes at the end of the deadline, when
+        the server refuses all copies of the puts.
         """
         if not isinstance(error, (AgentPerfError, GeneratorExit)):
             with suppress(AgentPerfError):

@@ -1,8 +1,8 @@
-"""Buffers the reads of a process until they are reported: gathered, deduplicated, counted once.
+"""Buffers the reads of a process until they are reported. Reads of the same key are reported as one count.
 
-A hit is one plain read, so the server does not see the access. Each process reports its reads later: with its next put,
-or after 0.2 s. Reports have a rising sequence number, and one is in flight at a time. A report with unknown result is
-sent again unchanged; its sequence number makes that idempotent.
+A hit is one plain read command, which does not record the access on the server. Each process reports its reads later:
+with its next put, or after 0.2 s. Reports have rising sequence numbers, and only one report is in flight at a time. A
+report with unknown result is sent again unchanged; its sequence number makes that idempotent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import islice
 from agentperf_redis.command import WakeUp, running_loop
 
 MAX_READS = 256
-"""Distinct keys in one report: a longer script call would block the server too long (about 1 ms at 3-6 us each)."""
+"""Maximum distinct keys in one report. They take about 1 ms (3-6 us each); more would block the server too long."""
 MAX_PENDING = 16 * MAX_READS
-"""Distinct keys buffered while the server is unreachable; beyond that, the oldest are dropped."""
+"""Maximum distinct keys buffered while the server is unreachable; beyond that, the oldest are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class AccessBuffer:
 
     Args:
         process: returns the identity under which this process reports.
-        filled: called, outside any lock, when there is something to report that was not announced yet.
+        filled: called, outside any lock, when there is something to report, once until the next report is taken.
 
     Attributes:
-        drain: returns reads counted elsewhere: stored name, count, computing time saved in ms.
+        drain: returns reads that local copies have counted: stored name, count, computing time saved in ms.
     """
 
     def __init__(self, process: Callable[[], str], filled: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class AccessBuffer:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Start empty; also in a forked child, since its parent reports the reads it has gathered."""
+        """Start empty, also in a forked child: the parent reports the reads from before the fork."""
         self._lock = threading.Lock()
         self._reads: dict[str, int] = {}
         self._misses = self._saved_ms = self._corrupt = 0
@@ -62,7 +62,7 @@ class AccessBuffer:
         self._under_way = False
         self._announced = False
         self.flushing: WakeUp | None = None
-        """Sent when the flush in flight has ended. Puts wait for it, to keep the order of accesses."""
+        """The wake-up that is sent when the flush in flight ends. Puts wait for it, to keep the order of accesses."""
 
     @property
     def writer(self) -> str:
@@ -71,7 +71,7 @@ class AccessBuffer:
 
     @property
     def is_full(self) -> bool:
-        """Whether a full report is waiting."""
+        """Whether there are enough reads for a full report."""
         return len(self._reads) >= MAX_READS
 
     @property
@@ -83,7 +83,7 @@ class AccessBuffer:
         """Record a hit."""
         with self._lock:
             reads = self._reads
-            reads[name] = reads.pop(name, 0) + 1  # popped, so that it moves to the end
+            reads[name] = reads.pop(name, 0) + 1  # popped, so that the key moves to the end
             self._saved_ms += saved_ms
             if len(reads) > MAX_PENDING:
                 del reads[next(iter(reads))]
@@ -91,7 +91,7 @@ class AccessBuffer:
             self._announce()
 
     def found_corrupt(self) -> None:
-        """Record that a read found an invalid value; it is also a miss, and recorded as such."""
+        """Record that a read found an invalid value. The caller also records the read as a miss."""
         with self._lock:
             self._corrupt += 1
         if not self._announced:
@@ -132,7 +132,7 @@ class AccessBuffer:
             return self._open
 
     def settle(self, report: AccessReport, *, confirmed: bool) -> None:
-        """Record the result of a report: confirmed, or unknown; then it is sent again at the next opportunity."""
+        """Record the result of a report. A report that is not confirmed is sent again at the next opportunity."""
         if report is NO_REPORT:
             return
         with self._lock:

@@ -11,15 +11,15 @@ from agentperf_redis.cache.process.shared_state import SharedState
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComputeLease:
-    """The right and the obligation to compute a key.
+    """The right and the obligation to compute the value of a key.
 
     Attributes:
         shared: the cache.
         name: stored name of the key.
         key: the key.
-        token: of the lease; empty for a computation without a lease, whose value other processes do not share.
+        token: token of the lease. It is empty for a computation without a lease, whose value other processes never get.
         lease_ms: TTL of the lease unless it is renewed.
-        flight: connects it to the waiters of this process; None if there can be none.
+        flight: the flight that waiters of this process have joined; None if no caller can wait.
     """
 
     shared: SharedState
@@ -41,9 +41,9 @@ class Served:
 
     Attributes:
         value: the value.
-        saved_ms: computing time saved, if another caller has just computed it.
-        stale: its version if it is due for a refresh in the background; else 0.
-        storable: whether a cache can store it.
+        saved_ms: computing time saved, ms, if another caller has just computed the value.
+        stale: version of the value if it is due for a refresh in the background; else 0.
+        storable: whether a cache can store the value.
     """
 
     value: Any

@@ -1,13 +1,14 @@
-"""One computation at a time of each key within this process; other threads and tasks wait for its result.
+"""Flights: within this process, one computation of a key at a time, which other threads and tasks join and wait for.
 
-No caller may get a value that was invalidated before its call. When this process invalidates a key, the flight leaves
-the map at once, so later callers begin another. Only the server knows of invalidations by other processes: its reply to
-a confirming request (a claim, or the put of the computed value) confirms a value, and only for callers that joined
-before that request was sent. Callers that joined later look again. While the server is unreachable nothing confirms a
+No caller may get a value that was invalidated before its call. When this process invalidates a key, the key's flight
+leaves the map at once, and later callers begin another. Only the server knows of invalidations by other processes. Its
+reply to a confirming request (a claim, or the put of the computed value) confirms a value for the callers that joined
+before this request was sent. Callers that joined later look again. While the server is unreachable, nothing confirms a
 value, and a result is shared only with callers that have found the server unreachable, too.
 
-A caller that would wait for itself computes directly (re-entrancy): a function that needs the very value it computes,
-and a blocking call on the thread of an event loop whose tasks compute the value. Either would deadlock.
+A caller that would wait for itself computes directly (re-entrancy), since waiting would deadlock. There are two such
+callers: a function that needs the very value it computes, and a blocking call on the thread of an event loop if a task
+of this loop computes the value.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from agentperf_redis.errors import BackendUnavailable
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """The computation returned a value: its bytes, of which every waiter decodes its own copy, and its cost."""
+    """The computation returned a value. Every waiter decodes its own copy of `data`; the computation took `cost_ms`."""
 
     data: bytes
     cost_ms: int = 0
@@ -43,14 +44,14 @@ class Uncacheable:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """The server does not answer: every caller looks for a value without it."""
+    """The server does not answer: every caller looks for a value without the server."""
 
     error: BackendUnavailable
 
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """The computing caller was cancelled: another may compute."""
+    """The computing caller was cancelled: another caller may compute."""
 
 
 FlightOutcome: TypeAlias = Computed | Crashed | Uncacheable | Unreachable | GivenUp
@@ -73,7 +74,7 @@ class Flight:
 
 
 _enclosing: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
-"""The flights whose functions have called the present code: inherited by tasks they started and `asyncio.to_thread`."""
+"""The flights whose functions have called the present code. New tasks and `asyncio.to_thread` inherit them."""
 
 
 def enter(flight: Flight | None) -> tuple[Flight, ...]:
@@ -85,7 +86,11 @@ def enter(flight: Flight | None) -> tuple[Flight, ...]:
 
 
 def leave(enclosing: tuple[Flight, ...]) -> None:
-    """Record that the function has returned. No token: a coroutine may be closed outside the context of its start."""
+    """Record that the function has returned.
+
+    This does not use the token of `ContextVar.set`, since a coroutine may be closed in another context than it started
+    in.
+    """
     _enclosing.set(enclosing)
 
 
@@ -102,9 +107,10 @@ class Flights:
         self._owner = object()  # a child forked within a function is not part of that function's computation
 
     def join(self, name: str) -> tuple[Flight, int | None]:
-        """Return the flight of a key and its confirming requests so far; None if the caller began it and must end it.
+        """Return the flight of a key, and the number of its confirming requests so far.
 
-        A result is shared only with callers that joined before the last confirming request was sent.
+        The number is None if this call began the flight: the caller must then end it. A result is shared only with
+        callers that joined before the last confirming request was sent.
         """
         with self._lock:
             flight = self._flights.get(name)
@@ -131,7 +137,7 @@ class Flights:
             flight.requests += 1
 
     def detach(self, name: str) -> None:
-        """Let no more callers join a flight: its key was invalidated. Those that have joined still get its result."""
+        """Let no further callers join a flight, since its key was invalidated. Callers that joined get its result."""
         with self._lock:
             self._flights.pop(name, None)
 

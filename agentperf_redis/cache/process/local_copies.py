@@ -1,16 +1,17 @@
 """Local copies of some entries within this process: a hit costs no round trip.
 
-They are coherent: the script that changes an entry publishes the change, and the bus delivers it here. Copies are used
-only while the bus is known to work: a ping sent on its connection within the last 250 ms was answered, so everything
-published before that ping has arrived. A value that another process has changed is therefore never returned for longer
-than that. A value that this process has changed is never returned at all.
+Copies are kept coherent. The script that changes an entry publishes the change, and the bus delivers the message here.
+Copies are used only while the bus is known to work: a ping sent on its connection within the last 250 ms was answered,
+so everything published before that ping has arrived. After another process has changed a value, the old value may
+therefore be returned for at most 250 ms. After this process has changed a value, the old value is never returned.
 
-A fill must not restore a value that was invalidated while the fill was in progress. Each fill takes a ticket before it
-reads from the server, and is refused if an invalidation of the same stripe has occurred since.
+A fill stores a copy of an entry that was read from the server. It must not restore a value that was invalidated during
+the read. Each fill takes a ticket before the read, and is refused if an invalidation of the same stripe (a group of
+keys with equal hashes) has occurred since.
 
-Eviction follows SIEVE (Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI 2024): a hit sets a flag
-and needs no lock; a hand moves from the oldest entry to the newest, clears the flags that are set, and removes the
-first entry without one.
+Eviction follows SIEVE (Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI 2024). A hit sets a flag
+on the copy and needs no lock. To evict, a hand moves from the oldest copy to the newest, clears the flags that are set,
+and removes the first copy without a flag.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from typing import Any, TypeAlias
 from agentperf_redis.cache.entry_format import Stored
 
 TRUSTED_FOR_S = 0.25
-"""Maximum age of the last proof that the bus works, and so how long another process's write may be missed."""
+"""Maximum age of the last proof that the bus works. A write of another process may go unnoticed for this long."""
 MAX_COPY_TTL_S = 30.0
-"""No copy lives longer: a bound in case all else fails."""
+"""Maximum TTL of a copy: a last bound in case an invalidation is missed."""
 
 _STRIPES = 256
 _UNCHANGEABLE = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -34,7 +35,7 @@ Ticket: TypeAlias = tuple[int, int]
 
 
 class Copy:
-    """One entry, in the list of entries from newest to oldest."""
+    """The copy of one entry, linked into the list of copies from newest to oldest."""
 
     __slots__ = (
         "cost_ms",
@@ -67,7 +68,7 @@ class Copy:
         self.data = stored.data
         self.until = until
         self.frozen = type(value) in _UNCHANGEABLE
-        """Whether all callers may share the object; else each decodes its own from the bytes."""
+        """Whether all callers may share the value; if not, each caller decodes its own value from the bytes."""
         self.value = value if self.frozen else None
         self.visited = False
         self.reads = self.reported = 0
@@ -78,7 +79,7 @@ class Copy:
 
     @property
     def size_bytes(self) -> int:
-        """The bytes it counts against the limit."""
+        """The bytes of the copy that count towards the limit."""
         return len(self.data) + len(self.key)
 
 
@@ -87,9 +88,9 @@ class LocalCopies:
 
     Args:
         max_entries: maximum number of copies.
-        max_bytes: of all their keys and values; None is no limit.
+        max_bytes: maximum bytes of all keys and values of the copies; None is no limit.
         proven_at: returns when the newest answered ping of the bus was sent, by `time.monotonic`.
-        announce: called when there are reads to report that were not announced yet.
+        announce: called when a copy has reads to report for the first time since the last report.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class LocalCopies:
 
         Args:
             key: the key.
-            counted: whether to count a read; if not, `count` is called once the copy is known to be used.
+            counted: whether to count a read; if not, the caller calls `count` once it uses the copy.
         """
         now = monotonic()
         try:
@@ -164,7 +165,7 @@ class LocalCopies:
 
     def _trust(self, now: float) -> bool:
         """Return whether the bus was proven to work recently."""
-        # never decreases: a bus lost just now proves nothing new, but its earlier proof stays valid; see `serve_stale`
+        # never decreases: a bus that was just lost gives no new proof, but the last one stays valid; see `serve_stale`
         self._trusted_until = max(self._trusted_until, self._proven_at() + TRUSTED_FOR_S)
         return now <= self._trusted_until
 
@@ -183,7 +184,7 @@ class LocalCopies:
         with self._lock:
             if ticket != (self._era, self._stripes[hash(name) % _STRIPES]):
                 return
-            if self._aside:  # the server answers
+            if self._aside:  # the server answers again, so these copies are no longer needed
                 self._aside = {}
             known = self._copies.get(key)
             if known is not None:
@@ -239,9 +240,9 @@ class LocalCopies:
         now = monotonic()
         with self._lock:
             copy, known_at = self._copies.get(key), self._proven_at()
-            if copy is not None:  # a bus lost just now proves nothing new, and may not have reported the loss yet
+            if copy is not None:  # if the bus was just lost and has not reported it yet, its last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
-            elif known_at <= self._aside_at:  # else the bus has worked since, without keeping these copies coherent
+            elif known_at <= self._aside_at:  # later, the bus has worked again, but has not kept these copies coherent
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 

@@ -18,20 +18,20 @@ from agentperf_redis.cache.process.shared_state import log
 from agentperf_redis.command import running_loop
 
 MAX_THREADS: Final = 4
-"""Functions that run at a time for blocking callers of one process; a slow one must not delay all others."""
+"""Maximum functions that run at a time for blocking callers of one process. One slow function must not delay all."""
 MAX_WAITING: Final = 256
-"""Refreshes that wait for a thread; further ones are left to the next reader."""
+"""Maximum refreshes that wait for a thread. Further refreshes are left to the next reader."""
 _PAUSE_S = 0.25
 """Minimum time between attempts of this process to refresh a key, even if another process was refreshing it."""
 _CLOSE_S = 0.5
-"""How long closing waits for running functions. Their leases expire."""
+"""How long closing waits for running functions. If a function runs longer, its lease expires."""
 
 Subject: TypeAlias = tuple[str, str]
 """A cache and a key."""
 
 
 class Refresher:
-    """Runs refreshes, one at a time of each key. Its threads start when there is work, and end when there is none.
+    """Runs refreshes, one at a time for each key. Its threads start when there is work, and end when there is none.
 
     It does not use `Background`, which runs one job after the other: here several user functions run at a time, from
     one queue.
@@ -50,7 +50,7 @@ class Refresher:
         self._idle = threading.Condition(self._lock)
         self._jobs: deque[tuple[Subject, Callable[[], object]]] = deque()
         self._taken: dict[Subject, float] = {}
-        """Keys being refreshed (infinity), or refreshed recently (when the pause ends)."""
+        """Keys being refreshed or refreshed recently, with the end of their pause: infinity during the refresh."""
         self._threads = 0
         self._tasks: dict[asyncio.Task[Any], Subject] = {}
         self._closed = False
@@ -138,7 +138,7 @@ class Refresher:
         with self._lock:
             self._closed = True
             self._jobs.clear()
-            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # this loop is blocked now
+            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # this loop is blocked
             for task in self._tasks:
                 if not task.get_loop().is_closed():
                     task.get_loop().call_soon_threadsafe(task.cancel)

@@ -23,7 +23,7 @@ from agentperf_redis.errors import InvalidArgument
 log = logging.getLogger("agentperf_redis")
 
 MAX_PENDING_INVALIDATIONS = 10_000
-"""Names of keys and tags kept while the server is unreachable; beyond that, the whole cache is cleared on recovery."""
+"""Maximum keys and tags kept while the server is unreachable. Beyond that, recovery clears the whole cache."""
 _WARN_EVERY_S = 10.0
 
 
@@ -44,9 +44,9 @@ class SharedState:
     Args:
         backend: the server and namespace.
         service: "cache" or "tiered".
-        name: of the cache.
-        settings: its limits.
-        given: marks those that a user chose; see `Settings.fields`.
+        name: name of the cache.
+        settings: limits of the cache.
+        given: marks the settings that a user chose; see `Settings.fields`.
         filled: called when there is something to report.
     """
 
@@ -83,12 +83,12 @@ class SharedState:
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
         self.pending_invalidations: dict[PendingInvalidation, None] = {}
-        """Invalidations that could not be sent, in order: they are sent again before the next read or write."""
+        """Invalidations that could not be sent, in order. They are sent before the next read or write."""
         self._waiting: dict[str, list[WakeUp]] = {}
         self._listening = False  # the bus of a forked child has no subscription yet
 
     def adopt(self, user: object, settings: Settings, given: str) -> None:
-        """Register one more object of this cache. TTLs may differ: each object applies its own.
+        """Register one more object of this cache. Objects may have different TTLs: each applies its own.
 
         Raises:
             InvalidArgument: another live object in this process has other limits.
@@ -113,11 +113,11 @@ class SharedState:
             self._users.add(user)
 
     def change(self, argument: str, field: str) -> None:
-        """Change one setting. It is written by the next operation that writes, and then applies to every process.
+        """Change one setting. The next write operation deploys the setting, which then applies to every process.
 
         Args:
-            argument: its name in the constructor.
-            field: its text, as in `Settings.fields`.
+            argument: name of the setting in the constructor.
+            field: the new value as text, as in `Settings.fields`.
         """
         with self._lock:
             at = ARGUMENTS[self.service].index(argument)
@@ -145,7 +145,7 @@ class SharedState:
 
     @property
     def origin(self) -> str:
-        """The writing process, as sent on the bus."""
+        """The id of this process, which its messages on the bus contain."""
         return self.backend.process
 
     def learn(self, version: int) -> None:
@@ -153,14 +153,14 @@ class SharedState:
         self.seen = max(self.seen, version)
 
     def changed(self, name: str, *, computed: bool = False) -> None:
-        """After a write of this process, even one of unknown result: it must not read its own earlier values."""
+        """Note a write of this process, even one of unknown result: the process must not read its earlier values."""
         if not computed:  # storing a computed value need not detach the next flight
             self.flights.detach(name)
         if self.local is not None:
             self.local.drop(name)
 
     def add_pending(self, invalidations: Iterable[PendingInvalidation]) -> None:
-        """Record failed invalidations. Their caller has the error, but no reader may get the values they concern."""
+        """Record failed invalidations. Their callers got an error, but no reader may get the invalidated values."""
         with self._lock:
             self.pending_invalidations.update(dict.fromkeys(invalidations))
             if len(self.pending_invalidations) > MAX_PENDING_INVALIDATIONS:
@@ -178,7 +178,10 @@ class SharedState:
         self._server_ahead_ms = server_ms - sent_at * 1000
 
     def server_ms(self) -> int:
-        """Return an upper bound of the server's time: the server read its clock after `sent_at`."""
+        """Return an upper bound of the server's time.
+
+        It is not exact, since `set_clock` counts from `sent_at`, and the server read its clock after that.
+        """
         return int(self._server_ahead_ms + time.monotonic() * 1000) + 1
 
     def warn(self, message: str, *args: object) -> None:
@@ -197,7 +200,7 @@ class SharedState:
         return wake_up
 
     def listen(self) -> None:
-        """Subscribe to the bus. This starts the bus's thread, so it is done only when needed."""
+        """Subscribe to the bus, if not done yet. Call this only when needed, since it starts the bus's thread."""
         if self._listening:
             return
         with self._lock:
@@ -215,7 +218,7 @@ class SharedState:
                 self._waiting.pop(name, None)
 
     def _on_message(self, message: bytes) -> None:
-        """On the bus's thread: ``<kind> <version> <origin> <key or tag>``."""
+        """Handle a message ``<kind> <version> <origin> <key or tag>``. Runs on the bus's thread."""
         try:
             kind, version, _, name = message.decode().split(" ", 3)
             at = int(version)

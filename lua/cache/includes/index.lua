@@ -1,29 +1,35 @@
--- The indexes of a cache, and their only writer. <tag> is agentperf:{cache:<name>}, or agentperf:{tiered:<name>}.
+-- The indexes of a cache, and the functions that update them.
+-- <tag> is agentperf:{cache:<name>} or agentperf:{tiered:<name>}.
 --
--- A resident entry has one field in SIZE, which makes it a member (hits and bytes, see pack_size), one member in
--- exactly one of HOT, WARM, COLD, NEW (clock of the last read or write and frequency, see pack_score) and, if it
--- expires, one in EXP (ms). Its value is stored at <tag>:e:<key>. This file computes those names and
--- <tag>:deferred:<version>.
+-- An entry is resident if the hash SIZE has a field for it, which holds its hits and bytes (see pack_size). A resident
+-- is a member of exactly one of the sorted sets HOT, WARM, COLD and NEW. Its score there holds the clock of its last
+-- read or write, and its frequency (see pack_score). If the entry expires, it is also a member of the sorted set EXP,
+-- scored by its expiry time in ms. Its value is stored at <tag>:e:<key>. This file computes the names of the values
+-- and of <tag>:deferred:<version> from the name of META.
 --
--- The clock counts units of 10 us, follows TIME, never repeats and never runs backwards: it orders reads, versions and
--- evictions. A frequency is halved once for each halving since it was written. One halving comes every 10 * capacity
--- accesses. META holds the clocks of the last four. The halving is done when a score is read, so that ageing rewrites
--- nothing.
+-- The clock counts units of 10 us and follows the server's TIME, but it never repeats and never runs backwards. It
+-- orders reads, versions and evictions. Frequencies age: every 10 * capacity accesses, all frequencies are halved.
+-- META holds the clocks of the last four halvings. A stored frequency is halved only when its score is read: once for
+-- each halving since the score was written. Ageing therefore rewrites no scores.
 --
--- Policy lru: new entries start in cold, a read promotes an entry by one tier, a full tier demotes its oldest, the
--- oldest of the lowest tier is evicted. Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): new entries start
--- in NEW, a window of about 1 %. When the cache is full, the less frequent of the window's oldest and cold's oldest is
--- evicted. GHOST keeps the frequencies of twice as many evicted keys as there are residents. When keys evicted from the
--- window are stored again soon, the window grows, up to the whole cache, which is then an LRU. When the end of cold is
--- read, it shrinks. Where popularity drifts, the hit ratio stays within 4 points of an LRU; with a window of fixed size
--- it falls by 25 points and more.
+-- Policy lru: a new entry starts in cold. A read promotes an entry by one tier. A full tier demotes its oldest entry.
+-- The oldest entry of the lowest tier is evicted.
 --
--- All state is in one table, and functions capture nothing else: a script builds its closures on every call, and Lua
--- 5.1 pays for each captured local (measured: 14 us against 4). For the same reason the functions are built after the
--- settings were found. Numbers are written as '%d': Redis 7.0 prints them with %.17g.
+-- Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): a new entry starts in NEW, a window of about 1 % of the
+-- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the less
+-- frequent of the two is evicted. GHOST keeps the frequencies of evicted keys, of twice as many as there are residents.
+-- When keys that were evicted from the window are soon stored again, the window grows. It may grow to the whole cache,
+-- which is then an LRU. When entries at the old end of cold are read, the window shrinks. Where popularity drifts, the
+-- hit ratio stays within 4 points of an LRU's; with a window of fixed size, it falls by 25 points and more.
+--
+-- All state is in one table, and the functions capture only that table. A script builds its closures on every call, and
+-- Lua 5.1 needs time for each captured local (measured: 14 us with many, 4 us with one). For the same reason, the
+-- functions are built only after the settings have been found. Numbers are formatted with '%d', since Redis 7.0 prints
+-- them with %.17g.
 
--- Read the state of the indexes. Returns the table of state and functions; or nil and the reply with which the script
--- ends: {0} when the cache has no settings, an error when a key is not what it should be. Nothing was written then.
+-- Read the state of the indexes, and write nothing. Returns the table of state and functions. If the cache cannot be
+-- used, returns nil and the reply for the script to return: {0} if the cache has no settings, an error if a key holds
+-- unexpected data.
 local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
   local call, number = redis.call, tonumber
   local m = call('HMGET', META, 'settings', 'clock', 'bytes', 'next', 'deferred', 'resent', 'removed', 'evicted')
@@ -36,7 +42,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   end
   local lfu = policy == 'tinylfu'
   hot, warm, cold = number(hot), number(warm), number(cold)
-  -- The first command on every key that may be written only reads: it fails for a key of the wrong type.
+  -- Read each key that may be written later: a key of the wrong type fails here, before anything is written.
   local n, newcomers, ageing = call('HLEN', SIZE), nil, nil
   if hot > 0 then call('ZCARD', HOT) end
   if warm > 0 then call('ZCARD', WARM) end
@@ -50,18 +56,18 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   if next_ms then call('ZCARD', EXP) end
   if deferred_count > 0 then call('LLEN', DEFERRED) end
   local time = call('TIME')
-  local I = {                            -- built at once: a table that grows is rehashed each time it doubles
+  local I = {                            -- built in one expression: a growing table is rehashed at each doubling
     call = call, meta = META, size = SIZE, exp = EXP, ghost = GHOST, deferred = DEFERRED,
     tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
-    MAX_SIZE = 9e15,        -- beyond, a double is not exact: a hit count stops at 900,000
-    MAX_EVICTIONS = 512,    -- in one call
+    MAX_SIZE = 9e15,        -- above this a double is not exact; hits stop at 900,000
+    MAX_EVICTIONS = 512,    -- per call
     lfu = lfu, capacity = {hot, warm, cold}, total = hot + warm + cold, top = hot > 0 and 1 or warm > 0 and 2 or 3,
     max_bytes = number(bytes), ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
     expires = cold_ms ~= '0' or hot_ms ~= '0' or warm_ms ~= '0',
     n = n, newcomers = newcomers, bytes = held,
-    next = next_ms,         -- no later than the first expiry; nil if there is none, and EXP is empty
+    next = next_ms,         -- lower bound of the first expiry, ms; nil if EXP is empty
     deferred_count = deferred_count, resent = number(m[6] or 0),
-    removed = m[7],         -- as it is stored, until something is removed
+    removed = m[7],         -- clock of the last removal: the stored text, or a number if this call removes something
     now_ms = time[1] * 1000 + math.floor(time[2] / 1000),
     clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock),
     accesses = lfu and number(ageing[1] or 0), grow = lfu and number(ageing[2] or 0),
@@ -72,9 +78,9 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
 
   function I.text(whole) return string.format('%d', whole) end
 
-  -- Two numbers in one, which only these functions and their counterparts in Python (cache/entry_format.py) know: what
-  -- SIZE holds, hits * 10^10 + bytes, and a score, clock * 16 + frequency. In GHOST the frequency is at most 7, plus 8
-  -- if the entry was evicted from the window.
+  -- Each of these formats packs two numbers into one. A field of SIZE is hits * 10^10 + bytes. A score is clock * 16 +
+  -- frequency; in GHOST the frequency is at most 7, plus 8 if the entry was evicted from the window. Only these
+  -- functions and their counterparts in cache/entry_format.py know the formats.
   function I.pack_size(hits, size) return hits * 1e10 + size end
   function I.unpack_size(packed)
     local whole = tonumber(packed or nil) or 0
@@ -86,11 +92,12 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   if lfu then                            -- built only where it is used: each function costs about 0.2 us
     function I.unpack_score(score) return math.floor(score / 16), score % 16 end
 
-    -- The part of the cache that `share` and `step` refer to: its capacity, or its entries if there are fewer.
+    -- `share` returns a fraction of the cache, `step` the 1.5 % by which the window grows or shrinks at a time. Both
+    -- refer to the capacity, or to the number of entries if that is lower.
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
     function I.step() return math.max(1, math.min(I.total, I.n) * 0.015) end
 
-    -- The present frequency of an entry that had frequency f when its score was written, at clock `at`.
+    -- Return the present frequency of an entry whose score was written at clock `at` with frequency f.
     function I.aged(at, f)
       if f == 0 then return 0 end
       if not I.halved then I.halved = tonumber(string.match(I.halvings, '^%d+')) end
@@ -123,7 +130,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
   end
 
-  -- Sizes, tiers and scores of the keys, by position. One command a tier, none for the plain LRU.
+  -- Return the sizes, tiers and scores of the keys, by position. Sends one command per tier to find the scores, but
+  -- none for a plain LRU: all its entries are in cold.
   function I.locate(keys)
     local sizes, tiers, scores, rest = I.call('HMGET', I.size, unpack(keys)), {}, {}, {}
     for p = 1, #keys do if sizes[p] then rest[#rest + 1] = p end end
@@ -144,11 +152,11 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     return sizes, tiers, scores
   end
 
-  -- Record reads of distinct keys, oldest first: recency, frequency, promotion by one tier a read. About ten commands
-  -- for any number of keys. Reads of keys that no longer exist are counted under cold.
+  -- Record reads of distinct keys, oldest first: update their recency and frequency, and promote them by one tier per
+  -- read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
   function I.record_reads(keys, counts)
     local sizes, tiers, scores = I.locate(keys)
-    if I.lfu and I.grow > 0 then                                       -- where the last 7.5 % of cold end
+    if I.lfu and I.grow > 0 then         -- the old end of cold is up to the score I.tail: 7.5 % of the cache
       local rank = I.share(0.075)
       I.tail = tonumber(I.call('ZRANGE', I.tier[3], rank, rank, 'WITHSCORES')[2]) or math.huge
     end
@@ -159,10 +167,10 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
       if from then
         I.tick(n)
         local to = (from == 4 or from <= I.top) and from or math.max(I.top, from - n)
-        while to < 3 and I.capacity[to] == 0 do to = to - 1 end        -- warm may be unused between hot and cold
+        while to < 3 and I.capacity[to] == 0 do to = to - 1 end        -- warm may have no capacity
         if I.lfu then
           f = math.min(15, I.frequency(scores[p]) + n)
-          -- a read at the very end of cold: the window is too wide
+          -- a read of an entry at the old end of cold shows that the window is too wide
           if from == 3 and I.grow > 0 and scores[p] <= I.tail then I.grow = math.max(0, I.grow - I.step()) end
         end
         if to ~= from then
@@ -186,7 +194,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
   end
 
-  -- Record the reads that a process made without a script and reports now: once, however often it is delivered.
+  -- Record a report of reads that a process made without a script. A report is recorded once, even if it is delivered
+  -- several times.
   function I.report(writer, seq, keys, counts, counters)
     local field = 'w:' .. writer
     local last = tonumber(string.match(I.call('HGET', I.meta, field) or '0', '^%d+'))
@@ -196,7 +205,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     if #keys > 0 then I.record_reads(keys, counts) end
   end
 
-  -- `drop` notes that an entry is deleted. `delete_dropped` writes it, once for all entries that a call deletes.
+  -- `drop` marks an entry for deletion. `delete_dropped` deletes all marked entries together, and the lease if given.
   function I.drop(key)
     I.dead[#I.dead + 1] = key
     I.n = I.n - 1
@@ -223,7 +232,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     end
     if #values > 0 then I.call('UNLINK', unpack(values)) end
   end
-  -- Delete a resident, whatever its tier.
+  -- Remove a resident from its tier, and mark it for deletion.
   function I.remove(key)
     for i = I.lfu and 4 or 3, I.top, -1 do
       if (i == 4 or I.capacity[i] > 0) and I.call('ZREM', I.tier[i], key) == 1 then
@@ -243,17 +252,19 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
       I.call('ZADD', I.ghost, I.text(I.pack_score(I.clock, remembered)), key)
     end
   end
-  -- The oldest of a tier with its score as number and as text; never `keep`, which is the oldest only if it is alone.
+  -- Return the oldest entry of a tier, and its score as a number and as text. Never returns `keep`: that entry was just
+  -- written, so it is the oldest only if the tier has no other.
   function I.oldest(i, keep)
     local v = I.call('ZRANGE', I.tier[i], 0, 0, 'WITHSCORES')
     if v[1] and v[1] ~= keep then return v[1], tonumber(v[2]), v[2] end
   end
-  -- Bring hot, warm, the window and the whole within their capacities. `keep` is the entry just written, which stays.
+  -- Demote and evict entries until hot, warm, the window and the whole cache are within their capacities. `keep` is the
+  -- entry just written; it is not evicted.
   function I.balance(keep)
     local capacity = I.capacity
     for i = I.top, I.promoted and 2 or 0 do
       local over = capacity[i] > 0 and math.min(I.MAX_EVICTIONS, I.call('ZCARD', I.tier[i]) - capacity[i]) or 0
-      if over > 0 then                   -- demoted with the score it has: each tier stays in the order of last access
+      if over > 0 then                   -- entries keep their scores, so each tier stays ordered by last access
         local v, args = I.call('ZRANGE', I.tier[i], 0, over - 1, 'WITHSCORES'), {}
         for j = 1, #v, 2 do args[j], args[j + 1] = v[j + 1], v[j] end
         I.call('ZREMRANGEBYRANK', I.tier[i], 0, over - 1)
@@ -276,7 +287,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         end
         if full then
           local i, victim, score, young, young_score, young_text = 4
-          repeat                         -- the oldest of the coldest tier that has one
+          repeat                         -- the oldest entry of the coldest tier that has any
             i = i - 1
             if capacity[i] > 0 then victim, score = I.oldest(i, keep) end
           until victim or i == I.top
@@ -297,13 +308,13 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         else break end
       end
     end
-    -- twice as many ghosts as residents, trimmed now and then
+    -- Keep twice as many ghosts as residents. Trim after more than 4 evictions, otherwise at every 16th access.
     if I.lfu and I.evicted > 0 and (I.evicted > 4 or I.accesses % 16 == 0) then
       I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(2)))
     end
   end
 
-  -- Delete up to n entries that have expired. Returns how many.
+  -- Delete up to n expired entries. Returns their number.
   function I.expire(n)
     if not I.next or I.now_ms < I.next then return 0 end
     local gone = I.call('ZRANGEBYSCORE', I.exp, '-inf', I.now_ms, 'LIMIT', 0, n)
@@ -313,13 +324,13 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     I.next = tonumber(I.call('ZRANGE', I.exp, 0, 0, 'WITHSCORES')[2])
     return #gone
   end
-  -- Deferred deletion: free up to n values that a clear has left. Returns how many keys were looked at.
+  -- Deferred deletion: free up to n values that clear.lua has left behind. Returns the number of keys examined.
   function I.free_cleared(n)
     local version = I.call('LINDEX', I.deferred, 0)
     if not version then I.deferred_count = 0; return 0 end
     local cleared = I.deferred .. ':' .. version
     local keys = redis.pcall('HRANDFIELD', cleared, n)
-    if keys.err then                                                   -- not written by us: its keys are not known
+    if keys.err then                                                   -- not written by this library: it names no keys
       I.call('UNLINK', cleared)
       keys = {}
     end
@@ -333,7 +344,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     return #keys
   end
 
-  -- Write what has changed to META. The last step: everything that frees memory comes before.
+  -- Write to META what has changed. Call it last, after all commands that free memory.
   function I.save()
     local stored, evicted, removed = I.stored, I.stored[8] or '0', I.removed or '0'
     if I.evicted > 0 then evicted = I.text((tonumber(evicted) or 0) + I.evicted) end

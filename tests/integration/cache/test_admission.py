@@ -26,7 +26,8 @@ COUNT, KEYS = TRACE_COUNT, TRACE_KEYS
 ABOVE_LRU = 4.0
 """Points by which both hit ratios must exceed that of an LRU."""
 MAX_RUNS = 5
-"""Eight processes read in a different order on each run: one run is up to half a point off the next, so the mean counts."""
+"""Eight processes read in a different order on each run, so the hit ratios of runs differ by up to half a point. The
+mean of at most this many runs is checked."""
 
 
 @pytest.mark.thorough
@@ -34,7 +35,10 @@ MAX_RUNS = 5
 def test_cache_matches_tinylfu_hit_ratio_on_mixed_trace(
     server: Server, processes: int, seeds_and_sizes: list[tuple[int, int]]
 ) -> None:
-    """LRU < W-TinyLFU - margin; TieredCache >= W-TinyLFU - 0.5, in the mean, since the order of eight processes varies."""
+    """W-TinyLFU's hit ratio exceeds an LRU's by a margin; TieredCache's is at most 0.5 points below W-TinyLFU's.
+
+    The mean of several runs is compared, since the order in which eight processes read varies.
+    """
     scenes = [Scene("zipf, scan, loop", zipf_scan_loop(COUNT, KEYS, seed), size) for seed, size in seeds_and_sizes]
 
     points = COUNT / 100
@@ -78,7 +82,7 @@ def test_next_get_finds_a_put_under_any_policy(backend: Backend, policy: str, ti
     cache = (
         TieredCache(2, 3, 5, policy=policy, backend=backend) if tiered else LRUCache(10, policy=policy, backend=backend)
     )
-    for key in "abcdefghij" * 8:  # every entry in it is frequent
+    for key in "abcdefghij" * 8:  # every entry in the cache is frequent
         cache.get_or_compute(key, lambda key=key: key)  # type: ignore[misc]
 
     for number in range(40):

@@ -92,7 +92,7 @@ def test_writes_of_other_processes_are_seen_in_time(server: Server, connect: Cal
 
 
 def assert_seen_in_time(cache: LRUCache, left: object, acknowledged: float) -> None:
-    """Read `k` until it is gone or has the value `left`: no read that began too late may return an earlier value."""
+    """Read `k` until it has the value `left`. A read that begins STALE_S after `acknowledged` must return `left`."""
     while True:
         begun = time.monotonic()
         if cache.get("k") == left:
@@ -157,18 +157,18 @@ def test_fill_without_tickets_fails_the_check(
 
     monkeypatch.setattr(LocalCopies, "ticket", ticket)
     backend, other = connect(proxy.url), connect(server.url)
-    # On a stalled machine copies are not used for a while: then the server returns the new value.
+    # On a stalled machine, copies are not used for a while; a read then returns the server's new value.
     assert "old" in (interleaved(backend, other, proxy) for _ in range(5))
 
 
 def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
-    """Hold the reply of a read until another process's write is reported; return the value copied afterwards."""
+    """Hold the reply of a read until another process's write is reported; return what the next read returns."""
     cache, remote = with_copies(backend), LRUCache(backend=other)
     remote.put("k", "old")
     remote.put("warm", 1)
     copied(cache, "warm")
     heard = threading.Event()
-    cache._shared_state.local.drop("k")  # type: ignore[union-attr]  # it has local copies
+    cache._shared_state.local.drop("k")  # type: ignore[union-attr]  # the cache has local copies
     subscription = backend.bus.subscribe(
         cache._shared_state.keys.bus, lambda message: heard.set() if message.endswith(b" k") else None, lambda: None
     )
@@ -177,7 +177,7 @@ def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
         reading = thread.submit(cache.get, "k")
         read.wait()
         assert read.answered.wait(10)
-        heard.clear()  # that message was about the old value
+        heard.clear()  # the messages so far were about the old value
         remote.put("k", "new")
         assert heard.wait(10)
         read.let_go()
@@ -204,7 +204,7 @@ TAGS = ("even", "odd")
 
 @dataclass(frozen=True)
 class Write:
-    """An acknowledged write of a unique value, or an acknowledged invalidation, whose value no read returns."""
+    """An acknowledged write of a unique value, or an acknowledged invalidation. No read returns the latter's value."""
 
     key: str
     value: tuple[int, int]
@@ -244,12 +244,12 @@ def change(cache: LRUCache, me: int, count: int, chance: random.Random) -> list[
 
 
 def enough(writes: list[Write], reads: list[Read]) -> bool:
-    """Whether one process has done enough; on a busy machine that takes longer."""
+    """Whether one process has made enough writes and reads. On a busy machine, this takes longer."""
     return len(writes) > 10 and len(reads) > 300
 
 
 def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[list[Write], list[Read]]:
-    """A worker process: write unique values to shared keys and invalidate them, read them, record all with times."""
+    """A worker process: write unique values to shared keys, invalidate the keys, read them, and record the times."""
     cache = with_copies(Backend(url, namespace=namespace))
     writes, reads, chance, end = list[Write](), list[Read](), random.Random(me), time.monotonic() + seconds
     count = 0
@@ -272,9 +272,11 @@ def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[l
 
 
 def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
-    """Return the stale reads of one process: a newer write was acknowledged before the read, or long enough before it.
+    """Return the stale reads of one process.
 
-    A write is newer than another if it began after that one was acknowledged; overlapping writes have no order.
+    A read is stale if a newer write was acknowledged before the read began; if another process made the write and the
+    read may use a copy, more than STALE_S before. A write is newer than another if it began after the other was
+    acknowledged; overlapping writes have no order.
     """
     by_value = {write.value: write for write in writes if write.how == "put"}
     by_key: dict[str, list[Write]] = {}

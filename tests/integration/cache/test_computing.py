@@ -94,7 +94,10 @@ def test_tasks_share_one_computation(backend: Backend, runner: asyncio.Runner) -
 
 
 def count_and_work(url: str, namespace: str, key: str, seconds: float) -> tuple[int, Any, float]:
-    """A worker process: request one key from five threads; return its number of computations, the value, and when it got it."""
+    """A worker process: request one key from five threads.
+
+    Returns the number of its computations, the value, and when it got the value.
+    """
     cache = LRUCache(backend=Backend(url, namespace=namespace))
     calls: list[int] = []
 
@@ -239,9 +242,9 @@ def test_caller_after_invalidation_gets_no_earlier_computation(
         FORGET[how](cache if by == "this process" else LRUCache(backend=connect(server.url)))
         second = threads.submit(cache.get_or_compute, "k", lambda: "new", tags=["t"])
         if how not in ("clear", "invalidate_tags") and by == "this process":
-            assert second.result(10) == "new", "it does not even wait"
+            assert second.result(10) == "new", "the later caller does not wait for the old computation"
         go.set()
-        assert first.result(10) == "old", "an earlier caller may get it"
+        assert first.result(10) == "old", "an earlier caller may get the old value"
         assert second.result(10) == "new"
 
     assert cache.get("k") == "new"
@@ -274,7 +277,7 @@ def test_cancelled_leader_lets_another_compute(
     with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
         assert runner.run(scene()) == "second"
-        assert stalls.own(begin, time.monotonic()) < 2, "it did not wait for the lease of the first to expire"
+        assert stalls.own(begin, time.monotonic()) < 2, "the second caller did not wait for the first lease to expire"
     assert raw.exists(where(namespace, "l:k")) == 0
 
 

@@ -101,7 +101,7 @@ mail, configuration, source and XML; every third function, without consecutive c
 
 @pytest.mark.parametrize("size", [8, 50])
 def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: str, size: int) -> None:
-    """Access by access, over a recorded trace: a hit where a textbook LRU has one, and the same entries at the end."""
+    """Over a recorded trace, each access hits if and only if a textbook LRU hits, and the same entries are left."""
     cache, model = LRUCache(max_size=size, backend=backend), OrderedDict[str, int]()
     trace = read_trace(RECORDED)
     assert len(trace) == 9000
@@ -321,7 +321,7 @@ def read_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None
 
 
 def test_strict_processes_share_one_textbook_lru(server: Server, namespace: str, workers: Workers, raw: Raw) -> None:
-    """Reads of either process count at once: the same hits as a textbook LRU, and the same order after each access."""
+    """Reads of both processes are recorded at once: after each access, hits and order are those of a textbook LRU."""
     size, model = 8, OrderedDict[str, int]()
     processes = [workers.start(read_in_turn, server.url, namespace, size) for _ in range(2)]
     for process in processes:
@@ -419,7 +419,7 @@ def test_last_settings_apply_and_local_conflicts_are_refused(
     assert cache.stats().max_size == 2
 
     del cache
-    assert LRUCache(max_size=6, backend=backend).stats().max_size == 2, "not deployed before its first write"
+    assert LRUCache(max_size=6, backend=backend).stats().max_size == 2, "not deployed before the first write"
 
 
 def test_omitted_options_keep_the_cache_settings(
@@ -537,9 +537,9 @@ def test_wrongly_typed_keys_are_reported_and_replaced(
         assert call(cache, "get", "k") is None
         for key in "kl":
             assert call(cache, "get_or_compute", key, lambda: "computed") == "computed"
-            assert call(cache, "get", key) == "computed", "and it is stored"
+            assert call(cache, "get", key) == "computed", "the computed value is stored"
     stats = call(cache, "stats")
-    # a read without a script cannot distinguish a wrong type from a miss; a claim can, and so can the script
+    # a plain read cannot distinguish a wrong type from a miss; `claim.lua` and `get_strict.lua` can
     assert stats.corrupt == (4 if strict else 2)
     assert (stats.hits, stats.misses) == (2, 3)
     assert "has a wrong type" in caplog.text
@@ -618,7 +618,7 @@ def test_assigned_max_size_applies_with_the_next_write(
     cache.put_many({str(number): number for number in range(8)})
     assert (len(cache), cache.max_size) == (8, 10)
     elsewhere.put_many({str(number): number for number in range(20)})
-    assert len(elsewhere) == 10, "it is the limit of all processes"
+    assert len(elsewhere) == 10, "the limit applies to all processes"
     cache.max_size = 2
     cache.put("last", 1)
     assert len(cache) == 2

@@ -131,11 +131,11 @@ def test_stale_value_returns_at_once_and_is_refreshed(
     assert reader.ask() == [1]
     assert reader.ask() == [1]
     no_longer_fresh(cache, raw, "k")
-    cache.get("k")  # makes a local copy, so that a reader that did not compute it has one
+    cache.get("k")  # makes a local copy, as in a process that did not compute the value
 
-    if loop is None:  # a loop shares its time with the refresh
+    if loop is None:  # on a loop, a blocked function would block the reader, too
         source.may_return.clear()
-    assert reader.ask() == [1], "stale, and at once: the function has not returned yet"
+    assert reader.ask() == [1], "the stale value is returned at once: the function has not returned yet"
     source.may_return.set()
     reader.until([2])
     assert source.calls == 2
@@ -202,8 +202,8 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
         computed = sorted(each for result in results for each in result.computed)
         reads = sorted(each for result in results for each in result.reads)
         assert [result.waits for result in results] == [0] * 4
-        # A value is fresh for the soft TTL from its write on. A process knows the server's time to within one round trip,
-        # which is at most as long as the longest read, and in whole milliseconds.
+        # A value is fresh for the soft TTL after its write. A process knows the server's time only to within one round
+        # trip, which is at most as long as the longest read, and only in whole milliseconds: it may refresh that early.
         early_s = max(took for _, took in reads) + 0.002
         fresh_s = max(0.0, soft_ttl - early_s)
         assert all(later >= ended + fresh_s for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
@@ -214,16 +214,16 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
             assert abs(len(computed) - seconds / soft_ttl) <= 1
             assert times[-len(times) // 500] < takes_s
             return
-    # A stall of the computing process, or of all readers, reduces the count: as many as the remaining time allows.
+    # Stalls of the computing process, or of all readers, reduce the count to what the remaining time allows.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
-    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)  # the pauses checked above bound it from above
+    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)  # the check of the pauses is the upper bound
 
 
 def test_failing_function_raises_after_the_stale_limit(
     backend: Backend, loop: asyncio.Runner | None, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # since each report updates the server's time
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report would update the server's time
     soft_ttl, limit = 0.1, 0.8
     source = Source()
     reader = Reader(LRUCache(backend=backend), source, loop, ttl=60, soft_ttl=soft_ttl, stale_if_error=limit)
@@ -233,7 +233,7 @@ def test_failing_function_raises_after_the_stale_limit(
     source.fails = True
 
     served, refused = list[float](), list[float]()
-    known = math.inf  # when the server knows that computing fails; the reader that causes this still gets a value
+    known = math.inf  # when the server gets to know that computing fails; the call that fails still returns a value
     while len(refused) < 3 and time.monotonic() < written + 30:
         begun = time.monotonic()
         try:
@@ -249,10 +249,10 @@ def test_failing_function_raises_after_the_stale_limit(
     # This process knows the server's time to within the duration of its first call, and in whole milliseconds.
     assert min(refused) > before + soft_ttl + limit - (written - before) - 0.002
     assert max(served) < max(known, written + soft_ttl + limit + 0.002)
-    assert max(served) > before + soft_ttl, "it was stale"
+    assert max(served) > before + soft_ttl, "stale values were returned"
     assert source.calls <= 5, "a failed refresh is not retried for a second; then errors are raised"
     source.fails = False
-    assert reader.ask() == [source.calls], "a reader that gets errors computes, and so sees the recovery first"
+    assert reader.ask() == [source.calls], "a reader that got errors computes, so it is the first to see the recovery"
 
 
 @pytest.mark.parametrize("options", [{}, {"strict": True}, {"local_size": 10}], ids=str)
@@ -284,7 +284,7 @@ def test_failed_read_is_a_miss_and_saves_nothing(
 
 
 def test_too_old_copy_is_not_reported_as_read(backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread reports reads at any time: also between finding the copy and checking its age."""
+    """Another thread may report reads at any time, even between finding the copy and checking its age."""
     cache, age, seen, served = LRUCache(local_size=10, backend=backend), Freshness.age, list[Age](), list[str]()
 
     def reported_meanwhile(freshness: Freshness, *args: Any) -> Age:
@@ -326,7 +326,7 @@ def test_failed_refresh_delays_retries_of_all_processes(
     while time.monotonic() < begin + 1.5 or source.calls < 2:
         assert [reader.ask() for reader in readers] == [[1], [1]]
         time.sleep(0.01)
-    assert source.calls <= 2 + (time.monotonic() - begin), "after 0.05 s, and a second later"
+    assert source.calls <= 2 + (time.monotonic() - begin), "after 0.05 s, and then once a second"
     source.fails = False
     readers[1].until([source.calls + 1])
 
@@ -420,8 +420,8 @@ def test_early_refresh_prevents_misses(backend: Backend, raw: Raw) -> None:
             # A stalled machine cannot refresh a value early.
             if not missed or stalls.within(begin, end) < 0.2:
                 break
-    assert missed == 0, "no reader missed it, so none waited"
-    assert end - begin > 0.75, "and it was not refreshed all the time"
+    assert missed == 0, "no reader missed the value, so none waited"
+    assert end - begin > 0.75, "the value was not refreshed all the time"
 
 
 def test_jitter_spreads_values_stored_together(backend: Backend, raw: Raw, namespace: str) -> None:
@@ -438,7 +438,7 @@ def test_jitter_spreads_values_stored_together(backend: Backend, raw: Raw, names
     for ttls, middle in ((hard, 50_000), (soft, 20_000), (tier, 3_600_000)):
         assert 0.85 * middle < min(ttls) < 0.99 * middle
         assert 1.01 * middle < max(ttls) <= 1.1 * middle
-    assert max(whole) <= 40_000, "with a soft TTL the hard one is exact"
+    assert max(whole) <= 40_000, "with a soft TTL, the hard TTL is not varied"
 
 
 def test_decorated_function_is_refreshed_with_its_arguments(backend: Backend, raw: Raw) -> None:

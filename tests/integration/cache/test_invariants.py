@@ -1,4 +1,4 @@
-"""Random operations of several processes on one cache; after every script its indexes, limits and counters agree."""
+"""Several processes do random operations on one cache. After every script, its indexes, limits and counters agree."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ return reply
 
 
 def check_after_every_script(without: str) -> None:
-    """In a worker process: check every script of a cache after it has run. `without` is cut from their source."""
+    """In a worker process: check the state after every script of a cache. `without` is a text to cut from scripts."""
     scripts: Any = script.Script
     plain, texts = scripts.source.fget, dict[str, str]()
 
@@ -154,7 +154,7 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
 def test_limits_and_counters_hold_after_every_script(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
-    for compute_lease in range(TURNS):  # a worker's timeout is for hangs; 5000 steps in one worker may exceed it
+    for compute_lease in range(TURNS):  # several workers, since 5000 steps may exceed the timeout of one
         seeds = range(PROCESSES * compute_lease, PROCESSES * (compute_lease + 1))
         assert workers.run(operate, [(server.url, namespace, seed, 1000, "") for seed in seeds]) == [0] * PROCESSES
     assert list(raw.scan_iter(match=f"{namespace}:*:faults")) == []
@@ -185,7 +185,7 @@ def test_script_fault_fails_the_check(
     def found() -> bool:
         return any(raw.exists(f"{cache._shared_state.keys.tag}:faults") for cache in caches(backend))
 
-    for seed in range(1, 6):  # several short runs, since a worker's timeout is for hangs
+    for seed in range(1, 6):  # several short runs, since a long one may exceed a worker's timeout
         workers.run(operate, [(server.url, namespace, seed, 300, without)])
         if found():
             break

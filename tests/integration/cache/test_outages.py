@@ -1,4 +1,4 @@
-"""A cache during and after a server outage: callers get results, and none that was invalidated meanwhile."""
+"""A cache during and after a server outage: callers get results, but no value that was invalidated meanwhile."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_tasks_share_one_error_during_an_outage(connect: Callable[..., Backend],
 def test_library_error_of_the_function_reaches_all_waiters(
     connect: Callable[..., Backend], server: Server, away: bool
 ) -> None:
-    """A function may use another server that is down: then the other callers must not call it one after the other."""
+    """A function may use another server that is down. The waiters must then not call the function one by one."""
     cache = LRUCache(backend=connect(NOWHERE, deadline=0.2) if away else connect(server.url))
     calls: list[int] = []
 
@@ -139,7 +139,7 @@ def test_stale_copies_are_returned_up_to_the_limit(
             cache.get("a")
         with pytest.raises(BackendUnavailable):
             cache.delete("a") if how == "killed" else cache.invalidate_tags("tag a")
-        assert ask("a", stale_if_error=60) == "computed", "this process has invalidated it"
+        assert ask("a", stale_if_error=60) == "computed", "this process has invalidated the value"
         assert ask("b", stale_if_error=60) == "of before"
         wait_until(lambda: time.monotonic() > away + 1.1, "the limit")
         assert ask("b", stale_if_error=1) == "computed"
@@ -165,9 +165,9 @@ def test_copies_without_a_flush_fail_the_check(
 
 
 def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tuple[int, Any]:
-    """Stop the server's replies for a while without breaking a connection, so that only replies show its return.
+    """Stop the server's replies for a while without breaking a connection: only a new reply shows that it is back.
 
-    Returns the number of copies once its return is detected, and the stale value returned in the next outage.
+    Returns the number of copies when the recovery is detected, and the stale value returned in the next outage.
     """
     backend = connect(server.url)
     cache = LRUCache(local_size=10, backend=backend)
@@ -277,7 +277,7 @@ def test_pending_invalidations_are_bounded(connect: Callable[..., Backend]) -> N
     assert list(cache._shared_state.pending_invalidations) == [(InvalidationScope.ALL, "")]
 
 
-# Processes at work while the server is killed and restarted. A value is the time at which its computing began.
+# Processes use the cache while the server is killed and restarted. A value is the time at which its computation began.
 
 DEADLINE_S = 1.0
 KEYS = [f"k{number}" for number in range(4)]
@@ -299,7 +299,7 @@ class Answer:
 def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[Answer], Spans]:
     """A worker process: request values until stopped. Returns its answers, and when the machine stalled it.
 
-    It writes a byte into the file `progress` for each, and stops when a file ``progress.stop`` exists.
+    It writes a byte into the file `progress` for each answer, and stops when a file ``progress.stop`` exists.
     """
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)
@@ -359,7 +359,8 @@ def test_killed_server_costs_no_results_or_coherence(
     aof: bool,
     tmp_path: Path,
 ) -> None:
-    # with the default, everysec, a reply may precede its write to disk: a killed server may lose what it acknowledged
+    # With the default, everysec, the server may reply before it has written to disk. If it is then killed, it loses
+    # acknowledged writes.
     server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
     files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
     for file in (*files, written):
@@ -411,11 +412,11 @@ def test_killed_server_costs_no_results_or_coherence(
         for call in seen:
             if call.ended - call.begun > DEADLINE_S / 2:
                 own = call.ended - call.begun - overlap(stalls, call.begun, call.ended)
-                # a value computed when the server died may first have waited for the report in flight
+                # when the server died, the put of a computed value may first have waited for the report in flight
                 waited_s = access_reports._WAIT_SHARE * DEADLINE_S if call.begun < killed else 0.0
                 assert own < DEADLINE_S + waited_s + 0.05, "no call exceeds its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
-        assert len(without) > 20, "results during the outage, too"
+        assert len(without) > 20, "there are results during the outage, too"
         after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
         assert len(after) > 100
         # a stale copy may be returned until this process has detected that the server is back

@@ -1,4 +1,4 @@
-"""Callers that would wait for themselves compute directly: functions that need their own value, blocked event loops."""
+"""A caller that would wait for itself computes directly, such as a function that needs its own value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def in_time(function: Callable[[], Any]) -> Any:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(TIMEOUT_S)
-    assert outcome, "it waits for itself"
+    assert outcome, "the call waits for itself"
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
@@ -73,7 +73,7 @@ def test_self_referencing_function_runs_as_if_uncached(
 
     assert len(calls) == 3
     assert cache.get("k") == (None if meanwhile == "the key is deleted" else 3), (
-        "without that tag, or begun before the deletion"
+        "the value has no tag, and a deletion refuses a value begun before it"
     )
     assert not raw.exists(f"{namespace}:{{cache:default}}:l:k")
 
@@ -94,7 +94,7 @@ def test_endless_recursion_raises_recursion_error(backend: Backend) -> None:
 
     with pytest.raises(RecursionError):
         in_time(endless)
-    assert cache.get_or_compute("k", lambda: 1) == 1, "and no caller waits for it"
+    assert cache.get_or_compute("k", lambda: 1) == 1, "the failed computation has ended"
 
 
 def test_recursive_function_computes_each_value_once(backend: Backend) -> None:

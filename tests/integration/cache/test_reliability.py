@@ -65,7 +65,7 @@ def test_put_with_lost_reply_is_executed_once(
     assert proxy.count(PUT) - before == 2
     after = state(raw, namespace)
     assert after["order"] == ["c", "a", "d"]
-    assert after["size"]["a"].startswith("1000000"), "read once"
+    assert after["size"]["a"].startswith("1000000"), "the read is counted once"
     assert (after["evicted"], after["cold"], after["misses"]) == ("1", "1", "1")
     assert call(cache, "stats").hits == 1, "the report with unknown result was sent again and recognised"
     assert faults(raw, namespace, "cache", "default") == []
@@ -88,7 +88,7 @@ def test_cancelled_put_does_not_overwrite_a_newer_one(
 ) -> None:
     cache = LRUCache(backend=through_proxy)
     cache.put("k", "older")
-    names = ["j", "k"] if many else ["k"]  # the first of several is not part of the batch
+    names = ["j", "k"] if many else ["k"]  # put_many sends its first put before the batch
     held = proxy.hold(only=PUT, nth=len(names), reset=False)
 
     async def scene() -> None:
@@ -350,7 +350,7 @@ def test_reads_work_on_a_full_server(
         assert call(cache, "get_or_compute", "k2", lambda: "again") == 2
         assert call(cache, "entry", "k3").value == 3
         assert len(call(cache, "keys")) == 600
-        assert call(cache, "stats").hits == 0, "the server does not know of them yet"
+        assert call(cache, "stats").hits == 0, "the reads are not reported yet"
         with pytest.raises(BackendFull):
             call(cache, "put", "more", 1)
         client.config_set("maxmemory", "0")
@@ -397,7 +397,7 @@ def test_put_waits_for_the_same_report_once(backend: Backend) -> None:
     cache.put("a", 1)
     cache.flush()
     cache._shared_state.access_buffer.missed()
-    cache._shared_state.access_buffer.take(flush=True)  # and it is not sent
+    cache._shared_state.access_buffer.take(flush=True)  # the report is taken but never sent
     steps: Any = cache._flows.writer.put("b", 2, None, ())
     waits, step = 0, next(steps)
     while not (isinstance(step, Command) and step.script == entries._PUT):
@@ -427,7 +427,7 @@ def test_blocking_put_does_not_wait_for_its_loop(backend: Backend) -> None:
 
 
 class _EndlessRenewals:
-    """Renewals that the end of the put does not stop, only the caller, which a cancellation does not reach."""
+    """Renewals that the end of the put does not stop. Only the caller would stop them, but it is cancelled."""
 
     def drop(self, compute_lease: ComputeLease) -> None: ...
 
@@ -455,9 +455,9 @@ def test_cancelled_store_releases_the_key(
 
 
 def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server, runner: asyncio.Runner) -> bool:
-    """Cancel a task whose value does not reach the server; return whether another process then computes its own.
+    """Cancel a task whose value cannot reach the server. Returns whether another process then computes the value.
 
-    It does not if the lease is still renewed long after the last attempt to store the value.
+    The other process does not if the lease is still renewed long after the last attempt to store the value.
     """
     deadline_s, lease_s = 0.4, 0.3
     cache = LRUCache(backend=connect(proxy.url, deadline=deadline_s), lease=lease_s)
@@ -471,7 +471,7 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(deadline_s)  # the loop runs on, and so does the put, until it fails
+        await asyncio.sleep(deadline_s)  # the loop and the put keep running until the put fails
 
     with ThreadPoolExecutor(1) as threads:
         runner.run(cancelled())

@@ -22,11 +22,11 @@ from tests.support.workers import Workers
 PROCESSES, TASKS = 8, 50
 LEASE_S = 1.5
 PATIENT_S = 20.0
-"""A deadline, and a lease, so long that a busy machine does not look like a lost server or a crashed leader."""
+"""Deadline and lease TTL: so long that a busy machine does not look like a lost server or a crashed leader."""
 
 
 def all_wait(cache: LRUCache, calls: list[int]) -> bool:
-    """Whether all tasks of this process but one wait for that one, which computes or waits for another process."""
+    """Whether one task of this process computes or waits for another process, and all its other tasks wait for it."""
     flights = list(cache._shared_state.flights._flights.values())
     return sum(len(flight.ended._callbacks) for flight in flights) == TASKS - 1 and bool(
         calls or cache._shared_state._waiting
@@ -36,7 +36,7 @@ def all_wait(cache: LRUCache, calls: list[int]) -> bool:
 def crowd(url: str, namespace: str, waiting: str, failing: bool) -> tuple[int, list[str]]:
     """A worker process: fifty tasks call one decorated function; return the number of calls, and their answers.
 
-    Each process writes a byte into the file `waiting` once all of its tasks wait; only then the function proceeds.
+    Each process writes a byte into the file `waiting` once all of its tasks wait. The function proceeds after that.
     """
     backend = Backend(url, namespace=namespace, deadline=PATIENT_S)
     cache = LRUCache(backend=backend, lease=PATIENT_S)
@@ -128,7 +128,7 @@ def test_killed_leader_costs_one_call_and_its_lease(
     leader, *waiting = (
         workers.start(request_until_done, server.url, namespace, str(calls), number == 0) for number in range(PROCESSES)
     )
-    for each in (leader, *waiting):  # so that starting the others delays none of them
+    for each in (leader, *waiting):  # all have started before the first requests the key
         each.said()
     leader.answer()
     leader.said()

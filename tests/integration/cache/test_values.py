@@ -192,7 +192,7 @@ INDEXES = {
     "strict": {"meta", "size", "cold"},
     "tiered": {"meta", "size", "exp", "new", "hot", "warm", "cold", "ghost"},
 }
-"""Keys of fixed types that every script of such a cache reads first; it does not use the other keys."""
+"""The index keys that every script of such a cache reads first. Each must have its type. Other indexes are unused."""
 PARTS = (
     "meta",
     "size",
@@ -213,7 +213,7 @@ PARTS = (
 
 
 def refused(kind: str, part: str) -> set[str]:
-    """The methods that report the corrupt key. All others return a miss, where the key shows what is wrong."""
+    """The methods that report the corrupt key. The others work as usual, or return a miss."""
     if part in INDEXES[kind]:
         reads = {"get"} if kind == "strict" else set()
         return {"put", "delete", "sweep", "clear"} | ({"invalidate_tags"} if part == "meta" else set()) | reads
@@ -240,7 +240,7 @@ def test_planted_bytes_run_nothing_and_are_reported(
     for case, (part, payload) in enumerate(cases):
         cache = CACHES[kind](backend, f"c{case}")
         where = cache._shared_state.keys.tag + ":" + part
-        if part == "deferred:":  # cleared values that wait for a sweep
+        if part == "deferred:":  # the key lists cleared values that wait for a sweep
             call(cache, "put_many", {f"k{number}": 1 for number in range(100)})
             call(cache, "clear")
         call(cache, "put", "k", 1, tags=["t"])

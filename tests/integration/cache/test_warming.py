@@ -28,7 +28,7 @@ class Busy:
         self.maximum = self._now = 0
         self._lock = threading.Lock()
         self.met = threading.Event()
-        """Set when two calls run at a time. A test that does not wait for that sets it first."""
+        """Set when two calls run at a time. A test without concurrent calls sets it at the start."""
 
     def __call__(self, key: str) -> str:
         with self._lock:

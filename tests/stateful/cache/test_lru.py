@@ -136,7 +136,7 @@ class LRUMachine(CacheMachine):
 
     @rule()
     def they_agree(self) -> None:
-        """Run rarely, since it reports all reads, which otherwise go with the next put."""
+        """Compare the states. Runs rarely, since it reports all reads, which otherwise go with the next put."""
         if not self.raw.exists(self.where.meta):
             return
         keys = self.cache.keys()

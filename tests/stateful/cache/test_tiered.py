@@ -140,7 +140,7 @@ class TieredMachine(CacheMachine):
         stored_ttl: Any = (
             math.inf if entry.expires_at is None else (entry.expires_at - entry.created_at).total_seconds()
         )
-        assert stored_ttl == pytest.approx(held.ttl_s, abs=0.002), "its present tier does not matter"
+        assert stored_ttl == pytest.approx(held.ttl_s, abs=0.002), "the TTL does not depend on the present tier"
 
     @rule()
     def they_agree(self) -> None:

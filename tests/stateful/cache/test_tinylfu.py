@@ -1,4 +1,4 @@
-"""Policy tinylfu against its model: the whole state in Redis after random operations; mutants must be detected."""
+"""Policy tinylfu against its model: compares the whole state in Redis after random operations, and detects mutants."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Both:
             self.cache.put(key, key)
         self.model.put(key, self.reads, tier)
         self.reads, self.missed = {}, False
-        assert self.cache.get(key) == key, "a put is found by the next get"
+        assert self.cache.get(key) == key, "the next get finds the value"
         self.reads[key] = 1
 
     def flush(self) -> None:
@@ -67,7 +67,7 @@ class Both:
 
 
 def work(both: Both, seed: int, operations: int, look_every: int) -> list[str]:
-    """Do that many random operations; return the first differences found."""
+    """Do `operations` random operations; return the first differences found."""
     chance = random.Random(seed)
     keys = 3 * both.model.total
     drifted = 0

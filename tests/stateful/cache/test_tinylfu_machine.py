@@ -42,7 +42,7 @@ class Held(Entry):
 
 
 class TinyLFUMachine(CacheMachine):
-    """The rules; the model knows the values, `TinyLFU` decides which entries stay."""
+    """The rules. The model knows the values, and `TinyLFU` decides which entries stay."""
 
     cache: TieredCache
 
@@ -79,7 +79,7 @@ class TinyLFUMachine(CacheMachine):
         self.policy.remove(key)
 
     def evicted(self) -> None:
-        """Remove the entries that the policy has evicted from the model."""
+        """Remove from the model the entries that the policy has evicted."""
         for key in [key for key in self.model if key not in self.policy]:
             del self.model[key]
             self.evictions += 1
@@ -118,7 +118,7 @@ class TinyLFUMachine(CacheMachine):
             assert self.cache.put(key, value, tier, ttl=ttl, tags=tags) is True
             self.stored(key, value, tier, ttl, tags)
             self.read(key)
-            assert self.cache.get(key) == value, "a put is found by the next get"
+            assert self.cache.get(key) == value, "the next get finds the value"
 
     @rule(key=KEYS, value=st.integers(0, 9))
     def get_or_compute(self, key: str, value: int) -> None:

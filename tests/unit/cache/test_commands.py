@@ -79,7 +79,7 @@ def test_every_reply_is_decoded_or_corrupt(examples: int) -> None:
         try:
             command.decode(reply)
         except CorruptState as corrupt:
-            assert corrupt.key  # noqa: PT017  any other reply is fine
+            assert corrupt.key  # noqa: PT017  a reply without an error is fine
 
     decode()
 
@@ -129,8 +129,8 @@ def test_packed_numbers_match_in_lua_and_python(fake: Fake, policy: Policy) -> N
     put(fake, "other", report=AccessReport(1, 0, 0, 0, (("name", 3),)))
     size_bytes = len("name") + len(b"r 0  m\x01")
     size = fake.run(inspection.size_of(KEYS, "name"))
-    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the put of the other key has the last reading
-    score = fake.run(inspection.score(KEYS.cold, "name"))  # under tinylfu the other key has replaced it in the window
+    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the put of the other key came last
+    score = fake.run(inspection.score(KEYS.cold, "name"))  # under tinylfu, the other key has moved it to cold
 
     assert size is not None
     assert score is not None
@@ -207,7 +207,7 @@ def test_repeated_claims_get_the_same_reply(fake: Fake) -> None:
     release = commands.release(KEYS, "k", "one", error="ValueError no luck", error_ms=5000, origin="me")
     assert [fake.run(release), fake.run(release)] == [True, False]
     assert claim("two", awaited="one") == commands.Failed("ValueError", "no luck")
-    assert isinstance(claim("three"), commands.Lead), "a caller that did not wait for it computes again"
+    assert isinstance(claim("three"), commands.Lead), "a caller that did not wait for the error computes again"
     assert fake.run(commands.renew(KEYS, "k", "three", 5000)) is True
     assert fake.run(commands.renew(KEYS, "k", "one", 5000)) is False
     assert put(fake, "k", token="one").outcome is PutResult.LEASE_LOST

@@ -1,4 +1,4 @@
-"""Computing as a flow, driven with `send()`: the order of steps for each way in which the function or the put ends."""
+"""Computing as a flow, driven with `send()`: checks the order of steps for each way the function or the put may end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AWAY = BackendUnavailable("somewhere", "unknown", "down")
 
 
 class Computation:
-    """One run of the flow, up to the step to be performed next."""
+    """One run of the flow, paused before its next step."""
 
     def __init__(
         self, cache: LRUCache, renewed: Renewed, function: Callable[[], object] = int, *, blocking: bool = True
@@ -71,7 +71,7 @@ def test_value_is_stored_before_the_flow_ends(deployed: LRUCache, renewed: Renew
     storing = shielded(run.flow.send(5))
 
     assert run.sends(next(storing)) == "cache/put"
-    assert run.flight.open, "other callers get it after the server has it"
+    assert run.flight.open, "other callers get the value only after the server has stored it"
     end(storing, PutReply(PutResult.STORED, 7))
     assert isinstance(run.flight.outcome, Computed)
     assert not run.renewed.compute_leases
@@ -89,7 +89,7 @@ def test_function_error_is_reported_and_returned_unchanged(
 
     telling = shielded(run.flow.throw(error))
 
-    assert run.flight.outcome == Crashed(error), "other callers of this process get it at once"
+    assert run.flight.outcome == Crashed(error), "other callers of this process get the error at once"
     assert not run.renewed.compute_leases
     assert run.sends(next(telling)) == "cache/release_claim"
     end(telling)

@@ -35,7 +35,7 @@ def together(cache: LRUCache, count: _Count, concurrency: int) -> tuple[Flow[Non
 
 
 def answer(step: Step) -> Any:
-    """The reply of a server without values; user functions are called."""
+    """Return the reply of a server without values to a step, or call the user's function."""
     if isinstance(step, Call):
         return step.function()
     if isinstance(step, Shielded):
@@ -66,9 +66,9 @@ def test_flows_share_keys_and_compute_each_once(deployed: LRUCache) -> None:
     count = counting("abc", progress=reports.append)
     flow, (first, second) = together(deployed, count, 2)
 
-    assert isinstance(next(first), Command)  # it has taken "a"
+    assert isinstance(next(first), Command)  # the first flow has taken "a"
     drive(second)
-    assert [warmed.done for warmed in reports] == [1, 2], "the second flow has done the others"
+    assert [warmed.done for warmed in reports] == [1, 2], "the second flow has computed the others"
     first.close()
 
     with pytest.raises(StopIteration):
@@ -109,7 +109,7 @@ def test_failing_flow_ends_all_flows(deployed: LRUCache, ended_by: str) -> None:
         with pytest.raises(type(errors[ended_by])):
             first.throw(errors[ended_by])
         assert drive(second) is None
-    assert count.report().done == (1 if ended_by == "progress" else 0), "nothing more is started"
+    assert count.report().done == (1 if ended_by == "progress" else 0), "no further value is started"
 
     if ended_by == "cancelled":
         with pytest.raises(asyncio.CancelledError):

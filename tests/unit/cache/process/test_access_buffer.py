@@ -24,7 +24,7 @@ def test_reads_are_reported_once_oldest_first() -> None:
     assert (report.seq, report.misses, report.saved_ms, report.corrupt) == (1, 2, 30, 1)
     assert report.reads == (("b", 1), ("a", 2))
     assert announced == [1]
-    assert box.take() is NO_REPORT, "one is in flight"
+    assert box.take() is NO_REPORT, "a report is in flight"
     box.settle(report, confirmed=True)
     assert box.take() is NO_REPORT
     assert not box.waits
@@ -55,4 +55,4 @@ def test_reports_and_buffered_reads_are_bounded() -> None:
     assert box.is_full
     report = box.take()
     assert len(report.reads) == MAX_READS
-    assert report.reads[0] == ("10", 1), "the oldest were dropped"
+    assert report.reads[0] == ("10", 1), "the oldest reads were dropped"

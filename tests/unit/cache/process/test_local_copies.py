@@ -172,7 +172,7 @@ def test_copy_dropped_before_the_proof_is_unused(bus: Bus, forget: str) -> None:
     fill(local, "k", tags=("t",))
     bus.arrives = lambda: getattr(local, forget)(*{"drop": ("k",), "drop_tag": ("t",)}.get(forget, ()))
     assert local.find("k") is None
-    assert len(local) == 0, "the message arrived within the read"
+    assert len(local) == 0, "the message arrived during the read"
 
 
 @pytest.mark.parametrize("reported", [False, True], ids=["before the gap is reported", "after"])
@@ -185,12 +185,12 @@ def test_proof_of_a_lost_bus_stays_valid(bus: Bus, monkeypatch: pytest.MonkeyPat
     fill(local, "k")
     assert held(local, "k") == ["k"]
     now[0] += 1.0
-    bus.at = 0.0  # lost
+    bus.at = 0.0  # the bus is lost
     assert held(local, "k") == []
     if reported:
         local.set_aside()
     assert local.serve_stale("k", 2.0) is not None
-    assert local.serve_stale("k", 0.5) is None, "that was longer ago"
+    assert local.serve_stale("k", 0.5) is None, "the last proof is older"
 
 
 def test_copy_is_unused_after_its_ttl(bus: Bus) -> None:
