@@ -149,25 +149,25 @@ def _as_text(bound: float) -> str:
 
 
 def callback(argument: str, value: object, allowed: str) -> Callable[..., object]:
-    """Check a function that the library calls without awaiting it. `None` is the caller's to accept."""
+    """Check a function that the library calls without awaiting the result. None is refused."""
     if not callable(value) or is_coroutine_function(value):
         raise InvalidArgument(argument, value, f"{allowed}; not a coroutine function, which nothing would await")
     return value
 
 
 def is_coroutine_function(function: object) -> bool:
-    """Whether a call of a function, or of an object with `__call__`, surely returns a coroutine."""
+    """Whether a function, or an object with `__call__`, is known to return a coroutine when it is called."""
     return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
 
 
 def refuse_awaitable(argument: str, function: object, result: object) -> None:
-    """After a call of a user's function that the library cannot await: refuse an awaitable result.
+    """Refuse an awaitable result of a user's function that the library has called and cannot await.
 
-    A plain function may return an awaitable, so this shows only when it is called. A coroutine is closed, so that
+    A plain function may return an awaitable, which shows only after the call. A refused coroutine is closed, so that
     Python does not warn that it was never awaited.
 
     Raises:
-        InvalidArgument: the result is awaitable.
+        InvalidArgument: the result is an awaitable.
     """
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
