@@ -102,7 +102,7 @@ def seconds(
     """Check a duration in seconds. `endless` also allows `math.inf`."""
     allowed = f"seconds from {_as_text(minimum)} to {_as_text(maximum)}" + (", or math.inf" if endless else "")
     if hasattr(value, "total_seconds"):
-        allowed += "; of a timedelta, .total_seconds()"
+        allowed += "; for a timedelta, pass .total_seconds()"
     result = number(argument, value, allowed)
     if endless and result == math.inf:
         return result

@@ -235,7 +235,7 @@ class Backend:
             try:
                 callback()
             except Exception:  # noqa: BLE001  the other services must still flush
-                _log.exception("closing %r: a service could not finish", self)
+                _log.exception("closing %r: the close callback of a service failed", self)
 
     def _note_epoch(self, epoch: str) -> None:
         """Compare the epoch that a server reported with the known epoch."""
@@ -302,7 +302,7 @@ def _call_all(callbacks: list[Callable[[], None]]) -> None:
         try:
             callback()
         except Exception:  # noqa: BLE001  the other services must still recover
-            _log.exception("a service could not recover")
+            _log.exception("the recovery callback of a service failed")
 
 
 def resolve_namespace(namespace: str | None) -> str:

@@ -280,7 +280,7 @@ def _after_fork_in_child() -> None:
         try:
             forkable.after_fork()
         except Exception:  # noqa: BLE001  the other objects must still replace their locks
-            _log.exception("after a fork: %r could not reset", forkable)
+            _log.exception("in a forked child, %r could not reset its state", forkable)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

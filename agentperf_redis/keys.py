@@ -76,7 +76,7 @@ def encoded(name: str) -> str:
 
 
 def decoded(text: str) -> str:
-    """Undo `encoded`."""
+    """Return the name that `encoded` encoded."""
     return unquote(text)
 
 

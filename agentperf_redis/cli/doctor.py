@@ -94,7 +94,9 @@ def _assess_handshake(backend: Backend) -> Diagnosis:
         exists = backend.run(Command("EXISTS", (keys.meta(backend.namespace),), (), lambda reply: reply))
     except AgentPerfError as error:
         return Diagnosis("scripts", "bad", str(error), "the library cannot work here")
-    return Diagnosis("scripts", "ok" if exists == 1 else "bad", "run" if exists == 1 else "the first one wrote nothing")
+    return Diagnosis(
+        "scripts", "ok" if exists == 1 else "bad", "run" if exists == 1 else "the first script wrote nothing"
+    )
 
 
 def assess_version(facts: Mapping[str, str]) -> Diagnosis:

@@ -121,7 +121,7 @@ def _computed_once(evidence: Evidence) -> Check:
 def _victim_held_leases(evidence: Evidence) -> Check:
     promise = "one worker was killed while it held a lease"
     if evidence.casualty is None:
-        return Check(promise, False, "it finished before it was caught with one")
+        return Check(promise, False, "it finished before it was stopped with a lease")
     held = evidence.casualty.leases
     return Check(promise, len(held) >= 1, f"worker {evidence.casualty.number} held {len(held)}: {', '.join(held)}")
 
@@ -152,7 +152,9 @@ def _never_over_capacity(evidence: Evidence) -> Check:
 def _nothing_left(evidence: Evidence) -> Check:
     left = ", ".join(f"{count} of {agent}" for agent, count in sorted(Counter(evidence.left).items()))
     loads = sum(pool.current_load for pool in evidence.pools)
-    return Check("no lease is left", not evidence.left and loads == 0, left or f"none, and the load of all is {loads}")
+    return Check(
+        "no lease is left", not evidence.left and loads == 0, left or f"none, and the load of all instances is {loads}"
+    )
 
 
 def _leases_balance(evidence: Evidence) -> Check:
@@ -183,7 +185,7 @@ def _metrics_balance(evidence: Evidence) -> Check:
     recorded = sum(evidence.recorded.get(agent, 0) for agent in steps)
     lost = steps.total() - recorded
     figures = "; ".join(wrong) or f"{recorded} of {steps.total()} recorded" + (
-        f", {lost} died with the worker, which had done {unflushed.total()} in its last {UNFLUSHED_S:g} s"
+        f", {lost} lost with the killed worker, which had done {unflushed.total()} in its last {UNFLUSHED_S:g} s"
         if lost
         else ""
     )

@@ -50,7 +50,7 @@ class Journal:
         self._write("lost", agent)
 
     def reviewed(self, file: str) -> None:
-        """A file is done."""
+        """Write that a file is done."""
         self._write("reviewed", file)
 
     def finished(self, result: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ class Progress(Protocol):
         """Called about ten times per second."""
 
     def event(self, text: str) -> None:
-        """An event worth one line."""
+        """Show an event, as one line of text."""
 
 
 class PlainProgress:

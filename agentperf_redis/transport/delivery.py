@@ -135,7 +135,7 @@ Settle: TypeAlias = Callable[[int, Any], None]
 
 
 class _Item:
-    """One command in flight."""
+    """One command of a delivery, with the state of its retries."""
 
     __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason", "unresponsive")
 
@@ -506,7 +506,7 @@ def _wrong_type(command: Command[Any], node: Node, left_s: float) -> Generator[D
             found = reply.decode() if isinstance(reply, bytes) else "none"
             if found not in ("none", wanted):
                 return CorruptState(key, f"a {found} where a {wanted} belongs")
-    return CorruptState(command.keys[0], "a value of another type in one of the keys beside it")
+    return CorruptState(command.keys[0], "a value of the wrong type, or another key of the command does")
 
 
 def _expected_types(command: Command[Any]) -> list[tuple[str, str]]:

@@ -38,7 +38,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Connect(Generic[C]):
-    """Connect a connection."""
+    """Connect a connection that `Open` created."""
 
     connection: C
 

@@ -42,7 +42,7 @@ PUT_GOAL = {"Valkey": {Policy.LRU: 16.0, Policy.TINYLFU: 20.0}, "Redis": {Policy
 """Maximum server time of a put that evicts, relative to a script that does nothing with the same keys and arguments."""
 LAST_WAITER_GOAL_S = 0.05
 MEMORY_GOAL_BYTES = {"Valkey": 1.3 * 1360, "Redis": 1.3 * 1750}
-"""Bytes per entry of 1 KB."""
+"""Maximum bytes of memory per entry of 1 KB."""
 PROCESSES, TASKS, WORK_S = 8, 50, 0.2
 READS = 64
 REPORT_GOAL = 2.1
@@ -337,7 +337,7 @@ def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any
 
 
 def bare_commands(puts: Batch[Any]) -> Batch[Any]:
-    """Return calls of a script that does nothing with the same keys and arguments: the fixed cost of a call."""
+    """Return calls of a script that does nothing, with the same keys and arguments: the fixed cost of a call."""
     return Batch(tuple(replace(put, script=BARE, decode=lambda reply: reply) for put in puts.commands))
 
 

@@ -389,7 +389,9 @@ class Listener:
     def _log_fault(self, subject: str, item: str, reason: str) -> None:
         """Log a fault when it begins, and only once."""
         if subject not in self._faults:
-            _log.warning("bus: %s: %s; until this ends, messages are missed and local copies are off", subject, reason)
+            _log.warning(
+                "bus: %s: %s; until this fault ends, messages are missed and local copies are off", subject, reason
+            )
         self._faults.setdefault(subject, set()).add(item)
 
     def _log_recovery(self, subject: str, item: str, ending: str) -> None:

@@ -68,7 +68,7 @@ class Subscribers:
         return changed
 
     def deliver(self, channel: str, message: bytes) -> None:
-        """Deliver a message."""
+        """Call the listeners of a channel with a message."""
         for subscription in self._at(channel):
             guarded(subscription.listener, message)
 
@@ -89,4 +89,4 @@ def guarded(callback: Callable[..., None], *args: object) -> None:
     try:
         callback(*args)
     except Exception:  # noqa: BLE001  the callback may raise anything
-        _log.exception("bus: %r failed", callback)
+        _log.exception("bus: the callback %r failed", callback)

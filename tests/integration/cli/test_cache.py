@@ -104,7 +104,7 @@ def test_top_ranks_by_size_reads_and_cost(cache: Run, perf: AgentPerf) -> None:
     text = shown(cache("top", "both", "--by", "reads"))
     assert has_line(text, "small7", "5"), text
     assert "large" not in text
-    assert docs.stats().hits == 6, "inspection counts no read"
+    assert docs.stats().hits == 6, "inspection does not count as reads"
     assert cache("top", "nothing").returncode == NOT_FOUND
     done = cache("top", "answers", "--by", "cost")
     assert (done.returncode, done.stdout, done.stderr) == (OK, "", "most expensive to compute: none\n")

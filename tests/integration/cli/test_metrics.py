@@ -62,7 +62,7 @@ def test_show_prints_everything_about_an_agent(agentperf: Run, used: AgentPerf) 
     assert has_line(text, "TimeoutError", "3", "30.0%")
     assert has_line(text, "(no type)", "1", "10.0%")
     assert has_line(text, "m-1", "100", "20", "64", "12")
-    assert "cache write" not in text, "a column that is zero throughout"
+    assert "cache write" not in text, "a column of zeros is left out"
     assert has_line(text, "cancelled", "0.500")
     assert "12 items" in shown(agentperf("show", "critic"))
 
