@@ -189,8 +189,8 @@ class Backend:
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Call `callback` on a separate thread when a server answers again after a long outage.
 
-        The callback may run commands. The handshake is done before, so if the server came back empty, the callbacks of
-        `on_new_epoch` have already run.
+        The callback may run commands. A handshake is done before this call. So if the server came back empty, the
+        callbacks of `on_new_epoch` have already run.
         """
         self._recovery_callbacks.append(callback)
 

@@ -88,7 +88,8 @@ class Background:
     def at(self, due: float, job: Job) -> bool:
         """Run a job at a time of `time.monotonic`. A job with several due times runs once, at the earliest.
 
-        A caller must record the work for the job before this call, because the job may already be scheduled.
+        A caller must record the work for the job before this call, because the job may already be scheduled and start
+        at once.
 
         Returns:
             As for `put`.

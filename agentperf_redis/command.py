@@ -44,7 +44,8 @@ class Command(Generic[T]):
         script: a Script, or the name of a plain read-only command such as "MGET".
         keys: the keys, at least one, all in one hash slot.
         args: the other arguments: by name for a script, in order for a plain command.
-        decode: turns the reply into T; raises CorruptState for an unexpected reply.
+        decode: turns the reply into T. It must handle every possible reply, and raise CorruptState for an unexpected
+            reply.
         resend_args: the arguments of a script, by name, that have other values from the second delivery on. These
             values tell the script that an earlier copy of the request may still be in flight.
     """
@@ -170,7 +171,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class WakeUp:
-    """A signal from another thread or task that the state may have changed. It stays set until `reset`.
+    """A hint from another thread or task that the state may have changed. It stays set until `reset`.
 
     Attributes:
         sender: the event loop whose task will send the signal; None if a thread will send it, or if the sender is

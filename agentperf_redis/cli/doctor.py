@@ -217,7 +217,7 @@ def _layout(seeds: Sequence[tuple[tuple[str, int], Executor]]) -> list[tuple[str
                 if seed is seeds[-1][1]:
                     raise
             else:
-                return [(name or host, port) for name, port in found]  # empty if the node does not know it
+                return [(name or host, port) for name, port in found]  # a node may not know its own host
     return []
 
 

@@ -345,7 +345,7 @@ def _submodules(folder: str) -> set[str]:
 
 
 def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Yield the statements that run on import: all except those in functions and classes."""
+    """Yield the statements that run on import, also in ``if``, ``try`` and loops, but not in functions or classes."""
     stack: list[ast.stmt] = list(reversed(tree.body))
     while stack:
         node = stack.pop()

@@ -36,7 +36,7 @@ KEEP_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The instances for a number of workers. There are fewer than workers, so that the workers must share them.
+    """The instances for a number of workers. Their capacity is less than the workers need, so the workers share it.
 
     Attributes:
         workers: number of worker processes.

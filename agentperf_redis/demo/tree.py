@@ -23,7 +23,7 @@ class Tree:
     Attributes:
         root: the folder.
         files: paths relative to it, in POSIX form, sorted.
-        top: folder from which absolute module names start: `root`, or a folder above `root` if it lies within a
+        top: folder from which absolute module names start: `root`, or a folder above it if `root` lies within a
             package.
     """
 

@@ -123,7 +123,7 @@ class Connector:
         return broken(error, replies, fresh=fresh) if sent else self.unconnected(error)
 
     def unconnected(self, error: RedisError | OSError) -> ExchangeFailed:
-        """Convert a connect error. A certificate error is final; after any other error a retry may succeed."""
+        """Convert a connect error. A wrong or missing certificate is final; after other errors a retry may succeed."""
         if isinstance(error, ResponseError):
             return refused(error)
         text, timed_out, tls = _text_of(error), isinstance(error, (RedisTimeoutError, TimeoutError)), self.address.tls

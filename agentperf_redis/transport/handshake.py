@@ -19,7 +19,7 @@ from agentperf_redis.script import Script
 from agentperf_redis.transport.resp import ServerError, pack, pack_call
 
 SCHEMA = 1
-"""Major version of the data model. The library refuses to use a namespace with a higher version."""
+"""Major version of the data model. A namespace with a higher version is refused and left unchanged."""
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 """Oldest supported servers. The scripts need SPUBLISH, and writes that free memory on a full server."""
 REPLIES = 2

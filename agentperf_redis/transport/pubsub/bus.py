@@ -25,8 +25,8 @@ class Bus:
         connector: creates the connections.
         locate: returns the node that owns a channel in the known layout, or None; must not block.
         doubt: called when a node no longer owns a channel.
-        learn: refreshes the layout and returns an error text, empty on success; may block for about a second. None for
-            a fixed layout.
+        learn: refreshes the layout and returns an error text, empty on success; may block for a while. None for a fixed
+            layout.
         on_trouble: called on the thread of the bus when a connection was lost. The next connection may lead to another
             server.
     """

@@ -27,7 +27,7 @@ _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.02, 1.0
 _REFUSED_BACKOFF_S = 10.0
 """Backoff after a refusal whose cause only an operator can remove: an ACL, a password, a certificate."""
 _MAX_UNANSWERED = 128
-"""Maximum requests in flight on a connection. So many fit into the socket buffer, so sending never blocks."""
+"""Maximum requests in flight on a connection. This many fit into the socket buffer, so sending never blocks."""
 _MAX_AT_ONCE = 512
 """Maximum replies read from one connection before the other connections are read."""
 
@@ -137,8 +137,9 @@ class BusConnection:
     def back_off(self, *, final: bool) -> None:
         """Back off after a failure, longer after each consecutive failure.
 
-        The count of failures is reset only when a channel is subscribed, not by a successful connect. Otherwise a
-        server that accepts connections but drops them soon would be flooded with connection attempts.
+        The count of failures starts again only if the connection had a subscribed channel for longer than
+        `_MAX_BACKOFF_S`. A connect alone does not count as a success. Otherwise a server that accepts connections but
+        soon drops them would be flooded with connection attempts.
         """
         now = time.monotonic()
         lasted = self._proven_at and now - self._proven_at > _MAX_BACKOFF_S
