@@ -1,4 +1,4 @@
-"""`AgentPerf`: one URL in, the three services out."""
+"""`AgentPerf`: the three services of one server and namespace, created from a URL."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _load_services() -> None:
 
 
 class CacheOptions(TypedDict, total=False):
-    """Options of both kinds of caches."""
+    """Options that `LRUCache` and `TieredCache` share."""
 
     max_bytes: int | None
     policy: Policy | str
@@ -65,15 +65,17 @@ class TieredOptions(CacheOptions, total=False):
 class AgentPerf:
     """Metrics, caches and a load balancer, shared by every process that uses the same server and namespace.
 
-    The constructor does no I/O. There is one object for each name: ``perf.cache("x")`` returns the same object each
-    time. Leaving a ``with`` or ``async with`` block flushes the buffers and closes the connections.
+    The constructor does no I/O. There is one object for each name: ``perf.cache("x")`` returns the same object on each
+    call. Leaving a ``with`` or ``async with`` block flushes the buffers and closes the connections.
 
-    A service is loaded on first use, which takes about 30 ms. Entering ``async with`` loads all services on a thread,
-    so that no first use blocks the event loop. Without it, access the services before the loop runs.
+    The code of a service is imported on first use; the import takes about 30 ms. ``async with`` imports all services on
+    a thread, so that no first use blocks the event loop. In asyncio programs without ``async with``, access the
+    services before the loop runs.
 
     Args:
         url: where the server is: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``,
-            ``redis+sentinel://...`` or ``embedded://``. None: AGENTPERF_REDIS_URL, REDIS_URL, localhost.
+            ``redis+sentinel://...`` or ``embedded://``. None: the URL in AGENTPERF_REDIS_URL, else in REDIS_URL, else
+            localhost.
         namespace: prefix of all keys, 1 to 64 characters of ``A-Z a-z 0-9 _ . -``. None: AGENTPERF_NAMESPACE, else
             "agentperf".
         deadline: total seconds that one command may take, retries included.
@@ -109,8 +111,10 @@ class AgentPerf:
         Args:
             strategy: how instances are picked; fixed for each pool when its first instance is registered. None uses
                 the strategy of the pool, or LEAST_LOADED for a new pool.
-            settings: health settings of the pools in which it registers instances; None leaves theirs unchanged.
-            on_unavailable: result of a call while the server is unreachable: "raise" an error, or "none".
+            settings: health settings, applied to each pool in which this balancer registers an instance; None leaves
+                the settings of the pools unchanged.
+            on_unavailable: the result of a call while the server is unreachable: "raise" raises an error, "none"
+                returns None.
 
         Returns:
             One object for each combination of arguments.
@@ -121,7 +125,7 @@ class AgentPerf:
         made = partial(LoadBalancer, chosen, settings=settings, on_unavailable=on_unavailable, backend=self.backend)
         if settings is None and on_unavailable == "raise":
             return self.backend.share(("lb", chosen), made)
-        made()  # validates the arguments before they become a key: they may not be hashable
+        made()  # validates the arguments, which may not be hashable, before they become a key
         return self.backend.share(("lb", chosen, settings, on_unavailable), made)
 
     def cache(self, name: str = "default", **options: Unpack[LRUOptions]) -> LRUCache:

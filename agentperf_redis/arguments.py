@@ -1,4 +1,4 @@
-"""Validation of the arguments that users pass. All of it happens here, before anything is sent.
+"""Validation of the arguments that users pass. This module does all of it, before anything is sent.
 
 Each function takes the name of the argument and its value. It returns the normalized value, or raises
 `InvalidArgument` with the argument, the value and the allowed values.
@@ -17,9 +17,9 @@ from agentperf_redis.errors import InvalidArgument
 
 MAX_NAME_CHARACTERS = 200
 MAX_COUNT = 2**31 - 1
-"""For sizes and capacities. A larger value is a typing error, and products of two stay exact in a double."""
+"""Maximum of sizes and capacities. A larger value is a typing error. The product of two is exact in a double."""
 MAX_SECONDS = 10 * 366 * 86_400.0
-"""Ten years. Use `math.inf` for anything longer."""
+"""Ten years. For a longer time, use `math.inf`."""
 
 _PLAIN = (float, int)
 _NAME_ALLOWED = f"a string of 1 to {MAX_NAME_CHARACTERS} characters without control characters or lone surrogates"
@@ -41,14 +41,15 @@ def name(argument: str, value: object) -> str:
     """Check a user-supplied name: of an agent, a cache, an instance, a tag."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARACTERS:
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
-    # A printable string has neither. Some unprintable characters are allowed, such as a line separator.
+    # A printable string has neither a control character nor a lone surrogate. Some unprintable characters are allowed,
+    # such as a line separator.
     if not value.isprintable() and (not encodable(value) or any(map(_is_control, value))):
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
     return value
 
 
 def nearest_name(text: str) -> str:
-    """Make a text valid for `name`. For texts that were not chosen as names, such as class names."""
+    """Turn a text that was not chosen as a name, such as a class name, into a valid name."""
     if not text.isprintable() or not encodable(text):
         plain = "".join("?" if _is_control(character) else character for character in text)
         text = plain.encode(errors="replace").decode()
@@ -78,16 +79,16 @@ def cache_key(argument: str, value: object) -> str:
 
 def number(argument: str, value: object, allowed: str) -> float:
     """Check for a real number, finite or infinite. Refuses bool and NaN; -0.0 becomes 0.0."""
-    plain = type(value) in _PLAIN  # spares most callers a slow isinstance() with an abstract class
+    plain = type(value) in _PLAIN  # avoids a slow isinstance() with an abstract class in most calls
     if not plain and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise InvalidArgument(argument, value, allowed)
     try:
-        result = float(value)  # type: ignore[arg-type]  # one of these two, or a Real
+        result = float(value)  # type: ignore[arg-type]  # an int, a float or another Real
     except OverflowError:
         raise InvalidArgument(argument, value, allowed) from None
     if math.isnan(result):
         raise InvalidArgument(argument, value, allowed)
-    return result + 0.0  # the sum of both zeros is the positive one (IEEE 754)
+    return result + 0.0  # -0.0 + 0.0 is 0.0 (IEEE 754)
 
 
 def seconds(
@@ -101,7 +102,7 @@ def seconds(
     """Check a duration in seconds. `endless` also allows `math.inf`."""
     allowed = f"seconds from {_as_text(minimum)} to {_as_text(maximum)}" + (", or math.inf" if endless else "")
     if hasattr(value, "total_seconds"):
-        allowed += "; of a timedelta, .total_seconds()"
+        allowed += "; for a timedelta, pass .total_seconds()"
     result = number(argument, value, allowed)
     if endless and result == math.inf:
         return result
@@ -127,7 +128,7 @@ def count(argument: str, value: object, *, minimum: int = 1, maximum: int = MAX_
 
 
 def choice(argument: str, value: object, options: type[E]) -> E:
-    """Check for a member of an Enum; a member's value is also accepted."""
+    """Check for a member of an Enum. The value of a member is also accepted."""
     if isinstance(value, options):
         return value
     for option in options:
@@ -148,25 +149,25 @@ def _as_text(bound: float) -> str:
 
 
 def callback(argument: str, value: object, allowed: str) -> Callable[..., object]:
-    """Check a function that the library calls without awaiting it. `None` is the caller's to accept."""
+    """Check a function that the library calls without awaiting the result. None is refused."""
     if not callable(value) or is_coroutine_function(value):
         raise InvalidArgument(argument, value, f"{allowed}; not a coroutine function, which nothing would await")
     return value
 
 
 def is_coroutine_function(function: object) -> bool:
-    """Whether a call of a function, or of an object with `__call__`, surely returns a coroutine."""
+    """Whether a function, or an object with `__call__`, is known to return a coroutine when it is called."""
     return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
 
 
 def refuse_awaitable(argument: str, function: object, result: object) -> None:
-    """After a call of a user's function that the library cannot await: refuse an awaitable result.
+    """Refuse an awaitable result of a user's function that the library has called and cannot await.
 
-    A plain function may return an awaitable, so this shows only when it is called. A coroutine is closed, so that
+    A plain function may return an awaitable, which shows only after the call. A refused coroutine is closed, so that
     Python does not warn that it was never awaited.
 
     Raises:
-        InvalidArgument: the result is awaitable.
+        InvalidArgument: the result is an awaitable.
     """
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):

@@ -1,6 +1,7 @@
-"""One namespace on one server, for one process: drivers, bus, epoch, and the objects shared by name.
+"""One namespace on one server, for one process: its drivers, message bus, epoch and shared objects.
 
-The process-wide default is here too, so that clients without an explicit backend find it without importing upward.
+The process-wide default backend is in this module too, because a client without an explicit backend must find it
+without an import from a higher layer.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable used when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 _LAYOUT_S = 1.0
-"""How long the bus waits for the layout from one node before it tries another node."""
+"""How long the message bus waits for the Cluster layout from one node before it tries another node."""
 _ENTER = Script("namespace/enter")
 
 
@@ -109,7 +110,7 @@ class Backend:
             deadline: seconds for each of its commands; None uses the deadline of the backend.
 
         Raises:
-            AgentPerfError: an error that the flow does not catch.
+            AgentPerfError: an error of a command that the flow does not catch.
         """
         return self._executor.run(flow, deadline)
 
@@ -135,7 +136,7 @@ class Backend:
                 executors.pop(gone, None)
 
         executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._handshake, ended)
-        if self.closed:  # the flow still runs, as in a blocking call, but each of its commands is refused
+        if self.closed:  # the flow still runs, as in a blocking call, but its commands fail
             executor.close_now()
             return executor
         executors[loop] = executor
@@ -143,16 +144,20 @@ class Backend:
         return executor
 
     def _drop_closed_loops(self) -> None:
-        """Close the connections of loops that ended by `loop.close()`, which notifies no user of the loop.
+        """Close the connections of event loops that ended by `loop.close()`, which calls no callback.
 
-        A transport refers to its loop, so neither would ever be garbage-collected: the map holds the loop only weakly.
+        The map of executors refers to a loop only weakly, but the transport of a connection refers to its loop. Without
+        this, a closed loop and its connections would never be garbage-collected.
         """
         for loop, executor in list(self._async_executors.items()):
             if loop.is_closed():
                 executor.close_now()
 
     def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
-        """Record that a resource is in use. Sent once per process, or `again` after the record was lost."""
+        """Record on the server that a resource is in use.
+
+        Sent once per process and resource; `again` sends it once more, after the server lost its data.
+        """
         name = f"{service}:{keys.encoded(resource)}"
         if again or name not in self._entered:
             where = keys.resources(self.namespace)
@@ -174,9 +179,9 @@ class Backend:
             return cast("T", self._shared[key])
 
     def on_new_epoch(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the server came back without its data, on the thread that detects it.
+        """Call `callback` after the server came back without its data, on the thread that detects the loss.
 
-        The call happens while a connection is opened, possibly on the thread of an event loop. The callback must be
+        The loss is detected while a connection is opened, possibly on the thread of an event loop. The callback must be
         quick and do no I/O.
         """
         self._epoch_callbacks.append(callback)
@@ -184,17 +189,17 @@ class Backend:
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Call `callback` on a separate thread when a server answers again after a long outage.
 
-        It may run commands. The handshake is done by then, so callbacks of `on_new_epoch` have run if the server came
-        back empty.
+        The callback may run commands. A handshake is done before this call. So if the server came back empty, the
+        callbacks of `on_new_epoch` have already run.
         """
         self._recovery_callbacks.append(callback)
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` before the connections close, newest callback first. It may still run commands."""
+        """Call `callback` before the connections close. It may still run commands. The newest callback runs first."""
         self._close_callbacks.append(callback)
 
     def off_close(self, callback: Callable[[], None]) -> None:
-        """Remove a callback of `on_close`. Does nothing if it is not registered or has been called already."""
+        """Remove a callback of `on_close`. Does nothing if the callback is not registered or was called already."""
         with contextlib.suppress(ValueError):
             self._close_callbacks.remove(callback)
 
@@ -229,11 +234,11 @@ class Backend:
         for callback in reversed(callbacks):
             try:
                 callback()
-            except Exception:  # noqa: BLE001  a fault in one service must not keep the next from flushing
-                _log.exception("closing %r: a service could not finish", self)
+            except Exception:  # noqa: BLE001  the other services must still flush
+                _log.exception("closing %r: the close callback of a service failed", self)
 
     def _note_epoch(self, epoch: str) -> None:
-        """Compare the epoch with the known one."""
+        """Compare the epoch that a server reported with the known epoch."""
         with self._lock:
             known, self._epoch = self._epoch, epoch
             changed = known is not None and known != epoch
@@ -244,12 +249,12 @@ class Backend:
             _call_all(self._epoch_callbacks)
 
     def _answers(self, node: Node) -> bool:
-        """Whether a node answers a command. A refusal that callers should see counts as an answer."""
+        """Whether a node answers a command. A permanent error reply, which callers should see, counts as an answer."""
         try:
             reply = self._connector.request(node, pack(("PING",)), PROBE_S)
         except ExchangeFailed as failed:
             return failed.final
-        except BackendUnavailable:  # the embedded server could not be started: commands fail at once anyway
+        except BackendUnavailable:  # the embedded server could not be started: each command fails at once anyway
             return True
         return not (isinstance(reply, ServerError) and transient_reason(reply.text))
 
@@ -258,7 +263,7 @@ class Backend:
         _call_all(self._recovery_callbacks)
 
     def _learn(self) -> str:
-        """Request the layout from a node, a different one each time. Return the error text, empty on success."""
+        """Request the layout from a node, a different node on each call. Return the error text, empty on success."""
         node, request = self._topology.layout_request()
         try:
             return self._topology.learn(node, self._connector.request(node, request, _LAYOUT_S))
@@ -266,19 +271,20 @@ class Backend:
             return failed.reason
 
     def _check_server_soon(self) -> None:
-        """Start a handshake soon: the bus lost its server, and the next command may be far off."""
+        """Start a handshake soon, because the bus lost its server and the next command may come much later."""
         if not self.closed:
             self._checks.at(time.monotonic(), self._check_server)
 
     def _check_server(self) -> None:
-        """Send a no-op, so that broken connections are reopened with a handshake."""
+        """Send a command without effect, so that broken connections are reopened with a handshake."""
         with contextlib.suppress(AgentPerfError):
             self._executor.run(Command("ECHO", (keys.meta(self.namespace),), (), lambda _: None))
 
     def after_fork(self) -> None:
-        """In a forked child: replace everything that has a lock or a socket. The old objects are kept unclosed.
+        """In a forked child: replace everything that has a lock or a socket.
 
-        The order matters: the drivers and the bus use the objects replaced before them.
+        The old objects are kept and not closed: their sockets belong to the parent. The order matters: the drivers and
+        the bus use the objects that are replaced before them.
         """
         self._inherited.append((self._executor, dict(self._async_executors), self._lock))
         for loop in self._async_executors:
@@ -295,12 +301,12 @@ def _call_all(callbacks: list[Callable[[], None]]) -> None:
     for callback in list(callbacks):
         try:
             callback()
-        except Exception:  # noqa: BLE001  a fault in one service must not keep the next from recovering
-            _log.exception("a service could not recover")
+        except Exception:  # noqa: BLE001  the other services must still recover
+            _log.exception("the recovery callback of a service failed")
 
 
 def resolve_namespace(namespace: str | None) -> str:
-    """Return the namespace given, else the one in AGENTPERF_NAMESPACE, else "agentperf"."""
+    """Return the given namespace, else the value of AGENTPERF_NAMESPACE, else "agentperf"."""
     return os.environ.get(NAMESPACE_VARIABLE) or DEFAULT_NAMESPACE if namespace is None else namespace
 
 
@@ -325,7 +331,7 @@ _default_lock = ModuleLock()
 
 
 def default_backend() -> Backend:
-    """Return the process-wide default; the first call creates it."""
+    """Return the process-wide default backend; the first call creates it."""
     global _default  # noqa: PLW0603  the one global of the library
     with _default_lock.lock:
         if _default is None or _default.closed:
@@ -334,7 +340,7 @@ def default_backend() -> Backend:
 
 
 def chosen_backend(backend: object) -> Backend:
-    """Check the `backend` argument of a client; None uses the process-wide default."""
+    """Check the `backend` argument of a client, and return the backend; None means the process-wide default."""
     if backend is None:
         return default_backend()
     if not isinstance(backend, Backend):
@@ -343,7 +349,7 @@ def chosen_backend(backend: object) -> Backend:
 
 
 def configure(url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S) -> Backend:
-    """Set the process-wide default, used by clients that are created without a backend.
+    """Set the process-wide default backend, used by clients that are created without a backend.
 
     Args:
         url: where the server is.

@@ -1,12 +1,14 @@
 """A thread that runs the background jobs of a service, and the one fork hook of the package.
 
-All services share six mechanisms: the thread starts with the first job, sleeps until the next due time, survives
-exceptions of jobs, finishes the remaining jobs on close, restarts for a later job, and starts empty in a forked child.
+The background threads of all services share six mechanisms. The thread starts with the first job, sleeps until the next
+due time, and survives exceptions of jobs. It finishes the remaining jobs on close, and a later job starts another
+thread. In a forked child there are no jobs and no thread.
 
-A signal handler may raise at any point in a caller's code, as Ctrl-C does, and `__del__` may run there. So callers
-execute C code alone: `SimpleQueue`, whose `put` is reentrant, and a plain lock while they start the thread.
-`threading.Condition` is Python code: an exception in it may leave its lock held permanently. `Thread.start` waits on
-a condition, so an unnamed thread calls it: signals are handled on the main thread only.
+Ctrl-C and other signal handlers may raise an exception at any point in the Python code of a caller, and `__del__` may
+run at any point. Therefore a caller uses only primitives written in C: a `SimpleQueue`, whose `put` is reentrant, and a
+plain lock while the thread is started. `threading.Condition` is Python code: an exception in it may leave its lock held
+permanently. `Thread.start` waits on such a condition. It is therefore called on a temporary thread, where no signal
+handler runs, because Python runs signal handlers on the main thread only.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ Job: TypeAlias = Callable[[], object]
 class Background:
     """Runs jobs on one daemon thread, in the order of `put`.
 
-    Jobs with a due time go first once they are due: a lease must be renewed even if many jobs wait.
+    A job with a due time runs before the waiting jobs once it is due: a lease must be renewed even if many jobs wait.
 
     Args:
         name: of the thread.
-        lingers: whether an idle thread sleeps; otherwise it ends, and the next job starts another thread.
+        lingers: whether the idle thread sleeps until the next job. Otherwise it ends, and the next job starts another
+            thread.
     """
 
     def __init__(self, name: str, *, lingers: bool = True) -> None:
@@ -77,21 +80,22 @@ class Background:
         """Run a job soon. May be called from `__del__` and from a signal handler.
 
         Returns:
-            False if no thread can be started, as at interpreter shutdown. The job then waits for `close`.
+            False if no thread can be started, for example at interpreter shutdown. Then `close` runs the job.
         """
         self._inbox.put((-math.inf, job))
         return self._thread is not None or self._start()
 
     def at(self, due: float, job: Job) -> bool:
-        """Run a job at a time of `time.monotonic`. A job is scheduled once, for the earliest of its times.
+        """Run a job at a time of `time.monotonic`. A job with several due times runs once, at the earliest.
 
-        So a caller records the work first and then calls this: the job runs after the record was made.
+        A caller must record the work for the job before this call, because the job may already be scheduled and start
+        at once.
 
         Returns:
-            As `put`.
+            As for `put`.
         """
-        # Only the thread changes due times, when it takes jobs from the inbox. So an interrupted call leaves no due
-        # time behind without an entry in the heap.
+        # Only the thread changes due times, when it takes jobs from the inbox. If a call set them and was interrupted,
+        # a due time could remain without an entry in the heap.
         if self._due_times.get(job, math.inf) <= due:
             return True
         if self._identity == threading.get_ident():
@@ -104,8 +108,8 @@ class Background:
     def close(self, limit_s: float) -> bool:
         """Run each remaining job once, now, and end the thread. May be called again to wait longer.
 
-        Jobs that are put meanwhile or later still run, on another thread if necessary. A job that reschedules itself
-        during this run is dropped: this was its last try.
+        Jobs that are put during or after this call still run, on another thread if necessary. A job that reschedules
+        itself during this call is not run again.
 
         Args:
             limit_s: maximum time to wait, s. Jobs not finished by then continue in the background.
@@ -115,7 +119,7 @@ class Background:
         """
         until = time.monotonic() + limit_s
         self._closing = True
-        if self._identity == threading.get_ident():  # a job called this; the other jobs run after it
+        if self._identity == threading.get_ident():  # a job called `close`; the other jobs run after this job
             return False
         thread = self._thread
         if thread is None and self._is_empty():
@@ -163,7 +167,8 @@ class Background:
             if self._closing:
                 self._drain(math.inf)
             self._identity = 0
-            # A caller puts a job, then checks for a thread. This does the reverse, so one of them sees the other.
+            # A caller puts a job and then checks for a thread. This thread first clears `_thread` and then checks for
+            # jobs. So either the caller sees that there is no thread, or this thread sees the job.
             self._thread = None
         with self._starting:
             if self._thread is not None:  # a later thread has the jobs that came meanwhile, and reports the end
@@ -173,7 +178,7 @@ class Background:
                 self._closers.popleft().put(None)
 
     def _may_run(self, me: threading.Thread) -> bool:
-        """Whether this thread may run jobs: it was started for them, or jobs came as it was ending."""
+        """Whether this thread may run jobs: it is the registered thread, or none is registered and jobs wait."""
         with self._starting:
             if self._thread is None and not self._inbox.empty():
                 self._thread = me
@@ -192,7 +197,7 @@ class Background:
     def _receive(self, pause: float | None) -> None:
         with contextlib.suppress(Empty):
             self._accept(self._inbox.get(timeout=pause))
-            for _ in range(self._inbox.qsize()):  # bounded: new jobs must not delay due jobs
+            for _ in range(self._inbox.qsize()):  # a bounded number: new jobs must not delay due jobs
                 self._accept(self._inbox.get_nowait())
 
     def _accept(self, item: tuple[float, Job] | None) -> None:
@@ -213,7 +218,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # otherwise it ran at an earlier time
+            if self._due_times.get(job) == due:  # otherwise the job ran at an earlier time
                 del self._due_times[job]
                 jobs.append(job)
         return jobs
@@ -239,25 +244,25 @@ class Background:
                 return jobs[number:]
             try:
                 job()
-            except BaseException:  # noqa: BLE001  the thread has other jobs; SystemExit of user code must not end it
+            except BaseException:  # noqa: BLE001  even a SystemExit of user code must not end the thread
                 _log.exception("%s: a background job failed", self._name)
         return ()
 
 
 def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that starts a thread, for `start_new_thread`, which is C code.
+    """Return a function that starts a thread. Pass it to `start_new_thread`, which is C code.
 
-    So an exception of a signal handler cannot leave a start half done on the thread of the caller.
+    `Thread.start` then does not run on the caller's thread, where an exception of a signal handler could interrupt it.
 
     Args:
         thread: the thread to start.
-        otherwise: runs on the unnamed calling thread if the thread limit prevents the start.
+        otherwise: called instead if the thread limit prevents the start; runs on the thread that called the function.
     """
 
     def start() -> None:
         try:
             thread.start()
-        except RuntimeError:  # the thread limit is reached; this thread runs already
+        except RuntimeError:  # the thread limit is reached, but this thread is running
             otherwise()
 
     return start
@@ -275,10 +280,10 @@ _registrations = itertools.count()
 
 
 def register_for_fork(forkable: Forkable) -> None:
-    """Call `after_fork` in each child that this process forks, while the object lives.
+    """Call the object's `after_fork` in each child that this process forks, as long as the object exists.
 
-    Children call it in the order of registration. So a backend, which is created before its services, has new
-    connections and a new process name before its services reset.
+    A child calls the registered objects in the order of registration. A backend is created before its services, so it
+    has new connections and a new process name when its services reset.
     """
     _forkables[next(_registrations)] = forkable
 
@@ -287,8 +292,8 @@ def _after_fork_in_child() -> None:
     for forkable in list(_forkables.values()):
         try:
             forkable.after_fork()
-        except Exception:  # noqa: BLE001  a fault in one object must not leave the locks of the next held
-            _log.exception("after a fork: %r could not reset", forkable)
+        except Exception:  # noqa: BLE001  the other objects must still replace their locks
+            _log.exception("in a forked child, %r could not reset its state", forkable)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -310,5 +315,5 @@ class ModuleLock:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: another thread may have held it."""
+        """In a forked child: replace the lock, because another thread may have held it at the fork."""
         self.lock = self._make()

@@ -1,8 +1,9 @@
-"""Descriptions of I/O, without I/O.
+"""Descriptions of the I/O of an operation. This module itself does no I/O.
 
-Every operation on the server is a `Command`, or a `Flow` of several: a generator that yields steps and receives their
-results. Two thin drivers (`transport.executor`, `transport.async_executor`) perform the steps, one blocking and one for
-asyncio. So each operation is written once, and a test drives a flow with ``send()`` alone.
+Every operation on the server is a `Command` or a `Flow`. A flow is a generator that yields steps, such as commands and
+pauses, and receives their results. Two drivers perform the steps: `transport.executor` blocks the thread, and
+`transport.async_executor` runs on asyncio. So each operation is written once, and a test can drive a flow with
+``send()`` alone.
 
     def acquire_or_wait(...) -> Flow[Lease]:
         lease = yield from acquire(...)          # a Command: its result has an exact type
@@ -26,10 +27,10 @@ T = TypeVar("T")
 
 Arg: TypeAlias = str | bytes | int
 NamedArgs: TypeAlias = Mapping[str, Arg | tuple[Arg, ...]]
-"""Arguments of a script, by the names in its header and in the order of the header.
+"""Arguments of a script, by the names in the header of the script and in the order of the header.
 
-A name that ends in ``...`` has a tuple of values. The order is the wire order. The tests compare every command with
-its header, so the order cannot drift between Python and Lua (tests/headers.py).
+The value of a name that ends in ``...`` is a tuple. The arguments are sent in this order. The tests compare every
+command with the header of its script, so that Python and Lua agree on the order (tests/headers.py).
 """
 Reply: TypeAlias = Any
 """A reply of the server: int, bytes, None or a list of these. The decoder of the command checks it."""
@@ -41,11 +42,12 @@ class Command(Generic[T]):
 
     Attributes:
         script: a Script, or the name of a plain read-only command such as "MGET".
-        keys: its keys, all in one hash slot; at least one.
-        args: its other arguments: by name for a script, in order for a plain command.
-        decode: turns the reply into T; must handle every reply, and raise CorruptState for an unexpected one.
-        resend_args: the arguments of a script that change from the second delivery on, by name. They show the script
-            that an earlier copy of the request may still be in flight.
+        keys: the keys, at least one, all in one hash slot.
+        args: the other arguments: by name for a script, in order for a plain command.
+        decode: turns the reply into T. It must handle every possible reply, and raise CorruptState for an unexpected
+            reply.
+        resend_args: the arguments of a script, by name, that have other values from the second delivery on. These
+            values tell the script that an earlier copy of the request may still be in flight.
     """
 
     script: Script | str
@@ -61,13 +63,13 @@ class Command(Generic[T]):
         """Return the arguments in wire order.
 
         Args:
-            again: whether the command was sent before.
+            again: whether the command was already sent; then `resend_args` apply.
         """
         args = self.args
         if isinstance(args, tuple):
             return args
         flat: list[Any] = list(({**args, **self.resend_args} if again and self.resend_args else args).values())
-        many = 0  # names with any number of values come last: unpacking only those saves 1 us per command
+        many = 0  # tuples of values come last: unpacking only the tuples saves 1 us per command
         while many < len(flat) and isinstance(flat[-1 - many], tuple):
             many += 1
         if many:
@@ -82,7 +84,7 @@ class Batch(Generic[T]):
     commands: tuple[Command[T], ...]
 
     def __iter__(self) -> Generator[Batch[T], list[T | AgentPerfError], list[T]]:
-        """Return all results in order, or raise the first error once all replies are there."""
+        """Wait for all replies. Then return all results in order, or raise the first error."""
         results = yield self
         for result in results:
             if isinstance(result, AgentPerfError):
@@ -106,7 +108,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for a wake-up, at most `seconds`. Returns whether it came."""
+    """Wait for a wake-up, at most `seconds`. Returns whether the wake-up came."""
 
     wake_up: WakeUp
     seconds: float
@@ -119,8 +121,9 @@ class Wait:
 class Call(Generic[T]):
     """Call user code and return its result. Under asyncio, an awaitable result is awaited.
 
-    Exceptions of the function are raised in the flow, and so is a cancellation of the task while the function runs.
-    The flow must `yield` this itself: a StopIteration of the function does not pass through a `yield from`.
+    Exceptions of the function are raised in the flow. If the task is cancelled while the function runs, the
+    CancelledError is raised in the flow too. The flow must `yield` this step directly, because a StopIteration of the
+    function does not pass through a `yield from`.
     """
 
     function: Callable[[], T | Awaitable[T]]
@@ -130,7 +133,7 @@ class Call(Generic[T]):
 class Shielded(Generic[T]):
     """Run a flow to its end, even if the waiting task is cancelled meanwhile. Returns the result of the flow.
 
-    The cancellation reaches the waiting flow at once. The shielded flow is cancelled only when its event loop ends.
+    A cancellation is raised in the waiting flow at once. The shielded flow is cancelled only when its event loop ends.
     """
 
     flow: Flow[T]
@@ -143,8 +146,9 @@ class Shielded(Generic[T]):
 class Together:
     """Run flows concurrently, each on a separate thread or task, and wait for all of them.
 
-    The first error is raised. Under asyncio it cancels the other flows. Threads cannot be cancelled, so a blocking
-    caller waits for the other flows. An interrupted caller (Ctrl-C) does not wait: its threads continue.
+    The first error is raised. Under asyncio, the first error cancels the other flows. Threads cannot be cancelled, so a
+    blocking caller waits for the other flows. If a blocking caller is interrupted (Ctrl-C), it does not wait, and the
+    threads continue.
 
     Attributes:
         flows: the flows to run.
@@ -167,10 +171,11 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class WakeUp:
-    """A signal from another thread or task that the state may have changed. Sticky until `reset`; proves nothing.
+    """A hint from another thread or task that the state may have changed. It stays set until `reset`.
 
     Attributes:
-        sender: the event loop whose task will send it; None if that is unknown, or if a thread will send it.
+        sender: the event loop whose task will send the signal; None if a thread will send it, or if the sender is
+            unknown.
     """
 
     __slots__ = ("_callbacks", "_lock", "_sent", "sender")
@@ -190,12 +195,12 @@ class WakeUp:
             callback()
 
     def reset(self) -> None:
-        """Clear a wake-up that came before the next check of the state."""
+        """Clear the wake-up. Call this before the next check of the state."""
         with self._lock:
             self._sent = False
 
     def call_when_sent(self, callback: Callable[[], None]) -> None:
-        """Call back once; immediately if the wake-up was sent already. The callback must be quick and thread-safe."""
+        """Call `callback` once: at the wake-up, or immediately if it was sent. It must be quick and thread-safe."""
         with self._lock:
             if not self._sent:
                 self._callbacks.append(callback)
@@ -203,7 +208,7 @@ class WakeUp:
         callback()
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """Remove a callback."""
+        """Remove a callback of `call_when_sent`."""
         with self._lock:
             if callback in self._callbacks:
                 self._callbacks.remove(callback)

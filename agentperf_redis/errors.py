@@ -1,4 +1,7 @@
-"""All errors of the library, with one base class. Programs use the fields of an error; its text is for people."""
+"""All errors of the library, with one base class.
+
+Programs should use the attributes of an error; the text of an error is for people.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from reprlib import Repr
 from typing import Literal
 
 RequestOutcome = Literal["not_applied", "unknown"]
-"""The known effect of a request without a reply: it was certainly not applied, or it may have been."""
+"""The known effect of a request without a reply: "not_applied", or "unknown" if it may have been applied."""
 
 _SHOWN_CHARACTERS = 80
 
 
 class _Brief(Repr):
-    """Shows the first items of the first levels: a plain repr() of lists that share items may never finish."""
+    """Shows only some items and levels of a value. The plain repr() of lists that share items may never finish."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ def shown(value: object) -> str:
     """Return a short, printable form of any value: at most 80 characters, control characters escaped."""
     try:
         text = _brief.repr(value)
-    except Exception:  # noqa: BLE001  the value's __repr__ may fail; the error about the value must not
+    except Exception:  # noqa: BLE001  the error about the value must appear even if the value's __repr__ fails
         text = f"<{type(value).__name__} object>"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
@@ -64,7 +67,7 @@ class BackendUnavailable(AgentPerfError):
     Attributes:
         address: the server, password masked.
         outcome: "not_applied" if the request certainly had no effect, "unknown" if it may have been executed.
-        reason: description of the fault and its remedy.
+        reason: description of the fault, with a remedy if one is known.
     """
 
     def __init__(self, address: str, outcome: RequestOutcome, reason: str) -> None:
@@ -96,7 +99,7 @@ class BackendFull(AgentPerfError):
 
 
 class CorruptState(AgentPerfError):
-    """A key holds data that this library did not write. Nothing was written.
+    """A key holds data that this library did not write. The failed operation wrote nothing.
 
     Attributes:
         key: the key, or the resource if the exact key is unknown.
@@ -115,7 +118,9 @@ class CorruptState(AgentPerfError):
 
 
 class SchemaMismatch(AgentPerfError):
-    """The namespace was written by a newer major version of the library, or the server is too old. Nothing was written.
+    """The namespace was written by a newer major version of the library, or the server is too old.
+
+    Nothing was written.
 
     Attributes:
         where: the namespace or the server.
@@ -134,7 +139,7 @@ class SchemaMismatch(AgentPerfError):
 
 
 class Undecodable(AgentPerfError):
-    """Stored bytes are not a valid value: damaged, foreign, too large, or of a class not registered here.
+    """Stored bytes cannot be decoded: damaged, foreign, too large, or of a class not registered in this process.
 
     Attributes:
         reason: description of the fault.
@@ -166,7 +171,9 @@ class ScriptFailed(AgentPerfError):
 
 
 class LeaseLost(AgentPerfError):
-    """A lease ended before its holder released it: it expired, another caller released it, or the server lost its data.
+    """A lease ended before its holder released it.
+
+    The lease expired, another caller released it, or the server lost its data.
 
     Attributes:
         pool: the agent type.
@@ -204,7 +211,9 @@ class NoCapacity(AgentPerfError):
 
 
 class ComputeFailed(AgentPerfError):
-    """The function of a cached value failed in another process, and the waiting processes must not retry it in turn.
+    """The function of a cached value failed in another process.
+
+    The processes that waited for the value get this error, so that they do not all repeat the failing call.
 
     Attributes:
         key: the cache key.

@@ -55,7 +55,7 @@ from zlib import crc32
 from agentperf_redis.errors import InvalidArgument
 
 METRICS_SHARDS = 16
-"""Fixed: another number would look for the data of an agent in another slot."""
+"""This number must not change: with another number, the data of an agent would be looked for in another slot."""
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONG_KEY_BYTES = 120
@@ -63,7 +63,7 @@ _PREFIX_CHARACTERS = 40
 
 
 def check_namespace(argument: str, value: object) -> str:
-    """Check a namespace: the key prefix of one installation, and so its ACL pattern."""
+    """Check a namespace. It is the prefix of all keys of an installation, and appears in its ACL pattern."""
     if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
         raise InvalidArgument(argument, value, "1 to 64 characters of A-Z a-z 0-9 _ . -")
     return value
@@ -76,7 +76,7 @@ def encoded(name: str) -> str:
 
 
 def decoded(text: str) -> str:
-    """Undo `encoded`."""
+    """Return the name that `encoded` encoded."""
     return unquote(text)
 
 
@@ -84,7 +84,7 @@ def stored_name(key: str) -> str:
     """Return the name under which a cache entry is stored: the key itself up to 120 bytes.
 
     A longer key is stored under its first 40 characters, an ellipsis, its SHA-256 and its length. Such a name has at
-    least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name, so two keys never share a name.
+    least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name, so two different keys never share a name.
     """
     data = key.encode()
     if len(data) <= _LONG_KEY_BYTES:
@@ -120,12 +120,12 @@ class PoolKeys:
 
     @property
     def core(self) -> tuple[str, ...]:
-        """The keys of every lease operation: state, ready, due, waitq."""
+        """The keys that every lease operation uses: state, ready, due, waitq."""
         return (self.state, self.ready, self.due, self.waitq)
 
     @property
     def all(self) -> tuple[str, ...]:
-        """The core, ids and ring."""
+        """The core keys, ids and ring."""
         return (self.state, self.ready, self.due, self.waitq, self.ids, self.ring)
 
     def ready_with(self, label: str) -> str:
@@ -182,14 +182,15 @@ def cache(namespace: str, service: str, name: str) -> CacheKeys:
 
 @lru_cache(maxsize=4096)
 def metrics_shard(agent: str) -> int:
-    """Return the shard of an agent, 0 to 15. ``research`` lies in the same shard in every process."""
+    """Return the shard of an agent, 0 to 15. An agent has the same shard in every process."""
     return crc32(agent.encode()) % METRICS_SHARDS
 
 
 def metrics_series(agent: str, path: tuple[str, ...] = (), measure: str = "") -> str:
-    """Name a series within its shard.
+    """Return the name of a metrics series within its shard.
 
-    ``research`` is an agent, ``research/plan/tool%3Asearch`` a span of it, ``research#ttft`` a further measure.
+    Examples: ``research`` is an agent, ``research/plan/tool%3Asearch`` is a span of this agent, and ``research#ttft``
+    is a further measure of this agent.
     """
     name = "/".join((encoded(agent), *(encoded(step) for step in path)))
     return f"{name}#{measure}" if measure else name

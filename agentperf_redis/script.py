@@ -1,6 +1,6 @@
 """Loads the Lua scripts and parses their headers.
 
-A script is one file under ``lua/`` and one atomic operation. Its header comment is its contract::
+A script is one file under ``lua/`` and runs as one atomic operation. The header comment is the contract of the script::
 
     -- acquire: pick an instance and lease one unit of its capacity.
     -- KEYS
@@ -14,14 +14,14 @@ A script is one file under ``lua/`` and one atomic operation. Its header comment
     -- ERRORS  none
     -- COST    O(log N)
 
-Under KEYS, each line has a name, a type and the shape of the key; under ARGV, a name, a type and the unit. A name
-that ends in ``...`` means any number of values. A line of any other form continues the previous line or is a remark.
-Contract tests compare the header with the names that the script gives to KEYS and ARGV in its first lines, and with
-the calls from Python.
+Each line under KEYS has a name, a type and the shape of the key. Each line under ARGV has a name, a type and the unit.
+A name that ends in ``...`` means any number of values. A line of any other form continues the previous line or is a
+remark. Contract tests compare the header with the local variables to which the script assigns KEYS and ARGV in its
+first lines, and with the calls from Python.
 
-A line ``--@include NAME`` inserts the fragment ``includes/NAME.lua`` of the same folder, else the shared fragment in
-``lua/includes/``. Includes do not nest. A fragment defines functions that take all they need as parameters, so that it
-can come before the lines that name KEYS and ARGV.
+A line ``--@include NAME`` inserts a fragment: the file ``includes/NAME.lua`` of the same folder, else of ``lua/``.
+Includes do not nest. The functions of a fragment take everything that they need as parameters, because a fragment may
+come before the lines that name KEYS and ARGV.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_fragment(directory: Traversable, name: str) -> str:
 
 def lua_folder() -> Traversable:
     """Return the folder of the scripts: inside the installed package, else beside it in the repository."""
-    from importlib import resources  # here, because it takes 7 ms, and is needed with the first script
+    from importlib import resources  # imported here, because it takes 7 ms and is needed only with the first script
 
     inside = resources.files("agentperf_redis") / "lua"
     return inside if inside.is_dir() else Path(__file__).resolve().parent.parent / "lua"
@@ -69,7 +69,7 @@ class Slot:
 
     @property
     def many(self) -> bool:
-        """Whether this line means any number of values."""
+        """Whether this line stands for any number of values."""
         return self.name.endswith("...")
 
 
@@ -94,8 +94,8 @@ class Script:
         source: the text of a script that has no file.
     """
 
-    # Plain attributes hold the text and its hash: functools.cached_property of Python 3.11 has one lock for all
-    # objects, and a child forked while another thread holds it would wait forever.
+    # The text and its hash are plain attributes, not a functools.cached_property: in Python 3.11 that has one lock for
+    # all objects, and a child that is forked while another thread holds the lock would wait forever.
 
     def __init__(self, name: str, source: str | None = None) -> None:
         self.name = name

@@ -1,8 +1,9 @@
-"""Fixtures for all layers. Every server is a real one (`tests/support/servers.py`) except `fake`, for the unit layer.
+"""Fixtures for all layers. Servers are real (`tests/support/servers.py`), except `fake` for unit tests.
 
-Test selection: plain `pytest` runs the quick tests on Valkey. `--thorough` runs the rest: the tests marked `thorough`,
-and every test on the other kinds of server. `--everything` runs both. All tests of a file named on the command line
-run. A test marked `every_server` is quick on every kind of server. One marked `servers` runs on the listed kinds only.
+Test selection: plain `pytest` runs the quick tests on Valkey. `--thorough` runs the other tests: those marked
+`thorough`, and every test on the other kinds of server. `--everything` runs both. If a file is named on the command
+line, all of its tests run. Plain `pytest` runs a test marked `every_server` on every kind of server. A test marked
+`servers` runs on the listed kinds only.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "standalone: not on a Cluster, which would bypass the test's proxy or its changes to the server",
     ):
         config.addinivalue_line("markers", marker)
-    if not _is_worker(config):  # a worker inherits the mark of its session
+    if not _is_worker(config):  # the workers of a parallel session inherit the mark
         leftovers.mark_session()
     _make_hypothesis_deterministic(config)
 
 
 def _make_hypothesis_deterministic(config: pytest.Config) -> None:
-    """Use the same examples in each run, without limits on their time, which depends on the machine's load.
+    """Use the same examples in each run. Do not limit the time of an example, which depends on the machine's load.
 
     To search for new examples: `pytest --hypothesis-profile explore`.
     """
@@ -84,8 +85,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         assert not unknown, f"unknown servers: {unknown}"
         chosen = tuple(kind for kind in only.args if kind in chosen)
     elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
-        # A Cluster's nodes send clients their own addresses, which bypass any proxy. The effects of these tests on a
-        # server concern one process. Cluster behaviour has its own tests.
+        # These tests use a proxy, or change one server process. The nodes of a Cluster send clients their own
+        # addresses, which bypass a proxy. Other tests cover the behaviour of a Cluster.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
     if not (option("--thorough") or option("--everything") or marker("every_server") is not None):
         chosen = chosen[:1]
@@ -93,7 +94,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start with the waiting tests and deselect the others. Plain and `--thorough` have no test in common."""
+    """Deselect the tests that this run omits, and start with the tests marked `waits`.
+
+    Plain `pytest` and `--thorough` have no test in common.
+    """
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)
     unsteady = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6,}", item.nodeid)]
     assert unsteady == [], "their names differ between processes, so that pytest -n cannot distribute them"
@@ -121,7 +125,7 @@ def _is_quick(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _calls_fit_their_headers() -> Iterator[None]:
-    """Check every command of this process against its script's header."""
+    """Check every command of this process against the header of its script."""
     make = Command.__init__
 
     @functools.wraps(make)
@@ -137,7 +141,7 @@ def _calls_fit_their_headers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    """All servers of the session; `servers.fresh("cluster")` starts another one."""
+    """The servers of the session. `servers.fresh("cluster")` starts another server."""
     everything = Servers()
     yield everything
     everything.stop()
@@ -153,7 +157,7 @@ def server(server_kind: ServerKind, servers: Servers) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a Cluster, add a shebang to every script. The server then rejects a script that leaves its slot."""
+    """On a Cluster, add a shebang to every script, so that the server rejects a script that leaves its slot."""
     if getattr(request.node, "callspec", None) is None or request.node.callspec.params.get("server_kind") != "cluster":
         return
     from agentperf_redis.script import Script, parse_header
@@ -174,13 +178,13 @@ def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pyt
 
 @pytest.fixture
 def own_server(server_kind: ServerKind, start_server: Callable[..., Server]) -> Server:
-    """A fresh server, for tests that kill, pause, flush or configure it. With an AOF: `start_server(aof=True)`."""
+    """A fresh server, for tests that kill, pause, flush or configure a server. `start_server(aof=True)` adds an AOF."""
     return start_server(server_kind)
 
 
 @pytest.fixture
 def start_server(servers: Servers) -> Iterator[Callable[..., Server]]:
-    """Start a fresh server: `start_server(kind="valkey", *options, aof=False)`; it ends with the test."""
+    """Start a fresh server with `start_server(kind="valkey", *options, aof=False)`. The server ends with the test."""
     started: list[Server] = []
 
     def start(kind: ServerKind = "valkey", *options: str, aof: bool = False) -> Server:
@@ -200,21 +204,21 @@ def namespace(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def raw(server: Server) -> Iterator[Raw]:
-    """A raw redis client of the server, with `decode_responses`, to inspect the state."""
+    """A plain redis-py client of the server, with `decode_responses`, to inspect the stored state."""
     with server.client() as client:
         yield client
 
 
 @pytest.fixture
 def runner() -> Iterator[asyncio.Runner]:
-    """The test's only event loop. It is created on first use."""
+    """The only event loop of the test. It is created on first use."""
     with asyncio.Runner() as loop_runner:
         yield loop_runner
 
 
 @pytest.fixture
 def connect(runner: asyncio.Runner, namespace: str) -> Iterator[Callable[..., Backend]]:
-    """Make a backend: `connect(proxy.url)`, with any argument of Backend. It is closed after the test."""
+    """Make a backend with `connect(url, ...)`, which takes any argument of Backend. It is closed after the test."""
     from agentperf_redis.backend import Backend
 
     made: list[Backend] = []
@@ -242,7 +246,7 @@ def agentperf(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """Run `agentperf` on the test's namespace, in this process."""
+    """Run the command `agentperf` on the test's namespace, in this process."""
     from tests.support.commandline import runner
 
     monkeypatch.setenv("AGENTPERF_REDIS_URL", server.url)
@@ -263,13 +267,13 @@ def perf(server: Server, namespace: str, runner: asyncio.Runner) -> Iterator[Age
 
 @pytest.fixture(params=["sync", "async"])
 def call(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Call:
-    """Run the test twice: with the blocking methods, and with their asyncio counterparts on one event loop."""
+    """Call a method of a client. The test runs twice: with the blocking methods, and with the asyncio methods."""
     return Call(runner if request.param == "async" else None)
 
 
 @pytest.fixture
 def make_proxy() -> Iterator[Callable[[Server], Proxy]]:
-    """Put a proxy in front of the test's own server: `make_proxy(own_server)`."""
+    """Put a proxy in front of a server of the test: `make_proxy(own_server)`."""
     made: list[Proxy] = []
 
     def make(target: Server) -> Proxy:
@@ -289,7 +293,7 @@ def proxy(server: Server, make_proxy: Callable[[Server], Proxy]) -> Proxy:
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    """Worker processes: `workers.run(function, [(0, url), (1, url)])`, `workers.start(function, url)`."""
+    """Runs worker processes: `workers.run(function, [(0, url), (1, url)])`, `workers.start(function, url)`."""
     started = Workers()
     yield started
     started.close()
@@ -304,13 +308,16 @@ def fake() -> Iterator[Fake]:
 
 
 def _is_worker(config: pytest.Config) -> bool:
-    """Return whether this is a worker process of a parallel session (pytest -n), not its controller."""
+    """Return whether this process is a worker of a parallel session (pytest -n), not the controller."""
     return hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session if a process that it started still runs. A parallel session is checked as a whole."""
+    """Fail the session if a process that it started still runs.
+
+    In a parallel session, only the controller checks, for all workers together.
+    """
     if _is_worker(session.config):
         return
     left = leftovers.after_timeout(session.config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]

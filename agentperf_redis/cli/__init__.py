@@ -1,4 +1,4 @@
-"""The command `agentperf`. It needs the extra ``cli``; the library itself does not."""
+"""The command `agentperf`. It needs the extra ``cli``; the rest of the library does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands and their options. The other modules of this package implement them.
+"""The commands and their options. The other modules of this package implement the commands.
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 server unreachable, 4 not found, 130 interrupted.
 """
@@ -83,7 +83,7 @@ def demo(
 
 @app.command()
 def up(data: Data = None, as_json: Json = False) -> None:
-    """Start the embedded server, or find it running. It runs until `agentperf down`."""
+    """Start the embedded server, unless it runs already. It runs until `agentperf down`."""
     from agentperf_redis.cli.embedded import up as work
 
     do(lambda: work(data, as_json=as_json))

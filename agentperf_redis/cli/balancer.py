@@ -1,4 +1,4 @@
-"""`agentperf lb ...`: show pools, their leases and queues, and make repairs that no program makes."""
+"""`agentperf lb ...`: show pools, their leases, queues and events, and change or repair them by hand."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def status(
     """Show pools: strategy, load of the instances, number of waiters.
 
     overdue: expired leases, which the next request to the pool clears. panic s: how long the pool has been in panic
-    mode, in which unhealthy instances get work too. peak: the highest number of leases an instance held at once.
+    mode, s; in panic mode, unhealthy instances get work too. peak: the highest number of leases that an instance has
+    had at once.
     """
     with target.connect() as perf:
         pools = perf.balancer().status(*(() if pool is None else (pool,)))
@@ -107,7 +108,7 @@ def events(
 ) -> None:
     """Follow the events of a pool: registrations, ejections, probes, panic, expiries, drains.
 
-    With --json, each event is one line of JSON; with --json and --once, all are in one document.
+    With --json, each event is one line of JSON. With --json and --once, all events are in one JSON document.
     """
     with _in_pool(target, pool) as lb:
         found = lb.events(pool, limit=limit)
@@ -247,7 +248,8 @@ def release(
 ) -> Exit | None:
     """End a lease of any process. Its holder sees the lease as lost, but may still be working.
 
-    A waiter's token removes it from the queue; a live program takes its old position in the queue again.
+    The token of a waiter removes the waiter from the queue. If its program still runs, the waiter joins the queue again
+    at its old position.
     """
     with _in_pool(target, pool) as lb:
         subject = _described(lb.leases(pool), token)
@@ -373,7 +375,7 @@ def _plain_instance(status: InstanceStatus) -> dict[str, Any]:
 
 
 def _finite(rate: float) -> float | None:
-    """Return a rate for JSON: null when it is unlimited."""
+    """Return a rate limit for JSON: None, which becomes null, if the rate is unlimited."""
     return None if rate == math.inf else rate
 
 

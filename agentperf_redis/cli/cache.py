@@ -273,7 +273,7 @@ def invalidate_tag(
     kind: KindOption = None,
     yes: Yes = False,
 ) -> Exit | None:
-    """Invalidate every entry that was stored with one of the tags, at once, however many there are."""
+    """Invalidate every entry that was stored with one of the tags. This takes one step for any number of entries."""
     with _on_cache(target, name, kind) as (perf, cache):
         invalidation = cache.invalidate_tags(tags)
         shown = ", ".join(sorted(set(tags)))
@@ -294,7 +294,7 @@ def _on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tup
 
     Raises:
         NotFound: no such cache.
-        InvalidArgument: there is one of each kind, and no kind was given.
+        InvalidArgument: there is a cache of each kind with this name, and no kind was given.
     """
     arguments.name("CACHE", name)
     services = [service for service in SERVICES if kind is None or KINDS[service] == kind.value]
@@ -309,7 +309,7 @@ def _on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tup
 
 
 def _stats(perf: AgentPerf, cache: ExistingCache) -> CacheStats | None:
-    """Return the statistics of a cache now. Expired entries count as expirations, not as entries."""
+    """Return the current statistics of a cache. Expired entries count as expirations, not as entries."""
     perf.backend.run(cache.sweep_expired())
     return perf.backend.run(cache.stats())
 
@@ -319,7 +319,7 @@ def _gone(cache: ExistingCache) -> Exit:
 
 
 def _tiers(stats: CacheStats) -> list[tuple[str, int, TierStats]]:
-    """Return the tiers that have capacity: name, default TTL in ms, counts. An LRUCache has one."""
+    """Return the tiers that have capacity: name, default TTL in ms, counts. An LRUCache has one tier."""
     tiers = zip(TIERS, stats.settings.ttls_ms, (stats.hot, stats.warm, stats.cold), strict=True)
     return [(tier.value, ttl_ms, counts) for tier, ttl_ms, counts in tiers if counts.max_size]
 
@@ -384,7 +384,7 @@ def _plain_ranked_entry(entry: RankedEntry) -> dict[str, Any]:
 
 
 def _plain_value(value: object) -> dict[str, Any]:
-    """Return a value as JSON when it survives the round trip unchanged, else its text."""
+    """Return a value as JSON if JSON can represent it without change, else its text."""
     if isinstance(value, Opaque):
         return {"value_unreadable": value.reason}
     try:

@@ -1,6 +1,6 @@
 """The parts that all commands share: target server, output, exit codes.
 
-Data goes to stdout, everything else to stderr. Colours are off without a terminal, and where NO_COLOR is set.
+Data goes to stdout, everything else to stderr. Colours are off without a terminal, or if NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Exit(IntEnum):
     NOT_FOUND = 4
 
 
-# Printed names come from users: brackets or colons in a name are neither markup nor an emoji.
-# Without a terminal nothing is folded: each row of a table is one line, which cut and grep can process.
+# Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. Without a
+# terminal, lines are not folded: each row of a table is one line, so that cut and grep can process it.
 _WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 10_000
 out = Console(markup=False, emoji=False, highlight=False, soft_wrap=not sys.stdout.isatty(), width=_WIDTH)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -48,7 +48,7 @@ err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server and namespace of a command, its deadline in s, and the form of its output."""
+    """The server, the namespace, the deadline (s) and the output form of a command."""
 
     url: str | None = None
     namespace: str | None = None
@@ -63,10 +63,10 @@ class Target:
         return server.url if server is not None else None
 
     def connect(self) -> AgentPerf:
-        """Make the client; nothing is sent yet.
+        """Make the client. This sends nothing.
 
         Raises:
-            BackendUnavailable: for an embedded server that is not running; a command never starts it.
+            BackendUnavailable: the URL is of an embedded server that is not running. Only `agentperf up` starts it.
         """
         url = self.resolved()
         address = parse_url(resolve_url(url))
@@ -77,7 +77,7 @@ class Target:
 
 
 class NotFound(Exception):
-    """The object of a command does not exist. The text names it."""
+    """The object of a command does not exist. The text of this error names the object."""
 
 
 _OPTIONS = {
@@ -87,7 +87,7 @@ _OPTIONS = {
     "url": "--url",
     "window": "--window",
 }
-"""Library arguments and their names on the command line."""
+"""Name of an argument of the library -> name of the option on the command line."""
 
 
 def guarded(work: Callable[[], Exit | None]) -> Exit:
@@ -156,6 +156,6 @@ def new_table(title: str, left: list[str], right: list[str]) -> Table:
 
 
 def print_json(kind: str, data: Mapping[str, Any]) -> None:
-    """Print data as one JSON document that names its kind and version."""
+    """Print data as one JSON document, with fields for its kind and version."""
     document = {"kind": kind, "version": JSON_VERSION, **data}
     out.file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")

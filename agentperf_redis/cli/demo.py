@@ -27,7 +27,7 @@ def demo(
     kill: bool,
     as_json: bool,
 ) -> Exit:
-    """Run the demo; exit 0 only if every promise was checked and held."""
+    """Run the demo. Exit 0 only if every promise was checked and held."""
     options = DemoOptions(
         url=url, path=path, files=files, workers=workers, kill=kill and workers > 1, namespace=namespace
     )
@@ -48,7 +48,7 @@ def demo(
 
 
 class LiveProgress:
-    """A bar for each worker and the counts below, redrawn in place; events are printed above."""
+    """Draws a bar for each worker, with the counts below, and redraws them in place. Events are printed above."""
 
     def __init__(self) -> None:
         self._bars = Bars(
@@ -73,7 +73,7 @@ class LiveProgress:
         self._live.__exit__(kind, error, trace)
 
     def begin(self, start: Start) -> None:
-        """Print the planned run, and the command that shows its keys."""
+        """Print the planned run, and the command that shows the keys of the demo."""
         server = f"a private server on {start.socket}" if start.socket is not None else start.address
         self.event(f"{start.workers} workers review {start.files} files of {start.root}, sharing {server}")
         self.event(f"show the keys while it runs: {start.look}")

@@ -26,7 +26,7 @@ from agentperf_redis.transport.topology import Topology
 
 PROBES = 100
 _SLOW_P99_MS = 10.0
-"""Above this, a lease or a hit probably costs more than the work it saves."""
+"""With a higher latency, a lease or a cache hit probably costs more than the work that it saves."""
 _NEARLY_FULL = 0.85
 _COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 
@@ -41,7 +41,7 @@ class Diagnosis:
     found: str
     advice: str = ""
     node: str = ""
-    """Node of a Cluster; empty for a single server, and for a result about the whole deployment."""
+    """Node of a Cluster; empty for a single server, or for a result about all nodes."""
 
 
 def doctor(target: Target, *, as_json: bool) -> Exit:
@@ -66,15 +66,15 @@ def doctor(target: Target, *, as_json: bool) -> Exit:
 
 
 def examine(backend: Backend) -> list[Diagnosis]:
-    """Query the server, or every primary of a Cluster, and assess the replies.
+    """Query the server, or every primary of a Cluster, and judge the replies.
 
     Raises:
-        BackendUnavailable: one of them does not reply.
+        BackendUnavailable: the server or a primary does not reply.
     """
     findings = []
     for name, server in _servers(backend):
         with contextlib.closing(server):
-            latency = assess_latency(_round_trips_ms(server))  # first: a later refusal is then not an outage
+            latency = assess_latency(_round_trips_ms(server))  # first, so that later errors are refusals, not an outage
             findings += [replace(finding, node=name) for finding in (*_assess_facts(server), latency)]
     return [*findings, _assess_handshake(backend)]
 
@@ -82,19 +82,21 @@ def examine(backend: Backend) -> list[Diagnosis]:
 def _assess_facts(server: Executor) -> list[Diagnosis]:
     try:
         facts = _facts(server)
-    except AgentPerfError as error:  # a user without INFO: the other findings still help
+    except AgentPerfError as error:  # the user may not run INFO; the other findings still help
         return [Diagnosis("facts", "note", str(error), "grant +info to check version, eviction, memory and so on")]
     assessments = (assess_version, assess_eviction, assess_memory, assess_persistence, assess_replication)
     return [assess(facts) for assess in assessments]
 
 
 def _assess_handshake(backend: Backend) -> Diagnosis:
-    """Check that the namespace opens: scripts run, and server and namespace have supported versions."""
+    """Check that scripts run, and that the server and the namespace have supported versions."""
     try:
         exists = backend.run(Command("EXISTS", (keys.meta(backend.namespace),), (), lambda reply: reply))
     except AgentPerfError as error:
         return Diagnosis("scripts", "bad", str(error), "the library cannot work here")
-    return Diagnosis("scripts", "ok" if exists == 1 else "bad", "run" if exists == 1 else "the first one wrote nothing")
+    return Diagnosis(
+        "scripts", "ok" if exists == 1 else "bad", "run" if exists == 1 else "the first script wrote nothing"
+    )
 
 
 def assess_version(facts: Mapping[str, str]) -> Diagnosis:
@@ -105,7 +107,7 @@ def assess_version(facts: Mapping[str, str]) -> Diagnosis:
     if version and version < OLDEST[name]:
         oldest = ".".join(map(str, OLDEST[name]))
         return Diagnosis("version", "bad", f"{name} {text}", f"the oldest supported version is {oldest}")
-    if facts.get("arch_bits", "64") != "64":  # scripts format microseconds as machine integers
+    if facts.get("arch_bits", "64") != "64":  # the scripts format microseconds as integers of the machine's size
         return Diagnosis("version", "bad", f"{name} {text}, {facts['arch_bits']} bits", "64 bits are required")
     mode = facts.get("redis_mode", facts.get("server_mode", ""))
     return Diagnosis("version", "ok", f"{name} {text}" + (f", {mode}" if mode else ""))
@@ -185,9 +187,9 @@ def assess_latency(times_ms: list[float]) -> Diagnosis:
 
 
 def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
-    """Yield the name of each primary, empty outside a Cluster, and an executor for it.
+    """Yield the name and an executor of each primary. Outside a Cluster the name is empty.
 
-    The executors make no handshake: a server that is too old, or has a namespace that is too new, is examined too.
+    The executors make no handshake, so that a server is examined even if it is too old or its namespace is too new.
     """
     address = backend.address
 
@@ -220,7 +222,7 @@ def _layout(seeds: Sequence[tuple[tuple[str, int], Executor]]) -> list[tuple[str
 
 
 def _primaries(reply: Reply) -> list[tuple[str, int]]:
-    """Parse the primaries of CLUSTER SLOTS, in slot order. The host is empty when the node does not know its own."""
+    """Parse the primaries from CLUSTER SLOTS, in slot order. A host is empty if the node does not know its own host."""
     try:
         found = [(primary[0].decode() if primary[0] else "", int(primary[1])) for _, _, primary, *_ in sorted(reply)]
     except (AttributeError, IndexError, TypeError, ValueError):

@@ -10,7 +10,7 @@ from agentperf_redis.embedded import data_folder, ensure, running, stop
 
 
 def up(data: Path | None, *, as_json: bool) -> Exit:
-    """Start the server of a data folder, or find it running."""
+    """Start the server of a data folder, unless it runs already."""
     folder = data_folder(str(data) if data else None)
     was_running = running(folder) is not None
     ensure(folder)
@@ -46,7 +46,7 @@ def up(data: Path | None, *, as_json: bool) -> Exit:
 
 
 def down(data: Path | None, *, as_json: bool) -> Exit:
-    """Stop the server of a data folder. It is no error if none runs."""
+    """Stop the server of a data folder. If no server runs, this is not an error."""
     folder = data_folder(str(data) if data else None)
     stopped = stop(folder)
     if as_json:

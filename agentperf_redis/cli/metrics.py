@@ -182,7 +182,7 @@ def compare(target: Target, agent: str, other: str | None, window: str | None, *
     table = new_table(f"{first} → {agent}, {_window_text(window)}", ["figure"], [first, agent, "change"])
     for each in found.changes:
         if not any(map(_finite, (each.first, each.second))):
-            continue  # both are zero or missing
+            continue  # both figures are zero or missing
         ratio = None if each.ratio is None else _finite(each.ratio)
         change = "equal" if each.first == each.second else "not significant" if not each.certain else "–"
         if each.certain and ratio:
@@ -266,7 +266,7 @@ def _window_text(window: str | None) -> str:
 
 
 def _is_known(metrics: MetricsCollector, agent: str) -> bool:
-    """Return whether an agent has any records. Call it last: the error for a bad window takes precedence."""
+    """Return whether an agent has any records. Call this last, so that an error for a bad window is raised first."""
     found = metrics.get_or_create_metrics(agent)
     return bool(found.task_count or found.llm_calls or found.tool_calls or metrics.spans(agent).spans)
 
@@ -310,7 +310,7 @@ _TOKEN_PARTS = (
     ("cache write", "tokens_cache_write"),
     ("reasoning", "tokens_reasoning"),
 )
-"""Columns that only users of such models see."""
+"""Optional columns: a column is shown only if one of its values is not zero."""
 
 
 def _executions_table(title: str, found: Iterable[tuple[str, Iterable[Execution]]]) -> Table:
@@ -378,12 +378,12 @@ def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """Return None for infinity, which JSON cannot hold: the minimum duration without executions is infinite."""
+    """Return None for infinity, which JSON cannot represent. Without executions, the minimum duration is infinite."""
     return value if value - value == 0 else None
 
 
 def _number(value: float) -> str:
     if _finite(value) is None:
         return "–"
-    # Below 1e15 a double prints whole numbers exactly.
+    # Below 1e15, a double represents whole numbers exactly.
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"  # noqa: PLR2004

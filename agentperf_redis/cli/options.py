@@ -62,7 +62,7 @@ def on_server(body: Callable[..., Exit | None]) -> Callable[..., None]:
         target = Target(url, namespace, timeout, as_json=as_json)
         do(lambda: body(target, **own_options))
 
-    # Typer reads a command's options from both of these.
+    # Typer reads the options of a command from both attributes.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # unknown to mypy
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command

@@ -1,1 +1,1 @@
-"""Values as bytes, and the registry of storable classes."""
+"""Encoding of values as bytes, and the registry of storable classes."""

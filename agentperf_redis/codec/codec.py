@@ -1,17 +1,19 @@
-"""Encodes values as bytes. A decoded value is equal and of the same type, and hostile bytes raise an error.
+"""Encodes values as bytes. A decoded value is equal to the original and has the same type.
 
-The bytes are one letter for the form, then msgpack: ``m`` plain, ``z`` deflated. So a small value is readable with
-redis-cli. Types unknown to msgpack are encoded in two ways:
+Hostile bytes raise an error. The first byte is a letter for the form: ``m`` for plain or ``z`` for deflated. The value
+follows as msgpack, so a small value is readable with redis-cli. Types unknown to msgpack are encoded in two ways:
 
-- a scalar (Decimal, UUID, datetime ...) is one extension with its text or bytes;
-- a container (tuple, set, dict with unusual keys, numpy array, a user class) is a list whose first item is an empty
-  extension, the *mark*, and whose other items follow unpacked. Packed data is never nested, so neither depth nor size
-  multiplies. No user value can forge a mark.
+- a scalar (Decimal, UUID, datetime ...) is one msgpack extension with its text or bytes;
+- a container (tuple, set, dict with unusual keys, numpy array, a user class) is a msgpack list. Its first item is an
+  empty extension, called the *mark*. The other items of the list are the contents of the container. The contents are
+  not packed separately into bytes, so nesting multiplies neither the depth nor the size of the data. No user value can
+  forge a mark.
 
-There is no pickle, and no name in the data causes an import: user classes are in an explicit `Registry`. A value that
-would not decode to itself is refused before anything is sent.
+The codec does not use pickle, and no name in the data causes an import: user classes are looked up in an explicit
+`Registry`. A value that would not decode to an equal value is refused before anything is sent.
 
-`canonical` makes cache keys from arguments: the same extensions, with dicts and sets in the order of their bytes.
+`canonical` makes cache keys from arguments. It uses the same extensions, and sorts the items of dicts and sets by their
+bytes.
 """
 
 from __future__ import annotations
@@ -41,17 +43,23 @@ from agentperf_redis.codec.value_path import path_of
 from agentperf_redis.errors import InvalidArgument, Undecodable, shown
 
 MAX_DEPTH: Final = 100
-"""Maximum nesting of containers. Three Python frames per level stay far from the interpreter's limit of 1,000."""
+"""Maximum nesting of containers. A level takes three Python frames, and the interpreter's limit is 1,000."""
 MAX_BYTES: Final = 1 << 20
-"""Default maximum size of a packed value. Unpacking ten hostile megabytes grew a process by 712 MB (measured)."""
+"""Default maximum size of a packed value, bytes.
+
+A limit is needed: to unpack ten hostile megabytes, a process grew by 712 MB (measured).
+"""
 COMPRESS_ABOVE: Final = 4096
-"""Minimum packed size to deflate. At this size, deflating takes 19 us and inflating 10 us (measured)."""
+"""Default minimum packed size to deflate, bytes.
+
+At this size, deflating takes 19 us and inflating takes 10 us (measured).
+"""
 _MAX_DIMENSIONS: Final = 64
 """Maximum dimensions of an array, as in numpy 2."""
 _KEY_BUDGET: Final = 16 << 20
 """Maximum size of the arguments of a cache key, bytes."""
 _ZLIB_LEVEL: Final = 1
-"""Source text shrinks to 30 % at 77 MB/s; at the zlib default of 6, to 25 % at 40 MB/s (measured)."""
+"""Level 1 shrinks source text to 30 % at 77 MB/s; the zlib default, level 6, to 25 % at 40 MB/s (measured)."""
 
 _PLAIN, _DEFLATED = b"m", b"z"
 
@@ -71,11 +79,14 @@ _PLAIN_TYPES = _SCALARS | _CONTAINERS
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 
 _FOLD_SUFFIX = "~"
-"""Suffix of a time that a clock set back shows for the second time (fold=1), which ISO 8601 cannot express."""
+"""Suffix of a time with fold=1: the second of two equal clock times after the clock was set back.
+
+ISO 8601 cannot express the fold.
+"""
 _DTYPE = re.compile(r"[<>|][biufcSUmM][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
 _ZONE = re.compile(r"[A-Za-z0-9_+\-]+(/[A-Za-z0-9_+\-]+){0,3}\]")
 _LARGEST_FLOAT: Final = {"f": 8, "c": 16}
-"""Bytes; the layout of long doubles differs between machines."""
+"""Maximum size of a storable float or complex item, bytes. The layout of long doubles differs between machines."""
 _PERHAPS_TIMESTAMP = re.compile(rb"[\xd6\xd7]\xff|\xc7.\xff|\xc8..\xff|\xc9....\xff", re.DOTALL)
 _COMPLEX_PARTS = struct.Struct(">dd")
 
@@ -89,9 +100,9 @@ class Codec:
 
     Args:
         max_bytes: maximum size of a value, packed and before deflating, bytes. Checked when encoding and decoding.
-        compress_above: minimum packed size to deflate, bytes; None never deflates. A value that does not shrink stays
-            plain.
-        registry: the accepted user classes; by default those of the process.
+        compress_above: minimum packed size to deflate, bytes; None never deflates. A value that would not shrink is
+            stored plain.
+        registry: the accepted user classes; by default the registry of the process.
     """
 
     __slots__ = ("compress_above", "max_bytes", "registry")
@@ -109,8 +120,8 @@ class Codec:
     def encode(self, value: object) -> bytes:
         """Encode a value.
 
-        Aware datetimes keep their instant, their offset, and a `zoneinfo.ZoneInfo` with a key. For other zones only
-        the offset is kept.
+        An aware datetime keeps its instant and its UTC offset. Its zone is kept only if it is a `zoneinfo.ZoneInfo`
+        with a key.
 
         Args:
             value: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, datetime,
@@ -121,8 +132,8 @@ class Codec:
             Bytes that `decode` turns into an equal value of the same type.
 
         Raises:
-            InvalidArgument: the value or an item in it cannot be stored, or it is too large. The message names the path
-                of the item: ``value['files'][3]``.
+            InvalidArgument: the value or an item in it cannot be stored, or the value is too large. The message names
+                the path of the item, such as ``value['files'][3]``.
         """
         if _is_plain(value, self.max_bytes):
             try:
@@ -140,16 +151,16 @@ class Codec:
         return _PLAIN + packed
 
     def decode(self, data: bytes) -> Any:
-        """Decode the bytes of `encode`.
+        """Decode bytes that `encode` returned.
 
         Args:
-            data: the bytes, from any source.
+            data: the bytes. They may come from any source, even a hostile one.
 
         Returns:
             The value.
 
         Raises:
-            Undecodable: `encode` did not make these bytes, or their class is not registered here.
+            Undecodable: `encode` did not make these bytes, or a class in them is not registered in this process.
         """
         packed = self._unwrapped(data)
         reader = _Reader(self.registry)
@@ -157,7 +168,7 @@ class Codec:
             value = msgpack.unpackb(packed, ext_hook=reader.extension, list_hook=reader.container, strict_map_key=False)
         except Undecodable:
             raise
-        except Exception as error:  # any error of the parser, or of loading a class, on foreign bytes
+        except Exception as error:  # foreign bytes may cause any error
             raise Undecodable(f"{type(error).__name__}: {shown(str(error))}") from error
         if reader.open_marks:
             raise Undecodable("a mark without a container")
@@ -188,10 +199,11 @@ class Codec:
 def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
     """Encode arguments as a cache key: equal arguments of equal types have equal bytes.
 
-    The order of dicts and sets does not matter; types do: 1, 1.0, True and "1" differ, and so do a list and a tuple.
-    The bytes are the same in every process and on every machine. Enum members, and dataclasses that compare by their
-    fields, need no registration here, since a key is never decoded. All of their attributes count, including fields
-    that do not compare. Any object may define its identity by a method ``__cache_key__()``.
+    The order of the items of dicts and sets does not matter. Types matter: 1, 1.0, True and "1" have different keys,
+    and so do a list and a tuple. The bytes are the same in every process and on every machine. Enum members, and
+    dataclasses that compare by their fields, need no registration, because a key is never decoded. All of their
+    attributes are part of the key, including fields with ``compare=False``. Any object may define its identity by a
+    method ``__cache_key__()``.
 
     Args:
         value: as for `Codec.encode`.
@@ -201,15 +213,16 @@ def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
         The key as bytes; hash it if it may be long.
 
     Raises:
-        InvalidArgument: an item has no identifying value, such as an object of an unregistered class.
+        InvalidArgument: an item has no value that identifies it, such as an object of an unregistered class.
     """
     return _Shaper(registry, _KEY_BUDGET, canonical=True).pack(value)
 
 
 def _is_plain(value: object, budget: int) -> bool:
-    """Whether msgpack alone encodes and decodes the value faithfully. Checks level by level, each at C speed.
+    """Whether msgpack alone can encode the value and decode an equal value of the same types.
 
-    A value that is too deep, or larger than the budget, is not plain: the shaper then raises the error.
+    It checks one level of nesting at a time, because the check of a level runs at C speed. A value that is too deep or
+    larger than the budget is not plain; `_Shaper` then raises the error.
     """
     kind = type(value)
     if kind in _SCALARS:
@@ -254,7 +267,7 @@ class _Shaper:
         try:
             packed: bytes = msgpack.packb(self.shape(value, 0))
         except (RecursionError, RuntimeError) as error:
-            # the stack was nearly used up already, or another thread changed the value meanwhile
+            # the stack was nearly used up before, or another thread changed the value at the same time
             raise InvalidArgument("value", value, f"a value that can be traversed ({error})") from error
         except InvalidArgument as error:
             path = path_of(error.value, value)
@@ -312,7 +325,7 @@ class _Shaper:
 
 
 def _dumped(value: Any, storable: Storable) -> Any:
-    """Call `dump` of a user class. Any error of it means that the instance cannot be stored."""
+    """Call `dump` of a user class. If it raises any error, the instance cannot be stored."""
     try:
         state = storable.dump(value)
     except InvalidArgument:
@@ -328,7 +341,7 @@ def _dumped(value: Any, storable: Storable) -> Any:
 
 
 def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
-    """Return the identity of an object as an argument, in a tuple. None means that only the object itself is equal."""
+    """Return the value that identifies an object in a cache key, in a tuple; None if only the object equals itself."""
     if hasattr(kind, "__cache_key__"):
         return (value.__cache_key__(),)
     if isinstance(value, Enum):
@@ -358,8 +371,8 @@ def _shape_datetime(value: datetime | time) -> ExtType:
 def _zone_suffix(value: datetime | time) -> str:
     """Return the suffix for the zone of a time: ``[Europe/Berlin]``, or nothing if the offset suffices.
 
-    A time in an hour that a clock repeats or skips equals no time of another zone (PEP 495), so the offset alone would
-    not restore it.
+    In an hour that a clock repeats or skips, a time of the zone equals no time of another zone (PEP 495). So the offset
+    alone would not restore an equal time.
     """
     zone = value.tzinfo
     if type(zone) is ZoneInfo and zone.key is not None:
@@ -399,7 +412,7 @@ _SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 def _shape_numpy(value: Any, kind: type) -> Any:
-    """Shape a numpy array or scalar. numpy is imported already if such a value exists."""
+    """Shape a numpy array or scalar. If such a value exists, numpy has been imported."""
     numpy: Any = sys.modules["numpy"]
     if kind is not numpy.ndarray and not isinstance(value, numpy.generic):
         raise InvalidArgument("value", value, f"{_ALLOWED}; not numpy.{kind.__qualname__}")
@@ -423,7 +436,7 @@ def _is_storable_dtype(dtype: Any) -> bool:
 
 
 class _Mark:
-    """The mark of a container, seen while decoding."""
+    """A mark that was decoded: the first item of a container (see the top of this module)."""
 
     __slots__ = ("code",)
 
@@ -432,14 +445,14 @@ class _Mark:
 
 
 class _Reader:
-    """The callbacks of msgpack for decoding one value."""
+    """The callbacks that msgpack calls while it decodes one value."""
 
     __slots__ = ("_registry", "open_marks")
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.open_marks = 0
-        """Marks that have not yet started a list. A remaining mark was forged."""
+        """Number of marks that were decoded and have not yet started a list. A mark that remains was forged."""
 
     def extension(self, code: int, data: bytes) -> Any:
         load = _LOADERS.get(code)
@@ -515,7 +528,7 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
 
 
 def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
-    """Rebuild an array in its own memory. numpy is imported here, only when a stored value needs it."""
+    """Rebuild an array that owns its memory. numpy is imported only when a stored value needs it."""
     if (
         not (isinstance(dtype_text, str) and _DTYPE.fullmatch(dtype_text))
         or not isinstance(data, bytes)
@@ -527,7 +540,7 @@ def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
     dtype = np.dtype(dtype_text)
     if not _is_storable_dtype(dtype):
         raise Undecodable(f"dtype {dtype_text} is not storable")
-    # Each length is checked before its use: a list times a number is a list, and possibly a large one.
+    # The type of each length is checked before its use: if a length was a list, a product would be a long list.
     if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= _MAX_INT for length in shape):
         raise Undecodable(f"{shown(shape)} is not the shape of an array")
     if math.prod(shape) * dtype.itemsize != len(data):
@@ -537,7 +550,7 @@ def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
 
 def _load_scalar(dtype_text: Any, data: Any) -> Any:
     array = _load_array(dtype_text, [], data)
-    # Array items lose trailing NULs, which a scalar may have.
+    # An item of an array loses its trailing NULs. A scalar must keep them.
     if array.dtype.kind == "S":
         return array.dtype.type(data)
     if array.dtype.kind == "U":
@@ -547,10 +560,10 @@ def _load_scalar(dtype_text: Any, data: Any) -> Any:
 
 
 def _holds_timestamp(packed: bytes) -> bool:
-    """Whether these bytes have a timestamp of msgpack anywhere, which bypasses the extension hook."""
+    """Whether these bytes contain a msgpack timestamp: msgpack decodes it without calling the extension hook."""
     try:
         level: list[Any] = [msgpack.unpackb(packed, use_list=False, strict_map_key=False)]
-    except TypeError:  # a dict as the key of a dict: it could not be decoded before either
+    except TypeError:  # a dict is the key of a dict: such bytes cannot be decoded
         return True
     while level:
         if any(type(item) is Timestamp for item in level):

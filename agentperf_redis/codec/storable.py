@@ -1,4 +1,4 @@
-"""The registry of storable user classes, by name: the only way from stored bytes to an object."""
+"""The registry of storable user classes, by name. Decoding creates objects of registered classes only."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Storable:
 class Registry:
     """The storable user classes, by name.
 
-    Registration is explicit: `Codec.encode` refuses an unregistered class, and an unknown name makes bytes undecodable,
-    which a cache treats as a miss.
+    Registration is explicit. `Codec.encode` refuses an instance of an unregistered class. Stored bytes with an unknown
+    name cannot be decoded, and a cache treats them as a miss.
     """
 
     def __init__(self) -> None:
@@ -46,10 +46,10 @@ class Registry:
     ) -> C:
         """Register a class as storable. Usable as a class decorator.
 
-        An Enum is stored by the name of its member, a dataclass or pydantic model by all of its attributes, private
-        ones included, a NamedTuple by its fields. Decoding does not run ``__init__`` or validators, since the instance
-        was valid when it was stored. After a change of the fields, stored instances become undecodable.
-        A generic pydantic model is registered with its parameters: ``storable(Box[int])``.
+        An Enum member is stored by its name, a NamedTuple by its fields, and a dataclass or pydantic model by all of
+        its attributes, private ones included. Decoding does not run ``__init__`` or validators, because the instance
+        was valid when it was stored. After a change of the fields of the class, stored instances can no longer be
+        decoded. A generic pydantic model is registered with its parameters: ``storable(Box[int])``.
 
         Args:
             cls: an Enum, dataclass, NamedTuple or pydantic model; or any class with `dump` and `load`.
@@ -62,7 +62,7 @@ class Registry:
             The class itself.
 
         Raises:
-            InvalidArgument: the class is not of these kinds, or the name is taken.
+            InvalidArgument: the class is of another kind and has no `dump` and `load`, or another class has the name.
         """
         if not isinstance(cls, type):
             raise InvalidArgument("cls", cls, "a class")
@@ -83,11 +83,11 @@ class Registry:
         return cls
 
     def of_class(self, cls: type) -> Storable | None:
-        """Return the entry of exactly this class, or None."""
+        """Return the registration of exactly this class, not of a base class, or None."""
         return self._by_class.get(cls)
 
     def of_name(self, name: str) -> Storable | None:
-        """Return the entry with this name, or None."""
+        """Return the registration with this name, or None."""
         return self._by_name.get(name)
 
 
@@ -114,15 +114,15 @@ def _converters(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
 
 def member_state(member: Enum) -> Any:
-    """Return the identity of an Enum member: its name, the value of a Flag, or ``[value]`` if it has no name.
+    """Return the stored form of an Enum member: its name, the value of a Flag, or ``[value]`` if it has no name.
 
     Raises:
-        InvalidArgument: the class does not return the member for its value.
+        InvalidArgument: the class does not return an equal member for the value of the member.
     """
     cls = type(member)
     if not isinstance(member, Flag) and cls.__members__.get(member.name) is member:
         return member.name
-    # A combination of flags, or a member created by `_missing_`: only its value identifies it.
+    # A combination of flags, or a member created by `_missing_`: only the value identifies such a member.
     try:
         found: object = cls(member.value)
     except (TypeError, ValueError):
@@ -158,7 +158,7 @@ def _items_of(instance: tuple[Any, ...]) -> list[Any]:
 def object_state(instance: Any) -> Any:
     """Return the complete state of a dataclass instance: a dict of its fields, or ``[fields, other attributes]``.
 
-    Values of a `functools.cached_property` are omitted: they can be recomputed.
+    Values of a `functools.cached_property` are omitted, because they can be recomputed.
 
     Raises:
         InvalidArgument: a field has no value.
@@ -215,17 +215,20 @@ def _dataclass_converters(cls: type) -> tuple[Callable[[Any], Any], Callable[[An
 
 
 _MADE_BY_CLASS_STATEMENT = 1 << 9
-"""Py_TPFLAGS_HEAPTYPE of CPython: not set for static types written in C, such as dict, list, Exception."""
+"""The flag Py_TPFLAGS_HEAPTYPE of CPython. It is not set for static types written in C: dict, list, Exception."""
 
 
 def _model_converters(cls: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Use the pickle state of pydantic: it includes aliased and private attributes, extras, and the set fields."""
+    """Return `dump` and `load` for a pydantic model. They use its pickle state, which is complete.
+
+    The pickle state includes aliased and private attributes, extra attributes, and the names of the set fields.
+    """
     fields = set(cls.model_fields)
 
     def dump(instance: Any) -> list[Any]:
         state = instance.__getstate__()
         if not isinstance(state, dict) or "__pydantic_fields_set__" not in state:
-            return [state]  # the class defines __getstate__, and its __setstate__ accepts the result
+            return [state]  # the class has its own __getstate__, and its __setstate__ accepts the result
         held = state.get("__dict__") or {}
         values = {name: it for name, it in held.items() if not _is_cached_property(cls, name)}
         return [{**state, "__dict__": values}, sorted(fields - set(values)), sorted(set(values) - fields)]

@@ -1,4 +1,4 @@
-"""The path of an item within a value, in Python notation: ``value['files'][3].lines``. For error messages."""
+"""The path of an item within a value, for error messages. It is in Python notation: ``value['files'][3].lines``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 _MAX_STEPS: Final = 100_000
-"""Maximum items visited. A message without a path is better than one that takes seconds."""
+"""Maximum items visited. A message without a path is better than a search that takes seconds."""
 _MAX_CHARACTERS: Final = 60
 """Maximum length of a key in a path."""
 

@@ -1,4 +1,4 @@
-"""`agentperf demo`: code-review agents in several workers that share metrics, caches and instances."""
+"""`agentperf demo`: code-review agents in several worker processes that share metrics, caches and instances."""
 
 from agentperf_redis.demo.progress import PlainProgress, Progress, Snapshot, Start, WorkerProgress
 from agentperf_redis.demo.report import Casualty, Check, Report

@@ -1,7 +1,7 @@
 """The agents of a code review: a reader, a critic, a librarian and a summariser of real source files.
 
-All are pure functions of source text and of module locations. They never execute or import the source they read.
-Their results can be cached: the result types are registered with the codec.
+All agents are pure functions of source text and of module locations. They never execute or import the source that they
+read. Their results can be cached, because the result types are registered with the codec.
 
 Source of the complexity measure: T. J. McCabe, A Complexity Measure, IEEE TSE SE-2 (4), 1976: decisions + 1.
 """
@@ -18,11 +18,11 @@ from pathlib import Path
 from agentperf_redis.codec.storable import REGISTRY
 
 COMPLEX_FROM = 11
-"""McCabe's own limit is 10."""
+"""Lowest cyclomatic complexity that is a finding. McCabe's own limit is 10."""
 LONG_FROM = 61
-"""Lines of a function: more than fit on a screen."""
+"""Lowest number of lines of a function that is a finding: more than fit on a screen."""
 DEEP_FROM = 6
-"""Nested blocks in one function."""
+"""Lowest number of nested blocks in a function that is a finding."""
 MANY_ARGUMENTS_FROM = 8
 _SHOWN_FINDINGS = 3
 _STAR_DEPTH = 8
@@ -45,7 +45,7 @@ _MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One imported module by its absolute name, and the names imported from it; none for the module itself."""
+    """An imported module by its absolute name, and the names imported from it, if any."""
 
     line: int
     module: str
@@ -58,7 +58,7 @@ class Outline:
 
     lines: int
     functions: tuple[tuple[str, int, int], ...] = ()
-    """Name, first line, number of lines."""
+    """Name, first line and number of lines of each function."""
     classes: tuple[str, ...] = ()
     imports: tuple[Import, ...] = ()
     error: str | None = None
@@ -129,7 +129,7 @@ def criticise(source: bytes) -> tuple[Finding, ...]:
         source: its bytes.
 
     Returns:
-        All findings, those with the most points first.
+        All findings, ordered by points, the highest first.
     """
     try:
         tree = ast.parse(source)
@@ -178,7 +178,7 @@ def summarise(
         libraries: public names by module, from the librarian.
 
     Returns:
-        The review. Imported names that are not public in their module count against the file.
+        The review. An imported name that is not public in its module adds a finding.
     """
     everything = list(findings)
     for each in outline.imports:
@@ -239,7 +239,7 @@ def _weight(finding: Finding) -> tuple[int, int, str, str]:
 
 
 def _walk(root: ast.AST, *, into_functions: bool = True) -> Iterator[ast.AST]:
-    """Yield all nodes below a node, without recursion: generated expressions nest deeper than Python's stack."""
+    """Yield all nodes below a node, without recursion, because generated source may nest deeper than Python's stack."""
     stack = list(ast.iter_child_nodes(root))
     while stack:
         node = stack.pop()
@@ -279,7 +279,7 @@ def _imports_from(node: ast.ImportFrom, package: str) -> list[Import]:
         return [Import(node.lineno, node.module or "", names)]
     parts = package.split(".") if package else []
     if node.level - 1 >= len(parts):
-        return []  # reaches above the top: a broken import, or a script outside any package
+        return []  # above the top folder: a broken import, or a script outside any package
     base = ".".join(parts[: len(parts) - node.level + 1])
     return [Import(node.lineno, f"{base}.{node.module}" if node.module else base, names)]
 
@@ -311,7 +311,8 @@ def _names_of(module: str, search: Sequence[str], star_depth: int) -> set[str] |
 def _find_source(module: str, search: Sequence[str]) -> tuple[bytes, bool, list[str]] | None:
     """Return the source, whether it is a package, and the package's folders.
 
-    `importlib.util.find_spec` would import the parents of a dotted name; the path finder, called per part, does not.
+    `importlib.util.find_spec` would import the parents of a dotted name. So the path finder is called for each part of
+    the name; it imports nothing.
     """
     path: list[str] = list(search)
     spec = None
@@ -344,7 +345,7 @@ def _submodules(folder: str) -> set[str]:
 
 
 def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Yield the statements that run on import, also those in ``if``, ``try`` and loops, not in functions or classes."""
+    """Yield the statements that run on import, also in ``if``, ``try`` and loops, but not in functions or classes."""
     stack: list[ast.stmt] = list(reversed(tree.body))
     while stack:
         node = stack.pop()

@@ -1,4 +1,4 @@
-"""The promises of a demo, checked against the workers' journals and the state of the server. Pure functions."""
+"""The checks of a demo's promises, against the journals of the workers and the state of the server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from agentperf_redis.demo.journal import Account
 from agentperf_redis.demo.report import Casualty, Check
 
 MAX_TIMES_COMPUTED = 1.05
-"""The computation that the killed worker was running must be repeated."""
+"""It is more than 1, because the computation that the killed worker was running must be repeated."""
 UNFLUSHED_S = 3.0
-"""Metrics are flushed every second; a loaded machine may take longer."""
+"""Steps in these last seconds of the killed worker may be missing from the metrics.
+
+Metrics are flushed every second; on a loaded machine a flush may take longer.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +27,13 @@ class Evidence:
         accounts: journals of all workers.
         failed: exit code and end of the log of each worker that failed.
         victim: journal of the worker chosen to be killed; None if none was chosen.
-        killed_at: when it was stopped for the kill, s by the monotonic clock; None if it was not killed.
+        killed_at: when the victim was stopped for the kill, s by the monotonic clock; None if it was not killed.
         casualty: the killed worker; None if none was killed.
         left: agent type of each remaining lease.
-        pools: all pools, before `regained`.
-        regained: leases that could be held in each pool at the end, all at once.
+        pools: all pools, read before the leases for `regained` were taken.
+        regained: number of leases that could be held at the same time in each pool at the end.
         granted: leases granted in each pool during the demo, as counted by the scripts.
-        tried: those of them that tested whether the dead worker's capacity was back.
+        tried: the part of `granted` that tested whether the dead worker's capacity was free again.
         recorded: executions of each agent recorded during the demo.
     """
 
@@ -48,17 +51,17 @@ class Evidence:
 
     @property
     def computed(self) -> int:
-        """Computations begun by all workers, including the killed one."""
+        """Computations begun by all workers, including the killed worker."""
         return sum(account.began.total() for account in self.accounts)
 
     @property
     def distinct(self) -> int:
-        """Number of distinct computations among them."""
+        """Number of distinct computations among `computed`."""
         return len(set().union(*(account.began for account in self.accounts)))
 
     @property
     def served(self) -> int:
-        """Results that were used without a computation."""
+        """Results that were used without being computed for that use."""
         return max(0, sum(account.used.total() for account in self.accounts) - self.computed)
 
 
@@ -66,7 +69,7 @@ def checks(evidence: Evidence) -> tuple[Check, ...]:
     """Check the promises of a demo.
 
     Args:
-        evidence: the facts about it.
+        evidence: the facts about the demo.
 
     Returns:
         Every promise with its result.
@@ -118,7 +121,7 @@ def _computed_once(evidence: Evidence) -> Check:
 def _victim_held_leases(evidence: Evidence) -> Check:
     promise = "one worker was killed while it held a lease"
     if evidence.casualty is None:
-        return Check(promise, False, "it finished before it was caught with one")
+        return Check(promise, False, "it finished before it was stopped with a lease")
     held = evidence.casualty.leases
     return Check(promise, len(held) >= 1, f"worker {evidence.casualty.number} held {len(held)}: {', '.join(held)}")
 
@@ -149,11 +152,13 @@ def _never_over_capacity(evidence: Evidence) -> Check:
 def _nothing_left(evidence: Evidence) -> Check:
     left = ", ".join(f"{count} of {agent}" for agent, count in sorted(Counter(evidence.left).items()))
     loads = sum(pool.current_load for pool in evidence.pools)
-    return Check("no lease is left", not evidence.left and loads == 0, left or f"none, and the load of all is {loads}")
+    return Check(
+        "no lease is left", not evidence.left and loads == 0, left or f"none, and the load of all instances is {loads}"
+    )
 
 
 def _leases_balance(evidence: Evidence) -> Check:
-    """Every granted lease ran one step, except those that the killed worker held."""
+    """Check that every granted lease ran one step, except the leases that the killed worker held."""
     steps = _steps(evidence)
     unfinished = Counter(evidence.casualty.leases if evidence.casualty is not None else ())
     wrong, granted = [], 0
@@ -167,7 +172,7 @@ def _leases_balance(evidence: Evidence) -> Check:
 
 
 def _metrics_balance(evidence: Evidence) -> Check:
-    """Every step was recorded, except those that the killed worker had not flushed."""
+    """Check that every step was recorded, except the steps that the killed worker had not flushed."""
     steps, unflushed = _steps(evidence), Counter[str]()
     if evidence.victim is not None and evidence.killed_at is not None:
         since = evidence.killed_at - UNFLUSHED_S
@@ -180,7 +185,7 @@ def _metrics_balance(evidence: Evidence) -> Check:
     recorded = sum(evidence.recorded.get(agent, 0) for agent in steps)
     lost = steps.total() - recorded
     figures = "; ".join(wrong) or f"{recorded} of {steps.total()} recorded" + (
-        f", {lost} died with the worker, which had done {unflushed.total()} in its last {UNFLUSHED_S:g} s"
+        f", {lost} lost with the killed worker, which had done {unflushed.total()} in its last {UNFLUSHED_S:g} s"
         if lost
         else ""
     )

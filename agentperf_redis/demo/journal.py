@@ -1,7 +1,7 @@
 """The journal of a worker: one line per event in its own file, which survives a kill.
 
-Each line is one ``write`` to a file opened with O_APPEND, so every line written before SIGKILL is complete. The
-checks of the demo take their counts from here, never from the library under test.
+Each line is one ``write`` to a file opened with O_APPEND, so every line written before SIGKILL is complete. The checks
+of the demo take their counts from the journals, never from the library under test.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ class Journal:
         self._write("hello", process)
 
     def began(self, key: str) -> None:
-        """A computation begins. It counts from here, even if it never ends."""
+        """Write that a computation begins. It counts even if it never ends."""
         self._write("began", key)
 
     def computed(self, key: str, seconds: float) -> None:
-        """A computation ended after this many s."""
+        """Write that a computation ended, and how long it took."""
         self._write("computed", key, f"{seconds:.6f}")
 
     def used(self, key: str) -> None:
-        """A result was used, computed or cached."""
+        """Write that a result was used, whether computed or cached."""
         self._write("used", key)
 
     def step(self, agent: str, instance: str) -> None:
-        """A step was done on a leased instance. Written with its time, before the metric is recorded."""
+        """Write that a step was done on a leased instance, with the time. Call this before the metric is recorded."""
         self._write("step", agent, instance, f"{time.monotonic():.6f}")
 
     def lost(self, agent: str) -> None:
-        """A lease ended before its step did."""
+        """Write that a lease was lost before its step ended."""
         self._write("lost", agent)
 
     def reviewed(self, file: str) -> None:
-        """A file is done."""
+        """Write that a file is done."""
         self._write("reviewed", file)
 
     def finished(self, result: dict[str, Any]) -> None:
-        """The whole tree is done, with this result."""
+        """Write that the whole tree is done, with the result."""
         self._write("finished", json.dumps(result))
 
     def _write(self, *words: str) -> None:
@@ -67,7 +67,7 @@ class Account:
 
     Attributes:
         path: the file.
-        process: the library's name of the process; empty until its hello line.
+        process: the library's name of the process; empty until its hello line is read.
         began: computations begun, by key.
         spent: seconds of the last computation, by key.
         used: uses of results, by key.
@@ -91,7 +91,7 @@ class Account:
     _read_bytes: int = 0
 
     def update(self) -> None:
-        """Read on from the end of the last call. An incomplete line is read by a later call."""
+        """Read the lines since the last call. An incomplete line is left for a later call."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._read_bytes)

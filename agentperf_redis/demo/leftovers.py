@@ -1,4 +1,4 @@
-"""Keys that a demo leaves on the user's server. They expire after a day; until then they can be inspected."""
+"""The keys that a demo leaves on the user's server: they get a TTL of a day, so that they can be inspected."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from agentperf_redis.demo.team import AGENTS, FILES_CACHE, MODULES_CACHE
 
 DAY_S = 86_400
 _NO_KEYS = {"tag", "bus", "entry_prefix", "lease_prefix"}
-"""Fields of `CacheKeys` that name no key: entries and leases expire by themselves."""
+"""Fields of `CacheKeys` that are not keys. Entries and compute leases already have a TTL."""
 
 
 def let_expire(backend: Backend, within: int = DAY_S) -> int:
-    """Set a TTL on every key of a finished demo that has none.
+    """Set a TTL on every key of a finished demo that has no TTL.
 
-    Time slices of the metrics already have a TTL.
+    The time slices of the metrics already have a TTL.
 
     Args:
         backend: backend of the demo's namespace.
         within: the TTL, s.
 
     Returns:
-        Number of keys that got a TTL.
+        The number of keys that got a TTL.
     """
     commands = tuple(Command("EXPIRE", (key,), (within, "NX"), _was_set) for key in _keys(backend.namespace))
     return sum(reply is True for reply in backend.run(Batch(commands).settled()))

@@ -76,21 +76,21 @@ class Progress(Protocol):
     """Shows a running demo. The demo's thread calls the methods, so they must be quick."""
 
     def begin(self, start: Start) -> None:
-        """Setup is complete; the workers are about to start."""
+        """Called when the setup is complete and the workers are about to start."""
 
     def update(self, snapshot: Snapshot) -> None:
         """Called about ten times per second."""
 
     def event(self, text: str) -> None:
-        """An event worth one line."""
+        """Show an event, as one line of text."""
 
 
 class PlainProgress:
     """Plain lines, for logs and pipes.
 
     Args:
-        stream: output of the lines.
-        every: s between two progress lines.
+        stream: where the lines are written.
+        every: minimum time between two progress lines, s.
     """
 
     def __init__(self, stream: TextIO, every: float = 2.0) -> None:
@@ -99,13 +99,13 @@ class PlainProgress:
         self._next = 0.0
 
     def begin(self, start: Start) -> None:
-        """Print the planned run, and the command that shows its keys."""
+        """Print the planned run, and the command that shows the keys of the demo."""
         server = f"a private server on {start.socket}" if start.socket is not None else start.address
         self.event(f"{start.workers} workers review {start.files} files of {start.root}, sharing {server}")
         self.event(f"show the keys while it runs: {start.look}")
 
     def update(self, snapshot: Snapshot) -> None:
-        """Print the progress, at most once per `every` s."""
+        """Print the progress, at most once per `every` seconds."""
         now = time.monotonic()
         if now < self._next:
             return

@@ -28,7 +28,7 @@ class Casualty:
         number: of the worker.
         files: number of files it had reviewed.
         leases: agent types of its leases, read from the server while it was stopped, just before it was killed.
-        recovered_after: s until the last of them was gone; None if one remained.
+        recovered_after: time from the kill until the last of these leases was gone, s; None if one remained.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Report:
         lines: number of lines in them.
         findings: number of findings.
         worst: the worst files, each a `Review` as a dict.
-        seconds: from the start of the workers to the end of the last.
+        seconds: time from the start of the workers to the end of the last worker, s.
         workers: worker processes started.
         casualty: the killed worker; None if none was killed.
         agents: metrics of each agent.
@@ -55,8 +55,8 @@ class Report:
         pools: pools at the end.
         instances: steps by instance, from the workers' journals.
         computed: computations done by all workers.
-        distinct: number of distinct computations among them.
-        served: results that came from a cache.
+        distinct: number of distinct computations among `computed`.
+        served: number of results that came from a cache.
         checks: every promise.
         namespace: prefix of all keys.
     """

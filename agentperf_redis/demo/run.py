@@ -1,4 +1,4 @@
-"""Run the demo: several workers review one source tree together, one is killed, and every promise is checked."""
+"""Run the demo: several workers review one source tree, one worker is killed, and every promise is checked."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ MAX_WORKERS = 64
 _TICK_S = 0.05
 _CHECK_EVERY_S = 0.25
 _HUNTING_TICK_S = 0.003
-"""Tick while the victim must be caught with a lease: a step, and so its lease, lasts some ms."""
+"""Poll interval while the victim must be stopped during a lease: a lease lasts one step, which takes some ms."""
 MIN_FILES_TO_KILL_IN = 20
-"""Minimum number of files: in a smaller tree the workers finish too soon after the half-way point."""
+"""Minimum number of files for a kill. In a smaller tree, the workers finish too soon after the half-way point."""
 _TIMEOUT_S = 600.0
 _TAIL_CHARACTERS = 2000
 
@@ -49,16 +49,16 @@ class DemoOptions:
     """Options of a demo.
 
     Attributes:
-        url: the server; None starts a private one that ends with the demo.
+        url: the server; None starts a private server that ends with the demo.
         path: folder to review; None for the standard library of the running Python.
         files: maximum number of files, spread over the tree; None for all.
         workers: number of worker processes, 1 to 64.
         kill: whether the last worker is killed half-way through; only with two or more workers and at least
             `MIN_FILES_TO_KILL_IN` files.
-        namespace: prefix of all keys; None makes a new one, which holds no results of earlier demos and expires after a
-            day.
-        lease_ttl: TTL of a lease without renewal, s: a dead worker's capacity stays occupied this long.
-        program: arguments to Python that start a worker.
+        namespace: prefix of all keys; None makes a new namespace. It holds no results of earlier demos, and its keys
+            expire after a day.
+        lease_ttl: TTL of a lease without renewal, s. The capacity that a dead worker leased stays occupied this long.
+        program: arguments to the Python interpreter that start a worker.
     """
 
     url: str | None = None
@@ -90,7 +90,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
         The report; `Report.ok` is true if every promise held.
 
     Raises:
-        InvalidArgument: the folder cannot be reviewed.
+        InvalidArgument: the folder does not exist or has no Python file.
         BackendUnavailable: the server is unreachable.
     """
     tree = find_tree(options.path, options.files)
@@ -125,7 +125,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
 
 
 def _tidy(backend: Backend) -> None:
-    with contextlib.suppress(AgentPerfError):  # the error that ended the demo takes precedence
+    with contextlib.suppress(AgentPerfError):  # the error that ended the demo matters more
         let_expire(backend)
 
 
@@ -138,16 +138,16 @@ class _Worker:
     account: Account
     log: Path
     stopped_at: float | None = None
-    """When it was last stopped, s by the monotonic clock; just before the kill for a killed worker."""
+    """When the worker was last stopped, s by the monotonic clock. A killed worker was stopped just before the kill."""
     killed_at: float | None = None
     held: dict[str, str] = field(default_factory=dict)
-    """Leases it held when it was killed: token -> agent type."""
+    """Leases that the worker held when it was killed: token -> agent type."""
 
     @property
     def state(self) -> WorkerState:
         if self.killed_at is not None:
             return "killed"
-        code = self.process.returncode  # as of the last poll, after which the journal was read
+        code = self.process.returncode  # of the last poll; the journal was read after it
         if code is None:
             return "working" if self.account.process else "starting"
         return "done" if code == 0 and self.account.result is not None else "failed"
@@ -182,7 +182,10 @@ class _Demo:
 
     @property
     def _last(self) -> int:
-        """Number of files after which the victim waits for the kill, so that a stall of this process cannot save it."""
+        """Number of files after which the victim waits for the kill.
+
+        Without this, the victim could finish before the kill if this process stalls.
+        """
         return self._half + len(self._tree.files) // 4
 
     def read_earlier_counts(self) -> None:
@@ -223,11 +226,11 @@ class _Demo:
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[list[_Worker]]:
-        """Start the workers, and end all of them on every exit."""
+        """Start the workers. All workers end when the block ends, also after an error."""
         workers: list[_Worker] = []
         try:
             for number in range(self._options.workers):
-                workers.append(self._start(number))  # noqa: PERF401  if a start fails, the earlier ones must end
+                workers.append(self._start(number))  # noqa: PERF401  if a start fails, the earlier workers must end
             yield workers
         finally:
             for worker in workers:
@@ -261,7 +264,7 @@ class _Demo:
                 stderr=output,
                 env=environment,
             )
-        with contextlib.suppress(BrokenPipeError):  # it exited at once; its log has the reason
+        with contextlib.suppress(BrokenPipeError):  # the worker exited at once; its log has the reason
             assert process.stdin is not None  # noqa: S101  stdin is PIPE
             process.stdin.write(task.to_json().encode())
             process.stdin.close()
@@ -274,7 +277,7 @@ class _Demo:
         next_show = next_look = 0.0
         leases: dict[str, int] = {}
         while True:
-            through = all([worker.process.poll() is not None for worker in workers])  # noqa: C419  poll all of them
+            through = all([worker.process.poll() is not None for worker in workers])  # noqa: C419  poll every one
             for worker in workers:
                 worker.account.update()
             now = time.monotonic()
@@ -299,7 +302,8 @@ class _Demo:
         victim.stopped_at = time.monotonic()
         victim.process.send_signal(signal.SIGSTOP)
         held = self._leases_of(victim)
-        # A release may have been in flight when the victim stopped; before the second read the server has processed it.
+        # A release may have been in flight when the victim was stopped. The server has processed it before the second
+        # read of the leases, so only leases found by both reads are held.
         held = {token: agent for token, agent in self._leases_of(victim).items() if token in held}
         if not held:
             victim.process.send_signal(signal.SIGCONT)
@@ -339,11 +343,14 @@ class _Demo:
         return self._recovered_at is not None
 
     def _await_recovery(self, victim: _Worker) -> None:
-        """Wait until the killed worker's leases are gone. The next request to a pool clears its expired leases."""
+        """Wait until the killed worker's leases are gone.
+
+        Expired leases of a pool are cleared by the next request to the pool, so this makes requests.
+        """
         give_up_at = time.monotonic() + 2 * self._options.lease_ttl + 2.0
         late = False
         while not self._look_for_recovery(victim) and not late:
-            late = time.monotonic() > give_up_at  # checked before the last look, so that it still happens
+            late = time.monotonic() > give_up_at  # read before the last look, so that the last look still happens
             for agent in set(victim.held.values()):
                 self._try_capacity(agent)
             time.sleep(_TICK_S)
@@ -355,7 +362,7 @@ class _Demo:
             self._balancer.release(instance, outcome="neutral")
 
     def _fill(self, pools: list[PoolStatus]) -> dict[str, int]:
-        """Lease all capacity and release it. A missing unit was never released by its holder."""
+        """Lease all capacity and release it. A unit that cannot be leased was never released by its holder."""
         regained = {}
         for pool in pools:
             leased = []
@@ -422,7 +429,7 @@ class _Demo:
 
 
 def _lease_tokens(due: str) -> Command[list[str]]:
-    """Read the leases from a pool's timers: the members that begin with @."""
+    """Read the tokens of the leases from a pool's timers: they are the members that begin with @."""
 
     def decode(reply: Reply) -> list[str]:
         if not isinstance(reply, list) or not all(isinstance(name, bytes) for name in reply):

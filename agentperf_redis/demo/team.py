@@ -26,17 +26,17 @@ Names = tuple[str, ...] | None
 READER, CRITIC, LIBRARIAN, SUMMARISER = AGENTS = ("reader", "critic", "librarian", "summariser")
 FILES_CACHE, MODULES_CACHE = "files", "modules"
 EDITION = "1"
-"""Part of every cache key, so that results of other versions of the agents are never found."""
+"""Version of the agents, part of every cache key, so that results of other versions are never found."""
 WAIT_S = 60.0
-"""How long a step waits in the queue for an instance: longer than the TTL of a dead worker's lease."""
+"""How long a step waits in the queue for an instance. It is longer than the TTL of a dead worker's lease."""
 _CHECK_EVERY_S = 0.05
 KEEP_S = 3600.0
-"""TTL of cached results, so that a demo leaves nothing on a server for long."""
+"""TTL of cached results, s, so that a demo leaves nothing on a server for long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The instances for a number of workers: fewer than the workers need, so that they must share.
+    """The instances for a number of workers. Their capacity is less than the workers need, so the workers share it.
 
     Attributes:
         workers: number of worker processes.
@@ -94,7 +94,7 @@ class Team:
         self._outline, self._findings = outline, findings
 
     def review(self, file: str) -> Review:
-        """Review one file, in four steps.
+        """Review one file in four steps, one for each agent.
 
         Args:
                 file: one of the tree's files.
@@ -117,7 +117,7 @@ class Team:
         """Keep an instance leased until this process is killed.
 
         Args:
-            check: called repeatedly; may end the process.
+            check: called repeatedly; may exit the process.
         """
         while True:
             with suppress(LeaseLost), self._balancer.lease(READER, wait=WAIT_S, ttl=self._lease_ttl) as lease:
@@ -139,7 +139,7 @@ class Team:
                 self._journal.step(agent, lease.instance_id)
                 self._metrics.record_execution(agent, took, True)
         except LeaseLost:
-            self._journal.lost(agent)  # the work is done and has no side effects, so it counts
+            self._journal.lost(agent)  # the work is done and has no side effects, so the step counts
         return result
 
     def _names(self, module: str) -> Names:

@@ -10,7 +10,10 @@ from pathlib import Path
 from agentperf_redis.errors import InvalidArgument
 
 EXCLUDED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "node_modules"})
-"""Folders not reviewed: the standard library's tests are larger than the library; the others hold foreign code."""
+"""Folders not reviewed.
+
+The standard library's tests are larger than the library itself. The other folders hold foreign code.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,8 @@ class Tree:
     Attributes:
         root: the folder.
         files: paths relative to it, in POSIX form, sorted.
-        top: folder that absolute module names start from: root, or a folder above it if root lies within a package.
+        top: folder from which absolute module names start: `root`, or a folder above it if `root` lies within a
+            package.
     """
 
     root: Path
@@ -34,7 +38,7 @@ class Tree:
 
     @property
     def search(self) -> tuple[str, ...]:
-        """Folders in which imports are looked up: the tree's own, then those of the running Python."""
+        """Folders in which imports are looked up: the folder of the tree, then those of the running Python."""
         found = [str(self.top), sysconfig.get_path("stdlib"), *(path for path in sys.path if path)]
         return tuple(dict.fromkeys(found))
 

@@ -1,6 +1,7 @@
-"""One worker process: it reviews the whole tree in its own order. `agentperf_redis.demo.run` starts it.
+"""One worker process. It reviews the whole tree in its own order. `agentperf_redis.demo.run` starts it.
 
-Its task is one JSON object on stdin, because the URL may hold a password and arguments are visible to other users.
+The worker reads its task as a JSON object from stdin, not from its arguments: the URL may contain a password, and other
+users of the machine can see the arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from agentperf_redis.demo.team import Team
 from agentperf_redis.demo.tree import Tree
 
 WORST = 10
-"""Files in the list of the worst."""
+"""Number of files in the list of the worst files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +31,15 @@ class Task:
     Attributes:
         url: the server.
         namespace: prefix of all keys.
-        number: number of the worker, from 0; the seed of its order.
-        parent: pid of the process that started it; a worker ends soon after it.
+        number: number of the worker, from 0. It is also the seed of the order in which the worker reviews the files.
+        parent: pid of the process that started the worker. The worker ends soon after that process.
         root: folder to review.
         top: see `Tree`.
         files: paths to review.
         journal: path of the worker's journal.
         lease_ttl: TTL of a lease without renewal, s.
-        last: number of files after which it waits with a lease to be killed; None for a worker that finishes.
+        last: number of files after which the worker leases an instance and waits to be killed; None for a worker that
+            finishes.
     """
 
     url: str

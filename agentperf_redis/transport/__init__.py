@@ -1,1 +1,1 @@
-"""Connections to the server: addresses, handshake, delivery, and the two drivers of flows."""
+"""Connections to the server: addresses, the handshake, delivery of commands, and the two drivers of flows."""

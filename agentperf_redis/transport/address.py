@@ -6,9 +6,10 @@
     redis+sentinel://host:26379[,...]/service[/db]  rediss+sentinel:// for TLS
     embedded://[/path/to/data]                      a local server, started when needed
 
-Options follow as a query. With TLS: ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs`` (required,
-optional, none), ``ssl_check_hostname`` (true, false). With Sentinel: ``sentinel_username``, ``sentinel_password``. And
-``db``, if it is not in the path. An option without effect is refused.
+Options follow as a query. The options for TLS are ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``,
+``ssl_cert_reqs`` (required, optional, none) and ``ssl_check_hostname`` (true, false). The options for Sentinel are
+``sentinel_username`` and ``sentinel_password``. The option ``db`` names the database if the path does not. An option
+without effect is refused.
 
 In a password, ``/``, ``?`` and ``%`` are written ``%2F``, ``%3F`` and ``%25``.
 """
@@ -40,7 +41,7 @@ _TLS_OPTIONS = {
     "ssl_check_hostname": ("true", "false", "1", "0", "yes", "no"),
     "ssl_keyfile": None,
 }
-"""Name -> the allowed values; None for a path."""
+"""Name of a TLS option -> its allowed values; None if the value is a path."""
 _SENTINEL_OPTIONS = ("sentinel_password", "sentinel_username")
 _OPTIONS = ("db", *_SENTINEL_OPTIONS, *_TLS_OPTIONS)
 
@@ -62,7 +63,7 @@ class Address:
     kind: ServerKind
     nodes: tuple[tuple[str, int], ...] = ()
     path: str = ""
-    """Socket (unix) or data folder (embedded)."""
+    """The socket (unix) or the data folder (embedded); otherwise empty."""
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -111,10 +112,10 @@ def parse_url(url: object) -> Address:
         The address.
 
     Raises:
-        InvalidArgument: if it has none of these forms; the message does not repeat a password.
+        InvalidArgument: if the URL has none of these forms. The message never contains the password.
     """
     if not isinstance(url, str):
-        raise InvalidArgument("url", type(url), "a string")  # its value may hold a password
+        raise InvalidArgument("url", type(url), "a string")  # not the value, which may contain a password
     parts = _split(url)
     if parts.scheme == "embedded":
         return _embedded(url, parts)
@@ -144,7 +145,7 @@ def parse_url(url: object) -> Address:
 
 
 def hidden(url: str) -> str:
-    """Return the parts of a URL, possibly mistyped, that cannot belong to a password; ``***`` replaces the rest."""
+    """Replace all parts of a URL that may belong to a password with ``***``. The URL may be mistyped."""
     scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     head = (scheme if _SCHEME.fullmatch(scheme) else "***") + separator if separator else ""
     before, _, query = rest.partition("?")
@@ -165,7 +166,7 @@ class _Parts:
 
 
 def _split(url: str) -> _Parts:
-    """Split a URL. `urllib` would drop the part after a ``#``, and does not support several hosts."""
+    """Split a URL. `urllib` is not used, because it cuts off a URL at a ``#`` and does not support several hosts."""
     scheme, separator, rest = url.partition("://")
     known = ("embedded", "unix", *(tls + form for tls in ("redis", "rediss") for form in ("", "+cluster", "+sentinel")))
     if not separator or scheme.lower() not in known:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class AsyncExecutor:
-    """Runs flows on one asyncio loop. Commands issued in the same tick are sent as one pipeline.
+    """Runs flows on one asyncio loop. Commands for one node that start in the same loop tick are sent as one pipeline.
 
     Args:
         connector: creates the connections.
@@ -35,7 +35,8 @@ class AsyncExecutor:
         on_end: called when the loop ends or the executor is closed.
     """
 
-    # It holds no reference to its loop: that would keep both alive forever in the backend's map of loops.
+    # The executor has no reference to its loop. With a reference, both would stay forever in the backend's map of
+    # loops, whose keys are weak references to the loops.
 
     def __init__(
         self,
@@ -61,15 +62,15 @@ class AsyncExecutor:
     async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
         """Run a flow to its end and return its result.
 
-        A cancellation of the task is thrown into the flow. The remaining steps of the flow, such as the release of a
-        lease, run in a separate task that a second cancellation does not reach.
+        If the task is cancelled, CancelledError is raised in the flow. The remaining steps of the flow, such as the
+        release of a lease, run in a separate task, so that a second cancellation does not stop them.
 
         Args:
             flow: a command, a batch or a flow.
             deadline_s: seconds for each of its commands; None uses the deadline of the executor.
 
         Raises:
-            AgentPerfError: an error that the flow does not catch.
+            AgentPerfError: an error of a command that the flow does not catch.
         """
         limit = self._deadline_s if deadline_s is None else deadline_s
         if isinstance(flow, Command):
@@ -84,7 +85,7 @@ class AsyncExecutor:
                 except asyncio.CancelledError as error:
                     step = flow.throw(error)
                     return await self._shielded(flow, step, limit, error)
-                except BaseException as error:  # noqa: BLE001  the flow decides
+                except BaseException as error:  # noqa: BLE001  the flow may catch it
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
@@ -94,11 +95,11 @@ class AsyncExecutor:
     async def _shielded(
         self, flow: Flow[T], step: Step, deadline_s: float, cause: asyncio.CancelledError | None = None
     ) -> T:
-        """Run the rest of a flow in a separate task. If the flow does not catch `cause`, `cause` itself is raised."""
+        """Run the remaining steps of a flow in a separate task. If the flow does not catch `cause`, raise `cause`."""
         try:
             return await asyncio.shield(self._spawn(self._rest_of(flow, step, deadline_s)))
         except asyncio.CancelledError:
-            if cause is not None:  # the shield raises a new error, without the message and the frames
+            if cause is not None:  # `asyncio.shield` raises a new error, without the message and frames of `cause`
                 raise cause from None
             raise
 
@@ -107,7 +108,7 @@ class AsyncExecutor:
             while True:
                 try:
                     answer = await self._perform(step, deadline_s)
-                except BaseException as error:  # noqa: BLE001  the flow decides
+                except BaseException as error:  # noqa: BLE001  the flow may catch it
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
@@ -120,7 +121,7 @@ class AsyncExecutor:
         self._on_end()
 
     async def aclose(self) -> None:
-        """Wait for the running tasks, then close the connections."""
+        """Wait for the running flows and deliveries, then close the connections."""
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -128,10 +129,10 @@ class AsyncExecutor:
         if self._lifeline is not None:
             lifeline, self._lifeline = self._lifeline, None
             await lifeline.aclose()
-        await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next round
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next tick
 
     async def start(self) -> None:
-        """Close the connections at the end of `asyncio.run`, which closes open asynchronous generators."""
+        """Open an asynchronous generator. `asyncio.run` closes it at its end, and that closes the connections."""
         self._lifeline = self._live()
         await anext(self._lifeline)
 
@@ -144,7 +145,7 @@ class AsyncExecutor:
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # the loop itself holds tasks weakly
+        self._tasks.add(task)  # the loop has only weak references to tasks
         task.add_done_callback(self._tasks.discard)
         return task
 
@@ -163,7 +164,7 @@ class AsyncExecutor:
             return await result if inspect.isawaitable(result) else result
         if isinstance(step, Shielded):
             try:
-                first = next(step.flow)  # here: in a task cancelled before its start, not even finally would run
+                first = next(step.flow)  # here: if the task is cancelled before its start, no `finally` would run
             except StopIteration as done:
                 return done.value
             return await self._shielded(step.flow, first, deadline_s)
@@ -187,7 +188,7 @@ class AsyncExecutor:
         return future
 
     def _send_gathered(self) -> None:
-        """Send the commands of this tick: one pipeline per node, so that nodes do not wait for each other."""
+        """Send the commands of this tick, one pipeline per node, so that no node delays commands for another node."""
         gathered, self._gathered = self._gathered, []
         groups: dict[tuple[Node | None, float], list[tuple[Command[Any], asyncio.Future[Any]]]] = {}
         for command, deadline_s, future in gathered:
@@ -198,7 +199,7 @@ class AsyncExecutor:
             self._spawn(self._deliver_group(group, deadline_s))
 
     async def _deliver_group(self, group: list[tuple[Command[Any], asyncio.Future[Any]]], deadline_s: float) -> None:
-        """Deliver a group. Each caller gets its result as soon as it arrives."""
+        """Deliver a group of commands. Each caller gets its result as soon as the reply arrives."""
         futures = [future for _, future in group]
 
         def settle(index: int, result: Any) -> None:
@@ -276,7 +277,7 @@ class AsyncExecutor:
                             connection = await self._connector.async_connection(step.node)
                         else:
                             await aconnect(step.connection)
-                except BaseException as error:  # noqa: BLE001  the exchange interprets it
+                except BaseException as error:  # noqa: BLE001  the exchange interprets the error
                     step = exchange.throw(error)
                 else:
                     step = exchange.send(connection)
@@ -294,7 +295,7 @@ async def _await_wake_up(wake_up: WakeUp, seconds: float) -> bool:
             future.set_result(None)
 
     def sent() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(wake)
 
     wake_up.call_when_sent(sent)

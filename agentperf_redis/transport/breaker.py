@@ -1,9 +1,10 @@
-"""A circuit breaker: while a node is known not to answer, commands for it fail at once, without using their deadline.
+"""A circuit breaker: while a node is known not to answer, commands for the node fail at once.
 
-Retries cover a shorter outage. The breaker opens when a command got no answer within a whole deadline and a probe after
-it got none either. So one slow command or one lost connection does not open it. While it is open, a thread of the
-process probes the node a few times a second, and the first answer closes it: no command of a caller serves as the
-probe. Commands already in flight when it opens are retried until their deadline.
+Without the breaker, each command would wait for its deadline. For an outage shorter than a deadline, retries suffice.
+The breaker opens when a command got no answer within the whole deadline and the probe that follows gets no answer
+either. So one slow command or one lost connection does not open the breaker. While the breaker is open, a background
+thread probes the node a few times per second, and the first answer closes the breaker: no command of a caller serves as
+the probe. Commands that are in flight when the breaker opens are retried until their deadline.
 
 Source: M. Nygard, "Release It!" (2007), chapter 5, with a separate probe instead of the half-open state.
 """
@@ -24,11 +25,15 @@ from agentperf_redis.transport.topology import Node, Topology
 _log = logging.getLogger("agentperf_redis")
 
 PROBE_S = 0.5
-"""Timeout of a probe. A server slower than this has answered no caller for a whole deadline."""
+"""Timeout of a probe. It may be short, because the server has already not answered for a whole deadline."""
 _MIN_PROBE_PAUSE_S, _MAX_PROBE_PAUSE_S = 0.15, 0.3
-"""Pause between probes: recovery is detected within a second, and a thousand processes do not probe in step."""
+"""Bounds of the random pause between probes.
+
+With these bounds, a recovery is detected within a second. The pause is random so that a thousand processes do not probe
+at the same time.
+"""
 _CALM_S = 1.0
-"""After a successful probe, further suspicions of the node are ignored for this time."""
+"""How long further suspicions of a node are ignored after a successful probe."""
 
 
 class _Outage:
@@ -42,17 +47,17 @@ class _Outage:
 
 
 class Breaker:
-    """Knows which nodes do not answer. Shared by all drivers of a backend, and safe under threads.
+    """Knows which nodes do not answer. All drivers of a backend share it. It is thread-safe.
 
     Args:
-        topology: the layout by which commands are routed.
-        attempt_timeout_s: minimum seconds without an answer until a command causes a suspicion: the default deadline.
-        answers: probes a node, within `PROBE_S`.
-        learn: refreshes the layout; None for a fixed layout.
-        recovered: called on a background thread when a node answers again and commands pass.
+        topology: the map of keys to nodes.
+        attempt_timeout_s: the default deadline. A command with a shorter deadline causes no suspicion.
+        answers: probes a node and returns within `PROBE_S` whether it answers.
+        learn: refreshes the topology; None for a fixed topology.
+        recovered: called on a background thread after a node answers again and its commands are no longer refused.
 
     Attributes:
-        open: the nodes that do not answer. Usually empty, which is all that the fast path of a command checks.
+        open: the nodes that do not answer. It is usually empty; then the fast path of a command skips the breaker.
     """
 
     def __init__(
@@ -68,15 +73,16 @@ class Breaker:
         self._answers = answers
         self._learn = learn
         self._recovered = recovered
-        # Separate from the probes: the recovery runs commands, which may meet the next outage, and that needs a probe.
+        # Not on the threads of the probes: the recovery runs commands, and if these find the server down again, a probe
+        # must run at the same time.
         self._recovery = Background("agentperf-recovery", lingers=False)
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: start closed. The threads belong to the parent, and the state of the nodes is unknown."""
+        """In a forked child: close the breaker. The threads are the parent's, and the state of the nodes is unknown."""
         self.open: dict[Node, _Outage] = {}
         self._lock = threading.Lock()
-        """Held while an outage is recorded, so that none is recorded after `stop`."""
+        """Held while an outage is recorded, so that no outage is recorded after `stop`."""
         self._stopped = False
         self._calm_until: dict[Node, float] = {}
         self._watches: dict[Node, Background] = {}
@@ -87,14 +93,14 @@ class Breaker:
         outage = self.open.get(node) if node is not None else None
         if outage is None:
             return None
-        outage.refused += 1  # without the lock: the count is for the log only
+        outage.refused += 1  # without the lock, because the count is only logged
         silent_s = time.monotonic() - outage.since
         reason = f"it has not answered for {silent_s:.1f} s; commands fail at once until it does"
         return BackendUnavailable(self._topology.address.masked, "not_applied", reason)
 
     def suspect(self, node: Node, deadline_s: float) -> None:
         """Report a command that got no answer from this node within its deadline. Does not block."""
-        if deadline_s < self._attempt_timeout_s:  # a short deadline must not cause refusals for longer ones
+        if deadline_s < self._attempt_timeout_s:  # must not affect commands with a longer deadline
             return
         if self._needs_probe(node):
             watch = self._watches.get(node)
@@ -103,7 +109,7 @@ class Breaker:
             watch.put(partial(self._probe, node, watch))
 
     def stop(self) -> None:
-        """Refuse nothing from now on: the last commands of a closing client are tried, whatever the state."""
+        """Refuse no command from now on: a closing client must try its last commands, even during an outage."""
         with self._lock:
             self._stopped = True
             self.open.clear()
@@ -139,7 +145,7 @@ class Breaker:
         try:
             cause = self._closing_reason(node)
         except BaseException:
-            self.open.pop(node, None)  # a fault of the probe must not refuse commands forever
+            self.open.pop(node, None)  # after a fault of the probe, commands must not be refused forever
             raise
         if not cause:
             self._probe_later(node, outage, watch)
@@ -162,5 +168,5 @@ class Breaker:
         if self._answers(node):
             return "answers again"
         if self._learn is not None:
-            self._learn()  # refused commands refresh nothing, and another node may have taken over
+            self._learn()  # another node may have taken over, and refused commands do not refresh the topology
         return "" if self._topology.uses(node) else "is no longer in use"

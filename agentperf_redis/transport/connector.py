@@ -1,6 +1,6 @@
-"""Creates connections with redis-py (TLS, handshake, parsing) and interprets its errors for a delivery.
+"""Creates connections with redis-py, and turns the errors of redis-py into an `ExchangeFailed`.
 
-The pools and retries of redis-py are not used; see `transport.exchange`.
+redis-py does TLS, the handshake and the parsing. Its pools and retries are not used; see `transport.exchange`.
 """
 
 from __future__ import annotations
@@ -32,18 +32,21 @@ from agentperf_redis.transport.topology import Node
 _CONNECT_S = 5.0
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _SURELY_BUFFERED_BYTES = 32_768
-"""Up to this size, sending cannot block: the socket buffer of an idle connection is larger."""
+"""Maximum payload that can be sent without blocking: the socket buffer of an idle connection is larger."""
 
 
 class _WholeText:
-    """Keeps the full text of error replies: redis-py removes the code, and maps some to broken connections."""
+    """Keeps the full text of error replies.
+
+    redis-py removes the error code, and reports some error replies as broken connections.
+    """
 
     @staticmethod
     def parse_error(response: str) -> ResponseError:
         return ResponseError(response)
 
 
-class _Parser(_WholeText, DefaultParser):  # type: ignore[misc, valid-type]  # redis-py picks the class at import
+class _Parser(_WholeText, DefaultParser):  # type: ignore[misc, valid-type]  # redis-py chooses the base class at import
     pass
 
 
@@ -56,7 +59,7 @@ class Connector:
 
     Args:
         address: of the server.
-        defaulted: whether the address is the default, given neither in code nor in the environment.
+        defaulted: whether the address is the default address, because neither code nor environment gives a URL.
     """
 
     def __init__(self, address: Address, *, defaulted: bool = False) -> None:
@@ -67,7 +70,7 @@ class Connector:
         self._lock = threading.Lock()
 
     def after_fork(self) -> None:
-        """In a forked child: another thread may have held the lock."""
+        """In a forked child: replace the lock, because another thread may have held it at the fork."""
         self._lock = threading.Lock()
 
     def connection(self, node: Node, timeout_s: float = _CONNECT_S) -> Connection:
@@ -75,7 +78,7 @@ class Connector:
         kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
         kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)  # handshake included
         if node.port == 0:
-            unix: Any = UnixDomainSocketConnection  # abstract only to type checkers
+            unix: Any = UnixDomainSocketConnection  # a type checker takes it for abstract
             return cast("Connection", unix(path=self._path(node), **kwargs))
         kind = SSLConnection if self._tls(node) else Connection
         return kind(host=node.host, port=node.port, **kwargs)
@@ -115,12 +118,12 @@ class Connector:
             return ExchangeFailed(error.reason, sent=False, final=True)
         if not isinstance(error, (RedisError, OSError)):
             return None
-        if isinstance(error, TimeoutError) and not str(error):  # asyncio's
+        if isinstance(error, TimeoutError) and not str(error):  # from asyncio
             error = TimeoutError(f"no answer for {timeout_s:.3g} s")
         return broken(error, replies, fresh=fresh) if sent else self.unconnected(error)
 
     def unconnected(self, error: RedisError | OSError) -> ExchangeFailed:
-        """Convert a connect error: a server may still come up, but a wrong certificate stays wrong."""
+        """Convert a connect error. A wrong or missing certificate is final; after other errors a retry may succeed."""
         if isinstance(error, ResponseError):
             return refused(error)
         text, timed_out, tls = _text_of(error), isinstance(error, (RedisTimeoutError, TimeoutError)), self.address.tls
@@ -138,7 +141,7 @@ class Connector:
     async def async_connection(self, node: Node) -> AsyncConnection:
         """Return a new asyncio connection, not yet connected."""
         kwargs = self._kwargs(node, AsyncRetry(NoBackoff(), 0), _AsyncParser)
-        kwargs["socket_timeout"] = None  # one asyncio.timeout bounds the whole exchange
+        kwargs["socket_timeout"] = None  # asyncio.timeout limits the whole exchange
         if node.port == 0:
             path = await asyncio.to_thread(self._path, node)
             return cast("AsyncConnection", AsyncUnixConnection(path=path, **kwargs))
@@ -148,7 +151,8 @@ class Connector:
     def _path(self, node: Node) -> str:
         if self.address.kind is not ServerKind.EMBEDDED:
             return node.host
-        # Started on first use only: after `agentperf down`, running processes must not restart it.
+        # The embedded server is started on first use only: after `agentperf down`, running processes must not restart
+        # it.
         with self._lock:
             if self._embedded_path is None:
                 from agentperf_redis.embedded import data_folder, ensure
@@ -165,7 +169,8 @@ class Connector:
             "username": address.option("sentinel_username") if node.sentinel else address.username,
             "password": address.option("sentinel_password") if node.sentinel else address.password,
             "db": 0 if node.sentinel else address.db,
-            # RESP3 with maintenance notifications skips redis-py's check for bytes of another reply
+            # not RESP3: with its maintenance notifications, redis-py does not check for unread bytes of an earlier
+            # reply
             "protocol": 2,
             "retry": retry,
             "parser_class": parser,
@@ -201,14 +206,14 @@ def _advice(address: Address, *, defaulted: bool) -> str:
 
 
 def send(connection: Connection, payload: bytes, end: float) -> None:
-    """Send by `end` at the latest, a time of `time.monotonic`."""
-    if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  it has no such argument
+    """Send the payload. `end` is the latest time, by `time.monotonic`."""
+    if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  no public way
         connection._sock.settimeout(max(0.001, end - time.monotonic()))  # noqa: SLF001
     connection.send_packed_command((payload,), check_health=False)
 
 
 def read(connection: Connection, end: float) -> Reply:
-    """Read one reply by `end` at the latest; an error reply becomes a `ServerError`."""
+    """Read one reply until `end`, by `time.monotonic`. An error reply is returned as a `ServerError`."""
     try:
         return connection.read_response(disable_decoding=True, timeout=max(0.001, end - time.monotonic()))
     except ResponseError as error:
@@ -216,16 +221,16 @@ def read(connection: Connection, end: float) -> Reply:
 
 
 async def aconnect(connection: AsyncConnection) -> None:
-    """Connect. A connection lost during the handshake raises ConnectionResetError."""
+    """Connect. If the connection is lost during the handshake, raise ConnectionResetError."""
     try:
         await connection.connect()
     except AttributeError as error:
-        # `writelines` of CPython 3.12 and newer does not check for a lost connection (seen on 3.12.1 and 3.13.0).
+        # In CPython 3.12 and newer, `writelines` does not check for a lost connection (seen on 3.12.1 and 3.13.0).
         raise ConnectionResetError("the connection was lost during the handshake") from error
 
 
 async def asend(connection: AsyncConnection, payload: bytes) -> None:
-    """Send bytes without redis-py, which uses `writelines` (see `aconnect`) and would reconnect silently."""
+    """Send bytes without redis-py: redis-py would use `writelines` (see `aconnect`) and reconnect silently."""
     writer = connection._writer  # noqa: SLF001  as in `drop`
     if writer is None or writer.transport.is_closing():
         raise ConnectionResetError("the connection was lost")
@@ -234,7 +239,7 @@ async def asend(connection: AsyncConnection, payload: bytes) -> None:
 
 
 async def aread(connection: AsyncConnection) -> Reply:
-    """Read one reply; an error reply becomes a `ServerError`."""
+    """Read one reply. An error reply is returned as a `ServerError`."""
     try:
         return await connection.read_response(disable_decoding=True)
     except ResponseError as error:
@@ -242,22 +247,22 @@ async def aread(connection: AsyncConnection) -> Reply:
 
 
 def drop(connection: AsyncConnection) -> None:
-    """Close a connection at once, on the thread of its loop or after its loop is closed."""
-    writer = connection._writer  # noqa: SLF001  every close of redis-py either waits or needs a running loop
+    """Close a connection at once. Call this on the thread of its loop, or after the loop is closed."""
+    writer = connection._writer  # noqa: SLF001  the close methods of redis-py wait or need a running loop
     connection._reader = connection._writer = None  # noqa: SLF001
     if writer is None:
         return
     try:
         writer.transport.abort()
-    except RuntimeError:  # the loop is closed already: close the underlying socket
+    except RuntimeError:  # the loop is closed: close the underlying socket
         underlying = writer.get_extra_info("socket")
         if underlying is not None:
-            underlying._sock.close()  # noqa: SLF001  asyncio's wrapper has no close
-            writer.transport._sock = None  # type: ignore[attr-defined]  # noqa: SLF001  else it warns about a leak
+            underlying._sock.close()  # noqa: SLF001  the wrapper of asyncio has no `close`
+            writer.transport._sock = None  # type: ignore[attr-defined]  # noqa: SLF001  else asyncio warns about a leak
 
 
 def broken(error: RedisError | OSError, replies: Sequence[Reply], *, fresh: bool) -> ExchangeFailed:
-    """Convert an error during an exchange; `fresh`: the connection was opened for this exchange."""
+    """Convert an error during an exchange. `fresh` means that the connection was opened for this exchange."""
     timed_out = isinstance(error, (RedisTimeoutError, TimeoutError))
     stale = not (fresh or timed_out or replies)
     return ExchangeFailed(_text_of(error), sent=True, stale=stale, timed_out=timed_out, replies=replies)
@@ -268,7 +273,7 @@ def _text_of(error: BaseException) -> str:
 
 
 def refused(error: ResponseError) -> ExchangeFailed:
-    """Convert a refused handshake: most refusals are permanent, a few are transient."""
+    """Convert the error of a refused handshake. Most refusals are permanent, a few are transient."""
     text = str(error)
     final = transient_reason(text) is None
     advice = "; check user name, password and database in the URL" if final else ""

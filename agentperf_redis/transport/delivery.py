@@ -1,12 +1,12 @@
-"""Delivery of commands despite faults: retries, routing and errors. The drivers do the I/O.
+"""Delivery of commands despite faults: retries, routing and the interpretation of errors.
 
-`deliver` is a generator without I/O. It yields steps for a driver (`Exchange` bytes with a node, `Backoff` for some
-time) and receives the replies. So the blocking and the asyncio driver share the retry loop, the Cluster routing and the
-interpretation of errors. The retries of redis-py are off: they repeat a request up to 11 times without notice, and in a
-Cluster without a pause.
+`deliver` is a generator without I/O. It yields steps to a driver, which does the I/O: an `Exchange` of bytes with a
+node, or a `Backoff`. It receives the replies. So the blocking driver and the asyncio driver share the retry loop, the
+Cluster routing and the interpretation of errors. The retries of redis-py are off: they repeat a request up to 11 times
+without notice, and in a Cluster without a pause.
 
-Repeating is safe: no mutating script of this library does harm when it is delivered twice, late, or after its caller
-gave up. The header of each script explains why.
+A retry is safe: every mutating script of this library may be delivered twice, or late, or after its caller gave up,
+without harm. The header of each script explains why.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ from agentperf_redis.transport.topology import Node, Topology
 
 PIPELINE_COMMANDS = 512
 PIPELINE_BYTES = 4 * 1024 * 1024
-"""Maximum commands and argument bytes per pipeline; longer ones are split."""
+"""Maximum commands and maximum argument bytes per pipeline. Longer pipelines are split."""
 
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.004, 0.25
 _SPLIT_ABOVE_S = 0.5
-"""If more time than this is left, an attempt gets half of it, so that one lost packet does not use up the deadline."""
+"""If more seconds than this are left until the deadline, an attempt may use only half of them.
+
+So one lost packet does not use up the whole deadline.
+"""
 
 _TRANSIENT = {
     "BUSY": "it is busy with a slow script",
@@ -51,7 +54,10 @@ _TRANSIENT = {
     "TRYAGAIN": "the slot is being moved",
     "UNBLOCKED": "it is failing over",
 }
-"""Prefixes of transient error replies: nothing was applied, so the command is repeated until the deadline."""
+"""Prefix of a transient error reply -> its meaning.
+
+A command with such a reply was not applied, so it is retried until the deadline.
+"""
 
 _REFUSED = {
     "DENIED": "it is in protected mode",
@@ -65,7 +71,7 @@ _REFUSED = {
     "ERR DB index": "it has no such database",
     "ERR SELECT": "it has no such database",
 }
-"""Prefixes of permanent error replies: a retry would not help."""
+"""Prefix of a permanent error reply -> its meaning. A retry would not help."""
 
 
 class ExchangeFailed(Exception):
@@ -75,9 +81,9 @@ class ExchangeFailed(Exception):
         reason: description of the fault.
         sent: whether anything may have reached the server.
         final: whether a retry is pointless (the handshake was refused).
-        stale: whether the connection had been idle, so that an immediate retry on a new one may succeed.
-        timed_out: whether the only known fact is that no answer came in time.
-        local: whether the fault is in this process and proves nothing about the node.
+        stale: whether the connection had been idle. Then an immediate retry on a new connection may succeed.
+        timed_out: whether there was no error, but no answer in time.
+        local: whether the fault is in this process, so that the node may be healthy.
         replies: the replies that arrived before the fault.
         error: the error to raise to callers instead of BackendUnavailable.
     """
@@ -105,7 +111,7 @@ class ExchangeFailed(Exception):
         self.error = error
 
 
-@dataclass(slots=True)  # not frozen: that would double the cost, and each command creates one
+@dataclass(slots=True)  # not frozen: creation would take twice as long, and each command creates an object
 class Exchange:
     """Send `payload` to `node` and return its `count` replies, all within `timeout_s` seconds."""
 
@@ -129,7 +135,7 @@ Settle: TypeAlias = Callable[[int, Any], None]
 
 
 class _Item:
-    """One command in flight."""
+    """One command of a delivery, with the state of its retries."""
 
     __slots__ = ("at_once", "by_source", "command", "index", "maybe_applied", "node", "reason", "unresponsive")
 
@@ -137,12 +143,15 @@ class _Item:
         self.index = index
         self.command = command
         self.by_source = False
-        """Once a node does not know the script, its source is sent: after ASK the next node may not know it either."""
+        """Whether to send the source of the script, not its hash.
+
+        Set once a node does not know the script, and kept: after an ASK redirect, the next node may not know it either.
+        """
         self.at_once = False
-        """Whether to retry without a backoff."""
+        """Whether to retry the command without a backoff."""
         self.maybe_applied = False
         self.node: Node | None = None
-        """Set by ASK: the node for the next attempt only."""
+        """The node for the next attempt only, set by an ASK redirect."""
         self.reason = ""
         self.unresponsive: Node | None = None
         """The node that did not answer the last attempt."""
@@ -159,7 +168,7 @@ def deliver(
     """Deliver commands and decode their replies.
 
     Args:
-        commands: the commands to run. Not atomic: each succeeds or fails on its own.
+        commands: the commands to run. They are not atomic: each command succeeds or fails on its own.
         topology: maps keys to nodes.
         deadline_s: seconds for all commands together.
         settle: called once for each command, with its decoded reply or its AgentPerfError.
@@ -172,7 +181,7 @@ def deliver(
     single = commands[0] if len(commands) == 1 and not topology.doubtful and not (breaker and breaker.open) else None
     node = topology.node_for(single.keys[0] if single.keys else None) if single is not None else None
     if single is not None and node is not None:
-        # The fast path for one command. Any other outcome continues on the general path.
+        # The fast path for one command. If the command does not succeed at once, the general path below continues.
         broken, replies = None, ()
         try:
             replies = yield Exchange(
@@ -203,7 +212,8 @@ def deliver(
             return
         waiting, backoff = yield from _round(waiting, context)
         if backoff and waiting:
-            # full jitter (Brooker, "Exponential backoff and jitter"): many clients do not retry in step
+            # full jitter (Brooker, "Exponential backoff and jitter"), so that many clients do not retry at the same
+            # time
             pause = random.uniform(0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2**backoffs))
             backoffs = min(backoffs + 1, 16)
             yield Backoff(min(pause, max(0.0, context.left())))
@@ -218,16 +228,16 @@ def deliver_opened(
     breaker: Breaker | None,
     opened: Callable[[], None],
 ) -> DeliveryFlow:
-    """Deliver an opening command before all others. If it fails, the others are not sent and get the same error.
+    """Deliver an opening command, then the others. If the opening fails, the others are not sent and get its error.
 
     Args:
-        opening: the first command; it has its own deadline of `deadline_s`.
+        opening: the first command. Its deadline is `deadline_s`, separate from the deadline of the others.
         commands: as for `deliver`.
         topology: as for `deliver`.
         deadline_s: as for `deliver`.
         settle: as for `deliver`.
         breaker: as for `deliver`.
-        opened: called once the opening has succeeded.
+        opened: called after the opening command succeeded.
     """
     results: list[Any] = [None]
     yield from deliver((opening,), topology, deadline_s, results.__setitem__, breaker)
@@ -269,19 +279,19 @@ class _Context:
         return _attempt_timeout(max(0.001, self.left()))
 
     def give_up(self, item: _Item, reason: str, error: AgentPerfError | None = None) -> None:
-        """Settle an item with an error that includes its known outcome."""
+        """Settle an item with an error that states whether the command may have been applied."""
         known = error if error is not None else unavailable(self.topology.address.masked, item.maybe_applied, reason)
         self.settle(item.index, known)
 
 
 def unavailable(address: str, maybe_applied: bool, reason: str) -> BackendUnavailable:
-    """Return the error for a request without a reply, with its known outcome."""
+    """Return the error for a request without a reply. It states whether the request may have been applied."""
     outcome: RequestOutcome = "unknown" if maybe_applied else "not_applied"
     return BackendUnavailable(address, outcome, reason)
 
 
 def _round(items: list[_Item], context: _Context) -> Generator[DeliveryStep, Any, tuple[list[_Item], bool]]:
-    """Send each item once. Return the items to retry, and whether to back off first."""
+    """Send each item once. Return the items to retry, and whether to back off before the retry."""
     waiting: list[_Item] = []
     backoff = False
     if context.topology.doubtful:
@@ -299,13 +309,13 @@ def _round(items: list[_Item], context: _Context) -> Generator[DeliveryStep, Any
             broken = yield from _send(node, group[start:stop], context, waiting)
             backoff |= broken is not None and not broken.stale
             if broken is not None:
-                waiting += group[stop:]  # the node has failed: try it once per round
+                waiting += group[stop:]  # the node has failed: send it no more items in this round
                 break
     return waiting, backoff or any(not item.at_once for item in waiting)
 
 
 def _request_layout(context: _Context) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
-    """Request the layout from one node after the other. A refusal is final only if all nodes refuse."""
+    """Request the layout from one node after another until one replies. Fail for good only if all nodes refuse."""
     refused: ExchangeFailed | None = None
     for _ in range(context.topology.sources):
         source, layout_request = context.topology.layout_request()
@@ -322,7 +332,10 @@ def _request_layout(context: _Context) -> Generator[DeliveryStep, Any, ExchangeF
 
 
 def _grouped(items: list[_Item], context: _Context, waiting: list[_Item]) -> dict[Node, list[_Item]]:
-    """Group by node. Items without a node go to `waiting`, as do redirected items whose node has other items."""
+    """Group items by node. Add to `waiting` the items without a node and the redirected items of a busy node.
+
+    A node is busy if it already has other items in this round.
+    """
     groups: dict[Node, list[_Item]] = {}
     redirected = [item for item in items if item.node is not None]
     for item in items:
@@ -338,7 +351,7 @@ def _grouped(items: list[_Item], context: _Context, waiting: list[_Item]) -> dic
             waiting.append(item)
     asking: dict[Node, list[_Item]] = {}
     for item in redirected:
-        if item.node in groups:  # never in one pipeline with other items of that node
+        if item.node in groups:  # a redirected item is never in one pipeline with other items
             waiting.append(item)
         elif item.node is not None:
             asking.setdefault(item.node, []).append(item)
@@ -346,8 +359,8 @@ def _grouped(items: list[_Item], context: _Context, waiting: list[_Item]) -> dic
 
 
 def _split_pipeline(group: list[_Item]) -> Iterator[tuple[int, int]]:
-    """Split a long pipeline, so that both sides buffer a bounded amount."""
-    if len(group) == 1:  # the common case needs no measuring
+    """Split a long pipeline, so that client and server buffer a bounded number of bytes."""
+    if len(group) == 1:  # the common case: the size does not matter
         yield 0, 1
         return
     start = size = 0
@@ -362,7 +375,7 @@ def _split_pipeline(group: list[_Item]) -> Iterator[tuple[int, int]]:
 def _send(
     node: Node, items: list[_Item], context: _Context, waiting: list[_Item]
 ) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
-    """Send one pipeline and settle the answered items. Return the failure that interrupted it, if any."""
+    """Send one pipeline and settle the answered items. Return the failure that interrupted the pipeline, if any."""
     asking = items[0].node is not None
     broken = None
     try:
@@ -385,15 +398,15 @@ def _take(
     context: _Context,
     waiting: list[_Item],
 ) -> Generator[DeliveryStep, Any, None]:
-    """Settle the answered items, give up hopeless ones, and add the rest to `waiting`."""
+    """Settle the answered items and those that no retry can help, and add the others to `waiting`."""
     if broken is not None:
-        # Answered items are done, so a long pipeline makes progress even on a network that breaks often.
+        # Answered items are not sent again, so a long pipeline makes progress even if the network fails often.
         items, unanswered = items[: len(replies)], items[len(replies) :]
         for item in unanswered:
             item.maybe_applied |= broken.sent
             item.at_once = broken.stale
             item.unresponsive = None if broken.local else node
-            if not (broken.timed_out and item.reason):  # the last attempt often has little time
+            if not (broken.timed_out and item.reason):  # often the last attempt has little time
                 item.reason = broken.reason
             item.node = None
             if broken.final:
@@ -411,7 +424,7 @@ def _take(
         else:
             error = _read_error(item, reply.text, node, context.topology)
             if error is None:
-                item.unresponsive = node  # an error until the deadline may mean an outage too; a probe will decide
+                item.unresponsive = node  # errors until the deadline may mean an outage; a probe decides
                 waiting.append(item)
             else:
                 context.settle(item.index, error)
@@ -458,7 +471,7 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
             item.reason = "the Cluster is being rearranged"
         else:
             host, _, port = detail.rpartition(" ")[2].rpartition(":")
-            item.node = Node(host or node.host, int(port))  # an empty host means the node that replied
+            item.node = Node(host or node.host, int(port))  # an empty host stands for the node that replied
         return None
     meaning = transient_reason(text)
     if meaning is not None:
@@ -475,14 +488,14 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
         return CorruptState(key, found or "something unexpected")
     for beginning, refusal in _REFUSED.items():
         if text.startswith(beginning):
-            # a refusal inside a script may come after its first write
+            # a script may be refused after its first write
             return unavailable(address, item.maybe_applied or "script" in text, f"{refusal} ({text})")
     script = item.command.script
     return ScriptFailed(script.name if isinstance(script, Script) else script, text)
 
 
 def _wrong_type(command: Command[Any], node: Node, left_s: float) -> Generator[DeliveryStep, Any, AgentPerfError]:
-    """Find the key of the wrong type: the error of the server does not name it."""
+    """Find the key that has the wrong type, because the error of the server does not name it."""
     expected = _expected_types(command)
     if expected:
         try:
@@ -493,7 +506,7 @@ def _wrong_type(command: Command[Any], node: Node, left_s: float) -> Generator[D
             found = reply.decode() if isinstance(reply, bytes) else "none"
             if found not in ("none", wanted):
                 return CorruptState(key, f"a {found} where a {wanted} belongs")
-    return CorruptState(command.keys[0], "a value of another type in one of the keys beside it")
+    return CorruptState(command.keys[0], "a value of the wrong type, or another key of the command does")
 
 
 def _expected_types(command: Command[Any]) -> list[tuple[str, str]]:

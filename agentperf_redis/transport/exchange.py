@@ -1,9 +1,9 @@
-"""One exchange: its connection, the handshake on a new connection, and the connections that an error closes.
+"""One exchange with a node: the choice of a connection, the handshake on a new connection, and errors.
 
-`Connections.exchange` is a generator without I/O, like `delivery.deliver`. It yields steps for a driver (`Open` a
-connection, `Connect` it, `Talk` on it). So the blocking and the asyncio driver share the idle connections, the
-handshake and the interpretation of errors. One exchange at a time uses a connection. Any exception before all replies
-are read drops the connection, so that no reply can reach the wrong caller.
+`Connections.exchange` is a generator without I/O, like `delivery.deliver`. It yields steps to a driver: `Open` creates
+a connection, `Connect` connects it, `Talk` sends and receives. So the blocking driver and the asyncio driver share the
+code for idle connections, the handshake and errors. Only one exchange at a time uses a connection. If there is an
+exception before all replies are read, the connection is closed, so that no reply can reach the wrong caller.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ C = TypeVar("C")
 
 CLOSED = "this client is closed"
 MAX_CONNECTIONS = 32
-"""Concurrent exchanges per driver and process. The default maxclients of 10,000 then allows 300 processes."""
+"""Maximum concurrent exchanges per driver and process. The default maxclients of 10,000 allows 300 processes."""
 BUSY = f"all {MAX_CONNECTIONS} connections of this process were busy"
 
 
@@ -38,14 +38,17 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Connect(Generic[C]):
-    """Connect a connection."""
+    """Connect a connection that `Open` created."""
 
     connection: C
 
 
-@dataclass(slots=True)  # not frozen: that would double the cost, and each exchange creates one
+@dataclass(slots=True)  # not frozen: creation would take twice as long, and each exchange creates an object
 class Talk(Generic[C]):
-    """Send `payload` and append `count` replies to `replies` one by one: replies before a failure count."""
+    """Send `payload`, and append `count` replies to `replies` one by one.
+
+    If the exchange fails, the replies that arrived before the failure are used.
+    """
 
     connection: C
     payload: bytes
@@ -74,18 +77,18 @@ class Connections(Generic[C]):
         self._close_one = drop
         self._idle: dict[Node, deque[C]] = {}
         self._ready: dict[Node, set[weakref.ref[C]]] = {}
-        """Open connections, idle or in use, whose server has passed the handshake.
+        """Open connections, idle or in use, to servers that passed the handshake.
 
-        The references are weak. If an exception of a signal handler takes a connection from its exchange, nothing else
-        refers to it, so it is closed.
+        The references are weak. If an exception of a signal handler interrupts an exchange, no other reference to its
+        connection is left, so the connection is garbage-collected and closed.
         """
         self.closed = False
 
     def exchange(self, request: Exchange) -> ExchangeFlow[C]:
-        """Send bytes to a node and return its replies. The driver limits the concurrency and the time.
+        """Send bytes to a node and return the replies. The driver limits the concurrency and the time.
 
         Raises:
-            ExchangeFailed: no connection could be made, it broke, or the time was up.
+            ExchangeFailed: no connection could be made, the connection broke, or the time was up.
         """
         replies: list[Reply] = []
         connection = self.idle(request.node)
@@ -110,11 +113,11 @@ class Connections(Generic[C]):
         stack = self._idle.get(node)
         try:
             return stack.pop() if stack else None
-        except IndexError:  # another thread took the last one
+        except IndexError:  # another thread took the last connection
             return None
 
     def keep(self, node: Node, connection: C) -> None:
-        """Return a connection, whose replies were all read, to the idle connections."""
+        """Add a connection to the idle connections. All of its replies must have been read."""
         if self.closed:
             self._drop(node, connection)
             return
@@ -133,12 +136,12 @@ class Connections(Generic[C]):
         sent: bool = True,
         fresh: bool = False,
     ) -> ExchangeFailed | None:
-        """Drop the connections that an error broke. Return the failure, or None if it is not a connection error.
+        """Close the connections that an error affects. Return the failure, or None if it is not a connection error.
 
         Args:
             error: the error raised in the driver.
             request: the exchange.
-            connection: its connection; None if there was none yet.
+            connection: the connection of the exchange; None if there was none yet.
             replies: the replies that arrived before the error.
             sent: whether the payload may have reached the server.
             fresh: whether the connection was opened for this exchange.
@@ -146,7 +149,7 @@ class Connections(Generic[C]):
         if connection is not None:
             self._drop(request.node, connection)
         failure = self._connector.failure(error, request.timeout_s, replies, sent=sent, fresh=fresh)
-        if failure is not None and not fresh:  # the idle ones lead to the same dead server
+        if failure is not None and not fresh:  # the idle connections lead to the same dead server
             self._drop_idle(request.node)
         return failure
 
@@ -181,5 +184,5 @@ class Connections(Generic[C]):
     def _drop_idle(self, node: Node) -> None:
         stack = self._idle.get(node)
         while stack:
-            with contextlib.suppress(IndexError):  # another thread took the last one
+            with contextlib.suppress(IndexError):  # another thread took the last connection
                 self._drop(node, stack.pop())

@@ -76,7 +76,7 @@ class Executor:
             deadline_s: seconds for each of its commands; None uses the deadline of the executor.
 
         Raises:
-            AgentPerfError: an error that the flow does not catch.
+            AgentPerfError: an error of a command that the flow does not catch.
         """
         limit = self._deadline_s if deadline_s is None else deadline_s
         if isinstance(flow, Command):
@@ -88,7 +88,7 @@ class Executor:
             while True:
                 try:
                     answer = self._perform(step, limit)
-                except BaseException as error:  # noqa: BLE001  an interrupted flow still releases what it holds
+                except BaseException as error:  # noqa: BLE001  the flow may catch it, or release a lease
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
@@ -121,7 +121,7 @@ class Executor:
         def work(flow: Flow[object]) -> None:
             try:
                 self.run(flow, deadline_s)
-            except BaseException as error:  # noqa: BLE001  the waiting thread raises it
+            except BaseException as error:  # noqa: BLE001  raised on the waiting thread
                 errors.append(error)
             finally:
                 ended.put(None)
@@ -143,7 +143,7 @@ class Executor:
 
     def _deliver(self, commands: Sequence[Command[Any]], deadline_s: float) -> list[Any]:
         results: list[Any] = [None] * len(commands)
-        opening = self._opening  # read once: another thread may clear it meanwhile
+        opening = self._opening  # read only once, because another thread may clear it
         if opening is None:
             delivery = deliver(commands, self._topology, deadline_s, results.__setitem__, self._breaker)
         else:
@@ -178,13 +178,13 @@ class Executor:
             connection = self._connections.idle(request.node)
             if connection is None:
                 return self._carry(self._connections.exchange(request), end)
-            # The fast path, by the same rules. The generator would add 0.4 us to the 15 us of CPU time of a blocking
-            # command. An asyncio command takes longer, so it always uses the generator.
+            # The fast path, with the same rules as `Connections.exchange`. That generator would add 0.4 us to the 15 us
+            # of CPU time of a blocking command. An asyncio command takes longer, so it always uses the generator.
             replies: list[Reply] = []
             try:
                 send(connection, request.payload, end)
                 for _ in range(request.count):
-                    replies.append(read(connection, end))  # noqa: PERF401  replies before a failure count
+                    replies.append(read(connection, end))  # noqa: PERF401  the replies before a failure are used
             except BaseException as error:
                 failure = self._connections.failure(error, request, connection, replies)
                 if failure is None:
@@ -209,7 +209,7 @@ class Executor:
                         connection = self._connector.connection(step.node, max(0.001, end - time.monotonic()))
                     else:
                         step.connection.connect()
-                except BaseException as error:  # noqa: BLE001  the exchange interprets it
+                except BaseException as error:  # noqa: BLE001  the exchange interprets the error
                     step = exchange.throw(error)
                 else:
                     step = exchange.send(connection)
@@ -220,8 +220,9 @@ class Executor:
 
 def _wait(step: Wait) -> bool:
     if step.wake_up.sender is not None and step.wake_up.sender is running_loop():
-        return False  # that loop is blocked while this thread waits
-    # A queue, not an Event: a thread interrupted while it holds the lock of an Event would block the sender forever.
+        return False  # the sender's loop runs on this thread, so it could not send while this thread waits
+    # A queue, not an Event: if this thread is interrupted while it holds the lock of an Event, the sender blocks
+    # forever.
     sent: SimpleQueue[None] = SimpleQueue()
 
     def note() -> None:

@@ -1,9 +1,10 @@
-"""The handshake of a new connection. It checks the server version, the namespace schema, and whether the data is there.
+"""The handshake of a new connection: it checks the server version, the namespace schema and the epoch.
 
-The handshake is the first request on the connection, so no command reaches an unchecked server or namespace, whichever
-thread or task opened the connection. A further connection to an already connected node needs no handshake: a restart of
-the server would have broken the other connections. In a Cluster the key of the namespace lies on one node, and a driver
-checks it there before its first command.
+A new epoch shows that the server came back without its data. The handshake is the first request on the connection, so
+no command reaches an unchecked server or namespace, whichever thread or task opened the connection. If a node already
+has a connection, a further connection to the node needs no handshake: a restart of the server would have broken the
+first connection. In a Cluster, the key of the namespace lies on one node, and a driver checks the namespace on that
+node before its first command.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from agentperf_redis.script import Script
 from agentperf_redis.transport.resp import ServerError, pack, pack_call
 
 SCHEMA = 1
-"""Major version of the data model; a namespace with a higher version is left unchanged."""
+"""Major version of the data model. A namespace with a higher version is refused and left unchanged."""
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
-"""Oldest servers with the features that the scripts use (SPUBLISH, writes that free memory on a full server)."""
+"""Oldest supported servers. The scripts need SPUBLISH, and writes that free memory on a full server."""
 REPLIES = 2
 
 _OPEN = Script("namespace/open")
@@ -42,18 +43,22 @@ class Handshake:
         self._on_epoch = on_epoch
 
     def opening(self) -> Command[None]:
-        """Return the command that creates or checks the namespace, on the node of its key."""
+        """Return the command that creates the namespace or checks it, on the node that has its key."""
         return Command(_OPEN, (self._meta,), {"schema": SCHEMA, "epoch": secrets.token_hex(8)}, self._check_opened)
 
     def request(self) -> bytes:
-        """Return the request. It has `REPLIES` replies, and includes the script source, as the server may lack it."""
+        """Return the handshake request. It has `REPLIES` replies.
+
+        It includes the source of the script, because a new server does not know the script yet.
+        """
         return pack(("HELLO",)) + pack_call(self.opening(), by_source=True, again=False)
 
     def parse(self, replies: Sequence[Reply]) -> AgentPerfError | None:
         """Check the replies. Return the reason why this server must not be used, or None.
 
         Other error replies are ignored: the key lies on another node of the Cluster, the server is loading or full, or
-        the user lacks the permission. The commands that follow get the same error and report it to their callers.
+        the user lacks the permission. The commands that follow on the connection get the same error and raise it in
+        their callers.
         """
         hello, opened = replies
         if not isinstance(hello, ServerError):
@@ -86,7 +91,7 @@ class Handshake:
             server = facts[b"server"].decode()
             version = tuple(int(part) for part in facts[b"version"].decode().split(".")[:3])
         except (AttributeError, KeyError, TypeError, ValueError):
-            return None  # not a plain server, perhaps a proxy; the scripts will tell
+            return None  # perhaps a proxy; if it is unsuitable, the scripts will fail
         if version >= OLDEST.get(server, OLDEST["redis"]):
             return None
         needed = " or ".join(f"{name.capitalize()} {dotted(oldest)}" for name, oldest in OLDEST.items())

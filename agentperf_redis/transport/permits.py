@@ -1,4 +1,4 @@
-"""Limits concurrent exchanges by permits that are always released, even if a signal interrupts their holder."""
+"""Limits concurrent exchanges by permits. A permit becomes free even if a signal interrupts its holder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import suppress
 from typing import Final
 
 _POLL_S: Final = 0.005
-"""Poll interval of a waiter. Usually it is woken earlier, but two waiters may race for one wake-up."""
+"""Poll interval of a waiter. A wake-up usually comes earlier, but two waiters may compete for one wake-up."""
 
 
 class Permit:
-    """A permit in use. It ends with `Permits.release`, or when nothing refers to it any longer."""
+    """A permit in use. It becomes free with `Permits.release`, or when this object is garbage-collected."""
 
     __slots__ = ("__weakref__", "reference")
 
@@ -23,10 +23,11 @@ class Permit:
 class Permits:
     """A bounded number of permits, for the threads of a process.
 
-    A signal handler may raise an exception, such as a soft time limit, between any two steps of a holder. So a permit
-    is not a counter that the holder must decrement: it lasts as long as its object lives. The end of the object is
-    recorded by C code (a weak reference with the callback `set.discard`), which no signal interrupts. A semaphore would
-    not do for the same reason: an interrupted thread would leave its lock held.
+    A signal handler may raise an exception, such as a soft time limit, at any point in the code of a holder. A counter
+    that the holder must decrement could therefore stay too high. Instead, a permit is in use as long as its object
+    exists. The end of the object is recorded by C code (a weak reference with the callback `set.discard`), which no
+    signal interrupts. A semaphore is unsuitable for the same reason: an interrupted thread could leave the lock of the
+    semaphore held.
 
     Args:
         count: number of permits.
@@ -35,8 +36,8 @@ class Permits:
     def __init__(self, count: int) -> None:
         self._count = count
         self._in_use: set[weakref.ref[Permit]] = set()
-        # A wake-up for one waiter: a lock that is free while the wake-up is pending. It is not a `SimpleQueue`: `get`
-        # with several waiters may ignore its timeout and block forever (seen on CPython 3.11.7).
+        # A wake-up for one waiter, as a lock: the lock is free while the wake-up is pending. A `SimpleQueue` is
+        # unsuitable: with several waiters, `get` may ignore its timeout and block forever (seen on CPython 3.11.7).
         self._freed = allocate_lock()
         self._freed.acquire()
 
@@ -51,13 +52,13 @@ class Permits:
             timeout_s: maximum time to wait, s.
 
         Returns:
-            The permit, for `release`; None if all permits were in use for that time.
+            The permit, to pass to `release`; None if all permits stayed in use for `timeout_s`.
         """
         permit = Permit()
         permit.reference = reference = weakref.ref(permit, self._in_use.discard)
         end = 0.0
         while True:
-            self._in_use.add(reference)  # first, so that two threads never both get the last one
+            self._in_use.add(reference)  # before the check, so that two threads never both get the last permit
             if len(self._in_use) <= self._count:
                 if end and len(self._in_use) < self._count:
                     self._wake_one()  # several permits may have been released for the one wake-up that this got

@@ -1,4 +1,4 @@
-"""The wire format of commands, and error replies as values."""
+"""The wire format of commands (RESP), and error replies as values."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class ServerError:
 def pack(parts: Sequence[str | bytes | int]) -> bytes:
     """Return one command in wire format.
 
-    Numbers are converted to text here. If hiredis converts them, a signal handler that raises meanwhile (Ctrl-C) causes
-    a segmentation fault (hiredis 3.5.0).
+    Numbers are converted to text before hiredis gets them. If hiredis converts a number and a signal handler raises at
+    that moment (Ctrl-C), the process ends with a segmentation fault (hiredis 3.5.0).
     """
     packed: bytes = hiredis.pack_command(tuple(part if isinstance(part, (str, bytes)) else str(part) for part in parts))  # type: ignore[arg-type]  # its stub says a 1-tuple
     return packed
 
 
 def pack_call(command: Command[Any], *, by_source: bool, again: bool) -> bytes:
-    """Return a Command in wire format.
+    """Return the request of a `Command` in wire format.
 
     Args:
         command: the command.
-        by_source: whether to send the source of the script instead of its hash.
-        again: whether the command was sent before.
+        by_source: whether to send the source of the script (EVAL) instead of its hash (EVALSHA).
+        again: whether the command was already sent.
     """
     args = command.wire_args(again=again)
     script = command.script

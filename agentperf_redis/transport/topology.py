@@ -1,4 +1,4 @@
-"""Maps keys to nodes: one server, the primary named by Sentinel, or the slots of a Cluster."""
+"""Maps keys to nodes: to the one server, to the primary that Sentinel names, or to the nodes of a Cluster by slot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SLOTS = 16384
 
 
 class Node(NamedTuple):
-    """One server process. Unix sockets and the embedded server have their path as host, and port 0."""
+    """The host and port of a server process. For a Unix socket or the embedded server: its path, and port 0."""
 
     host: str
     port: int
@@ -32,11 +32,12 @@ def key_slot(key: str) -> int:
 
 
 class Topology:
-    """The known map of keys to nodes. All drivers of a backend share it; a refresh replaces the whole layout.
+    """The known map of keys to nodes, called the layout. All drivers of a backend share it.
 
     Attributes:
         address: the address given by the user.
-        doubtful: whether the layout must be refreshed before it is trusted. The old layout stays in use meanwhile.
+        doubtful: whether the layout may be out of date and should be refreshed. Until then the old layout stays in use.
+            A refresh replaces the whole layout.
     """
 
     def __init__(self, address: Address) -> None:
@@ -55,7 +56,7 @@ class Topology:
 
     @property
     def fixed(self) -> bool:
-        """Whether there is one server, so that the layout never changes."""
+        """Whether there is only one server, so that the layout never changes."""
         return self.address.kind in (ServerKind.STANDALONE, ServerKind.UNIX, ServerKind.EMBEDDED)
 
     @property
@@ -85,7 +86,7 @@ class Topology:
         self.doubtful = not self.fixed
 
     def layout_request(self) -> tuple[Node, bytes]:
-        """Return a node and the request for its view of the layout; a different node each time."""
+        """Return a node and the request for its view of the layout; a different node on each call."""
         known = self._sources()
         node = known[self._requests % len(known)]
         self._requests += 1
@@ -94,14 +95,14 @@ class Topology:
         return node, pack(("CLUSTER", "SLOTS"))
 
     def _sources(self) -> tuple[Node, ...]:
-        """The given nodes and the nodes found since: the given ones may be dead by now."""
+        """The nodes in the URL, and the nodes found since. The nodes in the URL may be dead by now."""
         return tuple(dict.fromkeys((*self._seeds, *self._slots.values())))
 
     def learn(self, source: Node, reply: Reply) -> str:
         """Apply the reply to `layout_request`.
 
         Returns:
-            An empty text, or the fault of the reply.
+            An empty text, or a description of the fault in the reply.
         """
         if isinstance(reply, ServerError):
             return reply.text
@@ -114,7 +115,7 @@ class Topology:
                 return ""
             slots: dict[int, Node] = {}
             for start, end, primary, *_ in reply:
-                # a node that does not know its own address yet omits it: then it is the node that replied
+                # a node that does not know its own address yet omits it; such an entry is the node that replied
                 node = Node(primary[0].decode() if primary[0] else source.host, int(primary[1]))
                 slots.update(dict.fromkeys(range(start, end + 1), node))
         except (AttributeError, IndexError, TypeError, ValueError):

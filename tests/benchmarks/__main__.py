@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks [--full] [--only NAME] [--json FILE] [--save]`: measure every performance claim.
 
-It starts its own server. Each module of this package with a function `rows(bench)` that yields `Row`s is a benchmark,
-with the module's name.
+The run starts its own server. A benchmark is a module of this package with a function `rows(bench)` that yields `Row`s.
+The benchmark has the name of the module.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _rows(module: Any, bench: Bench, rest: list[str]) -> Iterator[Row]:
-    """Run a benchmark; one with its own options gets the rest of the command line."""
+    """Run a benchmark. If its `rows` takes options, pass it the rest of the command line."""
     takes_rest = len(inspect.signature(module.rows).parameters) > 1
     yield from module.rows(bench, rest) if takes_rest else module.rows(bench)
 

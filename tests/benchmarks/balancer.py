@@ -1,7 +1,8 @@
-"""The balancer: acquire and release at several sizes, under every strategy; the queue; server time; memory.
+"""Benchmarks of the balancer: acquire and release, the queue, server time and memory.
 
-Server time is the server's own count. Other work of the machine can only add to it, so the lower quartile of several
-rounds is shown. If the machine has a Redis 7 installed, server time is measured there too.
+Acquire and release are measured at several pool sizes under every strategy. Server time is the server's own count of
+the time in scripts. Other work of the machine can only make it longer, so the lower quartile of several rounds is
+shown. If a Redis 7 is installed on the machine, server time is measured on it too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from tests.support.servers import Server, program
 SIZES = (10, 1000, 10_000)
 LIVE_LEASES = 10_000
 WARM_UP = 500
-"""Pairs before the first row, so that it does not include one-time setup and a processor waking up."""
+"""Number of acquire and release pairs before the first measurement.
+
+Without these, the first row would include one-time setup and the wake-up of the processor.
+"""
 SLOTS, HELD_S = 10, 0.2
 PAIR_GOAL, HASH_PAIR_GOAL, SIZE_GOAL = 2.3, 2.6, 1.3
 ACQUIRE_GOAL_US, RELEASE_GOAL_US = 30.0, 20.0
@@ -37,9 +41,13 @@ MEMORY_GOAL_BYTES = {
     "Valkey": {"instance": 345, "lease": 1.3 * 166},
     "Redis 7": {"instance": 430, "lease": 1.3 * 250},
 }
-"""An instance takes 228 and 311 bytes with records packed by position; the goals add the names of the fields."""
+"""Maximum bytes of an instance and of a lease.
+
+In records without field names, an instance took 228 bytes (Valkey) and 311 bytes (Redis 7). The goals allow for the
+names.
+"""
 BARE = Script("bare", "return 1")
-"""A script that does nothing with the same keys and arguments: the fixed cost of a call."""
+"""A script that does nothing. With the same keys and arguments, it shows the fixed cost of a call."""
 PIPELINED = 100
 SERVER_CALLS = 400
 
@@ -69,7 +77,7 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 def times(bench: Bench) -> int:
-    """Return the number of pairs per round."""
+    """Return the number of acquire and release pairs per round."""
     return 300 if bench.full else 150
 
 
@@ -85,7 +93,7 @@ def run_all(backend: Backend, work: Sequence[Command[Any]]) -> list[Any]:
 
 
 def fill(backend: Backend, strategy: LoadBalancingStrategy, size: int) -> Pool:
-    """Register a fleet with unequal weights, and lease a third of its capacity."""
+    """Register instances with unequal weights, and lease a third of their capacity."""
     name = pool_name(strategy, size)
     pool = Pool.of(backend.namespace, name)
     fleet = [AgentInstance(f"i{number}", name, 0, 100, 1.0 + number % 5) for number in range(size)]
@@ -128,7 +136,10 @@ def against_bare_scripts(bench: Bench, backend: Backend, strategy: LoadBalancing
 
 
 def on_one_core(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """Measure the default strategy with client and server on one core, where waking another core hides no time."""
+    """Measure the default strategy with client and server on one core.
+
+    On several cores, the time to wake another core would hide part of the cost.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return
     with closing(bench.client()) as client:
@@ -159,7 +170,7 @@ def against_small(bench: Bench, backend: Backend, strategy: LoadBalancingStrateg
 
 
 def against_least_busy(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """Measure acquire and release against litellm's router: the pick, and the count up and down in Redis."""
+    """Measure acquire and release against litellm's router, which picks a deployment and counts its calls in Redis."""
     for size, goal in LEAST_BUSY_GOALS.items():
         what = f"acquire + release, least_loaded, {size:,} instances"
         if not least_busy.installed():
@@ -194,7 +205,10 @@ def server_time_on_redis(bench: Bench) -> Iterator[Row]:
 
 
 def server_time(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
-    """Measure the server's own count of microseconds per script, pipelined, in the largest pool with live leases."""
+    """Measure the server's own count of microseconds per script, in the largest pool, which has live leases.
+
+    The calls are pipelined.
+    """
     client: Any = bench.client()
     for strategy in LoadBalancingStrategy:
         pool = Pool.of(backend.namespace, pool_name(strategy, SIZES[-1]))
@@ -226,12 +240,15 @@ def _lower_quartile(figures: list[float]) -> float:
 
 
 def _release(pool: Pool, token: str, granted: Granted) -> Command[bool]:
-    """Return a release as `lb.lease` makes it: with the instance, outcome ok and a response time."""
+    """Return the command of a release as `lb.lease` sends it: with the instance, outcome ok and a response time."""
     return commands.release(pool, token, granted.facts[0], outcome=Outcome.OK, response_time=0.01)
 
 
 def _usec_per_call(client: Any, backend: Backend, work: Sequence[Command[Any]]) -> tuple[float, list[Any]]:
-    """Return the server's microseconds per call, without the first, which may send the script, and all replies."""
+    """Return the server's microseconds per call, and all replies.
+
+    The first call does not count, because it may send the script.
+    """
     replies = run_all(backend, work[:1])
     client.config_resetstat()
     replies += run_all(backend, work[1:])
@@ -283,7 +300,7 @@ def hand_off(bench: Bench) -> Iterator[Row]:
         thread.start()
         while not first.status("hand-off")[0].waiting:
             time.sleep(0.001)
-        time.sleep(0.005)  # the waiter is queued, and sleeps
+        time.sleep(0.005)  # by now the waiter is in the queue and sleeps
         start = time.perf_counter()
         first.release(instance)
         thread.join()
@@ -303,7 +320,7 @@ def hand_off(bench: Bench) -> Iterator[Row]:
 
 
 def saturated(bench: Bench) -> Row:
-    """Measure the used share of the capacity while more callers wait than there are slots."""
+    """Measure the share of the capacity that is in use while there are more callers than slots."""
     backend = Backend(bench.url)
     balancer = LoadBalancer(backend=backend)
     balancer.register_instance(AgentInstance("one", "busy", max_capacity=SLOTS))

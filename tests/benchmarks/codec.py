@@ -1,4 +1,4 @@
-"""Encoding and decoding of values, against bare msgpack, which loses types and does not reject hostile bytes."""
+"""Benchmarks of encoding and decoding, against plain msgpack, which loses types and accepts hostile bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ARGUMENTS = (("why is the sky blue?", 3), {"model": "large"})
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Encode, decode and key a small value; encode and decode a value of unusual types."""
+    """Measure the codec with a small value and with a value of unusual types, and making a cache key."""
     codec, bare = Codec(), msgpack.packb(SMALL)
     small, typed = codec.encode(SMALL), codec.encode(TYPED)
 

@@ -1,4 +1,4 @@
-"""One command through the executor, against redis-py's own client."""
+"""Benchmark of one command through the blocking executor, against the client of redis-py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The balancer: the cost of a label, of rates and of a slow instance for a caller."""
+"""Benchmarks of the balancer: what a label, rate limits and a slow instance cost a caller."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIPELINED = 500
 
 
 def rows(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """Yield the rows of the balancer's health and capabilities."""
+    """Yield the rows about labels, rate limits and a slow instance."""
     yield from labels(bench, backend)
     yield rated(bench, backend)
     yield slow_instance(bench)
@@ -70,7 +70,7 @@ def pairs(balancer: LoadBalancer, name: str, require: frozenset[str]) -> Work:
 
 
 def rated(bench: Bench, backend: Backend) -> Row:
-    """Measure a lease on instances with rates against a lease on instances without rates."""
+    """Measure a lease on instances with rate limits against a lease on instances without."""
     balancer = LoadBalancer(backend=backend)
     for name, rates in (("rated", Rates(1e9, 1e9)), ("unrated", commands.UNLIMITED)):
         pool = Pool.of(backend.namespace, name)
@@ -90,9 +90,10 @@ def rated(bench: Bench, backend: Backend) -> Row:
 
 
 def slow_instance(bench: Bench) -> Row:
-    """Measure the p99 of 1,000 calls at a steady load, with one of ten instances ten times slower during half of them.
+    """Measure the p99 of 1,000 calls at a steady load while one of ten instances is slow.
 
-    It is the median of three pairs, because one pause of the machine affects a percent of the calls.
+    The instance is ten times slower during half of the calls. The figure is the median of three pairs of runs, because
+    a single pause of the machine affects a percent of the calls.
     """
     pairs = [
         [asyncio.run(_steady(bench, f"steady-{repeat}-{slow}", slow)) for slow in (True, False)] for repeat in range(3)

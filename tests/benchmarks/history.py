@@ -1,5 +1,8 @@
-"""Saved runs (`--save`) and regressions since them. Absolute times differ between machines and hours, so ratios are
-compared, and only with runs on a machine of the same kind."""
+"""Saved runs (`--save`) and regressions since these runs.
+
+Absolute times differ between machines and hours. So only ratios are compared, and only with runs on the same kind of
+machine.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ from tests.support.places import ROOT
 PLACE = ROOT / ".benchmarks" / "history.jsonl"
 """One line of JSON per run; not part of the repository."""
 _COMPARED_RUNS = 5
-"""Number of last runs whose median is the baseline."""
+"""Number of latest runs whose median is the baseline."""
 _WORSE = 1.25
-"""Factor over the median that counts as a regression: repeated rows on one machine differ by about a fifth."""
+"""A ratio worse than the median by this factor is a regression. Repeated rows on one machine differ by about 20 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """A row that is worse than its baseline."""
+    """A row that is worse than the saved runs."""
 
     work: str
     ratio: float
@@ -41,7 +44,7 @@ class Regression:
 
 
 def machine() -> str:
-    """Return the factors besides the code that ratios depend on: processor, system, Python."""
+    """Return the properties of the machine that affect ratios: processor, cores, system, Python."""
     return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
@@ -72,14 +75,14 @@ def regressions(rows: Iterable[Row], *, full: bool, place: Path = PLACE) -> Iter
         if row.ratio is None or not saved:
             continue
         usual = statistics.median(saved)
-        # with a lower bound as its goal, such as a used share, a larger ratio is better
+        # if the goal is a lower bound, such as for a used share, a larger ratio is better
         worse = usual / row.ratio if row.goal.startswith(">=") else row.ratio / usual
         if worse > _WORSE:
             yield Regression(row.work, row.ratio, usual, len(saved))
 
 
 def _reference_name(reference: str) -> str:
-    """Return the name of a reference without its figure. It tells apart the rows of the same work."""
+    """Return the name of a reference without its figure. Rows of the same work differ in the name of the reference."""
     return re.split(r":?\s\d", reference, maxsplit=1)[0]
 
 

@@ -1,12 +1,13 @@
-"""Hit ratios of a TieredCache with default settings, against a textbook LRU, W-TinyLFU and the optimum.
+"""Hit ratios of a TieredCache with default settings, against an LRU, W-TinyLFU and the optimum.
 
     python -m tests.benchmarks --only hit-ratio --trace web.gz --size 500 1000 --trace search.txt --size 50
 
-A trace is a file with one key per line, plain or gzip; `--size` belongs to the `--trace` before it. Without `--trace`,
-traces are generated. One process reads each key in turn and puts each miss. Eight processes share the trace: each takes
-the next few accesses when it has finished its last ones. The library theine provides W-TinyLFU.
+A trace is a file with one key per line, plain or gzip. `--size` belongs to the `--trace` before it. Without `--trace`,
+traces are generated. A trace is first run by one process, which reads each key in turn and puts each miss. It is then
+run by eight processes, which share the trace: a process takes the next few accesses when it has finished its previous
+ones. The library theine provides W-TinyLFU.
 
-The tests compare with stored figures of W-TinyLFU, `TINYLFU_HITS`. To recompute them:
+The tests compare with `TINYLFU_HITS`, stored figures of W-TinyLFU. This command recomputes them:
 
     python -m tests.benchmarks.hit_ratio
 """
@@ -34,26 +35,27 @@ from tests.support.workers import Workers
 
 PROCESSES = 8
 SHARE = 4
-"""Accesses that a process takes at a time, when several share a trace."""
+"""Number of accesses that a process takes at a time, when several processes share a trace."""
 BELOW_TINYLFU = 0.5
-"""Percentage points by which the mean may lie below W-TinyLFU's."""
+"""Percentage points by which the mean hit ratio may lie below that of W-TinyLFU."""
 BELOW_LRU = 4.0
-"""Percentage points by which a hit ratio may lie below an LRU's when popularity drifts."""
+"""Percentage points by which a hit ratio may lie below that of an LRU, if the popularity of keys drifts."""
 TRACE_COUNT, TRACE_KEYS = 8000, 800
-"""Accesses and keys of the traces for `TINYLFU_HITS`."""
+"""Number of accesses and number of keys of the traces for `TINYLFU_HITS`."""
 TINYLFU_HITS = {(1, 100): 3478, (1, 300): 4456, (2, 100): 3479}
-"""Hits of W-TinyLFU by seed of `zipf_scan_loop` and cache size: medians of theine 2.0.0 in 51 processes.
+"""(seed of `zipf_scan_loop`, cache size) -> hits of W-TinyLFU, the median of theine 2.0.0 in 51 processes.
 
-theine seeds its hashes at random in each process, and its runs differ within one process too. Single runs differ by up
-to 57 hits from the median, so a comparison with a live run is partly luck.
+The hits of theine differ between processes, because each process has a random hash seed, and also between runs in one
+process. A single run differs by up to 57 hits from the median, so the result of a comparison with a live run is partly
+luck.
 """
 HOT_PART, WARM_PART = 100 / 2600, 500 / 2600
-"""Shares of the tiers in a TieredCache with default sizes."""
+"""Shares of the hot tier and the warm tier in a TieredCache with default sizes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A trace, the size of the cache, and whether the trace's popularity drifts."""
+    """A trace, the size of the cache, and whether the popularity of keys drifts in the trace."""
 
     name: str
     trace: Sequence[str]
@@ -62,7 +64,7 @@ class Scene:
 
 
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
-    """Measure every trace at every size with one process, then with eight."""
+    """Measure every trace at every size, first with one process, then with eight."""
     scenes = list(chosen(rest)) or list(made(full=bench.full))
     peers = [percents(scene, theine_hits(scene)) for scene in scenes]
     bounds = [
@@ -153,7 +155,8 @@ def made(*, full: bool) -> Iterator[Scene]:
 def theine_hits(scene: Scene, runs: int = 5) -> int | None:
     """Return the hits of W-TinyLFU; None if theine is not installed.
 
-    It is the median of several runs, which differ by up to a point on a short trace; see `TINYLFU_HITS`.
+    The result is the median of several runs, whose hit ratios differ by up to a percentage point on a short trace; see
+    `TINYLFU_HITS`.
     """
     if importlib.util.find_spec("theine") is None:
         return None
@@ -211,7 +214,7 @@ def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool) 
 
 
 def client_at(url: str) -> Any:
-    """Return a plain client of one server, or of a Cluster by the first node in the URL."""
+    """Return a redis-py client of a server, or of a Cluster through the first node in the URL."""
     cluster = "redis+cluster://"
     if not url.startswith(cluster):
         return Bench(url).client()
@@ -219,7 +222,7 @@ def client_at(url: str) -> Any:
 
 
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
-    """Yield the start of this process's next accesses, from a position that all processes share."""
+    """Yield the start of the next accesses for this process. All processes share the position in the trace."""
     if not share:
         yield 0
         return
@@ -233,7 +236,7 @@ def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
 
 
 def stored_again(_: int) -> list[int | None]:
-    """Run theine once for each entry of `TINYLFU_HITS`."""
+    """Run theine once for each entry of `TINYLFU_HITS`, to recompute the entries."""
     return [
         theine_hits(Scene("zipf, scan, loop", zipf_scan_loop(TRACE_COUNT, TRACE_KEYS, seed), size), runs=1)
         for seed, size in TINYLFU_HITS

@@ -1,4 +1,4 @@
-"""The import time of the library, against the import time of redis-py, which it needs."""
+"""Benchmark of the import time of the library, against that of redis-py, which the library imports."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from collections.abc import Iterator
 
 from tests.benchmarks.measure import Bench, Row, Work
 
-# redis-py loads OpenTelemetry if it is installed, as it is here for other benchmarks, but not at most users.
+# redis-py loads OpenTelemetry if it is installed. It is installed here for another benchmark, but most users do not
+# have it, so the measured programs do not load it.
 _ALONE = "import sys; sys.modules['opentelemetry'] = None; "
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Measure the ratio of two programs in new interpreters, less the start of an interpreter.
+    """Measure programs in new interpreters, without the time that an interpreter needs to start.
 
     A service is loaded on first use, so the import is also measured with one service and with the whole package. Both
-    libraries are compiled beforehand, as after an installation, whatever this environment's bytecode settings.
+    libraries are compiled to bytecode before the measurement, as after an installation, even if this environment writes
+    no bytecode.
     """
     with tempfile.TemporaryDirectory(prefix="agentperf-bench-") as folder:
         compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

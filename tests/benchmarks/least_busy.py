@@ -1,6 +1,7 @@
-"""The pick of the least busy deployment by litellm's router, which counts the calls of all processes in Redis.
+"""The reference for the balancer: litellm's router with its least-busy strategy.
 
-litellm is not a dependency: it is measured if it is installed.
+The router counts the calls of all processes in Redis, and picks the least busy deployment. litellm is not a dependency.
+It is measured only if it is installed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ def installed() -> bool:
 
 
 def calls(url: str, deployments: int) -> Work:
-    """Return the router's work around a call: pick a deployment, count the call's start, count its end.
+    """Return the work that the router does for a call: pick a deployment, and count the start and end of the call.
 
-    It uses the router's public API and its own callbacks, with a call id in each, as the router does.
+    The work uses the public API of the router and calls the router's callbacks. Each call of a callback has a call id,
+    as in the router.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # otherwise the import fetches prices from a server
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""The measurement: our work and its reference in turn, in one run; medians of several rounds.
+"""The measurement: our work and its reference run in turn for several rounds, and medians are compared.
 
-Machines are noisy, so goals apply to ratios; times are only shown.
+Times on one machine vary, so goals apply to ratios, and times are only shown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import redis
 
 Work = Callable[[int], object]
-"""Does its work the given number of times."""
+"""A function that does its work the given number of times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two works measured in turn: seconds per operation, and the median of the ratios of each round."""
+    """Two works measured in turn: their seconds per operation, and the median of the ratios of all rounds."""
 
     ours_s: float
     reference_s: float
@@ -52,7 +52,7 @@ class Bench:
 
     Attributes:
         url: the run's own server.
-        full: run long enough for reliable figures, instead of a quick check.
+        full: whether to run long enough for reliable figures; otherwise the run is a quick check.
     """
 
     url: str
@@ -64,7 +64,7 @@ class Bench:
         return 15 if self.full else 5
 
     def client(self) -> redis.Redis:
-        """Return a plain redis-py client, as a reference and to inspect the server."""
+        """Return a redis-py client of the server, for reference measurements and to inspect the server."""
         return redis.Redis.from_url(self.url, protocol=2)
 
     def pair(self, ours: Work, reference: Work, times: int) -> Pair:

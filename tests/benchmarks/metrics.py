@@ -1,4 +1,4 @@
-"""The cost of recording, flushing and reading metrics, and the error of quantiles."""
+"""Benchmarks of metrics: the cost of recording, flushing and reading, and the error of quantiles."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ class Peer:
     """Another library that records durations.
 
     Attributes:
-        observe: records in one series, which was looked up once.
-        of_agents: returns work that records in the series of many agents in turn, looked up by name as in ours.
+        observe: records a duration in one series. The series was looked up once before.
+        of_agents: returns work that records in the series of many agents in turn. As in our work, each series is looked
+            up by name.
     """
 
     observe: Observe
@@ -62,7 +63,8 @@ def peers() -> dict[str, Peer]:
     """Return the installed peers."""
     found: dict[str, Peer] = {}
     if importlib.util.find_spec("prometheus_client"):
-        # The environment decides the kind of value when the module is loaded, so it is loaded once for each kind.
+        # prometheus_client reads the environment when it is loaded, to choose one process or multi-process. So it is
+        # loaded once for each kind.
         for name, folder in ((PROMETHEUS, None), (PROMETHEUS_MULTI, tempfile.mkdtemp(prefix="agentperf-bench-"))):
             os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
             if folder is not None:
@@ -77,7 +79,7 @@ def peers() -> dict[str, Peer]:
 
 
 def prometheus() -> Peer:
-    """Return a histogram of the currently loaded prometheus_client."""
+    """Return a peer that uses a histogram of the currently loaded prometheus_client."""
     labels = importlib.import_module("prometheus_client").Histogram("agent_seconds", "s", ["agent"]).labels
 
     def of_agents(names: list[str]) -> Work:
@@ -92,7 +94,7 @@ def prometheus() -> Peer:
 
 
 def opentelemetry() -> Peer:
-    """Return a histogram of OpenTelemetry's SDK."""
+    """Return a peer that uses a histogram of the OpenTelemetry SDK."""
     sdk = importlib.import_module("opentelemetry.sdk.metrics")
     export = importlib.import_module("opentelemetry.sdk.metrics.export")
     provider = sdk.MeterProvider(metric_readers=[export.InMemoryMetricReader()])
@@ -116,7 +118,7 @@ OPENTELEMETRY = "OpenTelemetry"
 
 
 def recording(bench: Bench) -> Iterator[Row]:
-    """Measure the call that workers make, during background flushes."""
+    """Measure the calls that record, while flushes run in the background."""
     backend = Backend(bench.url, namespace="recording")
     collector = MetricsCollector(backend=backend)
     installed_peers = peers()
@@ -207,7 +209,7 @@ def called(function: Callable[[], None]) -> Work:
 
 
 def nothing(times: int) -> None:
-    """Run the empty loop, as the baseline."""
+    """Run an empty loop, as the baseline."""
     for _ in range(times):
         pass
 
@@ -215,7 +217,7 @@ def nothing(times: int) -> None:
 def packed(
     namespace: str, buffer: Buffer, now: float, retention: Retention | None = None, server_ms: int = -1
 ) -> list[tuple[Any, ...]]:
-    """Return the EVALSHA arguments that flush the whole buffer."""
+    """Return the arguments of the EVALSHA calls that flush the whole buffer."""
     calls: list[tuple[Any, ...]] = []
     buffer.aggregate()
     while batches := buffer.batches():
@@ -308,9 +310,9 @@ def fill(bench: Bench, namespace: str, agents: int) -> float:
     """Record 72 executions of each agent over the last six minutes.
 
     Returns:
-        A timestamp for which a five-minute window before it takes the most work, s since 1970. Ten seconds after the
-        start of a minute the window has ten slices: five of ten seconds, four minutes, one of ten seconds. For the
-        current time it may have as few as five.
+        A timestamp, s since 1970. The five-minute window before it takes the most work to read: because it ends ten
+        seconds after the start of a minute, it has ten slices (five of ten seconds, four of a minute, one of ten
+        seconds). A window that ends now may have as few as five slices.
     """
     client = bench.client()
     client.script_load(commands.FLUSH.source)
@@ -379,7 +381,10 @@ DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {
 
 
 def quantiles(bench: Bench) -> Iterator[Row]:
-    """Measure the largest error of p50 to p99.9, against exact quantiles by the in-memory version's index rule."""
+    """Measure the largest error of p50 to p99.9, relative to exact quantiles.
+
+    The exact quantiles follow the index rule of the in-memory version.
+    """
     sizes = (100, 10_000, 1_000_000)
     for size in sizes:
         for name, draw in DISTRIBUTIONS.items():

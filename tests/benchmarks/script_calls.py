@@ -1,7 +1,7 @@
-"""Calls of acquire and release in a process that imports one build; `scripts` starts a process per build.
+"""Calls acquire and release in a process that imports one build. `scripts` starts such a process for each build.
 
-It runs as a file and imports only public names of the library, so that it works in any checkout. Each input line is a
-strategy and a piece of work; the process prints a line when the work is done.
+This file is run as a program and imports only public names of the library, so that it works in any checkout. Each line
+of stdin has a strategy and a piece of work. The process prints a line when the work is done.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.balancer import LoadBalancingStrategy
 
 HELD_S = 3600.0
-"""TTL of the leases, so long that none is renewed during the measurement."""
+"""TTL of the leases, s: so long that no lease is renewed during the measurement."""
 
 
 AT_ONCE = 100
-"""Calls of one event-loop iteration form one pipeline, so that the server does not wake up for each of them."""
+"""Calls that start in the same tick of the event loop. They are one pipeline, so the server wakes up only once."""
 
 
 def main(url: str, namespace: str, instances: int, calls: int) -> None:
@@ -39,7 +39,7 @@ def main(url: str, namespace: str, instances: int, calls: int) -> None:
 
 
 async def fill(balancer: Any, name: str, instances: int) -> list[Any]:
-    """Register a fleet of unequal weights, and lease as many units as there are instances."""
+    """Register instances with unequal weights, and lease as many units as there are instances."""
     rate = {"requests_per_minute": 1e6} if name.endswith("-metered") else {}
     fleet = [AgentInstance(f"i{number}", name, 0, 100, 1.0 + number % 5) for number in range(instances)]
     for at in range(0, instances, AT_ONCE):
@@ -61,7 +61,7 @@ async def release(balancer: Any, instances: list[Any]) -> None:
 
 
 referenced: list[Any] = []
-"""References to the leases of `fill`, because a garbage-collected lease is released."""
+"""References to the leases of `fill`: a lease that is garbage-collected would be released."""
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,8 +1,8 @@
-"""The server time of acquire and release, against another checkout of the library: `--against FOLDER`.
+"""Benchmark of the server time of acquire and release, against another checkout of the library.
 
-Both builds send their own scripts to one server, in turn. The server's own count of its script time is compared, which
-excludes client and network. Other load on the machine can only add to that time, so the lowest tenth of many short
-rounds is compared.
+The option `--against FOLDER` names the other checkout. Both builds send their own scripts to one server, in turn. The
+compared time is the server's own count of the time in scripts, which excludes client and network. Other load on the
+machine can only make it longer, so the lowest tenth of many short rounds is compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.benchmarks.measure import Bench, Row, micros
 
 HERE = Path(__file__).resolve().parents[2]
 GOAL = 1.1
-"""Maximum cost of named records, relative to packed ones."""
+"""Maximum ratio of the server times. It was set for records with field names, relative to packed records."""
 WORKS = ("acquire", "release")
 
 
@@ -46,7 +46,7 @@ class Build:
         )
 
     def run(self, name: str, work: str) -> None:
-        """Send it one piece of work, and wait until it is done."""
+        """Send one piece of work to the process, and wait until the work is done."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(name, work, file=self.process.stdin, flush=True)
@@ -60,7 +60,7 @@ class Build:
 
 
 def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
-    """Yield one row per strategy and script; none without --against."""
+    """Yield one row per strategy and script, or no row without --against."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--against", type=Path)
     other: Path | None = parser.parse_known_args(rest)[0].against
@@ -79,7 +79,8 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
                 pairs = figures[work]
                 first, second = (statistics.quantiles([pair[at] for pair in pairs], n=10)[0] for at in (0, 1))
                 ratio = first / second
-                # The goal applies to the usual case. An instance with rates takes the general path of the scripts.
+                # The goal applies to the usual case only. An instance with rate limits takes the slower, general path
+                # of the scripts.
                 has_goal = name in names
                 yield Row(
                     f"server time of {work}, {name}, {instances:,} instances",
@@ -92,7 +93,10 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
 
 
 def _measured(client: Any, builds: Sequence[Build], name: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the microseconds per call of both builds by round, without the first round, which sends the scripts."""
+    """Return the microseconds per call of both builds in each round.
+
+    The first round is left out, because it sends the scripts.
+    """
     figures: dict[str, list[tuple[float, float]]] = {work: [] for work in WORKS}
     for number in range(rounds + 1):
         found: dict[tuple[str, int], float] = {}

@@ -1,4 +1,4 @@
-"""The README's ACL user: its rights suffice for all three services on every kind of server, and none is unused."""
+"""The ACL user in the README has the rights that the three services need on every kind of server, and no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.servers import Raw, Server, wait_until
 
 
 def readme_rules() -> list[str]:
-    """Return the ACL rules in the README's line."""
+    """Return the ACL rules in the ACL SETUSER command of the README."""
     found = re.search(r"^ *redis-cli (ACL SETUSER (?:.*\\\n)*.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert found is not None
     acl, setuser, _, *rules = shlex.split(found[1].replace("\\\n", " "))
@@ -37,7 +37,7 @@ class User:
     server: Server
 
     def refused(self) -> list[str]:
-        """Return the entries of the servers' ACL logs for this user."""
+        """Return the entries for this user in the ACL logs of the servers."""
         found = []
         for node in self.server.nodes:
             with node.client() as client:
@@ -54,7 +54,7 @@ def logged(client: Raw) -> list[list[str]]:
 
 @pytest.fixture
 def user(server: Server, namespace: str) -> Iterator[User]:
-    """A user with the README's rights, in the namespace of the test."""
+    """A user with the rights from the README, in the namespace of the test."""
     name = f"worker-{uuid.uuid4().hex[:8]}"
     rules = [rule.replace("agentperf:", f"{namespace}:") for rule in readme_rules()]
     for node in server.nodes:
@@ -127,7 +127,7 @@ def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
         use_caches(perf)
         for strategy in ("least_loaded", "weighted", "peak_ewma", "consistent_hash", "random"):
             use_balancer(perf, strategy)
-        # the bus: a write drops the local copies of other processes
+        # the message bus: a write invalidates the local copies in other processes
         reader, writer = perf.cache("copies", local_size=10), other.cache("copies")
         writer.put("a", 1)
         wait_until(lambda: reader.get("a") == reader.get("a") == 1 and reader.stats().hits, "a first read")

@@ -1,4 +1,4 @@
-"""docker-compose.yml, as far as it can be checked without Docker."""
+"""Checks of docker-compose.yml that need no Docker."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_every_script_compiles(server: Server) -> None:
 
 
 def test_scripts_in_use_are_the_scripts_present() -> None:
-    texts = (file.read_text() for file in _PACKAGE.rglob("*.py") if file.name != "script.py")  # that has examples
+    texts = (file.read_text() for file in _PACKAGE.rglob("*.py") if file.name != "script.py")  # has examples
     used = {name for text in texts for name in re.findall(r"""\bScript\(\s*"([\w/]+)"\s*\)""", text)}
     assert used == set(headers.scripts())
 
@@ -181,7 +181,7 @@ def test_correct_script_has_no_problems() -> None:
     ],
 )
 def test_script_with_a_fault_is_reported(right: str, wrong: str, complaint: str) -> None:
-    """The check above can fail."""
+    """The check of `test_every_script_matches_its_header` detects each kind of fault."""
     assert _GOOD.count(right) == 1
     found = headers.problems(_GOOD.replace(right, wrong), {"pool": _POOL})
     assert any(complaint in problem for problem in found), found
@@ -236,13 +236,16 @@ def test_commands_that_match_their_headers_pass() -> None:
 def test_calls_that_mismatch_their_headers_fail(
     script: Script, keys: tuple[str, ...], args: Any, resend: Any, complaint: str
 ) -> None:
-    """The conftest checks every command of the session in the same way."""
+    """The same check runs for every command of the session (see the conftest)."""
     with pytest.raises(AssertionError, match=re.escape(complaint)):
         Command(script, keys, args, id, resend)
 
 
 def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
-    """Yield every call of Command with a script: location, call, values of the local names, script's name."""
+    """Yield every call of `Command` with a script in the package.
+
+    Yields the location, the call, the values of the local names, and the name of the script.
+    """
     for file in sorted(_PACKAGE.rglob("*.py")):
         tree = ast.parse(file.read_text())
         known = {}
@@ -263,7 +266,10 @@ def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
 
 
 def test_scripts_are_called_with_their_header_names() -> None:
-    """The names in the source are those of the header, in its order, also for calls that no test makes."""
+    """The source passes the argument names of the header in the order of the header.
+
+    This also checks calls that no test makes.
+    """
     called = set()
     for where, call, local, name in _calls():
         args = call.args[2]
@@ -275,7 +281,7 @@ def test_scripts_are_called_with_their_header_names() -> None:
         remaining = iter(wanted)
         if None not in names:
             assert names == wanted, where
-        else:  # arguments that another function adds are checked when the command is made
+        else:  # arguments that another function adds are checked when the command is created
             assert all(each in remaining for each in names if each is not None), (where, names, wanted)
         called.add(name)
     assert called == set(headers.scripts())

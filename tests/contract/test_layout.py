@@ -1,4 +1,4 @@
-"""The tests have the layout of the package, and no file imports from a test."""
+"""The test folders mirror the package, and no file imports from a test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ TESTS = ROOT / "tests"
 PACKAGE = ROOT / "agentperf_redis"
 INTEGRATION = "tests/integration"
 
-# Modules without their own unit test, and the test that covers them. Most of them only talk to a server.
+# Each module without its own unit test, and the test that covers the module. Most of these modules do only I/O with a
+# server.
 PROVEN_BY = {
     "backend.py": f"{INTEGRATION}/transport/test_executor.py",
     "balancer/async_client.py": "tests/unit/balancer/test_client.py",
@@ -85,13 +86,13 @@ PROVEN_BY = {
 
 
 def modules() -> list[str]:
-    """Return the modules of the package, without those that only re-export."""
+    """Return the modules of the package, except modules that only re-export names."""
     found = (str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("**/*.py"))
     return sorted(name for name in found if not name.endswith("__init__.py"))
 
 
 def unit_tests_of(module: str) -> Iterator[Path]:
-    """Yield the possible paths of a module's unit test: its own file or, for commands, the file of their package."""
+    """Yield the possible paths of a module's unit test: its own file, or for `commands` modules that of the package."""
     path = Path(module)
     yield TESTS / "unit" / path.parent / f"test_{path.name}"
     if path.parent.name == "commands":
@@ -113,7 +114,7 @@ def test_reasons_name_existing_modules_and_tests() -> None:
 
 
 def test_unit_tests_are_named_after_a_module() -> None:
-    """The module is one of the library, a package of it, or a module of the tests, such as the benchmarks."""
+    """The module may be a module or package of the library, or a module of the tests, such as a benchmark."""
     stray = []
     for path in (TESTS / "unit").glob("**/test_*.py"):
         module = path.relative_to(TESTS / "unit").with_name(path.name.removeprefix("test_"))
@@ -125,7 +126,7 @@ def test_unit_tests_are_named_after_a_module() -> None:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Yield the modules that a source imports, and each name imported from one, which may also be a module."""
+    """Yield the modules that a source imports, and the names imported from modules, which may be modules too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -135,7 +136,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def from_tests(source: str) -> list[str]:
-    """Return the names that a source imports from a test or a conftest."""
+    """Return the names that a source imports from a test module or a conftest."""
     return [
         name
         for name in imported(source)

@@ -1,4 +1,4 @@
-"""The package that users install: a complete wheel that works with its core dependencies alone."""
+"""Tests of the package that users install: the wheel is complete and works with only its core dependencies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _build(out: Path, *options: str) -> None:
 
 @pytest.fixture(scope="module", params=["from the tree", "from the sdist"])
 def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built in both common ways: from the tree and from the sdist."""
+    """The wheel. The test runs twice: with a wheel built from the source tree, and with one built from the sdist."""
     out = tmp_path_factory.mktemp("dist")
     _build(out, *(["--wheel"] if request.param == "from the tree" else []))
     (built,) = out.glob("*.whl")
@@ -39,7 +39,7 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the installed wheel, its core dependencies and their dependencies, and nothing else."""
+    """A folder with only the installed wheel, its core dependencies and the dependencies of these."""
     folder = tmp_path_factory.mktemp("site")
     words = ["-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
     subprocess.run([sys.executable, *words, "--target", str(folder), str(wheel)], check=True)
@@ -76,7 +76,7 @@ def _closure(names: set[str]) -> set[str]:
 
 
 def _run(site: Path, code: str) -> str:
-    """Run code in a Python that has the standard library and `site`, and no site-packages."""
+    """Run code in a Python that can import only the standard library and the packages in `site`."""
     words = [sys.executable, "-I", "-S", "-W", "error", "-c", f"import sys; sys.path.append({str(site)!r})\n{code}"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=site)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def test_sdist_contains_everything_to_build_and_test(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_library_modules_import_with_core_dependencies(site: Path) -> None:
-    """The command line is an extra. All other modules must work without the packages of the extras."""
+    """Only the command line may need the packages of an extra."""
     code = """
 import importlib, json, pkgutil, agentperf_redis
 names = [m.name for m in pkgutil.walk_packages(agentperf_redis.__path__, "agentperf_redis.", onerror=print)]

@@ -1,4 +1,4 @@
-"""Each service has a blocking API and an asyncio API in `aio`. Both have the same methods with the same behaviour."""
+"""The blocking API and the asyncio API (`aio`) of a service have the same methods with the same behaviour."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WITHOUT_IO = {
         "track",
     },
 }
-"""Public names that never reach the server, so both APIs share them."""
+"""Public names that need no server. The asyncio API has no counterpart of these."""
 
 READ_BY = {
     "LoadBalancer": {"instances": "status"},
@@ -46,7 +46,7 @@ READ_BY = {
     "TieredCache": {"hits": "stats", "misses": "stats"},
     "MetricsCollector": {"metrics": "snapshots"},
 }
-"""Properties of the in-memory version that read the server, and the asyncio method that replaces each."""
+"""Properties, kept from the in-memory version, that read from the server -> the asyncio method that replaces each."""
 
 BODIES_DIFFER = {
     "get_or_compute": "only the blocking method rejects coroutine functions",
@@ -78,7 +78,7 @@ def body(function: Any) -> list[str]:
     statements = tree.body[1:] if ast.get_docstring(tree) else tree.body
     text = [ast.unparse(statement) for statement in statements]
     blocking = [re.sub(r"\bawait |\bAsync(?=[A-Z])", "", line).replace(".arun(", ".run(") for line in text]
-    return [ast.unparse(ast.parse(line)) for line in blocking]  # drops the brackets of awaited calls
+    return [ast.unparse(ast.parse(line)) for line in blocking]  # removes the brackets around awaited calls
 
 
 @pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)
@@ -92,7 +92,7 @@ def test_async_method_has_the_blocking_signature(name: str, method: str) -> None
         returned = ours.return_annotation == theirs.return_annotation
         assert returned or method == "run_checks", "`run_checks` returns when it is cancelled"
     else:
-        assert ours.return_annotation == f"Async{theirs.return_annotation}", "a block for `async with`"
+        assert ours.return_annotation == f"Async{theirs.return_annotation}", "the result is for `async with`"
         assert hasattr(inspect.signature(value, eval_str=True).return_annotation, "__aenter__")
 
 

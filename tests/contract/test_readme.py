@@ -1,4 +1,4 @@
-"""The README is correct: its programs and calls run as written, and every name in it exists."""
+"""Tests of the README: its programs and calls run as written, and every name in it exists."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_programs_show_each_service_blocking_and_async() -> None:
             assert any(re.search(service, program) for program in programs), service
 
 
-# The first column of the tables of calls: one call or two, in one code span.
+# The calls in the first column of the README's tables. A code span has one or two calls.
 CALLS = re.findall(
     r"^\| `((?:m\.|with m\.|MetricsCollector\(|memory_forecast\(|answers\.|perf\.|lb\.|lease\.).*?)` \|",
     TEXT,
@@ -66,8 +66,8 @@ def test_tables_have_calls_of_each_service() -> None:
 
 @pytest.fixture
 def names(perf: AgentPerf) -> Iterator[dict[str, Any]]:
-    """The names in the calls: a pool with free capacity, an agent with records, a held instance and a held lease."""
-    lb = perf.balancer("consistent_hash")  # the only strategy that allows all the calls
+    """The variables that the calls use: a pool with free capacity, an agent with records, an instance and a lease."""
+    lb = perf.balancer("consistent_hash")  # the only strategy that allows all calls in the tables
     instance = AgentInstance("coder-1", "coder", max_capacity=9, labels=frozenset({"gpu"}))
     lb.register_instance(instance)
     perf.metrics.record_execution("planner", 0.25, success=True)
@@ -104,7 +104,7 @@ def test_draining_call_in_tables_stops_new_leases(perf: AgentPerf) -> None:
 
 
 def listed_keys() -> set[tuple[str, str]]:
-    """Return the listed keys with their types. ``a|b`` in a part of a key means two keys."""
+    """Return the keys that the README lists, with their types. ``a|b`` in a key stands for two keys."""
     listed = set()
     for line, kind in re.findall(r"^(agentperf:\S+) +(HASH|ZSET|STRING|LIST|STREAM)\b", TEXT, re.MULTILINE):
         parts = [part.split("|") for part in re.split(r"([:{}])", line)]
@@ -113,7 +113,10 @@ def listed_keys() -> set[tuple[str, str]]:
 
 
 def shown_state() -> list[tuple[str, str]]:
-    """Return the fields of the example pool. Three spaces separate fields on a line; ``-- `` begins a remark."""
+    """Return the hash fields of the example pool in the README.
+
+    On a line, three spaces separate fields, and ``-- `` begins a remark.
+    """
     shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:\S.*\n)+)", TEXT)
     assert shown is not None
     fields = [each for line in shown[1].splitlines() for each in re.split(r" {3,}", line) if not each.startswith("-- ")]
@@ -127,7 +130,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
         lb.register_instance(AgentInstance(f"coder-{number}", "coder", max_capacity=5, labels=labels))
     pool = Pool.of(namespace, "coder")
     perf.backend.run(commands.claim_checks(pool, 60_000, 8))
-    for at_ms in (1, 2, 3):  # three failed checks in a row: it is down
+    for at_ms in (1, 2, 3):  # after three failed checks in a row, an instance is down
         perf.backend.run(commands.report_checks(pool, at_ms, [("coder-3", False)]))
     held = lb.acquire("coder")
     ended = lb.acquire("coder")
@@ -142,7 +145,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     perf.metrics.flush()
 
     def plain(key: str) -> str:
-        """Replace the parts that differ in each run."""
+        """Replace the parts of a key that differ in each run."""
         key = re.sub(r":(10s|1m|1h|1d):20[-:T0-9]*:", r":\1:<UTC>:", key.replace(f"{namespace}:", "agentperf:"))
         return re.sub(r":w:.*", ":w:<process>", key)
 
@@ -176,7 +179,10 @@ ROWS = re.findall(r"^\| (`agentperf .*?) \|", TEXT, re.MULTILINE)
 
 
 def named_commands(row: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Yield the commands in the first cell of a row, with their options. A bare name belongs to the previous group."""
+    """Yield the commands in the first cell of a row, with their options.
+
+    A name without a group belongs to the same group as the previous command.
+    """
     group: tuple[str, ...] = ()
     for span in re.findall(r"`(.*?)`", row):
         words = tuple(re.split(r" (?=[\[A-Z-])", span)[0].split())
@@ -234,7 +240,7 @@ def test_cited_tests_exist() -> None:
 
 
 def record(url: str, namespace: str) -> bool:
-    """Run a task of a process pool. The AgentPerf belongs to the process and stays open."""
+    """The task of a process pool. It uses an AgentPerf that the process keeps open."""
     perf = AgentPerf(url, namespace=namespace)
     perf.metrics.record_execution("planner", 0.1, success=True)
     return perf.metrics.flush()

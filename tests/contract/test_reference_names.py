@@ -118,7 +118,7 @@ FIRST_PARAMETERS: dict[str, tuple[str, ...]] = {
 
 
 def replaced() -> set[str]:
-    """Return the names in the code spans of the README's section."""
+    """Return the names in the code spans of the README's section about the in-memory version."""
     text = README.read_text(encoding="utf-8")
     section = text.split("## Coming from the in-memory version", 1)[1].split("\n## ", 1)[0]
     return set(re.findall(r"[A-Za-z_]+\.[A-Za-z_]+", " ".join(re.findall(r"`([^`]+)`", section))))

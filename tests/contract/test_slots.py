@@ -1,6 +1,7 @@
-"""No script leaves its slot. A Cluster rejects that in a script with a shebang, which the conftest adds to all scripts.
+"""No script uses a key outside its slot.
 
-Other tests run on a Cluster as well; this one guarantees that every script has run there.
+On a Cluster, the server rejects such an access if the script has a shebang. The conftest adds a shebang to all scripts.
+Other tests run on a Cluster too, but this test ensures that every script has run on a Cluster.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.support import headers
 
 @pytest.fixture
 def ran(_scripts_keep_to_their_slot: None, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Return the names of the scripts that were sent, filled as they are sent."""
+    """The names of the scripts that were sent so far."""
     sent: set[str] = set()
     plain = Script.__dict__["sha"].fget
 
@@ -90,7 +91,7 @@ def test_no_script_leaves_its_slot(perf: AgentPerf, backend: Backend, ran: set[s
 
 @pytest.mark.servers("cluster")
 def test_script_that_leaves_its_slot_fails(backend: Backend, ran: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check above can fail."""
+    """The check of `test_no_script_leaves_its_slot` detects a script that leaves its slot."""
 
     class Stray(Script):
         source = "#!lua\nreturn {redis.call('GET', KEYS[1]), redis.call('GET', 'elsewhere')}"

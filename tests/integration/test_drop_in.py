@@ -1,4 +1,4 @@
-"""Programs for the in-memory version run after a change of their import line alone."""
+"""Programs for the in-memory version run here after a change of only their import line."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ demo_load_balancing()
 
 @pytest.fixture
 def execute(start_server: Callable[..., Server], tmp_path: Path) -> Callable[[str], list[str]]:
-    """Run a program in a separate process with a separate server, and return its output lines."""
+    """Run a program in a separate process with a fresh server, and return its output lines."""
     server = start_server("valkey")
 
     def run(program: str) -> list[str]:

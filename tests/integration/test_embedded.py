@@ -24,11 +24,11 @@ from tests.support.workers import Workers
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A data folder; the server stops and the socket is removed after the test."""
+    """A data folder. After the test, its server is stopped and its socket is removed."""
     place = tmp_path / "data"
     yield place
     embedded.stop(place)
-    embedded._socket_of(place).unlink(missing_ok=True)  # a killed server leaves its socket
+    embedded._socket_of(place).unlink(missing_ok=True)  # a killed server does not remove its socket
 
 
 def _client(socket: Path) -> Raw:
@@ -138,7 +138,7 @@ def test_embedded_url_starts_and_shares_the_server(
     folder: Path, connect: Callable[..., Backend], namespace: str
 ) -> None:
     first, second = connect(f"embedded://{folder}"), connect(f"embedded://{folder}")
-    assert embedded.running(folder) is None  # until the first command
+    assert embedded.running(folder) is None  # nothing runs until the first command
     first.run(Command("PING", (), (), bytes))
     assert first.run(first.entered("lb")) == []
     pid = _found(folder).pid
@@ -152,7 +152,7 @@ def test_embedded_url_starts_and_shares_the_server(
     with pytest.raises(BackendUnavailable):
         connect(f"embedded://{folder}/server.lock/below-a-file", deadline=0.5).run(Command("PING", (), (), bytes))
     with pytest.raises(BackendUnavailable):
-        first.run(Command("PING", (), (), bytes))  # a stopped server is not restarted by its earlier users
+        first.run(Command("PING", (), (), bytes))  # the backends that used the server must not restart it
     assert embedded.running(folder) is None
 
 
@@ -164,7 +164,7 @@ def _start_and_stay(folder: Path) -> Generator[int, None, None]:
 def test_server_outlives_its_starting_process(folder: Path, workers: Workers) -> None:
     starter = workers.start(_start_and_stay, folder)
     pid = starter.said()
-    assert os.getsid(pid) not in (os.getsid(0), os.getsid(starter.pid))  # no Ctrl-C in their terminals reaches it
+    assert os.getsid(pid) not in (os.getsid(0), os.getsid(starter.pid))  # so no Ctrl-C reaches the server
     starter.kill()
     assert _found(folder).pid == pid
     with _client(embedded.ensure(folder)) as client:
@@ -212,7 +212,7 @@ def test_unresponsive_server_is_named_and_left_running(folder: Path) -> None:
 
 
 def test_foreign_server_on_the_socket_is_ignored(folder: Path) -> None:
-    """A foreign server in place of the socket is neither used nor stopped."""
+    """Another server listens on the socket of the folder. It is neither used nor stopped."""
     socket = embedded.ensure(folder)
     server = _found(folder)
     with embedded.private() as other:

@@ -1,4 +1,4 @@
-"""Fixtures of the unit tests, which need no server."""
+"""Fixtures of the unit tests. Unit tests need no server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentperf_redis.backend import Backend
 
 @pytest.fixture
 def dead_backend() -> Iterator[Backend]:
-    """A Backend without a server: every command raises `BackendUnavailable`."""
+    """A Backend whose server does not exist: every command raises `BackendUnavailable`."""
     backend = Backend("redis://127.0.0.1:1/0", deadline=0.05)
     yield backend
     backend.close()

@@ -1,4 +1,4 @@
-"""Modules that creating and entering an `AgentPerf` loads, each in a separate interpreter."""
+"""Tests of `AgentPerf` without a server. The import test runs in a separate interpreter."""
 
 from __future__ import annotations
 

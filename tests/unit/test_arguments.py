@@ -59,7 +59,7 @@ def test_bounds_are_shown_without_exponents() -> None:
 
 def test_timedelta_error_suggests_total_seconds() -> None:
     with pytest.raises(
-        InvalidArgument, match=r"seconds from 0\.001 to 316224000; of a timedelta, \.total_seconds\(\)$"
+        InvalidArgument, match=r"seconds from 0\.001 to 316224000; for a timedelta, pass \.total_seconds\(\)$"
     ):
         arguments.seconds("ttl", timedelta(minutes=5))
 

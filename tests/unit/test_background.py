@@ -1,4 +1,4 @@
-"""The mechanisms of a background thread, each on its own, without a server."""
+"""Tests of each mechanism of a background thread, without a server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def no_thread_left() -> Iterator[None]:
 
 
 def do(jobs: Background, job: Callable[[], object] = lambda: None) -> None:
-    """Run a job, and wait for it."""
+    """Run a job, and wait until it has run."""
     done = threading.Event()
 
     def work() -> None:
@@ -228,7 +228,7 @@ def test_no_job_is_lost_between_successive_threads(lingers: bool) -> None:
     jobs = Background(NAME, lingers=lingers)
     done: list[int] = []
     if lingers:
-        jobs.close(LIMIT_S)  # from now on, each thread ends as soon as possible
+        jobs.close(LIMIT_S)  # after `close`, each thread ends as soon as possible
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -281,7 +281,7 @@ class Dropped:
     def __init__(self, jobs: Background, done: list[int]) -> None:
         self._jobs = jobs
         self._done = done
-        self.me = self  # a cycle, so that only the collector frees it
+        self.me = self  # a reference cycle, so that only the garbage collector frees the object
 
     def __del__(self) -> None:
         self._jobs.put(lambda: self._done.append(1))
@@ -290,7 +290,7 @@ class Dropped:
 def test_put_from_del_works_at_any_time(jobs: Background) -> None:
     done: list[int] = []
     thresholds = gc.get_threshold()
-    gc.set_threshold(1)  # nearly every allocation triggers a collection, also within put and on the thread
+    gc.set_threshold(1)  # nearly every allocation triggers a collection, also inside `put` and on the thread
     try:
         for number in range(300):
             Dropped(jobs, done)
@@ -350,7 +350,7 @@ def alarm() -> Iterator[Alarm]:
     signal.signal(signal.SIGALRM, before)
 
 
-# An exception of the handler within a weak reference callback, such as those of threads, is only reported.
+# If the handler raises inside the callback of a weak reference, as threads use them, Python only reports the exception.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lingers", [True, False])
 def test_interrupted_callers_leave_the_thread_working(alarm: Alarm, lingers: bool) -> None:
@@ -412,7 +412,7 @@ def test_unnamed_thread_takes_over_at_thread_limit(jobs: Background, monkeypatch
 
 
 def in_child(work: Callable[[], object]) -> None:
-    """Run a function in a forked child. An exception there fails the test."""
+    """Run a function in a forked child. An exception in the child fails the test."""
     pid = os.fork()
     if pid == 0:
         code = 1

@@ -1,1 +1,1 @@
-"""The message bus of a process: subscriptions, and their connections."""
+"""The message bus of a process: its subscriptions and its connections."""

@@ -1,8 +1,9 @@
-"""The bus: delivers wake-ups and invalidations, published by scripts, to the subscribers.
+"""The message bus: delivers the wake-ups and invalidations that scripts publish to subscribers in this process.
 
-It uses sharded channels (SPUBLISH). In a Cluster, only the node that owns the slot of a channel has its messages. There
-is one connection for each such node, and one thread for all of them. A broken connection may lose messages, so every
-subscriber is notified of a gap. It must treat messages as wake-ups, or drop its local copies after a gap.
+The bus uses sharded channels (SPUBLISH). In a Cluster, only the node that owns the slot of a channel delivers its
+messages. There is one connection for each node with subscribed channels, and one thread for all connections. A broken
+connection may lose messages, so its subscribers are notified of a gap. A subscriber must use messages only as hints to
+check the state, or drop its local copies after a gap.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ class Bus:
         connector: creates the connections.
         locate: returns the node that owns a channel in the known layout, or None; must not block.
         doubt: called when a node no longer owns a channel.
-        learn: refreshes the layout, and returns an error text, empty on success; may block for a while. None for a
-            fixed layout.
-        on_trouble: called on the thread of the bus when a connection was lost. The next server may be another one.
+        learn: refreshes the layout and returns an error text, empty on success; may block for a while. None for a fixed
+            layout.
+        on_trouble: called on the thread of the bus when a connection was lost. The next connection may lead to another
+            server.
     """
 
     def __init__(
@@ -48,9 +50,9 @@ class Bus:
 
         Args:
             channel: a channel that scripts SPUBLISH to.
-            listener: called on the thread of the bus; must be quick.
-            on_gap: called on that thread, and only there, whenever messages may have been missed: when the
-                subscription is confirmed, when the connection was lost, and when it is restored.
+            listener: called with each message on the thread of the bus; must be quick.
+            on_gap: called, only on the thread of the bus, whenever messages may have been missed: when the subscription
+                is confirmed, when the connection was lost, and when the connection is restored.
         """
         subscription = Subscription(channel, listener, on_gap, self._remove)
         with self._lock:
@@ -62,15 +64,16 @@ class Bus:
         return subscription
 
     def confirmed_at(self, channel: str) -> float:
-        """Return the send time of the newest answered ping on the connection of a channel, by `time.monotonic`, or 0.0.
+        """Return until when the bus has certainly delivered all messages of a channel, by `time.monotonic`, or 0.0.
 
-        All messages published before that time have been delivered. Calls of this method keep the pings frequent.
+        It is the send time of the newest answered ping on the connection of the channel: all messages published before
+        that time have been delivered. While this method is called, pings are frequent.
         """
         listener = self._listener
         return 0.0 if listener is None else listener.confirmed_at(channel)
 
     def close(self) -> None:
-        """End the thread and its connections permanently."""
+        """End the thread and close its connections permanently."""
         with self._lock:
             self._closed = True
             listener = self._listener
@@ -83,7 +86,7 @@ class Bus:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.abandon()
-            self._inherited.append(listener)  # never finalized: its resources belong to the parent
+            self._inherited.append(listener)  # kept, so that it is never finalized: its resources belong to the parent
 
     def _remove(self, subscription: Subscription) -> None:
         with self._lock:

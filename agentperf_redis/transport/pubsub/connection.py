@@ -1,4 +1,4 @@
-"""A bus connection: the link to one node for the messages of its channels, connected or not."""
+"""A bus connection: the link to one node, over which the messages of its channels arrive."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from agentperf_redis.transport.resp import pack
 from agentperf_redis.transport.topology import Node
 
 LOST_AFTER_S = 1.5
-"""A connection with a ping unanswered for this long is lost."""
+"""If a ping is not answered for this long, the connection is considered lost."""
 
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.02, 1.0
 _REFUSED_BACKOFF_S = 10.0
-"""Backoff after a refusal that only an operator can fix: an ACL, a password, a certificate."""
+"""Backoff after a refusal whose cause only an operator can remove: an ACL, a password, a certificate."""
 _MAX_UNANSWERED = 128
-"""Maximum requests in flight on a connection: few enough to fit the socket buffer, so that sending never blocks."""
+"""Maximum requests in flight on a connection. This many fit into the socket buffer, so sending never blocks."""
 _MAX_AT_ONCE = 512
-"""Maximum replies read from one connection before the others are read."""
+"""Maximum replies read from one connection before the other connections are read."""
 
 
 class BusReply(NamedTuple):
-    """A reply or a message of a node.
+    """A reply or a message from a node.
 
     Attributes:
-        kind: "smessage", "ssubscribe", "sunsubscribe", or "refused" with the kind of request in `request`.
-        channel: its channel.
+        kind: "smessage", "ssubscribe", "sunsubscribe" or "refused".
+        channel: the channel.
         payload: the message, or the text of the refusal.
-        request: the kind of the refused request.
+        request: the kind of the refused request; otherwise empty.
     """
 
     kind: str
@@ -49,15 +49,15 @@ class BusReply(NamedTuple):
 
 
 class BusConnection:
-    """The link to one node: open, being dialled, or backing off after a failure. Used on the thread of the bus only.
+    """The link to one node: open, being opened, or waiting after a failure. Used on the thread of the bus only.
 
     Attributes:
         node: the node.
-        dialling: whether a connection is being made.
+        dialling: whether another thread is making a connection (`dial`).
         failures: consecutive failures.
-        retry_at: time of the next dial, by `time.monotonic`.
+        retry_at: earliest time of the next connection attempt, by `time.monotonic`.
         channels: the channels of this node, in any state.
-        confirmed: send time of the newest answered ping; 0.0 if none.
+        confirmed: send time of the newest answered ping, by `time.monotonic`; 0.0 if none was answered.
     """
 
     def __init__(self, node: Node) -> None:
@@ -71,7 +71,7 @@ class BusConnection:
         self._fresh: Connection | None = None
         self._proven_at = 0.0
         self._unanswered: deque[tuple[str, str]] = deque()
-        """The requests without a reply yet: kind and channel. Messages may come between the replies."""
+        """Kind and channel of each request without a reply yet. Messages may arrive between the replies."""
         self._ping_sent = 0.0
         self._ping_open = self._ping_soon = False
 
@@ -80,21 +80,21 @@ class BusConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has a connection."""
+        """Whether the node is connected."""
         return self._connection is not None
 
     @property
     def has_capacity(self) -> bool:
-        """Whether a request may be sent now. Replies free capacity."""
+        """Whether another request may be sent now. Each reply makes room for one."""
         return self._connection is not None and len(self._unanswered) < _MAX_UNANSWERED
 
     @property
     def socket(self) -> socket.socket | None:
         """The socket to watch for incoming data."""
-        return None if self._connection is None else self._connection._sock  # noqa: SLF001  redis-py does not expose it
+        return None if self._connection is None else self._connection._sock  # noqa: SLF001  not public in redis-py
 
     def dial(self, connector: Connector) -> None:
-        """Make a connection for `open` to use. May block for seconds, so it runs on another thread.
+        """Make a connection, which `open` then uses. May block for seconds, so it is called on another thread.
 
         Raises:
             ExchangeFailed: no connection could be made.
@@ -111,7 +111,7 @@ class BusConnection:
         self._fresh = fresh
 
     def open(self) -> None:
-        """Start to use the dialled connection."""
+        """Start to use the connection that `dial` made."""
         self._connection, self._fresh = self._fresh, None
         self._unanswered.clear()
         self._proven_at = self.confirmed = 0.0
@@ -128,7 +128,7 @@ class BusConnection:
         return was_open
 
     def prove(self) -> bool:
-        """Record that a channel is subscribed. Return whether it is the first one of this connection."""
+        """Record that a channel is subscribed. Return whether it is the first channel of this connection."""
         first = not self._proven_at
         self._proven_at = self._proven_at or time.monotonic()
         self._ping_soon = True
@@ -137,7 +137,9 @@ class BusConnection:
     def back_off(self, *, final: bool) -> None:
         """Back off after a failure, longer after each consecutive failure.
 
-        A connect is not yet a success, nor is a connection that broke soon: a server must not be flooded with connects.
+        The count of failures starts again only if the connection had a subscribed channel for longer than
+        `_MAX_BACKOFF_S`. A connect alone does not count as a success. Otherwise a server that accepts connections but
+        soon drops them would be flooded with connection attempts.
         """
         now = time.monotonic()
         lasted = self._proven_at and now - self._proven_at > _MAX_BACKOFF_S
@@ -159,10 +161,10 @@ class BusConnection:
             raise broken(error, (), fresh=False) from None
 
     def ping(self, every_s: float) -> float:
-        """Send a ping if one is due. Return the time of the next call.
+        """Send a ping if one is due. Return when to call this again.
 
         Raises:
-            ExchangeFailed: the last one was not answered, or the connection broke.
+            ExchangeFailed: the last ping was not answered, or the connection broke.
         """
         now = time.monotonic()
         if not self._ping_open:
@@ -176,7 +178,7 @@ class BusConnection:
         return self._ping_sent + LOST_AFTER_S
 
     def read(self) -> Iterator[BusReply | None]:
-        """Yield the replies that have arrived, without waiting. A final None means that there may be more.
+        """Yield the replies that have arrived, without waiting. A final None means that more may have arrived.
 
         Raises:
             ExchangeFailed: the connection broke.
@@ -187,7 +189,7 @@ class BusConnection:
                 if connection is None:
                     return
                 reply = connection.read_response(disable_decoding=True, timeout=0, disconnect_on_error=False)
-            except RedisTimeoutError:  # nothing, half a reply, or a TLS record without data
+            except RedisTimeoutError:  # nothing arrived, or half a reply, or a TLS record without data
                 return
             except ResponseError as error:
                 request, channel = self._unanswered.popleft() if self._unanswered else ("", "")
@@ -197,7 +199,7 @@ class BusConnection:
                 continue
             except (RedisError, OSError) as error:
                 raise broken(error, (), fresh=False) from None
-            # a connection without a channel is not in subscriber mode, and replies to a ping with a plain PONG
+            # without a subscription, a connection is not in subscriber mode, so the reply to a ping is a plain PONG
             first, name, payload = (*(reply if isinstance(reply, list) else (reply.lower(), b"")), b"")[:3]
             kind, channel = first.decode(), name.decode()
             if kind == "pong":
@@ -211,6 +213,9 @@ class BusConnection:
 
 
 def backoff_s(failures: int, *, final: bool = False) -> float:
-    """Return the backoff after a number of consecutive failures; random, so that many clients are not in step."""
+    """Return the backoff after a number of consecutive failures, s.
+
+    It is random, so that many clients do not retry at the same time.
+    """
     maximum = _REFUSED_BACKOFF_S if final else min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(failures - 1, 16))
     return random.uniform(maximum / 2, maximum)

@@ -1,8 +1,9 @@
-"""The thread of the bus. Callers record subscriptions and wake it; it alone owns the state of channels and connections.
+"""The thread of the message bus. Only this thread changes the state of channels and connections.
 
-Whenever data arrives or a timer is due, it moves each unsettled channel one step towards its wanted state. Calls that
-may block, connects and layout requests, run on short-lived separate threads: a node that does not answer must not delay
-the messages of the others.
+Callers record subscriptions and wake the thread. Whenever data arrives or a timer is due, the thread moves each
+unsettled channel one step towards its wanted state: subscribed or not subscribed. Connects and layout requests may
+block, so they run on separate short-lived threads: a node that does not answer must not delay the messages of the other
+nodes.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from agentperf_redis.transport.topology import Node
 _log = logging.getLogger("agentperf_redis")
 
 PING_EVERY_S = 0.1
-"""Ping interval of a connection, to confirm that it still delivers messages. See `Bus.confirmed_at`."""
+"""Ping interval while `Bus.confirmed_at` is called. A ping confirms that a connection still delivers messages."""
 _IDLE_PING_EVERY_S = 2.0
-"""The same while there are no calls of `confirmed_at`."""
+"""Ping interval while `Bus.confirmed_at` is not called."""
 _QUERIED_RECENTLY_S = 5.0
 _FAULT_BACKOFF_S = 1.0
 _FOR_GOOD = ("NOPERM", "NOAUTH", "DENIED", "ERR unknown")
-"""Prefixes of permanent refusals: a retry would not help."""
+"""Prefixes of permanent error replies. A retry would not help."""
 _REFUSED, _LAYOUT = "refused channels", "the layout of the Cluster"
 
 
@@ -51,12 +52,12 @@ class _State(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class _Channel:
-    """A channel with subscribers, or with subscribers until recently."""
+    """A channel that has subscribers, or had them and is not yet unsubscribed."""
 
     name: str
     state: _State = _State.MISSING
     connection: BusConnection | None = None
-    """The connection of its node, by the layout known at the last check."""
+    """The connection to the node that owns the channel, by the layout at the last check."""
     refusals: int = 0
     retry_at: float = 0.0
 
@@ -86,7 +87,7 @@ class Listener:
         self._arrivals: deque[Callable[[], None]] = deque()
         self._stopping = self._ended = False
         self._queried_at = 0.0
-        # The attributes below belong to the thread.
+        # Only the thread uses the attributes below.
         self._channels: dict[str, _Channel] = {}
         self._unsettled: set[str] = set()
         """Channels that are not yet in their wanted state."""
@@ -96,9 +97,9 @@ class Listener:
         self._layout_retry_at = 0.0
         self._faults: dict[str, set[str]] = {}
         self._due = 0.0
-        """Time of the next round if no data arrives."""
+        """Time of the next iteration of the thread if no data arrives."""
 
-    # Called by any thread.
+    # The methods below may be called on any thread.
 
     def start(self) -> None:
         """Start the thread."""
@@ -119,7 +120,7 @@ class Listener:
         now = time.monotonic()
         idle, self._queried_at = now - self._queried_at > _QUERIED_RECENTLY_S, now
         if idle:
-            self._wake()  # the thread sleeps until the next idle ping
+            self._wake()  # the thread may sleep until the next idle ping, which is too late
         channel = self._channels.get(name)
         connection = None if channel is None or channel.state is not _State.LIVE else channel.connection
         return 0.0 if connection is None else connection.confirmed
@@ -132,7 +133,7 @@ class Listener:
             self._thread.join(timeout=2 * LOST_AFTER_S)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors. The connections of the parent stay open."""
+        """In a forked child: close the inherited descriptors. The connections of the parent stay open."""
         sockets = [self._wake_read, self._wake_write, *(connection.socket for connection in self._connections.values())]
         for each in sockets:
             if each is not None:
@@ -140,10 +141,10 @@ class Listener:
                     each.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is awake already; closed: it has ended
+        with contextlib.suppress(OSError):  # full: the thread is awake already; closed: the thread has ended
             self._wake_write.send(b"!")
 
-    # Blocking calls, on separate threads.
+    # The methods below block and run on separate threads.
 
     def _dial(self, connection: BusConnection) -> None:
         failed = None
@@ -151,7 +152,7 @@ class Listener:
             connection.dial(self._connector)
         except ExchangeFailed as error:
             failed = error
-        except Exception as error:  # noqa: BLE001  the connection must not stay in the dialling state
+        except Exception as error:  # noqa: BLE001  `dialling` must not stay set
             failed = ExchangeFailed(repr(error), sent=False)
         if not self._post(partial(self._dialled, connection, failed)):
             connection.close()
@@ -178,7 +179,7 @@ class Listener:
         while not self._stopping:
             try:
                 self._round()
-            except BaseException:  # noqa: BLE001  only `stop` ends it: else messages would be lost unnoticed
+            except BaseException:  # noqa: BLE001  if the thread ended, messages would be lost unnoticed
                 _log.exception("bus: an internal fault; reconnecting")
                 with contextlib.suppress(Exception):
                     for connection in list(self._connections.values()):
@@ -212,7 +213,7 @@ class Listener:
             self._log_recovery(f"the connection to {connection}", "", "is no longer needed")
 
     def _await_something(self) -> None:
-        with selectors.PollSelector() as selector:  # unlike epoll it has no descriptor that a fork would leak
+        with selectors.PollSelector() as selector:  # unlike epoll, poll has no descriptor that a fork would leak
             selector.register(self._wake_read, selectors.EVENT_READ)
             for connection in self._connections.values():
                 if connection.socket is not None:
@@ -235,7 +236,7 @@ class Listener:
     # Channels
 
     def _settle(self, name: str, now: float) -> None:
-        """Move a channel one step towards its wanted state."""
+        """Move a channel one step towards its wanted state, subscribed or not subscribed."""
         channel = self._channels.get(name)
         if channel is None:
             channel = self._channels[name] = _Channel(name)
@@ -285,7 +286,7 @@ class Listener:
     def _request(self, channel: _Channel, kind: str, then: _State) -> None:
         connection = channel.connection
         if connection is None or not connection.has_capacity:
-            return  # replies free capacity and wake the thread
+            return  # each reply makes room for a request and wakes the thread
         try:
             connection.request(kind, channel.name)
             channel.state = then
@@ -334,7 +335,7 @@ class Listener:
 
     def _learned(self, fault: str) -> None:
         self._layout_requested = False
-        self._layout_requests += 1  # consecutive, until a channel is subscribed: a new layout may not help
+        self._layout_requests += 1  # counted until a channel is subscribed, because a new layout may not help
         self._layout_retry_at = time.monotonic() + backoff_s(self._layout_requests)
         if fault:
             self._layout_wanted = True
@@ -366,7 +367,7 @@ class Listener:
                 self._log_recovery(f"the connection to {connection}", "", "is back")
             channel.refusals, channel.retry_at = 0, 0.0
             self._log_recovery(_REFUSED, channel.name, "are subscribed now")
-            self._unsettled.add(channel.name)  # it may have lost its last subscription
+            self._unsettled.add(channel.name)  # its last subscription may have been closed
             self._subscribers.notify_gap(channel.name)
             channel.state = _State.LIVE
             return
@@ -386,9 +387,11 @@ class Listener:
     # Logging
 
     def _log_fault(self, subject: str, item: str, reason: str) -> None:
-        """Log a fault once, when it begins."""
+        """Log a fault when it begins, and only once."""
         if subject not in self._faults:
-            _log.warning("bus: %s: %s; until this ends, messages are missed and local copies are off", subject, reason)
+            _log.warning(
+                "bus: %s: %s; until this fault ends, messages are missed and local copies are off", subject, reason
+            )
         self._faults.setdefault(subject, set()).add(item)
 
     def _log_recovery(self, subject: str, item: str, ending: str) -> None:

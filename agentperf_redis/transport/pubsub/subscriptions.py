@@ -1,4 +1,4 @@
-"""The subscriptions of the bus, by channel."""
+"""The subscriptions of the message bus, by channel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _log = logging.getLogger("agentperf_redis")
 
 
 class Subscription:
-    """The result of `Bus.subscribe`. Closing it ends the messages."""
+    """The result of `Bus.subscribe`. After `close`, the listener gets no more messages."""
 
     __slots__ = ("_remove", "channel", "listener", "notified", "on_gap")
 
@@ -25,16 +25,16 @@ class Subscription:
         self.listener = listener
         self.on_gap = on_gap
         self.notified = False
-        """Whether its listener was notified that it is confirmed. Used on the thread of the bus only."""
+        """Whether the listener was notified that the subscription is confirmed. Used on the thread of the bus only."""
         self._remove = remove
 
     def close(self) -> None:
-        """End it. A message that is being delivered now may still arrive."""
+        """End the subscription. A message that is being delivered now may still arrive."""
         self._remove(self)
 
 
 class Subscribers:
-    """All subscriptions of a process. Callers add and remove them; the thread of the bus delivers to them."""
+    """All subscriptions of a process. Callers add and remove subscriptions; the thread of the bus delivers to them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -62,18 +62,18 @@ class Subscribers:
         return channel in self._of
 
     def take_changed(self) -> set[str]:
-        """Return the channels with a new subscription, or whose last one was removed, since the last call."""
+        """Return the channels that got a subscription, or lost the last one, since the previous call."""
         with self._lock:
             changed, self._changed = self._changed, set()
         return changed
 
     def deliver(self, channel: str, message: bytes) -> None:
-        """Deliver a message."""
+        """Call the listeners of a channel with a message."""
         for subscription in self._at(channel):
             guarded(subscription.listener, message)
 
     def notify_gap(self, channel: str, *, only_new: bool = False) -> None:
-        """Report a possible gap; with `only_new`, only to subscriptions without an earlier report."""
+        """Notify the subscriptions of a channel of a possible gap; with `only_new`, only those not notified before."""
         for subscription in self._at(channel):
             if not (only_new and subscription.notified):
                 subscription.notified = True
@@ -85,8 +85,8 @@ class Subscribers:
 
 
 def guarded(callback: Callable[..., None], *args: object) -> None:
-    """Call a callback and log its fault: it must not end the messages of other listeners."""
+    """Call a callback and log any exception, because an exception must not stop the messages of other listeners."""
     try:
         callback(*args)
-    except Exception:  # noqa: BLE001  any fault
-        _log.exception("bus: %r failed", callback)
+    except Exception:  # noqa: BLE001  the callback may raise anything
+        _log.exception("bus: the callback %r failed", callback)

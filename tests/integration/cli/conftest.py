@@ -1,4 +1,4 @@
-"""Fixtures of the command line's tests."""
+"""Fixtures of the tests of the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.places import ROOT
 
 @pytest.fixture
 def program(tmp_path: Path) -> Program:
-    """Run `agentperf` as a separate program with its own data folder and no server in the environment."""
+    """Run `agentperf` as a separate program, with a separate data folder and without a URL in the environment."""
     env = {name: value for name, value in os.environ.items() if name not in ("AGENTPERF_REDIS_URL", "REDIS_URL")}
     env |= {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path / "data"), "NO_COLOR": "1", "COLUMNS": "140"}
 

@@ -1,4 +1,4 @@
-"""The whole command line: usage, exit codes, help, and namespaces that it leaves unchanged."""
+"""Tests of the whole command line: usage, exit codes, help, and a namespace of a newer version."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tests.support.servers import Raw, Server, wait_until
 
 @pytest.fixture
 def lb(agentperf: Run, perf: AgentPerf) -> Run:
-    """Run `agentperf lb` on the test's namespace, in which the pool planner has p0 and p1."""
+    """Run `agentperf lb` on the test's namespace. Its pool "planner" has the instances p0 and p1."""
     for name in ("p0", "p1"):
         perf.balancer().register_instance(AgentInstance(name, "planner", max_capacity=2))
     return partial(agentperf, "lb")
@@ -69,7 +69,7 @@ def test_shown_lease_tokens_can_be_released(
     queued = lb("release", "planner", waiter["token"], "--yes")
     assert "queue entry" in queued.stdout
     left = document(lb("leases", "planner", "--json"), "lb leases")["waiters"]
-    assert waiter["token"] not in {each["token"] for each in left}  # the live waiter queues again with a new one
+    assert waiter["token"] not in {each["token"] for each in left}  # it queues again with a new token
     ended = lb("release", "planner", token, "--yes")
     assert (ended.returncode, ended.stderr) == (OK, "")
     assert f"the lease of {perf.backend.process} on {first.id}" in ended.stdout
@@ -86,7 +86,7 @@ def test_shown_lease_tokens_can_be_released(
 
 @pytest.fixture
 def start_waiting(perf: AgentPerf, namespace: str, raw: Raw) -> Any:
-    """Return a function that starts a thread which waits in the planner's queue for at most 10 s."""
+    """Return a function that starts a thread. The thread waits in the queue of the pool "planner" for at most 10 s."""
     threads: list[threading.Thread] = []
 
     def start() -> None:
@@ -205,7 +205,7 @@ def test_events_are_printed_and_followed(
     assert pool["panic_s"] is not None
 
     seen = tmp_path / "seen"
-    # A background job of a shell starts its children with SIGINT ignored.
+    # If the tests run as a background job of a shell, child processes start with SIGINT ignored.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from agentperf_redis.cli import main; main()"
     program = [sys.executable, "-c", code, "lb", "events", "planner", "--json"]

@@ -21,7 +21,7 @@ from tests.support.servers import Raw, Server, wait_until
 
 @pytest.fixture
 def cache(agentperf: Run, perf: AgentPerf) -> Run:
-    """Run `agentperf cache` on the test's namespace, in which "answers" holds a and b, and "docs" is tiered."""
+    """Run `agentperf cache` on the test's namespace. It has the cache "answers" with a and b, and the tiered "docs"."""
     answers = perf.cache("answers", max_size=7, default_ttl=60, max_bytes=10_000)
     answers.put("a", {"n": 1}, tags=["new", "odd"])
     answers.put("b", (1, Decimal("2.5")))
@@ -81,7 +81,7 @@ def test_keys_print_least_recently_used_first(cache: Run, perf: AgentPerf) -> No
 
 def test_top_ranks_by_size_reads_and_cost(cache: Run, perf: AgentPerf) -> None:
     docs = perf.tiered_cache("both", hot_size=100, warm_size=500, cold_size=2000)
-    docs.put_many({f"small{number}": 1 for number in range(1200)})  # more than one page
+    docs.put_many({f"small{number}": 1 for number in range(1200)})  # more entries than a page has
     docs.put("large", "x" * 3000)
     docs.put("hidden", "y" * 4000, tags=["gone"])
     docs.invalidate_tags("gone")
@@ -104,7 +104,7 @@ def test_top_ranks_by_size_reads_and_cost(cache: Run, perf: AgentPerf) -> None:
     text = shown(cache("top", "both", "--by", "reads"))
     assert has_line(text, "small7", "5"), text
     assert "large" not in text
-    assert docs.stats().hits == 6, "inspection counts no read"
+    assert docs.stats().hits == 6, "inspection does not count as reads"
     assert cache("top", "nothing").returncode == NOT_FOUND
     done = cache("top", "answers", "--by", "cost")
     assert (done.returncode, done.stdout, done.stderr) == (OK, "", "most expensive to compute: none\n")
@@ -112,7 +112,7 @@ def test_top_ranks_by_size_reads_and_cost(cache: Run, perf: AgentPerf) -> None:
 
 def test_every_command_counts_expired_entries_as_expired(cache: Run, perf: AgentPerf) -> None:
     brief = perf.cache("both", max_size=1000)
-    brief.put_many({f"k{number}": 1 for number in range(600)}, 0.05)  # more than one sweep removes
+    brief.put_many({f"k{number}": 1 for number in range(600)}, 0.05)  # more entries than one sweep removes
     brief.put("stays", 1)
     wait_until(lambda: brief.get("k599") is None, "the entries to expire")
 

@@ -1,4 +1,4 @@
-"""`agentperf doctor`: its findings on a server and on each node of a Cluster."""
+"""Tests of the findings of `agentperf doctor` on a server and on each node of a Cluster."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_doctor_reports_a_namespace_it_cannot_open(agentperf: Run, server: Serve
     assert found["scripts"]["level"] == "bad"
     assert "version 7" in found["scripts"]["found"]
     assert found["version"]["level"] == "ok"
-    assert "over 100 round trips" in found["latency"]["found"]  # their level depends on the machine
+    assert "over 100 round trips" in found["latency"]["found"]  # the level of this finding depends on the machine
 
 
 def test_doctor_works_without_the_info_right(

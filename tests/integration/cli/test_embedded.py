@@ -1,4 +1,4 @@
-"""`agentperf up` and `down` as separate programs share a server. No other command starts one."""
+"""`agentperf up`, `status` and `down` run as separate programs on one server. Only `up` starts a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics commands: their output on stdout and stderr, and their exit codes."""
+"""Tests of the metrics commands: output on stdout and stderr, and exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = {
 
 @pytest.fixture
 def used(perf: AgentPerf) -> AgentPerf:
-    """Record a planner that sometimes fails and a critic that never does; both use models, one streams."""
+    """Record a planner, which sometimes fails, and a critic, which never fails. Both use models, and one streams."""
     metrics = perf.metrics
     for number in range(8):
         metrics.record_execution("planner", 0.25 * (number + 1), number >= 3, None if number >= 3 else "TimeoutError")
@@ -62,7 +62,7 @@ def test_show_prints_everything_about_an_agent(agentperf: Run, used: AgentPerf) 
     assert has_line(text, "TimeoutError", "3", "30.0%")
     assert has_line(text, "(no type)", "1", "10.0%")
     assert has_line(text, "m-1", "100", "20", "64", "12")
-    assert "cache write" not in text, "a column that is zero throughout"
+    assert "cache write" not in text, "a column of zeros is left out"
     assert has_line(text, "cancelled", "0.500")
     assert "12 items" in shown(agentperf("show", "critic"))
 
@@ -175,9 +175,9 @@ def test_unknown_agents_exit_4(agentperf: Run, used: AgentPerf, words: tuple[str
 
 
 def test_idle_agents_are_still_known(agentperf: Run, used: AgentPerf, raw: Raw, namespace: str) -> None:
-    """An agent without records in the window differs from an agent without any records."""
+    """An agent without records in the window is known, unlike an agent without any records."""
     for width in ("10s", "1m", "1h", "1d"):
-        raw.delete(*raw.keys(f"{namespace}:*:{width}:*"))  # as if they had expired
+        raw.delete(*raw.keys(f"{namespace}:*:{width}:*"))  # as if the time slices had expired
     assert "planner, the last 5m: 0 executions" in shown(agentperf("show", "planner", "--window", "5m"))
     assert document(agentperf("show", "planner", "--window", "5m", "--json"), "show")["min_s"] is None
     for command in ("spans", "compare"):

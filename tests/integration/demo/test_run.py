@@ -1,4 +1,4 @@
-"""The demo on a small tree: real workers over a real server, and the faults that its checks detect."""
+"""Tests of the demo on a small tree, with real workers and a real server, and of faults that its checks detect."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def gone(pid: int) -> bool:
 
 
 def reviewed_here(tree: Tree) -> Any:
-    """Return the result of one worker alone, without the library."""
+    """Return the result that one worker must have, computed without the library."""
     reviews = []
     for file in tree.files:
         source = (tree.root / file).read_bytes()
@@ -81,7 +81,7 @@ def test_demo_succeeds_although_a_worker_is_killed(server: Server, namespace: st
     assert len(report.worst) == 10
     assert json.loads(report.to_json())["worst"] == expected["worst"]
     assert (report.lines, report.findings) == (expected["lines"], expected["findings"])
-    # two workers reviewed all, the third at least half
+    # two workers reviewed all files, the third worker at least half
     assert report.casualty is not None
     assert report.casualty.files >= FILES // 2
     assert len(report.casualty.leases) >= 1
@@ -98,7 +98,7 @@ def test_demo_succeeds_although_a_worker_is_killed(server: Server, namespace: st
     for agent in AGENTS:
         due = raw.zrange(f"{namespace}:{{lb:{agent}}}:due", 0, -1)
         assert not [member for member in due if member.startswith("@")]
-    # the display showed it
+    # the progress display got the kill
     assert watcher.start is not None
     assert watcher.start.kill
     assert any("killed worker 2" in event for event in watcher.events)
@@ -160,7 +160,7 @@ BROKEN = {
     "each computation was done at most": """
         import os
         from agentperf_redis.demo import team
-        team.EDITION = str(os.getpid())  # each worker's keys are its own
+        team.EDITION = str(os.getpid())  # so workers share no results
     """,
     "every worker's report is the same": """
         import os
@@ -178,7 +178,7 @@ BROKEN = {
         from agentperf_redis.demo import journal, worker
         from agentperf_redis.metrics.client import MetricsCollector
         flush, kept = MetricsCollector.flush, []
-        def leak(self):  # the last call of a worker to the library
+        def leak(self):  # a worker calls flush last
             kept.append(LoadBalancer(backend=self._backend).acquire("critic", ttl=60.0))
             return flush(self)
         MetricsCollector.flush = leak
@@ -198,7 +198,7 @@ BROKEN = {
 @pytest.mark.thorough
 @pytest.mark.parametrize("promise", BROKEN)
 def test_check_detects_a_broken_promise(promise: str, server: Server, namespace: str, tmp_path: Path) -> None:
-    """Each of these workers breaks one promise, so the check of that promise must fail."""
+    """Each program in BROKEN breaks one promise, so the check of that promise must fail."""
     program = tmp_path / "worker.py"
     program.write_text(dedent(BROKEN[promise]) + "\nfrom agentperf_redis.demo import worker\nworker.main()\n")
 

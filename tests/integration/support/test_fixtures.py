@@ -1,4 +1,4 @@
-"""The test tools must behave as the other tests assume."""
+"""Tests of the test tools: they must behave as the other tests assume."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ from tests.support import leftovers
 leftovers.END_PATIENCE_S = 0.1
 from agentperf_redis import embedded
 def test_leak(tmp_path):
-    subprocess.Popen(["sleep", "60"], start_new_session=True).returncode = 0   # prevents a ResourceWarning
+    subprocess.Popen(["sleep", "60"], start_new_session=True).returncode = 0   # no ResourceWarning
     embedded.ensure(tmp_path)
 """
 
@@ -137,7 +137,7 @@ def test_session_fails_and_names_leftover_processes(tmp_path: Path) -> None:
 
 
 def _all_steps() -> Flow[list[object]]:
-    """A flow with all kinds of steps, one of which fails and is caught."""
+    """A flow with all kinds of steps. One step fails, and the flow catches the error."""
     meta = "fake:meta"
     opened = Command(Script("namespace/open"), (meta,), {"schema": 1, "epoch": "epoch"}, _second)
     try:

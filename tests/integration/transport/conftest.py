@@ -11,7 +11,7 @@ from tests.support.driving import Run
 
 @pytest.fixture(params=["sync", "async"])
 def run(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Run:
-    """Drive a flow with either driver."""
+    """Run a flow. The test runs twice: with the blocking driver and with the asyncio driver."""
     if request.param == "sync":
         return lambda backend, flow: backend.run(flow)
     return lambda backend, flow: runner.run(backend.arun(flow))

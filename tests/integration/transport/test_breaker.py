@@ -1,4 +1,4 @@
-"""A long outage: commands fail at once instead of after their deadline, and resume within a second of its end."""
+"""A long outage: commands fail at once, not after their deadline, and succeed within a second of its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEADLINE_S = 1.0
 
 
 def trip_breaker(backend: Backend, run: Run, namespace: str) -> None:
-    """Open the breaker with one command that times out."""
+    """Open the breaker by one command that times out."""
     with pytest.raises(BackendUnavailable):
         run(backend, add(namespace))
     wait_until(lambda: backend._breaker.open, "the breaker to open")
@@ -61,7 +61,7 @@ def test_retries_survive_outage_shorter_than_deadline(
     run(backend, add(namespace))
     proxy.close_port()
     with pytest.raises(BackendUnavailable):
-        backend.run(add(namespace), 0.2)  # a short deadline must not affect commands with a longer one
+        backend.run(add(namespace), 0.2)  # a short deadline must not affect commands with a longer deadline
     opened = threading.Timer(1.0, proxy.open_port)
     opened.start()
     assert run(backend, add(namespace)) == 2

@@ -76,7 +76,7 @@ def test_moving_slot_in_use_loses_no_write(
 def test_script_outside_its_slot_is_refused(
     server: Server, run: Run, connect: Callable[..., Backend], namespace: str
 ) -> None:
-    """In tests on a Cluster every script has a shebang, so the server refuses keys of another slot."""
+    """In tests on a Cluster, every script has a shebang, so the server refuses a script that uses another slot."""
 
     class StrayScript(Script):
         source = """#!lua

@@ -1,4 +1,4 @@
-"""The drivers against real servers, with faults."""
+"""Tests of both drivers on real servers, with and without faults."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_broken_exchange_is_retried(
     broken = getattr(proxy, fault)(only="EVALSHA")
     result = run(backend, add(namespace))
     broken.wait()
-    # this script is not idempotent, so the count shows how often the server executed it
+    # the script is not idempotent, so the count shows how often the server executed the script
     assert result == int(raw.get(f"{namespace}:counter") or 0) == (1 if fault == "reset_before_request" else 2)
 
 
@@ -111,7 +111,7 @@ def test_deadline_holds_against_an_unresponsive_server(
     proxy.speak_again()
 
     def answered() -> bool:
-        with contextlib.suppress(BackendUnavailable):  # refused until a probe succeeds
+        with contextlib.suppress(BackendUnavailable):  # the breaker refuses commands until a probe succeeds
             return run(backend, add(namespace, 0)) in (0, 1)
         return False
 
@@ -304,7 +304,7 @@ def test_closed_loops_leave_no_connections(server: Server, connect: Callable[...
             loop = asyncio.new_event_loop()
             loop.run_until_complete(backend.arun(add(namespace)))
             loop.close()
-        assert connections() <= 1, "only that of the last loop, which the next loop closes"
+        assert connections() <= 1, "only the connection of the last loop, which the next loop would close"
         assert client.get(f"{namespace}:counter") == "20"
 
 
@@ -321,7 +321,7 @@ def test_lost_idle_connection_is_replaced_silently(
             (stack,) = executor._connections._idle.values()
             writer = stack[-1]._writer
             assert writer is not None
-            writer.transport.abort()  # as after a reset that the loop detected
+            writer.transport.abort()  # the state after a connection reset that the loop noticed
             if number % 2:
                 await asyncio.sleep(0)
 
@@ -512,7 +512,7 @@ def test_concurrent_flows_have_separate_contexts(backend: Backend, run: Run, nam
         seen.append(around.get())
         around.set(f"{number}")
         yield from add(namespace)
-        while (yield from add(namespace, 0)) < 10:  # until all other flows have added
+        while (yield from add(namespace, 0)) < 10:  # until all flows have added 1
             yield from Pause(0.001)
         assert around.get() == f"{number}"
 

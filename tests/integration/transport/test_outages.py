@@ -1,4 +1,4 @@
-"""Servers that vanish, come back empty, refuse or stall, and the errors that callers get."""
+"""Servers that vanish, come back empty, refuse commands or stall, and the errors that callers get."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_transport_error_is_raised_in_the_flow(
     hurry(backend, 0.2)
     proxy.close_port()
     with pytest.raises(BackendUnavailable):
-        run(backend, add(namespace))  # from now on, the outage is known
+        run(backend, add(namespace))  # the client notices the outage
 
     def flow() -> Flow[str]:
         try:
@@ -207,7 +207,7 @@ def _has(node: object, key: str) -> bool:
     with node.client() as client:  # type: ignore[attr-defined]  # a Node
         try:
             return bool(client.exists(key))
-        except Exception:  # noqa: BLE001  MOVED: it is on another node
+        except Exception:  # noqa: BLE001  MOVED: the key is on another node
             return False
 
 
@@ -311,16 +311,16 @@ def test_busy_process_recovers_after_its_timeouts(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets interrupted during opening
 def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str) -> None:
-    """A signal handler raises, like that of Ctrl-C, a hundred times at random points."""
+    """A signal handler raises an exception at a hundred random points, like the handler of Ctrl-C."""
 
     class Interrupted(BaseException):
         pass
 
-    armed = [False]  # no Event: an interruption within its lock would break the test, not the library
+    armed = [False]  # not an Event: an interruption while its lock is held would break the test, not the library
 
     def interrupt(*_: object) -> None:
         if armed[0]:
-            armed[0] = False  # not while the interruption is handled
+            armed[0] = False  # not again while the exception is handled
             raise Interrupted
 
     other = [0]
@@ -341,7 +341,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
         while hits < 100 and time.monotonic() < end:
             try:
                 while hits < 100 and time.monotonic() < end:
-                    armed[0] = True  # each time: an exception within a destructor is only reported
+                    armed[0] = True  # armed again in each round, because an exception in a destructor is only reported
                     backend.run(add(namespace))
                     armed[0] = False
             except Interrupted:

@@ -1,4 +1,4 @@
-"""A failover under Sentinel: a bounded outage, then the client finds the new primary."""
+"""A failover under Sentinel: after a bounded outage, the client finds the new primary."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start_sentinel(folder: Path, primary_port: int) -> tuple[subprocess.Popen[by
 
 
 def known_peers(port: int) -> tuple[int, int]:
-    """Return the numbers of other Sentinels and of replicas that a Sentinel knows."""
+    """Return how many other Sentinels and how many replicas a Sentinel knows."""
     with redis.Redis(port=port, decode_responses=True, retry=Retry(NoBackoff(), 0)) as client:
         try:
             facts = client.sentinel_master("main")

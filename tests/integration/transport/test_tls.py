@@ -1,7 +1,7 @@
 """TLS: every connection checks the certificate of the server.
 
-The servers from the wheels are built without TLS, so a small proxy with a test certificate adds TLS.
-The certificate is for `localhost` and signed by a CA that no machine trusts.
+The servers from the wheels are built without TLS, so a small proxy adds TLS. Its certificate is for `localhost` and is
+signed by a test CA that no machine trusts.
 """
 
 from __future__ import annotations

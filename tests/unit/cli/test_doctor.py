@@ -1,4 +1,4 @@
-"""The assessments of `agentperf doctor` for given facts."""
+"""Tests of the assessments of `agentperf doctor`, for given facts about a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values and bytes: round trips, refusals, hostile bytes, and keys of arguments."""
+"""Tests of the codec: round trips, refused values, hostile bytes, and cache keys of arguments."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ codec = Codec(registry=registry)
 
 
 def described(value: Any) -> str:
-    """Describe a value and its types at every level, so that NaN equals NaN and 1 differs from True."""
+    """Describe a value and its types at every level as text. In the text, NaN equals NaN, and 1 differs from True."""
     if isinstance(value, (list, tuple)):
         inside = [described(item) for item in value]
     elif isinstance(value, dict):
@@ -478,7 +478,7 @@ def test_plain_values_do_not_import_numpy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-# Keys of arguments
+# Cache keys of arguments
 
 DIFFERENT = [
     None, True, False, 0, 1, 1.0, 0.0, -0.0, "1", "", b"1", bytearray(b"1"), Decimal(1), Decimal("1.0"), 1 + 0j, 2**64,

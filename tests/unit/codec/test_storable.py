@@ -1,4 +1,7 @@
-"""User classes: an instance round-trips equal and of its type, or is refused; it is never lost silently."""
+"""User classes: a decoded instance is equal and of the same type, or encoding is refused.
+
+No part of an instance may be lost silently.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,7 @@ class Unit(enum.Enum):
 
 
 class Open(enum.Enum):
-    """Creates members for unknown values."""
+    """Creates a member for an unknown value."""
 
     KNOWN = "known"
 
@@ -100,7 +103,7 @@ class Open(enum.Enum):
 
 
 class Fleeting(enum.Enum):
-    """As above, but each created member equals only itself."""
+    """Creates a member for an unknown value, like `Open`, but each created member equals only itself."""
 
     KNOWN = "known"
 
@@ -158,7 +161,7 @@ class Slotted:
 
 @dataclasses.dataclass
 class Under:
-    """Has a private slot beside its field."""
+    """Has a private slot besides its field."""
 
     __slots__ = ("__hidden", "text")
     text: str
@@ -177,7 +180,7 @@ class Named(NamedTuple):
 
 
 class Extended(Named):
-    """Has a `__dict__`, unlike its base."""
+    """Has a `__dict__`, unlike its base class."""
 
 
 def test_extra_dataclass_attributes_round_trip() -> None:
@@ -368,7 +371,7 @@ def test_unstorable_private_attribute_is_refused_with_path() -> None:
 
 
 class Fold(tzinfo):
-    """A zone other than ZoneInfo, with an hour that its clock shows twice."""
+    """A time zone that is not a ZoneInfo. Its clock shows one hour twice."""
 
     def utcoffset(self, moment: datetime | None) -> timedelta:
         return timedelta(hours=1 if moment is not None and moment.fold else 2)
@@ -433,7 +436,7 @@ def test_numpy_scalars_round_trip_with_trailing_nul(value: Any) -> None:
 def test_numpy_scalar_its_dtype_cannot_restore_is_refused() -> None:
     value = np.longlong(3)
     if type(np.dtype(value.dtype.str).type(0)) is type(value):
-        assert type(round_trip(value)) is type(value)  # on machines without another integer of this size
+        assert type(round_trip(value)) is type(value)  # on machines where only one integer type has this size
     else:
         with pytest.raises(InvalidArgument, match="is int64"):
             round_trip(value)
@@ -449,7 +452,7 @@ def test_subclasses_of_str_are_refused(value: Any) -> None:
         round_trip(value)
 
 
-# Random classes: an instance of any class round-trips unchanged, or is refused.
+# Random classes: an instance of any class is decoded unchanged, or encoding is refused.
 
 _NAMES = st.sampled_from(["a", "b_", "cls", "self_", "state", "values", "name", "fields", "model", "_x", "id", "id_"])
 _VALUES = st.recursive(

@@ -1,4 +1,4 @@
-"""A refusal names the path of the item in the value."""
+"""If an item in a value cannot be stored, the error names the path of the item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agents of the demo: real findings on real source, which is never executed."""
+"""Tests of the demo's agents. They work on real source, and never execute it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_critic_handles_expressions_deeper_than_the_stack() -> None:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """A folder of modules, each of which would create a file if it were executed."""
+    """A folder of modules. Executing one of the modules would create the file `executed`."""
     package = tmp_path / "pack"
     package.mkdir()
     run = f"open({str(tmp_path / 'executed')!r}, 'w')\n"

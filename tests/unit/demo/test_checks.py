@@ -1,4 +1,4 @@
-"""The demo's checks on constructed evidence: sound evidence passes, and each fault fails its check."""
+"""Tests of the demo's checks on constructed evidence: sound evidence passes, and each fault fails its check."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pool(peak: int = 2, load: int = 0) -> PoolStatus:
 
 
 def evidence() -> Evidence:
-    """Three workers; the last was killed at 100.0 with one lease held and two steps not flushed."""
+    """Evidence of three workers. The last was killed at 100.0: it held one lease and had not flushed two steps."""
     victim = account(2, ["c"], 10, through=False)
     return Evidence(
         accounts=[account(0, ["a"], 10), account(1, ["b"], 10), victim],

@@ -1,4 +1,4 @@
-"""The circuit breaker with simulated servers: opening, refusals and closing."""
+"""Tests of the circuit breaker with simulated servers: when it opens, refuses commands and closes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT_S = 5.0
 
 
 class Fleet:
-    """Simulated servers that answer probes or not, and their breaker."""
+    """Simulated servers, which answer probes only while `up` is set, and their breaker."""
 
     def __init__(self, url: str = "redis://localhost") -> None:
         self.topology = Topology(parse_url(url))
@@ -68,7 +68,7 @@ def test_node_without_answer_is_refused_until_recovery(fleet: Fleet, caplog: pyt
     wait_until(lambda: fleet.recoveries == 1, "the recovery")
     assert fleet.breaker.refusal(NODE) is None
     texts = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(texts) == 2, "one log message when it opens, one when it closes"
+    assert len(texts) == 2, "one log message when the breaker opens, one when it closes"
     assert texts[0] == "redis://localhost:6379/0 does not answer: commands for it fail at once until it does"
     assert "answers again" in texts[1]
     assert texts[1].endswith("commands that failed at once: 3")
@@ -128,9 +128,10 @@ def test_breaker_is_closed_in_forked_child(fleet: Fleet) -> None:
 
 
 def drive(fleet: Fleet, commands: list[Command[Any]], answer: list[Any] | None) -> tuple[list[Any], int]:
-    """Deliver with a clock that backoffs advance. Return the results and the number of exchanges.
+    """Deliver commands. Return the results and the number of exchanges.
 
-    Every exchange gets `answer`; None means that it times out.
+    Every exchange gets `answer`; None means that the exchange times out. The clock is simulated; only backoffs advance
+    it.
     """
     now = [100.0]
     results: list[Any] = [None] * len(commands)
@@ -169,7 +170,7 @@ def test_unanswered_delivery_opens_breaker_for_later_ones(fleet: Fleet) -> None:
 def test_outage_during_recovery_opens_breaker_again(fleet: Fleet) -> None:
     again = threading.Event()
 
-    def relapse() -> None:  # a service finds the server down again during its recovery
+    def relapse() -> None:  # during its recovery, a service finds the server down again
         fleet.up.clear()
         fleet.breaker.suspect(NODE, TIMEOUT_S)
         again.set()

@@ -1,4 +1,4 @@
-"""The retry loop without a server: a scripted driver answers the steps of `deliver`."""
+"""Tests of the retry loop without a server: a simulated driver answers the steps of `deliver`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def scripted(key: str, resend: dict[str, Arg] | None = None) -> Command[int]:
 
 
 class Clock:
-    """A clock that backoffs advance."""
+    """A simulated clock. Only backoffs advance it."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -40,7 +40,7 @@ class Clock:
 def drive(
     commands: list[Command[Any]], topology: Topology, clock: Clock, answer: Callable[[Exchange], Answer]
 ) -> tuple[list[Any], list[Exchange]]:
-    """Act as the driver. Return the results and all requested exchanges."""
+    """Drive a delivery: get replies from `answer`. Return the results and all exchanges."""
     results: list[Any] = [None] * len(commands)
     delivery: DeliveryFlow = deliver(commands, topology, 5.0, results.__setitem__, None, clock)
     exchanges: list[Exchange] = []
@@ -242,7 +242,7 @@ def test_failed_primary_is_looked_up_again() -> None:
 
 
 def test_slots_follow_the_cluster_specification() -> None:
-    # the check value of the specification for CRC16/XMODEM, and its examples of hash tags
+    # the check value for CRC16/XMODEM and the examples of hash tags, both from the Redis Cluster specification
     assert key_slot("123456789") == 0x31C3
     assert key_slot("{user1000}.following") == key_slot("{user1000}.followers") == key_slot("user1000")
     assert key_slot("foo{}{bar}") != key_slot("bar")
@@ -251,7 +251,10 @@ def test_slots_follow_the_cluster_specification() -> None:
 
 
 def opened(opening_answer: Answer) -> tuple[list[Any], list[bytes], int]:
-    """Deliver two commands after an opening. Return their results, the sent payloads, and the number of openings."""
+    """Deliver two commands after an opening command.
+
+    Return the results of the two commands, the sent payloads, and how often `opened` was called.
+    """
     topology = Topology(parse_url("redis://server"))
     results: list[Any] = [None, None]
     sent: list[bytes] = []

@@ -1,4 +1,4 @@
-"""One exchange, driven with `send()`: its connection, and the connections that an error closes."""
+"""Tests of `Connections.exchange`, driven with `send()`: which connection it uses, and which ones an error closes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PAYLOAD = b"payload"
 LATE = (TimeoutError(), RedisTimeoutError("Timeout reading from socket"))
 
 
-class Name(str):  # noqa: SLOT000  unlike a str, it can be referenced weakly
-    """A connection, represented by a name."""
+class Name(str):  # noqa: SLOT000  unlike a str, a Name can have weak references
+    """Stands for a connection."""
 
 
 class FixedHandshake(Handshake):
@@ -42,7 +42,7 @@ class FixedHandshake(Handshake):
 
 
 class Pool:
-    """The connections of a driver, represented by names, and the dropped ones."""
+    """The connections of a driver, each a `Name`, and the list of dropped connections."""
 
     def __init__(self, handshake: Handshake | None = None, url: str = "redis://server") -> None:
         self.dropped: list[Name] = []
@@ -54,7 +54,10 @@ class Pool:
         return self.connections.exchange(Exchange(node, PAYLOAD, 1, 2.5))
 
     def talking(self, node: Node = NODE) -> tuple[ExchangeFlow[Name], Talk[Name], bool]:
-        """Run an exchange up to its payload. Also return whether it did a handshake on a new connection."""
+        """Run an exchange until it sends its payload.
+
+        Return the exchange, the step that sends the payload, and whether there was a handshake on a new connection.
+        """
         exchange = self.begin(node)
         step, handshaken = next(exchange), False
         if step == Open(node):
@@ -72,7 +75,7 @@ class Pool:
         return exchange, step, handshaken
 
     def idle(self, count: int) -> None:
-        """Create a number of idle connections, c1 first."""
+        """Create a number of idle connections, named c1, c2, ..."""
         in_flight = [self.talking() for _ in range(count)]
         for exchange, step, _ in reversed(in_flight):
             finish(exchange, step)

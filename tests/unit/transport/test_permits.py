@@ -126,7 +126,7 @@ def test_interrupts_at_any_step_lose_no_permit() -> None:
 @pytest.mark.thorough
 @pytest.mark.usefixtures("alarm")
 def test_interrupts_do_lose_manually_counted_permits() -> None:
-    """The control: a count restored in a `finally` loses permits under the same interrupts."""
+    """The control experiment: under the same interrupts, a counter that is restored in a `finally` loses permits."""
     free, interrupted, chance = [None] * 100_000, 0, random.Random(1)
     deadline = time.monotonic() + 30
     while len(free) == 100_000 and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The bus against real servers: it delivers messages, reports every gap, and recovers from connection faults."""
+"""Tests of the message bus on real servers: it delivers messages, reports every gap, and recovers from faults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMEOUT = 10.0
 
 
 class Recorder:
-    """Subscribes to a channel, and records messages and gaps."""
+    """Subscribes to a channel, and records the messages and the reported gaps."""
 
     def __init__(self, bus: Bus, channel: str) -> None:
         self.bus, self.channel = bus, channel
@@ -66,12 +66,12 @@ def publish(backend: Backend, where: str, message: str = "m") -> int:
 
 
 def lines(raw: Raw) -> int:
-    """Return the number of subscribed connections of the server."""
+    """Return the number of connections to the server that have a subscription."""
     return sum(int(client["ssub"]) > 0 for client in raw.client_list())
 
 
 def growth(count: Callable[[], float]) -> float:
-    """Return the growth of a count in a second. The sleep is the measured time, not a wait for a condition."""
+    """Return the growth of a count within one second. The sleep is the measured time, not a wait for a condition."""
     before, begin = count(), time.monotonic()
     time.sleep(1.0)
     return (count() - before) / max(1.0, time.monotonic() - begin)
@@ -125,7 +125,7 @@ def test_new_subscription_works_after_the_last_closed(
 
 
 def test_immediate_resubscription_is_notified_and_confirmed(backend: Backend, namespace: str) -> None:
-    """The thread may or may not notice the end of the first subscription before the second one."""
+    """The bus thread may notice the end of the first subscription before or after the second subscription begins."""
     for number in range(12):
         first = Recorder(backend.bus, channel(namespace, f"c{number}"))
         first.wait_gap()
@@ -139,7 +139,7 @@ def test_immediate_resubscription_is_notified_and_confirmed(backend: Backend, na
 
 
 def test_gaps_are_reported_on_bus_thread_only(backend: Backend, namespace: str) -> None:
-    """A subscriber may hold a lock that on_gap takes."""
+    """`subscribe` must not call `on_gap` itself: its caller may hold a lock that `on_gap` takes."""
     lock, reported = threading.Lock(), threading.Event()
 
     def on_gap() -> None:
@@ -191,7 +191,7 @@ def test_bus_reconnects_after_cut_and_logs_it(
     recorder.wait_gap()
     recorder.wait_confirmed()
     proxy.cut()
-    recorder.wait_gap(3)  # lost, and restored
+    recorder.wait_gap(3)  # the second gap: connection lost; the third: restored
     recorder.wait_message(partial(publish, backend, recorder.channel))
     recorder.wait_confirmed()
     reported = [record.message for record in caplog.records if record.message.startswith("bus:")]
@@ -278,7 +278,7 @@ def test_server_at_maxclients_is_not_flooded(
 
 
 class SlowNode:
-    """A node that answers in order, as every server does, but slowly."""
+    """A node that answers slowly. Like every server, it answers requests in their order."""
 
     def __init__(self, subscribe_s: float, ping_s: float) -> None:
         self._takes_s = {b"ssubscribe": subscribe_s, b"ping": ping_s}
@@ -409,7 +409,7 @@ def test_subscription_follows_a_moved_slot(
 
 
 def in_child(work: Callable[[], bool]) -> bool:
-    """Fork, and return what the work returns in the child."""
+    """Run `work` in a forked child, and return its result."""
     child = os.fork()
     if child == 0:
         good = False
@@ -454,7 +454,7 @@ def test_forked_child_subscribes_on_its_own(backend: Backend, namespace: str) ->
         recorder.wait_gap()
         recorder.wait_confirmed()
         recorder.wait_message(partial(publish, backend, recorder.channel))
-        parents.subscription.close()  # it belongs to the parent, so this does nothing
+        parents.subscription.close()  # the subscription belongs to the parent, so this does nothing
         backend.bus.close()
         return parents.messages == []
 
