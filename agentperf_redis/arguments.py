@@ -6,9 +6,10 @@ Each function takes the name of the argument and its value. It returns the norma
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TypeVar
 
@@ -144,3 +145,30 @@ def flag(argument: str, value: object) -> bool:
 
 def _as_text(bound: float) -> str:
     return f"{bound:.16g}"  # up to 10^16 without an exponent
+
+
+def callback(argument: str, value: object, allowed: str) -> Callable[..., object]:
+    """Check a function that the library calls without awaiting it. `None` is the caller's to accept."""
+    if not callable(value) or is_coroutine_function(value):
+        raise InvalidArgument(argument, value, f"{allowed}; not a coroutine function, which nothing would await")
+    return value
+
+
+def is_coroutine_function(function: object) -> bool:
+    """Whether a call of a function, or of an object with `__call__`, surely returns a coroutine."""
+    return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
+
+
+def refuse_awaitable(argument: str, function: object, result: object) -> None:
+    """After a call of a user's function that the library cannot await: refuse an awaitable result.
+
+    A plain function may return an awaitable, so this shows only when it is called. A coroutine is closed, so that
+    Python does not warn that it was never awaited.
+
+    Raises:
+        InvalidArgument: the result is awaitable.
+    """
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise InvalidArgument(argument, function, "a function whose result need not be awaited")

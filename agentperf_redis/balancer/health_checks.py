@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background
 from agentperf_redis.balancer import commands
@@ -144,7 +145,7 @@ class Checks:
     """
 
     def __init__(self, checking: Checking) -> None:
-        if inspect.iscoroutinefunction(checking.check):
+        if arguments.is_coroutine_function(checking.check):
             raise InvalidArgument(
                 "check", checking.check, "a plain function here; in a coroutine, lb.aio.run_checks(...)"
             )
@@ -215,13 +216,20 @@ class Checks:
     def _check_one(self, instance: AgentInstance, answers: SimpleQueue[tuple[str, bool]]) -> None:
         good = False
         try:
-            good = self._checking.check(instance) is not False
+            answer = self._checking.check(instance)
+            if inspect.isawaitable(answer):  # a plain function may return one, as in clients of model vendors
+                answer = asyncio.run(_result_of(answer))
+            good = answer is not False
             self._checking.completed(instance)
         except Exception as error:  # noqa: BLE001  any exception is a failed check
             self._checking.raised(instance, error)
         finally:
             self._hanging.discard(instance.id)
             answers.put((instance.id, good))
+
+
+async def _result_of(awaitable: Awaitable[object]) -> object:
+    return await awaitable
 
 
 async def run_checks(checking: Checking) -> None:

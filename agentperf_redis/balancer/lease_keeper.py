@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.balancer import commands
@@ -39,6 +40,10 @@ _ATTEMPT_TIMEOUT_SHARE = 0.3
 _MIN_ATTEMPT_TIMEOUT_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
+
+
+def _notify(on_lost: Callable[[LeaseLost], object], loss: LeaseLost) -> None:
+    arguments.refuse_awaitable("on_lost", on_lost, on_lost(loss))
 
 
 class LeaseKeeper:
@@ -133,7 +138,7 @@ class LeaseKeeper:
         _log.warning("%s", loss)
         if on_lost is not None:
             # Always on the background thread: the user's function must not block an event loop.
-            self.jobs.put(partial(on_lost, loss))
+            self.jobs.put(partial(_notify, on_lost, loss))
 
     def close(self) -> None:
         """Release the leases still held, run pending retries once, and end the thread."""

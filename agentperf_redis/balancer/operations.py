@@ -111,8 +111,8 @@ class Operations:
         given = (wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
         if all(map(is_, given, _DEFAULT_ARGUMENTS)):  # the usual call, which needs no check
             return self.plain
-        if on_lost is not None and not callable(on_lost):
-            raise InvalidArgument("on_lost", on_lost, "a function that takes a LeaseLost, or None")
+        if on_lost is not None:
+            arguments.callback("on_lost", on_lost, "a function that takes a LeaseLost, or None")
         return LeaseRequest(
             self.choice(require, affinity),
             arguments.seconds("wait", wait, minimum=0.0, endless=True),
@@ -259,8 +259,8 @@ class Operations:
 
     def repair(self, agent_type: str, progress: Callable[[int, int], None] | None) -> Flow[Repaired]:
         """See `LoadBalancer.repair`."""
-        if progress is not None and not callable(progress):
-            raise InvalidArgument("progress", progress, "a function that takes two numbers, or None")
+        if progress is not None:
+            arguments.callback("progress", progress, "a function that takes two numbers, or None")
         return instances.repair(self.pool(agent_type), progress)
 
     def wait_until_idle(self, agent_type: str, instance_id: str, wait: float) -> Flow[bool]:

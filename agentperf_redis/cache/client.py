@@ -85,6 +85,10 @@ class Cache(ABC):
     def __len__(self) -> int:
         return self.size()
 
+    def __bool__(self) -> bool:
+        """True: a cache is not false because it is empty, as in ``cache or LRUCache()``. No I/O."""
+        return True
+
     def size(self) -> int:
         """Return the number of entries: the same as ``len(cache)``, for which asyncio has no counterpart.
 

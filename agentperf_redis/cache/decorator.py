@@ -187,7 +187,8 @@ def cached(
     """Cache a function's results: blocking and coroutine functions, methods, static and class methods.
 
     One caller computes a missing value while all others, in any process, wait for it. Results that cannot be stored
-    are returned uncached, with one warning. The decorated function has ``.invalidate(*args)``, ``.refresh(*args)``,
+    are returned uncached, with one warning. A function that returns an awaitable must be declared with ``async def``.
+    The decorated function has ``.invalidate(*args)``, ``.refresh(*args)``,
     ``.warm(items)`` and ``.cache_clear()``, which are coroutine functions if it is one, and ``.key(*args)``,
     ``.cache_info()`` and ``.cache``.
 
@@ -310,6 +311,7 @@ class _Wrapped(Generic[R]):
         self.tag = _TAG + tag
         self.tags = (*tags, self.tag)
         self.key_rule = key
+        self._is_async = inspect.iscoroutinefunction(function)
         self.signature = inspect.signature(function)
         unknown = ignore - set(self.signature.parameters)
         if unknown:
@@ -365,7 +367,7 @@ class _Wrapped(Generic[R]):
 
     def wrapper(self) -> Any:
         function = self.function
-        if inspect.iscoroutinefunction(function):
+        if self._is_async:
 
             @functools.wraps(function)
             async def call_async(*args: Any, **kwargs: Any) -> Any:
@@ -420,7 +422,10 @@ class _Wrapped(Generic[R]):
     def _wanted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Wanted[Any]:
         def function() -> Any:
             self.computed += 1
-            return self.function(*args, **kwargs)
+            result = self.function(*args, **kwargs)
+            if not self._is_async:
+                arguments.refuse_awaitable("function", self.function, result)
+            return result
 
         self.calls += 1
         key = self.key(*args, **kwargs)

@@ -11,7 +11,15 @@ from agentperf_redis.cache.async_client import AsyncLRUCache
 from agentperf_redis.cache.client import MAX_CACHE_BYTES
 from agentperf_redis.cache.decorator import DecoratingCache
 from agentperf_redis.cache.flows.single_flight import DEFAULT_LEASE_S
-from agentperf_redis.cache.model import CacheEntry, DefaultCount, Policy, Settings, WithoutServer, default_ttl_ms
+from agentperf_redis.cache.model import (
+    TIERS_OWN_TTL_MS,
+    CacheEntry,
+    DefaultCount,
+    Policy,
+    Settings,
+    WithoutServer,
+    default_ttl_ms,
+)
 from agentperf_redis.codec.codec import Codec
 
 
@@ -68,11 +76,11 @@ class LRUCache(DecoratingCache):
         on_unavailable: WithoutServer | str = WithoutServer.COMPUTE,
     ) -> None:
         given = (policy, None, None, max_size, max_bytes, None, None, default_ttl)
-        self.max_size = arguments.count("max_size", max_size)
-        self.default_ttl = default_ttl
+        self._max_size = arguments.count("max_size", max_size)
+        self._default_ttl = default_ttl
         settings = Settings(
             Policy.LRU if policy is None else arguments.choice("policy", policy, Policy),
-            (0, 0, self.max_size),
+            (0, 0, self._max_size),
             0 if max_bytes is None else arguments.count("max_bytes", max_bytes, maximum=MAX_CACHE_BYTES),
             (0, 0, default_ttl_ms("default_ttl", default_ttl)),
         )
@@ -85,6 +93,27 @@ class LRUCache(DecoratingCache):
             on_unavailable=on_unavailable,
         )
         self._aio = AsyncLRUCache(self._backend, self._flows, self._maintenance)
+
+    @property
+    def max_size(self) -> int:
+        """The maximum number of entries. A new value applies to every process from this one's next write on."""
+        return self._max_size
+
+    @max_size.setter
+    def max_size(self, value: int) -> None:
+        self._max_size = arguments.count("max_size", value)
+        self._shared_state.change("max_size", str(self._max_size))
+
+    @property
+    def default_ttl(self) -> float | None:
+        """TTL of entries put by this object without one, seconds; see the class. A new value applies to later puts."""
+        return self._default_ttl
+
+    @default_ttl.setter
+    def default_ttl(self, value: float | None) -> None:
+        own = TIERS_OWN_TTL_MS if value is None else default_ttl_ms("default_ttl", value)
+        self._default_ttl = value
+        self._flows.writer.use_ttls((TIERS_OWN_TTL_MS, TIERS_OWN_TTL_MS, own))
 
     @property
     def aio(self) -> AsyncLRUCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
@@ -28,11 +28,21 @@ from agentperf_redis.codec.codec import Codec
 class TierView:
     """A read-only view of one tier of a TieredCache."""
 
+    _cache: TieredCache
+    tier: Tier
+    max_size: int
+    default_ttl: float | None
+
     def __init__(self, cache: TieredCache, tier: Tier, max_size: int, default_ttl: float | None) -> None:
-        self._cache = cache
-        self.tier = tier
-        self.max_size = max_size
-        self.default_ttl = default_ttl
+        set_field = super().__setattr__
+        set_field("_cache", cache)
+        set_field("tier", tier)
+        set_field("max_size", max_size)
+        set_field("default_ttl", default_ttl)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        how = f"give {self.tier.value}_{'ttl' if name == 'default_ttl' else 'size'}= to the TieredCache"
+        raise AttributeError(f"a TierView is read-only; to change {name}, {how}")
 
     def __repr__(self) -> str:
         return f"TierView({self._cache.name!r}, {self.tier.value!r})"

@@ -81,7 +81,7 @@ class _Count:
             else:
                 self._computed += bool(computed)
             if self._progress is not None:
-                self._progress(self.report())
+                arguments.refuse_awaitable("progress", self._progress, self._progress(self.report()))
 
     def stop(self, error: BaseException) -> None:
         """Start nothing new; the caller gets this error."""
@@ -197,8 +197,8 @@ def checked(items: object, concurrency: object, progress: object) -> tuple[Itera
     """Check a user's arguments; return the items, their number if known, and the concurrency."""
     if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
         raise InvalidArgument("items", items, "an iterable, such as a list")
-    if progress is not None and not callable(progress):
-        raise InvalidArgument("progress", progress, "a function that takes a WarmUpStatus, or None")
+    if progress is not None:
+        arguments.callback("progress", progress, "a function that takes a WarmUpStatus, or None")
     total = len(items) if isinstance(items, Sized) else None
     return items, total, arguments.count("concurrency", concurrency, maximum=MAX_CONCURRENCY)
 

@@ -62,10 +62,15 @@ class MetricsCollector(Recording):
             self._flusher.settle(retention)
         if flush_every is not None:
             self._flusher.settle_rhythm(flush_every)
-        self.start_time = datetime.now()  # noqa: DTZ005  naive local time, as in the in-memory version
+        self._start_time = datetime.now()  # noqa: DTZ005  naive local time, as in the in-memory version
 
     def __repr__(self) -> str:
         return f"MetricsCollector(backend={self._backend!r})"
+
+    @property
+    def start_time(self) -> datetime:
+        """When this object was made, local time. Read-only: uptime and throughput count from the first record."""
+        return self._start_time
 
     @cached_property
     def aio(self) -> AsyncMetricsCollector:

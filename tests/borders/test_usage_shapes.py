@@ -6,9 +6,10 @@ differently fails here.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,15 @@ pytestmark = [
     pytest.mark.thorough,  # the packages are large
     pytest.mark.filterwarnings("default"),  # the packages' own warnings are not ours
 ]
+
+
+@pytest.fixture(autouse=True)
+def _collect() -> Iterator[None]:
+    """Collect what the packages leave behind, such as open event loops, while their warnings are ignored."""
+    yield
+    for _ in range(3):
+        gc.collect()
+
 
 CHAT = {
     "prompt_tokens": 100,

@@ -20,6 +20,7 @@ class CallRecord:
         outcome: its outcome; "none" when none had capacity.
         seconds: its duration on the instance.
         waited: seconds for which its caller waited: for the lease, the instance, and the release.
+        begin: when it began, s by `time.monotonic`.
     """
 
     number: int
@@ -27,6 +28,7 @@ class CallRecord:
     outcome: str
     seconds: float
     waited: float
+    begin: float
 
 
 MAX_AT_ONCE = 10
@@ -55,11 +57,11 @@ async def steady(
         begin = time.monotonic()
         instance = await balancer.aio.acquire("planner")
         if instance is None:
-            return CallRecord(number, None, "none", 0.0, 0.0)
+            return CallRecord(number, None, "none", 0.0, 0.0, begin)
         outcome, seconds = behave(number, instance)
         await asyncio.sleep(seconds)
         await balancer.aio.release(instance, outcome=outcome, response_time=seconds)
-        return CallRecord(number, instance.id, outcome, seconds, time.monotonic() - begin)
+        return CallRecord(number, instance.id, outcome, seconds, time.monotonic() - begin, begin)
 
     tasks = []
     for number in range(count):

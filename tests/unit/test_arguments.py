@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from datetime import timedelta
@@ -131,3 +133,25 @@ def test_negative_zero_becomes_positive_zero() -> None:
         AgentInstance("a", "b", weight=-0.0).weight,
     ):
         assert math.copysign(1.0, value) == 1.0
+
+
+async def coroutine_function() -> None: ...
+
+
+class AsyncCallable:
+    async def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize("value", [None, 3, coroutine_function, AsyncCallable(), functools.partial(coroutine_function)])
+def test_callbacks_are_plain_functions(value: object) -> None:
+    assert arguments.callback("progress", len, "a function") is len
+    with pytest.raises(InvalidArgument, match=r"progress is .* allowed: a function; not a coroutine function"):
+        arguments.callback("progress", value, "a function")
+
+
+def test_awaitable_results_of_callbacks_are_refused_and_closed() -> None:
+    arguments.refuse_awaitable("progress", len, 3)
+    result = coroutine_function()
+    with pytest.raises(InvalidArgument, match="need not be awaited"):
+        arguments.refuse_awaitable("progress", len, result)
+    assert inspect.getcoroutinestate(result) == inspect.CORO_CLOSED

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from functools import partial
 
+from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Page, Pool
@@ -213,7 +214,7 @@ def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repa
         wrong, orphans = wrong + page.wrong, orphans + page.orphans
         done = page.next_rank or page.registered
         if progress is not None:
-            progress(done, page.registered)
+            arguments.refuse_awaitable("progress", progress, progress(done, page.registered))
         if not page.next_rank:
             return Repaired(page.registered, wrong, orphans)
         first = page.next_rank

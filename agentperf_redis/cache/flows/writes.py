@@ -37,6 +37,10 @@ class Writer:
     ) -> None:
         self.shared = shared
         self.codec = codec
+        self.use_ttls(own_ttls_ms)
+
+    def use_ttls(self, own_ttls_ms: tuple[int, int, int]) -> None:
+        """Set the default TTLs of this object's puts; see the class."""
         self._own_ttls = None if own_ttls_ms == CACHES_OWN_TTLS_MS else "/".join(map(str, own_ttls_ms))
 
     def chosen_ttl(self, ttl: float | None) -> int | str:

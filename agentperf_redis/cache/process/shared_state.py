@@ -112,6 +112,19 @@ class SharedState:
                 self.settings, self.given = Settings.of(held), "".join(marks)
             self._users.add(user)
 
+    def change(self, argument: str, field: str) -> None:
+        """Change one setting. It is written by the next operation that writes, and then applies to every process.
+
+        Args:
+            argument: its name in the constructor.
+            field: its text, as in `Settings.fields`.
+        """
+        with self._lock:
+            at = ARGUMENTS[self.service].index(argument)
+            fields, marks = list(self.settings.fields), list(self.given)
+            fields[at], marks[at] = field, "1"
+            self.settings, self.given, self.deployed = Settings.of(fields), "".join(marks), False
+
     def use_local(self, max_entries: int, max_bytes: int | None) -> LocalCopies:
         """Return the local copies of this cache.
 

@@ -298,3 +298,22 @@ def test_raising_check_is_logged_again_after_recovery(
     check_until(call, balancer, check, first_broken_then_well_then_broken)
     assert logged() == ["no such name"] * 2
     assert "the check of p0 of planner raised" in caplog.text
+
+
+def test_awaitable_of_a_plain_check_decides(backend: Backend) -> None:
+    balancer = LoadBalancer(backend=backend)
+
+    async def answer(good: bool) -> bool:
+        await asyncio.sleep(0)
+        return good
+
+    for name in ("p0", "p1"):
+        balancer.register_instance(AgentInstance(name, "planner"))
+    with balancer.run_checks("planner", lambda instance: answer(instance.id == "p0"), interval=0.05):
+        wait_until(
+            lambda: (
+                [each.state for each in balancer.status("planner")[0].instances]
+                == [InstanceState.UP, InstanceState.DOWN]
+            ),
+            "the failing instance to be down",
+        )

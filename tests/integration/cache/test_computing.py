@@ -588,3 +588,13 @@ def test_class_and_its_name_have_different_keys(backend: Backend) -> None:
 def test_invalid_decorations_are_refused_at_once(backend: Backend, wrong: Callable[[Any], object], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         wrong(LRUCache(backend=backend))
+
+
+def test_plain_function_that_returns_a_coroutine_is_refused(backend: Backend) -> None:
+    async def later() -> int:
+        return 1
+
+    ask = cached(LRUCache(backend=backend))(lambda: later())  # noqa: PLW0108  a plain function
+    for _ in range(2):
+        with pytest.raises(InvalidArgument, match="need not be awaited"):
+            _ = ask()

@@ -17,6 +17,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, Policy, Tier, TieredCache, entry_format
 from agentperf_redis.cache.commands import SCHEMA
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
+from agentperf_redis.metrics.client import MetricsCollector
 from tests.support.cache_scan import faults
 from tests.support.calls import Call
 from tests.support.places import DATA
@@ -596,3 +597,52 @@ def test_lowered_limits_hold_after_the_first_call(
     assert (stats.hot.size, stats.warm.size, stats.size) == (2, 3, 2000)
     for service, name in (("cache", "lru"), ("cache", "bytes"), ("tiered", "tiers")):
         assert faults(raw, namespace, service, name) == []
+
+
+def test_empty_caches_are_true_without_io() -> None:
+    backend = Backend("redis://127.0.0.1:1", deadline=0.1)
+    try:
+        assert LRUCache(backend=backend)
+        assert TieredCache(backend=backend)
+    finally:
+        backend.close()
+
+
+def test_assigned_max_size_applies_with_the_next_write(
+    backend: Backend, connect: Callable[..., Backend], server: Server
+) -> None:
+    cache, elsewhere = LRUCache(3, backend=backend), LRUCache(backend=connect(server.url))
+    cache.put_many({str(number): number for number in range(5)})
+    assert len(cache) == 3
+    cache.max_size = 10
+    cache.put_many({str(number): number for number in range(8)})
+    assert (len(cache), cache.max_size) == (8, 10)
+    elsewhere.put_many({str(number): number for number in range(20)})
+    assert len(elsewhere) == 10, "it is the limit of all processes"
+    cache.max_size = 2
+    cache.put("last", 1)
+    assert len(cache) == 2
+    with pytest.raises(InvalidArgument, match="max_size is 0"):
+        cache.max_size = 0
+    assert cache.max_size == 2
+
+
+def test_assigned_default_ttl_applies_to_later_puts(backend: Backend, raw: Raw, namespace: str) -> None:
+    cache = LRUCache(backend=backend)
+    cache.put("before", 1)
+    cache.default_ttl = 60
+    cache.put("after", 1)
+    cache.default_ttl = None
+    cache.put("again", 1)
+    with pytest.raises(InvalidArgument, match="default_ttl is -1"):
+        cache.default_ttl = -1
+    ttls = {key: raw.pttl(f"{namespace}:{{cache:default}}:e:{key}") for key in ("before", "after", "again")}
+    assert ttls["before"] == ttls["again"] == -1
+    assert 55_000 < ttls["after"] <= 60_000
+
+
+def test_tier_views_and_start_times_refuse_assignment(backend: Backend) -> None:
+    with pytest.raises(AttributeError, match="give hot_size= to the TieredCache"):
+        TieredCache(backend=backend).hot.max_size = 5
+    with pytest.raises(AttributeError):
+        MetricsCollector(backend=backend).start_time = None  # type: ignore[misc, assignment]

@@ -308,6 +308,7 @@ def test_closed_loops_leave_no_connections(server: Server, connect: Callable[...
         assert client.get(f"{namespace}:counter") == "20"
 
 
+@pytest.mark.standalone
 def test_lost_idle_connection_is_replaced_silently(
     server: Server, connect: Callable[..., Backend], runner: asyncio.Runner, namespace: str
 ) -> None:
