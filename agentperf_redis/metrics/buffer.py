@@ -138,7 +138,7 @@ class Buffer:
     # -- recording
 
     def record(self, agent: str | Part, seconds: float, outcome: str, own: float = 0.0) -> None:
-        """Record an execution. No lock: extending a list is atomic, and `_aggregate` deletes only items that it has read.
+        """Record an execution. No lock: extending a list is atomic, and `_aggregate` deletes only items it has read.
 
         Args:
             agent: the agent, or a part of it.

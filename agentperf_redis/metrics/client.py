@@ -104,8 +104,8 @@ class MetricsCollector(Recording):
         Args:
             window: as for `get_or_create_metrics`.
             as_of: as for `get_or_create_metrics`.
-            percentiles: False reads only the plain counters, which is a third of the work: percentiles are then NaN, and
-                error types, models and buckets are empty.
+            percentiles: False reads only the plain counters, a third of the work. Percentiles are then NaN, and error
+                types, models and buckets are empty.
 
         Raises:
             InvalidArgument: for an invalid argument.
