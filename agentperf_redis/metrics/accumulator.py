@@ -12,11 +12,12 @@ from agentperf_redis.metrics.histogram import ZERO, bucket_counts, micros
 from agentperf_redis.metrics.model import OTHER
 
 MAX_RAW = 1000
-"""Maximum number of raw samples of an accumulator, and of a series on the server."""
+"""Maximum number of raw samples in an accumulator, and of a series on the server."""
 MAX_SLOW = 50
-"""Slowest samples that are sent regardless of the rate limit."""
+"""Number of slowest samples that an accumulator sends in addition to those that the rate limit allows."""
 MAX_COUNTERS = 2000
-"""Counters of an accumulator: at most 720 buckets, and error types; further types count as ``__other__``."""
+"""Maximum number of counters in an accumulator. At most 720 are buckets, the others are mostly error types. Error types
+beyond the limit are counted as ``__other__``."""
 
 OK = "ok"
 FAILED = "err"
@@ -54,16 +55,16 @@ def _fields_of_outcome(outcome: str) -> tuple[str, ...]:
 
 
 Samples = list[Any]
-"""Executions in order of their end, with four items each: the end by our clock, the duration in s, the outcome, and for
-a span the self time in s. The list is flat, so that a record creates no object for the garbage collector, and a column
-is a slice.
+"""Executions in the order of their ends. Each takes four consecutive items of the list: its end by the process's clock,
+its duration in s, its outcome, and for a span its self time in s. The list is flat, so a record creates no object for
+the garbage collector, and a slice of the list is a column.
 """
 ITEMS = 4
 _ENDED, _SECONDS, _OUTCOME, _OWN = range(ITEMS)
 
 
 class Accumulator:
-    """The records of one series in one step."""
+    """The records of one series in one time step."""
 
     __slots__ = ("counts", "max_us", "min_us", "newest", "oldest", "raw", "raw_dropped")
 
@@ -77,7 +78,7 @@ class Accumulator:
         self.raw_dropped = 0
 
     def aggregate(self, samples: Samples) -> None:
-        """Add samples up, at least one."""
+        """Add samples to the sums. There must be at least one."""
         durations = sorted(samples[_SECONDS::ITEMS])
         counts = self.counts
         counts["n"] += len(durations)
@@ -117,7 +118,7 @@ class Accumulator:
         self._keep(other.raw)
 
     def add(self, counts: Mapping[str, int]) -> None:
-        """Add to other counters."""
+        """Add to counters other than those of executions, such as tokens."""
         own = self.counts
         for name, value in counts.items():
             if name not in own and len(own) >= MAX_COUNTERS and name.startswith(MODEL):
@@ -134,7 +135,7 @@ class Accumulator:
         return len(self.raw) // ITEMS
 
     def sample(self, allowed: int) -> None:
-        """Keep the newest raw samples, at most `allowed`, and the slowest."""
+        """Drop raw samples beyond `allowed`, the oldest first, but keep the slowest."""
         excess = self.raw_count - allowed
         if excess <= 0:
             return

@@ -1,14 +1,20 @@
 """The records of a process that the server has not confirmed yet. No I/O here.
 
-The path of a sample: `Buffer.record` appends it to the sample buffer of its series, a plain list, without a lock.
-`Buffer.aggregate` empties the sample buffers into one `Accumulator` for each series and each ten seconds of server
-time, so that a sample delayed by an outage still counts in the right slice. `Buffer.batches` packs the accumulators of
-each shard into a `FlushBatch` with the shard's next sequence number. A batch never changes until it is settled; new
-records wait for the next one. So a batch can be sent any number of times, and counts once.
+The path of a sample:
 
-Bounds: series (`MAX_SERIES`, then ``__other__``), samples in a sample buffer (`MAX_BUFFERED_SAMPLES`, then the
-recording thread aggregates), raw samples of an accumulator (`MAX_RAW`, the others are only counted), accumulators
-(they are downsampled as they age beyond the TTL of the finer slices, and when there are too many).
+- `Buffer.record` appends it to the sample buffer of its series, a plain list, without a lock.
+- `Buffer.aggregate` empties the sample buffers into accumulators: one `Accumulator` per series and ten seconds of
+  server time. A sample delayed by an outage therefore still counts in the right slice.
+- `Buffer.batches` packs the accumulators of each shard into a `FlushBatch` with the shard's next sequence number. A
+  batch does not change until it is settled, and new records wait for the next batch. A batch can therefore be sent any
+  number of times, and is counted once.
+
+Bounds:
+
+- Series beyond `MAX_SERIES` are counted under ``__other__``.
+- When a sample buffer has `MAX_BUFFERED_SAMPLES` samples, the recording thread aggregates it.
+- Raw samples of an accumulator beyond `MAX_RAW` are counted but not kept.
+- Accumulators are downsampled when they are older than the TTL of the narrower slices, and when there are too many.
 """
 
 from __future__ import annotations
@@ -28,30 +34,34 @@ from agentperf_redis.metrics.model import OTHER
 STEP_S = 10
 """Width of the finest slice."""
 MAX_SERIES = 4000
-"""Series that one process counts separately: the server takes 2000 agents, and spans are additional."""
+"""Maximum number of series that one process counts separately. The server takes 2000 agents, and spans are additional
+series."""
 RAW_REFILL_PER_S = 50.0
-"""Raw samples per second that a busy series may send after its first 1000: recent samples without a flood."""
+"""Raw samples per second that a busy series may send after its first 1000. The server still gets recent samples, but is
+not flooded."""
 MAX_ACCUMULATORS = 20_000
-"""About 1.6 kB each with 60 different durations, so 32 MB in an outage of days; beyond, they are downsampled early."""
+"""Maximum number of waiting accumulators. Each takes about 1.6 kB with 60 different durations, so all take 32 MB in an
+outage of days. Accumulators beyond the limit are downsampled before their time."""
 MAX_WAITING_RAW = 100_000
-"""Raw samples that wait during an outage, 13 MB; the newest are kept."""
+"""Maximum number of raw samples that wait during an outage, 13 MB. The newest are kept."""
 MAX_BUFFERED_SAMPLES = 1000
-"""Samples of a series before aggregation, which the next flush does; at this limit, the recording thread does it."""
+"""Maximum number of samples in a sample buffer. Normally the next flush aggregates them; at this limit, the recording
+thread does."""
 _MAX_BUFFERED_ITEMS = MAX_BUFFERED_SAMPLES * ITEMS
 MAX_BATCH_ACCUMULATORS = 32
-"""Accumulators of one script call: about 3 ms of server time."""
+"""Maximum number of accumulators in one script call: about 3 ms of server time."""
 MAX_BATCH_SAMPLES = 2000
-"""Raw samples at which a batch is full: about 3 ms more."""
+"""Number of raw samples at which a batch is full: about another 3 ms of server time."""
 WRITER_KEEP_S = 3600.0
 """How long the server remembers the sequence number of a writer's last batch."""
 _UNCERTAIN_S = WRITER_KEEP_S - 60.0
 
 WIDER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
-"""The next wider slice."""
+"""The next wider slice width for each width, s. The widest is its own."""
 
 
 class PackedAccumulator(NamedTuple):
-    """An accumulator to send: its series, and the width in s of the slice it must stay within."""
+    """An accumulator to send, with its series and the width, in s, of the slice that contains all of its samples."""
 
     series: Series
     width_s: int
@@ -67,7 +77,7 @@ class FlushBatch:
     seq: int
     accumulators: list[PackedAccumulator]
     first_sent: float | None = None
-    """Time of the first attempt with an unknown outcome, s by the buffer's clock."""
+    """Time of the first attempt with an unknown outcome, s by the buffer's clock; None if there was none."""
 
     @property
     def samples(self) -> int:
@@ -92,7 +102,7 @@ class Buffer:
     """The unconfirmed samples of one process.
 
     Args:
-        on_first: called on the first record after `announce_next`; must be quick, runs on the recording thread.
+        on_first: called on the first record after `announce_next`. Must be quick, since the recording thread runs it.
         clock: monotonic clock, s.
     """
 
@@ -103,12 +113,15 @@ class Buffer:
         self.reset()
 
     def reset(self) -> None:
-        """Start empty, as a new writer: initially, and in a forked child, because the parent flushes its records."""
+        """Start empty and with a new writer name.
+
+        Called by `__init__`, and in a forked child, because the parent flushes the records that the fork copied.
+        """
         self.writer = uuid.uuid4().hex[:12]
         self._sample_buffers.clear()
         self._series: dict[str | Part, Series] = {}
         self._check_at = 0
-        """Items in a sample buffer at which `record` must do more: aggregate, or, at 0, call `on_first`."""
+        """Number of items in a sample buffer at which `record` calls `_after_record`; 0 for every record."""
         self._offset = time.time() - self._clock()  # until the server's time is known
         self._synchronised = False
         # Reentrant: a signal handler or a garbage-collected generator may record while this thread aggregates.
@@ -125,7 +138,7 @@ class Buffer:
     # -- recording
 
     def record(self, agent: str | Part, seconds: float, outcome: str, own: float = 0.0) -> None:
-        """Record an execution. Needs no lock: extending a list is atomic, and `aggregate` keeps later items.
+        """Record an execution. No lock: extending a list is atomic, and `_aggregate` deletes only items it has read.
 
         Args:
             agent: the agent, or a part of it.
@@ -142,7 +155,7 @@ class Buffer:
             self._after_record(sample_buffer)
 
     def add(self, agent: str | Part, counts: Mapping[str, int]) -> None:
-        """Add to other counters of a series, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
+        """Add to counters other than those of executions, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
         now = self._clock()
         with self._lock:
             self._accumulator(self._known(agent), now).add(counts)
@@ -178,9 +191,9 @@ class Buffer:
         self._check_at = 0
 
     def aggregate(self) -> None:
-        """Add up everything recorded so far, ready to be packed."""
+        """Move everything recorded so far from the sample buffers to the accumulators."""
         with self._lock:
-            if self._aggregating:  # called by a nested record, see __init__
+            if self._aggregating:  # this call comes from a record during `aggregate`, see `_lock`
                 return
             self._aggregating = True
             try:
@@ -233,12 +246,12 @@ class Buffer:
     def downsample(self, ttls: dict[int, float]) -> None:
         """Keep the waiting records within bounds. Called when they could not be sent.
 
-        Accumulators older than the TTL of their slices are merged, and further ones when there are too many. Of the raw
-        samples, the newest of each series are kept, as many as the server would keep, and the slowest of each
-        accumulator, both within `MAX_WAITING_RAW`.
+        Accumulators older than the TTL of their slices are merged into wider slices. If there are still too many,
+        others are merged too. Of the raw samples of each series, the newest are kept, as many as the server would keep,
+        and also the slowest of each accumulator. All series together keep at most `MAX_WAITING_RAW`.
 
         Args:
-            ttls: TTL of a slice after its end by its width, both in s.
+            ttls: how long a slice is kept after its end, by its width; both in s.
         """
         with self._lock:
             now = self._clock() + self._offset
@@ -282,7 +295,7 @@ class Buffer:
         return sum(len(shard.waiting) for shard in self._shards.values())
 
     def batches(self) -> list[FlushBatch]:
-        """Return one batch for each shard with waiting accumulators: the unsettled one, or a new one."""
+        """Return a batch per shard with data to send: its unsettled batch if there is one, otherwise a new batch."""
         with self._lock:
             now = self._clock()
             found = []
@@ -292,7 +305,8 @@ class Buffer:
                     shard.seq += 1
                     batch = shard.batch = FlushBatch(number, shard.writer, shard.seq, self._take(shard, now))
                 elif batch is not None and batch.first_sent is not None and now - batch.first_sent > _UNCERTAIN_S:
-                    # It can no longer be determined whether it was counted. Probably not: send it as a new writer.
+                    # The server may have forgotten the sequence number, so it is unknown whether the batch was counted.
+                    # Probably it was not: send it as a new writer.
                     self._uncertain += batch.samples
                     shard.writer = batch.writer = uuid.uuid4().hex[:12]
                     shard.seq = batch.seq = 1
@@ -314,7 +328,7 @@ class Buffer:
         return accumulators
 
     def _ration(self, packed: PackedAccumulator, now: float) -> None:
-        """Limit the raw samples of a series to the first 1000, and then to a constant rate."""
+        """Allow a series 1000 raw samples at first, and then a constant rate (`RAW_REFILL_PER_S`)."""
         allowance, since = self._raw_allowance.get(packed.series, (float(MAX_RAW), now))
         allowance = min(MAX_RAW, allowance + (now - since) * RAW_REFILL_PER_S)
         accumulator = packed.accumulator
@@ -324,17 +338,17 @@ class Buffer:
         accumulator.raw_dropped = 0
 
     def unanswered(self, batch: FlushBatch, sent: float) -> None:
-        """Record that a batch was sent and may or may not have been counted."""
+        """Note that a batch was sent and that it is unknown whether the server counted it."""
         if batch.first_sent is None:
             batch.first_sent = sent
 
     def settled(self, batch: FlushBatch, other: int = 0, outdated: int = 0) -> None:
-        """Record that the server has counted a batch.
+        """Mark a batch as counted by the server.
 
         Args:
             batch: the sent batch.
-            other: its executions that went to ``__other__``.
-            outdated: its raw samples that were too old to keep.
+            other: executions of the batch that the server counted under ``__other__``.
+            outdated: raw samples of the batch that were too old to keep.
         """
         with self._lock:
             shard = self._shards.get(batch.shard)
@@ -345,7 +359,7 @@ class Buffer:
                 self._samples_dropped += outdated
 
     def refused(self, batch: FlushBatch, part: str) -> int:
-        """Drop the series with a corrupt key from a batch. The server rejected the batch before it wrote anything.
+        """Drop the series with a corrupt key from a batch. The server rejected the whole batch and wrote nothing.
 
         Args:
             batch: the sent batch.
@@ -359,7 +373,7 @@ class Buffer:
             kind, colon, name = part.partition(":")
             if shard is None or shard.batch is not batch or not colon or kind == "w":
                 return 0
-            name = name.rpartition(":")[2]  # in a slice's key the time comes before the name, which has no colon
+            name = name.rpartition(":")[2]  # in a slice's key, the time precedes the name; names contain no colon
 
             def is_corrupt(series: Series) -> bool:
                 if kind == "parts":
@@ -369,34 +383,37 @@ class Buffer:
             lost = sum(packed.accumulator.counts["n"] for packed in batch.accumulators if is_corrupt(packed.series))
             batch.accumulators = [packed for packed in batch.accumulators if not is_corrupt(packed.series)]
             self._dropped += lost
-            shard.seq += 1  # new content needs a new number, so that a late copy of the old batch is rejected
+            shard.seq += 1  # new content needs a new number: the server then rejects a late copy of the old batch
             batch.seq = shard.seq
             if not batch.accumulators:
                 shard.batch = None
             return lost
 
     def synchronise(self, server_s: float, at: float) -> None:
-        """Set the server's time: `server_s` when our clock showed `at`. It aligns steps with the server's slices."""
+        """Note that the server's time was `server_s` when this process's clock showed `at`.
+
+        The time steps of the buffer follow the server's time, so that they align with its slices.
+        """
         with self._lock:
             self._offset = server_s - at
             self._synchronised = True
 
     def server_ms(self, at: float) -> int:
-        """Return the server's time when our clock shows `at`, ms since 1970; -1 while it is unknown."""
+        """Return the server's time for a time `at` of this process's clock, ms since 1970; -1 while it is unknown."""
         return int((at + self._offset) * 1000) if self._synchronised else -1
 
     # -- state
 
     @property
     def empty(self) -> bool:
-        """Whether everything recorded has been confirmed."""
+        """Whether the server has confirmed all records."""
         return not any(list(self._sample_buffers.values())) and not any(
             shard.batch or shard.waiting for shard in list(self._shards.values())
         )
 
     @property
     def doubtful(self) -> bool:
-        """Whether a sent batch may or may not have been counted."""
+        """Whether there is a sent batch of which it is unknown whether the server counted it."""
         batches = [shard.batch for shard in list(self._shards.values())]
         return any(batch is not None and batch.first_sent is not None for batch in batches)
 

@@ -32,19 +32,19 @@ class MetricsCollector(Recording):
 
     Recording never waits for the server: it adds to a list, and a thread sends the sums every second. Reading first
     flushes the records of this process. Percentiles are exact while the server holds all raw samples of the time range
-    (1000 per agent), and within 2.17 % beyond; see `PerformanceMetrics.exact`.
+    (it keeps 1000 per agent), and within 2.17 % otherwise; see `PerformanceMetrics.exact`.
 
     Args:
-        backend: the namespace; None takes the process-wide default.
-        retention: how long data is kept, the same for all collectors of a namespace; None takes the stored one, or the
-            default.
-        flush_every: s between two flushes of this process, 0.1 to 60; None is one. It bounds the records that a killed
-            process loses, and the delay until other processes see them. A flush costs the server about 0.1 ms for each
-            agent in it, so a thousand agents are better flushed every few seconds.
+        backend: the server and namespace; None takes the process-wide default.
+        retention: how long data is kept; all collectors of a namespace must have the same. None takes the retention
+            stored on the server, or the default if none is stored.
+        flush_every: seconds between two flushes of this process, 0.1 to 60; None is one second. A killed process loses
+            at most the records of this time, and other processes see records after at most this time. A flush costs
+            the server about 0.1 ms per agent in it, so a thousand agents are better flushed every few seconds.
 
     Raises:
-        InvalidArgument: for an invalid time, and if another collector of this process and namespace has another
-            retention or another flush interval.
+        InvalidArgument: for an invalid `flush_every`, and if another collector of this process and namespace has a
+            different retention or flush interval.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class MetricsCollector(Recording):
 
     @cached_property
     def aio(self) -> AsyncMetricsCollector:
-        """The same collector for asyncio: calls with I/O are awaited."""
+        """The same collector for asyncio: every call with I/O is awaited."""
         return AsyncMetricsCollector(self._flusher)
 
     def get_or_create_metrics(
@@ -84,15 +84,15 @@ class MetricsCollector(Recording):
 
         Args:
             agent_name: the agent.
-            window: None for all time, or the last seconds or ``"30s"``, ``"5m"``, ``"1h"``, ``"3d"``.
-            as_of: the end of the window: a datetime (local time when it has no zone), or s since 1970; None is now.
+            window: length of the window, in seconds or as ``"30s"``, ``"5m"``, ``"1h"``, ``"3d"``; None for all time.
+            as_of: end of the window: a datetime (local time if it has no zone), or seconds since 1970; None for now.
 
         Returns:
             A frozen snapshot; each call returns a new one.
 
         Raises:
             InvalidArgument: for an invalid name, window or timestamp.
-            AgentPerfError: if the server cannot be reached, or holds other data under these keys.
+            AgentPerfError: if the server cannot be reached, or its keys hold data that is not of this library.
         """
         return self._backend.run(flows.agent(self._flusher, agent_name, window, as_of))
 
@@ -104,17 +104,17 @@ class MetricsCollector(Recording):
         Args:
             window: as for `get_or_create_metrics`.
             as_of: as for `get_or_create_metrics`.
-            percentiles: False reads only the plain counters, with a third of the work: percentiles are NaN, and error
+            percentiles: False reads only the plain counters, a third of the work. Percentiles are then NaN, and error
                 types, models and buckets are empty.
 
         Raises:
-            InvalidArgument: for anything else.
+            InvalidArgument: for an invalid argument.
             AgentPerfError: as `get_or_create_metrics`.
         """
         return self._backend.run(flows.agents(self._flusher, window, as_of, percentiles=percentiles))
 
     def combined(self, *agent_names: str, window: Window = None, as_of: Timestamp = None) -> PerformanceMetrics:
-        """Return the metrics of several agents as if they were one; of all agents, when none is named.
+        """Return the metrics of several agents as if they were one. Without names, it combines all agents.
 
         Args:
             agent_names: the agents.
@@ -124,7 +124,7 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.combined(self._flusher, agent_names, window, as_of))
 
     def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Return an agent's latest executions, the last first, within the retention of raw samples.
+        """Return an agent's latest executions, newest first. Older ones than the retention of raw samples are not kept.
 
         Args:
             agent_name: the agent.
@@ -133,7 +133,7 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.recent(self._flusher, agent_name, limit))
 
     def slowest(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Return an agent's slowest executions, the slowest first; the server keeps 50.
+        """Return an agent's slowest executions, slowest first. The server keeps 50 per agent.
 
         Args:
             agent_name: the agent.
@@ -177,17 +177,17 @@ class MetricsCollector(Recording):
         """Rank all agents.
 
         Args:
-            by: ``score`` (the in-memory version's, best first), or ``p95``, ``average``, ``total_time``, ``tasks``,
-                ``error_rate``, ``errors``, ``cost``, ``tokens``, largest first.
+            by: ``score`` (that of the in-memory version, best agent first), ``p95``, ``average``, ``total_time``,
+                ``tasks``, ``error_rate``, ``errors``, ``cost`` or ``tokens`` (largest value first).
             window: as for `get_or_create_metrics`.
             as_of: as for `get_or_create_metrics`.
             min_tasks: minimum number of executions; agents with fewer are omitted.
 
         Returns:
-            The agents in order, each with its ranked value.
+            The agents in order, each with the value by which it is ranked.
 
         Raises:
-            InvalidArgument: for anything else.
+            InvalidArgument: for an invalid argument.
             AgentPerfError: as `get_or_create_metrics`.
         """
         return self._backend.run(flows.rank(self._flusher, by, window, as_of, min_tasks))
@@ -206,17 +206,18 @@ class MetricsCollector(Recording):
 
         Args:
             agent_name: the agent.
-            other: the agent to compare it with; None is the same agent.
+            other: the agent to compare it with; None compares the agent with itself.
             window: window of the agent, as for `get_or_create_metrics`.
             as_of: end of the agent's window.
-            other_window: window of the other; None takes `window`.
-            other_as_of: end of the other's window; None takes `as_of` or, for the same agent, the window's start.
+            other_window: window of the other side; None takes `window`.
+            other_as_of: end of the other side's window. None takes `as_of`; if the agent is compared with itself and
+                `other_window` is None too, it takes the start of the agent's window.
 
         Returns:
-            The other as first, the agent as second, and the changes from first to second.
+            The other side as first, the agent as second, and the changes from first to second.
 
         Raises:
-            InvalidArgument: for anything else, and for the same agent without a window.
+            InvalidArgument: for an invalid argument, and if an agent is compared with itself without any window.
             AgentPerfError: as `get_or_create_metrics`.
         """
         return self._backend.run(
@@ -224,10 +225,10 @@ class MetricsCollector(Recording):
         )
 
     def forget(self, agent_name: str) -> bool:
-        """Delete a retired agent: its all-time counts, raw samples and spans.
+        """Delete an agent that is no longer used: its all-time counts, raw samples and spans.
 
-        It no longer counts against the limit of 2000 agents. Its time slices expire later; if the agent records again
-        before that, windows show them again.
+        The agent no longer counts against the limit of 2000 agents. Its time slices remain until they expire. If the
+        agent records again before that, windows contain these slices again.
 
         Args:
             agent_name: the agent.
@@ -241,16 +242,16 @@ class MetricsCollector(Recording):
         """Wait until all records of this process are counted.
 
         Args:
-            timeout: s; None waits as long as the server's deadlines allow.
+            timeout: max seconds to wait; None waits until the flush succeeds or fails.
 
         Returns:
-            Whether all are counted; False after the timeout. Uncounted records are kept and sent again.
+            Whether all records are counted; False after the timeout. Uncounted records are kept and sent again.
 
         Raises:
-            AgentPerfError: the error of the flush.
+            AgentPerfError: the flush failed with this error.
         """
         return self._backend.run(flows.flush(self._flusher, timeout))
 
     def delivery(self) -> Delivery:
-        """Return the delivery state of this process's records. No I/O."""
+        """Return how many records of this process are counted, pending or dropped. Does no I/O."""
         return self._flusher.delivery_state()

@@ -32,8 +32,8 @@ READ = Script("metrics/read")
 FORGET = Script("metrics/forget")
 
 MAX_AGENTS = 160
-"""Limit for the agents of one shard: 2000 in total, with a margin for an uneven spread over 16 shards (mean 125,
-standard deviation 11)."""
+"""Maximum number of agents in one shard. It allows 2000 agents in 16 shards, with a margin because they do not spread
+evenly: the mean per shard is 125, the standard deviation 11."""
 MAX_PARTS = 200
 MAX_ERRORS = 64
 
@@ -47,7 +47,7 @@ class Flushed:
     Attributes:
         now: the server's time, s since 1970.
         other: executions counted under ``__other__``.
-        outdated: raw samples too old to keep.
+        outdated: raw samples that were too old to keep.
     """
 
     now: float
@@ -76,10 +76,11 @@ def flush(
     Args:
         namespace: the namespace.
         batch: the batch.
-        now: time of the buffer's clock, from which the ages of its samples count.
+        now: time of the buffer's clock. The ages of the samples are relative to it.
         retention: how long slices and samples are kept.
-        firm: whether the user chose the retention; otherwise it is the default for a namespace without one.
-        server_ms: the server's time at `now`, ms since 1970; -1 if it is not known.
+        firm: whether the user chose the retention. Otherwise it is the default, and applies only if the namespace has
+            no stored retention.
+        server_ms: the server's time at `now`, ms since 1970; -1 if it is unknown.
     """
     series: dict[Series, int] = {}
     accumulators: list[Arg] = []
@@ -239,7 +240,7 @@ def _executions(key: str, reply: Reply) -> tuple[Execution, ...]:
 
 
 def _samples(raw: Samples, now: float) -> tuple[str, str]:
-    """Return raw samples in the form of flush.lua: those that may be among the slowest, and the others."""
+    """Return raw samples in the format of `flush.lua`: first those that may be among the slowest, then the others."""
     texts = [
         f"{int((now - when) * 1000)} {micros(seconds)}us|{_shown_outcome(outcome)}"
         for when, seconds, outcome in columns(raw)
@@ -255,7 +256,7 @@ def _samples(raw: Samples, now: float) -> tuple[str, str]:
 
 @lru_cache(maxsize=1024)
 def _shown_outcome(outcome: str) -> str:
-    """Return an outcome such as ``err:TimeoutError``, with characters encoded that would end its field."""
+    """Return an outcome such as ``err:TimeoutError``, with the separators of the sample format encoded."""
     kind, colon, error = outcome.partition(":")
     return kind + colon + keys.encoded(error)
 
@@ -321,11 +322,11 @@ _PLAIN = (
     *_EXTREMES,
     *_TOKEN_PARTS,
 )
-"""The plain counters, in the order of read.lua's reply."""
+"""The plain counters, in the order of the reply of `read.lua`."""
 
 
 def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[int, int]:
-    """Return the time range of a read. All time starts with the first sample."""
+    """Return the time range that a read covers. For all time, it starts with the first sample."""
     start, end = interval_ms
     return interval_ms if start else (counts.get("first_ms", end), end)
 

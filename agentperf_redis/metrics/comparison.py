@@ -10,7 +10,7 @@ from agentperf_redis.metrics.model import PerformanceMetrics
 
 
 class RankBy(Enum):
-    """Figures to rank agents by. By score, the best comes first; by any other figure, the worst."""
+    """Figures by which agents are ranked. The largest value comes first."""
 
     SCORE = "score"
     """As in the in-memory version: success rate / (average duration + 1)."""
@@ -51,13 +51,13 @@ class Ranked:
 
 
 def ranked(agents: Iterable[PerformanceMetrics], by: RankBy, min_tasks: int = 1) -> tuple[Ranked, ...]:
-    """Rank agents by value, the largest first; equal ones by name.
+    """Rank agents by a value, the largest first. Agents with equal values are sorted by name.
 
     Args:
         agents: the agents.
         by: the figure to rank by.
-        min_tasks: agents with fewer executions are omitted, so that one lucky run does not lead. Ignored for cost and
-            tokens.
+        min_tasks: agents with fewer executions are omitted, so that an agent with one lucky execution does not lead.
+            Ignored for cost and tokens.
     """
     if by in (RankBy.COST, RankBy.TOKENS):
         min_tasks = 0
@@ -68,14 +68,14 @@ def ranked(agents: Iterable[PerformanceMetrics], by: RankBy, min_tasks: int = 1)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure of the two compared sides.
+    """One figure, compared between two sides.
 
     Attributes:
         name: name of the figure, such as ``p95_execution_time``.
         first: its value on the first side.
         second: its value on the second side.
-        certain: whether the values certainly differ. False when they are equal, when they lie within the error bound of
-            estimated percentiles, and for a rate or duration when one side had no executions.
+        certain: whether the values certainly differ. False if they are equal, if they are estimated percentiles whose
+            error bounds overlap, and for rates and durations if one side had no executions.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The stored counters of a series: adding them up, and converting them to `PerformanceMetrics`."""
+"""The stored counters of a series. They can be added up and converted to `PerformanceMetrics`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentperf_redis.metrics.windows import local_timestamp
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The stored counters of one series: integers in microseconds, milliseconds and 10^-9 of a cost."""
+    """The stored counters of one series, as whole numbers: durations in us, times in ms, costs in 10^-9."""
 
     counts: Mapping[str, int]
     errors: Mapping[str, int]
@@ -73,7 +73,7 @@ _NOT_READ = (float("nan"),) * len(SHARES)
 
 
 def performance(agent_name: str, counters: Counters, *, plain: bool = False) -> PerformanceMetrics:
-    """Make the snapshot of an agent from its counters. With `plain` ones, percentiles are NaN."""
+    """Make the snapshot of an agent from its counters. Plain counters have no buckets, so percentiles are NaN."""
     counts = counters.counts
     get = counts.get
     n = get("n", 0)
@@ -125,7 +125,7 @@ def performance(agent_name: str, counters: Counters, *, plain: bool = False) -> 
 
 @lru_cache(maxsize=64)
 def _interval(start_ms: int, end_ms: int) -> Interval:
-    """Return the interval; cached, because all agents of a read share it."""
+    """Return the interval. It is cached, because all agents of a read have the same one."""
     return Interval(start_ms / 1000, end_ms / 1000)
 
 

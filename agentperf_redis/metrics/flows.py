@@ -1,4 +1,4 @@
-"""Reading metrics: sequences of commands, for one agent or for all."""
+"""The flows that read metrics, of one agent or of all. A flow is a generator of commands that a driver runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from agentperf_redis.metrics.spans import SpanReport, span_report
 from agentperf_redis.metrics.windows import TimeRange, Timestamp, Window, asked_time
 
 READ_SERIES, READ_SERIES_PLAIN = 16, 48
-"""Series per script call, with all counters or plain ones: 1 to 2 ms of server time with eight slices each."""
+"""Maximum number of series in one script call: the first when all counters are read, the second for plain counters.
+A call takes 1 to 2 ms of server time with eight slices per series."""
 MAX_EXACT = 1000
 MAX_EXACT_OF_MANY = 16
-"""When many series are read at once, raw durations are read only for series with at most this many."""
+"""When more than `MANY_SERIES` series are read at once, only series with at most this many executions are read with raw
+durations."""
 MANY_SERIES = 64
 
 
@@ -42,7 +44,7 @@ def agents(
     *,
     percentiles: bool = True,
 ) -> Flow[dict[str, PerformanceMetrics]]:
-    """Read all agents, sorted by name. As in all flows here, arguments are checked at the call, not when it runs."""
+    """Read all agents, sorted by name. All flows here check their arguments when called, not when they run."""
     return _agents(flusher, asked_time(window, as_of), plain=not arguments.flag("percentiles", percentiles))
 
 
@@ -52,7 +54,7 @@ def _agents(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str,
 
 
 def _read_counters(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str, list[Counters]]]:
-    """Read all agents. Each shard has its own counters for agents beyond the limit."""
+    """Read all agents. An agent may have several sets of counters: each shard has its own ``__other__``."""
     namespace = flusher.backend.namespace
     yield from own_records_counted(flusher)
     listed = yield from Batch(tuple(commands.agents(namespace, shard) for shard in range(keys.METRICS_SHARDS)))
@@ -224,7 +226,7 @@ def _compare(
     name, time = query
     other_name, other_time = other
     second = yield from _agent(flusher, name, time)
-    if before:  # the same length, up to the start of the second
+    if before:  # the first side has the same length and ends at the start of the second
         other_time = TimeRange(other_time.window_ms, round(second.interval.start * 1000))
     first = yield from _agent(flusher, other_name, other_time)
     return compared(first, second)
@@ -267,7 +269,7 @@ def _read(
 
 
 def flush(flusher: Flusher, timeout: float | None = None) -> Flow[bool]:
-    """Wait at most `timeout` seconds until all records are counted. Returns whether they are."""
+    """Wait at most `timeout` seconds until all records are counted. Returns whether all are."""
     return _flush(flusher, None if timeout is None else arguments.seconds("timeout", timeout, minimum=0.0))
 
 

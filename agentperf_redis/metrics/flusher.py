@@ -1,7 +1,7 @@
-"""Sends the buffer to the server: once per second or flush interval, on request, and at the end.
+"""Sends the buffer to the server: once per flush interval (by default a second), on request, and at the end.
 
-One background thread of the process does all sending. The first record starts it. Requests reach it through a
-`SimpleQueue`, whose `put` is safe everywhere, also in a signal handler or in `__del__`.
+One background thread of the process does all sending. The first record starts the thread. Requests reach it through a
+`SimpleQueue`, because `SimpleQueue.put` is safe everywhere, also in a signal handler or in `__del__`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from agentperf_redis.metrics.retention import Retention
 _log = logging.getLogger("agentperf_redis")
 
 FLUSH_EVERY_S = 1.0
-"""The default interval, and the retry interval after a failed flush, even if the chosen interval is longer."""
+"""The default flush interval, and the interval after a failed flush, even if the user chose a longer one."""
 MAX_FLUSH_EVERY_S = 60.0
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
-"""How long the last flush may run without progress; the second value applies if the flush before it failed."""
+"""How long the last flush may run without progress, s. The second value applies if the previous flush failed."""
 _LAST_COMMAND_SHARE = 0.8
-"""Share of that time for one command, so that the reason for a failure is known in time."""
+"""Share of that time that one command may take, so that its error is known before the time is over."""
 _UNLIMITED_S = 3600.0
 _PROMPT_S = 0.5
 
 
 @dataclass(slots=True)
 class _Request:
-    """A caller that waits for a flush which begins after this request."""
+    """A request for a flush. A caller waits for a flush that begins after the request."""
 
     wake_up: WakeUp = field(default_factory=WakeUp)
     error: AgentPerfError | None = None
@@ -52,7 +52,7 @@ class Flusher:
 
     Args:
         backend: backend of the namespace.
-        retention: how long the server keeps the data; None takes the namespace's retention.
+        retention: how long the server keeps the data; None takes the retention stored for the namespace.
     """
 
     def __init__(self, backend: Backend, retention: Retention | None = None) -> None:
@@ -65,7 +65,7 @@ class Flusher:
         self._closed = False
         self._warned_closed = False
         self._settled = 0
-        """Number of settled batches, which shows the progress of the last flush."""
+        """Number of settled batches. While it rises, the last flush makes progress."""
         self._jobs = Background("agentperf-metrics")
         self._begin()
         backend.on_close(self.close)
@@ -97,7 +97,7 @@ class Flusher:
         return FLUSH_EVERY_S if self._flush_every is None or self._last_error is not None else self._flush_every
 
     def after_fork(self) -> None:
-        """In a forked child: start empty, as a new writer. The parent flushes its own records."""
+        """In a forked child: start empty, as a new writer. The parent flushes the records that the fork copied."""
         self.buffer.reset()
         self._begin_usages()
         self._begin()
@@ -126,11 +126,11 @@ class Flusher:
             warnings.warn(
                 f"{self.backend!r} is closed: later records of its MetricsCollector are not counted",
                 RuntimeWarning,
-                stacklevel=6,  # the caller of record_execution: _warn_closed, _wake, _after_record, record are between
+                stacklevel=6,  # the caller of record_execution; between are _warn_closed, _wake, _after_record, record
             )
 
     def _end_with_worker(self) -> None:
-        """Register a multiprocessing finalizer, because processes of multiprocessing end without atexit."""
+        """Register a finalizer of multiprocessing, because worker processes of multiprocessing do not run atexit."""
         if self._ends_with_worker:
             return
         self._ends_with_worker = True
@@ -149,15 +149,15 @@ class Flusher:
 
     def _flush_requested(self) -> None:
         requests = self._take_requests()
-        if requests:  # otherwise another flush that began after the request has completed it
+        if requests:  # otherwise a flush that began after the request has completed it already
             self._flush(requests)
 
     def _flush_last(self) -> None:
-        if not self._tried_last:  # one deadline is enough for a server that does not reply
+        if not self._tried_last:  # do not wait for a second deadline if the server does not reply
             self._flush(self._take_requests())
 
     def _take_requests(self) -> list[_Request]:
-        """Take the waiting requests; the flush that begins now completes all of them."""
+        """Remove and return the waiting requests. The flush that begins now completes all of them."""
         requests = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -177,7 +177,7 @@ class Flusher:
             error = self.backend.run(self.delivery(), deadline)
         except AgentPerfError as met:
             error = met
-        except Exception as met:  # noqa: BLE001  the thread must keep running, and the records are kept
+        except Exception as met:  # noqa: BLE001  the thread must go on, and the records are kept
             _log.exception("flushing metrics failed")
             error = AgentPerfError(f"flushing metrics failed: {met!r}")
         if error is not None:
@@ -235,7 +235,7 @@ class Flusher:
     def _settle(self, batch: FlushBatch, flushed: Flushed, sent: float, replied: float) -> None:
         self.buffer.settled(batch, flushed.other, flushed.outdated)
         self._settled += 1
-        if replied - sent < _PROMPT_S:  # a slow reply does not show when the server sent it
+        if replied - sent < _PROMPT_S:  # with a slow reply, it is unknown when the server read its clock
             self.buffer.synchronise(flushed.now, (sent + replied) / 2)
 
     def _dropped_corrupt(self, batch: FlushBatch, error: AgentPerfError, sent: float) -> bool:
@@ -253,10 +253,10 @@ class Flusher:
         """Wait until the records of this process are counted.
 
         Args:
-            timeout: s; None waits as long as the server's deadlines allow.
+            timeout: max seconds to wait; None waits until the flush succeeds or fails.
 
         Returns:
-            Whether the flush has ended, and its error.
+            Whether the flush has ended, and its error or None.
         """
         if self.buffer.empty:
             return True, None
@@ -272,7 +272,7 @@ class Flusher:
     def close(self) -> None:
         """Flush a last time and end the thread. Later records are not sent.
 
-        It waits while the server counts batches, but not for a server that does not reply: see `CLOSE_S`.
+        It waits as long as the server counts batches. For a server that does not reply, it waits `CLOSE_S` at most.
         """
         if self._closed:
             return
@@ -299,14 +299,14 @@ class Flusher:
         unknown = self.buffer.doubtful or in_flight
         verb = "may not have been" if unknown else "was not" if pending <= 1 else "were not"
         error = self._last_error
-        if isinstance(error, BackendUnavailable):  # its outcome is that of the last attempt only
+        if isinstance(error, BackendUnavailable):  # omit its outcome, which is that of the last attempt only
             cause = f"{error.address}: {error.reason}"
         else:
             cause = str(error or f"{self.backend.address.masked} did not reply within {attempt_timeout:g} s")
         warnings.warn(f"{lost} {verb} counted: {cause}", RuntimeWarning, stacklevel=2)
 
     def delivery_state(self) -> Delivery:
-        """Return the delivery state of this process's records."""
+        """Return how many records of this process are counted, pending or dropped."""
         counted, pending, dropped, uncertain, samples_dropped, other = self.buffer.delivery_counts()
         return Delivery(
             recorded=counted + pending + dropped,

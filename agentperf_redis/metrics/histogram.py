@@ -3,8 +3,9 @@
 Bucket i counts the durations in (2^(i/16), 2^((i+1)/16)] seconds: OpenTelemetry's exponential layout at scale 4. The
 scale is fixed, so buckets of all processes, windows and agents can be added, and export is lossless.
 
-The estimate of a quantile is the harmonic mean 2lu/(l+u) of the bounds of the bucket (l, u] with the wanted sample. It
-differs from any sample of the bucket by at most (u-l)/(u+l) of that sample, which is `RELATIVE_ERROR` for all buckets.
+The estimate of a quantile is the harmonic mean 2lu/(l+u) of the bounds of the bucket (l, u] that contains the wanted
+sample. The estimate differs from any sample of the bucket by at most (u-l)/(u+l) of that sample. This is
+`RELATIVE_ERROR` for all buckets.
 
 Sources: OpenTelemetry metrics data model, "ExponentialHistogram"; Masson, Rim, Lee: DDSketch (VLDB 2019), lemma 2.
 """
@@ -24,7 +25,7 @@ RELATIVE_ERROR = (_BASE - 1) / (_BASE + 1)
 """2.17 %: the error bound of every quantile from buckets, relative to the exact quantile."""
 
 ZERO = "zero"
-"""Name of the bucket of durations that round to 0 us, which has no index."""
+"""Name of the bucket for durations that round to 0 us. It has no index."""
 
 
 def micros(seconds: float) -> int:
@@ -33,7 +34,7 @@ def micros(seconds: float) -> int:
 
 
 def bucket_index(us: int) -> int:
-    """Return the bucket of a duration of at least 1 us. Two seconds lie in bucket 15, longer ones from 16 on."""
+    """Return the bucket of a duration of at least 1 us. Two seconds lie in bucket 15, longer ones in 16 or higher."""
     return math.ceil(math.log2(us / 1e6) * BUCKETS_PER_DOUBLING) - 1
 
 
@@ -63,8 +64,8 @@ _MAX_ZERO = _max_duration_rounded_to(0)
 def bucket_counts(ordered: Sequence[float]) -> tuple[dict[int, int], int]:
     """Count sorted durations in s by bucket, and separately those that round to 0 us.
 
-    It steps from bucket to bucket, not from sample to sample. For a thousand samples this takes 0.03 us per sample, and
-    the sort as much; a logarithm per sample would take 0.12 us.
+    It steps from bucket to bucket, not from sample to sample. With a thousand samples, this takes 0.03 us per sample,
+    and sorting them takes as much. Computing a logarithm for each would take 0.12 us per sample.
     """
     counts: dict[int, int] = {}
     zeros = at = bisect_right(ordered, _MAX_ZERO)
@@ -120,7 +121,7 @@ def estimated_quantile(
 def estimated_quantiles(
     buckets: Mapping[int, int], zeros: int, quantiles: Sequence[float], *, minimum: float, maximum: float
 ) -> list[float]:
-    """Estimate several quantiles at once. Arguments and results as for `estimated_quantile`."""
+    """Estimate several quantiles at once. Arguments and results are as for `estimated_quantile`."""
     count = zeros + sum(buckets.values())
     if count == 0:
         return [0.0] * len(quantiles)

@@ -1,8 +1,8 @@
-"""Reads the fields of any object, and runs no code of it other than properties.
+"""Reads the fields of any object, and runs none of the object's code except that which looks up a field.
 
-A usage may be a mapping, a model of any library, a test's mock, or an object that raises on access. So fields are
-looked up in their storage: the mapping, the instance, its class. Methods are never called, a mock never creates an
-attribute, and a field that raises counts as missing.
+A usage may be a mapping, a model of any library, a test's mock, or an object that raises on access. Fields are
+therefore looked up where they are stored: in the mapping, in the instance or in its class. Other methods are never
+called, a mock never creates an attribute, and a field that raises counts as missing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import lru_cache, partialmethod
 from typing import Any
 
 MAX_DYNAMIC_LOOKS = 256
-"""Limit for lookups through `__getattr__` in one reading. A normal object takes about 1 us for each."""
+"""Maximum number of lookups through `__getattr__` in one reading. A normal object takes about 1 us per lookup."""
 _MAX_TYPES = 512
-"""Number of classes with cached fields."""
+"""Maximum number of classes whose fields are cached."""
 _ABSENT_NAME = "agentperf_no_such_field"
-"""An object that has even this field invents its fields."""
+"""No object has this field, unless it invents its fields."""
 _SCALARS = (str, bytes, bytearray, int, float, complex, type(None), type, types.ModuleType)
 _NOT_DATA = (
     types.FunctionType,
@@ -41,7 +41,7 @@ class Fields:
     """Reads the fields for one reading of a usage.
 
     Args:
-        known: the names to look up, the most likely first; other fields are ignored.
+        known: the names to look up, the most likely first. Fields with other names are ignored.
     """
 
     def __init__(self, known: tuple[str, ...]) -> None:
@@ -74,7 +74,7 @@ class Fields:
             return _NOTHING
 
     def get(self, source: object, name: str) -> Any:
-        """Return a field; None if it is not stored."""
+        """Return the value of a field; None if the field is not stored."""
         cls: Any = type(source)
         try:
             if issubclass(cls, dict):
@@ -97,7 +97,10 @@ class Fields:
             return None
 
     def dynamic_names(self, source: object) -> frozenset[str]:
-        """Return the known names that `__getattr__` provides, as in wrappers; an empty set if it has every name."""
+        """Return the known names that the object provides through `__getattr__`, as wrappers do.
+
+        The set is empty if the object answers to every name.
+        """
         cls: Any = type(source)
         try:
             if issubclass(cls, _SCALARS) or _MOCK_CHILDREN in _own(source) or not _answers_by_code(cls):
@@ -167,7 +170,7 @@ def _class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
 
 
 def _mock_class_fields(cls: type, known: frozenset[str]) -> frozenset[str]:
-    """Do the same for a mock. Each mock has its own class, for its properties; only the base classes are cached."""
+    """Do the same as `_class_fields` for a mock. Each mock has its own class, so only the base classes are cached."""
     own = {name for name in known & cls.__dict__.keys() if not isinstance(cls.__dict__[name], _NOT_DATA)}
     return frozenset(own.union(*(_class_fields(base, known) for base in cls.__bases__)))
 
@@ -182,5 +185,5 @@ def _answers_by_code(cls: type) -> bool:
     return any(
         "__getattr__" in base.__dict__ or ("__getattribute__" in base.__dict__ and base is not object)
         for base in cls.__mro__
-        if base.__module__ != "pydantic.main"  # it reads the stores above
+        if base.__module__ != "pydantic.main"  # its `__getattr__` only reads `_PYDANTIC_STORES`
     )

@@ -1,4 +1,4 @@
-"""Counts usages that are unreadable or inconsistent, and logs each kind of them once."""
+"""Counts usages without token counts and usages with an inconsistent total, and logs each kind of response once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NAME_CHARACTERS = 40
 
 
 class UsageNotes:
-    """Counts usages with one problem in a process.
+    """Counts the usages of this process that have one of these problems.
 
     Args:
-        message: log message for each kind of response; ``%s`` is the kind.
+        message: log message, once per kind of response; ``%s`` is the kind.
     """
 
     def __init__(self, message: str) -> None:
@@ -44,19 +44,19 @@ class UsageNotes:
 
 
 def unread_usages() -> UsageNotes:
-    """Return the counter of usages without token counts. Their calls are counted, their tokens are not."""
+    """Return a counter of usages without token counts. Their calls are counted, their tokens are not."""
     return UsageNotes("record_llm found no token counts in usage=<%s>: such calls are counted without tokens")
 
 
 def inconsistent_usages() -> UsageNotes:
-    """Return the counter of usages with a total that no reading of their parts adds up to."""
+    """Return a counter of usages whose total is not the sum of their parts in any reading."""
     return UsageNotes(
         "record_llm found a total in usage=<%s> that is not input plus output: the parts are counted unchanged"
     )
 
 
 def _kind(response: object) -> str:
-    """Describe a response without its content: its type and, for a mapping, the names in it."""
+    """Describe a response without its content: by its type and, for a mapping, by its keys."""
     try:
         cls = type(response)
         name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")

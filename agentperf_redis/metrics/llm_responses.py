@@ -1,9 +1,9 @@
 """Counts a response once, whether it comes whole, as events of a stream, or again in later states of a conversation.
 
-All events of a stream may be recorded, with ``record_llm(usage=event)`` for each: the response counts as one call with
-its latest counts. The response's id identifies it. An event without an id, such as Anthropic's ``message_delta``,
-belongs to the latest response that began in the same thread or task. So two streams that are read alternately in one
-task must not be recorded event by event if the vendor sends no id.
+A program may call ``record_llm(usage=event)`` for every event of a stream: the response counts as one call, with the
+counts of its latest event. The id of the response identifies it. An event without an id, such as Anthropic's
+``message_delta``, belongs to the latest response that began in the same thread or task. Therefore, two streams that are
+read alternately in one task must not be recorded event by event if the vendor sends no ids.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from agentperf_redis.metrics.llm_usage import SUMMED, Found, Part, Usage, joined
 
 MAX_RESPONSES = 2048
-"""Limit for remembered responses, about 300 bytes each; the latest are kept. A stream ends, or a conversation comes
-again, before the process has begun this many others."""
+"""Maximum number of remembered responses, about 300 bytes each; the latest are kept. Normally, a stream ends, or a
+conversation is passed again, before the process has begun this many other responses."""
 
 _Key = tuple[str, str]
 _latest: ContextVar[_Key | None] = ContextVar("agentperf_redis.latest_response", default=None)
@@ -31,22 +31,21 @@ class _Counted:
 
 
 class Responses:
-    """The responses of a process that may continue."""
+    """The responses of this process of which more parts may come."""
 
     def __init__(self) -> None:
         self._counted: OrderedDict[_Key, _Counted] = OrderedDict()
         self._lock = threading.RLock()  # reentrant: a signal handler may record while its thread records
 
     def news(self, agent: str, found: Iterable[Found]) -> tuple[list[Usage], int]:
-        """Register usages, and return their uncounted part.
+        """Register usages, and return the part of their counts that was not counted before.
 
         Args:
             agent: the agent.
             found: the usages.
 
         Returns:
-            The part of the usages that was not counted before, and the number of their responses that had no counts so
-            far.
+            The uncounted part of the usages, and the number of known responses that get their first counts now.
         """
         news, first_counts = [], 0
         with self._lock:
@@ -78,11 +77,12 @@ class Responses:
 
         Args:
             agent: the agent.
-            part: the part of a response that the event is.
-            unread: whether its call counts as one without tokens until its counts come.
+            part: the part of a response that the event represents.
+            unread: whether the call counts as a call without tokens until an event has counts.
 
         Returns:
-            Whether its response is already known and its call counted; None if the event does not identify it.
+            Whether the event's response is known, so that its call is counted already; None if the event does not
+            identify a response.
         """
         with self._lock:
             key = self._key(agent, part)

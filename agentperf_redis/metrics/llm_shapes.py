@@ -1,9 +1,9 @@
-"""The formats of token counts from vendors and libraries: one table, and the arithmetic that resolves them.
+"""The formats of token counts from vendors and libraries: a table of them, and the arithmetic that reads them.
 
-The names leave two questions open. Are the cached tokens part of the input count, or separate? Are the reasoning tokens
-part of the output count, or separate? The table has each vendor's answer. But gateways send one vendor's numbers under
-another vendor's names. So a total decides, if there is one: the reading that adds up to it is right. A part that is
-larger than its whole is separate, whatever the table says.
+The field names leave two questions open. Are the cached tokens part of the input count, or separate? Are the reasoning
+tokens part of the output count, or separate? The table has each vendor's answer. But gateways send one vendor's numbers
+under another vendor's names. Therefore, if the usage has a total, the total decides: the reading whose parts add up to
+it is right. A part that is larger than its whole is separate, whatever the table says.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Count = Callable[[str], int | None]
 
 WITHIN, BESIDE = False, True
 _MAX_TOKENS = 2**53
-"""The server adds counts as doubles, which lose the last digit from here on."""
+"""Counts from here on are ignored. The server adds counts as doubles, which are not exact for larger numbers."""
 _MAX_COST = 1e9
-"""The limit of `record_llm`."""
+"""The maximum cost that `record_llm` accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,18 @@ class Shape:
     Attributes:
         vendor: the vendor or library.
         source: where the format is documented, and the version that was read.
-        tokens_in: the field of the input; further input fields are in `more_in`.
-        tokens_out: the field of the output.
-        marks: fields of which the usage has at least one; needed if other formats share the names of input and output.
-        more_in: further input fields, never part of `tokens_in`.
+        tokens_in: the field of the input count; further input fields are in `more_in`.
+        tokens_out: the field of the output count.
+        marks: the usage has at least one of these fields. Needed if other formats share its input and output fields.
+        more_in: further input fields, whose counts are never part of `tokens_in`.
         cached_in: paths of the tokens read from the provider's cache.
-        cache_write: paths of the tokens written to it.
-        cached: whether both are part of `tokens_in` (`WITHIN`) or separate (`BESIDE`).
+        cache_write: paths of the tokens written to the provider's cache.
+        cached: whether cached and written tokens are part of `tokens_in` (`WITHIN`) or separate (`BESIDE`).
         reasoning: paths of the reasoning tokens.
-        thought: whether they are part of `tokens_out` or separate.
+        thought: whether reasoning tokens are part of `tokens_out` (`WITHIN`) or separate (`BESIDE`).
         total: the field of the total.
-        hides_reasoning: whether the rest of the total, beyond input and output, is reasoning without its own field.
-        iterations: whether a list ``iterations`` has the counts of each request, which add up to the call's.
+        hides_reasoning: whether the part of the total beyond input and output is reasoning that has no field.
+        iterations: whether a list ``iterations`` has the counts of each request of the call.
     """
 
     vendor: str
@@ -110,7 +110,7 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         # Azure, Groq, Mistral, Together, Moonshot, Zhipu, Perplexity, Cerebras, Fireworks, OpenRouter, vLLM, SGLang
-        # and most gateways; xAI counts reasoning beside, Gemini's OpenAI endpoint in the total only.
+        # and most gateways. xAI counts reasoning separately; Gemini's OpenAI endpoint counts it in the total only.
         "OpenAI chat completions", "openai 3.57.0, types/completion_usage.py; groq 1.7.0; mistralai 3.7.0",
         "prompt_tokens", "completion_tokens",
         cached_in=("prompt_tokens_details.cached_tokens", "cached_tokens", "num_cached_tokens"),
@@ -197,7 +197,8 @@ SHAPES: tuple[Shape, ...] = (
     ),
     # -- Amazon
     Shape(
-        # Strands counts OpenAI's cached tokens within and Anthropic's beside, under these names: its total decides.
+        # Under these names, Strands counts OpenAI's cached tokens within the input, and Anthropic's separately: its
+        # total decides.
         "Bedrock Converse, Strands", "Converse API, TokenUsage, 2026-11; strands-agents 1.62.0, types/event_loop.py",
         "inputTokens", "outputTokens",
         cached_in=("cacheReadInputTokens", "cacheReadInputTokenCount"),
@@ -238,16 +239,16 @@ SHAPES: tuple[Shape, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Token counts as they are recorded.
+    """Token counts in the form in which they are recorded.
 
     Attributes:
         tokens_in: all tokens sent.
         tokens_out: all tokens received.
         cached_in: input tokens read from the provider's cache.
-        cache_write: input tokens written to it.
+        cache_write: input tokens written to the provider's cache.
         reasoning: output tokens that were reasoning.
-        differs: whether the usage has a total that no reading of its parts adds up to.
-        hidden: whether the difference was counted as hidden reasoning.
+        differs: whether the usage has a total that its parts do not add up to in any reading.
+        hidden: whether the difference was counted as reasoning that has no field.
     """
 
     tokens_in: int
@@ -275,11 +276,11 @@ def _head(path: str) -> str:
 
 
 def counts(shape: Shape, count: Count) -> Counts | None:
-    """Read counts in one shape.
+    """Read a usage by one shape.
 
     Args:
-        shape: the shape of the counts.
-        count: returns the count at a path.
+        shape: the shape.
+        count: returns the count of the usage at a path.
 
     Returns:
         The counts, or None when neither the input nor the output has a count.
@@ -296,19 +297,19 @@ def counts(shape: Shape, count: Count) -> Counts | None:
         written=_first(shape.cache_write, count),
         reasoning=_first(shape.reasoning, count),
     )
-    total = (count(shape.total) if shape.total else None) or 0  # 0 is the default of several libraries' classes
+    total = (count(shape.total) if shape.total else None) or 0  # 0 means no total: the default in several libraries
     nearest = None
     for cached, written, thought in _readings(shape.cached, shape.thought):
         reading = parts.read(cached, written, thought)
         if reading is not None and (not total or reading.tokens_in + reading.tokens_out == total):
             return reading
         nearest = nearest or reading
-    # There is always one: the reading with every part separate.
+    # `nearest` is never None: the reading with every part separate always succeeds.
     return _with_rest(shape, cast("Counts", nearest), total, count_in, count_out)
 
 
 def _with_rest(shape: Shape, read: Counts, total: int, count_in: int | None, count_out: int | None) -> Counts:
-    """Assign the rest of the total: to the missing side, or to hidden reasoning."""
+    """Assign the rest of the total: to input or output if that count is missing, otherwise to hidden reasoning."""
     rest = total - read.tokens_in - read.tokens_out
     if rest > 0 and count_in is None:
         return replace(read, tokens_in=read.tokens_in + rest)
@@ -328,7 +329,7 @@ class _Parts:
     reasoning: int
 
     def read(self, cached_beside: bool, written_beside: bool, thought_beside: bool) -> Counts | None:
-        """Return the counts of one reading; None if a part would be larger than its whole."""
+        """Return the counts of one reading; None if a part is larger than its whole in this reading."""
         within = self.cached * (not cached_beside) + self.written * (not written_beside)
         if within > self.sent or (self.reasoning > self.received and not thought_beside):
             return None
@@ -343,7 +344,7 @@ class _Parts:
 
 @lru_cache(maxsize=8)
 def _readings(cached: bool, thought: bool) -> tuple[tuple[bool, bool, bool], ...]:
-    """Return all readings of the parts, the closest to the table's first."""
+    """Return all readings of the parts. The reading of the table is first, the readings most similar to it follow."""
     table = (cached, cached, thought)
     sides = (WITHIN, BESIDE)
     ways = [(one, other, third) for one in sides for other in sides for third in sides]
@@ -363,14 +364,14 @@ _NUMBERS: Any = (int, float, Decimal, numbers.Real)
 
 
 def whole(value: Any) -> int | None:
-    """Return a token count, or None for other values. Counts from databases and clients may be floats or Decimals."""
+    """Return a value as a token count, or None if it is not one. Databases and clients may have floats or Decimals."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return None
     return int(value) if 0 <= value < _MAX_TOKENS else None
 
 
 def amount(value: Any) -> float:
-    """Return a cost, or 0.0 for other values."""
+    """Return a value as a cost, or 0.0 if it is not one."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return 0.0
     found = float(value)

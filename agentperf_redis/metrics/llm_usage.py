@@ -5,9 +5,9 @@ row of a batch, an event of a stream, or a list of any of these. The tables here
 `agentperf_redis.metrics.llm_shapes` match names, not client types, so no client is imported.
 `agentperf_redis.metrics.llm_fields` reads the fields of objects.
 
-The holders below are from: openai 3.57.0, anthropic 2.14.0, google-genai 3.6.1, cohere 7.3.1, groq 1.7.0, mistralai
-3.7.0, ollama 0.6.3, xai-sdk 1.21.0, litellm 1.110.2, langchain-core 1.8.3, langgraph 1.2.24, pydantic-ai-slim 2.68.0,
-openai-agents 0.24.0, dspy 3.4.1, haystack-ai 3.4.1, strands-agents 1.62.0.
+The names in `_HOLDERS` are from: openai 3.57.0, anthropic 2.14.0, google-genai 3.6.1, cohere 7.3.1, groq 1.7.0,
+mistralai 3.7.0, ollama 0.6.3, xai-sdk 1.21.0, litellm 1.110.2, langchain-core 1.8.3, langgraph 1.2.24,
+pydantic-ai-slim 2.68.0, openai-agents 0.24.0, dspy 3.4.1, haystack-ai 3.4.1, strands-agents 1.62.0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Usage:
         tokens_reasoning: the part of `tokens_out` that was reasoning.
         calls: number of calls.
         differs: whether the response has a total that its parts do not add up to.
-        hidden: whether the rest of the total was counted as hidden reasoning.
+        hidden: whether the difference was counted as reasoning that has no field.
     """
 
     tokens_in: int = 0
@@ -61,8 +61,8 @@ class Part:
 
     Attributes:
         id: id of the response; None if the part has none.
-        adds: whether its counts add to those of the earlier parts; otherwise they replace them.
-        ends: whether the response ends with it.
+        adds: whether its counts are added to those of the earlier parts; otherwise they replace them.
+        ends: whether it is the last part of the response.
         leads: whether later parts without an id belong to the same response.
     """
 
@@ -91,7 +91,7 @@ class Reading:
 
     Attributes:
         found: the usages, one per response.
-        part: for an event without counts, its part of a response.
+        part: for an event without counts, the part of a response that it is; otherwise None.
     """
 
     found: tuple[Found, ...] = ()
@@ -148,10 +148,11 @@ _HOLDERS: dict[str, bool] = {
     "_proto": _ALL,
     "_result": _ALL,
 }
-"""Names that hold a usage, in order: the first with counts applies. In a list, all items count (`_ALL`), or the first
-with counts (`_ONE`)."""
+"""Names of fields that hold a usage, in order of precedence: the first field with counts applies. If the field is a
+list, all of its items count (`_ALL`), or only the first item with counts (`_ONE`)."""
 _METRICS, _INVOCATIONS, _CYCLES = "metrics", "agent_invocations", "cycles"
-"""Strands adds up over an agent's lifetime. The last invocation is the one of the result; a cycle is a call."""
+"""Strands adds up usages over the lifetime of an agent. The last invocation is that of the result, and each cycle of
+it is a model call."""
 _ITERATIONS = "iterations"
 _MODEL = (
     "model",
@@ -164,15 +165,16 @@ _MODEL = (
     "ai_model_id",
 )
 _MODEL_KIN = ("response_metadata", "_meta", "meta", "llm_output", "generation_info", "metadata", "response", "_proto")
-"""Other names beside a usage that hold the model's name."""
+"""Names of fields next to a usage that may hold an object with the model's name."""
 _COST = ("cost", "total_cost", "total_cost_usd", "costUSD", "response_cost", "cost_usd")
-"""Costs that some gateways and frameworks add (OpenRouter, litellm, pydantic-ai, LangChain, Claude Agent SDK)."""
+"""Names of the cost, which some gateways and frameworks add (OpenRouter, litellm, pydantic-ai, LangChain, Claude Agent
+SDK)."""
 _TICKS, _TICK = "cost_in_usd_ticks", 1e-10
 """xAI's cost is in ticks: xai-sdk 1.21.0, cost.py."""
 _COST_KIN = ("_hidden_params", "cost")
 """litellm keeps the cost of a response among its hidden parameters; Perplexity has ``cost.total_cost``."""
 _CALLS = ("requests", "successful_requests")
-"""Number of calls in a sum (pydantic-ai, openai-agents, LangChain, CrewAI)."""
+"""Names of the number of calls in a sum of usages (pydantic-ai, openai-agents, LangChain, CrewAI)."""
 _EVENT = ("type", "object", "event_type", "id", "response_id", "responseId", "candidates", "choices")
 _FINISH = ("finish_reason", "finishReason")
 
@@ -193,13 +195,15 @@ _NAMES = tuple(
 _COMPONENT_NAMES = frozenset(_MODEL)
 """Known names that may also be names of components: LangChain's agents have a node ``model``."""
 _MAX_DEPTH = 10
-"""The deepest known nesting: a graph's update, state, messages, message, metadata, usage, counts."""
+"""Maximum depth of a search. The deepest known nesting is seven: a graph's update, state, messages, message, metadata,
+usage, counts."""
 _OBJECT_COST, _SCALAR_COST, _MAX_FRUITLESS = 20, 1, 12_000
-"""Limit for a search since the last counts: 200 consecutive messages without counts, or 12,000 numbers of a list. An
-object costs twice as much as its holder, up to the next list, so an object that invents its content ends after ten.
+"""A search ends when its steps since the last counts cost `_MAX_FRUITLESS`: after 200 consecutive messages without
+counts, or after 12,000 numbers of a list. An object costs twice as much with each level of nesting below a list, so the
+search of an object that invents its content ends after ten objects.
 """
 _MAX_UNNAMED = 64
-"""Items of a mapping without known names: outputs by component, usage by model."""
+"""Maximum number of searched items in a mapping without known names, such as outputs by component or usage by model."""
 
 
 def read(response: object) -> Reading:
@@ -226,7 +230,7 @@ def read_usage(response: object) -> Usage | None:
 
 
 def total(usages: list[Usage]) -> Usage | None:
-    """Add up usages; None without usages. The model is the common model of all usages, or None."""
+    """Return the sum of usages; None if there are none. Its model is the model that all usages have, or None."""
     if len(usages) <= 1:
         return usages[0] if usages else None
     models = {usage.model for usage in usages}
@@ -238,7 +242,7 @@ def total(usages: list[Usage]) -> Usage | None:
 
 
 def merged(found: Sequence[Found]) -> list[Found]:
-    """Merge the parts of a response that are in one list."""
+    """Merge the parts of each response: several parts of one response may be in the same list."""
     responses: dict[str, int] = {}
     result: list[Found] = []
     latest: str | None = None
@@ -248,7 +252,7 @@ def merged(found: Sequence[Found]) -> list[Found]:
         if part is not None and key is not None and key in responses:
             before = result[responses[key]]
             usage = joined(before.usage, each.usage, adds=part.adds)
-            # A list of parts is a collected stream, so no part follows.
+            # A list of parts is a stream that was collected, so no further parts follow.
             result[responses[key]] = Found(usage, before.part and replace(before.part, ends=True))
         else:
             result.append(each)
@@ -261,7 +265,13 @@ def merged(found: Sequence[Found]) -> list[Found]:
 
 
 def joined(before: Usage, after: Usage, *, adds: bool) -> Usage:
-    """Return the usage of a response after another part of it."""
+    """Return the usage of a response after a further part.
+
+    Args:
+        before: the usage until now.
+        after: the usage in the further part.
+        adds: whether the counts are added; otherwise the larger ones apply.
+    """
 
     def combined(name: str) -> Any:
         one, other = getattr(before, name), getattr(after, name)
@@ -283,7 +293,7 @@ class _Search:
         self._fruitless = 0
         self._top = _MAX_DEPTH
         self._seen: dict[int, object] = {}
-        """Objects under search or without usages, by id, because objects may hold each other."""
+        """Objects, by id, that are being searched or have no usages. Objects may contain each other in a cycle."""
 
     def read(self, response: object) -> Reading:
         found = self._within(response, _MAX_DEPTH)
@@ -311,7 +321,7 @@ class _Search:
         self._seen[id(source)] = source
         found = self._searched(source, depth)
         if found:
-            del self._seen[id(source)]  # a list may contain one response twice
+            del self._seen[id(source)]  # a list may contain the same response twice, and both count
         return found
 
     def _searched(self, source: object, depth: int) -> list[Found]:
@@ -366,14 +376,14 @@ class _Search:
         return next((found for item in items if (found := self._item(item, depth))), [])
 
     def _by_prompts(self, found: list[Found], source: object, names: frozenset[str]) -> list[Found]:
-        """Count one call per prompt: LangChain's ``llm_output`` is their sum."""
+        """Count one call per prompt, because LangChain's ``llm_output`` is the sum over all prompts."""
         prompts = self._fields.get(source, "generations") if "generations" in names else None
         if len(found) != 1 or not _is_list(prompts) or not all(map(_is_list, prompts)):
             return found
         return [replace(found[0], usage=replace(found[0].usage, calls=max(1, len(prompts))))]
 
     def _conversation(self, messages: object, depth: int) -> list[Found]:
-        """Return the usages of a state's messages. Their ids identify them when the conversation comes again."""
+        """Return the usages of the messages in a state. The ids identify them if the state is passed again."""
         if not _is_list(messages):
             return self._within(messages, depth - 1)
         found = []
@@ -395,7 +405,7 @@ class _Search:
         return [replace(each, usage=replace(each.usage, calls=calls)) for each in found]
 
     def _unnamed(self, source: dict[Any, Any], depth: int) -> list[Found]:
-        """Search a mapping by component or by model. The key of counts directly below is the model."""
+        """Search a mapping whose keys are components or models. If a value has counts itself, its key is the model."""
         found: list[Found] = []
         for key, value in islice(dict.items(source), _MAX_UNNAMED):
             entries = value if _is_list(value) else (value,)
@@ -408,7 +418,7 @@ class _Search:
         return found
 
     def _counts(self, source: object, names: frozenset[str]) -> list[Found]:
-        """Return the usage if the object itself is one."""
+        """Return the usages if the object itself has counts."""
         for shape in fitting(names):
             read = counts(shape, self._counter(source, names))
             if read is not None:
@@ -419,7 +429,10 @@ class _Search:
         return []
 
     def _iterations(self, shape: Shape, source: object, names: frozenset[str]) -> list[Usage]:
-        """Return the sum of a call's requests, and separately those of other models (an advisor), if it lists them."""
+        """Return the sum of the requests in ``iterations``, and separately the sums of other models (advisors).
+
+        The list is empty if the usage does not list its requests.
+        """
         entries = self._fields.get(source, _ITERATIONS) if shape.iterations and _ITERATIONS in names else None
         if not _is_list(entries):
             return []
@@ -435,14 +448,14 @@ class _Search:
         sum_ = total(own)
         if sum_ is None:
             return []
-        # Only the usage has the reasoning tokens of all requests.
+        # The usage has the reasoning tokens of all requests; the list may not have them.
         thoughts = counts(shape, self._counter(source, names))
         reasoning = max(sum_.tokens_reasoning, min(thoughts.reasoning if thoughts else 0, sum_.tokens_out))
         apart_sums = [other for each in others.values() if (other := total(each)) is not None]
         return [replace(sum_, calls=1, tokens_reasoning=reasoning), *apart_sums]
 
     def _completed(self, found: Found, source: object, names: frozenset[str]) -> Found:
-        """Add the values that the holder of a usage has beside it: model, cost, and part."""
+        """Complete a usage with the values that are next to it in its holder: model, cost, and part."""
         usage = found.usage
         if usage.model is None and (model := self._model(source, names)):
             usage = replace(usage, model=model)
@@ -482,7 +495,13 @@ class _Search:
         return usage.calls
 
     def _part(self, source: object, names: frozenset[str], *, counted: bool = False) -> Part | None:
-        """Return the part that an event or a chunk is, with or without counts; None for other objects."""
+        """Return the part of a response that an event or a chunk is; None for other objects.
+
+        Args:
+            source: the object.
+            names: its known names.
+            counted: whether the object has counts.
+        """
         kind = self._text(source, names, ("type", "event_type")) or ""
         if kind in _ANTHROPIC_EVENTS or kind in _COHERE_EVENTS:
             return Part(self._id(source, names, "message"), ends=kind in _LAST_EVENTS, leads=True)
@@ -491,14 +510,14 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            # The last chunk has counts and no choices. Ids may repeat: Ollama has 999 of them.
+            # The last chunk has counts and no choices. Ids may be used again: Ollama has 999 of them.
             return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))
         return None
 
     def _finished(self, candidates: object) -> bool:
-        """Return whether Gemini's candidates are complete: the chunks of a stream have no finish reason."""
+        """Return whether Gemini's candidates are complete: only the last chunk of a stream has a finish reason."""
         if not _is_list(candidates) or not candidates:
             return False
         names = self._fields.names(candidates[0])
@@ -528,7 +547,7 @@ class _Search:
             if name in names:
                 value = self._fields.get(source, name)
                 if _is_text(value) and value:
-                    return str.__str__(value)  # plain text, also for a subclass
+                    return str.__str__(value)  # a plain str, even if it was of a subclass
         return None
 
 
@@ -573,12 +592,13 @@ def _usage(read: Counts) -> Usage:
 
 
 def _known(usage: Usage) -> Usage:
-    """Return a usage with hidden reasoning: without a note for a vendor that is known to hide it."""
+    """Return a usage with hidden reasoning: marked as inconsistent, unless the vendor is known to hide reasoning."""
     return replace(usage, hidden=False, differs=not (usage.model and _HIDES_REASONING in usage.model.lower()))
 
 
 _HIDES_REASONING = "gemini"
-"""Gemini's OpenAI endpoint: ai.google.dev, OpenAI compatibility, 2026-11."""
+"""Part of the model names of the vendor that is known to hide reasoning, in Gemini's OpenAI endpoint: ai.google.dev,
+OpenAI compatibility, 2026-11."""
 
 
 def _whole(value: object) -> int | None:

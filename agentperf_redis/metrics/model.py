@@ -1,4 +1,4 @@
-"""Results of the metrics service: frozen snapshots, and the in-memory version's dicts made from them."""
+"""Results of the metrics service: frozen snapshots, and the dicts of the in-memory version that are made from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentperf_redis.metrics.histogram import estimated_quantile, exact_quantile
 
 _TOP_ERRORS = 5
 OTHER = "__other__"
-"""Name under which everything beyond the limits is counted, such as the 2001st agent or an agent's 65th error type."""
+"""Name under which data beyond a limit is counted, such as an agent's 65th error type."""
 
 
 FIRST, BETWEEN = "ttft", "between"
@@ -26,11 +26,11 @@ def seconds(us: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The time range of a result. It consists of whole slices, so it may begin slightly before the window.
+    """The time range of a result. It consists of whole slices, so it may be slightly longer than the window.
 
     Attributes:
-        start: its start (inclusive), s since 1970 by the server's clock.
-        end: its end (exclusive), s since 1970 by the server's clock.
+        start: start of the range (inclusive), s since 1970 by the server's clock.
+        end: end of the range (exclusive), s since 1970 by the server's clock.
     """
 
     start: float
@@ -38,7 +38,7 @@ class Interval:
 
     @property
     def seconds(self) -> float:
-        """Its length, s."""
+        """Length of the range, s."""
         return max(0.0, self.end - self.start)
 
 
@@ -67,7 +67,7 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class PerformanceMetrics:
-    """Metrics of one agent at the time of the read. The first fields are those of the in-memory version.
+    """Metrics of one agent at the time of the read. Fields up to `last_execution` are those of the in-memory version.
 
     Attributes:
         agent_name: the agent.
@@ -81,12 +81,12 @@ class PerformanceMetrics:
         p50_execution_time: s.
         p95_execution_time: s.
         p99_execution_time: s.
-        execution_times: all durations in s, in order of their end, if the server still holds all; otherwise empty.
+        execution_times: all durations in s, in the order of their ends, if the server still holds all; otherwise empty.
         error_types: failures by type.
         last_execution: end of the last execution, local time; None without executions.
         cancelled_count: executions that were cancelled.
-        exact: whether percentiles are exact (to 1 us) or within `error_bound`.
-        error_bound: maximum error of a percentile, relative to the exact one: 0 or 0.0217.
+        exact: True if percentiles are exact (to 1 us); otherwise they are within `error_bound`.
+        error_bound: maximum error of a percentile, relative to the exact percentile: 0 or 0.0217.
         buckets: the histogram, see `agentperf_redis.metrics.histogram`.
         zeros: number of durations of 0 us.
         tokens_in: tokens sent to models, including those of the providers' caches.
@@ -325,7 +325,7 @@ def system_summary(agents: Iterable[PerformanceMetrics]) -> SystemSummary:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The delivery state of this process's records.
+    """How many records of this process are counted, pending or dropped.
 
     ``recorded == counted + pending + dropped`` always holds.
 
@@ -333,13 +333,13 @@ class Delivery:
         recorded: executions recorded in this process.
         counted: executions that the server has confirmed.
         pending: executions that are not confirmed yet.
-        dropped: executions that were dropped, because a key of their agent has a foreign type.
-        uncertain: executions that may have been counted twice, because a request had no reply for longer than the
-            server remembers its sequence number.
+        dropped: executions that were dropped, because a key of their agent has the wrong type on the server.
+        uncertain: executions that may have been counted twice. Their request had no reply for so long that the server
+            has forgotten its sequence number.
         samples_dropped: raw samples that were counted but not kept.
         other: executions counted under ``__other__``.
         usage_unread: model calls recorded without tokens, because their ``usage=`` had no token counts.
-        usage_inconsistent: usages with a total that is not input plus output, counted by their parts.
+        usage_inconsistent: usages with a total that is not input plus output. They are counted by their parts.
         last_error: error of the last flush, or None.
     """
 

@@ -1,4 +1,4 @@
-"""The calls that record. Blocking and asyncio code share them: none waits for the server."""
+"""The methods that record. Blocking and asyncio code share them, because none waits for the server."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _DURATION_ALLOWED = "seconds from 0 to 31622400 (a year)"
 _MAX_KNOWN_ERRORS = 4096
 _MAX_COST = 1e9
 _NO_USAGE = dict.fromkeys(("llm_calls", "tool_calls", "tok_in", "tok_out", "cost_nano"), 0)
-"""Counters that are written together, so that a reader of one of them knows whether the others exist."""
+"""Counters that are always written together: if a reader finds one of them, all of them exist."""
 
 
 class Recording:
     """The recording methods of a `MetricsCollector`.
 
     Args:
-        flusher: flusher of the process and namespace.
+        flusher: the flusher of this process and namespace.
     """
 
     def __init__(self, flusher: Flusher) -> None:
@@ -44,12 +44,12 @@ class Recording:
 
         Args:
             agent_name: the agent, 1 to 200 characters.
-            execution_time: s, 0 to a year; rounded to 1 us.
-            success: whether it succeeded.
+            execution_time: duration in seconds, 0 to a year; rounded to 1 us.
+            success: whether the execution succeeded.
             error_type: error type of a failure, 1 to 200 characters, or None.
 
         Raises:
-            InvalidArgument: for anything else; nothing is recorded.
+            InvalidArgument: for an invalid argument; nothing is recorded.
         """
         if success is True and type(execution_time) is float and 0.0 <= execution_time <= _MAX_S:
             self._record(agent_name, execution_time, OK)
@@ -62,22 +62,22 @@ class Recording:
 
         Args:
             agent_name: the agent.
-            execution_time: s.
+            execution_time: duration in seconds.
         """
         self._record(agent_name, _duration("execution_time", execution_time), CANCELLED)
 
     def track(self, agent_name: str, *, not_failures: ExceptionTypes = ()) -> Span:
-        """Return a context manager that records its block as an execution: duration, outcome, error type.
+        """Return a context manager that records its block as an execution, with duration, outcome and error type.
 
-        Spans that open in the block, also in tasks started there, nest within it.
+        Spans that are opened in the block, or in tasks started there, nest within the execution.
 
         Args:
             agent_name: the agent.
-            not_failures: an exception class, or a tuple of them, that count as success, such as the GraphInterrupt of
-                an agent that asks its user.
+            not_failures: an exception class or a tuple of them. They count as success, such as the GraphInterrupt of an
+                agent that asks its user.
 
         Returns:
-            A context manager for one use, with plain ``with``, also in coroutines: leaving it does no I/O.
+            A context manager for one use. Coroutines enter it with plain ``with`` too, because it does no I/O.
 
         Raises:
             InvalidArgument: for an invalid name or exception class.
@@ -92,17 +92,17 @@ class Recording:
 
         Args:
             agent_name: the agent.
-            name: name of the stage, such as ``tool:search``; 1 to 200 characters. Its path is this name after those of
-                the spans around it.
-            parent: the parent span, needed in a thread, which does not inherit the current span. None takes the current
-                span.
+            name: name of the stage, such as ``tool:search``; 1 to 200 characters. The path of the span is the names of
+                the spans around it, followed by this name.
+            parent: the parent span; None takes the current span. Pass it in a new thread, because threads do not
+                inherit the current span.
             not_failures: as for `track`.
 
         Returns:
-            A context manager for one use, with plain ``with``.
+            A context manager for one use, entered with plain ``with``.
 
         Raises:
-            InvalidArgument: for an invalid name.
+            InvalidArgument: for an invalid name, parent or exception class.
         """
         if parent is not None and not isinstance(parent, Span):
             raise InvalidArgument("parent", parent, "a span that was entered, or None")
@@ -129,24 +129,25 @@ class Recording:
         """Record the usage of a language model, for the agent and for the current span.
 
         Args:
-            agent_name: the agent; None takes that of the current span or tracked execution.
+            agent_name: the agent; None takes the agent of the current span or tracked execution.
             tokens_in: tokens sent, including those read from and written to the provider's cache.
             tokens_out: tokens received, including reasoning.
             tokens_cached_in: the part of `tokens_in` that was read from the provider's cache.
-            tokens_cache_write: the part of `tokens_in` that was written to it.
+            tokens_cache_write: the part of `tokens_in` that was written to the provider's cache.
             tokens_reasoning: the part of `tokens_out` that was reasoning.
-            cost: cost, in the same unit for all records; rounded to 10^-9.
+            cost: the cost, rounded to 10^-9. All records must use the same unit.
             model: name of the model, 1 to 200 characters.
-            usage: a response, an event of its stream, the result of an agent, or a list of these. Values that are not
-                passed are read from it; see `agentperf_redis.metrics.llm_usage`. Any object is allowed. Without token
-                counts it counts as a call without tokens, reported in the log and in `delivery().usage_unread`. A total
-                that is not input plus output is reported in the log and in `delivery().usage_inconsistent`. A process
-                counts the events of one stream once, and also the messages of a conversation that is passed again.
+            usage: a response, an event of its stream, the result of an agent, or a list of these. Any object is
+                allowed. Values that are not passed as arguments are read from it; see
+                `agentperf_redis.metrics.llm_usage`. A usage without token counts is a call without tokens, reported in
+                the log and in `delivery().usage_unread`. A total that is not input plus output is reported in the log
+                and in `delivery().usage_inconsistent`. Events of one stream, and messages of a conversation that is
+                passed again, are counted once per process.
             calls: number of calls; None takes the number in the usage, or 1.
 
         Raises:
-            InvalidArgument: for anything else, for a part larger than its whole, or without an agent; nothing
-                is recorded.
+            InvalidArgument: for an invalid argument, for a part larger than its whole, and if there is no agent.
+                Nothing is recorded.
         """
         agent, span = self._target(agent_name)
         reading = read(usage) if usage is not None else Reading()
@@ -174,14 +175,14 @@ class Recording:
             self._add_to(agent, span, _counters(counted))
 
     def _usages(self, agent: str, usage: object, reading: Reading, found: list[Found], *, counted: bool) -> list[Usage]:
-        """Return the usages that are not counted yet, at least one; for a usage without counts, the call alone.
+        """Return the usages that are not counted yet, at least one. A usage without counts is a call without tokens.
 
         Args:
             agent: the agent.
             usage: the passed usage.
             reading: the result of reading it.
             found: the usages in the reading, merged by response.
-            counted: whether the caller passes the counts.
+            counted: whether the caller passed token counts as arguments.
         """
         flusher = self._flusher
         if found:
@@ -196,7 +197,7 @@ class Recording:
         if unread and known is None:
             flusher.unread_usage.note(usage)
         elif unread and not known:
-            flusher.unread_usage.add(1)  # not logged: its counts may come with a later event
+            flusher.unread_usage.add(1)  # not logged, because a later event may have the counts
         return [Usage(calls=0 if known else 1)]
 
     def record_tool_calls(self, agent_name: str | None = None, *, calls: int = 1) -> None:
@@ -204,18 +205,18 @@ class Recording:
 
         Args:
             agent_name: as for `record_llm`.
-            calls: number of calls.
+            calls: number of tool calls.
         """
         self._add(agent_name, _NO_USAGE | {"tool_calls": arguments.count("calls", calls, minimum=0)})
 
     def record_stream(self, agent_name: str, items: int, first: float, between: float | None = None) -> None:
-        """Record the timing of a stream, separate from its execution. `track_performance` does so for generators.
+        """Record the timing of a stream, separately from its execution. `track_performance` does so for generators.
 
         Args:
             agent_name: the agent.
             items: number of items.
-            first: s until the first item.
-            between: mean time to produce each further item, s, without the consumer's time; None with one item.
+            first: seconds until the first item.
+            between: mean seconds to produce each further item, without the consumer's time; None for a single item.
         """
         agent = arguments.name("agent_name", agent_name)
         buffer = self._flusher.buffer
@@ -230,7 +231,7 @@ class Recording:
         self._add_to(*self._target(agent_name), counts)
 
     def _target(self, agent_name: str | None) -> tuple[str, Span | None]:
-        """Return the agent, and the span to count for, or None."""
+        """Return the agent, and the current span if it is a span of this agent, otherwise None."""
         span = current_span()
         if agent_name is None and span is None:
             raise InvalidArgument("agent_name", None, "a name; None is allowed only in a span or a tracked execution")
@@ -273,7 +274,7 @@ _PARTS = {"tokens_in": ("tokens_cached_in", "tokens_cache_write"), "tokens_out":
 
 
 def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, int]:
-    """Check the passed counts: no part may be larger than its whole, passed or read."""
+    """Check the passed counts. A part may not be larger than its whole, whether the whole was passed or read."""
     given = {name: arguments.count(name, count, minimum=0) for name, count in tokens.items() if count is not None}
     for whole, parts in _PARTS.items():
         left = given.get(whole, getattr(read_ones, whole))
@@ -285,7 +286,7 @@ def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, 
 
 
 def _with_given(usage: Usage, given: dict[str, Any], model: str | None) -> Usage:
-    """Replace read values by passed ones. A part that was read is limited to a whole that was passed."""
+    """Replace values that were read by values that were passed. A part that was read is limited to its passed whole."""
     usage = replace(usage, **({"model": usage.model or model} | given))
     if "tokens_in" in given:
         cached = min(usage.tokens_cached_in, usage.tokens_in)
@@ -303,7 +304,7 @@ def _cost(given: float | Decimal) -> float:
 
 
 def _counters(usage: Usage) -> dict[str, int]:
-    """Return the counters of a usage. Parts that are zero are omitted: most models have none."""
+    """Return the counters of a usage. Parts that are zero are omitted, since most models have none."""
     parts = {
         "tok_cached_in": usage.tokens_cached_in,
         "tok_cache_write": usage.tokens_cache_write,

@@ -1,4 +1,4 @@
-"""The retention of metrics, and its memory on the server.
+"""The retention of metrics, and a forecast of the memory that it takes on the server.
 
 The figures of the forecast were measured with MEMORY USAGE and MEMORY STATS on Valkey 9.1, Redis 8.2 and Redis 7.0,
 with lognormal durations of sigma 0.8. A test compares the forecast with a server's used_memory.
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from agentperf_redis import arguments
 
 MAX_SLICES = 10_080
-"""Maximum number of slices of one width: a week of minutes. Longer times use wider slices."""
+"""Maximum number of slices of one width: the minutes of a week. A longer retention needs wider slices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long the server keeps data, and so how far back windows reach. All processes of a namespace should agree.
+    """How long the server keeps data, which limits how far back windows reach. All processes should use the same one.
 
     Attributes:
-        slices_10s: TTL of slices of 10 s, s; 0 writes none.
-        slices_1m: TTL of slices of 1 min, s; 0 writes none.
-        slices_1h: TTL of slices of 1 h, s; 0 writes none.
-        slices_1d: TTL of slices of 1 day, s; 0 writes none.
+        slices_10s: TTL of slices of 10 s, s; 0 writes no such slices.
+        slices_1m: TTL of slices of 1 min, s; 0 writes no such slices.
+        slices_1h: TTL of slices of 1 h, s; 0 writes no such slices.
+        slices_1d: TTL of slices of 1 day, s; 0 writes no such slices.
         recent: TTL of raw samples, s.
-        recent_count: raw samples per agent, at most 1000; percentiles of at most this many samples are exact.
+        recent_count: raw samples kept per agent, at most 1000. Percentiles of at most this many samples are exact.
         slow: TTL of the slowest samples, s.
     """
 
@@ -63,15 +63,15 @@ class Retention:
 
 
 _HASH_BYTES, _FIELD_BYTES = 150, 9.5
-"""A hash of counters: 281 to 306 bytes with 17 fields, 1520 to 1624 with 156 to 161."""
+"""Memory of a hash of counters. Measured: 281 to 306 bytes with 17 fields, 1520 to 1624 with 156 to 161 fields."""
 _KEY_BYTES = 80
-"""A key with a TTL has entries in two tables, which MEMORY USAGE omits: 44 on Valkey 9.1, 72 on Redis 8.2."""
+"""Memory of a key in the tables of keys and of TTLs, which MEMORY USAGE omits: 44 on Valkey 9.1, 72 on Redis 8.2."""
 _FIELDS = 9
-"""Counters besides the buckets: n, ok, err, an error type, sum, min, max, first, last."""
+"""Number of counters besides the buckets: n, ok, err, an error type, sum, min, max, first, last."""
 _SAMPLE_BYTES = 140
-"""A raw sample in a sorted set, a skip list: 113 on Valkey 9.1, 128 on Redis 8.2, 175 on Redis 7.0."""
+"""Memory of a raw sample in a large sorted set (a skip list): 113 on Valkey 9.1, 128 on Redis 8.2, 175 on Redis 7.0."""
 _SLOW_SAMPLES, _SLOW_SAMPLE_BYTES = 50, 60
-"""The slowest samples fit into a listpack, where a sample takes 53 bytes on Valkey 9.1, 63 on Redis 8.2."""
+"""The slowest samples fit into a listpack. A sample in it takes 53 bytes on Valkey 9.1, 63 on Redis 8.2."""
 _WIDTHS_S = (10, 60, 3600, 86_400)
 
 
@@ -101,7 +101,7 @@ def memory_forecast(retention: Retention, *, agents: int, per_second: float, spa
     Args:
         retention: the retention.
         agents: number of agents.
-        per_second: executions per second and agent, around the clock; spans are assumed to be as frequent.
+        per_second: executions per second and agent, day and night. Each span is assumed to be as frequent.
         spans: number of different spans per agent.
 
     Returns:
@@ -127,6 +127,7 @@ def memory_forecast(retention: Retention, *, agents: int, per_second: float, spa
 
 
 def _bytes_of_hash(executions: float) -> float:
-    # Distinct buckets for n lognormal durations: 8 for 10, 39 for 60, 53 for 100, 89 for 600, 121 for 6000.
+    # Measured numbers of distinct buckets for n lognormal durations: 8 for n = 10, 39 for 60, 53 for 100, 89 for 600,
+    # 121 for 6000.
     buckets = min(executions, 15 * math.log2(1 + executions / 10))
     return _KEY_BYTES + _HASH_BYTES + _FIELD_BYTES * (_FIELDS + buckets)

@@ -1,13 +1,14 @@
 """Spans: the stages of an agent's work, and the time that each takes.
 
 A span is a named part of the work within another span or an execution. A context variable holds the current span, so
-spans nest through functions, coroutines and tasks; a thread needs `parent=`.
+spans nest through functions, coroutines and tasks. In a new thread, which has no current span, pass `parent=`.
 
-Self time: the open spans without an open child are *active*. Time in which several are active (tasks, threads) is
-divided among them equally, so the self times of a tree add up exactly to its total time, whatever ran concurrently. A
-virtual clock runs at 1/k of real time while k spans are active. A span's self time is the advance of that clock while
-the span was active, so opening and closing cost O(1). (This is the clock of processor sharing; Parekh and Gallager, "A
-generalized processor sharing approach to flow control", 1993.)
+Self time: an open span without an open child is *active*. Time in which several spans are active (in tasks or threads)
+is divided among them equally. The self times of a tree therefore add up exactly to its total time, even if spans ran
+concurrently. To compute them, a virtual clock runs at 1/k of real time while k spans are active, and the self time of a
+span is the advance of the virtual clock while the span was active. Opening and closing a span therefore costs O(1).
+(The virtual clock is that of processor sharing: Parekh and Gallager, "A generalized processor sharing approach to flow
+control", 1993.)
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ from agentperf_redis.metrics.model import OTHER, PerformanceMetrics
 _log = logging.getLogger("agentperf_redis")
 
 MAX_SPAN_DEPTH = 16
-"""Spans deeper than this count as part of the span at this depth."""
+"""Spans nested deeper than this count as part of the span at this depth."""
 
 
 class _Tree:
-    """The shared state of nested spans.
+    """The shared state of a root span and all spans within it.
 
-    Created with the first nested span, so for most executions never: a span without children is always active.
+    The first nested span creates it. Most executions have no nested spans and never need it: a span without children
+    is always active.
 
     Attributes:
-        lock: held during every change of this state and of the spans' counts in it.
-        clock: time to which `virtual` has been advanced.
-        virtual: the virtual clock, see above.
+        lock: held during every change of this state and of the spans in this tree.
+        clock: real time to which `virtual` has been advanced.
+        virtual: the virtual clock; see the module docstring.
         active: number of active spans.
-        late: it was created while its root was being left, so the root is not counted in it.
+        late: whether the tree was created while its root was being left. Then the root is not counted in `active`.
     """
 
     __slots__ = ("active", "clock", "late", "lock", "virtual")
@@ -75,12 +77,12 @@ class _Forks:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        global _process  # noqa: PLW0603  the fastest to read, once per span
+        global _process  # noqa: PLW0603  each span reads it, and a global is the fastest to read
         _process = object()
 
 
 _process = object()
-"""Distinguishes the spans of this process from those that a fork copied."""
+"""Token of this process. Spans that a fork copied from the parent have another one."""
 _forks = _Forks()
 _DEFERRED = object()
 
@@ -103,9 +105,9 @@ class Span:
     Attributes:
         agent_name: the agent.
         path: names from the outermost span to this one; empty for an execution.
-        parent: the span around it, or None.
-        seconds: its duration, once it is over.
-        self_seconds: its self time, see above.
+        parent: the span around this one, or None.
+        seconds: duration of the span, once it is over.
+        self_seconds: self time of the span; see the module docstring.
     """
 
     __slots__ = (
@@ -154,7 +156,7 @@ class Span:
         self._outer: Span | None = None
         self._tree: _Tree | None = None
         self._virtual_start: float | None = None
-        """The virtual clock when this span became active; None while the tree does not count it as active."""
+        """The virtual clock when this span became active; None while the tree does not count the span as active."""
 
     def fail(self, error_type: str | None = None) -> None:
         """Record a failure for a block that is left without an exception.
@@ -193,11 +195,11 @@ class Span:
             self._put_to_work(tree)
 
     def _shared_tree(self) -> _Tree:
-        """Return the tree; create it for a root that had no children.
+        """Return the tree of this span; create it for a root that had no children.
 
-        Leaving takes no lock while there is no tree: it first clears `is_open`, then reads the tree. This method works
-        in the opposite order, so one of the two always sees the other's change. Under the tree's lock both see whether
-        the root is counted in it.
+        While there is no tree, `__exit__` takes no lock: it first clears `is_open`, then reads `_tree`. This method
+        first sets `_tree`, then reads `is_open`. If both run at the same time, at least one of them sees the change of
+        the other. With the lock of the tree, both see whether the root is counted in it.
         """
         if self._tree is None:
             tree = _Tree(self._start)
@@ -210,7 +212,7 @@ class Span:
         return self._tree
 
     def _parent_around(self, outer: Span | None) -> Span | None:
-        """Return the open span around this one; None for a span of another agent, whose time is separate."""
+        """Return the open span around this one. None if it is of another agent, since each agent has its own tree."""
         parent = self._parent_given
         if parent is None or not parent.is_open:
             parent = outer if parent is None else parent.parent
@@ -254,7 +256,7 @@ class Span:
             self._process = _process
             self.suspend()
             return
-        # A child forked within the block leaves it too. The parent records it.
+        # This process was forked within the block. The parent records the span.
         self.is_open = False
         if _current.get() is self:
             _current.set(self._outer)
@@ -271,13 +273,13 @@ class Span:
                 self.parent._child_closed(tree)  # noqa: SLF001  the same class
 
     def suspend(self) -> None:
-        """Pause the span, as a generator does at each ``yield``: its consumer's work is not its own."""
+        """Pause the span, as at each ``yield`` of a generator: the work of the consumer does not belong to the span."""
         tree = self._shared_tree()
         inner = _current.get()
         self._innermost = inner if inner is not None and inner.is_open and inner._tree is tree else self  # noqa: SLF001
         with tree.lock:
             tree.advance(perf_counter())
-            self._innermost._child_opened(tree)  # noqa: SLF001  the consumer acts as an unreported child
+            self._innermost._child_opened(tree)  # noqa: SLF001  the consumer counts as a child without a record
         _current.set(self._outer)
 
     def resume(self) -> None:
@@ -310,7 +312,7 @@ class Span:
 
     @property
     def part(self) -> str | Part:
-        """The series it is recorded under."""
+        """The agent or the part of an agent under which the span is recorded."""
         return Part(self.agent_name, self.path) if self.path else self.agent_name
 
 
@@ -328,16 +330,16 @@ def _is_cancellation(error: BaseException) -> bool:
         return all(map(_is_cancellation, error.exceptions))
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return True
-    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio over trio also raises trio's
+    trio = None if isinstance(error, Exception) else sys.modules.get("trio")  # anyio on trio raises it too
     return trio is not None and isinstance(error, trio.Cancelled)
 
 
 _class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
-"""The name a class was created with; ``__name__`` might run a metaclass's code."""
+"""Returns the name with which a class was created. Reading ``__name__`` might run code of a metaclass."""
 
 
 def not_recorded(agent_name: str) -> None:
-    """Log the current exception, which must not replace the result or the exception of the tracked code."""
+    """Log the current exception instead of raising it: the tracked code keeps its own result or exception."""
     _log.exception("an execution of %r could not be recorded", agent_name)
 
 
@@ -347,9 +349,9 @@ class SpanMetrics:
 
     Attributes:
         path: names from the outermost span to this one; empty for the executions themselves.
-        metrics: count, durations and errors; durations run from start to end and include nested spans.
-        self_time: s without nested spans; see `agentperf_redis.metrics.spans`.
-        share: share of the self time of all the agent's spans, 0 to 1.
+        metrics: count, durations and errors. Durations run from start to end and include nested spans.
+        self_time: seconds without nested spans; see `agentperf_redis.metrics.spans`.
+        share: this self time as a share of the self times of all spans of the agent, 0 to 1.
     """
 
     path: tuple[str, ...]
@@ -384,16 +386,16 @@ class SpanReport:
 
     @property
     def tree(self) -> tuple[SpanMetrics, ...]:
-        """The spans in nesting order, each after the one around it."""
+        """The spans in nesting order: each follows the span around it."""
         return tuple(sorted(self.spans, key=lambda span: span.path))
 
 
 def span_report(agent_name: str, found: Mapping[tuple[str, ...], tuple[PerformanceMetrics, int]]) -> SpanReport:
-    """Make the report.
+    """Make the report of an agent.
 
     Args:
         agent_name: the agent.
-        found: metrics and self time in us by path.
+        found: metrics and self time in us, by path.
     """
     total = sum(self_us for _, self_us in found.values())
     spans = [

@@ -1,12 +1,13 @@
 """`track_performance`: one decorator for functions, coroutines, generators and async generators, also as methods.
 
-A stream (generator) is recorded once, when it is exhausted or closed or fails; an early close by its consumer is a
-success. Its time runs from the first request for an item to the end. Cancellation is a separate outcome.
+A stream (generator) is recorded once, when it is exhausted, is closed or fails. If its consumer closes it early, that
+is a success. The time of a stream runs from the first request for an item to the end. Cancellation is a separate
+outcome.
 
-Each call is an open execution while it runs, so `MetricsCollector.span` nests within it. A stream is open only while it
-produces an item, not while its consumer works.
+Each call is an open execution while it runs, so spans of `MetricsCollector.span` nest within it. A stream is open only
+while it produces an item, and not while its consumer works.
 
-A plain function that returns an awaitable, as in clients of model vendors, is an execution until the awaitable ends.
+If a plain function returns an awaitable, as in clients of model vendors, the execution lasts until the awaitable ends.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def track_performance(
     Args:
         agent_name: the agent.
         collector: the collector that records.
-        not_failures: an exception class, or a tuple of them, that count as success: exceptions used as control flow,
-            such as GraphInterrupt or ModelRetry.
+        not_failures: an exception class or a tuple of them. They count as success, because they are used as control
+            flow, such as GraphInterrupt or ModelRetry.
 
     Returns:
-        A decorator for functions, ``async def``, generators and async generators, also as methods, static methods or
-        class methods. The decorated function has the same kind, and forwards arguments, results, exceptions and sent
-        values. The decorator raises InvalidArgument for other objects, such as a tool, which would lose its methods.
+        A decorator for functions, coroutine functions, generators and async generators, also as methods, static methods
+        or class methods. The decorated function is of the same kind, and forwards arguments, results, exceptions and
+        sent values. The decorator raises InvalidArgument for other objects, such as a tool, which would lose its
+        methods.
 
     Raises:
         InvalidArgument: for an invalid name, collector or exception class.
@@ -67,7 +69,7 @@ def track_performance(
 
 
 def _called(func: Any) -> Callable[..., Any]:
-    """Return the function that a call runs; reject an object that is more than a function."""
+    """Return the function that a call of this object runs. Reject an object that has further methods."""
     if inspect.isroutine(func) or isinstance(func, functools.partial):
         if callable(func):
             return cast("Callable[..., Any]", func)
@@ -104,7 +106,7 @@ def _function(func: Callable[..., Any], begin: Callable[[], Span], note: _Note) 
 
 
 _NOT_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
-"""Types of most results. Results of other types are checked for being awaitable."""
+"""Types of most results, which are not awaitable. Only results of other types are checked."""
 
 
 def _ends_later(result: Any) -> bool:
@@ -122,7 +124,7 @@ def _ends_later(result: Any) -> bool:
 
 
 def _tracked_until_over(result: Any, span: Span) -> Any:
-    """Return a replacement of the same kind for an awaitable. When it ends, it also ends the suspended span."""
+    """Return a replacement of the same kind for an awaitable. When the replacement ends, it ends the suspended span."""
     if asyncio.isfuture(result):
         result.add_done_callback(functools.partial(_leave_with, span))
         return result
@@ -228,7 +230,7 @@ class _Stream:
         self._start = self._resumed_at = perf_counter()
 
     def yields(self) -> None:
-        """The generator yields an item; its consumer continues."""
+        """Note that the generator yields an item. Now its consumer works."""
         now = perf_counter()
         self._items += 1
         if self._items == 1:
@@ -238,12 +240,12 @@ class _Stream:
         self._span.suspend()
 
     def resumed(self) -> None:
-        """The consumer requests the next item."""
+        """Note that the consumer requests the next item."""
         self._span.resume()
         self._resumed_at = perf_counter()
 
     def ended(self, error: BaseException | None = None) -> None:
-        """The generator was exhausted or closed, or it raised."""
+        """Note that the generator is exhausted or closed, or has raised."""
         failure = None if isinstance(error, GeneratorExit) else error
         self._span.__exit__(type(failure) if failure else None, failure, None)
         if self._items:

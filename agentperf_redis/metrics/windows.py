@@ -3,8 +3,8 @@
 A timestamp has one of three forms:
 
 - a datetime with a zone;
-- a datetime without a zone: local time, as from ``datetime.now()``. Results use it too (`last_execution`,
-  `Execution.ended`), as the in-memory version does. In the hour that a clock change repeats, its ``fold`` decides;
+- a datetime without a zone: local time, as from ``datetime.now()``. Results have this form too (`last_execution`,
+  `Execution.ended`), as in the in-memory version. In the hour that a clock change repeats, its ``fold`` decides;
 - a number: seconds since 1970, as from ``time.time()`` and in `Interval`.
 """
 
@@ -31,8 +31,8 @@ class TimeRange:
     """A checked time range.
 
     Attributes:
-        window_ms: its length; 0 is all time.
-        as_of_ms: its end, ms since 1970; -1 is now.
+        window_ms: length of the range, ms; 0 for all time.
+        as_of_ms: end of the range, ms since 1970; -1 for now.
     """
 
     window_ms: int = 0
@@ -46,9 +46,9 @@ def asked_time(window: Window, as_of: Timestamp, *, names: tuple[str, str] = ("w
     """Check a window and the timestamp of its end.
 
     Args:
-        window: its length.
-        as_of: its end.
-        names: names of the two arguments, for errors.
+        window: length of the window.
+        as_of: end of the window.
+        names: names of these two arguments in the public call, for errors.
 
     Raises:
         InvalidArgument: for an invalid window or timestamp, and for `as_of` without a window.
@@ -82,7 +82,7 @@ def timestamp_ms(argument: str, given: object) -> int:
     """Convert a timestamp of any form to milliseconds since 1970.
 
     Raises:
-        InvalidArgument: for anything else, such as a date, a text, or milliseconds.
+        InvalidArgument: for a value of another form, such as a date, a text, or milliseconds.
     """
     try:
         seconds = given.timestamp() if isinstance(given, datetime) else None

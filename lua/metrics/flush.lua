@@ -1,4 +1,4 @@
--- flush: add what one process recorded to the shared counts, exactly once.
+-- flush: add the records of one process to the shared counts, exactly once.
 -- KEYS
 --   agents          ZSET    agentperf:{metrics:<shard>}:agents
 --   settings        HASH    agentperf:{metrics:<shard>}:settings
@@ -10,28 +10,28 @@
 -- ARGV
 --   seq             int     number of this flush, rising for this writer and shard: its idempotency key
 --   writer_keep_ms  int     how long the number is remembered, ms
---   firm            int     1 makes the following TTLs those of the shard; 0 takes the shard's, where it has some
---   keep_10s_ms     int     TTL of a slice of 10 s after its end, ms; 0 writes none
+--   firm            int     1 stores the following TTLs for the shard; 0 uses those that are stored, if there are any
+--   keep_10s_ms     int     TTL of a slice of 10 s after its end, ms; 0 writes no such slices
 --   keep_1m_ms      int     the same for a slice of 1 min, ms
 --   keep_1h_ms      int     the same for a slice of 1 h, ms
 --   keep_1d_ms      int     the same for a slice of 1 day, ms
---   max_recent      int     limit for the raw samples of a series
---   recent_keep_ms  int     their TTL, ms
---   max_slow        int     limit for the slowest samples of a series
---   slow_keep_ms    int     their TTL, ms
---   max_agents      int     limit for the agents of this shard; further ones are counted under __other__
---   max_parts       int     limit for the spans of an agent; further ones are counted under __other__
---   max_errors      int     limit for the error types, and for the models, of a series; further ones as above
---   sample_tag      text    makes the members of this flush unique
---   sent_ms         int     the server's time when this was sent, as far as the writer knows it, ms; -1 if it does not
---   names...        text    each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
---   cells...        any     of each accumulator: index of its series, age_ms of its oldest and its newest sample,
+--   max_recent      int     max raw samples of a series
+--   recent_keep_ms  int     TTL of raw samples, ms
+--   max_slow        int     max slowest samples of a series
+--   slow_keep_ms    int     TTL of slowest samples, ms
+--   max_agents      int     max agents of this shard; further agents are counted under __other__
+--   max_parts       int     max spans of an agent; further spans are counted under __other__
+--   max_errors      int     max error types of a series, and max models; further ones are counted under __other__
+--   sample_tag      text    makes the sorted-set members of this flush unique
+--   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
+--   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
+--   cells...        any     for each accumulator: index of its series, age_ms of its oldest and of its newest sample,
 --                           width_ms of its slice, number of fields, field and value of each, its slowest raw samples,
---                           its other raw samples; samples as "<age_ms> <us>us|<outcome>", separated by spaces
+--                           its other raw samples; samples are "<age_ms> <us>us|<outcome>", separated by spaces
 -- RETURNS
 --   {1, now_ms, n, r}  counted; n executions went to __other__, r raw samples were too old to keep
---   {0, now_ms, 0, 0}  counted before: the number is not new
--- REPEAT  the number of the flush is known: nothing is counted twice
+--   {0, now_ms, 0, 0}  this flush was counted before: its number is not new
+-- REPEAT  the number of the flush is known, so nothing is counted twice
 -- ERRORS  CORRUPT <key>: it holds another type; nothing was written
 -- COST    O(series x tiers x fields) + O(samples log N)
 --@include corrupt
@@ -49,8 +49,8 @@ local NAMES, CELLS = 17, 17 + (#KEYS - 3) / 3
 
 local call = redis.call
 local now = clock_ms()
--- Ages count from the sending, since a request may wait, for example for a server that was stopped for a while. A wait
--- longer than WRITER_KEEP_MS is impossible: then the server's clock was set forward.
+-- Ages are relative to the time when the request was sent, since a request may wait, for example while the server is
+-- stopped. No request waits longer than WRITER_KEEP_MS: if it seems so, the server's clock was set forward.
 local base = (SENT_MS >= 0 and SENT_MS < now and now - SENT_MS < tonumber(WRITER_KEEP_MS)) and SENT_MS or now
 local tag = string.sub(AGENTS, 1, -7)
 local series_count = CELLS - NAMES
@@ -68,7 +68,7 @@ end
 
 if holds(WRITER, 'string') and SEQ <= (tonumber(call('GET', WRITER)) or 0) then return {0, now, 0, 0} end
 holds(AGENTS, 'zset')
--- Readers look for slices where the last writer's settings say that they are.
+-- Readers compute from the stored TTLs which slices exist, so writers must use the stored ones.
 local stored_keep = holds(SETTINGS, 'hash') and call('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
 for t = 1, 4 do
   local stored = stored_keep and tonumber(stored_keep[t])
@@ -77,7 +77,7 @@ for t = 1, 4 do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- The series that each name stands for: itself, or __other__ beyond a limit.
+-- The series under which each name is counted: its own, or __other__ beyond a limit.
 local series, indexes = {}, {}
 local function admit(index, member, limit)  -- is the member known, or below the limit?
   local known = indexes[index]
@@ -88,7 +88,7 @@ local function admit(index, member, limit)  -- is the member known, or below the
   if wrong_key then return false end
   if known.seen[member] then return true end
   if not (known.size > 0 and call('ZSCORE', index, member)) then
-    local measure = string.sub(member, 1, 1) == '#'  -- an agent has two of them, which are no spans
+    local measure = string.sub(member, 1, 1) == '#'  -- the two measures of an agent do not count as spans
     if known.size >= limit and member ~= OTHER and member ~= '/' .. OTHER and not measure then return false end
     known.size = known.size + 1
   end
@@ -122,9 +122,9 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- The sums to add to each key, in memory first, so that every read and check comes before the first write. An
--- accumulator adds the same to the total and to its slices, so keys share one `sum` until another one adds to the same
--- key.
+-- The sums to add to each key. They are first collected in memory, so that every read and check precedes the first
+-- write. An accumulator adds the same sum to the total and to its slices. These keys share one `sum` table, and a key
+-- gets a table of its own when a second accumulator adds to it.
 local sums, order, expiries = {}, {}, {}
 local function aggregate(sum, field, value)
   local values = sum.values
@@ -153,8 +153,8 @@ local function add(key, sum, expires)
   for _, field in ipairs(sum.names) do aggregate(known, field, sum.values[field]) end
 end
 
--- Error types and models beyond their limit are counted under __other__, in the total and in every slice: the fields
--- err:<type> and mdl:<model>:<measure>. One is known when the total of the series has its field.
+-- Error types (fields err:<type>) and models (fields mdl:<model>:<measure>) beyond their limit are counted under
+-- __other__, in the total and in every slice. A type or model is known if the total of the series has its field.
 local guards = {}
 local function limited(total, field)
   local guard = guards[total]
@@ -244,7 +244,7 @@ for _, key in ipairs(order) do
   local stored = {}
   if holds(key, 'hash') then
     stored = call('HMGET', key, unpack(names))
-    expiries[key] = nil  -- set when the slice was created
+    expiries[key] = nil  -- the script that created the slice has set its expiry
   end
   local write = {}
   for i = 1, #names do
@@ -255,7 +255,7 @@ for _, key in ipairs(order) do
       elseif MAX[field] then if old > value then value = old end
       else value = old + value end
     end
-    write[2 * i - 1], write[2 * i] = field, value  -- a number: redis.call writes it whole, unlike tostring
+    write[2 * i - 1], write[2 * i] = field, value  -- redis.call writes all digits of a number, unlike tostring
   end
   writes[key] = write
 end
@@ -265,7 +265,7 @@ for i = 1, series_count do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- The number first: a full server refuses this write, and then nothing was written.
+-- The sequence number is written first: a server at maxmemory refuses this write, and then nothing was written.
 call('SET', WRITER, whole(SEQ), 'PX', WRITER_KEEP_MS)
 for _, key in ipairs(order) do
   call('HSET', key, unpack(writes[key]))
@@ -287,7 +287,7 @@ for i = 1, series_count do
     call('ZREMRANGEBYSCORE', one.recent, '-inf', now - RECENT_KEEP_MS)
     call('ZREMRANGEBYRANK', one.recent, 0, -MAX_RECENT - 1)
     call('PEXPIRE', one.recent, RECENT_KEEP_MS)
-    local min_us = -1  -- a sample that is not slower than all those kept need not be added
+    local min_us = -1  -- duration of the fastest kept sample, if the set is full; only slower samples are added
     if call('ZCARD', one.slow) >= MAX_SLOW then min_us = tonumber(call('ZRANGE', one.slow, 0, 0, 'WITHSCORES')[2]) end
     local slower = {}
     for s = 1, #one.slowest, 2 do

@@ -5,13 +5,14 @@
 --   total   HASH  agentperf:{metrics:<shard>}:total:<agent>
 --   recent  ZSET  agentperf:{metrics:<shard>}:recent:<agent>
 --   slow    ZSET  agentperf:{metrics:<shard>}:slow:<agent>
---   The same three keys of each span and measure are computed here, under the same hash tag. Slices are left to expire.
+--   total, recent and slow of each span and measure are computed here, under the same hash tag. Slices remain until
+--   they expire.
 -- ARGV
 --   agent   text  percent-encoded
 -- RETURNS
 --   {1, n}  removed, with n spans and measures
 --   {0, 0}  there is no such agent
--- REPEAT  a second delivery finds no such agent
+-- REPEAT  finds no such agent
 -- ERRORS  CORRUPT <key>: it holds another type; nothing was removed
 -- COST    O(spans), which flush limits to some 200
 --@include corrupt

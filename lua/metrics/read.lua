@@ -4,17 +4,17 @@
 --   settings   HASH  agentperf:{metrics:<shard>}:settings
 --   The names of the totals, slices and recent samples of the series are computed here, under the same hash tag.
 -- ARGV
---   window_ms  int   length of the window, ms; 0 is all time
---   as_of_ms   int   its end, ms since 1970, which may lie in the future; -1 is now
---   max_exact  int   send the raw durations of a series if all are there and no more than this; -1 sends the plain
---                    counters only, without buckets, error types and models, in the second form below
+--   window_ms  int   length of the window, ms; 0 for all time
+--   as_of_ms   int   end of the window, ms since 1970, which may be in the future; -1 for now
+--   max_exact  int   return the raw durations of a series if all are stored and there are at most this many. -1 returns
+--                    only the plain counters, without buckets, error types and models: the second form below
 --   names...   text  the series, percent-encoded
 -- RETURNS
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, number of its fields, field and value of each,
 --                     durations in us separated by spaces (empty unless all are there). The window is [from_ms, to_ms).
 --   {1, now_ms, from_ms, to_ms, ...} and for each series: name, n, ok, err, sum_us, llm_calls, tool_calls, tok_in,
 --                     tok_out, cost_nano, min_us, max_us, last_ms, first_ms, tok_cached_in, tok_cache_write,
---                     tok_reasoning; each of min_us to first_ms is -1 if it is not known; first_ms of a window never is
+--                     tok_reasoning. Each of min_us to first_ms is -1 if unknown. For a window, first_ms is always -1.
 -- REPEAT  reads only
 -- ERRORS  CORRUPT <key>: it holds another type, or a field that is no number
 -- COST    O(series x slices x fields); a window needs about a dozen slices, 120 at most
@@ -28,12 +28,14 @@ local tag = string.sub(AGENTS, 1, -7)
 local now = clock_ms()
 local KEEP = redis.pcall('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
 if KEEP.err then return corrupt(SETTINGS, 'something else (' .. KEEP.err .. ')') end
--- Limited whatever the settings say, so that covering a window ends soon: no more slices of a width are ever kept.
+-- The TTLs are limited even if the stored settings are larger, so that the loop below ends soon. No valid retention has
+-- more slices of one width.
 for t = 1, 4 do KEEP[t] = math.min(tonumber(KEEP[t]) or 0, 10080 * TIERS[t][WIDTH]) end
 local from, to = 0, now + 1
 
--- Cover the time range from its start, each time with the widest slice that starts here and does not reach beyond the
--- end. The slice that contains this timestamp reaches to now. The first slice starts where the narrowest ones kept do.
+-- Cover the time range from its start. At each point, take the widest slice that starts there and ends in the range.
+-- A slice that contains the current time counts as ending now. The first slice starts at a border of the
+-- narrowest slices that are kept for the start of the window.
 local slices = {}
 if WINDOW_MS > 0 then
   local to_now = AS_OF_MS < 0 or AS_OF_MS >= now
@@ -47,7 +49,7 @@ if WINDOW_MS > 0 then
     return nil
   end
   local t = start <= now and finest(start) or nil
-  while not t and start < ending and start <= now do  -- older than anything kept: start where something is
+  while not t and start < ending and start <= now do  -- nothing this old is kept: start where something is
     start = math.min(start + 86400000, ending)
     t = finest(start)
   end
@@ -69,7 +71,7 @@ if WINDOW_MS > 0 then
         break
       end
     end
-    if not taken then  -- only wider slices are kept here: take the one with this timestamp, and start or end with it
+    if not taken then  -- only wider slices are kept: take the one that contains `at`; the answer starts or ends with it
       taken = finest(at) or 4
       local width = TIERS[taken][WIDTH]
       at = floor(at / width) * width
@@ -82,7 +84,7 @@ if WINDOW_MS > 0 then
   if not t then to = from end
 end
 
--- The keys that are aggregated for a series, up to its name: its total, or its slices.
+-- The prefixes of the keys that are added up for a series: of its total, or of its slices. Its name follows the prefix.
 local starts = {}
 if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
 for s = 1, #slices do starts[s] = slice_key(tag, slices[s][1], slices[s][2], '') end
@@ -92,18 +94,18 @@ local function append(item)
   size = size + 1
   reply[size] = item
 end
--- A reply's integers have 64 bits; a larger sum, such as of cost in billionths, is replied as the largest number.
+-- Integers in a reply have 64 bits. Larger sums, such as of costs in 10^-9, are returned as the largest such number.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
   return number < LARGEST and number or LARGEST
 end
--- Adding turns text into a number in a third of the time that tonumber takes. For text that is no number it raises; the
--- call at the end of this file catches that.
+-- An addition converts text to a number in a third of the time of tonumber. It raises for text that is no number; the
+-- pcall at the end of this file catches that.
 local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last_ms = math.max}
 
--- Written out, since an overview of all agents waits for it. A field takes 0.25 us of each slice. So failures are read
--- only where not all executions succeeded, the counters of models and tools only where one of them is there (they are
--- written together), and the last timestamp only from the newest slice that has one.
+-- The loop is written out for speed, because an overview of all agents waits for it. Reading a field takes 0.25 us per
+-- slice. Therefore failures are read only if not all executions succeeded, the counters of models and tools only if one
+-- of them exists (they are written together), and the last timestamp only from the newest slice that has one.
 local call = redis.call
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0

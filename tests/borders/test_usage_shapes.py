@@ -1,7 +1,7 @@
-"""Token counts read from the objects that real clients and frameworks make, offline: by their own parsers and converters.
+"""Token counts are read from objects of real clients and frameworks, made offline by their own parsers and converters.
 
-A package that is not installed is skipped; the extra ``borders`` installs all of them. A new version that tells counts
-differently fails here.
+Tests of packages that are not installed are skipped; the extra ``borders`` installs all of them. If a new version of a
+package reports counts in another form, its test fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agentperf_redis.metrics.llm_usage import Usage, merged, read, read_usage
 
 pytestmark = [
     pytest.mark.thorough,  # the packages are large
-    pytest.mark.filterwarnings("default"),  # the packages' own warnings are not ours
+    pytest.mark.filterwarnings("default"),  # warnings of the packages are no failures
 ]
 
 
@@ -95,7 +95,7 @@ OF_GEMINI = Usage(11, 109, "gemini-x", tokens_cached_in=4, tokens_reasoning=100)
 
 
 def package(name: str) -> Any:
-    """Import a module. A package that is missing is skipped; one that has moved the module is a failure."""
+    """Import a module. Skip the test if the package is missing; fail if the package no longer has the module."""
     installed = "google.genai" if name.startswith("google.genai") else name.partition(".")[0]
     pytest.importorskip(installed, reason=f"{installed} is not installed; the extra `borders` has it")
     return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Conservation: the counts equal the records of many processes, whatever faults happen in between."""
+"""Conservation: the counts on the server equal the records of many processes, whatever faults happen in between."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def added(parts: Iterable[Expected]) -> Expected:
 
 
 def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expected:
-    """Record in several rounds, with flushes and one fork whose child records too. Returns when all is counted."""
+    """Record in several rounds, with flushes and with a fork whose child records too. Return when all is counted."""
     source = random.Random(seed)
     parts = []
     for turn in range(4):
@@ -79,7 +79,7 @@ def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expecte
             assert os.waitpid(pid, 0)[1] == 0
         if turn == 2:
             with contextlib.suppress(BackendUnavailable):
-                collector.flush(timeout=0.01)  # a short wait: the flush may be finished or in flight
+                collector.flush(timeout=0.01)  # so short that the flush may still be in flight
     deliver_all(collector)
     return added(parts)
 
@@ -100,9 +100,9 @@ SPOILED, SPOILED_COUNT, LATE_COUNT = "spoiled", 30, 100
 def work_until_cut_off(
     url: str, namespace: str, seed: int, count: int
 ) -> Generator[tuple[Expected, Delivery], None, None]:
-    """Do the same as `work`, plus an agent that cannot be counted; record more after the test cuts off the server.
+    """Do the same as `work`, also for an agent that cannot be counted. Record more after the test cuts off the server.
 
-    The flush must fail then. The records are counted once the server is reachable again.
+    The flush of these further records must fail. They are counted when the server is reachable again.
     """
     collector = MetricsCollector(backend=Backend(url, namespace=namespace, deadline=2.0))
     for _ in range(SPOILED_COUNT):
@@ -135,7 +135,7 @@ def deliver_all(collector: MetricsCollector) -> None:
 
 
 class _Nowhere(MetricsCollector):
-    """Discards records. It computes the expected counters of the child."""
+    """Discards records. With it, the parent computes the counters that it expects of the child."""
 
     def __init__(self) -> None:
         pass
@@ -180,10 +180,10 @@ def test_counts_equal_the_records_of_all_processes(server: Server, namespace: st
 
 
 class Trouble:
-    """Breaks things on a proxy: lost and half replies, requests that never arrive, cut connections.
+    """Injects faults with a proxy: lost and incomplete replies, requests that never arrive, cut connections.
 
-    The next fault comes after a number of flushes, not after a time. So some flushes succeed in between, however slow
-    the machine is.
+    The next fault comes after a number of flushes and not after a time. Some flushes therefore succeed in between, even
+    on a slow machine.
     """
 
     def __init__(self, proxy: Proxy, seed: int) -> None:
@@ -218,10 +218,10 @@ FLUSHES_BETWEEN_FAULTS = (5, 40)
 def test_eight_processes_count_exactly_over_a_broken_network(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers
 ) -> None:
-    """Recorded = counted + pending + dropped, and Redis holds the counted records. Each number is above zero.
+    """Recorded = counted + pending + dropped, and Redis holds the counted records. Each of these numbers is above zero.
 
-    At the end the server is unreachable, and each flush fails. A worker killed then loses its pending records and
-    nothing else; the pending records of the others are counted later.
+    At the end, the server is unreachable and each flush fails. A worker that is killed then loses its pending records
+    and nothing else. The pending records of the other workers are counted later.
     """
     raw.set(keys.metrics_total(namespace, keys.metrics_shard(SPOILED), SPOILED), "foreign data")
     trouble = Trouble(proxy, 1)
@@ -231,7 +231,7 @@ def test_eight_processes_count_exactly_over_a_broken_network(
     finally:
         trouble.stop()
     assert trouble.happened["reset_after_reply"] + trouble.happened["half_reply"] >= 5, trouble.happened
-    own = 16_000  # of 20,000; the child records the others
+    own = 16_000  # of 20,000 records; the forked child makes the others
     for _, delivery in done:
         assert (delivery.recorded, delivery.counted) == (own + SPOILED_COUNT, own)
         assert (delivery.pending, delivery.dropped, delivery.uncertain) == (0, SPOILED_COUNT, 0)
@@ -262,7 +262,7 @@ def test_eight_processes_count_exactly_over_a_broken_network(
 def test_missing_sequence_check_breaks_conservation(
     server: Server, proxy: Proxy, namespace: str, raw: Raw, workers: Workers
 ) -> None:
-    """The test above can fail."""
+    """The test above fails if the script does not check sequence numbers."""
     mutant = without_sequence_check()
     raw.script_load(mutant.source)
     lost = proxy.reset_after_reply(only=mutant, nth=2)
@@ -273,7 +273,7 @@ def test_missing_sequence_check_breaks_conservation(
 
 
 def record_until_killed(url: str, namespace: str) -> Generator[tuple[int, int], None, None]:
-    """Yield the numbers of recorded and of confirmed executions after every 100 records."""
+    """After every 100 records, yield the numbers of recorded and of confirmed executions."""
     collector = MetricsCollector(backend=Backend(url, namespace=namespace))
     recorded = 0
     while True:

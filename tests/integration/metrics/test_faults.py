@@ -1,4 +1,4 @@
-"""Faults between a worker and the server change no count: each fault is injected, and each count is compared."""
+"""Faults between a worker and the server change no count. Each test injects a fault and compares the counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.stalls import StallDetector, hurry
 
 
 def warm(collector: MetricsCollector) -> None:
-    """Count one execution of `warm`, so that the server knows the script and the next flush is one request."""
+    """Count one execution of the agent `warm`. The server then knows the script, and the next flush is one request."""
     collector.record_execution("warm", 0.001, True)
     assert collector.flush()
 
@@ -54,7 +54,7 @@ def test_lost_reply_never_counts_twice(
 def test_missing_sequence_check_counts_twice(
     proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test above can fail."""
+    """The test above fails if the script does not check sequence numbers."""
     monkeypatch.setattr(commands, "FLUSH", without_sequence_check())
     collector = MetricsCollector(backend=connect(proxy.url))
     warm(collector)
@@ -78,7 +78,7 @@ def test_batch_without_reply_is_sent_again(
         collector.flush()
     assert caught.value.outcome == "unknown"
     lost.wait()
-    collector.record_execution("research", 0.5, True)  # joins the next batch
+    collector.record_execution("research", 0.5, True)  # this record joins the next batch
     assert collector.delivery().pending == 2
     proxy.clear()
     hurry(backend, 5.0)
@@ -174,7 +174,7 @@ def state(raw: Raw, namespace: str) -> dict[str, bytes]:
 def test_wrong_key_type_is_named_and_nothing_written(
     backend: Backend, raw: Raw, namespace: str, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # both belong to one shard
+    # both agents belong to one shard
     names = [name for name in (f"agent-{number}" for number in range(1000)) if keys.metrics_shard(name) == 3]
     bad, good = names[:2]
     collector = MetricsCollector(backend=backend)
@@ -187,7 +187,7 @@ def test_wrong_key_type_is_named_and_nothing_written(
     else:
         poisoned = [key for key in raw.keys(f"{tag}:{part}:*") if key.endswith(bad)]
         raw.delete(*poisoned)
-        if part == "10s":  # this slice and the next
+        if part == "10s":  # the current slice and the next one
             now = time.time() // 10 * 10
             poisoned = [
                 f"{tag}:10s:{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now + more))}:{bad}" for more in (0, 10)
@@ -286,7 +286,7 @@ def test_delayed_samples_count_in_their_slices(backend: Backend, raw: Raw, names
         return collector.get_or_create_metrics("research", window=window, as_of=now - ago).task_count
 
     for window, ago in ((1.0, 0.0), (10.0, 40.0), (10.0, 125.0), (10.0, 80.0), (60.0, 0.0), (300.0, 0.0), (60.0, 90.0)):
-        # a result covers whole slices, so its count lies between those of the window and of the slices
+        # A result covers whole slices, so its count is at least that of the window and at most that of the slices.
         metrics = collector.get_or_create_metrics("research", window=window, as_of=now - ago)
         covered = metrics.interval
         certain = [now - age for age in ages if covered.start + 0.2 <= now - age < covered.end - 0.2]

@@ -24,7 +24,7 @@ from tests.support.servers import Raw, Server
 from tests.support.stalls import StallDetector, hurry
 
 SLACK_S = 0.7
-"""Time that a busy machine may add to a bound."""
+"""Time that a busy machine may add to an upper bound, s."""
 
 SCRIPT = """
 import atexit
@@ -50,7 +50,7 @@ for _ in range(3):
 begin = time.monotonic()
 {rest}
 """
-"""Prints the time from the end of its work to its exit, s, without stalls of the machine."""
+"""A program that prints the seconds from the end of its work to its exit, minus stalls of the machine."""
 
 
 def run(url: str, namespace: str, rest: str = "") -> subprocess.CompletedProcess[str]:
@@ -121,7 +121,7 @@ def test_close_during_an_attempt_takes_two_seconds(proxy: Proxy, connect: Callab
 def test_close_waits_for_a_slow_server_with_progress(
     proxy: Proxy, connect: Callable[..., Backend], raw: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time limit applies to a server that does not reply, not to one that makes progress."""
+    """The time limit applies only while the server does not reply. While it makes progress, `close` waits longer."""
     monkeypatch.setattr("agentperf_redis.metrics.buffer.MAX_BATCH_ACCUMULATORS", 1)
     backend = connect(proxy.url)
     collector = MetricsCollector(backend=backend)

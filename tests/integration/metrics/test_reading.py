@@ -151,7 +151,7 @@ def test_span_tree_names_its_bottleneck(
 
         async def think(number: int) -> None:
             with collector.span(agent, f"model-{number}"):
-                await asyncio.sleep(0)  # the other one begins
+                await asyncio.sleep(0)  # lets the other task begin
                 clock.advance(0.02)
                 with collector.span(agent, "parse"):
                     await asyncio.sleep(0)
@@ -435,7 +435,7 @@ def fill(
 ) -> float:
     """Count executions with the given ages in seconds, and return the server's time.
 
-    Their durations are 0.1 s, each slightly longer, or the given times.
+    Without given times, the first execution of each age takes 0.1 s, and each further one 1 us longer.
     """
     clock = [0.0]
     buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
@@ -532,7 +532,7 @@ def test_combined_windows_equal_the_combined_data(
     ["lognormal", *(pytest.param(name, marks=pytest.mark.thorough) for name in DISTRIBUTIONS if name != "lognormal")],
 )
 def test_percentiles_stay_within_their_error_bound(collector: MetricsCollector, name: str) -> None:
-    """Percentiles are exact or within the reported error bound, compared with the sorted samples."""
+    """Percentiles equal those of the sorted samples, or differ by at most the reported error bound."""
     drawn = DISTRIBUTIONS[name](np.random.default_rng(11), 1_000_000)
     times = np.maximum(0, np.rint(drawn * 1e6)).astype(np.int64)
     recorded = 0
@@ -565,7 +565,7 @@ def test_samples_of_an_outage_count_in_their_slices(own_server: Server, connect:
     backend = connect(own_server.url)
     collector = MetricsCollector(backend=backend)
     ended: list[tuple[float, float]] = []
-    """Each execution ended between two timestamps, which may be far apart on a busy machine."""
+    """For each execution, two timestamps between which it ended. They may be far apart on a busy machine."""
 
     def record() -> None:
         begin = time.time()
@@ -666,7 +666,7 @@ def test_conflicting_retentions_in_one_process_are_rejected(backend: Backend) ->
 
 
 class Jobs(Background):
-    """Records how long the flushing thread would sleep; the test then runs its job."""
+    """Replaces the flushing thread: it notes how long the thread would sleep, and the test runs the job."""
 
     def __init__(self) -> None:
         super().__init__("none")

@@ -215,7 +215,7 @@ def test_agents_beyond_the_limit_are_counted_together(
         for _ in range(2):
             collector.record_execution(name, 0.5, False, "E")
     collector.flush()
-    for name in names:  # known ones stay known
+    for name in names:  # agents that are known stay known
         collector.record_execution(name, 0.5, True)
 
     metrics = collector.metrics
@@ -276,7 +276,7 @@ def test_recent_and_slow_samples_are_bounded(collector: MetricsCollector, raw: R
 def test_forked_child_counts_only_its_own_records(
     server: Server, collector: MetricsCollector, raw: Raw, namespace: str
 ) -> None:
-    collector.record_execution("parent", 1.0, True)  # in the buffer during the fork
+    collector.record_execution("parent", 1.0, True)  # it is in the buffer during the fork
     pid = os.fork()
     if pid == 0:
         status = 1

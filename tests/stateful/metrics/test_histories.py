@@ -1,4 +1,4 @@
-"""Random histories of two collectors, as in two processes, against the in-memory version's rules."""
+"""Random histories of two collectors, as in two processes, compared with the rules of the in-memory version."""
 
 from __future__ import annotations
 

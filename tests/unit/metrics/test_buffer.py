@@ -95,7 +95,7 @@ def test_batch_is_settled_only_once(buffer: Buffer) -> None:
 
 
 def test_accumulators_align_with_server_slices(buffer: Buffer, clock: Clock) -> None:
-    for timestamp in (1000.0, 1009.99, 1010.0, 1029.0):  # 5000, 5009.99, 5010 and 5029 of the server's seconds
+    for timestamp in (1000.0, 1009.99, 1010.0, 1029.0):  # by the server: 5000, 5009.99, 5010 and 5029 s
         clock.now = timestamp
         buffer.record("research", 1 / 1e6, OK)
     (batch,) = pack(buffer)
@@ -108,13 +108,13 @@ def test_accumulators_align_with_server_slices(buffer: Buffer, clock: Clock) -> 
 
 def test_long_outage_is_downsampled_step_by_step(buffer: Buffer, clock: Clock) -> None:
     buffer.record("first", 1 / 1e6, OK)
-    pack(buffer)  # in flight, and never settled
-    for _ in range(6 * 60 * 5):  # five hours, every ten seconds
+    pack(buffer)  # this batch stays in flight: it is never settled
+    for _ in range(6 * 60 * 5):  # one record every ten seconds for five hours
         clock.now += 10
         buffer.record("first", 1 / 1e6, OK)
         buffer.aggregate()
         buffer.downsample(Retention().ttls)
-    # 15 minutes of 10 s, 3 hours of 1 m, the rest in hours
+    # The last 15 minutes are in slices of 10 s, the 3 hours before in slices of 1 min, the rest in slices of 1 h.
     assert buffer.waiting_accumulators <= 91 + 181 + 3
     assert buffer.delivery_counts()[:2] == (0, 1801)
     (batch,) = pack(buffer)
@@ -244,7 +244,7 @@ def test_batch_unanswered_too_long_gets_a_new_writer(buffer: Buffer, clock: Cloc
 
 
 def test_corrupt_series_leaves_the_rest_of_its_batch(buffer: Buffer) -> None:
-    # both belong to shard 2
+    # both agents belong to shard 2
     buffer.record("research", 1 / 1e6, OK)
     buffer.record("a b{1}", 1 / 1e6, OK)
     buffer.record("a b{1}", 1 / 1e6, OK)

@@ -1,4 +1,4 @@
-"""A collector rejects invalid arguments before it keeps or sends anything."""
+"""A collector rejects invalid arguments, and then keeps and sends nothing."""
 
 from __future__ import annotations
 

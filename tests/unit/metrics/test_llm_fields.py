@@ -12,7 +12,7 @@ KNOWN = ("usage", "model", "total", "cached")
 
 
 class Message:
-    """Like protobuf messages: the descriptor names the fields, and C code stores them."""
+    """Like a protobuf message: the descriptor names the fields, and C code stores their values."""
 
     DESCRIPTOR = SimpleNamespace(fields_by_name={"usage": None, "other": None})
 

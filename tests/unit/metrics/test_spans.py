@@ -18,7 +18,7 @@ from agentperf_redis.metrics.spans import Span, current_span, span_report
 
 
 class Clock:
-    """Replaces the real clock. The test advances it."""
+    """Replaces the real clock; the test advances it."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -146,7 +146,7 @@ def test_task_outliving_its_span_counts_for_itself(clock: Clock, book: Book) -> 
         outer = book.span("a", "outer", root).__enter__()
         late = book.span("a", "late", outer)
         outer.__exit__(None, None, None)
-        late.__enter__()  # its parent is over, so it belongs to the next open span around it
+        late.__enter__()  # its parent has ended, so it nests in the next open span around it
         clock.now += 2
     assert root.self_seconds == 1
     clock.now += 4
@@ -163,7 +163,7 @@ def test_span_starting_after_its_root_left_counts_alone(
 
     def left_meanwhile(span: Span, outer: Span | None) -> Span | None:
         parent = around(span, outer)
-        root.__exit__(None, None, None)  # in another thread, right after it was read as open
+        root.__exit__(None, None, None)  # as by another thread, right after this one has read it as open
         return parent
 
     monkeypatch.setattr(Span, "_parent_around", left_meanwhile)
@@ -182,7 +182,7 @@ def test_span_starting_while_its_root_leaves_counts_alone(clock: Clock, book: Bo
         def __setattr__(self, name: str, value: object) -> None:
             if name == "is_open" and value is False and hasattr(self, "_start"):
                 super().__setattr__(name, value)
-                late._open_within(self)  # in another thread, which read it as open
+                late._open_within(self)  # as by another thread that has read it as open
             else:
                 super().__setattr__(name, value)
 
@@ -200,7 +200,7 @@ def test_spans_starting_at_once_share_one_tree(clock: Clock, book: Book, monkeyp
     def another_meanwhile(began: float) -> spans._Tree:
         tree = made(began)
         monkeypatch.setattr(spans, "_Tree", made)
-        other.__enter__()  # in another thread, or a signal handler
+        other.__enter__()  # as by another thread or a signal handler
         clock.now += 2
         return tree
 

@@ -21,7 +21,7 @@ STEP_S = 0.01
 
 
 class Notes:
-    """Replaces a collector, and keeps the agent, the duration and the outcome of each execution."""
+    """Replaces a collector. It keeps the agent, the duration and the outcome of each execution."""
 
     def __init__(self) -> None:
         self.recorded: list[tuple[str, float, str]] = []
@@ -36,7 +36,7 @@ class Notes:
         self.streams.append((items, first, between))
 
     def once(self, outcome: str, *, at_least: float = 0.0) -> None:
-        """Assert that there was one execution, with this outcome and a plausible duration."""
+        """Assert that exactly one execution was recorded, with this outcome and a plausible duration."""
         ((agent, seconds, found),) = self.recorded
         assert (agent, found) == ("agent", outcome)
         assert at_least <= seconds < at_least + 5.0
@@ -564,7 +564,7 @@ def test_function_returning_a_task_ends_with_it(notes: Notes, track: Callable[[A
 
 
 class Request:
-    """An object as in HTTP clients, which can be awaited or entered."""
+    """Like a request of an HTTP client: it can be awaited, or entered with ``async with``."""
 
     url = "http://127.0.0.1/"
 
@@ -602,7 +602,7 @@ def test_function_that_fails_before_its_awaitable_is_recorded(notes: Notes, trac
 
 
 class Interrupt(Exception):
-    """Control flow of a framework."""
+    """An exception that a framework uses as control flow."""
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine", "awaitable", "stream"])
@@ -632,7 +632,7 @@ def test_control_flow_exceptions_count_as_success(kind: str, perf_notes: list[st
 
 
 class Tracks(Notes):
-    """A collector that accepts `not_failures`, like the real one."""
+    """A collector whose `track` accepts `not_failures`, like that of the real one."""
 
     def __init__(self, outcomes: list[str]) -> None:
         super().__init__()

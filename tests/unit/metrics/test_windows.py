@@ -1,4 +1,4 @@
-"""The scripts on a simulated server with the test's clock: a window counts exactly the range that it covers."""
+"""A window counts exactly the range that it covers. The scripts run on a simulated server with the test's clock."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def kept(world: World, timestamp: float) -> float:
 
 def test_window_counts_exactly_the_range_it_covers(world: World) -> None:
     source = random.Random(world.now)
-    # not within a millisecond of a slice's border, where rounding decides
+    # Not within a millisecond of a slice's border: there, rounding decides.
     timestamps = [
         (world.now - age) // 10 * 10 + source.uniform(0.01, 9.9)
         for age in (*(source.uniform(0, 1200) for _ in range(60)), *(10 ** source.uniform(3, 6.8) for _ in range(60)))
