@@ -201,7 +201,7 @@ class Reader:
             if not isinstance(read, NoSettings):
                 return read
             self.shared.deployed = False
-        raise CorruptState(self.shared.keys.meta, "settings that do not last")
+        raise CorruptState(self.shared.keys.meta, "settings that are lost again after each write")
 
     def value(self, name: str, found: Found, *, counted: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
         """Return the decoded value of an entry (or MISSING), and the entry.

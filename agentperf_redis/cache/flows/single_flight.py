@@ -172,7 +172,7 @@ class SingleFlight:
                     return self._lease_without_claim(name, key)
 
     def _warn(self, error: AgentPerfError) -> None:
-        self.shared.warn("cache %s: computing without it: %s", self.shared.name, error)
+        self.shared.warn("cache %s: computing without the cache: %s", self.shared.name, error)
 
     def _value_by_age(
         self, name: str, value: Any, stored: entry_format.Stored, freshness: Freshness
