@@ -153,7 +153,7 @@ def slow(
     agent: MaybeAgent = None,
     limit: Limit = 20,
 ) -> Exit | None:
-    """List the slowest executions. The server keeps 50 per agent for 8 days. For windows: rank --by p95."""
+    """List the slowest executions. The server keeps 50 per agent for 8 days. For a window, use rank --by p95."""
     from agentperf_redis.cli.metrics import slow as work
 
     return work(target, agent, limit, as_json=target.as_json)

@@ -220,7 +220,7 @@ def remove(
     instance: InstanceName,
     yes: Yes = False,
 ) -> Exit | None:
-    """Remove an instance from its pool. Its leases run on. A program that registers it adds it back."""
+    """Remove an instance from its pool. Its leases run on. A program that registers the instance again adds it back."""
     with _in_pool(target, pool) as lb:
         found = _instance(lb, pool, instance)
         if found is None:

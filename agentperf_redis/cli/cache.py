@@ -196,7 +196,7 @@ def get(
     key: Annotated[str, typer.Argument(help="Key of the entry.", metavar="KEY")],
     kind: KindOption = None,
 ) -> Exit | None:
-    """Show an entry: its value and its metadata. It does not count as a read."""
+    """Show an entry: its value and its metadata. This does not count as a read of the entry."""
     with _on_cache(target, name, kind) as (perf, cache):
         entry = perf.backend.run(cache.entry(key))
         if entry is None:
@@ -228,7 +228,7 @@ def delete(
     kind: KindOption = None,
     yes: Yes = False,
 ) -> Exit | None:
-    """Remove entries, and reject values whose computation has already begun."""
+    """Remove entries. A value whose computation has already begun is not stored either."""
     with _on_cache(target, name, kind) as (perf, cache):
         refused = confirmed(f"Delete {counted(len(keys), 'key')} of cache {cache.name}?", yes=yes)
         if refused is not None:

@@ -26,7 +26,7 @@ def pack(parts: Sequence[str | bytes | int]) -> bytes:
     Numbers are converted to text before hiredis gets them. If hiredis converts a number and a signal handler raises at
     that moment (Ctrl-C), the process ends with a segmentation fault (hiredis 3.5.0).
     """
-    packed: bytes = hiredis.pack_command(tuple(part if isinstance(part, (str, bytes)) else str(part) for part in parts))  # type: ignore[arg-type]  # its stub says a 1-tuple
+    packed: bytes = hiredis.pack_command(tuple(part if isinstance(part, (str, bytes)) else str(part) for part in parts))  # type: ignore[arg-type]  # the stub of hiredis declares a 1-tuple
     return packed
 
 
