@@ -75,7 +75,6 @@ def test_fixed_window_fails_the_drift_check(server: Server, namespace: str, monk
     assert served < lru_hits(trace, DRIFTS[1].size) - BELOW_LRU * len(trace) / 100
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("policy", ["lru", "tinylfu"])
 @pytest.mark.parametrize("tiered", [True, False])
 def test_next_get_finds_a_put_under_any_policy(backend: Backend, policy: str, tiered: bool) -> None:
@@ -91,7 +90,6 @@ def test_next_get_finds_a_put_under_any_policy(backend: Backend, policy: str, ti
         assert cache.size() <= 10
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("policy", ["lru", "tinylfu"])
 def test_priority_decides_the_tier(backend: Backend, policy: str) -> None:
     cache = TieredCache(2, 3, 5, policy=policy, backend=backend)
