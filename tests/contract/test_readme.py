@@ -216,7 +216,7 @@ def test_links_within_the_page_resolve() -> None:
 def test_files_and_steps_named_for_contributors_exist() -> None:
     section = TEXT[TEXT.index("## Working on it") : TEXT.index("## Reference")]
     root = README.parent
-    paths = [root / top for top in ("agentperf_redis", "lua", "tests", ".ci")]
+    paths = [root / top for top in ("agentperf_redis", "lua", "tests", "findings", ".ci")]
     paths += [path for top in paths for path in top.rglob("*") if "__pycache__" not in path.parts]
     existing = {f"/{path.relative_to(root)}" + "/" * path.is_dir() for path in paths}
     named = re.findall(r"`([\w./]+(?:\.py|\.lua|/))`", section) + re.findall(r"^([\w./]+/) {2,}", section, re.MULTILINE)
