@@ -1,6 +1,6 @@
-"""Validation of the arguments that users pass. This module does all of it, before anything is sent.
+"""Common checks of the arguments that users pass, made before anything is sent.
 
-Each function takes the name of the argument and its value. It returns the normalized value, or raises
+A check takes the name of the argument and its value. It returns the normalized value, or raises
 `InvalidArgument` with the argument, the value and the allowed values.
 """
 

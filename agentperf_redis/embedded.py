@@ -44,7 +44,7 @@ _ANSWER_TIMEOUT_S = 2.0
 _POLL_S = 0.01
 _LOG_TAIL_LINES = 2
 _SOCKET_MAX_BYTES = 100
-"""Unix socket addresses are limited to 104 bytes (macOS) or 108 bytes (Linux)."""
+"""Longest socket path that is used. The systems allow 104 bytes (macOS) or 108 bytes (Linux), with the final NUL."""
 
 _LOCK_TAKEN = 75
 _DETACH_AND_RUN = f"""

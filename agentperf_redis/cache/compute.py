@@ -146,8 +146,9 @@ def _compute_under_lease(
 ) -> Flow[Served | Crashed]:
     """Call the function, report its result to all waiters and to the server, and return it.
 
-    The report is a shielded flow, which runs to its end even if the caller is cancelled, also repeatedly. Waiters
-    therefore always get a result, and a computed value is stored even if no local caller waits for it any more.
+    The report is a shielded flow, which runs to its end even if the caller is cancelled, once or several times. Waiters
+    are therefore always released, with the result or to compute the value themselves, and a computed value is stored
+    even if no local caller waits for it any more. Only a flow that is closed (`GeneratorExit`) sends no report.
     """
     begun = time.perf_counter()
     try:

@@ -106,7 +106,7 @@ def guarded(work: Callable[[], Exit | None]) -> Exit:
 
 
 def not_found(what: str) -> Exit:
-    """Report a missing object on stderr and return its exit code."""
+    """Report a missing object on stderr and return the exit code for it."""
     err.print(f"agentperf: not found: {what}", style="red")
     return Exit.NOT_FOUND
 

@@ -80,13 +80,13 @@ class Team:
         results, self._modules = caches(perf, tree)
         self._search = tree.search
 
-        @results.cached(version=EDITION)
+        @results.cached(name="outline", version=EDITION)
         def outline(file: str, digest: str) -> Outline:
             source = self._source(file, digest)
             name, is_package = tree.module_name(file), file.rpartition("/")[2] == "__init__.py"
             return self._compute(f"{READER} {file}", lambda: agents.read(source, name, is_package=is_package))
 
-        @results.cached(version=EDITION)
+        @results.cached(name="findings", version=EDITION)
         def findings(file: str, digest: str) -> tuple[Finding, ...]:
             source = self._source(file, digest)
             return self._compute(f"{CRITIC} {file}", lambda: agents.criticise(source))
@@ -97,7 +97,7 @@ class Team:
         """Review one file in four steps, one for each agent.
 
         Args:
-                file: one of the tree's files.
+            file: one of the tree's files.
 
         Returns:
             The review.

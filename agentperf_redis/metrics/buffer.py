@@ -328,7 +328,7 @@ class Buffer:
         return accumulators
 
     def _ration(self, packed: PackedAccumulator, now: float) -> None:
-        """Allow a series 1000 raw samples at first, and then a constant rate (`RAW_REFILL_PER_S`)."""
+        """Limit a series' raw samples by a token bucket: at most `MAX_RAW` at once, `RAW_REFILL_PER_S` on average."""
         allowance, since = self._raw_allowance.get(packed.series, (float(MAX_RAW), now))
         allowance = min(MAX_RAW, allowance + (now - since) * RAW_REFILL_PER_S)
         accumulator = packed.accumulator

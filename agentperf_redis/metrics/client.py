@@ -147,7 +147,7 @@ class MetricsCollector(Recording):
         return self.snapshots()
 
     def get_all_metrics(self, window: Window = None, as_of: Timestamp = None) -> dict[str, dict[str, Any]]:
-        """Return each agent's summary in the in-memory version's form. Arguments as for `get_or_create_metrics`."""
+        """Return each agent's summary as a dict of formatted text, as the in-memory version does. Arguments as for `get_or_create_metrics`."""
         return summaries(self.snapshots(window=window, as_of=as_of))
 
     def summary(self, *, window: Window = None, as_of: Timestamp = None) -> SystemSummary:
@@ -155,7 +155,10 @@ class MetricsCollector(Recording):
         return system_summary(self.snapshots(window=window, as_of=as_of, percentiles=False).values())
 
     def get_system_summary(self, window: Window = None, as_of: Timestamp = None) -> dict[str, Any]:
-        """Return the summary in the in-memory version's form. Uptime counts from the first sample."""
+        """Return `summary` as a dict of formatted text, for example ``"60s"``, as the in-memory version does.
+
+        Uptime counts from the first sample, or is the length of the window.
+        """
         return self.summary(window=window, as_of=as_of).rendered()
 
     def spans(self, agent_name: str, *, window: Window = None, as_of: Timestamp = None) -> SpanReport:

@@ -71,7 +71,7 @@ class ReadReply:
 def flush(
     namespace: str, batch: FlushBatch, *, now: float, retention: Retention, firm: bool = False, server_ms: int = -1
 ) -> Command[Flushed]:
-    """Count a batch.
+    """Send a batch, which the server adds to its counters.
 
     Args:
         namespace: the namespace.

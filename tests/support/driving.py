@@ -10,7 +10,8 @@ from agentperf_redis.command import Command
 from agentperf_redis.script import Script
 
 Run = Callable[[Backend, Any], Any]
-"""Runs a flow: `run(backend, flow)`. The fixture `run` of the transport's tests does so with either driver."""
+"""Runs a flow: `run(backend, flow)`. The fixture `run` of tests/integration/transport provides
+such a function for the blocking driver and one for the asyncio driver."""
 
 
 class Add(Script):

@@ -182,8 +182,9 @@ def _work(pipe: Connection, environment: dict[str, str], function: Callable[...,
 
 def _end_with_parent() -> None:
     """End this process with the forkserver, which ends with the test process, even if that is killed."""
-    # The forkserver runs until every process that holds the other end of its pipe has closed that end, and Python gives
-    # the end to each worker. A worker that kept it open would keep the forkserver running, and thereby itself.
+    # The forkserver runs as long as any process holds the write end of a pipe that it reads open. Python hands that end
+    # to every worker, so the worker closes it here: otherwise the worker would keep the forkserver alive, and would
+    # never end, because it ends only with the forkserver.
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

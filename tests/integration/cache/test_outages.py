@@ -297,9 +297,9 @@ class Answer:
 
 
 def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[Answer], Spans]:
-    """A worker process: request values until stopped. Returns its answers, and when the machine stalled it.
+    """A worker process: request values until stopped. Returns its answers, and the time spans in which it could not run.
 
-    It writes a byte into the file `progress` for each answer, and stops when a file ``progress.stop`` exists.
+    It writes a byte into the file `progress` for each answer, and stops when a file ``<progress>.stop`` exists.
     """
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
     cache = LRUCache(local_size=50, backend=backend)

@@ -247,7 +247,7 @@ def test_demo_keys_expire_after_a_day(
 ) -> None:
     (tmp_path / "a.py").write_text("import os\n")
     report: Report = run_demo(DemoOptions(url=server.url, path=tmp_path, workers=1, namespace=namespace), Watcher())
-    assert report.ok
+    assert report.ok, report.failures
     persistent = [key for key in raw.scan_iter(f"{namespace}:*") if raw.ttl(key) == -1]
     assert persistent
 

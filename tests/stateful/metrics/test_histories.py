@@ -22,7 +22,7 @@ ERRORS = st.sampled_from([None, "", "TimeoutError", "ValueError", "a|b:c"])
 
 
 class Reference:
-    """The counts of the in-memory version, computed as it computes them."""
+    """Counts, times and percentiles, computed as the in-memory version of the library computes them."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
