@@ -147,7 +147,10 @@ class MetricsCollector(Recording):
         return self.snapshots()
 
     def get_all_metrics(self, window: Window = None, as_of: Timestamp = None) -> dict[str, dict[str, Any]]:
-        """Return each agent's summary as a dict of formatted text, as the in-memory version does. Arguments as for `get_or_create_metrics`."""
+        """Return each agent's summary as a dict of formatted text, as the in-memory version does.
+
+        Arguments as for `get_or_create_metrics`.
+        """
         return summaries(self.snapshots(window=window, as_of=as_of))
 
     def summary(self, *, window: Window = None, as_of: Timestamp = None) -> SystemSummary:
