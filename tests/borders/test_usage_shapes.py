@@ -6,6 +6,8 @@ package reports counts in another form, its test fails.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import importlib
 import os
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis.metrics.llm_usage import Usage, merged, read, read_usage
+from tests.support.servers import wait_until
 
 pytestmark = [
     pytest.mark.thorough,  # the packages are large
@@ -22,12 +25,23 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _collect() -> Iterator[None]:
-    """Collect what the packages leave behind, such as open event loops, while their warnings are ignored."""
+def event_loops() -> list[asyncio.AbstractEventLoop]:
+    """Return the event loops of this process, also those that nothing refers to any more."""
+    return [each for each in gc.get_objects() if issubclass(type(each), asyncio.AbstractEventLoop)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_event_loop_is_left() -> Iterator[None]:
+    """Close the event loops that the packages leave open. Otherwise the warning about one can fail a later test."""
+    earlier = event_loops()
     yield
-    for _ in range(3):
-        gc.collect()
+    left = [loop for loop in event_loops() if not any(loop is each for each in earlier)]
+    for loop in left:
+        with contextlib.suppress(TimeoutError):  # the loop of a thread that a package keeps running
+            wait_until(lambda loop=loop: not loop.is_running(), "the loop to end", timeout=2)  # type: ignore[misc]
+            loop.close()
+    del left[:], earlier[:]
+    gc.collect()
 
 
 CHAT = {
