@@ -40,11 +40,15 @@ def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
     access_buffer, attempts = shared.access_buffer, 0
     if shared.pending_invalidations:
         yield from ready(shared)
-    yield from under_way(shared, waited)
+    waited = yield from under_way(shared, waited)
     while attempts < ATTEMPTS:
         report, confirmed = access_buffer.take(flush=True), False
         if report is NO_REPORT:
-            return
+            if access_buffer.flushing in (None, waited):
+                return
+            waited = yield from under_way(shared, waited)  # another flush has just begun
+            attempts += 1
+            continue
         try:
             yield from ready(shared)
             sent_at = time.monotonic()

@@ -200,6 +200,33 @@ def test_put_follows_the_reads_being_reported(
     assert state(raw, namespace)["order"] == ["b", "a", "c"]
 
 
+def test_keys_include_the_reads_that_another_thread_has_just_begun_to_report(
+    proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
+    cache = LRUCache(backend=connect(proxy.url, deadline=20.0))
+    cache.put_many({"a": 1, "b": 2, "c": 3})
+    cache.flush()
+    cache.get("a")
+    held = proxy.hold(only=TOUCH, reset=False, after=0.6)
+    reporting = threading.Thread(target=cache.flush)
+    take = AccessBuffer.take
+
+    def take_when_that_has_begun(self: AccessBuffer, *, flush: bool = False) -> AccessReport:
+        if threading.current_thread() is not reporting and not held.caught.is_set():
+            reporting.start()
+            held.wait()
+            cache.get("b")  # a read that is not in the report under way
+        return take(self, flush=flush)
+
+    monkeypatch.setattr(AccessBuffer, "take", take_when_that_has_begun)
+
+    assert cache.keys() == ["c", "a", "b"]
+
+    reporting.join()
+    assert held.caught.is_set()
+
+
 def test_late_put_does_not_overwrite_a_newer_one(
     call: Call, proxy: Proxy, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
