@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 from agentperf_redis import arguments
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
 
-if TYPE_CHECKING:  # a service is loaded on first use
+if TYPE_CHECKING:  # at run time, a service is imported on its first use
     from agentperf_redis.balancer.client import LoadBalancer
     from agentperf_redis.balancer.model import LoadBalancingStrategy
     from agentperf_redis.balancer.operations import OnUnavailable
@@ -69,8 +69,8 @@ class AgentPerf:
     call. Leaving a ``with`` or ``async with`` block flushes the buffers and closes the connections.
 
     The code of a service is imported on first use; the import takes about 30 ms. ``async with`` imports all services on
-    a thread, so that no first use blocks the event loop. In asyncio programs without ``async with``, access the
-    services before the loop runs.
+    another thread, so that their first use does not block the event loop. An asyncio program without ``async with``
+    should access the services before the loop runs.
 
     Args:
         url: where the server is: ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``,
@@ -125,15 +125,16 @@ class AgentPerf:
         made = partial(LoadBalancer, chosen, settings=settings, on_unavailable=on_unavailable, backend=self.backend)
         if settings is None and on_unavailable == "raise":
             return self.backend.share(("lb", chosen), made)
-        made()  # validates the arguments, which may not be hashable, before they become a key
+        made()  # validates the arguments before they become a key: an invalid argument may be unhashable
         return self.backend.share(("lb", chosen, settings, on_unavailable), made)
 
     def cache(self, name: str = "default", **options: Unpack[LRUOptions]) -> LRUCache:
         """Return the LRU cache with this name: one object for each name.
 
         Args:
-            name: of the cache; all processes that use the name share the cache.
-            options: as for `LRUCache`. Without options, an existing object is returned, else a LRUCache with defaults.
+            name: the name of the cache; all processes that use this name share the cache.
+            options: as for `LRUCache`. Without options, returns the existing object, or a new LRUCache with the
+                defaults.
 
         Raises:
             InvalidArgument: for invalid options, or options that differ from those of the existing object.
@@ -147,13 +148,11 @@ class AgentPerf:
         return self.backend.share(key, lambda: LRUCache(name=name, backend=self.backend))
 
     def tiered_cache(self, name: str = "default", **options: Unpack[TieredOptions]) -> TieredCache:
-        """Return the cache with this name and the tiers hot, warm and cold.
-
-        There is one object for each name.
+        """Return the tiered cache with this name: one object for each name. Its tiers are hot, warm and cold.
 
         Args:
-            name: of the cache; all processes that use the name share the cache.
-            options: as for `TieredCache`. Without options, an existing object is returned, else a TieredCache with
+            name: the name of the cache; all processes that use this name share the cache.
+            options: as for `TieredCache`. Without options, returns the existing object, or a new TieredCache with the
                 defaults.
 
         Raises:
@@ -168,7 +167,7 @@ class AgentPerf:
         return self.backend.share(key, lambda: TieredCache(name=name, backend=self.backend))
 
     def caches(self) -> list[CacheStats]:
-        """Return the contents and counters of all caches of the namespace, across processes."""
+        """Return the sizes and counters of all caches of the namespace, over all processes."""
         from agentperf_redis.cache.flows.inspection import read_all_stats
 
         return self.backend.run(read_all_stats(self.backend))

@@ -1,4 +1,4 @@
-"""Common checks of the arguments that users pass, made before anything is sent.
+"""Common checks of users' arguments. They run before any request is sent.
 
 A check takes the name of the argument and its value. It returns the normalized value, or raises
 `InvalidArgument` with the argument, the value and the allowed values.
@@ -17,9 +17,9 @@ from agentperf_redis.errors import InvalidArgument
 
 MAX_NAME_CHARACTERS = 200
 MAX_COUNT = 2**31 - 1
-"""Maximum of sizes and capacities. A larger value is a typing error. The product of two is exact in a double."""
+"""Maximum of sizes and capacities. A larger value is probably a typo. Lua numbers are doubles and hold it exactly."""
 MAX_SECONDS = 10 * 366 * 86_400.0
-"""Ten years. For a longer time, use `math.inf`."""
+"""Ten years of 366 days. Some arguments also allow `math.inf`."""
 
 _PLAIN = (float, int)
 _NAME_ALLOWED = f"a string of 1 to {MAX_NAME_CHARACTERS} characters without control characters or lone surrogates"
@@ -38,7 +38,7 @@ def encodable(text: str) -> bool:
 
 
 def name(argument: str, value: object) -> str:
-    """Check a user-supplied name: of an agent, a cache, an instance, a tag."""
+    """Check a user-supplied name of an agent, a cache, an instance or a tag."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARACTERS:
         raise InvalidArgument(argument, value, _NAME_ALLOWED)
     # A printable string has neither a control character nor a lone surrogate. Some unprintable characters are allowed,
@@ -49,7 +49,7 @@ def name(argument: str, value: object) -> str:
 
 
 def nearest_name(text: str) -> str:
-    """Turn a text that was not chosen as a name, such as a class name, into a valid name."""
+    """Return the valid name that is nearest to a text, such as the name of a class."""
     if not text.isprintable() or not encodable(text):
         plain = "".join("?" if _is_control(character) else character for character in text)
         text = plain.encode(errors="replace").decode()
@@ -62,14 +62,14 @@ def _is_control(character: str) -> bool:
 
 
 def names(argument: str, value: object) -> tuple[str, ...]:
-    """Check several names. A bare string is refused, since iterating it would yield letters."""
+    """Check several names. A bare string is refused, since iterating over it would yield single characters."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise InvalidArgument(argument, value, "a collection of names, such as a tuple or a set of strings")
     return tuple(name(argument, item) for item in value)
 
 
 def cache_key(argument: str, value: object) -> str:
-    """Check the key of a cache entry: any string that can be encoded."""
+    """Check the key of a cache entry: any string that can be encoded as UTF-8."""
     if not isinstance(value, str):
         raise InvalidArgument(argument, value, "a string")
     if not encodable(value):
@@ -78,8 +78,8 @@ def cache_key(argument: str, value: object) -> str:
 
 
 def number(argument: str, value: object, allowed: str) -> float:
-    """Check for a real number, finite or infinite. Refuses bool and NaN; -0.0 becomes 0.0."""
-    plain = type(value) in _PLAIN  # avoids a slow isinstance() with an abstract class in most calls
+    """Check that a value is a real number, finite or infinite. Refuses bool and NaN; -0.0 becomes 0.0."""
+    plain = type(value) in _PLAIN  # in most calls, this avoids isinstance() with an abstract class, which is slow
     if not plain and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise InvalidArgument(argument, value, allowed)
     try:
@@ -128,7 +128,7 @@ def count(argument: str, value: object, *, minimum: int = 1, maximum: int = MAX_
 
 
 def choice(argument: str, value: object, options: type[E]) -> E:
-    """Check for a member of an Enum. The value of a member is also accepted."""
+    """Check that a value is a member of an Enum. The value of a member is also accepted."""
     if isinstance(value, options):
         return value
     for option in options:
@@ -138,14 +138,14 @@ def choice(argument: str, value: object, options: type[E]) -> E:
 
 
 def flag(argument: str, value: object) -> bool:
-    """Check for a bool; other truthy or falsy values are refused."""
+    """Check that a value is a bool; other truthy or falsy values are refused."""
     if not isinstance(value, bool):
         raise InvalidArgument(argument, value, "True or False")
     return value
 
 
 def _as_text(bound: float) -> str:
-    return f"{bound:.16g}"  # up to 10^16 without an exponent
+    return f"{bound:.16g}"  # a number below 10^16 has no exponent in this format
 
 
 def callback(argument: str, value: object, allowed: str) -> Callable[..., object]:
@@ -161,10 +161,10 @@ def is_coroutine_function(function: object) -> bool:
 
 
 def refuse_awaitable(argument: str, function: object, result: object) -> None:
-    """Refuse an awaitable result of a user's function that the library has called and cannot await.
+    """Raise an error if a user's function has returned an awaitable, because the caller cannot await the result.
 
-    A plain function may return an awaitable, which shows only after the call. A refused coroutine is closed, so that
-    Python does not warn that it was never awaited.
+    Only the result shows whether a plain function returns an awaitable, so this check is made after the call. A refused
+    coroutine is closed, so that Python does not warn that it was never awaited.
 
     Raises:
         InvalidArgument: the result is an awaitable.

@@ -1,4 +1,6 @@
-"""One namespace on one server, for one process: its drivers, message bus, epoch and shared objects.
+"""`Backend`: the access of one process to one namespace on one server.
+
+A backend owns the drivers, which run flows, and also the message bus, the epoch and the objects of the services.
 
 The process-wide default backend is in this module too, because a client without an explicit backend must find it
 without an import from a higher layer.
@@ -44,7 +46,7 @@ NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable used when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 _LAYOUT_S = 1.0
-"""How long the message bus waits for the Cluster layout from one node before it tries another node."""
+"""How long a request for the layout (the map of keys to nodes) waits for one node, s. The next request asks another."""
 _ENTER = Script("namespace/enter")
 
 
@@ -52,8 +54,8 @@ class Backend:
     """A namespace on a server. It connects on the first command.
 
     Args:
-        url: where the server is; see `agentperf_redis.transport.address`. None: AGENTPERF_REDIS_URL, REDIS_URL,
-            localhost.
+        url: where the server is; see `agentperf_redis.transport.address`. None: the URL in AGENTPERF_REDIS_URL, else
+            in REDIS_URL, else localhost.
         namespace: prefix of all keys. None: AGENTPERF_NAMESPACE, else "agentperf".
         deadline: total seconds that one command may take, retries included.
 
@@ -103,7 +105,7 @@ class Backend:
         return f"Backend({self.address.masked!r}, namespace={self.namespace!r})"
 
     def run(self, flow: Runnable[T], deadline: float | None = None) -> T:
-        """Run a command or flow, blocking.
+        """Run a command or flow, and block until it ends. Returns its result.
 
         Args:
             flow: the command or flow.
@@ -144,10 +146,10 @@ class Backend:
         return executor
 
     def _drop_closed_loops(self) -> None:
-        """Close the connections of event loops that ended by `loop.close()`, which calls no callback.
+        """Close the connections of event loops that are closed: `loop.close()` calls no callback.
 
         The map of executors refers to a loop only weakly, but the transport of a connection refers to its loop. Without
-        this, a closed loop and its connections would never be garbage-collected.
+        this method, a closed loop and its connections would never be garbage-collected.
         """
         for loop, executor in list(self._async_executors.items()):
             if loop.is_closed():
@@ -156,7 +158,8 @@ class Backend:
     def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
         """Record on the server that a resource is in use.
 
-        Sent once per process and resource; `again` sends it once more, after the server lost its data.
+        The record is sent once per process and resource. `again` sends it once more, for use after the server lost its
+        data.
         """
         name = f"{service}:{keys.encoded(resource)}"
         if again or name not in self._entered:
@@ -172,30 +175,30 @@ class Backend:
         return sorted(keys.decoded(name[len(start) :]) for name in names if name.startswith(start))
 
     def share(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the one object of this process for a key; the first call creates it."""
+        """Return this process's object for a key. The first call with the key creates the object."""
         with self._lock:
             if key not in self._shared:
                 self._shared[key] = make()
             return cast("T", self._shared[key])
 
     def on_new_epoch(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after the server came back without its data, on the thread that detects the loss.
+        """Call `callback` when the server has come back without its data. It runs on the thread that detects the loss.
 
-        The loss is detected while a connection is opened, possibly on the thread of an event loop. The callback must be
-        quick and do no I/O.
+        The loss is detected while a connection is opened, possibly on the thread of an event loop. So the callback must
+        be quick and do no I/O.
         """
         self._epoch_callbacks.append(callback)
 
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Call `callback` on a separate thread when a server answers again after a long outage.
 
-        The callback may run commands. A handshake is done before this call. So if the server came back empty, the
-        callbacks of `on_new_epoch` have already run.
+        The callback may run commands. A command is sent before the callback is called, and a new connection begins with
+        a handshake. So if the server came back empty, the callbacks of `on_new_epoch` have already run.
         """
         self._recovery_callbacks.append(callback)
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` before the connections close. It may still run commands. The newest callback runs first."""
+        """Call `callback` before the connections close. It may run commands. The newest callback runs first."""
         self._close_callbacks.append(callback)
 
     def off_close(self, callback: Callable[[], None]) -> None:
@@ -263,7 +266,7 @@ class Backend:
         _call_all(self._recovery_callbacks)
 
     def _learn(self) -> str:
-        """Request the layout from a node, a different node on each call. Return the error text, empty on success."""
+        """Refresh the layout from one node; each call asks another node. Return the error text, empty on success."""
         node, request = self._topology.layout_request()
         try:
             return self._topology.learn(node, self._connector.request(node, request, _LAYOUT_S))
@@ -271,20 +274,23 @@ class Backend:
             return failed.reason
 
     def _check_server_soon(self) -> None:
-        """Start a handshake soon, because the bus lost its server and the next command may come much later."""
+        """Check soon whether the server lost its data.
+
+        The bus calls this when it lost a connection, because the next command of a caller may come much later.
+        """
         if not self.closed:
             self._checks.at(time.monotonic(), self._check_server)
 
     def _check_server(self) -> None:
-        """Send a command without effect, so that broken connections are reopened with a handshake."""
+        """Send a command without effect. If no connection works, this opens a new one, with a handshake."""
         with contextlib.suppress(AgentPerfError):
             self._executor.run(Command("ECHO", (keys.meta(self.namespace),), (), lambda _: None))
 
     def after_fork(self) -> None:
         """In a forked child: replace everything that has a lock or a socket.
 
-        The old objects are kept and not closed: their sockets belong to the parent. The order matters: the drivers and
-        the bus use the objects that are replaced before them.
+        The old objects are kept and not closed, because their sockets belong to the parent. The order matters: the
+        drivers and the bus use the objects that are replaced before them.
         """
         self._inherited.append((self._executor, dict(self._async_executors), self._lock))
         for loop in self._async_executors:
@@ -332,7 +338,7 @@ _default_lock = ModuleLock()
 
 def default_backend() -> Backend:
     """Return the process-wide default backend; the first call creates it."""
-    global _default  # noqa: PLW0603  the one global of the library
+    global _default  # noqa: PLW0603  the only global variable of the library
     with _default_lock.lock:
         if _default is None or _default.closed:
             _default = Backend()
@@ -349,7 +355,7 @@ def chosen_backend(backend: object) -> Backend:
 
 
 def configure(url: str | None = None, *, namespace: str | None = None, deadline: float = DEFAULT_DEADLINE_S) -> Backend:
-    """Set the process-wide default backend, used by clients that are created without a backend.
+    """Set the process-wide default backend. Clients that are created without a backend use it.
 
     Args:
         url: where the server is.

@@ -1,14 +1,14 @@
 """A thread that runs the background jobs of a service, and the one fork hook of the package.
 
-The background threads of all services share six mechanisms. The thread starts with the first job, sleeps until the next
-due time, and survives exceptions of jobs. It finishes the remaining jobs on close, and a later job starts another
-thread. In a forked child there are no jobs and no thread.
+The background threads of all services follow the same rules. A thread starts with the first job, sleeps until the next
+due time, and survives exceptions of jobs. When the service closes, the thread finishes the remaining jobs and ends; a
+later job starts another thread. A forked child begins without jobs and without a thread.
 
 Ctrl-C and other signal handlers may raise an exception at any point in the Python code of a caller, and `__del__` may
-run at any point. Therefore a caller uses only primitives written in C: a `SimpleQueue`, whose `put` is reentrant, and a
-plain lock while the thread is started. `threading.Condition` is Python code: an exception in it may leave its lock held
-permanently. `Thread.start` waits on such a condition. It is therefore called on a temporary thread, where no signal
-handler runs, because Python runs signal handlers on the main thread only.
+run at any point. Therefore the code on a caller's thread uses only primitives written in C: a `SimpleQueue`, whose
+`put` is reentrant, and an `RLock` while the background thread is started. `threading.Condition` is Python code: an
+exception in it may leave its lock held permanently. `Thread.start` waits on such a condition, so it is called on a
+temporary thread. No signal handler runs there, because Python runs signal handlers on the main thread only.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Background:
     A job with a due time runs before the waiting jobs once it is due: a lease must be renewed even if many jobs wait.
 
     Args:
-        name: of the thread.
-        lingers: whether the idle thread sleeps until the next job. Otherwise it ends, and the next job starts another
-            thread.
+        name: the name of the thread.
+        lingers: whether the idle thread sleeps until the next job. If not, the idle thread ends, and the next job
+            starts another thread.
     """
 
     def __init__(self, name: str, *, lingers: bool = True) -> None:
@@ -58,7 +58,7 @@ class Background:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._closers: deque[SimpleQueue[None]] = deque()
-        # Only the thread changes the attributes below.
+        # Only the background thread changes the attributes below.
         self._identity = 0
         self._draining = False
         self._ready: deque[Job] = deque()
@@ -73,7 +73,7 @@ class Background:
 
     @property
     def closing(self) -> bool:
-        """Whether `close` was called. A periodic job should stop rescheduling itself then."""
+        """Whether `close` was called. After that, a periodic job should not reschedule itself."""
         return self._closing
 
     def put(self, job: Job) -> bool:
@@ -86,16 +86,16 @@ class Background:
         return self._thread is not None or self._start()
 
     def at(self, due: float, job: Job) -> bool:
-        """Run a job at a time of `time.monotonic`. A job with several due times runs once, at the earliest.
+        """Run a job at a time of `time.monotonic`. A job with several due times runs once, at the earliest of them.
 
-        A caller must record the work for the job before this call, because the job may already be scheduled and start
-        at once.
+        Before this call, the caller must store the data that the job needs: if the job is already scheduled, it may
+        start at once.
 
         Returns:
             As for `put`.
         """
-        # Only the thread changes due times, when it takes jobs from the inbox. If a call set them and was interrupted,
-        # a due time could remain without an entry in the heap.
+        # Only the background thread changes due times, when it takes jobs from the inbox. If this method changed them
+        # and were interrupted, a due time could be left without an entry in the heap.
         if self._due_times.get(job, math.inf) <= due:
             return True
         if self._identity == threading.get_ident():
@@ -146,7 +146,7 @@ class Background:
         start = starter(thread, lambda: self._work(thread))
         with self._starting:
             if self._thread is None:
-                self._thread = thread  # no signal is handled between this and the next call, which is C code
+                self._thread = thread  # no signal is handled before the next call, which is C code
                 try:
                     start_new_thread(start, ())
                 except RuntimeError:
@@ -171,7 +171,7 @@ class Background:
             # jobs. So either the caller sees that there is no thread, or this thread sees the job.
             self._thread = None
         with self._starting:
-            if self._thread is not None:  # a later thread has the jobs that came meanwhile, and reports the end
+            if self._thread is not None:  # a later thread runs the new jobs, and notifies the callers of `close`
                 return
         with contextlib.suppress(IndexError):
             while self._closing:
@@ -218,7 +218,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # otherwise the job ran at an earlier time
+            if self._due_times.get(job) == due:  # otherwise the job was scheduled for an earlier time since
                 del self._due_times[job]
                 jobs.append(job)
         return jobs
@@ -238,7 +238,7 @@ class Background:
         self._identity = 0
 
     def _run(self, jobs: Sequence[Job], until: float = math.inf) -> Sequence[Job]:
-        """Run jobs until that time; return those that remain."""
+        """Run jobs until the time `until`. Return the jobs that remain."""
         for number, job in enumerate(jobs):
             if time.monotonic() > until:
                 return jobs[number:]
@@ -250,19 +250,19 @@ class Background:
 
 
 def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that starts a thread. Pass it to `start_new_thread`, which is C code.
+    """Return a function that starts a thread. Pass the function to `start_new_thread`, which is C code.
 
     `Thread.start` then does not run on the caller's thread, where an exception of a signal handler could interrupt it.
 
     Args:
         thread: the thread to start.
-        otherwise: called instead if the thread limit prevents the start; runs on the thread that called the function.
+        otherwise: called if the thread limit prevents the start, on the thread that runs the returned function.
     """
 
     def start() -> None:
         try:
             thread.start()
-        except RuntimeError:  # the thread limit is reached, but this thread is running
+        except RuntimeError:  # the thread limit is reached, but the thread of this function runs already
             otherwise()
 
     return start
@@ -300,7 +300,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class ModuleLock:
-    """A lock at module level, replaced in a forked child.
+    """A module-level lock that is replaced in a forked child.
 
     Args:
         make: creates the lock.

@@ -46,8 +46,8 @@ class Command(Generic[T]):
         args: the other arguments: by name for a script, in order for a plain command.
         decode: turns the reply into T. It must handle every possible reply, and raise CorruptState for an unexpected
             reply.
-        resend_args: the arguments of a script, by name, that have other values from the second delivery on. These
-            values tell the script that an earlier copy of the request may still be in flight.
+        resend_args: for a script: the arguments whose values differ from the second delivery on, by name. These values
+            mean that an earlier copy of the request may still be in flight.
     """
 
     script: Script | str
@@ -152,7 +152,7 @@ class Together:
 
     Attributes:
         flows: the flows to run.
-        name: of the threads or tasks.
+        name: the name of the threads or tasks.
     """
 
     flows: tuple[Flow[object], ...]
@@ -171,11 +171,11 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class WakeUp:
-    """A hint from another thread or task that the state may have changed. It stays set until `reset`.
+    """A hint from another thread or task that the state may have changed. The hint stays set until `reset`.
 
     Attributes:
-        sender: the event loop whose task will send the signal; None if a thread will send it, or if the sender is
-            unknown.
+        sender: the event loop whose task will send the wake-up; None if a thread will send the wake-up, or if the
+            sender is unknown.
     """
 
     __slots__ = ("_callbacks", "_lock", "_sent", "sender")
@@ -200,7 +200,7 @@ class WakeUp:
             self._sent = False
 
     def call_when_sent(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once: at the wake-up, or immediately if it was sent. It must be quick and thread-safe."""
+        """Call `callback` once: at the next `send`, or now if the wake-up is set. It must be quick and thread-safe."""
         with self._lock:
             if not self._sent:
                 self._callbacks.append(callback)

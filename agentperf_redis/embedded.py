@@ -38,13 +38,16 @@ from redis.retry import Retry
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
 
 START_TIMEOUT_S = 30.0
-"""A server with little data is up within 0.1 s. Loading a large append-only file takes about a second per 100 MB."""
+"""How long to wait for a server to start, s.
+
+A server with little data is up within 0.1 s. Loading a large append-only file takes about a second per 100 MB.
+"""
 STOP_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 2.0
 _POLL_S = 0.01
 _LOG_TAIL_LINES = 2
 _SOCKET_MAX_BYTES = 100
-"""Longest socket path that is used. The systems allow 104 bytes (macOS) or 108 bytes (Linux), with the final NUL."""
+"""Max bytes of the path of a socket. macOS allows 104 bytes and Linux 108, each with the final NUL."""
 
 _LOCK_TAKEN = 75
 _DETACH_AND_RUN = f"""
@@ -62,9 +65,9 @@ if os.fork() == 0:
     os.set_inheritable(lock, True)
     os.execv(command[0], command)
 """
-"""Takes the lock and becomes the server, a grandchild in a separate session.
+"""Program that takes the lock and becomes the server. The server is a grandchild of this process, in its own session.
 
-A grandchild leaves no zombie process. In a separate session, the server receives no Ctrl-C of this process.
+A grandchild leaves no zombie process. In its own session, the server receives no Ctrl-C of this process.
 """
 
 _BIND_AND_RUN = """
@@ -77,9 +80,9 @@ if sys.platform == "linux":
         sys.exit("the parent process ended first")
 os.execv(command[0], command)
 """
-"""Asks Linux to end this process together with its parent, then becomes the program.
+"""Program that asks Linux to end it together with its parent, and then becomes the given command.
 
-This is a separate program, because a `preexec_fn`, which runs between fork and exec, may deadlock in a process with
+It is a separate program, because a `preexec_fn`, which runs between fork and exec, may deadlock in a process with
 threads.
 """
 
@@ -91,7 +94,7 @@ class EmbeddedServer:
     Attributes:
         pid: the process id of the server.
         socket: the Unix socket of the server.
-        version: of Valkey, such as "9.1.2".
+        version: the version of Valkey, such as "9.1.2".
         folder: the folder with the data and the log of the server.
     """
 
@@ -247,8 +250,8 @@ def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[by
         log: the file for the output of the program; opened for appending.
 
     Returns:
-        The process. Its pid is the pid of the program. On Linux it ends even if this process ends by SIGKILL; on other
-        systems the caller must end it.
+        The process. Its pid is the pid of the program. On Linux, the process ends even if this process is killed by
+        SIGKILL; on other systems, the caller must end it.
     """
     started: list[subprocess.Popen[bytes] | OSError] = []
     ready = threading.Event()
@@ -316,7 +319,7 @@ def _socket_of(folder: Path) -> Path:
 
     The socket is not in the data folder, whose path may be too long for a socket. The path does not depend on the
     environment (XDG_RUNTIME_DIR, TMPDIR), which may differ between a shell and a service. The directory must survive a
-    logout, because the server does.
+    logout, because the server survives it too.
     """
     place = Path(f"/tmp/agentperf-redis-{os.getuid()}")  # noqa: S108  checked below
     place.mkdir(mode=0o700, exist_ok=True)
@@ -342,7 +345,7 @@ def _is_running(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(lock, fcntl.LOCK_UN)  # explicitly, because a child forked at this moment shares the lock
+        fcntl.flock(lock, fcntl.LOCK_UN)  # `close` is not enough if a child forked just now shares the lock
     except BlockingIOError:
         return True
     finally:

@@ -15,7 +15,7 @@ _SHOWN_CHARACTERS = 80
 
 
 class _Brief(Repr):
-    """Shows only some items and levels of a value. The plain repr() of lists that share items may never finish."""
+    """A repr() of some items and levels of a value. The plain repr() of lists that share items may take forever."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,14 +211,14 @@ class NoCapacity(AgentPerfError):
 
 
 class ComputeFailed(AgentPerfError):
-    """The function of a cached value failed in another process.
+    """The function that computes a cached value failed in another process.
 
     The processes that waited for the value get this error, so that they do not all repeat the failing call.
 
     Attributes:
         key: the cache key.
         error_type: class name of the original exception.
-        message: its text.
+        message: text of the original exception.
     """
 
     def __init__(self, key: str, error_type: str, message: str) -> None:

@@ -55,7 +55,7 @@ from zlib import crc32
 from agentperf_redis.errors import InvalidArgument
 
 METRICS_SHARDS = 16
-"""This number must not change: with another number, the data of an agent would be looked for in another slot."""
+"""Number of shards of the metrics. It must not change: the key of stored data contains the number of its shard."""
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONG_KEY_BYTES = 120
@@ -63,7 +63,7 @@ _PREFIX_CHARACTERS = 40
 
 
 def check_namespace(argument: str, value: object) -> str:
-    """Check a namespace. It is the prefix of all keys of an installation, and appears in its ACL pattern."""
+    """Check a namespace, the prefix of all keys of an installation. It also appears in an ACL pattern."""
     if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
         raise InvalidArgument(argument, value, "1 to 64 characters of A-Z a-z 0-9 _ . -")
     return value

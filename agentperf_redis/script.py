@@ -20,8 +20,8 @@ remark. Contract tests compare the header with the local variables to which the 
 first lines, and with the calls from Python.
 
 A line ``--@include NAME`` inserts a fragment: the file ``includes/NAME.lua`` of the same folder, else of ``lua/``.
-Includes do not nest. The functions of a fragment take everything that they need as parameters, because a fragment may
-come before the lines that name KEYS and ARGV.
+Includes do not nest. If a fragment comes before the lines that name KEYS and ARGV, it cannot use these names, and its
+functions take everything that they need as parameters.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_fragment(directory: Traversable, name: str) -> str:
     """Return the text of a fragment.
 
     Args:
-        directory: the folder of the script that includes it.
+        directory: the folder of the script that includes the fragment.
         name: the name of the fragment.
     """
     own = directory / "includes" / f"{name}.lua"
@@ -90,12 +90,12 @@ class Script:
     The file is read on first use, so that importing the library stays cheap.
 
     Args:
-        name: of the file.
-        source: the text of a script that has no file.
+        name: the name of the script.
+        source: the text of the script, if the script has no file.
     """
 
-    # The text and its hash are plain attributes, not a functools.cached_property: in Python 3.11 that has one lock for
-    # all objects, and a child that is forked while another thread holds the lock would wait forever.
+    # The text and its hash are plain attributes, not a `functools.cached_property`. In Python 3.11, a cached property
+    # has one lock for all objects: a child that is forked while another thread holds this lock would wait forever.
 
     def __init__(self, name: str, source: str | None = None) -> None:
         self.name = name

@@ -150,7 +150,7 @@ class AsyncLoadBalancer:
         check: Callable[[AgentInstance], object],
         *,
         interval: float = 5.0,
-        timeout: float | None = None,  # noqa: ASYNC109  of each check, not of this call
+        timeout: float | None = None,  # noqa: ASYNC109  the timeout of each check, not of this call
     ) -> None:
         """See `LoadBalancer.run_checks`; `check` may be a coroutine function. Runs until the task is cancelled."""
         await run_checks(self._operations.checking(agent_type, check, interval, timeout))

@@ -43,8 +43,9 @@ class LoadBalancer:
     Connects to the server on the first call.
 
     Args:
-        strategy: how pools pick an instance. The first registration fixes the strategy of a pool; None then means
-            LEAST_LOADED. Calls on a pool with a different strategy raise InvalidArgument; None accepts any strategy.
+        strategy: how a pool picks an instance. The first registration in a pool sets the pool's strategy to this one,
+            or to LEAST_LOADED for None. Calls on a pool with another strategy raise InvalidArgument; with None, calls
+            on any pool are accepted.
         settings: health settings for the pools in which this balancer registers instances. The settings deployed last
             apply to all processes; a change is logged. None keeps the settings of an existing pool; a new pool gets the
             defaults of `PoolSettings`.
@@ -93,7 +94,7 @@ class LoadBalancer:
 
     @property
     def instances(self) -> dict[str, list[AgentInstance]]:
-        """A snapshot of all instances by agent type. Reads the server; changing the dict has no effect."""
+        """A snapshot of all instances by agent type. Each access reads the server; changing the dict has no effect."""
         return self._backend.run(self._operations.instances())
 
     def register_instance(
@@ -106,7 +107,7 @@ class LoadBalancer:
     ) -> None:
         """Add an instance to its pool, or change the capacity, weight, labels and rate limits of a registered one.
 
-        The load, health and measurements of a registered instance stay. `is_healthy=False` marks the instance unhealthy
+        A registered instance keeps its load, health and measurements. `is_healthy=False` marks the instance unhealthy
         (undo with `mark_healthy`); `is_draining=True` drains it (undo with `undrain`). If the server loses the
         instance, this process registers it again as long as the process lives.
 
@@ -115,7 +116,8 @@ class LoadBalancer:
             heartbeat_ttl: seconds without a `heartbeat` after which the instance takes no work; None: no heartbeat is
                 expected.
             requests_per_minute: max leases per minute; the pool's `rate_burst` limits how many are granted at once.
-            tokens_per_minute: max tokens per minute, as counted by the `tokens` of `acquire` and `release`.
+            tokens_per_minute: max tokens per minute. The argument `tokens` of `acquire` and `release` is the number of
+                tokens of one lease.
 
         Raises:
             InvalidArgument: when the pool has another strategy than this balancer.
@@ -133,7 +135,7 @@ class LoadBalancer:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
     ) -> bool:
-        """Change an instance; None keeps a value. If leases exceed a smaller capacity, they may still end normally.
+        """Change an instance; None keeps a value. If a lower capacity is exceeded, the existing leases stay valid.
 
         Args:
             agent_type: the pool of the instance.
@@ -163,7 +165,9 @@ class LoadBalancer:
         return self._backend.run(self._operations.remove(agent_type, instance_id))
 
     def mark_healthy(self, agent_type: str, instance_id: str) -> bool:
-        """Let an instance take work again: clears its ejection, failed checks, missed heartbeat and mark by hand.
+        """Let an instance take work again.
+
+        This undoes `mark_unhealthy`, and clears an ejection, failed checks, a missed heartbeat and a slow start.
 
         Returns:
             Whether the instance is registered.
@@ -192,14 +196,16 @@ class LoadBalancer:
                 registered without one.
 
         Returns:
-            The names of those that are not registered; the caller should register them again.
+            The names of the instances that are not registered; the caller should register them again.
         """
         return self._backend.run(self._operations.heartbeat(agent_type, instance_ids, within))
 
     def select_instance(
         self, agent_type: str, *, require: Collection[str] = (), affinity: str | None = None
     ) -> AgentInstance | None:
-        """Return the instance that `acquire` would pick now, without leasing it. It may be full a moment later.
+        """Return the instance that `acquire` would pick now, without leasing it.
+
+        The instance may be full a moment later.
 
         Args:
             agent_type: the pool.
@@ -232,8 +238,8 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
-            wait: max seconds in the queue when no instance has free capacity; the queue is first in, first out.
-                math.inf for no limit.
+            wait: max seconds in the queue when no instance has free capacity; math.inf for no limit. The queue is
+                first in, first out.
             priority: moves this call ahead in the queue, as if it had arrived this many seconds earlier.
             require: labels that the instance must all have.
             affinity: under CONSISTENT_HASH, calls with the same value go to the same instance; for example the name of
@@ -242,9 +248,9 @@ class LoadBalancer:
             max_hold: seconds after which the lease is not renewed again; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
             tokens: expected tokens of the work, counted against the instance's tokens per minute.
-            fallback: other agent types to try, in this order, when this pool has no free capacity: first before waiting
-                in the queue, and again when `wait` is over. Labels and affinity apply to them too; each pool uses its
-                own strategy.
+            fallback: other agent types to try, in this order, when this pool has no free capacity: once before the wait
+                in the queue, and again when `wait` is over. Labels and affinity apply to these pools too; each pool
+                uses its own strategy.
 
         Returns:
             A snapshot of the instance that carries the lease; None when no capacity became free within `wait`.
@@ -350,13 +356,13 @@ class LoadBalancer:
         Args:
             agent_type: the pool.
             check: called with an instance; the check fails when the function raises, returns False or exceeds
-                `timeout`. The first exception is logged as a warning, as is the first one after all checks have
-                completed again.
+                `timeout`. The first exception is logged as a warning; further exceptions are logged at DEBUG level
+                until no check raises.
             interval: seconds from one check of an instance to the next. Default five: three failures take at most 15 s.
-            timeout: max seconds of one check, at most the interval. None: two, or the interval if that is shorter.
+            timeout: max seconds of one check, at most the interval. None: 2 s, or the interval if it is shorter.
 
         Returns:
-            The running checks. `checks.stop()`, the end of a `with` block and closing the client stop them.
+            The running checks. They end with `checks.stop()`, at the end of a `with` block, or when the client closes.
         """
         return Checks(self._operations.checking(agent_type, check, interval, timeout))
 
@@ -372,7 +378,7 @@ class LoadBalancer:
         return self._backend.run(self._operations.events(agent_type, after, limit))
 
     def get_status(self) -> dict[str, Any]:
-        """Return the instances, capacity and load of each agent type, in the format of the in-memory version."""
+        """Return the instances, capacity and load of each agent type, as dicts like those of the in-memory version."""
         return rendered(self.status())
 
     def status(self, *agent_types: str) -> list[PoolStatus]:
@@ -409,7 +415,8 @@ class LoadBalancer:
     def repair(self, agent_type: str, *, progress: Callable[[int, int], None] | None = None) -> Repaired:
         """Recompute the load of all instances from their leases, and rewrite indexes and sums.
 
-        Normal operation never needs a repair: it corrects manual changes of the keys. The pool may stay in use.
+        Normal operation never needs a repair. A repair corrects the effects of manual changes to the keys. The pool may
+        stay in use meanwhile.
         Lost timers of ejections, rate limits and slow starts are set again. A lost heartbeat timer cannot be
         recomputed: until the instance sends another heartbeat, a missed one is not detected.
 
@@ -418,7 +425,7 @@ class LoadBalancer:
             progress: called after each page of 500 instances with two numbers: instances done, and all instances.
 
         Returns:
-            The number of instances checked, of wrong loads and of orphans.
+            The numbers of checked instances, of wrong loads and of deleted orphans.
         """
         return self._backend.run(self._operations.repair(agent_type, progress))
 

@@ -40,7 +40,7 @@ _MIN_PAUSE_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Checking:
-    """The parameters of the checks of one pool, and the requests and logs that belong to them.
+    """The parameters of the checks of one pool. The methods claim and report checks, and log failures.
 
     Attributes:
         backend: the server and namespace.
@@ -77,8 +77,8 @@ class Checking:
     def raised(self, instance: AgentInstance, error: Exception) -> None:
         """Log that a check raised an exception.
 
-        The first one is logged as a warning, since the check function itself may be broken. While the last check of any
-        instance has raised, further exceptions are logged at DEBUG level.
+        The first exception is logged as a warning, since the check function itself may be broken. Further exceptions
+        are logged at DEBUG level until the last check of every instance returned without an exception.
         """
         if self._raising:
             self.failed(instance, error)
@@ -102,9 +102,10 @@ class _Rounds:
 
     Args:
         checking: the checks to run.
-        check_all: checks instances concurrently; returns, by instance id, whether each check passed. The result is
-            awaited under asyncio.
-        ended: returns whether the checks have stopped; after that, an error is raised instead of retried.
+        check_all: checks instances concurrently, and returns by instance id whether each check passed. Under asyncio,
+            it returns an awaitable.
+        ended: returns whether the checks have stopped. Until then, a round that fails is retried; later, its error is
+            raised.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class Checks:
         self.stop()
 
     def stop(self) -> None:
-        """Stop checking. Waits until running checks finish, at most for their timeout."""
+        """Stop the checks. Waits until the running ones finish, for at most their timeout plus one second."""
         self._checking.backend.off_close(self.stop)
         self._jobs.close(self._checking.timeout + 1.0)
 

@@ -28,8 +28,8 @@ class KeeperProtocol(Protocol):
 
 
 _transitions = ModuleLock()
-"""Guards the state of all leases: when a lease is released and lost at the same time, only one of the two happens.
-It is held only for an assignment, never during a call."""
+"""Guards the state of all leases: when a lease is released and lost at the same time, only one change takes effect.
+The lock is held only for an assignment, and never while other code is called."""
 
 
 class _State(Enum):
@@ -52,7 +52,8 @@ class Lease:
             fencing token and refuses lower ones is safe from holders that were paused beyond the end of their lease.
         ttl: seconds after which the lease expires unless it is renewed.
         tokens: number of tokens counted against the instance's tokens per minute at the grant.
-        tokens_used: number of tokens that the work used; None if the work used `tokens`. Set it before the release.
+        tokens_used: number of tokens that the work used; None if it used the number in `tokens`.
+            Set it before the release.
     """
 
     __slots__ = (
@@ -105,7 +106,7 @@ class Lease:
         self.tokens_used: int | None = None
         self._outcome: Outcome | None = None
         self.started = time.monotonic()
-        # Times count from before the request was sent, so the lease ends here no later than on the server.
+        # These times count from `sent_at`, when the request was sent: the lease ends here no later than on the server.
         self.renew_at = sent_at + ttl / 3
         self.valid_until = sent_at + ttl
         self.hold_until = sent_at + max_hold
@@ -134,7 +135,7 @@ class Lease:
     def outcome(self) -> Outcome | str | None:
         """The result of the work, which may be set inside `with lb.lease(...)`.
 
-        If it is None, the result depends on the exception with which the block ends.
+        If it is None, the result depends on whether an exception leaves the block, and on its type.
         """
         return self._outcome
 

@@ -42,7 +42,7 @@ class LeaseBlock:
         raise TypeError("in a coroutine use `async with lb.aio.lease(...)`")
 
     async def __aexit__(self, *_: object) -> None:
-        """Never called. Without it, `async with` would raise Python's own error instead of the one in `__aenter__`."""
+        """Never called. If it were missing, `async with` would raise Python's own error, not that of `__aenter__`."""
 
 
 class AsyncLeaseBlock:
@@ -75,4 +75,4 @@ class AsyncLeaseBlock:
         raise TypeError("use `async with lb.aio.lease(...)`; outside coroutines, `with lb.lease(...)`")
 
     def __exit__(self, *_: object) -> None:
-        """Never called. Without it, `with` would raise Python's own error instead of the one in `__enter__`."""
+        """Never called. If it were missing, `with` would raise Python's own error, not that of `__enter__`."""

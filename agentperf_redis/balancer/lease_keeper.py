@@ -1,8 +1,8 @@
 """The lease keeper renews this process's leases on one background thread, and releases abandoned leases.
 
-It uses a separate thread because event loops may block and worker threads may be busy. It renews a lease when a third
-of its TTL is over, together with the pool's other leases that are due. The keeper has only weak references to leases,
-so that it does not keep a lease alive that the user has dropped.
+The keeper uses a separate thread because event loops may block and worker threads may be busy. It renews a lease when a
+third of the lease's TTL is over, together with the pool's other leases that are due. The keeper has only weak
+references to leases, so that a lease that the user has dropped can be deleted and released.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ TOMBSTONE_S = 60.0
 _AHEAD = 0.1
 """When a lease is renewed, leases that become due within this share of their TTL are renewed in the same batch."""
 _ATTEMPT_TIMEOUT_SHARE = 0.3
-"""Share of the shortest TTL that one round of renewals may spend on failing requests. When a round begins, two thirds
-of the TTL are left."""
+"""Share of the shortest TTL that one round of renewals may spend on requests that fail.
+
+When a round begins, two thirds of the TTL are left.
+"""
 _MIN_ATTEMPT_TIMEOUT_S = 0.02
 _CLOSE_S = 5.0
 _RETRY_S = 0.5
@@ -56,7 +58,7 @@ class LeaseKeeper:
 
     Attributes:
         jobs: the background thread of the keeper.
-        registrations: the registrations of this process on the backend, restored on the same thread.
+        registrations: the registrations of this process on the backend. The same thread restores them.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -92,8 +94,7 @@ class LeaseKeeper:
     def hold(self, lease: Lease) -> bool:
         """Renew a lease from now on. Returns False when the keeper is closed."""
         self._held[lease.token] = weakref.ref(lease)
-        # Checked after the lease was added: if `close` ran too early to see the lease, the keeper is seen to be closed
-        # here.
+        # This check must follow the assignment: if `close` ran too early to see the lease, `_closed` is already set.
         if self._closed:
             self._held.pop(lease.token, None)
             return False
@@ -213,8 +214,8 @@ class LeaseKeeper:
     def _renew(self, batches: list[tuple[list[Lease], Pool, float]]) -> None:
         budget_s = _ATTEMPT_TIMEOUT_SHARE * min(ttl for _, _, ttl in batches)
         for leases, pool, ttl in batches:
-            # One batch at a time, each with half of the time that is left: an unresponsive Cluster node must not cost
-            # the leases on the other nodes.
+            # Send one batch at a time, and wait for at most half of the time that is left. So an unresponsive Cluster
+            # node does not cause the loss of leases on the other nodes.
             sent_at = time.monotonic()
             command = commands.renew(pool, [lease.token for lease in leases], math.ceil(ttl * 1000))
             try:

@@ -13,9 +13,9 @@ from agentperf_redis.balancer.settings import PoolSettings
 from agentperf_redis.errors import LeaseLost
 
 MAX_WEIGHT = 1e6
-"""Under WEIGHTED, the score of an instance is up to weight * 10^9, and must stay below 2^53."""
+"""Max weight of an instance. Under WEIGHTED, its score is at most weight * 10^9, which must stay below 2^53."""
 MAX_LABELS = 16
-"""Each label of an instance has an index in Redis, which every pick of the instance must update."""
+"""Max labels of an instance. There is one index per label, and every pick of the instance must update all of them."""
 
 _CHANGED_THROUGH = {
     "max_capacity": "lb.update_instance(agent_type, id, max_capacity=...)",
@@ -54,7 +54,7 @@ class LoadBalancingStrategy(Enum):
     PEAK_EWMA = "peak_ewma"
     """Of two random instances, the one with the lower product of latency and pending work."""
     CONSISTENT_HASH = "consistent_hash"
-    """The instance next to the affinity on a hash ring, unless it has more than 1.25 times its share of the load."""
+    """The first instance after the affinity on a hash ring whose load is at most about 1.25 times its share."""
 
 
 class Outcome(Enum):
@@ -89,7 +89,7 @@ class InstanceState(Enum):
     EJECTED = "ejected"
     """Its outcomes were bad; it takes no work for a limited time."""
     HALF_OPEN = "half_open"
-    """An ejection has ended: the instance takes one lease at a time until the work on one succeeds."""
+    """An ejection has ended: the instance takes one lease at a time, until the work on one of them succeeds."""
     RATE_LIMITED = "rate_limited"
     """Its limit of requests or tokens per minute is used up for now."""
     WARMING = "warming"
@@ -233,7 +233,7 @@ class InstanceStatus:
         failed_in_a_row: number of bad outcomes, slow ones included, since the last good one.
         fence: the last fencing token of the instance.
         state: whether the instance takes work, and if not, why.
-        limit: max leases at this time: below its capacity while it is limited, 0 while it takes no work.
+        limit: max leases now. It is below max_capacity while the instance is limited, and 0 while it takes no work.
         ejections: number of ejections in a row.
         ejected_for: seconds until the ejection ends, 0.0 when the instance is not ejected.
         requests_per_minute: max requests per minute; math.inf for no limit.

@@ -197,7 +197,7 @@ class Operations:
         return instances.remove(self.clock, self.registrations, self.pool(agent_type), name)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str = "", off: str = "") -> Flow[bool]:
-        """Set and clear flags of an instance: names from pool.lua, comma-separated."""
+        """Set the flags `on` of an instance, and clear the flags `off`: names from pool.lua, comma-separated."""
         name = arguments.name("instance_id", instance_id)
         return instances.mark(self.clock, self.registrations, self.pool(agent_type), name, on=on, off=off)
 
@@ -289,7 +289,7 @@ def checked_settings(settings: object) -> PoolSettings | None:
 
 def checked_policy(on_unavailable: object) -> OnUnavailable:
     """Check the policy for an unreachable server."""
-    if on_unavailable == "raise" or on_unavailable == "none":  # noqa: PLR1714  each narrows the type
+    if on_unavailable == "raise" or on_unavailable == "none":  # noqa: PLR1714  each comparison narrows the type
         return on_unavailable
     raise InvalidArgument("on_unavailable", on_unavailable, "'raise' or 'none'")
 

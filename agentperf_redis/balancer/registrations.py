@@ -69,7 +69,7 @@ class Registrations:
 
     Args:
         backend: the server and namespace.
-        clock: estimates of the clocks of its servers.
+        clock: estimates of the clocks of the backend's servers.
         jobs: the background thread that restores lost instances.
         attempt_timeout_s: returns how long the background thread may wait for one reply, s.
     """
@@ -96,7 +96,7 @@ class Registrations:
         self.registered.pop((agent_type, instance_id), None)
 
     def restore(self, pool: Pool) -> Flow[bool]:
-        """Register the instances of a pool that the server lost, and forget those that another process removed.
+        """Restore a pool: register again the instances that the server lost, and forget those that others removed.
 
         Returns:
             Whether this process now has instances registered in the pool.
@@ -147,7 +147,7 @@ class Registrations:
         requests_per_minute: float | None,
         tokens_per_minute: float | None,
     ) -> None:
-        """Apply a change to the remembered instance; None keeps a value."""
+        """Apply a change to the remembered instance. An argument that is None keeps the old value."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             rates = Rates(
@@ -165,7 +165,7 @@ class Registrations:
                 self.registered[agent_type, known.instance.id] = replace(known, settings=settings)
 
     def mark(self, agent_type: str, instance_id: str, *, on: str, off: str) -> None:
-        """Apply flags that were set or cleared to the remembered instance."""
+        """Apply set and cleared flags to the remembered instance."""
         known = self.registered.get((agent_type, instance_id))
         if known is not None:
             set_flags, flags = on.split(","), f"{on},{off}".split(",")

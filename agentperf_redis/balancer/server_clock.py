@@ -42,7 +42,8 @@ class ServerClock:
         """
         for _ in range(_CLOCK_READINGS):
             sent_at = time.monotonic()
-            # Without an estimate yet, the time limit is long past: the server refuses, and its reply contains its time.
+            # Without an estimate, the time limit lies far in the past. The server then refuses the request, and replies
+            # with its own time.
             ahead_ms = self._ahead_ms.get(pool.agent_type, 0.0)
             answer = yield from request(math.ceil(ahead_ms + (sent_at + self._backend.deadline) * 1000))
             if not isinstance(answer, TooLate):

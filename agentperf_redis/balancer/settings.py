@@ -24,8 +24,9 @@ class PoolSettings:
             ten: long enough for a restart, and short enough to do little harm if the ejection was wrong.
         max_ejection_time: max seconds of an ejection. If this time has passed since the end of an ejection, the next
             ejection counts as the first again. Default five minutes.
-        max_ejection_share: max share of the instances that may be ejected; one instance may always be ejected. Default
-            a half: ejections alone never cause panic, and two of four instances may be unhealthy.
+        max_ejection_share: an instance is ejected only if the unhealthy instances, including it, are at most this share
+            of all. One instance may be ejected in any case, but never the last healthy one. Default a half: ejections
+            alone never cause panic, and two of four instances may be ejected.
         panic_threshold: when more than this share of the instances is unhealthy (ejected or failing checks), the
             unhealthy instances get work too: the health data is more likely wrong than the instances, and the healthy
             instances could not carry the load. 1 for never.

@@ -145,7 +145,7 @@ def parse_url(url: object) -> Address:
 
 
 def hidden(url: str) -> str:
-    """Replace all parts of a URL that may belong to a password with ``***``. The URL may be mistyped."""
+    """Replace all parts of a URL that may belong to a password with ``***``. The URL may be malformed."""
     scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     head = (scheme if _SCHEME.fullmatch(scheme) else "***") + separator if separator else ""
     before, _, query = rest.partition("?")

@@ -132,7 +132,7 @@ class AsyncExecutor:
         await asyncio.sleep(0)  # an aborted transport closes its socket in the next tick
 
     async def start(self) -> None:
-        """Open an asynchronous generator. `asyncio.run` closes it at its end, and that closes the connections."""
+        """Open an asynchronous generator. `asyncio.run` closes it at the end, and it then closes the connections."""
         self._lifeline = self._live()
         await anext(self._lifeline)
 
@@ -164,7 +164,9 @@ class AsyncExecutor:
             return await result if inspect.isawaitable(result) else result
         if isinstance(step, Shielded):
             try:
-                first = next(step.flow)  # here: if the task is cancelled before its start, no `finally` would run
+                # Start the flow here: a new task may be cancelled before it starts the flow. Then no `finally` of the
+                # flow would run.
+                first = next(step.flow)
             except StopIteration as done:
                 return done.value
             return await self._shielded(step.flow, first, deadline_s)
@@ -192,7 +194,7 @@ class AsyncExecutor:
         gathered, self._gathered = self._gathered, []
         groups: dict[tuple[Node | None, float], list[tuple[Command[Any], asyncio.Future[Any]]]] = {}
         for command, deadline_s, future in gathered:
-            if not future.cancelled():  # a command cancelled before it is sent is dropped
+            if not future.cancelled():  # otherwise it was cancelled before it was sent
                 node = self._topology.node_for(command.keys[0] if command.keys else None)
                 groups.setdefault((node, deadline_s), []).append((command, future))
         for (_, deadline_s), group in groups.items():

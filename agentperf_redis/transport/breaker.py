@@ -3,8 +3,8 @@
 Without the breaker, each command would wait for its deadline. For an outage shorter than a deadline, retries suffice.
 The breaker opens when a command got no answer within the whole deadline and the probe that follows gets no answer
 either. So one slow command or one lost connection does not open the breaker. While the breaker is open, a background
-thread probes the node a few times per second, and the first answer closes the breaker: no command of a caller serves as
-the probe. Commands that are in flight when the breaker opens are retried until their deadline.
+thread probes the node a few times per second, and the first answer closes the breaker. Commands of callers are not used
+as probes. Commands that are in flight when the breaker opens are retried until their deadline.
 
 Source: M. Nygard, "Release It!" (2007), chapter 5, with a separate probe instead of the half-open state.
 """
@@ -25,7 +25,7 @@ from agentperf_redis.transport.topology import Node, Topology
 _log = logging.getLogger("agentperf_redis")
 
 PROBE_S = 0.5
-"""Timeout of a probe. It may be short, because the server has already not answered for a whole deadline."""
+"""Timeout of a probe. It can be short, because the node has already left a whole deadline without an answer."""
 _MIN_PROBE_PAUSE_S, _MAX_PROBE_PAUSE_S = 0.15, 0.3
 """Bounds of the random pause between probes.
 
@@ -33,7 +33,7 @@ With these bounds, a recovery is detected within a second. The pause is random s
 at the same time.
 """
 _CALM_S = 1.0
-"""How long further suspicions of a node are ignored after a successful probe."""
+"""How long a node is not probed again after a successful probe, even if a command to it gets no answer, s."""
 
 
 class _Outage:
@@ -73,20 +73,20 @@ class Breaker:
         self._answers = answers
         self._learn = learn
         self._recovered = recovered
-        # Not on the threads of the probes: the recovery runs commands, and if these find the server down again, a probe
-        # must run at the same time.
+        # Recovery has its own thread, separate from the probes: it runs commands, and if these find the server down
+        # again, a probe must run at the same time.
         self._recovery = Background("agentperf-recovery", lingers=False)
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: close the breaker. The threads are the parent's, and the state of the nodes is unknown."""
+        """In a forked child: close the breaker. The child has no threads yet, and the state of the nodes is unknown."""
         self.open: dict[Node, _Outage] = {}
         self._lock = threading.Lock()
         """Held while an outage is recorded, so that no outage is recorded after `stop`."""
         self._stopped = False
         self._calm_until: dict[Node, float] = {}
         self._watches: dict[Node, Background] = {}
-        """A thread for each suspected node. It ends when the suspicion ends."""
+        """A thread for each suspected node. The thread ends when the suspicion ends."""
 
     def refusal(self, node: Node | None) -> BackendUnavailable | None:
         """Return the error for a command to this node, or None to let the command pass."""
@@ -100,7 +100,7 @@ class Breaker:
 
     def suspect(self, node: Node, deadline_s: float) -> None:
         """Report a command that got no answer from this node within its deadline. Does not block."""
-        if deadline_s < self._attempt_timeout_s:  # must not affect commands with a longer deadline
+        if deadline_s < self._attempt_timeout_s:  # a longer deadline might have sufficed
             return
         if self._needs_probe(node):
             watch = self._watches.get(node)
@@ -139,8 +139,8 @@ class Breaker:
         watch.at(due, partial(self._probe_again, node, outage, watch))
 
     def _probe_again(self, node: Node, outage: _Outage, watch: Background) -> None:
-        """Let commands pass again once a node answers or is no longer in use."""
-        if self.open.get(node) is not outage:  # stopped
+        """Probe a node again. If it answers or is no longer in use, let its commands pass."""
+        if self.open.get(node) is not outage:  # the breaker was stopped
             return
         try:
             cause = self._closing_reason(node)

@@ -58,7 +58,7 @@ class Connector:
     """Creates connections to the nodes of an address.
 
     Args:
-        address: of the server.
+        address: the address of the server.
         defaulted: whether the address is the default address, because neither code nor environment gives a URL.
     """
 
@@ -76,7 +76,8 @@ class Connector:
     def connection(self, node: Node, timeout_s: float = _CONNECT_S) -> Connection:
         """Return a new blocking connection, not yet connected. Connecting takes at most `timeout_s`."""
         kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
-        kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)  # handshake included
+        # redis-py applies the second timeout to the replies of its handshake.
+        kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)
         if node.port == 0:
             unix: Any = UnixDomainSocketConnection  # a type checker takes it for abstract
             return cast("Connection", unix(path=self._path(node), **kwargs))
@@ -118,7 +119,7 @@ class Connector:
             return ExchangeFailed(error.reason, sent=False, final=True)
         if not isinstance(error, (RedisError, OSError)):
             return None
-        if isinstance(error, TimeoutError) and not str(error):  # from asyncio
+        if isinstance(error, TimeoutError) and not str(error):  # raised by asyncio
             error = TimeoutError(f"no answer for {timeout_s:.3g} s")
         return broken(error, replies, fresh=fresh) if sent else self.unconnected(error)
 
@@ -169,8 +170,8 @@ class Connector:
             "username": address.option("sentinel_username") if node.sentinel else address.username,
             "password": address.option("sentinel_password") if node.sentinel else address.password,
             "db": 0 if node.sentinel else address.db,
-            # not RESP3: with its maintenance notifications, redis-py does not check for unread bytes of an earlier
-            # reply
+            # RESP2: under RESP3, with maintenance notifications, redis-py does not check for unread bytes of an earlier
+            # reply.
             "protocol": 2,
             "retry": retry,
             "parser_class": parser,
@@ -206,14 +207,14 @@ def _advice(address: Address, *, defaulted: bool) -> str:
 
 
 def send(connection: Connection, payload: bytes, end: float) -> None:
-    """Send the payload. `end` is the latest time, by `time.monotonic`."""
-    if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  no public way
+    """Send the payload by the time `end` of `time.monotonic`."""
+    if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  no public API
         connection._sock.settimeout(max(0.001, end - time.monotonic()))  # noqa: SLF001
     connection.send_packed_command((payload,), check_health=False)
 
 
 def read(connection: Connection, end: float) -> Reply:
-    """Read one reply until `end`, by `time.monotonic`. An error reply is returned as a `ServerError`."""
+    """Read one reply by the time `end` of `time.monotonic`. An error reply is returned as a `ServerError`."""
     try:
         return connection.read_response(disable_decoding=True, timeout=max(0.001, end - time.monotonic()))
     except ResponseError as error:
@@ -225,7 +226,8 @@ async def aconnect(connection: AsyncConnection) -> None:
     try:
         await connection.connect()
     except AttributeError as error:
-        # In CPython 3.12 and newer, `writelines` does not check for a lost connection (seen on 3.12.1 and 3.13.0).
+        # In CPython 3.12 and newer, `writelines` does not check for a lost connection and raises AttributeError (seen
+        # on 3.12.1 and 3.13.0).
         raise ConnectionResetError("the connection was lost during the handshake") from error
 
 

@@ -1,12 +1,12 @@
 """Delivery of commands despite faults: retries, routing and the interpretation of errors.
 
-`deliver` is a generator without I/O. It yields steps to a driver, which does the I/O: an `Exchange` of bytes with a
-node, or a `Backoff`. It receives the replies. So the blocking driver and the asyncio driver share the retry loop, the
+`deliver` is a generator without I/O. It yields steps: an `Exchange` of bytes with a node, or a `Backoff`. A driver does
+the I/O of each step and sends the replies back. So the blocking driver and the asyncio driver share the retry loop, the
 Cluster routing and the interpretation of errors. The retries of redis-py are off: they repeat a request up to 11 times
 without notice, and in a Cluster without a pause.
 
-A retry is safe: every mutating script of this library may be delivered twice, or late, or after its caller gave up,
-without harm. The header of each script explains why.
+A retry is safe: no harm is done if a mutating script of this library is delivered twice, late, or after its caller gave
+up. The header of each script explains why.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class ExchangeFailed(Exception):
         reason: description of the fault.
         sent: whether anything may have reached the server.
         final: whether a retry is pointless (the handshake was refused).
-        stale: whether the connection had been idle. Then an immediate retry on a new connection may succeed.
-        timed_out: whether there was no error, but no answer in time.
+        stale: whether an idle connection broke before any reply. Then an immediate retry on a new one may succeed.
+        timed_out: whether the fault is only that no answer came in time.
         local: whether the fault is in this process, so that the node may be healthy.
         replies: the replies that arrived before the fault.
         error: the error to raise to callers instead of BackendUnavailable.
@@ -143,9 +143,10 @@ class _Item:
         self.index = index
         self.command = command
         self.by_source = False
-        """Whether to send the source of the script, not its hash.
+        """Whether to send the source of the script instead of its hash.
 
-        Set once a node does not know the script, and kept: after an ASK redirect, the next node may not know it either.
+        It is set when a node does not know the script. It then stays set, because after an ASK redirect the next node
+        may not know the script either.
         """
         self.at_once = False
         """Whether to retry the command without a backoff."""
@@ -212,8 +213,7 @@ def deliver(
             return
         waiting, backoff = yield from _round(waiting, context)
         if backoff and waiting:
-            # full jitter (Brooker, "Exponential backoff and jitter"), so that many clients do not retry at the same
-            # time
+            # Full jitter (Brooker, "Exponential backoff and jitter"): many clients must not retry at the same time.
             pause = random.uniform(0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2**backoffs))
             backoffs = min(backoffs + 1, 16)
             yield Backoff(min(pause, max(0.0, context.left())))
@@ -315,7 +315,7 @@ def _round(items: list[_Item], context: _Context) -> Generator[DeliveryStep, Any
 
 
 def _request_layout(context: _Context) -> Generator[DeliveryStep, Any, ExchangeFailed | None]:
-    """Request the layout from one node after another until one replies. Fail for good only if all nodes refuse."""
+    """Request the layout from a node. If the node refuses permanently, ask the next one. Return the failure, if any."""
     refused: ExchangeFailed | None = None
     for _ in range(context.topology.sources):
         source, layout_request = context.topology.layout_request()
@@ -351,7 +351,7 @@ def _grouped(items: list[_Item], context: _Context, waiting: list[_Item]) -> dic
             waiting.append(item)
     asking: dict[Node, list[_Item]] = {}
     for item in redirected:
-        if item.node in groups:  # a redirected item is never in one pipeline with other items
+        if item.node in groups:  # redirected items never share a pipeline with other items
             waiting.append(item)
         elif item.node is not None:
             asking.setdefault(item.node, []).append(item)
@@ -406,7 +406,7 @@ def _take(
             item.maybe_applied |= broken.sent
             item.at_once = broken.stale
             item.unresponsive = None if broken.local else node
-            if not (broken.timed_out and item.reason):  # often the last attempt has little time
+            if not (broken.timed_out and item.reason):  # an earlier reason explains more than a timeout
                 item.reason = broken.reason
             item.node = None
             if broken.final:
@@ -424,7 +424,7 @@ def _take(
         else:
             error = _read_error(item, reply.text, node, context.topology)
             if error is None:
-                item.unresponsive = node  # errors until the deadline may mean an outage; a probe decides
+                item.unresponsive = node  # if errors persist until the deadline, a probe checks the node
                 waiting.append(item)
             else:
                 context.settle(item.index, error)
@@ -488,7 +488,7 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
         return CorruptState(key, found or "something unexpected")
     for beginning, refusal in _REFUSED.items():
         if text.startswith(beginning):
-            # a script may be refused after its first write
+            # the server may refuse a script after its first write
             return unavailable(address, item.maybe_applied or "script" in text, f"{refusal} ({text})")
     script = item.command.script
     return ScriptFailed(script.name if isinstance(script, Script) else script, text)

@@ -107,7 +107,7 @@ class Connections(Generic[C]):
         return replies
 
     def idle(self, node: Node) -> C | None:
-        """Take an idle connection, if any."""
+        """Take an idle connection to a node. Return None if there is none."""
         if self.closed:
             raise ExchangeFailed(CLOSED, sent=False, final=True, local=True)
         stack = self._idle.get(node)
@@ -149,7 +149,7 @@ class Connections(Generic[C]):
         if connection is not None:
             self._drop(request.node, connection)
         failure = self._connector.failure(error, request.timeout_s, replies, sent=sent, fresh=fresh)
-        if failure is not None and not fresh:  # the idle connections lead to the same dead server
+        if failure is not None and not fresh:  # the other idle connections lead to the same dead server
             self._drop_idle(request.node)
         return failure
 

@@ -88,7 +88,7 @@ class Executor:
             while True:
                 try:
                     answer = self._perform(step, limit)
-                except BaseException as error:  # noqa: BLE001  the flow may catch it, or release a lease
+                except BaseException as error:  # noqa: BLE001  the flow may catch the error, or release a lease
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
@@ -220,7 +220,7 @@ class Executor:
 
 def _wait(step: Wait) -> bool:
     if step.wake_up.sender is not None and step.wake_up.sender is running_loop():
-        return False  # the sender's loop runs on this thread, so it could not send while this thread waits
+        return False  # the sender's loop runs on this thread, so its task could not send while this thread waits
     # A queue, not an Event: if this thread is interrupted while it holds the lock of an Event, the sender blocks
     # forever.
     sent: SimpleQueue[None] = SimpleQueue()

@@ -21,7 +21,7 @@ from agentperf_redis.transport.resp import ServerError, pack, pack_call
 SCHEMA = 1
 """Major version of the data model. A namespace with a higher version is refused and left unchanged."""
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
-"""Oldest supported servers. The scripts need SPUBLISH, and writes that free memory on a full server."""
+"""Oldest supported servers. The scripts need SPUBLISH, and need to free memory on a server at its maxmemory."""
 REPLIES = 2
 
 _OPEN = Script("namespace/open")
@@ -56,9 +56,9 @@ class Handshake:
     def parse(self, replies: Sequence[Reply]) -> AgentPerfError | None:
         """Check the replies. Return the reason why this server must not be used, or None.
 
-        Other error replies are ignored: the key lies on another node of the Cluster, the server is loading or full, or
-        the user lacks the permission. The commands that follow on the connection get the same error and raise it in
-        their callers.
+        Some error replies are ignored: if the key lies on another node of the Cluster, if the server is loading or
+        full, or if the user lacks a permission. The commands that follow on the connection get the same error and raise
+        it in their callers.
         """
         hello, opened = replies
         if not isinstance(hello, ServerError):

@@ -36,7 +36,7 @@ class Permits:
     def __init__(self, count: int) -> None:
         self._count = count
         self._in_use: set[weakref.ref[Permit]] = set()
-        # A wake-up for one waiter, as a lock: the lock is free while the wake-up is pending. A `SimpleQueue` is
+        # This lock stands for a wake-up of one waiter: it is free while a wake-up is pending. A `SimpleQueue` is
         # unsuitable: with several waiters, `get` may ignore its timeout and block forever (seen on CPython 3.11.7).
         self._freed = allocate_lock()
         self._freed.acquire()
@@ -61,7 +61,7 @@ class Permits:
             self._in_use.add(reference)  # before the check, so that two threads never both get the last permit
             if len(self._in_use) <= self._count:
                 if end and len(self._in_use) < self._count:
-                    self._wake_one()  # several permits may have been released for the one wake-up that this got
+                    self._wake_one()  # several permits may have been released with only one wake-up
                 return permit
             self._in_use.discard(reference)
             now = time.monotonic()

@@ -13,7 +13,7 @@ SLOTS = 16384
 
 
 class Node(NamedTuple):
-    """The host and port of a server process. For a Unix socket or the embedded server: its path, and port 0."""
+    """The host and port of a server process. For a Unix socket or the embedded server, a path and port 0."""
 
     host: str
     port: int
@@ -36,8 +36,8 @@ class Topology:
 
     Attributes:
         address: the address given by the user.
-        doubtful: whether the layout may be out of date and should be refreshed. Until then the old layout stays in use.
-            A refresh replaces the whole layout.
+        doubtful: whether the layout may be out of date and should be refreshed. Until the refresh, the old layout stays
+            in use. A refresh replaces the whole layout.
     """
 
     def __init__(self, address: Address) -> None:
@@ -95,7 +95,7 @@ class Topology:
         return node, pack(("CLUSTER", "SLOTS"))
 
     def _sources(self) -> tuple[Node, ...]:
-        """The nodes in the URL, and the nodes found since. The nodes in the URL may be dead by now."""
+        """The nodes in the URL and those of the layout. The nodes in the URL may be dead by now."""
         return tuple(dict.fromkeys((*self._seeds, *self._slots.values())))
 
     def learn(self, source: Node, reply: Reply) -> str:
@@ -115,7 +115,7 @@ class Topology:
                 return ""
             slots: dict[int, Node] = {}
             for start, end, primary, *_ in reply:
-                # a node that does not know its own address yet omits it; such an entry is the node that replied
+                # A node that does not know its own address yet leaves it empty: it is the node that replied.
                 node = Node(primary[0].decode() if primary[0] else source.host, int(primary[1]))
                 slots.update(dict.fromkeys(range(start, end + 1), node))
         except (AttributeError, IndexError, TypeError, ValueError):

@@ -8,7 +8,7 @@
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   token       text  @ and the client's token
---   ttl_ms      int   life of the lease, ms
+--   ttl_ms      int   TTL of the lease, ms
 --   late        int   1 when another copy of this request may still arrive, else 0
 --   wanted      text  strategy the pool must have, or - for any
 --   labels      text  labels that the instance must all have, comma-separated; - for none
@@ -18,10 +18,11 @@
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}    granted now, or granted before to the same token
 --   {0, retry_ms, registered, waiting, disabled, unhealthy, rate_limited}
---     nothing is free; retry_ms: time until capacity may become free, at most 1000; if all instances are unhealthy or
---     rate-limited, the time until the first one comes back; registered, waiting: number of instances and of waiters;
---     disabled: instances that drain, missed their heartbeat or are marked unhealthy; unhealthy: instances that are
---     ejected, half-open or failing checks
+--     nothing is free; retry_ms: time until a timer may free capacity, at most 1000; if all instances are unhealthy or
+--     rate-limited, the time until the first one comes back, if known; registered, waiting: number of instances and of
+--     waiters; disabled: number of instances that drain, missed their heartbeat or are marked unhealthy; unhealthy:
+--     number of instances that are ejected, half-open or failing checks; rate_limited: number of the other instances
+--     whose rate limits are used up
 --   {-1, why}                            the token is spent; why: the tombstone's reason, or waiting or grant
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
@@ -98,8 +99,8 @@ end
 --@include health
 --@include maintenance
 
--- Process expiries first, then grant to waiters, so that this caller does not overtake a waiter. Repeat while more
--- leases may have expired: until then, the pool must not be reported as full.
+-- First process expiries, then grant to waiters, so that this caller does not overtake a waiter. Repeat this, at most
+-- ROUNDS times, while more leases may have expired: a pool with expired leases is not full.
 local pool = (look or several or id) and maintenance(now_us)
 if look then  -- check the types of the keys that are read after the first write
   call('ZCARD', IDS)

@@ -1,4 +1,4 @@
--- register: add an instance, or change a registered one; the load, health and measurements of the latter stay.
+-- register: add an instance, or change a registered one, which keeps its load, health and measurements.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -22,8 +22,8 @@
 --   chosen      int   1 when settings replace those of an existing pool, else 0
 --   until_ms    int   server time after which this request is refused, ms; 0: never
 -- RETURNS
---   {1, strategy, born, before}   added; born: creation time of the pool, us; if it differs from an earlier reply, the
---     server has lost the pool since; before: the replaced settings, empty when none were replaced
+--   {1, strategy, born, before}   added; born: creation time of the pool, us, which differs from an earlier reply if
+--     the server has lost the pool since; before: the replaced settings, empty when none were replaced
 --   {0, strategy, born, before}   changed
 --   {-2, strategy}                the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua

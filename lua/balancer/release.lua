@@ -52,7 +52,7 @@ if holder then
   local load, same, limit, seq, served, failed, streak, rest
   load, same, limit, seq, ewma_us, ewma_at_ms, served, failed, streak, rest = match(record or '', RELEASE)
   if load == '0' then return corrupt(id) end
-  if not load then  -- fields in another order, or a record that the library did not write; `read` tells which
+  if not load then  -- either the fields are in another order, or the library did not write the record
     ewma_us, ewma_at_ms = field(record or '', 'ewma_us'), field(record or '', 'ewma_at_ms')
     if not whole(ewma_us) or not whole(ewma_at_ms) or not ewma_us or not ewma_at_ms then return corrupt(id) end
   end
@@ -61,7 +61,8 @@ if holder then
   if response_us >= 0 and OUTCOME ~= 'n' then
     ewma_us = tonumber(ewma_us)
     if response == 'peak' then
-      -- A higher latency replaces the smoothed one at once; a lower one over time, with a decay constant of 10 s.
+      -- A higher latency replaces the smoothed one at once. A lower one replaces it over time, with a time constant of
+      -- 10 s.
       local clock = call('TIME')
       local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
       if response_us < ewma_us then

@@ -1,6 +1,6 @@
 -- repair: recompute the load of one page of instances from their leases, and rewrite their records, indexes and timers.
--- A lost heartbeat timer cannot be recomputed: the next heartbeat sets it again. If the library did not write the
--- record of an instance, the instance is left unchanged.
+-- A lost heartbeat timer cannot be recomputed: the next heartbeat sets it again. An instance is left unchanged if its
+-- record was not written by the library.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -43,7 +43,7 @@ local pool = maintenance()
 local first, count = tonumber(FIRST), tonumber(COUNT)
 
 local page = call('ZRANGE', IDS, first, first + count - 1)
-local since_us, before = {}, {}  -- of half-open instances: probe_since_us, and the leases granted before it
+local since_us, before = {}, {}  -- for half-open instances: probe_since_us, and the number of leases granted before
 for _, id in ipairs(page) do
   local r = pool.read(id)
   if r and r.flags.half_open then since_us[id], before[id] = pool.extra(r).probe_since_us, 0 end

@@ -1,5 +1,5 @@
--- report_checks: record results of active checks. unhealthy_threshold failed checks in a row disable an instance,
--- healthy_threshold passed checks in a row enable it again.
+-- report_checks: record results of active checks. An instance becomes unhealthy after unhealthy_threshold failed checks
+-- in a row, and healthy again after healthy_threshold passed checks in a row.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
 --   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
@@ -38,7 +38,7 @@ local reply, ids = {DONE}, {}
 for i = 3, #ARGV do ids[i - 2] = string.sub(ARGV[i], 2) end
 local corrupt_id = pool.first_corrupt(ids)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing: a first write allowed at maxmemory, after which all writes are allowed
+call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes
 for i, id in ipairs(ids) do
   local r = pool.read(id)
   if not r or r.flags.removed then

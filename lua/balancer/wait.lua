@@ -14,8 +14,8 @@
 --   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
 -- RETURNS
 --   {1, id, expiry_ms, fence, record}   granted and fetched now, or fetched before by the same token
---   {0, ahead, poll_ms, ticket}         queued; ahead: number of waiters before this one; poll_ms: time until capacity
---     may become free, at most 1000
+--   {0, ahead, poll_ms, ticket}         queued; ahead: number of waiters before this one; poll_ms: time until a timer
+--     may free capacity, at most 1000
 --   {-1, why}                           the token is spent; why: the tombstone's reason
 --   {-3, fact}  {-4, field}   as in records.lua
 -- REPEAT  returns the same ticket, or the same lease
@@ -56,8 +56,8 @@ if not known or match(known, TOMBSTONE) == 'unfetched' then
   call('ZREM', DUE, 'X' .. TOKEN)
   call('ZADD', WAITQ, ticket, TOKEN)
 else
-  -- Removes nothing: a first write that is allowed at maxmemory, after which all writes are allowed. A waiter that is
-  -- already queued thus keeps its ticket.
+  -- This removes nothing. The server checks maxmemory only up to a script's first write, and ZREM passes. So the poll
+  -- of a waiter that is already queued succeeds at maxmemory, and the waiter keeps its ticket.
   call('ZREM', DUE, '')
 end
 if match(known, WAITING) then call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN) end

@@ -101,7 +101,7 @@ def report_checks(
 def events(pool: Pool, after: str | None, count: int) -> Command[list[PoolEvent]]:
     """Read events of a pool, oldest first.
 
-    Returns the first `count` events after the cursor `after`, or the last `count` events if it is None.
+    Returns the first `count` events after the cursor `after`, or the last `count` events if `after` is None.
     """
 
     def decode(reply: Reply) -> list[PoolEvent]:

@@ -113,7 +113,8 @@ def find_registered(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[in
     """Read whether instances are registered.
 
     Returns:
-        The creation time of the pool, us, 0 for no pool; and for each instance whether it is registered.
+        The creation time of the pool, us, which is 0 if there is no pool; and for each instance, whether it is
+        registered.
     """
 
     def decode(reply: Reply) -> tuple[int, list[bool]]:
@@ -211,6 +212,6 @@ def packed_rate(rate: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Return a number as a plain decimal without an exponent. Nine decimal places: weights become scores times 10^9."""
+    """Return a number as a decimal without an exponent. It has nine places, since scores are weights times 10^9."""
     text = f"{value:.9f}".rstrip("0").rstrip(".")
     return text if math.isfinite(value) else "0"

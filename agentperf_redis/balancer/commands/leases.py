@@ -80,8 +80,8 @@ class Refused:
     """No lease was granted.
 
     Attributes:
-        retry_after: seconds until capacity may become free without a call, at most 1; may be longer when all instances
-            are unhealthy or rate-limited.
+        retry_after: seconds until a timer may free capacity, such as the expiry of a lease, at most 1. If all instances
+            are unhealthy or rate-limited: seconds until the first of them comes back, if known.
         registered: number of instances of the pool.
         waiting: number of callers in the queue.
         out_of_rotation: number of instances that drain, missed their heartbeat or are marked unhealthy.
@@ -125,9 +125,9 @@ class Queued:
 
     Attributes:
         ahead: number of waiters before this one.
-        retry_after: seconds until capacity may become free without a call, at most 1.
-        position: the waiter's ticket. A waiter that sends it keeps its position, even if the server has removed the
-            waiter because its polls came too late.
+        retry_after: seconds until a timer may free capacity, such as the expiry of a lease, at most 1.
+        position: the waiter's ticket. A waiter that sends its ticket keeps its position, even if the server has removed
+            the waiter because its polls came too late.
     """
 
     ahead: int

@@ -9,7 +9,7 @@ from agentperf_redis import keys
 from agentperf_redis.keys import PoolKeys
 
 MANY = 500
-"""Max names in one request: Lua's `unpack` accepts only some 7,000 values, and a long script blocks the server."""
+"""Max names in one request: Lua's `unpack` accepts only some 7,000 values, and a slow script blocks the server."""
 
 
 @dataclass(frozen=True, slots=True)

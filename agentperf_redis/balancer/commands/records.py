@@ -16,7 +16,10 @@ _RECORD = re.compile(
     rb"load=(\d+) limit=(\d+) seq=\d+ fence=(\d+) peak=(\d+) ewma_us=(\d+) ewma_at_ms=\d+ served=(\d+) failed=(\d+) "
     rb"streak=(\d+) weight=(\d+\.?\d*) labels=(\S+) flags=(\S+) cap=(\d+)(?: |$)"
 )
-"""An instance record with its fields in the order in which the scripts write them. Every `acquire` decodes a record."""
+"""Matches an instance record whose fields are in the order in which the scripts write them.
+
+One pattern is faster than a split into fields, and every `acquire` decodes a record.
+"""
 _NAMES = (
     *("load", "limit", "seq", "fence", "peak", "ewma_us", "ewma_at_ms"),
     *("served", "failed", "streak", "weight", "labels", "flags", "cap"),
@@ -35,7 +38,7 @@ def fields_of(record: str) -> dict[str, str]:
         ValueError: for a word that is not "name=value".
     """
     words = record.split(" ")
-    if "=" not in words[0]:  # the first word is the kind of a token's record, or "-" for no fields
+    if "=" not in words[0]:  # the first word is the kind of the record, or "-" if it has no fields
         words = words[1:]
     return dict(_field(word) for word in words)
 

@@ -11,7 +11,7 @@ from agentperf_redis.command import Reply
 from agentperf_redis.errors import AgentPerfError, CorruptState, InvalidArgument, SchemaMismatch, shown
 
 SCHEMA = "2"
-"""Major version of the record format, as in #pool and records.lua. Up to version 1, fields had positions, not names."""
+"""Major version of the record format, as in #pool and records.lua. In version 1, fields had no names."""
 
 
 class Status(IntEnum):

@@ -62,7 +62,7 @@ def configure(backend: Backend, registrations: Registrations, pool: Pool, settin
 
 
 def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
-    """Log which settings of a pool a deployment has changed, since the last deployment applies to all processes."""
+    """Log the settings of a pool that a deployment has changed, because the change applies to all processes."""
     old = commands.settings_of(pool, before.encode())
     names = [each.name for each in fields(PoolSettings)]
     changes = [f"{name}={getattr(old, name)} -> {getattr(settings, name)}" for name in names]
@@ -125,7 +125,7 @@ def mark(
     on: str = "",
     off: str = "",
 ) -> Flow[bool]:
-    """Set and clear flags of an instance. Returns whether it is registered."""
+    """Set and clear flags of an instance. Returns whether the instance is registered."""
     load = yield from clock.before_deadline(
         pool, lambda until_ms: commands.update(pool, instance_id, on=on, off=off, until_ms=until_ms)
     )
@@ -225,7 +225,7 @@ def wait_until_idle(pool: Pool, instance_id: str, wait: float) -> Flow[bool]:
     until = time.monotonic() + wait
     pause = _FIRST_LOOK_S
     while True:
-        load = yield from commands.update(pool, instance_id)  # reads the load; changes nothing, so needs no time limit
+        load = yield from commands.update(pool, instance_id)  # only reads the load, so it needs no time limit
         if not load:
             return True
         left = until - time.monotonic()

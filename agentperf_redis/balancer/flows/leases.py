@@ -1,4 +1,4 @@
-"""Flows for leases: acquiring, waiting, holding one for a block, and releasing."""
+"""Flows that acquire and release leases, wait for a lease, and hold one during a `with` block."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ _CANCELLED_WAIT_S = 0.25
 _EXPLAINED = 100
 """When a call with labels is refused, the reason is detailed only for pools of at most this many instances."""
 _NEW_TOKENS = 3
-"""How many tokens one call may try. A token is spent when its lease expires before the reply arrives; then the TTL is
-too short."""
+"""Max tokens that one call may try.
+
+A call needs another token if its lease expires before the reply arrives. This happens only if the TTL is too short.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class LeaseRequest:
 
 
 def acquire(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
-    """Lease one unit of an instance, or return the refusal. Waits in the queue if the request says so.
+    """Lease one unit of an instance, or return the refusal. Waits in the queue for at most `request.wait` seconds.
 
     When the pool has no free unit, the fallback pools are tried without waiting: once before the wait in the pool's
     queue, and again when `wait` is over.
@@ -93,7 +95,7 @@ def _acquire_in_fallback(keeper: LeaseKeeper, queues: Queues, request: LeaseRequ
 
 
 def _acquire_in(keeper: LeaseKeeper, queues: Queues, pool: Pool, request: LeaseRequest) -> Flow[Lease | Refused]:
-    """Lease one unit of an instance of this pool, without its fallback pools, or return the refusal."""
+    """Lease one unit of an instance of this pool, or return the refusal. Does not try the fallback pools."""
     until = time.monotonic() + request.wait
     ttl_ms = math.ceil(request.ttl * 1000)
     refused: Refused | None = None
@@ -135,8 +137,8 @@ def _request_lease(
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
     """Request a lease without waiting in the queue.
 
-    A refusal is retried while the script has more expired leases to end. It is also retried once if the server has no
-    instances but this process can register its own again.
+    A refused request is retried while more leases have expired than one run of the script can end. It is also retried
+    once if the server has no instances of the pool, but this process can register its own instances again.
 
     Returns:
         The answer, and the value of time.monotonic when its request was sent.
@@ -268,7 +270,7 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
 
 
 def release_nothing() -> Flow[bool]:
-    """The release of None: does nothing, so that callers may pass a None from `acquire`."""
+    """Release nothing and return False, for a call of `release` with the None that an `acquire` returned."""
     yield from ()
     return False
 
@@ -287,7 +289,7 @@ def leave(keeper: LeaseKeeper, lease: Lease, error: BaseException | None) -> Flo
     try:
         freed = yield from release(keeper, lease, outcome, response_time)
     except BackendUnavailable as unavailable:
-        # The work is done, and the capacity becomes free at the latest when the lease expires.
+        # The work is done, so this raises no error. The lease expires at the latest at the end of its TTL.
         _log.warning("could not release %r: %s", lease, unavailable)
         return
     if error is None:

@@ -1,10 +1,10 @@
 """The queue for leases.
 
-The queue is on the server, in order of arrival. When a script frees capacity, it grants it to the first waiter: it
-stores the grant and publishes a message. The message is only a wake-up, and only the stored grant counts: every waiter
-also polls at least once per second. A poll shows that the waiter is alive, ends expired leases, and grants free
-capacity to waiters. Therefore a lost message only causes a delay, dead waiters are skipped, and a grant to a dead
-waiter blocks capacity only for seconds.
+The queue is on the server, in order of arrival and priority. A script that frees capacity grants the capacity to the
+first waiter: the script stores the grant and publishes a message. The message is only a wake-up; the waiter reads the
+stored grant. Every waiter also polls at least once per second. A poll shows that the waiter is alive, ends expired
+leases, and grants free capacity to waiters. Therefore a lost message only causes a delay, dead waiters are skipped, and
+a grant to a dead waiter blocks capacity only for a few seconds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from agentperf_redis.transport.pubsub.subscriptions import Subscription
 LIVE_MS = 3000
 """Time without a poll after which a waiter loses its position, ms. A waiter polls at least once per second."""
 BOOST_MS_PER_POINT = 1000
-"""One point of priority counts as arriving one second earlier. Priorities are bounded, so no waiter starves."""
+"""How much earlier a waiter counts as arrived for each point of its priority, ms.
+
+Priorities are bounded, so no waiter starves.
+"""
 NEW_POSITION = "-"
-"""The position to send for a new waiter, which gets a new position in the queue."""
+"""Sent by a new waiter, which has no position in the queue yet."""
 _MIN_WAIT_S = 0.002
 
 
@@ -118,7 +121,7 @@ class QueueResult:
         spent: whether the token's lease ended before the reply arrived; then retry with another token.
         ahead: number of waiters that were still before this one.
         position: the last position of the waiter.
-        retry_after: seconds until capacity may become free without a call, at most 1.
+        retry_after: seconds until a timer may free capacity, such as the expiry of a lease, at most 1.
     """
 
     granted: Granted | None
@@ -130,7 +133,7 @@ class QueueResult:
 
 
 def wait_in_queue(queues: Queues, entry: QueueEntry, until: float) -> Flow[QueueResult]:
-    """Wait for a grant, at most until this time of time.monotonic; then leave the queue."""
+    """Wait for a grant until the time `until` of time.monotonic. Then leave the queue."""
     wake_up = queues.join(entry.pool, entry.token)
     held = entry.held
     try:

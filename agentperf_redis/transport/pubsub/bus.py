@@ -64,10 +64,10 @@ class Bus:
         return subscription
 
     def confirmed_at(self, channel: str) -> float:
-        """Return until when the bus has certainly delivered all messages of a channel, by `time.monotonic`, or 0.0.
+        """Return a time of `time.monotonic`. All messages published on the channel before that time were delivered.
 
-        It is the send time of the newest answered ping on the connection of the channel: all messages published before
-        that time have been delivered. While this method is called, pings are frequent.
+        It is the send time of the newest answered ping on the connection of the channel, or 0.0 if there is none. While
+        this method is called regularly, pings are frequent.
         """
         listener = self._listener
         return 0.0 if listener is None else listener.confirmed_at(channel)
@@ -86,7 +86,7 @@ class Bus:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.abandon()
-            self._inherited.append(listener)  # kept, so that it is never finalized: its resources belong to the parent
+            self._inherited.append(listener)  # keeps it from being finalized: its resources belong to the parent
 
     def _remove(self, subscription: Subscription) -> None:
         with self._lock:

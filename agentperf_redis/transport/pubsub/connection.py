@@ -161,7 +161,7 @@ class BusConnection:
             raise broken(error, (), fresh=False) from None
 
     def ping(self, every_s: float) -> float:
-        """Send a ping if one is due. Return when to call this again.
+        """Send a ping if one is due. Return the time at which to call this again, by `time.monotonic`.
 
         Raises:
             ExchangeFailed: the last ping was not answered, or the connection broke.
@@ -189,7 +189,7 @@ class BusConnection:
                 if connection is None:
                     return
                 reply = connection.read_response(disable_decoding=True, timeout=0, disconnect_on_error=False)
-            except RedisTimeoutError:  # nothing arrived, or half a reply, or a TLS record without data
+            except RedisTimeoutError:  # nothing arrived, or only a part of a reply, or a TLS record without data
                 return
             except ResponseError as error:
                 request, channel = self._unanswered.popleft() if self._unanswered else ("", "")
@@ -199,7 +199,7 @@ class BusConnection:
                 continue
             except (RedisError, OSError) as error:
                 raise broken(error, (), fresh=False) from None
-            # without a subscription, a connection is not in subscriber mode, so the reply to a ping is a plain PONG
+            # Without a subscription, a connection is not in subscriber mode, and the reply to a ping is a plain PONG.
             first, name, payload = (*(reply if isinstance(reply, list) else (reply.lower(), b"")), b"")[:3]
             kind, channel = first.decode(), name.decode()
             if kind == "pong":

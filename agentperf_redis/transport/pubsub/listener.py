@@ -63,7 +63,7 @@ class _Channel:
 
 
 class Listener:
-    """The thread of one process, and its state. Arguments as for `Bus`."""
+    """The message bus thread of one process, with its state. Arguments as for `Bus`."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Listener:
         self._arrivals: deque[Callable[[], None]] = deque()
         self._stopping = self._ended = False
         self._queried_at = 0.0
-        # Only the thread uses the attributes below.
+        # Only the thread of the bus uses the attributes below.
         self._channels: dict[str, _Channel] = {}
         self._unsettled: set[str] = set()
         """Channels that are not yet in their wanted state."""
@@ -141,7 +141,7 @@ class Listener:
                     each.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: the thread is awake already; closed: the thread has ended
+        with contextlib.suppress(OSError):  # if it is full, the thread is awake; if it is closed, the thread has ended
             self._wake_write.send(b"!")
 
     # The methods below block and run on separate threads.
@@ -179,7 +179,7 @@ class Listener:
         while not self._stopping:
             try:
                 self._round()
-            except BaseException:  # noqa: BLE001  if the thread ended, messages would be lost unnoticed
+            except BaseException:  # noqa: BLE001  the thread must not end: messages would be lost unnoticed
                 _log.exception("bus: an internal fault; reconnecting")
                 with contextlib.suppress(Exception):
                     for connection in list(self._connections.values()):
@@ -286,7 +286,7 @@ class Listener:
     def _request(self, channel: _Channel, kind: str, then: _State) -> None:
         connection = channel.connection
         if connection is None or not connection.has_capacity:
-            return  # each reply makes room for a request and wakes the thread
+            return  # the next reply makes room for a request and wakes the thread
         try:
             connection.request(kind, channel.name)
             channel.state = then
@@ -335,7 +335,7 @@ class Listener:
 
     def _learned(self, fault: str) -> None:
         self._layout_requested = False
-        self._layout_requests += 1  # counted until a channel is subscribed, because a new layout may not help
+        self._layout_requests += 1  # reset when a channel is subscribed; until then the layout may be wrong
         self._layout_retry_at = time.monotonic() + backoff_s(self._layout_requests)
         if fault:
             self._layout_wanted = True
@@ -367,7 +367,7 @@ class Listener:
                 self._log_recovery(f"the connection to {connection}", "", "is back")
             channel.refusals, channel.retry_at = 0, 0.0
             self._log_recovery(_REFUSED, channel.name, "are subscribed now")
-            self._unsettled.add(channel.name)  # its last subscription may have been closed
+            self._unsettled.add(channel.name)  # its last subscription may be closed by now
             self._subscribers.notify_gap(channel.name)
             channel.state = _State.LIVE
             return

@@ -36,7 +36,7 @@ local function health(self, facts)
       for name, value in string.gmatch(facts.settings or '', '(%S+)=(%d+%.?%d*)') do
         settings[name] = tonumber(value)
       end
-      -- Shares are compared in whole thousandths: 0.29 * 100 is less than 29.
+      -- Shares are compared in whole thousandths, because in floating point 0.29 * 100 is less than 29.
       settings.max_ejection_share = floor(settings.max_ejection_share * 1000 + 0.5)
       settings.panic_threshold = floor(settings.panic_threshold * 1000 + 0.5)
     end
@@ -105,9 +105,10 @@ local function health(self, facts)
       - self.settings().rate_burst_ms * 1000
   end
 
-  -- After panic began or ended, store the unhealthy instances again, because their limits have changed. This call
-  -- stores one batch; a timer in `due` continues with the next one. ZSCAN returns every instance that is in `away`
-  -- during the whole scan. An instance that is added or removed during the scan is stored by the script that does so.
+  -- After panic began or ended, store the instances in `away` again, because the limits of unhealthy ones have changed.
+  -- This call stores one batch; a timer in `due` continues with the next one. ZSCAN returns every instance that is in
+  -- `away` during the whole scan. A script that adds or removes an instance during the scan stores this instance
+  -- itself.
   function self.store_away(cursor)
     local scan = call('ZSCAN', AWAY, cursor, 'COUNT', BATCH)
     for i = 1, #scan[2], 2 do
@@ -139,7 +140,8 @@ local function health(self, facts)
       '#warming', format('%d', warming))
   end
 
-  -- Whether an instance with these flags counts as usable, as unhealthy, and as healthy but warming; 1 or 0 each.
+  -- Return three numbers, each 1 for yes or 0 for no: whether an instance with these flags counts as usable, whether it
+  -- counts as unhealthy, and whether it counts as healthy but warming.
   function self.counts(flags)
     if any(flags, DISABLED) then return 0, 0, 0 end
     if any(flags, UNHEALTHY) then return 1, 1, 0 end
@@ -223,8 +225,8 @@ local function health(self, facts)
     self.add_event('recovered', r.id)
   end
 
-  -- Whether one more instance may be ejected. It must not be the last healthy one. And it must be the only unhealthy
-  -- one, or the unhealthy instances, including it, must be within max_ejection_share.
+  -- Whether one more instance may be ejected. The instance must not be the last healthy one. The unhealthy instances,
+  -- including this one, must be within max_ejection_share, unless this one is the only unhealthy one.
   local function may_eject()
     local most = math.max(1, floor(usable * self.settings().max_ejection_share / 1000))
     return usable - unhealthy >= 2 and unhealthy + 1 <= most
@@ -330,9 +332,9 @@ local function health(self, facts)
     self.limit_rate(r)
   end
 
-  -- If all usable instances are unhealthy or rate-limited, return the milliseconds until the first of them comes back,
-  -- when that time is known. Otherwise return nil: capacity may become free earlier. Also nil in panic, because the
-  -- unhealthy instances then have leases, and the end of one may free capacity.
+  -- If all usable instances are unhealthy or rate-limited, return the milliseconds until the first of them comes back.
+  -- Return nil in all other cases, and if that time is not known. In panic, return nil too, because unhealthy instances
+  -- then have leases, and the end of a lease may free capacity.
   function self.back_after_ms()
     if self.panic or usable == 0 or call('ZCARD', AWAY) ~= usable then return nil end
     local soonest_ms = call('ZRANGE', AWAY, 0, 0, 'WITHSCORES')[2]

@@ -1,9 +1,10 @@
--- The rarely needed functions: whole records, expiries, grants to waiters. Needs strategies.lua, records.lua,
+-- The functions that are rarely used: whole records, expiries, grants to waiters. Needs strategies.lua, records.lua,
 -- whole_records.lua, pool.lua and health.lua.
 
--- Return the milliseconds until capacity may become free without a call, at most 1000: until the first timer in `due`
--- that may free capacity, such as the end of a lease or grant. Timers of tombstones, waiters and heartbeats free none
--- and are skipped. A busy queue leaves many tombstones, so only the first AHEAD timers are read.
+-- Return the milliseconds until the first timer in `due` that may free capacity, such as the expiry of a lease or
+-- grant; at most 1000. The timers of tombstones, waiters and heartbeats free no capacity and are skipped. A busy queue
+-- leaves many tombstones, so only the first AHEAD timers are read. If all AHEAD timers could be skipped, the last one
+-- counts.
 local function retry_after_ms(now_ms)
   local AHEAD = 32
   local some = call('ZRANGE', DUE, 0, AHEAD - 1, 'WITHSCORES')
@@ -16,7 +17,8 @@ local function retry_after_ms(now_ms)
 end
 
 -- Return the pool as an object with the functions below and those of health.lua. Scripts call this only when they need
--- the object, since creating it costs some microseconds. Rejects keys of a wrong type before the first write.
+-- the object, since its creation costs some microseconds. They call it before their first write, because it raises an
+-- error for keys of a wrong type.
 local function maintenance(now_us)
   local CLAIM_MS, TOMBSTONE_MS, NEVER = 3000, 120000, '4503599627370496'
   local GRANTS, FEW, MANY, LOOKS = 16, 4, 32, 5
@@ -145,8 +147,8 @@ local function maintenance(now_us)
     return text
   end
 
-  -- Write a tombstone for a token. The ZREM comes first because it is allowed at maxmemory even if it removes nothing;
-  -- the server does not check memory again after the first write of a script.
+  -- Write a tombstone for a token. ZREM comes first, because it is allowed at maxmemory even if it removes nothing.
+  -- After the first write of a script, the server does not check the memory again.
   function self.tombstone(token, why, keep_ms)
     call('ZREM', DUE, token)
     call('HSET', STATE, token, write_tombstone(why))
@@ -161,8 +163,8 @@ local function maintenance(now_us)
     end
   end
 
-  -- Return the next fencing token of an instance. The tokens of an instance always rise, even over a restart that lost
-  -- its data, as long as the server's clock rises.
+  -- Return the next fencing token of an instance. The tokens of an instance always rise as long as the server's clock
+  -- rises, even if the server restarts without its data.
   function self.next_fence(fence) return fence < now_us and now_us or fence + 1 end
 
   -- Grant one unit of an instance to the request with this token. write: write_lease or write_granted; last: the last
@@ -207,9 +209,9 @@ local function maintenance(now_us)
     return #names
   end
 
-  -- Return the ready instance to grant to a waiter that requires these labels ('-' for none): the first or the last of
-  -- the index, or any if the strategy gives the index no order. With several labels, search the smallest of their
-  -- indexes.
+  -- Choose a ready instance for a waiter that requires these labels ('-' for none). Returns the first or the last one
+  -- of the index, or any one if the strategy gives the index no order; nil if there is none. With several labels, this
+  -- searches the smallest of their indexes.
   local offset = now_us
   function self.best(labels)
     local from, smallest, several = READY, nil, string.find(labels, ',', 1, true)
@@ -236,11 +238,11 @@ local function maintenance(now_us)
     return among(first, smallest - 1) or among(0, first - 1)
   end
 
-  -- Grant free units to waiters in queue order, and skip waiters that have stopped polling. A waiter for whom no ready
-  -- instance has the required labels does not block the waiters behind it; the search ends after some 130 waiters.
-  -- Labels without a suitable instance are searched only once, since no unit becomes free during the search. A waiter
-  -- has CLAIM_MS to fetch its grant; the published message is only a wake-up. Returns false when it stopped after
-  -- GRANTS grants, so that more may be possible.
+  -- Grant free units to waiters in queue order, and skip waiters that have stopped polling. If no ready instance has
+  -- the labels that a waiter requires, the waiter is skipped too and does not block the waiters behind it. The search
+  -- ends after some 130 skipped waiters (FEW + 4 * MANY). Labels without a suitable instance are searched only once,
+  -- since no unit becomes free during the search. A waiter has CLAIM_MS to fetch its grant; the published message is
+  -- only a wake-up. Returns false if the search stopped after GRANTS grants; then more grants may be possible.
   function self.dispatch()
     if call('ZCARD', WAITQ) == 0 then return true end
     local at, granted, vain = 0, 0, {}

@@ -1,20 +1,21 @@
 -- How each strategy picks from the ready instances, in O(log N). Needs strategies.lua, pool.lua, and the key RING.
 --
--- pick(how, from, random, point, now_ms, load, cap, labels) returns the id of an instance, or nil; and also its record
--- if the pick has read it.
+-- pick(how, from, random, point, now_ms, load, cap, labels) returns the id of an instance, and also its record if the
+-- pick has read it. Returns nil if there is no suitable instance.
 --   how     the strategy's pick, as in strategies.lua
 --   from    the index to pick from: ready, or ready@<label>
 --   random  a random integer below 2^52 from the caller, used as two numbers of 26 bits
 --   point   the hash of the affinity: its position on the ring, 0 to 2^48 - 1
---   load    sum of the loads in the pool; for `ring`, which bounds the load of the picked instance
---   cap     sum of the capacities in the pool; for the same bound
---   labels  for `ring` only: several labels, all of which the instance must have; nil when `from` is the right index
+--   load    sum of the loads in the pool; `ring` uses it to bound the load of the picked instance
+--   cap     sum of the capacities in the pool; `ring` uses it for the same bound
+--   labels  for `ring` only: several labels, all of which the instance must have; nil when all instances of `from` are
+--           suitable
 
 -- Draw an instance with a probability proportional to its score, by rejection sampling, which is exact for any upper
--- bound on the scores. First the highest score is the bound. If most draws are rejected, draw from classes of instances
--- whose scores differ by at most a factor of 4; a class is a range of ranks. Ranks and acceptance use two separate
--- generators (Park and Miller): with a single one the draw is visibly biased from some thousand instances on. When all
--- scores are 0, all instances are equally likely.
+-- bound on the scores. The first 6 draws use the highest score as the bound. If all of them are rejected, draw from
+-- classes of instances whose scores differ by at most a factor of 4; a class is a range of ranks. The rank and the
+-- acceptance of a draw use two separate random generators (Park and Miller). With a single generator, the draw is
+-- visibly biased for some thousand instances or more. When all scores are 0, all instances are equally likely.
 local function draw(from, n, u1, u2)
   local M = 2147483647
   local x, y = floor(u1 * (M - 1)) + 1, floor(u2 * (M - 1)) + 1
@@ -107,8 +108,8 @@ local function pick(how, from, random, point, now_ms, load, cap, labels)
   end
   local u1, u2 = random % 67108864 / 67108864, floor(random / 67108864) / 67108864
   if how == 'proportional' then return draw(from, n, u1, u2) end
-  -- Under lower_of_two, `from` is sorted by load, so the lower of two random ranks is the less loaded of two random
-  -- instances.
+  -- Under lower_of_two, `from` is sorted by load, so the lower of two random ranks belongs to the less loaded of two
+  -- random instances.
   local rank = format('%d', (how == 'lower_of_two' and math.min(u1, u2) or u1) * n)
   local id = call('ZRANGE', from, rank, rank)[1]
   if how == 'cheaper_of_two' then

@@ -1,8 +1,7 @@
--- The pool: the contents of its keys, and the functions that every script needs to use them. Needs strategies.lua and
--- records.lua. Only this file, health.lua and maintenance.lua write the pool's indexes (ready, ready@<label>, due,
--- waitq, away) and its events. A script that includes one of these files must call its keys STATE, READY, DUE and
--- WAITQ. The functions use these names directly and have no parameters for the keys, because every acquire and release
--- would pay for passing the parameters.
+-- The pool: the contents of its keys, and the functions with which scripts use them. Needs strategies.lua and
+-- records.lua. Only this file, health.lua and maintenance.lua add to ready, ready@<label>, away and the events; most
+-- scripts also write due or waitq. A script that includes one of these files must name its keys STATE, READY, DUE and
+-- WAITQ. The functions use these names directly: parameters for the keys would cost time on every acquire and release.
 --
 -- All keys of a pool begin with the same <tag>, agentperf:{lb:<type>}, so that they lie in one hash slot.
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
@@ -51,7 +50,7 @@
 --     #load      sum of the loads                     #cap        sum of the capacities of instances that take work
 --     #usable    instances that are not disabled      #unhealthy  usable instances that are unhealthy
 --     #warming   usable, healthy ones that warm up    #panic      start of the panic, ms; only during a panic
---     #calm      end of the last panic, ms            #next       when the pool next needs maintenance, ms: not after
+--     #calm      end of the last panic, ms            #next       when the pool next needs maintenance, ms: at latest
 --                                                                 the first time in due; 0 while waiters are queued
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the same for the instances with one label; the scripts compute the name of this key
@@ -68,7 +67,8 @@
 -- When a later minor version adds fields to the record of an instance, the scripts keep these fields. records.lua,
 -- whole_records.lua and grants.lua read and write all records.
 
--- Raise an error for a key of the wrong type, before the first write. Without labels, only ready is checked.
+-- Raise an error if ready, or ready@<label> of one of these labels, has the wrong type. Scripts call this before their
+-- first write.
 local function check_types(labels)
   call('ZCARD', READY)
   if labels ~= '-' then
@@ -85,9 +85,9 @@ local function invalid_counter(next_ms, picks, load, cap)
     or not whole(cap) and '#cap' or nil
 end
 
--- Pack the relative load, in 1/8192, and the last pick into one score, which orders by load first. The order is exact
--- for capacities up to 90 and for 2^40 picks, and the score stays below 2^53. No script unpacks the score; tests do,
--- see tests/support/records.py.
+-- Pack the relative load, in 1/8192, and the number of the last pick into one score. The score orders by load first.
+-- The order is exact for capacities up to 90 and for 2^40 picks, and the score stays below 2^53. No script unpacks the
+-- score, but tests do; see tests/support/records.py.
 local function pack_load(load, limit, seq)
   local share = load * 8192 / limit
   return (share - share % 1) * 1099511627776 + seq
@@ -122,7 +122,7 @@ local function index(score, id, load, limit, seq, weight, labels, was)
   end
 end
 
--- Whether `labels` include all of `others`; both in the format of a record: a,b.
+-- Whether `labels` include all of `others`. Both have the format of a record: a,b.
 local function has_all(labels, others)
   for label in string.gmatch(others, '[^,]+') do
     if not string.find(',' .. labels .. ',', ',' .. label .. ',', 1, true) then return false end

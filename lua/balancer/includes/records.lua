@@ -13,7 +13,8 @@
 -- costs time when the function is created.
 local call, match, format, floor = redis.call, string.match, string.format, math.floor
 
--- The fields that a release reads or writes. It leaves limit, seq, fence and peak unchanged, and reads limit and seq.
+-- Matches the fields that a release reads or writes. A release reads limit and seq, and copies limit, seq, fence and
+-- peak unchanged.
 local RELEASE = '^load=(%d+) (limit=(%d+) seq=(%d+) %S+ %S+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
   .. 'failed=(%d+) streak=(%d+)( .*)$'
 local function write_release(load, same, ewma_us, ewma_at_ms, served, failed, streak, rest)
@@ -37,8 +38,9 @@ local DONE, NOTHING, SPENT, OTHER_STRATEGY, TOO_LATE, UNKNOWN_STRATEGY = 1, 0, -
 
 local function corrupt(field) return {-4, field} end
 
--- Decode the text of #pool. Returns a refusal to reply with, nil when the text is valid or missing; then the strategy,
--- its score, pick, waiter and response (see strategies.lua), and the text after the strategy.
+-- Decode the text of #pool. Returns nil, the strategy, its score, pick, waiter and response (see strategies.lua), and
+-- the text after the strategy. Returns only nil if there is no text. Returns the refusal to reply with if the text is
+-- not valid.
 local function opened(fact)
   if not fact then return nil end
   if string.sub(fact, 1, 18) == 'schema=2 strategy=' then  -- the usual case: nothing follows the strategy

@@ -1,8 +1,8 @@
--- Read and write whole records of instances. Rarely needed: in the usual case, acquire and release do not create these
--- functions. Needs records.lua; pool.lua describes all fields.
+-- Read and write whole records of instances. In the usual case, acquire and release end before these functions are
+-- created. Needs records.lua; pool.lua describes all fields.
 
 -- Return all fields of an instance's record in their order, then the fields of a later version as one text. Returns nil
--- for a record that the library did not write. If the fields are in another order, they are sorted first.
+-- for a record that the library did not write. Fields in another order are sorted first.
 local function read_record(text)
   local NAMES = 'load limit seq fence peak ewma_us ewma_at_ms served failed streak weight labels flags cap'
   local RECORD = '^load=(%d+) limit=(%d+) seq=(%d+) fence=(%d+) peak=(%d+) ewma_us=(%d+) ewma_at_ms=(%d+) served=(%d+) '
@@ -24,7 +24,7 @@ local function read_record(text)
   return unpack(values)
 end
 
--- The records of tokens other than leases: a grant that is not fetched yet, a waiter, a tombstone. And #pool.
+-- Write #pool, and the records of tokens other than leases: a grant that is not fetched yet, a waiter, a tombstone.
 local function write_granted(id, fence, ticket)
   return 'grant instance=' .. id .. ' fence=' .. fence .. ' ticket=' .. ticket
 end
