@@ -109,12 +109,11 @@ class AgentPerf:
         """Return the load balancer.
 
         Args:
-            strategy: how instances are picked; fixed for each pool when its first instance is registered. None uses
+            strategy: how instances are picked. The first registration in a pool fixes the pool's strategy. None uses
                 the strategy of the pool, or LEAST_LOADED for a new pool.
             settings: health settings, applied to each pool in which this balancer registers an instance; None leaves
                 the settings of the pools unchanged.
-            on_unavailable: the result of a call while the server is unreachable: "raise" raises an error, "none"
-                returns None.
+            on_unavailable: what calls do while the server is unreachable, "raise" or "none"; see `LoadBalancer`.
 
         Returns:
             One object for each combination of arguments.

@@ -46,12 +46,12 @@ NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable used when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
 _LAYOUT_S = 1.0
-"""How long a request for the layout (the map of keys to nodes) waits for one node, s. The next request asks another."""
+"""How long a request for the layout (the map of keys to nodes) waits for the answer of one node, s."""
 _ENTER = Script("namespace/enter")
 
 
 class Backend:
-    """A namespace on a server. It connects on the first command.
+    """A namespace on a server. The backend connects on the first command.
 
     Args:
         url: where the server is; see `agentperf_redis.transport.address`. None: the URL in AGENTPERF_REDIS_URL, else
@@ -182,10 +182,10 @@ class Backend:
             return cast("T", self._shared[key])
 
     def on_new_epoch(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the server has come back without its data. It runs on the thread that detects the loss.
+        """Call `callback` after the server came back without its data.
 
-        The loss is detected while a connection is opened, possibly on the thread of an event loop. So the callback must
-        be quick and do no I/O.
+        The callback runs on the thread that detects the loss while it opens a connection, possibly the thread of an
+        event loop. So the callback must be quick and do no I/O.
         """
         self._epoch_callbacks.append(callback)
 
@@ -198,7 +198,7 @@ class Backend:
         self._recovery_callbacks.append(callback)
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` before the connections close. It may run commands. The newest callback runs first."""
+        """Call `callback` before the connections close, so that it may run commands. The newest callback runs first."""
         self._close_callbacks.append(callback)
 
     def off_close(self, callback: Callable[[], None]) -> None:

@@ -51,7 +51,7 @@ class Background:
         register_for_fork(self)
 
     def after_fork(self) -> None:
-        """In a forked child: start empty. The thread and its jobs belong to the parent."""
+        """In a forked child: start without jobs. The thread and its jobs belong to the parent."""
         # Reentrant: `__del__` or a signal handler may put a job while the same thread holds the lock.
         self._starting = threading.RLock()
         self._inbox: SimpleQueue[tuple[float, Job] | None] = SimpleQueue()
@@ -218,7 +218,7 @@ class Background:
         jobs = []
         while self._heap and self._heap[0][0] <= now:
             due, _, job = heappop(self._heap)
-            if self._due_times.get(job) == due:  # otherwise the job was scheduled for an earlier time since
+            if self._due_times.get(job) == due:  # otherwise an earlier time has replaced this one
                 del self._due_times[job]
                 jobs.append(job)
         return jobs
@@ -262,7 +262,7 @@ def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callab
     def start() -> None:
         try:
             thread.start()
-        except RuntimeError:  # the thread limit is reached, but the thread of this function runs already
+        except RuntimeError:  # the thread limit is reached; this thread runs already
             otherwise()
 
     return start

@@ -46,7 +46,7 @@ class Command(Generic[T]):
         args: the other arguments: by name for a script, in order for a plain command.
         decode: turns the reply into T. It must handle every possible reply, and raise CorruptState for an unexpected
             reply.
-        resend_args: for a script: the arguments whose values differ from the second delivery on, by name. These values
+        resend_args: new values for some arguments of a script, by name, sent from the second delivery on. These values
             mean that an earlier copy of the request may still be in flight.
     """
 

@@ -243,7 +243,7 @@ def private() -> Iterator[EmbeddedServer]:
 
 
 def start_bound(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process that ends with this process.
+    """Start a process that ends when this process ends.
 
     Args:
         command: absolute path of the program, followed by its arguments.

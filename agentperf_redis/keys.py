@@ -6,7 +6,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:meta                            HASH  schema, epoch (new when the server came back empty), created_ms
     agentperf:resources                       ZSET  <service>:<resource> -> when a process last opened it, ms
 
-    agentperf:{lb:planner}:state              HASH  <id> instance, +<id> more, @<token> lease|ticket|tombstone, #fact
+    agentperf:{lb:planner}:state              HASH  <id>, +<id> instance, @<token> lease|grant|waiting|tombstone, #fact
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; instances with free capacity
     agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, E:<id> -> ms
     agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, minus its priority; also the channel
@@ -55,7 +55,7 @@ from zlib import crc32
 from agentperf_redis.errors import InvalidArgument
 
 METRICS_SHARDS = 16
-"""Number of shards of the metrics. It must not change: the key of stored data contains the number of its shard."""
+"""Number of shards of the metrics. It must not change: data is stored under the number of its shard."""
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONG_KEY_BYTES = 120

@@ -135,7 +135,9 @@ class LoadBalancer:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
     ) -> bool:
-        """Change an instance; None keeps a value. If a lower capacity is exceeded, the existing leases stay valid.
+        """Change an instance. An argument that is None keeps the old value.
+
+        If the new capacity is lower than the load, the existing leases stay valid.
 
         Args:
             agent_type: the pool of the instance.
@@ -416,9 +418,8 @@ class LoadBalancer:
         """Recompute the load of all instances from their leases, and rewrite indexes and sums.
 
         Normal operation never needs a repair. A repair corrects the effects of manual changes to the keys. The pool may
-        stay in use meanwhile.
-        Lost timers of ejections, rate limits and slow starts are set again. A lost heartbeat timer cannot be
-        recomputed: until the instance sends another heartbeat, a missed one is not detected.
+        stay in use meanwhile. Lost timers of ejections, rate limits and slow starts are set again. A lost heartbeat
+        timer cannot be recomputed: until the instance sends another heartbeat, a missed one is not detected.
 
         Args:
             agent_type: the pool.

@@ -44,7 +44,7 @@ class LoadBalancingStrategy(Enum):
     ROUND_ROBIN = "round_robin"
     """The instance whose last pick was longest ago."""
     LEAST_LOADED = "least_loaded"
-    """The lowest load relative to capacity; among equals, the instance whose last pick was longest ago."""
+    """The instance with the lowest load relative to capacity; among equals, the one picked longest ago."""
     WEIGHTED = "weighted"
     """At random, in proportion to weight times free share of capacity."""
     RANDOM = "random"
@@ -54,7 +54,7 @@ class LoadBalancingStrategy(Enum):
     PEAK_EWMA = "peak_ewma"
     """Of two random instances, the one with the lower product of latency and pending work."""
     CONSISTENT_HASH = "consistent_hash"
-    """The first instance after the affinity on a hash ring whose load is at most about 1.25 times its share."""
+    """From the affinity clockwise on a hash ring, the first instance with at most 1.25 times its share of the load."""
 
 
 class Outcome(Enum):

@@ -42,8 +42,8 @@ class PoolSettings:
             last lease may use any number of tokens; the next lease then waits longer.
         unhealthy_threshold: number of failed active checks in a row after which an instance is unhealthy. Default
             three: one lost packet is not enough.
-        healthy_threshold: number of passed active checks in a row after which such an instance is healthy again.
-            Default two: one lucky check is not enough.
+        healthy_threshold: number of passed active checks in a row after which an unhealthy instance is healthy
+            again. Default two: one lucky check is not enough.
     """
 
     eject_after: int | None = 5

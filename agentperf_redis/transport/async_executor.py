@@ -132,7 +132,7 @@ class AsyncExecutor:
         await asyncio.sleep(0)  # an aborted transport closes its socket in the next tick
 
     async def start(self) -> None:
-        """Open an asynchronous generator. `asyncio.run` closes it at the end, and it then closes the connections."""
+        """Open an asynchronous generator, which closes the connections when `asyncio.run` closes the generator."""
         self._lifeline = self._live()
         await anext(self._lifeline)
 
@@ -194,7 +194,7 @@ class AsyncExecutor:
         gathered, self._gathered = self._gathered, []
         groups: dict[tuple[Node | None, float], list[tuple[Command[Any], asyncio.Future[Any]]]] = {}
         for command, deadline_s, future in gathered:
-            if not future.cancelled():  # otherwise it was cancelled before it was sent
+            if not future.cancelled():  # skips a command that was cancelled before it was sent
                 node = self._topology.node_for(command.keys[0] if command.keys else None)
                 groups.setdefault((node, deadline_s), []).append((command, future))
         for (_, deadline_s), group in groups.items():

@@ -57,7 +57,7 @@ class Breaker:
         recovered: called on a background thread after a node answers again and its commands are no longer refused.
 
     Attributes:
-        open: the nodes that do not answer. It is usually empty; then the fast path of a command skips the breaker.
+        open: the nodes that do not answer. If there are none, as usual, the fast path of a command skips the breaker.
     """
 
     def __init__(

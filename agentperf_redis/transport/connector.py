@@ -38,7 +38,7 @@ _SURELY_BUFFERED_BYTES = 32_768
 class _WholeText:
     """Keeps the full text of error replies.
 
-    redis-py removes the error code, and reports some error replies as broken connections.
+    By default, redis-py removes the error code, and reports some error replies as broken connections.
     """
 
     @staticmethod
@@ -79,7 +79,7 @@ class Connector:
         # redis-py applies the second timeout to the replies of its handshake.
         kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)
         if node.port == 0:
-            unix: Any = UnixDomainSocketConnection  # a type checker takes it for abstract
+            unix: Any = UnixDomainSocketConnection  # type checkers consider this class abstract
             return cast("Connection", unix(path=self._path(node), **kwargs))
         kind = SSLConnection if self._tls(node) else Connection
         return kind(host=node.host, port=node.port, **kwargs)

@@ -80,7 +80,7 @@ class ExchangeFailed(Exception):
     Attributes:
         reason: description of the fault.
         sent: whether anything may have reached the server.
-        final: whether a retry is pointless (the handshake was refused).
+        final: whether a retry is pointless, as after a refused handshake.
         stale: whether an idle connection broke before any reply. Then an immediate retry on a new one may succeed.
         timed_out: whether the fault is only that no answer came in time.
         local: whether the fault is in this process, so that the node may be healthy.

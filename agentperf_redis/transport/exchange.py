@@ -25,7 +25,7 @@ C = TypeVar("C")
 
 CLOSED = "this client is closed"
 MAX_CONNECTIONS = 32
-"""Maximum concurrent exchanges per driver and process. The default maxclients of 10,000 allows 300 processes."""
+"""Maximum concurrent exchanges per driver and process. The default maxclients of 10,000 is enough for 300 processes."""
 BUSY = f"all {MAX_CONNECTIONS} connections of this process were busy"
 
 

@@ -56,9 +56,9 @@ class Handshake:
     def parse(self, replies: Sequence[Reply]) -> AgentPerfError | None:
         """Check the replies. Return the reason why this server must not be used, or None.
 
-        Some error replies are ignored: if the key lies on another node of the Cluster, if the server is loading or
-        full, or if the user lacks a permission. The commands that follow on the connection get the same error and raise
-        it in their callers.
+        An error reply is ignored if the key lies on another node of the Cluster, if the server is loading or full, or
+        if the user lacks a permission. The commands that follow on the connection get the same error and raise it in
+        their callers.
         """
         hello, opened = replies
         if not isinstance(hello, ServerError):

@@ -13,7 +13,7 @@ SLOTS = 16384
 
 
 class Node(NamedTuple):
-    """The host and port of a server process. For a Unix socket or the embedded server, a path and port 0."""
+    """The address of a server process: host and port; for a Unix socket or the embedded server, a path and port 0."""
 
     host: str
     port: int
@@ -115,7 +115,7 @@ class Topology:
                 return ""
             slots: dict[int, Node] = {}
             for start, end, primary, *_ in reply:
-                # A node that does not know its own address yet leaves it empty: it is the node that replied.
+                # An empty address means the node that replied, if it does not know its own address yet.
                 node = Node(primary[0].decode() if primary[0] else source.host, int(primary[1]))
                 slots.update(dict.fromkeys(range(start, end + 1), node))
         except (AttributeError, IndexError, TypeError, ValueError):

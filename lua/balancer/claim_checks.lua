@@ -32,7 +32,7 @@ for i = 1, math.min(#newcomers, tonumber(COUNT)) do claimable[#claimable + 1] = 
 for i, record in ipairs(#claimable > 0 and call('HMGET', STATE, unpack(claimable)) or {}) do
   if record and not read_record(record) then return corrupt(claimable[i]) end
 end
-call('ZREM', CHECKS, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes
+call('ZREM', CHECKS, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
 if known ~= registered then
   -- New instances are due at once: ZUNIONSTORE gives them the score 0.
   call('ZUNIONSTORE', CHECKS, 2, CHECKS, IDS, 'WEIGHTS', 1, 0, 'AGGREGATE', 'MAX')

@@ -26,7 +26,7 @@ for i, expiry_ms in ipairs(call('ZMSCORE', DUE, unpack(tokens))) do
   end
 end
 if #prolong > 0 then
-  call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes
+  call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
   call('ZADD', DUE, 'XX', 'GT', unpack(prolong))
 end
 return reply

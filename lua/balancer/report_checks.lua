@@ -38,7 +38,7 @@ local reply, ids = {DONE}, {}
 for i = 3, #ARGV do ids[i - 2] = string.sub(ARGV[i], 2) end
 local corrupt_id = pool.first_corrupt(ids)
 if corrupt_id then return corrupt(corrupt_id) end
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes
+call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
 for i, id in ipairs(ids) do
   local r = pool.read(id)
   if not r or r.flags.removed then

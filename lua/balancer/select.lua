@@ -42,7 +42,7 @@ call('ZCARD', RING)
 if LABELS ~= '-' then check_types(LABELS) end
 
 local pool = maintenance()
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes
+call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
 pool.maintain(EXPIRIES)
 local id
 local several = string.find(LABELS, ',', 1, true)

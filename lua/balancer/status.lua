@@ -37,7 +37,7 @@ if refused then return refused end
 local invalid = invalid_counter()
 if invalid then return corrupt(invalid) end
 local pool = maintenance()
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes
+call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
 pool.maintain(EXPIRIES)
 local late = 0
 for at = 0, first == 0 and OVERDUE - CHUNK or -1, CHUNK do

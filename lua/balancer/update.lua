@@ -45,7 +45,7 @@ if invalid then return corrupt(invalid) end
 local pool = maintenance(now_us)
 if pool.first_corrupt({ID}) then return corrupt(ID) end
 if LABELS ~= '-' and LABELS ~= '' then check_types(LABELS) end
-call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes
+call('ZREM', DUE, '')  -- removes nothing: maxmemory is checked only up to a script's first write, and ZREM passes it
 pool.expire(EXPIRIES)
 local r = pool.read(ID)
 if not r or r.flags.removed then

@@ -56,8 +56,8 @@ if not known or match(known, TOMBSTONE) == 'unfetched' then
   call('ZREM', DUE, 'X' .. TOKEN)
   call('ZADD', WAITQ, ticket, TOKEN)
 else
-  -- This removes nothing. The server checks maxmemory only up to a script's first write, and ZREM passes. So the poll
-  -- of a waiter that is already queued succeeds at maxmemory, and the waiter keeps its ticket.
+  -- This removes nothing. The server checks maxmemory only up to a script's first write, and ZREM passes it. So the
+  -- poll of a waiter that is already queued succeeds at maxmemory, and the waiter keeps its ticket.
   call('ZREM', DUE, '')
 end
 if match(known, WAITING) then call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN) end

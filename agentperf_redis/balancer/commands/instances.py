@@ -141,7 +141,10 @@ def update(
     tokens_per_minute: float | None = None,
     until_ms: int = 0,
 ) -> Command[int | TooLate | None]:
-    """Change an instance; None keeps a value. Returns the instance's load, or None when it is not registered."""
+    """Change an instance. An argument that is None keeps the old value.
+
+    Returns the load of the instance, or None when it is not registered.
+    """
     args: NamedArgs = {
         "id": encoded(instance_id),
         "cap": "-" if max_capacity is None else max_capacity,
@@ -212,6 +215,6 @@ def packed_rate(rate: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Return a number as a decimal without an exponent. It has nine places, since scores are weights times 10^9."""
+    """Return a number as a decimal without an exponent, rounded to nine places: a score is a weight times 10^9."""
     text = f"{value:.9f}".rstrip("0").rstrip(".")
     return text if math.isfinite(value) else "0"

@@ -270,7 +270,7 @@ def release(keeper: LeaseKeeper, lease: Lease, outcome: Outcome, response_time: 
 
 
 def release_nothing() -> Flow[bool]:
-    """Release nothing and return False, for a call of `release` with the None that an `acquire` returned."""
+    """Return False: there is nothing to release if `acquire` returned None."""
     yield from ()
     return False
 

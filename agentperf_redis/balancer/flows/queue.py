@@ -24,7 +24,7 @@ from agentperf_redis.transport.pubsub.subscriptions import Subscription
 LIVE_MS = 3000
 """Time without a poll after which a waiter loses its position, ms. A waiter polls at least once per second."""
 BOOST_MS_PER_POINT = 1000
-"""How much earlier a waiter counts as arrived for each point of its priority, ms.
+"""Time by which each point of priority moves a waiter ahead in the queue, ms.
 
 Priorities are bounded, so no waiter starves.
 """

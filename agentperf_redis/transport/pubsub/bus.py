@@ -66,8 +66,8 @@ class Bus:
     def confirmed_at(self, channel: str) -> float:
         """Return a time of `time.monotonic`. All messages published on the channel before that time were delivered.
 
-        It is the send time of the newest answered ping on the connection of the channel, or 0.0 if there is none. While
-        this method is called regularly, pings are frequent.
+        The result is the send time of the newest answered ping on the connection of the channel, or 0.0 if there is
+        none. While this method is called regularly, pings are frequent.
         """
         listener = self._listener
         return 0.0 if listener is None else listener.confirmed_at(channel)

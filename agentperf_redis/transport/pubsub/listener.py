@@ -31,7 +31,7 @@ from agentperf_redis.transport.topology import Node
 _log = logging.getLogger("agentperf_redis")
 
 PING_EVERY_S = 0.1
-"""Ping interval while `Bus.confirmed_at` is called. A ping confirms that a connection still delivers messages."""
+"""Ping interval while `Bus.confirmed_at` is called often. A ping confirms that a connection still delivers messages."""
 _IDLE_PING_EVERY_S = 2.0
 """Ping interval while `Bus.confirmed_at` is not called."""
 _QUERIED_RECENTLY_S = 5.0
@@ -141,7 +141,7 @@ class Listener:
                     each.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # if it is full, the thread is awake; if it is closed, the thread has ended
+        with contextlib.suppress(OSError):  # socket full: the thread is awake; socket closed: the thread has ended
             self._wake_write.send(b"!")
 
     # The methods below block and run on separate threads.

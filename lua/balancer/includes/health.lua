@@ -1,7 +1,8 @@
 -- Health and capacity: computes how many leases an instance may have now, from its outcomes, checks, age and rate
 -- limits. Needs strategies.lua and pool.lua. `maintenance` adds these functions to the object that it returns.
 --   Ejection follows Envoy's outlier detection. A number of bad outcomes in a row ejects an instance; each further
---   ejection in a row lasts twice as long. At most a share of the instances is ejected, and never the last healthy one.
+--   ejection in a row lasts twice as long. The share of ejected instances is limited, and the last healthy instance is
+--   never ejected.
 --   After an ejection, one probe at a time is allowed.
 --   Panic also follows Envoy: when too many instances are unhealthy, the health data is more likely wrong than the
 --   instances, so unhealthy instances get work too.
@@ -215,7 +216,7 @@ local function health(self, facts)
     self.add_event('ejected', r.id, 'for_ms', format('%.0f', for_ms), 'in_a_row', format('%d', extra.ejections))
   end
 
-  -- End an ejection and its half-open state, after a successful probe.
+  -- End an ejection or the half-open state that follows it, after a successful probe.
   function self.recover(r)
     self.set(r, 'ejected', false)
     self.set(r, 'half_open', false)

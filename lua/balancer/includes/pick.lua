@@ -68,7 +68,7 @@ local function cheaper(one, other, now_ms)
       if not lowest or price < lowest then best, lowest, its = i == 1 and one or other, price, record end
     end
   end
-  return best or one, its  -- the caller checks the record of `one`
+  return best or one, its  -- if neither record matches, the caller checks that of `one`
 end
 
 -- Look at up to 32 points of the ring, clockwise from `point`. Return the first instance that is in `from` and whose

@@ -7,7 +7,7 @@
 --   <tag>:state  HASH  the records. A record is a list of words, most of them "name=value"; "-" is an empty value.
 --     <id>       an instance. These fields, in this order:
 --       load           leases on the instance now
---       limit          max leases now; 0 while the instance takes no work. It is ready while load < limit
+--       limit          max leases now; 0 while the instance takes no work. An instance is ready while load < limit
 --       seq            the value of #picks after the last pick of this instance
 --       fence          its last fencing token: the time of the grant, us, or the previous token + 1 if that is higher
 --       peak           highest load so far
@@ -28,7 +28,7 @@
 --                fields is "-".
 --       ejections            number of ejections in a row
 --       ejected_until_ms     end of the last ejection
---       probe_since_us       when the last ejection began, or ended if it is over; leases granted later are probes
+--       probe_since_us       start of the last ejection, or its end once it is over; leases granted later are probes
 --       leases_before        while the instance is half-open: its leases granted before probe_since_us
 --       adaptive_limit_milli adaptive concurrency limit, in 1/1000, decimal
 --       limit_cut_us         when the adaptive limit was last lowered
@@ -50,7 +50,7 @@
 --     #load      sum of the loads                     #cap        sum of the capacities of instances that take work
 --     #usable    instances that are not disabled      #unhealthy  usable instances that are unhealthy
 --     #warming   usable, healthy ones that warm up    #panic      start of the panic, ms; only during a panic
---     #calm      end of the last panic, ms            #next       when the pool next needs maintenance, ms: at latest
+--     #calm      end of the last panic, ms            #next       time of the next maintenance, ms: at the latest
 --                                                                 the first time in due; 0 while waiters are queued
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the same for the instances with one label; the scripts compute the name of this key
@@ -58,7 +58,7 @@
 --                                W@<token>: a waiter stopped polling | X@<token>: delete a tombstone
 --                                H:<id>: a heartbeat is due | E:<id>: an ejection ends | R:<id>: a rate limit recovers
 --                                V:<id>: the next step of a warm-up
---                                P:<cursor>: store the next batch of unhealthy instances after panic began or ended
+--                                P:<cursor>: store the next batch of away after panic began or ended
 --   <tag>:waitq          ZSET    @<token> -> ticket: arrival time, us, minus the priority; also the channel of grants
 --   <tag>:away           ZSET    <id> -> when the instance comes back, ms, 0 for unknown. Contains the usable instances
 --                                that are unhealthy or rate-limited
