@@ -23,7 +23,10 @@ def stored_tags(tags: object) -> tuple[str, ...]:
 
 
 def distinct_keys(keys: object) -> list[str]:
-    """Check a user's collection of keys. A bare string is refused, since iterating it would yield its letters."""
+    """Check a user's collection of keys and return its keys without duplicates.
+
+    A bare string is refused, since iterating over it would yield its letters.
+    """
     if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
         raise InvalidArgument("keys", keys, "a collection of keys, such as a list of strings")
     return list(dict.fromkeys(arguments.cache_key("keys", key) for key in keys))

@@ -1,4 +1,4 @@
-"""`LRUCache` and `TieredCache` for asyncio. They await the flows that the blocking classes run."""
+"""The asyncio versions of `LRUCache` and `TieredCache`, which run the same flows as the blocking classes."""
 
 from __future__ import annotations
 

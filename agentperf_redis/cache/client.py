@@ -28,7 +28,7 @@ R = TypeVar("R")
 _LOCAL_SIZE = 10_000
 """Maximum number of local copies if only `local_bytes` is given."""
 MAX_CACHE_BYTES = 10**15
-"""Larger than any server's memory; sums of it stay exact in a double."""
+"""Maximum of `max_bytes` and `local_bytes`. It exceeds any server's memory, and small multiples are exact doubles."""
 
 
 class Cache(ABC):
@@ -90,7 +90,7 @@ class Cache(ABC):
         return True
 
     def size(self) -> int:
-        """Return the number of entries, as ``len(cache)`` does. The asyncio client has only this method.
+        """Return the number of entries, as ``len(cache)`` does. The asyncio client supports `size`, but not ``len``.
 
         An expired entry counts until it is swept. An entry invalidated by tag counts until it is overwritten, expires,
         is evicted or is swept.
@@ -98,7 +98,9 @@ class Cache(ABC):
         return self._backend.run(inspection.size(self._flows.shared))
 
     def get(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:
-        """Return the value of a key, or the default. Costs one read command in any tier, none with a local copy.
+        """Return the value of a key, or the default.
+
+        A read costs one command, whatever the tier of the entry. A read of a local copy costs none.
 
         Args:
             key: any string.
@@ -158,7 +160,7 @@ class Cache(ABC):
         self._backend.run(self._flows.eraser.clear())
 
     def invalidate_tags(self, *tags: str) -> None:
-        """Make every entry that was stored with one of the tags a miss, at once.
+        """Invalidate, at once, every entry that was stored with one of the tags. Reads of these entries are misses.
 
         The cost does not depend on the number of entries, since the entries are not touched. An invalidated entry uses
         capacity, and counts in `size` and `keys`, until it is overwritten, expires, is evicted or is swept; see
@@ -186,7 +188,7 @@ class Cache(ABC):
         return self._backend.run(inspection.stats(self._flows.shared))
 
     def keys(self) -> list[str]:
-        """Return all keys that use capacity (see `size`), the next to be evicted first.
+        """Return all keys that use capacity (see `size`), the least recently accessed first.
 
         Keys beyond 120 bytes appear under their hashed names.
         """
@@ -252,10 +254,10 @@ class Cache(ABC):
         progress: OnProgress | None = None,
         **freshness: Unpack[FreshnessOptions],
     ) -> WarmUpStatus:
-        """Compute the missing values of several keys, as `get_or_compute` does, several at a time.
+        """Compute the missing values among several keys, as `get_or_compute` does, but several at a time.
 
         Several processes may warm the same keys at once: no value is computed twice. If the function raises for a key,
-        the others are still computed; the exception is in the `errors` of the result.
+        the values of the other keys are still computed. The exception is in the `errors` of the result.
 
         Args:
             items: the keys; the iterable is consumed as needed.
@@ -286,7 +288,10 @@ class Cache(ABC):
 
 
 def _refuse_coroutines(method: str, function: object) -> None:
-    """Refuse a coroutine function in a blocking call. Checks its code flag: `inspect` takes three times as long."""
+    """Refuse a coroutine function in a blocking call.
+
+    This checks a flag of the function's code, since `inspect.iscoroutinefunction` takes three times as long.
+    """
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
         raise InvalidArgument("function", function, f"a blocking function; .aio.{method} takes coroutine functions")

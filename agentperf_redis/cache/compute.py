@@ -27,7 +27,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(slots=True)  # not frozen: each call makes such an object, and freezing doubles the cost
+@dataclass(slots=True)  # not frozen: each call creates such an object, and a frozen one costs twice as much
 class Wanted(Generic[R_co]):
     """A requested value and the means to compute it.
 
@@ -58,9 +58,9 @@ def compute(
         flows: the flows of the cache.
         maintenance: renews the lease during the computation.
         wanted: the requested value.
-        look: False computes even if there is a value.
+        look: False computes the value even if one is stored.
     """
-    copy = copied(flows, wanted) if look else None  # before a flow is started, which costs more than this look-up
+    copy = copied(flows, wanted) if look else None  # this look-up costs less than starting a flow
     if copy is not None and not copy.stale:
         return cast("R", copy.value)
     return accepted(wanted, backend.run(computing(flows, maintenance, wanted, copy, look=look, blocking=True)))
@@ -98,8 +98,8 @@ def computing(
         maintenance: renews the lease during the computation.
         wanted: the requested value.
         copy: the result of `copied`.
-        look: False computes even if there is a value.
-        blocking: True if the caller is a thread, which is blocked meanwhile; False if it is a task.
+        look: False computes the value even if one is stored.
+        blocking: True if the caller is a thread, False if it is an asyncio task.
     """
     single_flight = flows.single_flight
     answer: Answer | Crashed | None = copy
@@ -117,7 +117,7 @@ def computing(
 def refreshing(
     flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool
 ) -> Flow[None]:
-    """Refresh a value if this process gets the lease. Readers still get the old value and see no errors."""
+    """Refresh a value if this process gets the lease. If that fails, a warning is logged; readers see no error."""
     try:
         compute_lease = yield from flows.single_flight.refresh_lease(wanted.key, stale, wanted.freshness)
         if compute_lease is not None:
@@ -146,9 +146,9 @@ def _compute_under_lease(
 ) -> Flow[Served | Crashed]:
     """Call the function, report its result to all waiters and to the server, and return it.
 
-    The report is a shielded flow, which runs to its end even if the caller is cancelled, once or several times. Waiters
-    are therefore always released, with the result or to compute the value themselves, and a computed value is stored
-    even if no local caller waits for it any more. Only a flow that is closed (`GeneratorExit`) sends no report.
+    The report is a shielded flow: it runs to its end even if the caller is cancelled, once or several times. Waiters
+    are therefore always released: they get the result, or compute the value themselves. A computed value is stored even
+    if no local caller waits for it any more. Only a flow that is closed (`GeneratorExit`) sends no report.
     """
     begun = time.perf_counter()
     try:
@@ -188,9 +188,9 @@ def _compute_under_lease(
 def _end(
     single_flight: SingleFlight, maintenance: Maintenance, compute_lease: ComputeLease, rest: Flow[None]
 ) -> Flow[None]:
-    """Report the end of a computation to the server and stop renewing its lease, even if the report fails.
+    """Report the end of a computation to the server, then stop renewing its lease and release its waiters.
 
-    If the report fails, the lease expires on the server. The caller has its result in any case.
+    If the report fails, the lease expires on the server, and the caller still gets its result.
     """
     try:
         if compute_lease.token:
@@ -215,7 +215,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
     value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
     if copy.fresh_until_ms or wanted.freshness.early:
         age = wanted.freshness.age(copy, flows.shared.server_ms())
-        if age is Age.OLD:  # usable only if computing does not fail, and only the server knows that
+        if age is Age.OLD:  # not returned if the last computation failed, which only the server records
             return None
         stale = copy.version if age is Age.DUE else 0
     if value is MISSING:
@@ -225,7 +225,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
 
 
 def _refresh_in_background(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:
-    """Run a flow in a background thread or task, unless that key is being refreshed already."""
+    """Run a flow in a background thread or task, unless the key is being refreshed already."""
     backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
     refresher = backend.share("cache refreshes", lambda: Refresher(backend))
     if blocking:
@@ -241,7 +241,7 @@ def wanted(
     tags: Iterable[str],
     options: Mapping[str, Any],
 ) -> Wanted[R]:
-    """Check the arguments before the function is called; `options` are `FreshnessOptions`."""
+    """Check a user's arguments and return them as a `Wanted`; `options` are `FreshnessOptions`."""
     stored_name(key)
     if not callable(function):
         raise InvalidArgument("function", function, "a function without arguments that computes the value")

@@ -2,9 +2,9 @@
 
 The key of a result is the function's name with a digest of its bound arguments. A digest of the function follows the
 name where the name alone could mean another function (`function_identity`). The canonical form of the arguments does
-not depend on the process, on positional or keyword passing, or on the hash seed. An object without an evident value
-cannot be part of a key: define its value with a method ``__cache_key__()``, or exclude the argument with ``ignore=``.
-This applies to ``self`` of a method, too.
+not depend on the process, on positional or keyword passing, or on the hash seed. An object without a value that
+identifies it cannot be part of a key: give its class a method ``__cache_key__()`` that returns such a value, or exclude
+the argument with ``ignore=``. This applies to ``self`` of a method, too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ROOT = re.compile(r"[.\[]")
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
 """Types for which equal values have equal keys. Float is excluded: 0.0 equals -0.0, but has a different key."""
 _MAX_KEYS = 1024
-"""Maximum keys remembered for each function. Computing a key takes ten times as long as looking it up."""
+"""Maximum number of keys remembered for each function. Computing a key takes ten times as long as looking it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ class CachedFunction(Protocol[P, R_co]):
         """Compute the values that are missing, several at a time; see `LRUCache.warm_up`.
 
         Args:
-            items: the arguments of each call: a tuple of several, or a single one.
-            concurrency: calls of the function at a time.
+            items: one for each call: a tuple of its arguments, or its single argument.
+            concurrency: maximum number of calls of the function at a time.
             progress: called after each value with a `WarmUpStatus`.
         """
         ...
@@ -190,7 +190,7 @@ def cached(
     are returned uncached, with one warning. A function that returns an awaitable must be declared with ``async def``.
 
     The decorated function has the methods ``.invalidate(*args)``, ``.refresh(*args)``, ``.warm(items)`` and
-    ``.cache_clear()``; they are coroutine functions if the function is one. It also has ``.key(*args)``,
+    ``.cache_clear()``. If it is a coroutine function, these methods are, too. It also has ``.key(*args)``,
     ``.cache_info()`` and ``.cache``.
 
     Args:
@@ -198,7 +198,7 @@ def cached(
         ttl: TTL of a result, seconds; None is the cache's default, `math.inf` is no expiry.
         tags: names by which results can be invalidated.
         key: a template over the arguments, such as ``"user:{user_id}"``, or a function of the arguments; by default the
-            key includes all arguments. The function's name always precedes it.
+            key includes all arguments. The key always begins with the function's name.
         ignore: names of arguments to exclude from the key, such as ``("self",)``.
         version: part of the key; change it to abandon old results.
         name: identifies the function in keys, 1 to 200 characters; functions with the same name share results. The
@@ -210,7 +210,7 @@ def cached(
 
     Raises:
         InvalidArgument: the function cannot be cached, or cannot be distinguished from another. Calls of the decorated
-            function raise it for an argument that cannot be part of a key.
+            function raise this error for an argument that cannot be part of a key.
     """
     if not isinstance(cache, Cache):
         raise InvalidArgument("cache", cache, "an LRUCache or TieredCache")
@@ -266,7 +266,10 @@ _decorated: weakref.WeakKeyDictionary[SharedState, dict[str, weakref.ref[Any]]] 
 
 
 def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None:
-    """Refuse a function if a different function of this process has its name, as when a module defines it twice."""
+    """Refuse a function if this process already caches a different function of the same name in this cache.
+
+    This happens when a module defines two functions of the same name.
+    """
 
     def code(of: Any) -> tuple[str, str]:
         return code_digest(of), code_digest(inspect.unwrap(of))

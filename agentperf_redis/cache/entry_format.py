@@ -19,9 +19,9 @@ from agentperf_redis.errors import Undecodable
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
 _HIT = 10**10
-"""In the size index, an entry's number is its reads times this, plus its bytes."""
+"""In the size index, an entry's number is reads * _HIT + bytes."""
 _FREQUENCIES = 16
-"""A score is the clock of the last access times this, plus the frequency."""
+"""A score is the clock of the last access * _FREQUENCIES + the frequency."""
 
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: the last time that Python's datetime can express."""
@@ -33,7 +33,7 @@ _MAX_DIGITS = 4 * 16
 class Stored(NamedTuple):
     """An entry as read from the server, with its value still encoded.
 
-    It is a tuple, because a tuple is built in a third of the time.
+    It is a tuple, since building a dataclass takes three times as long.
 
     Attributes:
         version: the cache's clock when the entry was written.
@@ -115,7 +115,7 @@ def parse_invalidation_epoch(gen: bytes) -> InvalidationEpoch:
 
 
 def timestamp(clock: int) -> datetime:
-    """Return the time of a clock reading."""
+    """Convert a reading of the cache's clock to a time in UTC."""
     return datetime.fromtimestamp(clock / CLOCK_PER_S, UTC)
 
 

@@ -25,7 +25,7 @@ from agentperf_redis.errors import InvalidArgument
 MAX_JITTER = 0.5
 MAX_EARLY_REFRESH = 100.0
 _MIN_RETRY_MS, _MAX_RETRY_MS = 1000, 30_000
-"""Bounds of the time after a failed refresh in which no process retries. Within the bounds, it is soft TTL / 10."""
+"""Bounds of the time without retries after a failed refresh, which otherwise is a tenth of the soft TTL."""
 
 
 class FreshnessOptions(TypedDict, total=False):
@@ -34,15 +34,15 @@ class FreshnessOptions(TypedDict, total=False):
     Attributes:
         soft_ttl: seconds for which a value is fresh. From then until its TTL, readers get the stale value at once while
             one caller among all processes computes the next one in the background.
-        jitter: fraction by which the soft TTL (the TTL if there is none) is varied at random, such as 0.1 for 10 %, so
-            that values stored together are not due together.
+        jitter: fraction by which the soft TTL is varied at random, such as 0.1 for 10 %, so that values stored together
+            are not due together. Without a soft TTL, the TTL is varied.
         early_refresh: how eagerly to refresh before a value becomes stale, or before it expires if it has no soft TTL.
             1.0 is XFetch as published, higher values refresh earlier, 0 is off.
         stale_if_error: seconds, counted from the soft TTL, for which a stale value is returned when computing the next
             one fails. It is never returned beyond the TTL, so more than ``ttl - soft_ttl`` has no further effect. After
             this time, the value counts as missing: readers call the function, one at a time among all processes, and
-            see its error. None is until the TTL. While the server is unreachable, local copies that were valid at the
-            last contact are returned for the same time, if `soft_ttl` or `stale_if_error` is given.
+            see its error. None means until the TTL. While the server is unreachable, local copies that were valid at
+            the last contact are returned for the same time, if `soft_ttl` or `stale_if_error` is given.
     """
 
     soft_ttl: float | None
@@ -120,7 +120,7 @@ class Freshness:
 
     @property
     def retry_ms(self) -> int:
-        """The time after a failed refresh in which no process retries, ms."""
+        """The time in which no process retries after a failed refresh, ms."""
         return max(_MIN_RETRY_MS, min(_MAX_RETRY_MS, self.soft_ms // 10))
 
     @property
@@ -137,7 +137,7 @@ class Freshness:
         return max(1, round(ttl_ms * random.uniform(1 - self.jitter, 1 + self.jitter)))
 
     def concerns(self, entry: Aging) -> bool:
-        """Return whether the age of an entry matters."""
+        """Return whether an entry must be classified by `age`. If not, it is fresh until it expires."""
         return entry.fresh_until_ms > 0 or (self.early > 0 and entry.expires_ms > 0)
 
     def age(self, entry: Aging, now_ms: int, chance: Callable[[], float] = random.random) -> Age:
@@ -146,7 +146,7 @@ class Freshness:
         Args:
             entry: an entry that has not expired.
             now_ms: the server's time.
-            chance: returns a random number from 0.0 up to, not including, 1.0.
+            chance: returns a random number, at least 0.0 and below 1.0.
         """
         due_ms = entry.fresh_until_ms or (entry.expires_ms if self.early else 0)
         if not due_ms:
@@ -160,4 +160,4 @@ class Freshness:
 
 
 UNTIL_EXPIRY = Freshness()
-"""Fresh until it expires."""
+"""The default options: a value is fresh until it expires."""

@@ -3,7 +3,7 @@
 A function at the top level of a module, or a method of a class there, is identified by its name. For all other
 functions, such as lambdas, functions made by a factory and functions typed into a notebook, the name is not enough: a
 digest of their code and closure values is added to it. A function whose closure has a value without an identity, such
-as a connection, is refused, because it could get the results of another function. The user avoids that with ``name=``.
+as a connection, is refused, because it could get the results of another function. With ``name=``, it is accepted.
 
 Code is compared as bytecode, which differs between minor versions of Python. Processes with different versions
 therefore share no results of functions that need a digest.
@@ -52,7 +52,7 @@ def module_of(thing: Any) -> str:
     """Return the name of the module of a function or class.
 
     Every process names its script ``__main__``, so the name of the script's file is used; see `program_of`. Without a
-    file, as in a notebook, it is ``__main__``.
+    file, as in a notebook, the result is ``__main__``.
     """
     module = str(thing.__module__)
     if module not in _SCRIPTS:
@@ -85,7 +85,7 @@ def _file_of(script: ModuleType | None) -> str | None:
 def _digest_of_file(path: str) -> bytes:
     try:
         return hashlib.blake2b(Path(path).read_bytes(), digest_size=_DIGEST_BYTES).digest()
-    except OSError:  # such as a file within a zip archive: only its name identifies it
+    except OSError:  # a file that cannot be read, such as one within a zip archive, is identified by its name only
         return b""
 
 
@@ -93,11 +93,11 @@ def function_name(function: Any, registry: Registry = REGISTRY) -> str:
     """Return the name of a function, followed by a digest where the name alone could mean another function.
 
     Args:
-        function: with a ``__qualname__``.
+        function: a callable with a ``__qualname__``.
         registry: the user classes whose values can be encoded.
 
     Raises:
-        InvalidArgument: it uses a value without an identity.
+        InvalidArgument: the function uses a value without an identity.
     """
     try:
         return _Namer(registry).name(function)
@@ -112,7 +112,7 @@ def function_name(function: Any, registry: Registry = REGISTRY) -> str:
 
 
 def code_digest(function: Any) -> str:
-    """Return a digest of a function's code, empty if it has none, such as a function written in C."""
+    """Return a digest of a function's bytecode; empty if there is none, as for a function written in C."""
     code = getattr(function, "__code__", None)
     return "" if code is None else _digest_of_parts([*_parts_of_code(code)])
 
@@ -133,7 +133,7 @@ class _Namer:
         """Ids of the functions being named. They end the recursion for a function that refers to itself."""
 
     def name(self, function: Any) -> str:
-        if isinstance(function, MethodType):  # its arguments do not include the object to which it is bound
+        if isinstance(function, MethodType):  # its object is not an argument of the call, so the name includes it
             return f"{self.name(function.__func__)}#{_digest_of_parts([self._value(function.__self__)])}"
         module = module_of(function)
         name = f"{module}.{function.__qualname__}"
@@ -158,7 +158,7 @@ class _Namer:
     def _cell(self, function: Any, variable: str, cell: CellType) -> bytes:
         try:
             value = cell.cell_contents
-        except ValueError:  # not filled yet
+        except ValueError:  # the variable has no value yet
             if variable == function.__name__:  # the variable to which the function is about to be bound
                 return b"itself"
             raise _NoIdentity(_Unbound()) from None
@@ -196,7 +196,7 @@ class _Namer:
         if isinstance(value, logging.Logger):
             return (value.name,)
         if type(value).__module__.startswith(_THIS_LIBRARY) and type(value).__name__ in _CLIENTS:
-            backend = getattr(value, "backend", None) or value._backend  # noqa: SLF001  of one package
+            backend = getattr(value, "backend", None) or value._backend  # noqa: SLF001  same package
             return (str(getattr(value, "name", "")), backend.address.masked, backend.namespace)
         try:
             canonical(value, self._registry)
@@ -212,7 +212,7 @@ class _Unbound:
 def _cells_of(function: Any) -> Iterator[tuple[str, CellType]]:
     code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if code is not None and closure:
-        # Functions that call super() have a cell __class__. It is left out: their name contains the class already.
+        # A function that calls super() has a cell __class__. It is left out, since the function's name has the class.
         yield from ((name, cell) for name, cell in zip(code.co_freevars, closure, strict=True) if name != "__class__")
 
 

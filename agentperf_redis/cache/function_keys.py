@@ -12,15 +12,15 @@ from agentperf_redis.errors import InvalidArgument
 DIGEST_BYTES: Final = 16
 """128 bits: the probability that any two of 10^12 keys collide is 10^-15."""
 _CLASS: Final = b"\xc1"
-"""Precedes a class. No canonical form begins with this byte, so a class differs from a string with its name."""
+"""Precedes a class. No canonical form begins with this byte, so no string has the same form as a class."""
 
 
 def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> str:
     """Return the key of a function's arguments: its name and a digest of their canonical form.
 
     Args:
-        name: of the function.
-        counted: the arguments to include. A dict by name is checked item by item, so that an error names the argument.
+        name: name of the function.
+        counted: the arguments to include. In a dict, each is encoded separately, so that an error names the argument.
         registry: the user classes whose values can be encoded.
     """
     if not isinstance(counted, dict):
@@ -28,7 +28,7 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
     parts = []
     for argument, value in counted.items():
         try:
-            if isinstance(value, type):  # such as cls of a class method: identified by its name
+            if isinstance(value, type):  # a class, such as cls of a class method, is identified by its name
                 known = f"{module_of(value)}.{value.__qualname__}"
                 outer, local, _ = known.rpartition("<locals>")
                 # a class defined inside this very function is as unique as the function

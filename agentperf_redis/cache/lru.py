@@ -45,9 +45,9 @@ class LRUCache(DecoratingCache):
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
             renews its lease, no matter how long it computes.
-        on_unavailable: while the server is unreachable, "compute" calls the functions of `get_or_compute` and of
-            decorated functions, once per process, unless a stale local copy may be returned (see `FreshnessOptions`);
-            "raise" raises BackendUnavailable there, as all other methods do.
+        on_unavailable: how `get_or_compute` and decorated functions get a missing value while the server is
+            unreachable. "compute" returns a stale local copy if `FreshnessOptions` allow it, else it calls the
+            function, once per process. "raise" raises BackendUnavailable, as all other methods do.
 
     An option that is not given keeps the cache's present value, whichever process has set it; the defaults apply to a
     new cache. A given option that differs from the present value applies to every process from then on, and a warning

@@ -53,7 +53,7 @@ class Maintenance:
         self._schedule(due)
 
     def keep(self, compute_lease: ComputeLease) -> None:
-        """Renew a lease until `drop`."""
+        """Renew a lease until `drop` is called for it."""
         if not compute_lease.token:
             return
         due = time.monotonic() + compute_lease.renew_every_s
@@ -119,7 +119,7 @@ class Maintenance:
             )
         )
         for compute_lease, held in zip(compute_leases, self._backend.run(renewals.settled()), strict=True):
-            if held is False:  # the lease was released or replaced: the value will be refused, so renewal ends
+            if held is False:  # the lease was released or replaced, so the put of its value will be refused
                 self.drop(compute_lease)
 
     def _finish(self) -> None:

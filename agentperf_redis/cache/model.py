@@ -19,18 +19,18 @@ class Policy(Enum):
     LRU = "lru"
     """The least recently read or written entry."""
     TINYLFU = "tinylfu"
-    """The less frequently read of the oldest new entry and the oldest established entry; suits repeated scans."""
+    """Of the oldest new entry and the oldest established entry, the less frequently read one; suits repeated scans."""
 
 
 KINDS = {"cache": "lru", "tiered": "tiered"}
-"""The kinds of caches as users see them, by the name of each kind in keys and in the list of resources."""
+"""Maps the name of a kind of cache in keys and in the list of resources to the name that users see."""
 
 
 ARGUMENTS = {
     "cache": ("policy", "", "", "max_size", "max_bytes", "", "", "default_ttl"),
     "tiered": ("policy", "hot_size", "warm_size", "cold_size", "max_bytes", "hot_ttl", "warm_ttl", "cold_ttl"),
 }
-"""The constructor arguments for the fields of `Settings`, by kind; empty where an LRUCache has no such argument."""
+"""For each kind of cache, the constructor argument of each of `Settings.fields`; empty if there is no such argument."""
 
 
 class WithoutServer(Enum):
@@ -55,7 +55,7 @@ TIERS = (Tier.HOT, Tier.WARM, Tier.COLD)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings common to all processes that use a cache, stored on the server. Those deployed last apply.
+    """The settings common to all processes that use a cache, stored on the server. The settings deployed last apply.
 
     Attributes:
         policy: which entry is evicted when the cache is full.
@@ -107,7 +107,7 @@ class Settings:
 
     @classmethod
     def parse(cls, text: str) -> Settings | None:
-        """Parse a `text`; None if it has another form."""
+        """Build settings from their `text`; None if it has another form."""
         found = _SETTINGS.fullmatch(text)
         return None if found is None else cls.of(found.groups())
 
@@ -139,7 +139,7 @@ class CacheEntry:
         key: its key.
         value: its value.
         created_at: when it was stored, by the server's clock.
-        expires_at: when it expires, or None.
+        expires_at: when it expires; None for never.
         access_count: reads counted so far.
         last_accessed: when it was last read, or None if it was not read yet.
         tier: its present tier.
@@ -208,9 +208,9 @@ class CacheStats:
 
     Attributes:
         name: name of the cache.
-        kind: "lru" for an LRUCache, "tiered" for a TieredCache; a cache of each kind may have the same name.
+        kind: "lru" for an LRUCache, "tiered" for a TieredCache. One of each kind may have the same name.
         settings: limits of the cache, as last deployed.
-        hot, warm, cold: the tiers; all entries of an LRUCache are in cold.
+        hot, warm, cold: statistics of the tiers; all entries of an LRUCache are in cold.
         hits: reads that returned a stored value.
         misses: reads that returned no stored value.
         size: entries in the cache. An expired entry counts until a later write or a sweep removes it.
@@ -262,7 +262,7 @@ class CacheStats:
 
 
 TIERS_OWN_TTL_MS = -1
-"""As a TTL, means the default TTL of the tier in which the entry is placed."""
+"""Stands for the default TTL of the tier in which the entry is placed."""
 CACHES_OWN_TTLS_MS = (TIERS_OWN_TTL_MS,) * 3
 
 

@@ -26,9 +26,9 @@ from agentperf_redis.command import Flow
 from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed, Undecodable
 
 MAX_SWEEPS: Final = 64
-"""Maximum sweeps before statistics are read. Each removes up to 256 expired entries."""
+"""Maximum number of sweeps before statistics are read. Each sweep removes up to 256 expired entries."""
 SERVICES: Final = ("cache", "tiered")
-"""The names of an LRUCache and a TieredCache in keys and in the list of resources."""
+"""The names of the two kinds, LRUCache and TieredCache, in keys and in the list of resources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Opaque:
     """Replaces a stored value that cannot be decoded here.
 
     Attributes:
-        reason: why it cannot: damaged, larger than the limit, or of a class unknown to this process.
+        reason: the value is damaged, larger than the limit, or of a class unknown to this process.
     """
 
     reason: str
@@ -56,7 +56,7 @@ class _Lenient(Codec):
 
 @dataclass(frozen=True, slots=True)
 class ExistingCache:
-    """A cache that had settings when it was found. Its methods return flows; a flow returns None if the cache is gone.
+    """A cache that had settings when it was found. Its methods return flows.
 
     Attributes:
         backend: the server and namespace.
@@ -75,7 +75,7 @@ class ExistingCache:
         return key_names.cache(self.backend.namespace, self.service, self.name)
 
     def sweep_expired(self) -> Flow[None]:
-        """Remove expired entries before statistics are read; not more than MAX_SWEEPS allows, to spare other clients.
+        """Remove expired entries before statistics are read, in at most MAX_SWEEPS sweeps, to spare other clients.
 
         Errors of a full or read-only server are ignored: the cache can still be inspected.
         """
@@ -88,7 +88,7 @@ class ExistingCache:
                 cursor = swept.cursor
 
     def stats(self) -> Flow[CacheStats | None]:
-        """Return the statistics of all processes together."""
+        """Return the statistics of all processes together, or None if the cache is gone."""
         return read_stats(self.backend, self.service, self.name)
 
     def keys(self, limit: int | None = None) -> Flow[list[str]]:
@@ -109,7 +109,11 @@ class ExistingCache:
         return Reader(shared, _Lenient()).entry(key)
 
     def delete_many(self, keys: Iterable[str]) -> Flow[int | None]:
-        """Remove keys. If a value is being computed now, it will not be stored. Returns how many keys had a value."""
+        """Remove keys. If a value is being computed now, it will not be stored.
+
+        Returns:
+            The number of keys that had a value; None if the cache is gone.
+        """
         names = list(dict.fromkeys(map(stored_name, distinct_keys(keys))))
         removed = 0
         for chunk in chunks(names):
@@ -120,18 +124,18 @@ class ExistingCache:
         return removed
 
     def clear(self) -> Flow[int]:
-        """Make every key a miss. Returns the number of entries before."""
+        """Make every key a miss. Returns the number of entries that there were."""
         forgotten, _ = yield from commands.clear(self._keys, self.backend.process)
         return forgotten
 
     def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
-        """Make every entry that was stored with one of the tags a miss."""
+        """Invalidate every entry that was stored with one of the tags."""
         for chunk in chunks(stored_tags(tags)):
             yield from commands.invalidate_tags(self._keys, tuple(chunk), self.backend.process)
 
 
 def find(backend: Backend, service: str, name: str) -> Flow[ExistingCache | None]:
-    """Return a cache, or None if no cache of this name was ever used, or if the server lost it.
+    """Return a cache; None if no program has used a cache of this name, or if the server lost it.
 
     Args:
         backend: the server and namespace.

@@ -46,7 +46,7 @@ OnProgress: TypeAlias = Callable[[WarmUpStatus], object]
 
 
 class _Count:
-    """The progress so far. Returns the next value to compute, and reports progress one call at a time."""
+    """The values still to compute and the progress so far. Progress is reported by one thread at a time."""
 
     def __init__(self, wanted: Iterator[Wanted[Any]], total: int | None, progress: OnProgress | None) -> None:
         self._wanted = wanted
@@ -58,7 +58,7 @@ class _Count:
         self.fatal: BaseException | None = None
 
     def next(self) -> tuple[Wanted[Any], list[bool]] | None:
-        """Return the next value, and a list that is no longer empty once its function was called; None at the end."""
+        """Return the next value to compute and a list to which a call of its function adds an item; None at the end."""
         with self._lock:
             if self.fatal is not None:
                 return None

@@ -45,7 +45,7 @@ _MIB = 2**20
 
 
 class CacheKind(StrEnum):
-    """The two kinds of caches. A cache of each kind may have the same name."""
+    """The two kinds of caches. One cache of each kind may have the same name."""
 
     LRU = "lru"
     TIERED = "tiered"
@@ -384,7 +384,7 @@ def _plain_ranked_entry(entry: RankedEntry) -> dict[str, Any]:
 
 
 def _plain_value(value: object) -> dict[str, Any]:
-    """Return a value as JSON if JSON can represent it without change, else its text."""
+    """Return the value as it is if JSON can represent it without change, else its repr and its type."""
     if isinstance(value, Opaque):
         return {"value_unreadable": value.reason}
     try:

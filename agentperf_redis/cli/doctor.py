@@ -74,7 +74,7 @@ def examine(backend: Backend) -> list[Diagnosis]:
     findings = []
     for name, server in _servers(backend):
         with contextlib.closing(server):
-            latency = assess_latency(_round_trips_ms(server))  # first, so that later errors are refusals, not an outage
+            latency = assess_latency(_round_trips_ms(server))  # first, since this fails if the server is unreachable
             findings += [replace(finding, node=name) for finding in (*_assess_facts(server), latency)]
     return [*findings, _assess_handshake(backend)]
 
@@ -169,7 +169,7 @@ def assess_persistence(facts: Mapping[str, str]) -> Diagnosis:
 
 
 def assess_replication(facts: Mapping[str, str]) -> Diagnosis:
-    """Check that this is a primary, and count its replicas."""
+    """Check that the server is a primary, and count its replicas."""
     role, replicas = facts.get("role", "unknown"), facts.get("connected_slaves", "0")
     if role != "master":
         return Diagnosis("role", "bad", role, "writes need the primary: use its address, or a Sentinel or Cluster URL")

@@ -250,7 +250,7 @@ def spans(target: Target, agent: str, window: str | None, *, as_json: bool) -> E
 
 
 def _parsed_window(window: str | None) -> str | float | None:
-    """Return a window in the library's form: a bare number is in seconds."""
+    """Convert a window from the command line to the library's form, in which seconds are a number."""
     if window is None:
         return None
     try:
@@ -378,7 +378,10 @@ def _more_of_agent(found: PerformanceMetrics) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """Return None for infinity, which JSON cannot represent. Without executions, the minimum duration is infinite."""
+    """Return a value, or None if it is infinite or NaN, which JSON cannot represent.
+
+    The minimum duration, for example, is infinite without executions.
+    """
     return value if value - value == 0 else None
 
 

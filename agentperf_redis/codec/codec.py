@@ -47,7 +47,7 @@ MAX_DEPTH: Final = 100
 MAX_BYTES: Final = 1 << 20
 """Default maximum size of a packed value, bytes.
 
-A limit is needed: to unpack ten hostile megabytes, a process grew by 712 MB (measured).
+A limit is needed: a process that unpacked ten hostile megabytes grew by 712 MB (measured).
 """
 COMPRESS_ABOVE: Final = 4096
 """Default minimum packed size to deflate, bytes.
@@ -86,7 +86,8 @@ ISO 8601 cannot express the fold.
 _DTYPE = re.compile(r"[<>|][biufcSUmM][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
 _ZONE = re.compile(r"[A-Za-z0-9_+\-]+(/[A-Za-z0-9_+\-]+){0,3}\]")
 _LARGEST_FLOAT: Final = {"f": 8, "c": 16}
-"""Maximum size of a storable float or complex item, bytes. The layout of long doubles differs between machines."""
+"""Maximum size of a storable float or complex item, bytes. It excludes long doubles, whose layout depends on the
+machine."""
 _PERHAPS_TIMESTAMP = re.compile(rb"[\xd6\xd7]\xff|\xc7.\xff|\xc8..\xff|\xc9....\xff", re.DOTALL)
 _COMPLEX_PARTS = struct.Struct(">dd")
 
@@ -219,7 +220,7 @@ def canonical(value: object, registry: Registry = REGISTRY) -> bytes:
 
 
 def _is_plain(value: object, budget: int) -> bool:
-    """Whether msgpack alone can encode the value and decode an equal value of the same types.
+    """Return whether msgpack alone can encode the value and decode an equal value of the same types.
 
     It checks one level of nesting at a time, because the check of a level runs at C speed. A value that is too deep or
     larger than the budget is not plain; `_Shaper` then raises the error.
@@ -267,7 +268,7 @@ class _Shaper:
         try:
             packed: bytes = msgpack.packb(self.shape(value, 0))
         except (RecursionError, RuntimeError) as error:
-            # the stack was nearly used up before, or another thread changed the value at the same time
+            # the stack was nearly used up before this call, or another thread changed the value at the same time
             raise InvalidArgument("value", value, f"a value that can be traversed ({error})") from error
         except InvalidArgument as error:
             path = path_of(error.value, value)
@@ -325,7 +326,7 @@ class _Shaper:
 
 
 def _dumped(value: Any, storable: Storable) -> Any:
-    """Call `dump` of a user class. If it raises any error, the instance cannot be stored."""
+    """Call `dump` of a user class. If `dump` raises any error, the instance cannot be stored."""
     try:
         state = storable.dump(value)
     except InvalidArgument:
@@ -341,7 +342,7 @@ def _dumped(value: Any, storable: Storable) -> Any:
 
 
 def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
-    """Return the value that identifies an object in a cache key, in a tuple; None if only the object equals itself."""
+    """Return the value that identifies an object in a cache key, in a tuple; None if the object equals only itself."""
     if hasattr(kind, "__cache_key__"):
         return (value.__cache_key__(),)
     if isinstance(value, Enum):
@@ -540,7 +541,7 @@ def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
     dtype = np.dtype(dtype_text)
     if not _is_storable_dtype(dtype):
         raise Undecodable(f"dtype {dtype_text} is not storable")
-    # The type of each length is checked before its use: if a length was a list, a product would be a long list.
+    # The type of each length is checked first: with a list as a length, `math.prod` could create a very long list.
     if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= _MAX_INT for length in shape):
         raise Undecodable(f"{shown(shape)} is not the shape of an array")
     if math.prod(shape) * dtype.itemsize != len(data):
@@ -560,7 +561,7 @@ def _load_scalar(dtype_text: Any, data: Any) -> Any:
 
 
 def _holds_timestamp(packed: bytes) -> bool:
-    """Whether these bytes contain a msgpack timestamp: msgpack decodes it without calling the extension hook."""
+    """Return whether the bytes contain a timestamp, which msgpack decodes without calling the extension hook."""
     try:
         level: list[Any] = [msgpack.unpackb(packed, use_list=False, strict_map_key=False)]
     except TypeError:  # a dict is the key of a dict: such bytes cannot be decoded

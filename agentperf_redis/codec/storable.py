@@ -114,7 +114,7 @@ def _converters(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
 
 def member_state(member: Enum) -> Any:
-    """Return the stored form of an Enum member: its name, the value of a Flag, or ``[value]`` if it has no name.
+    """Return the stored form of an Enum member: its name, or ``[value]`` if it has no name; for a Flag, its value.
 
     Raises:
         InvalidArgument: the class does not return an equal member for the value of the member.
@@ -134,7 +134,7 @@ def member_state(member: Enum) -> Any:
 
 def _load_member(cls: type[Enum], state: Any) -> Enum:
     if isinstance(state, str) and not issubclass(cls, Flag):
-        return cls.__members__[state]  # not cls[state]: a subclass of str has its own __getitem__
+        return cls.__members__[state]  # not cls[state], which a metaclass may redefine
     value = state if issubclass(cls, Flag) else state[0]
     member = cls(value)
     if type(member) is not cls:

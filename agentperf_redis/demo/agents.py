@@ -18,11 +18,11 @@ from pathlib import Path
 from agentperf_redis.codec.storable import REGISTRY
 
 COMPLEX_FROM = 11
-"""Lowest cyclomatic complexity that is a finding. McCabe's own limit is 10."""
+"""Lowest cyclomatic complexity that counts as a finding. McCabe's own limit is 10."""
 LONG_FROM = 61
-"""Lowest number of lines of a function that is a finding: more than fit on a screen."""
+"""Lowest number of lines of a function that counts as a finding: more lines than fit on a screen."""
 DEEP_FROM = 6
-"""Lowest number of nested blocks in a function that is a finding."""
+"""Lowest number of nested blocks in a function that counts as a finding."""
 MANY_ARGUMENTS_FROM = 8
 _SHOWN_FINDINGS = 3
 _STAR_DEPTH = 8
@@ -95,12 +95,12 @@ def read(source: bytes, module: str, *, is_package: bool) -> Outline:
     """Outline a file: the reader's work.
 
     Args:
-        source: its bytes.
-        module: absolute dotted name under which it would be imported; relative imports are resolved against it.
-        is_package: whether it is an ``__init__.py``.
+        source: bytes of the file.
+        module: absolute dotted name of the file's module; relative imports are resolved against this name.
+        is_package: whether the file is an ``__init__.py``.
 
     Returns:
-        Its functions, classes and imports.
+        The functions, classes and imports of the file.
     """
     lines = source.count(b"\n") + (not source.endswith(b"\n") and bool(source))
     try:
@@ -126,7 +126,7 @@ def criticise(source: bytes) -> tuple[Finding, ...]:
     """Find the parts of a file that are hard to maintain: the critic's work.
 
     Args:
-        source: its bytes.
+        source: bytes of the file.
 
     Returns:
         All findings, ordered by points, the highest first.
@@ -157,7 +157,7 @@ def public_names(module: str, search: Sequence[str]) -> tuple[str, ...] | None:
 
     Args:
         module: absolute dotted name.
-        search: folders to look for it in, as in ``sys.path``.
+        search: folders in which the module is looked up, as in ``sys.path``.
 
     Returns:
         The names, sorted; None if there is no source, as for a builtin, or no such module.
@@ -309,7 +309,7 @@ def _names_of(module: str, search: Sequence[str], star_depth: int) -> set[str] |
 
 
 def _find_source(module: str, search: Sequence[str]) -> tuple[bytes, bool, list[str]] | None:
-    """Return the source, whether it is a package, and the package's folders.
+    """Return the source of a module, whether the module is a package, and the package's folders; None without source.
 
     `importlib.util.find_spec` would import the parents of a dotted name. So the path finder is called for each part of
     the name; it imports nothing.

@@ -11,7 +11,10 @@ from agentperf_redis.demo.journal import Account
 from agentperf_redis.demo.report import Casualty, Check
 
 MAX_TIMES_COMPUTED = 1.05
-"""It is more than 1, because the computation that the killed worker was running must be repeated."""
+"""Maximum number of times that each computation may be done on average.
+
+It is more than 1, because the computation that the killed worker was running must be repeated.
+"""
 UNFLUSHED_S = 3.0
 """Steps in these last seconds of the killed worker may be missing from the metrics.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Journal:
-    """The writing side, in a worker."""
+    """The writing side of a journal, in a worker."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -63,7 +63,7 @@ class Journal:
 
 @dataclass(slots=True)
 class Account:
-    """The reading side: the content of one worker's journal so far.
+    """The reading side of a journal: its content so far.
 
     Attributes:
         path: the file.

@@ -1,4 +1,4 @@
-"""The keys that a demo leaves on the user's server: they get a TTL of a day, so that they can be inspected."""
+"""Lets the keys that a demo leaves on the user's server expire after a day. During that day they can be inspected."""
 
 from __future__ import annotations
 

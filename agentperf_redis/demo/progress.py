@@ -15,7 +15,7 @@ class Start:
     """The planned run.
 
     Attributes:
-        address: the server, password masked.
+        address: URL of the server, with its password masked.
         socket: the embedded server's Unix socket; None on the user's own server.
         namespace: prefix of all keys.
         root: folder of the tree.

@@ -25,8 +25,8 @@ class Casualty:
     """The worker that was killed.
 
     Attributes:
-        number: of the worker.
-        files: number of files it had reviewed.
+        number: number of the worker, from 0.
+        files: number of files that the worker had reviewed.
         leases: agent types of its leases, read from the server while it was stopped, just before it was killed.
         recovered_after: time from the kill until the last of these leases was gone, s; None if one remained.
     """
@@ -43,8 +43,8 @@ class Report:
 
     Attributes:
         root: folder of the tree.
-        files: number of files in it.
-        lines: number of lines in them.
+        files: number of files in the tree.
+        lines: number of lines in these files.
         findings: number of findings.
         worst: the worst files, each a `Review` as a dict.
         seconds: time from the start of the workers to the end of the last worker, s.

@@ -131,7 +131,7 @@ def _tidy(backend: Backend) -> None:
 
 @dataclass(slots=True)
 class _Worker:
-    """One worker process, from the parent's side."""
+    """One worker process, as its parent process sees it."""
 
     number: int
     process: subprocess.Popen[bytes]
@@ -147,7 +147,7 @@ class _Worker:
     def state(self) -> WorkerState:
         if self.killed_at is not None:
             return "killed"
-        code = self.process.returncode  # of the last poll; the journal was read after it
+        code = self.process.returncode  # as of the last poll; the journal was read after that poll
         if code is None:
             return "working" if self.account.process else "starting"
         return "done" if code == 0 and self.account.result is not None else "failed"
@@ -277,7 +277,7 @@ class _Demo:
         next_show = next_look = 0.0
         leases: dict[str, int] = {}
         while True:
-            through = all([worker.process.poll() is not None for worker in workers])  # noqa: C419  poll every one
+            through = all([worker.process.poll() is not None for worker in workers])  # noqa: C419  poll every worker
             for worker in workers:
                 worker.account.update()
             now = time.monotonic()
@@ -345,12 +345,12 @@ class _Demo:
     def _await_recovery(self, victim: _Worker) -> None:
         """Wait until the killed worker's leases are gone.
 
-        Expired leases of a pool are cleared by the next request to the pool, so this makes requests.
+        Expired leases of a pool are cleared by the next request to the pool, so this method makes requests.
         """
         give_up_at = time.monotonic() + 2 * self._options.lease_ttl + 2.0
         late = False
         while not self._look_for_recovery(victim) and not late:
-            late = time.monotonic() > give_up_at  # read before the last look, so that the last look still happens
+            late = time.monotonic() > give_up_at  # after this, the loop's condition looks once more
             for agent in set(victim.held.values()):
                 self._try_capacity(agent)
             time.sleep(_TICK_S)

@@ -26,7 +26,7 @@ Names = tuple[str, ...] | None
 READER, CRITIC, LIBRARIAN, SUMMARISER = AGENTS = ("reader", "critic", "librarian", "summariser")
 FILES_CACHE, MODULES_CACHE = "files", "modules"
 EDITION = "1"
-"""Version of the agents, part of every cache key, so that results of other versions are never found."""
+"""Version of the agents. It is part of every cache key, so results of other versions are never found."""
 WAIT_S = 60.0
 """How long a step waits in the queue for an instance. It is longer than the TTL of a dead worker's lease."""
 _CHECK_EVERY_S = 0.05

@@ -22,7 +22,7 @@ class Tree:
 
     Attributes:
         root: the folder.
-        files: paths relative to it, in POSIX form, sorted.
+        files: paths relative to `root`, in POSIX form, sorted.
         top: folder from which absolute module names start: `root`, or a folder above it if `root` lies within a
             package.
     """

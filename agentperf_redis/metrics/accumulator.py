@@ -12,7 +12,7 @@ from agentperf_redis.metrics.histogram import ZERO, bucket_counts, micros
 from agentperf_redis.metrics.model import OTHER
 
 MAX_RAW = 1000
-"""Maximum number of raw samples in an accumulator, and of a series on the server."""
+"""Maximum number of raw samples in an accumulator, and maximum number per series on the server."""
 MAX_SLOW = 50
 """Number of slowest samples that an accumulator sends in addition to those that the rate limit allows."""
 MAX_COUNTERS = 2000
@@ -35,7 +35,7 @@ class Series(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A span of an agent by its path, or another measure such as ``ttft``. It has its own series."""
+    """A span of an agent by its path, or another measure such as ``ttft``. Each part has its own series."""
 
     agent: str
     path: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Accumulator:
         self.raw_dropped = 0
 
     def aggregate(self, samples: Samples) -> None:
-        """Add samples to the sums. There must be at least one."""
+        """Add samples to the sums. There must be at least one sample."""
         durations = sorted(samples[_SECONDS::ITEMS])
         counts = self.counts
         counts["n"] += len(durations)
@@ -89,7 +89,7 @@ class Accumulator:
             for outcome, count in Counter(outcomes).items():
                 for name in _fields_of_outcome(outcome):
                     counts[name if name in counts or len(counts) < MAX_COUNTERS else _OTHER_ERROR] += count
-        counts["sum_us"] += micros(sum(durations))  # more exact than a sum of rounded values, and faster
+        counts["sum_us"] += micros(sum(durations))  # rounded once: more exact than a sum of rounded values, and faster
         own_s = sum(samples[_OWN::ITEMS])
         if own_s:
             counts["self_us"] += micros(own_s)
@@ -131,7 +131,7 @@ class Accumulator:
 
     @property
     def raw_count(self) -> int:
-        """Number of raw samples in it."""
+        """Number of raw samples in this accumulator."""
         return len(self.raw) // ITEMS
 
     def sample(self, allowed: int) -> None:

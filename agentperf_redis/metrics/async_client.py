@@ -1,4 +1,4 @@
-"""`MetricsCollector` for asyncio: it awaits the same flows."""
+"""The asyncio version of `MetricsCollector`, which runs the same flows."""
 
 from __future__ import annotations
 

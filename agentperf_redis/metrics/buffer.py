@@ -40,13 +40,13 @@ RAW_REFILL_PER_S = 50.0
 """Raw samples per second that a busy series may send after its first 1000. The server still gets recent samples, but is
 not flooded."""
 MAX_ACCUMULATORS = 20_000
-"""Maximum number of waiting accumulators. Each takes about 1.6 kB with 60 different durations, so all take 32 MB in an
-outage of days. Accumulators beyond the limit are downsampled before their time."""
+"""Maximum number of waiting accumulators. Each takes about 1.6 kB with 60 different durations, so together they take
+32 MB after an outage of days. Beyond the limit, accumulators are downsampled before they are old enough for it."""
 MAX_WAITING_RAW = 100_000
-"""Maximum number of raw samples that wait during an outage, 13 MB. The newest are kept."""
+"""Maximum number of raw samples that wait during an outage; they take 13 MB. The newest are kept."""
 MAX_BUFFERED_SAMPLES = 1000
-"""Maximum number of samples in a sample buffer. Normally the next flush aggregates them; at this limit, the recording
-thread does."""
+"""Maximum number of samples in a sample buffer. Normally the next flush aggregates them. At this limit, the recording
+thread aggregates them."""
 _MAX_BUFFERED_ITEMS = MAX_BUFFERED_SAMPLES * ITEMS
 MAX_BATCH_ACCUMULATORS = 32
 """Maximum number of accumulators in one script call: about 3 ms of server time."""
@@ -57,7 +57,7 @@ WRITER_KEEP_S = 3600.0
 _UNCERTAIN_S = WRITER_KEEP_S - 60.0
 
 WIDER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
-"""The next wider slice width for each width, s. The widest is its own."""
+"""The next wider slice width for each width, s. The widest width maps to itself."""
 
 
 class PackedAccumulator(NamedTuple):
@@ -81,7 +81,7 @@ class FlushBatch:
 
     @property
     def samples(self) -> int:
-        """Number of executions in it."""
+        """Number of executions in the batch."""
         return sum(packed.accumulator.counts["n"] for packed in self.accumulators)
 
 
@@ -122,7 +122,7 @@ class Buffer:
         self._series: dict[str | Part, Series] = {}
         self._check_at = 0
         """Number of items in a sample buffer at which `record` calls `_after_record`; 0 for every record."""
-        self._offset = time.time() - self._clock()  # until the server's time is known
+        self._offset = time.time() - self._clock()  # by the local clock, until the server's time is known
         self._synchronised = False
         # Reentrant: a signal handler or a garbage-collected generator may record while this thread aggregates.
         self._lock = threading.RLock()
@@ -138,11 +138,11 @@ class Buffer:
     # -- recording
 
     def record(self, agent: str | Part, seconds: float, outcome: str, own: float = 0.0) -> None:
-        """Record an execution. No lock: extending a list is atomic, and `_aggregate` deletes only items it has read.
+        """Record an execution. No lock is needed: `list +=` is atomic, and `_aggregate` deletes only items it has read.
 
         Args:
             agent: the agent, or a part of it.
-            seconds: its duration.
+            seconds: duration of the execution.
             outcome: ``ok``, ``err``, ``err:<type>`` or ``cancelled``.
             own: for a span, its self time, s.
         """
@@ -205,7 +205,7 @@ class Buffer:
 
     def _aggregate(self, key: str | Part, sample_buffer: Samples) -> None:
         samples = sample_buffer[:]
-        del sample_buffer[: len(samples)]  # other threads may have appended since
+        del sample_buffer[: len(samples)]  # but nothing that other threads have appended since
         while samples:
             step = self._step(samples[0])
             end = len(samples)
@@ -306,7 +306,7 @@ class Buffer:
                     batch = shard.batch = FlushBatch(number, shard.writer, shard.seq, self._take(shard, now))
                 elif batch is not None and batch.first_sent is not None and now - batch.first_sent > _UNCERTAIN_S:
                     # The server may have forgotten the sequence number, so it is unknown whether the batch was counted.
-                    # Probably it was not: send it as a new writer.
+                    # Probably it was not, so it is sent again, under the name of a new writer.
                     self._uncertain += batch.samples
                     shard.writer = batch.writer = uuid.uuid4().hex[:12]
                     shard.seq = batch.seq = 1
@@ -413,7 +413,7 @@ class Buffer:
 
     @property
     def doubtful(self) -> bool:
-        """Whether there is a sent batch of which it is unknown whether the server counted it."""
+        """Whether a sent batch has an unknown result: the server may or may not have counted it."""
         batches = [shard.batch for shard in list(self._shards.values())]
         return any(batch is not None and batch.first_sent is not None for batch in batches)
 

@@ -104,8 +104,8 @@ class MetricsCollector(Recording):
         Args:
             window: as for `get_or_create_metrics`.
             as_of: as for `get_or_create_metrics`.
-            percentiles: False reads only the plain counters, a third of the work. Percentiles are then NaN, and error
-                types, models and buckets are empty.
+            percentiles: False reads only the plain counters, which takes a third of the work. Percentiles are then NaN,
+                and error types, models and buckets are empty.
 
         Raises:
             InvalidArgument: for an invalid argument.
@@ -124,7 +124,7 @@ class MetricsCollector(Recording):
         return self._backend.run(flows.combined(self._flusher, agent_names, window, as_of))
 
     def recent(self, agent_name: str, *, limit: int = 20) -> tuple[Execution, ...]:
-        """Return an agent's latest executions, newest first. Older ones than the retention of raw samples are not kept.
+        """Return an agent's latest executions, newest first. The retention of raw samples limits their age.
 
         Args:
             agent_name: the agent.
@@ -160,7 +160,7 @@ class MetricsCollector(Recording):
     def get_system_summary(self, window: Window = None, as_of: Timestamp = None) -> dict[str, Any]:
         """Return `summary` as a dict of formatted text, for example ``"60s"``, as the in-memory version does.
 
-        Uptime counts from the first sample, or is the length of the window.
+        Uptime is the time since the first sample; with a window, it is the length of the window.
         """
         return self.summary(window=window, as_of=as_of).rendered()
 
@@ -216,8 +216,8 @@ class MetricsCollector(Recording):
             window: window of the agent, as for `get_or_create_metrics`.
             as_of: end of the agent's window.
             other_window: window of the other side; None takes `window`.
-            other_as_of: end of the other side's window. None takes `as_of`; if the agent is compared with itself and
-                `other_window` is None too, it takes the start of the agent's window.
+            other_as_of: end of the other side's window. None takes `as_of`. If the agent is compared with itself and
+                `other_window` is None, too, None takes the start of the agent's window.
 
         Returns:
             The other side as first, the agent as second, and the changes from first to second.

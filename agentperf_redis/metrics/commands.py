@@ -76,7 +76,7 @@ def flush(
     Args:
         namespace: the namespace.
         batch: the batch.
-        now: time of the buffer's clock. The ages of the samples are relative to it.
+        now: the present time by the buffer's clock. The ages of the samples are relative to it.
         retention: how long slices and samples are kept.
         firm: whether the user chose the retention. Otherwise it is the default, and applies only if the namespace has
             no stored retention.
@@ -356,7 +356,7 @@ _COUNT, _ERROR, _BUCKET, _MODEL = range(4)
 
 @lru_cache(maxsize=4096)
 def _field(field: bytes) -> tuple[int, str, int]:
-    """Return the kind of a stored counter, its name without the kind, and the index of a bucket."""
+    """Return the kind of a stored counter, its name without the kind, and its index if it is a bucket, else 0."""
     name = field.decode()
     kind, _, rest = name.partition(":")
     if kind == "h" and rest != ZERO:

@@ -42,7 +42,7 @@ class Ranked:
     """An agent in a ranking.
 
     Attributes:
-        value: the figure it was ranked by.
+        value: the figure by which the agent was ranked.
         metrics: metrics of the agent.
     """
 
@@ -138,7 +138,7 @@ def compared(first: PerformanceMetrics, second: PerformanceMetrics) -> Compariso
     changes += [_exact(name, getattr(first, name), getattr(second, name), both) for name in _EXACT]
     for name in _ESTIMATED:
         one, other = getattr(first, name), getattr(second, name)
-        # The true value of each may differ by its error bound.
+        # The exact percentile of each side may differ from its estimate by the error bound of that side.
         low, high = sorted((one, other))
         (low_bound, high_bound) = (
             (first.error_bound, second.error_bound) if one <= other else (second.error_bound, first.error_bound)

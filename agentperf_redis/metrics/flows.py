@@ -1,4 +1,4 @@
-"""The flows that read metrics, of one agent or of all. A flow is a generator of commands that a driver runs."""
+"""The flows that read metrics, of one agent or of all. A flow is a generator of commands, which the backend runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from agentperf_redis.metrics.spans import SpanReport, span_report
 from agentperf_redis.metrics.windows import TimeRange, Timestamp, Window, asked_time
 
 READ_SERIES, READ_SERIES_PLAIN = 16, 48
-"""Maximum number of series in one script call: the first when all counters are read, the second for plain counters.
-A call takes 1 to 2 ms of server time with eight slices per series."""
+"""Maximum number of series in one script call: READ_SERIES if all counters are read, READ_SERIES_PLAIN if only the
+plain ones are. A call takes 1 to 2 ms of server time with eight slices per series."""
 MAX_EXACT = 1000
 MAX_EXACT_OF_MANY = 16
 """When more than `MANY_SERIES` series are read at once, only series with at most this many executions are read with raw
@@ -44,7 +44,7 @@ def agents(
     *,
     percentiles: bool = True,
 ) -> Flow[dict[str, PerformanceMetrics]]:
-    """Read all agents, sorted by name. All flows here check their arguments when called, not when they run."""
+    """Read all agents, sorted by name. Like all flows here, it checks its arguments when called, not when it runs."""
     return _agents(flusher, asked_time(window, as_of), plain=not arguments.flag("percentiles", percentiles))
 
 

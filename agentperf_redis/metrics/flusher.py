@@ -1,4 +1,4 @@
-"""Sends the buffer to the server: once per flush interval (by default a second), on request, and at the end.
+"""Sends the buffer to the server: once per flush interval (by default a second), on request, and on closing.
 
 One background thread of the process does all sending. The first record starts the thread. Requests reach it through a
 `SimpleQueue`, because `SimpleQueue.put` is safe everywhere, also in a signal handler or in `__del__`.
@@ -29,12 +29,12 @@ from agentperf_redis.metrics.retention import Retention
 _log = logging.getLogger("agentperf_redis")
 
 FLUSH_EVERY_S = 1.0
-"""The default flush interval, and the interval after a failed flush, even if the user chose a longer one."""
+"""The default flush interval. After a failed flush it also replaces an interval that the user chose."""
 MAX_FLUSH_EVERY_S = 60.0
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 2.0, 1.0
-"""How long the last flush may run without progress, s. The second value applies if the previous flush failed."""
+"""How long the flush on closing may run without progress, s. The second value applies if the previous flush failed."""
 _LAST_COMMAND_SHARE = 0.8
-"""Share of that time that one command may take, so that its error is known before the time is over."""
+"""Share of that time that one command may take. The error of the command is then known before the time is over."""
 _UNLIMITED_S = 3600.0
 _PROMPT_S = 0.5
 
@@ -126,7 +126,7 @@ class Flusher:
             warnings.warn(
                 f"{self.backend!r} is closed: later records of its MetricsCollector are not counted",
                 RuntimeWarning,
-                stacklevel=6,  # the caller of record_execution; between are _warn_closed, _wake, _after_record, record
+                stacklevel=6,  # the caller of record_execution, past _warn_closed, _wake, _after_record and record
             )
 
     def _end_with_worker(self) -> None:
@@ -278,7 +278,7 @@ class Flusher:
             return
         self._closed = True
         attempt_timeout = self._attempt_timeout()
-        self.buffer.announce_next()  # so that a record after the end is noticed
+        self.buffer.announce_next()  # so that a later record calls `_wake`, which warns
         if not self.buffer.empty:
             self._jobs.put(self._flush_last)
         settled, ended = -1, False

@@ -1,4 +1,4 @@
-"""Reads the fields of any object, and runs none of the object's code except that which looks up a field.
+"""Reads the fields of any object, and runs none of the object's code except the code that looks up a field.
 
 A usage may be a mapping, a model of any library, a test's mock, or an object that raises on access. Fields are
 therefore looked up where they are stored: in the mapping, in the instance or in its class. Other methods are never
@@ -17,7 +17,7 @@ MAX_DYNAMIC_LOOKS = 256
 _MAX_TYPES = 512
 """Maximum number of classes whose fields are cached."""
 _ABSENT_NAME = "agentperf_no_such_field"
-"""No object has this field, unless it invents its fields."""
+"""An object that seems to have this field answers to every name."""
 _SCALARS = (str, bytes, bytearray, int, float, complex, type(None), type, types.ModuleType)
 _NOT_DATA = (
     types.FunctionType,
@@ -33,12 +33,12 @@ _NOT_DATA = (
 
 
 def is_scalar(value: object) -> bool:
-    """Return whether this is a number, a text or another value without fields."""
+    """Return whether a value is a number, a text or another value without fields."""
     return issubclass(type(value), _SCALARS)
 
 
 class Fields:
-    """Reads the fields for one reading of a usage.
+    """Looks up fields during one reading of a usage.
 
     Args:
         known: the names to look up, the most likely first. Fields with other names are ignored.

@@ -15,7 +15,7 @@ _NAME_CHARACTERS = 40
 
 
 class UsageNotes:
-    """Counts the usages of this process that have one of these problems.
+    """Counts the usages of this process that have one kind of problem, and logs each kind of response once.
 
     Args:
         message: log message, once per kind of response; ``%s`` is the kind.

@@ -20,7 +20,7 @@ Count = Callable[[str], int | None]
 
 WITHIN, BESIDE = False, True
 _MAX_TOKENS = 2**53
-"""Counts from here on are ignored. The server adds counts as doubles, which are not exact for larger numbers."""
+"""Counts of this size or more are ignored. The server adds counts as doubles, which are exact only for smaller ones."""
 _MAX_COST = 1e9
 """The maximum cost that `record_llm` accepts."""
 
@@ -37,7 +37,8 @@ class Shape:
         source: where the format is documented, and the version that was read.
         tokens_in: the field of the input count; further input fields are in `more_in`.
         tokens_out: the field of the output count.
-        marks: the usage has at least one of these fields. Needed if other formats share its input and output fields.
+        marks: fields of which a usage in this format has at least one; needed if other formats have the same input and
+            output fields.
         more_in: further input fields, whose counts are never part of `tokens_in`.
         cached_in: paths of the tokens read from the provider's cache.
         cache_write: paths of the tokens written to the provider's cache.
@@ -197,8 +198,8 @@ SHAPES: tuple[Shape, ...] = (
     ),
     # -- Amazon
     Shape(
-        # Under these names, Strands counts OpenAI's cached tokens within the input, and Anthropic's separately: its
-        # total decides.
+        # Under these names, Strands counts OpenAI's cached tokens within the input, and Anthropic's separately. The
+        # total decides which of the two applies.
         "Bedrock Converse, Strands", "Converse API, TokenUsage, 2026-11; strands-agents 1.62.0, types/event_loop.py",
         "inputTokens", "outputTokens",
         cached_in=("cacheReadInputTokens", "cacheReadInputTokenCount"),
@@ -344,7 +345,7 @@ class _Parts:
 
 @lru_cache(maxsize=8)
 def _readings(cached: bool, thought: bool) -> tuple[tuple[bool, bool, bool], ...]:
-    """Return all readings of the parts. The reading of the table is first, the readings most similar to it follow."""
+    """Return all readings of the parts: first the reading of the table, then the others, the most similar first."""
     table = (cached, cached, thought)
     sides = (WITHIN, BESIDE)
     ways = [(one, other, third) for one in sides for other in sides for third in sides]
@@ -364,7 +365,7 @@ _NUMBERS: Any = (int, float, Decimal, numbers.Real)
 
 
 def whole(value: Any) -> int | None:
-    """Return a value as a token count, or None if it is not one. Databases and clients may have floats or Decimals."""
+    """Return a value as a token count, or None if it is not one. Some clients and databases give floats or Decimals."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         return None
     return int(value) if 0 <= value < _MAX_TOKENS else None

@@ -32,7 +32,7 @@ class Usage:
         model: name of the model, if the response has it.
         cost: cost, if the response has it.
         tokens_cached_in: the part of `tokens_in` that was read from the provider's cache.
-        tokens_cache_write: the part of `tokens_in` that was written to it.
+        tokens_cache_write: the part of `tokens_in` that was written to the provider's cache.
         tokens_reasoning: the part of `tokens_out` that was reasoning.
         calls: number of calls.
         differs: whether the response has a total that its parts do not add up to.
@@ -61,7 +61,7 @@ class Part:
 
     Attributes:
         id: id of the response; None if the part has none.
-        adds: whether its counts are added to those of the earlier parts; otherwise they replace them.
+        adds: whether its counts are added to those of the earlier parts; otherwise the larger counts apply.
         ends: whether it is the last part of the response.
         leads: whether later parts without an id belong to the same response.
     """
@@ -91,7 +91,7 @@ class Reading:
 
     Attributes:
         found: the usages, one per response.
-        part: for an event without counts, the part of a response that it is; otherwise None.
+        part: the part of a response that an event without counts represents; None in all other cases.
     """
 
     found: tuple[Found, ...] = ()
@@ -151,8 +151,8 @@ _HOLDERS: dict[str, bool] = {
 """Names of fields that hold a usage, in order of precedence: the first field with counts applies. If the field is a
 list, all of its items count (`_ALL`), or only the first item with counts (`_ONE`)."""
 _METRICS, _INVOCATIONS, _CYCLES = "metrics", "agent_invocations", "cycles"
-"""Strands adds up usages over the lifetime of an agent. The last invocation is that of the result, and each cycle of
-it is a model call."""
+"""Strands adds up usages over the lifetime of an agent. The last invocation produced the result, and each of its cycles
+is a model call."""
 _ITERATIONS = "iterations"
 _MODEL = (
     "model",
@@ -198,7 +198,7 @@ _MAX_DEPTH = 10
 """Maximum depth of a search. The deepest known nesting is seven: a graph's update, state, messages, message, metadata,
 usage, counts."""
 _OBJECT_COST, _SCALAR_COST, _MAX_FRUITLESS = 20, 1, 12_000
-"""A search ends when its steps since the last counts cost `_MAX_FRUITLESS`: after 200 consecutive messages without
+"""A search ends when the steps since it last found counts cost `_MAX_FRUITLESS`: after 200 consecutive messages without
 counts, or after 12,000 numbers of a list. An object costs twice as much with each level of nesting below a list, so the
 search of an object that invents its content ends after ten objects.
 """
@@ -230,7 +230,7 @@ def read_usage(response: object) -> Usage | None:
 
 
 def total(usages: list[Usage]) -> Usage | None:
-    """Return the sum of usages; None if there are none. Its model is the model that all usages have, or None."""
+    """Return the sum of usages; None if there are none. The sum has a model only if all usages have the same one."""
     if len(usages) <= 1:
         return usages[0] if usages else None
     models = {usage.model for usage in usages}
@@ -369,7 +369,7 @@ class _Search:
     def _held(self, held: object, depth: int, every: bool) -> list[Found]:
         if every or not _is_list(held):
             return self._within(held, depth - 1)
-        prompts = held if all(map(_is_list, held)) else [held]  # LangChain: prompts, and the generations of each
+        prompts = held if all(map(_is_list, held)) else [held]  # LangChain has a list of generations per prompt
         return [each for prompt in prompts for each in self._first(prompt, depth - 2)]
 
     def _first(self, items: Sequence[object], depth: int) -> list[Found]:
@@ -383,7 +383,7 @@ class _Search:
         return [replace(found[0], usage=replace(found[0].usage, calls=max(1, len(prompts))))]
 
     def _conversation(self, messages: object, depth: int) -> list[Found]:
-        """Return the usages of the messages in a state. The ids identify them if the state is passed again."""
+        """Return the usages of a state's messages. The ids of the messages identify them if the state comes again."""
         if not _is_list(messages):
             return self._within(messages, depth - 1)
         found = []
@@ -429,7 +429,7 @@ class _Search:
         return []
 
     def _iterations(self, shape: Shape, source: object, names: frozenset[str]) -> list[Usage]:
-        """Return the sum of the requests in ``iterations``, and separately the sums of other models (advisors).
+        """Return a list: the sum of the requests in ``iterations``, then the sum of each other model (advisor).
 
         The list is empty if the usage does not list its requests.
         """
@@ -495,7 +495,7 @@ class _Search:
         return usage.calls
 
     def _part(self, source: object, names: frozenset[str], *, counted: bool = False) -> Part | None:
-        """Return the part of a response that an event or a chunk is; None for other objects.
+        """Return the part of a response that an event or a chunk represents; None for other objects.
 
         Args:
             source: the object.
@@ -510,7 +510,7 @@ class _Search:
         if kind == "AIMessageChunk" and (identity := self._text(source, names, ("id",))):
             return Part(identity, adds=True)
         if self._text(source, names, ("object",)) == _CHUNK and (identity := self._text(source, names, ("id",))):
-            # The last chunk has counts and no choices. Ids may be used again: Ollama has 999 of them.
+            # The last chunk has counts and no choices. Ids may be used again: Ollama has only 999 ids.
             return Part(identity, ends=counted and not ("choices" in names and self._fields.get(source, "choices")))
         if "candidates" in names and (identity := self._text(source, names, ("response_id", "responseId"))):
             return Part(identity, ends=self._finished(self._fields.get(source, "candidates")))
@@ -547,7 +547,7 @@ class _Search:
             if name in names:
                 value = self._fields.get(source, name)
                 if _is_text(value) and value:
-                    return str.__str__(value)  # a plain str, even if it was of a subclass
+                    return str.__str__(value)  # a plain str, even if the value is of a subclass
         return None
 
 
@@ -567,7 +567,7 @@ _LAST_EVENTS = frozenset({
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Return whether this is a list or a tuple by its real class; mocks claim other classes."""
+    """Return whether the real class of a value is a list or a tuple; mocks claim other classes."""
     return issubclass(type(value), (list, tuple))
 
 
@@ -592,13 +592,13 @@ def _usage(read: Counts) -> Usage:
 
 
 def _known(usage: Usage) -> Usage:
-    """Return a usage with hidden reasoning: marked as inconsistent, unless the vendor is known to hide reasoning."""
+    """Mark a usage with hidden reasoning as inconsistent, unless its vendor is known to hide reasoning."""
     return replace(usage, hidden=False, differs=not (usage.model and _HIDES_REASONING in usage.model.lower()))
 
 
 _HIDES_REASONING = "gemini"
-"""Part of the model names of the vendor that is known to hide reasoning, in Gemini's OpenAI endpoint: ai.google.dev,
-OpenAI compatibility, 2026-11."""
+"""Text in the model names of the vendor that is known to hide reasoning. Gemini's OpenAI endpoint does so; see
+ai.google.dev, OpenAI compatibility, 2026-11."""
 
 
 def _whole(value: object) -> int | None:

@@ -1,4 +1,4 @@
-"""Results of the metrics service: frozen snapshots, and the dicts of the in-memory version that are made from them."""
+"""Results of the metrics service: frozen snapshots. Some convert to the dicts that the in-memory version returns."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ModelUsage:
         tokens_out: tokens received, including reasoning.
         cost: cost in the caller's unit, to 10^-9.
         tokens_cached_in: the part of `tokens_in` that was read from the provider's cache.
-        tokens_cache_write: the part of `tokens_in` that was written to it.
+        tokens_cache_write: the part of `tokens_in` that was written to the provider's cache.
         tokens_reasoning: the part of `tokens_out` that was reasoning.
     """
 
@@ -74,13 +74,13 @@ class PerformanceMetrics:
         task_count: executions, including failed and cancelled ones.
         success_count: executions that succeeded.
         failure_count: executions that failed.
-        total_execution_time: s.
-        min_execution_time: s; infinite without executions.
-        max_execution_time: s.
-        avg_execution_time: s.
-        p50_execution_time: s.
-        p95_execution_time: s.
-        p99_execution_time: s.
+        total_execution_time: sum of the durations, s.
+        min_execution_time: shortest duration, s; infinite without executions.
+        max_execution_time: longest duration, s.
+        avg_execution_time: average duration, s.
+        p50_execution_time: 50th percentile of the durations, s.
+        p95_execution_time: 95th percentile of the durations, s.
+        p99_execution_time: 99th percentile of the durations, s.
         execution_times: all durations in s, in the order of their ends, if the server still holds all; otherwise empty.
         error_types: failures by type.
         last_execution: end of the last execution, local time; None without executions.
@@ -97,7 +97,7 @@ class PerformanceMetrics:
         models: usage by model.
         interval: the covered time range.
         tokens_cached_in: the part of `tokens_in` that was read from the providers' caches.
-        tokens_cache_write: the part of `tokens_in` that was written to them.
+        tokens_cache_write: the part of `tokens_in` that was written to the providers' caches.
         tokens_reasoning: the part of `tokens_out` that was reasoning.
     """
 
@@ -228,8 +228,8 @@ class AgentRanking:
     Attributes:
         agent: name of the agent.
         score: success rate / (average duration in s + 1).
-        success_rate: 0 to 1.
-        avg_execution_time: s.
+        success_rate: share of executions that succeeded, 0 to 1.
+        avg_execution_time: average duration, s.
     """
 
     agent: str
@@ -335,7 +335,7 @@ class Delivery:
         pending: executions that are not confirmed yet.
         dropped: executions that were dropped, because a key of their agent has the wrong type on the server.
         uncertain: executions that may have been counted twice. Their request had no reply for so long that the server
-            has forgotten its sequence number.
+            may have forgotten the sequence number of the request.
         samples_dropped: raw samples that were counted but not kept.
         other: executions counted under ``__other__``.
         usage_unread: model calls recorded without tokens, because their ``usage=`` had no token counts.

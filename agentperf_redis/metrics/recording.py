@@ -73,8 +73,8 @@ class Recording:
 
         Args:
             agent_name: the agent.
-            not_failures: an exception class or a tuple of them. They count as success, such as the GraphInterrupt of an
-                agent that asks its user.
+            not_failures: an exception class or a tuple of them. These exceptions count as success. An example is the
+                GraphInterrupt of an agent that asks its user.
 
         Returns:
             A context manager for one use. Coroutines enter it with plain ``with`` too, because it does no I/O.
@@ -139,10 +139,10 @@ class Recording:
             model: name of the model, 1 to 200 characters.
             usage: a response, an event of its stream, the result of an agent, or a list of these. Any object is
                 allowed. Values that are not passed as arguments are read from it; see
-                `agentperf_redis.metrics.llm_usage`. A usage without token counts is a call without tokens, reported in
-                the log and in `delivery().usage_unread`. A total that is not input plus output is reported in the log
-                and in `delivery().usage_inconsistent`. Events of one stream, and messages of a conversation that is
-                passed again, are counted once per process.
+                `agentperf_redis.metrics.llm_usage`. A usage without token counts is recorded as a call without tokens,
+                and is reported in the log and in `delivery().usage_unread`. A total that is not input plus output is
+                reported in the log and in `delivery().usage_inconsistent`. Events of one stream, and messages of a
+                conversation that is passed again, are counted once per process.
             calls: number of calls; None takes the number in the usage, or 1.
 
         Raises:
@@ -180,7 +180,7 @@ class Recording:
         Args:
             agent: the agent.
             usage: the passed usage.
-            reading: the result of reading it.
+            reading: the result of reading this usage.
             found: the usages in the reading, merged by response.
             counted: whether the caller passed token counts as arguments.
         """
@@ -210,7 +210,7 @@ class Recording:
         self._add(agent_name, _NO_USAGE | {"tool_calls": arguments.count("calls", calls, minimum=0)})
 
     def record_stream(self, agent_name: str, items: int, first: float, between: float | None = None) -> None:
-        """Record the timing of a stream, separately from its execution. `track_performance` does so for generators.
+        """Record the timing of a stream, separately from its execution. `track_performance` does this for generators.
 
         Args:
             agent_name: the agent.
@@ -231,7 +231,7 @@ class Recording:
         self._add_to(*self._target(agent_name), counts)
 
     def _target(self, agent_name: str | None) -> tuple[str, Span | None]:
-        """Return the agent, and the current span if it is a span of this agent, otherwise None."""
+        """Return the agent and the current span. The span is None if it is not a span of this agent."""
         span = current_span()
         if agent_name is None and span is None:
             raise InvalidArgument("agent_name", None, "a name; None is allowed only in a span or a tracked execution")

@@ -5,8 +5,9 @@ spans nest through functions, coroutines and tasks. In a new thread, which has n
 
 Self time: an open span without an open child is *active*. Time in which several spans are active (in tasks or threads)
 is divided among them equally. The self times of a tree therefore add up exactly to its total time, even if spans ran
-concurrently. To compute them, a virtual clock runs at 1/k of real time while k spans are active, and the self time of a
-span is the advance of the virtual clock while the span was active. Opening and closing a span therefore costs O(1).
+concurrently. Self times are computed with a virtual clock, which runs at 1/k of real time while k spans are active. The
+self time of a span is the advance of this clock while the span was active. Opening and closing a span therefore costs
+O(1).
 (The virtual clock is that of processor sharing: Parekh and Gallager, "A generalized processor sharing approach to flow
 control", 1993.)
 """
@@ -47,7 +48,7 @@ class _Tree:
         clock: real time to which `virtual` has been advanced.
         virtual: the virtual clock; see the module docstring.
         active: number of active spans.
-        late: whether the tree was created while its root was being left. Then the root is not counted in `active`.
+        late: whether the tree was created while its root was being left. If so, `active` does not count the root.
     """
 
     __slots__ = ("active", "clock", "late", "lock", "virtual")
@@ -82,7 +83,7 @@ class _Forks:
 
 
 _process = object()
-"""Token of this process. Spans that a fork copied from the parent have another one."""
+"""Token of this process. Spans that a fork copied from the parent have another token."""
 _forks = _Forks()
 _DEFERRED = object()
 
@@ -100,7 +101,8 @@ def current_span() -> Span | None:
 class Span:
     """An open execution or span: ``with collector.track("research"):``, ``with collector.span("research", "plan"):``.
 
-    Enter it once. An exception that leaves the block records a failure of its type, or a cancellation.
+    A span can be entered once. An exception that leaves the block is recorded as a failure of its type, or as a
+    cancellation.
 
     Attributes:
         agent_name: the agent.
@@ -241,10 +243,10 @@ class Span:
             not_recorded(self.agent_name)
 
     def defer(self) -> bool:
-        """Keep the span open, suspended, when its block ends: a later `resume` and `__exit__` end it.
+        """Keep the span open but suspended when its block ends. A later `resume` and `__exit__` end it.
 
         Returns:
-            False in a child that was forked within the block: the span is its parent's.
+            False in a child that was forked within the block, since the span belongs to the parent process.
         """
         if self._process is not _process:
             return False

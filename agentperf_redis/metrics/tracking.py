@@ -29,7 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _Note: TypeAlias = Callable[[str, int, float, float | None], None]
-"""`MetricsCollector.record_stream`."""
+"""The signature of `MetricsCollector.record_stream`."""
 
 
 def track_performance(
@@ -40,8 +40,8 @@ def track_performance(
     Args:
         agent_name: the agent.
         collector: the collector that records.
-        not_failures: an exception class or a tuple of them. They count as success, because they are used as control
-            flow, such as GraphInterrupt or ModelRetry.
+        not_failures: an exception class or a tuple of them. These exceptions count as success, because they are used as
+            control flow, such as GraphInterrupt or ModelRetry.
 
     Returns:
         A decorator for functions, coroutine functions, generators and async generators, also as methods, static methods
@@ -110,7 +110,7 @@ _NOT_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple,
 
 
 def _ends_later(result: Any) -> bool:
-    """Whether a result is awaited by its caller, so that the execution ends with it.
+    """Return whether the caller is expected to await a result, so that the execution ends when the result does.
 
     An awaitable object with methods of its own, such as a future of another library, may be used without being awaited:
     the execution ends when the function returns it.
@@ -151,7 +151,7 @@ def _leave_with(span: Span, future: asyncio.Future[Any]) -> None:
 
 
 class _TrackedAwaitable:
-    """Wraps an object that can be awaited, or entered with ``async with``. Its first use ends the span."""
+    """Wraps an object that can be awaited, or entered with ``async with``. The end of its first use ends the span."""
 
     def __init__(self, awaitable: Any, span: Span) -> None:
         self._awaitable = awaitable
@@ -179,7 +179,7 @@ class _TrackedAwaitable:
     async def __aexit__(self, *error: object) -> Any:
         return await self._awaitable.__aexit__(*error)
 
-    # A task runs an object that is a Coroutine, as those of HTTP clients are, by these three.
+    # If the wrapped object is a Coroutine, as in HTTP clients, a task runs it with `send`, `throw` and `close`.
 
     def _coroutine(self) -> Coroutine[Any, Any, Any]:
         if self._running is None:

@@ -4,7 +4,7 @@ A timestamp has one of three forms:
 
 - a datetime with a zone;
 - a datetime without a zone: local time, as from ``datetime.now()``. Results have this form too (`last_execution`,
-  `Execution.ended`), as in the in-memory version. In the hour that a clock change repeats, its ``fold`` decides;
+  `Execution.ended`), as in the in-memory version. In the hour that a clock change repeats, ``datetime.fold`` decides;
 - a number: seconds since 1970, as from ``time.time()`` and in `Interval`.
 """
 
@@ -86,7 +86,7 @@ def timestamp_ms(argument: str, given: object) -> int:
     """
     try:
         seconds = given.timestamp() if isinstance(given, datetime) else None
-    except (OverflowError, ValueError, OSError):  # near the years 1 and 9999, a zone may leave the calendar
+    except (OverflowError, ValueError, OSError):  # near the years 1 and 9999, a zone's offset may leave the calendar
         raise InvalidArgument(argument, given, _TIMESTAMP_ALLOWED) from None
     if seconds is None:
         seconds = arguments.number(argument, given, _TIMESTAMP_ALLOWED)

@@ -28,7 +28,7 @@ local call = redis.call
 local clock = tonumber(call('HGET', META, 'clock') or 0) or 0
 local cleared = call('HLEN', SIZE)
 local deferred_count = call('LLEN', DEFERRED)
-for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end  -- fails for another type
+for _, key in ipairs({EXP, NEW, HOT, WARM, COLD, GHOST, TAGS}) do call('ZCARD', key) end  -- fails if the type is wrong
 call('GET', EPOCHS)
 local time = call('TIME')
 clock = math.max(time[1] * 100000 + math.floor(time[2] / 10), clock) + 1

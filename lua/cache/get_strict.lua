@@ -54,7 +54,7 @@ if not alive then
   return found[1] and {3, found[1], found[2] or '0 0 0'} or {4}
 end
 I.record_reads({KEY}, {1})
-if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- the caller finds a longer number undecodable
+if #cost_ms <= 15 then I.counters = {0, tonumber(cost_ms), 0} end  -- the caller cannot decode a longer number
 I.balance()
 I.delete_dropped()
 I.save()

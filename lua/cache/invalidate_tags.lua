@@ -1,4 +1,4 @@
--- invalidate_tags: make every entry that has one of the tags and is older than now a miss.
+-- invalidate_tags: invalidate every entry that has one of the tags and was written before this call.
 -- KEYS
 --   meta       HASH    <tag>:meta
 --   epochs     STRING  <tag>:epochs  "<cleared> <tagged> <merged>", three versions: entries up to <cleared> are

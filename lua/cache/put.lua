@@ -68,7 +68,7 @@ if not I then return refusal end
 local call = I.call
 if I.now_ms > UNTIL_MS then return {-6, I.now_ms} end
 
--- First the reads that decide whether the put is refused.
+-- These reads decide whether the put is refused.
 local doubt = false
 if SEEN ~= '' or I.resent >= I.now_ms then
   local stored = call('MGET', ENTRY)[1]
@@ -145,13 +145,14 @@ else
     end
   else
     I.n = I.n + 1
-    if I.lfu then                        -- a new entry starts with the frequency that GHOST remembers
+    if I.lfu then                        -- a new entry starts with the frequency that GHOST has for it
       f = 1
       local ghost = tonumber(call('ZSCORE', GHOST, KEY) or nil)
       if ghost then
         local at, remembered = I.unpack_score(ghost)
         f = I.aged(at, remembered % 8) + 1
-        if remembered >= 8 then          -- evicted from the window: would a window wider by 10 % have kept it?
+        if remembered >= 8 then
+          -- The key was evicted from the window. Widen the window if 10 % of the cache more would have kept the key.
           local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
           if not mark or ghost > mark then I.grow = math.min(math.max(0, I.total - 2), I.grow + I.step()) end

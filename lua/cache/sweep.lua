@@ -29,7 +29,7 @@
 local META, SIZE, EXP, NEW, HOT, WARM, COLD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local GHOST, DEFERRED, EPOCHS, TAGS = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local N, CURSOR = math.min(256, tonumber(ARGV[1])), ARGV[2]
-local HEAD = 511                         -- bytes read to find an entry's tags; longer tags are left to readers
+local HEAD = 511                         -- index of the last byte read to find tags; readers check longer tags
 local WRITER_KEPT_MS = 3600000           -- no report is repeated after an hour
 
 local I, refusal = open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED)
@@ -72,5 +72,5 @@ I.delete_dropped()
 I.promoted = true                        -- balance every tier
 I.balance()
 I.delete_dropped()
-if expired + freed + orphans + I.evicted > 0 then I.save() end  -- only if needed: a full server refuses it
+if expired + freed + orphans + I.evicted > 0 then I.save() end  -- only if needed: a full server refuses writes
 return {1, expired, freed, orphans, I.evicted, (expired == N or I.deferred_count > 0) and 1 or 0, page[1]}

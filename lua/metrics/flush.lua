@@ -50,7 +50,7 @@ local NAMES, CELLS = 17, 17 + (#KEYS - 3) / 3
 local call = redis.call
 local now = clock_ms()
 -- Ages are relative to the time when the request was sent, since a request may wait, for example while the server is
--- stopped. No request waits longer than WRITER_KEEP_MS: if it seems so, the server's clock was set forward.
+-- stopped. No request waits longer than WRITER_KEEP_MS. If one seems to, the server's clock was set forward.
 local base = (SENT_MS >= 0 and SENT_MS < now and now - SENT_MS < tonumber(WRITER_KEEP_MS)) and SENT_MS or now
 local tag = string.sub(AGENTS, 1, -7)
 local series_count = CELLS - NAMES
@@ -77,9 +77,9 @@ for t = 1, 4 do
 end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
--- The series under which each name is counted: its own, or __other__ beyond a limit.
+-- Each name is counted under a series: its own, or __other__ beyond a limit.
 local series, indexes = {}, {}
-local function admit(index, member, limit)  -- is the member known, or below the limit?
+local function admit(index, member, limit)  -- returns whether the member is known or within the limit
   local known = indexes[index]
   if not known then
     known = {size = holds(index, 'zset') and call('ZCARD', index) or 0, seen = {}}
@@ -244,7 +244,7 @@ for _, key in ipairs(order) do
   local stored = {}
   if holds(key, 'hash') then
     stored = call('HMGET', key, unpack(names))
-    expiries[key] = nil  -- the script that created the slice has set its expiry
+    expiries[key] = nil  -- the call that created the slice has set its expiry
   end
   local write = {}
   for i = 1, #names do

@@ -29,7 +29,7 @@ local now = clock_ms()
 local KEEP = redis.pcall('HMGET', SETTINGS, '10s', '1m', '1h', '1d')
 if KEEP.err then return corrupt(SETTINGS, 'something else (' .. KEEP.err .. ')') end
 -- The TTLs are limited even if the stored settings are larger, so that the loop below ends soon. No valid retention has
--- more slices of one width.
+-- more than 10080 slices of one width.
 for t = 1, 4 do KEEP[t] = math.min(tonumber(KEEP[t]) or 0, 10080 * TIERS[t][WIDTH]) end
 local from, to = 0, now + 1
 
@@ -49,7 +49,7 @@ if WINDOW_MS > 0 then
     return nil
   end
   local t = start <= now and finest(start) or nil
-  while not t and start < ending and start <= now do  -- nothing this old is kept: start where something is
+  while not t and start < ending and start <= now do  -- no slice this old is kept: try one day later
     start = math.min(start + 86400000, ending)
     t = finest(start)
   end
@@ -71,7 +71,7 @@ if WINDOW_MS > 0 then
         break
       end
     end
-    if not taken then  -- only wider slices are kept: take the one that contains `at`; the answer starts or ends with it
+    if not taken then  -- only wider slices are kept: take the one around `at`; the window then starts or ends with it
       taken = finest(at) or 4
       local width = TIERS[taken][WIDTH]
       at = floor(at / width) * width
@@ -84,7 +84,8 @@ if WINDOW_MS > 0 then
   if not t then to = from end
 end
 
--- The prefixes of the keys that are added up for a series: of its total, or of its slices. Its name follows the prefix.
+-- A series is read from its total, or from its slices, whose counters are added up. `starts` holds the prefixes of the
+-- keys of these. The name of the series follows each prefix.
 local starts = {}
 if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
 for s = 1, #slices do starts[s] = slice_key(tag, slices[s][1], slices[s][2], '') end
@@ -94,7 +95,7 @@ local function append(item)
   size = size + 1
   reply[size] = item
 end
--- Integers in a reply have 64 bits. Larger sums, such as of costs in 10^-9, are returned as the largest such number.
+-- Integers in a reply have 64 bits. A larger sum, such as of costs in units of 10^-9, is returned as LARGEST.
 local LARGEST = 9223372036854774784  -- the last double below 2^63
 local function clamped(number)
   return number < LARGEST and number or LARGEST

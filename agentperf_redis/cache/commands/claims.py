@@ -45,7 +45,7 @@ class Await:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The awaited computation failed: error type and message, both empty if the value cannot be stored."""
+    """The awaited computation failed. The texts are empty if it returned a value that cannot be stored."""
 
     error_type: str
     message: str
@@ -109,7 +109,11 @@ def renew(keys: CacheKeys, name: str, token: str, lease_ms: int) -> Command[bool
 
 
 def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_ms: int, origin: str) -> Command[bool]:
-    """Release a lease without a value; `error` is None if none occurred. Returns whether the lease was still held."""
+    """Release a lease without storing a value. `error` is None if the computation was given up.
+
+    Returns:
+        Whether the lease was still held.
+    """
     lease = keys.lease_prefix + name
     args: NamedArgs = {
         "token": token,
@@ -124,7 +128,7 @@ def release(keys: CacheKeys, name: str, token: str, *, error: str | None, error_
 
 
 def computing_failed(keys: CacheKeys, name: str) -> Command[bool]:
-    """Return whether the last computation of a key failed, if the server still has a record of it."""
+    """Return whether the server has a record that the last computation of a key failed."""
     lease = keys.lease_prefix + name
     return Command("HMGET", (lease,), ("failed",), lambda reply: texts(reply) != [None])
 

@@ -54,7 +54,7 @@ class StrictRead:
     """The result of a read that is recorded at once.
 
     Attributes:
-        found: the entry; the invalidation epochs only if the script could not decode the entry or the epochs.
+        found: the entry. It includes the invalidation epochs only if the script could not decode them or the entry.
         counted: whether the script counted a hit.
         wrong_type: whether the entry's key has a wrong type.
     """
@@ -254,7 +254,7 @@ def clear(keys: CacheKeys, origin: str) -> Command[tuple[int, int]]:
 
 
 def invalidate_tags(keys: CacheKeys, tags: tuple[str, ...], origin: str) -> Command[int]:
-    """Make every entry that has one of the tags a miss. Returns the version of the invalidation."""
+    """Invalidate every entry that has one of the tags. Returns the version of the invalidation."""
 
     def decode(reply: Reply) -> int:
         match reply:
@@ -285,5 +285,5 @@ def _index(keys: CacheKeys) -> tuple[str, ...]:
 
 
 def _flat(report: AccessReport) -> tuple[Arg, ...]:
-    assert len(report.reads) <= MAX_READS  # noqa: S101  the scripts unpack all of them at once
+    assert len(report.reads) <= MAX_READS  # noqa: S101  the scripts unpack all reads at once
     return tuple(part for pair in report.reads for part in pair)

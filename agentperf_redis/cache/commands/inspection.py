@@ -78,7 +78,7 @@ def score(key: str, name: str) -> Command[float | None]:
 
 
 def oldest_first(key: str, first: int, last: int) -> Command[list[tuple[str, float]]]:
-    """Return members of an index with their scores, by rank, lowest score first."""
+    """Return the members of an index from rank `first` to rank `last` with their scores, the lowest score first."""
 
     def decode(reply: Reply) -> list[tuple[str, float]]:
         found = texts(reply)
@@ -104,4 +104,4 @@ def _number(key: str, reply: Reply) -> float | None:
 
 
 _EXACT = 2.0**57
-"""Upper bound of valid numbers. Scores stay below it until the year 2200; see `entry_format.pack_score`."""
+"""Upper bound of valid numbers. Scores stay below it until the year 4800; see `entry_format.pack_score`."""

@@ -15,11 +15,13 @@ from agentperf_redis.errors import BackendFull
 _WAIT_SHARE: Final = 0.25
 """How long to wait for a report that another thread or task is sending, as a share of a command's deadline. The wait is
 long enough that a server stall of a second does not reverse the order of the report and the next command. It is short
-enough that an unreachable server does not delay a call much more."""
+enough to add little to the delay of a call while the server is unreachable."""
 
 
 def under_way(shared: SharedState, waited: WakeUp | None = None) -> Flow[WakeUp | None]:
-    """Wait until another thread or task has sent its report, so that the report precedes the caller's next command.
+    """Wait, for a limited time, for the report that another thread or task is sending.
+
+    The report then precedes the caller's next command.
 
     Args:
         shared: the state of the cache in this process.

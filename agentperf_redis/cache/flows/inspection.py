@@ -67,7 +67,7 @@ def read_stats(backend: Backend, service: str, name: str) -> Flow[CacheStats | N
     lookups = sum(hits) + misses
     tiers = []
     for capacity, entries, tier_hits in zip(settings.capacities, (hot, warm, cold + new), hits, strict=True):
-        # a read counts as a lookup in hot, and in each next tier until its entry is found
+        # a read counts as a lookup in hot, and in each following tier until its entry is found
         tiers.append(TierStats(entries, capacity, tier_hits, lookups - tier_hits))
         lookups -= tier_hits
     return CacheStats(

@@ -71,7 +71,7 @@ class Eraser:
         self.shared.learn(version)
 
     def invalidate_tags(self, tags: Iterable[str]) -> Flow[None]:
-        """Make every entry with one of the tags a miss."""
+        """Invalidate every entry with one of the tags."""
         names = stored_tags(tags)
         for chunk in chunks(list(names)):
             try:

@@ -17,7 +17,7 @@ from agentperf_redis.keys import CacheKeys
 _PAGE = 1000
 """Entries read in one command: about a millisecond of the server's time."""
 _HEAD_BYTES = 4096
-"""Bytes to read of an entry: enough for its header line, even with many tags."""
+"""Bytes read from the beginning of an entry: enough for its header line, even with many tags."""
 
 
 class EntryRanking(Enum):

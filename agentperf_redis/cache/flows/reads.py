@@ -180,7 +180,7 @@ class Reader:
         self.local.fill(key, name, stored, value, ttl_s, ticket)
 
     def _look_up_strictly(self, name: str, *, miss: bool) -> Flow[tuple[Any, entry_format.Stored | None]]:
-        """Do the same as `look_up` with `strict`: the script records the read and checks the tags."""
+        """Do what `look_up` does in a strict cache: a script reads the entry, records the read and checks the tags."""
         try:
             read = yield from self._read_strictly(name, miss=miss)
         except BackendFull as error:  # a full server cannot record the read, but still returns the value
@@ -219,12 +219,12 @@ class Reader:
     def _opened(
         self, name: str, entry: bytes | None, gen: bytes | None, *, counted: bool
     ) -> tuple[entry_format.Stored | None, bool]:
-        """Parse an entry. Returns the entry, or None if it is cleared or invalid, and whether to check its tags."""
+        """Parse an entry. Returns the entry (None if it is cleared or invalid), and whether to check its tags."""
         if entry is None:
             return None, False
         try:
             stored = entry_format.parse(entry)
-            known = self._known_gen  # parsed once, since it seldom changes; replaced atomically, for thread safety
+            known = self._known_gen  # parsed epochs, which seldom change; replaced as a whole, for thread safety
             if gen != known[0]:
                 known = (
                     gen,

@@ -27,7 +27,7 @@ def ready(shared: SharedState) -> Flow[None]:
         yield from _flush_pending(shared)
     if shared.deployed:
         return
-    with suppress(BackendFull):  # an existing cache is registered already; a new one fails below, too
+    with suppress(BackendFull):  # an existing cache is registered already; for a new one, `deploy` fails, too
         yield from shared.backend.enter(shared.service, shared.name)
     sent_at = time.monotonic()
     reply = yield from commands.deploy(shared.keys, shared.settings, shared.given)
@@ -50,7 +50,7 @@ def _in_words(shared: SharedState, text: str) -> str:
 
 
 def _flush_pending(shared: SharedState) -> Flow[None]:
-    """Send the pending invalidations. Repeating them is harmless, even if other processes do: a miss is never wrong."""
+    """Send the pending invalidations. Several processes may send the same one, since a miss is never wrong."""
     invalidations = list(shared.pending_invalidations)
     names = {kind: [name for scope, name in invalidations if scope is kind] for kind in InvalidationScope}
     if names[InvalidationScope.ALL]:
@@ -58,7 +58,7 @@ def _flush_pending(shared: SharedState) -> Flow[None]:
     for chunk in chunks(names[InvalidationScope.TAG]):
         yield from commands.invalidate_tags(shared.keys, tuple(chunk), shared.origin)
     for chunk in chunks(names[InvalidationScope.KEY]):
-        yield from commands.delete(shared.keys, chunk, shared.origin)  # without settings there are no entries
+        yield from commands.delete(shared.keys, chunk, shared.origin)  # a cache without settings has no entries
     shared.remove_pending(invalidations)
     log.warning("cache %s: sent %d invalidations that had failed before", shared.name, len(invalidations))
 
@@ -83,7 +83,7 @@ def _shrink(shared: SharedState) -> Flow[None]:
         _, count = yield from inspection.counters(where)
         capacities = settings.capacities
         within = total <= sum(capacities) and hot <= capacities[0] and warm <= capacities[1]
-        steps = steps or 3 + total // commands.MAX_EVICTIONS  # bounded, since others may raise a limit meanwhile
+        steps = steps or 3 + total // commands.MAX_EVICTIONS  # if a limit is raised meanwhile, only this ends the loop
         if (within and not 0 < settings.max_bytes < count["bytes"]) or steps == 1:
             return
         steps -= 1

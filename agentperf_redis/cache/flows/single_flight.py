@@ -46,13 +46,13 @@ from agentperf_redis.errors import (
 )
 
 DEFAULT_LEASE_S: Final = 5.0
-"""How long a crashed process delays other callers; a live process renews its lease at a third of this."""
+"""How long a crashed process delays other callers. A live process renews its lease every third of this time."""
 MIN_LEASE_S: Final = 0.1
 """Minimum TTL of a lease: long enough for a renewal to arrive in time, even from a busy process."""
 ERROR_KEPT_MS: Final = 5000
 """How long an error is kept for waiters. They are notified at once, and poll at least every 0.25 s."""
 _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
-"""Bounds of a waiter's poll interval. Waiters poll in case the message about the end is lost."""
+"""Bounds of a waiter's poll interval. Waiters poll in case the message that wakes them is lost."""
 _MAX_WAIT_S = 3600.0
 _MAX_ERROR_CHARACTERS = 500
 _RAISED = (ComputeFailed, InvalidArgument, SchemaMismatch)
@@ -94,7 +94,7 @@ class SingleFlight:
         Args:
             key: the key.
             freshness: how to treat a value that is no longer fresh.
-            look: False computes even if there is a value.
+            look: False computes the value even if one is stored.
             blocking: the calling thread is blocked while it waits.
 
         Raises:
@@ -147,7 +147,7 @@ class SingleFlight:
     def _without_server(
         self, name: str, key: str, freshness: Freshness, *, look: bool, blocking: bool = False
     ) -> Flow[Answer | Crashed]:
-        """Return a stale copy if allowed, a lease to compute, or the result of another local thread or task."""
+        """Return a stale copy if that is allowed, else a lease to compute, or the result of another local caller."""
         local, flights = self.reader.local, self.shared.flights
         copy = local.serve_stale(key, freshness.serve_stale_s) if look and local is not None else None
         if copy is not None and freshness.age(copy, self.shared.server_ms()) is not Age.OLD:
@@ -177,9 +177,9 @@ class SingleFlight:
     def _value_by_age(
         self, name: str, value: Any, stored: entry_format.Stored, freshness: Freshness
     ) -> Flow[Served | None]:
-        """Return a value that was found; None if it is beyond the limit of stale-if-error and computing fails."""
+        """Return a value that was found; None if stale-if-error no longer covers it and the last computation failed."""
         try:
-            yield from ready(self.shared)  # for the server's clock
+            yield from ready(self.shared)  # gets the server's clock, which `age` needs
         except BackendUnavailable:  # the server was lost after the value had been read
             return Served(value)
         age = freshness.age(stored, self.shared.server_ms())
@@ -409,5 +409,5 @@ def _outcome_of(error: BaseException) -> FlightOutcome:
         return Crashed(error)
     if isinstance(error, BackendUnavailable):
         return Unreachable(error)
-    # If the cache itself fails, each waiter computes its own value: claiming one after the other, all would fail.
+    # If the cache itself fails, each waiter computes its own value. If they claimed in turn, all claims would fail.
     return Uncacheable() if isinstance(error, AgentPerfError) else GivenUp()

@@ -1,4 +1,4 @@
-"""Puts. Each is executed at most once, no matter how late or how often its request is delivered; see `put.lua`."""
+"""Stores values. A put is executed at most once, no matter how late or how often it is delivered; see `put.lua`."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Writer:
         cost_ms: int = 0,
         fresh_ms: int = 0,
     ) -> Flow[PutResult]:
-        """Store an encoded value. For a computed value, `token` is of its lease and `cost_ms` is its computing time."""
+        """Store an encoded value. A computed value has the `token` of its lease and a computing time, `cost_ms`."""
         shared, access_buffer = self.shared, self.shared.access_buffer
         request, seen, again, waited = secrets.token_urlsafe(9), shared.seen, False, None
         for _ in range(ATTEMPTS):
@@ -141,7 +141,7 @@ class Writer:
                 # a report of unknown result is sent again: its sequence number makes that idempotent
                 confirmed = reply.outcome is PutResult.STORED
             except BaseException as error:
-                if not token:  # late copies of a computed value are refused: a later write of the key ends the lease
+                if not token:  # with a token, a late copy is refused: any later write of the key ends the lease
                     yield from self._cancel_puts(error, (request,), until_ms)
                 raise
             finally:
@@ -166,8 +166,8 @@ class Writer:
     def _cancel_puts(self, error: BaseException, requests: tuple[str, ...], until_ms: int) -> Flow[None]:
         """Cancel puts in flight after an interruption (a cancelled task, Ctrl-C), so that none undoes a later change.
 
-        If the server is unreachable, nothing needs to be cancelled: the error comes at the end of the deadline, when
-        the server refuses all copies of the puts.
+        If the server is unreachable, nothing needs to be cancelled: the error is raised at the end of the deadline, and
+        from then on the server refuses all copies of the puts.
         """
         if not isinstance(error, (AgentPerfError, GeneratorExit)):
             with suppress(AgentPerfError):

@@ -15,9 +15,9 @@ from itertools import islice
 from agentperf_redis.command import WakeUp, running_loop
 
 MAX_READS = 256
-"""Maximum distinct keys in one report. They take about 1 ms (3-6 us each); more would block the server too long."""
+"""Maximum distinct keys in one report. Recording them blocks the server for about 1 ms (3-6 us for each key)."""
 MAX_PENDING = 16 * MAX_READS
-"""Maximum distinct keys buffered while the server is unreachable; beyond that, the oldest are dropped."""
+"""Maximum distinct keys buffered while the server is unreachable. Beyond it, the reads of the oldest keys are lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class AccessBuffer:
 
     Args:
         process: returns the identity under which this process reports.
-        filled: called, outside any lock, when there is something to report, once until the next report is taken.
+        filled: called outside any lock when there is something to report. It is not called again until a report has
+            been taken.
 
     Attributes:
         drain: returns reads that local copies have counted: stored name, count, computing time saved in ms.
@@ -108,7 +109,7 @@ class AccessBuffer:
         """Take the next report, or NO_REPORT if there is none or another is in flight.
 
         Args:
-            flush: the report is sent alone, not with a put.
+            flush: True if the report is sent alone, False if a put carries it.
         """
         with self._lock:
             if self._under_way:

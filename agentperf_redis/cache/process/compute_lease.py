@@ -37,7 +37,7 @@ class ComputeLease:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """There is a value; no computation is needed.
+    """The value for the caller, found or computed.
 
     Attributes:
         value: the value.

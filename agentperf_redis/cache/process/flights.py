@@ -1,4 +1,4 @@
-"""Flights: within this process, one computation of a key at a time, which other threads and tasks join and wait for.
+"""Flights. A flight is the one computation of a key in this process; other threads and tasks join it and wait for it.
 
 No caller may get a value that was invalidated before its call. When this process invalidates a key, the key's flight
 leaves the map at once, and later callers begin another. Only the server knows of invalidations by other processes. Its
@@ -88,8 +88,8 @@ def enter(flight: Flight | None) -> tuple[Flight, ...]:
 def leave(enclosing: tuple[Flight, ...]) -> None:
     """Record that the function has returned.
 
-    This does not use the token of `ContextVar.set`, since a coroutine may be closed in another context than it started
-    in.
+    This does not use the token of `ContextVar.set`, which is valid only in the context in which the coroutine started;
+    the coroutine may be closed in another one.
     """
     _enclosing.set(enclosing)
 
@@ -120,7 +120,7 @@ class Flights:
             return flight, None
 
     def waits_for_itself(self, name: str, *, blocking: bool) -> bool:
-        """Return whether a caller that waits for a key now would block its computation.
+        """Return whether a caller that waits for a key now would block the computation of this key.
 
         Args:
             name: stored name of the key.

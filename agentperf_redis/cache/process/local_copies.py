@@ -174,7 +174,7 @@ class LocalCopies:
         return self._era, self._stripes[hash(name) % _STRIPES]
 
     def fill(self, key: str, name: str, stored: Stored, value: Any, ttl_s: float, ticket: Ticket) -> None:
-        """Store a copy of an entry read from the server, unless something was invalidated since its ticket."""
+        """Store a copy of an entry read from the server, unless an invalidation has made its ticket obsolete."""
         ttl_s = min(ttl_s, MAX_COPY_TTL_S)
         if ttl_s <= 0:
             return
@@ -184,7 +184,7 @@ class LocalCopies:
         with self._lock:
             if ticket != (self._era, self._stripes[hash(name) % _STRIPES]):
                 return
-            if self._aside:  # the server answers again, so these copies are no longer needed
+            if self._aside:  # the server answers again, so the copies set aside are no longer needed
                 self._aside = {}
             known = self._copies.get(key)
             if known is not None:
@@ -206,7 +206,7 @@ class LocalCopies:
             self._bytes += copy.size_bytes
 
     def drop(self, name: str, older_than: int | None = None) -> None:
-        """Drop an entry and refuse fills of it in progress.
+        """Drop the copy of an entry, and refuse fills of this entry that are in progress.
 
         Args:
             name: stored name of its key.
@@ -221,7 +221,7 @@ class LocalCopies:
                 self._aside.pop(self._aside_long_names.get(name, name), None)
 
     def drop_tag(self, tag: str, older_than: int | None = None) -> None:
-        """Drop all entries with a tag and refuse all fills in progress."""
+        """Drop the copies of all entries with a tag, and refuse all fills in progress."""
         with self._lock:
             self._era += 1
             for copy in list(self._copies.values()):
@@ -240,9 +240,10 @@ class LocalCopies:
         now = monotonic()
         with self._lock:
             copy, known_at = self._copies.get(key), self._proven_at()
-            if copy is not None:  # if the bus was just lost and has not reported it yet, its last proof stays valid
+            if copy is not None:  # the bus may be lost and not have reported that yet: its last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
-            elif known_at <= self._aside_at:  # later, the bus has worked again, but has not kept these copies coherent
+            elif known_at <= self._aside_at:
+                # If the bus has worked again since then, the copies set aside were not kept coherent.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 

@@ -18,11 +18,11 @@ from agentperf_redis.cache.process.shared_state import log
 from agentperf_redis.command import running_loop
 
 MAX_THREADS: Final = 4
-"""Maximum functions that run at a time for blocking callers of one process. One slow function must not delay all."""
+"""Maximum number of functions that run at a time for blocking callers. With one thread, a slow one would delay all."""
 MAX_WAITING: Final = 256
-"""Maximum refreshes that wait for a thread. Further refreshes are left to the next reader."""
+"""Maximum number of refreshes that wait for a thread. Further refreshes are left to the next reader."""
 _PAUSE_S = 0.25
-"""Minimum time between attempts of this process to refresh a key, even if another process was refreshing it."""
+"""Minimum time between two attempts of this process to refresh a key, even if the first attempt did nothing."""
 _CLOSE_S = 0.5
 """How long closing waits for running functions. If a function runs longer, its lease expires."""
 
@@ -37,7 +37,7 @@ class Refresher:
     one queue.
 
     Args:
-        backend: the refresher closes with it.
+        backend: the refresher closes when this backend closes.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -56,7 +56,7 @@ class Refresher:
         self._closed = False
 
     def submit(self, subject: Subject, job: Callable[[], object]) -> None:
-        """Run `job` on a thread soon, in the caller's context, unless that key is being refreshed already."""
+        """Run `job` on a thread soon, in the caller's context, unless the key is being refreshed already."""
         self._drop_closed_loops()
         with self._lock:
             if len(self._jobs) >= MAX_WAITING or not self._take(subject):
@@ -68,14 +68,14 @@ class Refresher:
                 try:
                     self._threads += 1  # no signal is handled between this and the next call
                     start_new_thread(start, ())
-                except RuntimeError:  # no further thread can start: one of the others runs it, or a later reader
+                except RuntimeError:  # no thread can start: another one runs the job, or a later reader refreshes
                     self._threads -= 1
                     if not self._threads:
                         self._jobs.clear()
                         self._taken.pop(subject, None)
 
     def spawn(self, subject: Subject, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Run a coroutine as a task of the running loop, unless that key is being refreshed already."""
+        """Run a coroutine as a task of the running loop, unless the key is being refreshed already."""
         self._drop_closed_loops()
         with self._lock:
             if not self._take(subject):
@@ -92,7 +92,7 @@ class Refresher:
         task.add_done_callback(ended)
 
     def _drop_closed_loops(self) -> None:
-        """End refreshes whose loop was closed in the middle: nothing else ends them, and their keys stay taken."""
+        """End refreshes whose loop closed before they ended. Otherwise their keys would stay taken."""
         if not self._tasks:
             return
         with self._lock:
@@ -101,7 +101,7 @@ class Refresher:
                 self._taken.pop(self._tasks.pop(task), None)
         for task in ended:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio.gather does
-            with suppress(RuntimeError):  # it does not end at once; its lease then expires
+            with suppress(RuntimeError):  # the coroutine refuses to end; its lease then expires
                 task.get_coro().close()
 
     def _take(self, subject: Subject) -> bool:
@@ -138,7 +138,7 @@ class Refresher:
         with self._lock:
             self._closed = True
             self._jobs.clear()
-            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # this loop is blocked
+            elsewhere = [task for task in self._tasks if task.get_loop() is not here]  # this loop is blocked now
             for task in self._tasks:
                 if not task.get_loop().is_closed():
                     task.get_loop().call_soon_threadsafe(task.cancel)

@@ -88,7 +88,7 @@ class SharedState:
         self._listening = False  # the bus of a forked child has no subscription yet
 
     def adopt(self, user: object, settings: Settings, given: str) -> None:
-        """Register one more object of this cache. Objects may have different TTLs: each applies its own.
+        """Register one more object of this cache. Objects may have different TTLs: each applies its own TTLs.
 
         Raises:
             InvalidArgument: another live object in this process has other limits.
@@ -153,7 +153,7 @@ class SharedState:
         self.seen = max(self.seen, version)
 
     def changed(self, name: str, *, computed: bool = False) -> None:
-        """Note a write of this process, even one of unknown result: the process must not read its earlier values."""
+        """Record a write of this process, even one with an unknown result, so that the process reads no older value."""
         if not computed:  # storing a computed value need not detach the next flight
             self.flights.detach(name)
         if self.local is not None:
@@ -180,7 +180,7 @@ class SharedState:
     def server_ms(self) -> int:
         """Return an upper bound of the server's time.
 
-        It is not exact, since `set_clock` counts from `sent_at`, and the server read its clock after that.
+        The bound is not exact, since `set_clock` counts from `sent_at`, and the server read its clock after that.
         """
         return int(self._server_ahead_ms + time.monotonic() * 1000) + 1
 

@@ -17,10 +17,10 @@
 --
 -- Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): a new entry starts in NEW, a window of about 1 % of the
 -- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the less
--- frequent of the two is evicted. GHOST keeps the frequencies of evicted keys, of twice as many as there are residents.
--- When keys that were evicted from the window are soon stored again, the window grows. It may grow to the whole cache,
--- which is then an LRU. When entries at the old end of cold are read, the window shrinks. Where popularity drifts, the
--- hit ratio stays within 4 points of an LRU's; with a window of fixed size, it falls by 25 points and more.
+-- frequent of the two is evicted. GHOST keeps the frequencies of evicted keys, twice as many keys as residents.
+-- When keys that were evicted from the window are soon stored again, the window grows. It may fill the whole cache,
+-- which then works as an LRU. When entries at the old end of cold are read, the window shrinks. Where popularity
+-- drifts, the hit ratio stays within 4 points of an LRU's; with a window of fixed size, it falls by 25 points and more.
 --
 -- All state is in one table, and the functions capture only that table. A script builds its closures on every call, and
 -- Lua 5.1 needs time for each captured local (measured: 14 us with many, 4 us with one). For the same reason, the
@@ -59,8 +59,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   local I = {                            -- built in one expression: a growing table is rehashed at each doubling
     call = call, meta = META, size = SIZE, exp = EXP, ghost = GHOST, deferred = DEFERRED,
     tier = {HOT, WARM, COLD, NEW}, prefix = string.sub(META, 1, -5) .. 'e:',
-    MAX_SIZE = 9e15,        -- above this a double is not exact; hits stop at 900,000
-    MAX_EVICTIONS = 512,    -- per call
+    MAX_SIZE = 9e15,        -- above this a double is not exact; hits therefore stop at 900,000
+    MAX_EVICTIONS = 512,    -- entries moved or evicted per call
     lfu = lfu, capacity = {hot, warm, cold}, total = hot + warm + cold, top = hot > 0 and 1 or warm > 0 and 2 or 3,
     max_bytes = number(bytes), ttl_ms = {hot_ms, warm_ms, cold_ms, cold_ms},
     expires = cold_ms ~= '0' or hot_ms ~= '0' or warm_ms ~= '0',
@@ -92,8 +92,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   if lfu then                            -- built only where it is used: each function costs about 0.2 us
     function I.unpack_score(score) return math.floor(score / 16), score % 16 end
 
-    -- `share` returns a fraction of the cache, `step` the 1.5 % by which the window grows or shrinks at a time. Both
-    -- refer to the capacity, or to the number of entries if that is lower.
+    -- `share` returns a fraction of the capacity, in entries. `step` returns 1.5 % of the capacity, by which the window
+    -- grows or shrinks at a time. Both use the number of entries instead of the capacity if that number is lower.
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
     function I.step() return math.max(1, math.min(I.total, I.n) * 0.015) end
 
@@ -156,7 +156,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   -- read. Sends about ten commands for any number of keys. Reads of keys that no longer exist count as hits of cold.
   function I.record_reads(keys, counts)
     local sizes, tiers, scores = I.locate(keys)
-    if I.lfu and I.grow > 0 then         -- the old end of cold is up to the score I.tail: 7.5 % of the cache
+    if I.lfu and I.grow > 0 then         -- I.tail is the highest score of the old end of cold, 7.5 % of the cache
       local rank = I.share(0.075)
       I.tail = tonumber(I.call('ZRANGE', I.tier[3], rank, rank, 'WITHSCORES')[2]) or math.huge
     end
@@ -287,7 +287,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         end
         if full then
           local i, victim, score, young, young_score, young_text = 4
-          repeat                         -- the oldest entry of the coldest tier that has any
+          repeat                         -- find the oldest entry of the coldest tier that has entries
             i = i - 1
             if capacity[i] > 0 then victim, score = I.oldest(i, keep) end
           until victim or i == I.top
@@ -308,7 +308,8 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
         else break end
       end
     end
-    -- Keep twice as many ghosts as residents. Trim after more than 4 evictions, otherwise at every 16th access.
+    -- Keep twice as many keys in GHOST as there are residents. Trim GHOST after more than 4 evictions, otherwise at
+    -- every 16th access.
     if I.lfu and I.evicted > 0 and (I.evicted > 4 or I.accesses % 16 == 0) then
       I.call('ZREMRANGEBYRANK', I.ghost, 0, -1 - math.max(16, I.share(2)))
     end

@@ -14,8 +14,8 @@ local function clock_ms()
   return time[1] * 1000 + floor(time[2] / 1000)
 end
 
--- 2026-11-22T16:45:10, cut to what the width needs. Days to date: H. Hinnant, chrono-Compatible Low-Level Date
--- Algorithms.
+-- Return a timestamp such as 2026-11-22T16:45:10, cut to the precision of a width. The conversion of days to a date is
+-- from H. Hinnant, chrono-Compatible Low-Level Date Algorithms.
 local stamps = {}
 local function stamp(ms, shown)
   local known = stamps[ms]
@@ -37,7 +37,7 @@ local function stamp(ms, shown)
   return string.sub(known, 1, shown)
 end
 
--- agentperf:{metrics:03}:1m:2026-11-22T16:45:research
+-- Return a name such as agentperf:{metrics:03}:1m:2026-11-22T16:45:research.
 local function slice_key(tag, tier, start_ms, series)
   return tag .. tier[NAME] .. ':' .. stamp(start_ms, tier[SHOWN]) .. ':' .. series
 end
