@@ -23,7 +23,7 @@ class Policy(Enum):
 
 
 KINDS = {"cache": "lru", "tiered": "tiered"}
-"""Maps the name of a kind of cache in keys and in the list of resources to the name that users see."""
+"""The kinds of caches: for each name in keys and in the list of resources, the name that users see."""
 
 
 ARGUMENTS = {

@@ -342,7 +342,7 @@ def _dumped(value: Any, storable: Storable) -> Any:
 
 
 def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
-    """Return the value that identifies an object in a cache key, in a tuple; None if the object equals only itself."""
+    """Return a tuple of the value that identifies an object in a cache key; None if the object equals only itself."""
     if hasattr(kind, "__cache_key__"):
         return (value.__cache_key__(),)
     if isinstance(value, Enum):

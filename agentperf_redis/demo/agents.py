@@ -309,7 +309,7 @@ def _names_of(module: str, search: Sequence[str], star_depth: int) -> set[str] |
 
 
 def _find_source(module: str, search: Sequence[str]) -> tuple[bytes, bool, list[str]] | None:
-    """Return the source of a module, whether the module is a package, and the package's folders; None without source.
+    """Return a module's source, whether the module is a package, and its folders; None if there is no source.
 
     `importlib.util.find_spec` would import the parents of a dotted name. So the path finder is called for each part of
     the name; it imports nothing.
@@ -345,7 +345,7 @@ def _submodules(folder: str) -> set[str]:
 
 
 def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Yield the statements that run on import, also in ``if``, ``try`` and loops, but not in functions or classes."""
+    """Yield the statements that run on import, even in ``if``, ``try`` and loops, but not in functions or classes."""
     stack: list[ast.stmt] = list(reversed(tree.body))
     while stack:
         node = stack.pop()

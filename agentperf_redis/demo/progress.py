@@ -19,7 +19,7 @@ class Start:
         socket: the embedded server's Unix socket; None on the user's own server.
         namespace: prefix of all keys.
         root: folder of the tree.
-        files: number of files in it.
+        files: number of files in the tree.
         workers: number of worker processes.
         kill: whether one worker will be killed.
     """
@@ -86,7 +86,7 @@ class Progress(Protocol):
 
 
 class PlainProgress:
-    """Plain lines, for logs and pipes.
+    """Shows the progress as plain lines, for logs and pipes.
 
     Args:
         stream: where the lines are written.

@@ -107,7 +107,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
         demo = _Demo(options, progress, tree, perf, url, folder)
         demo.read_earlier_counts()
         if options.url is not None and options.namespace is None:
-            stack.callback(_tidy, perf.backend)  # also after a failure
+            stack.callback(_tidy, perf.backend)  # even after a failure
         progress.begin(
             Start(
                 address=perf.backend.address.masked,
@@ -226,7 +226,7 @@ class _Demo:
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[list[_Worker]]:
-        """Start the workers. All workers end when the block ends, also after an error."""
+        """Start the workers. All workers end when the block ends, even if it ends with an error."""
         workers: list[_Worker] = []
         try:
             for number in range(self._options.workers):

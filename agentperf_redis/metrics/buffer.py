@@ -41,7 +41,7 @@ RAW_REFILL_PER_S = 50.0
 not flooded."""
 MAX_ACCUMULATORS = 20_000
 """Maximum number of waiting accumulators. Each takes about 1.6 kB with 60 different durations, so together they take
-32 MB after an outage of days. Beyond the limit, accumulators are downsampled before they are old enough for it."""
+32 MB after an outage of days. Beyond the limit, even younger accumulators are downsampled."""
 MAX_WAITING_RAW = 100_000
 """Maximum number of raw samples that wait during an outage; they take 13 MB. The newest are kept."""
 MAX_BUFFERED_SAMPLES = 1000
@@ -49,9 +49,9 @@ MAX_BUFFERED_SAMPLES = 1000
 thread aggregates them."""
 _MAX_BUFFERED_ITEMS = MAX_BUFFERED_SAMPLES * ITEMS
 MAX_BATCH_ACCUMULATORS = 32
-"""Maximum number of accumulators in one script call: about 3 ms of server time."""
+"""Maximum number of accumulators in one script call. They take about 3 ms of server time."""
 MAX_BATCH_SAMPLES = 2000
-"""Number of raw samples at which a batch is full: about another 3 ms of server time."""
+"""Number of raw samples at which a batch is full. They take about another 3 ms of server time."""
 WRITER_KEEP_S = 3600.0
 """How long the server remembers the sequence number of a writer's last batch."""
 _UNCERTAIN_S = WRITER_KEEP_S - 60.0
@@ -193,7 +193,7 @@ class Buffer:
     def aggregate(self) -> None:
         """Move everything recorded so far from the sample buffers to the accumulators."""
         with self._lock:
-            if self._aggregating:  # this call comes from a record during `aggregate`, see `_lock`
+            if self._aggregating:  # a record made during `aggregate` led to this call; see `_lock`
                 return
             self._aggregating = True
             try:

@@ -216,8 +216,8 @@ class MetricsCollector(Recording):
             window: window of the agent, as for `get_or_create_metrics`.
             as_of: end of the agent's window.
             other_window: window of the other side; None takes `window`.
-            other_as_of: end of the other side's window. None takes `as_of`. If the agent is compared with itself and
-                `other_window` is None, too, None takes the start of the agent's window.
+            other_as_of: end of the other side's window. None takes `as_of`, or the start of the agent's window if the
+                agent is compared with itself and `other_window` is None as well.
 
         Returns:
             The other side as first, the agent as second, and the changes from first to second.

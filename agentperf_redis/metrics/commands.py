@@ -326,7 +326,7 @@ _PLAIN = (
 
 
 def _covered(counts: Mapping[str, int], interval_ms: tuple[int, int]) -> tuple[int, int]:
-    """Return the time range that a read covers. For all time, it starts with the first sample."""
+    """Return the time range that a read covers. A range of all time starts with the first sample."""
     start, end = interval_ms
     return interval_ms if start else (counts.get("first_ms", end), end)
 

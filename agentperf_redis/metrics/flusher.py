@@ -1,7 +1,7 @@
 """Sends the buffer to the server: once per flush interval (by default a second), on request, and on closing.
 
 One background thread of the process does all sending. The first record starts the thread. Requests reach it through a
-`SimpleQueue`, because `SimpleQueue.put` is safe everywhere, also in a signal handler or in `__del__`.
+`SimpleQueue`, because `SimpleQueue.put` is safe everywhere, even in a signal handler or in `__del__`.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ class Flusher:
         unknown = self.buffer.doubtful or in_flight
         verb = "may not have been" if unknown else "was not" if pending <= 1 else "were not"
         error = self._last_error
-        if isinstance(error, BackendUnavailable):  # omit its outcome, which is that of the last attempt only
+        if isinstance(error, BackendUnavailable):  # its outcome is left out: it is that of the last attempt only
             cause = f"{error.address}: {error.reason}"
         else:
             cause = str(error or f"{self.backend.address.masked} did not reply within {attempt_timeout:g} s")

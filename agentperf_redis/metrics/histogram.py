@@ -95,7 +95,7 @@ def rank(count: int, quantile: float) -> int:
 
 
 def exact_quantile(ordered: Sequence[float], quantile: float) -> float:
-    """Return the quantile of sorted samples, at least one."""
+    """Return a quantile of sorted samples. There must be at least one sample."""
     return ordered[rank(len(ordered), quantile)]
 
 

@@ -175,7 +175,9 @@ class Recording:
             self._add_to(agent, span, _counters(counted))
 
     def _usages(self, agent: str, usage: object, reading: Reading, found: list[Found], *, counted: bool) -> list[Usage]:
-        """Return the usages that are not counted yet, at least one. A usage without counts is a call without tokens.
+        """Return the usages that are not counted yet. There is always at least one.
+
+        A usage without counts is returned as a call without tokens.
 
         Args:
             agent: the agent.

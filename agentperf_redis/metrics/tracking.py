@@ -1,8 +1,8 @@
-"""`track_performance`: one decorator for functions, coroutines, generators and async generators, also as methods.
+"""`track_performance`: one decorator for functions, coroutines, generators and async generators, including methods.
 
 A stream (generator) is recorded once, when it is exhausted, is closed or fails. If its consumer closes it early, that
-is a success. The time of a stream runs from the first request for an item to the end. Cancellation is a separate
-outcome.
+is a success. The time of a stream runs from the first request for an item to the end of the stream. Cancellation is a
+separate outcome.
 
 Each call is an open execution while it runs, so spans of `MetricsCollector.span` nest within it. A stream is open only
 while it produces an item, and not while its consumer works.
@@ -44,10 +44,10 @@ def track_performance(
             control flow, such as GraphInterrupt or ModelRetry.
 
     Returns:
-        A decorator for functions, coroutine functions, generators and async generators, also as methods, static methods
-        or class methods. The decorated function is of the same kind, and forwards arguments, results, exceptions and
-        sent values. The decorator raises InvalidArgument for other objects, such as a tool, which would lose its
-        methods.
+        A decorator for functions, coroutine functions, generators and async generators. These may be methods, static
+        methods or class methods. The decorated function is of the same kind, and forwards arguments, results,
+        exceptions and sent values. The decorator raises InvalidArgument for other objects, such as a tool, which would
+        lose its methods.
 
     Raises:
         InvalidArgument: for an invalid name, collector or exception class.
@@ -124,7 +124,7 @@ def _ends_later(result: Any) -> bool:
 
 
 def _tracked_until_over(result: Any, span: Span) -> Any:
-    """Return a replacement of the same kind for an awaitable. When the replacement ends, it ends the suspended span."""
+    """Return a replacement of the same kind for an awaitable. The end of the replacement ends the suspended span."""
     if asyncio.isfuture(result):
         result.add_done_callback(functools.partial(_leave_with, span))
         return result

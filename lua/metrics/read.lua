@@ -106,7 +106,7 @@ local EXTREME = {min_us = math.min, first_ms = math.min, max_us = math.max, last
 
 -- The loop is written out for speed, because an overview of all agents waits for it. Reading a field takes 0.25 us per
 -- slice. Therefore failures are read only if not all executions succeeded, the counters of models and tools only if one
--- of them exists (they are written together), and the last timestamp only from the newest slice that has one.
+-- of them exists (all are written together), and the last timestamp only from the newest slice that has one.
 local call = redis.call
 local function plain(name)
   local n, ok, err, sum_us, llm_calls, tool_calls, tok_in, tok_out, cost_nano = 0, 0, 0, 0, 0, 0, 0, 0, 0

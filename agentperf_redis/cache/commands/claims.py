@@ -45,7 +45,7 @@ class Await:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The awaited computation failed. The texts are empty if it returned a value that cannot be stored."""
+    """The awaited computation failed. Both texts are empty if its value cannot be stored."""
 
     error_type: str
     message: str

@@ -82,7 +82,7 @@ def read(keys: CacheKeys, name: str) -> Command[list[bytes | None]]:
 
 
 def read_many(keys: CacheKeys, names: list[str]) -> Command[list[bytes | None]]:
-    """Read at most MAX_KEYS entries and, last, the invalidation epochs."""
+    """Read at most MAX_KEYS entries, and the invalidation epochs, which are last in the reply."""
     return Command("MGET", (*(keys.entry_prefix + name for name in names), keys.epochs), (), texts)
 
 

@@ -209,7 +209,7 @@ class Reader:
         Args:
             name: stored name of the key.
             found: the entry and the invalidation epochs.
-            counted: record a hit or a miss.
+            counted: whether to record a hit or a miss.
         """
         stored, doubtful = self._opened(name, *found, counted=counted)
         if stored is not None and doubtful:

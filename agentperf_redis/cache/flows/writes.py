@@ -44,7 +44,7 @@ class Writer:
         self._own_ttls = None if own_ttls_ms == CACHES_OWN_TTLS_MS else "/".join(map(str, own_ttls_ms))
 
     def chosen_ttl(self, ttl: float | None) -> int | str:
-        """Check a user's TTL; return this object's default if it is None."""
+        """Check a user's TTL and return it in ms. If it is None, return the default of this object or of the cache."""
         chosen_ttl = ttl_ms("ttl", ttl)
         return self._own_ttls if chosen_ttl == TIERS_OWN_TTL_MS and self._own_ttls else chosen_ttl
 

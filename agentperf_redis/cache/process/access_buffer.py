@@ -29,7 +29,7 @@ class AccessReport:
     saved_ms: int
     corrupt: int
     reads: tuple[tuple[str, int], ...]
-    """Stored name and count, oldest first."""
+    """Stored name of each key and number of its reads, the oldest read first."""
 
 
 NO_REPORT = AccessReport(0, 0, 0, 0, ())
@@ -54,7 +54,7 @@ class AccessBuffer:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Start empty, also in a forked child: the parent reports the reads from before the fork."""
+        """Start empty. Also called in a forked child, since the parent reports the reads from before the fork."""
         self._lock = threading.Lock()
         self._reads: dict[str, int] = {}
         self._misses = self._saved_ms = self._corrupt = 0

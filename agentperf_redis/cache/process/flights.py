@@ -39,7 +39,7 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class Uncacheable:
-    """The computation returned a value that cannot be stored: every caller computes its own."""
+    """The computation returned a value that cannot be stored, so every caller computes its own value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Flights:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Start empty; also in a forked child, since the computing threads stay in the parent."""
+        """Start empty. Also called in a forked child, since the computing threads stay in the parent."""
         self._lock = threading.Lock()
         self._flights: dict[str, Flight] = {}
         self._owner = object()  # a child forked within a function is not part of that function's computation

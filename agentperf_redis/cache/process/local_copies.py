@@ -107,7 +107,7 @@ class LocalCopies:
         self.start_empty()
 
     def start_empty(self) -> None:
-        """Start empty; also in a forked child."""
+        """Start empty. Also called in a forked child."""
         self._lock = threading.Lock()
         self._copies: dict[str, Copy] = {}
         self._long_names: dict[str, str] = {}
@@ -138,7 +138,7 @@ class LocalCopies:
             # Check the bus first: a copy found before that check may be one that the bus has just invalidated.
             if now > self._trusted_until and not (key in self._copies and self._trust(now)):
                 return None
-            copy = self._copies[key]  # faster than `get` for a hit; a miss costs a round trip anyway
+            copy = self._copies[key]  # indexing is faster than `get` for a hit; a miss costs a round trip anyway
         except (KeyError, TypeError):  # the read from the server raises the error for an invalid key
             return None
         if now > copy.until:
@@ -152,7 +152,7 @@ class LocalCopies:
         return copy
 
     def count(self, copy: Copy) -> None:
-        """Count a read of a copy, to be reported. Takes no lock."""
+        """Count a read of a copy for the next report. Takes no lock."""
         copy.visited = True
         copy.reads += 1
         if not copy.listed:
@@ -274,7 +274,7 @@ class LocalCopies:
         read, self._read = self._read, []
         reads = []
         for copy in read:
-            copy.listed = False  # first: a read counted after this lists the copy again
+            copy.listed = False  # done first, so that a read counted after this lists the copy again
             count = copy.reads - copy.reported
             # `reads` only grows: setting it to 0 here could lose or repeat a concurrent count
             copy.reported += count

@@ -17,10 +17,11 @@
 --
 -- Policy tinylfu (Einziger, Friedman, Manes, "TinyLFU", 2017): a new entry starts in NEW, a window of about 1 % of the
 -- cache. When the cache is full, the oldest entry of the window is compared with the oldest entry of cold, and the less
--- frequent of the two is evicted. GHOST keeps the frequencies of evicted keys, twice as many keys as residents.
--- When keys that were evicted from the window are soon stored again, the window grows. It may fill the whole cache,
--- which then works as an LRU. When entries at the old end of cold are read, the window shrinks. Where popularity
--- drifts, the hit ratio stays within 4 points of an LRU's; with a window of fixed size, it falls by 25 points and more.
+-- frequent of the two is evicted. GHOST keeps the frequencies of evicted keys. It has twice as many members as there
+-- are residents. When keys that were evicted from the window are soon stored again, the window grows. It may fill the
+-- whole cache, which then works as an LRU. When entries at the old end of cold are read, the window shrinks. Where
+-- popularity drifts, the hit ratio stays within 4 points of an LRU's; with a window of fixed size, it falls by 25
+-- points and more.
 --
 -- All state is in one table, and the functions capture only that table. A script builds its closures on every call, and
 -- Lua 5.1 needs time for each captured local (measured: 14 us with many, 4 us with one). For the same reason, the
