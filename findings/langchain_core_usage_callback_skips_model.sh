@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # langchain-core 1.8.3: UsageMetadataCallbackHandler adds up usage by response_metadata["model_name"]. A message whose
-# metadata names its model under "model" instead is left out without a word.
+# metadata names the model under "model" instead is silently left out.
 # Seen: "under model_name: 15 tokens; under model: {}".
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # langchain-openai 1.7.4 (langchain-core 1.8.3, openai 3.57.0): a chat completion with n=2 has one usage for the request,
-# but each of the two generations carries all of it. A sum over generations counts every token twice.
+# but each of the two generations carries the whole usage. A sum over generations counts every token twice.
 # Seen: "usage of the response: 120; sum over generations: 240".
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# strands-agents 1.62.0: the metrics of an AgentResult are those of the agent over its whole life. The second of two
-# equal calls says that it used twice as many tokens as the first.
+# strands-agents 1.62.0: an AgentResult has the metrics of all calls of the agent so far, not of its own call. So of two
+# equal calls, the result of the second reports twice as many tokens as the result of the first.
 # Seen: "first result: 15 tokens; second result: 30 tokens".
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
@@ -16,7 +16,7 @@ logging.disable()
 
 
 class Fixed(Model):
-    """Answers "x", and says that this took 10 tokens in and 5 out."""
+    """Answers "x", and reports 10 input tokens and 5 output tokens."""
 
     def update_config(self, **config): ...
 

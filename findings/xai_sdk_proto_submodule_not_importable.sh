@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# xai-sdk 1.21.0: xai_sdk.proto chooses its generated modules at run time and puts them in as attributes only. So
+# xai-sdk 1.21.0: xai_sdk.proto chooses its generated modules at run time and adds them only as attributes. So
 # "from xai_sdk.proto import usage_pb2" works, while "import xai_sdk.proto.usage_pb2" is a ModuleNotFoundError.
 # Seen: "from: SamplingUsage; import: ModuleNotFoundError".
 set -euo pipefail

@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _make_hypothesis_deterministic(config: pytest.Config) -> None:
-    """Use the same examples in each run. Do not limit the time of an example, which depends on the machine's load.
+    """Use the same examples in each run. Examples have no time limit, because their time depends on the machine's load.
 
     To search for new examples: `pytest --hypothesis-profile explore`.
     """
@@ -178,7 +178,7 @@ def _scripts_keep_to_their_slot(request: pytest.FixtureRequest, monkeypatch: pyt
 
 @pytest.fixture
 def own_server(server_kind: ServerKind, start_server: Callable[..., Server]) -> Server:
-    """A fresh server, for tests that kill, pause, flush or configure a server. `start_server(aof=True)` adds an AOF."""
+    """A fresh server, for tests that kill, pause, flush or configure it. It has no AOF; see `start_server`."""
     return start_server(server_kind)
 
 

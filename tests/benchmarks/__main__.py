@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks [--full] [--only NAME] [--json FILE] [--save]`: measure every performance claim.
 
 The run starts its own server. A benchmark is a module of this package with a function `rows(bench)` that yields `Row`s.
-The benchmark has the name of the module.
+The name of a benchmark is the name of its module.
 """
 
 from __future__ import annotations

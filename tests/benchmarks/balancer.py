@@ -1,7 +1,7 @@
 """Benchmarks of the balancer: acquire and release, the queue, server time and memory.
 
 Acquire and release are measured at several pool sizes under every strategy. Server time is the server's own count of
-the time in scripts. Other work of the machine can only make it longer, so the lower quartile of several rounds is
+the time in scripts. Other load on the machine can only lengthen this time, so the lower quartile of several rounds is
 shown. If a Redis 7 is installed on the machine, server time is measured on it too.
 """
 
@@ -30,7 +30,7 @@ LIVE_LEASES = 10_000
 WARM_UP = 500
 """Number of acquire and release pairs before the first measurement.
 
-Without these, the first row would include one-time setup and the wake-up of the processor.
+Without these pairs, the first row would include one-time setup and the wake-up of the processor.
 """
 SLOTS, HELD_S = 10, 0.2
 PAIR_GOAL, HASH_PAIR_GOAL, SIZE_GOAL = 2.3, 2.6, 1.3
@@ -170,7 +170,7 @@ def against_small(bench: Bench, backend: Backend, strategy: LoadBalancingStrateg
 
 
 def against_least_busy(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """Measure acquire and release against litellm's router, which picks a deployment and counts its calls in Redis."""
+    """Compare acquire and release with litellm's router. The router picks a deployment and counts calls in Redis."""
     for size, goal in LEAST_BUSY_GOALS.items():
         what = f"acquire + release, least_loaded, {size:,} instances"
         if not least_busy.installed():
@@ -205,7 +205,7 @@ def server_time_on_redis(bench: Bench) -> Iterator[Row]:
 
 
 def server_time(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
-    """Measure the server's own count of microseconds per script, in the largest pool, which has live leases.
+    """Measure the server time per script, by the server's own count, in the largest pool while it has live leases.
 
     The calls are pipelined.
     """
@@ -240,14 +240,14 @@ def _lower_quartile(figures: list[float]) -> float:
 
 
 def _release(pool: Pool, token: str, granted: Granted) -> Command[bool]:
-    """Return the command of a release as `lb.lease` sends it: with the instance, outcome ok and a response time."""
+    """Return the release command that `lb.lease` sends: with the instance, the outcome ok and a response time."""
     return commands.release(pool, token, granted.facts[0], outcome=Outcome.OK, response_time=0.01)
 
 
 def _usec_per_call(client: Any, backend: Backend, work: Sequence[Command[Any]]) -> tuple[float, list[Any]]:
     """Return the server's microseconds per call, and all replies.
 
-    The first call does not count, because it may send the script.
+    The first call is not measured, because it may also send the script.
     """
     replies = run_all(backend, work[:1])
     client.config_resetstat()
@@ -283,7 +283,7 @@ def memory(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
 
 
 def hand_off(bench: Bench) -> Iterator[Row]:
-    """Measure the time from a release in one backend to the grant to a waiter in another."""
+    """Measure how long after a release in one backend a waiter in another backend gets the lease."""
     sender, taker = Backend(bench.url), Backend(bench.url)
     first, second = LoadBalancer(backend=sender), LoadBalancer(backend=taker)
     first.register_instance(AgentInstance("one", "hand-off", max_capacity=1))
@@ -300,7 +300,7 @@ def hand_off(bench: Bench) -> Iterator[Row]:
         thread.start()
         while not first.status("hand-off")[0].waiting:
             time.sleep(0.001)
-        time.sleep(0.005)  # by now the waiter is in the queue and sleeps
+        time.sleep(0.005)  # gives the waiter, which is in the queue, time to sleep
         start = time.perf_counter()
         first.release(instance)
         thread.join()

@@ -46,7 +46,7 @@ MEMORY_GOAL_BYTES = {"Valkey": 1.3 * 1360, "Redis": 1.3 * 1750}
 PROCESSES, TASKS, WORK_S = 8, 50, 0.2
 READS = 64
 REPORT_GOAL = 2.1
-"""Maximum server time per reported read under TINYLFU, relative to LRU, which counts no frequency.
+"""Maximum server time per reported read under TINYLFU, relative to LRU, which counts no frequencies.
 
 When the policy was chosen, a read cost 5.7 us under TINYLFU and 2.7 us under LRU, in batches of 64 among 10,000
 entries. The goal checks that a read has not become more expensive since.
@@ -337,7 +337,7 @@ def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any
 
 
 def bare_commands(puts: Batch[Any]) -> Batch[Any]:
-    """Return calls of a script that does nothing, with the same keys and arguments: the fixed cost of a call."""
+    """Replace the script of each put by one that does nothing. The calls then have only the fixed cost of a call."""
     return Batch(tuple(replace(put, script=BARE, decode=lambda reply: reply) for put in puts.commands))
 
 
@@ -421,7 +421,7 @@ def reports(
 def crowd(url: str, name: str) -> tuple[int, float, float]:
     """Read one key with fifty tasks.
 
-    Returns the number of computations, the end of the computation (0 if none), and the end of the last read.
+    Returns the number of computations, when the computation ended (0 if none), and when the last read ended.
     """
     cache = LRUCache(name=name, backend=Backend(url))
     calls, ended = [], [0.0]
@@ -462,7 +462,7 @@ def memory(backend: Backend, client: Any, server: str, count: int) -> Row:
     cache = LRUCache(count, name=f"memory{count}", backend=backend)
     cache.put("first", 1)
     end = time.monotonic() + 10
-    while client.info("memory")["lazyfree_pending_objects"]:  # of earlier caches, freed in the background
+    while client.info("memory")["lazyfree_pending_objects"]:  # the server frees earlier caches
         assert time.monotonic() < end, "the server is still freeing memory"
     before = client.info("memory")["used_memory"]
     cache.put_many({f"key{number:06d}": os.urandom(1024) for number in range(count)})

@@ -18,7 +18,7 @@ ARGUMENTS = (("why is the sky blue?", 3), {"model": "large"})
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Measure the codec with a small value and with a value of unusual types, and making a cache key."""
+    """Measure encoding and decoding of a small value and of a value with unusual types, and making a cache key."""
     codec, bare = Codec(), msgpack.packb(SMALL)
     small, typed = codec.encode(SMALL), codec.encode(TYPED)
 

@@ -70,7 +70,7 @@ def pairs(balancer: LoadBalancer, name: str, require: frozenset[str]) -> Work:
 
 
 def rated(bench: Bench, backend: Backend) -> Row:
-    """Measure a lease on instances with rate limits against a lease on instances without."""
+    """Measure a lease on instances with rate limits against a lease on instances without them."""
     balancer = LoadBalancer(backend=backend)
     for name, rates in (("rated", Rates(1e9, 1e9)), ("unrated", commands.UNLIMITED)):
         pool = Pool.of(backend.namespace, name)
@@ -93,7 +93,7 @@ def slow_instance(bench: Bench) -> Row:
     """Measure the p99 of 1,000 calls at a steady load while one of ten instances is slow.
 
     The instance is ten times slower during half of the calls. The figure is the median of three pairs of runs, because
-    a single pause of the machine affects a percent of the calls.
+    a single pause of the machine delays about a percent of the calls, enough to change the p99.
     """
     pairs = [
         [asyncio.run(_steady(bench, f"steady-{repeat}-{slow}", slow)) for slow in (True, False)] for repeat in range(3)

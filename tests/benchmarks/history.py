@@ -75,14 +75,14 @@ def regressions(rows: Iterable[Row], *, full: bool, place: Path = PLACE) -> Iter
         if row.ratio is None or not saved:
             continue
         usual = statistics.median(saved)
-        # if the goal is a lower bound, such as for a used share, a larger ratio is better
+        # a goal that begins with >= is a lower bound, so a larger ratio is better
         worse = usual / row.ratio if row.goal.startswith(">=") else row.ratio / usual
         if worse > _WORSE:
             yield Regression(row.work, row.ratio, usual, len(saved))
 
 
 def _reference_name(reference: str) -> str:
-    """Return the name of a reference without its figure. Rows of the same work differ in the name of the reference."""
+    """Return a reference without its figure. Rows with the same work may have references with different names."""
     return re.split(r":?\s\d", reference, maxsplit=1)[0]
 
 

@@ -45,9 +45,9 @@ TRACE_COUNT, TRACE_KEYS = 8000, 800
 TINYLFU_HITS = {(1, 100): 3478, (1, 300): 4456, (2, 100): 3479}
 """(seed of `zipf_scan_loop`, cache size) -> hits of W-TinyLFU, the median of theine 2.0.0 in 51 processes.
 
-The hits of theine differ between processes, because each process has a random hash seed, and also between runs in one
-process. A single run differs by up to 57 hits from the median, so the result of a comparison with a live run is partly
-luck.
+The hits of theine differ between processes, because each process has a random hash seed. They also differ between runs
+in one process. A single run differs by up to 57 hits from the median, so a comparison with one run would partly depend
+on luck.
 """
 HOT_PART, WARM_PART = 100 / 2600, 500 / 2600
 """Shares of the hot tier and the warm tier in a TieredCache with default sizes."""
@@ -155,7 +155,7 @@ def made(*, full: bool) -> Iterator[Scene]:
 def theine_hits(scene: Scene, runs: int = 5) -> int | None:
     """Return the hits of W-TinyLFU; None if theine is not installed.
 
-    The result is the median of several runs, whose hit ratios differ by up to a percentage point on a short trace; see
+    The result is the median of several runs. On a short trace, their hit ratios differ by up to a percentage point; see
     `TINYLFU_HITS`.
     """
     if importlib.util.find_spec("theine") is None:
@@ -222,7 +222,7 @@ def client_at(url: str) -> Any:
 
 
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
-    """Yield the start of the next accesses for this process. All processes share the position in the trace."""
+    """Yield where in the trace each part for this process starts. All processes advance one common position."""
     if not share:
         yield 0
         return

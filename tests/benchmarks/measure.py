@@ -1,6 +1,6 @@
-"""The measurement: our work and its reference run in turn for several rounds, and medians are compared.
+"""The measurement: our work and its reference run in turn for several rounds. The result is the median of the ratios.
 
-Times on one machine vary, so goals apply to ratios, and times are only shown.
+Times on one machine vary, so most goals apply to ratios.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Row:
         reference: the reference and its figure.
         ratio: our figure over the reference's; None if the goal applies to the figure itself.
         goal: the goal as text, such as "<= 2.3 x".
-        met: whether the goal was reached; None if there is none.
+        met: whether the goal was reached; None if there is no goal.
     """
 
     work: str

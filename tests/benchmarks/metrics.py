@@ -50,9 +50,9 @@ class Peer:
     """Another library that records durations.
 
     Attributes:
-        observe: records a duration in one series. The series was looked up once before.
-        of_agents: returns work that records in the series of many agents in turn. As in our work, each series is looked
-            up by name.
+        observe: records a duration in one series, which was looked up in advance.
+        of_agents: returns work that records in the series of many agents in turn. The work looks up each series by
+            name, as ours does.
     """
 
     observe: Observe
@@ -64,7 +64,7 @@ def peers() -> dict[str, Peer]:
     found: dict[str, Peer] = {}
     if importlib.util.find_spec("prometheus_client"):
         # prometheus_client reads the environment when it is loaded, to choose one process or multi-process. So it is
-        # loaded once for each kind.
+        # loaded once for each mode.
         for name, folder in ((PROMETHEUS, None), (PROMETHEUS_MULTI, tempfile.mkdtemp(prefix="agentperf-bench-"))):
             os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
             if folder is not None:
@@ -246,7 +246,8 @@ def flushing(bench: Bench) -> Iterator[Row]:
             calls += packed(f"flushing.{samples}", buffer, time.monotonic())
         pipeline = client.pipeline(transaction=False)
         figures = []
-        for first in range(0, flushes, flushes // 5):  # in order: a flush with an old sequence number is not counted
+        # The flushes are sent in order, because the script does not count a flush with an old sequence number.
+        for first in range(0, flushes, flushes // 5):
             part = calls[first : first + flushes // 5]
             for call in part:
                 pipeline.execute_command("EVALSHA", *call)
@@ -272,7 +273,7 @@ RHYTHM_AGENTS = 50
 
 
 def rhythms(bench: Bench) -> Iterator[Row]:
-    """Measure the server time per second of a process with many agents, each with one execution per second."""
+    """Measure the server time that an agent with one execution per second takes per second, by flush interval."""
     client = bench.client()
     client.script_load(commands.FLUSH.source)
     found = {}

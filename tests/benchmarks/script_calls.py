@@ -1,7 +1,7 @@
-"""Calls acquire and release in a process that imports one build. `scripts` starts such a process for each build.
+"""A program that calls acquire and release of one checkout of the library. `scripts` runs it for each checkout.
 
-This file is run as a program and imports only public names of the library, so that it works in any checkout. Each line
-of stdin has a strategy and a piece of work. The process prints a line when the work is done.
+It imports only public names of the library, so that it works in any checkout. Each line of stdin has a strategy and a
+piece of work. The program prints a line when the work is done.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Benchmark of the server time of acquire and release, against another checkout of the library.
 
-The option `--against FOLDER` names the other checkout. Both builds send their own scripts to one server, in turn. The
-compared time is the server's own count of the time in scripts, which excludes client and network. Other load on the
-machine can only make it longer, so the lowest tenth of many short rounds is compared.
+The option `--against FOLDER` names the other checkout. Both checkouts send their own scripts to one server, in turn.
+The compared time is the server's own count of the time in scripts, which excludes client and network. Other load on the
+machine can only lengthen this time, so the lowest tenth of many short rounds is compared.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def rows(bench: Bench, rest: Sequence[str]) -> Iterator[Row]:
 
 
 def _measured(client: Any, builds: Sequence[Build], name: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the microseconds per call of both builds in each round.
+    """Return the microseconds per call of both checkouts in each round.
 
     The first round is left out, because it sends the scripts.
     """

@@ -1,7 +1,7 @@
 """Token counts are read from objects of real clients and frameworks, made offline by their own parsers and converters.
 
 Tests of packages that are not installed are skipped; the extra ``borders`` installs all of them. If a new version of a
-package reports counts in another form, its test fails.
+package reports counts in another form, the test of that package fails.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from tests.support.servers import wait_until
 
 pytestmark = [
     pytest.mark.thorough,  # the packages are large
-    pytest.mark.filterwarnings("default"),  # warnings of the packages are no failures
+    pytest.mark.filterwarnings("default"),  # a warning of a package fails no test
 ]
 
 
 def event_loops() -> list[asyncio.AbstractEventLoop]:
-    """Return the event loops of this process, also those that nothing refers to any more."""
+    """Return the event loops of this process, including those without any reference."""
     return [each for each in gc.get_objects() if issubclass(type(each), asyncio.AbstractEventLoop)]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_event_loop_is_left() -> Iterator[None]:
-    """Close the event loops that the packages leave open. Otherwise the warning about one can fail a later test."""
+    """Close the event loops that the packages leave open. Otherwise Python may warn about one during a later test."""
     earlier = event_loops()
     yield
     left = [loop for loop in event_loops() if not any(loop is each for each in earlier)]
     for loop in left:
-        with contextlib.suppress(TimeoutError):  # the loop of a thread that a package keeps running
+        with contextlib.suppress(TimeoutError):  # a package may keep a thread and its loop running
             wait_until(lambda loop=loop: not loop.is_running(), "the loop to end", timeout=2)  # type: ignore[misc]
             loop.close()
     del left[:], earlier[:]
@@ -321,7 +321,7 @@ def openai_agents_context() -> tuple[Any, Usage]:
     context = agents.RunContextWrapper(context=None)
     context.usage = agents.Usage(requests=3, input_tokens=100, output_tokens=20, total_tokens=120)
     context.usage.input_tokens_details.cached_tokens = 10
-    result = object.__new__(package("agents.result").RunResult)  # a run needs a model
+    result = object.__new__(package("agents.result").RunResult)  # only a run with a model would return one
     result.__dict__["context_wrapper"] = context
     return result, Usage(100, 20, calls=3, tokens_cached_in=10)
 

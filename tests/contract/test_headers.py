@@ -106,7 +106,7 @@ def test_every_script_compiles(server: Server) -> None:
 
 
 def test_scripts_in_use_are_the_scripts_present() -> None:
-    texts = (file.read_text() for file in _PACKAGE.rglob("*.py") if file.name != "script.py")  # has examples
+    texts = (file.read_text() for file in _PACKAGE.rglob("*.py") if file.name != "script.py")  # its names are examples
     used = {name for text in texts for name in re.findall(r"""\bScript\(\s*"([\w/]+)"\s*\)""", text)}
     assert used == set(headers.scripts())
 
@@ -242,9 +242,9 @@ def test_calls_that_mismatch_their_headers_fail(
 
 
 def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
-    """Yield every call of `Command` with a script in the package.
+    """Yield each call of `Command` in the package that passes the constant of a script.
 
-    Yields the location, the call, the values of the local names, and the name of the script.
+    Each item has the location, the call, the values of the local names, and the name of the script.
     """
     for file in sorted(_PACKAGE.rglob("*.py")):
         tree = ast.parse(file.read_text())

@@ -92,7 +92,7 @@ def modules() -> list[str]:
 
 
 def unit_tests_of(module: str) -> Iterator[Path]:
-    """Yield the possible paths of a module's unit test: its own file, or for `commands` modules that of the package."""
+    """Yield the possible paths of a module's unit test. The modules of a folder `commands` may share one test."""
     path = Path(module)
     yield TESTS / "unit" / path.parent / f"test_{path.name}"
     if path.parent.name == "commands":
@@ -126,7 +126,7 @@ def test_unit_tests_are_named_after_a_module() -> None:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Yield the modules that a source imports, and the names imported from modules, which may be modules too."""
+    """Yield the modules that a source imports, and the names that it imports from them: such a name may be a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)

@@ -39,7 +39,7 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with only the installed wheel, its core dependencies and the dependencies of these."""
+    """A folder with only the installed wheel, its core dependencies and their dependencies."""
     folder = tmp_path_factory.mktemp("site")
     words = ["-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
     subprocess.run([sys.executable, *words, "--target", str(folder), str(wheel)], check=True)

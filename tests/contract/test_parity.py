@@ -38,7 +38,7 @@ WITHOUT_IO = {
         "track",
     },
 }
-"""Public names that need no server. The asyncio API has no counterpart of these."""
+"""Public names that need no server. The asyncio API has no counterparts of them."""
 
 READ_BY = {
     "LoadBalancer": {"instances": "status"},
@@ -46,7 +46,7 @@ READ_BY = {
     "TieredCache": {"hits": "stats", "misses": "stats"},
     "MetricsCollector": {"metrics": "snapshots"},
 }
-"""Properties, kept from the in-memory version, that read from the server -> the asyncio method that replaces each."""
+"""Properties of the in-memory version that read from the server, and the asyncio method that replaces each."""
 
 BODIES_DIFFER = {
     "get_or_compute": "only the blocking method rejects coroutine functions",
@@ -56,7 +56,7 @@ BODIES_DIFFER = {
 
 
 def aio_class(client: type) -> type:
-    """Return the class that `.aio` returns, from its annotation."""
+    """Return the class in the return annotation of `aio`."""
     getter = inspect.getattr_static(client, "aio")
     function: Any = getter.fget if isinstance(getter, property) else getter.func
     annotation = inspect.signature(function, eval_str=True).return_annotation
@@ -78,7 +78,7 @@ def body(function: Any) -> list[str]:
     statements = tree.body[1:] if ast.get_docstring(tree) else tree.body
     text = [ast.unparse(statement) for statement in statements]
     blocking = [re.sub(r"\bawait |\bAsync(?=[A-Z])", "", line).replace(".arun(", ".run(") for line in text]
-    return [ast.unparse(ast.parse(line)) for line in blocking]  # removes the brackets around awaited calls
+    return [ast.unparse(ast.parse(line)) for line in blocking]  # drops the parentheses around awaited calls
 
 
 @pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda part: part)

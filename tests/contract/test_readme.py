@@ -161,7 +161,7 @@ def test_listed_keys_and_shown_pool_are_those_on_the_server(perf: AgentPerf, raw
     assert sorted(stamp.sub("*", value) for name, value in shown if name[0] == "@") == leases
     for name, value in shown:
         if name[0] != "@":
-            pattern = re.escape(stamp.sub("*", value)).replace(re.escape("..."), ".+")  # the README abbreviates
+            pattern = re.escape(stamp.sub("*", value)).replace(re.escape("..."), ".+")  # ... is any text
             assert re.fullmatch(pattern, by_name[name]), name
     assert lb.release(held)
 
@@ -240,7 +240,7 @@ def test_cited_tests_exist() -> None:
 
 
 def record(url: str, namespace: str) -> bool:
-    """The task of a process pool. It uses an AgentPerf that the process keeps open."""
+    """Record and flush one execution, as a task of a process pool. The AgentPerf is not closed."""
     perf = AgentPerf(url, namespace=namespace)
     perf.metrics.record_execution("planner", 0.1, success=True)
     return perf.metrics.flush()

@@ -164,7 +164,7 @@ def _start_and_stay(folder: Path) -> Generator[int, None, None]:
 def test_server_outlives_its_starting_process(folder: Path, workers: Workers) -> None:
     starter = workers.start(_start_and_stay, folder)
     pid = starter.said()
-    assert os.getsid(pid) not in (os.getsid(0), os.getsid(starter.pid))  # so no Ctrl-C reaches the server
+    assert os.getsid(pid) not in (os.getsid(0), os.getsid(starter.pid))  # so Ctrl-C does not reach the server
     starter.kill()
     assert _found(folder).pid == pid
     with _client(embedded.ensure(folder)) as client:

@@ -22,9 +22,9 @@ class Entry:
     """The fields that every model records for a key."""
 
     expired: bool = False
-    """Whether it has expired. An expired entry keeps its place until a put, a report or a sweep."""
+    """Whether the entry has expired. It keeps its place until a put, a report or a sweep."""
     dead: bool = False
-    """Whether a tag of it was invalidated. Such an entry keeps its place until it is overwritten, evicted or swept."""
+    """Whether a tag of the entry was invalidated. It keeps its place until it is overwritten, evicted or swept."""
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -59,7 +59,7 @@ class CacheMachine(RuleBasedStateMachine):
         raise NotImplementedError
 
     def removed(self, key: str) -> None:
-        """Apply to the model the removal of an entry from any tier, without an eviction."""
+        """Apply to the model the removal of an entry that is not evicted."""
         del self.model[key]
 
     def remove_expired(self) -> None:
@@ -89,7 +89,7 @@ class CacheMachine(RuleBasedStateMachine):
         held: Entry | None = self.model.get(key)
         if held is None or not expires or held.expired:
             return
-        self.cache.flush()  # a read reported after its entry expired is counted, but moves nothing
+        self.cache.flush()  # after the expiry, a reported read would not move the entry
         self.reported()
         if key not in self.model:
             return
@@ -103,7 +103,7 @@ def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyP
     """Run a machine on a server, through `examples` sequences or to the first disagreement."""
     monkeypatch.setattr(
         maintenance, "REPORT_AFTER_S", 3600
-    )  # reports are sent when the model says so, not after a slow step
+    )  # only the rules send reports, not a slow step
     effort = settings(
         max_examples=examples,
         stateful_step_count=40,

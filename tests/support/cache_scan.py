@@ -18,13 +18,13 @@ TIERS = ("hot", "warm", "cold", "new")
 
 
 def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
-    """Return every violated invariant, in words. The cache must not be in use meanwhile.
+    """Return every violated invariant, in words. Nothing may use the cache during the scan.
 
     Args:
         raw: a redis client with decode_responses.
-        namespace: of the cache.
+        namespace: namespace of the cache.
         service: "cache" or "tiered".
-        name: of the cache.
+        name: name of the cache.
     """
     where = key_names.cache(namespace, service, name)
     found: list[str] = []
@@ -72,7 +72,7 @@ def faults(raw: Any, namespace: str, service: str, name: str) -> list[str]:
 
 
 def without_value(raw: Any, namespace: str, service: str, name: str, since_ms: float) -> list[str]:
-    """Return the members of any index that have no value: dropped by the server, or expired before `since_ms`."""
+    """Return the index members whose value the server has dropped, or whose value expired before `since_ms`."""
     where = key_names.cache(namespace, service, name)
     members = {*raw.hkeys(where.size), *raw.zrange(where.exp, 0, -1)}
     for tier in TIERS:

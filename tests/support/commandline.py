@@ -1,4 +1,7 @@
-"""Runs the command line in the tests' process. The fixture `program` of its tests runs it as a separate program."""
+"""Runs the command line in the process of the tests.
+
+The fixture `program` in tests/integration/cli runs the command line as a separate program.
+"""
 
 from __future__ import annotations
 

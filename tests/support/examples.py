@@ -1,4 +1,4 @@
-"""The number of examples of a test: few in a plain run, many in a thorough one."""
+"""The number of examples of a test: few in a plain run of the tests, many in a thorough run."""
 
 from __future__ import annotations
 

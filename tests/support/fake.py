@@ -16,8 +16,8 @@ from agentperf_redis.script import Script
 class Fake:
     """An empty simulated server and a minimal driver for commands and flows.
 
-    A flow's pauses take no time, and no wake-up ever arrives; both are recorded. Errors are redis-py's own: only the
-    executor, which is not used here, maps them.
+    A flow's pauses take no time, and its waits end at once without a wake-up. `pauses` records both. Errors are those
+    of redis-py: only the executor, which is not used here, converts them.
 
     Attributes:
         client: its raw client, with `decode_responses`.
@@ -43,7 +43,7 @@ class Fake:
                 return end.value
             try:
                 result = self._perform(step)
-            except Exception as error:  # noqa: BLE001  the flow handles every error
+            except Exception as error:  # noqa: BLE001  the flow gets every error
                 resume = partial(flow.throw, error)
             else:
                 resume = partial(flow.send, result)

@@ -66,9 +66,9 @@ def fill_slices(client: Any, namespace: str, retention: Retention, *, agents: in
 
 
 def used_memory(client: Any) -> int:
-    """Return the server's used memory without the buffers of the connection that filled it.
+    """Return the server's used memory without the buffers of this client's connection.
 
-    The buffers hold 50 kB after a flush, for an unspecified time: a third of the memory of a small namespace.
+    After a flush, the buffers keep 50 kB for an unspecified time. This is a third of the memory of a small namespace.
     """
     filled_by = client.client_id()
     client.connection_pool.disconnect()

@@ -69,7 +69,7 @@ def scripts() -> list[str]:
 
 @cache
 def _known() -> frozenset[str]:
-    return frozenset(scripts())  # tests may define other scripts
+    return frozenset(scripts())  # scripts of tests are not checked
 
 
 def fragments_of(name: str) -> dict[str, str]:
@@ -142,7 +142,7 @@ def layout_problems(text: str) -> list[str]:
 
 
 def returns_from_script(fragment: str) -> bool:
-    """Return whether a fragment has a `return` outside any function, which would end the including script."""
+    """Return whether a fragment has a `return` outside any function. It would end the script with the fragment."""
     blocks = list[str]()
     for word in re.findall(r"\b(function|if|do|repeat|end|until|return)\b", _without(fragment, "comment", "string")):
         if word in ("end", "until"):
@@ -180,7 +180,7 @@ def misfit(command: Command[object]) -> str | None:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The arguments and keys that a script expects. Cached, because every command is checked.
+    """The arguments and keys that a script expects. They are cached, because every command is checked.
 
     Attributes:
         types: types of each argument, by name, in order.
@@ -226,7 +226,7 @@ def _misfit_of_keys(name: str, wanted: tuple[tuple[str, re.Pattern[str]], ...], 
 def _of_header(text: str, header: Header) -> Iterator[str]:
     if not re.match(r"^-- \w+: .+", text):
         yield "the first line is not `-- name: purpose`"
-    top = text[: re.search(r"^(?!--)|^--@|\Z", text, re.MULTILINE).start()]  # type: ignore[union-attr]  # \Z matches
+    top = text[: re.search(r"^(?!--)|^--@|\Z", text, re.MULTILINE).start()]  # type: ignore[union-attr]  # \Z always
     for section in _SECTIONS:
         if not re.search(rf"^-- {section}\b", top, re.MULTILINE):
             yield f"the header has no {section}"
@@ -237,7 +237,7 @@ def _of_header(text: str, header: Header) -> Iterator[str]:
 
 
 def _without(text: str, *kinds: str) -> str:
-    """Replace comments, or comments and strings, by spaces; line breaks stay."""
+    """Replace comments and the other given kinds of tokens by spaces. Line breaks stay."""
 
     def blank(found: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", found[0]) if found.lastgroup in kinds or found["comment"] else found[0]

@@ -12,9 +12,9 @@ from tests.support.servers import gone, wait_until
 from tests.support.workers import server_pid
 
 END_PATIENCE_S = 5.0
-"""How long the processes of a session may take to end after its last test."""
+"""Time in which the processes of a session must end after the last test, s."""
 _MARK = "AGENTPERF_TEST_SESSION"
-"""Environment variable that every process of the session inherits, and by which the process is found at the end."""
+"""Environment variable that every process of the session inherits. It identifies these processes at the end."""
 
 
 def mark_session() -> None:
@@ -23,7 +23,7 @@ def mark_session() -> None:
 
 
 def after_timeout(folder: Path) -> dict[int, str]:
-    """Return `left_over` once it is empty, or after the time limit."""
+    """Return the result of `left_over` once this is empty, or after the time limit."""
     try:
         wait_until(lambda: not left_over(folder), "the session's processes to end", timeout=END_PATIENCE_S)
     except TimeoutError:
@@ -34,14 +34,14 @@ def after_timeout(folder: Path) -> dict[int, str]:
 def left_over(folder: Path) -> dict[int, str]:
     """Return pid and command of every running process that this session started, directly or indirectly.
 
-    The mark in their environment identifies them. A server overwrites its environment with its title, so its working
-    folder or its parent identifies it.
+    The mark in its environment identifies a process. A server overwrites its environment with its title, so the working
+    folder or the parent identifies a server.
 
     Args:
         folder: parent folder of every `tmp_path` of the session.
     """
     mark = f"{_MARK}={os.environ[_MARK]}".encode()
-    # Python ends these two when this process ends.
+    # Python ends the forkserver and the resource tracker when this process ends.
     known = (os.getpid(), server_pid(), getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None))
     found = {}
     for process in Path("/proc").glob("[0-9]*"):

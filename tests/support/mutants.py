@@ -16,7 +16,7 @@ _SEQUENCE_CHECK = (
 
 
 def alter(patch: pytest.MonkeyPatch, script: str, line: str, instead: str) -> None:
-    """Replace `line`, which the script must contain, in all scripts of its folder until the end of the test."""
+    """Replace `line` in all scripts of the script's folder until the test ends. The script must contain `line`."""
     kind: Any = Script
     plain, folder, texts = kind.source.fget, script.partition("/")[0] + "/", dict[str, str]()
     assert line in Script(script).source, line

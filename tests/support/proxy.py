@@ -46,7 +46,7 @@ class Fault:
     """A fault that will affect some requests.
 
     Attributes:
-        caught: set after its first effect.
+        caught: set after the first effect of the fault.
         requests: the affected requests.
     """
 
@@ -58,7 +58,7 @@ class Fault:
     requests: list[Request] = field(default_factory=list)
 
     def wait(self, timeout: float = _TIMEOUT) -> Request:
-        """Wait until the fault has happened, and return the affected request."""
+        """Wait until the fault has happened, and return the first affected request."""
         if not self.caught.wait(timeout):
             raise TimeoutError(f"no request met the fault within {timeout:g} s")
         return self.requests[0]
@@ -102,7 +102,7 @@ class Kept(Fault):
 
 
 class Connection:
-    """One client's connection and its counterpart to the server."""
+    """The connection of one client, and the connection to the server that serves this client."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Proxy:
         self._target_port = target_port
         self._faults: list[Fault] = []
         self._clients: dict[asyncio.Task[None], Connection | None] = {}
-        """The task of each client and, once the server's side is open, its connection."""
+        """The task and the connection of each client. The connection is None until the server has accepted it."""
         self._listener: socket.socket | None = None
         self._swallowing = False
         self.requests: list[Request] = []
@@ -192,7 +192,7 @@ class Proxy:
         async def act(connection: Connection, request: Request, raw: bytes) -> None:
             reply = await connection.ask(raw)
             await connection.answer(reply[: len(reply) // 2])
-            connection.client_writer.close()  # not an RST, which could overtake the half reply
+            connection.client_writer.close()  # without an RST, which could overtake the half reply
             raise Reset
 
         return self._add(Fault(act, only, nth, times))
@@ -298,14 +298,14 @@ class Proxy:
             for task in self._clients:
                 task.cancel()
             await asyncio.gather(*self._clients, return_exceptions=True)
-            await asyncio.sleep(0)  # closed transports notify their protocols in the next round
+            await asyncio.sleep(0)  # closed transports notify their protocols in the loop's next round
 
         self._call(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    # The loop's side
+    # The event loop
 
     def _call(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT)
@@ -339,7 +339,7 @@ class Proxy:
         await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next round
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept a client. asyncio's own server leaks a client that it accepted just before it is closed."""
+        """Accept a client. An asyncio server that is closed just after it has accepted a client leaks the client."""
         try:
             client, _ = listener.accept()
         except BlockingIOError:  # the client has already left
@@ -351,7 +351,7 @@ class Proxy:
 
     def _served(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         del self._clients[task]
-        client.close()  # the task does not if it was cancelled before it began
+        client.close()  # a task that was cancelled before it began does not close it
 
     async def _serve(self, client: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=client)

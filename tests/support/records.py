@@ -58,6 +58,6 @@ def load_score(load: int, limit: int, seq: int) -> int:
 
 
 def load_and_pick(score: float) -> tuple[float, int]:
-    """Undo `load_score`: the relative load, to 1/8192, and the last pick."""
+    """Return the relative load, in steps of 1/8192, and the last pick from a score of `load_score`."""
     load, seq = divmod(int(score), PICKS)
     return load / 8192, seq

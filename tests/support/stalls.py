@@ -25,10 +25,10 @@ _LATE_S = 0.0005
 
 
 class StallDetector:
-    """A thread that wakes every few milliseconds, and records the times in which it could not.
+    """A thread that wakes every few milliseconds, and records the time spans in which it could not run.
 
     Args:
-        probe: called each time, such as a server's `ping`, so that stalls of the server are recorded as well.
+        probe: called at each wake-up. With a server's `ping`, stalls of the server are recorded as well.
 
     Attributes:
         spans: begin and end of each stall, s by `time.monotonic`, which all processes of a machine share.

@@ -34,16 +34,17 @@ class CallRecord:
 MAX_AT_ONCE = 10
 
 Behaviour = Callable[[int, AgentInstance], tuple[str, float]]
-"""Returns the outcome and the duration in s for a call's number and its instance."""
+"""Gets the number and the instance of a call, and returns the outcome and the duration, s."""
 
 
 async def steady(
     balancer: LoadBalancer, count: int, every: float, behave: Behaviour, before: Callable[[int], object]
 ) -> list[CallRecord]:
-    """Start a call every `every` seconds, whatever the state of earlier ones; return all in the order of their start.
+    """Start a call every `every` seconds, and return all calls in the order of their start.
 
-    After a stall of the machine, calls start later, not all at once: at most `MAX_AT_ONCE` are in flight, two to three
-    times as many as this load needs. `before` is called with each number.
+    A call does not wait for earlier calls, but at most `MAX_AT_ONCE` are in flight, two to three times as many as this
+    load needs. So the calls that a stall of the machine delays do not all start at once. `before` is called with the
+    number of each call before it starts.
     """
     free = asyncio.Semaphore(MAX_AT_ONCE)
 

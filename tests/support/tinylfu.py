@@ -33,10 +33,10 @@ class Ranked(dict[str, int]):
 
 
 class TinyLFU:
-    """A cache's indexes.
+    """The indexes of a cache, and the rules that change them.
 
     Args:
-        capacities: of hot, warm and cold; hot and warm may be 0.
+        capacities: capacities of hot, warm and cold; hot and warm may be 0.
     """
 
     def __init__(self, *capacities: int) -> None:
@@ -106,7 +106,7 @@ class TinyLFU:
         return max(1, min(self.total, len(self) + missing) * STEP_PART)
 
     def put(self, key: str, reads: dict[str, int], tier: int | None = None) -> None:
-        """Record reads and write a key, placed by the policy or in the given tier."""
+        """Record reads and write a key. Without a given tier, the policy chooses it."""
         self.touch(reads)
         self.tick(1)
         known = self.find(key)
@@ -129,7 +129,7 @@ class TinyLFU:
         self.balance(key)
 
     def missed(self, ghost: int) -> None:
-        """Widen the window if an evicted key that is stored again was evicted recently."""
+        """Widen the window if a key that is stored again was evicted only recently."""
         rank = min(self.total, len(self) + 1) * MISSED_PART
         order = self.ghosts.order()[::-1]
         mark = self.ghosts[order[math.floor(rank)]] if math.floor(rank) < len(order) else None
@@ -154,7 +154,7 @@ class TinyLFU:
         self.accesses, self.grow, self.halvings = 0, 0.0, [0, 0, 0, 0]
 
     def balance(self, keep: str | None = None) -> None:
-        """Bring hot, warm, the window and the whole within their capacities."""
+        """Bring hot, warm, the window and the whole cache within their capacities."""
         for tier in (HOT, WARM):
             while len(self.tiers[tier]) > self.capacities[tier]:
                 oldest = self.tiers[tier].order()[0]

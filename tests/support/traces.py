@@ -30,7 +30,7 @@ def zipf(count: int, keys: int, skew: float, seed: int = 1) -> list[str]:
 
 
 def zipf_scan_loop(count: int, keys: int, seed: int = 1) -> list[str]:
-    """Return a trace of stable popularity. Some phases contain a scan of new keys or a loop of `keys / 4` keys, too."""
+    """Return a trace of stable popularity. Some phases also contain a scan of new keys or a loop of `keys / 4` keys."""
     chance = random.Random(seed)
     draw = _ranks(keys, 0.9, chance)
     trace: list[str] = []
@@ -57,7 +57,7 @@ def drift(count: int, keys: int, turns: float, seed: int = 1) -> list[str]:
 
 
 def births(count: int, life: int, seed: int = 1) -> list[str]:
-    """Return a trace like news: a new key every 4 accesses, read mostly while young; mean age of a read `life` keys."""
+    """Return a trace like news: every 4 accesses, a key is born. On average, the key read is the `life`-th newest."""
     chance = random.Random(seed)
     return [f"b{at // 4 - int(chance.expovariate(1 / life))}" for at in range(count)]
 
@@ -107,6 +107,6 @@ def optimal_hits(trace: Sequence[str], size: int) -> int:
         heapq.heappush(latest, (-again, key))
         while len(held) > size:
             until, candidate = heapq.heappop(latest)
-            if held.get(candidate) == -until:  # if not, the key was read since and has a newer heap entry
+            if held.get(candidate) == -until:  # otherwise, the key has a newer heap entry
                 del held[candidate]
     return hits

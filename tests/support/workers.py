@@ -1,8 +1,8 @@
 """Worker processes for the tests. Each runs one function of a test module.
 
 They are forked from a clean process that has only imported the library (Python's forkserver), so they inherit no
-connections, threads or locks of the test process. Spawning sixteen new workers took 8.7 s of processor time, most of
-the time of tests with many processes. Sixteen forked workers start and end within 0.4 s.
+connections, threads or locks of the test process. Spawning sixteen new workers took 8.7 s of processor time, which was
+most of the time of tests with many processes. Sixteen forked workers start and end within 0.4 s.
 
 A worker's function is a plain function, whose return value is the result, or a generator. A generator sends a value to
 the test at each `yield`, and continues when the test replies:
@@ -50,7 +50,7 @@ class Worker:
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._pipe, theirs = _context.Pipe()
-        # The environment is passed, since that of the forkserver is as old as the forkserver.
+        # The worker gets the current environment. The forkserver still has the environment from its own start.
         self._process = _context.Process(target=_work, args=(theirs, dict(os.environ), function, args), daemon=True)
         self._process.start()
         theirs.close()
@@ -75,11 +75,11 @@ class Worker:
         return value
 
     def ready(self, timeout: float = _TIMEOUT) -> None:
-        """Wait until it has imported its function."""
+        """Wait until the worker has imported its function."""
         self._receive("is ready", timeout)
 
     def go(self) -> None:
-        """Start its function."""
+        """Start the function of the worker."""
         self._pipe.send(None)
 
     def said(self, timeout: float = _TIMEOUT) -> Any:
@@ -97,20 +97,20 @@ class Worker:
         return value
 
     def kill(self) -> None:
-        """Kill it with SIGKILL, and wait until it has ended."""
+        """Kill the worker with SIGKILL, and wait until it has ended."""
         self._process.kill()
         self._process.join()
 
     def pause(self) -> None:
-        """Stop it with SIGSTOP."""
+        """Stop the worker with SIGSTOP."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Resume it with SIGCONT."""
+        """Resume the worker with SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End it, whatever its state."""
+        """End the worker in any state."""
         self.kill()
         self._pipe.close()
         self._process.close()
@@ -152,7 +152,7 @@ class Workers:
 
 
 def server_pid() -> int | None:
-    """Return the pid of the forkserver. It ends with this process."""
+    """Return the pid of the forkserver, which ends with this process."""
     pid: int | None = getattr(multiprocessing.forkserver._forkserver, "_forkserver_pid", None)
     return pid
 
@@ -181,10 +181,9 @@ def _work(pipe: Connection, environment: dict[str, str], function: Callable[...,
 
 
 def _end_with_parent() -> None:
-    """End this process with the forkserver, which ends with the test process, even if that is killed."""
-    # The forkserver runs as long as any process holds the write end of a pipe that it reads open. Python hands that end
-    # to every worker, so the worker closes it here: otherwise the worker would keep the forkserver alive, and would
-    # never end, because it ends only with the forkserver.
+    """Make this worker end with the forkserver. The forkserver ends with the test process, even if that is killed."""
+    # The forkserver reads a pipe, and ends when no process has the write end of this pipe open. Every worker inherits
+    # the write end. The worker closes the write end here. Otherwise it would keep the forkserver, and so itself, alive.
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

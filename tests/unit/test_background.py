@@ -276,7 +276,7 @@ def test_close_runs_jobs_if_no_thread_starts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Dropped:
-    """Puts a job when it is garbage-collected."""
+    """An object that puts a job when the object is garbage-collected."""
 
     def __init__(self, jobs: Background, done: list[int]) -> None:
         self._jobs = jobs
@@ -287,7 +287,7 @@ class Dropped:
         self._jobs.put(lambda: self._done.append(1))
 
 
-def test_put_from_del_works_at_any_time(jobs: Background) -> None:
+def test_put_from_destructor_works_at_any_time(jobs: Background) -> None:
     done: list[int] = []
     thresholds = gc.get_threshold()
     gc.set_threshold(1)  # nearly every allocation triggers a collection, also inside `put` and on the thread
@@ -302,7 +302,7 @@ def test_put_from_del_works_at_any_time(jobs: Background) -> None:
     wait_until(lambda: len(done) == 300, "all jobs from __del__")
 
 
-def test_put_from_del_works_during_thread_start(jobs: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_from_destructor_works_during_thread_start(jobs: Background, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     make = threading.Thread.__init__
 
@@ -350,7 +350,7 @@ def alarm() -> Iterator[Alarm]:
     signal.signal(signal.SIGALRM, before)
 
 
-# If the handler raises inside the callback of a weak reference, as threads use them, Python only reports the exception.
+# Threads use weak references with callbacks. If the handler raises inside a callback, Python only reports this.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lingers", [True, False])
 def test_interrupted_callers_leave_the_thread_working(alarm: Alarm, lingers: bool) -> None:
@@ -525,7 +525,7 @@ def test_package_registers_exactly_one_fork_hook() -> None:
     assert [name for name, text in sources.items() if "register_at_fork(" in text] == ["background.py"]
 
 
-def test_close_without_a_thread_reports_jobs_that_it_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_without_a_thread_reports_unrun_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 

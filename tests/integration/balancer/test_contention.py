@@ -15,10 +15,10 @@ from tests.support.workers import Workers
 
 PROCESSES, INSTANCES, CAPACITY = 16, 2, 3
 ROUNDS = 60
-HELD_S = 0.01  # much longer than a call, so that many leases overlap even with few cores
+HELD_S = 0.01  # much longer than a call takes, so that many leases overlap even with few cores
 
-# These replacements remove all capacity checks: the index then contains full instances, and their records are not
-# checked either.
+# These replacements remove all capacity checks: full instances stay in the index, and no script compares the load of an
+# instance with its limit.
 MUTATIONS = (
     ("  if load < limit then\n    if score", "  if true then\n    if score"),
     ("    if load >= limit then\n", "    if false then\n"),

@@ -129,7 +129,7 @@ def test_unreachable_server_returns_nothing_under_none_policy(call: Call, nowher
         pass
     assert "is unreachable" in caught.value.reason
     assert caught.value.retry_after == 1.0
-    with pytest.raises(BackendUnavailable):  # the policy applies only to calls for capacity
+    with pytest.raises(BackendUnavailable):  # the policy does not apply to this method
         call(balancer, "status")
 
 
@@ -153,7 +153,7 @@ def test_stopped_server_blocks_no_caller_and_leaks_nothing(
     caplog: pytest.LogCaptureFixture,
     runner: asyncio.Runner,
 ) -> None:
-    """Four threads and four tasks acquire in a loop; the answers of each are checked separately."""
+    """Four threads and four tasks acquire in a loop. After the outage, each of them must get a lease again."""
     caplog.set_level(logging.WARNING, "agentperf_redis")
     balancer = LoadBalancer(on_unavailable=policy, backend=connect(own_server.url, deadline=DEADLINE_S))
     for number in range(4):
@@ -218,8 +218,8 @@ def test_stopped_server_blocks_no_caller_and_leaks_nothing(
             assert not each.is_alive()
 
     meanwhile = {what for at, took, what in answers if stopped + 0.1 < at and at + took < resumed}
-    # The deadline ends the command. Then the caller must still be scheduled, and competes for the CPU with seven other
-    # callers, the server and the machine's other work: hence another 0.3 s.
+    # A command ends at its deadline. Then its caller waits for the CPU, which seven other callers, the server and other
+    # programs also need. The bound allows 0.3 s for this.
     assert max(stalls.own(at, at + took) for at, took, _ in answers) < DEADLINE_S + 0.3
     assert meanwhile == {"raised" if policy == "raise" else "none"}
     assert sum(stopped + 0.1 < at < resumed - DEADLINE_S for at, _, _ in answers) > 8
@@ -258,7 +258,7 @@ def test_cancelled_caller_does_not_wait_for_unreachable_server(
 
 
 def wait_for_load(raw: Raw, namespace: str, held: int) -> None:
-    """Wait until the load equals the number of held leases; abandoned requests are undone in the background."""
+    """Wait until the load equals the number of held leases. Abandoned requests are undone in the background."""
     state = keys.pool(namespace, "planner").state
 
     def counts() -> tuple[int, int, int]:

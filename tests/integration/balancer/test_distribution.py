@@ -69,7 +69,8 @@ def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str
     for number in range(times + 1):
         token = f"@draw{number}"
         work += [commands.acquire(pool, token, 3_600_000, commands.ANY), commands.release(pool, token)]
-    # Not in a batch: if the server does not know a script yet, the command is sent again, and so out of order.
+    # The first two commands run alone. In a batch, a command whose script the server does not know yet is sent again,
+    # and would run after later commands.
     for command in work[:2]:
         backend.run(command)
     answers = run_all(backend, work[2:])
@@ -129,7 +130,7 @@ def test_power_of_two_keeps_maximum_load_low(backend: Backend, raw: Raw) -> None
     empty = fill(backend, "t", LoadBalancingStrategy.POWER_OF_TWO, fleet(1000, max_capacity=100)).keys
     worst = []
     for seed in range(20):
-        random.seed(seed)  # the scripts get their random numbers from here, so the result is the same on any server
+        random.seed(seed)  # Python sends the scripts their random numbers, so every server gives the same result
         pool = Pool.of(backend.namespace, f"t{seed}")
         raw.copy(empty.state, pool.keys.state)
         raw.copy(empty.ready, pool.keys.ready)

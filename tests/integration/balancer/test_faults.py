@@ -33,7 +33,7 @@ Connect = Callable[..., Backend]
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[object]]:
-    """Holds leases until the backends are closed; a dropped lease would be released with a warning."""
+    """A list that keeps leases until the backends are closed. A dropped lease would be released with a warning."""
     held: list[object] = []
     yield held
     held.clear()
@@ -224,7 +224,7 @@ def test_cancelled_acquire_leaves_no_lease_at_any_point(
         await backend.aclose()
 
     asyncio.run(main())
-    # Calls that were cancelled too late got a lease, and closing the backend released it. The other calls hold none.
+    # Some calls got a lease before they were cancelled. Closing the backend released it. The other calls hold no lease.
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0
 
@@ -369,7 +369,7 @@ def test_killed_process_frees_its_capacity_within_ttl(
     token = worker.said()
     assert token.split(":")[1] == str(worker.pid)
     first_end = raw.zscore(pool.due, token)
-    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # while the process lives, its lease is renewed
+    wait_until(lambda: server_ms(raw) > first_end, "the TTL to pass")  # the process has renewed its lease
     assert balancer.acquire("planner") is None
 
     with StallDetector(raw.ping) as stalls:

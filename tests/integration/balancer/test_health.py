@@ -47,7 +47,7 @@ def kinds(balancer: LoadBalancer, name: str | None = None) -> list[EventKind]:
 
 
 def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", **facts: Any) -> None:
-    """End `times` calls on one instance with this outcome. Calls on other instances end with the outcome neutral."""
+    """End `times` calls on one instance with this outcome. Calls on other instances end as `neutral`."""
     for _ in range(times):
         held = []
         while True:
@@ -265,7 +265,7 @@ def test_panic_change_reaches_every_instance_during_churn(backend: Backend, raw:
     away = pool.keys.tag + ":away"
 
     def change_panic(settings: PoolSettings) -> None:
-        """Start or end panic, which updates a first batch of instances; then remove some of the unhealthy ones."""
+        """Start or end panic. The call updates a first batch of the instances; then remove up to 20 of this batch."""
         backend.run(commands.configure(pool, settings, 0, 1))
         ill = raw.zrange(away, 0, -1)
         waits = [
@@ -396,14 +396,14 @@ def test_older_leases_only_prolong_an_ejection(backend: Backend, raw: Raw) -> No
     assert (status.state, status.ejections) == (InstanceState.EJECTED, 1)
     assert ends_ms() >= before_ms + 99
     end_ejection(balancer, raw, backend.namespace, "p0")
-    assert status_of(balancer, "p0").limit == 3  # two leases from before the ejection, and a probe
+    assert status_of(balancer, "p0").limit == 3  # two leases from before the ejection, plus one probe
     balancer.release(old[2])
     balancer.release(old[3], outcome="error")
     status = status_of(balancer, "p0")
     assert (status.state, status.limit, status.instance.current_load) == (InstanceState.HALF_OPEN, 1, 0)
 
 
-def test_last_instance_not_half_open_is_not_ejected(backend: Backend) -> None:
+def test_last_healthy_instance_beside_half_open_one_stays(backend: Backend) -> None:
     balancer = LoadBalancer(
         settings=PoolSettings(eject_after=1, base_ejection_time=0.05, max_ejection_share=1.0), backend=backend
     )

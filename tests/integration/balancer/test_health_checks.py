@@ -28,7 +28,7 @@ from tests.support.workers import Worker, Workers
 INTERVAL_S, PROCESSES, FLEET = 0.5, 4, 30
 TIMEOUT_S = 0.15
 STALL_S = 0.2
-"""When the machine stalls for at least this time, a check may be counted in the wrong interval, s."""
+"""After a stall of at least this time, s, a check may be counted in the wrong interval."""
 
 
 def states(balancer: LoadBalancer) -> dict[str, InstanceState]:
@@ -104,7 +104,7 @@ def test_processes_check_each_instance_once_an_interval(
         ]:
             assert all(intervals - 1 <= count <= intervals + 1 for count in counts.values()), counts
             return
-        # The machine stalled and skipped checks, so this attempt says nothing about how processes share them.
+        # The machine stalled and skipped checks, so this attempt does not show how processes share checks.
         crowd[attempt % PROCESSES] = start(attempt)
     lost = stalls.within(begin_here, end_here)
     assert all(count <= intervals + 1 + lost / INTERVAL_S for count in counts.values()), counts
@@ -300,7 +300,7 @@ def test_raising_check_is_logged_again_after_recovery(
     assert "the check of p0 of planner raised" in caplog.text
 
 
-def test_awaitable_of_a_plain_check_decides(backend: Backend) -> None:
+def test_plain_check_may_return_an_awaitable(backend: Backend) -> None:
     balancer = LoadBalancer(backend=backend)
 
     async def answer(good: bool) -> bool:

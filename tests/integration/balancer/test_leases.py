@@ -32,7 +32,7 @@ STRATEGIES = list(LoadBalancingStrategy)
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[AgentInstance]]:
-    """Holds leases until the backend is closed; a dropped lease would be released with a warning."""
+    """A list that keeps leases until the backend is closed. A dropped lease would be released with a warning."""
     _kept.clear()
     yield _kept
     _kept.clear()
@@ -59,7 +59,7 @@ def register(call: Call, balancer: LoadBalancer, count: int, **facts: Any) -> No
 
 
 def leases(raw: Raw, pool: keys.PoolKeys) -> list[str]:
-    """Return the tokens that hold capacity: of leases and of grants."""
+    """Return the tokens of leases and grants. Each holds capacity."""
     return records.held(raw.hgetall(pool.state))
 
 
@@ -402,7 +402,7 @@ def test_release_of_an_expired_lease_frees_nothing(
 ) -> None:
     register(call, balancer, 1, max_capacity=1)
     held = acquire(call, balancer, "planner", ttl=0.05)
-    balancer._operations.keeper.drop(held.lease)  # no longer renewed, as if this process were paused
+    balancer._operations.keeper.drop(held.lease)  # the lease is no longer renewed, as if this process were paused
     wait_until(lambda: acquire(call, balancer, "planner"), "the lease to expire")
     assert _kept[-1].lease is not None
     assert _kept[-1].lease.fence > held.lease.fence
@@ -678,7 +678,7 @@ def test_refusal_explains_why_no_instance_is_available(call: Call, balancer: Loa
     assert acquire(call, balancer, "planner", require=("gpu",)).id == "p1"
     assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
     held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
-    assert call(balancer, "release", held["p3"]) is True  # its rate limit is used up
+    assert call(balancer, "release", held["p3"]) is True  # the rate limit of p3 is used up
     assert (
         why()
         == "of 4 instances, 2 full, 1 rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"

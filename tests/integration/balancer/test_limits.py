@@ -105,7 +105,7 @@ def test_limit_above_a_thousand_recovers(backend: Backend) -> None:
     balancer.release(balancer.acquire("planner"), outcome="timeout")
     assert status_of(balancer, "p0").limit == 1040
     held = [balancer.acquire("planner") for _ in range(530)]
-    for _ in range(1050):  # the limit rises by one when as many calls as the limit have succeeded
+    for _ in range(1050):  # 1040 successful calls at a limit of 1040 raise it by one
         balancer.release(balancer.acquire("planner"))
     assert status_of(balancer, "p0").limit == 1041
     assert all(held)
@@ -157,7 +157,7 @@ def age(raw: Raw, namespace: str) -> None:
 
 
 def test_new_instance_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
-    """The test makes each step due itself, so that each step has the same number of calls even on a busy machine."""
+    """The test, not the clock, makes each step due. So every step has equally many calls, even on a busy machine."""
     balancer = LoadBalancer(settings=PoolSettings(slow_start=3600.0), backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=20))
@@ -257,17 +257,17 @@ def test_fleet_that_recovers_together_skips_warm_up(
     for number, name in enumerate(names):
         backend.run(commands.report_checks(pool, 2 + number, [(name, True)]))
     limits = [status_of(balancer, name).limit for name in names]
-    # Without panic, the second half of the instances warms up, because the first half is already warm.
+    # Without panic, p0 to p4 are warm at once. Then half of the pool is warm, so p5 to p9 warm up.
     assert limits == ([10] * 10 if panic_threshold < 1 else [10] * 5 + [1] * 5)
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):
         backend.run(commands.report_checks(pool, at, [("p0", good)]))
-    # p0 warms up only if at least half of the instances are warm: nine others are after a panic, four without.
+    # p0 warms up only if at least half of the pool is warm. After the panic, nine others are warm; without it, four.
     assert status_of(balancer, "p0").limit == (1 if panic_threshold < 1 else 10)
     assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_threshold < 1 else 5)
 
 
-def test_only_recovered_instances_with_others_warm_up(backend: Backend, raw: Raw, namespace: str) -> None:
+def test_recovered_instance_warms_up_only_beside_others(backend: Backend, raw: Raw, namespace: str) -> None:
     settings = PoolSettings(slow_start=60, eject_after=1, base_ejection_time=0.05)
     balancer = LoadBalancer(settings=settings, backend=backend)
     for name in ("p0", "p1"):
@@ -294,7 +294,7 @@ def test_only_recovered_instances_with_others_warm_up(backend: Backend, raw: Raw
 
 
 def acquire_repeatedly(url: str, namespace: str, times: int, tokens: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Acquire `times` times. Return the server times of the grants, us, which are the fencing tokens.
+    """Acquire `times` times. Return the fencing tokens, each of which is the server's time of the grant, us.
 
     For each refusal, also return when the request was sent and when its reply arrived. Server and client run on this
     machine, so their clocks are the same.
@@ -326,19 +326,19 @@ def test_acquires_get_exactly_what_gcra_allows(
     refusals = sorted(each for _, refused in results for each in refused)
     assert len(grants) + len(refusals) == 1000
     arrivals, burst_us = [0], 6_000_000
-    for at in grants:  # the plain algorithm (GCRA), applied to the times at which the server granted
+    for at in grants:  # the plain algorithm (GCRA), applied to the server's times of the grants
         assert at >= arrivals[-1] - burst_us, "one more than the rate allows"
         arrivals.append(max(arrivals[-1], at) + every_us)
     at_once = burst_us // every_us + 1
     assert len(grants) >= at_once + 1
-    # No lease was refused wrongly: each refused request was sent before the time at which the rate limit allowed the
-    # next lease, given the leases granted until the refusal arrived.
+    # Every refusal was right: its request was sent before the rate limit allowed the next lease. This time is computed
+    # from the leases that were granted before the refusal arrived.
     too_early_us = [arrivals[bisect.bisect(grants, there)] - burst_us - sent for sent, there in refusals]
     assert all(each > -GRAIN_US for each in too_early_us), min(too_early_us)
 
 
 def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
-    """Simulate that `us` microseconds pass: move the theoretical arrival times of an instance's rate limits back."""
+    """Simulate that `us` microseconds pass: reduce the theoretical arrival times of an instance's rate limits."""
     pool = keys.pool(namespace, "planner")
     extra = raw.hget(pool.state, "+" + name)
     arrivals = ("rpm_arrival_us", "tpm_arrival_us")
@@ -351,8 +351,8 @@ def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("rates", ["requests", "tokens"])
-def test_leases_a_minute_stay_within_rate_and_burst(backend: Backend, raw: Raw, namespace: str, rates: str) -> None:
-    """Uses requests far below and far above the burst. Time is simulated by `pass_time`."""
+def test_leases_per_minute_stay_within_rate_and_burst(backend: Backend, raw: Raw, namespace: str, rates: str) -> None:
+    """Some leases take far fewer tokens than the burst, others far more. `pass_time` simulates the time."""
     chance = random.Random(6)
     balancer = LoadBalancer(backend=backend)
     rate = {"requests": 40, "tokens": 6000}[rates]
@@ -416,7 +416,7 @@ def test_refusal_by_rate_has_its_retry_after(call: Call, backend: Backend) -> No
 def test_token_rate_settles_to_the_tokens_used(call: Call, backend: Backend) -> None:
     balancer = LoadBalancer(settings=PoolSettings(rate_burst=0), backend=backend)
     call(balancer, "register_instance", AgentInstance("p0", "planner"), tokens_per_minute=60_000)
-    big = call(balancer, "acquire", "planner", tokens=30_000)  # as many as the limit allows in half a minute
+    big = call(balancer, "acquire", "planner", tokens=30_000)  # as many tokens as the limit allows in half a minute
     assert balancer.acquire("planner") is None
     assert call(balancer, "release", big, tokens=0)
     with call.inside(balancer, "lease", "planner") as lease:
@@ -433,7 +433,7 @@ def test_waiter_is_granted_when_a_rate_recovers(call: Call, backend: Backend, ra
     balancer.register_instance(AgentInstance("p0", "planner"), requests_per_minute=3000, tokens_per_minute=30_000)
     with StallDetector(raw.ping) as stalls:
         begin = time.monotonic()
-        for _ in range(4):  # each takes 0.2 s by the token limit, also for waiters; 0.02 s by the request limit
+        for _ in range(4):  # the token limit allows one lease per 0.2 s, the request limit one per 0.02 s
             call(balancer, "release", call(balancer, "acquire", "planner", wait=20, tokens=100))
         end = time.monotonic()
         assert end - begin >= 0.55

@@ -30,7 +30,7 @@ Connect = Callable[..., Backend]
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[list[Any]]:
-    """Holds leases until the backends are closed; a dropped lease would be released with a warning."""
+    """A list that keeps leases until the backends are closed. A dropped lease would be released with a warning."""
     held: list[Any] = []
     yield held
     held.clear()
@@ -82,7 +82,7 @@ def test_waiter_gets_the_released_unit(
         thread, _ = in_background(release)
         second = call(balancer, "acquire", "planner", wait=20)
         thread.join()
-        # The message woke the waiter; without it, the next poll would come up to a second later.
+        # The message woke the waiter. Without the message, the waiter would poll up to a second later.
         assert stalls.own(released_at[0], time.monotonic()) < 0.8
     assert second.lease.fence > first.lease.fence
     assert call(balancer, "release", second)
@@ -259,7 +259,7 @@ def test_cancelled_wait_leaves_nothing_at_any_point(
     nothing_left(raw, pool)
 
 
-# The script wait.lua, called directly, so that waiters can stop polling
+# These tests call the script wait.lua directly, so that waiters can stop polling
 
 
 def poll(
@@ -326,10 +326,10 @@ def test_dead_waiter_is_skipped(balancer: LoadBalancer, backend: Backend, raw: R
 
 
 @pytest.mark.parametrize("dead", [3, 20, 60])
-def test_capacity_skips_dead_waiters_to_the_next_caller(
+def test_freed_capacity_skips_dead_waiters(
     balancer: LoadBalancer, backend: Backend, raw: Raw, pool: keys.PoolKeys, dead: int
 ) -> None:
-    """Includes cases with many dead waiters: each call removes only a few of them."""
+    """A call removes only a few dead waiters, so some cases have many more."""
     first = balancer.acquire("planner")
     assert first is not None
     assert first.lease is not None
@@ -363,7 +363,7 @@ def test_expiring_tombstones_do_not_wake_waiters(
     raw.zadd(pool.due, {f"X@gone{number}": at for number, at in enumerate(due_ms)})
 
     def minimum() -> float:
-        """Return the lower bound of retry_after. The script looks past at most 31 tombstones. Call after the reply."""
+        """Return the lower bound of the last reply's `retry_after`. The script skips at most 31 tombstones."""
         return 0.8 if tombstones < 32 else (due_ms[31] - now_ms()) / 1000 - 0.002
 
     retry_after = poll(backend, "@first").retry_after
@@ -408,7 +408,7 @@ def test_repeated_wait_gets_the_same_lease(balancer: LoadBalancer, backend: Back
 def wait_in_threads(
     url: str, namespace: str, count: int, dies_at: int
 ) -> Generator[None, None, list[tuple[str, float]]]:
-    """Wait in `count` threads; return tokens and fences in grant order, or die while holding lease number `dies_at`."""
+    """Wait in `count` threads. Return tokens and fencing tokens in grant order, or die with lease number `dies_at`."""
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
     grants_seen: list[tuple[str, float]] = []
@@ -439,7 +439,7 @@ def hold(url: str, namespace: str) -> Generator[str, None, None]:
 
 
 @pytest.mark.thorough
-def test_waiters_keep_order_though_some_are_killed(
+def test_waiters_keep_order_when_some_are_killed(
     server: Server, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys, workers: Workers
 ) -> None:
     first = balancer.acquire("planner")

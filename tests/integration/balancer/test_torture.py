@@ -1,8 +1,8 @@
-"""Workers acquire, wait for and abandon leases, while some are killed and paused. Then the pool's history is checked.
+"""Workers acquire, wait for and abandon leases, and some are killed or paused. Then the pool's history is checked.
 
 For these tests, the scripts log their actions, in the order of execution, to a list beside the pool's keys. The check
 replays this list. Tests with mutants of the scripts show that the check can fail. During the run, a proxy delays some
-requests until their callers have retried them and released the leases, so the delayed copies arrive late.
+requests. Their callers retry them and release the leases, and the delayed copies arrive only then.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def check_history(history: list[str]) -> dict[str, str]:
     """Replay the actions of the scripts; return the leases held at the end.
 
     Raises:
-        Unsound: more leases than capacity at a grant, a token granted twice, a fencing token that did not rise, or
-            capacity freed that was not held.
+        Unsound: a grant exceeded the capacity, a token was granted twice, a fencing token did not rise, or a script
+            freed capacity that no lease held.
     """
     live: dict[str, str] = {}
     granted: set[str] = set()
@@ -156,7 +156,7 @@ def check_clients(history: list[str], seen: list[str]) -> None:
 
 
 def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> None:
-    """Acquire leases in every way until killed; write the replies to a file, which survives SIGKILL."""
+    """Acquire leases with random waits and priorities until killed. The file of replies survives SIGKILL."""
     running = rewrite(mutant)
     next(running)
     chance = random.Random(seed)
@@ -174,14 +174,14 @@ def work(url: str, namespace: str, mutant: str | None, file: str, seed: int) -> 
         os.write(seen, f"got {token}\n".encode())
         time.sleep(chance.choice([0.0, 0.001, 0.01]))
         if chance.random() < 0.02:
-            balancer._operations.keeper.drop(instance.lease)  # no longer renewed, so the lease expires
+            balancer._operations.keeper.drop(instance.lease)  # the lease is no longer renewed and expires
             forgotten.append(instance)
         elif balancer.release(instance, outcome=chance.choice(["ok"] * 38 + ["error", "neutral"])):
             os.write(seen, f"freed {token}\n".encode())
 
 
 def observed(folder: Path) -> list[str]:
-    """Return the replies that the workers wrote to their files; only complete lines."""
+    """Return the replies in the files of the workers, without incomplete lines."""
     return [line for file in folder.iterdir() for line in file.read_text().splitlines() if line.count(" ") == 1]
 
 
@@ -197,14 +197,13 @@ def torture(
 ) -> None:
     """Let workers use one pool while some are killed and paused, for at least `seconds` and until `enough` is true.
 
-    With a proxy, some requests for leases arrive late, after other copies of them. The proxy does not work with a
-    Cluster.
+    With a proxy, a copy of some requests for leases arrives late. The proxy does not work with a Cluster.
     """
     chance = random.Random(4)
     url = server.url if proxy is None else proxy.url
     backend = Backend(server.url, namespace=namespace)
-    # The mutant without the limit check fails with a script error when the limit of an instance is 0, for example while
-    # the instance is ejected. Therefore mutants run without ejection.
+    # The mutant "no capacity check" raises a script error if the limit of an instance is 0, for example during its
+    # ejection. Therefore mutants run without ejection.
     balancer = LoadBalancer(settings=PoolSettings(eject_after=None) if mutant else JUMPY, backend=backend)
     for number in range(INSTANCES):
         balancer.register_instance(
@@ -238,7 +237,7 @@ def torture(
 
 
 def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:
-    """Return the tokens that hold capacity: of leases, and of grants that are not fetched yet."""
+    """Return the tokens of leases and of unfetched grants. Each holds capacity."""
     return records.held(raw.hgetall(pool.state))
 
 
@@ -348,7 +347,7 @@ def test_torture_catches_all_mutants(
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = observed(tmp_path)  # read before the history, so that the history contains all these actions
+        seen = observed(tmp_path)  # before the history, which then contains the action of each of these replies
         try:
             history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
             check_history(history)

@@ -24,10 +24,10 @@ from tests.support.traces import births, drift, lru_hits, optimal_hits, zipf_sca
 
 COUNT, KEYS = TRACE_COUNT, TRACE_KEYS
 ABOVE_LRU = 4.0
-"""Points by which both hit ratios must exceed that of an LRU."""
+"""Percentage points by which the hit ratios of W-TinyLFU and of TieredCache must exceed that of an LRU."""
 MAX_RUNS = 5
-"""Eight processes read in a different order on each run, so the hit ratios of runs differ by up to half a point. The
-mean of at most this many runs is checked."""
+"""Maximum number of runs whose mean is checked. Eight processes read in a different order on each run, so the hit
+ratios of runs differ by up to half a point."""
 
 
 @pytest.mark.thorough

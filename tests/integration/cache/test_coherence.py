@@ -1,4 +1,4 @@
-"""Local copies of several processes: never older than allowed."""
+"""The local copies in several processes are never older than allowed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_local_copy_costs_no_command(call: Call, proxy: Proxy, connect: Callable
             assert call(cache, "get_many", ["k", "none"]) == {"k": [1], "none": None}
             assert call(cache, "get_or_compute", "k", lambda: "never called") == [1]
             cost = proxy.count("MGET") - before
-            # Copies are not used when the bus was silent for 250 ms, as on a stalled machine.
+            # Copies are not used after the bus was silent for 250 ms, which happens on a stalled machine.
             if cost == 0 or stalls.within(begin, time.monotonic()) < 0.1:
                 break
     assert cost == 0
@@ -122,7 +122,7 @@ def test_copy_expires_with_its_entry(backend: Backend) -> None:
 
 
 def test_copies_are_unused_while_bus_is_silent(proxy: Proxy, server: Server, connect: Callable[..., Backend]) -> None:
-    """Requests pass; only the bus's connection is silent, so only its pings detect the loss."""
+    """Requests still reach the server, but the closed bus delivers no message about the write."""
     cache, remote = with_copies(connect(proxy.url)), LRUCache(backend=connect(server.url))
     cache.put("k", "old")
     copied(cache, "k")
@@ -157,7 +157,7 @@ def test_fill_without_tickets_fails_the_check(
 
     monkeypatch.setattr(LocalCopies, "ticket", ticket)
     backend, other = connect(proxy.url), connect(server.url)
-    # On a stalled machine, copies are not used for a while; a read then returns the server's new value.
+    # On a stalled machine, a read may ignore the copy and return the new value from the server.
     assert "old" in (interleaved(backend, other, proxy) for _ in range(5))
 
 
@@ -204,7 +204,7 @@ TAGS = ("even", "odd")
 
 @dataclass(frozen=True)
 class Write:
-    """An acknowledged write of a unique value, or an acknowledged invalidation. No read returns the latter's value."""
+    """An acknowledged write of a unique value, or an acknowledged invalidation, whose value no read returns."""
 
     key: str
     value: tuple[int, int]
@@ -224,7 +224,7 @@ class Read:
 
 
 def change(cache: LRUCache, me: int, count: int, chance: random.Random) -> list[Write]:
-    """Put a value or invalidate some keys; return the writes, one for each key concerned."""
+    """Put a value or invalidate some keys; return one write for each affected key."""
     how = chance.choice(("put", "put", "put", "delete", "tag", "clear"))
     key, begun = chance.choice(KEYS), time.monotonic()
     concerned = [key]
@@ -244,7 +244,7 @@ def change(cache: LRUCache, me: int, count: int, chance: random.Random) -> list[
 
 
 def enough(writes: list[Write], reads: list[Read]) -> bool:
-    """Whether one process has made enough writes and reads. On a busy machine, this takes longer."""
+    """Whether one process has made enough writes and reads."""
     return len(writes) > 10 and len(reads) > 300
 
 
@@ -274,9 +274,9 @@ def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[l
 def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
     """Return the stale reads of one process.
 
-    A read is stale if a newer write was acknowledged before the read began; if another process made the write and the
-    read may use a copy, more than STALE_S before. A write is newer than another if it began after the other was
-    acknowledged; overlapping writes have no order.
+    A read is stale if a newer write was acknowledged before the read began. Only a read that may use a copy may miss
+    newer writes of other processes, for STALE_S after they were acknowledged. A write is newer than another if it began
+    after the other was acknowledged; overlapping writes have no order.
     """
     by_value = {write.value: write for write in writes if write.how == "put"}
     by_key: dict[str, list[Write]] = {}
@@ -329,7 +329,7 @@ def test_staleness_check_finds_stale_reads() -> None:
 def test_threads_and_event_loop_share_coherent_copies(
     backend: Backend, connect: Callable[..., Backend], server: Server, runner: asyncio.Runner
 ) -> None:
-    """A change by any thread or task is visible to all of them at once; a change by another process, soon after."""
+    """Threads and tasks see each other's changes at once. They see a change by another process within STALE_S."""
     cache, remote = with_copies(backend), with_copies(connect(server.url))
     numbers, end = count(), time.monotonic() + 1.5
     writes, reads, others = list[Write](), list[Read](), list[Read]()

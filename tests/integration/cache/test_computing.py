@@ -1,4 +1,4 @@
-"""One computation among threads, tasks and processes; errors; the decorator."""
+"""Threads, tasks and processes share one computation and its error; tests of the decorator."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_tasks_share_one_computation(backend: Backend, runner: asyncio.Runner) -
 def count_and_work(url: str, namespace: str, key: str, seconds: float) -> tuple[int, Any, float]:
     """A worker process: request one key from five threads.
 
-    Returns the number of its computations, the value, and when it got the value.
+    Returns the number of computations in this process, the value, and when all threads had the value.
     """
     cache = LRUCache(backend=Backend(url, namespace=namespace))
     calls: list[int] = []
@@ -136,7 +136,7 @@ def test_killed_leader_is_replaced_after_lease_expiry(
     leader.kill()
     with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
-        raw.pexpire(where(namespace, "l:k"), 300)  # shortened, so that the test does not wait the whole TTL
+        raw.pexpire(where(namespace, "l:k"), 300)  # ends the lease before its whole TTL has passed
         assert LRUCache(backend=backend).get_or_compute("k", lambda: "mine") == "mine"
         end = time.monotonic()
         assert end - begun >= 0.3
@@ -172,7 +172,7 @@ def test_error_reaches_all_waiters_without_retries(
     def fail() -> None:
         calls.append("here")
         wait_until(lambda: raw.hget(where(namespace, "l:k"), "waited"), "the other process to wait")
-        assert all_wait.wait(20)  # a thread that came after the error would compute again, correctly
+        assert all_wait.wait(20)  # a call after the error would compute again, as it should
         raise KeyError("no such thing")
 
     def ask(which: LRUCache) -> Exception:
@@ -306,7 +306,7 @@ def test_function_is_called_during_an_outage(call: Call, connect: Callable[..., 
 
 
 class _Caller:
-    """A decorated function that a test calls the same way whether it is asynchronous or not."""
+    """Calls a blocking or an asynchronous decorated function in the same way."""
 
     def __init__(self, call: Call, function: Any) -> None:
         self._call, self._function = call, function
@@ -597,7 +597,7 @@ def test_plain_function_that_returns_a_coroutine_is_refused(backend: Backend) ->
     async def later() -> int:
         return 1
 
-    ask = cached(LRUCache(backend=backend))(lambda: later())  # noqa: PLW0108  a plain function
+    ask = cached(LRUCache(backend=backend))(lambda: later())  # noqa: PLW0108  must be a plain function
     for _ in range(2):
         with pytest.raises(InvalidArgument, match="need not be awaited"):
             _ = ask()

@@ -1,4 +1,4 @@
-"""Entries, limits, tiers, tags: values come back equal, and Redis holds the documented keys."""
+"""Entries, limits, tiers and tags: values come back equal, and Redis holds the documented keys."""
 
 from __future__ import annotations
 
@@ -95,8 +95,9 @@ def test_only_new_keys_evict_the_least_recently_used(call: Call, backend: Backen
 
 
 RECORDED = DATA / "calls.trace.gz"
-"""9,000 accesses to 262 keys: the functions that Python's standard library called, in order, while it parsed arguments,
-mail, configuration, source and XML; every third function, without consecutive calls of the same one."""
+"""9,000 accesses to 262 keys. The keys are the functions that Python's standard library called, in order, while it
+parsed arguments, mail, configuration, source and XML. The trace has only every third function, and no function twice
+in a row."""
 
 
 @pytest.mark.parametrize("size", [8, 50])
@@ -305,7 +306,7 @@ def test_strict_reads_are_recorded_at_once(call: Call, backend: Backend, raw: Ra
 
 
 def read_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None]:
-    """A worker process: on each request, read a key, and put the step's number if it is missing. Yields the value found."""
+    """A worker process: for each request, read a key, and put the step's number after a miss. Yields the value."""
     backend = Backend(url, namespace=namespace)
     cache = LRUCache(max_size=max_size, strict=True, backend=backend)
     found: int | None = None
@@ -321,7 +322,7 @@ def read_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None
 
 
 def test_strict_processes_share_one_textbook_lru(server: Server, namespace: str, workers: Workers, raw: Raw) -> None:
-    """Reads of both processes are recorded at once: after each access, hits and order are those of a textbook LRU."""
+    """Each process records its reads at once. So after each access, hits and order equal those of a textbook LRU."""
     size, model = 8, OrderedDict[str, int]()
     processes = [workers.start(read_in_turn, server.url, namespace, size) for _ in range(2)]
     for process in processes:
@@ -354,7 +355,7 @@ def test_strict_processes_share_one_textbook_lru(server: Server, namespace: str,
 def test_strict_waiter_of_another_process_counts_a_hit(
     call: Call, backend: Backend, server: Server, connect: Callable[..., Backend]
 ) -> None:
-    """Both miss; one computes, the other gets its result."""
+    """Both callers miss. One computes the value, and the other gets that value."""
     cache, remote = LRUCache(strict=True, backend=backend), LRUCache(strict=True, backend=connect(server.url))
     begun, go_on = threading.Event(), threading.Event()
 

@@ -33,7 +33,7 @@ def operator(server: Server, connect: Callable[..., Backend]) -> Backend:
 
 @pytest.fixture
 def cache(backend: Backend, raw: Raw, namespace: str) -> Iterator[LRUCache]:
-    """A program's cache; its settings must be the same before and after."""
+    """A program's cache. The test must leave its settings unchanged."""
     made = LRUCache(3, 60.0, name="answers", backend=backend)
     made.put("a", 1, tags=["odd"])
     made.put("b", 2)
@@ -62,7 +62,7 @@ def test_operations_use_the_stored_settings(cache: LRUCache, operator: Backend, 
     assert operator.run(existing.delete_many(["b", "z"])) == 1
     assert cache.get("b") is None
     cache.put("c", 3)
-    assert operator.run(existing.clear()) == 2  # a is a miss, but not removed yet
+    assert operator.run(existing.clear()) == 2  # c, and a: its tag was invalidated, but it is still stored
     assert cache.get("c") is None
     stats = operator.run(existing.stats())
     assert stats is not None

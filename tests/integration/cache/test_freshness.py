@@ -1,4 +1,4 @@
-"""Stale values: returned at once and refreshed in the background; returned on error up to the limit, never beyond it."""
+"""A stale value is returned at once and refreshed in the background. After errors, it is returned up to a limit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COST_MS = "return string.match(redis.call('GET', KEYS[1]), '^%d+ %d+ %S+ (%d+) '
 
 
 class Source:
-    """A function to cache: counts its calls, takes a given time, and fails on request."""
+    """A function to cache. It counts its calls, takes a given time, and fails on request."""
 
     def __init__(self, takes_s: float = 0.0) -> None:
         self.calls = 0
@@ -59,7 +59,7 @@ class Source:
 
 
 class Reader:
-    """Reads one key from a cache repeatedly, blocking or in asyncio."""
+    """Reads one key of a cache repeatedly, through the blocking or the asyncio API."""
 
     def __init__(
         self, cache: LRUCache | TieredCache, source: Source, runner: asyncio.Runner | None, **options: Any
@@ -81,7 +81,7 @@ class Reader:
         return self.runner.run(read())
 
     def until(self, wanted: object, timeout_s: float = 10) -> float:
-        """Read until the answer, a value or an error, equals `wanted`; return how long it took."""
+        """Read until the result, a value or the type of an error, equals `wanted`. Return the elapsed time, s."""
         begun = now = time.monotonic()
         while now < begun + timeout_s:
             now = time.monotonic()
@@ -103,7 +103,7 @@ redis.call('SET', KEYS[1], before .. string.rep('0', #fresh - 1) .. '1' .. after
 
 
 def no_longer_fresh(cache: LRUCache | TieredCache, raw: Raw, key: str) -> None:
-    """Expire the soft TTL of an entry at once instead of waiting. Its local copies are dropped."""
+    """Expire the soft TTL of an entry at once instead of waiting, and drop the local copies of the entry."""
     raw.eval(NO_LONGER_FRESH, 1, cache._shared_state.keys.entry(key))
     if cache._shared_state.local is not None:
         cache._shared_state.local.drop(stored_name(key))
@@ -202,8 +202,8 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
         computed = sorted(each for result in results for each in result.computed)
         reads = sorted(each for result in results for each in result.reads)
         assert [result.waits for result in results] == [0] * 4
-        # A value is fresh for the soft TTL after its write. A process knows the server's time only to within one round
-        # trip, which is at most as long as the longest read, and only in whole milliseconds: it may refresh that early.
+        # A value is fresh for the soft TTL after its write. A process may refresh it early by its error about
+        # the server's time. This error is at most one round trip, and so the longest read, plus a rounding to 1 ms.
         early_s = max(took for _, took in reads) + 0.002
         fresh_s = max(0.0, soft_ttl - early_s)
         assert all(later >= ended + fresh_s for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
@@ -215,16 +215,17 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
             assert abs(len(computed) - seconds / soft_ttl) <= 1
             assert times[-len(times) // 500] < takes_s
             return
-    # Stalls of the computing process, or of all readers, reduce the count to what the remaining time allows.
+    # No computation starts during a stall of the computing process or of all readers, so the lower bound subtracts the
+    # stalls. The check with `fresh_s` is the upper bound.
     stalls = sum(later - sooner for (sooner, _), (later, _) in pairwise(reads) if later - sooner > STALL_S / 4)
     late = sum(max(0.0, ended - begun - takes_s) for begun, ended in computed)
-    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)  # the check of the pauses is the upper bound
+    assert (seconds - stalls - late) / soft_ttl - 1 <= len(computed)
 
 
 def test_failing_function_raises_after_the_stale_limit(
     backend: Backend, loop: asyncio.Runner | None, raw: Raw, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report would update the server's time
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report would update the known server time
     soft_ttl, limit = 0.1, 0.8
     source = Source()
     reader = Reader(LRUCache(backend=backend), source, loop, ttl=60, soft_ttl=soft_ttl, stale_if_error=limit)
@@ -234,7 +235,8 @@ def test_failing_function_raises_after_the_stale_limit(
     source.fails = True
 
     served, refused = list[float](), list[float]()
-    known = math.inf  # when the server gets to know that computing fails; the call that fails still returns a value
+    # `known` is when the server has recorded a failed computation. The failing call still returns the stale value.
+    known = math.inf
     while len(refused) < 3 and time.monotonic() < written + 30:
         begun = time.monotonic()
         try:
@@ -247,7 +249,7 @@ def test_failing_function_raises_after_the_stale_limit(
         time.sleep(0.005)
 
     assert len(refused) == 3
-    # This process knows the server's time to within the duration of its first call, and in whole milliseconds.
+    # The known server time is wrong by at most the duration of the first call, plus rounding to milliseconds.
     assert min(refused) > before + soft_ttl + limit - (written - before) - 0.002
     assert max(served) < max(known, written + soft_ttl + limit + 0.002)
     assert max(served) > before + soft_ttl, "stale values were returned"
@@ -285,7 +287,7 @@ def test_failed_read_is_a_miss_and_saves_nothing(
 
 
 def test_too_old_copy_is_not_reported_as_read(backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread may report reads at any time, even between finding the copy and checking its age."""
+    """Another thread may report reads at any time, even after a reader finds a copy and before it checks the age."""
     cache, age, seen, served = LRUCache(local_size=10, backend=backend), Freshness.age, list[Age](), list[str]()
 
     def reported_meanwhile(freshness: Freshness, *args: Any) -> Age:
@@ -401,7 +403,7 @@ def test_killed_refresher_is_replaced_without_waiting_readers(
     reader = Reader(cache, source, None, ttl=60, soft_ttl=0.05)
     assert reader.ask() == "old"
     assert source.calls == 0
-    raw.pexpire(where(namespace, "l:k"), 100)  # shortened, so that the test does not wait the whole TTL
+    raw.pexpire(where(namespace, "l:k"), 100)  # ends the lease before its whole TTL has passed
     reader.until([1])
 
 

@@ -59,7 +59,7 @@ end
 redis.call('INCR', tag .. 'checks')
 return reply
 """
-"""Runs a script and, in the same step, checks the state it has left."""
+"""Runs a script and, in the same step, checks the state that the script has left."""
 
 
 def check_after_every_script(without: str) -> None:
@@ -78,7 +78,7 @@ def check_after_every_script(without: str) -> None:
 
 
 def operate(url: str, namespace: str, seed: int, operations: int, without: str | None = None) -> int:
-    """A worker process: random operations on all caches. Returns how often a value was wrong."""
+    """A worker process: do random operations on all caches. Returns how often a value was wrong."""
     if without is not None:
         check_after_every_script(without)
     backend = Backend(url, namespace=namespace)
@@ -137,14 +137,14 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
             raw.unlink(key)  # as a server with its own eviction policy does
         cache.put("soon over", 1, ttl=0.001)
         wait_until(lambda cache=cache: cache.entry("soon over") is None, "the entry to expire")  # type: ignore[misc]
-        begun_ms = time.time() * 1000  # the server runs on the same machine; later expiries are not due for this sweep
+        begun_ms = time.time() * 1000  # by the server's clock too; the sweep may leave later expiries
         cache.sweep()
         assert without_value(raw, namespace, service, cache.name, begun_ms) == [], "after one sweep"
         assert faults(raw, namespace, service, cache.name) == [], cache
 
         cache.clear()
         cache.sweep()
-        resent = keys.cache(namespace, service, cache.name).resent  # set by puts that were resent, as on a busy machine
+        resent = keys.cache(namespace, service, cache.name).resent  # a busy machine may resend puts
         wait_until(lambda resent=resent: not raw.exists(resent), "the ids of resent puts to expire")  # type: ignore[misc]
         left = {key.rpartition("}:")[2] for key in raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:*")}
         assert left <= {"meta", "epochs", "checks"}, cache
@@ -154,7 +154,7 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
 def test_limits_and_counters_hold_after_every_script(
     server: Server, namespace: str, workers: Workers, raw: Raw, backend: Backend
 ) -> None:
-    for compute_lease in range(TURNS):  # several workers, since 5000 steps may exceed the timeout of one
+    for compute_lease in range(TURNS):  # several workers, since 5000 steps may exceed one worker's timeout
         seeds = range(PROCESSES * compute_lease, PROCESSES * (compute_lease + 1))
         assert workers.run(operate, [(server.url, namespace, seed, 1000, "") for seed in seeds]) == [0] * PROCESSES
     assert list(raw.scan_iter(match=f"{namespace}:*:faults")) == []

@@ -31,11 +31,11 @@ from tests.support.workers import Workers
 NOWHERE = "redis://127.0.0.1:1/0"
 STALE_S = 0.25
 NOTICED_S = 1.0
-"""A process detects the server's return within this time."""
+"""A process detects within this time that the server is back."""
 
 
 def copied(cache: LRUCache, *keys: str) -> None:
-    """Wait until all keys have local copies at the same time: a gap of the bus drops the earlier ones."""
+    """Wait until all keys have local copies at the same time. A gap of the bus drops the copies made before it."""
     assert cache._local is not None
     local = cache._local
 
@@ -151,7 +151,7 @@ def test_stale_copies_are_returned_up_to_the_limit(
 def test_copies_from_before_an_outage_are_dropped(
     own_server: Server, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the bus's connection outlasts the outage, no matter how slow the machine is
+    # The bus keeps its connection during the outage, even on a slow machine.
     monkeypatch.setattr(pubsub_connection, "LOST_AFTER_S", 60)
     assert copies_after_recovery(own_server, connect) == (0, "computed")
 
@@ -165,9 +165,9 @@ def test_copies_without_a_flush_fail_the_check(
 
 
 def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tuple[int, Any]:
-    """Stop the server's replies for a while without breaking a connection: only a new reply shows that it is back.
+    """Stop the server's replies for a while without breaking a connection. Only a new reply ends the outage.
 
-    Returns the number of copies when the recovery is detected, and the stale value returned in the next outage.
+    Returns the number of copies when the recovery is detected, and the value returned in the next outage.
     """
     backend = connect(server.url)
     cache = LRUCache(local_size=10, backend=backend)
@@ -195,7 +195,7 @@ def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tu
 
 
 def answered(cache: LRUCache) -> Any:
-    """The server's value of a key, or the error if it does not answer."""
+    """Return the server's value of a key, or the error if the server does not answer."""
     try:
         return cache.get("a", fresh=True)
     except BackendUnavailable as error:
@@ -229,7 +229,7 @@ def test_unsent_invalidation_fails_the_check(
 
 
 def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
-    """Invalidate while the server is down; return the old values read after it is back with all its data."""
+    """Invalidate while the server is down; return the old values that are read after the restart with all data."""
     backend = connect(server.url)
     cache = LRUCache(backend=backend)
     cache.put("k", "old", tags=["t"])
@@ -359,8 +359,8 @@ def test_killed_server_costs_no_results_or_coherence(
     aof: bool,
     tmp_path: Path,
 ) -> None:
-    # With the default, everysec, the server may reply before it has written to disk. If it is then killed, it loses
-    # acknowledged writes.
+    # With the default, everysec, the server may reply before it has passed a write to the system. If it is then killed,
+    # it loses acknowledged writes.
     server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
     files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
     for file in (*files, written):
@@ -381,14 +381,14 @@ def test_killed_server_costs_no_results_or_coherence(
 
     def ask() -> None:
         if server.nodes[0].alive:  # a dead server is an outage, not a stall
-            with contextlib.suppress(RedisError):  # it is loading its data
+            with contextlib.suppress(RedisError):  # raised while the server loads its data
                 client.ping()
 
     with server.client() as client, StallDetector(ask) as server_stalls:
         wait_for_calls(150)
         server.kill()
         killed = time.monotonic()
-        time.sleep(DEADLINE_S + 0.5)  # longer than the deadline: the outage is detected
+        time.sleep(DEADLINE_S + 0.5)  # longer than the deadline, so that the outage is detected
         wait_for_calls(30)
         server.restart()
         back = time.monotonic()
@@ -408,18 +408,18 @@ def test_killed_server_costs_no_results_or_coherence(
     assert late
     for function, reader in zip(functions, readers, strict=True):
         seen, spans = reader.result()
-        stalls = union(spans, server_stalls.spans)  # each command of a call waits for a stalled server
+        stalls = union(spans, server_stalls.spans)  # a stall of the server delays a call too
         for call in seen:
             if call.ended - call.begun > DEADLINE_S / 2:
                 own = call.ended - call.begun - overlap(stalls, call.begun, call.ended)
-                # when the server died, the put of a computed value may first have waited for the report in flight
+                # In a call that began before the kill, the put of a computed value may wait for a report in flight.
                 waited_s = access_reports._WAIT_SHARE * DEADLINE_S if call.begun < killed else 0.0
                 assert own < DEADLINE_S + waited_s + 0.05, "no call exceeds its deadline"
         without = [call for call in seen if call.begun > killed + DEADLINE_S + 0.5 and call.ended < back]
         assert len(without) > 20, "there are results during the outage, too"
         after = [call for call in seen if call.begun - back - overlap(spans, back, call.begun) > NOTICED_S]
         assert len(after) > 100
-        # a stale copy may be returned until this process has detected that the server is back
+        # A stale copy may be returned until this process has detected that the server is back.
         for call in after if function is use_with_stale_copies else seen:
             over = call.begun - STALE_S
             newest = max((at for key, at, end in acknowledged if key == call.key and end < over), default=0.0)

@@ -1,4 +1,4 @@
-"""A caller that would wait for itself computes directly, such as a function that needs its own value."""
+"""A caller that would wait for itself computes directly. An example is a function that needs its own value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def in_time(function: Callable[[], Any]) -> Any:
     def run() -> None:
         try:
             outcome.append(function())
-        except BaseException as error:  # noqa: BLE001  raised again by the caller
+        except BaseException as error:  # noqa: BLE001  raised again below
             outcome.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

@@ -33,7 +33,7 @@ PUT, TOUCH, RENEW = Script("cache/put"), Script("cache/report_reads"), Script("c
 
 
 def state(raw: Raw, namespace: str) -> dict[str, Any]:
-    """The relevant state of a cache: order, sizes with hits, counters."""
+    """Return the order, the sizes with hits, and the counters of a cache."""
     where = f"{namespace}:{{cache:default}}"
     meta = raw.hgetall(f"{where}:meta")
     counters = {name: meta.get(name, "0") for name in ("bytes", "evicted", "hot", "warm", "cold", "misses")}
@@ -130,7 +130,7 @@ def test_cancelled_claim_leaves_no_lease(
 ) -> None:
     cache = LRUCache(backend=through_proxy)
     cache.put("other", 1)
-    lost = proxy.swallow(only=Script("cache/claim"))  # granted, but the reply is lost
+    lost = proxy.swallow(only=Script("cache/claim"))  # the lease is granted, but the reply is lost
 
     async def scene() -> None:
         first = asyncio.create_task(cache.aio.get_or_compute("k", lambda: "never called"))
@@ -200,7 +200,7 @@ def test_put_follows_the_reads_being_reported(
     assert state(raw, namespace)["order"] == ["b", "a", "c"]
 
 
-def test_keys_include_the_reads_that_another_thread_has_just_begun_to_report(
+def test_keys_include_reads_that_another_thread_reports(
     proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
@@ -280,7 +280,10 @@ def test_doubtful_repetition_makes_the_key_a_miss(
     raw: Raw,
     namespace: str,
 ) -> None:
-    """The first copy was executed and overwritten by another process: the repetition must not restore its value."""
+    """The first copy of a put is executed, and another process overwrites its value. Then the put is repeated.
+
+    The repetition must not restore the overwritten value.
+    """
     cache, other = LRUCache(backend=through_proxy), LRUCache(backend=connect(server.url))
     call(cache, "put", "k", "first")
 
@@ -326,7 +329,7 @@ def test_emptied_server_gets_its_settings_again(
     for key in "abc":
         assert call(cache, "put", key, key) is True
     with own_server.client() as client:
-        client.flushall()  # no connection breaks: the process is not notified
+        client.flushall()  # breaks no connection, so the process is not notified
     assert call(tiered, "get", "a") is None
     assert call(tiered, "delete", "a") is False
     assert call(tiered, "get_or_compute", "a", lambda: 3) == 3
@@ -454,7 +457,7 @@ def test_blocking_put_does_not_wait_for_its_loop(backend: Backend) -> None:
 
 
 class _EndlessRenewals:
-    """Renewals that the end of the put does not stop. Only the caller would stop them, but it is cancelled."""
+    """Renewals that the end of a put does not stop. Only the caller would stop them, but the caller is cancelled."""
 
     def drop(self, compute_lease: ComputeLease) -> None: ...
 
@@ -484,7 +487,7 @@ def test_cancelled_store_releases_the_key(
 def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server, runner: asyncio.Runner) -> bool:
     """Cancel a task whose value cannot reach the server. Returns whether another process then computes the value.
 
-    The other process does not if the lease is still renewed long after the last attempt to store the value.
+    The other process cannot compute if the lease is still renewed long after the last attempt to store the value.
     """
     deadline_s, lease_s = 0.4, 0.3
     cache = LRUCache(backend=connect(proxy.url, deadline=deadline_s), lease=lease_s)
@@ -498,13 +501,13 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(deadline_s)  # the loop and the put keep running until the put fails
+        await asyncio.sleep(deadline_s)  # keeps the loop and the put running until the put fails
 
     with ThreadPoolExecutor(1) as threads:
         runner.run(cancelled())
         other = threads.submit(remote.get_or_compute, "k", lambda: "other")
         before = proxy.count(RENEW)
-        # a lease is renewed three times per TTL; 30 renewals are ten TTLs, ten times the remaining duration of the put
+        # A lease is renewed three times per TTL, so 30 renewals take ten TTLs. A put does not run that long.
         wait_until(
             lambda: other.done() or proxy.count(RENEW) > before + 30, "the other to compute, or the lease to be kept"
         )

@@ -34,9 +34,10 @@ def all_wait(cache: LRUCache, calls: list[int]) -> bool:
 
 
 def crowd(url: str, namespace: str, waiting: str, failing: bool) -> tuple[int, list[str]]:
-    """A worker process: fifty tasks call one decorated function; return the number of calls, and their answers.
+    """A worker process: fifty tasks call one decorated function.
 
-    Each process writes a byte into the file `waiting` once all of its tasks wait. The function proceeds after that.
+    Returns how often the function ran, and the answers of the tasks. Each process writes a byte into the file `waiting`
+    once all of its tasks wait. The function proceeds when all processes have written.
     """
     backend = Backend(url, namespace=namespace, deadline=PATIENT_S)
     cache = LRUCache(backend=backend, lease=PATIENT_S)
@@ -93,10 +94,10 @@ def test_one_failing_call_raises_in_all_tasks(
 
 
 def request_until_done(url: str, namespace: str, calls: str, leads: bool) -> Iterator[Any]:
-    """A worker process: fifty tasks request one key. If it leads, its single call of the function does not end.
+    """A worker process: fifty tasks request one key. In the process that leads, the function does not end.
 
-    Yields once at the start, once when all of its tasks wait, and then their values, the time, and the stalls of this
-    process. Every call of the function writes a byte into `calls`.
+    Yields at the start, again when all tasks wait, and finally the pid, the values, when they arrived, and the stalls
+    of this process. Every call of the function writes a byte into `calls`.
     """
     cache = LRUCache(backend=Backend(url, namespace=namespace, deadline=PATIENT_S), lease=LEASE_S)
     own_calls: list[int] = []
@@ -128,7 +129,7 @@ def test_killed_leader_costs_one_call_and_its_lease(
     leader, *waiting = (
         workers.start(request_until_done, server.url, namespace, str(calls), number == 0) for number in range(PROCESSES)
     )
-    for each in (leader, *waiting):  # all have started before the first requests the key
+    for each in (leader, *waiting):  # all processes run before the leader requests the key
         each.said()
     leader.answer()
     leader.said()
@@ -149,6 +150,6 @@ def test_killed_leader_costs_one_call_and_its_lease(
     assert [len(values) for _, values, _, _ in served] == [TASKS] * (PROCESSES - 1)
     (second,) = {value for _, values, _, _ in served for value in values}
     spans = {pid: spans for pid, _, _, spans in served}
-    for pid, _, at, _ in served:  # stalls of the server, the computing process or the waiter do not count
+    for pid, _, at, _ in served:  # without stalls of the server, the computing process or the waiter
         stall_s = overlap(union(server_stalls.spans, spans[second], spans[pid]), killed, at)
         assert at - killed - stall_s < LEASE_S + 2

@@ -131,7 +131,7 @@ def spoil(value: Any) -> None:
 
 
 def test_changing_a_result_does_not_affect_other_callers(call: Call, backend: Backend) -> None:
-    """For callers that computed it, waited for it, or read it from Redis or a local copy."""
+    """Callers compute the value, wait for it, or read it from Redis or a local copy."""
 
     def value() -> dict[str, Any]:
         finding, array = Finding(1, ["a"]), np.zeros(3)
@@ -174,7 +174,7 @@ def test_changing_a_result_does_not_affect_other_callers(call: Call, backend: Ba
 
 
 class Planted:
-    """An object whose unpickling would be noticed."""
+    """An object that records its unpickling."""
 
     seen: ClassVar[list[int]] = []
 
@@ -192,7 +192,8 @@ INDEXES = {
     "strict": {"meta", "size", "cold"},
     "tiered": {"meta", "size", "exp", "new", "hot", "warm", "cold", "ghost"},
 }
-"""The index keys that every script of such a cache reads first. Each must have its type. Other indexes are unused."""
+"""The index keys that every script of such a cache reads first, and whose type must be right. The cache does not use
+other indexes."""
 PARTS = (
     "meta",
     "size",
@@ -213,7 +214,7 @@ PARTS = (
 
 
 def refused(kind: str, part: str) -> set[str]:
-    """The methods that report the corrupt key. The others work as usual, or return a miss."""
+    """Return the methods that report the corrupt key. The others work as usual, or return a miss."""
     if part in INDEXES[kind]:
         reads = {"get"} if kind == "strict" else set()
         return {"put", "delete", "sweep", "clear"} | ({"invalidate_tags"} if part == "meta" else set()) | reads
@@ -232,7 +233,7 @@ def refused(kind: str, part: str) -> set[str]:
 def test_planted_bytes_run_nothing_and_are_reported(
     call: Call, backend: Backend, raw: Raw, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With hostile bytes in any key, reads are misses or report the corrupt key, and functions are still called."""
+    """With hostile bytes in any key, reads are misses or report the key, and functions to compute are still called."""
     import pickle
 
     hostile = [pickle.dumps(Planted()), b"", b"\xff" * 50, b"0 0 0 0 0 0", b"1 0 r 0  z\x00"]

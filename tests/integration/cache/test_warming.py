@@ -20,7 +20,7 @@ from tests.support.workers import Workers
 
 
 class Busy:
-    """A function that records how many of its calls run at a time."""
+    """A function that records how many of its calls run at once."""
 
     def __init__(self, takes_s: float = 0.02) -> None:
         self.takes_s = takes_s
@@ -28,7 +28,7 @@ class Busy:
         self.maximum = self._now = 0
         self._lock = threading.Lock()
         self.met = threading.Event()
-        """Set when two calls run at a time. A test without concurrent calls sets it at the start."""
+        """Set when two calls run at once. A test without concurrent calls sets this event at the start."""
 
     def __call__(self, key: str) -> str:
         with self._lock:

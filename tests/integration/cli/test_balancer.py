@@ -69,7 +69,7 @@ def test_shown_lease_tokens_can_be_released(
     queued = lb("release", "planner", waiter["token"], "--yes")
     assert "queue entry" in queued.stdout
     left = document(lb("leases", "planner", "--json"), "lb leases")["waiters"]
-    assert waiter["token"] not in {each["token"] for each in left}  # it queues again with a new token
+    assert waiter["token"] not in {each["token"] for each in left}  # the waiter queues again with a new token
     ended = lb("release", "planner", token, "--yes")
     assert (ended.returncode, ended.stderr) == (OK, "")
     assert f"the lease of {perf.backend.process} on {first.id}" in ended.stdout
@@ -205,7 +205,7 @@ def test_events_are_printed_and_followed(
     assert pool["panic_s"] is not None
 
     seen = tmp_path / "seen"
-    # If the tests run as a background job of a shell, child processes start with SIGINT ignored.
+    # The program resets the handler: if the tests are a background job of a shell, child processes ignore SIGINT.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from agentperf_redis.cli import main; main()"
     program = [sys.executable, "-c", code, "lb", "events", "planner", "--json"]

@@ -59,7 +59,7 @@ def gone(pid: int) -> bool:
 
 
 def reviewed_here(tree: Tree) -> Any:
-    """Return the result that one worker must have, computed without the library."""
+    """Compute the result that a worker must have, without the library."""
     reviews = []
     for file in tree.files:
         source = (tree.root / file).read_bytes()
@@ -81,7 +81,7 @@ def test_demo_succeeds_although_a_worker_is_killed(server: Server, namespace: st
     assert len(report.worst) == 10
     assert json.loads(report.to_json())["worst"] == expected["worst"]
     assert (report.lines, report.findings) == (expected["lines"], expected["findings"])
-    # two workers reviewed all files, the third worker at least half
+    # Two workers reviewed all files. The killed worker reviewed at least half of them.
     assert report.casualty is not None
     assert report.casualty.files >= FILES // 2
     assert len(report.casualty.leases) >= 1
@@ -90,15 +90,15 @@ def test_demo_succeeds_although_a_worker_is_killed(server: Server, namespace: st
     assert 4 * 2.5 * FILES <= steps < 4 * 3 * FILES
     assert {agent.agent_name for agent in report.agents} == set(AGENTS)
     assert all(agent.success_rate == 1.0 and agent.p99_execution_time > 0 for agent in report.agents)
-    # all other results came from the caches
+    # Nearly every distinct result was computed only once. The other results came from the caches.
     assert report.computed <= 1.05 * report.distinct
     assert report.served > report.computed
     assert all(cache.hits > 0 and cache.seconds_saved > 0 for cache in report.caches)
-    # the state of the server agrees
+    # The server holds no lease of any agent.
     for agent in AGENTS:
         due = raw.zrange(f"{namespace}:{{lb:{agent}}}:due", 0, -1)
         assert not [member for member in due if member.startswith("@")]
-    # the progress display got the kill
+    # The progress display shows the killed worker.
     assert watcher.start is not None
     assert watcher.start.kill
     assert any("killed worker 2" in event for event in watcher.events)

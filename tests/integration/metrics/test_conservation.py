@@ -60,7 +60,10 @@ def added(parts: Iterable[Expected]) -> Expected:
 
 
 def record_rounds(collector: MetricsCollector, seed: int, count: int) -> Expected:
-    """Record in several rounds, with flushes and with a fork whose child records too. Return when all is counted."""
+    """Record in four rounds, with flushes and with a fork whose child records too. Flush until all is counted.
+
+    Returns the expected counters of each agent.
+    """
     source = random.Random(seed)
     parts = []
     for turn in range(4):
@@ -100,9 +103,9 @@ SPOILED, SPOILED_COUNT, LATE_COUNT = "spoiled", 30, 100
 def work_until_cut_off(
     url: str, namespace: str, seed: int, count: int
 ) -> Generator[tuple[Expected, Delivery], None, None]:
-    """Do the same as `work`, also for an agent that cannot be counted. Record more after the test cuts off the server.
+    """Record as `work` does, and record an agent that cannot be counted. Record more after the server is cut off.
 
-    The flush of these further records must fail. They are counted when the server is reachable again.
+    The flush of these late records must fail. They are counted when the server is reachable again.
     """
     collector = MetricsCollector(backend=Backend(url, namespace=namespace, deadline=2.0))
     for _ in range(SPOILED_COUNT):
@@ -135,7 +138,7 @@ def deliver_all(collector: MetricsCollector) -> None:
 
 
 class _Nowhere(MetricsCollector):
-    """Discards records. With it, the parent computes the counters that it expects of the child."""
+    """A collector that discards records. The parent uses it to compute the counters expected of the child."""
 
     def __init__(self) -> None:
         pass
@@ -231,7 +234,7 @@ def test_eight_processes_count_exactly_over_a_broken_network(
     finally:
         trouble.stop()
     assert trouble.happened["reset_after_reply"] + trouble.happened["half_reply"] >= 5, trouble.happened
-    own = 16_000  # of 20,000 records; the forked child makes the others
+    own = 16_000  # of 20,000 records; the forked child makes the other 4,000
     for _, delivery in done:
         assert (delivery.recorded, delivery.counted) == (own + SPOILED_COUNT, own)
         assert (delivery.pending, delivery.dropped, delivery.uncertain) == (0, SPOILED_COUNT, 0)
@@ -307,7 +310,7 @@ def end_without_closing(url: str, namespace: str) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing_worker_flushes_at_exit(server: Server, namespace: str, raw: Raw, method: str) -> None:
-    process: Any = multiprocessing.get_context(method).Process(  # type: ignore[attr-defined]  # base class lacks it
+    process: Any = multiprocessing.get_context(method).Process(  # type: ignore[attr-defined]  # the base class lacks it
         target=end_without_closing, args=(server.url, namespace)
     )
     process.start()

@@ -174,7 +174,7 @@ def state(raw: Raw, namespace: str) -> dict[str, bytes]:
 def test_wrong_key_type_is_named_and_nothing_written(
     backend: Backend, raw: Raw, namespace: str, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # both agents belong to one shard
+    # Both agents belong to one shard.
     names = [name for name in (f"agent-{number}" for number in range(1000)) if keys.metrics_shard(name) == 3]
     bad, good = names[:2]
     collector = MetricsCollector(backend=backend)
@@ -206,7 +206,7 @@ def test_wrong_key_type_is_named_and_nothing_written(
     assert state(raw, namespace) == before
     delivery = collector.delivery()
     assert delivery.recorded == delivery.counted + delivery.pending + delivery.dropped == 4
-    if part in ("agents", "settings"):  # shared by all agents: the records are kept until the key is deleted
+    if part in ("agents", "settings"):  # all agents share this key: records wait until it is deleted
         assert delivery.pending == 3
         raw.delete(*poisoned)
         collector.record_execution(good, 0.5, True)

@@ -121,7 +121,7 @@ def test_close_during_an_attempt_takes_two_seconds(proxy: Proxy, connect: Callab
 def test_close_waits_for_a_slow_server_with_progress(
     proxy: Proxy, connect: Callable[..., Backend], raw: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time limit applies only while the server does not reply. While it makes progress, `close` waits longer."""
+    """The time limit applies only while the server does not reply. While the server replies, `close` waits longer."""
     monkeypatch.setattr("agentperf_redis.metrics.buffer.MAX_BATCH_ACCUMULATORS", 1)
     backend = connect(proxy.url)
     collector = MetricsCollector(backend=backend)

@@ -345,7 +345,7 @@ def test_usage_without_counts_keeps_the_call_and_warns(
     for _ in range(2):
         collector.record_llm("research", usage={"secret": "text", "tokens_used": 5, Odd(): 1}, model="gpt-x")
     collector.record_llm("research", usage=object())
-    collector.record_llm("research", usage={"tokens_used": 5}, tokens_in=6)  # its tokens are passed separately
+    collector.record_llm("research", usage={"tokens_used": 5}, tokens_in=6)  # the call passes the tokens separately
     collector.record_llm("research", usage=None)
     with pytest.raises(InvalidArgument, match="calls"):
         collector.record_llm("research", usage=object(), calls=-1)
@@ -435,7 +435,7 @@ def fill(
 ) -> float:
     """Count executions with the given ages in seconds, and return the server's time.
 
-    Without given times, the first execution of each age takes 0.1 s, and each further one 1 us longer.
+    Without given times, the first execution of each age takes 0.1 s, and each further one takes 1 us more.
     """
     clock = [0.0]
     buffer = Buffer(on_first=lambda: None, clock=lambda: clock[0])
@@ -666,7 +666,7 @@ def test_conflicting_retentions_in_one_process_are_rejected(backend: Backend) ->
 
 
 class Jobs(Background):
-    """Replaces the flushing thread: it notes how long the thread would sleep, and the test runs the job."""
+    """Replaces the flushing thread. It records how long the thread would sleep, and lets the test run the job."""
 
     def __init__(self) -> None:
         super().__init__("none")
@@ -734,7 +734,7 @@ def test_conflicting_flush_intervals_are_rejected(backend: Backend) -> None:
 
 @pytest.mark.parametrize(("retention", "per_second"), [(Retention(), 1), (Retention(), 5), (FRUGAL, 1)])
 def test_memory_forecast_is_near_used_memory(own_server: Server, retention: Retention, per_second: int) -> None:
-    with own_server.client() as raw:  # every key contains the namespace, so a longer one takes more memory
+    with own_server.client() as raw:  # the forecast is for the default namespace: a longer one takes more memory
         taken = fill_slices(raw, DEFAULT_NAMESPACE, retention, agents=5, per_second=per_second)
     forecast = memory_forecast(retention, agents=5, per_second=per_second)
     assert forecast.total == forecast.slices + forecast.totals + forecast.samples

@@ -169,7 +169,7 @@ def test_windows_contain_only_their_records(collector: MetricsCollector, call: C
     before = time.time() - 3600
     assert call(collector, "get_all_metrics", window="5m", as_of=before)["research"]["task_count"] == 0
     assert call(collector, "get_system_summary", window="5m", as_of=before)["active_agents"] == 0
-    later = datetime.now() + timedelta(minutes=30)  # noqa: DTZ005  naive local, as users have it
+    later = datetime.now() + timedelta(minutes=30)  # noqa: DTZ005  naive local time, as users have
     assert call(collector, "get_or_create_metrics", "research", window="1h", as_of=later).task_count == 5
     assert call(collector, "get_or_create_metrics", "research", window="5m", as_of=later).task_count == 0
 
@@ -215,7 +215,7 @@ def test_agents_beyond_the_limit_are_counted_together(
         for _ in range(2):
             collector.record_execution(name, 0.5, False, "E")
     collector.flush()
-    for name in names:  # agents that are known stay known
+    for name in names:  # known agents stay known
         collector.record_execution(name, 0.5, True)
 
     metrics = collector.metrics
@@ -276,7 +276,7 @@ def test_recent_and_slow_samples_are_bounded(collector: MetricsCollector, raw: R
 def test_forked_child_counts_only_its_own_records(
     server: Server, collector: MetricsCollector, raw: Raw, namespace: str
 ) -> None:
-    collector.record_execution("parent", 1.0, True)  # it is in the buffer during the fork
+    collector.record_execution("parent", 1.0, True)  # this record is in the buffer during the fork
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -356,7 +356,7 @@ def test_combined_agents_read_as_one_agent(collector: MetricsCollector, call: Ca
 def test_recent_and_slowest_samples_are_listed(collector: MetricsCollector, call: Call) -> None:
     collector.record_execution("research", 0.25, True)
     collector.flush()
-    time.sleep(0.002)  # ends are stored in milliseconds
+    time.sleep(0.002)  # end times are stored in milliseconds
     collector.record_execution("research", 3.0, False, "a|b c")
     collector.flush()
     time.sleep(0.002)
@@ -368,7 +368,7 @@ def test_recent_and_slowest_samples_are_listed(collector: MetricsCollector, call
         (0.25, True, False, None),
     ]
     assert [each.seconds for each in call(collector, "slowest", "research", limit=2)] == [3.0, 1.0]
-    assert abs((datetime.now() - recent[0].ended).total_seconds()) < 30  # noqa: DTZ005  naive local, as users have it
+    assert abs((datetime.now() - recent[0].ended).total_seconds()) < 30  # noqa: DTZ005  naive local time, as users have
     assert call(collector, "recent", "unknown") == ()
     with pytest.raises(InvalidArgument, match="limit"):
         call(collector, "recent", "research", limit=0)

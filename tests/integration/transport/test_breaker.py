@@ -1,4 +1,4 @@
-"""A long outage: commands fail at once, not after their deadline, and succeed within a second of its end."""
+"""In a long outage, commands fail at once and not after their deadline. They succeed within a second of its end."""
 
 from __future__ import annotations
 

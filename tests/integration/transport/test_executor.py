@@ -1,4 +1,4 @@
-"""Tests of both drivers on real servers, with and without faults."""
+"""Tests of the blocking and the asyncio driver on real servers, with and without faults."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_broken_exchange_is_retried(
     broken = getattr(proxy, fault)(only="EVALSHA")
     result = run(backend, add(namespace))
     broken.wait()
-    # the script is not idempotent, so the count shows how often the server executed the script
+    # The script is not idempotent, so the count shows how often the server executed it.
     assert result == int(raw.get(f"{namespace}:counter") or 0) == (1 if fault == "reset_before_request" else 2)
 
 
@@ -262,7 +262,7 @@ def test_cancelled_flow_still_runs_its_cleanup(
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.sleep(0)
-        task.cancel()  # a second cancellation must not stop the cleanup of the flow
+        task.cancel()  # must not stop the cleanup of the flow
         with pytest.raises(asyncio.CancelledError):
             await task
 
@@ -321,7 +321,7 @@ def test_lost_idle_connection_is_replaced_silently(
             (stack,) = executor._connections._idle.values()
             writer = stack[-1]._writer
             assert writer is not None
-            writer.transport.abort()  # the state after a connection reset that the loop noticed
+            writer.transport.abort()  # as after a connection reset that the loop has noticed
             if number % 2:
                 await asyncio.sleep(0)
 

@@ -309,18 +309,19 @@ def test_busy_process_recovers_after_its_timeouts(
     assert run(backend, add(namespace)) >= 2
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets interrupted during opening
+# A socket that is interrupted while it opens may cause this warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str) -> None:
     """A signal handler raises an exception at a hundred random points, like the handler of Ctrl-C."""
 
     class Interrupted(BaseException):
         pass
 
-    armed = [False]  # not an Event: an interruption while its lock is held would break the test, not the library
+    armed = [False]  # no Event, because an interruption while an Event holds its lock would break the test
 
     def interrupt(*_: object) -> None:
         if armed[0]:
-            armed[0] = False  # not again while the exception is handled
+            armed[0] = False  # no second exception while this one is handled
             raise Interrupted
 
     other = [0]
@@ -341,7 +342,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
         while hits < 100 and time.monotonic() < end:
             try:
                 while hits < 100 and time.monotonic() < end:
-                    armed[0] = True  # armed again in each round, because an exception in a destructor is only reported
+                    armed[0] = True  # in each round, because an exception in a destructor is only reported
                     backend.run(add(namespace))
                     armed[0] = False
             except Interrupted:

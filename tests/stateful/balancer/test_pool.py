@@ -29,7 +29,7 @@ LABELS = ("gpu", "fr")
 BY_HAND = ("", "unhealthy", "draining")
 DAY_MS = 86_400_000
 DEPTH = 132
-"""How many waiters the scripts look at to find one that a free instance suits (`dispatch` in maintenance.lua)."""
+"""Number of waiters that the scripts examine to find one for a free instance (`dispatch` in maintenance.lua)."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Instance:
     health: set[str] = field(default_factory=set)
     """The flags set by the scripts, read after the last operation."""
     limit: int = 0
-    """Max leases of the instance, computed from its flags."""
+    """Maximum number of leases of the instance, computed from its flags."""
 
 
 JUMPY = PoolSettings(
@@ -57,7 +57,7 @@ JUMPY = PoolSettings(
     unhealthy_threshold=1,
     healthy_threshold=1,
 )
-"""With these settings, the first bad outcome ejects; no ejection or warm-up ends on its own during a test."""
+"""With these settings, the first bad outcome ejects. No ejection or warm-up ends because time passes during a test."""
 DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
 UNHEALTHY = {"ejected", "down", "half_open"}
 HEALTH = UNHEALTHY | {"adaptive", "warming", "metered", "rate_limited"}
@@ -65,7 +65,7 @@ TIMERS = {"ejected": "E:", "warming": "V:", "rate_limited": "R:"}
 
 
 def limit_of(capacity: int, flags: set[str], extra: str | None, panic: bool) -> int:
-    """Return the max leases of an instance, as pool.lua defines `limit`."""
+    """Return the maximum number of leases of an instance, as pool.lua defines `limit`."""
     if flags & (DISABLED | {"rate_limited"}) or (flags & {"ejected", "down"} and not panic):
         return 0
     bounds = [capacity]
@@ -107,7 +107,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def begin(self, strategy: LoadBalancingStrategy, seed: int) -> None:
         # The picks of these two strategies depend on the server's time. With JUMPY settings, too much of the state
-        # depends on the picks, so another strategy is used.
+        # depends on the picks, so LEAST_LOADED replaces them.
         timed = {LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA}
         jumpy = self.settings is JUMPY
         self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy
@@ -375,7 +375,7 @@ class PoolMachine(RuleBasedStateMachine):
             if records.kind_of(state[token]) == "waiting":
                 continue
             assert records.kind_of(state[token]) in records.HELD
-            # An earlier waiter that requires the same or fewer labels must not be waiting any longer.
+            # No earlier waiter that requires the same or fewer labels may still be waiting.
             for earlier, labels in self.waiting.items():
                 assert not (
                     records.kind_of(state[earlier]) == "waiting"
@@ -433,7 +433,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.compare_indexes()
 
     def compare_records(self) -> None:
-        # While an instance has free capacity, no waiter that it suits is in the queue.
+        # No waiter in the queue could get a lease on an instance with free capacity.
         for name, each in self.instances.items():
             if self.load(name) < each.limit:
                 assert not any(labels <= each.labels for labels in self.waiting.values())

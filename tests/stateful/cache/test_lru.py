@@ -33,7 +33,7 @@ class Held(Entry):
 
 
 class LRUMachine(CacheMachine):
-    """The rules; the model is an OrderedDict, oldest first."""
+    """The rules. The model is an OrderedDict with the oldest entry first."""
 
     cache: LRUCache
 
@@ -136,7 +136,7 @@ class LRUMachine(CacheMachine):
 
     @rule()
     def they_agree(self) -> None:
-        """Compare the states. Runs rarely, since it reports all reads, which otherwise go with the next put."""
+        """Compare the states. It is not an invariant, because it reports the reads that the next put would report."""
         if not self.raw.exists(self.where.meta):
             return
         keys = self.cache.keys()

@@ -37,7 +37,7 @@ class Held(Entry):
 
 
 class TieredMachine(CacheMachine):
-    """The rules; the model knows each entry's tier and the time of its last access."""
+    """The rules. The model knows the tier of each entry and the time of the entry's last access."""
 
     cache: TieredCache
 

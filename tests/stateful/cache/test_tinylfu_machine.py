@@ -1,4 +1,4 @@
-"""TieredCache with policy tinylfu, as shipped, against its model: any sequence of operations, with TTLs and tags."""
+"""TieredCache with policy tinylfu against its model: any sequence of operations, with TTLs and tags."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PUTS = st.tuples(
 
 @dataclass
 class Held(Entry):
-    """The model's record of a key; its tier is up to the policy."""
+    """The model's record of a key. `TinyLFU` knows the key's tier."""
 
     value: int
     tags: frozenset[str]

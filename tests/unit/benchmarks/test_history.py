@@ -44,7 +44,7 @@ def test_smaller_share_is_a_regression(tmp_path: Path) -> None:
     assert found(tmp_path / "h", replace(USE, ratio=1.4)) == []
 
 
-def test_other_references_modes_and_machines_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_under_other_conditions_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "h"
     kept(place, 1.0)
     slow = replace(GET, ratio=3.0)

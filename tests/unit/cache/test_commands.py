@@ -79,7 +79,7 @@ def test_every_reply_is_decoded_or_corrupt(examples: int) -> None:
         try:
             command.decode(reply)
         except CorruptState as corrupt:
-            assert corrupt.key  # noqa: PT017  a reply without an error is fine
+            assert corrupt.key  # noqa: PT017  not every reply must raise
 
     decode()
 
@@ -129,8 +129,8 @@ def test_packed_numbers_match_in_lua_and_python(fake: Fake, policy: Policy) -> N
     put(fake, "other", report=AccessReport(1, 0, 0, 0, (("name", 3),)))
     size_bytes = len("name") + len(b"r 0  m\x01")
     size = fake.run(inspection.size_of(KEYS, "name"))
-    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # the put of the other key came last
-    score = fake.run(inspection.score(KEYS.cold, "name"))  # under tinylfu, the other key has moved it to cold
+    clock = int(fake.client.hget(KEYS.meta, "clock") or 0) - 1  # `name` was put one tick before the other key
+    score = fake.run(inspection.score(KEYS.cold, "name"))  # under tinylfu, the other put has moved `name` to cold
 
     assert size is not None
     assert score is not None

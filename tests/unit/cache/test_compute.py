@@ -1,4 +1,4 @@
-"""Computing as a flow, driven with `send()`: checks the order of steps for each way the function or the put may end."""
+"""The flow that computes a value, driven with `send()`: the order of steps for each end of the function or the put."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Computation:
 
     @staticmethod
     def sends(step: object) -> str:
-        """The script or command of a step."""
+        """Return the name of the script or the command of a step."""
         assert isinstance(step, Command)
         return step.script.name if isinstance(step.script, Script) else step.script
 

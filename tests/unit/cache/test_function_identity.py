@@ -113,7 +113,7 @@ def test_module_level_functions_are_identified_by_name() -> None:
 
 
 def nothing() -> None:
-    """A function for others to close over."""
+    """A function to which closures in the tests refer."""
 
 
 def other() -> None:

@@ -1,4 +1,4 @@
-"""Warm-up as a flow, driven with `send()`."""
+"""The flow of a warm-up, driven with `send()`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def counting(keys: str, function: Callable[[str], object] = str.upper, progress:
 
 
 def together(cache: LRUCache, count: _Count, concurrency: int) -> tuple[Flow[None], tuple[Flow[object], ...]]:
-    """Return the flow, and the flows that it runs concurrently."""
+    """Return the flow of a warm-up, and the flows that it runs concurrently."""
     flow = warming(count, cache._flows, cast("Maintenance", Renewed()), concurrency, blocking=True)
     step = next(flow)
     assert isinstance(step, Together)

@@ -62,7 +62,7 @@ class Word(enum.StrEnum):
     YES = "yes"
 
 
-class Tone(str, enum.Enum):  # noqa: UP042  unlike a StrEnum
+class Tone(str, enum.Enum):  # noqa: UP042  differs from a StrEnum
     DRY = "dry"
 
 
@@ -245,7 +245,7 @@ async def later(ref: Ref) -> Any:
     ("dump", "message"),
     [
         (broken, "dump raised ValueError: 'closed'"),
-        (lambda ref: later(ref), "dump is a blocking function"),  # noqa: PLW0108  hides the coroutine function
+        (lambda ref: later(ref), "dump is a blocking function"),  # noqa: PLW0108  not a coroutine function
         (lambda ref: ref.gone, "dump raised AttributeError"),
     ],
 )
@@ -608,7 +608,7 @@ def test_public_decorator_uses_the_process_registry() -> None:
 @pytest.mark.parametrize("fields", [["x"], ["x", "y", "z"]])
 def test_named_tuples_of_other_lengths_are_undecodable(fields: list[str]) -> None:
     one, other = Registry(), Registry()
-    one.add(collections.namedtuple("Pair", ["x", "y"]), name="pair")  # noqa: PYI024  its fields vary
+    one.add(collections.namedtuple("Pair", ["x", "y"]), name="pair")  # noqa: PYI024  the fields vary
     other.add(collections.namedtuple("Pair", fields), name="pair")  # noqa: PYI024
     stored = Codec(registry=one).encode(one.of_name("pair").cls(1, 2))  # type: ignore[union-attr]
     with pytest.raises(Undecodable, match="have changed"):

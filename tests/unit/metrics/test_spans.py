@@ -82,13 +82,13 @@ def test_concurrent_spans_divide_their_time_equally(clock: Clock, book: Book) ->
         one = book.span("a", "one", root)
         two = book.span("a", "two", root)
         one.__enter__()
-        clock.now += 2  # one alone
+        clock.now += 2  # only `one` is open
         two.__enter__()
-        clock.now += 6  # both
+        clock.now += 6  # both are open
         one.__exit__(None, None, None)
-        clock.now += 3  # two alone
+        clock.now += 3  # only `two` is open
         two.__exit__(None, None, None)
-        clock.now += 1  # the root
+        clock.now += 1  # only the root is open
     assert book.ended == {"a/one": (8, 5, "ok"), "a/two": (9, 6, "ok"), "a": (12, 1, "ok")}
     assert book.own == 12
 
@@ -163,7 +163,7 @@ def test_span_starting_after_its_root_left_counts_alone(
 
     def left_meanwhile(span: Span, outer: Span | None) -> Span | None:
         parent = around(span, outer)
-        root.__exit__(None, None, None)  # as by another thread, right after this one has read it as open
+        root.__exit__(None, None, None)  # as another thread may, just after this one saw the root open
         return parent
 
     monkeypatch.setattr(Span, "_parent_around", left_meanwhile)
@@ -182,7 +182,7 @@ def test_span_starting_while_its_root_leaves_counts_alone(clock: Clock, book: Bo
         def __setattr__(self, name: str, value: object) -> None:
             if name == "is_open" and value is False and hasattr(self, "_start"):
                 super().__setattr__(name, value)
-                late._open_within(self)  # as by another thread that has read it as open
+                late._open_within(self)  # as another thread may, just after it saw the root open
             else:
                 super().__setattr__(name, value)
 
@@ -200,7 +200,7 @@ def test_spans_starting_at_once_share_one_tree(clock: Clock, book: Book, monkeyp
     def another_meanwhile(began: float) -> spans._Tree:
         tree = made(began)
         monkeypatch.setattr(spans, "_Tree", made)
-        other.__enter__()  # as by another thread or a signal handler
+        other.__enter__()  # as another thread or a signal handler may
         clock.now += 2
         return tree
 
@@ -232,10 +232,10 @@ def test_roots_leave_safely_while_threads_start_spans(book: Book) -> None:
                         pass
                     trees.append(stage._tree if stage.parent is root else None)
 
-                if turn % 2:  # before the root is left; otherwise its tree may be created during the exit
+                if turn % 2:  # creates the root's tree now; otherwise the exit may create it
                     one()
                 begun.wait(20)
-                for _ in range(5):  # during the exit
+                for _ in range(5):  # may run during the exit
                     one()
                 assert left.wait(20)
                 one()  # after the exit

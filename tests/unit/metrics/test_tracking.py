@@ -107,7 +107,7 @@ def test_errors_with_unusual_names_reach_the_caller(
 def test_error_with_a_raising_name_reaches_the_caller(notes: Notes, track: Callable[[Any], Any]) -> None:
     class RaisingName(type):
         @property
-        def __name__(cls) -> str:  # type: ignore[override]  # it must raise
+        def __name__(cls) -> str:  # type: ignore[override]  # must raise
             raise ZeroDivisionError
 
     class Odd(Exception, metaclass=RaisingName):
@@ -120,7 +120,7 @@ def test_error_with_a_raising_name_reaches_the_caller(notes: Notes, track: Calla
     found: type | None = None
     try:
         work()
-    except Exception as error:  # noqa: BLE001  pytest.raises would read its name
+    except Exception as error:  # noqa: BLE001  pytest.raises would read the type's name
         found = type(error)
     assert found is Odd
     notes.once("err:Odd")
@@ -512,8 +512,8 @@ async def later(fails: bool = False) -> str:
     return "an answer"
 
 
-def test_function_returning_a_coroutine_ends_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
-    ask = track(lambda fails: later(fails))  # noqa: PLW0108  a plain function
+def test_execution_lasts_until_returned_coroutine_ends(notes: Notes, track: Callable[[Any], Any]) -> None:
+    ask = track(lambda fails: later(fails))  # noqa: PLW0108  must be a plain function
 
     async def main() -> None:
         call = ask(False)
@@ -534,18 +534,18 @@ def test_function_returning_a_coroutine_ends_with_it(notes: Notes, track: Callab
     assert all(seconds >= STEP_S / 2 for _, seconds, outcome in notes.recorded if outcome == "ok")
 
 
-def test_spans_inside_an_awaited_result_nest_in_it(track: Callable[[Any], Any]) -> None:
+def test_spans_inside_an_awaited_result_are_nested(track: Callable[[Any], Any]) -> None:
     seen: list[Span | None] = []
 
     async def inner() -> None:
         seen.append(current_span())
 
-    asyncio.run(track(lambda: inner())())  # noqa: PLW0108  as above
+    asyncio.run(track(lambda: inner())())  # noqa: PLW0108  must be a plain function
     assert seen[0] is not None
     assert seen[0].agent_name == "agent"
 
 
-def test_function_returning_a_task_ends_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
+def test_execution_lasts_until_returned_task_ends(notes: Notes, track: Callable[[Any], Any]) -> None:
     start = track(lambda fails: asyncio.ensure_future(later(fails)))
 
     async def main() -> None:
@@ -564,7 +564,7 @@ def test_function_returning_a_task_ends_with_it(notes: Notes, track: Callable[[A
 
 
 class Request:
-    """Like a request of an HTTP client: it can be awaited, or entered with ``async with``."""
+    """Like a request of an HTTP client: it is awaitable, and it is an async context manager."""
 
     url = "http://127.0.0.1/"
 
@@ -577,8 +577,8 @@ class Request:
     async def __aexit__(self, *error: object) -> None: ...
 
 
-def test_function_returning_an_awaitable_object_ends_with_it(notes: Notes, track: Callable[[Any], Any]) -> None:
-    get = track(lambda: Request())  # noqa: PLW0108  as above
+def test_execution_lasts_until_returned_awaitable_ends(notes: Notes, track: Callable[[Any], Any]) -> None:
+    get = track(lambda: Request())  # noqa: PLW0108  must be a plain function
 
     async def main() -> None:
         request = get()
@@ -623,7 +623,7 @@ def test_control_flow_exceptions_count_as_success(kind: str, perf_notes: list[st
     runs: dict[str, Callable[[], object]] = {
         "function": track(plain),
         "coroutine": lambda: asyncio.run(track(interrupted)()),
-        "awaitable": lambda: asyncio.run(track(lambda: interrupted())()),  # noqa: PLW0108  as above
+        "awaitable": lambda: asyncio.run(track(lambda: interrupted())()),  # noqa: PLW0108  must be a plain function
         "stream": lambda: list(track(stream)()),
     }
     with pytest.raises(Interrupt):
@@ -670,7 +670,7 @@ def test_trio_cancellation_records_a_cancellation(monkeypatch: pytest.MonkeyPatc
 
 
 class ClientRequest(Coroutine[Any, Any, str]):
-    """A coroutine that can also be entered, as `session.get(url)` of an HTTP client is."""
+    """A coroutine that is also an async context manager, like `session.get(url)` of an HTTP client."""
 
     def __init__(self) -> None:
         self.coroutine = later()
@@ -694,7 +694,7 @@ class ClientRequest(Coroutine[Any, Any, str]):
 
 
 def test_requests_run_as_tasks_are_tracked(notes: Notes, track: Callable[[Any], Any]) -> None:
-    get = track(lambda: ClientRequest())  # noqa: PLW0108  a plain function
+    get = track(lambda: ClientRequest())  # noqa: PLW0108  must be a plain function
 
     async def main() -> None:
         assert await asyncio.create_task(get()) == "an answer"
@@ -708,7 +708,7 @@ def test_requests_run_as_tasks_are_tracked(notes: Notes, track: Callable[[Any], 
 
 
 class ForeignFuture:
-    """The future of another library: it may be awaited, or asked for its result."""
+    """A future of another library: it is awaitable, and has a method `result`."""
 
     def __await__(self) -> Generator[Any, Any, str]:
         return later().__await__()
@@ -726,10 +726,10 @@ class Cursor:
 
 
 def test_awaitables_with_other_uses_are_returned_unchanged(notes: Notes, track: Callable[[Any], Any]) -> None:
-    future = track(lambda: ForeignFuture())()  # noqa: PLW0108  a plain function
+    future = track(lambda: ForeignFuture())()  # noqa: PLW0108  must be a plain function
     assert type(future) is ForeignFuture
     assert future.result() == "an answer"
-    cursor = track(lambda: Cursor())  # noqa: PLW0108  as above
+    cursor = track(lambda: Cursor())  # noqa: PLW0108  must be a plain function
 
     async def main() -> None:
         assert [number async for number in cursor()] == [1]
@@ -738,8 +738,8 @@ def test_awaitables_with_other_uses_are_returned_unchanged(notes: Notes, track: 
     assert [outcome for _, _, outcome in notes.recorded] == ["ok", "ok"]
 
 
-def test_awaitable_is_recorded_once_however_often_it_is_used(notes: Notes, track: Callable[[Any], Any]) -> None:
-    get = track(lambda: Request())  # noqa: PLW0108  a plain function
+def test_awaitable_used_twice_is_recorded_once(notes: Notes, track: Callable[[Any], Any]) -> None:
+    get = track(lambda: Request())  # noqa: PLW0108  must be a plain function
 
     async def main() -> None:
         twice = get()

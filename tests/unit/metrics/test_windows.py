@@ -24,7 +24,7 @@ TIMESTAMPS = [
     datetime(2026, 11, 22, 16, 45, 13, 400_000, tzinfo=UTC),
     datetime(2026, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC),
     datetime(2028, 2, 29, 0, 0, 0, 0, tzinfo=UTC),
-    datetime(2100, 3, 1, 0, 0, 0, 1000, tzinfo=UTC),  # no leap year
+    datetime(2100, 3, 1, 0, 0, 0, 1000, tzinfo=UTC),  # 2100 is no leap year
 ]
 
 
@@ -85,7 +85,7 @@ def kept(world: World, timestamp: float) -> float:
 
 def test_window_counts_exactly_the_range_it_covers(world: World) -> None:
     source = random.Random(world.now)
-    # Not within a millisecond of a slice's border: there, rounding decides.
+    # No timestamp is within a millisecond of the border of a slice, where rounding would decide on the slice.
     timestamps = [
         (world.now - age) // 10 * 10 + source.uniform(0.01, 9.9)
         for age in (*(source.uniform(0, 1200) for _ in range(60)), *(10 ** source.uniform(3, 6.8) for _ in range(60)))

@@ -22,7 +22,7 @@ TIMEOUT_S = 5.0
 
 
 class Fleet:
-    """Simulated servers, which answer probes only while `up` is set, and their breaker."""
+    """A breaker and its simulated servers, which answer probes only while `up` is set."""
 
     def __init__(self, url: str = "redis://localhost") -> None:
         self.topology = Topology(parse_url(url))
@@ -170,7 +170,7 @@ def test_unanswered_delivery_opens_breaker_for_later_ones(fleet: Fleet) -> None:
 def test_outage_during_recovery_opens_breaker_again(fleet: Fleet) -> None:
     again = threading.Event()
 
-    def relapse() -> None:  # during its recovery, a service finds the server down again
+    def relapse() -> None:  # a service that recovers finds the server down again
         fleet.up.clear()
         fleet.breaker.suspect(NODE, TIMEOUT_S)
         again.set()

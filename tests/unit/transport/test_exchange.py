@@ -239,7 +239,7 @@ def test_refused_server_is_disconnected() -> None:
     assert pool.dropped == ["c1"]
 
 
-def test_close_drops_idle_connections_now_busy_later() -> None:
+def test_close_drops_busy_connections_after_their_exchange() -> None:
     pool = Pool()
     pool.idle(2)
     exchange, step, _ = pool.talking()

@@ -71,7 +71,7 @@ def lines(raw: Raw) -> int:
 
 
 def growth(count: Callable[[], float]) -> float:
-    """Return the growth of a count within one second. The sleep is the measured time, not a wait for a condition."""
+    """Return by how much a count grows per second. The sleep is the measured time, not a wait for a condition."""
     before, begin = count(), time.monotonic()
     time.sleep(1.0)
     return (count() - before) / max(1.0, time.monotonic() - begin)
@@ -191,7 +191,7 @@ def test_bus_reconnects_after_cut_and_logs_it(
     recorder.wait_gap()
     recorder.wait_confirmed()
     proxy.cut()
-    recorder.wait_gap(3)  # the second gap: connection lost; the third: restored
+    recorder.wait_gap(3)  # the second gap reports the lost connection, the third the new one
     recorder.wait_message(partial(publish, backend, recorder.channel))
     recorder.wait_confirmed()
     reported = [record.message for record in caplog.records if record.message.startswith("bus:")]

@@ -25,7 +25,7 @@ class Bus:
         self.at: float | None = None
         self.announced = 0
         self.arrives: Callable[[], object] = lambda: None
-        """Called before the reply to a ping, with the messages published before it."""
+        """Simulates the messages that arrive before the reply to a ping."""
 
     def proven_at(self) -> float:
         self.arrives()
@@ -167,7 +167,7 @@ def test_copies_are_unused_while_bus_is_in_doubt(bus: Bus) -> None:
 
 @pytest.mark.parametrize("forget", ["drop", "drop_tag", "flush", "set_aside"])
 def test_copy_dropped_before_the_proof_is_unused(bus: Bus, forget: str) -> None:
-    """The bus's thread runs in the middle of a read: it delivers a message or a gap, and then the reply to its ping."""
+    """The bus's thread interrupts a read: it delivers a message or a gap, and then the reply to the ping."""
     local = copies(bus)
     fill(local, "k", tags=("t",))
     bus.arrives = lambda: getattr(local, forget)(*{"drop": ("k",), "drop_tag": ("t",)}.get(forget, ()))
@@ -177,7 +177,7 @@ def test_copy_dropped_before_the_proof_is_unused(bus: Bus, forget: str) -> None:
 
 @pytest.mark.parametrize("reported", [False, True], ids=["before the gap is reported", "after"])
 def test_proof_of_a_lost_bus_stays_valid(bus: Bus, monkeypatch: pytest.MonkeyPatch, reported: bool) -> None:
-    """A read at the very moment of the loss must not forget the earlier proof."""
+    """A read during the loss of the bus must not discard the earlier proof."""
     now = [1000.0]
     monkeypatch.setattr(local_copies, "monotonic", lambda: now[0])
     local = copies(bus)
