@@ -283,7 +283,7 @@ def memory(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
 
 
 def hand_off(bench: Bench) -> Iterator[Row]:
-    """Measure how long after a release in one backend a waiter in another backend gets the lease."""
+    """Measure the time from a release in one backend until a waiter in another backend has a lease."""
     sender, taker = Backend(bench.url), Backend(bench.url)
     first, second = LoadBalancer(backend=sender), LoadBalancer(backend=taker)
     first.register_instance(AgentInstance("one", "hand-off", max_capacity=1))
@@ -300,7 +300,7 @@ def hand_off(bench: Bench) -> Iterator[Row]:
         thread.start()
         while not first.status("hand-off")[0].waiting:
             time.sleep(0.001)
-        time.sleep(0.005)  # gives the waiter, which is in the queue, time to sleep
+        time.sleep(0.005)  # enough time for the queued waiter to go to sleep
         start = time.perf_counter()
         first.release(instance)
         thread.join()

@@ -337,7 +337,7 @@ def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any
 
 
 def bare_commands(puts: Batch[Any]) -> Batch[Any]:
-    """Replace the script of each put by one that does nothing. The calls then have only the fixed cost of a call."""
+    """Replace the script of each put by one that does nothing. A call then has only its fixed cost."""
     return Batch(tuple(replace(put, script=BARE, decode=lambda reply: reply) for put in puts.commands))
 
 
@@ -462,7 +462,7 @@ def memory(backend: Backend, client: Any, server: str, count: int) -> Row:
     cache = LRUCache(count, name=f"memory{count}", backend=backend)
     cache.put("first", 1)
     end = time.monotonic() + 10
-    while client.info("memory")["lazyfree_pending_objects"]:  # the server frees earlier caches
+    while client.info("memory")["lazyfree_pending_objects"]:  # the server is still freeing earlier caches
         assert time.monotonic() < end, "the server is still freeing memory"
     before = client.info("memory")["used_memory"]
     cache.put_many({f"key{number:06d}": os.urandom(1024) for number in range(count)})

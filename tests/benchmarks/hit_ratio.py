@@ -3,9 +3,9 @@
     python -m tests.benchmarks --only hit-ratio --trace web.gz --size 500 1000 --trace search.txt --size 50
 
 A trace is a file with one key per line, plain or gzip. `--size` belongs to the `--trace` before it. Without `--trace`,
-traces are generated. A trace is first run by one process, which reads each key in turn and puts each miss. It is then
-run by eight processes, which share the trace: a process takes the next few accesses when it has finished its previous
-ones. The library theine provides W-TinyLFU.
+traces are generated. A trace is first run by one process, which reads each key in turn and puts a value after a miss.
+Then the trace is run by eight processes, which share it: a process takes the next few accesses when it has finished its
+previous ones. The library theine provides W-TinyLFU.
 
 The tests compare with `TINYLFU_HITS`, stored figures of W-TinyLFU. This command recomputes them:
 
@@ -142,7 +142,7 @@ def positive(text: str) -> int:
 
 
 def made(*, full: bool) -> Iterator[Scene]:
-    """Yield generated traces: stable, disturbed and drifting popularity, and a loop."""
+    """Yield generated traces: with stable, disturbed and drifting popularity, and a loop."""
     count = 60_000 if full else 8000
     keys = count // 5
     yield Scene("zipf", zipf(count, keys, 0.9), keys // 10)
@@ -187,7 +187,7 @@ def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
 
 
 def play(url: str, namespace: str, size: int, text: str, share: int, lru: bool) -> int:
-    """Play the trace in one process: read each key, put each miss. Returns the hits.
+    """Play the trace in one process: read each key, and put a value after a miss. Returns the hits.
 
     Args:
         url: the server.
@@ -222,7 +222,7 @@ def client_at(url: str) -> Any:
 
 
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
-    """Yield where in the trace each part for this process starts. All processes advance one common position."""
+    """Yield the start of each part of the trace that this process takes. All processes advance one position."""
     if not share:
         yield 0
         return

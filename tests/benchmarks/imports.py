@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from tests.benchmarks.measure import Bench, Row, Work
 
-# redis-py loads OpenTelemetry if it is installed. It is installed here for another benchmark, but most users do not
-# have it, so the measured programs do not load it.
+# redis-py loads OpenTelemetry if OpenTelemetry is installed. Here it is installed for another benchmark, but most users
+# do not have it. So the measured programs do not load it.
 _ALONE = "import sys; sys.modules['opentelemetry'] = None; "
 
 

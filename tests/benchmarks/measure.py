@@ -24,7 +24,7 @@ class Row:
         work: name of the work.
         ours: our figure, with its unit.
         reference: the reference and its figure.
-        ratio: our figure over the reference's; None if the goal applies to the figure itself.
+        ratio: our figure divided by the reference's figure; None if the goal applies to the figure itself.
         goal: the goal as text, such as "<= 2.3 x".
         met: whether the goal was reached; None if there is no goal.
     """

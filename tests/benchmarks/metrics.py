@@ -232,7 +232,7 @@ def packed(
 
 
 def flushing(bench: Bench) -> Iterator[Row]:
-    """Measure the server time of a pipelined flush of one agent, by INFO commandstats."""
+    """Measure the server time of a pipelined flush of one agent, as INFO commandstats reports it."""
     client = bench.client()
     client.script_load(commands.FLUSH.source)
     flushes = 300 if bench.full else 100
@@ -273,7 +273,7 @@ RHYTHM_AGENTS = 50
 
 
 def rhythms(bench: Bench) -> Iterator[Row]:
-    """Measure the server time that an agent with one execution per second takes per second, by flush interval."""
+    """Measure the server time per second and agent at several flush intervals. Each agent runs once per second."""
     client = bench.client()
     client.script_load(commands.FLUSH.source)
     found = {}

@@ -156,7 +156,7 @@ def test_readme_rights_match_the_commands_in_use() -> None:
         if not {"cli", "demo"} & set(path.relative_to(ROOT).parts) and path.name != "embedded.py":
             text = path.read_text()
             sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', text))
-            sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # of the bus
+            sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # by the bus
     granted = {rule[1:].upper().partition("|")[0] for rule in readme_rules() if rule.startswith("+")}
     handshake = {"SELECT"}  # AUTH and HELLO need no right
     assert granted == (called | sent | handshake | {"ECHO"}) - {"HELLO", "SENTINEL"}

@@ -266,7 +266,7 @@ def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
 
 
 def test_scripts_are_called_with_their_header_names() -> None:
-    """The source passes the argument names of the header in the order of the header.
+    """Each call in the package names the arguments in the order of the script's header.
 
     This also checks calls that no test makes.
     """

@@ -101,9 +101,8 @@ class CacheMachine(RuleBasedStateMachine):
 
 def run(machine: type[CacheMachine], server: Server, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Run a machine on a server, through `examples` sequences or to the first disagreement."""
-    monkeypatch.setattr(
-        maintenance, "REPORT_AFTER_S", 3600
-    )  # only the rules send reports, not a slow step
+    # The rules decide when reads are reported, not the speed of the machine.
+    monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
     effort = settings(
         max_examples=examples,
         stateful_step_count=40,

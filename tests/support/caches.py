@@ -14,6 +14,6 @@ def copied(cache: LRUCache, key: str) -> None:
 
 
 def waiting(cache: LRUCache | TieredCache, key: str) -> int:
-    """Return how many threads or tasks of this process wait for the one that computes the value or claims the lease."""
+    """Return how many callers in this process wait for the caller that computes the value or claims the lease."""
     flight = cache._shared_state.flights._flights.get(key)
     return len(flight.ended._callbacks) if flight else 0

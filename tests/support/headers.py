@@ -1,4 +1,4 @@
-"""The rules for every Lua script and every call of one. Used by the contract tests and the conftest."""
+"""The rules for every Lua script and for every call of a script, checked by the contract tests and the conftest."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def layout_problems(text: str) -> list[str]:
 
 
 def returns_from_script(fragment: str) -> bool:
-    """Return whether a fragment has a `return` outside any function. It would end the script with the fragment."""
+    """Return whether a fragment has a `return` outside any function. It would end the whole script."""
     blocks = list[str]()
     for word in re.findall(r"\b(function|if|do|repeat|end|until|return)\b", _without(fragment, "comment", "string")):
         if word in ("end", "until"):
@@ -226,7 +226,7 @@ def _misfit_of_keys(name: str, wanted: tuple[tuple[str, re.Pattern[str]], ...], 
 def _of_header(text: str, header: Header) -> Iterator[str]:
     if not re.match(r"^-- \w+: .+", text):
         yield "the first line is not `-- name: purpose`"
-    top = text[: re.search(r"^(?!--)|^--@|\Z", text, re.MULTILINE).start()]  # type: ignore[union-attr]  # \Z always
+    top = text[: re.search(r"^(?!--)|^--@|\Z", text, re.MULTILINE).start()]  # type: ignore[union-attr]  # \Z matches
     for section in _SECTIONS:
         if not re.search(rf"^-- {section}\b", top, re.MULTILINE):
             yield f"the header has no {section}"

@@ -34,8 +34,8 @@ def after_timeout(folder: Path) -> dict[int, str]:
 def left_over(folder: Path) -> dict[int, str]:
     """Return pid and command of every running process that this session started, directly or indirectly.
 
-    The mark in its environment identifies a process. A server overwrites its environment with its title, so the working
-    folder or the parent identifies a server.
+    A process is recognized by the mark in its environment. A server overwrites its environment with its title, so a
+    server is recognized by its working folder or its parent.
 
     Args:
         folder: parent folder of every `tmp_path` of the session.

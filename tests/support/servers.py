@@ -91,8 +91,8 @@ def _lowest_ephemeral_port() -> int:
 def free_port() -> int:
     """Return a free port below the ephemeral range, which the system uses for outgoing connections.
 
-    The system may give a client in that range the port of the dead server to which the client connects. The client is
-    then connected to itself.
+    If the port of a dead server were in that range, the system might give this port to a client that connects to the
+    server. The client would then be connected to itself.
     """
     for _ in range(1000):
         port = random.randrange(12_000, min(_lowest_ephemeral_port(), 32_768))

@@ -34,7 +34,7 @@ class CallRecord:
 MAX_AT_ONCE = 10
 
 Behaviour = Callable[[int, AgentInstance], tuple[str, float]]
-"""Gets the number and the instance of a call, and returns the outcome and the duration, s."""
+"""A function that gets the number and the instance of a call, and returns the call's outcome and duration, s."""
 
 
 async def steady(

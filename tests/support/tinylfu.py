@@ -106,7 +106,7 @@ class TinyLFU:
         return max(1, min(self.total, len(self) + missing) * STEP_PART)
 
     def put(self, key: str, reads: dict[str, int], tier: int | None = None) -> None:
-        """Record reads and write a key. Without a given tier, the policy chooses it."""
+        """Record reads and write a key. Without `tier`, the policy chooses the tier."""
         self.touch(reads)
         self.tick(1)
         known = self.find(key)

@@ -24,7 +24,7 @@ def read_trace(path: Path) -> list[str]:
 
 
 def zipf(count: int, keys: int, skew: float, seed: int = 1) -> list[str]:
-    """Return a trace of stable popularity, as of pages, words or prompts: key n has a frequency of n^-skew."""
+    """Return a trace of stable popularity, like that of pages, words or prompts: key n has the frequency n^-skew."""
     draw = _ranks(keys, skew, random.Random(seed))
     return [f"z{draw()}" for _ in range(count)]
 
@@ -57,7 +57,7 @@ def drift(count: int, keys: int, turns: float, seed: int = 1) -> list[str]:
 
 
 def births(count: int, life: int, seed: int = 1) -> list[str]:
-    """Return a trace like news: every 4 accesses, a key is born. On average, the key read is the `life`-th newest."""
+    """Return a trace like news: a new key every 4 accesses. On average, a read is of the `life`-th newest key."""
     chance = random.Random(seed)
     return [f"b{at // 4 - int(chance.expovariate(1 / life))}" for at in range(count)]
 

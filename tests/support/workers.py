@@ -1,6 +1,6 @@
 """Worker processes for the tests. Each runs one function of a test module.
 
-They are forked from a clean process that has only imported the library (Python's forkserver), so they inherit no
+Workers are forked from a clean process that has only imported the library (Python's forkserver). So they inherit no
 connections, threads or locks of the test process. Spawning sixteen new workers took 8.7 s of processor time, which was
 most of the time of tests with many processes. Sixteen forked workers start and end within 0.4 s.
 

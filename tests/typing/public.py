@@ -1,4 +1,4 @@
-"""The types of the public names, for type checkers. Never run: mypy reads it, and fails on a wrong assertion.
+"""The types of the public names, for type checkers. This file is never run: mypy fails on a wrong assertion.
 
 The ignored lines are errors that mypy must find: under strict checks an unused ignore is itself an error.
 """

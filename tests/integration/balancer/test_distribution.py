@@ -130,7 +130,7 @@ def test_power_of_two_keeps_maximum_load_low(backend: Backend, raw: Raw) -> None
     empty = fill(backend, "t", LoadBalancingStrategy.POWER_OF_TWO, fleet(1000, max_capacity=100)).keys
     worst = []
     for seed in range(20):
-        random.seed(seed)  # Python sends the scripts their random numbers, so every server gives the same result
+        random.seed(seed)  # the scripts get random numbers from Python, so every server gives the same result
         pool = Pool.of(backend.namespace, f"t{seed}")
         raw.copy(empty.state, pool.keys.state)
         raw.copy(empty.ready, pool.keys.ready)

@@ -224,7 +224,7 @@ def test_cancelled_acquire_leaves_no_lease_at_any_point(
         await backend.aclose()
 
     asyncio.run(main())
-    # Some calls got a lease before they were cancelled. Closing the backend released it. The other calls hold no lease.
+    # Some calls got a lease before they were cancelled, and closing the backend released it. The other calls got none.
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0
 

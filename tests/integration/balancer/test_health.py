@@ -1,4 +1,4 @@
-"""A pool gives no work to unhealthy instances: tests of ejection by outcomes, probes and panic, and of their events."""
+"""A pool gives no work to unhealthy instances: tests of ejection, probes, panic and their events."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", 
             )
 
 
-# Runs of a thousand calls. An ejection ends after a number of calls and not after a time, so that the number of probes
-# does not depend on the speed of the machine.
+# The next tests make a thousand calls. An ejection ends after a number of calls and not after a time, so that the
+# number of probes does not depend on the speed of the machine.
 
 
 def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], None]:

@@ -105,7 +105,7 @@ def test_limit_above_a_thousand_recovers(backend: Backend) -> None:
     balancer.release(balancer.acquire("planner"), outcome="timeout")
     assert status_of(balancer, "p0").limit == 1040
     held = [balancer.acquire("planner") for _ in range(530)]
-    for _ in range(1050):  # 1040 successful calls at a limit of 1040 raise it by one
+    for _ in range(1050):  # at a limit of 1040, it takes 1040 successful calls to raise the limit by one
         balancer.release(balancer.acquire("planner"))
     assert status_of(balancer, "p0").limit == 1041
     assert all(held)
@@ -157,7 +157,7 @@ def age(raw: Raw, namespace: str) -> None:
 
 
 def test_new_instance_takes_a_growing_share(backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner) -> None:
-    """The test, not the clock, makes each step due. So every step has equally many calls, even on a busy machine."""
+    """The test, not the clock, makes each step due. So each step has the same number of calls."""
     balancer = LoadBalancer(settings=PoolSettings(slow_start=3600.0), backend=backend)
     for name in ("p0", "p1"):
         balancer.register_instance(AgentInstance(name, "planner", max_capacity=20))
@@ -262,7 +262,7 @@ def test_fleet_that_recovers_together_skips_warm_up(
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):
         backend.run(commands.report_checks(pool, at, [("p0", good)]))
-    # p0 warms up only if at least half of the pool is warm. After the panic, nine others are warm; without it, four.
+    # p0 warms up only if at least half of the pool is warm. After a panic, nine others are warm; otherwise four.
     assert status_of(balancer, "p0").limit == (1 if panic_threshold < 1 else 10)
     assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_threshold < 1 else 5)
 
@@ -352,7 +352,7 @@ def pass_time(raw: Raw, namespace: str, name: str, us: int) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("rates", ["requests", "tokens"])
 def test_leases_per_minute_stay_within_rate_and_burst(backend: Backend, raw: Raw, namespace: str, rates: str) -> None:
-    """Some leases take far fewer tokens than the burst, others far more. `pass_time` simulates the time."""
+    """Some leases take far fewer tokens than the burst, others far more. `pass_time` simulates the passing of time."""
     chance = random.Random(6)
     balancer = LoadBalancer(backend=backend)
     rate = {"requests": 40, "tokens": 6000}[rates]

@@ -1,4 +1,4 @@
-"""The queue: waiters are granted in order of arrival, none is lost, and nothing is left behind."""
+"""The queue: waiters get leases in order of arrival, none is lost, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -408,7 +408,7 @@ def test_repeated_wait_gets_the_same_lease(balancer: LoadBalancer, backend: Back
 def wait_in_threads(
     url: str, namespace: str, count: int, dies_at: int
 ) -> Generator[None, None, list[tuple[str, float]]]:
-    """Wait in `count` threads. Return tokens and fencing tokens in grant order, or die with lease number `dies_at`."""
+    """Wait in `count` threads. Return tokens and fencing tokens in grant order; die while holding lease `dies_at`."""
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
     grants_seen: list[tuple[str, float]] = []

@@ -197,7 +197,7 @@ def torture(
 ) -> None:
     """Let workers use one pool while some are killed and paused, for at least `seconds` and until `enough` is true.
 
-    With a proxy, a copy of some requests for leases arrives late. The proxy does not work with a Cluster.
+    With a proxy, copies of some requests for leases arrive late. The proxy does not work with a Cluster.
     """
     chance = random.Random(4)
     url = server.url if proxy is None else proxy.url
@@ -347,7 +347,7 @@ def test_torture_catches_all_mutants(
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = observed(tmp_path)  # before the history, which then contains the action of each of these replies
+        seen = observed(tmp_path)  # read first, so that the history contains the action of each of these replies
         try:
             history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
             check_history(history)

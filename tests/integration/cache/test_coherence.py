@@ -196,7 +196,7 @@ def test_local_copies_are_shared_per_cache_and_process(backend: Backend) -> None
         LRUCache(backend=backend, local_size=100, strict=True)
 
 
-# Writers and readers in separate processes, with local copies, while bus connections are cut.
+# Separate processes write and read, with local copies, while bus connections are cut.
 
 KEYS = [f"k{number}" for number in range(6)]
 TAGS = ("even", "odd")

@@ -149,8 +149,8 @@ class Reading:
     """The observations of one process that read one key continuously.
 
     Attributes:
-        computed: begin and end of each of its computations.
-        waits: how often it computed or waited for a computation.
+        computed: begin and end of each computation in the process.
+        waits: how often the process computed or waited for a computation.
         reads: when each read began, and how long it took.
     """
 

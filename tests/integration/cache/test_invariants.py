@@ -134,10 +134,10 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
         assert stats.misses > 0
 
         for key in list(raw.scan_iter(match=f"{namespace}:*{service}:{cache.name}}}:e:*"))[::2]:
-            raw.unlink(key)  # as a server with its own eviction policy does
+            raw.unlink(key)  # as a server with an eviction policy does
         cache.put("soon over", 1, ttl=0.001)
         wait_until(lambda cache=cache: cache.entry("soon over") is None, "the entry to expire")  # type: ignore[misc]
-        begun_ms = time.time() * 1000  # by the server's clock too; the sweep may leave later expiries
+        begun_ms = time.time() * 1000  # the server has the same clock; the sweep may leave later expiries
         cache.sweep()
         assert without_value(raw, namespace, service, cache.name, begun_ms) == [], "after one sweep"
         assert faults(raw, namespace, service, cache.name) == [], cache

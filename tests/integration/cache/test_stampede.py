@@ -26,7 +26,7 @@ PATIENT_S = 20.0
 
 
 def all_wait(cache: LRUCache, calls: list[int]) -> bool:
-    """Whether one task of this process computes or waits for another process, and all its other tasks wait for it."""
+    """Whether one task of this process computes or waits for another process, and all others wait for that task."""
     flights = list(cache._shared_state.flights._flights.values())
     return sum(len(flight.ended._callbacks) for flight in flights) == TASKS - 1 and bool(
         calls or cache._shared_state._waiting
@@ -150,6 +150,6 @@ def test_killed_leader_costs_one_call_and_its_lease(
     assert [len(values) for _, values, _, _ in served] == [TASKS] * (PROCESSES - 1)
     (second,) = {value for _, values, _, _ in served for value in values}
     spans = {pid: spans for pid, _, _, spans in served}
-    for pid, _, at, _ in served:  # without stalls of the server, the computing process or the waiter
+    for pid, _, at, _ in served:  # subtract stalls of the server, the computing process and the waiter
         stall_s = overlap(union(server_stalls.spans, spans[second], spans[pid]), killed, at)
         assert at - killed - stall_s < LEASE_S + 2

@@ -233,7 +233,7 @@ def refused(kind: str, part: str) -> set[str]:
 def test_planted_bytes_run_nothing_and_are_reported(
     call: Call, backend: Backend, raw: Raw, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With hostile bytes in any key, reads are misses or report the key, and functions to compute are still called."""
+    """With hostile bytes in any key, reads are misses or report the key, and `get_or_compute` still computes."""
     import pickle
 
     hostile = [pickle.dumps(Planted()), b"", b"\xff" * 50, b"0 0 0 0 0 0", b"1 0 r 0  z\x00"]

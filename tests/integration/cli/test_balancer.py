@@ -24,7 +24,7 @@ from tests.support.servers import Raw, Server, wait_until
 
 @pytest.fixture
 def lb(agentperf: Run, perf: AgentPerf) -> Run:
-    """Run `agentperf lb` on the test's namespace. Its pool "planner" has the instances p0 and p1."""
+    """Run `agentperf lb` on the test's namespace. The pool "planner" has the instances p0 and p1."""
     for name in ("p0", "p1"):
         perf.balancer().register_instance(AgentInstance(name, "planner", max_capacity=2))
     return partial(agentperf, "lb")

@@ -169,7 +169,7 @@ def test_windows_contain_only_their_records(collector: MetricsCollector, call: C
     before = time.time() - 3600
     assert call(collector, "get_all_metrics", window="5m", as_of=before)["research"]["task_count"] == 0
     assert call(collector, "get_system_summary", window="5m", as_of=before)["active_agents"] == 0
-    later = datetime.now() + timedelta(minutes=30)  # noqa: DTZ005  naive local time, as users have
+    later = datetime.now() + timedelta(minutes=30)  # noqa: DTZ005  naive local time
     assert call(collector, "get_or_create_metrics", "research", window="1h", as_of=later).task_count == 5
     assert call(collector, "get_or_create_metrics", "research", window="5m", as_of=later).task_count == 0
 
@@ -368,7 +368,7 @@ def test_recent_and_slowest_samples_are_listed(collector: MetricsCollector, call
         (0.25, True, False, None),
     ]
     assert [each.seconds for each in call(collector, "slowest", "research", limit=2)] == [3.0, 1.0]
-    assert abs((datetime.now() - recent[0].ended).total_seconds()) < 30  # noqa: DTZ005  naive local time, as users have
+    assert abs((datetime.now() - recent[0].ended).total_seconds()) < 30  # noqa: DTZ005  naive local time
     assert call(collector, "recent", "unknown") == ()
     with pytest.raises(InvalidArgument, match="limit"):
         call(collector, "recent", "research", limit=0)

@@ -262,7 +262,7 @@ def test_cancelled_flow_still_runs_its_cleanup(
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.sleep(0)
-        task.cancel()  # must not stop the cleanup of the flow
+        task.cancel()  # a second cancellation must not stop the cleanup of the flow
         with pytest.raises(asyncio.CancelledError):
             await task
 

@@ -317,7 +317,7 @@ def test_interrupts_neither_crash_nor_deadlock(backend: Backend, namespace: str)
     class Interrupted(BaseException):
         pass
 
-    armed = [False]  # no Event, because an interruption while an Event holds its lock would break the test
+    armed = [False]  # not an Event: an exception inside the lock of an Event would break the test
 
     def interrupt(*_: object) -> None:
         if armed[0]:

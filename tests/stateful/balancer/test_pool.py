@@ -1,4 +1,4 @@
-"""Runs the same operations on the scripts and on a plain model; compares the whole state of the pool after each one."""
+"""Runs the same operations on the scripts and on a plain model, and compares the whole state after each operation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ JUMPY = PoolSettings(
     unhealthy_threshold=1,
     healthy_threshold=1,
 )
-"""With these settings, the first bad outcome ejects. No ejection or warm-up ends because time passes during a test."""
+"""With these settings, the first bad outcome ejects. Ejections and warm-ups last a day, longer than any test."""
 DISABLED = {"heartbeat_missed", "unhealthy", "draining", "removed"}
 UNHEALTHY = {"ejected", "down", "half_open"}
 HEALTH = UNHEALTHY | {"adaptive", "warming", "metered", "rate_limited"}

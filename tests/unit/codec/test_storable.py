@@ -89,7 +89,7 @@ class Unit(enum.Enum):
 
 
 class Open(enum.Enum):
-    """Creates a member for an unknown value."""
+    """An enum that creates a member for an unknown value."""
 
     KNOWN = "known"
 
@@ -103,7 +103,7 @@ class Open(enum.Enum):
 
 
 class Fleeting(enum.Enum):
-    """Creates a member for an unknown value, like `Open`, but each created member equals only itself."""
+    """An enum that creates a member for an unknown value, like `Open`. Each created member equals only itself."""
 
     KNOWN = "known"
 
@@ -245,7 +245,7 @@ async def later(ref: Ref) -> Any:
     ("dump", "message"),
     [
         (broken, "dump raised ValueError: 'closed'"),
-        (lambda ref: later(ref), "dump is a blocking function"),  # noqa: PLW0108  not a coroutine function
+        (lambda ref: later(ref), "dump is a blocking function"),  # noqa: PLW0108  no coroutine function
         (lambda ref: ref.gone, "dump raised AttributeError"),
     ],
 )

@@ -244,7 +244,7 @@ def test_batch_unanswered_too_long_gets_a_new_writer(buffer: Buffer, clock: Cloc
 
 
 def test_corrupt_series_leaves_the_rest_of_its_batch(buffer: Buffer) -> None:
-    # both agents belong to shard 2
+    # Both agents belong to shard 2.
     buffer.record("research", 1 / 1e6, OK)
     buffer.record("a b{1}", 1 / 1e6, OK)
     buffer.record("a b{1}", 1 / 1e6, OK)
@@ -289,7 +289,7 @@ def test_first_record_after_a_flush_calls_on_first(clock: Clock) -> None:
 
 
 def test_nested_record_does_not_deadlock(clock: Clock) -> None:
-    """A signal handler or a garbage-collected tracked generator may record during a record."""
+    """A signal handler or a garbage-collected tracked generator may record in the middle of another record."""
     nested: list[int] = []
 
     def on_first() -> None:

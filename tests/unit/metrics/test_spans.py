@@ -163,7 +163,7 @@ def test_span_starting_after_its_root_left_counts_alone(
 
     def left_meanwhile(span: Span, outer: Span | None) -> Span | None:
         parent = around(span, outer)
-        root.__exit__(None, None, None)  # as another thread may, just after this one saw the root open
+        root.__exit__(None, None, None)  # as if another thread did this just after this thread saw the root open
         return parent
 
     monkeypatch.setattr(Span, "_parent_around", left_meanwhile)
@@ -182,7 +182,7 @@ def test_span_starting_while_its_root_leaves_counts_alone(clock: Clock, book: Bo
         def __setattr__(self, name: str, value: object) -> None:
             if name == "is_open" and value is False and hasattr(self, "_start"):
                 super().__setattr__(name, value)
-                late._open_within(self)  # as another thread may, just after it saw the root open
+                late._open_within(self)  # as if another thread did this just after it saw the root open
             else:
                 super().__setattr__(name, value)
 
@@ -200,7 +200,7 @@ def test_spans_starting_at_once_share_one_tree(clock: Clock, book: Book, monkeyp
     def another_meanwhile(began: float) -> spans._Tree:
         tree = made(began)
         monkeypatch.setattr(spans, "_Tree", made)
-        other.__enter__()  # as another thread or a signal handler may
+        other.__enter__()  # as if another thread or a signal handler did this
         clock.now += 2
         return tree
 
@@ -232,13 +232,13 @@ def test_roots_leave_safely_while_threads_start_spans(book: Book) -> None:
                         pass
                     trees.append(stage._tree if stage.parent is root else None)
 
-                if turn % 2:  # creates the root's tree now; otherwise the exit may create it
+                if turn % 2:  # this span creates the root's tree before the exit
                     one()
                 begun.wait(20)
-                for _ in range(5):  # may run during the exit
+                for _ in range(5):  # these spans may start during the exit
                     one()
                 assert left.wait(20)
-                one()  # after the exit
+                one()  # this span starts after the exit
 
             others = [threading.Thread(target=stages) for _ in range(2)]
             with root:

@@ -632,7 +632,7 @@ def test_control_flow_exceptions_count_as_success(kind: str, perf_notes: list[st
 
 
 class Tracks(Notes):
-    """A collector whose `track` accepts `not_failures`, like that of the real one."""
+    """A collector whose `track` accepts `not_failures`, like the `track` of a real collector."""
 
     def __init__(self, outcomes: list[str]) -> None:
         super().__init__()
