@@ -39,7 +39,7 @@ LOCAL_GOAL, LOCAL_CALL_GOAL = 1 / 25, 1 / 5
 HIT_GOAL, CALL_GOAL, TASKS_GOAL = 1.25, 1 / 1.5, 1 / 2.5
 SIZE_GOAL = 1.3
 PUT_GOAL = {"Valkey": {Policy.LRU: 16.0, Policy.TINYLFU: 20.0}, "Redis": {Policy.LRU: 10.0, Policy.TINYLFU: 12.0}}
-"""Maximum server time of a put that evicts, relative to a script that does nothing with the same keys and arguments."""
+"""Maximum server time of a put that evicts, relative to an empty script with the same keys and arguments."""
 LAST_WAITER_GOAL_S = 0.05
 MEMORY_GOAL_BYTES = {"Valkey": 1.3 * 1360, "Redis": 1.3 * 1750}
 """Maximum bytes of memory per entry of 1 KB."""

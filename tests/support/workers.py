@@ -32,7 +32,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _TIMEOUT = 60.0
-"""Seconds. Work of one second on an idle machine takes much longer on a loaded one."""
+"""Time limit for a message of a worker, s. A second of work on an idle machine takes much longer on a loaded one."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(

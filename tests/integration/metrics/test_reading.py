@@ -734,7 +734,8 @@ def test_conflicting_flush_intervals_are_rejected(backend: Backend) -> None:
 
 @pytest.mark.parametrize(("retention", "per_second"), [(Retention(), 1), (Retention(), 5), (FRUGAL, 1)])
 def test_memory_forecast_is_near_used_memory(own_server: Server, retention: Retention, per_second: int) -> None:
-    with own_server.client() as raw:  # a longer namespace takes more memory
+    # Every key contains the namespace, so a longer namespace than the default would take more memory.
+    with own_server.client() as raw:
         taken = fill_slices(raw, DEFAULT_NAMESPACE, retention, agents=5, per_second=per_second)
     forecast = memory_forecast(retention, agents=5, per_second=per_second)
     assert forecast.total == forecast.slices + forecast.totals + forecast.samples
