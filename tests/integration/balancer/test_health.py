@@ -187,7 +187,10 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
     states = [status_of(balancer, name).state for name in names]
     assert states == [InstanceState.UP] + [InstanceState.EJECTED] * 4
     assert pool_of(balancer).panic_for is None
-    assert {balancer.acquire("planner").id for _ in range(5)} == {"p0"}  # type: ignore[union-attr]
+    healthy = [balancer.acquire("planner") for _ in range(5)]
+    assert {instance.id for instance in healthy if instance} == {"p0"}
+    # Abandoned leases would be released in the background, some time during the picks below, and change the loads.
+    assert all(balancer.release(instance) for instance in healthy)
 
     balancer.configure("planner", PoolSettings(eject_after=1, max_ejection_share=1.0))
     pool = pool_of(balancer)

@@ -489,11 +489,22 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
 
     The other process cannot compute if the lease is still renewed long after the last attempt to store the value.
     """
-    deadline_s, lease_s = 0.4, 0.3
-    cache = LRUCache(backend=connect(proxy.url, deadline=deadline_s), lease=lease_s)
+    lease_s = 1.0  # long enough that a busy machine does not delay three renewals in a row
+    cache = LRUCache(backend=connect(proxy.url, deadline=0.4), lease=lease_s)
     remote = LRUCache(backend=connect(server.url), lease=lease_s)
     runner.run(cache.aio.put("warm", 1))
     lost = proxy.reset_before_request(only=PUT, times=math.inf)
+
+    def compute_elsewhere() -> str:
+        lost.wait()  # the task has the lease before its first attempt to put
+        return remote.get_or_compute("k", lambda: "other")
+
+    def wait_for_other_or_renewals() -> None:
+        before = proxy.count(RENEW)
+        # A lease is renewed three times per TTL, so 12 renewals take 4 s. A put gives up after 0.4 s.
+        wait_until(
+            lambda: other.done() or proxy.count(RENEW) > before + 12, "the other to compute, or the lease to be kept"
+        )
 
     async def cancelled() -> None:
         task = asyncio.create_task(cache.aio.get_or_compute("k", lambda: "never stored"))
@@ -501,16 +512,11 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(deadline_s)  # keeps the loop and the put running until the put fails
+        await asyncio.to_thread(wait_for_other_or_renewals)  # the loop must run until the put has failed
 
     with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(compute_elsewhere)
         runner.run(cancelled())
-        other = threads.submit(remote.get_or_compute, "k", lambda: "other")
-        before = proxy.count(RENEW)
-        # A lease is renewed three times per TTL, so 30 renewals take ten TTLs. A put does not run that long.
-        wait_until(
-            lambda: other.done() or proxy.count(RENEW) > before + 30, "the other to compute, or the lease to be kept"
-        )
         computes = other.done()
         cache._backend.close()  # ends any remaining renewals, and so the lease
         assert other.result(20) == "other"
