@@ -218,7 +218,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture
 def connect(runner: asyncio.Runner, namespace: str) -> Iterator[Callable[..., Backend]]:
-    """Make a backend with `connect(url, ...)`, which takes any argument of Backend. It is closed after the test."""
+    """Make a backend with `connect(url, ...)`, which takes any argument of Backend. The backend is closed after the test."""
     from agentperf_redis.backend import Backend
 
     made: list[Backend] = []

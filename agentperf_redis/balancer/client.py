@@ -211,7 +211,7 @@ class LoadBalancer:
 
         Args:
             agent_type: the pool.
-            require: labels that the instance must all have.
+            require: labels; the instance must have all of them.
             affinity: see `acquire`.
 
         Returns:
@@ -243,7 +243,7 @@ class LoadBalancer:
             wait: max seconds in the queue when no instance has free capacity; math.inf for no limit. The queue is
                 first in, first out.
             priority: moves this call ahead in the queue, as if it had arrived this many seconds earlier.
-            require: labels that the instance must all have.
+            require: labels; the instance must have all of them.
             affinity: under CONSISTENT_HASH, calls with the same value go to the same instance; for example the name of
                 a session.
             ttl: seconds after which the lease expires unless it is renewed, at least 0.05.
@@ -310,7 +310,7 @@ class LoadBalancer:
             agent_type: the pool.
             wait: see `acquire`.
             priority: see `acquire`.
-            require: labels that the instance must all have.
+            require: labels; the instance must have all of them.
             affinity: see `acquire`.
             ttl: seconds after which the lease expires unless it is renewed, at least 0.05.
             max_hold: seconds after which the lease is not renewed again; math.inf for no limit.

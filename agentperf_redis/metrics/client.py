@@ -69,7 +69,10 @@ class MetricsCollector(Recording):
 
     @property
     def start_time(self) -> datetime:
-        """When this object was made, local time. Read-only: uptime and throughput count from the first record."""
+        """The local time at which this object was made.
+
+        It cannot be assigned, and does not affect uptime or throughput: these count from the first record.
+        """
         return self._start_time
 
     @cached_property

@@ -1,8 +1,8 @@
 """`track_performance`: one decorator for functions, coroutines, generators and async generators, including methods.
 
-A stream (generator) is recorded once, when it is exhausted, is closed or fails. If its consumer closes it early, that
-is a success. The time of a stream runs from the first request for an item to the end of the stream. Cancellation is a
-separate outcome.
+A stream (generator) is recorded once, when it is exhausted, closed or fails. A stream that its consumer closes early
+counts as a success. The time of a stream runs from the first request for an item to the end of the stream. Cancellation
+is a separate outcome.
 
 Each call is an open execution while it runs, so spans of `MetricsCollector.span` nest within it. A stream is open only
 while it produces an item, and not while its consumer works.

@@ -115,7 +115,7 @@ class Topology:
                 return ""
             slots: dict[int, Node] = {}
             for start, end, primary, *_ in reply:
-                # An empty address means the node that replied, if it does not know its own address yet.
+                # A node that does not know its own address yet sends an empty one: it means the node that replied.
                 node = Node(primary[0].decode() if primary[0] else source.host, int(primary[1]))
                 slots.update(dict.fromkeys(range(start, end + 1), node))
         except (AttributeError, IndexError, TypeError, ValueError):

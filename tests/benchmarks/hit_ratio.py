@@ -142,7 +142,7 @@ def positive(text: str) -> int:
 
 
 def made(*, full: bool) -> Iterator[Scene]:
-    """Yield generated traces: with stable, disturbed and drifting popularity, and a loop."""
+    """Yield generated traces: stable popularity, the same with scans and loops, a loop only, and drifting popularity."""
     count = 60_000 if full else 8000
     keys = count // 5
     yield Scene("zipf", zipf(count, keys, 0.9), keys // 10)

@@ -21,7 +21,7 @@ from tests.support.servers import wait_until
 
 pytestmark = [
     pytest.mark.thorough,  # the packages are large
-    pytest.mark.filterwarnings("default"),  # a warning of a package fails no test
+    pytest.mark.filterwarnings("default"),  # a warning raised by one of the packages must not make a test fail
 ]
 
 

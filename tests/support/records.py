@@ -53,7 +53,7 @@ def instances(state: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 def load_score(load: int, limit: int, seq: int) -> int:
-    """Return the score of an instance under LEAST_LOADED: its relative load, then its last pick."""
+    """Return the score of an instance under LEAST_LOADED: the relative load; the last pick breaks ties."""
     return load * 8192 // limit * PICKS + seq
 
 

@@ -113,8 +113,8 @@ def find_registered(pool: Pool, instance_ids: Sequence[str]) -> Command[tuple[in
     """Read whether instances are registered.
 
     Returns:
-        The creation time of the pool, us, which is 0 if there is no pool; and for each instance, whether it is
-        registered.
+        The creation time of the pool in microseconds (0 if there is no pool), and a list that says for each instance
+        whether it is registered.
     """
 
     def decode(reply: Reply) -> tuple[int, list[bool]]:

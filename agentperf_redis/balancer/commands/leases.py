@@ -36,7 +36,7 @@ class Choice:
 
     Attributes:
         strategy: the strategy that the pool must have; None accepts any strategy.
-        require: labels that the instance must all have.
+        require: labels; the instance must have all of them.
         affinity: under CONSISTENT_HASH, requests with the same value go to the same instance.
     """
 

@@ -95,7 +95,7 @@ class QueueEntry:
         token: the waiter's token.
         ttl_ms: TTL of the lease once fetched, ms.
         priority: the waiter is queued as if it had arrived this many seconds earlier.
-        require: labels that the instance must all have.
+        require: labels; the instance must have all of them.
         held: the position that the waiter already has, or NEW_POSITION.
         tombstone_ms: how long the token is refused after the waiter has left the queue, ms.
         tokens: expected tokens of the work, counted against the instance's tokens per minute.

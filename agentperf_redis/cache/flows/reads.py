@@ -75,7 +75,7 @@ class Reader:
         """Decode a new value from the bytes of a local copy; MISSING if its class is unknown."""
         try:
             return self.codec.decode(copy.data)
-        except Undecodable:  # the copy was made by an object of this cache with another registry
+        except Undecodable:  # another client of this cache, with other storable classes, made the copy
             return MISSING
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> Flow[dict[str, Any]]:

@@ -276,7 +276,7 @@ class LocalCopies:
         for copy in read:
             copy.listed = False  # done first, so that a read counted after this lists the copy again
             count = copy.reads - copy.reported
-            # `reads` only grows: setting it to 0 here could lose or repeat a concurrent count
+            # `reads` only grows: setting it to 0 here could lose a read that another thread counts now
             copy.reported += count
             if count:
                 reads.append((copy.name, count, count * copy.cost_ms))
