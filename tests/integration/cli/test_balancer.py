@@ -182,7 +182,7 @@ def test_events_are_printed_and_followed(
     lb: Run, perf: AgentPerf, server: Server, namespace: str, tmp_path: Path
 ) -> None:
     balancer = perf.balancer()
-    balancer.configure("planner", PoolSettings(eject_after=1))
+    balancer.configure("planner", PoolSettings(eject_after=1, base_ejection_time=250))  # outlasts the test
     for each in [balancer.acquire("planner") for _ in range(2)]:
         balancer.release(each, outcome="error" if each and each.id == "p0" else "ok")
     balancer.drain("planner", "p1")
@@ -194,7 +194,7 @@ def test_events_are_printed_and_followed(
         ["draining", "p1"],
         ["panic", "unhealthy=1"],  # no healthy instance is left
     ]
-    assert "for_ms=10000 in_a_row=1" in text
+    assert "for_ms=250000 in_a_row=1" in text
     found = document(lb("events", "planner", "--once", "--limit", "2", "--json"), "lb events")["events"]
     assert [(each["event"], each["instance"]) for each in found] == [("draining", "p1"), ("panic", None)]
     assert abs(found[0]["at"] - time.time()) < 60
