@@ -60,6 +60,8 @@ METRICS_SHARDS = 16
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LONG_KEY_BYTES = 120
 _PREFIX_CHARACTERS = 40
+_SHORTENED = re.compile(r".{31,40}…[0-9a-f]{64}:[0-9]{20}", re.DOTALL)
+"""A name that `stored_name` made. A key beyond 120 bytes has at least 31 characters."""
 
 
 def check_namespace(argument: str, value: object) -> str:
@@ -85,11 +87,17 @@ def stored_name(key: str) -> str:
 
     A longer key is stored under its first 40 characters, an ellipsis, its SHA-256 and its length. Such a name has at
     least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name, so two different keys never share a name.
+    `keys()` and the command line show that name, so as a key it means the entry of the long key.
     """
     data = key.encode()
-    if len(data) <= _LONG_KEY_BYTES:
+    if len(data) <= _LONG_KEY_BYTES or _SHORTENED.fullmatch(key):
         return key
     return f"{key[:_PREFIX_CHARACTERS]}…{hashlib.sha256(data).hexdigest()}:{len(data):020d}"
+
+
+def is_shortened(name: str) -> bool:
+    """Whether a stored name is that of a key beyond 120 bytes."""
+    return len(name.encode()) > _LONG_KEY_BYTES
 
 
 def meta(namespace: str) -> str:

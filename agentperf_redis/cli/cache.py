@@ -31,6 +31,7 @@ from agentperf_redis.cli.console import (
     out,
     print_json,
     printable,
+    unescaped,
 )
 from agentperf_redis.cli.options import Yes, on_server
 from agentperf_redis.errors import InvalidArgument
@@ -133,7 +134,10 @@ def keys(
     kind: KindOption = None,
     limit: Annotated[int, typer.Option("--limit", help="Maximum number of keys.", min=1, metavar="N")] = 1000,
 ) -> None:
-    """Print the keys of a cache, one per line, the least recently used first. Long keys are shortened by a hash."""
+    """Print the keys of a cache, one per line, the least recently used first.
+
+    A key beyond 120 bytes is shown as its first 40 characters and a hash; `get` and `delete` accept that name.
+    """
     with _on_cache(target, name, kind) as (perf, cache):
         perf.backend.run(cache.sweep_expired())
         found = perf.backend.run(cache.keys(limit + 1))
@@ -198,7 +202,7 @@ def get(
 ) -> Exit | None:
     """Show an entry: its value and its metadata. This does not count as a read of the entry."""
     with _on_cache(target, name, kind) as (perf, cache):
-        entry = perf.backend.run(cache.entry(key))
+        entry = perf.backend.run(cache.entry(_meant(perf, cache, key)))
         if entry is None:
             return not_found(f"key {printable(key)} in cache {cache.name}")
         plain = _plain_entry(entry)
@@ -233,7 +237,7 @@ def delete(
         refused = confirmed(f"Delete {counted(len(keys), 'key')} of cache {cache.name}?", yes=yes)
         if refused is not None:
             return refused
-        removed = perf.backend.run(cache.delete_many(keys))
+        removed = perf.backend.run(cache.delete_many([_meant(perf, cache, key) for key in keys]))
         if removed is None:
             return _gone(cache)
         if target.as_json:
@@ -306,6 +310,12 @@ def _on_cache(target: Target, name: str, kind: CacheKind | None) -> Iterator[tup
         if len(caches) > 1:
             raise InvalidArgument("--kind", None, f"lru or tiered: there is one of each kind named {name}")
         yield perf, caches[0]
+
+
+def _meant(perf: AgentPerf, cache: ExistingCache, text: str) -> str:
+    """Return the key for a text on the command line: the text itself, or the key that `keys` prints as this text."""
+    key = unescaped(text)
+    return key if key != text and perf.backend.run(cache.entry(text)) is None else text
 
 
 def _stats(perf: AgentPerf, cache: ExistingCache) -> CacheStats | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -38,6 +39,9 @@ class Exit(IntEnum):
     UNREACHABLE = 3
     NOT_FOUND = 4
 
+
+_ESCAPE = re.compile(r"\\(?:[ntr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4})")
+"""An escape that `printable` makes."""
 
 # Printed names come from users, so brackets and colons in a name must not be read as markup or as an emoji. Without a
 # terminal, lines are not folded: each row of a table is one line, so that cut and grep can process it.
@@ -138,6 +142,11 @@ def printable(text: str) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in text
     )
+
+
+def unescaped(text: str) -> str:
+    """Return the text that `printable` turns into this one: the inverse of its escapes."""
+    return _ESCAPE.sub(lambda found: found[0].encode().decode("unicode_escape"), text)
 
 
 def counted(number: int, noun: str) -> str:

@@ -27,12 +27,25 @@ def test_entry_names_of_different_keys_differ(one: str, other: str) -> None:
     assert (keys.stored_name(one) == keys.stored_name(other)) == (one == other)
 
 
-def test_short_key_cannot_imitate_a_long_key() -> None:
-    long = "x" * 121
-    imitation = keys.stored_name(long)
-    assert len(imitation.encode()) > 120
-    assert keys.stored_name(imitation) != imitation
-    assert len(keys.stored_name("名" * 10**5).encode()) < 300
+@given(st.text(st.characters(codec="utf-8"), min_size=31).filter(lambda key: len(key.encode()) > 120))
+def test_shortened_name_stands_for_its_long_key(key: str) -> None:
+    name = keys.stored_name(key)
+    assert name != key
+    assert keys.is_shortened(name)
+    assert keys.stored_name(name) == name
+    assert 120 < len(name.encode()) < 300
+
+
+@pytest.mark.parametrize(
+    "key", [f"{'x' * 41}…{'0' * 64}:{'1' * 20}", f"{'x' * 40}…{'g' * 64}:{'1' * 20}", f"{'x' * 40}…{'0' * 64}:{'1' * 19}"]
+)
+def test_key_unlike_a_shortened_name_is_shortened(key: str) -> None:
+    assert keys.stored_name(key) != key
+
+
+def test_short_keys_are_stored_as_they_are() -> None:
+    assert [keys.stored_name(key) for key in ("", "a", "名" * 40)] == ["", "a", "名" * 40]
+    assert not keys.is_shortened("x" * 120)
 
 
 @pytest.mark.parametrize("namespace", ["", "a b", "{x}", "a:b", "é", "x" * 65, "a\n", None, 5])
