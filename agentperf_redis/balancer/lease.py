@@ -6,9 +6,10 @@ import contextlib
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from enum import Enum
-from typing import NoReturn, Protocol
+from typing import Protocol, Self
 
 from agentperf_redis import arguments
 from agentperf_redis.background import ModuleLock
@@ -26,6 +27,12 @@ class KeeperProtocol(Protocol):
     def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
         """Report that a lease is lost. Called once per lease."""
 
+    def held_as(self, token: str) -> Lease | None:
+        """Return the lease with this token if this process holds it."""
+
+
+keepers: weakref.WeakSet[KeeperProtocol] = weakref.WeakSet()
+"""The lease keepers of this process."""
 
 _transitions = ModuleLock()
 """Guards the state of all leases: when a lease is released and lost at the same time, only one change takes effect.
@@ -36,14 +43,20 @@ class _State(Enum):
     HELD = "held"
     RELEASED = "released"
     LOST = "lost"
+    COPY = "copy"
+    """The object is a copy that was pickled in another process, or after the lease had ended."""
 
 
 class Lease:
     """One unit of an instance's capacity, held until it is released. The process's lease keeper renews the lease.
 
     The keeper has only a weak reference to the lease. When no other reference is left, the lease is released, with a
-    ResourceWarning. A lease belongs to the process that acquired it. The copy of the object in a forked child is not
-    held and not renewed, and releasing the copy does nothing.
+    ResourceWarning. Copies by `copy`, `deepcopy` and `dataclasses.asdict`, and pickles that return to this process, are
+    the same lease: releasing one of them releases the lease, once.
+
+    A lease belongs to the process that acquired it. In another process, the copy of the object in a forked child or in
+    a pickle has the facts of the lease, such as `fence`. It is not held and not renewed, and releasing it does nothing.
+    `LoadBalancer.release_token` ends a lease of any process.
 
     Attributes:
         agent_type: the pool.
@@ -115,8 +128,17 @@ class Lease:
     def __repr__(self) -> str:
         return f"Lease({self._facts[0]!r} of {self.agent_type!r}, {self._state.value}, token={self.token!r})"
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a lease belongs to the process that acquired it; send the instance's id or the fence")
+    def __copy__(self) -> Self:
+        """Return the lease itself: a copy of an acquired instance carries the same lease."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Lease], tuple[object, ...]]:
+        """Pickle the facts of the lease. `_unpickled` explains the result of unpickling."""
+        facts = (self.pool, self.token, self.fence, self._facts, self.ttl, self.tokens, self.tokens_used)
+        return _unpickled, (*facts, self._outcome, self._loss)
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.HELD:
@@ -186,8 +208,13 @@ class Lease:
                 raise self._loss
 
     def kept_by(self, keeper: KeeperProtocol) -> bool:
-        """Whether this keeper renews the lease."""
-        return self._keeper is keeper
+        """Whether this keeper renews the lease; True for a copy from another process, which no keeper renews."""
+        return self._keeper is keeper or self._keeper is _NO_KEEPER
+
+    def become_copy(self, tokens_used: int | None, outcome: Outcome | None, loss: LeaseLost | None) -> None:
+        """Mark this object as a copy of a lease that another process holds, or that has ended."""
+        self._state = _State.COPY
+        self.tokens_used, self._outcome, self._loss = tokens_used, outcome, loss
 
     def end(self) -> bool:
         """Mark the lease released. Returns whether this process held it until now."""
@@ -205,3 +232,47 @@ class Lease:
             self._state = _State.LOST
             self._loss = LeaseLost(self.agent_type, self.token, reason)
         self._keeper.lost(self, self._loss, self._on_lost)
+
+
+class _NoKeeper:
+    """The keeper of a copy from another process: that process renews and releases the lease."""
+
+    def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:  # noqa: ARG002  never called: not held
+        return False
+
+    def lost(self, lease: Lease, loss: LeaseLost, on_lost: Callable[[LeaseLost], None] | None) -> None:
+        """Never called, since the copy is not held."""
+
+    def held_as(self, token: str) -> Lease | None:  # noqa: ARG002  it holds nothing
+        return None
+
+
+_NO_KEEPER = _NoKeeper()
+
+
+def _unpickled(
+    pool: Pool,
+    token: str,
+    fence: int,
+    facts: Facts,
+    ttl: float,
+    tokens: int,
+    tokens_used: int | None,
+    outcome: Outcome | None,
+    loss: LeaseLost | None,
+) -> Lease:
+    """Return the lease of a pickle.
+
+    In the process that holds the lease, this is the very same object. Elsewhere, and after the end of the lease, it is
+    a copy that has the facts of the lease, such as its fencing token, but is not held: releasing it does nothing.
+    """
+    for keeper in list(keepers):
+        lease = keeper.held_as(token)
+        if lease is not None:
+            return lease
+    now = time.monotonic()
+    copied = Lease(
+        _NO_KEEPER, pool, token, fence, facts, ttl=ttl, sent_at=now, max_hold=0.0, on_lost=None, tokens=tokens
+    )
+    copied.become_copy(tokens_used, outcome, loss)
+    return copied

@@ -22,7 +22,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.background import Background, register_for_fork
 from agentperf_redis.balancer import commands
 from agentperf_redis.balancer.commands import Pool
-from agentperf_redis.balancer.lease import Lease
+from agentperf_redis.balancer.lease import Lease, keepers
 from agentperf_redis.balancer.model import AttachedLease
 from agentperf_redis.balancer.registrations import Registrations
 from agentperf_redis.balancer.server_clock import clock_of
@@ -47,7 +47,7 @@ _RETRY_S = 0.5
 
 
 def _notify(on_lost: Callable[[LeaseLost], object], loss: LeaseLost) -> None:
-    arguments.refuse_awaitable("on_lost", on_lost, on_lost(loss))
+    arguments.refuse_unfinished("on_lost", on_lost, on_lost(loss))
 
 
 class LeaseKeeper:
@@ -66,6 +66,7 @@ class LeaseKeeper:
         self.jobs = Background("agentperf-balancer")
         self.registrations = Registrations(backend, clock_of(backend), self.jobs, self._attempt_timeout_s)
         self.after_fork()
+        keepers.add(self)
         backend.on_new_epoch(self._start_over)
         backend.on_close(self.close)
         register_for_fork(self)
@@ -112,6 +113,12 @@ class LeaseKeeper:
     def held(self) -> list[Lease]:
         """Return the leases that this process holds."""
         return [lease for reference in list(self._held.values()) if (lease := reference()) is not None and lease.held]
+
+    def held_as(self, token: str) -> Lease | None:
+        """Return the lease with this token if this process holds it."""
+        reference = self._held.get(token)
+        lease = None if reference is None else reference()
+        return lease if lease is not None and lease.held else None
 
     def abandon(self, pool: Pool, token: str, instance_id: str) -> bool:
         """Release a lease whose object is being deleted. Takes no lock, so that `__del__` may call it.
