@@ -78,6 +78,7 @@ class Backend:
         self._epoch: str | None = None
         self._epoch_callbacks: list[Callable[[], None]] = []
         self._close_callbacks: list[Callable[[], None]] = []
+        self._close_callbacks_ran = False
         self._entered: set[str] = set()
         self._inherited: list[object] = []
         self._foreign_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
@@ -198,8 +199,17 @@ class Backend:
         self._recovery_callbacks.append(callback)
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` before the connections close, so that it may run commands. The newest callback runs first."""
-        self._close_callbacks.append(callback)
+        """Call `callback` before the connections close, so that it may run commands. The newest callback runs first.
+
+        If the close callbacks have run already, it is called at once, so that a service made later is closed from the
+        beginning.
+        """
+        with self._lock:
+            late = self._close_callbacks_ran
+            if not late:
+                self._close_callbacks.append(callback)
+        if late:
+            callback()
 
     def off_close(self, callback: Callable[[], None]) -> None:
         """Remove a callback of `on_close`. Does nothing if the callback is not registered or was called already."""
@@ -233,12 +243,17 @@ class Backend:
         await asyncio.to_thread(self.close)
 
     def _run_close_callbacks(self) -> None:
-        callbacks, self._close_callbacks = self._close_callbacks, []
-        for callback in reversed(callbacks):
-            try:
-                callback()
-            except Exception:  # noqa: BLE001  the other services must still flush
-                _log.exception("closing %r: the close callback of a service failed", self)
+        while True:
+            with self._lock:
+                callbacks, self._close_callbacks = self._close_callbacks, []
+                self._close_callbacks_ran = not callbacks
+            if not callbacks:
+                return
+            for callback in reversed(callbacks):
+                try:
+                    callback()
+                except Exception:  # noqa: BLE001  the other services must still flush
+                    _log.exception("closing %r: the close callback of a service failed", self)
 
     def _note_epoch(self, epoch: str) -> None:
         """Compare the epoch that a server reported with the known epoch."""
