@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from agentperf_redis.cache import commands
-from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
+from agentperf_redis.cache.flows.settings import ATTEMPTS, before_read, ready
 from agentperf_redis.cache.process.access_buffer import NO_REPORT
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Flow, Wait, WakeUp
@@ -68,6 +68,7 @@ def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
 def flush_if_possible(shared: SharedState) -> Flow[None]:
     """Report all buffered reads during a read. If the server is full, they stay buffered and the read does not fail."""
     try:
+        yield from before_read(shared)
         yield from flush(shared)
     except BackendFull as error:
         shared.warn("cache %s: reads cannot be reported: %s", shared.name, error)

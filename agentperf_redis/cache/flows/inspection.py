@@ -6,6 +6,7 @@ from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.flows.access_reports import flush_if_possible
+from agentperf_redis.cache.flows.settings import before_read
 from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Batch, Flow
@@ -24,6 +25,7 @@ def stats(shared: SharedState) -> Flow[CacheStats]:
 
 def size(shared: SharedState) -> Flow[int]:
     """Return the number of entries."""
+    yield from before_read(shared)
     count = yield from inspection.members(shared.keys.size, of_hash=True)
     return count
 

@@ -12,7 +12,7 @@ from agentperf_redis.cache.arguments import chunks, distinct_keys, stored_name
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.commands.replies import Found, NoSettings
 from agentperf_redis.cache.flows.access_reports import flush_if_possible
-from agentperf_redis.cache.flows.settings import ATTEMPTS, ready
+from agentperf_redis.cache.flows.settings import ATTEMPTS, before_read, ready
 from agentperf_redis.cache.model import CacheEntry, Tier
 from agentperf_redis.cache.process.local_copies import MAX_COPY_TTL_S, Copy, LocalCopies, Ticket
 from agentperf_redis.cache.process.shared_state import SharedState
@@ -81,11 +81,11 @@ class Reader:
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> Flow[dict[str, Any]]:
         """Return the values of those keys that have one, by key."""
         values: dict[str, Any] = {}
-        names: dict[str, str] = {}
+        names: dict[str, list[str]] = {}
         for key in distinct_keys(keys):
             value = MISSING if fresh else self.copied(key)
             if value is MISSING:
-                names[stored_name(key)] = key
+                names.setdefault(stored_name(key), []).append(key)  # two keys if one is the shortened name of the other
             else:
                 values[key] = value
         if names:
@@ -96,8 +96,8 @@ class Reader:
             for name, entry, ticket in zip(chunk, entries, tickets, strict=True):
                 value, stored = yield from self.value(name, (entry, gen), counted=True)
                 if value is not MISSING:
-                    values[names[name]] = value
-                self._fill_local(names[name], name, stored, value, ticket)
+                    values |= dict.fromkeys(names[name], value)
+                self._fill_local(names[name][0], name, stored, value, ticket)
             if self.shared.access_buffer.is_full:
                 yield from flush_if_possible(self.shared)
         return values
@@ -140,7 +140,7 @@ class Reader:
         if self.strict and hit:
             return (yield from self._look_up_strictly(name, miss=miss))
         ticket = None
-        if self.local is not None or self.shared.pending_invalidations:
+        if self.local is not None or self.shared.unsent:
             yield from self._prepare()
             ticket = self._ticket(name)
         entry, gen = yield commands.read(self.shared.keys, name)
@@ -158,13 +158,14 @@ class Reader:
     def _prepare(self) -> Flow[None]:
         """Prepare a read.
 
-        With local copies, subscribe to changes and get the server's time, which the copies' expiry times need. If
-        invalidations are pending after an outage, send them, so that no invalidated value is read.
+        With local copies, subscribe to changes and get the server's time, which the copies' expiry times need. Without
+        them, `before_read` says what is sent.
         """
         if self.local is not None:
             self.shared.listen()
-        if self.local is not None or self.shared.pending_invalidations:
             yield from ready(self.shared)
+        else:
+            yield from before_read(self.shared)
 
     def _ticket(self, name: str) -> Ticket | None:
         return None if self.local is None else self.local.ticket(name)
@@ -173,6 +174,8 @@ class Reader:
         self, key: str, name: str, stored: entry_format.Stored | None, value: Any, ticket: Ticket | None
     ) -> None:
         if self.local is None or ticket is None or stored is None or value is MISSING:
+            return
+        if key == name and key_names.is_shortened(name):  # copies are invalidated by name, so a name has only one copy
             return
         ttl_s = MAX_COPY_TTL_S
         if stored.expires_ms:

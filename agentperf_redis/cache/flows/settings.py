@@ -12,7 +12,7 @@ from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.model import Settings
 from agentperf_redis.cache.process.shared_state import InvalidationScope, SharedState, log
 from agentperf_redis.command import Batch, Flow
-from agentperf_redis.errors import BackendFull, SchemaMismatch
+from agentperf_redis.errors import BackendFull, CorruptState, SchemaMismatch, ScriptFailed
 
 ATTEMPTS: Final = 4
 """Maximum attempts of an operation that fails because the server has lost the settings."""
@@ -42,6 +42,21 @@ def ready(shared: SharedState) -> Flow[None]:
     shared.set_clock(reply.now_ms, sent_at)
     shared.learn(reply.now_ms * entry_format.CLOCK_PER_S // 1000)
     shared.deployed = True
+
+
+def before_read(shared: SharedState) -> Flow[None]:
+    """Send what must precede a read: failed invalidations, and settings that a user chose, so that lowered limits hold.
+
+    If the server is full or its state is damaged, the read goes on without the settings.
+    """
+    if not shared.unsent:
+        return
+    try:
+        yield from ready(shared)
+    except (BackendFull, CorruptState, ScriptFailed) as error:
+        if shared.pending_invalidations:  # a read could return a value that was invalidated
+            raise
+        shared.warn("cache %s: the settings could not be stored: %s", shared.name, error)
 
 
 def _in_words(shared: SharedState, text: str) -> str:

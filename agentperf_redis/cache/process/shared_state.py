@@ -111,9 +111,11 @@ class SharedState:
                     self.deployed = False
                 self.settings, self.given = Settings.of(held), "".join(marks)
             self._users.add(user)
+        if self.unsent and self.local is not None:  # as in `change`
+            self.local.flush()
 
     def change(self, argument: str, field: str) -> None:
-        """Change one setting. The next write operation deploys the setting, which then applies to every process.
+        """Change one setting. The next call deploys the setting, which then applies to every process.
 
         Args:
             argument: name of the setting in the constructor.
@@ -124,6 +126,8 @@ class SharedState:
             fields, marks = list(self.settings.fields), list(self.given)
             fields[at], marks[at] = field, "1"
             self.settings, self.given, self.deployed = Settings.of(fields), "".join(marks), False
+        if self.local is not None:  # a read that a local copy answers would not deploy the setting
+            self.local.flush()
 
     def use_local(self, max_entries: int, max_bytes: int | None) -> LocalCopies:
         """Return the local copies of this cache.
@@ -142,6 +146,11 @@ class SharedState:
                 held = f"local_size={self.local.max_entries}, local_bytes={self.local.max_bytes}"
                 raise InvalidArgument("local_size", max_entries, f"the limits of this cache in this process: {held}")
             return self.local
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the next call must send something first: failed invalidations, or settings that a user chose."""
+        return bool(self.pending_invalidations) or (not self.deployed and "1" in self.given)
 
     @property
     def origin(self) -> str:
