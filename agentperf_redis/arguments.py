@@ -11,7 +11,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agentperf_redis.errors import InvalidArgument
 
@@ -149,18 +149,35 @@ def _as_text(bound: float) -> str:
 
 
 def callback(argument: str, value: object, allowed: str) -> Callable[..., object]:
-    """Check a function that the library calls without awaiting the result. None is refused."""
+    """Check a function that the library calls and whose result it does not await or iterate. None is refused.
+
+    The call of a coroutine function or of a generator function runs nothing, so its work would be silently lost.
+    """
     if not callable(value) or is_coroutine_function(value):
         raise InvalidArgument(argument, value, f"{allowed}; not a coroutine function, which nothing would await")
+    if is_generator_function(value):
+        raise InvalidArgument(argument, value, f"{allowed}; not a generator function, which nothing would iterate")
     return value
 
 
 def is_coroutine_function(function: object) -> bool:
     """Whether a function, or an object with `__call__`, is known to return a coroutine when it is called."""
-    return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
+    return any(map(inspect.iscoroutinefunction, _called_by(function)))
 
 
-def refuse_awaitable(argument: str, function: object, result: object) -> None:
+def is_generator_function(function: object) -> bool:
+    """Whether a function, or an object with `__call__`, is known to return a generator when it is called."""
+    return any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in _called_by(function))
+
+
+def _called_by(function: object) -> tuple[Any, ...]:
+    """Return the functions that a call of this object may run."""
+    return (function, getattr(type(function), "__call__", None))  # noqa: B004
+
+
+def refuse_awaitable(
+    argument: str, function: object, result: object, allowed: str = "a function whose result need not be awaited"
+) -> None:
     """Raise an error if a user's function has returned an awaitable, because the caller cannot await the result.
 
     Only the result shows whether a plain function returns an awaitable, so this check is made after the call. A refused
@@ -170,6 +187,22 @@ def refuse_awaitable(argument: str, function: object, result: object) -> None:
         InvalidArgument: the result is an awaitable.
     """
     if inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()
-        raise InvalidArgument(argument, function, "a function whose result need not be awaited")
+        close_coroutine(result)
+        raise InvalidArgument(argument, function, allowed)
+
+
+def refuse_unfinished(argument: str, function: object, result: object) -> None:
+    """Refuse an awaitable as `refuse_awaitable` does, and a generator, whose body has not run either.
+
+    Raises:
+        InvalidArgument: the result is an awaitable or a generator.
+    """
+    refuse_awaitable(argument, function, result)
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise InvalidArgument(argument, function, "a function that does its work when it is called, not a generator")
+
+
+def close_coroutine(result: object) -> None:
+    """Close a coroutine that is not awaited. Does nothing with other objects."""
+    if inspect.iscoroutine(result):
+        result.close()

@@ -92,9 +92,15 @@ class Checking:
             )
         self._raising.add(instance.id)
 
-    def completed(self, instance: AgentInstance) -> None:
-        """Record that a check returned without an exception, whether it passed or failed."""
+    def passed(self, instance: AgentInstance, answer: object) -> bool:
+        """Record that a check returned without an exception, and return whether it passed.
+
+        Raises:
+            InvalidArgument: the answer is a generator: the body of the check has not run.
+        """
+        arguments.refuse_unfinished("check", self.check, answer)
         self._raising.discard(instance.id)
+        return answer is not False
 
 
 class _Rounds:
@@ -232,8 +238,7 @@ class Checks:
             answer = self._checking.check(instance)
             if inspect.isawaitable(answer):  # a plain function may return an awaitable, as model vendors' clients do
                 answer = asyncio.run(_result_of(answer))
-            good = answer is not False
-            self._checking.completed(instance)
+            good = self._checking.passed(instance, answer)
         except Exception as error:  # noqa: BLE001  any exception is a failed check
             self._checking.raised(instance, error)
         finally:
@@ -265,8 +270,7 @@ async def _check(checking: Checking, instance: AgentInstance) -> bool:
             answer = checking.check(instance)
             if inspect.isawaitable(answer):
                 answer = await answer
-        checking.completed(instance)
-        return answer is not False
+        return checking.passed(instance, answer)
     except Exception as error:  # noqa: BLE001  any exception is a failed check
         (checking.failed if limit.expired() else checking.raised)(instance, error)
         return False

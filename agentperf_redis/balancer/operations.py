@@ -178,6 +178,8 @@ class Operations:
         """See `LoadBalancer.run_checks`."""
         if not callable(check):
             raise InvalidArgument("check", check, "a function that takes an AgentInstance")
+        if arguments.is_generator_function(check):
+            raise InvalidArgument("check", check, "a function or coroutine function, not a generator function")
         seconds = arguments.seconds("interval", interval, minimum=_MIN_TTL_S, maximum=_MAX_TTL_S)
         if timeout is None:
             limit = min(_CHECK_TIMEOUT_S, seconds)

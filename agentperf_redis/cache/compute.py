@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import BuiltinFunctionType, MethodType
 from typing import Any, Generic, TypeVar, cast
 
+from agentperf_redis import arguments
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache.arguments import stored_name, stored_tags
 from agentperf_redis.cache.flows import CacheFlows
@@ -20,8 +22,19 @@ from agentperf_redis.cache.model import ttl_ms
 from agentperf_redis.cache.process.compute_lease import Answer, ComputeLease, Served
 from agentperf_redis.cache.process.flights import Crashed, enter, leave
 from agentperf_redis.cache.process.refresher import Refresher
+from agentperf_redis.codec.value_path import PLACE, path_of
 from agentperf_redis.command import Call, Flow, Shielded
 from agentperf_redis.errors import AgentPerfError, InvalidArgument, shown
+
+BLOCKING = (
+    "a blocking function here; if it returns an awaitable, use the same method under .aio, or declare a decorated "
+    "function with async def"
+)
+"""What a blocking computation allows as its function."""
+UNSTORABLE = "returned a value that cannot be stored, so its values are returned uncached"
+_MAX_WARNED = 1024
+_warned: dict[object, object] = {}
+"""The functions whose values could not be stored, by their code, file and line. Each caused one warning."""
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -37,7 +50,9 @@ class Wanted(Generic[R_co]):
         ttl: TTL of the value, seconds; checked.
         tags: names by which the value can be invalidated; checked.
         freshness: when the value is refreshed.
-        unstorable: called if the value cannot be stored; by default a RuntimeWarning is issued.
+        source: the user's function, if `function` wraps it; None if `function` is the user's own.
+        unstorable: called with the reason if the value cannot be stored. By default a RuntimeWarning is issued, once
+            for each function.
     """
 
     key: str
@@ -45,7 +60,8 @@ class Wanted(Generic[R_co]):
     ttl: float | None = None
     tags: tuple[str, ...] = ()
     freshness: Freshness = UNTIL_EXPIRY
-    unstorable: Callable[[], None] | None = None
+    source: Callable[..., object] | None = None
+    unstorable: Callable[[str], None] | None = None
 
 
 def compute(
@@ -80,8 +96,12 @@ def accepted(wanted: Wanted[R], answer: Served | Crashed) -> R:
     """Return the value, or raise the function's error. Warns if the value could not be stored."""
     if isinstance(answer, Crashed):
         raise answer.error
-    if not answer.storable:
-        (wanted.unstorable or _warn)()
+    if answer.refused is not None:
+        reason = _in_words(answer.value, answer.refused)
+        if wanted.unstorable is not None:
+            wanted.unstorable(reason)
+        else:
+            _warn_once(wanted.source or wanted.function, reason)
     return cast("R", answer.value)
 
 
@@ -158,6 +178,8 @@ def _compute_under_lease(
             value = yield Call(wanted.function)
         finally:
             leave(enclosing)
+        if blocking:
+            arguments.refuse_awaitable("function", wanted.source or wanted.function, value, BLOCKING)
     except Exception as error:  # noqa: BLE001  it is returned to the caller
         maintenance.drop(compute_lease)
         yield from Shielded(_end(single_flight, maintenance, compute_lease, single_flight.crash(compute_lease, error)))
@@ -170,7 +192,7 @@ def _compute_under_lease(
         raise
     try:
         took_s = time.perf_counter() - begun
-        storable, rest = single_flight.finish(compute_lease, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
+        refused, rest = single_flight.finish(compute_lease, value, took_s, wanted.ttl, wanted.tags, wanted.freshness)
     except BaseException as error:
         maintenance.drop(compute_lease)
         single_flight.release_waiters(compute_lease)
@@ -178,11 +200,7 @@ def _compute_under_lease(
             return Crashed(error)
         raise
     yield from Shielded(_end(single_flight, maintenance, compute_lease, rest))
-    if blocking and not storable and inspect.iscoroutine(value) and wanted.unstorable is None:
-        value.close()
-        allowed = "a blocking function; for a function that returns a coroutine, use the same method under .aio"
-        return Crashed(InvalidArgument("function", wanted.function, allowed))
-    return Served(value, storable=storable)
+    return Served(value, refused=refused)
 
 
 def _end(
@@ -251,5 +269,26 @@ def wanted(
     return Wanted(key, function, ttl, cast("tuple[str, ...]", kept), Freshness.of(options, ttl))
 
 
-def _warn() -> None:
-    warnings.warn("the computed value cannot be stored and is returned uncached", RuntimeWarning, stacklevel=4)
+def _in_words(value: object, refused: InvalidArgument) -> str:
+    """Say which part of a computed value cannot be stored, and why."""
+    kind = type(refused.value)
+    allowed = refused.allowed.partition(PLACE)[0]
+    return (
+        f"{path_of(refused.value, value)} is a {kind.__module__}.{kind.__qualname__}; allowed: {allowed}. "
+        "Instances of a class can be stored after @agentperf_redis.storable registers the class"
+    )
+
+
+def _warn_once(function: object, reason: str) -> None:
+    """Warn that the values of a function cannot be stored. Functions of the same code, such as a lambda, warn once."""
+    while isinstance(function, (functools.partial, MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    code = getattr(function, "__code__", None)
+    named = function if isinstance(function, (type, BuiltinFunctionType)) else type(function)
+    if len(_warned) >= _MAX_WARNED:
+        _warned.clear()
+    mine = object()
+    if _warned.setdefault(named if code is None else (code.co_filename, code), mine) is not mine:
+        return
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    warnings.warn(f"{name} {UNSTORABLE}: {reason}", RuntimeWarning, stacklevel=5)

@@ -23,7 +23,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, ove
 
 from agentperf_redis import arguments
 from agentperf_redis.cache.client import Cache
-from agentperf_redis.cache.compute import Wanted, compute, compute_async
+from agentperf_redis.cache.compute import UNSTORABLE, Wanted, compute, compute_async
 from agentperf_redis.cache.flows.reads import MISSING
 from agentperf_redis.cache.freshness import UNTIL_EXPIRY, Freshness, FreshnessOptions
 from agentperf_redis.cache.function_identity import code_digest, digest, function_name
@@ -219,8 +219,8 @@ def cached(
 
     ttl_ms("ttl", ttl)
     own_tags, ignored = arguments.names("tags", tags), frozenset(arguments.names("ignore", ignore))
-    if not (key is None or isinstance(key, str) or callable(key)):
-        raise InvalidArgument("key", key, "a template such as 'user:{user_id}', or a function of the arguments")
+    if not (key is None or isinstance(key, str)):
+        arguments.callback("key", key, "a template such as 'user:{user_id}', or a function of the arguments")
     if isinstance(version, bool) or not isinstance(version, (str, int)):
         raise InvalidArgument("version", version, "a string or a whole number")
     if name is not None:
@@ -318,6 +318,9 @@ class _Wrapped(Generic[R]):
         self.key_rule = key
         self._is_async = inspect.iscoroutinefunction(function)
         self.signature = inspect.signature(function)
+        kinds = {each.kind: each.name for each in self.signature.parameters.values()}
+        self._keywords = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
+        """The name of the parameter ``**kwargs``, empty if there is none."""
         unknown = ignore - set(self.signature.parameters)
         if unknown:
             raise InvalidArgument("ignore", sorted(unknown), f"names of arguments of {own_name}")
@@ -361,6 +364,7 @@ class _Wrapped(Generic[R]):
         if callable(rule):
             made: object = rule(*args, **kwargs)
             if not isinstance(made, str):
+                arguments.close_coroutine(made)
                 raise InvalidArgument("key", made, "a function that returns a string")
             return f"{self.name}:{made}"
         bound = self.signature.bind(*args, **kwargs)
@@ -368,7 +372,8 @@ class _Wrapped(Generic[R]):
         if rule is not None:
             return f"{self.name}:{rule.format(**bound.arguments)}"
         counted = {name: value for name, value in bound.arguments.items() if name not in self.ignore}
-        return function_key(self.name, counted, self.cache._flows.reader.codec.registry)  # noqa: SLF001  same package
+        registry = self.cache._flows.reader.codec.registry  # noqa: SLF001  same package
+        return function_key(self.name, counted, registry, ordered=self._keywords)
 
     def wrapper(self) -> Any:
         function = self.function
@@ -427,14 +432,11 @@ class _Wrapped(Generic[R]):
     def _wanted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Wanted[Any]:
         def function() -> Any:
             self.computed += 1
-            result = self.function(*args, **kwargs)
-            if not self._is_async:
-                arguments.refuse_awaitable("function", self.function, result)
-            return result
+            return self.function(*args, **kwargs)
 
         self.calls += 1
         key = self.key(*args, **kwargs)
-        return Wanted(key, function, self.ttl, self.tags, self.freshness, self._warn_once)
+        return Wanted(key, function, self.ttl, self.tags, self.freshness, self.function, self._note_unstorable)
 
     def _each_wanted(
         self, items: Iterable[Any], concurrency: int, progress: OnProgress | None
@@ -494,10 +496,8 @@ class _Wrapped(Generic[R]):
         vars(wrapper).update(given)
         return wrapper
 
-    def _warn_once(self) -> None:
+    def _note_unstorable(self, reason: str) -> None:
+        """Count a result that cannot be stored. Only the first one causes a warning."""
         self.uncacheable += 1
         if self.uncacheable == 1:
-            message = (
-                f"{self.name} returned a value that cannot be stored: it is returned uncached, here and from now on"
-            )
-            warnings.warn(message, RuntimeWarning, stacklevel=5)
+            warnings.warn(f"{self.name} {UNSTORABLE}: {reason}", RuntimeWarning, stacklevel=5)

@@ -15,13 +15,15 @@ _CLASS: Final = b"\xc1"
 """Precedes a class. No canonical form begins with this byte, so no string has the same form as a class."""
 
 
-def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> str:
+def function_key(name: str, counted: object, registry: Registry = REGISTRY, *, ordered: str = "") -> str:
     """Return the key of a function's arguments: its name and a digest of their canonical form.
 
     Args:
         name: name of the function.
         counted: the arguments to include. In a dict, each is encoded separately, so that an error names the argument.
         registry: the user classes whose values can be encoded.
+        ordered: name of the argument ``**kwargs``. The function sees the order of its items (PEP 468), so the order is
+            part of the key.
     """
     if not isinstance(counted, dict):
         return f"{name}:{digest(canonical(counted, registry), DIGEST_BYTES)}"
@@ -37,6 +39,8 @@ def function_key(name: str, counted: object, registry: Registry = REGISTRY) -> s
                 parts.append(_CLASS + program_of(value) + canonical((argument, known), registry))
             else:
                 parts.append(canonical((argument, value), registry))
+                if argument == ordered and list(value) != sorted(value):  # the canonical form is sorted
+                    parts.append(canonical(list(value), registry))
         except InvalidArgument as error:
             allowed = (
                 f"a value that can be part of a cache key; give its class a __cache_key__(), or ignore=({argument!r},)"

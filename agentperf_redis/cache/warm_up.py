@@ -71,7 +71,7 @@ class _Count:
             computed.append(True)
             return wanted.function()
 
-        return replace(wanted, function=function), computed
+        return replace(wanted, function=function, source=wanted.source or wanted.function), computed
 
     def finished(self, key: str, computed: list[bool], error: Exception | None = None) -> None:
         with self._lock:
@@ -81,7 +81,7 @@ class _Count:
             else:
                 self._computed += bool(computed)
             if self._progress is not None:
-                arguments.refuse_awaitable("progress", self._progress, self._progress(self.report()))
+                arguments.refuse_unfinished("progress", self._progress, self._progress(self.report()))
 
     def stop(self, error: BaseException) -> None:
         """Start no further values, and keep the error for the caller."""

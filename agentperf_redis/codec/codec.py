@@ -39,7 +39,7 @@ from msgpack import ExtType, Timestamp
 
 from agentperf_redis import arguments
 from agentperf_redis.codec.storable import REGISTRY, Registry, Storable, member_state, object_state
-from agentperf_redis.codec.value_path import path_of
+from agentperf_redis.codec.value_path import PLACE, path_of
 from agentperf_redis.errors import InvalidArgument, Undecodable, shown
 
 MAX_DEPTH: Final = 100
@@ -267,14 +267,18 @@ class _Shaper:
         self._whole = value
         try:
             packed: bytes = msgpack.packb(self.shape(value, 0))
-        except (RecursionError, RuntimeError) as error:
-            # the stack was nearly used up before this call, or another thread changed the value at the same time
-            raise InvalidArgument("value", value, f"a value that can be traversed ({error})") from error
         except InvalidArgument as error:
             path = path_of(error.value, value)
             if path == error.argument:
                 raise
-            raise InvalidArgument(error.argument, error.value, f"{error.allowed}; it is at {path}") from None
+            raise InvalidArgument(error.argument, error.value, f"{error.allowed}{PLACE}{path}") from None
+        except MemoryError:
+            raise
+        except Exception as error:
+            # The stack was nearly used up before this call, another thread changed the value at the same time, or code of the
+            # user raised, such as a tzinfo or a property.
+            allowed = f"a value that can be traversed; {type(error).__name__}: {shown(str(error))}"
+            raise InvalidArgument("value", value, allowed) from error
         return packed
 
     def shape(self, value: Any, depth: int) -> Any:
@@ -335,8 +339,7 @@ def _dumped(value: Any, storable: Storable) -> Any:
         allowed = f"an instance that can be dumped; its dump raised {type(error).__name__}: {shown(str(error))}"
         raise InvalidArgument("value", value, allowed) from error
     if inspect.isawaitable(state):
-        if inspect.iscoroutine(state):
-            state.close()
+        arguments.close_coroutine(state)
         raise InvalidArgument("value", value, "an instance whose dump is a blocking function")
     return state
 
@@ -344,7 +347,11 @@ def _dumped(value: Any, storable: Storable) -> Any:
 def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
     """Return a tuple of the value that identifies an object in a cache key; None if the object equals only itself."""
     if hasattr(kind, "__cache_key__"):
-        return (value.__cache_key__(),)
+        identity = value.__cache_key__()
+        if inspect.isawaitable(identity):
+            arguments.close_coroutine(identity)
+            raise InvalidArgument("value", value, "an object whose __cache_key__() is a blocking method")
+        return (identity,)
     if isinstance(value, Enum):
         return (member_state(value),)
     if dataclasses.is_dataclass(kind) and kind.__eq__ is not object.__eq__:

@@ -67,14 +67,16 @@ class Registry:
         if not isinstance(cls, type):
             raise InvalidArgument("cls", cls, "a class")
         for which, function in (("dump", dump), ("load", load)):
-            if inspect.iscoroutinefunction(function):
-                raise InvalidArgument(which, function, "a blocking function, since values are encoded synchronously")
+            if function is not None:
+                arguments.callback(which, function, "a blocking function, since values are encoded synchronously")
         if (dump is None) != (load is None):
             raise InvalidArgument("load" if load is None else "dump", None, "dump and load together, or neither")
         own_name = f"{cls.__module__}.{cls.__qualname__}"
         name = arguments.name("name", own_name if name is None else name)
         if dump is None or load is None:
             dump, load = _converters(cls)
+        else:
+            load = partial(_loaded, cls, load)
         taken = self._by_name.get(name)
         if taken is not None and f"{taken.cls.__module__}.{taken.cls.__qualname__}" != own_name:
             raise InvalidArgument("name", name, f"a name other than that of {taken.cls.__qualname__}")
@@ -111,6 +113,15 @@ def _converters(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     raise InvalidArgument(
         "cls", cls, "an Enum, dataclass, NamedTuple or pydantic model, or any class with dump and load"
     )
+
+
+def _loaded(cls: type, load: Callable[[Any], Any], state: Any) -> Any:
+    """Call the `load` of a user, and refuse an awaitable in the place of an instance."""
+    instance = load(state)
+    if inspect.isawaitable(instance) and not isinstance(instance, cls):
+        arguments.close_coroutine(instance)
+        raise Undecodable(f"load of {cls.__qualname__} is not a blocking function")
+    return instance
 
 
 def member_state(member: Enum) -> Any:

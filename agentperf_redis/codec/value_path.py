@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
+PLACE: Final = "; it is at "
+"""Precedes the path of an item in the text of an error."""
 _MAX_STEPS: Final = 100_000
 """Maximum items visited. A message without a path is better than a search that takes seconds."""
 _MAX_CHARACTERS: Final = 60
@@ -30,7 +33,8 @@ def path_of(item: object, value: object, name: str = "value") -> str:
             return path
         if id(found) not in visited:
             visited.add(id(found))
-            waiting += _inside(path, found)
+            with suppress(Exception):  # a property or a __getattr__ of the user may raise
+                waiting += _inside(path, found)
     return name
 
 

@@ -214,7 +214,7 @@ def repair(pool: Pool, progress: Callable[[int, int], None] | None) -> Flow[Repa
         wrong, orphans = wrong + page.wrong, orphans + page.orphans
         done = page.next_rank or page.registered
         if progress is not None:
-            arguments.refuse_awaitable("progress", progress, progress(done, page.registered))
+            arguments.refuse_unfinished("progress", progress, progress(done, page.registered))
         if not page.next_rank:
             return Repaired(page.registered, wrong, orphans)
         first = page.next_rank

@@ -327,16 +327,21 @@ class SingleFlight:
         ttl: float | None,
         tags: Iterable[str],
         freshness: Freshness = UNTIL_EXPIRY,
-    ) -> tuple[bool, Flow[None]]:
-        """End a computation with a value. Returns whether it can be stored, and the flow that reports the end."""
+    ) -> tuple[InvalidArgument | None, Flow[None]]:
+        """End a computation with a value.
+
+        Returns:
+            Why the value cannot be stored, or None; and the flow that reports the end.
+        """
         try:
             data = self.reader.codec.encode(value)
-        except InvalidArgument:
+        except Exception as error:  # noqa: BLE001  also an error of a codec of the user: the caller gets its value
+            refused = error if isinstance(error, InvalidArgument) else _not_encoded(value, error)
             self._end(compute_lease, Uncacheable())
-            return False, self._release(compute_lease, " ")
+            return refused, self._release(compute_lease, " ")
         if not compute_lease.token:  # the server does not know this lease
             self._end(compute_lease, Computed(data, round(cost_s * 1000)))
-        return True, self._store(compute_lease, data, cost_s, ttl, tags, freshness)
+        return None, self._store(compute_lease, data, cost_s, ttl, tags, freshness)
 
     def crash(self, compute_lease: ComputeLease, error: Exception) -> Flow[None]:
         """End a computation with an error, which all waiters get. Returns the flow that reports the end."""
@@ -401,6 +406,11 @@ class SingleFlight:
         yield from commands.release(
             where, compute_lease.name, compute_lease.token, error=error, error_ms=ERROR_KEPT_MS, origin=origin
         )
+
+
+def _not_encoded(value: Any, error: Exception) -> InvalidArgument:
+    allowed = f"a value that the codec encodes; {type(error).__name__}: {shown(str(error))}"
+    return InvalidArgument("value", value, allowed)
 
 
 def _outcome_of(error: BaseException) -> FlightOutcome:

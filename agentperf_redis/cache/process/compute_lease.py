@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from agentperf_redis.cache.process.flights import Flight
 from agentperf_redis.cache.process.shared_state import SharedState
+from agentperf_redis.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,13 +44,13 @@ class Served:
         value: the value.
         saved_ms: computing time saved, ms, if another caller has just computed the value.
         stale: version of the value if it is due for a refresh in the background; else 0.
-        storable: whether a cache can store the value.
+        refused: why the value cannot be stored; None if it can.
     """
 
     value: Any
     saved_ms: int = 0
     stale: int = 0
-    storable: bool = True
+    refused: InvalidArgument | None = None
 
 
 Answer: TypeAlias = Served | ComputeLease

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from agentperf_redis.cache import LRUCache
+from agentperf_redis.cache import LRUCache, compute
 from agentperf_redis.cache.commands.claims import Lead
 from agentperf_redis.cache.commands.entries import PutReply, PutResult
 from agentperf_redis.cache.compute import Wanted, accepted, computing
@@ -147,7 +147,9 @@ def test_flow_closed_during_function_sends_nothing(deployed: LRUCache, renewed: 
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_unstorable_value_is_returned_and_reported(deployed: LRUCache, renewed: Renewed, blocking: bool) -> None:
+def test_unstorable_value_is_returned_and_reported(
+    deployed: LRUCache, renewed: Renewed, blocking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Computation(deployed, renewed, blocking=blocking)
     run.called()
     value = object()
@@ -157,8 +159,10 @@ def test_unstorable_value_is_returned_and_reported(deployed: LRUCache, renewed: 
     assert run.sends(next(telling)) == "cache/release_claim"
     end(telling)
     answer = end(run.flow)
-    assert answer == Served(value, storable=False)
-    with pytest.warns(RuntimeWarning, match="cannot be stored"):
+    assert isinstance(answer, Served)
+    assert (answer.value, answer.refused is None) == (value, False)
+    monkeypatch.setattr(compute, "_warned", {})
+    with pytest.warns(RuntimeWarning, match=r"int returned a value that cannot be stored.* value is a builtins\.object;"):
         assert accepted(run.wanted, answer) is value
 
 
