@@ -155,10 +155,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def new_table(title: str, left: list[str], right: list[str]) -> Table:
-    """Make a table without borders: text columns `left`, then number columns `right`."""
+    """Make a table without borders: text columns `left`, then number columns `right`. Long texts are folded, not cut."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for column in left:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in right:
         table.add_column(column, justify="right")
     return table

@@ -37,7 +37,8 @@ def test_shortened_name_stands_for_its_long_key(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [f"{'x' * 41}…{'0' * 64}:{'1' * 20}", f"{'x' * 40}…{'g' * 64}:{'1' * 20}", f"{'x' * 40}…{'0' * 64}:{'1' * 19}"]
+    "key",
+    [f"{'x' * 41}…{'0' * 64}:{'1' * 20}", f"{'x' * 40}…{'g' * 64}:{'1' * 20}", f"{'x' * 40}…{'0' * 64}:{'1' * 19}"],
 )
 def test_key_unlike_a_shortened_name_is_shortened(key: str) -> None:
     assert keys.stored_name(key) != key

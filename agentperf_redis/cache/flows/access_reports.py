@@ -40,8 +40,7 @@ def under_way(shared: SharedState, waited: WakeUp | None = None) -> Flow[WakeUp 
 def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
     """Report all buffered reads. `under_way` explains `waited`."""
     access_buffer, attempts = shared.access_buffer, 0
-    if shared.pending_invalidations:
-        yield from ready(shared)
+    yield from before_read(shared)
     waited = yield from under_way(shared, waited)
     while attempts < ATTEMPTS:
         report, confirmed = access_buffer.take(flush=True), False
@@ -68,7 +67,6 @@ def flush(shared: SharedState, waited: WakeUp | None = None) -> Flow[None]:
 def flush_if_possible(shared: SharedState) -> Flow[None]:
     """Report all buffered reads during a read. If the server is full, they stay buffered and the read does not fail."""
     try:
-        yield from before_read(shared)
         yield from flush(shared)
     except BackendFull as error:
         shared.warn("cache %s: reads cannot be reported: %s", shared.name, error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import dataclasses
 import gc
 import os
 import pickle
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from agentperf_redis import keys
+from agentperf_redis import AgentPerf, keys
 from agentperf_redis.backend import Backend
 from agentperf_redis.balancer import AgentInstance, LoadBalancer, commands
 from agentperf_redis.balancer.lease_keeper import lease_keeper_of
@@ -252,10 +254,57 @@ def test_cancelled_release_still_frees_the_unit(
     assert leases(raw, pool) == []
 
 
-def test_lease_cannot_be_pickled(call: Call, connect: Connect, server: Server) -> None:
-    instance = call(balancer_with(connect(server.url)), "acquire", "planner")
-    with pytest.raises(TypeError, match="belongs to the process that acquired it"):
-        pickle.dumps(instance)
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda instance: pickle.loads(pickle.dumps(instance)),
+    "replace": lambda instance: dataclasses.replace(instance, weight=2.0),
+    "asdict": lambda instance: AgentInstance(**dataclasses.asdict(instance)),
+    "lease": lambda instance: pickle.loads(pickle.dumps([copy.deepcopy(copy.copy(instance.lease))]))[0].instance,
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_copy_of_an_instance_carries_its_lease(
+    call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, copied: Callable[[Any], Any]
+) -> None:
+    balancer = balancer_with(connect(server.url))
+    instance = call(balancer, "acquire", "planner")
+    other = copied(instance)
+    assert other.lease is instance.lease
+    assert dataclasses.replace(other, weight=instance.weight) == instance
+    del instance
+    gc.collect()
+    assert other.lease.held, "the lease lives as long as any of the copies"
+    assert (call(balancer, "release", other), load(raw, pool)) == (True, 0)
+    assert call(balancer, "release", copied(other)) is False
+
+
+def release_pickled(url: str, namespace: str, data: bytes) -> tuple[bool, ...]:
+    instance = pickle.loads(data)
+    with AgentPerf(url, namespace=namespace) as perf:
+        released = perf.balancer().release(instance)
+        lease = instance.lease
+        lease.check()
+        return lease.held, lease.remaining > 0, released, perf.balancer().release_token("planner", lease.token)
+
+
+def test_pickled_lease_is_not_held_in_another_process(
+    call: Call, connect: Connect, server: Server, raw: Raw, pool: keys.PoolKeys, workers: Workers, namespace: str
+) -> None:
+    balancer = balancer_with(connect(server.url))
+    instance = call(balancer, "acquire", "planner", tokens=7)
+    instance.lease.outcome = "error"
+    data = pickle.dumps(instance)
+    assert workers.run(release_pickled, [(server.url, namespace, data)]) == [(False, False, False, True)]
+    assert load(raw, pool) == 0, "release_token ends a lease of any process"
+    call(balancer, "release", instance)
+
+    after = pickle.loads(data)
+    assert after == instance
+    facts = ("agent_type", "token", "fence", "ttl", "tokens", "outcome", "instance_id")
+    assert [getattr(after.lease, fact) for fact in facts] == [getattr(instance.lease, fact) for fact in facts]
+    assert (after.lease.held, "copy" in repr(after.lease)) == (False, True), "a pickle of an ended lease holds nothing"
 
 
 def test_unreferenced_lease_is_released_with_a_warning(

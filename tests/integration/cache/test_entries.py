@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import threading
@@ -10,11 +11,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from agentperf_redis.backend import Backend
 from agentperf_redis.cache import LRUCache, Policy, Tier, TieredCache, entry_format
+from agentperf_redis.cache.async_client import AsyncCache, AsyncLRUCache
 from agentperf_redis.cache.commands import SCHEMA
 from agentperf_redis.errors import CorruptState, InvalidArgument, SchemaMismatch
 from agentperf_redis.metrics.client import MetricsCollector
@@ -235,6 +238,32 @@ def test_long_and_unusual_keys_stay_distinct(call: Call, backend: Backend) -> No
     assert call(cache, "get_many", keys) == {key: number for number, key in enumerate(keys)}
 
 
+@pytest.mark.parametrize("key", ["x" * 121, "Summarize:\n" + "text " * 500, "名" * 41], ids=["plain", "lines", "wide"])
+@pytest.mark.parametrize("local_size", [None, 5], ids=["plain", "local"])
+def test_shown_name_of_a_long_key_is_that_key(call: Call, backend: Backend, key: str, local_size: int | None) -> None:
+    cache = LRUCache(backend=backend, local_size=local_size)
+    call(cache, "put", key, [1])
+    (name,) = call(cache, "keys")
+    assert list(cache.cache) == cache.access_order == [name]
+    assert cache.cache[name].value == [1]
+    for _ in range(2):  # the second time perhaps from a local copy
+        assert [call(cache, "get", each) for each in (key, name)] == [[1], [1]]
+        assert call(cache, "get_many", [name, key]) == {name: [1], key: [1]}
+    assert call(cache, "entry", name).value == [1]
+
+    call(cache, "put", name, 2)
+    assert [call(cache, "get", each) for each in (key, name)] == [2, 2]
+    assert call(cache, "get_or_compute", name, int) == 2
+    assert call(cache, "put_many", {name: 3, key: 4}) == 2
+    assert [call(cache, "get", each) for each in (key, name)] == [4, 4]
+    assert (call(cache, "size"), call(cache, "keys")) == (1, [name])
+    assert call(cache, "delete_many", [name, key]) == 1
+    assert [call(cache, "get", each) for each in (key, name)] == [None, None]
+    call(cache, "put", key, 5)
+    assert call(cache, "delete", name) is True
+    assert call(cache, "get", key) is None
+
+
 def test_tiers_promote_and_demote_without_new_ttl(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
     cache = TieredCache(1, 2, 3, 100, 200, 300, policy="lru", backend=backend)
     where = tag(namespace, "tiered")
@@ -420,7 +449,7 @@ def test_last_settings_apply_and_local_conflicts_are_refused(
     assert cache.stats().max_size == 2
 
     del cache
-    assert LRUCache(max_size=6, backend=backend).stats().max_size == 2, "not deployed before the first write"
+    assert LRUCache(max_size=6, backend=backend).stats().max_size == 6, "the first call deploys the settings"
 
 
 def test_omitted_options_keep_the_cache_settings(
@@ -600,6 +629,69 @@ def test_lowered_limits_hold_after_the_first_call(
         assert faults(raw, namespace, service, name) == []
 
 
+FIRST_CALLS: dict[str, tuple[Any, ...]] = {
+    "clear": (),
+    "delete": ("none",),
+    "delete_many": (["none"],),
+    "entry": ("k9",),
+    "flush": (),
+    "get": ("k9",),
+    "get_many": (["k9"],),
+    "get_or_compute": ("k9", int),
+    "get_stats": (),
+    "invalidate_tags": ("none",),
+    "keys": (),
+    "put": ("k9", 1),
+    "put_many": ({"k9": 1},),
+    "size": (),
+    "stats": (),
+    "sweep": (),
+    "warm_up": (["k9"], len),
+}
+
+
+def test_first_calls_name_every_operation() -> None:
+    public = {name for name, made in vars(AsyncLRUCache).items() | vars(AsyncCache).items() if inspect.isfunction(made)}
+    assert {name for name in public if not name.startswith("_")} == set(FIRST_CALLS)
+
+
+@pytest.mark.parametrize("method", FIRST_CALLS)
+@pytest.mark.parametrize("options", [{}, {"local_size": 5}, {"strict": True}], ids=["plain", "local", "strict"])
+def test_lowered_limit_holds_from_the_first_call(
+    call: Call,
+    backend: Backend,
+    connect: Callable[..., Backend],
+    server: Server,
+    raw: Raw,
+    namespace: str,
+    method: str,
+    options: dict[str, Any],
+) -> None:
+    LRUCache(10, backend=backend).put_many({f"k{number}": number for number in range(10)})
+    lowered = LRUCache(3, backend=connect(server.url), **options)
+    call(lowered, method, *FIRST_CALLS[method])
+    assert raw.hlen(f"{tag(namespace)}:size") <= 3
+
+    lowered.max_size = 10
+    call(lowered, "put_many", {f"k{number}": number for number in range(10)})
+    call(lowered, "get", "k9")
+    lowered.max_size = 2
+    call(lowered, method, *FIRST_CALLS[method])
+    assert raw.hlen(f"{tag(namespace)}:size") <= 2, "the same for an assigned limit, also with local copies"
+
+
+def test_reads_go_on_when_settings_cannot_be_stored(
+    call: Call, backend: Backend, connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
+) -> None:
+    LRUCache(backend=backend).put("k", 1)
+    raw.delete(f"{tag(namespace)}:ghost")
+    raw.set(f"{tag(namespace)}:ghost", "poison")
+    lowered = LRUCache(3, backend=connect(server.url))
+    assert (call(lowered, "get", "k"), call(lowered, "get_many", ["k"])) == (1, {"k": 1})
+    with pytest.raises(CorruptState):
+        call(lowered, "put", "k", 2)
+
+
 def test_empty_caches_are_true_without_io() -> None:
     backend = Backend("redis://127.0.0.1:1", deadline=0.1)
     try:
@@ -609,7 +701,7 @@ def test_empty_caches_are_true_without_io() -> None:
         backend.close()
 
 
-def test_assigned_max_size_applies_with_the_next_write(
+def test_assigned_max_size_applies_to_every_process(
     backend: Backend, connect: Callable[..., Backend], server: Server
 ) -> None:
     cache, elsewhere = LRUCache(3, backend=backend), LRUCache(backend=connect(server.url))

@@ -68,6 +68,21 @@ def test_stats_show_one_cache_by_tier(cache: Run) -> None:
     assert "warm" not in text
 
 
+@pytest.mark.parametrize("key", ["x" * 121, "Summarize:\n\t" + "text " * 50, "a\nb\x00 \u2028"])
+def test_printed_keys_are_accepted_by_get_and_delete(cache: Run, perf: AgentPerf, key: str) -> None:
+    answers = perf.cache("answers")
+    answers.clear()
+    answers.put(key, "here")
+    printed = cache("keys", "answers").stdout.removesuffix("\n")
+    assert printed[-20:] in cache("top", "answers").stdout, "long names are folded, not cut"
+
+    for name in (printed, key.replace("\x00", "\\x00")):  # no argument of a program can contain a NUL
+        assert cache("get", "answers", name).stdout.startswith("'here'\n")
+        assert cache("delete", "answers", name, "--yes").returncode == OK
+        assert answers.get(key) is None
+        answers.put(key, "here")
+
+
 def test_keys_print_least_recently_used_first(cache: Run, perf: AgentPerf) -> None:
     odd = "a\nb\x1b[31m é"
     perf.cache("answers").put(odd, 1)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -17,6 +17,7 @@ from agentperf_redis.backend import Backend
 from agentperf_redis.errors import BackendUnavailable
 from agentperf_redis.metrics import commands
 from agentperf_redis.metrics.client import MetricsCollector
+from agentperf_redis.metrics.recording import Recording
 from agentperf_redis.metrics.tracking import track_performance
 from tests.support.places import ROOT
 from tests.support.proxy import Proxy
@@ -160,6 +161,54 @@ def test_first_record_after_close_warns(server: Server, namespace: str) -> None:
         collector = perf.metrics
     with pytest.warns(RuntimeWarning, match="is closed"):
         collector.record_llm("planner", tokens_in=5)
+
+
+def in_a_span(perf: AgentPerf) -> None:
+    with perf.metrics.track("planner"), perf.metrics.span("planner", "think"):
+        pass
+
+
+RECORDING: dict[str, Callable[[AgentPerf], object]] = {
+    "execution": lambda perf: perf.metrics.record_execution("planner", 0.1, True),
+    "cancellation": lambda perf: perf.metrics.record_cancellation("planner", 0.1),
+    "model": lambda perf: perf.metrics.record_llm("planner", tokens_in=5),
+    "tools": lambda perf: perf.metrics.record_tool_calls("planner"),
+    "stream": lambda perf: perf.metrics.record_stream("planner", 1, 0.1),
+    "span": in_a_span,
+    "function": lambda perf: track_performance("planner", perf.metrics)(lambda: 5)(),
+    "generator": lambda perf: list(track_performance("planner", perf.metrics)(iterate)()),
+}
+
+
+def iterate() -> Iterator[int]:
+    yield 1
+
+
+def test_recording_covers_every_method() -> None:
+    assert {name for name in vars(Recording) if name.startswith("record_")} == {
+        *("record_execution", "record_cancellation", "record_llm", "record_tool_calls", "record_stream")
+    }
+
+
+@pytest.mark.parametrize("record", RECORDING.values(), ids=RECORDING)
+@pytest.mark.parametrize("used", ["before", "after"])
+def test_every_record_after_close_warns_once(
+    server: Server, namespace: str, record: Callable[[AgentPerf], object], used: str
+) -> None:
+    perf = AgentPerf(server.url, namespace=namespace)
+    if used == "before":
+        record(perf)
+    perf.close()
+    with pytest.warns(RuntimeWarning, match=r"is closed: later records .* not counted") as warned:
+        record(perf)  # also if the collector is made only now
+        record(perf)
+    assert len(warned) == 1
+
+
+def test_block_that_ends_after_close_warns(server: Server, namespace: str) -> None:
+    perf = AgentPerf(server.url, namespace=namespace)
+    with pytest.warns(RuntimeWarning, match="is closed"), perf.metrics.track("planner"):
+        perf.close()
 
 
 def test_tracked_call_after_close_is_undisturbed(server: Server, namespace: str) -> None:

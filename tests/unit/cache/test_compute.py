@@ -162,7 +162,9 @@ def test_unstorable_value_is_returned_and_reported(
     assert isinstance(answer, Served)
     assert (answer.value, answer.refused is None) == (value, False)
     monkeypatch.setattr(compute, "_warned", {})
-    with pytest.warns(RuntimeWarning, match=r"int returned a value that cannot be stored.* value is a builtins\.object;"):
+    with pytest.warns(
+        RuntimeWarning, match=r"int returned a value that cannot be stored.* value is a builtins\.object;"
+    ):
         assert accepted(run.wanted, answer) is value
 
 
