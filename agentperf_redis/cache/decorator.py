@@ -31,6 +31,7 @@ from agentperf_redis.cache.function_keys import DIGEST_BYTES, function_key
 from agentperf_redis.cache.model import ttl_ms
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, checked, warm, warm_async
+from agentperf_redis.command import running_loop
 from agentperf_redis.errors import InvalidArgument
 
 P = ParamSpec("P")
@@ -187,7 +188,8 @@ def cached(
     """Cache the results of a blocking or coroutine function, a method, a static method or a class method.
 
     One caller computes a missing value while all others, in any process, wait for it. Results that cannot be stored
-    are returned uncached, with one warning. A function that returns an awaitable must be declared with ``async def``.
+    are returned uncached, with one warning. A function that returns an awaitable must be declared with ``async def``,
+    or be made from such a function with `functools.wraps`, as functions of vendors' clients are.
 
     The decorated function has the methods ``.invalidate(*args)``, ``.refresh(*args)``, ``.warm(items)`` and
     ``.cache_clear()``. If it is a coroutine function, these methods are, too. It also has ``.key(*args)``,
@@ -288,6 +290,14 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
         known[name] = weakref.ref(function)
 
 
+def _wraps_coroutine_function(function: Any) -> bool:
+    """Whether a plain function was made from a coroutine function, as the checking wrappers of vendors' clients are."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    return arguments.is_coroutine_function(inner)
+
+
 class _Wrapped(Generic[R]):
     """One decorated function."""
 
@@ -316,7 +326,10 @@ class _Wrapped(Generic[R]):
         self.tag = _TAG + tag
         self.tags = (*tags, self.tag)
         self.key_rule = key
-        self._is_async = inspect.iscoroutinefunction(function)
+        self._is_async: bool | None = arguments.is_coroutine_function(function)
+        """Whether the function returns awaitables; None until its first call if it wraps a coroutine function."""
+        if not self._is_async and _wraps_coroutine_function(function):
+            self._is_async = None
         self.signature = inspect.signature(function)
         kinds = {each.kind: each.name for each in self.signature.parameters.values()}
         self._keywords = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
@@ -376,35 +389,66 @@ class _Wrapped(Generic[R]):
         return function_key(self.name, counted, registry, ordered=self._keywords)
 
     def wrapper(self) -> Any:
-        function = self.function
+        if self._is_async is None:
+            return self._either_wrapper()
+        return self._async_wrapper() if self._is_async else self._blocking_wrapper()
+
+    def _either_wrapper(self) -> Any:
+        """Return the wrapper of a plain function that wraps a coroutine function, and may therefore be either."""
+        blocking, awaited = self._blocking_wrapper(), self._async_wrapper()
+
+        @functools.wraps(self.function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._is_async is None:
+                return self._call_to_decide(args, kwargs)
+            return (awaited if self._is_async else blocking)(*args, **kwargs)
+
+        def either(name: str) -> Callable[..., Any]:
+            @functools.wraps(getattr(awaited, name))
+            def method(*args: Any, **kwargs: Any) -> Any:
+                is_async = running_loop() is not None if self._is_async is None else self._is_async
+                return getattr(awaited if is_async else blocking, name)(*args, **kwargs)
+
+            return method
+
+        return self._finish(call, *map(either, ("invalidate", "refresh", "cache_clear", "warm")))
+
+    def _call_to_decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function whose kind is unknown. Only its result tells whether the caller must get an awaitable."""
+        begun = self.function(*args, **kwargs)
+        self._is_async = inspect.isawaitable(begun)
         if self._is_async:
+            return self.call_async(args, kwargs, begun=[begun])
+        return compute(*self._where, self._wanted(args, kwargs, [begun]), look=False)
 
-            @functools.wraps(function)
-            async def call_async(*args: Any, **kwargs: Any) -> Any:
-                return await self.call_async(args, kwargs)
+    def _async_wrapper(self) -> Any:
+        @functools.wraps(self.function)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await self.call_async(args, kwargs)
 
-            async def invalidate_async(*args: Any, **kwargs: Any) -> bool:
-                """Remove the value for these arguments. Returns whether there was one."""
-                return bool(await self.cache.aio.delete(self.key(*args, **kwargs)))
+        async def invalidate(*args: Any, **kwargs: Any) -> bool:
+            """Remove the value for these arguments. Returns whether there was one."""
+            return bool(await self.cache.aio.delete(self.key(*args, **kwargs)))
 
-            async def refresh_async(*args: Any, **kwargs: Any) -> Any:
-                """Compute the value for these arguments again, and return it."""
-                return await self.call_async(args, kwargs, look=False)
+        async def refresh(*args: Any, **kwargs: Any) -> Any:
+            """Compute the value for these arguments again, and return it."""
+            return await self.call_async(args, kwargs, look=False)
 
-            async def clear_async() -> None:
-                """Invalidate all values of this function."""
-                await self.cache.aio.invalidate_tags(self.tag)
+        async def clear() -> None:
+            """Invalidate all values of this function."""
+            await self.cache.aio.invalidate_tags(self.tag)
 
-            async def warm_up_async(
-                items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
-            ) -> WarmUpStatus:
-                """Compute the missing values; each item is the argument of a call, or a tuple of arguments."""
-                request = self._each_wanted(items, concurrency, progress)
-                return await warm_async(*self._where, *request, progress)
+        async def warm_up(
+            items: Iterable[Any], *, concurrency: int = DEFAULT_CONCURRENCY, progress: OnProgress | None = None
+        ) -> WarmUpStatus:
+            """Compute the missing values; each item is the argument of a call, or a tuple of arguments."""
+            request = self._each_wanted(items, concurrency, progress)
+            return await warm_async(*self._where, *request, progress)
 
-            return self._finish(call_async, invalidate_async, refresh_async, clear_async, warm_up_async)
+        return self._finish(call, invalidate, refresh, clear, warm_up)
 
-        @functools.wraps(function)
+    def _blocking_wrapper(self) -> Any:
+        @functools.wraps(self.function)
         def call(*args: Any, **kwargs: Any) -> Any:
             return self.call(args, kwargs)
 
@@ -429,10 +473,12 @@ class _Wrapped(Generic[R]):
 
         return self._finish(call, invalidate, refresh, clear, warm_up)
 
-    def _wanted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Wanted[Any]:
+    def _wanted(self, args: tuple[Any, ...], kwargs: dict[str, Any], begun: list[Any] | None = None) -> Wanted[Any]:
+        """Return the request for one call; `begun` holds the result of a call of the function that was made already."""
+
         def function() -> Any:
             self.computed += 1
-            return self.function(*args, **kwargs)
+            return begun.pop() if begun else self.function(*args, **kwargs)
 
         self.calls += 1
         key = self.key(*args, **kwargs)
@@ -458,12 +504,19 @@ class _Wrapped(Generic[R]):
                 return value
         return compute(*self._where, self._wanted(args, kwargs), look=look)
 
-    async def call_async(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True) -> Any:
-        if look and self._may_be_copied:
-            value = self._copied(args, kwargs)
-            if value is not MISSING:
-                return value
-        return await compute_async(*self._where, self._wanted(args, kwargs), look=look)
+    async def call_async(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, look: bool = True, begun: list[Any] | None = None
+    ) -> Any:
+        """Return the value for these arguments. `_wanted` explains `begun`, which is used only if there is no value."""
+        try:
+            if look and self._may_be_copied:
+                value = self._copied(args, kwargs)
+                if value is not MISSING:
+                    return value
+            return await compute_async(*self._where, self._wanted(args, kwargs, begun), look=look)
+        finally:
+            while begun:
+                arguments.close_coroutine(begun.pop())
 
     def _finish(
         self,

@@ -97,7 +97,7 @@ class LRUCache(DecoratingCache):
 
     @property
     def max_size(self) -> int:
-        """The maximum number of entries. An assigned value applies to every process after the next call of this object."""
+        """The maximum number of entries. An assigned value applies to all processes from the next call on."""
         return self._max_size
 
     @max_size.setter

@@ -155,7 +155,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def new_table(title: str, left: list[str], right: list[str]) -> Table:
-    """Make a table without borders: text columns `left`, then number columns `right`. Long texts are folded, not cut."""
+    """Make a table without borders: text columns `left`, then number columns `right`. Long texts are folded."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for column in left:
         table.add_column(column, overflow="fold")

@@ -599,5 +599,93 @@ def test_plain_function_that_returns_a_coroutine_is_refused(backend: Backend) ->
 
     ask = cached(LRUCache(backend=backend))(lambda: later())  # noqa: PLW0108  must be a plain function
     for _ in range(2):
-        with pytest.raises(InvalidArgument, match="need not be awaited"):
+        with pytest.raises(InvalidArgument, match="declare a decorated function with async def"):
             _ = ask()
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What the decorators of vendors' clients do: a plain function around a coroutine function."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class AsyncCallable:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, x: int) -> int:
+        await asyncio.sleep(0)
+        self.calls += 1
+        return x + 1
+
+
+@pytest.mark.parametrize("form", ["wrapped", "object"])
+@pytest.mark.parametrize("options", [{}, {"local_size": 9}], ids=["plain", "local"])
+def test_coroutine_function_behind_a_plain_one_is_cached(
+    backend: Backend, connect: Callable[..., Backend], server: Server, form: str, options: dict[str, Any]
+) -> None:
+    counted = AsyncCallable()
+
+    async def ask(x: int) -> int:
+        return await counted(x)
+
+    def decorated(backend: Backend) -> Any:
+        function = checked(ask) if form == "wrapped" else counted
+        return cached(LRUCache(backend=backend, **options), name="ask")(function)
+
+    first, elsewhere = decorated(backend), decorated(connect(server.url))
+
+    async def main() -> None:
+        assert await asyncio.gather(first(1), first(1), first(1)) == [2, 2, 2]
+        assert [await first(1), await elsewhere(1), await elsewhere(1), await elsewhere(2)] == [2, 2, 2, 3]
+        assert counted.calls == 2
+        assert (await first.warm([1, 5])).computed == 1
+        assert await first.refresh(1) == 2
+        assert await first.invalidate(1) is True
+        await first.cache_clear()
+        assert await first(1) == 2
+
+    asyncio.run(main())
+    assert asyncio.run(first(1)) == 2, "the coroutine was made outside of a loop"
+    assert asyncio.run(decorated(connect(server.url))(1)) == 2, "the same for the first call of a process"
+    assert counted.calls == 5
+
+
+def test_stale_value_of_a_wrapped_coroutine_function_is_refreshed(backend: Backend, raw: Raw, namespace: str) -> None:
+    calls: list[int] = []
+
+    async def count() -> int:
+        calls.append(1)
+        return len(calls)
+
+    options: Any = {"name": "count", "soft_ttl": 0.05}
+    assert asyncio.run(cached(LRUCache(backend=backend), 60, **options)(checked(count))()) == 1
+
+    async def main() -> None:
+        later = cached(LRUCache(backend=backend), 60, **options)(checked(count))
+        await asyncio.sleep(0.1)
+        assert await later() == 1, "the stale value"
+        while await later() == 1:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_blocking_wrapper_of_a_coroutine_function_stays_blocking(backend: Backend) -> None:
+    async def ask(x: int) -> int:
+        return x + 1
+
+    @cached(LRUCache(backend=backend))
+    @functools.wraps(ask)
+    def blocking(x: int) -> int:
+        return asyncio.run(ask(x))
+
+    assert [blocking(1), blocking(1), blocking(2)] == [2, 2, 3]
+    assert blocking.cache_info().computed == 2
+    assert (blocking.warm([1, 3]).computed, blocking.refresh(1), blocking.invalidate(1)) == (1, 2, True)
+    blocking.cache_clear()
+    assert blocking(3) == 4
