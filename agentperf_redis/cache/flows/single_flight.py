@@ -409,7 +409,7 @@ class SingleFlight:
 
 
 def _not_encoded(value: Any, error: Exception) -> InvalidArgument:
-    allowed = f"a value that the codec encodes; {type(error).__name__}: {shown(str(error))}"
+    allowed = f"a value that the codec encodes; it raised {type(error).__name__}: {shown(str(error))}"
     return InvalidArgument("value", value, allowed)
 
 

@@ -14,14 +14,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from agentperf_redis.backend import Backend
-from agentperf_redis.cache import LRUCache, TieredCache, cached
+from agentperf_redis.cache import LRUCache, TieredCache, cached, compute
+from agentperf_redis.codec.codec import Codec
+from agentperf_redis.codec.storable import Registry
 from agentperf_redis.errors import BackendUnavailable, ComputeFailed, InvalidArgument
 from tests.support.caches import waiting
 from tests.support.calls import Call
@@ -287,6 +290,133 @@ def test_unstorable_value_is_returned_with_one_warning(call: Call, backend: Back
         values = [made(1)[1] for _ in range(3)]
     assert (values, len(warned)) == ([1, 1, 1], 1)
     assert made.cache_info().computed == 3
+
+
+class Person:
+    pass
+
+
+@dataclass
+class Draft:
+    text: str
+    score: float = field(init=False)
+
+
+class Broken:
+    pass
+
+
+class BrokenZone(tzinfo):
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        raise LookupError("no offset")
+
+    def dst(self, moment: datetime | None) -> None:
+        return None
+
+    def tzname(self, moment: datetime | None) -> str:
+        return "broken"
+
+
+def no_dump(broken: Broken) -> None:
+    raise KeyError("closed")
+
+
+@pytest.fixture
+def codec() -> Codec:
+    registry = Registry()
+    registry.add(Draft)
+    registry.add(Broken, dump=no_dump, load=lambda state: Broken())
+    return Codec(max_bytes=1000, registry=registry)
+
+
+UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
+    "class": (lambda: {"people": [1, Person()]}, r"value\['people'\]\[1\] is a .*\.Person; allowed: None, bool"),
+    "unset": (lambda: [Draft("a")], r"value\[0\] is a .*\.Draft; allowed: a Draft whose field score has a value"),
+    "dump": (Broken, r"value is a .*\.Broken; allowed: .* its dump raised KeyError: .*closed"),
+    "zone": (
+        lambda: datetime(2026, 1, 1, tzinfo=BrokenZone()),
+        "value is a datetime.datetime; .* LookupError: .*no offset",
+    ),
+    "size": (lambda: "x" * 2000, "value is a builtins.str; allowed: at most 1000 bytes"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), UNSTORABLE.values(), ids=UNSTORABLE)
+@pytest.mark.parametrize("way", ["decorated", "refresh", "warm", "get_or_compute", "warm_up"])
+def test_unstorable_result_warns_once_with_its_place(
+    call: Call,
+    backend: Backend,
+    codec: Codec,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], Any],
+    words: str,
+    way: str,
+) -> None:
+    monkeypatch.setattr(compute, "_warned", {})
+    cache, calls = LRUCache(backend=backend, codec=codec), []
+
+    def work(x: object = None) -> Any:
+        calls.append(x)
+        return make()
+
+    async def work_async(x: object = None) -> Any:
+        return work(x)
+
+    function = cache.cached()(work_async if call.is_async else work)
+    ways: dict[str, Callable[[], Any]] = {
+        "decorated": lambda: run(call, function, 1),
+        "refresh": lambda: run(call, function.refresh, 1),
+        "warm": lambda: run(call, function.warm, [1, 2]),
+        "get_or_compute": lambda: call(cache, "get_or_compute", "k", work_async if call.is_async else work),
+        "warm_up": lambda: call(cache, "warm_up", ["a", "b"], work_async if call.is_async else work),
+    }
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        results = [ways[way]() for _ in range(2)]
+    (warned,) = told
+    text = str(warned.message)
+    assert re.search(rf"work\S* returned a value that cannot be stored, .*: {words}", text), text
+    assert "@agentperf_redis.storable" in text
+    if way in ("warm", "warm_up"):
+        assert [(result.computed, result.errors) for result in results] == [(2, {}), (2, {})]
+    else:
+        assert {type(result) for result in results} == {type(make())}
+    assert len(calls) == (4 if way in ("warm", "warm_up") else 2), "each call computes its own value"
+
+
+def test_unstorable_refresh_keeps_the_stale_value(call: Call, backend: Backend, codec: Codec) -> None:
+    made: list[Any] = ["first"]
+
+    def work() -> Any:
+        return made[-1]
+
+    async def work_async() -> Any:
+        return work()
+
+    function = LRUCache(backend=backend, codec=codec).cached(60, soft_ttl=0.05)(work_async if call.is_async else work)
+    assert run(call, function) == "first"
+    made.append(Person())
+    time.sleep(0.1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert run(call, function) == "first"
+        wait_until(lambda: function.cache_info().uncacheable or run(call, asyncio.sleep, 0.01), "the refresh")
+        assert run(call, function) == "first"
+    assert [each.category for each in told] == [RuntimeWarning]
+
+
+def run(call: Call, function: Any, *args: Any) -> Any:
+    """Call a function; run the coroutine if it returns one."""
+    result = function(*args)
+    if not inspect.isawaitable(result):
+        return result
+
+    async def awaited() -> Any:
+        return await result
+
+    if call._runner is not None:
+        return call._runner.run(awaited())
+    return asyncio.run(awaited())
 
 
 def test_function_is_called_during_an_outage(call: Call, connect: Callable[..., Backend]) -> None:

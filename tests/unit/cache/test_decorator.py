@@ -110,3 +110,19 @@ def test_blocking_call_refuses_coroutine_function_naming_aio(cache: LRUCache) ->
         with pytest.raises(InvalidArgument, match=rf"\.aio\.?{method}") as refused:
             call()
         assert refused.value.argument == "function"
+
+
+def test_order_of_keyword_arguments_counts_only_in_kwargs(cache: LRUCache) -> None:
+    @cache.cached()
+    def query(host: str, port: int = 80, **fields: object) -> str:
+        return f"{host}:{port}?{fields}"
+
+    keys = {query.key("h", a=1, b=2), query.key("h", b=2, a=1), query.key("h", b=1, a=2), query.key("h", a=1)}
+    assert len(keys) == 4, "the function sees the order of its **kwargs"
+    assert query.key("h", b=2, port=80, a=1) == query.key(b=2, host="h", a=1) == query.key("h", 80, b=2, a=1)
+    assert query.key("h", x={"a": 1, "b": 2}) == query.key("h", x={"b": 2, "a": 1}), "equal dicts are equal arguments"
+
+    @cache.cached(ignore=("fields",))
+    def ignoring(**fields: object) -> None: ...
+
+    assert ignoring.key(a=1, b=2) == ignoring.key(b=2, a=1)

@@ -467,7 +467,6 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-_SETTINGS = {"derandomize": True, "max_examples": 300, "deadline": None}
 
 
 @st.composite
@@ -537,9 +536,23 @@ def model_instances(draw: st.DrawFn) -> Any:
     return instance
 
 
-@given(st.data(), st.one_of(dataclass_instances(), enum_members(), model_instances()))
-@settings(**_SETTINGS)  # type: ignore[arg-type]
+class_instances = st.one_of(dataclass_instances(), enum_members(), model_instances())
+
+
+@given(st.data(), class_instances)
+@settings(max_examples=300)
 def test_random_class_instances_round_trip_or_are_refused(data: st.DataObject, instance: Any) -> None:
+    check_round_trip(data, instance)
+
+
+@pytest.mark.thorough
+@given(st.data(), class_instances)
+@settings(max_examples=2000)
+def test_many_random_class_instances_round_trip_or_are_refused(data: st.DataObject, instance: Any) -> None:
+    check_round_trip(data, instance)
+
+
+def check_round_trip(data: st.DataObject, instance: Any) -> None:
     held = data.draw(st.sampled_from([instance, [instance], {"k": instance}, (1, instance)]))
     registry = Registry()
     try:
