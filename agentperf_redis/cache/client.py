@@ -70,7 +70,7 @@ class Cache(ABC):
             )
         self._flows = CacheFlows(
             self._shared_state,
-            codec or Codec(),
+            Codec() if codec is None else _checked_codec(codec),
             strict=arguments.flag("strict", strict),
             own_ttls_ms=_own_ttls(settings, given),
             local=local,
@@ -295,6 +295,12 @@ def _refuse_coroutines(method: str, function: object) -> None:
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
         raise InvalidArgument("function", function, f"a blocking function; .aio.{method} takes coroutine functions")
+
+
+def _checked_codec(codec: object) -> Codec:
+    if not isinstance(codec, Codec) or any(map(arguments.is_coroutine_function, (codec.encode, codec.decode))):
+        raise InvalidArgument("codec", codec, "a Codec whose encode and decode are blocking methods, or None")
+    return codec
 
 
 def _own_ttls(settings: Settings, given: Sequence[object]) -> tuple[int, int, int]:

@@ -770,7 +770,7 @@ def test_coroutine_function_behind_a_plain_one_is_cached(
     first, elsewhere = decorated(backend), decorated(connect(server.url))
 
     async def main() -> None:
-        assert await asyncio.gather(first(1), first(1), first(1)) == [2, 2, 2]
+        assert list(await asyncio.gather(first(1), first(1), first(1))) == [2, 2, 2]
         assert [await first(1), await elsewhere(1), await elsewhere(1), await elsewhere(2)] == [2, 2, 2, 3]
         assert counted.calls == 2
         assert (await first.warm([1, 5])).computed == 1
@@ -814,7 +814,8 @@ def test_blocking_wrapper_of_a_coroutine_function_stays_blocking(backend: Backen
     def blocking(x: int) -> int:
         return asyncio.run(ask(x))
 
-    assert [blocking(1), blocking(1), blocking(2)] == [2, 2, 3]
+    results: list[Any] = [blocking(1), blocking(1), blocking(2)]
+    assert results == [2, 2, 3]
     assert blocking.cache_info().computed == 2
     assert (blocking.warm([1, 3]).computed, blocking.refresh(1), blocking.invalidate(1)) == (1, 2, True)
     blocking.cache_clear()
