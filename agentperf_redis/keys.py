@@ -87,7 +87,7 @@ def stored_name(key: str) -> str:
 
     A longer key is stored under its first 40 characters, an ellipsis, its SHA-256 and its length. Such a name has at
     least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name, so two different keys never share a name.
-    `keys()` and the command line show that name, so as a key it means the entry of the long key.
+    The command line shows that name, and `keys()` may, so as a key it means the entry of the long key.
     """
     data = key.encode()
     if len(data) <= _LONG_KEY_BYTES or _SHORTENED.fullmatch(key):

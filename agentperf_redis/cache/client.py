@@ -190,7 +190,7 @@ class Cache(ABC):
     def keys(self) -> list[str]:
         """Return all keys that use capacity (see `size`), the least recently accessed first.
 
-        A key beyond 120 bytes appears as its first 40 characters and a hash. Every method accepts that name as the key.
+        A key beyond 4 KiB appears as its first 40 characters and a hash. Every method accepts that name as the key.
         """
         return self._backend.run(inspection.oldest_first(self._flows.shared))
 

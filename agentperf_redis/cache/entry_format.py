@@ -6,15 +6,22 @@
 The version is the cache's clock at the time of the write, in units of 10 us since 1970. `put.lua` writes version
 and expiry, the client writes the rest. Cost is the computing time in ms. Fresh is the time after the write for which
 the value is fresh, in ms; 0 means until it expires. Stored bytes are not trusted: every field is validated.
+
+An entry whose name does not contain its whole key holds the key, too. Its request id then ends with a tilde and the
+size of the key in bytes, and the key precedes the value:
+
+    178463520012345 1784635500123 Yk3vPq0w~312 1250 60000 news Summarize the text ... m...
 """
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from agentperf_redis.errors import Undecodable
+from agentperf_redis.keys import stored_name
 
 CLOCK_PER_S = 100_000
 """Ticks of a cache's clock in a second."""
@@ -25,7 +32,12 @@ _FREQUENCIES = 16
 
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, ms: the last time that Python's datetime can express."""
+MAX_KEY_BYTES = 4096
+"""Maximum size of a key that its entry holds. Without a limit, reads of small values could transfer very long keys."""
 _PARTS = 7
+_KEY_MARK = "~"
+"""Not in the alphabet of request ids."""
+_KEY_MARK_BYTES = _KEY_MARK.encode()
 _MAX_DIGITS = 4 * 16
 """Maximum digits of the four numbers together. A double is exact up to 2^53, which has 16 digits."""
 
@@ -42,6 +54,7 @@ class Stored(NamedTuple):
         fresh_until_ms: when it is due for a refresh, ms since 1970; 0 if it stays fresh until it expires.
         tags: percent-encoded.
         data: the encoded value.
+        key: the key, encoded as UTF-8; empty if the entry does not hold it.
     """
 
     version: int
@@ -50,6 +63,7 @@ class Stored(NamedTuple):
     fresh_until_ms: int
     tags: tuple[str, ...]
     data: bytes
+    key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +84,19 @@ class InvalidationEpoch:
 NOTHING_INVALIDATED = InvalidationEpoch()
 
 
-def payload(request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes) -> bytes:
+def new_request(key: str, name: str) -> str:
+    """Return a new random request id for a put of a key under its stored name."""
+    request = secrets.token_urlsafe(9)
+    if key == name:
+        return request
+    size = len(key.encode())
+    return f"{request}{_KEY_MARK}{size}" if size <= MAX_KEY_BYTES else request
+
+
+def payload(request: str, cost_ms: int, fresh_ms: int, tags: tuple[str, ...], data: bytes, key: str = "") -> bytes:
     """Return the client's part of an entry. Tags are percent-encoded; a `fresh_ms` of 0 means until it expires."""
-    return f"{request} {cost_ms} {fresh_ms} {','.join(tags)} ".encode() + data
+    held = key if _KEY_MARK in request else ""
+    return f"{request} {cost_ms} {fresh_ms} {','.join(tags)} {held}".encode() + data
 
 
 def parse(entry: bytes) -> Stored:
@@ -82,7 +106,7 @@ def parse(entry: bytes) -> Stored:
         Undecodable: the bytes are not a valid entry.
     """
     try:
-        version, expires, _, cost, fresh, tags, data = entry.split(b" ", _PARTS - 1)
+        version, expires, request, cost, fresh, tags, data = entry.split(b" ", _PARTS - 1)
         if len(version) + len(expires) + len(cost) + len(fresh) > _MAX_DIGITS:
             raise Undecodable("an entry whose numbers are too long")
         written, until = int(version), int(expires)
@@ -90,9 +114,23 @@ def parse(entry: bytes) -> Stored:
             raise Undecodable("an entry with an impossible time")
         stale_at = 0 if fresh == b"0" else written * 1000 // CLOCK_PER_S + int(fresh)
         names = tuple(tags.decode().split(",")) if tags else ()
+        if _KEY_MARK_BYTES in request:
+            size = int(request.rpartition(_KEY_MARK_BYTES)[2])
+            if not 0 <= size <= MAX_KEY_BYTES:
+                raise Undecodable("an entry with a key of an impossible size")
+            return Stored(written, until, int(cost), stale_at, names, data[size:], data[:size])
         return Stored(written, until, int(cost), stale_at, names, data)
     except ValueError:  # also raised for a tag that is not UTF-8
         raise Undecodable("an entry without its header line") from None
+
+
+def held_key(stored: Stored, name: str) -> str | None:
+    """Return the key that an entry holds; None if it holds none, or one with another stored name."""
+    try:
+        key = stored.key.decode()
+    except UnicodeDecodeError:
+        return None
+    return key if key and stored_name(key) == name else None
 
 
 def version_text(entry: bytes | None) -> str:

@@ -156,7 +156,7 @@ class LRUCache(DecoratingCache):
 
     @property
     def cache(self) -> dict[str, CacheEntry]:
-        """All entries as they are now, by key as `keys` shows it. For inspection only: it reads the whole cache."""
+        """All entries as they are now, by key as in `keys`. For inspection only: it reads the whole cache."""
         entries = ((key, self.entry(key)) for key in self.keys())
         return {key: entry for key, entry in entries if entry is not None}
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from agentperf_redis import keys as key_names
 from agentperf_redis.backend import Backend
+from agentperf_redis.cache import entry_format
+from agentperf_redis.cache.arguments import chunks
 from agentperf_redis.cache.commands import inspection
 from agentperf_redis.cache.flows.access_reports import flush_if_possible
 from agentperf_redis.cache.flows.settings import before_read
 from agentperf_redis.cache.model import KINDS, TIERS, CacheStats, Settings, TierStats
 from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.command import Batch, Flow
+from agentperf_redis.errors import Undecodable
 from agentperf_redis.keys import CacheKeys
 
 _PAGE = 1000
 """Index members read in one command."""
+_HEAD_BYTES = 2 * entry_format.MAX_KEY_BYTES
+"""Bytes to read of an entry: enough for its header line and its key."""
 
 
 def stats(shared: SharedState) -> Flow[CacheStats]:
@@ -31,9 +38,19 @@ def size(shared: SharedState) -> Flow[int]:
 
 
 def oldest_first(shared: SharedState) -> Flow[list[str]]:
-    """Return the stored names of all entries in order of last access, the oldest first."""
+    """Return the keys of all entries in order of last access, the oldest first.
+
+    A key that its entry does not hold is replaced by its stored name.
+    """
     yield from flush_if_possible(shared)
-    return (yield from read_keys(shared.keys))
+    names = yield from read_keys(shared.keys)
+    held: dict[str, str] = {}
+    for chunk in chunks([name for name in names if key_names.is_shortened(name)]):
+        heads = yield from Batch(tuple(inspection.beginning(shared.keys, name, _HEAD_BYTES) for name in chunk))
+        for name, head in zip(chunk, heads, strict=True):
+            with suppress(Undecodable):  # the entry is damaged, or gone
+                held[name] = entry_format.held_key(entry_format.parse(head), name) or name
+    return [held.get(name, name) for name in names]
 
 
 def read_keys(where: CacheKeys, limit: int | None = None) -> Flow[list[str]]:

@@ -121,7 +121,7 @@ class Reader:
         )
         accessed = None if last_read is None else entry_format.unpack_score(last_read)[0]
         return CacheEntry(
-            key=key,
+            key=entry_format.held_key(stored, name) or key,
             value=value,
             created_at=entry_format.timestamp(stored.version),
             expires_at=datetime.fromtimestamp(stored.expires_ms / 1000, UTC) if stored.expires_ms else None,

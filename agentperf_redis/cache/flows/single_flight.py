@@ -380,6 +380,7 @@ class SingleFlight:
             self.shared.flights.note_request(compute_lease.flight)
         try:
             outcome = yield from self.writer.store(
+                compute_lease.key,
                 compute_lease.name,
                 data,
                 chosen_ttl,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -58,7 +57,7 @@ class Writer:
         """Store a value. Returns whether it was stored."""
         chosen_ttl = self.chosen_ttl(ttl)
         names = stored_tags(tags)
-        reply = yield from self.store(stored_name(key), self.codec.encode(value), chosen_ttl, names, tier)
+        reply = yield from self.store(key, stored_name(key), self.codec.encode(value), chosen_ttl, names, tier)
         return reply is PutResult.STORED
 
     def put_many(
@@ -69,7 +68,7 @@ class Writer:
         names = stored_tags(tags)
         if not isinstance(values, Mapping):
             raise InvalidArgument("values", values, "a mapping of keys to values")
-        items = [(stored_name(key), self.codec.encode(value)) for key, value in values.items()]
+        items = [(key, stored_name(key), self.codec.encode(value)) for key, value in values.items()]
         if not items:
             return 0
         # the first put deploys the settings and carries the report of reads; the others need neither
@@ -78,7 +77,7 @@ class Writer:
         for start in range(0, len(rest), commands.MAX_KEYS):
             chunk = rest[start : start + commands.MAX_KEYS]
             until_ms = self._until_ms()
-            puts = [self._put_command(name, data, chosen_ttl, names, tier, until_ms) for name, data in chunk]
+            puts = [self._put_command(*item, chosen_ttl, names, tier, until_ms) for item in chunk]
             batch = tuple(command for _, command in puts)
             try:
                 replies = yield from Batch(batch)
@@ -86,18 +85,19 @@ class Writer:
                 yield from self._cancel_puts(error, tuple(request for request, _ in puts), until_ms)
                 raise
             finally:
-                for name, _ in chunk:
+                for _, name, _ in chunk:
                     self.shared.changed(name)
-            for (name, data), reply in zip(chunk, replies, strict=True):
+            for item, reply in zip(chunk, replies, strict=True):
                 outcome = reply.outcome
                 if outcome in (PutResult.NO_SETTINGS, PutResult.LATE):
-                    outcome = yield from self.store(name, data, chosen_ttl, names, tier)
+                    outcome = yield from self.store(*item, chosen_ttl, names, tier)
                 self.shared.learn(reply.version if outcome is PutResult.STORED else 0)
                 stored += outcome is PutResult.STORED
         return stored
 
     def store(
         self,
+        key: str,
         name: str,
         data: bytes,
         chosen_ttl_ms: int | str,
@@ -110,7 +110,7 @@ class Writer:
     ) -> Flow[PutResult]:
         """Store an encoded value. A computed value has the `token` of its lease and a computing time, `cost_ms`."""
         shared, access_buffer = self.shared, self.shared.access_buffer
-        request, seen, again, waited = secrets.token_urlsafe(9), shared.seen, False, None
+        request, seen, again, waited = entry_format.new_request(key, name), shared.seen, False, None
         for _ in range(ATTEMPTS):
             yield from ready(shared)
             waited = yield from under_way(shared, waited)  # reads are reported before this put, to keep the order exact
@@ -125,7 +125,7 @@ class Writer:
                 reply = yield from commands.put(
                     shared.keys,
                     name,
-                    entry_format.payload(request, cost_ms, fresh_ms, tags, data),
+                    entry_format.payload(request, cost_ms, fresh_ms, tags, data, key),
                     request,
                     until_ms=until_ms,
                     seen=seen,
@@ -174,14 +174,21 @@ class Writer:
                 yield from commands.cancel_puts(self.shared.keys, requests, until_ms)
 
     def _put_command(
-        self, name: str, data: bytes, chosen_ttl_ms: int | str, tags: tuple[str, ...], tier: Tier | None, until_ms: int
+        self,
+        key: str,
+        name: str,
+        data: bytes,
+        chosen_ttl_ms: int | str,
+        tags: tuple[str, ...],
+        tier: Tier | None,
+        until_ms: int,
     ) -> tuple[str, Command[commands.PutReply]]:
         shared = self.shared
-        request = secrets.token_urlsafe(9)
+        request = entry_format.new_request(key, name)
         return request, commands.put(
             shared.keys,
             name,
-            entry_format.payload(request, 0, 0, tags, data),
+            entry_format.payload(request, 0, 0, tags, data, key),
             request,
             until_ms=until_ms,
             seen=shared.seen,

@@ -238,28 +238,38 @@ def test_long_and_unusual_keys_stay_distinct(call: Call, backend: Backend) -> No
     assert call(cache, "get_many", keys) == {key: number for number, key in enumerate(keys)}
 
 
-@pytest.mark.parametrize("key", ["x" * 121, "Summarize:\n" + "text " * 500, "名" * 41], ids=["plain", "lines", "wide"])
-@pytest.mark.parametrize("local_size", [None, 5], ids=["plain", "local"])
-def test_shown_name_of_a_long_key_is_that_key(call: Call, backend: Backend, key: str, local_size: int | None) -> None:
-    cache = LRUCache(backend=backend, local_size=local_size)
-    call(cache, "put", key, [1])
-    (name,) = call(cache, "keys")
-    assert list(cache.cache) == cache.access_order == [name]
-    assert cache.cache[name].value == [1]
+@pytest.mark.parametrize("key", ["x" * 121, "Summarize:\n" + "text " * 500, "名" * 41, "x" * 4096, "x" * 4097])
+@pytest.mark.parametrize("options", [{}, {"local_size": 5}, {"strict": True}], ids=["plain", "local", "strict"])
+def test_long_key_is_the_same_key_everywhere(
+    call: Call, backend: Backend, raw: Raw, namespace: str, key: str, options: dict[str, Any]
+) -> None:
+    cache = LRUCache(backend=backend, **options)
+    call(cache, "put", key, [1], tags=["t"])
+    (name,) = raw.hkeys(f"{tag(namespace)}:size")
+    shown = key if len(key) <= 4096 else name
+    assert call(cache, "keys") == list(cache.cache) == cache.access_order == [shown]
+    assert (cache.cache[shown].value, call(cache, "entry", key).key, call(cache, "entry", name).key) == (
+        [1],
+        key,
+        shown,
+    )
     for _ in range(2):  # the second time perhaps from a local copy
         assert [call(cache, "get", each) for each in (key, name)] == [[1], [1]]
         assert call(cache, "get_many", [name, key]) == {name: [1], key: [1]}
-    assert call(cache, "entry", name).value == [1]
+    assert faults(raw, namespace, "cache", "default") == []
 
     call(cache, "put", name, 2)
     assert [call(cache, "get", each) for each in (key, name)] == [2, 2]
     assert call(cache, "get_or_compute", name, int) == 2
     assert call(cache, "put_many", {name: 3, key: 4}) == 2
     assert [call(cache, "get", each) for each in (key, name)] == [4, 4]
-    assert (call(cache, "size"), call(cache, "keys")) == (1, [name])
+    assert (call(cache, "size"), call(cache, "keys")) == (1, [shown])
     assert call(cache, "delete_many", [name, key]) == 1
     assert [call(cache, "get", each) for each in (key, name)] == [None, None]
-    call(cache, "put", key, 5)
+    assert call(cache, "get_or_compute", key, lambda: 5) == 5
+    assert call(cache, "keys") == [shown]
+    call(cache, "put_many", {"first": 1, key: 5, "last": 6})
+    assert call(cache, "keys") == ["first", shown, "last"]
     assert call(cache, "delete", name) is True
     assert call(cache, "get", key) is None
 

@@ -32,6 +32,35 @@ def test_stored_entry_is_parsed_back(
     assert stored == entry_format.Stored(version, expires, cost, stale_at, names, data)
 
 
+@given(st.text(min_size=1, max_size=300), st.binary())
+def test_long_key_is_held_by_its_entry(key: str, data: bytes) -> None:
+    long = key * (121 // len(key.encode(errors="replace")) + 1)
+    name = key_names.stored_name(long)
+    request = entry_format.new_request(long, name)
+    stored = entry_format.parse(b"1 0 " + entry_format.payload(request, 0, 0, (), data, long))
+    assert (stored.data, entry_format.held_key(stored, name)) == (data, long)
+    assert entry_format.held_key(stored, name + "0") is None
+
+
+@pytest.mark.parametrize("key", ["short", "x" * 4097])
+def test_other_keys_are_not_held(key: str) -> None:
+    name = key_names.stored_name(key)
+    request = entry_format.new_request(key, name)
+    stored = entry_format.parse(b"1 0 " + entry_format.payload(request, 0, 0, (), b"m", key))
+    assert (len(request), stored.data, stored.key, entry_format.held_key(stored, name)) == (12, b"m", b"", None)
+
+
+@pytest.mark.parametrize("size", [b"", b"x", b"-1", b"4097", b"9" * 30])
+def test_key_of_impossible_size_is_undecodable(size: bytes) -> None:
+    with pytest.raises(Undecodable):
+        entry_format.parse(b"1 0 r~" + size + b" 0 0  m\x01")
+
+
+def test_damaged_key_is_not_held() -> None:
+    stored = entry_format.parse(b"1 0 r~2 0 0  \xff\xffm\x01")
+    assert (stored.data, entry_format.held_key(stored, "n")) == (b"m\x01", None)
+
+
 @given(st.binary())
 def test_any_bytes_are_an_entry_or_undecodable(data: bytes) -> None:
     for parse in (entry_format.parse, entry_format.parse_invalidation_epoch):
