@@ -275,8 +275,8 @@ class _Shaper:
         except MemoryError:
             raise
         except Exception as error:
-            # The stack was nearly used up before this call, another thread changed the value at the same time, or code of the
-            # user raised, such as a tzinfo or a property.
+            # The stack was nearly used up before this call, another thread changed the value at the same time, or code
+            # of the user raised, such as a tzinfo or a property.
             allowed = f"a value that can be traversed; this raised {type(error).__name__}: {shown(str(error))}"
             raise InvalidArgument("value", value, allowed) from error
         return packed
