@@ -121,13 +121,20 @@ class Flusher:
         self._jobs.at(time.monotonic() + self._rhythm(), self._flush_due)
 
     def _warn_closed(self) -> None:
-        if not self._warned_closed:
-            self._warned_closed = True
-            warnings.warn(
-                f"{self.backend!r} is closed: later records of its MetricsCollector are not counted",
-                RuntimeWarning,
-                stacklevel=6,  # the caller of record_execution, past _warn_closed, _wake, _after_record and record
-            )
+        if self._warned_closed:
+            return
+        self._warned_closed = True
+        frame = sys._getframe()  # noqa: SLF001  no `stacklevel` fits all recording methods
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("agentperf_redis."):
+            frame = frame.f_back
+        warnings.warn_explicit(
+            f"{self.backend!r} is closed: later records of its MetricsCollector are not counted",
+            RuntimeWarning,
+            frame.f_code.co_filename,
+            frame.f_lineno,
+            module=frame.f_globals.get("__name__"),
+            registry={},  # so that another client with the same URL warns at the same line, too
+        )
 
     def _end_with_worker(self) -> None:
         """Register a finalizer of multiprocessing, because worker processes of multiprocessing do not run atexit."""

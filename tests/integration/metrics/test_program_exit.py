@@ -204,8 +204,18 @@ def test_every_record_after_close_warns_once(
         record(perf)  # also if the collector is made only now
         record(perf)
     (warned,) = told
-    assert warned.category is RuntimeWarning
+    assert (warned.category, warned.filename) == (RuntimeWarning, __file__)
     assert re.search(r"is closed: later records .* not counted", str(warned.message))
+
+
+def test_each_client_warns_of_late_records(server: Server, namespace: str) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")  # which shows equal warnings of one line once
+        for _ in range(3):
+            perf = AgentPerf(server.url, namespace=namespace)
+            perf.close()
+            perf.metrics.record_llm("planner", tokens_in=5)
+    assert len(told) == 3
 
 
 def test_block_that_ends_after_close_warns(server: Server, namespace: str) -> None:
