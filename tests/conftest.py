@@ -85,8 +85,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         assert not unknown, f"unknown servers: {unknown}"
         chosen = tuple(kind for kind in only.args if kind in chosen)
     elif marker("standalone") is not None or {"proxy", "own_server"} & set(metafunc.fixturenames):
-        # These tests use a proxy, or change one server process. The nodes of a Cluster send clients their own
-        # addresses, which bypass a proxy. Other tests cover the behaviour of a Cluster.
+        # These tests use a proxy, or change one server process. A node of a Cluster sends its own address to
+        # clients, so their requests would bypass a proxy. Other tests cover the behaviour of a Cluster.
         chosen = tuple(kind for kind in chosen if kind != "cluster")
     if not (option("--thorough") or option("--everything") or marker("every_server") is not None):
         chosen = chosen[:1]

@@ -1,8 +1,8 @@
 """Benchmarks of the balancer: acquire and release, the queue, server time and memory.
 
-Acquire and release are measured at several pool sizes under every strategy. Server time is the server's own count of
-the time in scripts. Other load on the machine can only lengthen this time, so the lower quartile of several rounds is
-shown. If a Redis 7 is installed on the machine, server time is measured on it too.
+Acquire and release are measured at several pool sizes under every strategy. Server time is the time spent in
+scripts, as counted by the server. Other load on the machine can only lengthen this time, so the lower quartile of
+several rounds is shown. If a Redis 7 is installed on the machine, server time is measured on it too.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def against_least_busy(bench: Bench, backend: Backend) -> Iterator[Row]:
 
 
 def server_time_on_redis(bench: Bench) -> Iterator[Row]:
-    """Measure server time and memory on the machine's own Redis 7, if it has one."""
+    """Measure server time and memory on the Redis 7 of this machine, if one is installed."""
     if program("redis70") is None:
         yield Row("server time on Redis 7", "", "not installed", None, "", None)
         return
@@ -205,7 +205,7 @@ def server_time_on_redis(bench: Bench) -> Iterator[Row]:
 
 
 def server_time(bench: Bench, backend: Backend, kind: str) -> Iterator[Row]:
-    """Measure the server time per script, by the server's own count, in the largest pool while it has live leases.
+    """Measure the server time of acquire and release in the largest pool, which has live leases.
 
     The calls are pipelined.
     """
@@ -240,7 +240,7 @@ def _lower_quartile(figures: list[float]) -> float:
 
 
 def _release(pool: Pool, token: str, granted: Granted) -> Command[bool]:
-    """Return the release command that `lb.lease` sends: with the instance, the outcome ok and a response time."""
+    """Return a release command like that of `lb.lease`: it passes the instance, the outcome ok and a response time."""
     return commands.release(pool, token, granted.facts[0], outcome=Outcome.OK, response_time=0.01)
 
 

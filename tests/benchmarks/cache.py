@@ -213,7 +213,7 @@ def local_hits(bench: Bench, backend: Backend) -> Iterator[Row]:
 
 
 def local_sizes(bench: Bench, backend: Backend) -> Iterator[Row]:
-    """Measure reads of all local copies in turn, for several numbers of copies."""
+    """Measure reads that cycle through all local copies of a cache, for several numbers of copies."""
     few = None
     for size in (100, 1000, 10_000):
         cache = LRUCache(size, name=f"local{size}", local_size=size, backend=backend)
@@ -337,12 +337,12 @@ def put_commands(cache: LRUCache, names: Iterator[str], count: int) -> Batch[Any
 
 
 def bare_commands(puts: Batch[Any]) -> Batch[Any]:
-    """Replace the script of each put by one that does nothing. A call then has only its fixed cost."""
+    """Replace the script of each put with a script that does nothing. Each call then has only its fixed cost."""
     return Batch(tuple(replace(put, script=BARE, decode=lambda reply: reply) for put in puts.commands))
 
 
 def server_us(client: Any, work: Callable[[], object]) -> float:
-    """Return the server's own count of microseconds per EVALSHA while the work runs."""
+    """Run the work. Return the microseconds per EVALSHA, as counted by the server."""
     client.config_resetstat()
     work()
     stats = client.info("commandstats")["cmdstat_evalsha"]
@@ -392,9 +392,9 @@ def puts(bench: Bench, backend: Backend, client: Any, server: str) -> Iterator[R
 def reports(
     bench: Bench, backend: Backend, client: Any, caches: dict[int, LRUCache], lru: dict[int, float], work: str
 ) -> Iterator[Row]:
-    """Measure the server time per read in a report of 64 reads, in full caches.
+    """Measure the server time of an `AccessReport` of 64 reads, divided by 64, in full caches.
 
-    `lru` collects the figures under LRU, as the reference for the figures under TINYLFU.
+    The figures under LRU are stored in `lru`. They are the reference for the figures under TINYLFU.
     """
     chance, calls, seq = random.Random(1), 200 if bench.full else 50, itertools.count(1)
     took: dict[int, list[float]] = {size: [] for size in caches}

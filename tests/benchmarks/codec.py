@@ -18,7 +18,10 @@ ARGUMENTS = (("why is the sky blue?", 3), {"model": "large"})
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Measure encoding and decoding of a small value and of a value with unusual types, and making a cache key."""
+    """Measure the time to encode and decode two values, and to make a cache key.
+
+    One value is small, the other has unusual types.
+    """
     codec, bare = Codec(), msgpack.packb(SMALL)
     small, typed = codec.encode(SMALL), codec.encode(TYPED)
 

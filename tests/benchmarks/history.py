@@ -63,7 +63,10 @@ def save(rows: Iterable[Row], *, full: bool, place: Path = PLACE) -> None:
 
 
 def regressions(rows: Iterable[Row], *, full: bool, place: Path = PLACE) -> Iterator[Regression]:
-    """Yield the rows whose ratio is worse than the median of the saved runs with the same reference."""
+    """Yield the rows whose ratio is worse than their baseline by more than the factor `_WORSE`.
+
+    The baseline is the median of the latest saved rows with the same work and the same reference.
+    """
     before: dict[tuple[str, str], list[float]] = {}
     for run in _runs(place):
         if (run["machine"], run["full"]) == (machine(), full):
@@ -82,7 +85,7 @@ def regressions(rows: Iterable[Row], *, full: bool, place: Path = PLACE) -> Iter
 
 
 def _reference_name(reference: str) -> str:
-    """Return a reference without its figure. Rows with the same work may have references with different names."""
+    """Return the name of a reference, without its figure. Two rows may have the same work but different references."""
     return re.split(r":?\s\d", reference, maxsplit=1)[0]
 
 

@@ -142,7 +142,11 @@ def positive(text: str) -> int:
 
 
 def made(*, full: bool) -> Iterator[Scene]:
-    """Yield generated traces: stable popularity, the same with scans and loops, a loop only, and drifting popularity."""
+    """Yield generated traces.
+
+    The first two have stable popularity, and the second also has scans and loops. The third is only a loop. In the last
+    two, popularity drifts.
+    """
     count = 60_000 if full else 8000
     keys = count // 5
     yield Scene("zipf", zipf(count, keys, 0.9), keys // 10)
@@ -176,7 +180,7 @@ def _theine_run(cache: Any, trace: Sequence[str]) -> int:
 
 
 def hits(url: str, scene: Scene, processes: int, *, lru: bool = False) -> int:
-    """Return the hits of a TieredCache with default settings, or of an LRUCache, read by several processes."""
+    """Play the trace in one or more processes. Return the hits of a TieredCache (default settings) or an LRUCache."""
     namespace, text = uuid.uuid4().hex, "\n".join(scene.trace)
     workers = Workers()
     try:
@@ -222,7 +226,7 @@ def client_at(url: str) -> Any:
 
 
 def shares(url: str, namespace: str, length: int, share: int) -> Iterator[int]:
-    """Yield the start of each part of the trace that this process takes. All processes advance one position."""
+    """Yield the start of each part of the trace that this process takes. All processes share one position in it."""
     if not share:
         yield 0
         return

@@ -63,8 +63,8 @@ def peers() -> dict[str, Peer]:
     """Return the installed peers."""
     found: dict[str, Peer] = {}
     if importlib.util.find_spec("prometheus_client"):
-        # prometheus_client reads the environment when it is loaded, to choose one process or multi-process. So it is
-        # loaded once for each mode.
+        # prometheus_client reads the environment when it is loaded, to choose between its single-process mode and its
+        # multi-process mode. So it is loaded once for each mode.
         for name, folder in ((PROMETHEUS, None), (PROMETHEUS_MULTI, tempfile.mkdtemp(prefix="agentperf-bench-"))):
             os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
             if folder is not None:
@@ -273,7 +273,10 @@ RHYTHM_AGENTS = 50
 
 
 def rhythms(bench: Bench) -> Iterator[Row]:
-    """Measure the server time per second and agent at several flush intervals. Each agent runs once per second."""
+    """Measure the server time that the flushes of one agent take per second, at several flush intervals.
+
+    Each agent records one execution per second.
+    """
     client = bench.client()
     client.script_load(commands.FLUSH.source)
     found = {}
@@ -311,8 +314,8 @@ def fill(bench: Bench, namespace: str, agents: int) -> float:
     """Record 72 executions of each agent over the last six minutes.
 
     Returns:
-        A timestamp, s since 1970. The five-minute window before it takes the most work to read: because it ends ten
-        seconds after the start of a minute, it has ten slices (five of ten seconds, four of a minute, one of ten
+        A timestamp ten seconds after the start of a minute, s since 1970. A five-minute window that ends at this time
+        takes the most work to read, because it has ten slices (five of ten seconds, four of a minute, one of ten
         seconds). A window that ends now may have as few as five slices.
     """
     client = bench.client()

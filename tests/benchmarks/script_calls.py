@@ -1,7 +1,7 @@
-"""A program that calls acquire and release of one checkout of the library. `scripts` runs it for each checkout.
+"""A program that calls acquire and release of one checkout of the library.
 
-It imports only public names of the library, so that it works in any checkout. Each line of stdin has a strategy and a
-piece of work. The program prints a line when the work is done.
+The benchmark `scripts` runs it for each checkout. It imports only public names of the library, so that it works in any
+checkout. Each line of stdin has a strategy and a piece of work. The program prints a line when the work is done.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Benchmark of the server time of acquire and release, against another checkout of the library.
 
 The option `--against FOLDER` names the other checkout. Both checkouts send their own scripts to one server, in turn.
-The compared time is the server's own count of the time in scripts, which excludes client and network. Other load on the
-machine can only lengthen this time, so the lowest tenth of many short rounds is compared.
+The compared time is the time spent in scripts, as counted by the server. It excludes client and network. Other load on
+the machine can only lengthen this time, so the lowest tenth of many short rounds is compared.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def test_calls_that_mismatch_their_headers_fail(
 
 
 def _calls() -> Iterator[tuple[str, ast.Call, dict[str, ast.expr], str]]:
-    """Yield each call of `Command` in the package that passes the constant of a script.
+    """Yield each call of `Command` in the package whose first argument is the constant of a script.
 
     Each item has the location, the call, the values of the local names, and the name of the script.
     """

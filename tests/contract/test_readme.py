@@ -115,7 +115,7 @@ def listed_keys() -> set[tuple[str, str]]:
 def shown_state() -> list[tuple[str, str]]:
     """Return the hash fields of the example pool in the README.
 
-    On a line, three spaces separate fields, and ``-- `` begins a remark.
+    On a line, three or more spaces separate fields, and ``-- `` begins a remark.
     """
     shown = re.search(r"hgetall 'agentperf:{lb:coder}:state'\n((?:\S.*\n)+)", TEXT)
     assert shown is not None

@@ -97,6 +97,6 @@ def test_script_that_leaves_its_slot_fails(backend: Backend, ran: set[str], monk
         source = "#!lua\nreturn {redis.call('GET', KEYS[1]), redis.call('GET', 'elsewhere')}"
         sha = hashlib.sha1(source.encode()).hexdigest()
 
-    for number in range(3):  # the keys are on two nodes; one of the nodes owns the slot of `elsewhere`
+    for number in range(3):  # two nodes own these keys; one of the two also owns the slot of `elsewhere`
         with pytest.raises(ScriptFailed):
             backend.run(Command(Stray("test/stray"), (f"{{{number}}}:key",), (), lambda reply: reply))

@@ -69,8 +69,8 @@ def leased_and_released(backend: Backend, pool: Pool, times: int) -> Counter[str
     for number in range(times + 1):
         token = f"@draw{number}"
         work += [commands.acquire(pool, token, 3_600_000, commands.ANY), commands.release(pool, token)]
-    # The first two commands run alone. In a batch, a command whose script the server does not know yet is sent again,
-    # and would run after later commands.
+    # The first two commands run alone, and load the scripts. If the server does not know the script of a command in a
+    # batch, the command is sent again, and runs after later commands.
     for command in work[:2]:
         backend.run(command)
     answers = run_all(backend, work[2:])
@@ -124,7 +124,7 @@ def test_least_loaded_fills_by_share_of_capacity(backend: Backend) -> None:
 
 
 @pytest.mark.thorough
-# Not on a Cluster, which cannot copy keys between slots. The strategy does not depend on the kind of server.
+# A Cluster is left out, because it cannot copy keys between slots. The strategy is the same on every kind of server.
 @pytest.mark.servers("valkey", "redis82", "redis70")
 def test_power_of_two_keeps_maximum_load_low(backend: Backend, raw: Raw) -> None:
     empty = fill(backend, "t", LoadBalancingStrategy.POWER_OF_TWO, fleet(1000, max_capacity=100)).keys

@@ -226,7 +226,8 @@ def test_cancelled_acquire_leaves_no_lease_at_any_point(
         await backend.aclose()
 
     asyncio.run(main())
-    # Some calls got a lease before they were cancelled, and closing the backend released it. The other calls got none.
+    # Some calls got a lease before they were cancelled. Closing the backend released these leases. The other calls got
+    # no lease.
     assert leases(raw, pool) == []
     assert load(raw, pool) == 0
 
@@ -384,7 +385,7 @@ def test_lease_granted_while_closing_is_released(
 ) -> None:
     backend = connect(server.url)
     balancer = balancer_with(backend)
-    # When a backend is closed, its keeper is closed first. Here that happens before the reply of acquire arrives.
+    # To close, a backend first closes its lease keeper. This test does only that, before the reply of acquire arrives.
     lease_keeper_of(backend).close()
     with pytest.raises(BackendUnavailable, match="closed"):
         call(balancer, "acquire", "planner")

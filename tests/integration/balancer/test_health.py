@@ -62,8 +62,8 @@ def fail(balancer: LoadBalancer, name: str, times: int, outcome: str = "error", 
             )
 
 
-# The next tests make a thousand calls. An ejection ends after a number of calls and not after a time, so that the
-# number of probes does not depend on the speed of the machine.
+# The next tests make a thousand calls. They end each ejection after a number of calls, not after a time, so that
+# the number of probes does not depend on the speed of the machine.
 
 
 def ending(raw: Raw, namespace: str, name: str, calls: int) -> Callable[[int], None]:
@@ -189,7 +189,8 @@ def test_last_instance_is_never_ejected_and_panic_routes(backend: Backend, raw: 
     assert pool_of(balancer).panic_for is None
     healthy = [balancer.acquire("planner") for _ in range(5)]
     assert {instance.id for instance in healthy if instance} == {"p0"}
-    # Abandoned leases would be released in the background, some time during the picks below, and change the loads.
+    # These leases are released now. If they were only dropped, they would be released in the background, at some time
+    # during the picks below, and the loads would change meanwhile.
     assert all(balancer.release(instance) for instance in healthy)
 
     balancer.configure("planner", PoolSettings(eject_after=1, max_ejection_share=1.0))
@@ -268,7 +269,7 @@ def test_panic_change_reaches_every_instance_during_churn(backend: Backend, raw:
     away = pool.keys.tag + ":away"
 
     def change_panic(settings: PoolSettings) -> None:
-        """Start or end panic. The call updates a first batch of the instances; then remove up to 20 of this batch."""
+        """Start or end panic, which updates a first batch of the instances. Then remove up to 20 of this batch."""
         backend.run(commands.configure(pool, settings, 0, 1))
         ill = raw.zrange(away, 0, -1)
         waits = [

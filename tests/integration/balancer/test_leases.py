@@ -59,7 +59,7 @@ def register(call: Call, balancer: LoadBalancer, count: int, **facts: Any) -> No
 
 
 def leases(raw: Raw, pool: keys.PoolKeys) -> list[str]:
-    """Return the tokens of leases and grants. Each holds capacity."""
+    """Return the tokens of leases and of unfetched grants. Both hold capacity."""
     return records.held(raw.hgetall(pool.state))
 
 
@@ -678,7 +678,7 @@ def test_refusal_explains_why_no_instance_is_available(call: Call, balancer: Loa
     assert acquire(call, balancer, "planner", require=("gpu",)).id == "p1"
     assert why(require=("gpu",)) == "of 2 instances with the labels gpu, 1 draining, 1 full"
     held = {each.id: each for each in (acquire(call, balancer, "planner") for _ in range(2))}
-    assert call(balancer, "release", held["p3"]) is True  # the rate limit of p3 is used up
+    assert call(balancer, "release", held["p3"]) is True  # p3 is no longer full, but its rate limit is used up
     assert (
         why()
         == "of 4 instances, 2 full, 1 rate-limited, 1 out of rotation (draining, marked unhealthy or heartbeat missed)"

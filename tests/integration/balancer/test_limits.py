@@ -257,12 +257,14 @@ def test_fleet_that_recovers_together_skips_warm_up(
     for number, name in enumerate(names):
         backend.run(commands.report_checks(pool, 2 + number, [(name, True)]))
     limits = [status_of(balancer, name).limit for name in names]
-    # Without panic, p0 to p4 are warm at once. Then half of the pool is warm, so p5 to p9 warm up.
+    # A threshold of 1.0 means no panic. Without panic, p0 to p4 skip the warm-up. Then half of the pool is warm, so p5
+    # to p9 start a warm-up.
     assert limits == ([10] * 10 if panic_threshold < 1 else [10] * 5 + [1] * 5)
     raw.hset(pool.keys.state, "#calm", 1)
     for at, good in ((100, False), (101, True)):
         backend.run(commands.report_checks(pool, at, [("p0", good)]))
-    # p0 warms up only if at least half of the pool is warm. After a panic, nine others are warm; otherwise four.
+    # p0 failed and recovered again. It warms up only if at least half of the pool is warm. If there was a panic, the
+    # nine other instances are warm; otherwise only four of them are.
     assert status_of(balancer, "p0").limit == (1 if panic_threshold < 1 else 10)
     assert int(raw.hget(pool.keys.state, "#warming")) == (1 if panic_threshold < 1 else 5)
 
@@ -331,8 +333,8 @@ def test_acquires_get_exactly_what_gcra_allows(
         arrivals.append(max(arrivals[-1], at) + every_us)
     at_once = burst_us // every_us + 1
     assert len(grants) >= at_once + 1
-    # Every refusal was right: its request was sent before the rate limit allowed the next lease. This time is computed
-    # from the leases that were granted before the refusal arrived.
+    # Every refusal was right: its request was sent before the rate limit allowed the next lease. The earliest time of
+    # the next lease is computed from the leases that were granted before the refusal arrived.
     too_early_us = [arrivals[bisect.bisect(grants, there)] - burst_us - sent for sent, there in refusals]
     assert all(each > -GRAIN_US for each in too_early_us), min(too_early_us)
 

@@ -138,7 +138,10 @@ def test_non_waiting_acquire_does_not_jump_the_queue(balancer: LoadBalancer, raw
 def wait_in_order(
     call: Call, runner: asyncio.Runner, balancer: LoadBalancer, raw: Raw, pool: keys.PoolKeys
 ) -> Callable[[list[int]], list[int]]:
-    """Start callers one after the other, each with a priority; return the order in which they got their leases."""
+    """A function that takes a list of priorities, and starts a caller with each priority, one after the other.
+
+    It returns the order in which the callers got their leases.
+    """
     grants_seen: list[int] = []
 
     def by_threads(priorities: list[int]) -> list[int]:
@@ -408,7 +411,10 @@ def test_repeated_wait_gets_the_same_lease(balancer: LoadBalancer, backend: Back
 def wait_in_threads(
     url: str, namespace: str, count: int, dies_at: int
 ) -> Generator[None, None, list[tuple[str, float]]]:
-    """Wait in `count` threads. Return tokens and fencing tokens in grant order; die while holding lease `dies_at`."""
+    """Wait for a lease in each of `count` threads. Return tokens and fencing tokens in the order of the grants.
+
+    The process kills itself while it holds its lease number `dies_at`; 0 for never.
+    """
     backend = Backend(url, namespace=namespace)
     balancer = LoadBalancer(backend=backend)
     grants_seen: list[tuple[str, float]] = []

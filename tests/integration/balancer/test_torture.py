@@ -2,7 +2,7 @@
 
 For these tests, the scripts log their actions, in the order of execution, to a list beside the pool's keys. The check
 replays this list. Tests with mutants of the scripts show that the check can fail. During the run, a proxy delays some
-requests. Their callers retry them and release the leases, and the delayed copies arrive only then.
+requests. The callers retry these requests, and release the leases before the delayed copies arrive.
 """
 
 from __future__ import annotations
