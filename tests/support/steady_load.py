@@ -42,9 +42,9 @@ async def steady(
 ) -> list[CallRecord]:
     """Start a call every `every` seconds, and return all calls in the order of their start.
 
-    A call does not wait for earlier calls, but at most `MAX_AT_ONCE` are in flight, two to three times as many as this
-    load needs. So the calls that a stall of the machine delays do not all start at once. `before` is called with the
-    number of each call before it starts.
+    A call does not wait for earlier calls, but at most `MAX_AT_ONCE` calls are in flight. This limit is two to three
+    times as high as the load needs. Because of the limit, calls delayed by a stall of the machine do not
+    all start at once. `before` is called with the number of each call before the call starts.
     """
     free = asyncio.Semaphore(MAX_AT_ONCE)
 

@@ -1,4 +1,4 @@
-"""Access traces, one key per access, generated or read from a file, and the hits of textbook caches on them."""
+"""Access traces, generated or read from a file, and the hits of textbook caches on them. Each access is one key."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def lru_hits(trace: Sequence[str], size: int) -> int:
 
 
 def optimal_hits(trace: Sequence[str], size: int) -> int:
-    """Return the hits of an optimal cache. It evicts the key whose next access is farthest away, even a new key.
+    """Return the hits of an optimal cache. It evicts the key with the most distant next access, even if it is new.
 
     Source: Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5 (1966).
     """

@@ -4,8 +4,8 @@ Workers are forked from a clean process that has only imported the library (Pyth
 connections, threads or locks of the test process. Spawning sixteen new workers took 8.7 s of processor time, which was
 most of the time of tests with many processes. Sixteen forked workers start and end within 0.4 s.
 
-A worker's function is a plain function, whose return value is the result, or a generator. A generator sends a value to
-the test at each `yield`, and continues when the test replies:
+A worker's function is a plain function or a generator. Its return value is the result of the worker. A generator also
+sends a value to the test at each `yield`, and continues when the test replies:
 
     def hold(url, namespace):
         with AgentPerf(url, namespace=namespace) as perf:

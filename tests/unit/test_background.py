@@ -343,8 +343,8 @@ class Alarm:
     def interrupts(self, work: Callable[[], object]) -> bool:
         """Run `work` with the alarm set. Returns whether the signal interrupted it.
 
-        `work` is a call, not a block: an exception that arrives when a loop at the end of a `try` block jumps back
-        leaves the block in Python 3.12 and later.
+        `work` is a function that is called inside the `try` block, and not code of the block itself. If the block ended
+        with a loop, Python 3.12 and later would not catch an exception that arrives while the loop jumps back.
         """
         try:
             self.set()

@@ -237,7 +237,7 @@ def torture(
 
 
 def units(raw: Raw, pool: keys.PoolKeys) -> list[str]:
-    """Return the tokens of leases and of unfetched grants. Each holds capacity."""
+    """Return the tokens of leases and of unfetched grants. Both hold capacity."""
     return records.held(raw.hgetall(pool.state))
 
 
@@ -347,7 +347,7 @@ def test_torture_catches_all_mutants(
     complaints: list[str] = []
 
     def caught() -> bool:
-        seen = observed(tmp_path)  # read first, so that the history contains the action of each of these replies
+        seen = observed(tmp_path)  # read before the history, so the history has the action of every reply
         try:
             history = raw.lrange(f"{keys.pool(namespace, 'planner').state}:log", 0, -1)
             check_history(history)

@@ -162,7 +162,7 @@ def test_fill_without_tickets_fails_the_check(
 
 
 def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
-    """Hold the reply of a read until another process's write is reported; return what the next read returns."""
+    """Hold the reply of a read until another process's write is reported. Return the result of the next read."""
     cache, remote = with_copies(backend), LRUCache(backend=other)
     remote.put("k", "old")
     remote.put("warm", 1)
@@ -204,7 +204,7 @@ TAGS = ("even", "odd")
 
 @dataclass(frozen=True)
 class Write:
-    """An acknowledged write of a unique value, or an acknowledged invalidation, whose value no read returns."""
+    """An acknowledged write of a unique value, or an acknowledged invalidation. An invalidation stores no value."""
 
     key: str
     value: tuple[int, int]
@@ -274,9 +274,9 @@ def write_and_read(url: str, namespace: str, me: int, seconds: float) -> tuple[l
 def stale(writes: list[Write], reads: list[Read], reader: int) -> list[str]:
     """Return the stale reads of one process.
 
-    A read is stale if a newer write was acknowledged before the read began. Only a read that may use a copy may miss
-    newer writes of other processes, for STALE_S after they were acknowledged. A write is newer than another if it began
-    after the other was acknowledged; overlapping writes have no order.
+    A read is stale if a newer write was acknowledged before the read began. There is one exception: a read that may use
+    a local copy may miss a newer write by another process for STALE_S after the write was acknowledged. A write is
+    newer than another if it began after the other was acknowledged; overlapping writes have no order.
     """
     by_value = {write.value: write for write in writes if write.how == "put"}
     by_key: dict[str, list[Write]] = {}

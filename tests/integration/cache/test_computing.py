@@ -175,7 +175,7 @@ def test_error_reaches_all_waiters_without_retries(
     def fail() -> None:
         calls.append("here")
         wait_until(lambda: raw.hget(where(namespace, "l:k"), "waited"), "the other process to wait")
-        assert all_wait.wait(20)  # a call after the error would compute again, as it should
+        assert all_wait.wait(20)  # a call that begins only after the error would compute again
         raise KeyError("no such thing")
 
     def ask(which: LRUCache) -> Exception:
@@ -734,7 +734,7 @@ def test_plain_function_that_returns_a_coroutine_is_refused(backend: Backend) ->
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What the decorators of vendors' clients do: a plain function around a coroutine function."""
+    """Wrap a coroutine function in a plain function, as the decorators of vendors' clients do."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

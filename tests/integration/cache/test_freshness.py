@@ -1,4 +1,4 @@
-"""A stale value is returned at once and refreshed in the background. After errors, it is returned up to a limit."""
+"""A stale value is returned at once and refreshed in the background. After errors, its age is limited."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Reader:
         return self.runner.run(read())
 
     def until(self, wanted: object, timeout_s: float = 10) -> float:
-        """Read until the result, a value or the type of an error, equals `wanted`. Return the elapsed time, s."""
+        """Read until the result is `wanted`: a value, or the type of an error. Return the elapsed time, s."""
         begun = now = time.monotonic()
         while now < begun + timeout_s:
             now = time.monotonic()
@@ -202,8 +202,9 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
         computed = sorted(each for result in results for each in result.computed)
         reads = sorted(each for result in results for each in result.reads)
         assert [result.waits for result in results] == [0] * 4
-        # A value is fresh for the soft TTL after its write. A process may refresh it early by its error about
-        # the server's time. This error is at most one round trip, and so the longest read, plus a rounding to 1 ms.
+        # A value is fresh for the soft TTL after its write. A process estimates the server's time, and may refresh the
+        # value early by the error of its estimate. This error is at most one round trip plus a rounding to 1 ms. No
+        # round trip is longer than the longest read.
         early_s = max(took for _, took in reads) + 0.002
         fresh_s = max(0.0, soft_ttl - early_s)
         assert all(later >= ended + fresh_s for (_, ended), (later, _) in pairwise(computed)), "one refresher at a time"
@@ -235,7 +236,8 @@ def test_failing_function_raises_after_the_stale_limit(
     source.fails = True
 
     served, refused = list[float](), list[float]()
-    # `known` is when the server has recorded a failed computation. The failing call still returns the stale value.
+    # `known` is a time after the server has recorded a failed computation. The call that starts the failing refresh
+    # still returns the stale value.
     known = math.inf
     while len(refused) < 3 and time.monotonic() < written + 30:
         begun = time.monotonic()

@@ -124,7 +124,7 @@ def test_limits_and_counters_hold_under_four_processes(
 
 
 def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
-    """Scan each cache completely: as the processes left it, after one sweep, and after clear and sweep."""
+    """Scan each cache completely, as the processes left it and after a sweep. Clear and sweep must leave nothing."""
     namespace = backend.namespace
     for cache in caches(backend):
         service = "cache" if isinstance(cache, LRUCache) else "tiered"
@@ -137,7 +137,7 @@ def agree_and_leave_nothing(backend: Backend, raw: Raw) -> None:
             raw.unlink(key)  # as a server with an eviction policy does
         cache.put("soon over", 1, ttl=0.001)
         wait_until(lambda cache=cache: cache.entry("soon over") is None, "the entry to expire")  # type: ignore[misc]
-        begun_ms = time.time() * 1000  # the server has the same clock; the sweep may leave later expiries
+        begun_ms = time.time() * 1000  # the server has the same clock; the sweep may leave entries that expire later
         cache.sweep()
         assert without_value(raw, namespace, service, cache.name, begun_ms) == [], "after one sweep"
         assert faults(raw, namespace, service, cache.name) == [], cache

@@ -86,7 +86,7 @@ def test_tasks_share_one_error_during_an_outage(connect: Callable[..., Backend],
 def test_library_error_of_the_function_reaches_all_waiters(
     connect: Callable[..., Backend], server: Server, away: bool
 ) -> None:
-    """A function may use another server that is down. The waiters must then not call the function one by one."""
+    """A function may use another server that is down. All waiters get its error, and do not call the function again."""
     cache = LRUCache(backend=connect(NOWHERE, deadline=0.2) if away else connect(server.url))
     calls: list[int] = []
 
@@ -165,7 +165,7 @@ def test_copies_without_a_flush_fail_the_check(
 
 
 def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tuple[int, Any]:
-    """Stop the server's replies for a while without breaking a connection. Only a new reply ends the outage.
+    """Stop the server's replies for a while. No connection breaks, so only a new reply shows the end of the outage.
 
     Returns the number of copies when the recovery is detected, and the value returned in the next outage.
     """
@@ -229,7 +229,7 @@ def test_unsent_invalidation_fails_the_check(
 
 
 def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
-    """Invalidate while the server is down; return the old values that are read after the restart with all data."""
+    """Invalidate while the server is down. Restart it with all its data, and return the old values that are read."""
     backend = connect(server.url)
     cache = LRUCache(backend=backend)
     cache.put("k", "old", tags=["t"])
@@ -359,8 +359,8 @@ def test_killed_server_costs_no_results_or_coherence(
     aof: bool,
     tmp_path: Path,
 ) -> None:
-    # With the default, everysec, the server may reply before it has passed a write to the system. If it is then killed,
-    # it loses acknowledged writes.
+    # With the default `appendfsync everysec`, the server may reply before it has passed a write to the operating
+    # system. If the server is killed in between, it loses acknowledged writes.
     server = start_server(server_kind, *(("--appendfsync", "no") if aof else ()), aof=aof)
     files, written = [tmp_path / f"reader{number}" for number in range(3)], tmp_path / "writer"
     for file in (*files, written):

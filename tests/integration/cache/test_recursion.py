@@ -37,7 +37,7 @@ def in_time(function: Callable[[], Any]) -> Any:
 
 
 def self_referencing(call: Call, cache: LRUCache, meanwhile: Callable[[], object]) -> tuple[Any, list[int]]:
-    """Return a function that computes k from k, three levels deep, and the list of its calls."""
+    """Return a function that computes k from k, three levels deep. Also return the list of its calls."""
     calls: list[int] = []
 
     def blocking() -> int:

@@ -33,7 +33,7 @@ PUT, TOUCH, RENEW = Script("cache/put"), Script("cache/report_reads"), Script("c
 
 
 def state(raw: Raw, namespace: str) -> dict[str, Any]:
-    """Return the order, the sizes with hits, and the counters of a cache."""
+    """Return the order of a cache's entries, their sizes and hit counts, and the cache's counters."""
     where = f"{namespace}:{{cache:default}}"
     meta = raw.hgetall(f"{where}:meta")
     counters = {name: meta.get(name, "0") for name in ("bytes", "evicted", "hot", "warm", "cold", "misses")}
@@ -280,7 +280,7 @@ def test_doubtful_repetition_makes_the_key_a_miss(
     raw: Raw,
     namespace: str,
 ) -> None:
-    """The first copy of a put is executed, and another process overwrites its value. Then the put is repeated.
+    """A put is executed, but its reply is lost. Another process overwrites the value before the put is repeated.
 
     The repetition must not restore the overwritten value.
     """

@@ -21,7 +21,7 @@ from tests.support.servers import Raw, Server, wait_until
 
 @pytest.fixture
 def cache(agentperf: Run, perf: AgentPerf) -> Run:
-    """Run `agentperf cache` on a namespace with the cache "answers", which has a and b, and the tiered cache "docs"."""
+    """Run `agentperf cache` on a namespace with the cache "answers" (keys a and b) and the tiered cache "docs"."""
     answers = perf.cache("answers", max_size=7, default_ttl=60, max_bytes=10_000)
     answers.put("a", {"n": 1}, tags=["new", "odd"])
     answers.put("b", (1, Decimal("2.5")))

@@ -24,7 +24,7 @@ COMMANDS = {
 
 @pytest.fixture
 def used(perf: AgentPerf) -> AgentPerf:
-    """Record a planner that sometimes fails and a critic that never fails. Both use models, and one streams."""
+    """Record executions and LLM usage of a planner and a critic. Only the planner fails; only the critic streams."""
     metrics = perf.metrics
     for number in range(8):
         metrics.record_execution("planner", 0.25 * (number + 1), number >= 3, None if number >= 3 else "TimeoutError")

@@ -1,4 +1,4 @@
-"""Tests of the demo on a small tree, with real workers and a real server, and of faults that its checks detect."""
+"""Tests of the demo on a small tree, with real workers and a real server. Its checks must detect broken promises."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_every_record_after_close_warns_once(
     perf.close()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        record(perf)  # also if the collector is made only now
+        record(perf)  # warns even if this call creates the collector
         record(perf)
     (warned,) = told
     assert (warned.category, warned.filename) == (RuntimeWarning, __file__)
@@ -210,7 +210,7 @@ def test_every_record_after_close_warns_once(
 
 def test_each_client_warns_of_late_records(server: Server, namespace: str) -> None:
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("default")  # which shows equal warnings of one line once
+        warnings.simplefilter("default")  # "default" shows equal warnings from one line only once
         for _ in range(3):
             perf = AgentPerf(server.url, namespace=namespace)
             perf.close()

@@ -107,7 +107,7 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def begin(self, strategy: LoadBalancingStrategy, seed: int) -> None:
         # The picks of these two strategies depend on the server's time. With JUMPY settings, too much of the state
-        # depends on the picks, so LEAST_LOADED replaces them.
+        # depends on the picks, so LEAST_LOADED replaces these strategies.
         timed = {LoadBalancingStrategy.RANDOM, LoadBalancingStrategy.PEAK_EWMA}
         jumpy = self.settings is JUMPY
         self.strategy = LoadBalancingStrategy.LEAST_LOADED if jumpy and strategy in timed else strategy

@@ -1,4 +1,4 @@
-"""The commands of a cache: replies are decoded or corrupt, and the scripts run on a fake server.
+"""The commands of a cache: every reply is decoded or raises CorruptState, and the scripts run on a fake server.
 
 The fake is close to a real server. The integration tests are authoritative.
 """

@@ -1,4 +1,4 @@
-"""The flow that computes a value, driven with `send()`: the order of steps for each end of the function or the put."""
+"""The flow that computes a value, driven with `send()`: the order of steps, however the function or the put ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings, TTLs and counts of a cache, as values."""
+"""The data model of a cache: settings, TTLs, entries and counts."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def together(cache: LRUCache, count: _Count, concurrency: int) -> tuple[Flow[Non
 
 
 def answer(step: Step) -> Any:
-    """Return the reply of a server without values to a step, or call the user's function."""
+    """Answer a step with the result of the user's function, or with the reply of a server that stores no values."""
     if isinstance(step, Call):
         return step.function()
     if isinstance(step, Shielded):

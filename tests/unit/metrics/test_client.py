@@ -1,4 +1,4 @@
-"""A collector rejects invalid arguments, and then keeps and sends nothing."""
+"""A collector rejects a call with invalid arguments, and neither keeps nor sends anything of this call."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ PAYLOAD = b"payload"
 LATE = (TimeoutError(), RedisTimeoutError("Timeout reading from socket"))
 
 
-class Name(str):  # noqa: SLOT000  unlike a str, a Name can have weak references
+class Name(str):  # noqa: SLOT000  unlike a str, a Name can be weakly referenced
     """Stands for a connection."""
 
 

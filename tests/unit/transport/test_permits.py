@@ -146,7 +146,7 @@ def test_interrupts_do_lose_manually_counted_permits() -> None:
 
 
 def test_every_released_permit_wakes_a_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two releases before any waiter runs cause only one wake-up. The first waiter then wakes the second."""
+    """If two permits are released before a waiter runs, only one waiter is woken. This waiter wakes the other."""
     monkeypatch.setattr("agentperf_redis.transport.permits._POLL_S", 30.0)
     permits = Permits(2)
     held = acquired(permits, 2)
@@ -154,7 +154,7 @@ def test_every_released_permit_wakes_a_waiter(monkeypatch: pytest.MonkeyPatch) -
     waiters = [threading.Thread(target=lambda: got.put(permits.acquire(60.0)), daemon=True) for _ in range(2)]
     for waiter in waiters:
         waiter.start()
-    time.sleep(0.05)  # usually, both waiters wait now; a later one finds a free permit
+    time.sleep(0.05)  # usually, both waiters wait now; a waiter that starts later finds a free permit
     for permit in held:
         permits.release(permit)
     del held[:], permit
