@@ -143,11 +143,7 @@ class _Item:
         self.index = index
         self.command = command
         self.by_source = False
-        """Whether to send the source of the script instead of its hash.
-
-        It is set when a node does not know the script. It then stays set, because after an ASK redirect the next node
-        may not know the script either.
-        """
+        """Whether to send the source of the script instead of its hash. Once set, it stays set."""
         self.at_once = False
         """Whether to retry the command without a backoff."""
         self.maybe_applied = False
@@ -267,6 +263,8 @@ class _Context:
     def __init__(self, topology: Topology, end: float, settle: Settle, now: Callable[[], float]) -> None:
         self.topology = topology
         self.settle = settle
+        self.lacking: set[tuple[Node, str]] = set()
+        """Nodes and hashes of the scripts that they do not know, as after a failover or a SCRIPT FLUSH."""
         self._end = end
         self._now = now
 
@@ -378,6 +376,8 @@ def _send(
     """Send one pipeline and settle the answered items. Return the failure that interrupted the pipeline, if any."""
     asking = items[0].node is not None
     broken = None
+    if context.lacking:
+        _add_sources(node, items, context)
     try:
         replies = yield Exchange(
             node, _payload(items, asking=asking), len(items) * (1 + asking), context.attempt_timeout()
@@ -388,6 +388,19 @@ def _send(
         replies = replies[1::2]
     yield from _take(node, items, replies, broken, context, waiting)
     return broken
+
+
+def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
+    """Let the first command of each script that the node lacks carry the source.
+
+    The commands behind it find the script loaded. If every command carried the source, 500 puts would be 13 MB long.
+    """
+    loading: set[str] = set()
+    for item in items:
+        script = item.command.script
+        if isinstance(script, Script) and (node, script.sha) in context.lacking and script.sha not in loading:
+            item.by_source = True
+            loading.add(script.sha)
 
 
 def _take(
@@ -415,10 +428,17 @@ def _take(
             waiting += unanswered
         if not broken.local:
             context.topology.doubt()
+    loaded: set[str] = set()
     for item, reply in zip(items, replies, strict=True):
         item.node = None
         if not isinstance(reply, ServerError):
+            if item.by_source and isinstance(item.command.script, Script):
+                loaded.add(item.command.script.sha)
+                context.lacking.discard((node, item.command.script.sha))
             context.settle(item.index, _decoded(item.command, reply))
+        elif reply.text.startswith("NOSCRIPT"):
+            _note_unknown_script(item, node, loaded, context)
+            waiting.append(item)
         elif reply.text.startswith("WRONGTYPE"):
             context.settle(item.index, (yield from _wrong_type(item.command, node, max(0.05, context.left()))))
         else:
@@ -428,6 +448,26 @@ def _take(
                 waiting.append(item)
             else:
                 context.settle(item.index, error)
+
+
+def _note_unknown_script(item: _Item, node: Node, loaded: set[str], context: _Context) -> None:
+    """Retry a command at once, because its node does not know its script and so did not run it.
+
+    Args:
+        item: the command.
+        node: the node that replied.
+        loaded: hashes of the scripts that earlier commands of the same pipeline have loaded.
+        context: the delivery.
+    """
+    item.at_once = True
+    item.unresponsive = None
+    script = item.command.script
+    if not isinstance(script, Script):
+        return
+    if script.sha in loaded:  # behind a proxy, each command may reach another server
+        item.by_source = True
+    else:
+        context.lacking.add((node, script.sha))
 
 
 def _payload(items: list[_Item], *, asking: bool) -> bytes:
@@ -456,10 +496,7 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
     """Return the error for the caller of a command, or None to retry the command."""
     address = topology.address.masked
     code, _, detail = text.partition(" ")
-    item.at_once = code in ("NOSCRIPT", "ASK")
-    if code == "NOSCRIPT":
-        item.by_source = True
-        return None
+    item.at_once = code == "ASK"
     if code in ("MOVED", "ASK"):
         if topology.fixed:
             scheme = "rediss+cluster" if topology.address.tls else "redis+cluster"

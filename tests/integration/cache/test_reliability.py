@@ -318,6 +318,20 @@ def test_unloaded_script_is_not_a_repetition(call: Call, own_server: Server, con
     assert call(cache, "get", "k") == 2
 
 
+def test_unloaded_script_is_sent_once_for_all_puts(
+    call: Call, own_server: Server, connect: Callable[..., Backend]
+) -> None:
+    cache = LRUCache(max_size=1000, backend=connect(own_server.url))
+    call(cache, "put", "k", 1)
+    with own_server.client() as client:
+        client.script_flush()
+        client.config_resetstat()
+        assert call(cache, "put_many", {f"k{number}": number for number in range(600)}) == 600
+        assert client.info("commandstats")["cmdstat_eval"]["calls"] == 1
+        assert client.info("stats")["total_net_input_bytes"] < 1_000_000  # 500 copies of the script are 13 MB
+    assert call(cache, "get", "k599") == 599
+
+
 def test_emptied_server_gets_its_settings_again(
     call: Call, own_server: Server, connect: Callable[..., Backend]
 ) -> None:

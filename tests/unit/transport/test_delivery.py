@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from agentperf_redis.transport.topology import Node, Topology, key_slot
 
 SCRIPT = Script("namespace/open")
 Answer = list[Any] | ExchangeFailed
+ONE_SERVER = Topology(parse_url("redis://h:1/0"))
 
 
 def echo(key: str) -> Command[bytes]:
@@ -78,6 +80,73 @@ def test_only_the_unknown_script_is_resent_as_source() -> None:
     assert b"EVALSHA" in exchanges[0].payload
     assert exchanges[1].count == 1
     assert SCRIPT.source.encode() in exchanges[1].payload
+
+
+UNKNOWN = ServerError("NOSCRIPT No matching script.")
+
+
+class ScriptedNode:
+    """A simulated node that knows a script only after an EVAL. `forgetful` nodes forget it at once, like a proxy that
+    sends each command to another server."""
+
+    def __init__(self, *, forgetful: bool = False) -> None:
+        self.evals: list[int] = []
+        """Number of commands with the source of the script, for each pipeline."""
+        self._known = False
+        self._forgetful = forgetful
+
+    def __call__(self, step: Exchange) -> Answer:
+        replies: list[Any] = []
+        self.evals.append(0)
+        for name in re.findall(rb"\r\n(EVALSHA|EVAL)\r\n", step.payload):
+            if name == b"EVAL":
+                self.evals[-1] += 1
+                self._known = not self._forgetful
+            replies.append([1] if name == b"EVAL" or self._known else UNKNOWN)
+        assert len(replies) == step.count
+        return replies
+
+
+@pytest.mark.parametrize(("count", "pipelines"), [(500, [0, 1]), (1200, [0, 1, 0, 0])])
+def test_batch_sends_an_unknown_script_once(count: int, pipelines: list[int]) -> None:
+    node = ScriptedNode()
+    results, exchanges = drive([scripted(f"k{n}") for n in range(count)], ONE_SERVER, Clock(), node)
+    assert results == [[1]] * count
+    assert node.evals == pipelines
+    assert sum(len(step.payload) for step in exchanges) < count * 400 + len(SCRIPT.source)
+
+
+def test_every_command_carries_its_script_behind_a_proxy() -> None:
+    node = ScriptedNode(forgetful=True)
+    results, _ = drive([scripted(f"k{n}") for n in range(500)], ONE_SERVER, Clock(), node)
+    assert results == [[1]] * 500
+    assert node.evals == [0, 1, 499]
+
+
+def test_broken_batch_repeats_only_unanswered_commands() -> None:
+    """The node restarts empty in the middle of the pipeline that loads the script."""
+    answers: list[Answer] = [
+        [UNKNOWN] * 4,
+        ExchangeFailed("reset", sent=True, replies=[[1], [2]]),
+        [UNKNOWN, UNKNOWN],
+        [[3], [4]],
+    ]
+    results, exchanges = run([scripted(f"k{n}", {"epoch": "again"}) for n in range(4)], answers)
+    assert results == [[1], [2], [3], [4]]
+    assert [step.payload.count(SCRIPT.source.encode()) for step in exchanges] == [0, 1, 0, 1]
+    assert [step.payload.count(b"again") for step in exchanges] == [0, 0, 2, 2]
+
+
+def test_each_node_gets_an_unknown_script_once() -> None:
+    nodes = {Node("n1", 1): ScriptedNode(), Node("n2", 2): ScriptedNode()}
+
+    def answer(step: Exchange) -> Answer:
+        return [LAYOUT] if step.node.host == "seed" else nodes[step.node](step)
+
+    commands = [scripted(f"k{n}") for n in range(100)]
+    results, _ = drive(commands, Topology(parse_url("redis+cluster://seed:7")), Clock(), answer)
+    assert results == [[1]] * 100
+    assert [node.evals for node in nodes.values()] == [[0, 1], [0, 1]]
 
 
 def test_retry_after_lost_reply_uses_resend_arguments() -> None:
