@@ -507,8 +507,7 @@ def _read_error(item: _Item, text: str, node: Node, topology: Topology) -> Agent
             topology.doubt()
             item.reason = "the Cluster is being rearranged"
         else:
-            host, _, port = detail.rpartition(" ")[2].rpartition(":")
-            item.node = Node(host or node.host, int(port))  # an empty host stands for the node that replied
+            item.node = topology.redirected(detail.rpartition(" ")[2], node)
         return None
     meaning = transient_reason(text)
     if meaning is not None:

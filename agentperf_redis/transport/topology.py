@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from binascii import crc_hqx
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agentperf_redis.command import Reply
 from agentperf_redis.transport.address import Address, ServerKind
 from agentperf_redis.transport.resp import ServerError, pack
 
 SLOTS = 16384
+_UNKNOWN_HOST = "?"
+"""Announced instead of a host name by a node that is to announce its host name and has none."""
 
 
 class Node(NamedTuple):
@@ -81,6 +83,27 @@ class Topology:
         """Whether commands may be sent to this node under the current layout."""
         return node in self._slots.values() if self.scattered else node == self._primary
 
+    @property
+    def primaries(self) -> tuple[Node, ...]:
+        """The known nodes that serve keys, in the order of their slots."""
+        if self.scattered:
+            return tuple(dict.fromkeys(self._slots.values()))
+        return () if self._primary is None else (self._primary,)
+
+    def redirected(self, address: str, source: Node) -> Node:
+        """Return the node that a redirect names.
+
+        Args:
+            address: host and port in the redirect.
+            source: the node that sent it.
+        """
+        host, _, port = address.rpartition(":")
+        if host == _UNKNOWN_HOST:
+            known = [node for node in self.primaries if node.port == int(port)]
+            if len(known) == 1:
+                return known[0]
+        return Node(source.host if host in ("", _UNKNOWN_HOST) else host, int(port))
+
     def doubt(self) -> None:
         """Mark the layout as possibly out of date."""
         self.doubtful = not self.fixed
@@ -114,10 +137,8 @@ class Topology:
                 self.doubtful = False
                 return ""
             slots: dict[int, Node] = {}
-            for start, end, primary, *_ in reply:
-                # A node that does not know its own address yet sends an empty one: it means the node that replied.
-                node = Node(primary[0].decode() if primary[0] else source.host, int(primary[1]))
-                slots.update(dict.fromkeys(range(start, end + 1), node))
+            for start, end, primary, *_ in sorted(reply, key=lambda entry: int(entry[0])):
+                slots.update(dict.fromkeys(range(start, end + 1), _announced(primary, source)))
         except (AttributeError, IndexError, TypeError, ValueError):
             return f"{source.host}:{source.port} did not return a layout"
         if not slots:
@@ -125,3 +146,16 @@ class Topology:
         self._slots = slots
         self.doubtful = False
         return ""
+
+
+def _announced(primary: Any, source: Node) -> Node:
+    """Return the node in an entry of CLUSTER SLOTS: host, port, id, other addresses as names and values.
+
+    The host is null or empty if clients must use the address at which they reached the node that replied (documented
+    for the command CLUSTER SLOTS). It is ``?`` if the host name is unknown; the other addresses contain the IP address.
+    """
+    host = primary[0].decode() if primary[0] else ""
+    if host == _UNKNOWN_HOST:
+        others = primary[3] if len(primary) > 3 else []
+        host = dict(zip(others[::2], others[1::2], strict=False)).get(b"ip", b"").decode()
+    return Node(host or source.host, int(primary[1]))

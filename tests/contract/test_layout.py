@@ -81,7 +81,6 @@ PROVEN_BY = {
     "transport/pubsub/listener.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/subscriptions.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/resp.py": f"{INTEGRATION}/transport/test_executor.py",
-    "transport/topology.py": f"{INTEGRATION}/transport/test_cluster.py",
 }
 
 

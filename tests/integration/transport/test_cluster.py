@@ -97,3 +97,27 @@ return redis.call('SET', 'elsewhere', 1)
 def test_dead_seed_is_skipped(server: Server, connect: Callable[..., Backend], run: Run, namespace: str) -> None:
     backend = connect(server.url.replace("redis+cluster://", "redis+cluster://127.0.0.1:1,"))
     assert run(backend, add(namespace)) == 1
+
+
+@pytest.mark.parametrize("endpoint", ["hostname", "unknown-endpoint"])
+def test_nodes_without_a_host_name_are_reached(
+    start_server: Callable[..., Server], connect: Callable[..., Backend], run: Run, namespace: str, endpoint: str
+) -> None:
+    """The nodes announce ``?`` or no host, in the layout and in redirects."""
+    server = start_server("cluster", "--cluster-preferred-endpoint-type", endpoint)
+    backend = connect(server.url)
+    names = [f"counter-{number}" for number in range(30)]
+    assert [run(backend, add(namespace, name=name)) for name in names] == [1] * 30
+    slot = key_slot(f"{namespace}:{names[0]}")
+    source = server.nodes[slot * len(server.nodes) // SLOTS]
+    target = next(node for node in server.nodes if node is not source)
+    ids = node_ids(server)
+    with source.client() as old, target.client() as new:
+        new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+        old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+        old.execute_command("MIGRATE", "127.0.0.1", target.port, f"{namespace}:{names[0]}", 0, 5000)
+        read = Command("GET", (f"{namespace}:{names[0]}",), (), lambda reply: reply)
+        assert run(backend, read) == b"1"  # redirected once (ASK)
+        for client in (new, old):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+    assert run(backend, add(namespace, name=names[0])) == 2  # redirected (MOVED)
