@@ -21,7 +21,10 @@ from agentperf_redis.transport.resp import ServerError, pack, pack_call
 SCHEMA = 1
 """Major version of the data model. A namespace with a higher version is refused and left unchanged."""
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
-"""Oldest supported servers. The scripts need SPUBLISH, and need to free memory on a server at its maxmemory."""
+"""Oldest supported servers. The scripts need SPUBLISH, and need to free memory on a server at its maxmemory.
+
+A server of any other name counts its versions in its own way, so it is not judged by its version.
+"""
 REPLIES = 2
 
 _OPEN = Script("namespace/open")
@@ -92,8 +95,8 @@ class Handshake:
             version = tuple(int(part) for part in facts[b"version"].decode().split(".")[:3])
         except (AttributeError, KeyError, TypeError, ValueError):
             return None  # perhaps a proxy; if it is unsuitable, the scripts will fail
-        if version >= OLDEST.get(server, OLDEST["redis"]):
-            return None
+        if server not in OLDEST or version >= OLDEST[server]:
+            return None  # if a server of another name is unsuitable, the scripts will fail
         needed = " or ".join(f"{name.capitalize()} {dotted(oldest)}" for name, oldest in OLDEST.items())
         return SchemaMismatch(f"{server} at {self._address}", dotted(version), f"{needed}, or newer")
 

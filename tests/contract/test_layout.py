@@ -75,7 +75,6 @@ PROVEN_BY = {
     "transport/async_executor.py": f"{INTEGRATION}/transport/test_executor.py",
     "transport/connector.py": f"{INTEGRATION}/transport/test_tls.py",
     "transport/executor.py": f"{INTEGRATION}/transport/test_executor.py",
-    "transport/handshake.py": f"{INTEGRATION}/transport/test_outages.py",
     "transport/pubsub/bus.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/connection.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",
     "transport/pubsub/listener.py": f"{INTEGRATION}/transport/pubsub/test_bus.py",

@@ -1,0 +1,68 @@
+"""Tests of the judgement of a server by the replies to the handshake."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import fakeredis
+import pytest
+
+from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.errors import SchemaMismatch
+from agentperf_redis.transport.handshake import Handshake
+from agentperf_redis.transport.resp import ServerError
+
+OPENED = [1, b"1", b"epoch"]
+
+
+def judged(hello: Any) -> Any:
+    return Handshake("redis://h:1/0", "ns", lambda _: None).parse([hello, OPENED])
+
+
+@pytest.mark.parametrize(
+    ("server", "version"),
+    [
+        (b"redis", b"7.0.0"),
+        (b"redis", b"8.10.1"),
+        (b"valkey", b"7.2.5"),
+        (b"fakeredis", b"2.41.0"),
+        (b"another server", b"1"),
+    ],
+)
+def test_supported_and_unknown_servers_are_accepted(server: bytes, version: bytes) -> None:
+    assert judged([b"server", server, b"version", version, b"proto", 2]) is None
+
+
+@pytest.mark.parametrize("hello", [ServerError("ERR unknown command 'HELLO'"), None, [b"server"], [b"server", None]])
+def test_server_without_a_name_is_accepted(hello: Any) -> None:
+    assert judged(hello) is None
+
+
+@pytest.mark.parametrize(("server", "version"), [("redis", "6.2.14"), ("valkey", "7.1.9")])
+def test_old_servers_are_refused(server: str, version: str) -> None:
+    refusal = judged([b"server", server.encode(), b"version", version.encode()])
+    assert isinstance(refusal, SchemaMismatch)
+    assert (refusal.where, refusal.found) == (f"{server} at redis://h:1/0", version)
+
+
+def test_services_work_on_the_server_of_fakeredis() -> None:
+    server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        with AgentPerf(f"redis://127.0.0.1:{server.server_address[1]}") as perf:
+            lb, cache = perf.balancer(), perf.cache("answers")
+            lb.register_instance(AgentInstance("coder-1", "coder", max_capacity=1))
+            with lb.lease("coder"):
+                assert lb.acquire("coder") is None
+            assert cache.put("a", 1)
+            assert cache.get("a") == 1
+            perf.metrics.record_execution("planner", 0.1, success=True)
+            assert perf.metrics.flush()
+            assert perf.metrics.snapshots()["planner"].task_count == 1
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
