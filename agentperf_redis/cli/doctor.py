@@ -13,16 +13,17 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from agentperf_redis import keys
 from agentperf_redis.backend import Backend
+from agentperf_redis.cli.attempts import Refusal, refusals
 from agentperf_redis.cli.console import Exit, Target, counted, out, print_json
 from agentperf_redis.command import Command, Reply
-from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, shown
-from agentperf_redis.transport.address import Address, ServerKind
+from agentperf_redis.errors import AgentPerfError
+from agentperf_redis.transport.address import ServerKind
 from agentperf_redis.transport.connector import Connector
+from agentperf_redis.transport.delivery import ExchangeFailed, unavailable
 from agentperf_redis.transport.executor import Executor
-from agentperf_redis.transport.handshake import OLDEST
-from agentperf_redis.transport.topology import Topology
+from agentperf_redis.transport.handshake import OLDEST, Handshake
+from agentperf_redis.transport.topology import Node, Topology
 
 PROBES = 100
 _SLOW_P99_MS = 10.0
@@ -71,40 +72,113 @@ def examine(backend: Backend) -> list[Diagnosis]:
     Raises:
         BackendUnavailable: the server or a primary does not reply.
     """
-    findings = []
-    for name, server in _servers(backend):
-        with contextlib.closing(server):
-            latency = assess_latency(_round_trips_ms(server))  # first, since this fails if the server is unreachable
-            findings += [replace(finding, node=name) for finding in (*_assess_facts(server), latency)]
-    return [*findings, _assess_handshake(backend)]
+    findings: list[Diagnosis] = []
+    topology = find_layout(backend)
+    for node in topology.primaries:
+        findings += _examine_node(backend, topology, node)
+    return [*findings, _assess_scripts(backend)]
+
+
+def _examine_node(backend: Backend, topology: Topology, node: Node) -> Iterator[Diagnosis]:
+    """Examine one server.
+
+    The connections make no handshake, so that a server is examined even if it is too old or its namespace is too new.
+    """
+    address, name = backend.address, ""
+    if topology.scattered:
+        address = replace(address, kind=ServerKind.STANDALONE, nodes=((node.host, node.port),))
+        name = f"{node.host}:{node.port}"
+    try:
+        refused = refusals(Connector(address), topology, node, backend.namespace, backend.deadline)
+    except ExchangeFailed as failed:
+        raise unavailable(address.masked, maybe_applied=False, reason=failed.reason) from None
+    with contextlib.closing(Executor(Connector(address), Topology(address), None, backend.deadline, None)) as server:
+        findings = [*assess_commands(refused, backend.namespace), *_assess_facts(server), _assess_round_trips(server)]
+    for finding in findings:
+        yield replace(finding, node=name)
+
+
+def find_layout(backend: Backend) -> Topology:
+    """Return the layout from the first node that reports it."""
+    address, fault = backend.address, ""
+    topology, connector = Topology(address), Connector(address)
+    for _ in range(topology.sources):
+        if topology.doubtful:
+            node, request = topology.layout_request()
+            try:
+                fault = topology.learn(node, connector.request(node, request, backend.deadline))
+            except ExchangeFailed as failed:
+                fault = failed.reason
+    if topology.doubtful:
+        raise unavailable(address.masked, maybe_applied=False, reason=fault)
+    return topology
+
+
+def assess_commands(refused: Sequence[Refusal], namespace: str) -> list[Diagnosis]:
+    """Report the commands that the server refused, with its reason."""
+    if not refused:
+        return [Diagnosis("commands", "ok", "the server runs every command that the library needs")]
+    return [
+        Diagnosis("commands", "bad", f"{', '.join(each.commands)}: {each.text}", _remedy(each, namespace))
+        for each in refused
+    ]
+
+
+def _remedy(refusal: Refusal, namespace: str) -> str:
+    text = refusal.text.lower()
+    if "unknown" in text:
+        return "the server does not have the command, or rename-command gives it another name"
+    if not any(sign in text for sign in ("noperm", "permission", "acl", "can't run")):
+        return ""
+    if "channel" in text:
+        return f"grant &{namespace}:*"
+    if "key" in text:
+        return f"grant ~{namespace}:*"
+    rights = ("+cluster|slots" if name == "CLUSTER" else f"+{name.lower()}" for name in refusal.commands)
+    return f"grant {' '.join(rights)}; the README has the rights of an ACL user"
+
+
+def _assess_round_trips(server: Executor) -> Diagnosis:
+    try:
+        return assess_latency(_round_trips_ms(server))
+    except AgentPerfError as error:  # the user may not run ECHO
+        return Diagnosis("latency", "note", str(error))
 
 
 def _assess_facts(server: Executor) -> list[Diagnosis]:
     try:
         facts = _facts(server)
     except AgentPerfError as error:  # the user may not run INFO; the other findings still help
-        return [Diagnosis("facts", "note", str(error), "grant +info to check version, eviction, memory and so on")]
+        return [
+            Diagnosis(
+                "facts",
+                "note",
+                str(error),
+                "version, eviction, memory and so on cannot be checked without INFO (+info)",
+            )
+        ]
     assessments = (assess_version, assess_eviction, assess_memory, assess_persistence, assess_replication)
     return [assess(facts) for assess in assessments]
 
 
-def _assess_handshake(backend: Backend) -> Diagnosis:
-    """Check that scripts run, and that the server and the namespace have supported versions."""
+def _assess_scripts(backend: Backend) -> Diagnosis:
+    """Check that the first script runs, and that the server and the namespace have supported versions."""
+    opening = Handshake(backend.address.masked, backend.namespace, lambda _: None).opening()
     try:
-        exists = backend.run(Command("EXISTS", (keys.meta(backend.namespace),), (), lambda reply: reply))
+        backend.run(opening)
     except AgentPerfError as error:
         return Diagnosis("scripts", "bad", str(error), "the library cannot work here")
-    return Diagnosis(
-        "scripts", "ok" if exists == 1 else "bad", "run" if exists == 1 else "the first script wrote nothing"
-    )
+    return Diagnosis("scripts", "ok", "run")
 
 
 def assess_version(facts: Mapping[str, str]) -> Diagnosis:
     """Check that the server is new enough."""
     name = "valkey" if "valkey_version" in facts else "redis"
-    text = facts.get("valkey_version") or facts.get("redis_version", "")
+    text = facts.get(f"{name}_version", "")
+    if not text:
+        return Diagnosis("version", "note", "not reported", "the library was tested on Redis and Valkey only")
     version = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
-    if version and version < OLDEST[name]:
+    if version < OLDEST[name]:
         oldest = ".".join(map(str, OLDEST[name]))
         return Diagnosis("version", "bad", f"{name} {text}", f"the oldest supported version is {oldest}")
     if facts.get("arch_bits", "64") != "64":  # the scripts format microseconds as integers of the machine's size
@@ -184,50 +258,6 @@ def assess_latency(times_ms: list[float]) -> Diagnosis:
     if p99 > _SLOW_P99_MS:
         return Diagnosis("latency", "note", found, "slow: move the workers nearer, or look for slow commands (SLOWLOG)")
     return Diagnosis("latency", "ok", found)
-
-
-def _servers(backend: Backend) -> Iterator[tuple[str, Executor]]:
-    """Yield the name and an executor of each primary. Outside a Cluster the name is empty.
-
-    The executors make no handshake, so that a server is examined even if it is too old or its namespace is too new.
-    """
-    address = backend.address
-
-    def executor(target: Address) -> Executor:
-        return Executor(Connector(target), Topology(target), None, backend.deadline, None)
-
-    if address.kind is not ServerKind.CLUSTER:
-        yield "", executor(address)
-        return
-    for host, port in _layout([(seed, executor(_node(address, *seed))) for seed in address.nodes]):
-        yield f"{host}:{port}", executor(_node(address, host, port))
-
-
-def _node(address: Address, host: str, port: int) -> Address:
-    return replace(address, kind=ServerKind.STANDALONE, nodes=((host, port),))
-
-
-def _layout(seeds: Sequence[tuple[tuple[str, int], Executor]]) -> list[tuple[str, int]]:
-    """Return the primaries from the first node that replies."""
-    for (host, _), seed in seeds:
-        with contextlib.closing(seed):
-            try:
-                found = seed.run(Command("CLUSTER", (), ("SLOTS",), _primaries))
-            except BackendUnavailable:
-                if seed is seeds[-1][1]:
-                    raise
-            else:
-                return [(name or host, port) for name, port in found]  # a node may not know its own host
-    return []
-
-
-def _primaries(reply: Reply) -> list[tuple[str, int]]:
-    """Parse the primaries from CLUSTER SLOTS, in slot order. A host is empty if the node does not know its own host."""
-    try:
-        found = [(primary[0].decode() if primary[0] else "", int(primary[1])) for _, _, primary, *_ in sorted(reply)]
-    except (AttributeError, IndexError, TypeError, ValueError):
-        raise CorruptState("CLUSTER SLOTS", f"an unexpected reply {shown(reply)}") from None
-    return list(dict.fromkeys(found))
 
 
 def _facts(server: Executor) -> dict[str, str]:

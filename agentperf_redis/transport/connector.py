@@ -85,7 +85,11 @@ class Connector:
         return kind(host=node.host, port=node.port, **kwargs)
 
     def request(self, node: Node, payload: bytes, timeout_s: float) -> Reply:
-        """Send one request to a node on a temporary connection, and return the reply.
+        """Send one request to a node on a temporary connection, and return the reply. Raises as `requests`."""
+        return self.requests(node, payload, 1, timeout_s)[0]
+
+    def requests(self, node: Node, payload: bytes, count: int, timeout_s: float) -> list[Reply]:
+        """Send `count` requests to a node on a temporary connection, and return the replies.
 
         Raises:
             ExchangeFailed: the node was unreachable or did not answer in time.
@@ -95,7 +99,7 @@ class Connector:
         try:
             connection.connect()
             send(connection, payload, end)
-            return read(connection, end)
+            return [read(connection, end) for _ in range(count)]
         except (RedisError, OSError) as error:
             raise self.unconnected(error) from None
         finally:

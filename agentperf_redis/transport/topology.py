@@ -156,6 +156,6 @@ def _announced(primary: Any, source: Node) -> Node:
     """
     host = primary[0].decode() if primary[0] else ""
     if host == _UNKNOWN_HOST:
-        others = primary[3] if len(primary) > 3 else []
+        others = primary[3] if primary[3:] else []
         host = dict(zip(others[::2], others[1::2], strict=False)).get(b"ip", b"").decode()
     return Node(host or source.host, int(primary[1]))

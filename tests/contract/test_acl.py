@@ -7,14 +7,18 @@ import re
 import shlex
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import redis
 from typer.testing import CliRunner
 
 from agentperf_redis import AgentInstance, AgentPerf
+from agentperf_redis.backend import Backend
+from agentperf_redis.cli import attempts, doctor
 from agentperf_redis.cli.app import app
+from agentperf_redis.transport.address import ServerKind
+from agentperf_redis.transport.connector import Connector
 from tests.support.places import ROOT
 from tests.support.servers import Raw, Server, wait_until
 
@@ -26,6 +30,11 @@ def readme_rules() -> list[str]:
     acl, setuser, _, *rules = shlex.split(found[1].replace("\\\n", " "))
     assert (acl, setuser) == ("ACL", "SETUSER")
     return rules
+
+
+def readme_rights() -> list[str]:
+    """Return the commands that the README grants, in lower case."""
+    return [rule[1:] for rule in readme_rules() if rule.startswith("+")]
 
 
 @dataclass
@@ -157,6 +166,51 @@ def test_readme_rights_match_the_commands_in_use() -> None:
             text = path.read_text()
             sent |= set(re.findall(r'(?:Command\(\s*|pack\(\(|how = \(|else \()"([A-Z]+)"', text))
             sent |= {word.upper() for word in re.findall(r'request\((?:channel, )?"([a-z]+)"', text)}  # by the bus
-    granted = {rule[1:].upper().partition("|")[0] for rule in readme_rules() if rule.startswith("+")}
+    granted = {right.upper().partition("|")[0] for right in readme_rights()}
     handshake = {"SELECT"}  # AUTH and HELLO need no right
     assert granted == (called | sent | handshake | {"ECHO"}) - {"HELLO", "SENTINEL"}
+    assert {words[0] for words in attempts.script_calls("k", "c")} == called
+    clients = [*attempts.client_calls("k", 0, clustered=True), *attempts.bus_calls("c")]
+    assert {words[0] for words in clients} | {"EVAL", "EVALSHA"} == (sent | handshake) - {"HELLO", "SENTINEL"}
+
+
+@pytest.mark.every_server
+def test_doctor_names_each_right_that_is_missing(user: User, namespace: str) -> None:
+    """The user loses each right once, and `doctor` reports it with the words of the server."""
+    backend = Backend(user.url, namespace=namespace)
+    assert commands_of(doctor.examine(backend)) == {("ok", "")}
+    assert set(user.refused()) == {"command info"}
+    clustered = backend.address.kind is ServerKind.CLUSTER
+    (node, *_) = doctor.find_layout(backend).primaries
+    topology = doctor.find_layout(backend)
+    connector = Connector(replace(backend.address, kind=ServerKind.STANDALONE, nodes=((node.host, node.port),)))
+    owner = next(each for each in user.server.nodes if each.port == node.port)
+    with owner.client() as client:
+        for right in readme_rights():
+            if right in ("asking", "cluster|slots") and not clustered:
+                continue
+            client.execute_command("ACL", "SETUSER", user.name, f"-{right}")
+            refused = attempts.refusals(connector, topology, node, namespace, 5.0)
+            client.execute_command("ACL", "SETUSER", user.name, f"+{right}")
+            named = {name.lower() for each in refused for name in each.commands}
+            assert named == {right.partition("|")[0]}
+            for finding in doctor.assess_commands(refused, namespace):
+                assert finding.level == "bad"
+                assert re.search("NOPERM|ACL|can't run", finding.found), finding
+                assert f"+{right}" in finding.advice
+    backend.close()
+
+
+def commands_of(findings: list[doctor.Diagnosis]) -> set[tuple[str, str]]:
+    return {(each.level, each.advice) for each in findings if each.subject == "commands"}
+
+
+@pytest.mark.parametrize(("rule", "advice"), [("resetkeys", "grant ~"), ("resetchannels", "grant &")])
+def test_doctor_names_missing_patterns(user: User, namespace: str, rule: str, advice: str) -> None:
+    for node in user.server.nodes:
+        with node.client() as client:
+            client.execute_command("ACL", "SETUSER", user.name, rule)
+    backend = Backend(user.url, namespace=namespace)
+    found = commands_of(doctor.examine(backend))
+    assert found == {("bad", f"{advice}{namespace}:*")}
+    backend.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -72,3 +74,17 @@ class Fake:
         """Close both clients."""
         self.client.close()
         self._bytes.close()
+
+
+@contextmanager
+def fake_server() -> Iterator[str]:
+    """Run the TCP server of fakeredis, and yield its URL. The server calls itself fakeredis and lacks INFO."""
+    server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"redis://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis.cli import console
-from tests.support.commandline import FAILURE, OK, Run
+from tests.support.commandline import FAILURE, OK, UNREACHABLE, Run
 from tests.support.servers import Server
 
 
@@ -18,7 +18,7 @@ def test_doctor_examines_the_server(agentperf: Run, server: Server, namespace: s
     document: dict[str, Any] = json.loads(done.stdout)
     levels = {finding["subject"]: finding["level"] for finding in document["findings"]}
     assert (done.returncode, document["healthy"]) == (OK, True)
-    assert set(levels) == {"version", "scripts", "eviction", "memory", "persistence", "role", "latency"}
+    assert set(levels) == {"commands", "version", "scripts", "eviction", "memory", "persistence", "role", "latency"}
     assert (levels["version"], levels["scripts"], levels["eviction"]) == ("ok", "ok", "ok")
 
 
@@ -76,6 +76,58 @@ def test_doctor_works_without_the_info_right(
     done = agentperf("doctor", "--url", url, "--namespace", namespace, "--json")
     assert done.returncode == OK
     found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
-    assert set(found) == {"facts", "scripts", "latency"}
+    assert set(found) == {"commands", "facts", "scripts", "latency"}
     assert found["facts"]["level"] == "note"
     assert "NOPERM" in found["facts"]["found"]
+
+
+@pytest.mark.parametrize("command", ["EVALSHA", "SPUBLISH", "SSUBSCRIBE", "HSET"])
+def test_doctor_reports_a_renamed_command(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str, command: str
+) -> None:
+    server = start_server("valkey", "--rename-command", command, "HIDDEN")
+    done = agentperf("doctor", "--url", server.url, "--namespace", namespace, "--json")
+    assert done.returncode == FAILURE
+    (bad,) = (finding for finding in json.loads(done.stdout)["findings"] if finding["subject"] == "commands")
+    assert bad["level"] == "bad"
+    assert bad["found"].startswith(f"{command}: ERR ")
+    assert "unknown" in bad["found"].lower()
+    assert "rename-command" in bad["advice"]
+
+
+@pytest.mark.parametrize("right", ["eval", "evalsha"])
+def test_doctor_shows_the_words_of_the_server(
+    agentperf: Run, start_server: Callable[..., Server], namespace: str, right: str
+) -> None:
+    server = start_server("valkey")
+    with server.client() as client:
+        client.execute_command(f"ACL SETUSER me on >pw ~* &* +@all -{right}")
+    done = agentperf("doctor", "--url", f"redis://me:pw@127.0.0.1:{server.port}", "--namespace", namespace, "--json")
+    assert done.returncode == FAILURE
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    for subject in ("commands", "scripts"):
+        assert found[subject]["level"] == "bad"
+        assert f"'{right}'" in found[subject]["found"]
+        assert "NOPERM" in found[subject]["found"]
+    assert found["commands"]["advice"].startswith(f"grant +{right};")
+
+
+def test_doctor_leaves_no_keys(agentperf: Run, start_server: Callable[..., Server], namespace: str) -> None:
+    server = start_server("valkey")
+    with server.client() as client:
+        client.execute_command("ACL SETUSER me on >pw ~* &* +@all -unlink -pexpireat")
+        url = f"redis://me:pw@127.0.0.1:{server.port}"
+        assert agentperf("doctor", "--url", url, "--namespace", namespace).returncode == FAILURE
+        (scratch,) = client.scan_iter("*{doctor:*")
+        assert 0 < client.pttl(scratch) <= 10_000
+        assert agentperf("doctor", "--url", server.url, "--namespace", namespace).returncode == OK
+        assert list(client.scan_iter("*{doctor:*")) == [scratch]
+
+
+def test_doctor_reports_a_server_that_is_down(agentperf: Run, start_server: Callable[..., Server]) -> None:
+    server = start_server("valkey")
+    server.kill()
+    for url in (server.url, f"redis+cluster://127.0.0.1:{server.port}"):
+        done = agentperf("doctor", "--url", url, "--timeout", "1")
+        assert done.returncode == UNREACHABLE
+        assert f"127.0.0.1:{server.port}" in done.stderr

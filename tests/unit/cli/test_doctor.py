@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from agentperf_redis.backend import Backend
 from agentperf_redis.cli import doctor
+from agentperf_redis.cli.attempts import Refusal
+from tests.support.fake import fake_server
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,40 @@ def test_latency_is_slow_above_10_ms_p99(times_ms: list[float], level: str, foun
 )
 def test_versions_below_the_oldest_are_bad(facts: dict[str, str], level: str) -> None:
     assert doctor.assess_version(facts).level == level
+
+
+def test_server_without_a_version_gets_a_note() -> None:
+    finding = doctor.assess_version({"redis_mode": "standalone"})
+    assert (finding.level, finding.found) == ("note", "not reported")
+
+
+# error replies of Valkey 9.1 and Redis 8.2
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("NOPERM User me has no permissions to run the 'hset' command", "grant +hset;"),
+        ("ERR ACL failure in script: User me has no permissions to run the 'hset' command", "grant +hset;"),
+        ("NOPERM No permissions to access a key", "grant ~ns:*"),
+        ("NOPERM No permissions to access a channel", "grant &ns:*"),
+        ("ERR Unknown Redis command called from script script: 8d2", "the server does not have the command"),
+        ("OOM command not allowed when used memory > 'maxmemory'.", ""),
+        ("READONLY You can't write against a read only replica.", ""),
+    ],
+)
+def test_refused_command_is_bad_with_the_remedy(text: str, advice: str) -> None:
+    (finding,) = doctor.assess_commands([Refusal(("HSET",), text)], "ns")
+    assert (finding.level, finding.found) == ("bad", f"HSET: {text}")
+    assert finding.advice.startswith(advice)
+    assert bool(finding.advice) == bool(advice)
+
+
+def test_server_of_fakeredis_is_not_bad() -> None:
+    with fake_server() as url:
+        backend = Backend(url)
+        findings = doctor.examine(backend)
+        backend.close()
+    assert {each.subject for each in findings} == {"commands", "facts", "latency", "scripts"}
+    assert {each.level for each in findings} <= {"ok", "note"}
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import Any
 
-import fakeredis
 import pytest
 
 from agentperf_redis import AgentInstance, AgentPerf
 from agentperf_redis.errors import SchemaMismatch
 from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.resp import ServerError
+from tests.support.fake import fake_server
 
 OPENED = [1, b"1", b"epoch"]
 
@@ -48,21 +46,13 @@ def test_old_servers_are_refused(server: str, version: str) -> None:
 
 
 def test_services_work_on_the_server_of_fakeredis() -> None:
-    server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        with AgentPerf(f"redis://127.0.0.1:{server.server_address[1]}") as perf:
-            lb, cache = perf.balancer(), perf.cache("answers")
-            lb.register_instance(AgentInstance("coder-1", "coder", max_capacity=1))
-            with lb.lease("coder"):
-                assert lb.acquire("coder") is None
-            assert cache.put("a", 1)
-            assert cache.get("a") == 1
-            perf.metrics.record_execution("planner", 0.1, success=True)
-            assert perf.metrics.flush()
-            assert perf.metrics.snapshots()["planner"].task_count == 1
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with fake_server() as url, AgentPerf(url) as perf:
+        lb, cache = perf.balancer(), perf.cache("answers")
+        lb.register_instance(AgentInstance("coder-1", "coder", max_capacity=1))
+        with lb.lease("coder"):
+            assert lb.acquire("coder") is None
+        assert cache.put("a", 1)
+        assert cache.get("a") == 1
+        perf.metrics.record_execution("planner", 0.1, success=True)
+        assert perf.metrics.flush()
+        assert perf.metrics.snapshots()["planner"].task_count == 1
