@@ -105,6 +105,11 @@ class Backend:
     def __repr__(self) -> str:
         return f"Backend({self.address.masked!r}, namespace={self.namespace!r})"
 
+    @property
+    def primaries(self) -> tuple[Node, ...]:
+        """The nodes that hold the keys, as known from the commands so far; empty before the first command."""
+        return self._topology.primaries
+
     def run(self, flow: Runnable[T], deadline: float | None = None) -> T:
         """Run a command or flow, and block until it ends. Returns its result.
 

@@ -27,7 +27,7 @@ def let_expire(backend: Backend, within: int = DAY_S) -> int:
     Returns:
         The number of keys that got a TTL.
     """
-    commands = tuple(Command("EXPIRE", (key,), (within, "NX"), _was_set) for key in _keys(backend.namespace))
+    commands = tuple(Command("PEXPIRE", (key,), (within * 1000, "NX"), _was_set) for key in _keys(backend.namespace))
     return sum(reply is True for reply in backend.run(Batch(commands).settled()))
 
 

@@ -16,7 +16,8 @@ class Start:
 
     Attributes:
         address: URL of the server, with its password masked.
-        socket: the embedded server's Unix socket; None on the user's own server.
+        socket: the private server's Unix socket; None on the user's own server.
+        look: the shell command that shows the keys while the demo runs.
         namespace: prefix of all keys.
         root: folder of the tree.
         files: number of files in the tree.
@@ -26,17 +27,12 @@ class Start:
 
     address: str
     socket: Path | None
+    look: str
     namespace: str
     root: Path
     files: int
     workers: int
     kill: bool
-
-    @property
-    def look(self) -> str:
-        """The command that shows the keys while the demo runs."""
-        where = f"-s {self.socket}" if self.socket is not None else f"-u {self.address}"
-        return f"redis-cli {where} --scan --pattern '{self.namespace}:*'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,14 @@ from agentperf_redis.demo.checks import Evidence, checks
 from agentperf_redis.demo.journal import Account
 from agentperf_redis.demo.leftovers import let_expire
 from agentperf_redis.demo.progress import Progress, Snapshot, Start, WorkerProgress, WorkerState
+from agentperf_redis.demo.redis_cli import scan_command
 from agentperf_redis.demo.report import Casualty, Report
 from agentperf_redis.demo.team import AGENTS, Shares, caches
 from agentperf_redis.demo.tree import Tree, find_tree
 from agentperf_redis.demo.worker import Task
 from agentperf_redis.errors import AgentPerfError, CorruptState, shown
 from agentperf_redis.metrics.model import PerformanceMetrics
+from agentperf_redis.transport.address import ServerKind
 
 MAX_WORKERS = 64
 _TICK_S = 0.05
@@ -112,6 +114,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
             Start(
                 address=perf.backend.address.masked,
                 socket=socket,
+                look=_look(perf.backend, socket),
                 namespace=namespace,
                 root=tree.root,
                 files=len(tree.files),
@@ -122,6 +125,15 @@ def run_demo(options: DemoOptions, progress: Progress) -> Report:
         if options.kill and not demo.kills:
             progress.event(f"no worker is killed: that needs 2 workers and {MIN_FILES_TO_KILL_IN} files")
         return demo.run()
+
+
+def _look(backend: Backend, private: Path | None) -> str:
+    """Return the command that shows the keys. The backend must have reached the server."""
+    socket = private
+    if backend.address.kind is ServerKind.EMBEDDED:
+        server = embedded.running(embedded.data_folder(backend.address.path or None))
+        socket = None if server is None else server.socket
+    return scan_command(backend.address, backend.primaries, socket, backend.namespace)
 
 
 def _tidy(backend: Backend) -> None:

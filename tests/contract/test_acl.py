@@ -8,6 +8,7 @@ import shlex
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import redis
@@ -146,6 +147,23 @@ def test_readme_user_may_use_every_service(user: User, namespace: str) -> None:
     assert done.exit_code == 0
     assert json.loads(done.stdout)["agents"][0]["agent"] == "planner"
     assert user.refused() == []
+
+
+@pytest.mark.every_server
+def test_readme_user_may_run_the_demo(user: User, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("import os\n")
+    done = CliRunner().invoke(app, ["demo", "--url", user.url, "--path", str(tmp_path), "--workers", "1", "--json"])
+    assert (done.exit_code, user.refused()) == (0, [])
+    assert json.loads(done.stdout)["ok"] is True
+    # each URL in the command that shows the keys is one that redis-cli and redis-py take, and together they show all
+    (look,) = re.findall("show the keys while it runs: (.*)", done.stderr)
+    (pattern,) = re.findall("--pattern '(agentperf-demo-[0-9a-f]+:[*])'", look)
+    shown: set[str] = set()
+    for url in re.findall("redis://[^' ]+", look.replace("***", "secret")):
+        with redis.Redis.from_url(url.replace(f"{user.name}:secret@", ""), decode_responses=True) as client:
+            shown |= set(client.scan_iter(pattern))
+            assert all(client.pttl(key) > 0 for key in client.scan_iter(pattern))
+    assert {key.partition(":")[2] for key in shown} > {"meta", "resources", "{lb:reader}:state"}
 
 
 def test_readme_user_has_no_other_rights(user: User, server: Server, namespace: str) -> None:
