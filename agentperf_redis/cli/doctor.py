@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ PROBES = 100
 _SLOW_P99_MS = 10.0
 """With a higher latency, a lease or a cache hit probably costs more than the work that it saves."""
 _NEARLY_FULL = 0.85
+_MAY_NOT_RUN = re.compile(r"permissions? to run\b|can't run\b")
+_MAY_NOT_ACCESS = re.compile(r"(?:permissions? to access|can't access|can't publish)\b.*\b(channel|key)")
+"""Error texts of Redis 7.0 to 8.2 and Valkey 9.1, in lower case, for users without a right or a pattern."""
 _COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
@@ -128,14 +132,13 @@ def _remedy(refusal: Refusal, namespace: str) -> str:
     text = refusal.text.lower()
     if "unknown" in text:
         return "the server does not have the command, or rename-command gives it another name"
-    if not any(sign in text for sign in ("noperm", "permission", "acl", "can't run")):
+    if _MAY_NOT_RUN.search(text):
+        rights = ("+cluster|slots" if name == "CLUSTER" else f"+{name.lower()}" for name in refusal.commands)
+        return f"grant {' '.join(rights)}; the README has the rights of an ACL user"
+    found = _MAY_NOT_ACCESS.search(text)
+    if found is None:
         return ""
-    if "channel" in text:
-        return f"grant &{namespace}:*"
-    if "key" in text:
-        return f"grant ~{namespace}:*"
-    rights = ("+cluster|slots" if name == "CLUSTER" else f"+{name.lower()}" for name in refusal.commands)
-    return f"grant {' '.join(rights)}; the README has the rights of an ACL user"
+    return f"grant {'&' if found[1] == 'channel' else '~'}{namespace}:*"
 
 
 def _assess_round_trips(server: Executor) -> Diagnosis:

@@ -46,12 +46,16 @@ def test_server_without_a_version_gets_a_note() -> None:
     assert (finding.level, finding.found) == ("note", "not reported")
 
 
-# error replies of Valkey 9.1 and Redis 8.2
+# error replies of Redis 7.0, Redis 8.2 and Valkey 9.1
 @pytest.mark.parametrize(
     ("text", "advice"),
     [
         ("NOPERM User me has no permissions to run the 'hset' command", "grant +hset;"),
         ("ERR ACL failure in script: User me has no permissions to run the 'hset' command", "grant +hset;"),
+        ("NOPERM User access-key has no permissions to run the 'hset' command", "grant +hset;"),
+        ("ERR The user executing the script can't run this command or subcommand", "grant +hset;"),
+        ("ERR The user executing the script can't access at least one of the keys mentioned in ...", "grant ~ns:*"),
+        ("ERR The user executing the script can't publish to the channel mentioned in the command", "grant &ns:*"),
         ("NOPERM No permissions to access a key", "grant ~ns:*"),
         ("NOPERM No permissions to access a channel", "grant &ns:*"),
         ("ERR Unknown Redis command called from script script: 8d2", "the server does not have the command"),
