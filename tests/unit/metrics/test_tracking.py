@@ -197,12 +197,16 @@ def test_failing_coroutine_records_its_error_type(notes: Notes, track: Callable[
 
 
 def test_cancelled_task_records_a_cancellation(notes: Notes, track: Callable[[Any], Any]) -> None:
+    begun = asyncio.Event()
+
     @track
     async def work() -> None:
+        begun.set()
         await asyncio.sleep(60)
 
     async def main() -> None:
         task = asyncio.create_task(work())
+        await begun.wait()
         await asyncio.sleep(STEP_S)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
