@@ -6,6 +6,7 @@ redis-py does TLS, the handshake and the parsing. Its pools and retries are not 
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +32,12 @@ from agentperf_redis.transport.topology import Node
 
 _CONNECT_S = 5.0
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+_KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+"""TCP keepalive: a probe after 30 s without data, then every 10 s; three unanswered probes end the connection.
+
+Load balancers and firewalls drop idle connections silently, some after a minute, and the default of Linux is a first
+probe after two hours. macOS names the first option TCP_KEEPALIVE. Options that the platform lacks are left out.
+"""
 _SURELY_BUFFERED_BYTES = 32_768
 """Maximum payload that can be sent without blocking: the socket buffer of an idle connection is larger."""
 
@@ -185,6 +192,7 @@ class Connector:
         }
         if node.port != 0:
             kwargs["socket_keepalive"] = True
+            kwargs["socket_keepalive_options"] = keepalive_options()
         if self._tls(node):
             wanted = address.option("ssl_cert_reqs") or "required"
             kwargs["ssl_cert_reqs"] = wanted
@@ -208,6 +216,11 @@ def _advice(address: Address, *, defaulted: bool) -> str:
     if address.kind is ServerKind.UNIX or any(host in _LOCAL for host, _ in address.nodes):
         return "is a server running there? `agentperf up` starts one on this machine"
     return "is the address right, and can this machine reach it?"
+
+
+def keepalive_options() -> dict[int, int]:
+    """Return the socket options that set the intervals of TCP keepalive on this platform."""
+    return {getattr(socket, name): value for name, value in _KEEPALIVE if hasattr(socket, name)}
 
 
 def send(connection: Connection, payload: bytes, end: float) -> None:
