@@ -121,6 +121,8 @@ def data_folder(path: str | None) -> Path:
 
     Raises:
         InvalidArgument: the path has a NUL character or the home folder of an unknown user.
+        BackendUnavailable: no path is given, and this user has no home folder: HOME is not set, and the user id has no
+            name, as in many containers.
     """
     if path:
         try:
@@ -128,7 +130,14 @@ def data_folder(path: str | None) -> Path:
         except (ValueError, RuntimeError):  # a NUL character; ~ of an unknown user
             raise InvalidArgument("url", f"embedded://{path}", "embedded:///path/to/a/folder") from None
     home = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(home) if os.path.isabs(home) else Path("~/.local/share").expanduser()  # noqa: PTH117  "" is not absolute
+    try:
+        base = Path(home) if os.path.isabs(home) else Path("~/.local/share").expanduser()  # noqa: PTH117  "" is relative
+    except RuntimeError:
+        reason = (
+            f"user {os.getuid()} has no home folder for its data; set HOME or XDG_DATA_HOME, or name a folder that you "
+            "may write to: embedded:///path/to/folder (agentperf up --data /path/to/folder)"
+        )
+        raise BackendUnavailable("embedded://", "not_applied", reason) from None
     return (base / "agentperf-redis" / "default").resolve()
 
 
@@ -341,7 +350,7 @@ def _is_running(folder: Path) -> bool:
     """Whether a server of this folder runs, that is, holds the lock."""
     try:
         lock = os.open(_lock_of(folder), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # no server of this user: it could open the lock file of its own
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

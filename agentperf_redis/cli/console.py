@@ -63,7 +63,11 @@ class Target:
         """Return the URL from the option, the environment or a running embedded server; None means localhost."""
         if self.url is not None or any(os.environ.get(variable) for variable in URL_VARIABLES):
             return self.url
-        server = running(data_folder(None))
+        try:
+            folder = data_folder(None)
+        except BackendUnavailable:  # the user has no home folder, so no embedded server of the user runs
+            return None
+        server = running(folder)
         return server.url if server is not None else None
 
     def connect(self) -> AgentPerf:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import stat
@@ -14,6 +15,7 @@ import redis
 
 from agentperf_redis import embedded
 from agentperf_redis.backend import Backend
+from agentperf_redis.cli.console import Target
 from agentperf_redis.command import Command
 from agentperf_redis.embedded import EmbeddedServer
 from agentperf_redis.errors import BackendUnavailable, InvalidArgument
@@ -48,6 +50,25 @@ def test_default_folder_belongs_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp
         monkeypatch.setenv("XDG_DATA_HOME", unset)
         monkeypatch.setenv("HOME", str(tmp_path))
         assert embedded.data_folder("") == tmp_path.resolve() / ".local/share/agentperf-redis/default"
+
+
+def test_user_without_a_home_folder_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In containers a process often runs under a number without a name, and without HOME."""
+
+    def nameless(uid: int) -> object:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_DATA_HOME", "AGENTPERF_REDIS_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    with pytest.raises(BackendUnavailable, match=r"no home folder.*embedded:///path"):
+        embedded.data_folder(None)
+    backend = Backend("embedded://", deadline=0.2)
+    with pytest.raises(BackendUnavailable, match="no home folder"):
+        backend.run(Command("ECHO", ("key",), (), lambda _: None))
+    backend.close()
+    assert embedded.data_folder(str(tmp_path)) == tmp_path.resolve()
+    assert Target().resolved() is None, "commands then try the usual address"
 
 
 def test_different_paths_resolve_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
