@@ -45,6 +45,8 @@ DEFAULT_NAMESPACE = "agentperf"
 NAMESPACE_VARIABLE = "AGENTPERF_NAMESPACE"
 """Environment variable used when no namespace is given."""
 DEFAULT_DEADLINE_S = 5.0
+_LOOP_ENDS_CLOSE_S = 1.0
+"""How long closing waits for the flows that the end of an event loop has interrupted. Later, their leases expire."""
 _LAYOUT_S = 1.0
 """How long a request for the layout (the map of keys to nodes) waits for the answer of one node, s."""
 _ENTER = Script("namespace/enter")
@@ -88,6 +90,7 @@ class Backend:
         learn = None if topology.fixed else self._learn
         self._breaker = Breaker(topology, self.deadline, self._answers, learn, self._note_recovery)
         self._checks = Background("agentperf-check", lingers=False)
+        self._loop_ends = Background("agentperf-loop-end", lingers=False)
         self._make_drivers()
         self.bus = Bus(self._connector, topology.node_for, topology.doubt, learn, self._check_server_soon)
         _backends.add(self)
@@ -143,7 +146,16 @@ class Backend:
             if gone is not None:
                 executors.pop(gone, None)
 
-        executor = AsyncExecutor(self._connector, self._topology, self._breaker, self.deadline, self._handshake, ended)
+        executor = AsyncExecutor(
+            self._connector,
+            self._topology,
+            self._breaker,
+            self.deadline,
+            self._handshake,
+            ended,
+            self._executor,
+            self._loop_ends.put,
+        )
         if self.closed:  # the flow still runs, as in a blocking call, but its commands fail
             executor.close_now()
             return executor
@@ -152,7 +164,7 @@ class Backend:
         return executor
 
     def _drop_closed_loops(self) -> None:
-        """Close the connections of event loops that are closed: `loop.close()` calls no callback.
+        """Close what is left of closed event loops, in case that the executor of a loop has not noticed the end.
 
         The map of executors refers to a loop only weakly, but the transport of a connection refers to its loop. Without
         this method, a closed loop and its connections would never be garbage-collected.
@@ -160,6 +172,22 @@ class Backend:
         for loop, executor in list(self._async_executors.items()):
             if loop.is_closed():
                 executor.close_now()
+                self._loop_ends.put(executor.finish)
+
+    def call_at_loop_end(self, key: object, callback: Callable[[], object]) -> None:
+        """Call `callback` on a background thread if the running loop ends before `forget_loop_end` of this `key`.
+
+        A flow of this backend must have run on the loop before.
+        """
+        executor = self._async_executors.get(asyncio.get_running_loop())
+        if executor is not None:
+            executor.call_at_loop_end(key, callback)
+
+    def forget_loop_end(self, key: object) -> None:
+        """Remove a callback of `call_at_loop_end`."""
+        executor = self._async_executors.get(asyncio.get_running_loop())
+        if executor is not None:
+            executor.forget_loop_end(key)
 
     def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
         """Record on the server that a resource is in use.
@@ -226,6 +254,7 @@ class Backend:
         if self.closed:
             return
         self._breaker.stop()
+        self._loop_ends.close(_LOOP_ENDS_CLOSE_S)
         self._run_close_callbacks()
         self.closed = True
         self.bus.close()

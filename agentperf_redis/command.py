@@ -182,7 +182,8 @@ class WakeUp:
 
     def __init__(self, sender: asyncio.AbstractEventLoop | None = None) -> None:
         self.sender = sender
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may end a waiting task, and so call `forget`, while this thread has the lock.
+        self._lock = threading.RLock()
         self._sent = False
         self._callbacks: list[Callable[[], None]] = []
 

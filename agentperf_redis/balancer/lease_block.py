@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from functools import partial
 from types import TracebackType
 from typing import NoReturn
 
@@ -9,7 +12,7 @@ from agentperf_redis.balancer.flows import leases
 from agentperf_redis.balancer.flows.leases import LeaseRequest
 from agentperf_redis.balancer.lease import Lease
 from agentperf_redis.balancer.operations import Operations
-from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.errors import AgentPerfError, InvalidArgument
 
 
 class LeaseBlock:
@@ -59,14 +62,24 @@ class AsyncLeaseBlock:
         if self._lease is not None:
             raise InvalidArgument("lease", self._lease, "one block at a time; call lease() again for another")
         self._lease = await self._backend.arun(self._operations.enter(self._pool, self._request))
+        self._backend.call_at_loop_end(self._lease, partial(self._cut_off, self._lease))
         return self._lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         lease, self._lease = self._lease, None
-        if lease is not None:
+        if isinstance(error, GeneratorExit):  # the coroutine is destroyed, so that nothing can be awaited
+            if lease is not None:
+                self._operations.keeper.jobs.put(partial(self._cut_off, lease))
+        elif lease is not None:
+            self._backend.forget_loop_end(lease)
             await self._backend.arun(leases.leave(self._operations.keeper, lease, error))
+
+    def _cut_off(self, lease: Lease) -> None:
+        """Release the lease, because the event loop has ended within the block, which therefore never continues."""
+        with contextlib.suppress(AgentPerfError):
+            self._backend.run(leases.leave(self._operations.keeper, lease, asyncio.CancelledError()))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a lease block has no {name!r}; enter it first: `async with lb.aio.lease(...) as lease`")

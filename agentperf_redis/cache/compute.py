@@ -128,32 +128,60 @@ def computing(
     if isinstance(answer, ComputeLease):
         return (yield from _compute_under_lease(single_flight, maintenance, wanted, answer, blocking=blocking))
     if isinstance(answer, Served) and answer.stale:
-        _refresh_in_background(
-            flows, wanted, refreshing(flows, maintenance, wanted, answer.stale, blocking=blocking), blocking=blocking
-        )
+        return (yield from _refreshed(flows, maintenance, wanted, answer, blocking=blocking))
     return answer
+
+
+def _refreshed(
+    flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], stale: Served, *, blocking: bool
+) -> Flow[Served]:
+    """Begin to refresh a stale value and return it.
+
+    If the last refresh ended with its event loop, an asyncio caller refreshes the value itself and returns the new one:
+    its own loop may end just as soon.
+    """
+    backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
+    refresher = backend.share("cache refreshes", lambda: Refresher(backend))
+    flow = refreshing(flows, maintenance, wanted, stale.stale, blocking=blocking)
+    if blocking:
+        refresher.submit(subject, lambda: backend.run(flow))
+    elif not refresher.enter(subject):
+        refresher.spawn(subject, lambda: backend.arun(flow))
+    else:
+        cut_off = True
+        try:
+            new = yield from flow
+            # Without the lease, another caller refreshes; it may be the one that was cut off and is not yet cleaned up.
+            cut_off = new is None
+            if isinstance(new, Served):
+                return Served(new.value)  # `refreshing` has warned already if it cannot be stored
+        finally:
+            refresher.leave(subject, cut_off=cut_off)
+    return stale
 
 
 def refreshing(
     flows: CacheFlows, maintenance: Maintenance, wanted: Wanted[Any], stale: int, *, blocking: bool
-) -> Flow[None]:
-    """Refresh a value if this process gets the lease. If that fails, a warning is logged; readers see no error."""
+) -> Flow[Served | Crashed | None]:
+    """Refresh a value if this process gets the lease. If that fails, a warning is logged; readers see no error.
+
+    Returns the new value, the error of the function, or None without the lease.
+    """
     try:
         compute_lease = yield from flows.single_flight.refresh_lease(wanted.key, stale, wanted.freshness)
-        if compute_lease is not None:
-            accepted(
-                wanted,
-                (
-                    yield from _compute_under_lease(
-                        flows.single_flight, maintenance, wanted, compute_lease, blocking=blocking
-                    )
-                ),
-            )
+        if compute_lease is None:
+            return None
+        new = yield from _compute_under_lease(
+            flows.single_flight, maintenance, wanted, compute_lease, blocking=blocking
+        )
+        accepted(wanted, new)
+        return new
     except Exception as error:  # noqa: BLE001  any error of the user's function
         flows.shared.warn(
             "cache %s: %s could not be refreshed, its old value is still returned: %s: %s",
             *(flows.shared.name, shown(wanted.key), type(error).__name__, error),
         )
+        return Crashed(error)
 
 
 def _compute_under_lease(
@@ -240,16 +268,6 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
         return None
     local.count(copy)
     return Served(value, stale=stale)
-
-
-def _refresh_in_background(flows: CacheFlows, wanted: Wanted[Any], flow: Flow[None], *, blocking: bool) -> None:
-    """Run a flow in a background thread or task, unless the key is being refreshed already."""
-    backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
-    refresher = backend.share("cache refreshes", lambda: Refresher(backend))
-    if blocking:
-        refresher.submit(subject, lambda: backend.run(flow))
-    else:
-        refresher.spawn(subject, lambda: backend.arun(flow))
 
 
 def wanted(

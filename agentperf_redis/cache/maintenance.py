@@ -68,6 +68,15 @@ class Maintenance:
         with self._lock:
             self._compute_leases.pop(compute_lease, None)
 
+    def _expires(self, compute_lease: ComputeLease) -> bool:
+        """Whether to let a lease expire, because the event loop that computes its value does not run."""
+        flight = compute_lease.flight
+        if flight is None or not flight.stands_still:
+            return False
+        if compute_lease.shared.flights.end_if_stuck(flight):
+            self.drop(compute_lease)
+        return True
+
     def _schedule(self, due: float) -> None:
         if not self._closed:
             self._jobs.at(due, self._do_due)
@@ -79,6 +88,7 @@ class Maintenance:
             compute_leases = [compute_lease for compute_lease, at in list(self._compute_leases.items()) if at <= now]
             for compute_lease in compute_leases:
                 self._compute_leases[compute_lease] = now + compute_lease.renew_every_s
+            compute_leases = [each for each in compute_leases if not self._expires(each)]
             reports = [shared for shared, at in list(self._reports.items()) if at <= now]
             for shared in reports:
                 del self._reports[shared]

@@ -1,12 +1,20 @@
-"""The asyncio driver of flows."""
+"""The asyncio driver of flows.
+
+An event loop may end in the middle of a flow: `loop.close()` cancels no task, and `asyncio.run` does not wait for tasks
+that begin while it ends. No task of a closed loop ever continues. A flow that holds something, such as a lease, would
+then hold it without end. Therefore the end of a loop counts as a cancellation of its flows, and the blocking driver
+runs their remaining steps on a background thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import inspect
+import os
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from redis.asyncio.connection import Connection as AsyncConnection
 
@@ -16,11 +24,35 @@ from agentperf_redis.transport.breaker import Breaker
 from agentperf_redis.transport.connector import Connector, aconnect, aread, asend, drop
 from agentperf_redis.transport.delivery import Backoff, Exchange, ExchangeFailed, Settle, deliver, deliver_opened
 from agentperf_redis.transport.exchange import BUSY, MAX_CONNECTIONS, Connections, ExchangeFlow, Open, Talk
-from agentperf_redis.transport.executor import Runnable
+from agentperf_redis.transport.executor import Executor, Runnable
 from agentperf_redis.transport.handshake import Handshake
 from agentperf_redis.transport.topology import Node, Topology
 
 T = TypeVar("T")
+
+_NEVER_S: Final = 10.0**9
+_RESUMABLE = (Command, Batch, Pause, Wait)
+"""Steps that may be performed once more, by the blocking driver: every command may be delivered twice."""
+
+
+class _LoopEnd:
+    """Notices the end of an event loop. Only a timer of the loop refers to it, and a loop that closes drops its timers.
+
+    Args:
+        ended: called at the end. It may run at any point of any thread, since it may be the garbage collector that ends
+            this object.
+    """
+
+    __slots__ = ("_ended",)
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self._ended = ended
+
+    def __call__(self) -> None:
+        """Do nothing: the timer is due in thirty years."""
+
+    def __del__(self) -> None:
+        self._ended()
 
 
 class AsyncExecutor:
@@ -33,6 +65,8 @@ class AsyncExecutor:
         deadline_s: total seconds that one command may take.
         handshake: sent first on a new connection.
         on_end: called when the loop ends or the executor is closed.
+        blocking: runs the remaining steps of flows that the end of the loop has interrupted.
+        put: puts a job on the background thread for that; returns False if no thread can start.
     """
 
     # The executor has no reference to its loop. With a reference, both would stay forever in the backend's map of
@@ -46,18 +80,30 @@ class AsyncExecutor:
         deadline_s: float,
         handshake: Handshake,
         on_end: Callable[[], None],
+        blocking: Executor,
+        put: Callable[[Callable[[], object]], bool],
     ) -> None:
         self._connector = connector
         self._topology = topology
         self._breaker = breaker
         self._deadline_s = deadline_s
         self._on_end = on_end
+        self._blocking = blocking
+        self._put = put
+        self._pid = os.getpid()
         self._connections = Connections[AsyncConnection](connector, handshake, drop)
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._gathered: list[tuple[Command[Any], float, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening = handshake.opening if topology.scattered else None
         self._lifeline: AsyncGenerator[None, None] | None = None
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._end_timer: weakref.ref[asyncio.TimerHandle] | None = None  # weak, because a timer refers to its loop
+        self._running: dict[Flow[Any], tuple[Step, float]] = {}
+        """The flows in progress, with their present step and the deadline of its commands."""
+        self._must_end: dict[Flow[Any], tuple[Step, float]] = {}
+        """The same for shielded flows."""
+        self._on_loop_end: dict[object, Callable[[], object]] = {}
 
     async def run(self, flow: Runnable[T], deadline_s: float | None = None) -> T:
         """Run a flow to its end and return its result.
@@ -80,22 +126,31 @@ class AsyncExecutor:
         try:
             step = next(flow)
             while True:
+                self._running[flow] = step, limit
                 try:
                     answer = await self._perform(step, limit)
                 except asyncio.CancelledError as error:
                     step = flow.throw(error)
                     return await self._shielded(flow, step, limit, error)
+                except GeneratorExit:
+                    self._cut_off(self._running, flow, must_end=False)
+                    raise
                 except BaseException as error:  # noqa: BLE001  the flow may catch it
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
         except StopIteration as done:
             return cast("T", done.value)
+        finally:
+            if self._pid == os.getpid():  # otherwise the flow is the parent's, and this copy must not end
+                self._running.pop(flow, None)
 
     async def _shielded(
         self, flow: Flow[T], step: Step, deadline_s: float, cause: asyncio.CancelledError | None = None
     ) -> T:
         """Run the remaining steps of a flow in a separate task. If the flow does not catch `cause`, raise `cause`."""
+        self._running.pop(flow, None)
+        self._must_end[flow] = step, deadline_s  # here, since the loop may end before the task starts
         try:
             return await asyncio.shield(self._spawn(self._rest_of(flow, step, deadline_s)))
         except asyncio.CancelledError:
@@ -106,19 +161,88 @@ class AsyncExecutor:
     async def _rest_of(self, flow: Flow[T], step: Step, deadline_s: float) -> T:
         try:
             while True:
+                self._must_end[flow] = step, deadline_s
                 try:
                     answer = await self._perform(step, deadline_s)
+                except (asyncio.CancelledError, GeneratorExit) as error:  # only the end of the loop
+                    if isinstance(error, GeneratorExit) or isinstance(step, _RESUMABLE):
+                        self._cut_off(self._must_end, flow, must_end=True)
+                        raise
+                    step = flow.throw(error)
                 except BaseException as error:  # noqa: BLE001  the flow may catch it
                     step = flow.throw(error)
                 else:
                     step = flow.send(answer)
         except StopIteration as done:
             return cast("T", done.value)
+        finally:
+            if self._pid == os.getpid():
+                self._must_end.pop(flow, None)
+
+    def call_at_loop_end(self, key: object, callback: Callable[[], object]) -> None:
+        """Call `callback` on a background thread if the loop ends before `forget_loop_end`. `key` identifies it."""
+        self._on_loop_end[key] = callback
+
+    def forget_loop_end(self, key: object) -> None:
+        """Remove a callback of `call_at_loop_end`."""
+        self._on_loop_end.pop(key, None)
+
+    def _cut_off(self, flows: dict[Flow[Any], tuple[Step, float]], flow: Flow[Any], *, must_end: bool) -> None:
+        """Finish one flow on the background thread, because its task ends with its loop.
+
+        Often the garbage collector closes the coroutine, so this takes no lock and runs no step of the flow.
+        """
+        place = flows.pop(flow, None) if self._pid == os.getpid() else None
+        if place is not None and not self._put(lambda: self._finish(flow, *place, must_end=must_end)):
+            flow.close()  # the interpreter is shutting down
+
+    def _note_loop_end(self) -> None:
+        """Finish what the end of the loop has interrupted. Called by `_LoopEnd`, so it takes no lock."""
+        loop = None if self._loop is None else self._loop()
+        if (loop is not None and not loop.is_closed()) or self._pid != os.getpid():
+            return
+        if self._interrupted() or not self._connections.closed:
+            self._put(self.finish)
+
+    def _interrupted(self) -> bool:
+        """Whether something would be interrupted if the loop ended now."""
+        return bool(self._running or self._must_end or self._on_loop_end)
+
+    def finish(self) -> None:
+        """After the end of the loop: close the connections, and let the background thread finish what was interrupted.
+
+        Shielded flows continue. In the others, the end counts as a cancellation. Each is a job, so that an error in one
+        does not stop the others.
+        """
+        if self._pid != os.getpid():
+            return
+        self.close_now()
+        for flows, must_end in ((self._must_end, True), (self._running, False)):
+            for flow in list(flows):
+                self._cut_off(flows, flow, must_end=must_end)
+        for key in list(self._on_loop_end):
+            callback = self._on_loop_end.pop(key, None)
+            if callback is not None:
+                self._put(callback)
+        for task in list(self._tasks):  # close their connections now, and let asyncio print nothing about them
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio.gather does
+            with contextlib.suppress(Exception):  # redis-py and asyncio look for the loop, which is closed
+                task.get_coro().close()
+
+    def _finish(self, flow: Flow[Any], step: Step, deadline_s: float, *, must_end: bool) -> None:
+        # The caller of the flow is gone, so its result is dropped. ValueError: the flow is being closed meanwhile.
+        with contextlib.suppress(asyncio.CancelledError, AgentPerfError, StopIteration, ValueError):
+            if not (must_end and isinstance(step, _RESUMABLE)):
+                step = flow.throw(asyncio.CancelledError("the event loop has ended"))
+            self._blocking.resume(flow, step, deadline_s)
 
     def close_now(self) -> None:
         """Close the connections without waiting. Call it on the thread of the loop, or after the loop has ended."""
         self._connections.close()
         self._on_end()
+        timer = None if self._end_timer is None else self._end_timer()
+        if timer is not None and not self._interrupted():
+            timer.cancel()  # else each closed client would leave a timer in a loop that lives on
 
     async def aclose(self) -> None:
         """Wait for the running flows and deliveries, then close the connections."""
@@ -132,7 +256,14 @@ class AsyncExecutor:
         await asyncio.sleep(0)  # an aborted transport closes its socket in the next tick
 
     async def start(self) -> None:
-        """Open an asynchronous generator, which closes the connections when `asyncio.run` closes the generator."""
+        """Prepare for the end of the loop.
+
+        `asyncio.run` closes the asynchronous generator that this opens, which closes the connections in time. A loop
+        that ends by `loop.close()` closes no generator, but drops its timers.
+        """
+        loop = asyncio.get_running_loop()
+        self._loop = weakref.ref(loop)
+        self._end_timer = weakref.ref(loop.call_later(_NEVER_S, _LoopEnd(self._note_loop_end)))
         self._lifeline = self._live()
         await anext(self._lifeline)
 
@@ -176,10 +307,13 @@ class AsyncExecutor:
         tasks = [asyncio.create_task(self.run(flow, deadline_s), name=step.name) for flow in step.flows]
         try:
             await asyncio.gather(*tasks)
-        finally:
+        except GeneratorExit:  # the loop has ended: the tasks cannot be cancelled any more
+            raise
+        except BaseException:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            raise
 
     def _submit(self, command: Command[Any], deadline_s: float) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
@@ -215,6 +349,8 @@ class AsyncExecutor:
 
         try:
             await self._deliver([command for command, _ in group], deadline_s, settle)
+        except GeneratorExit:  # the loop has ended: its futures can no longer call anything back
+            raise
         except BaseException as error:
             for future in futures:
                 if not future.done():

@@ -85,9 +85,22 @@ class Executor:
             flow = cast("Flow[T]", iter(flow))
         try:
             step = next(flow)
+        except StopIteration as done:
+            return cast("T", done.value)
+        return self.resume(flow, step, limit)
+
+    def resume(self, flow: Flow[T], step: Step, deadline_s: float) -> T:
+        """Run a flow from its present step to its end and return its result.
+
+        Args:
+            flow: a flow that has begun.
+            step: the step that the flow waits for.
+            deadline_s: seconds for each of its commands.
+        """
+        try:
             while True:
                 try:
-                    answer = self._perform(step, limit)
+                    answer = self._perform(step, deadline_s)
                 except BaseException as error:  # noqa: BLE001  the flow may catch the error, or release a lease
                     step = flow.throw(error)
                 else:

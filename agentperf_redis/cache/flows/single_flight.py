@@ -53,7 +53,8 @@ ERROR_KEPT_MS: Final = 5000
 """How long an error is kept for waiters. They are notified at once, and poll at least every 0.25 s."""
 _MIN_POLL_S, _MAX_POLL_S = 0.02, 0.25
 """Bounds of a waiter's poll interval. Waiters poll in case the message that wakes them is lost."""
-_MAX_WAIT_S = 3600.0
+_LOOK_EVERY_S = 1.0
+"""How often a waiter looks whether the event loop that computes its value still runs."""
 _MAX_ERROR_CHARACTERS = 500
 _RAISED = (ComputeFailed, InvalidArgument, SchemaMismatch)
 """Errors that the cache itself did not cause: they are raised to the caller."""
@@ -161,8 +162,8 @@ class SingleFlight:
             flight, requests_before = flights.join(name)
             if requests_before is None:
                 return ComputeLease(self.shared, name, key, "", self.lease_ms, flight)
-            while not (yield from Wait(flight.ended, _MAX_WAIT_S)):
-                pass
+            while not (yield from Wait(flight.ended, _LOOK_EVERY_S)):
+                flights.end_if_stuck(flight)
             match flight.outcome:
                 case Computed(data, cost_ms):
                     return Served(self.reader.codec.decode(data), cost_ms)
@@ -242,8 +243,8 @@ class SingleFlight:
                 if isinstance(answer, ComputeLease) and answer.flight is None:
                     flights.end(flight, Uncacheable())
                 return answer
-            while not (yield from Wait(flight.ended, _MAX_WAIT_S)):
-                pass
+            while not (yield from Wait(flight.ended, _LOOK_EVERY_S)):
+                flights.end_if_stuck(flight)
             match flight.outcome:
                 case Computed(data, cost_ms) if requests_before < flight.requests:
                     return Served(self.reader.codec.decode(data), cost_ms)

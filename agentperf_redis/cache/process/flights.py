@@ -9,17 +9,26 @@ value, and a result is shared only with callers that have found the server unrea
 A caller that would wait for itself computes directly (re-entrancy), since waiting would deadlock. There are two such
 callers: a function that needs the very value it computes, and a blocking call on the thread of an event loop if a task
 of this loop computes the value.
+
+An event loop that computes a value may stop in the middle, perhaps for good: `run_until_complete` stops it at the end
+of each call. After `STUCK_S`, another caller may compute.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import time
+import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from agentperf_redis.command import WakeUp
+from agentperf_redis.command import WakeUp, running_loop
 from agentperf_redis.errors import BackendUnavailable
+
+STUCK_S: Final = 5.0
+"""How long an event loop may be stopped before another caller computes its value: as long as the default lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +69,29 @@ FlightOutcome: TypeAlias = Computed | Crashed | Uncacheable | Unreachable | Give
 class Flight:
     """One computation in progress in this process."""
 
-    __slots__ = ("ended", "name", "open", "outcome", "owner", "requests", "thread")
+    __slots__ = ("_loop", "ended", "name", "open", "outcome", "owner", "requests", "still_since", "thread")
 
     def __init__(self, owner: object, name: str) -> None:
         self.owner = owner
         self.name = name
         self.thread = threading.get_ident()
+        loop = running_loop()
+        self._loop = None if loop is None else weakref.ref(loop)
         self.requests = 0
         """Number of confirming requests sent so far."""
         self.open = True
         self.ended = WakeUp()
         self.outcome: FlightOutcome = GivenUp()
+        self.still_since = math.inf
+        """When `stands_still` was first seen, by `time.monotonic`; infinity if it is not known to stand still."""
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether a task computes the value, and its event loop does not run now: it was stopped or closed."""
+        if self._loop is None:
+            return False
+        loop = self._loop()
+        return loop is None or not loop.is_running()
 
 
 _enclosing: ContextVar[tuple[Flight, ...]] = ContextVar("agentperf_flights", default=())
@@ -112,12 +133,23 @@ class Flights:
         The number is None if this call began the flight: the caller must then end it. A result is shared only with
         callers that joined before the last confirming request was sent.
         """
+        existing = self._flights.get(name)
+        if existing is not None and existing.stands_still:
+            self.end_if_stuck(existing)
         with self._lock:
             flight = self._flights.get(name)
             if flight is not None:
                 return flight, flight.requests
             flight = self._flights[name] = Flight(self._owner, name)
             return flight, None
+
+    def end_if_stuck(self, flight: Flight) -> bool:
+        """End a flight whose event loop has been stopped since a call `STUCK_S` ago. Return whether it has ended."""
+        now = time.monotonic()
+        flight.still_since = min(flight.still_since, now) if flight.stands_still else math.inf
+        if now - flight.still_since >= STUCK_S:
+            self.end(flight, GivenUp())
+        return not flight.open
 
     def waits_for_itself(self, name: str, *, blocking: bool) -> bool:
         """Return whether a caller that waits for a key now would block the computation of this key.

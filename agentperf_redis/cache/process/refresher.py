@@ -1,4 +1,9 @@
-"""Runs background refreshes: on a few threads for blocking callers, as tasks for asyncio."""
+"""Runs background refreshes: on a few threads for blocking callers, as tasks for asyncio.
+
+An event loop may end with the request that runs on it (`asyncio.run` in a synchronous web view), and a refresh ends
+with its loop. After a refresh was cut off in this way, the next asyncio caller of the key refreshes it in the
+foreground, so that the refresh comes to its end.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +28,8 @@ MAX_WAITING: Final = 256
 """Maximum number of refreshes that wait for a thread. Further refreshes are left to the next reader."""
 _PAUSE_S = 0.25
 """Minimum time between two attempts of this process to refresh a key, even if the first attempt did nothing."""
+_MAX_CUT_OFF = 4096
+"""Maximum keys that are remembered as cut off. It bounds the memory, about 0.3 KB per key."""
 _CLOSE_S = 0.5
 """How long closing waits for running functions. If a function runs longer, its lease expires."""
 
@@ -53,12 +60,15 @@ class Refresher:
         """Keys being refreshed or refreshed recently, with the end of their pause: infinity during the refresh."""
         self._threads = 0
         self._tasks: dict[asyncio.Task[Any], Subject] = {}
+        self._cut_off: dict[Subject, None] = {}
+        """Keys whose last refresh ended with its event loop, oldest first."""
         self._closed = False
 
     def submit(self, subject: Subject, job: Callable[[], object]) -> None:
         """Run `job` on a thread soon, in the caller's context, unless the key is being refreshed already."""
-        self._drop_closed_loops()
+        self._drop_stopped_loops()
         with self._lock:
+            self._cut_off.pop(subject, None)
             if len(self._jobs) >= MAX_WAITING or not self._take(subject):
                 return
             context = contextvars.copy_context()
@@ -76,33 +86,61 @@ class Refresher:
 
     def spawn(self, subject: Subject, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Run a coroutine as a task of the running loop, unless the key is being refreshed already."""
-        self._drop_closed_loops()
+        self._drop_stopped_loops()
         with self._lock:
             if not self._take(subject):
                 return
         task = asyncio.get_running_loop().create_task(make(), name="agentperf-refresh")
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  the loop may end first
         self._tasks[task] = subject  # the loop holds only weak references to tasks
 
         def ended(_: object) -> None:
             with self._lock:
-                self._tasks.pop(task, None)
+                known = self._tasks.pop(task, None) is not None
                 self._idle.notify_all()
-            self._leave(subject)
+            if known:
+                self.leave(subject, cut_off=task.cancelled())
 
         task.add_done_callback(ended)
 
-    def _drop_closed_loops(self) -> None:
-        """End refreshes whose loop closed before they ended. Otherwise their keys would stay taken."""
+    def enter(self, subject: Subject) -> bool:
+        """Whether the caller, an asyncio task, should refresh a key itself and then call `leave`.
+
+        It should if the last refresh was cut off by the end of its event loop, and no other refresh runs.
+        """
+        if not (self._cut_off or self._tasks):
+            return False
+        self._drop_stopped_loops()
+        with self._lock:
+            return subject in self._cut_off and self._take(subject)
+
+    def leave(self, subject: Subject, *, cut_off: bool = False) -> None:
+        """Record the end of a refresh, and whether it was cut off by the end of its event loop."""
+        with self._lock:
+            self._taken[subject] = time.monotonic() + (0.0 if cut_off else _PAUSE_S)
+            self._cut_off.pop(subject, None)
+            if cut_off:
+                self._note_cut_off(subject)
+
+    def _note_cut_off(self, subject: Subject) -> None:
+        self._cut_off[subject] = None
+        if len(self._cut_off) > _MAX_CUT_OFF:
+            del self._cut_off[next(iter(self._cut_off))]
+
+    def _drop_stopped_loops(self) -> None:
+        """Give up the refreshes of loops that do not run: were they closed or stopped, their keys would stay taken."""
         if not self._tasks:
             return
         with self._lock:
-            ended = [task for task in self._tasks if task.get_loop().is_closed()]
-            for task in ended:
-                self._taken.pop(self._tasks.pop(task), None)
-        for task in ended:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  as asyncio.gather does
-            with suppress(RuntimeError):  # the coroutine refuses to end; its lease then expires
-                task.get_coro().close()
+            dropped = [task for task in self._tasks if not task.get_loop().is_running()]
+            for task in dropped:
+                subject = self._tasks.pop(task)
+                self._taken.pop(subject, None)
+                self._note_cut_off(subject)
+        for task in dropped:
+            if task.get_loop().is_closed():
+                with suppress(RuntimeError):  # the function goes on although it was closed; nothing continues it
+                    task.get_coro().close()
 
     def _take(self, subject: Subject) -> bool:
         now = time.monotonic()
@@ -112,10 +150,6 @@ class Refresher:
             self._taken = {other: until for other, until in self._taken.items() if until > now}
         self._taken[subject] = float("inf")
         return True
-
-    def _leave(self, subject: Subject) -> None:
-        with self._lock:
-            self._taken[subject] = time.monotonic() + _PAUSE_S
 
     def _work(self) -> None:
         while True:
@@ -130,7 +164,7 @@ class Refresher:
             except BaseException:  # noqa: BLE001  even SystemExit of a user's function: the thread runs other jobs, too
                 log.exception("caches: a refresh failed")
             finally:
-                self._leave(subject)
+                self.leave(subject)
 
     def _finish(self) -> None:
         """Before the connections close: start nothing new, cancel tasks, and let short functions finish."""

@@ -454,6 +454,7 @@ def test_put_waits_for_the_same_report_once(backend: Backend) -> None:
     assert waits == 1
 
 
+@pytest.mark.filterwarnings("ignore:.* blocks the running event loop:RuntimeWarning")
 def test_blocking_put_does_not_wait_for_its_loop(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
     cache.put("a", 1)

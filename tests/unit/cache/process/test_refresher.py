@@ -63,3 +63,38 @@ def test_thread_limit_leaves_refreshes_to_later_readers(refresher: Refresher, mo
     while not done and time.monotonic() < deadline:
         time.sleep(0.001)
     assert done == [2]
+
+
+@pytest.mark.parametrize("end", ["loop.close", "asyncio.run", "stopped"])
+def test_next_caller_finishes_a_refresh_that_its_loop_cut_off(refresher: Refresher, end: str) -> None:
+    async def request() -> None:
+        assert not refresher.enter(SUBJECT)
+        refresher.spawn(SUBJECT, lambda: asyncio.sleep(60))
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    if end == "asyncio.run":
+        asyncio.run(request())
+    else:
+        loop.run_until_complete(request())
+    if end == "loop.close":
+        loop.close()
+
+    async def later() -> list[bool]:
+        entered = [refresher.enter(SUBJECT), refresher.enter(SUBJECT)]
+        refresher.leave(SUBJECT)
+        return [*entered, refresher.enter(SUBJECT)]
+
+    assert asyncio.run(later()) == [True, False, False], "one caller, once"
+    if not loop.is_closed():
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+def test_keys_cut_off_are_bounded(refresher: Refresher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_CUT_OFF", 3)
+    for number in range(5):
+        refresher.leave(("cache", str(number)), cut_off=True)
+    assert [refresher.enter(("cache", str(number))) for number in range(5)] == [False, False, True, True, True]
