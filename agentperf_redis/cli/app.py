@@ -12,7 +12,7 @@ import typer
 
 from agentperf_redis.cli import balancer, cache, console
 from agentperf_redis.cli.console import Exit, Target
-from agentperf_redis.cli.options import Data, Json, do, on_server
+from agentperf_redis.cli.options import Data, Json, Yes, do, on_server
 from agentperf_redis.metrics.comparison import RankBy
 
 app = typer.Typer(
@@ -131,6 +131,21 @@ def show(
     from agentperf_redis.cli.metrics import show as work
 
     return work(target, agent, window, as_json=target.as_json)
+
+
+@app.command()
+@on_server
+def forget(
+    target: Target,
+    agents: Annotated[
+        list[str], typer.Argument(help="Agents, or globs such as 'job-*'.", metavar="AGENT...", show_default=False)
+    ],
+    yes: Yes = False,
+) -> Exit | None:
+    """Delete agents: their all-time counts, raw samples and spans. Their time slices remain until they expire."""
+    from agentperf_redis.cli.metrics import forget as work
+
+    return work(target, agents, yes=yes, as_json=target.as_json)
 
 
 @app.command()

@@ -1,19 +1,34 @@
-"""The commands about metrics: `agentperf agents`, `show`, `errors`, `slow`, `rank`, `compare`, `spans`."""
+"""The commands about metrics: `agentperf agents`, `show`, `forget`, `errors`, `slow`, `rank`, `compare`, `spans`."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
 
-from agentperf_redis.cli.console import Exit, Target, counted, err, new_table, not_found, out, print_json
+from agentperf_redis.cli.console import (
+    Exit,
+    Target,
+    confirmed,
+    counted,
+    err,
+    new_table,
+    not_found,
+    out,
+    print_json,
+    printable,
+)
 from agentperf_redis.cli.status import agents_table, plain_agent
+from agentperf_redis.metrics import flows
 from agentperf_redis.metrics.client import MetricsCollector
 from agentperf_redis.metrics.comparison import RankBy
-from agentperf_redis.metrics.model import Execution, Interval, ModelUsage, PerformanceMetrics
+from agentperf_redis.metrics.model import OTHER, Execution, Interval, ModelUsage, PerformanceMetrics
 
 _NOTHING = "Nothing was recorded."
+_SHOWN_NAMES = 10
+"""Maximum number of names that the question before a deletion shows."""
 
 
 def agents(target: Target, window: str | None, *, as_json: bool) -> Exit:
@@ -83,6 +98,34 @@ def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Ex
         if table.row_count:
             out.print()
             out.print(table)
+    return Exit.OK
+
+
+def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> Exit:
+    """Delete the agents with these names, or that these globs match, after a confirmation."""
+    with target.connect() as perf:
+        known = perf.backend.run(flows.agent_names(perf.metrics._flusher))  # noqa: SLF001  names only, without counters
+        found, missing = [], []
+        for pattern in patterns:
+            matching = [pattern]
+            if pattern not in known:  # a glob does not delete `__other__`, which agents beyond the limit share
+                matching = [name for name in known if fnmatch.fnmatchcase(name, pattern) and name != OTHER]
+            found += matching
+            missing += [] if matching else [pattern]
+        chosen = sorted(set(found))
+        if not chosen:
+            return _unknown(", ".join(missing))
+        shown = ", ".join(map(printable, chosen[:_SHOWN_NAMES])) + (", ..." if len(chosen) > _SHOWN_NAMES else "")
+        refused = confirmed(f"Delete the metrics of {counted(len(chosen), 'agent')} ({shown})?", yes=yes)
+        if refused is not None:
+            return refused
+        forgotten = [name for name in chosen if perf.metrics.forget(name)]
+    if as_json:
+        print_json("forget", {"asked": patterns, "agents": forgotten, "missing": missing})
+        return Exit.OK
+    out.print(f"Forgot {counted(len(forgotten), 'agent')}.")
+    if missing:
+        err.print(f"No agent matches {', '.join(map(printable, missing))}.")
     return Exit.OK
 
 

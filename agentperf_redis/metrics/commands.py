@@ -179,9 +179,9 @@ def read(
     )
 
 
-def forget(namespace: str, agent: str) -> Command[bool]:
-    """Remove an agent from the index and the all-time counts. Returns whether it existed."""
-    shard, series = keys.metrics_shard(agent), keys.metrics_series(agent)
+def forget(namespace: str, agent: str, shard: int) -> Command[bool]:
+    """Remove an agent of a shard from the index and the all-time counts. Returns whether it existed."""
+    series = keys.metrics_series(agent)
     agents_key = keys.metrics_agents(namespace, shard)
     return Command(
         FORGET,

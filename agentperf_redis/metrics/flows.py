@@ -12,7 +12,7 @@ from agentperf_redis.metrics.commands import ReadReply
 from agentperf_redis.metrics.comparison import Comparison, RankBy, Ranked, compared, ranked
 from agentperf_redis.metrics.counters import Counters, added, performance
 from agentperf_redis.metrics.flusher import Flusher
-from agentperf_redis.metrics.model import BETWEEN, FIRST, Execution, PerformanceMetrics, StreamMetrics
+from agentperf_redis.metrics.model import BETWEEN, FIRST, OTHER, Execution, PerformanceMetrics, StreamMetrics
 from agentperf_redis.metrics.spans import SpanReport, span_report
 from agentperf_redis.metrics.windows import TimeRange, Timestamp, Window, asked_time
 
@@ -53,11 +53,23 @@ def _agents(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str,
     return {agent: performance(agent, added(by_agent[agent]), plain=plain) for agent in sorted(by_agent)}
 
 
+def agent_names(flusher: Flusher) -> Flow[list[str]]:
+    """List all agents, sorted by name."""
+    yield from own_records_counted(flusher)
+    listed = yield from _listed(flusher)
+    return sorted({keys.decoded(name) for names in listed for name in names})
+
+
+def _listed(flusher: Flusher) -> Flow[list[list[str]]]:
+    """List the encoded names of the agents of each shard."""
+    namespace = flusher.backend.namespace
+    return (yield from Batch(tuple(commands.agents(namespace, shard) for shard in range(keys.METRICS_SHARDS))))
+
+
 def _read_counters(flusher: Flusher, time: TimeRange, *, plain: bool) -> Flow[dict[str, list[Counters]]]:
     """Read all agents. An agent may have several sets of counters: each shard has its own ``__other__``."""
-    namespace = flusher.backend.namespace
     yield from own_records_counted(flusher)
-    listed = yield from Batch(tuple(commands.agents(namespace, shard) for shard in range(keys.METRICS_SHARDS)))
+    listed = yield from _listed(flusher)
     wanted = [(shard, name) for shard, names in enumerate(listed) for name in names]
     counter_sets = yield from _read(flusher, wanted, time, plain=plain)
     by_agent: dict[str, list[Counters]] = {}
@@ -94,7 +106,12 @@ def forget(flusher: Flusher, agent_name: str) -> Flow[bool]:
 
 def _forget(flusher: Flusher, agent_name: str) -> Flow[bool]:
     yield from own_records_counted(flusher)
-    return (yield from commands.forget(flusher.backend.namespace, agent_name))
+    # Each shard has its own `__other__`.
+    shards = range(keys.METRICS_SHARDS) if agent_name == OTHER else (keys.metrics_shard(agent_name),)
+    forgotten: list[bool] = yield from Batch(
+        tuple(commands.forget(flusher.backend.namespace, agent_name, shard) for shard in shards)
+    )
+    return any(forgotten)
 
 
 def recent(flusher: Flusher, agent_name: str, limit: int) -> Flow[tuple[Execution, ...]]:

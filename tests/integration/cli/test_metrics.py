@@ -87,6 +87,27 @@ def test_estimated_percentiles_are_marked(agentperf: Run, perf: AgentPerf) -> No
     assert math.isclose(found["p95_s"], 2.045, rel_tol=0.0217)
 
 
+def test_forget_deletes_agents_by_name_and_glob(agentperf: Run, used: AgentPerf) -> None:
+    for name in ("job-1", "job-2", "job-3", "[x]", "__other__"):
+        used.metrics.record_execution(name, 0.125, True)
+    used.metrics.flush()
+    unconfirmed = agentperf("forget", "job-*")
+    assert (unconfirmed.returncode, "--yes" in unconfirmed.stderr) == (USAGE, True)
+    assert "Delete the metrics of 3 agents (job-1, job-2, job-3)?" in unconfirmed.stderr
+    done = agentperf("forget", "job-[12]", "[x]", "nothing", "--yes")
+    assert (done.returncode, done.stdout, done.stderr) == (OK, "Forgot 3 agents.\n", "No agent matches nothing.\n")
+    found = document(agentperf("forget", "*", "no-*", "--yes", "--json"), "forget")
+    assert (found["asked"], found["agents"], found["missing"]) == (
+        ["*", "no-*"],
+        ["critic", "job-3", "planner"],
+        ["no-*"],
+    )
+    assert list(used.metrics.snapshots()) == ["__other__"], "a glob leaves it"
+    assert agentperf("forget", "*", "--yes").returncode == NOT_FOUND
+    assert agentperf("forget", "__other__", "--yes").returncode == OK
+    assert not used.metrics.snapshots()
+
+
 def test_errors_are_listed_by_frequency(agentperf: Run, used: AgentPerf) -> None:
     used.metrics.record_execution("critic", 0.125, False, "KeyError")
     used.metrics.flush()
