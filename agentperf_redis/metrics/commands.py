@@ -36,6 +36,9 @@ MAX_AGENTS = 160
 evenly: the mean per shard is 125, the standard deviation 11."""
 MAX_PARTS = 200
 MAX_ERRORS = 64
+IDLE_S = 86_400.0
+"""A name that was not used for this long gives way to a new one when its limit is reached: so old names, such as those
+of agents named after a job, do not shut out new ones for good. A daily job uses its names at least this often."""
 
 COUNTED, REPEATED = 1, 0
 
@@ -130,6 +133,7 @@ def flush(
             "max_agents": MAX_AGENTS,
             "max_parts": MAX_PARTS,
             "max_errors": MAX_ERRORS,
+            "idle_ms": _ms(IDLE_S),
             "sample_tag": f"{batch.writer}-{batch.seq}",
             "sent_ms": server_ms,
             "names...": tuple(names),

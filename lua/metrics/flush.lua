@@ -6,7 +6,8 @@
 --   totals...       HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
 --   recents...      ZSET    agentperf:{metrics:<shard>}:recent:<series>, one for each series
 --   slows...        ZSET    agentperf:{metrics:<shard>}:slow:<series>, one for each series
---   The names of the slices, the indexes of parts and the keys of __other__ are computed here, under the same hash tag.
+--   The names of the slices, the indexes of parts, the keys of __other__ and the keys of names that give way are
+--   computed here, under the same hash tag.
 -- ARGV
 --   seq             int     number of this flush, rising for this writer and shard: its idempotency key
 --   writer_keep_ms  int     how long the number is remembered, ms
@@ -22,6 +23,8 @@
 --   max_agents      int     max agents of this shard; further agents are counted under __other__
 --   max_parts       int     max spans of an agent; further spans are counted under __other__
 --   max_errors      int     max error types of a series, and max models; further ones are counted under __other__
+--   idle_ms         int     a name unused for this long gives way to a new one at a limit, ms; what is counted under
+--                           it is added to __other__
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
@@ -33,7 +36,8 @@
 --   {0, now_ms, 0, 0}  this flush was counted before: its number is not new
 -- REPEAT  the number of the flush is known, so nothing is counted twice
 -- ERRORS  CORRUPT <key>: it holds another type; nothing was written
--- COST    O(series x tiers x fields) + O(samples log N)
+-- COST    O(series x tiers x fields) + O(samples log N); at a limit, + O(fields) for each name that gives way, at most
+--         16 agents, 16 spans of an agent and 64 errors or models of a series
 --@include corrupt
 --@include slices
 local AGENTS, SETTINGS, WRITER = KEYS[1], KEYS[2], KEYS[3]
@@ -43,9 +47,8 @@ local KEEP_1H_MS, KEEP_1D_MS = tonumber(ARGV[6]), tonumber(ARGV[7])
 local MAX_RECENT, RECENT_KEEP_MS = tonumber(ARGV[8]), tonumber(ARGV[9])
 local MAX_SLOW, SLOW_KEEP_MS = tonumber(ARGV[10]), tonumber(ARGV[11])
 local MAX_AGENTS, MAX_PARTS, MAX_ERRORS = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
-local SAMPLE_TAG = ARGV[15]
-local SENT_MS = tonumber(ARGV[16])
-local NAMES, CELLS = 17, 17 + (#KEYS - 3) / 3
+local IDLE_MS, SAMPLE_TAG, SENT_MS = tonumber(ARGV[15]), ARGV[16], tonumber(ARGV[17])
+local NAMES, CELLS = 18, 18 + (#KEYS - 3) / 3
 
 local call = redis.call
 local now = clock_ms()
@@ -78,7 +81,32 @@ end
 if wrong_key then return corrupt(wrong_key, wrong_type) end
 
 -- Each name is counted under a series: its own, or __other__ beyond a limit.
-local series, indexes = {}, {}
+local series, indexes, leaving = {}, {}, {}
+local present  -- the agents and parts of this flush, which do not give way
+local function make_room(index, known)  -- take an idle member out of a full index
+  if not known.idle then
+    known.idle = call('ZRANGEBYSCORE', index, '-inf', '(' .. whole(now - IDLE_MS), 'WITHSCORES', 'LIMIT', 0, 16)
+    known.next = 1
+  end
+  if not present then
+    present = {}
+    for i = NAMES, CELLS - 1 do
+      local agent, part = string.match(ARGV[i], '^([^/#]+)(.*)$')
+      present[agent], present[tag .. 'parts:' .. agent .. part] = true, true
+    end
+  end
+  while known.idle[known.next] do
+    local member, ms = known.idle[known.next], tonumber(known.idle[known.next + 1])
+    known.next = known.next + 2
+    local other = member == OTHER or member == '/' .. OTHER or string.sub(member, 1, 1) == '#'
+    if not (other or present[index == AGENTS and member or index .. member]) then
+      known.size = known.size - 1
+      leaving[#leaving + 1] = {index = index, member = member, ms = ms}
+      return true
+    end
+  end
+  return false
+end
 local function admit(index, member, limit)  -- returns whether the member is known or within the limit
   local known = indexes[index]
   if not known then
@@ -89,7 +117,8 @@ local function admit(index, member, limit)  -- returns whether the member is kno
   if known.seen[member] then return true end
   if not (known.size > 0 and call('ZSCORE', index, member)) then
     local measure = string.sub(member, 1, 1) == '#'  -- the two measures of an agent do not count as spans
-    if known.size >= limit and member ~= OTHER and member ~= '/' .. OTHER and not measure then return false end
+    if known.size >= limit and member ~= OTHER and member ~= '/' .. OTHER and not measure
+      and not make_room(index, known) then return false end
     known.size = known.size + 1
   end
   known.seen[member] = 0
@@ -154,14 +183,66 @@ local function add(key, sum, expires)
 end
 
 -- Error types (fields err:<type>) and models (fields mdl:<model>:<measure>) beyond their limit are counted under
--- __other__, in the total and in every slice. A type or model is known if the total of the series has its field.
-local guards = {}
+-- __other__, in the total and in every slice. A type or model is known if the total of the series has its field. At the
+-- limit, one that was used neither today nor within IDLE_MS before gives way to a new one.
+local guards, gone_fields = {}, {}
+-- The last use of a type or model is not stored, but a slice of a day has the field of each that was used on that day.
+local mentioned  -- the arguments of this flush; a type or model among them does not give way
+local function take_out_idle(total, guard, prefix)
+  local idle = guard[prefix]
+  if not mentioned then
+    mentioned = {}
+    for i = CELLS, #ARGV do mentioned[ARGV[i]] = true end
+  end
+  if not idle then
+    idle = {}
+    guard[prefix], guard.stored = idle, call('HGETALL', total)
+    local fields = {}
+    for i = 1, #guard.stored, 2 do
+      local word = string.match(guard.stored[i], prefix == 'mdl:' and '^mdl:([^:]*):n$' or '^err:(.*)$')
+      if word and word ~= OTHER and not mentioned[guard.stored[i]] then fields[#fields + 1] = guard.stored[i] end
+    end
+    local name, day = string.sub(total, #tag + 7), TIERS[4]
+    local used = {}
+    for ago = 0, math.ceil(IDLE_MS / day[WIDTH]) do
+      local key = slice_key(tag, day, (floor(now / day[WIDTH]) - ago) * day[WIDTH], name)
+      if #fields > 0 and call('TYPE', key).ok == 'hash' then
+        for i, value in ipairs(call('HMGET', key, unpack(fields))) do used[i] = used[i] or value end
+      end
+    end
+    for i, field in ipairs(fields) do
+      if not used[i] and KEEP[4] >= IDLE_MS then idle[#idle + 1] = field end
+    end
+  end
+  while #idle > 0 do
+    local base = table.remove(idle)
+    if guard.kinds[base] == nil then  -- else it comes from an agent that gives way in this flush
+      guard.kinds[base] = false
+      local start = prefix == 'mdl:' and string.sub(base, 1, -2) or base
+      local moved, fields = {names = {}, values = {}, own = true}, {total}
+      for i = 1, #guard.stored, 2 do
+        local field, value = guard.stored[i], tonumber(guard.stored[i + 1])
+        if field == start or prefix == 'mdl:' and string.sub(field, 1, #start) == start then
+          fields[#fields + 1] = field
+          local rest = prefix == 'mdl:' and string.sub(field, #start) or ''
+          if value then aggregate(moved, prefix .. OTHER .. rest, value) end
+        end
+      end
+      add(total, moved)
+      gone_fields[#gone_fields + 1] = fields
+      return true
+    end
+  end
+  return false
+end
 local function limited(total, field)
   local guard = guards[total]
   if not guard then guard = {kinds = {}}; guards[total] = guard end
   local prefix, word, rest = string.match(field, '^(mdl:)([^:]*)(:.*)$')
   local base, counter = field, 'types'
-  if prefix then base, counter = prefix .. word .. ':n', 'models' else prefix, rest = 'err:', '' end
+  if prefix then base, counter = prefix .. word .. ':n', 'models'
+  else prefix, word, rest = 'err:', string.sub(field, 5), '' end
+  if word == OTHER then return field end
   local known = guard.kinds[base]
   if known == nil then
     known = false
@@ -175,10 +256,50 @@ local function limited(total, field)
       known = true
       guard[counter] = guard[counter] + 1
       add(total, {names = {counter}, values = {[counter] = 1}, own = true})
+    elseif not known then
+      known = take_out_idle(total, guard, prefix)
     end
     guard.kinds[base] = known
   end
   return known and field or prefix .. OTHER .. rest
+end
+
+-- What was counted under a name that gives way is added to __other__: the sum over all names stays the same. Its
+-- slices keep its name until they expire.
+local gone = {}
+local function series_ends(name)
+  for _, kind in ipairs({'total:', 'recent:', 'slow:'}) do gone[#gone + 1] = tag .. kind .. name end
+end
+for _, each in ipairs(leaving) do
+  local agent, other = each.member, OTHER
+  if each.index == AGENTS then
+    admit(AGENTS, OTHER, MAX_AGENTS)
+    seen(AGENTS, OTHER, each.ms)
+    local parts = tag .. 'parts:' .. agent
+    if call('TYPE', parts).ok == 'zset' then
+      for _, part in ipairs(call('ZRANGE', parts, 0, -1)) do series_ends(agent .. part) end
+    end
+    gone[#gone + 1] = parts
+  else
+    local owner = string.sub(each.index, #tag + 7)
+    admit(each.index, '/' .. OTHER, MAX_PARTS)
+    seen(each.index, '/' .. OTHER, each.ms)
+    agent, other = owner .. each.member, owner .. '/' .. OTHER
+  end
+  series_ends(agent)
+  if call('TYPE', tag .. 'total:' .. agent).ok == 'hash' then
+    local counted, sum = call('HGETALL', tag .. 'total:' .. agent), {names = {}, values = {}, own = true}
+    for i = 1, #counted, 2 do
+      local field, value = counted[i], tonumber(counted[i + 1])
+      if value and field ~= 'types' and field ~= 'models' then
+        if string.find(field, ':', 1, true) and not string.find(field, '^h:') then
+          field = limited(tag .. 'total:' .. other, field)
+        end
+        aggregate(sum, field, value)
+      end
+    end
+    add(tag .. 'total:' .. other, sum)
+  end
 end
 
 local sampled, outdated = 0, 0
@@ -277,6 +398,9 @@ end
 for index, known in pairs(indexes) do
   for member, ms in pairs(known.seen) do call('ZADD', index, 'GT', whole(ms), member) end
 end
+for _, fields in ipairs(gone_fields) do call('HDEL', unpack(fields)) end
+for _, each in ipairs(leaving) do call('ZREM', each.index, each.member) end
+for first = 1, #gone, 4000 do call('UNLINK', unpack(gone, first, math.min(first + 3999, #gone))) end
 local function zadd(key, flat)
   for first = 1, #flat, 4000 do call('ZADD', key, unpack(flat, first, math.min(first + 3999, #flat))) end
 end

@@ -65,7 +65,6 @@ PROVEN_BY = {
     "embedded.py": f"{INTEGRATION}/test_embedded.py",
     "errors.py": f"{INTEGRATION}/transport/test_outages.py",
     "metrics/accumulator.py": "tests/unit/metrics/test_buffer.py",
-    "metrics/commands.py": "tests/unit/metrics/test_windows.py",
     "metrics/comparison.py": f"{INTEGRATION}/metrics/test_reading.py",
     "metrics/counters.py": "tests/unit/metrics/test_model.py",
     "metrics/flows.py": f"{INTEGRATION}/metrics/test_reading.py",
