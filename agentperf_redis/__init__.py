@@ -8,6 +8,8 @@ import importlib
 import logging
 from typing import TYPE_CHECKING
 
+from agentperf_redis.last_resort import LOGGER, LastResort
+
 if TYPE_CHECKING:
     from agentperf_redis.agentperf import (
         AgentPerf,
@@ -137,7 +139,7 @@ __all__ = [
     "track_performance",
 ]
 
-logging.getLogger("agentperf_redis").addHandler(logging.NullHandler())
+logging.getLogger(LOGGER).addHandler(LastResort())
 
 _HOMES = {
     "AgentInstance": "balancer.model",

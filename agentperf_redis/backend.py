@@ -12,19 +12,23 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
 import threading
 import time
 import weakref
+from asyncio import _get_running_loop  # returns None without a loop, in a tenth of the time of an exception
 from collections.abc import Callable, Hashable
 from typing import Any, NoReturn, TypeVar, cast
 
 from agentperf_redis import arguments, keys
 from agentperf_redis.background import Background, ModuleLock, register_for_fork
+from agentperf_redis.blocking_calls import warn_of_blocking_call
 from agentperf_redis.command import Command, Flow, Reply, running_loop
 from agentperf_redis.errors import AgentPerfError, BackendUnavailable, CorruptState, InvalidArgument
+from agentperf_redis.open_clients import OpenClient, place_of_creation
 from agentperf_redis.script import Script
 from agentperf_redis.transport.address import parse_url, resolve_url, url_in_environment
 from agentperf_redis.transport.async_executor import AsyncExecutor
@@ -49,6 +53,7 @@ _LOOP_ENDS_CLOSE_S = 1.0
 """How long closing waits for the flows that the end of an event loop has interrupted. Later, their leases expire."""
 _LAYOUT_S = 1.0
 """How long a request for the layout (the map of keys to nodes) waits for the answer of one node, s."""
+_LOG_ABSENCE_EVERY_S = 10.0
 _ENTER = Script("namespace/enter")
 
 
@@ -73,6 +78,9 @@ class Backend:
         self.deadline = arguments.seconds("deadline", deadline, minimum=0.01, maximum=3600.0)
         self.process = _process_id()
         self.closed = False
+        self._made_at = place_of_creation()
+        self._open_client: OpenClient | None = None
+        self._absence_logged_at = -math.inf
         self._connector = Connector(self.address, defaulted=url is None and not url_in_environment())
         self._topology = Topology(self.address)
         self._lock = threading.RLock()
@@ -123,6 +131,8 @@ class Backend:
         Raises:
             AgentPerfError: an error of a command that the flow does not catch.
         """
+        if _get_running_loop() is not None:
+            warn_of_blocking_call()
         return self._executor.run(flow, deadline)
 
     async def arun(self, flow: Runnable[T], deadline: float | None = None) -> T:
@@ -264,6 +274,8 @@ class Backend:
             else:
                 executor.close_now()
         self._executor.close()
+        if self._open_client is not None:
+            self._open_client.closed()
 
     async def aclose(self) -> None:
         """Like `close`, without blocking the loop."""
@@ -275,6 +287,13 @@ class Backend:
         if executor is not None:
             await executor.aclose()
         await asyncio.to_thread(self.close)
+
+    def log_absence(self, error: BackendUnavailable) -> None:
+        """Log that a call goes on without the server. At most one such warning every ten seconds."""
+        now = time.monotonic()
+        if now - self._absence_logged_at >= _LOG_ABSENCE_EVERY_S:
+            self._absence_logged_at = now
+            _log.warning("load balancer: calls return without a lease: %s", error)
 
     def _run_close_callbacks(self) -> None:
         while True:
@@ -294,6 +313,8 @@ class Backend:
         with self._lock:
             known, self._epoch = self._epoch, epoch
             changed = known is not None and known != epoch
+            if self._open_client is None and not self.closed:
+                self._open_client = OpenClient(self.address.masked, self.namespace, self._made_at)
             if changed:
                 self._entered.clear()
         if changed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Callable, Collection
@@ -40,7 +39,6 @@ from agentperf_redis.errors import BackendUnavailable, InvalidArgument, LeaseLos
 
 T = TypeVar("T")
 
-_log = logging.getLogger("agentperf_redis")
 
 OnLost = Callable[[LeaseLost], None]
 
@@ -225,7 +223,7 @@ class Operations:
 
     def _or_none(self, flow: Flow[T], default: T) -> Flow[T]:
         """Run a flow. While the server is unreachable, raise or return the default, depending on `on_unavailable`."""
-        return flow if self.on_unavailable == "raise" else _or_else(flow, default)
+        return flow if self.on_unavailable == "raise" else _or_else(self.backend, flow, default)
 
     def release(
         self,
@@ -296,11 +294,11 @@ def checked_policy(on_unavailable: object) -> OnUnavailable:
     raise InvalidArgument("on_unavailable", on_unavailable, "'raise' or 'none'")
 
 
-def _or_else(flow: Flow[T], default: T) -> Flow[T]:
+def _or_else(backend: Backend, flow: Flow[T], default: T) -> Flow[T]:
     try:
         return (yield from flow)
     except BackendUnavailable as away:
-        _log.debug("%s", away)
+        backend.log_absence(away)
         return default
 
 

@@ -189,7 +189,7 @@ class Flusher:
             error = AgentPerfError(f"flushing metrics failed: {met!r}")
         if error is not None:
             self.buffer.downsample(self.retention.ttls)
-            if self._last_error is None:
+            if self._last_error is None and not self._closed:  # `close` itself warns of what the last flush lost
                 _log.warning("flushing metrics failed, records are kept: %s", error)
         elif self._last_error is not None:
             _log.warning("flushing metrics works again; executions counted so far: %d", self.delivery_state().counted)

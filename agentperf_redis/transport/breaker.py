@@ -20,6 +20,7 @@ from functools import partial
 
 from agentperf_redis.background import Background
 from agentperf_redis.errors import BackendUnavailable
+from agentperf_redis.last_resort import OUTAGE
 from agentperf_redis.transport.topology import Node, Topology
 
 _log = logging.getLogger("agentperf_redis")
@@ -131,7 +132,7 @@ class Breaker:
             if self._stopped:
                 return
             outage = self.open[node] = _Outage(time.monotonic() - self._attempt_timeout_s)
-        _log.warning("%s does not answer: commands for it fail at once until it does", self._name(node))
+        _log.warning("%s does not answer: commands for it fail at once until it does", self._name(node), extra=OUTAGE)
         self._probe_later(node, outage, watch)
 
     def _probe_later(self, node: Node, outage: _Outage, watch: Background) -> None:

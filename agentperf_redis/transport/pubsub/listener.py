@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from agentperf_redis.background import starter
+from agentperf_redis.last_resort import OUTAGE
 from agentperf_redis.transport.connector import Connector
 from agentperf_redis.transport.delivery import ExchangeFailed
 from agentperf_redis.transport.pubsub.connection import LOST_AFTER_S, BusConnection, BusReply, backoff_s
@@ -390,7 +391,10 @@ class Listener:
         """Log a fault when it begins, and only once."""
         if subject not in self._faults:
             _log.warning(
-                "bus: %s: %s; until this fault ends, messages are missed and local copies are off", subject, reason
+                "bus: %s: %s; until this fault ends, messages are missed and local copies are off",
+                subject,
+                reason,
+                extra=OUTAGE,
             )
         self._faults.setdefault(subject, set()).add(item)
 

@@ -199,6 +199,7 @@ def test_error_reaches_all_waiters_without_retries(
     assert cache.get_or_compute("k", lambda: "again") == "again", "an error is not stored: a later caller computes"
 
 
+@pytest.mark.filterwarnings("ignore:.* blocks the running event loop:RuntimeWarning")
 def test_value_begun_before_invalidation_is_not_stored(call: Call, backend: Backend) -> None:
     for number, forget in enumerate(
         (

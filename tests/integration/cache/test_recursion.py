@@ -57,6 +57,7 @@ def self_referencing(call: Call, cache: LRUCache, meanwhile: Callable[[], object
     return (waiting if call.is_async else blocking), calls
 
 
+@pytest.mark.filterwarnings("ignore:.* blocks the running event loop:RuntimeWarning")
 @pytest.mark.parametrize("meanwhile", ["nothing", "a tag is invalidated", "the key is deleted"])
 def test_self_referencing_function_runs_as_if_uncached(
     call: Call, backend: Backend, raw: Raw, namespace: str, meanwhile: str
@@ -109,6 +110,7 @@ def test_recursive_function_computes_each_value_once(backend: Backend) -> None:
     assert sorted(calls) == list(range(21))
 
 
+@pytest.mark.filterwarnings("ignore:.* blocks the running event loop:RuntimeWarning")
 def test_blocking_call_on_loop_computes_directly(backend: Backend) -> None:
     cache = LRUCache(backend=backend)
 

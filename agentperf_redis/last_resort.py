@@ -1,0 +1,66 @@
+"""Shows outages and internal errors in programs that configure no logging.
+
+Without this, an outage could stay unnoticed: recording metrics never raises, and caches compute without the server.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from typing import Final
+
+from agentperf_redis.errors import BackendUnavailable
+
+LOGGER: Final = "agentperf_redis"
+"""The name of the one logger of the library."""
+OUTAGE: Final = {"outage": True}
+"""`extra=` of a log record about a server that does not answer. All of these count as one subject."""
+REPEAT_AFTER_S: Final = 3600.0
+"""How long a subject that was shown is not shown again, also after a recovery. A process that runs for weeks with an
+unstable network fills no log with it."""
+
+
+class LastResort(logging.Handler):
+    """A handler that shows records as a `RuntimeWarning`, if no other handler would receive them.
+
+    It shows warnings about an outage, and errors. All records about an outage are one subject. Of the errors, each kind
+    of message is a subject. A subject is shown at most once an hour, however many calls and threads report it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._shown_at: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record, unless the program handles it or its subject was shown."""
+        outage = _is_outage(record)
+        if not (outage or record.levelno >= logging.ERROR) or self._handled_elsewhere(record):
+            return
+        subject, now = "outage" if outage else str(record.msg), time.monotonic()
+        if now - self._shown_at.get(subject, -math.inf) < REPEAT_AFTER_S:
+            return
+        self._shown_at[subject] = now
+        text = (
+            f"agentperf_redis: {record.getMessage()} (shown at most once an hour, since no handler is configured for "
+            f"the logger {LOGGER!r})"
+        )
+        try:
+            warnings.warn_explicit(text, RuntimeWarning, record.pathname, record.lineno)
+        except RuntimeWarning:  # warnings are errors in this program, but a log record must not raise into a call
+            if logging.lastResort is not None:
+                logging.lastResort.handle(record)
+
+    def _handled_elsewhere(self, record: logging.LogRecord) -> bool:
+        logger: logging.Logger | None = logging.getLogger(record.name)
+        while logger is not None:
+            if any(each is not self and not isinstance(each, logging.NullHandler) for each in logger.handlers):
+                return True
+            logger = logger.parent if logger.propagate else None
+        return False
+
+
+def _is_outage(record: logging.LogRecord) -> bool:
+    args = record.args if isinstance(record.args, tuple) else ()
+    return getattr(record, "outage", False) or any(isinstance(each, BackendUnavailable) for each in args)
