@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from agentperf_redis import arguments
 from agentperf_redis.backend import DEFAULT_DEADLINE_S, Backend
+from agentperf_redis.place import place_of
 
 if TYPE_CHECKING:  # at run time, a service is imported on its first use
     from agentperf_redis.balancer.client import LoadBalancer
@@ -127,11 +128,12 @@ class AgentPerf:
         made()  # validates the arguments before they become a key: an invalid argument may be unhashable
         return self.backend.share(("lb", chosen, settings, on_unavailable), made)
 
-    def cache(self, name: str = "default", **options: Unpack[LRUOptions]) -> LRUCache:
+    def cache(self, name: str | None = None, **options: Unpack[LRUOptions]) -> LRUCache:
         """Return the LRU cache with this name: one object for each name.
 
         Args:
-            name: the name of the cache; all processes that use this name share the cache.
+            name: the name of the cache; all processes that use this name share the cache. None: a name that says
+                where in the code the method is called, such as ``app.users``.
             options: as for `LRUCache`. Without options, returns the existing object, or a new LRUCache with the
                 defaults.
 
@@ -140,17 +142,19 @@ class AgentPerf:
         """
         from agentperf_redis.cache.lru import LRUCache
 
-        key = ("cache", arguments.name("name", name))
+        name = self._name_of_place("cache") if name is None else arguments.name("name", name)
+        key = ("cache", name)
         if options:
             made = LRUCache(name=name, backend=self.backend, **options)
             return self.backend.share(key, lambda: made)
         return self.backend.share(key, lambda: LRUCache(name=name, backend=self.backend))
 
-    def tiered_cache(self, name: str = "default", **options: Unpack[TieredOptions]) -> TieredCache:
+    def tiered_cache(self, name: str | None = None, **options: Unpack[TieredOptions]) -> TieredCache:
         """Return the tiered cache with this name: one object for each name. Its tiers are hot, warm and cold.
 
         Args:
-            name: the name of the cache; all processes that use this name share the cache.
+            name: the name of the cache; all processes that use this name share the cache. None: a name that says
+                where in the code the method is called, such as ``app.users``.
             options: as for `TieredCache`. Without options, returns the existing object, or a new TieredCache with the
                 defaults.
 
@@ -159,11 +163,17 @@ class AgentPerf:
         """
         from agentperf_redis.cache.tiered import TieredCache
 
-        key = ("tiered", arguments.name("name", name))
+        name = self._name_of_place("tiered_cache") if name is None else arguments.name("name", name)
+        key = ("tiered", name)
         if options:
             made = TieredCache(name=name, backend=self.backend, **options)
             return self.backend.share(key, lambda: made)
         return self.backend.share(key, lambda: TieredCache(name=name, backend=self.backend))
+
+    def _name_of_place(self, method: str) -> str:
+        place = place_of(self, self.backend.process, method)
+        place.warn(f"{method}()", 1)
+        return place.name
 
     def caches(self) -> list[CacheStats]:
         """Return the sizes and counters of all caches of the namespace, over all processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from inspect import CO_COROUTINE
@@ -22,6 +23,7 @@ from agentperf_redis.cache.process.shared_state import SharedState
 from agentperf_redis.cache.warm_up import DEFAULT_CONCURRENCY, OnProgress, WarmUpStatus, each_wanted, warm
 from agentperf_redis.codec.codec import Codec
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.place import place_of
 
 R = TypeVar("R")
 
@@ -40,7 +42,7 @@ class Cache(ABC):
         self,
         settings: Settings,
         given: Sequence[object],
-        name: str,
+        name: str | None,
         backend: Backend | None,
         codec: Codec | None,
         *,
@@ -50,15 +52,22 @@ class Cache(ABC):
         lease: float,
         on_unavailable: WithoutServer | str,
     ) -> None:
-        self.name = arguments.name("name", name)
         marks = "".join("1" if chosen(option) else "0" for option in given)
         self._backend = chosen_backend(backend)
+        place = place_of(self, self._backend.process) if name is None else None
+        name = self.name = arguments.name("name", name) if place is None else place.name
         maintenance = self._backend.share("cache maintenance", lambda: Maintenance(self._backend))
         self._shared_state = self._backend.share(
             ("cache", self._service, name),
             lambda: SharedState(self._backend, self._service, name, settings, marks, maintenance.report_soon),
         )
-        self._shared_state.adopt(self, settings, marks)
+        try:
+            self._shared_state.adopt(self, settings, marks)
+        except InvalidArgument:
+            gc.collect()  # the other objects may be unused already, but in reference cycles
+            self._shared_state.adopt(self, settings, marks)
+        if place is not None:
+            place.warn(f"{type(self).__name__}()", self._shared_state.users)
         self._maintenance = maintenance
         local = None
         if local_size is not None or local_bytes is not None:

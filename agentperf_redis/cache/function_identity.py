@@ -14,18 +14,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 from agentperf_redis.codec.codec import canonical
 from agentperf_redis.codec.storable import REGISTRY, Registry
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.program import module_of, program_of
 
-_SCRIPTS: Final = ("__main__", "__mp_main__")
-"""Names of the script's module in the process that runs it, and in processes started by multiprocessing."""
 _DIGEST_BYTES: Final = 8
 """64 bits are enough, since few functions have the same name."""
 
@@ -46,47 +43,6 @@ class _NoIdentity(Exception):
     def __init__(self, value: object) -> None:
         super().__init__(value)
         self.value = value
-
-
-def module_of(thing: Any) -> str:
-    """Return the name of the module of a function or class.
-
-    Every process names its script ``__main__``, so the name of the script's file is used; see `program_of`. Without a
-    file, as in a notebook, the result is ``__main__``.
-    """
-    module = str(thing.__module__)
-    if module not in _SCRIPTS:
-        return module
-    script = sys.modules.get(module)
-    spec = getattr(script, "__spec__", None)
-    if spec is not None:
-        return str(spec.name)
-    path = _file_of(script)
-    return "__main__" if path is None else Path(path).stem
-
-
-def program_of(thing: Any) -> bytes:
-    """Return a digest of the script that defines a function or class, empty if a module defines it.
-
-    Two scripts with the same name are two programs; one script is the same program in any folder.
-    """
-    script = sys.modules.get(thing.__module__) if thing.__module__ in _SCRIPTS else None
-    path = _file_of(script)
-    return b"" if path is None or getattr(script, "__spec__", None) is not None else _digest_of_file(path)
-
-
-def _file_of(script: ModuleType | None) -> str | None:
-    """Return the path of a script; None for one that was typed or piped in, which Python names ``<stdin>``."""
-    path = getattr(script, "__file__", None)
-    return None if path is None or str(path).startswith("<") else str(path)
-
-
-@functools.cache
-def _digest_of_file(path: str) -> bytes:
-    try:
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=_DIGEST_BYTES).digest()
-    except OSError:  # a file that cannot be read, such as one within a zip archive, is identified by its name only
-        return b""
 
 
 def function_name(function: Any, registry: Registry = REGISTRY) -> str:

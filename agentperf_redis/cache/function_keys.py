@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from agentperf_redis.cache.function_identity import digest, module_of, program_of
+from agentperf_redis.cache.function_identity import digest
 from agentperf_redis.codec.codec import canonical
 from agentperf_redis.codec.storable import REGISTRY, Registry
 from agentperf_redis.errors import InvalidArgument
+from agentperf_redis.program import module_of, program_of
 
 DIGEST_BYTES: Final = 16
 """128 bits: the probability that any two of 10^12 keys collide is 10^-15."""

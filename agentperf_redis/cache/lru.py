@@ -34,7 +34,8 @@ class LRUCache(DecoratingCache):
         max_size: maximum number of entries.
         default_ttl: TTL of entries put without one, seconds; None is the cache's default (no expiry if no process has
             set one); `math.inf` is no expiry.
-        name: name of the cache; every object of that name in any process is the same cache.
+        name: name of the cache; every object of that name in any process is the same cache. None: a name of the place
+            where the object is made, such as ``app.users`` for ``users = LRUCache()`` in the module app.
         backend: the server and namespace; by default the process-wide one.
         max_bytes: maximum bytes of all keys and values together; None is no limit.
         policy: which entry is evicted when the cache is full.
@@ -65,7 +66,7 @@ class LRUCache(DecoratingCache):
         max_size: int = DefaultCount(1000),
         default_ttl: float | None = None,
         *,
-        name: str = "default",
+        name: str | None = None,
         backend: Backend | None = None,
         max_bytes: int | None = None,
         policy: Policy | str | None = None,

@@ -77,7 +77,8 @@ class TieredCache(DecoratingCache):
         warm_ttl: TTL of entries put into warm without one, seconds; None is no expiry.
         cold_ttl: TTL of other entries put without one, seconds: those put into cold, and those whose tier the policy
             chooses; None is no expiry.
-        name: name of the cache; every object of that name in any process is the same cache.
+        name: name of the cache; every object of that name in any process is the same cache. None: a name of the place
+            where the object is made, such as ``app.users`` for ``users = TieredCache()`` in the module app.
         backend: the server and namespace; by default the process-wide one.
         max_bytes: maximum bytes of all keys and values together; None is no limit.
         policy: which entry is evicted when the cache is full; by default the less frequently used of a new and an old
@@ -113,7 +114,7 @@ class TieredCache(DecoratingCache):
         warm_ttl: float | None = DefaultSeconds(1800),
         cold_ttl: float | None = DefaultSeconds(3600),
         *,
-        name: str = "default",
+        name: str | None = None,
         backend: Backend | None = None,
         max_bytes: int | None = None,
         policy: Policy | str | None = None,

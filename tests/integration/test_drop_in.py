@@ -153,6 +153,34 @@ def demo_load_balancing():
 demo_load_balancing()
 """
 
+SEVERAL_OBJECTS = """
+from agentperf_redis import AgentInstance, LoadBalancer, LRUCache, MetricsCollector, TieredCache
+
+users = LRUCache(max_size=100, default_ttl=60)
+orders = LRUCache(max_size=100, default_ttl=60)
+small = LRUCache(max_size=2)
+tiers, other_tiers = TieredCache(), TieredCache(hot_size=5)
+users.put("1", "Alice")
+tiers.put("1", "Alice")
+print(orders.get("1"), other_tiers.get("1"))
+orders.clear()
+for number in range(20):
+    users.put(f"u{number}", number)
+small.put("1", "Bob")
+print(users.get("1"), len(users), small.get("1"))
+one, other = MetricsCollector(), MetricsCollector()
+for collector in (one, other):
+    collector.record_execution("planner", 0.1, True)
+print(MetricsCollector().get_all_metrics()["planner"]["task_count"])
+in_turn, weighted = LoadBalancer("round_robin"), LoadBalancer("weighted")
+in_turn.register_instance(AgentInstance(id="a", agent_type="coder"))
+weighted.register_instance(AgentInstance(id="b", agent_type="critic"))
+for balancer, agent in ((in_turn, "coder"), (weighted, "critic")):
+    instance = balancer.acquire(agent)
+    print(instance.id, balancer.strategy.value)
+    balancer.release(instance)
+"""
+
 
 @pytest.fixture
 def execute(start_server: Callable[..., Server], tmp_path: Path) -> Callable[[str], list[str]]:
@@ -184,6 +212,10 @@ def test_quick_reference_runs_unchanged(execute: Callable[[str], list[str]]) -> 
 
 def test_quick_reference_prints_expected_results(execute: Callable[[str], list[str]]) -> None:
     assert execute(QUICK_REFERENCE_USED) == ["None 1 1"]
+
+
+def test_several_objects_of_a_kind_run_side_by_side(execute: Callable[[str], list[str]]) -> None:
+    assert execute(SEVERAL_OBJECTS) == ["None None", "Alice 21 Bob", "2", "a round_robin", "b weighted"]
 
 
 def test_metrics_demo_prints_expected_figures(execute: Callable[[str], list[str]]) -> None:

@@ -104,15 +104,19 @@ class SharedState:
                         continue
                     if marks[at] == "1":
                         value = int(requested) if requested.isdigit() else requested
-                        raise InvalidArgument(
-                            argument, value, f"cache {self.name!r} is open here with {argument}={held[at]}"
-                        )
+                        is_open = f"cache {self.name!r} is open here with {argument}={held[at]}"
+                        raise InvalidArgument(argument, value, f"{is_open}; name='...' makes a cache of its own")
                     held[at], marks[at] = requested, "1"
                     self.deployed = False
                 self.settings, self.given = Settings.of(held), "".join(marks)
             self._users.add(user)
         if self.unsent and self.local is not None:  # as in `change`
             self.local.flush()
+
+    @property
+    def users(self) -> int:
+        """The number of live objects of this cache."""
+        return len(self._users)
 
     def change(self, argument: str, field: str) -> None:
         """Change one setting. The next call deploys the setting, which then applies to every process.

@@ -29,7 +29,7 @@ STALE_S = 0.25
 
 
 def with_copies(backend: Backend, **options: Any) -> LRUCache:
-    return LRUCache(backend=backend, local_size=100, **options)
+    return LRUCache(name="default", backend=backend, local_size=100, **options)
 
 
 def test_local_copy_costs_no_command(call: Call, proxy: Proxy, connect: Callable[..., Backend], namespace: str) -> None:
@@ -61,7 +61,7 @@ def test_local_copy_costs_no_command(call: Call, proxy: Proxy, connect: Callable
 
 
 def test_process_sees_its_own_writes_at_once(call: Call, backend: Backend) -> None:
-    cache, plain = with_copies(backend), LRUCache(backend=backend)
+    cache, plain = with_copies(backend), LRUCache(name="default", backend=backend)
     for which in (cache, plain):
         for forget, left in (
             (("put", "k", "new"), "new"),
@@ -77,7 +77,7 @@ def test_process_sees_its_own_writes_at_once(call: Call, backend: Backend) -> No
 
 
 def test_writes_of_other_processes_are_seen_in_time(server: Server, connect: Callable[..., Backend]) -> None:
-    cache, remote = with_copies(connect(server.url)), LRUCache(backend=connect(server.url))
+    cache, remote = with_copies(connect(server.url)), LRUCache(name="default", backend=connect(server.url))
     for forget, left in (
         (lambda: remote.put("k", "new"), "new"),
         (lambda: remote.delete("k"), None),
@@ -123,7 +123,7 @@ def test_copy_expires_with_its_entry(backend: Backend) -> None:
 
 def test_copies_are_unused_while_bus_is_silent(proxy: Proxy, server: Server, connect: Callable[..., Backend]) -> None:
     """Requests still reach the server, but the closed bus delivers no message about the write."""
-    cache, remote = with_copies(connect(proxy.url)), LRUCache(backend=connect(server.url))
+    cache, remote = with_copies(connect(proxy.url)), LRUCache(name="default", backend=connect(server.url))
     cache.put("k", "old")
     copied(cache, "k")
     cache._backend.bus.close()
@@ -163,7 +163,7 @@ def test_fill_without_tickets_fails_the_check(
 
 def interleaved(backend: Backend, other: Backend, proxy: Proxy) -> Any:
     """Hold the reply of a read until another process's write is reported. Return the result of the next read."""
-    cache, remote = with_copies(backend), LRUCache(backend=other)
+    cache, remote = with_copies(backend), LRUCache(name="default", backend=other)
     remote.put("k", "old")
     remote.put("warm", 1)
     copied(cache, "warm")
@@ -190,10 +190,10 @@ def test_local_copies_are_shared_per_cache_and_process(backend: Backend) -> None
     first, second = with_copies(backend), with_copies(backend)
     assert first._shared_state.local is second._shared_state.local
     with pytest.raises(InvalidArgument) as refused:
-        LRUCache(backend=backend, local_size=5)
+        LRUCache(name="default", backend=backend, local_size=5)
     assert refused.value.argument == "local_size"
     with pytest.raises(InvalidArgument):
-        LRUCache(backend=backend, local_size=100, strict=True)
+        LRUCache(name="default", backend=backend, local_size=100, strict=True)
 
 
 # Separate processes write and read, with local copies, while bus connections are cut.

@@ -39,7 +39,7 @@ def where(namespace: str, part: str) -> str:
 
 
 def test_missing_value_is_computed_once_then_cached(call: Call, backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     calls: list[int] = []
 
     def work() -> list[int]:
@@ -59,7 +59,7 @@ def test_missing_value_is_computed_once_then_cached(call: Call, backend: Backend
 
 
 def test_threads_share_one_computation_but_no_object(backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     calls: list[int] = []
 
     def work() -> list[int]:
@@ -81,7 +81,7 @@ def test_threads_share_one_computation_but_no_object(backend: Backend) -> None:
 
 
 def test_tasks_share_one_computation(backend: Backend, runner: asyncio.Runner) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     calls: list[int] = []
 
     async def work() -> str:
@@ -101,7 +101,7 @@ def count_and_work(url: str, namespace: str, key: str, seconds: float) -> tuple[
 
     Returns the number of computations in this process, the value, and when all threads had the value.
     """
-    cache = LRUCache(backend=Backend(url, namespace=namespace))
+    cache = LRUCache(name="default", backend=Backend(url, namespace=namespace))
     calls: list[int] = []
 
     def work() -> int:
@@ -124,7 +124,7 @@ def test_processes_share_one_computation(server: Server, namespace: str, workers
 
 
 def compute_for_ever(url: str, namespace: str) -> Iterator[str]:
-    cache = LRUCache(backend=Backend(url, namespace=namespace))
+    cache = LRUCache(name="default", backend=Backend(url, namespace=namespace))
     thread = threading.Thread(target=lambda: cache.get_or_compute("k", lambda: time.sleep(600)), daemon=True)
     thread.start()
     yield "computing"
@@ -140,7 +140,7 @@ def test_killed_leader_is_replaced_after_lease_expiry(
     with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
         raw.pexpire(where(namespace, "l:k"), 300)  # ends the lease before its whole TTL has passed
-        assert LRUCache(backend=backend).get_or_compute("k", lambda: "mine") == "mine"
+        assert LRUCache(name="default", backend=backend).get_or_compute("k", lambda: "mine") == "mine"
         end = time.monotonic()
         assert end - begun >= 0.3
         assert stalls.own(begun, end) < 2.3
@@ -149,7 +149,7 @@ def test_killed_leader_is_replaced_after_lease_expiry(
 def test_lease_is_renewed_while_function_runs(
     backend: Backend, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
-    cache, remote = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    cache, remote = LRUCache(name="default", backend=backend), LRUCache(name="default", backend=connect(server.url))
     release = threading.Event()
     thread = threading.Thread(target=cache.get_or_compute, args=("k", lambda: release.wait(30)))
     thread.start()
@@ -168,7 +168,7 @@ def test_lease_is_renewed_while_function_runs(
 def test_error_reaches_all_waiters_without_retries(
     backend: Backend, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
-    cache, remote = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    cache, remote = LRUCache(name="default", backend=backend), LRUCache(name="default", backend=connect(server.url))
     calls: list[str] = []
     all_wait = threading.Event()
 
@@ -232,7 +232,7 @@ FORGET: dict[str, Callable[[LRUCache], object]] = {
 def test_caller_after_invalidation_gets_no_earlier_computation(
     backend: Backend, server: Server, connect: Callable[..., Backend], how: str, by: str
 ) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     begun, go = threading.Event(), threading.Event()
 
     def old() -> str:
@@ -243,7 +243,7 @@ def test_caller_after_invalidation_gets_no_earlier_computation(
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(cache.get_or_compute, "k", old, tags=["t"])
         assert begun.wait(10)
-        FORGET[how](cache if by == "this process" else LRUCache(backend=connect(server.url)))
+        FORGET[how](cache if by == "this process" else LRUCache(name="default", backend=connect(server.url)))
         second = threads.submit(cache.get_or_compute, "k", lambda: "new", tags=["t"])
         if how not in ("clear", "invalidate_tags") and by == "this process":
             assert second.result(10) == "new", "the later caller does not wait for the old computation"
@@ -257,7 +257,7 @@ def test_caller_after_invalidation_gets_no_earlier_computation(
 def test_cancelled_leader_lets_another_compute(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     begun: list[asyncio.Event] = []
 
     async def work() -> str:
@@ -286,7 +286,7 @@ def test_cancelled_leader_lets_another_compute(
 
 
 def test_unstorable_value_is_returned_with_one_warning(call: Call, backend: Backend) -> None:
-    made = decorated(call, LRUCache(backend=backend), lambda x: [object(), x])
+    made = decorated(call, LRUCache(name="default", backend=backend), lambda x: [object(), x])
     with pytest.warns(RuntimeWarning, match="cannot be stored") as warned:
         values = [made(1)[1] for _ in range(3)]
     assert (values, len(warned)) == ([1, 1, 1], 1)
@@ -354,7 +354,7 @@ def test_unstorable_result_warns_once_with_its_place(
     way: str,
 ) -> None:
     monkeypatch.setattr(compute, "_warned", {})
-    cache, calls = LRUCache(backend=backend, codec=codec), []
+    cache, calls = LRUCache(name="default", backend=backend, codec=codec), []
 
     def work(x: object = None) -> Any:
         calls.append(x)
@@ -394,7 +394,9 @@ def test_unstorable_refresh_keeps_the_stale_value(call: Call, backend: Backend, 
     async def work_async() -> Any:
         return work()
 
-    function = LRUCache(backend=backend, codec=codec).cached(60, soft_ttl=0.05)(work_async if call.is_async else work)
+    function = LRUCache(name="default", backend=backend, codec=codec).cached(60, soft_ttl=0.05)(
+        work_async if call.is_async else work
+    )
     assert run(call, function) == "first"
     made.append(Person())
     time.sleep(0.1)
@@ -422,7 +424,7 @@ def run(call: Call, function: Any, *args: Any) -> Any:
 
 def test_function_is_called_during_an_outage(call: Call, connect: Callable[..., Backend]) -> None:
     backend = connect("redis://127.0.0.1:1/0", deadline=0.2)
-    function = decorated(call, LRUCache(backend=backend), lambda x: x + 1)
+    function = decorated(call, LRUCache(name="default", backend=backend), lambda x: x + 1)
     with StallDetector() as stalls:
         begun = time.monotonic()
         assert [function(1), function(1), function(2)] == [2, 2, 3]
@@ -430,7 +432,7 @@ def test_function_is_called_during_an_outage(call: Call, connect: Callable[..., 
             "after the first failure the cache does not try the server for a while"
         )
     with pytest.raises(BackendUnavailable):
-        call(LRUCache(backend=backend), "get", "k")
+        call(LRUCache(name="default", backend=backend), "get", "k")
 
 
 # the decorator
@@ -477,7 +479,7 @@ def decorated(call: Call, cache: LRUCache | TieredCache, body: Callable[..., Any
 
 
 def test_decorated_function_has_its_methods(call: Call, backend: Backend) -> None:
-    cache = TieredCache(backend=backend)
+    cache = TieredCache(name="default", backend=backend)
     calls: list[Any] = []
     function = decorated(call, cache, calls.append, ttl=60)
 
@@ -504,7 +506,7 @@ def test_decorated_function_has_its_methods(call: Call, backend: Backend) -> Non
 
 
 def test_different_arguments_have_different_keys(backend: Backend) -> None:
-    @cached(LRUCache(backend=backend))
+    @cached(LRUCache(name="default", backend=backend))
     def function(*args: Any, **kwargs: Any) -> str:
         return repr((args, kwargs))
 
@@ -540,7 +542,7 @@ class Report:
 
 
 def test_methods_define_whether_self_is_in_key(backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
 
     class Plain(Report):
         @cached(cache)
@@ -593,7 +595,7 @@ def test_methods_define_whether_self_is_in_key(backend: Backend) -> None:
 
 
 def test_custom_keys_replace_the_default_key(backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
 
     @cached(cache, key="user:{user_id}", version=3)
     def by_template(user_id: int, session: object = None) -> int:
@@ -617,7 +619,7 @@ def test_custom_keys_replace_the_default_key(backend: Backend) -> None:
 
 
 def test_key_includes_version_but_not_function_body(backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
 
     def make(result: str, version: int) -> Callable[[int], str]:
         """Return the function `work` of a module, before or after an edit."""
@@ -651,10 +653,10 @@ print(f.key({"b", "a", "c"}, {"x": 1, "y": (2, 3.5)}, z="z"))
 def test_decorated_coroutine_function_stays_a_coroutine_function(backend: Backend) -> None:
     async def function() -> None: ...
 
-    assert asyncio.iscoroutinefunction(cached(LRUCache(backend=backend))(function))
+    assert asyncio.iscoroutinefunction(cached(LRUCache(name="default", backend=backend))(function))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert inspect.unwrap(cached(LRUCache(backend=backend))(function)) is function
+        assert inspect.unwrap(cached(LRUCache(name="default", backend=backend))(function)) is function
 
 
 def test_functions_of_two_scripts_share_no_results(server: Server, namespace: str, tmp_path: Path) -> None:
@@ -699,7 +701,7 @@ def local_class() -> type:
 
 
 def test_class_and_its_name_have_different_keys(backend: Backend) -> None:
-    @cached(LRUCache(backend=backend))
+    @cached(LRUCache(name="default", backend=backend))
     def function(x: Any) -> str:
         return repr(x)
 
@@ -721,14 +723,14 @@ def test_class_and_its_name_have_different_keys(backend: Backend) -> None:
 )
 def test_invalid_decorations_are_refused_at_once(backend: Backend, wrong: Callable[[Any], object], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
-        wrong(LRUCache(backend=backend))
+        wrong(LRUCache(name="default", backend=backend))
 
 
 def test_plain_function_that_returns_a_coroutine_is_refused(backend: Backend) -> None:
     async def later() -> int:
         return 1
 
-    ask = cached(LRUCache(backend=backend))(lambda: later())  # noqa: PLW0108  must be a plain function
+    ask = cached(LRUCache(name="default", backend=backend))(lambda: later())  # noqa: PLW0108  must be a plain function
     for _ in range(2):
         with pytest.raises(InvalidArgument, match="declare a decorated function with async def"):
             _ = ask()
@@ -766,7 +768,7 @@ def test_coroutine_function_behind_a_plain_one_is_cached(
 
     def decorated(backend: Backend) -> Any:
         function = checked(ask) if form == "wrapped" else counted
-        return cached(LRUCache(backend=backend, **options), name="ask")(function)
+        return cached(LRUCache(name="default", backend=backend, **options), name="ask")(function)
 
     first, elsewhere = decorated(backend), decorated(connect(server.url))
 
@@ -794,10 +796,10 @@ def test_stale_value_of_a_wrapped_coroutine_function_is_refreshed(backend: Backe
         return len(calls)
 
     options: Any = {"name": "count", "soft_ttl": 0.05}
-    assert asyncio.run(cached(LRUCache(backend=backend), 60, **options)(checked(count))()) == 1
+    assert asyncio.run(cached(LRUCache(name="default", backend=backend), 60, **options)(checked(count))()) == 1
 
     async def main() -> None:
-        later = cached(LRUCache(backend=backend), 60, **options)(checked(count))
+        later = cached(LRUCache(name="default", backend=backend), 60, **options)(checked(count))
         await asyncio.sleep(0.1)
         assert await later() == 1, "the stale value"
         while await later() == 1:
@@ -810,7 +812,7 @@ def test_blocking_wrapper_of_a_coroutine_function_stays_blocking(backend: Backen
     async def ask(x: int) -> int:
         return x + 1
 
-    @cached(LRUCache(backend=backend))
+    @cached(LRUCache(name="default", backend=backend))
     @functools.wraps(ask)
     def blocking(x: int) -> int:
         return asyncio.run(ask(x))

@@ -34,7 +34,7 @@ def tag(namespace: str, service: str = "cache", name: str = "default") -> str:
 
 
 def test_value_is_stored_under_the_documented_keys(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
 
     assert call(cache, "put", "answer", 42, 60, tags=["news"]) is True
 
@@ -50,7 +50,7 @@ def test_value_is_stored_under_the_documented_keys(call: Call, backend: Backend,
 
 
 def test_miss_returns_default_and_none_is_a_value(call: Call, backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     call(cache, "put", "none", None)
 
     assert call(cache, "get", "nothing") is None
@@ -61,7 +61,7 @@ def test_miss_returns_default_and_none_is_a_value(call: Call, backend: Backend) 
 
 
 def test_statistics_have_the_in_memory_version_shape(call: Call, backend: Backend) -> None:
-    cache = LRUCache(max_size=3, backend=backend)
+    cache = LRUCache(max_size=3, name="default", backend=backend)
     for key in "abcd":
         call(cache, "put", key, 1)
     call(cache, "get", "d")
@@ -82,7 +82,7 @@ def test_statistics_have_the_in_memory_version_shape(call: Call, backend: Backen
 
 
 def test_only_new_keys_evict_the_least_recently_used(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(max_size=3, backend=backend)
+    cache = LRUCache(max_size=3, name="default", backend=backend)
     for key in "abc":
         call(cache, "put", key, key)
     call(cache, "get", "a")
@@ -106,7 +106,7 @@ in a row."""
 @pytest.mark.parametrize("size", [8, 50])
 def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: str, size: int) -> None:
     """Over a recorded trace, each access hits if and only if a textbook LRU hits, and the same entries are left."""
-    cache, model = LRUCache(max_size=size, backend=backend), OrderedDict[str, int]()
+    cache, model = LRUCache(max_size=size, name="default", backend=backend), OrderedDict[str, int]()
     trace = read_trace(RECORDED)
     assert len(trace) == 9000
     hits = 0
@@ -127,7 +127,7 @@ def test_one_process_sees_a_textbook_lru(backend: Backend, raw: Raw, namespace: 
 
 
 def test_expired_entries_leave_no_trace(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(default_ttl=0.03, backend=backend)
+    cache = LRUCache(default_ttl=0.03, name="default", backend=backend)
     call(cache, "put", "short", 1)
     call(cache, "put", "long", 2, math.inf)
     wait_until(lambda: call(cache, "get", "short") is None, "the entry to expire")
@@ -142,7 +142,7 @@ def test_expired_entries_leave_no_trace(call: Call, backend: Backend, raw: Raw, 
 
 
 def test_entry_returns_all_stored_facts(call: Call, backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     before = datetime.now(UTC)
     call(cache, "put", "k", [1], 60, tags=["a b", "c"])
     fresh = call(cache, "entry", "k")
@@ -162,7 +162,7 @@ def test_entry_returns_all_stored_facts(call: Call, backend: Backend) -> None:
 
 
 def test_delete_clear_and_tags_make_misses(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     call(cache, "put_many", {"a": 1, "b": 2, "c": 3}, tags=["all"])
     call(cache, "put", "d", 4, tags=["some", "more"])
     assert call(cache, "delete", "a") is True
@@ -188,7 +188,7 @@ def test_delete_clear_and_tags_make_misses(call: Call, backend: Backend, raw: Ra
 def test_sweep_removes_entries_invalidated_by_tag(
     call: Call, backend: Backend, raw: Raw, namespace: str, kind: type[LRUCache | TieredCache]
 ) -> None:
-    cache = kind(backend=backend)
+    cache = kind(name="default", backend=backend)
     service = "cache" if kind is LRUCache else "tiered"
     for first in (0, 200, 400):
         call(cache, "put_many", {f"dead{number}": "x" for number in range(first, first + 200)}, tags=["gone", "other"])
@@ -217,7 +217,7 @@ def test_sweep_removes_entries_invalidated_by_tag(
 
 
 def test_bytes_are_bounded_too(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(max_bytes=500, backend=backend)
+    cache = LRUCache(max_bytes=500, name="default", backend=backend)
     for number in range(20):
         assert call(cache, "put", f"k{number}", "x" * 60) is True
     assert 0 < call(cache, "stats").bytes <= 500
@@ -231,7 +231,7 @@ def test_bytes_are_bounded_too(call: Call, backend: Backend, raw: Raw, namespace
 
 
 def test_long_and_unusual_keys_stay_distinct(call: Call, backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     keys = ["", "{", "}", "a}b{c", "*?[", "\x00", "\r\n", "é", "e\u0301", "x" * 121, "x" * 122, "x" * 10_000]
     for number, key in enumerate(keys):
         call(cache, "put", key, number)
@@ -243,7 +243,7 @@ def test_long_and_unusual_keys_stay_distinct(call: Call, backend: Backend) -> No
 def test_long_key_is_the_same_key_everywhere(
     call: Call, backend: Backend, raw: Raw, namespace: str, key: str, options: dict[str, Any]
 ) -> None:
-    cache = LRUCache(backend=backend, **options)
+    cache = LRUCache(name="default", backend=backend, **options)
     call(cache, "put", key, [1], tags=["t"])
     (name,) = raw.hkeys(f"{tag(namespace)}:size")
     shown = key if len(key) <= 4096 else name
@@ -275,7 +275,7 @@ def test_long_key_is_the_same_key_everywhere(
 
 
 def test_tiers_promote_and_demote_without_new_ttl(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = TieredCache(1, 2, 3, 100, 200, 300, policy="lru", backend=backend)
+    cache = TieredCache(1, 2, 3, 100, 200, 300, policy="lru", name="default", backend=backend)
     where = tag(namespace, "tiered")
 
     def tiers() -> dict[str, list[str]]:
@@ -332,7 +332,7 @@ def test_tinylfu_keeps_frequent_entries_through_a_scan(call: Call, backend: Back
 
 
 def test_strict_reads_are_recorded_at_once(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(max_size=2, strict=True, backend=backend)
+    cache = LRUCache(max_size=2, strict=True, name="default", backend=backend)
     call(cache, "put", "a", 1)
     call(cache, "put", "b", 2)
 
@@ -347,7 +347,7 @@ def test_strict_reads_are_recorded_at_once(call: Call, backend: Backend, raw: Ra
 def read_in_turn(url: str, namespace: str, max_size: int) -> Iterator[int | None]:
     """A worker process: for each request, read the key, put the step's number after a miss, yield the value read."""
     backend = Backend(url, namespace=namespace)
-    cache = LRUCache(max_size=max_size, strict=True, backend=backend)
+    cache = LRUCache(max_size=max_size, strict=True, name="default", backend=backend)
     found: int | None = None
     while True:
         requested: tuple[str, int] | None = yield found
@@ -395,7 +395,10 @@ def test_strict_waiter_of_another_process_counts_a_hit(
     call: Call, backend: Backend, server: Server, connect: Callable[..., Backend]
 ) -> None:
     """Both callers miss. One computes the value, and the other gets that value."""
-    cache, remote = LRUCache(strict=True, backend=backend), LRUCache(strict=True, backend=connect(server.url))
+    cache, remote = (
+        LRUCache(strict=True, name="default", backend=backend),
+        LRUCache(strict=True, name="default", backend=connect(server.url)),
+    )
     begun, go_on = threading.Event(), threading.Event()
 
     def compute() -> int:
@@ -424,7 +427,7 @@ def test_strict_waiter_of_another_process_counts_a_hit(
 
 
 def test_reads_are_reported_automatically(backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     cache.put("a", 1)
     cache.get("a")
     wait_until(lambda: raw.hget(f"{tag(namespace)}:meta", "cold") == "1", "the read to be reported")
@@ -434,7 +437,7 @@ def test_reads_are_reported_automatically(backend: Backend, raw: Raw, namespace:
 
 
 def test_both_kinds_with_one_name_coexist(backend: Backend) -> None:
-    lru, tiered = LRUCache(backend=backend), TieredCache(backend=backend)
+    lru, tiered = LRUCache(name="default", backend=backend), TieredCache(name="default", backend=backend)
     lru.put("k", "lru")
     tiered.put("k", "tiered")
     assert (lru.get("k"), tiered.get("k")) == ("lru", "tiered")
@@ -443,13 +446,13 @@ def test_both_kinds_with_one_name_coexist(backend: Backend) -> None:
 def test_last_settings_apply_and_local_conflicts_are_refused(
     server: Server, backend: Backend, connect: Callable[..., Backend], caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = LRUCache(max_size=5, backend=backend)
-    assert LRUCache(max_size=5, backend=backend).put("a", 1)
+    cache = LRUCache(max_size=5, name="default", backend=backend)
+    assert LRUCache(max_size=5, name="default", backend=backend).put("a", 1)
     with pytest.raises(InvalidArgument, match=r"max_size is [0-9]+; allowed: cache .* open here with max_size=5"):
-        LRUCache(max_size=6, backend=backend)
+        LRUCache(max_size=6, name="default", backend=backend)
 
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
-        remote = LRUCache(max_size=2, backend=connect(server.url))
+        remote = LRUCache(max_size=2, name="default", backend=connect(server.url))
         remote.put("b", 2)
     was, is_now = (f"max_size={size}, max_bytes=None, default_ttl=None, policy='lru'" for size in (5, 2))
     assert f"settings changed from {was} to {is_now}" in caplog.text
@@ -459,7 +462,9 @@ def test_last_settings_apply_and_local_conflicts_are_refused(
     assert cache.stats().max_size == 2
 
     del cache
-    assert LRUCache(max_size=6, backend=backend).stats().max_size == 6, "the first call deploys the settings"
+    assert LRUCache(max_size=6, name="default", backend=backend).stats().max_size == 6, (
+        "the first call deploys the settings"
+    )
 
 
 def test_omitted_options_keep_the_cache_settings(
@@ -471,18 +476,18 @@ def test_omitted_options_keep_the_cache_settings(
     raw: Raw,
     namespace: str,
 ) -> None:
-    made = LRUCache(max_size=7, default_ttl=60, max_bytes=10**6, policy="tinylfu", backend=backend)
+    made = LRUCache(max_size=7, default_ttl=60, max_bytes=10**6, policy="tinylfu", name="default", backend=backend)
     call(made, "put", "a", 1)
     settings = raw.hget(f"{tag(namespace, 'cache')}:meta", "settings")
 
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
-        plain = LRUCache(backend=connect(server.url))
+        plain = LRUCache(name="default", backend=connect(server.url))
         call(plain, "put", "b", 1)
 
     assert raw.hget(f"{tag(namespace, 'cache')}:meta", "settings") == settings
     assert caplog.text == ""
     assert raw.ttl(f"{tag(namespace, 'cache')}:e:b") in range(50, 61), "the cache's default"
-    call(LRUCache(max_size=9, default_ttl=600, backend=connect(server.url)), "put", "c", 1)
+    call(LRUCache(max_size=9, default_ttl=600, name="default", backend=connect(server.url)), "put", "c", 1)
     assert (
         raw.hget(f"{tag(namespace, 'cache')}:meta", "settings") == "tinylfu capacity 0/0/9 bytes 1000000 ttl 0/0/600000"
     )
@@ -496,9 +501,11 @@ def test_omitted_options_keep_the_cache_settings(
 def test_each_tiered_object_applies_its_own_ttls(
     call: Call, server: Server, backend: Backend, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
-    made = TieredCache(hot_ttl=50, cold_ttl=None, backend=backend)
+    made = TieredCache(hot_ttl=50, cold_ttl=None, name="default", backend=backend)
     call(made, "put", "k", 1)
-    call(TieredCache(hot_ttl=5, warm_ttl=500, cold_ttl=7, backend=connect(server.url)), "put", "other", 1)
+    call(
+        TieredCache(hot_ttl=5, warm_ttl=500, cold_ttl=7, name="default", backend=connect(server.url)), "put", "other", 1
+    )
 
     for tier, ttls in (("hot", range(40, 51)), ("warm", range(490, 501)), ("cold", (-1,)), (None, (-1,))):
         call(made, "put", f"{tier}", 1, tier)
@@ -517,12 +524,12 @@ def test_settings_of_one_process_do_not_alternate(backend: Backend) -> None:
 def test_policy_change_keeps_the_entries(
     server: Server, backend: Backend, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
-    cache = TieredCache(5, 5, 30, policy="tinylfu", backend=backend)
+    cache = TieredCache(5, 5, 30, policy="tinylfu", name="default", backend=backend)
     cache.put_many({f"k{number}": number for number in range(60)})
     held = cache.get_many([f"k{number}" for number in range(60)])
     cache.flush()  # a report in the background would move entries while `faults` reads several keys
     for policy in ("lru", "tinylfu"):
-        other = TieredCache(5, 5, 30, policy=policy, backend=connect(server.url))
+        other = TieredCache(5, 5, 30, policy=policy, name="default", backend=connect(server.url))
         other.put("one", 1, ttl=0.001)
         other.delete("one")
         assert len(other.get_many(list(held))) >= len(held) - 1
@@ -538,7 +545,7 @@ def test_policy_change_keeps_the_entries(
 def test_wrong_key_type_is_named_without_writes(
     call: Call, backend: Backend, raw: Raw, namespace: str, kind: type[LRUCache | TieredCache], part: str
 ) -> None:
-    cache = kind(backend=backend)
+    cache = kind(name="default", backend=backend)
     call(cache, "put", "before", 1, ttl=60)
     poisoned = f"{tag(namespace, 'tiered' if kind is TieredCache else 'cache')}:{part}"
     raw.delete(poisoned)
@@ -556,7 +563,7 @@ def test_wrong_key_type_is_named_without_writes(
 def test_hostile_bytes_are_misses_and_reported(
     call: Call, backend: Backend, raw: Raw, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     for number, planted in enumerate([b"", b"\x80\x04.", b"1 2 3", b"1 0 r 0  \xff", b"9" * 400 + b" 0 r 0  m\x01"]):
         raw.set(f"{tag(namespace)}:e:k{number}", planted)
         with caplog.at_level(logging.WARNING, "agentperf_redis"):
@@ -571,7 +578,7 @@ def test_hostile_bytes_are_misses_and_reported(
 def test_wrongly_typed_keys_are_reported_and_replaced(
     call: Call, backend: Backend, raw: Raw, namespace: str, strict: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = LRUCache(backend=backend, strict=strict)
+    cache = LRUCache(name="default", backend=backend, strict=strict)
     raw.lpush(f"{tag(namespace)}:e:k", "poison")
     raw.set(f"{tag(namespace)}:l:l", "poison")
     with caplog.at_level(logging.WARNING, "agentperf_redis"):
@@ -588,7 +595,7 @@ def test_wrongly_typed_keys_are_reported_and_replaced(
 
 
 def test_strict_counts_a_hit_only_for_a_value(call: Call, backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(backend=backend, strict=True)
+    cache = LRUCache(name="default", backend=backend, strict=True)
     call(cache, "put", "of t", 1, tags=["s", "t"])
     call(cache, "put", "of u", 1, tags=["u"])
     call(cache, "put", "of none", 1)
@@ -609,7 +616,7 @@ def test_another_data_model_is_not_changed(call: Call, backend: Backend, raw: Ra
     stored = {"schema": str(schema), "settings": "of another form"}
     raw.hset(f"{tag(namespace)}:meta", mapping=stored)
     with pytest.raises(SchemaMismatch, match=f"version {schema}"):
-        call(LRUCache(backend=backend), "put", "k", 1)
+        call(LRUCache(name="default", backend=backend), "put", "k", 1)
     assert raw.hgetall(f"{tag(namespace)}:meta") == stored
 
 
@@ -678,8 +685,8 @@ def test_lowered_limit_holds_from_the_first_call(
     method: str,
     options: dict[str, Any],
 ) -> None:
-    LRUCache(10, backend=backend).put_many({f"k{number}": number for number in range(10)})
-    lowered = LRUCache(3, backend=connect(server.url), **options)
+    LRUCache(10, name="default", backend=backend).put_many({f"k{number}": number for number in range(10)})
+    lowered = LRUCache(3, name="default", backend=connect(server.url), **options)
     call(lowered, method, *FIRST_CALLS[method])
     assert raw.hlen(f"{tag(namespace)}:size") <= 3
 
@@ -694,10 +701,10 @@ def test_lowered_limit_holds_from_the_first_call(
 def test_reads_go_on_when_settings_cannot_be_stored(
     call: Call, backend: Backend, connect: Callable[..., Backend], server: Server, raw: Raw, namespace: str
 ) -> None:
-    LRUCache(backend=backend).put("k", 1)
+    LRUCache(name="default", backend=backend).put("k", 1)
     raw.delete(f"{tag(namespace)}:ghost")
     raw.set(f"{tag(namespace)}:ghost", "poison")
-    lowered = LRUCache(3, backend=connect(server.url))
+    lowered = LRUCache(3, name="default", backend=connect(server.url))
     assert (call(lowered, "get", "k"), call(lowered, "get_many", ["k"])) == (1, {"k": 1})
     with pytest.raises(CorruptState):
         call(lowered, "put", "k", 2)
@@ -706,8 +713,8 @@ def test_reads_go_on_when_settings_cannot_be_stored(
 def test_empty_caches_are_true_without_io() -> None:
     backend = Backend("redis://127.0.0.1:1", deadline=0.1)
     try:
-        assert LRUCache(backend=backend)
-        assert TieredCache(backend=backend)
+        assert LRUCache(name="default", backend=backend)
+        assert TieredCache(name="default", backend=backend)
     finally:
         backend.close()
 
@@ -715,7 +722,10 @@ def test_empty_caches_are_true_without_io() -> None:
 def test_assigned_max_size_applies_to_every_process(
     backend: Backend, connect: Callable[..., Backend], server: Server
 ) -> None:
-    cache, elsewhere = LRUCache(3, backend=backend), LRUCache(backend=connect(server.url))
+    cache, elsewhere = (
+        LRUCache(3, name="default", backend=backend),
+        LRUCache(name="default", backend=connect(server.url)),
+    )
     cache.put_many({str(number): number for number in range(5)})
     assert len(cache) == 3
     cache.max_size = 10
@@ -732,7 +742,7 @@ def test_assigned_max_size_applies_to_every_process(
 
 
 def test_assigned_default_ttl_applies_to_later_puts(backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     cache.put("before", 1)
     cache.default_ttl = 60
     cache.put("after", 1)
@@ -747,6 +757,6 @@ def test_assigned_default_ttl_applies_to_later_puts(backend: Backend, raw: Raw, 
 
 def test_tier_views_and_start_times_refuse_assignment(backend: Backend) -> None:
     with pytest.raises(AttributeError, match="give hot_size= to the TieredCache"):
-        TieredCache(backend=backend).hot.max_size = 5
+        TieredCache(name="default", backend=backend).hot.max_size = 5
     with pytest.raises(AttributeError):
         MetricsCollector(backend=backend).start_time = None  # type: ignore[misc, assignment]

@@ -120,10 +120,10 @@ def test_stale_value_returns_at_once_and_is_refreshed(
     backend: Backend, raw: Raw, loop: asyncio.Runner | None, kind: str
 ) -> None:
     kinds: dict[str, Callable[[], LRUCache | TieredCache]] = {
-        "redis": lambda: LRUCache(backend=backend),
-        "local": lambda: LRUCache(local_size=10, backend=backend),
-        "strict": lambda: LRUCache(strict=True, backend=backend),
-        "tiered": lambda: TieredCache(backend=backend),
+        "redis": lambda: LRUCache(name="default", backend=backend),
+        "local": lambda: LRUCache(local_size=10, name="default", backend=backend),
+        "strict": lambda: LRUCache(strict=True, name="default", backend=backend),
+        "tiered": lambda: TieredCache(name="default", backend=backend),
     }
     cache = kinds[kind]()
     source = Source()
@@ -161,7 +161,7 @@ class Reading:
 
 def read_for(url: str, namespace: str, seconds: float, soft_ttl: float, takes_s: float) -> Reading:
     """A worker process: read one key continuously."""
-    cache = LRUCache(backend=Backend(url, namespace=namespace))
+    cache = LRUCache(name="default", backend=Backend(url, namespace=namespace))
     computed: list[tuple[float, float]] = []
     waits: list[str] = []
     reads: list[tuple[float, float]] = []
@@ -196,7 +196,9 @@ def test_processes_refresh_once_per_soft_ttl_without_waiting(
     seconds, soft_ttl, takes_s = 3.0, 0.75, 0.25
     for attempt in range(4):
         place = f"{namespace}.{attempt}"
-        LRUCache(backend=connect(server.url, namespace=place)).get_or_compute("k", lambda: 0, 60, soft_ttl=0.001)
+        LRUCache(name="default", backend=connect(server.url, namespace=place)).get_or_compute(
+            "k", lambda: 0, 60, soft_ttl=0.001
+        )
         results = workers.run(read_for, [(server.url, place, seconds, soft_ttl, takes_s)] * 4)
 
         computed = sorted(each for result in results for each in result.computed)
@@ -229,7 +231,9 @@ def test_failing_function_raises_after_the_stale_limit(
     monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)  # each report would update the known server time
     soft_ttl, limit = 0.1, 0.8
     source = Source()
-    reader = Reader(LRUCache(backend=backend), source, loop, ttl=60, soft_ttl=soft_ttl, stale_if_error=limit)
+    reader = Reader(
+        LRUCache(name="default", backend=backend), source, loop, ttl=60, soft_ttl=soft_ttl, stale_if_error=limit
+    )
     before = time.monotonic()
     assert reader.ask() == [1]
     written = time.monotonic()
@@ -264,7 +268,7 @@ def test_failing_function_raises_after_the_stale_limit(
 def test_failed_read_is_a_miss_and_saves_nothing(
     backend: Backend, raw: Raw, namespace: str, loop: asyncio.Runner | None, options: dict[str, Any]
 ) -> None:
-    cache, source = LRUCache(backend=backend, **options), Source(takes_s=0.05)
+    cache, source = LRUCache(name="default", backend=backend, **options), Source(takes_s=0.05)
     reader = Reader(cache, source, loop, ttl=60, soft_ttl=0.05, stale_if_error=0.1)
     served = failed = 0
     reader.ask()
@@ -290,7 +294,12 @@ def test_failed_read_is_a_miss_and_saves_nothing(
 
 def test_too_old_copy_is_not_reported_as_read(backend: Backend, raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread may report reads at any time, even after a reader finds a copy and before it checks the age."""
-    cache, age, seen, served = LRUCache(local_size=10, backend=backend), Freshness.age, list[Age](), list[str]()
+    cache, age, seen, served = (
+        LRUCache(local_size=10, name="default", backend=backend),
+        Freshness.age,
+        list[Age](),
+        list[str](),
+    )
 
     def reported_meanwhile(freshness: Freshness, *args: Any) -> Age:
         cache.flush()
@@ -323,7 +332,8 @@ def test_failed_refresh_delays_retries_of_all_processes(
 ) -> None:
     source = Source()
     readers = [
-        Reader(LRUCache(backend=each), source, None, ttl=60, soft_ttl=0.05) for each in (backend, connect(server.url))
+        Reader(LRUCache(name="default", backend=each), source, None, ttl=60, soft_ttl=0.05)
+        for each in (backend, connect(server.url))
     ]
     assert readers[0].ask() == [1]
     source.fails = True
@@ -338,7 +348,9 @@ def test_failed_refresh_delays_retries_of_all_processes(
 
 def test_hard_expiry_overrides_all_options(backend: Backend, raw: Raw, loop: asyncio.Runner | None) -> None:
     source = Source()
-    reader = Reader(LRUCache(local_size=10, backend=backend), source, loop, ttl=0.4, soft_ttl=0.1, stale_if_error=60)
+    reader = Reader(
+        LRUCache(local_size=10, name="default", backend=backend), source, loop, ttl=0.4, soft_ttl=0.1, stale_if_error=60
+    )
     with StallDetector(raw.ping) as stalls:
         begun = time.monotonic()
         assert reader.ask() == [1]
@@ -353,7 +365,7 @@ def test_hard_expiry_overrides_all_options(backend: Backend, raw: Raw, loop: asy
 def test_refresh_begun_before_invalidation_is_not_stored(
     backend: Backend, server: Server, connect: Callable[..., Backend], forget: str
 ) -> None:
-    cache, remote = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    cache, remote = LRUCache(name="default", backend=backend), LRUCache(name="default", backend=connect(server.url))
     begun, release = threading.Event(), threading.Event()
 
     def slow() -> str:
@@ -386,7 +398,7 @@ def test_refresh_begun_before_invalidation_is_not_stored(
 
 
 def refresh_for_ever(url: str, namespace: str) -> Iterator[str]:
-    cache = LRUCache(backend=Backend(url, namespace=namespace))
+    cache = LRUCache(name="default", backend=Backend(url, namespace=namespace))
     assert cache.get_or_compute("k", lambda: time.sleep(600), 60, soft_ttl=0.05) == "old"
     yield "refreshing"
 
@@ -394,7 +406,7 @@ def refresh_for_ever(url: str, namespace: str) -> Iterator[str]:
 def test_killed_refresher_is_replaced_without_waiting_readers(
     backend: Backend, server: Server, namespace: str, workers: Workers, raw: Raw
 ) -> None:
-    cache, source = LRUCache(backend=backend), Source()
+    cache, source = LRUCache(name="default", backend=backend), Source()
     cache.get_or_compute("k", lambda: "old", 60, soft_ttl=0.05)
     time.sleep(0.06)
     worker = workers.start(refresh_for_ever, server.url, namespace)
@@ -430,7 +442,7 @@ def test_early_refresh_prevents_misses(backend: Backend, raw: Raw) -> None:
 
 
 def test_jitter_spreads_values_stored_together(backend: Backend, raw: Raw, namespace: str) -> None:
-    lru, tiered = LRUCache(100, 50, backend=backend), TieredCache(backend=backend)
+    lru, tiered = LRUCache(100, 50, name="default", backend=backend), TieredCache(name="default", backend=backend)
     random.seed(20)
     for number in range(20):
         lru.get_or_compute(f"hard{number}", lambda: 1, jitter=0.1)
@@ -447,7 +459,7 @@ def test_jitter_spreads_values_stored_together(backend: Backend, raw: Raw, names
 
 
 def test_decorated_function_is_refreshed_with_its_arguments(backend: Backend, raw: Raw) -> None:
-    cache = LRUCache(local_size=10, backend=backend)
+    cache = LRUCache(local_size=10, name="default", backend=backend)
     calls: list[str] = []
 
     @cache.cached(60, soft_ttl=30)
@@ -469,7 +481,7 @@ def test_decorated_function_is_refreshed_with_its_arguments(backend: Backend, ra
 def test_invalid_options_are_refused_before_any_command(
     backend: Backend, raw: Raw, namespace: str, runner: asyncio.Runner, options: dict[str, Any]
 ) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     for refuse in (
         lambda: cache.get_or_compute("k", lambda: 1, 30, **options),
         lambda: runner.run(cache.aio.get_or_compute("k", lambda: 1, 30, **options)),
@@ -483,7 +495,7 @@ def test_invalid_options_are_refused_before_any_command(
 def test_closing_cancels_refreshes_of_a_loop(
     backend: Backend, runner: asyncio.Runner, raw: Raw, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
 
     async def scene() -> None:
         begun, ended = asyncio.Event(), asyncio.Event()
@@ -510,7 +522,7 @@ def test_closing_cancels_refreshes_of_a_loop(
 
 def test_closing_and_forked_child_skip_slow_refreshes(server: Server, connect: Callable[..., Backend]) -> None:
     backend = connect(server.url)
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     release, begun = threading.Event(), threading.Event()
 
     def slow() -> str:

@@ -106,11 +106,11 @@ def test_library_error_of_the_function_reaches_all_waiters(
 
 
 def test_on_unavailable_raise_raises_during_an_outage(call: Call, connect: Callable[..., Backend]) -> None:
-    cache = LRUCache(on_unavailable="raise", backend=connect(NOWHERE, deadline=0.2))
+    cache = LRUCache(on_unavailable="raise", name="default", backend=connect(NOWHERE, deadline=0.2))
     with pytest.raises(BackendUnavailable):
         call(cache, "get_or_compute", "k", lambda: pytest.fail("it is not called"))
     with pytest.raises(InvalidArgument) as refused:
-        LRUCache(on_unavailable="ignore", backend=cache._backend)
+        LRUCache(on_unavailable="ignore", name="default", backend=cache._backend)
     assert refused.value.argument == "on_unavailable"
 
 
@@ -170,7 +170,7 @@ def copies_after_recovery(server: Server, connect: Callable[..., Backend]) -> tu
     Returns the number of copies when the recovery is detected, and the value returned in the next outage.
     """
     backend = connect(server.url)
-    cache = LRUCache(local_size=10, backend=backend)
+    cache = LRUCache(local_size=10, name="default", backend=backend)
     cache.put("k", "of before")
     copied(cache, "k")
     hurry(backend, 0.3)
@@ -231,7 +231,7 @@ def test_unsent_invalidation_fails_the_check(
 def invalidated_meanwhile(server: Server, connect: Callable[..., Backend], forget: str) -> list[Any]:
     """Invalidate while the server is down. Restart it with all its data, and return the old values that are read."""
     backend = connect(server.url)
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     cache.put("k", "old", tags=["t"])
     hurry(backend, 0.3)
     server.kill()
@@ -255,7 +255,7 @@ def test_failed_invalidation_is_sent_without_reads(
 ) -> None:
     server = start_server(aof=True)
     backend = connect(server.url)
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     cache.put("k", "old")
     hurry(backend, 0.3)
     server.kill()
@@ -263,7 +263,7 @@ def test_failed_invalidation_is_sent_without_reads(
         cache.delete("k")
     server.restart()
 
-    remote = LRUCache(backend=connect(server.url))
+    remote = LRUCache(name="default", backend=connect(server.url))
     wait_until(lambda: remote.get("k") is None, "the background thread to send it")
 
 
@@ -302,7 +302,7 @@ def use(url: str, namespace: str, progress: str, **options: Any) -> tuple[list[A
     It writes a byte into the file `progress` for each answer, and stops when a file ``<progress>.stop`` exists.
     """
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
-    cache = LRUCache(local_size=50, backend=backend)
+    cache = LRUCache(local_size=50, name="default", backend=backend)
     seen: list[Answer] = []
     with StallDetector() as stalls, Path(progress).open("ab", buffering=0) as written:
         while is_running(progress):
@@ -327,7 +327,7 @@ def use_with_stale_copies(url: str, namespace: str, progress: str) -> tuple[list
 def invalidate(url: str, namespace: str, progress: str) -> list[tuple[str, float, float]]:
     """A worker process: invalidate until stopped. Returns key, begin and end of each acknowledged invalidation."""
     backend = Backend(url, namespace=namespace, deadline=DEADLINE_S)
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     acknowledged: list[tuple[str, float, float]] = []
     count = 0
     with Path(progress).open("ab", buffering=0) as written:

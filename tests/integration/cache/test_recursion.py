@@ -62,7 +62,7 @@ def self_referencing(call: Call, cache: LRUCache, meanwhile: Callable[[], object
 def test_self_referencing_function_runs_as_if_uncached(
     call: Call, backend: Backend, raw: Raw, namespace: str, meanwhile: str
 ) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     acts: dict[str, Callable[[], object]] = {
         "nothing": int,
         "a tag is invalidated": lambda: cache.invalidate_tags("t"),
@@ -80,14 +80,14 @@ def test_self_referencing_function_runs_as_if_uncached(
 
 
 def test_self_referencing_function_runs_during_an_outage(call: Call, connect: Callable[..., Backend]) -> None:
-    cache = LRUCache(backend=connect("redis://127.0.0.1:1", deadline=0.05))
+    cache = LRUCache(name="default", backend=connect("redis://127.0.0.1:1", deadline=0.05))
     function, calls = self_referencing(call, cache, int)
     assert in_time(lambda: call(cache, "get_or_compute", "k", function)) == 3
     assert len(calls) == 3
 
 
 def test_endless_recursion_raises_recursion_error(backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
 
     def endless() -> int:
         value: int = cache.get_or_compute("k", endless)
@@ -99,7 +99,7 @@ def test_endless_recursion_raises_recursion_error(backend: Backend) -> None:
 
 
 def test_recursive_function_computes_each_value_once(backend: Backend) -> None:
-    cache, calls = LRUCache(backend=backend), list[int]()
+    cache, calls = LRUCache(name="default", backend=backend), list[int]()
 
     @cache.cached()
     def fibonacci(number: int) -> int:
@@ -112,7 +112,7 @@ def test_recursive_function_computes_each_value_once(backend: Backend) -> None:
 
 @pytest.mark.filterwarnings("ignore:.* blocks the running event loop:RuntimeWarning")
 def test_blocking_call_on_loop_computes_directly(backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
 
     async def main() -> tuple[int, int, int]:
         begun, go_on = asyncio.Event(), asyncio.Event()

@@ -52,7 +52,7 @@ def through_proxy(proxy: Proxy, connect: Callable[..., Backend]) -> Backend:
 def test_put_with_lost_reply_is_executed_once(
     call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str
 ) -> None:
-    cache = LRUCache(max_size=3, backend=through_proxy)
+    cache = LRUCache(max_size=3, name="default", backend=through_proxy)
     for key in "abc":
         call(cache, "put", key, key)
     call(cache, "get", "a")
@@ -72,7 +72,7 @@ def test_put_with_lost_reply_is_executed_once(
 
 
 def test_lost_put_is_sent_again(call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(backend=through_proxy)
+    cache = LRUCache(name="default", backend=through_proxy)
     call(cache, "put", "k", "old")
     proxy.reset_before_request(only=PUT)
 
@@ -86,7 +86,7 @@ def test_lost_put_is_sent_again(call: Call, through_proxy: Backend, proxy: Proxy
 def test_cancelled_put_does_not_overwrite_a_newer_one(
     through_proxy: Backend, proxy: Proxy, runner: asyncio.Runner, raw: Raw, namespace: str, *, many: bool
 ) -> None:
-    cache = LRUCache(backend=through_proxy)
+    cache = LRUCache(name="default", backend=through_proxy)
     cache.put("k", "older")
     names = ["j", "k"] if many else ["k"]  # put_many sends its first put before the batch
     held = proxy.hold(only=PUT, nth=len(names), reset=False)
@@ -128,7 +128,7 @@ def test_closing_waits_once_for_a_lost_server(connect: Callable[..., Backend], s
 def test_cancelled_claim_leaves_no_lease(
     through_proxy: Backend, proxy: Proxy, runner: asyncio.Runner, raw: Raw, namespace: str
 ) -> None:
-    cache = LRUCache(backend=through_proxy)
+    cache = LRUCache(name="default", backend=through_proxy)
     cache.put("other", 1)
     lost = proxy.swallow(only=Script("cache/claim"))  # the lease is granted, but the reply is lost
 
@@ -147,7 +147,7 @@ def test_cancelled_claim_leaves_no_lease(
 def test_report_with_lost_reply_counts_once(
     call: Call, through_proxy: Backend, proxy: Proxy, raw: Raw, namespace: str
 ) -> None:
-    cache = LRUCache(backend=through_proxy)
+    cache = LRUCache(name="default", backend=through_proxy)
     call(cache, "put_many", {"a": 1, "b": 2})
     call(cache, "flush")
     lost = proxy.reset_after_reply(only=TOUCH)
@@ -172,7 +172,7 @@ def test_put_follows_the_reads_being_reported(
     begins: str,
 ) -> None:
     monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
-    cache = LRUCache(backend=connect(proxy.url, deadline=20.0))
+    cache = LRUCache(name="default", backend=connect(proxy.url, deadline=20.0))
     cache.put_many({"a": 1, "b": 2})
     cache.flush()
     cache.get("a")
@@ -204,7 +204,7 @@ def test_keys_include_reads_that_another_thread_reports(
     proxy: Proxy, connect: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "REPORT_AFTER_S", 3600)
-    cache = LRUCache(backend=connect(proxy.url, deadline=20.0))
+    cache = LRUCache(name="default", backend=connect(proxy.url, deadline=20.0))
     cache.put_many({"a": 1, "b": 2, "c": 3})
     cache.flush()
     cache.get("a")
@@ -231,7 +231,7 @@ def test_late_put_does_not_overwrite_a_newer_one(
     call: Call, proxy: Proxy, server: Server, connect: Callable[..., Backend], raw: Raw, namespace: str
 ) -> None:
     backend = connect(proxy.url)
-    slow, other = LRUCache(backend=backend), LRUCache(backend=connect(server.url))
+    slow, other = LRUCache(name="default", backend=backend), LRUCache(name="default", backend=connect(server.url))
     call(slow, "put", "k", "first")
     hurry(backend, 0.3)
     held = proxy.hold(only=PUT, reset=False)
@@ -259,7 +259,10 @@ def test_late_first_copy_changes_nothing(
     raw: Raw,
     namespace: str,
 ) -> None:
-    cache, other = LRUCache(backend=through_proxy), LRUCache(backend=connect(server.url))
+    cache, other = (
+        LRUCache(name="default", backend=through_proxy),
+        LRUCache(name="default", backend=connect(server.url)),
+    )
     call(cache, "put", "k", "first")
     held = proxy.hold(only=PUT)
     assert call(cache, "put", "k", "second") is True, "the repetition arrived"
@@ -284,7 +287,10 @@ def test_doubtful_repetition_makes_the_key_a_miss(
 
     The repetition must not restore the overwritten value.
     """
-    cache, other = LRUCache(backend=through_proxy), LRUCache(backend=connect(server.url))
+    cache, other = (
+        LRUCache(name="default", backend=through_proxy),
+        LRUCache(name="default", backend=connect(server.url)),
+    )
     call(cache, "put", "k", "first")
 
     def overwrite(request: tuple[bytes, ...]) -> bool:
@@ -309,7 +315,7 @@ def test_doubtful_repetition_makes_the_key_a_miss(
 
 
 def test_unloaded_script_is_not_a_repetition(call: Call, own_server: Server, connect: Callable[..., Backend]) -> None:
-    cache = LRUCache(backend=connect(own_server.url))
+    cache = LRUCache(name="default", backend=connect(own_server.url))
     call(cache, "put", "k", 1)
     with own_server.client() as client:
         client.script_flush()
@@ -335,7 +341,10 @@ def test_unloaded_script_is_sent_once_for_all_puts(
 def test_emptied_server_gets_its_settings_again(
     call: Call, own_server: Server, connect: Callable[..., Backend]
 ) -> None:
-    cache, tiered = LRUCache(max_size=2, backend=connect(own_server.url)), TieredCache(backend=connect(own_server.url))
+    cache, tiered = (
+        LRUCache(max_size=2, name="default", backend=connect(own_server.url)),
+        TieredCache(name="default", backend=connect(own_server.url)),
+    )
     call(cache, "put", "a", 1)
     call(tiered, "put", "a", 1)
     own_server.restart()
@@ -354,7 +363,7 @@ def test_emptied_server_gets_its_settings_again(
 def test_freeing_commands_work_on_a_full_server(
     call: Call, own_server: Server, connect: Callable[..., Backend]
 ) -> None:
-    cache = LRUCache(backend=connect(own_server.url))
+    cache = LRUCache(name="default", backend=connect(own_server.url))
     call(cache, "put_many", {f"k{number}": "x" * 100 for number in range(50)})
     with own_server.client() as client:
         client.config_set("maxmemory", "1")
@@ -381,10 +390,10 @@ def test_freeing_commands_work_on_a_full_server(
 def test_reads_work_on_a_full_server(
     call: Call, own_server: Server, connect: Callable[..., Backend], options: dict[str, Any]
 ) -> None:
-    cache = LRUCache(2000, backend=connect(own_server.url), **options)
+    cache = LRUCache(2000, name="default", backend=connect(own_server.url), **options)
     call(cache, "put_many", {f"k{number}": number for number in range(600)}, 60, tags=["t"])
     call(cache, "invalidate_tags", "u")
-    latecomer = LRUCache(2000, backend=connect(own_server.url), **options)
+    latecomer = LRUCache(2000, name="default", backend=connect(own_server.url), **options)
     with own_server.client() as client:
         client.config_set("maxmemory", "1")
         assert [call(cache, "get", f"k{number}") for number in range(400)] == list(range(400))
@@ -405,7 +414,7 @@ def test_reads_work_on_a_full_server(
 
 
 def test_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, namespace: str) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     cache.put("k", 1)
     for _ in range(3):
         cache.get("k")
@@ -437,7 +446,7 @@ def test_forked_child_starts_with_empty_buffers(backend: Backend, raw: Raw, name
 
 
 def test_put_waits_for_the_same_report_once(backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     cache.put("a", 1)
     cache.flush()
     cache._shared_state.access_buffer.missed()
@@ -456,7 +465,7 @@ def test_put_waits_for_the_same_report_once(backend: Backend) -> None:
 
 @pytest.mark.filterwarnings("ignore:.* blocks the running event loop:RuntimeWarning")
 def test_blocking_put_does_not_wait_for_its_loop(backend: Backend) -> None:
-    cache = LRUCache(backend=backend)
+    cache = LRUCache(name="default", backend=backend)
     cache.put("a", 1)
 
     async def main() -> float:
@@ -505,8 +514,8 @@ def other_computes(proxy: Proxy, connect: Callable[..., Backend], server: Server
     The other process cannot compute if the lease is still renewed long after the last attempt to store the value.
     """
     lease_s = 1.0  # long enough that a busy machine does not delay three renewals in a row
-    cache = LRUCache(backend=connect(proxy.url, deadline=0.4), lease=lease_s)
-    remote = LRUCache(backend=connect(server.url), lease=lease_s)
+    cache = LRUCache(name="default", backend=connect(proxy.url, deadline=0.4), lease=lease_s)
+    remote = LRUCache(name="default", backend=connect(server.url), lease=lease_s)
     runner.run(cache.aio.put("warm", 1))
     lost = proxy.reset_before_request(only=PUT, times=math.inf)
 

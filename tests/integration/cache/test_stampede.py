@@ -40,7 +40,7 @@ def crowd(url: str, namespace: str, waiting: str, failing: bool) -> tuple[int, l
     once all of its tasks wait. The function proceeds when all processes have written.
     """
     backend = Backend(url, namespace=namespace, deadline=PATIENT_S)
-    cache = LRUCache(backend=backend, lease=PATIENT_S)
+    cache = LRUCache(name="default", backend=backend, lease=PATIENT_S)
     calls: list[int] = []
 
     @cached(cache)
@@ -99,7 +99,7 @@ def request_until_done(url: str, namespace: str, calls: str, leads: bool) -> Ite
     Yields three times: at the start, when all tasks wait, and at the end. The last yield has the pid, the values, their
     time of arrival, and the stalls of this process. Every call of the function writes a byte into `calls`.
     """
-    cache = LRUCache(backend=Backend(url, namespace=namespace, deadline=PATIENT_S), lease=LEASE_S)
+    cache = LRUCache(name="default", backend=Backend(url, namespace=namespace, deadline=PATIENT_S), lease=LEASE_S)
     own_calls: list[int] = []
 
     async def work() -> int:

@@ -77,7 +77,7 @@ def test_missing_values_are_computed_with_bounded_concurrency(call: Call, backen
 
 
 def warm_in_worker(url: str, namespace: str, count: int) -> tuple[int, int]:
-    cache, busy = LRUCache(backend=Backend(url, namespace=namespace)), Busy(0.01)
+    cache, busy = LRUCache(name="default", backend=Backend(url, namespace=namespace)), Busy(0.01)
     busy.met.set()
     warmed = cache.warm_up([f"k{number}" for number in range(count)], busy)
     assert warmed.done == count
@@ -91,7 +91,7 @@ def test_processes_warm_each_common_key_once(
     results = workers.run(warm_in_worker, [(server.url, namespace, 100)] * 3)
 
     assert sum(calls for calls, _ in results) == sum(computed for _, computed in results) == 100
-    assert LRUCache(backend=backend).size() == 100
+    assert LRUCache(name="default", backend=backend).size() == 100
 
 
 def test_function_error_ends_only_its_value(call: Call, backend: Backend) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from agentperf_redis import AgentPerf, keys
+from agentperf_redis.cli import console
 from tests.support.commandline import FAILURE, NOT_FOUND, OK, USAGE, Run, document, has_line, shown
 from tests.support.places import ROOT
 from tests.support.servers import Raw, Server, wait_until
@@ -56,6 +57,15 @@ def test_list_shows_caches_with_their_limits(cache: Run) -> None:
     text = shown(cache("list"))
     for words in (("answers", "lru", "7", "100.0%"), ("docs", "tiered", "tinylfu", "6")):
         assert has_line(text, *words), text
+
+
+def test_narrow_terminal_shows_whole_names(cache: Run, perf: AgentPerf, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "both.module.function.variable-1of2#0123456789abcdef"
+    perf.cache(name).put("a", 1)
+    monkeypatch.setattr(console.out, "width", 80)
+    lines = shown(cache("list")).splitlines()
+    width = next(line for line in lines if line.lstrip().startswith("cache ")).index("kind")
+    assert name in "".join(line[:width].strip() for line in lines)
 
 
 def test_stats_show_one_cache_by_tier(cache: Run) -> None:

@@ -24,9 +24,9 @@ class Both:
         self.raw = raw
         self.cache: LRUCache | TieredCache
         if capacities[HOT]:
-            self.cache = TieredCache(*capacities, backend=backend)
+            self.cache = TieredCache(*capacities, name="default", backend=backend)
         else:
-            self.cache = LRUCache(capacities[-1], policy="tinylfu", backend=backend)
+            self.cache = LRUCache(capacities[-1], policy="tinylfu", name="default", backend=backend)
         self.model = TinyLFU(*capacities)
         self.where = self.cache._shared_state.keys
         self.reads: dict[str, int] = {}

@@ -1,0 +1,359 @@
+"""The place in a program where an object without a name is made, which gives the object its name.
+
+The name is made of the module and of the variable, attribute or function to which the object is assigned. It is the
+same in every process that runs the program, in whatever folder, and survives edits of other lines. In a script, a
+digest of the file is part of it, since other scripts may have the same name. Two places never have the same name. All
+objects made at one place, such as in a function that is called often, have one name.
+
+Without the source, as in a frozen program, the place is a line of a module. There is no place that other processes
+share for code that belongs to no file, as in a notebook, and for a class that is passed to other code, which calls it.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import inspect
+import re
+import sys
+import tokenize
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Final
+
+from agentperf_redis.arguments import MAX_NAME_CHARACTERS, nearest_name
+from agentperf_redis.call_sites import CallSite, Position, call_sites
+from agentperf_redis.program import as_script, is_script, module_name, program_digest, script_file
+
+_THIS_LIBRARY: Final = __name__.partition(".")[0]
+_USUAL: Final = frozenset({"LRUCache", "TieredCache", "cache", "tiered_cache"})
+"""The functions that make named objects; they are left out of the names of places."""
+_INLINED: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>"})
+"""Code that is part of the surrounding function from Python 3.12 on."""
+_DEFAULT_OF_FIELD: Final = re.compile(r"__dataclass_dflt_(.+)__|_dflt_(.+)|__attr_factory_(.+)")
+"""The variables that generated constructors call: of dataclasses from Python 3.12 on and before, and of attrs."""
+_MAX_FILES: Final = 64
+"""Files whose calls are kept. A file with a thousand calls takes about 200 KiB."""
+_MAX_SOURCE_BYTES: Final = 2**20
+"""Larger files are not parsed, which would take a second; a place in them is a line."""
+_MAX_KNOWN: Final = 4096
+_DIGEST_BYTES: Final = 8
+
+_warned: set[str] = set()
+"""Names for which a warning was given."""
+_known: dict[tuple[str, CodeType, int], CallSite] = {}
+"""The calls that were found, by file, code and offset of the instruction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place where objects are made.
+
+    Attributes:
+        name: the name of the objects made there.
+        unknown: why there is no place that other processes share; empty if there is one.
+        repeats: whether the place is in a loop, which makes several objects of one name.
+        file: the file of the code.
+        line: the line of the code.
+    """
+
+    name: str
+    unknown: str
+    repeats: bool
+    file: str
+    line: int
+
+    def warn(self, call: str, objects: int) -> None:
+        """Warn, once for each name, if the name does not do what the user is likely to expect.
+
+        Args:
+            call: the call that makes an object, as text.
+            objects: the number of live objects of the name in this process.
+        """
+        if self.unknown:
+            message = (
+                f"{call} without name= gets no name from its place in the code, because {self.unknown}. It is "
+                f"{self.name!r}, and no other process shares it. Give it name='...'"
+            )
+        elif self.repeats and objects > 1:
+            message = f"{call} in a loop makes one cache, {self.name!r}, for all its objects. Give each name='...'"
+        else:
+            return
+        if self.name not in _warned:
+            _warned.add(self.name)
+            warnings.warn_explicit(message, RuntimeWarning, self.file, self.line)
+
+
+def place_of(made: object, process: str, method: str = "") -> Place:
+    """Return the place where an object is made: the code that calls this library, and the call it performs.
+
+    Args:
+        made: the object. If a subclass of the user defines its constructor, the place is where that is called.
+        process: the id of this process, part of the name if there is no place that other processes share.
+        method: if `made` is not the new object but makes it, the method that does so.
+    """
+    frame = _frame_outside(made, method)
+    code, offset, variables = frame.f_code, _offset(frame), _identified(frame.f_globals)
+    place = functools.partial(Place, repeats=False, file=code.co_filename, line=frame.f_lineno)
+    # one place can make objects of several classes of the user
+    kind = "" if method or _of_library(type(made).__module__) else type(made).__name__
+    field = _generated_field(frame, kind)
+    if field is not None:
+        return place(field, "")
+    in_file = _has_file(code, variables)
+    text = None if in_file else _command_with(code, variables)
+    site = _site(frame, offset, text)
+    unknown = ""
+    if text is None and not in_file:
+        unknown = "its code belongs to no file"
+    elif not dis.opname[code.co_code[offset]].startswith("CALL"):
+        unknown = "no call in the source makes it"
+    elif site is not None and not method and not _calls_class(frame, site.callee, type(made)):
+        unknown = f"{site.callee}() calls the class (pass a lambda instead)"
+    if unknown:
+        label = f"{hash((code, offset, code.co_filename, kind)) % 2**64:016x}"
+        return place(_fitted(f"unnamed-{label}@{process}", ""), unknown)
+    program = program_digest(variables).hex() if text is None else _digest(text)
+    module = module_name(variables)
+    if site is not None:
+        more = f"-{kind}" if kind and site.callee.rpartition(".")[2] != kind else ""
+        return place(_fitted(f"{module}.{site.name}{more}", program), "", repeats=site.repeats)
+    path = "" if code.co_name == "<module>" else f".{_plain(code.co_qualname)}"
+    more = f"-{kind}" if kind else ""
+    return place(_fitted(f"{module}{path}:{frame.f_lineno}.{offset}{more}", program), "")
+
+
+def _offset(frame: FrameType) -> int:
+    """Return the offset of the instruction that a frame performs. `f_lasti` may be within the cache that follows it."""
+    code, offset = frame.f_code.co_code, frame.f_lasti
+    while dis.opname[code[offset]] == "CACHE":
+        offset -= 2
+    return offset
+
+
+def _frame_outside(made: object, method: str) -> FrameType:
+    """Return the innermost frame that belongs neither to this library nor to the methods that make the object."""
+    frame = sys._getframe(1)  # noqa: SLF001  the documented way to the calling code
+    while frame.f_back is not None:
+        if not _of_library(str(frame.f_globals.get("__name__"))) and not _makes(made, method, frame):
+            break
+        frame = frame.f_back
+    return frame
+
+
+def _of_library(module: str) -> bool:
+    return module == _THIS_LIBRARY or module.startswith(f"{_THIS_LIBRARY}.")
+
+
+def _makes(made: object, method: str, frame: FrameType) -> bool:
+    first, called = _first_argument(frame), frame.f_code.co_name
+    if first is made:
+        return method in ("", called)
+    # a metaclass, such as one that makes a singleton
+    return called == "__call__" and isinstance(first, type) and isinstance(made, first)
+
+
+def _first_argument(frame: FrameType) -> object:
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+
+
+def _generated_field(frame: FrameType, kind: str) -> str | None:
+    """Return the name of a field whose default is made by a generated constructor, as of a dataclass; else None.
+
+    Args:
+        frame: the frame of the constructor.
+        kind: the class of the object, if it is of the user.
+    """
+    code, owner = frame.f_code, _first_argument(frame)
+    if not code.co_filename.startswith("<") or owner is None:
+        return None
+    for base in type(owner).__mro__:
+        if getattr(vars(base).get(code.co_name), "__code__", None) is code:
+            field, module = _called_default(code, frame.f_lasti), sys.modules.get(base.__module__)
+            if not field or module is None or not _has_file(None, vars(module)):
+                return None
+            name = f"{module_name(vars(module))}.{_plain(base.__qualname__)}.{field}{'-' if kind else ''}{kind}"
+            return _fitted(name, program_digest(vars(module)).hex())
+    return None
+
+
+def _called_default(code: CodeType, offset: int) -> str:
+    """Return the field whose default is called at an offset of a generated constructor; empty if none is."""
+    loaded = [
+        each.argval for each in dis.get_instructions(code) if each.offset < offset and each.opname.startswith("LOAD_")
+    ]
+    names = [name for name in loaded if isinstance(name, str)]
+    found = _DEFAULT_OF_FIELD.fullmatch(names[-1]) if names else None
+    return next(filter(None, found.groups())) if found else ""
+
+
+def _plain(qualified_name: str) -> str:
+    return qualified_name.replace("<locals>.", "").replace("<", "").replace(">", "")
+
+
+def _identified(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the variables of a module, as those of a script if the name of the module does not lead to it.
+
+    Frameworks run files of the user, such as plugins and settings, under names that other files may have too.
+    """
+    loaded = sys.modules.get(str(variables.get("__name__")))
+    if is_script(variables) or getattr(loaded, "__dict__", None) is variables:
+        return variables
+    return as_script(variables)
+
+
+def _has_file(code: CodeType | None, variables: Mapping[str, Any]) -> bool:
+    """Whether code belongs to a module that other processes can import or run."""
+    if code is not None and code.co_filename.startswith("<") and not code.co_filename.startswith("<frozen "):
+        return False
+    if is_script(variables):
+        return script_file(variables) is not None
+    return "__name__" in variables
+
+
+def _command_with(code: CodeType, variables: Mapping[str, Any]) -> str | None:
+    """Return the program text that ``python -c`` got, if the code is part of it; else None."""
+    if variables.get("__name__") != "__main__" or sys.argv[:1] != ["-c"] or len(sys.orig_argv) <= len(sys.argv):
+        return None
+    text = sys.orig_argv[-len(sys.argv)]
+    return text if code in _codes_of(text) else None
+
+
+@functools.lru_cache(maxsize=1)
+def _codes_of(text: str) -> frozenset[CodeType]:
+    """Return the code of a program and of all functions in it, as ``python -c`` compiles them."""
+    try:
+        left = [compile(text, "<string>", "exec", dont_inherit=True)]
+    except (SyntaxError, ValueError):
+        return frozenset()
+    found = set()
+    while left:
+        code = left.pop()
+        found.add(code)
+        left += (each for each in code.co_consts if isinstance(each, CodeType))
+    return frozenset(found)
+
+
+def _fitted(name: str, program: str) -> str:
+    """Return a valid name of a place in a program; one that is too long is cut, with a digest of all of it."""
+    whole = f"{name}#{program}" if program else name
+    valid = nearest_name(whole)
+    if valid == whole:
+        return whole
+    digest = _digest(whole)
+    return f"{nearest_name(name)[: MAX_NAME_CHARACTERS - len(digest) - 1]}#{digest}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def _calls_class(frame: FrameType, callee: str, made: type) -> bool:
+    """Whether a frame calls the class of an object itself, not a function that makes any number of objects.
+
+    Args:
+        frame: it performs the call.
+        callee: what it calls, as text.
+        made: the class.
+    """
+    name, *attributes = callee.split(".")
+    if callee.rpartition(".")[2] in (base.__name__ for base in made.__mro__):
+        return True
+    for variables in (frame.f_locals, frame.f_globals, frame.f_builtins):
+        if name in variables:
+            called = variables[name]
+            break
+    else:
+        return True
+    try:
+        for attribute in attributes:
+            called = inspect.getattr_static(called, attribute)
+    except AttributeError:
+        return True
+    if isinstance(called, functools.partial):
+        called = called.func
+    return isinstance(called, type) and issubclass(made, called)
+
+
+def _site(frame: FrameType, offset: int, text: str | None) -> CallSite | None:
+    """Return the call that a frame performs; None if its source is unavailable or has changed.
+
+    A call that was found stays known, even if its source changes while the program runs.
+
+    Args:
+        frame: it performs the call.
+        offset: of the instruction of the call.
+        text: the source, if it is not in a file.
+    """
+    code = frame.f_code
+    key = (code.co_filename, code, offset)
+    known = _known.get(key)
+    if known is not None:
+        return known
+    _, end_line, _, end_column = _position(code, offset)
+    if end_line is None or end_column is None:
+        return None
+    sites = _sites_of(frame) if text is None else _sites_in_source(text)
+    site = sites.get((end_line, end_column))
+    if site is None or not _performs(code, site):
+        return None
+    if len(_known) >= _MAX_KNOWN:
+        _known.clear()
+    _known[key] = site
+    return site
+
+
+def _performs(code: CodeType, site: CallSite) -> bool:
+    """Whether a call is in the function from which code was compiled; not if the source has changed since."""
+    if code.co_name in _INLINED:
+        return True
+    return code.co_name == site.scope and (code.co_name == "<module>" or code.co_firstlineno == site.scope_line)
+
+
+def _position(code: CodeType, offset: int) -> tuple[int | None, int | None, int | None, int | None]:
+    """Return line, last line, column and last column of the instruction at an offset."""
+    return next(islice(code.co_positions(), offset // 2, None), (None, None, None, None))
+
+
+def _sites_of(frame: FrameType) -> Mapping[Position, CallSite]:
+    path, variables = frame.f_code.co_filename, frame.f_globals
+    try:
+        state = Path(path).stat()
+        return _sites_in_file(path, state.st_mtime_ns, state.st_size)
+    except OSError:
+        pass
+    loader, module = variables.get("__loader__"), variables.get("__name__")
+    try:
+        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # such as in a zip archive
+    except (AttributeError, ImportError, OSError, TypeError, UnicodeError):
+        return {}
+
+
+@functools.lru_cache(maxsize=_MAX_FILES)
+def _sites_in_file(path: str, changed_ns: int, size_bytes: int) -> Mapping[Position, CallSite]:  # noqa: ARG001
+    """Return the calls in a file. `changed_ns` tells the versions of a file apart."""
+    if size_bytes > _MAX_SOURCE_BYTES:
+        return {}
+    try:
+        with tokenize.open(path) as file:
+            return _sites_in(file.read())
+    except (OSError, SyntaxError, UnicodeError):
+        return {}
+
+
+@functools.lru_cache(maxsize=_MAX_FILES)
+def _sites_in_source(source: str) -> Mapping[Position, CallSite]:
+    return _sites_in(source)
+
+
+def _sites_in(source: str) -> Mapping[Position, CallSite]:
+    try:
+        return call_sites(source, _USUAL)
+    except (SyntaxError, ValueError, RecursionError):
+        return {}
