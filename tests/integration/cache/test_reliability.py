@@ -327,7 +327,7 @@ def test_unloaded_script_is_not_a_repetition(call: Call, own_server: Server, con
 def test_unloaded_script_is_sent_once_for_all_puts(
     call: Call, own_server: Server, connect: Callable[..., Backend]
 ) -> None:
-    cache = LRUCache(max_size=1000, backend=connect(own_server.url))
+    cache = LRUCache(max_size=1000, name="default", backend=connect(own_server.url))
     call(cache, "put", "k", 1)
     with own_server.client() as client:
         client.script_flush()
