@@ -1,8 +1,8 @@
 """The calls in a source file, each with a name that describes its place: module variable, attribute or function.
 
 A name does not contain line numbers, so it survives edits elsewhere in the file. Two calls of a file never have the
-same name: calls that would share one are numbered, with their total. When one is added or removed, all of them get new
-names, so none gets the old name of another.
+same name: calls that would share a name are numbered, such as ``users-1of2``. When one of them is added or removed, the
+total changes, so all of them get new names, and none gets the old name of another.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def call_sites(source: str, usual: Iterable[str]) -> dict[Position, CallSite]:
 
 
 class _Finder:
-    """Finds the calls in a syntax tree, in the scope that each expression has."""
+    """Finds the calls in a syntax tree, and the scope of each call."""
 
     def __init__(self, usual: frozenset[str]) -> None:
         self._usual = usual
@@ -145,7 +145,7 @@ class _Finder:
         if not target and not in_function:
             target = function
         name = ".".join((*path, target)) if target else ".".join(path)
-        # calls of several functions can have one target
+        # The name of the function distinguishes calls with the same target, as in x = f(g()).
         plain = function in self._usual or function == name.rpartition(".")[2]
         return name if plain else f"{name}-{function}"
 
@@ -211,7 +211,7 @@ class _Finder:
         first, *others = node.generators
         self.visit(first.iter, scope)
         inner = scope._replace(repeats=True)
-        if isinstance(node, ast.GeneratorExp):  # from Python 3.12 on, the others have no code of their own
+        if isinstance(node, ast.GeneratorExp):  # since Python 3.12, only this kind has its own code object
             inner = inner._replace(code="<genexpr>", line=node.lineno)
         results = (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,)
         self._visit_all((*results, *first.ifs, *others), inner)
@@ -227,7 +227,7 @@ def _pairwise(targets: list[ast.expr], values: list[ast.expr]) -> bool:
 
 
 def _target(node: ast.expr, scope: _Scope) -> str:
-    """Return the name of what is assigned to; it begins with a dot for an attribute of `self`."""
+    """Return the name of the target of an assignment. For an attribute of `self`, it begins with a dot."""
     match node:
         case ast.Name(id=name):
             return name
@@ -249,7 +249,10 @@ def _within(scope: _Scope, part: str, otherwise: str) -> _Scope:
 
 
 def _dotted(node: ast.expr) -> str:
-    """Return the text of a name with attributes; empty for another expression, before whose attributes is a dot."""
+    """Return the text of a name and its attributes, such as ``self.factory``.
+
+    Other expressions have an empty text, so ``make().cache`` becomes ``.cache``.
+    """
     match node:
         case ast.Name(id=name):
             return name

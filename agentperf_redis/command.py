@@ -46,8 +46,8 @@ class Command(Generic[T]):
         args: the other arguments: by name for a script, in order for a plain command.
         decode: turns the reply into T. It must handle every possible reply, and raise CorruptState for an unexpected
             reply.
-        resend_args: new values for some arguments of a script, by name, sent from the second delivery on. These values
-            mean that an earlier copy of the request may still be in flight.
+        resend_args: new values for some arguments of a script, by name, sent from the second delivery on. They tell
+            the script that an earlier copy of the request may still be in flight.
     """
 
     script: Script | str
@@ -69,7 +69,7 @@ class Command(Generic[T]):
         if isinstance(args, tuple):
             return args
         flat: list[Any] = list(({**args, **self.resend_args} if again and self.resend_args else args).values())
-        many = 0  # tuples of values come last: unpacking only the tuples saves 1 us per command
+        many = 0  # arguments that are tuples come last; unpacking only these saves 1 us per command
         while many < len(flat) and isinstance(flat[-1 - many], tuple):
             many += 1
         if many:
@@ -201,7 +201,7 @@ class WakeUp:
             self._sent = False
 
     def call_when_sent(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once: at the next `send`, or now if the wake-up is set. It must be quick and thread-safe."""
+        """Call a quick and thread-safe `callback` once: at the next `send`, or now if the wake-up is set."""
         with self._lock:
             if not self._sent:
                 self._callbacks.append(callback)

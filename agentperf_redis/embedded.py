@@ -350,7 +350,7 @@ def _is_running(folder: Path) -> bool:
     """Whether a server of this folder runs, that is, holds the lock."""
     try:
         lock = os.open(_lock_of(folder), os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):  # no server of this user: it could open the lock file of its own
+    except (FileNotFoundError, PermissionError):  # no lock file, or the file of another user's server
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -15,7 +15,7 @@ _SHOWN_CHARACTERS = 80
 
 
 class _Brief(Repr):
-    """A repr() of some items and levels of a value. The plain repr() of lists that share items may take forever."""
+    """Makes a repr() of only some items and levels. A plain repr() of lists that share items may take forever."""
 
     def __init__(self) -> None:
         super().__init__()

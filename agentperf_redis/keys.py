@@ -8,8 +8,9 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
 
     agentperf:{lb:planner}:state              HASH  <id>, +<id> instance, @<token> lease|grant|waiting|tombstone, #fact
     agentperf:{lb:planner}:ready              ZSET  <id> -> score by the pool's strategy; instances with free capacity
-    agentperf:{lb:planner}:due                ZSET  @<token> lease, W@<token> waiter, X@<token> tombstone, E:<id> -> ms
-    agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, minus its priority; also the channel
+    agentperf:{lb:planner}:due                ZSET  timer -> ms: @<token> lease, W@<token> waiter, X@<token> tombstone,
+                                              H:<id> heartbeat, E:<id> ejection, R:<id> rate limit, V:<id> warm-up
+    agentperf:{lb:planner}:waitq              ZSET  @<token> -> arrival, us, minus priority; also the channel of grants
     agentperf:{lb:planner}:ids                ZSET  <id> -> when it was registered, us: all instances, in order
     agentperf:{lb:planner}:ring               ZSET  <id>#<n> -> 48-bit point; pools under CONSISTENT_HASH only
     agentperf:{lb:planner}:ready@gpu          ZSET  like ready, for the instances with that label
@@ -27,7 +28,7 @@ lie in one slot of a Cluster. User-supplied names are percent-encoded. Legend, w
     agentperf:{cache:answers}:tags            ZSET  tag -> version of its last invalidation
     agentperf:{cache:answers}:meta            HASH  settings, clock, bytes, counters, w:<process> its last report
     agentperf:{cache:answers}:l:<key>         HASH  token, version, waited, failed, failed_ms, error; PX = lease
-    agentperf:{cache:answers}:resent          ZSET  request sent again -> until when a copy of it may arrive, ms
+    agentperf:{cache:answers}:resent          ZSET  resent request -> when the last copy of it may arrive, ms
     agentperf:{cache:answers}:deferred        LIST  versions of clears whose values are freed later, each with the
                                               HASH :deferred:<version> of its keys
     agentperf:{cache:answers}:bus             channel of invalidations
@@ -87,7 +88,8 @@ def stored_name(key: str) -> str:
 
     A longer key is stored under its first 40 characters, an ellipsis, its SHA-256 and its length. Such a name has at
     least 40 + 3 + 64 + 1 + 20 = 128 bytes, more than any unshortened name, so two different keys never share a name.
-    The command line shows that name, and `keys()` may, so as a key it means the entry of the long key.
+    The command line shows such names, and `keys()` may return them. Therefore a key that has the form of such a name
+    means the entry of the long key.
     """
     data = key.encode()
     if len(data) <= _LONG_KEY_BYTES or _SHORTENED.fullmatch(key):

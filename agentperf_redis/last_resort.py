@@ -25,8 +25,9 @@ unstable network fills no log with it."""
 class LastResort(logging.Handler):
     """A handler that shows records as a `RuntimeWarning`, if no other handler would receive them.
 
-    It shows warnings about an outage, and errors. All records about an outage are one subject. Of the errors, each kind
-    of message is a subject. A subject is shown at most once an hour, however many calls and threads report it.
+    It shows warnings about an outage, and errors. All records about an outage form one subject. Errors whose messages
+    differ only in their arguments form one subject. A subject is shown at most once an hour, however many calls and
+    threads report it.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class LastResort(logging.Handler):
         )
         try:
             warnings.warn_explicit(text, RuntimeWarning, record.pathname, record.lineno)
-        except RuntimeWarning:  # warnings are errors in this program, but a log record must not raise into a call
+        except RuntimeWarning:  # warnings are errors in this program, but a log record must not make a call fail
             if logging.lastResort is not None:
                 logging.lastResort.handle(record)
 

@@ -89,7 +89,7 @@ class _Namer:
         """Ids of the functions being named. They end the recursion for a function that refers to itself."""
 
     def name(self, function: Any) -> str:
-        if isinstance(function, MethodType):  # its object is not an argument of the call, so the name includes it
+        if isinstance(function, MethodType):  # the name includes the object, which is not an argument of the call
             return f"{self.name(function.__func__)}#{_digest_of_parts([self._value(function.__self__)])}"
         module = module_of(function)
         name = f"{module}.{function.__qualname__}"

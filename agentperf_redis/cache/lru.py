@@ -34,14 +34,15 @@ class LRUCache(DecoratingCache):
         max_size: maximum number of entries.
         default_ttl: TTL of entries put without one, seconds; None is the cache's default (no expiry if no process has
             set one); `math.inf` is no expiry.
-        name: name of the cache; every object of that name in any process is the same cache. None: a name of the place
-            where the object is made, such as ``app.users`` for ``users = LRUCache()`` in the module app.
+        name: name of the cache; every object of that name in any process is the same cache. By default, the
+            cache is named after the place where the object is made, such as ``app.users`` for ``users = LRUCache()`` in
+            the module app.
         backend: the server and namespace; by default the process-wide one.
         max_bytes: maximum bytes of all keys and values together; None is no limit.
         policy: which entry is evicted when the cache is full.
         strict: record each read at once, with one script call per read.
         local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
-            no round trip. For up to 0.25 s, it may return a value that another process has changed.
+            no round trip. For up to 0.25 s after another process has changed a value, a hit may return the old value.
         local_bytes: maximum bytes of the keys and values of the local copies together.
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process

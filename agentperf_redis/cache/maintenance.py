@@ -69,7 +69,7 @@ class Maintenance:
             self._compute_leases.pop(compute_lease, None)
 
     def _expires(self, compute_lease: ComputeLease) -> bool:
-        """Whether to let a lease expire, because the event loop that computes its value does not run."""
+        """Return whether to let a lease expire: True if the event loop that computes its value does not run."""
         flight = compute_lease.flight
         if flight is None or not flight.stands_still:
             return False

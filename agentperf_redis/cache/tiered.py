@@ -77,15 +77,16 @@ class TieredCache(DecoratingCache):
         warm_ttl: TTL of entries put into warm without one, seconds; None is no expiry.
         cold_ttl: TTL of other entries put without one, seconds: those put into cold, and those whose tier the policy
             chooses; None is no expiry.
-        name: name of the cache; every object of that name in any process is the same cache. None: a name of the place
-            where the object is made, such as ``app.users`` for ``users = TieredCache()`` in the module app.
+        name: name of the cache; every object of that name in any process is the same cache. By default, the
+            cache is named after the place where the object is made, such as ``app.users`` for
+            ``users = TieredCache()`` in the module app.
         backend: the server and namespace; by default the process-wide one.
         max_bytes: maximum bytes of all keys and values together; None is no limit.
-        policy: which entry is evicted when the cache is full; by default the less frequently used of a new and an old
-            entry.
+        policy: which entry is evicted when the cache is full. By default, a new entry is compared with an old one, and
+            the less frequently used of the two is evicted.
         strict: record each read at once, with one script call per read.
         local_size: maximum number of local copies in this process; None is no local copies. A hit of a local copy costs
-            no round trip. For up to 0.25 s, it may return a value that another process has changed.
+            no round trip. For up to 0.25 s after another process has changed a value, a hit may return the old value.
         local_bytes: maximum bytes of the keys and values of the local copies together.
         codec: encodes and decodes values.
         lease: seconds for which waiters are delayed if the process that computes their value crashes. A live process
@@ -207,5 +208,5 @@ class TieredCache(DecoratingCache):
         return self._backend.run(self._flows.writer.put_many(values, ttl, tags, chosen_tier(priority)))
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
-        """Return a dict as `LRUCache.get_stats` does, for each of hot, warm and cold; `stats` returns more."""
+        """Return one dict each for hot, warm and cold, as `LRUCache.get_stats` does; `stats` returns more."""
         return self.stats().render_tiers()

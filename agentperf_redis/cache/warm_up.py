@@ -58,7 +58,7 @@ class _Count:
         self.fatal: BaseException | None = None
 
     def next(self) -> tuple[Wanted[Any], list[bool]] | None:
-        """Return the next value to compute and a list to which a call of its function adds an item; None at the end."""
+        """Return the next value, and a list that stays empty until its function is called; None at the end."""
         with self._lock:
             if self.fatal is not None:
                 return None
@@ -115,7 +115,7 @@ def warm(
         maintenance: renews the leases during the computations.
         wanted: the requested values; the iterator is consumed as needed.
         total: number of values, if known.
-        concurrency: maximum number of values computed at a time; checked.
+        concurrency: maximum number of values computed at a time, already checked.
         progress: called after each value.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One attempt of every command that the library needs, in the way in which the library runs the command.
+"""Attempts every command that the library needs, in the way in which the library runs it.
 
 A server may refuse a command (ACL) or not know it (rename-command). The attempts write only one key, a string that
 expires after ten seconds. A command for another type fails with WRONGTYPE, which shows that the server would run it.

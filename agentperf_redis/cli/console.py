@@ -74,7 +74,7 @@ class Target:
         """Make the client. This sends nothing.
 
         Raises:
-            BackendUnavailable: the URL is of an embedded server that is not running. Only `agentperf up` starts it.
+            BackendUnavailable: the URL names an embedded server that is not running. Only `agentperf up` starts it.
         """
         url = self.resolved()
         address = parse_url(resolve_url(url))
@@ -149,7 +149,7 @@ def printable(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """Return the text that `printable` turns into this one: the inverse of its escapes."""
+    """Return the text with the escapes of `printable` undone."""
     return _ESCAPE.sub(lambda found: found[0].encode().decode("unicode_escape"), text)
 
 

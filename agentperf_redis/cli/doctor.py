@@ -151,7 +151,7 @@ def _assess_round_trips(server: Executor) -> Diagnosis:
 def _assess_facts(server: Executor) -> list[Diagnosis]:
     try:
         facts = _facts(server)
-    except AgentPerfError as error:  # the user may not run INFO; the other findings still help
+    except AgentPerfError as error:  # the user lacks permission for INFO; the other findings still help
         return [
             Diagnosis(
                 "facts",

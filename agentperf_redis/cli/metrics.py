@@ -102,7 +102,7 @@ def show(target: Target, agent: str, window: str | None, *, as_json: bool) -> Ex
 
 
 def forget(target: Target, patterns: list[str], *, yes: bool, as_json: bool) -> Exit:
-    """Delete the agents with these names, or that these globs match, after a confirmation."""
+    """Ask for confirmation, then delete the agents that have these names or match these globs."""
     with target.connect() as perf:
         known = perf.backend.run(flows.agent_names(perf.metrics._flusher))  # noqa: SLF001  names only, without counters
         found, missing = [], []

@@ -120,7 +120,7 @@ def _plain_summary(summary: SystemSummary) -> dict[str, Any]:
 
 
 def plain_agent(agent: PerformanceMetrics) -> dict[str, Any]:
-    """Return the fields of an agent that every --json output shares."""
+    """Return the fields that every --json output has for an agent."""
     return {
         "agent": agent.agent_name,
         "tasks": agent.task_count,

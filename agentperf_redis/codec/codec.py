@@ -100,7 +100,7 @@ class Codec:
     """Turns values into bytes and back.
 
     Args:
-        max_bytes: maximum size of a value, packed and before deflating, bytes. Checked when encoding and decoding.
+        max_bytes: maximum bytes of a packed value before it is deflated. Checked when encoding and decoding.
         compress_above: minimum packed size to deflate, bytes; None never deflates. A value that would not shrink is
             stored plain.
         registry: the accepted user classes; by default the registry of the process.
@@ -345,7 +345,7 @@ def _dumped(value: Any, storable: Storable) -> Any:
 
 
 def _identity_of(value: Any, kind: type) -> tuple[Any] | None:
-    """Return a tuple of the value that identifies an object in a cache key; None if the object equals only itself."""
+    """Return a 1-tuple with the identity of an object for a cache key; None if the object equals only itself."""
     if hasattr(kind, "__cache_key__"):
         identity = value.__cache_key__()
         if inspect.isawaitable(identity):
@@ -379,8 +379,8 @@ def _shape_datetime(value: datetime | time) -> ExtType:
 def _zone_suffix(value: datetime | time) -> str:
     """Return the suffix for the zone of a time: ``[Europe/Berlin]``, or nothing if the offset suffices.
 
-    In an hour that a clock repeats or skips, a time of the zone equals no time of another zone (PEP 495). So the offset
-    alone would not restore an equal time.
+    When clocks change, an hour is repeated or skipped. A time within this hour is unequal to every time of another zone
+    (PEP 495), so the offset alone would not restore an equal time.
     """
     zone = value.tzinfo
     if type(zone) is ZoneInfo and zone.key is not None:

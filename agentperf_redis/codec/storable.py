@@ -128,7 +128,7 @@ def member_state(member: Enum) -> Any:
     """Return the stored form of an Enum member: its name, or ``[value]`` if it has no name; for a Flag, its value.
 
     Raises:
-        InvalidArgument: the class does not return an equal member for the value of the member.
+        InvalidArgument: a call of the class with the member's value does not return an equal member.
     """
     cls = type(member)
     if not isinstance(member, Flag) and cls.__members__.get(member.name) is member:

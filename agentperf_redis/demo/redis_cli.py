@@ -15,7 +15,9 @@ _FILES = {"ssl_ca_certs": "--cacert", "ssl_certfile": "--cert", "ssl_keyfile": "
 
 
 def scan_command(address: Address, nodes: Sequence[Node], socket: Path | None, namespace: str) -> str:
-    """Return the command. redis-cli takes neither Sentinel and Cluster URLs nor several nodes, so it gets each primary.
+    """Return the command. It runs redis-cli once for each primary.
+
+    redis-cli accepts neither the URL of a Sentinel or Cluster nor several nodes at once.
 
     Args:
         address: the server. Instead of its password, the command contains ``***``.

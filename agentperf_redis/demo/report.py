@@ -27,7 +27,7 @@ class Casualty:
     Attributes:
         number: number of the worker, from 0.
         files: number of files that the worker had reviewed.
-        leases: agent types of its leases, read from the server while it was stopped, just before it was killed.
+        leases: agent types of its leases, read after the worker was stopped and before it was killed.
         recovered_after: time from the kill until the last of these leases was gone, s; None if one remained.
     """
 

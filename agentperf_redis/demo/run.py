@@ -196,7 +196,7 @@ class _Demo:
     def _last(self) -> int:
         """Number of files after which the victim waits for the kill.
 
-        Without this, the victim could finish before the kill if this process stalls.
+        If the parent process stalls, the victim could otherwise finish before the kill.
         """
         return self._half + len(self._tree.files) // 4
 

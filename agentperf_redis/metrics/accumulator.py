@@ -118,7 +118,7 @@ class Accumulator:
         self._keep(other.raw)
 
     def add(self, counts: Mapping[str, int]) -> None:
-        """Add to counters other than those of executions, such as tokens."""
+        """Add to counters that do not count executions, such as tokens."""
         own = self.counts
         for name, value in counts.items():
             if name not in own and len(own) >= MAX_COUNTERS and name.startswith(MODEL):

@@ -14,7 +14,8 @@ Bounds:
 - Series beyond `MAX_SERIES` are counted under ``__other__``.
 - When a sample buffer has `MAX_BUFFERED_SAMPLES` samples, the recording thread aggregates it.
 - Raw samples of an accumulator beyond `MAX_RAW` are counted but not kept.
-- Accumulators are downsampled when they are older than the TTL of the narrower slices, and when there are too many.
+- Accumulators that could not be sent are downsampled, that is, merged into wider slices, when they are older than the
+  TTL of their slices, or when there are too many of them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ WIDER = {10: 60, 60: 3600, 3600: 86_400, 86_400: 86_400}
 
 
 class PackedAccumulator(NamedTuple):
-    """An accumulator to send, with its series and the width, in s, of the slice that contains all of its samples."""
+    """An accumulator to send, with its series and the width (s) of the slice that contains all of its samples."""
 
     series: Series
     width_s: int
@@ -155,7 +156,7 @@ class Buffer:
             self._after_record(sample_buffer)
 
     def add(self, agent: str | Part, counts: Mapping[str, int]) -> None:
-        """Add to counters other than those of executions, such as tokens: ``tok_in``, ``mdl:<model>:tok_in``."""
+        """Add to counters that do not count executions, such as tokens (``tok_in``, ``mdl:<model>:tok_in``)."""
         now = self._clock()
         with self._lock:
             self._accumulator(self._known(agent), now).add(counts)
@@ -205,7 +206,7 @@ class Buffer:
 
     def _aggregate(self, key: str | Part, sample_buffer: Samples) -> None:
         samples = sample_buffer[:]
-        del sample_buffer[: len(samples)]  # but nothing that other threads have appended since
+        del sample_buffer[: len(samples)]  # keeps the items that other threads have appended since
         while samples:
             step = self._step(samples[0])
             end = len(samples)
@@ -247,8 +248,8 @@ class Buffer:
         """Keep the waiting records within bounds. Called when they could not be sent.
 
         Accumulators older than the TTL of their slices are merged into wider slices. If there are still too many,
-        others are merged too. Of the raw samples of each series, the newest are kept, as many as the server would keep,
-        and also the slowest of each accumulator. All series together keep at most `MAX_WAITING_RAW`.
+        others are merged too. Each series keeps its newest raw samples, as many as the server would keep. Each
+        accumulator also keeps its slowest raw samples. All series together keep at most `MAX_WAITING_RAW`.
 
         Args:
             ttls: how long a slice is kept after its end, by its width; both in s.

@@ -39,8 +39,8 @@ class MetricsCollector(Recording):
         retention: how long data is kept; all collectors of a namespace must have the same. None takes the retention
             stored on the server, or the default if none is stored.
         flush_every: seconds between two flushes of this process, 0.1 to 60; None is one second. A killed process loses
-            at most the records of this time, and other processes see records after at most this time. A flush costs
-            the server about 0.1 ms per agent in it, so a thousand agents are better flushed every few seconds.
+            at most the records of one such interval. Other processes see a record at most one interval later. A flush
+            costs the server about 0.1 ms per agent in it, so a thousand agents are better flushed every few seconds.
 
     Raises:
         InvalidArgument: for an invalid `flush_every`, and if another collector of this process and namespace has a
@@ -95,7 +95,7 @@ class MetricsCollector(Recording):
 
         Raises:
             InvalidArgument: for an invalid name, window or timestamp.
-            AgentPerfError: if the server cannot be reached, or its keys hold data that is not of this library.
+            AgentPerfError: if the server cannot be reached, or a key holds data that this library did not write.
         """
         return self._backend.run(flows.agent(self._flusher, agent_name, window, as_of))
 

@@ -144,7 +144,7 @@ class Flights:
             return flight, None
 
     def end_if_stuck(self, flight: Flight) -> bool:
-        """End a flight whose event loop has been stopped since a call `STUCK_S` ago. Return whether it has ended."""
+        """End a flight whose loop was first seen stopped `STUCK_S` ago or earlier. Return whether it is over."""
         now = time.monotonic()
         flight.still_since = min(flight.still_since, now) if flight.stands_still else math.inf
         if now - flight.still_since >= STUCK_S:

@@ -89,7 +89,7 @@ class LocalCopies:
     Args:
         max_entries: maximum number of copies.
         max_bytes: maximum bytes of all keys and values of the copies; None is no limit.
-        proven_at: returns when the newest answered ping of the bus was sent, by `time.monotonic`.
+        proven_at: returns the time (`time.monotonic`) at which the newest answered ping of the bus was sent.
         announce: called when a copy has reads to report for the first time since the last report.
     """
 
@@ -240,10 +240,10 @@ class LocalCopies:
         now = monotonic()
         with self._lock:
             copy, known_at = self._copies.get(key), self._proven_at()
-            if copy is not None:  # the bus may be lost and not have reported that yet: its last proof stays valid
+            if copy is not None:  # if the bus is lost but has not reported it yet, its last proof stays valid
                 known_at = max(known_at, self._trusted_until - TRUSTED_FOR_S)
             elif known_at <= self._aside_at:
-                # If the bus has worked again since then, the copies set aside were not kept coherent.
+                # The bus has not worked since the copies were set aside. Otherwise, they may have missed changes.
                 copy, known_at = self._aside.get(key), self._aside_proven_at
         return copy if copy is not None and now <= copy.until and now <= known_at + max_age_s else None
 

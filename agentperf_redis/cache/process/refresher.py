@@ -104,7 +104,7 @@ class Refresher:
         task.add_done_callback(ended)
 
     def enter(self, subject: Subject) -> bool:
-        """Whether the caller, an asyncio task, should refresh a key itself and then call `leave`.
+        """Return whether the calling asyncio task should refresh a key itself and then call `leave`.
 
         It should if the last refresh was cut off by the end of its event loop, and no other refresh runs.
         """
@@ -128,7 +128,7 @@ class Refresher:
             del self._cut_off[next(iter(self._cut_off))]
 
     def _drop_stopped_loops(self) -> None:
-        """Give up the refreshes of loops that do not run: were they closed or stopped, their keys would stay taken."""
+        """Give up refreshes whose loop was stopped or closed, since their keys would otherwise stay taken."""
         if not self._tasks:
             return
         with self._lock:
@@ -139,7 +139,7 @@ class Refresher:
                 self._note_cut_off(subject)
         for task in dropped:
             if task.get_loop().is_closed():
-                with suppress(RuntimeError):  # the function goes on although it was closed; nothing continues it
+                with suppress(RuntimeError):  # raised if the coroutine ignores the close; nothing runs it any further
                     task.get_coro().close()
 
     def _take(self, subject: Subject) -> bool:
