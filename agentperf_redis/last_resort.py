@@ -18,8 +18,8 @@ LOGGER: Final = "agentperf_redis"
 OUTAGE: Final = {"outage": True}
 """`extra=` of a log record about a server that does not answer. All of these count as one subject."""
 REPEAT_AFTER_S: Final = 3600.0
-"""How long a subject that was shown is not shown again, also after a recovery. A process that runs for weeks with an
-unstable network fills no log with it."""
+"""A subject is shown at most once in this time, even after a recovery. So an unstable network cannot fill the log of a
+process that runs for weeks."""
 
 
 class LastResort(logging.Handler):
