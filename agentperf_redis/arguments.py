@@ -192,7 +192,7 @@ def refuse_awaitable(
 
 
 def refuse_unfinished(argument: str, function: object, result: object) -> None:
-    """Refuse an awaitable as `refuse_awaitable` does, and a generator, whose body has not run either.
+    """Refuse an awaitable, as `refuse_awaitable` does, and also a generator, because its body has not run.
 
     Raises:
         InvalidArgument: the result is an awaitable or a generator.

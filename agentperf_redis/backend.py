@@ -174,7 +174,7 @@ class Backend:
         return executor
 
     def _drop_closed_loops(self) -> None:
-        """Close what is left of closed event loops, in case that the executor of a loop has not noticed the end.
+        """Close the executors of closed event loops, in case an executor has not noticed the end of its loop.
 
         The map of executors refers to a loop only weakly, but the transport of a connection refers to its loop. Without
         this method, a closed loop and its connections would never be garbage-collected.
@@ -185,9 +185,9 @@ class Backend:
                 self._loop_ends.put(executor.finish)
 
     def call_at_loop_end(self, key: object, callback: Callable[[], object]) -> None:
-        """Call `callback` on a background thread if the running loop ends before `forget_loop_end` of this `key`.
+        """Call `callback` on a background thread when the running loop ends, unless `forget_loop_end` is called first.
 
-        A flow of this backend must have run on the loop before.
+        A flow of this backend must already have run on the loop.
         """
         executor = self._async_executors.get(asyncio.get_running_loop())
         if executor is not None:
@@ -202,8 +202,8 @@ class Backend:
     def enter(self, service: str, resource: str, *, again: bool = False) -> Flow[None]:
         """Record on the server that a resource is in use.
 
-        The record is sent once per process and resource. `again` sends it once more, for use after the server lost its
-        data.
+        The record is sent once per process and resource. `again` sends it once more, which is necessary after the
+        server lost its data.
         """
         name = f"{service}:{keys.encoded(resource)}"
         if again or name not in self._entered:
@@ -228,24 +228,25 @@ class Backend:
     def on_new_epoch(self, callback: Callable[[], None]) -> None:
         """Call `callback` after the server came back without its data.
 
-        The callback runs on the thread that detects the loss while it opens a connection, possibly the thread of an
-        event loop. So the callback must be quick and do no I/O.
+        The callback runs on the thread that detects the loss while it opens a connection. This may be the thread of an
+        event loop, so the callback must be quick and do no I/O.
         """
         self._epoch_callbacks.append(callback)
 
     def on_recovery(self, callback: Callable[[], None]) -> None:
         """Call `callback` on a separate thread when a server answers again after a long outage.
 
-        The callback may run commands. A command is sent before the callback is called, and a new connection begins with
-        a handshake. So if the server came back empty, the callbacks of `on_new_epoch` have already run.
+        The callback may run commands. Before it is called, the backend sends a command of its own. If this opens a new
+        connection, the handshake shows whether the server lost its data. So if the server came back empty, the
+        callbacks of `on_new_epoch` have already run.
         """
         self._recovery_callbacks.append(callback)
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` before the connections close, so that it may run commands. The newest callback runs first.
 
-        If the close callbacks have run already, it is called at once, so that a service made later is closed from the
-        beginning.
+        If the close callbacks have already run, `callback` is called at once, so that a service created later is
+        closed immediately.
         """
         with self._lock:
             late = self._close_callbacks_ran
@@ -336,7 +337,7 @@ class Backend:
         _call_all(self._recovery_callbacks)
 
     def _learn(self) -> str:
-        """Refresh the layout from one node; each call asks another node. Return the error text, empty on success."""
+        """Refresh the layout from one node, another one on each call. Return the error text, empty on success."""
         node, request = self._topology.layout_request()
         try:
             return self._topology.learn(node, self._connector.request(node, request, _LAYOUT_S))

@@ -6,7 +6,7 @@ later job starts another thread. A forked child begins without jobs and without 
 
 Ctrl-C and other signal handlers may raise an exception at any point in the Python code of a caller, and `__del__` may
 run at any point. Therefore the code on a caller's thread uses only primitives written in C: a `SimpleQueue`, whose
-`put` is reentrant, and an `RLock` while the background thread is started. `threading.Condition` is Python code: an
+`put` is reentrant, and an `RLock` for starting the background thread. `threading.Condition` is Python code: an
 exception in it may leave its lock held permanently. `Thread.start` waits on such a condition, so it is called on a
 temporary thread. No signal handler runs there, because Python runs signal handlers on the main thread only.
 """
@@ -256,13 +256,13 @@ def starter(thread: threading.Thread, otherwise: Callable[[], object]) -> Callab
 
     Args:
         thread: the thread to start.
-        otherwise: called if the thread limit prevents the start, on the thread that runs the returned function.
+        otherwise: called on the thread that runs the returned function, if the thread limit prevents the start.
     """
 
     def start() -> None:
         try:
             thread.start()
-        except RuntimeError:  # the thread limit is reached; this thread runs already
+        except RuntimeError:  # the thread limit is reached: `otherwise` runs on the current thread
             otherwise()
 
     return start

@@ -43,9 +43,9 @@ class LoadBalancer:
     Connects to the server on the first call.
 
     Args:
-        strategy: how a pool picks an instance. The first registration in a pool sets the pool's strategy to this one,
-            or to LEAST_LOADED for None. Calls on a pool with another strategy raise InvalidArgument; with None, calls
-            on any pool are accepted.
+        strategy: how a pool picks an instance. The first registration in a pool sets the pool's strategy to this one.
+            Calls on a pool with another strategy raise InvalidArgument. With None, a new pool gets LEAST_LOADED, and
+            calls on any pool are accepted.
         settings: health settings for the pools in which this balancer registers instances. The settings deployed last
             apply to all processes; a change is logged. None keeps the settings of an existing pool; a new pool gets the
             defaults of `PoolSettings`.
@@ -108,8 +108,8 @@ class LoadBalancer:
         """Add an instance to its pool, or change the capacity, weight, labels and rate limits of a registered one.
 
         A registered instance keeps its load, health and measurements. `is_healthy=False` marks the instance unhealthy
-        (undo with `mark_healthy`); `is_draining=True` drains it (undo with `undrain`). If the server loses the
-        instance, this process registers it again as long as the process lives.
+        (undo with `mark_healthy`); `is_draining=True` drains it (undo with `undrain`). While this process lives, it
+        registers the instance again if the server loses it.
 
         Args:
             instance: the instance; its current_load is ignored, because the server computes the load from leases.
@@ -120,7 +120,7 @@ class LoadBalancer:
                 tokens of one lease.
 
         Raises:
-            InvalidArgument: when the pool has another strategy than this balancer.
+            InvalidArgument: when the strategy of the pool differs from that of this balancer.
         """
         self._backend.run(self._operations.register(instance, heartbeat_ttl, requests_per_minute, tokens_per_minute))
 
@@ -247,18 +247,18 @@ class LoadBalancer:
             affinity: under CONSISTENT_HASH, calls with the same value go to the same instance; for example the name of
                 a session.
             ttl: seconds after which the lease expires unless it is renewed, at least 0.05.
-            max_hold: seconds after which the lease is not renewed again; math.inf for no limit.
+            max_hold: seconds after which the lease is no longer renewed; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before it is released.
             tokens: expected tokens of the work, counted against the instance's tokens per minute.
-            fallback: other agent types to try, in this order, when this pool has no free capacity: once before the wait
-                in the queue, and again when `wait` is over. Labels and affinity apply to these pools too; each pool
-                uses its own strategy.
+            fallback: other agent types, tried in this order when this pool has no free capacity. They are tried once
+                before the wait in the queue, and again when `wait` is over. Labels and affinity apply to these pools
+                too; each pool uses its own strategy.
 
         Returns:
             A snapshot of the instance that carries the lease; None when no capacity became free within `wait`.
 
         Raises:
-            InvalidArgument: when the pool has another strategy than this balancer.
+            InvalidArgument: when the strategy of the pool differs from that of this balancer.
         """
         request = self._operations.request(wait, priority, require, affinity, ttl, max_hold, on_lost, tokens, fallback)
         return self._backend.run(self._operations.acquire(agent_type, request))
@@ -313,7 +313,7 @@ class LoadBalancer:
             require: labels; the instance must have all of them.
             affinity: see `acquire`.
             ttl: seconds after which the lease expires unless it is renewed, at least 0.05.
-            max_hold: seconds after which the lease is not renewed again; math.inf for no limit.
+            max_hold: seconds after which the lease is no longer renewed; math.inf for no limit.
             on_lost: called with a LeaseLost, on a background thread, if the lease ends before the block ends.
             tokens: see `acquire`; set `lease.tokens_used` to the number of tokens that the work used.
             fallback: see `acquire`; `lease.agent_type` is the pool of the lease.
@@ -352,8 +352,8 @@ class LoadBalancer:
         checks.
 
         A process claims each check for one interval. If the process ends or the task is cancelled before the check is
-        finished, the instance misses this check. After a change to a shorter interval, the next check of each instance
-        is still due by the old interval; the new one applies from then on.
+        finished, the instance misses this check. When the interval is shortened, the next check of each instance is
+        still due at the time that the old interval set. The new interval applies from then on.
 
         Args:
             agent_type: the pool.

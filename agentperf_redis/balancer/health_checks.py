@@ -78,7 +78,7 @@ class Checking:
         """Log that a check raised an exception.
 
         The first exception is logged as a warning, since the check function itself may be broken. Further exceptions
-        are logged at DEBUG level until the last check of every instance returned without an exception.
+        are logged at DEBUG level until the most recent check of each instance has returned without an exception.
         """
         if self._raising:
             self.failed(instance, error)
@@ -108,8 +108,8 @@ class _Rounds:
 
     Args:
         checking: the checks to run.
-        check_all: checks instances concurrently, and returns by instance id whether each check passed. Under asyncio,
-            it returns an awaitable.
+        check_all: checks instances concurrently, and returns a mapping from instance id to whether the check passed.
+            Under asyncio, it returns an awaitable of this mapping.
         ended: returns whether the checks have stopped. Until then, a round that fails is retried; later, its error is
             raised.
     """
@@ -236,7 +236,7 @@ class Checks:
         good = False
         try:
             answer = self._checking.check(instance)
-            if inspect.isawaitable(answer):  # a plain function may return an awaitable, as model vendors' clients do
+            if inspect.isawaitable(answer):  # a plain function may return one, as methods of vendors' clients do
                 answer = asyncio.run(_result_of(answer))
             good = self._checking.passed(instance, answer)
         except Exception as error:  # noqa: BLE001  any exception is a failed check

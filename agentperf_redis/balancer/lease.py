@@ -54,8 +54,8 @@ class Lease:
     ResourceWarning. Copies by `copy`, `deepcopy` and `dataclasses.asdict`, and pickles that return to this process, are
     the same lease: releasing one of them releases the lease, once.
 
-    A lease belongs to the process that acquired it. In another process, the copy of the object in a forked child or in
-    a pickle has the facts of the lease, such as `fence`. It is not held and not renewed, and releasing it does nothing.
+    A lease belongs to the process that acquired it. Another process may have a copy, through a fork or a pickle. Such a
+    copy has the facts of the lease, such as `fence`, but it is not held and not renewed, and releasing it does nothing.
     `LoadBalancer.release_token` ends a lease of any process.
 
     Attributes:
@@ -119,7 +119,8 @@ class Lease:
         self.tokens_used: int | None = None
         self._outcome: Outcome | None = None
         self.started = time.monotonic()
-        # These times count from `sent_at`, when the request was sent: the lease ends here no later than on the server.
+        # These times count from `sent_at`, when the request was sent. So this process regards the lease as ended no
+        # later than the server does.
         self.renew_at = sent_at + ttl / 3
         self.valid_until = sent_at + ttl
         self.hold_until = sent_at + max_hold
@@ -261,10 +262,11 @@ def _unpickled(
     outcome: Outcome | None,
     loss: LeaseLost | None,
 ) -> Lease:
-    """Return the lease of a pickle.
+    """Return the lease that a pickle describes.
 
-    In the process that holds the lease, this is the very same object. Elsewhere, and after the end of the lease, it is
-    a copy that has the facts of the lease, such as its fencing token, but is not held: releasing it does nothing.
+    In the process that holds the lease, return the original object. In other processes, and after the end of the lease,
+    return a copy. The copy has the facts of the lease, such as its fencing token, but it is not held: releasing it does
+    nothing.
     """
     for keeper in list(keepers):
         lease = keeper.held_as(token)

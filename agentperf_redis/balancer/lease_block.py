@@ -69,7 +69,7 @@ class AsyncLeaseBlock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         lease, self._lease = self._lease, None
-        if isinstance(error, GeneratorExit):  # the coroutine is destroyed, so that nothing can be awaited
+        if isinstance(error, GeneratorExit):  # the coroutine is being destroyed, so nothing can be awaited
             if lease is not None:
                 self._operations.keeper.jobs.put(partial(self._cut_off, lease))
         elif lease is not None:
@@ -77,7 +77,7 @@ class AsyncLeaseBlock:
             await self._backend.arun(leases.leave(self._operations.keeper, lease, error))
 
     def _cut_off(self, lease: Lease) -> None:
-        """Release the lease, because the event loop has ended within the block, which therefore never continues."""
+        """Release the lease: the event loop has ended within the block, so the block will never continue."""
         with contextlib.suppress(AgentPerfError):
             self._backend.run(leases.leave(self._operations.keeper, lease, asyncio.CancelledError()))
 

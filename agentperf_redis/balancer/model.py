@@ -176,7 +176,7 @@ class AgentInstance(_Fields):
         response_time_ms: smoothed response time, ms.
         labels: capabilities of the instance, at most 16 names.
         is_draining: whether the instance finishes its leases and takes no new ones.
-        lease: the lease from `acquire`, also in copies of the instance, see `Lease`; None in all other snapshots.
+        lease: the lease, in an instance from `acquire` and in copies of it (see `Lease`); None in other snapshots.
     """
 
     __slots__ = ()

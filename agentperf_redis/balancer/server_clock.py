@@ -32,7 +32,7 @@ class ServerClock:
         """By agent type: an upper bound on the server's clock minus `time.monotonic`, ms."""
 
     def before_deadline(self, pool: Pool, request: Callable[[int], Command[T | TooLate]]) -> Flow[T]:
-        """Send a request that the server refuses, by its own clock, after the caller's deadline.
+        """Send a request that the server refuses if, by the server's clock, the caller's deadline has passed.
 
         This prevents a late copy of the request from undoing later changes by other processes.
 

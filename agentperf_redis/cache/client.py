@@ -64,7 +64,7 @@ class Cache(ABC):
         try:
             self._shared_state.adopt(self, settings, marks)
         except InvalidArgument:
-            gc.collect()  # the other objects may be unused already, but in reference cycles
+            gc.collect()  # the other objects may be unused, but kept alive by reference cycles
             self._shared_state.adopt(self, settings, marks)
         if place is not None:
             place.warn(f"{type(self).__name__}()", self._shared_state.users)
@@ -132,7 +132,7 @@ class Cache(ABC):
         return self._backend.run(self._flows.reader.get(key, default))
 
     def get_many(self, keys: Iterable[str], *, fresh: bool = False) -> dict[str, Any]:
-        """Return a dict with the keys that have a value. Sends one command for each 256 keys."""
+        """Return the values of the keys that have one, by key. Sends one command for every 256 keys."""
         return self._backend.run(self._flows.reader.get_many(keys, fresh=fresh))
 
     def entry(self, key: str) -> CacheEntry | None:
@@ -199,7 +199,7 @@ class Cache(ABC):
     def keys(self) -> list[str]:
         """Return all keys that use capacity (see `size`), the least recently accessed first.
 
-        A key beyond 4 KiB appears as its first 40 characters and a hash. Every method accepts that name as the key.
+        A key longer than 4 KiB appears as its first 40 characters and a hash. Every method accepts this name as a key.
         """
         return self._backend.run(inspection.oldest_first(self._flows.shared))
 

@@ -137,8 +137,8 @@ def _refreshed(
 ) -> Flow[Served]:
     """Begin to refresh a stale value and return it.
 
-    If the last refresh ended with its event loop, an asyncio caller refreshes the value itself and returns the new one:
-    its own loop may end just as soon.
+    If the last refresh was cut off by the end of its event loop, an asyncio caller refreshes the value itself and
+    returns the new one. It does not refresh in the background, because its own loop may end as early.
     """
     backend, subject = flows.shared.backend, (flows.shared.keys.tag, wanted.key)
     refresher = backend.share("cache refreshes", lambda: Refresher(backend))
@@ -151,10 +151,11 @@ def _refreshed(
         cut_off = True
         try:
             new = yield from flow
-            # Without the lease, another caller refreshes; it may be the one that was cut off and is not yet cleaned up.
+            # None: another caller refreshes the value, or a refresh has just failed. The other caller may be the one
+            # that was cut off, if its lease has not been released yet.
             cut_off = new is None
             if isinstance(new, Served):
-                return Served(new.value)  # `refreshing` has warned already if it cannot be stored
+                return Served(new.value)  # if it cannot be stored, `refreshing` has already warned
         finally:
             refresher.leave(subject, cut_off=cut_off)
     return stale
@@ -261,7 +262,7 @@ def copied(flows: CacheFlows, wanted: Wanted[Any]) -> Served | None:
     value, stale = copy.value if copy.frozen else flows.reader.unpacked(copy), 0
     if copy.fresh_until_ms or wanted.freshness.early:
         age = wanted.freshness.age(copy, flows.shared.server_ms())
-        if age is Age.OLD:  # not returned if the last computation failed, which only the server records
+        if age is Age.OLD:  # only the server knows whether the last computation failed
             return None
         stale = copy.version if age is Age.DUE else 0
     if value is MISSING:
@@ -298,7 +299,7 @@ def _in_words(value: object, refused: InvalidArgument) -> str:
 
 
 def _warn_once(function: object, reason: str) -> None:
-    """Warn that the values of a function cannot be stored. Functions of the same code, such as a lambda, warn once."""
+    """Warn that the values of a function cannot be stored. All functions made from the same code cause one warning."""
     while isinstance(function, (functools.partial, MethodType)):
         function = function.func if isinstance(function, functools.partial) else function.__func__
     code = getattr(function, "__code__", None)

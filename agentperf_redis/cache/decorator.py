@@ -291,7 +291,7 @@ def _refuse_another_of_this_name(cache: Cache, function: Any, name: str) -> None
 
 
 def _wraps_coroutine_function(function: Any) -> bool:
-    """Whether a plain function was made from a coroutine function, as the checking wrappers of vendors' clients are."""
+    """Whether a plain function wraps a coroutine function, as functions of vendors' clients do to check arguments."""
     inner = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)
@@ -394,7 +394,7 @@ class _Wrapped(Generic[R]):
         return self._async_wrapper() if self._is_async else self._blocking_wrapper()
 
     def _either_wrapper(self) -> Any:
-        """Return the wrapper of a plain function that wraps a coroutine function, and may therefore be either."""
+        """Return the wrapper of a plain function that wraps a coroutine function: it may be blocking or async."""
         blocking, awaited = self._blocking_wrapper(), self._async_wrapper()
 
         @functools.wraps(self.function)
@@ -474,7 +474,7 @@ class _Wrapped(Generic[R]):
         return self._finish(call, invalidate, refresh, clear, warm_up)
 
     def _wanted(self, args: tuple[Any, ...], kwargs: dict[str, Any], begun: list[Any] | None = None) -> Wanted[Any]:
-        """Return the request for one call; `begun` holds the result of a call of the function that was made already."""
+        """Return the request for one call. If the function has already been called, `begun` holds its result."""
 
         def function() -> Any:
             self.computed += 1

@@ -125,7 +125,7 @@ def parse(entry: bytes) -> Stored:
 
 
 def held_key(stored: Stored, name: str) -> str | None:
-    """Return the key that an entry holds; None if it holds none, or one with another stored name."""
+    """Return the key that an entry holds; None if it holds none, or if the key's stored name is not `name`."""
     try:
         key = stored.key.decode()
     except UnicodeDecodeError:

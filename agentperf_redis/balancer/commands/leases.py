@@ -80,11 +80,11 @@ class Refused:
     """No lease was granted.
 
     Attributes:
-        retry_after: seconds until a timer may free capacity, such as the expiry of a lease, at most 1. If all instances
-            are unhealthy or rate-limited: seconds until the first of them comes back, if known.
+        retry_after: seconds, at most 1, until a timer may free capacity; the expiry of a lease is such a timer. If all
+            instances are unhealthy or rate-limited: seconds until the first of them comes back, if known.
         registered: number of instances of the pool.
         waiting: number of callers in the queue.
-        out_of_rotation: number of instances that drain, missed their heartbeat or are marked unhealthy.
+        out_of_rotation: number of instances that are draining, have missed their heartbeat or are marked unhealthy.
         unhealthy: number of instances that are ejected, half-open or failing checks.
         rate_limited: number of instances whose rate limits are used up.
     """
@@ -125,7 +125,7 @@ class Queued:
 
     Attributes:
         ahead: number of waiters before this one.
-        retry_after: seconds until a timer may free capacity, such as the expiry of a lease, at most 1.
+        retry_after: seconds, at most 1, until a timer may free capacity; the expiry of a lease is such a timer.
         position: the waiter's ticket. A waiter that sends its ticket keeps its position, even if the server has removed
             the waiter because its polls came too late.
     """

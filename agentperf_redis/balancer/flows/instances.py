@@ -62,7 +62,7 @@ def configure(backend: Backend, registrations: Registrations, pool: Pool, settin
 
 
 def _log_change(pool: Pool, before: str, settings: PoolSettings) -> None:
-    """Log the settings of a pool that a deployment has changed, because the change applies to all processes."""
+    """Log which settings of a pool were changed, because the change applies to all processes."""
     old = commands.settings_of(pool, before.encode())
     names = [each.name for each in fields(PoolSettings)]
     changes = [f"{name}={getattr(old, name)} -> {getattr(settings, name)}" for name in names]

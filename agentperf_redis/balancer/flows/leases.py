@@ -46,7 +46,7 @@ class LeaseRequest:
         wait: max seconds in the queue when no instance has free capacity.
         priority: the caller is queued as if it had arrived this many seconds earlier.
         ttl: seconds after which the lease expires unless it is renewed.
-        max_hold: seconds after which the lease is not renewed again.
+        max_hold: seconds after which the lease is no longer renewed.
         on_lost: called on a background thread when the lease is lost.
         tokens: expected tokens of the work, counted against the instance's tokens per minute.
         fallback: pools to try, in this order, when the requested pool has no free capacity.
@@ -137,8 +137,8 @@ def _request_lease(
 ) -> Flow[tuple[Granted | Refused | Spent, float]]:
     """Request a lease without waiting in the queue.
 
-    A refused request is retried while more leases have expired than one run of the script can end. It is also retried
-    once if the server has no instances of the pool, but this process can register its own instances again.
+    A refused request is retried as long as there are expired leases that one run of the script could not end. It is
+    also retried once if the server has no instances of the pool, but this process can register its own instances again.
 
     Returns:
         The answer, and the value of time.monotonic when its request was sent.

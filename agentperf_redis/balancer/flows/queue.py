@@ -93,7 +93,7 @@ class QueueEntry:
     Attributes:
         pool: the pool.
         token: the waiter's token.
-        ttl_ms: TTL of the lease once fetched, ms.
+        ttl_ms: TTL of the lease after the grant is fetched, ms.
         priority: the waiter is queued as if it had arrived this many seconds earlier.
         require: labels; the instance must have all of them.
         held: the position that the waiter already has, or NEW_POSITION.
@@ -121,7 +121,7 @@ class QueueResult:
         spent: whether the token's lease ended before the reply arrived; then retry with another token.
         ahead: number of waiters that were still before this one.
         position: the last position of the waiter.
-        retry_after: seconds until a timer may free capacity, such as the expiry of a lease, at most 1.
+        retry_after: seconds, at most 1, until a timer may free capacity; the expiry of a lease is such a timer.
     """
 
     granted: Granted | None

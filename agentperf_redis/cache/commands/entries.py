@@ -54,7 +54,8 @@ class StrictRead:
     """The result of a read that is recorded at once.
 
     Attributes:
-        found: the entry. It includes the invalidation epochs only if the script could not decode them or the entry.
+        found: the entry and the invalidation epochs. The epochs are returned only if the script could not decode them
+            or the entry.
         counted: whether the script counted a hit.
         wrong_type: whether the entry's key has a wrong type.
     """

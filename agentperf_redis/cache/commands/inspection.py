@@ -36,7 +36,7 @@ def members(key: str, *, of_hash: bool = False) -> Command[int]:
 
 
 def size_of(keys: CacheKeys, name: str) -> Command[float | None]:
-    """Return the number that the size index holds for an entry (`entry_format.unpack_size`), or None."""
+    """Return the number that the size index holds for an entry (see `entry_format.unpack_size`), or None."""
     return Command("HGET", (keys.size,), (name,), lambda reply: _number(keys.size, reply))
 
 

@@ -21,7 +21,7 @@ class CacheFlows:
         shared: the state shared with other objects of the same cache.
         codec: encodes and decodes values.
         strict: record each read at once.
-        own_ttls_ms: TTLs of entries put into hot, warm, cold by this object; below 0 is the cache's default.
+        own_ttls_ms: TTLs of entries that this object puts into hot, warm and cold; below 0: the cache's default.
         local: local copies of this process; None if the object uses none.
         lease_ms: TTL of the object's compute leases.
         on_unavailable: how a value is computed while the server is unreachable.

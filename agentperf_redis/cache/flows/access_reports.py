@@ -1,4 +1,4 @@
-"""Reports to the server the reads that were made without a script call; see `access_buffer`."""
+"""Some reads make no script call. These flows report them to the server; see `access_buffer`."""
 
 from __future__ import annotations
 

@@ -85,7 +85,8 @@ class Reader:
         for key in distinct_keys(keys):
             value = MISSING if fresh else self.copied(key)
             if value is MISSING:
-                names.setdefault(stored_name(key), []).append(key)  # two keys if one is the shortened name of the other
+                # a key and its shortened form have the same stored name
+                names.setdefault(stored_name(key), []).append(key)
             else:
                 values[key] = value
         if names:
@@ -158,8 +159,8 @@ class Reader:
     def _prepare(self) -> Flow[None]:
         """Prepare a read.
 
-        With local copies, subscribe to changes and get the server's time, which the copies' expiry times need. Without
-        them, `before_read` says what is sent.
+        If the object uses local copies, subscribe to changes, and get the server's time in order to compute when the
+        copies expire. Otherwise, send only what `before_read` sends.
         """
         if self.local is not None:
             self.shared.listen()
@@ -175,7 +176,8 @@ class Reader:
     ) -> None:
         if self.local is None or ticket is None or stored is None or value is MISSING:
             return
-        if key == name and key_names.is_shortened(name):  # copies are invalidated by name, so a name has only one copy
+        # Copies are invalidated by name, so a name has only one copy: that of the full key, not of the shortened one.
+        if key == name and key_names.is_shortened(name):
             return
         ttl_s = MAX_COPY_TTL_S
         if stored.expires_ms:

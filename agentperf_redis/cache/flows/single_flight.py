@@ -96,7 +96,7 @@ class SingleFlight:
             key: the key.
             freshness: how to treat a value that is no longer fresh.
             look: False computes the value even if one is stored.
-            blocking: the calling thread is blocked while it waits.
+            blocking: True if the calling thread is blocked while it waits.
 
         Raises:
             ComputeFailed: the function failed in another process.
@@ -336,7 +336,7 @@ class SingleFlight:
         """
         try:
             data = self.reader.codec.encode(value)
-        except Exception as error:  # noqa: BLE001  also an error of a codec of the user: the caller gets its value
+        except Exception as error:  # noqa: BLE001  a user's codec may raise any error; the caller gets its value
             refused = error if isinstance(error, InvalidArgument) else _not_encoded(value, error)
             self._end(compute_lease, Uncacheable())
             return refused, self._release(compute_lease, " ")

@@ -28,7 +28,7 @@ class Writer:
     Args:
         shared: the state shared with other objects of the same cache.
         codec: encodes and decodes values.
-        own_ttls_ms: TTLs of entries put into hot, warm, cold by this object; below 0 is the cache's default.
+        own_ttls_ms: TTLs of entries that this object puts into hot, warm and cold; below 0: the cache's default.
     """
 
     def __init__(
@@ -141,7 +141,9 @@ class Writer:
                 # a report of unknown result is sent again: its sequence number makes that idempotent
                 confirmed = reply.outcome is PutResult.STORED
             except BaseException as error:
-                if not token:  # with a token, a late copy is refused: any later write of the key ends the lease
+                # A put with a token needs no cancelling: any later write of the key ends the lease, so that a late copy
+                # is refused.
+                if not token:
                     yield from self._cancel_puts(error, (request,), until_ms)
                 raise
             finally:
