@@ -12,11 +12,11 @@ from types import FrameType
 from typing import Final
 
 FIRST_WARNING_AT: Final = 10
-"""Number of open clients at which the first warning comes; the next come at ten times as many each. Programs with one
-client for each of some threads stay below."""
+"""Number of open clients at the first warning. Each further warning comes at ten times the previous number. Programs
+with one client for each of a few threads stay below it."""
 
 _open: dict[tuple[str, str], int] = {}
-"""Address and namespace -> clients that have reached the server and were not closed, also those that were dropped."""
+"""Address and namespace -> clients that have reached the server and were not closed, including dropped ones."""
 
 
 def place_of_creation() -> str:
@@ -31,8 +31,8 @@ class OpenClient:
     """One client, from its first contact with the server until it is closed.
 
     Args:
-        address: of the server, password masked.
-        namespace: of the client.
+        address: address of the server, with the password masked.
+        namespace: namespace of the client.
         place: where the client was made; see `place_of_creation`.
     """
 
@@ -58,7 +58,7 @@ class OpenClient:
             _open[self._key] -= 1
 
     def __del__(self) -> None:
-        # A copy in a forked child belongs to the parent. At interpreter exit, open clients were closed before.
+        # A copy in a forked child belongs to the parent. At interpreter exit, all clients are already closed.
         if getattr(self, "_counted", False) and self._pid == os.getpid():
             warnings.warn(
                 f"the client for {self._key[0]}, namespace {self._key[1]}, made at {self._place}, was dropped without "

@@ -5,8 +5,9 @@ same in every process that runs the program, in whatever folder, and survives ed
 digest of the file is part of it, since other scripts may have the same name. Two places never have the same name. All
 objects made at one place, such as in a function that is called often, have one name.
 
-Without the source, as in a frozen program, the place is a line of a module. There is no place that other processes
-share for code that belongs to no file, as in a notebook, and for a class that is passed to other code, which calls it.
+Without the source, as in a frozen program, the place is a line of a module. In two cases, there is no place that
+other processes share: the code belongs to no file, as in a notebook; or the class is passed to other code, and that
+code calls it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Place:
     line: int
 
     def warn(self, call: str, objects: int) -> None:
-        """Warn, once for each name, if the name does not do what the user is likely to expect.
+        """Warn, once for each name, if the name is likely to surprise the user.
 
         Args:
             call: the call that makes an object, as text.
@@ -93,9 +94,10 @@ def place_of(made: object, process: str, method: str = "") -> Place:
     """Return the place where an object is made: the code that calls this library, and the call it performs.
 
     Args:
-        made: the object. If a subclass of the user defines its constructor, the place is where that is called.
+        made: the object. If its class is a user's subclass with a constructor, the place is the call of that
+            constructor.
         process: the id of this process, part of the name if there is no place that other processes share.
-        method: if `made` is not the new object but makes it, the method that does so.
+        method: the method of `made` that makes the new object; empty if `made` is the new object itself.
     """
     frame = _frame_outside(made, method)
     code, offset, variables = frame.f_code, _offset(frame), _identified(frame.f_globals)
@@ -129,7 +131,7 @@ def place_of(made: object, process: str, method: str = "") -> Place:
 
 
 def _offset(frame: FrameType) -> int:
-    """Return the offset of the instruction that a frame performs. `f_lasti` may be within the cache that follows it."""
+    """Return the offset of the instruction that a frame performs. `f_lasti` may point into its inline cache."""
     code, offset = frame.f_code.co_code, frame.f_lasti
     while dis.opname[code[offset]] == "CACHE":
         offset -= 2
@@ -164,11 +166,11 @@ def _first_argument(frame: FrameType) -> object:
 
 
 def _generated_field(frame: FrameType, kind: str) -> str | None:
-    """Return the name of a field whose default is made by a generated constructor, as of a dataclass; else None.
+    """Return the name of a field if a generated constructor, such as a dataclass's, is making its default; else None.
 
     Args:
         frame: the frame of the constructor.
-        kind: the class of the object, if it is of the user.
+        kind: the name of the object's class if the user defined this class, otherwise empty.
     """
     code, owner = frame.f_code, _first_argument(frame)
     if not code.co_filename.startswith("<") or owner is None:
@@ -198,7 +200,7 @@ def _plain(qualified_name: str) -> str:
 
 
 def _identified(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the variables of a module, as those of a script if the name of the module does not lead to it.
+    """Return the variables of a module. If the module cannot be found by its name, return them as those of a script.
 
     Frameworks run files of the user, such as plugins and settings, under names that other files may have too.
     """
@@ -218,7 +220,7 @@ def _has_file(code: CodeType | None, variables: Mapping[str, Any]) -> bool:
 
 
 def _command_with(code: CodeType, variables: Mapping[str, Any]) -> str | None:
-    """Return the program text that ``python -c`` got, if the code is part of it; else None."""
+    """Return the program text passed to ``python -c`` if the code is part of it, otherwise None."""
     if variables.get("__name__") != "__main__" or sys.argv[:1] != ["-c"] or len(sys.orig_argv) <= len(sys.argv):
         return None
     text = sys.orig_argv[-len(sys.argv)]
@@ -241,7 +243,7 @@ def _codes_of(text: str) -> frozenset[CodeType]:
 
 
 def _fitted(name: str, program: str) -> str:
-    """Return a valid name of a place in a program; one that is too long is cut, with a digest of all of it."""
+    """Return a valid name of a place in a program. If the name is changed or cut, it gets a digest of the full name."""
     whole = f"{name}#{program}" if program else name
     valid = nearest_name(whole)
     if valid == whole:
@@ -255,11 +257,11 @@ def _digest(text: str) -> str:
 
 
 def _calls_class(frame: FrameType, callee: str, made: type) -> bool:
-    """Whether a frame calls the class of an object itself, not a function that makes any number of objects.
+    """Whether a frame calls the class of an object directly, not a function that may make any number of objects.
 
     Args:
-        frame: it performs the call.
-        callee: what it calls, as text.
+        frame: the frame that performs the call.
+        callee: the called expression, as text.
         made: the class.
     """
     name, *attributes = callee.split(".")
@@ -287,8 +289,8 @@ def _site(frame: FrameType, offset: int, text: str | None) -> CallSite | None:
     A call that was found stays known, even if its source changes while the program runs.
 
     Args:
-        frame: it performs the call.
-        offset: of the instruction of the call.
+        frame: the frame that performs the call.
+        offset: offset of the call's instruction.
         text: the source, if it is not in a file.
     """
     code = frame.f_code
@@ -310,7 +312,7 @@ def _site(frame: FrameType, offset: int, text: str | None) -> CallSite | None:
 
 
 def _performs(code: CodeType, site: CallSite) -> bool:
-    """Whether a call is in the function from which code was compiled; not if the source has changed since."""
+    """Whether a call is in the function from which `code` was compiled. False if the source has changed since then."""
     if code.co_name in _INLINED:
         return True
     return code.co_name == site.scope and (code.co_name == "<module>" or code.co_firstlineno == site.scope_line)
@@ -330,7 +332,7 @@ def _sites_of(frame: FrameType) -> Mapping[Position, CallSite]:
         pass
     loader, module = variables.get("__loader__"), variables.get("__name__")
     try:
-        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # such as in a zip archive
+        return _sites_in_source(loader.get_source(module))  # type: ignore[union-attr]  # perhaps in a zip archive
     except (AttributeError, ImportError, OSError, TypeError, UnicodeError):
         return {}
 

@@ -1,7 +1,7 @@
 """The identity of a program's code: the name of a module, and for a script also a digest of its file.
 
-Every process names its script ``__main__``, so that name identifies nothing. The name of the script's file does,
-together with a digest of its contents: two scripts of one name are two programs, and one script is the same program in
+Every process names its script ``__main__``, which identifies nothing. The name of the script's file and a digest of its
+contents together identify the program: two scripts of one name are two programs, and one script is the same program in
 any folder and on any machine.
 """
 
@@ -54,7 +54,7 @@ def module_name(variables: Mapping[str, Any]) -> str:
 
 
 def program_digest(variables: Mapping[str, Any]) -> bytes:
-    """Return a digest of the file of a script; empty for a module that other code imports, or without a file.
+    """Return a digest of the file of a script; empty for an imported module and for a script without a file.
 
     Args:
         variables: the global variables of the module.
@@ -80,7 +80,7 @@ def is_script(variables: Mapping[str, Any]) -> bool:
 
 
 def as_script(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the variables of a module such that it counts as a script: its name could be that of another module."""
+    """Return a copy of a module's variables that makes it count as a script, since its name may not be unique."""
     return {**variables, "__name__": _MAIN, "__spec__": None}
 
 

@@ -133,7 +133,7 @@ class Flusher:
             frame.f_code.co_filename,
             frame.f_lineno,
             module=frame.f_globals.get("__name__"),
-            registry={},  # so that another client with the same URL warns at the same line, too
+            registry={},  # an empty registry, so that a second client with the same URL can warn at the same line
         )
 
     def _end_with_worker(self) -> None:
@@ -156,7 +156,7 @@ class Flusher:
 
     def _flush_requested(self) -> None:
         requests = self._take_requests()
-        if requests:  # otherwise a flush that began after the request has completed it already
+        if requests:  # otherwise another flush has already completed them
             self._flush(requests)
 
     def _flush_last(self) -> None:
@@ -189,7 +189,7 @@ class Flusher:
             error = AgentPerfError(f"flushing metrics failed: {met!r}")
         if error is not None:
             self.buffer.downsample(self.retention.ttls)
-            if self._last_error is None and not self._closed:  # `close` itself warns of what the last flush lost
+            if self._last_error is None and not self._closed:  # `close` warns of records that the last flush lost
                 _log.warning("flushing metrics failed, records are kept: %s", error)
         elif self._last_error is not None:
             _log.warning("flushing metrics works again; executions counted so far: %d", self.delivery_state().counted)
@@ -279,7 +279,8 @@ class Flusher:
     def close(self) -> None:
         """Flush a last time and end the thread. Later records are not sent.
 
-        It waits as long as the server counts batches. For a server that does not reply, it waits `CLOSE_S` at most.
+        It keeps waiting while the server counts one batch after another. If the server does not reply, it waits at most
+        `CLOSE_S`.
         """
         if self._closed:
             return
@@ -306,7 +307,7 @@ class Flusher:
         unknown = self.buffer.doubtful or in_flight
         verb = "may not have been" if unknown else "was not" if pending <= 1 else "were not"
         error = self._last_error
-        if isinstance(error, BackendUnavailable):  # its outcome is left out: it is that of the last attempt only
+        if isinstance(error, BackendUnavailable):  # without `outcome`, which describes only the last attempt
             cause = f"{error.address}: {error.reason}"
         else:
             cause = str(error or f"{self.backend.address.masked} did not reply within {attempt_timeout:g} s")

@@ -81,8 +81,8 @@ class Responses:
             unread: whether the call counts as a call without tokens until an event has counts.
 
         Returns:
-            Whether the event's response is known, so that its call is counted already; None if the event does not
-            identify a response.
+            True if the event's response is known: its call is already counted. None if the event does not identify a
+            response.
         """
         with self._lock:
             key = self._key(agent, part)

@@ -117,12 +117,12 @@ _HOLDERS: dict[str, bool] = {
     "llm_output": _ALL,  # LangChain's LLMResult
     "generations": _ONE,  # each of several generations of a prompt repeats the prompt's usage
     "replies": _ONE,  # Haystack: each reply repeats the usage
-    "meta": _ONE,  # Cohere; Haystack's generators: one for each reply
+    "meta": _ONE,  # Cohere; Haystack's generators have one `meta` for each reply
     "_meta": _ALL,  # Haystack's ChatMessage
     "response_metadata": _ALL,  # LangChain's AIMessage
     "generation_info": _ALL,
     "metrics": _ALL,  # Strands' AgentResult, Agno
-    "_state": _ALL,  # pydantic-ai's AgentRunResult where `usage` is a method
+    "_state": _ALL,  # pydantic-ai's AgentRunResult, if its `usage` is a method
     "message": _ALL,  # Anthropic's message_start, a batch's result, LangChain's ChatGeneration
     "response": _ALL,  # OpenAI's response.completed, a batch's row
     "body": _ALL,  # OpenAI's batch rows
@@ -429,9 +429,9 @@ class _Search:
         return []
 
     def _iterations(self, shape: Shape, source: object, names: frozenset[str]) -> list[Usage]:
-        """Return a list: the sum of the requests in ``iterations``, then the sum of each other model (advisor).
+        """Return the sum of the model's own requests in ``iterations``, then one sum for each advisor model.
 
-        The list is empty if the usage does not list its requests.
+        The result is empty if the usage does not list its requests.
         """
         entries = self._fields.get(source, _ITERATIONS) if shape.iterations and _ITERATIONS in names else None
         if not _is_list(entries):

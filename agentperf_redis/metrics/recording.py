@@ -233,7 +233,7 @@ class Recording:
         self._add_to(*self._target(agent_name), counts)
 
     def _target(self, agent_name: str | None) -> tuple[str, Span | None]:
-        """Return the agent and the current span. The span is None if it is not a span of this agent."""
+        """Return the agent and the current span. The span is None if the current one belongs to another agent."""
         span = current_span()
         if agent_name is None and span is None:
             raise InvalidArgument("agent_name", None, "a name; None is allowed only in a span or a tracked execution")
@@ -288,7 +288,7 @@ def _given_tokens(tokens: dict[str, int | None], read_ones: Usage) -> dict[str, 
 
 
 def _with_given(usage: Usage, given: dict[str, Any], model: str | None) -> Usage:
-    """Replace values that were read by values that were passed. A part that was read is limited to its passed whole."""
+    """Let passed values override values that were read. No part that was read stays larger than its whole."""
     usage = replace(usage, **({"model": usage.model or model} | given))
     if "tokens_in" in given:
         cached = min(usage.tokens_cached_in, usage.tokens_in)

@@ -17,7 +17,7 @@ MAX_SLICES = 10_080
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long the server keeps data, which limits how far back windows reach. All processes should use the same one.
+    """How long the server keeps data, which limits how far back windows reach. All processes should use equal values.
 
     Attributes:
         slices_10s: TTL of slices of 10 s, s; 0 writes no such slices.
@@ -104,7 +104,7 @@ def memory_forecast(retention: Retention, *, agents: int, per_second: float, spa
     Args:
         retention: the retention.
         agents: number of agents.
-        per_second: executions per second and agent, day and night. Each span is assumed to occur as often.
+        per_second: executions per second and agent, day and night. Each span is assumed to occur once per execution.
         spans: number of different spans per agent.
 
     Returns:

@@ -201,7 +201,7 @@ class Span:
 
         While there is no tree, `__exit__` takes no lock: it first clears `is_open`, then reads `_tree`. This method
         first sets `_tree`, then reads `is_open`. If both run at the same time, at least one of them sees the change of
-        the other. With the lock of the tree, both see whether the root is counted in it.
+        the other. Under the lock of the tree, both then see whether the tree counts the root.
         """
         if self._tree is None:
             tree = _Tree(self._start)

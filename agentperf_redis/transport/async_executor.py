@@ -2,8 +2,8 @@
 
 An event loop may end in the middle of a flow: `loop.close()` cancels no task, and `asyncio.run` does not wait for tasks
 that begin while it ends. No task of a closed loop ever continues. A flow that holds something, such as a lease, would
-then hold it without end. Therefore the end of a loop counts as a cancellation of its flows, and the blocking driver
-runs their remaining steps on a background thread.
+hold it forever. Therefore the end of a loop counts as a cancellation of its flows, and the blocking driver runs their
+remaining steps on a background thread.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ class _LoopEnd:
     """Notices the end of an event loop. Only a timer of the loop refers to it, and a loop that closes drops its timers.
 
     Args:
-        ended: called at the end. It may run at any point of any thread, since it may be the garbage collector that ends
-            this object.
+        ended: called at the end. It may run at any point of any thread, since the garbage collector may be the caller.
     """
 
     __slots__ = ("_ended",)
@@ -66,7 +65,7 @@ class AsyncExecutor:
         handshake: sent first on a new connection.
         on_end: called when the loop ends or the executor is closed.
         blocking: runs the remaining steps of flows that the end of the loop has interrupted.
-        put: puts a job on the background thread for that; returns False if no thread can start.
+        put: puts a job on the background thread that runs these steps; returns False if no thread can start.
     """
 
     # The executor has no reference to its loop. With a reference, both would stay forever in the backend's map of
@@ -142,7 +141,7 @@ class AsyncExecutor:
         except StopIteration as done:
             return cast("T", done.value)
         finally:
-            if self._pid == os.getpid():  # otherwise the flow is the parent's, and this copy must not end
+            if self._pid == os.getpid():  # in a forked child, the flow is the parent's, and its copy must stay open
                 self._running.pop(flow, None)
 
     async def _shielded(
@@ -180,7 +179,7 @@ class AsyncExecutor:
                 self._must_end.pop(flow, None)
 
     def call_at_loop_end(self, key: object, callback: Callable[[], object]) -> None:
-        """Call `callback` on a background thread if the loop ends before `forget_loop_end`. `key` identifies it."""
+        """Call `callback` on a background thread if the loop ends before `forget_loop_end(key)` is called."""
         self._on_loop_end[key] = callback
 
     def forget_loop_end(self, key: object) -> None:
@@ -197,7 +196,7 @@ class AsyncExecutor:
             flow.close()  # the interpreter is shutting down
 
     def _note_loop_end(self) -> None:
-        """Finish what the end of the loop has interrupted. Called by `_LoopEnd`, so it takes no lock."""
+        """Finish the work that the end of the loop has interrupted. Called by `_LoopEnd`, so it takes no lock."""
         loop = None if self._loop is None else self._loop()
         if (loop is not None and not loop.is_closed()) or self._pid != os.getpid():
             return
@@ -209,10 +208,10 @@ class AsyncExecutor:
         return bool(self._running or self._must_end or self._on_loop_end)
 
     def finish(self) -> None:
-        """After the end of the loop: close the connections, and let the background thread finish what was interrupted.
+        """After the end of the loop: close the connections, and let the background thread finish the interrupted work.
 
-        Shielded flows continue. In the others, the end counts as a cancellation. Each is a job, so that an error in one
-        does not stop the others.
+        Shielded flows continue. In the other flows, the end of the loop counts as a cancellation. Each flow is a
+        separate job, so that an error in one does not stop the others.
         """
         if self._pid != os.getpid():
             return
@@ -230,7 +229,7 @@ class AsyncExecutor:
                 task.get_coro().close()
 
     def _finish(self, flow: Flow[Any], step: Step, deadline_s: float, *, must_end: bool) -> None:
-        # The caller of the flow is gone, so its result is dropped. ValueError: the flow is being closed meanwhile.
+        # The caller of the flow is gone, so its result is dropped. ValueError: the flow is just being closed.
         with contextlib.suppress(asyncio.CancelledError, AgentPerfError, StopIteration, ValueError):
             if not (must_end and isinstance(step, _RESUMABLE)):
                 step = flow.throw(asyncio.CancelledError("the event loop has ended"))

@@ -81,7 +81,7 @@ class Connector:
         self._lock = threading.Lock()
 
     def connection(self, node: Node, timeout_s: float = _CONNECT_S) -> Connection:
-        """Return a new blocking connection, not yet connected. Connecting takes at most `timeout_s`."""
+        """Return a new blocking connection that is not connected yet. Connecting takes at most `timeout_s`."""
         kwargs = self._kwargs(node, Retry(NoBackoff(), 0), _Parser)
         # redis-py applies the second timeout to the replies of its handshake.
         kwargs["socket_connect_timeout"] = kwargs["socket_timeout"] = min(_CONNECT_S, timeout_s)
@@ -92,7 +92,7 @@ class Connector:
         return kind(host=node.host, port=node.port, **kwargs)
 
     def request(self, node: Node, payload: bytes, timeout_s: float) -> Reply:
-        """Send one request to a node on a temporary connection, and return the reply. Raises as `requests`."""
+        """Send one request to a node on a temporary connection; return the reply. Raises the errors of `requests`."""
         return self.requests(node, payload, 1, timeout_s)[0]
 
     def requests(self, node: Node, payload: bytes, count: int, timeout_s: float) -> list[Reply]:
@@ -151,7 +151,7 @@ class Connector:
         return ExchangeFailed(f"{text}; {self.advice}", sent=False, timed_out=timed_out)
 
     async def async_connection(self, node: Node) -> AsyncConnection:
-        """Return a new asyncio connection, not yet connected."""
+        """Return a new asyncio connection that is not connected yet."""
         kwargs = self._kwargs(node, AsyncRetry(NoBackoff(), 0), _AsyncParser)
         kwargs["socket_timeout"] = None  # asyncio.timeout limits the whole exchange
         if node.port == 0:
@@ -181,8 +181,8 @@ class Connector:
             "username": address.option("sentinel_username") if node.sentinel else address.username,
             "password": address.option("sentinel_password") if node.sentinel else address.password,
             "db": 0 if node.sentinel else address.db,
-            # RESP2: under RESP3, with maintenance notifications, redis-py does not check for unread bytes of an earlier
-            # reply.
+            # Use RESP2. Under RESP3 with maintenance notifications, redis-py does not check for unread bytes of an
+            # earlier reply.
             "protocol": 2,
             "retry": retry,
             "parser_class": parser,
@@ -224,14 +224,14 @@ def keepalive_options() -> dict[int, int]:
 
 
 def send(connection: Connection, payload: bytes, end: float) -> None:
-    """Send the payload by the time `end` of `time.monotonic`."""
+    """Send the payload before `end`, a time of `time.monotonic`."""
     if len(payload) > _SURELY_BUFFERED_BYTES and connection._sock is not None:  # noqa: SLF001  no public API
         connection._sock.settimeout(max(0.001, end - time.monotonic()))  # noqa: SLF001
     connection.send_packed_command((payload,), check_health=False)
 
 
 def read(connection: Connection, end: float) -> Reply:
-    """Read one reply by the time `end` of `time.monotonic`. An error reply is returned as a `ServerError`."""
+    """Read one reply before `end`, a time of `time.monotonic`. An error reply is returned as a `ServerError`."""
     try:
         return connection.read_response(disable_decoding=True, timeout=max(0.001, end - time.monotonic()))
     except ResponseError as error:

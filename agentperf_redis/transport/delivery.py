@@ -391,9 +391,9 @@ def _send(
 
 
 def _add_sources(node: Node, items: list[_Item], context: _Context) -> None:
-    """Let the first command of each script that the node lacks carry the source.
+    """Add the source to the first command of each script, if the node lacks the script.
 
-    The commands behind it find the script loaded. If every command carried the source, 500 puts would be 13 MB long.
+    The later commands find the script loaded. If every command carried the source, 500 puts would be 13 MB long.
     """
     loading: set[str] = set()
     for item in items:
@@ -451,7 +451,7 @@ def _take(
 
 
 def _note_unknown_script(item: _Item, node: Node, loaded: set[str], context: _Context) -> None:
-    """Retry a command at once, because its node does not know its script and so did not run it.
+    """Retry a command at once. It did not run, because the node does not know its script.
 
     Args:
         item: the command.

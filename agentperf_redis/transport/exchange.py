@@ -31,7 +31,7 @@ BUSY = f"all {MAX_CONNECTIONS} connections of this process were busy"
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Create a connection to a node, and return it, not yet connected."""
+    """Create a connection to a node, and return it before it is connected."""
 
     node: Node
 

@@ -149,7 +149,7 @@ class Topology:
 
 
 def _announced(primary: Any, source: Node) -> Node:
-    """Return the node in an entry of CLUSTER SLOTS: host, port, id, other addresses as names and values.
+    """Return the node in an entry of CLUSTER SLOTS, a list of host, port, id, and other addresses by name.
 
     The host is null or empty if clients must use the address at which they reached the node that replied (documented
     for the command CLUSTER SLOTS). It is ``?`` if the host name is unknown; the other addresses contain the IP address.

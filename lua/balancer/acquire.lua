@@ -1,7 +1,7 @@
 -- acquire: pick an instance and lease one unit of its capacity, at most once per token.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids
@@ -11,7 +11,7 @@
 --   ttl_ms      int   TTL of the lease, ms
 --   late        int   1 when another copy of this request may still arrive, else 0
 --   wanted      text  strategy the pool must have, or - for any
---   labels      text  labels that the instance must all have, comma-separated; - for none
+--   labels      text  comma-separated labels; the instance must have all of them; - for none
 --   point       int   position of the affinity on the ring, 0 to 2^48 - 1
 --   random      int   random number, 0 to 2^52 - 1
 --   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
@@ -23,10 +23,10 @@
 --     waiters; disabled: number of instances that drain, missed their heartbeat or are marked unhealthy; unhealthy:
 --     number of instances that are ejected, half-open or failing checks; rate_limited: number of the other instances
 --     whose rate limits are used up
---   {-1, why}                            the token is spent; why: the tombstone's reason, or waiting or grant
+--   {-1, why}                            the token is spent; why: the tombstone's reason, or the word waiting or grant
 --   {-2, strategy}                       the pool has another strategy
 --   {-3, fact}  {-4, field}  {-7, strategy}   as in records.lua
--- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (late)
+-- REPEAT  returns the same lease; is refused after cancellation, expiry, or a release that left a tombstone (see late)
 -- ERRORS  none
 -- COST    O(log N + log L), and at most 64 expiries when some are due; N instances, L leases
 local STATE, READY, DUE, WAITQ, IDS, RING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]

@@ -1,7 +1,7 @@
 -- configure: replace the settings of a pool, and apply the new settings to one page of its instances.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids

@@ -1,7 +1,7 @@
 -- register: add an instance, or change a registered one, which keeps its load, health and measurements.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids

@@ -1,8 +1,8 @@
 -- remove: remove an instance. It gets no new leases, and its record is deleted when its last lease ends.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away, events and checks are computed under
---               the same tag
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away, events and checks are
+--               derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids

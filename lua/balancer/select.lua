@@ -1,14 +1,14 @@
 -- select: return the instance that acquire would pick now, without granting a lease.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 --   ids         ZSET  agentperf:{lb:<type>}:ids
 --   ring        ZSET  agentperf:{lb:<type>}:ring
 -- ARGV
 --   wanted      text  strategy the pool must have, or - for any
---   labels      text  labels that the instance must all have, comma-separated; - for none
+--   labels      text  comma-separated labels; the instance must have all of them; - for none
 --   point       int   position of the affinity on the ring, 0 to 2^48 - 1
 --   random      int   random number, 0 to 2^52 - 1
 -- RETURNS

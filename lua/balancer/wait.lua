@@ -1,7 +1,7 @@
 -- wait: join the queue for a lease, stay in the queue, or fetch the grant. A waiter calls it until it has a lease.
 -- KEYS
 --   state       HASH  agentperf:{lb:<type>}:state
---   ready       ZSET  agentperf:{lb:<type>}:ready; ready@<label>, away and events are computed under the same tag
+--   ready       ZSET  agentperf:{lb:<type>}:ready; the keys ready@<label>, away and events are derived from it
 --   due         ZSET  agentperf:{lb:<type>}:due
 --   waitq       ZSET  agentperf:{lb:<type>}:waitq
 -- ARGV
@@ -9,7 +9,7 @@
 --   ttl_ms      int   TTL of the lease once fetched, ms
 --   live_ms     int   time without a call after which the waiter loses its position, ms
 --   boost_ms    int   the waiter's priority: it is queued as if it had arrived this much earlier, ms
---   labels      text  labels that the instance must all have, comma-separated; - for none
+--   labels      text  comma-separated labels; the instance must have all of them; - for none
 --   ticket      text  the waiter's ticket from an earlier reply, or - for a new ticket
 --   tokens      int   expected tokens of the work, counted against the instance's tokens per minute
 -- RETURNS
@@ -56,8 +56,8 @@ if not known or match(known, TOMBSTONE) == 'unfetched' then
   call('ZREM', DUE, 'X' .. TOKEN)
   call('ZADD', WAITQ, ticket, TOKEN)
 else
-  -- This removes nothing. The server checks maxmemory only up to a script's first write, and ZREM passes it. So the
-  -- poll of a waiter that is already queued succeeds at maxmemory, and the waiter keeps its ticket.
+  -- This removes nothing. The server checks maxmemory only up to a script's first write, and ZREM passes this check. So
+  -- the poll of a waiter that is already queued succeeds at maxmemory, and the waiter keeps its ticket.
   call('ZREM', DUE, '')
 end
 if match(known, WAITING) then call('ZADD', DUE, format('%.0f', pool.now_ms + LIVE_MS), 'W' .. TOKEN) end

@@ -8,7 +8,7 @@
 -- ARGV
 --   token     text    random; becomes the token of the lease if it is granted
 --   lease_ms  int     TTL of the lease unless it is renewed, ms
---   ignore    text    version of an entry that the caller found invalid, and that counts as missing; empty for none
+--   ignore    text    version of an entry that the caller found invalid: this entry counts as missing; empty for none
 --   awaited   text    token of the lease that the caller has been waiting for; empty for none
 --   retry_ms  text    empty for a reader; for a background refresh of a stale value, the time after a failed
 --                     computation during which the value is not computed again, ms

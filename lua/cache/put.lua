@@ -20,7 +20,7 @@
 --   payload    bytes   starts with the request id and a space
 --   id         text    the request id, random
 --   until_ms   int     server time after which this request is refused, ms
---   seen       text    empty on the first delivery; on a repeated one, the newest version known before the first
+--   seen       text    empty on the first delivery; on a repeated one, the newest version known before the first one
 --   ttl_ms     text    TTL, ms; 0 never expires, -1 is the tier's default; or three of these, for hot/warm/cold
 --   tier       int     1 hot, 2 warm, 3 cold; 0 lets the policy choose, and keeps the tier of an existing entry
 --   token      text    of the compute lease under which the value was computed; empty for a plain put
@@ -41,12 +41,13 @@
 --   {-2, version}          the value is larger than the whole cache; the old value is removed
 --   {-3}                   cleared or invalidated since the claim; the lease is released, nothing else done
 --   {-4, version}          no capacity after 512 evictions; the old value is removed
---   {-5, version}          the request was cancelled or repeated before: nothing done; or an earlier copy of it may
---                          have been executed and its value replaced since: the key is made a miss
+--   {-5, version}          nothing done, because the request was cancelled or an earlier repetition was executed; or
+--                          the key is made a miss, because an earlier copy may have stored a value that was
+--                          replaced since
 --   {-6, now_ms}           until_ms has passed; nothing done
 -- REPEAT  a copy that finds its id in the entry reports success again. Any other repeated delivery writes only if the
 --         key cannot have changed since the first delivery was sent: the entry is no newer than `seen`, or the entry is
---         absent and none was removed since. In doubt, it makes the key a miss, which is never wrong. A repeated
+--         absent and no entry was removed since. In doubt, it makes the key a miss, which is never wrong. A repeated
 --         delivery leaves its id in resent, so that later copies do nothing; cancel_puts does the same for a caller
 --         that gives up. After until_ms every copy is refused. Therefore no late or repeated copy overwrites a newer
 --         value. A repeated put under a lease finds that the lease is gone; a repeated report finds its seq recorded.
@@ -152,7 +153,8 @@ else
         local at, remembered = I.unpack_score(ghost)
         f = I.aged(at, remembered % 8) + 1
         if remembered >= 8 then
-          -- The key was evicted from the window. Widen the window if 10 % of the cache more would have kept the key.
+          -- The key was evicted from the window. Widen the window if a window wider by 10 % of the cache would have
+          -- kept the key.
           local rank = I.share(0.1)
           local mark = tonumber(call('ZREVRANGE', GHOST, rank, rank, 'WITHSCORES')[2])
           if not mark or ghost > mark then I.grow = math.min(math.max(0, I.total - 2), I.grow + I.step()) end

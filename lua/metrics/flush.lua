@@ -6,8 +6,8 @@
 --   totals...       HASH    agentperf:{metrics:<shard>}:total:<series>, one for each series
 --   recents...      ZSET    agentperf:{metrics:<shard>}:recent:<series>, one for each series
 --   slows...        ZSET    agentperf:{metrics:<shard>}:slow:<series>, one for each series
---   The names of the slices, the indexes of parts, the keys of __other__ and the keys of names that give way are
---   computed here, under the same hash tag.
+--   This script computes more keys under the same hash tag: those of slices, of indexes of parts, of __other__ and of
+--   names that give way (see idle_ms).
 -- ARGV
 --   seq             int     number of this flush, rising for this writer and shard: its idempotency key
 --   writer_keep_ms  int     how long the number is remembered, ms
@@ -23,8 +23,8 @@
 --   max_agents      int     max agents of this shard; further agents are counted under __other__
 --   max_parts       int     max spans of an agent; further spans are counted under __other__
 --   max_errors      int     max error types of a series, and max models; further ones are counted under __other__
---   idle_ms         int     a name unused for this long gives way to a new one at a limit, ms; what is counted under
---                           it is added to __other__
+--   idle_ms         int     at a limit, a name unused for this long gives way to a new one, ms; its counts are added
+--                           to __other__
 --   sample_tag      text    makes the sorted-set members of this flush unique
 --   sent_ms         int     the server's time when this flush was sent, ms; -1 if the writer does not know it
 --   names...        text    the name of each series: <agent>, <agent>/<span> or <agent>#<measure>, percent-encoded
@@ -184,9 +184,10 @@ end
 
 -- Error types (fields err:<type>) and models (fields mdl:<model>:<measure>) beyond their limit are counted under
 -- __other__, in the total and in every slice. A type or model is known if the total of the series has its field. At the
--- limit, one that was used neither today nor within IDLE_MS before gives way to a new one.
+-- limit, a type or model gives way to a new one if it was used neither today nor on the preceding days
+-- that cover IDLE_MS.
 local guards, gone_fields = {}, {}
--- The last use of a type or model is not stored, but a slice of a day has the field of each that was used on that day.
+-- The last use of a type or model is not stored, but the slice of a day has a field for each one used on that day.
 local mentioned  -- the arguments of this flush; a type or model among them does not give way
 local function take_out_idle(total, guard, prefix)
   local idle = guard[prefix]
@@ -264,8 +265,8 @@ local function limited(total, field)
   return known and field or prefix .. OTHER .. rest
 end
 
--- What was counted under a name that gives way is added to __other__: the sum over all names stays the same. Its
--- slices keep its name until they expire.
+-- The counts of a name that gives way are added to __other__: the sum over all names stays the same. Slices keep the
+-- name until they expire.
 local gone = {}
 local function series_ends(name)
   for _, kind in ipairs({'total:', 'recent:', 'slow:'}) do gone[#gone + 1] = tag .. kind .. name end

@@ -84,8 +84,8 @@ if WINDOW_MS > 0 then
   if not t then to = from end
 end
 
--- A series is read from its total, or from its slices, whose counters are added up. `starts` holds the prefixes of the
--- keys of these. The name of the series follows each prefix.
+-- A series is read from its total, or from its slices, whose counters are added up. `starts` holds the prefixes of
+-- these keys. The name of the series follows each prefix.
 local starts = {}
 if WINDOW_MS == 0 then starts[1] = tag .. 'total:' end
 for s = 1, #slices do starts[s] = slice_key(tag, slices[s][1], slices[s][2], '') end

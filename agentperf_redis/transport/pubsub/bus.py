@@ -2,8 +2,8 @@
 
 The bus uses sharded channels (SPUBLISH). In a Cluster, only the node that owns the slot of a channel delivers its
 messages. There is one connection for each node with subscribed channels, and one thread for all connections. A broken
-connection may lose messages, so its subscribers are notified of a gap. A subscriber must use messages only as hints to
-check the state, or drop its local copies after a gap.
+connection may lose messages, so its subscribers are notified of a gap. A subscriber must either use messages only as
+hints to check the state, or drop its local copies after a gap.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class BusConnection:
             raise broken(error, (), fresh=False) from None
 
     def ping(self, every_s: float) -> float:
-        """Send a ping if one is due. Return when to call this again, a time of `time.monotonic`.
+        """Send a ping if one is due. Return the time of `time.monotonic` at which to call this again.
 
         Raises:
             ExchangeFailed: the last ping was not answered, or the connection broke.

@@ -1,9 +1,9 @@
--- The functions that are rarely used: whole records, expiries, grants to waiters. Needs strategies.lua, records.lua,
+-- Rarely used functions: for whole records, expiries, and grants to waiters. Needs strategies.lua, records.lua,
 -- whole_records.lua, pool.lua and health.lua.
 
 -- Return the milliseconds until the first timer in `due` that may free capacity, such as the expiry of a lease or
 -- grant; at most 1000. The timers of tombstones, waiters and heartbeats free no capacity and are skipped. A busy queue
--- leaves many tombstones, so only the first AHEAD timers are read. If all AHEAD timers could be skipped, the last one
+-- leaves many tombstones, so only the first AHEAD timers are read. If all of them are of these kinds, the last one
 -- counts.
 local function retry_after_ms(now_ms)
   local AHEAD = 32

@@ -50,7 +50,7 @@
 --     #load      sum of the loads                     #cap        sum of the capacities of instances that take work
 --     #usable    instances that are not disabled      #unhealthy  usable instances that are unhealthy
 --     #warming   usable, healthy ones that warm up    #panic      start of the panic, ms; only during a panic
---     #calm      end of the last panic, ms            #next       time of the next maintenance, ms: at the latest
+--     #calm      end of the last panic, ms            #next       time of the next maintenance, ms, no later than
 --                                                                 the first time in due; 0 while waiters are queued
 --   <tag>:ready          ZSET    <id> -> score by strategy; instances that may be leased
 --   <tag>:ready@<label>  ZSET    the same for the instances with one label; the scripts compute the name of this key

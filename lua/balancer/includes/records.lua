@@ -38,9 +38,9 @@ local DONE, NOTHING, SPENT, OTHER_STRATEGY, TOO_LATE, UNKNOWN_STRATEGY = 1, 0, -
 
 local function corrupt(field) return {-4, field} end
 
--- Decode the text of #pool. Returns nil, the strategy, its score, pick, waiter and response (see strategies.lua), and
--- the text after the strategy. Returns only nil if there is no text. Returns the refusal to reply with if the text is
--- not valid.
+-- Decode the text of #pool. If there is no text, returns only nil. If the text is not valid, returns the refusal to
+-- reply with. If it is valid, returns nil, followed by the strategy, its score, pick, waiter and response (see
+-- strategies.lua), and the text after the strategy.
 local function opened(fact)
   if not fact then return nil end
   if string.sub(fact, 1, 18) == 'schema=2 strategy=' then  -- the usual case: nothing follows the strategy

@@ -93,8 +93,9 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
   if lfu then                            -- built only where it is used: each function costs about 0.2 us
     function I.unpack_score(score) return math.floor(score / 16), score % 16 end
 
-    -- `share` returns a fraction of the capacity, in entries. `step` returns 1.5 % of the capacity, by which the window
-    -- grows or shrinks at a time. Both use the number of entries instead of the capacity if that number is lower.
+    -- `share` returns a fraction of the capacity, in entries. `step` returns the number of entries by which the window
+    -- grows or shrinks at a time: 1.5 % of the capacity. If there are fewer entries than the capacity, both use the
+    -- number of entries instead of the capacity.
     function I.share(part) return math.floor(math.min(I.total, I.n) * part) end
     function I.step() return math.max(1, math.min(I.total, I.n) * 0.015) end
 
@@ -206,7 +207,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     if #keys > 0 then I.record_reads(keys, counts) end
   end
 
-  -- `drop` marks an entry for deletion. `delete_dropped` deletes all marked entries together, and the lease if given.
+  -- `drop` marks an entry for deletion. `delete_dropped` deletes all marked entries, and a lease if one is passed.
   function I.drop(key)
     I.dead[#I.dead + 1] = key
     I.n = I.n - 1
@@ -346,7 +347,7 @@ local function open_index(META, SIZE, EXP, NEW, HOT, WARM, COLD, GHOST, DEFERRED
     return #keys
   end
 
-  -- Write to META what has changed. Call it last, after all commands that free memory.
+  -- Write the changed state to META. Call this function last, after all commands that free memory.
   function I.save()
     local stored, evicted, removed = I.stored, I.stored[8] or '0', I.removed or '0'
     if I.evicted > 0 then evicted = I.text((tonumber(evicted) or 0) + I.evicted) end
