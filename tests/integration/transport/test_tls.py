@@ -84,14 +84,14 @@ def test_trusted_certificate_is_accepted(
 
 
 def test_certificate_of_unknown_ca_is_refused(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
-    backend = connect(f"rediss://localhost:{tls_port}/0", deadline=0.5)
+    backend = connect(f"rediss://localhost:{tls_port}/0", deadline=3.0)
     with pytest.raises(BackendUnavailable, match="certificate verify failed") as caught:
         run(backend, ECHO)
     assert caught.value.outcome == "not_applied"
 
 
 def test_certificate_of_another_host_is_refused(tls_port: int, connect: Callable[..., Backend], run: Run) -> None:
-    backend = connect(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={CERTIFICATES / 'ca.pem'}", deadline=0.5)
+    backend = connect(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={CERTIFICATES / 'ca.pem'}", deadline=3.0)
     with pytest.raises(BackendUnavailable, match="certificate"):
         run(backend, ECHO)
 
