@@ -26,7 +26,7 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -43,7 +43,8 @@ from agentperf_redis.codec.value_path import PLACE, path_of
 from agentperf_redis.errors import InvalidArgument, Undecodable, shown
 
 MAX_DEPTH: Final = 100
-"""Maximum nesting of containers. A level takes three Python frames, and the interpreter's limit is 1,000."""
+"""Maximum nesting of containers, encoded and decoded. A level takes three Python frames, and the interpreter's limit is
+1,000."""
 MAX_BYTES: Final = 1 << 20
 """Default maximum size of a packed value, bytes.
 
@@ -53,6 +54,12 @@ COMPRESS_ABOVE: Final = 4096
 """Default minimum packed size to deflate, bytes.
 
 At this size, deflating takes 19 us and inflating takes 10 us (measured).
+"""
+_SKIM_ABOVE: Final = 4096
+"""Minimum packed size to check, before decoding, that the data is complete.
+
+msgpack allocates a list as long as its header claims, at most one item for each byte of the data. If the headers of
+nested lists all claim that much, a small message allocates little, but a large one a thousand times its size.
 """
 _MAX_DIMENSIONS: Final = 64
 """Maximum dimensions of an array, as in numpy 2."""
@@ -88,6 +95,8 @@ _ZONE = re.compile(r"[A-Za-z0-9_+\-]+(/[A-Za-z0-9_+\-]+){0,3}\]")
 _LARGEST_FLOAT: Final = {"f": 8, "c": 16}
 """Maximum size of a storable float or complex item, bytes. It excludes long doubles, whose layout depends on the
 machine."""
+_NO_HEADERS = bytes(sorted(set(range(256)) - {*range(0x80, 0xA0), *range(0xDC, 0xE0)}))
+"""All bytes that do not begin a msgpack list or map."""
 _PERHAPS_TIMESTAMP = re.compile(rb"[\xd6\xd7]\xff|\xc7.\xff|\xc8..\xff|\xc9....\xff", re.DOTALL)
 _COMPLEX_PARTS = struct.Struct(">dd")
 
@@ -164,8 +173,9 @@ class Codec:
             Undecodable: `encode` did not make these bytes, or a class in them is not registered in this process.
         """
         packed = self._unwrapped(data)
-        reader = _Reader(self.registry)
+        reader = _Reader(self.registry, self.max_bytes)
         try:
+            _check_structure(packed)
             value = msgpack.unpackb(packed, ext_hook=reader.extension, list_hook=reader.container, strict_map_key=False)
         except Undecodable:
             raise
@@ -256,11 +266,11 @@ def _is_plain(value: object, budget: int) -> bool:
 class _Shaper:
     """Turns one value into the input of msgpack, with extensions and marks."""
 
-    __slots__ = ("_budget", "_canonical", "_registry", "_whole")
+    __slots__ = ("_budget", "_canonical", "_max_bytes", "_registry", "_whole")
 
     def __init__(self, registry: Registry, budget: int, *, canonical: bool = False) -> None:
         self._registry = registry
-        self._budget = budget
+        self._budget = self._max_bytes = budget
         self._canonical = canonical
 
     def pack(self, value: object) -> bytes:
@@ -323,7 +333,10 @@ class _Shaper:
         if storable is not None:
             return [_MARKS[_OBJECT], storable.name, self.shape(_dumped(value, storable), depth)]
         if kind.__module__ == "numpy":
-            return _shape_numpy(value, kind)
+            shaped = _shape_numpy(value, kind, self._max_bytes)
+            if depth == MAX_DEPTH and shaped[0] == _MARKS[_ARRAY]:  # the lengths of an array are one more container
+                raise InvalidArgument("value", self._whole, f"at most {MAX_DEPTH} nested containers")
+            return shaped
         if self._canonical and (identity := _identity_of(value, kind)) is not None:
             return [_MARKS[_KEY_OF_OBJECT], f"{kind.__module__}.{kind.__qualname__}", self.shape(identity[0], depth)]
         raise InvalidArgument("value", value, f"{_ALLOWED}; not {kind.__module__}.{kind.__qualname__}")
@@ -419,7 +432,7 @@ _SHAPERS: Final[dict[type, Callable[[Any], Any]]] = {
 }
 
 
-def _shape_numpy(value: Any, kind: type) -> Any:
+def _shape_numpy(value: Any, kind: type, max_bytes: int) -> Any:
     """Shape a numpy array or scalar. If such a value exists, numpy has been imported."""
     numpy: Any = sys.modules["numpy"]
     if kind is not numpy.ndarray and not isinstance(value, numpy.generic):
@@ -430,6 +443,8 @@ def _shape_numpy(value: Any, kind: type) -> Any:
     if kind is not numpy.ndarray and kind is not numpy.dtype(dtype.str).type:
         allowed = f"numpy scalars that their dtype restores: {dtype.str} is {numpy.dtype(dtype.str).type.__name__}"
         raise InvalidArgument("value", value, allowed)
+    if dtype.itemsize > max_bytes or max(value.shape, default=0) > max_bytes:
+        raise InvalidArgument("value", value, f"an array with items and lengths of at most {max_bytes}, as its bytes")
     if kind is numpy.ndarray:
         return [_MARKS[_ARRAY], dtype.str, list(value.shape), value.tobytes()]
     return [_MARKS[_NUMPY_SCALAR], dtype.str, value.tobytes()]
@@ -455,10 +470,11 @@ class _Mark:
 class _Reader:
     """The callbacks that msgpack calls while it decodes one value."""
 
-    __slots__ = ("_registry", "open_marks")
+    __slots__ = ("_max_bytes", "_registry", "open_marks")
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, max_bytes: int) -> None:
         self._registry = registry
+        self._max_bytes = max_bytes
         self.open_marks = 0
         """Number of marks that were decoded and have not yet started a list. A mark that remains was forged."""
 
@@ -492,9 +508,9 @@ class _Reader:
             return storable.load(state)
         if code == _ARRAY:
             dtype, shape, data = items
-            return _load_array(dtype, shape, data)
+            return _load_array(dtype, shape, data, self._max_bytes)
         dtype, data = items
-        return _load_scalar(dtype, data)
+        return _load_scalar(dtype, data, self._max_bytes)
 
 
 def _load_int(data: bytes) -> int:
@@ -535,7 +551,7 @@ _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
 }
 
 
-def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
+def _load_array(dtype_text: Any, shape: Any, data: Any, max_bytes: int) -> Any:
     """Rebuild an array that owns its memory. numpy is imported only when a stored value needs it."""
     if (
         not (isinstance(dtype_text, str) and _DTYPE.fullmatch(dtype_text))
@@ -546,18 +562,18 @@ def _load_array(dtype_text: Any, shape: Any, data: Any) -> Any:
     import numpy as np
 
     dtype = np.dtype(dtype_text)
-    if not _is_storable_dtype(dtype):
+    if not _is_storable_dtype(dtype) or dtype.itemsize > max_bytes:
         raise Undecodable(f"dtype {dtype_text} is not storable")
-    # The type of each length is checked first: with a list as a length, `math.prod` could create a very long list.
-    if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= _MAX_INT for length in shape):
+    # Each length is checked first: with a list as a length, `math.prod` could create a very long list.
+    if len(shape) > _MAX_DIMENSIONS or not all(type(length) is int and 0 <= length <= max_bytes for length in shape):
         raise Undecodable(f"{shown(shape)} is not the shape of an array")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise Undecodable("the bytes do not fill the shape of the array")
     return np.ndarray(tuple(shape), dtype, buffer=data).copy() if data else np.empty(tuple(shape), dtype)
 
 
-def _load_scalar(dtype_text: Any, data: Any) -> Any:
-    array = _load_array(dtype_text, [], data)
+def _load_scalar(dtype_text: Any, data: Any, max_bytes: int) -> Any:
+    array = _load_array(dtype_text, [], data, max_bytes)
     # An item of an array loses its trailing NULs. A scalar must keep them.
     if array.dtype.kind == "S":
         return array.dtype.type(data)
@@ -567,15 +583,37 @@ def _load_scalar(dtype_text: Any, data: Any) -> Any:
     return array[()]
 
 
-def _holds_timestamp(packed: bytes) -> bool:
-    """Return whether the bytes contain a timestamp, which msgpack decodes without calling the extension hook."""
-    try:
-        level: list[Any] = [msgpack.unpackb(packed, use_list=False, strict_map_key=False)]
-    except TypeError:  # a dict is the key of a dict: such bytes cannot be decoded
-        return True
+def _check_structure(packed: bytes) -> None:
+    """Check that the data is not cut off and not nested too deeply, before any object is made from it.
+
+    Raises:
+        Undecodable: it is.
+    """
+    if len(packed) > _SKIM_ABOVE:
+        skimmer = msgpack.Unpacker(max_buffer_size=len(packed))
+        skimmer.feed(packed)
+        try:
+            skimmer.skip()
+        except msgpack.OutOfData:
+            raise Undecodable("the data is cut off, or a length in it is wrong") from None
+    if len(packed.translate(None, _NO_HEADERS)) > MAX_DEPTH:  # else there are too few containers
+        depth = sum(any(type(item) in _UNPACKED_CONTAINERS for item in level) for level in _levels(packed))
+        if depth > MAX_DEPTH:
+            raise Undecodable(f"more than {MAX_DEPTH} nested containers")
+
+
+_UNPACKED_CONTAINERS = frozenset({tuple, dict})
+
+
+def _levels(packed: bytes) -> Iterator[list[Any]]:
+    """Unpack data without its extensions. Yields the outermost value, the items in it, the items in these, and so on.
+
+    Raises:
+        TypeError: a dict is the key of a dict: such data cannot be decoded.
+    """
+    level: list[Any] = [msgpack.unpackb(packed, use_list=False, strict_map_key=False)]
     while level:
-        if any(type(item) is Timestamp for item in level):
-            return True
+        yield level
         below: list[Any] = []
         for item in level:
             if type(item) is tuple:
@@ -583,4 +621,11 @@ def _holds_timestamp(packed: bytes) -> bool:
             elif type(item) is dict:
                 below += [*item, *item.values()]
         level = below
-    return False
+
+
+def _holds_timestamp(packed: bytes) -> bool:
+    """Return whether the bytes contain a timestamp, which msgpack decodes without calling the extension hook."""
+    try:
+        return any(type(item) is Timestamp for level in _levels(packed) for item in level)
+    except TypeError:
+        return True

@@ -337,6 +337,45 @@ def test_deepest_allowed_value_round_trips() -> None:
     assert codec.decode(codec.encode([*deep(MAX_DEPTH), 2**70])) == [*deep(MAX_DEPTH), 2**70]
 
 
+def nested(levels: int) -> bytes:
+    return b"m" + b"\x91" * (levels - 1) + b"\x90"
+
+
+def test_depth_limit_is_the_same_in_decode() -> None:
+    assert codec.decode(nested(MAX_DEPTH)) == deep(MAX_DEPTH)
+    for data in (
+        nested(MAX_DEPTH + 1),
+        b"m" + b"\x81\x01" * MAX_DEPTH + b"\x80",
+        b"m" + b"\x92\xc7\x00\x20" * MAX_DEPTH + b"\x90",
+    ):
+        with pytest.raises(Undecodable, match="nested"):
+            codec.decode(data)
+    assert codec.decode(codec.encode([[1]] * 200)) == [[1]] * 200, "many containers, but not nested"
+    array: Any = np.zeros(1)
+    for _ in range(MAX_DEPTH - 2):
+        array = [array]
+    assert codec.decode(codec.encode(array))
+    with pytest.raises(InvalidArgument, match="nested"):
+        codec.encode([array])
+
+
+def test_array_claims_are_limited_like_its_bytes() -> None:
+    small = Codec(max_bytes=1000)
+    assert small.decode(small.encode(np.empty((0, 1000)))).shape == (0, 1000)
+    for value in (np.empty((0, 1001)), np.empty(0, "S1001"), np.bytes_(b"x" * 1001)):
+        with pytest.raises(InvalidArgument, match="at most 1000"):
+            small.encode(value)
+    for items in (["<f8", [0, 1001], b""], ["|S1001", [0], b""], ["<U251", [0], b""]):
+        with pytest.raises(Undecodable):
+            small.decode(packed([ext(36), *items]))
+
+
+@pytest.mark.parametrize("header", [b"\xdd\x00\x00\x14\x00", b"\xdc\x14\x00", b"\xdf\x00\x00\x0a\x00"])
+def test_longer_claim_than_data_is_refused_before_decoding(header: bytes) -> None:
+    with pytest.raises(Undecodable, match="cut off"):
+        codec.decode(b"m" + header + b"\xc0" * 5000)
+
+
 def test_size_limit_holds_for_encode_and_decode() -> None:
     small = Codec(max_bytes=100, compress_above=None)
     assert len(small.encode("x" * 98)) == 101
